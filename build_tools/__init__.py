@@ -1,0 +1,1 @@
+"""Toolchain discovery, the compile cache and builds."""

@@ -1,0 +1,1 @@
+"""Kernel-spec presets, usable by name."""
