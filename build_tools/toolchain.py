@@ -1,0 +1,102 @@
+"""Compilers: where they are, what they are, and how they are called."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from ..errors import BuildError
+
+# -ffast-math would let the compiler assume that no infinity occurs, and masks are made of them.
+CXX_FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=fast",
+    "-Wall",
+    "-Wextra",
+)
+LINK_FLAGS = ("-shared", "-Wl,-z,defs", "-Wl,--build-id=none", "-Wl,-s")
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """A C++ compiler.
+
+    Attributes:
+        command: how it is called, for example ``("g++",)``.
+        path: the executable behind it.
+        version: its own version line: part of every cache key, where its path is not.
+    """
+
+    command: tuple[str, ...]
+    path: Path
+    version: str
+
+    def compile_command(self, source: str, output: str, include_dir: Path) -> list[str]:
+        """Compiles ``source`` to the object ``output``."""
+        return [*self.command, *CXX_FLAGS, f"-I{include_dir}", "-c", source, "-o", output]
+
+    def link_command(self, objects: list[str], output: str) -> list[str]:
+        """Links objects to a stripped shared library that leaves no symbol undefined."""
+        return [*self.command, *LINK_FLAGS, *objects, "-o", output]
+
+    def identity(self) -> dict[str, object]:
+        """What of this compiler decides the bytes of an object."""
+        return {"compiler": self.version, "compile_flags": list(CXX_FLAGS), "link_flags": list(LINK_FLAGS)}
+
+
+@lru_cache(maxsize=1)
+def cxx_compiler() -> Compiler:
+    """The C++ compiler: ``CXX`` if set, else the first of g++, c++ and clang++ on PATH.
+
+    Raises:
+        BuildError: there is none, or it doesn't run; says where was looked and what to install.
+    """
+    configured = os.environ.get("CXX")
+    candidates = [shlex.split(configured)] if configured else [["g++"], ["c++"], ["clang++"]]
+    for command in candidates:
+        path = shutil.which(command[0]) if command else None
+        if path is None:
+            continue
+        try:
+            printed = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True).stdout
+            machine = subprocess.run([*command, "-dumpmachine"], capture_output=True, text=True, check=True).stdout
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise BuildError(f"the C++ compiler {path} doesn't run: {error}") from error
+        version = f"{printed.splitlines()[0].strip() if printed else path} [{machine.strip()}]"
+        return Compiler(tuple(command), Path(path), version)
+    looked = f"CXX={configured}" if configured else "g++, c++ and clang++ on PATH"
+    raise BuildError(
+        f"no C++ compiler found (looked for {looked}). Install one (Debian, Ubuntu: apt install g++; "
+        "conda: conda install gxx) or set CXX; `gnaforge doctor` shows what is found"
+    )
+
+
+def job_limit(memory_per_job_gb: float) -> int:
+    """Compilations that may run at once: one per processor, as long as each has its memory."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(processors, int(available_memory_gb() / memory_per_job_gb)))
+
+
+def available_memory_gb() -> float:
+    """Memory that new processes can take, in GB: what the kernel says, or the cgroup's limit where that is less."""
+    limit = float("inf")
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        limit = int(fields["MemAvailable"].split()[0]) / 2**20
+    cgroup = Path("/sys/fs/cgroup/memory.max")
+    if cgroup.exists() and cgroup.read_text().strip().isdigit():
+        used = Path("/sys/fs/cgroup/memory.current")
+        taken = int(used.read_text()) if used.exists() else 0
+        limit = min(limit, (int(cgroup.read_text()) - taken) / 2**30)
+    return limit if limit != float("inf") else 4.0

@@ -1,0 +1,1 @@
+"""Generates, compiles and runs attention kernels with Generalized Neighborhood Attention masking."""

@@ -1,0 +1,1 @@
+"""The `gnaforge` command line."""

@@ -1,0 +1,108 @@
+"""Writing rendered sources to a folder, and checking a folder against them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from .build_tools.files import write_atomic
+from .errors import InputError
+from .plan import Plan
+from .render import render_all, source_suffix
+
+MANIFEST = "manifest.json"
+_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How a folder differs from what rendering gives: file names, each list sorted."""
+
+    missing: list[str]
+    changed: list[str]
+    orphans: list[str]
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.changed or self.orphans)
+
+
+def source_dir(out: Path, library: str) -> Path:
+    """Where the sources of ``library`` go below the output folder."""
+    return out / library / "src"
+
+
+def _contents(plan: Plan) -> dict[str, bytes]:
+    files = {name: text.encode() for name, text in render_all(plan.library, plan.configs).items()}
+    manifest = {
+        "made_by": "gnaforge",
+        "schema": _SCHEMA,
+        "library": plan.library,
+        "kernels": {config.key: config.key + source_suffix(config) for config in plan.configs},
+        "files": {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())},
+    }
+    files[MANIFEST] = (json.dumps(manifest, indent=1) + "\n").encode()
+    return files
+
+
+def _owned(folder: Path) -> set[str]:
+    """Names of the files that an earlier run wrote.
+
+    Raises:
+        InputError: the folder has files but no manifest of ours.
+    """
+    if not folder.exists():
+        return set()
+    if not folder.is_dir():
+        raise InputError(f"{folder} is a file; give another output folder with -o")
+    if not any(folder.iterdir()):
+        return set()
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        if manifest["made_by"] != "gnaforge":
+            raise ValueError("foreign manifest")
+        names = set(manifest["files"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{folder} was not made by gnaforge (no readable {MANIFEST}): nothing is written there; "
+            "empty it or give another output folder with -o"
+        ) from error
+    # A manifest is a file anyone may edit: only plain names in this very folder are ever removed.
+    return {name for name in names if Path(name).name == name}
+
+
+def generate(plan: Plan, out: Path) -> Path:
+    """Writes the sources of a plan to ``out/<library>/src`` and removes those that an earlier run left over.
+
+    Files that already hold the right bytes are not touched. Returns the folder.
+
+    Raises:
+        InputError: the folder holds files that gnaforge did not write, or can't be written.
+    """
+    folder = source_dir(out, plan.library)
+    contents = _contents(plan)
+    stale = _owned(folder) - contents.keys()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in contents.items():  # the manifest comes last
+            path = folder / name
+            if not path.is_file() or path.read_bytes() != data:
+                write_atomic(path, data)
+        for name in stale:
+            (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"can't write to {folder}: {error.strerror}") from error
+    return folder
+
+
+def check(plan: Plan, out: Path) -> Drift:
+    """Compares ``out/<library>/src`` with what `generate` would write; writes nothing."""
+    folder = source_dir(out, plan.library)
+    contents = _contents(plan)
+    present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    return Drift(
+        missing=sorted(contents.keys() - present),
+        changed=sorted(n for n in contents.keys() & present if (folder / n).read_bytes() != contents[n]),
+        orphans=sorted(present - contents.keys()),
+    )

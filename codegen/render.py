@@ -1,0 +1,54 @@
+"""From configs to source text. Pure: the same config gives the same bytes, on every machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+
+import jinja2
+
+from .arch import ARCHES
+from .runtime.config import KernelConfig
+
+
+def template_dir() -> Path:
+    """Folder of the templates; C++ headers are in its ``include/``."""
+    from . import templates
+
+    return Path(templates.__file__).parent
+
+
+@lru_cache(maxsize=1)
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(template_dir()),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+
+
+def source_suffix(config: KernelConfig) -> str:
+    """``.cpp`` or ``.cu``."""
+    return Path(ARCHES[config.arch].template).suffixes[0]
+
+
+def render_kernel(config: KernelConfig) -> str:
+    """Source of one kernel: a translation unit that defines the entry named ``config.symbol``."""
+    return _environment().get_template(ARCHES[config.arch].template).render(config=config)
+
+
+def render_library(library: str, configs: Iterable[KernelConfig]) -> str:
+    """Source of the table that makes a library of kernels; exports ``gnaforge_library_v1``."""
+    return _environment().get_template("library/library.cpp.j2").render(library=library, configs=sorted(configs))
+
+
+def render_all(library: str, configs: Iterable[KernelConfig]) -> dict[str, str]:
+    """All sources of a library, by file name."""
+    configs = sorted(configs)
+    sources = {config.key + source_suffix(config): render_kernel(config) for config in configs}
+    sources["library.cpp"] = render_library(library, configs)
+    return sources

@@ -1,0 +1,122 @@
+"""The one core extension of this process: loading it, handing it kernel libraries, reading its table.
+
+A process has one core, whoever brings it: registering the torch namespace twice would end the process. So the state is
+kept under a fixed name in `sys.modules`, where every copy of this file, whatever package it is part of, finds it; the
+first one that needs the core loads its own, later ones use that.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+
+from .errors import LibraryError
+
+ABI_MAJOR = 1
+_STATE_NAME = f"_gnaforge_process_v{ABI_MAJOR}"
+_TEXT_SIZE = 4096
+
+_core_path: Callable[[], Path] | None = None
+
+
+def set_core_path(provider: Callable[[], Path]) -> None:
+    """Names where this package's core is; called once when the core is first needed and no other package brought one."""
+    global _core_path
+    _core_path = provider
+
+
+def _state() -> ModuleType:
+    fresh = ModuleType(_STATE_NAME)
+    fresh.lock = threading.RLock()  # type: ignore[attr-defined]
+    fresh.core = None  # type: ignore[attr-defined]
+    return sys.modules.setdefault(_STATE_NAME, fresh)
+
+
+def core() -> ctypes.CDLL:
+    """The process's core, loaded and registered with torch on the first call. Thread-safe.
+
+    Raises:
+        LibraryError: there is no core, it can't be loaded, or it speaks another ABI.
+    """
+    state = _state()
+    if state.core is None:
+        with state.lock:
+            if state.core is None:
+                state.core = _load_core()
+    return cast(ctypes.CDLL, state.core)
+
+
+def _load_core() -> ctypes.CDLL:
+    import torch  # noqa: F401  (the core's torch symbols come from the libraries that this loads)
+
+    from .torch_ops import register_python_parts
+
+    if _core_path is None:
+        raise LibraryError("no core extension: import gnaforge or an installed gnaforge_* package first")
+    path = _core_path()
+    try:
+        library = ctypes.CDLL(os.fspath(path))
+    except OSError as error:
+        raise LibraryError(f"can't load the gnaforge core: {error}") from error
+    try:
+        abi = library.gnaforge_core_abi
+    except AttributeError as error:
+        raise LibraryError(f"{path} is not a gnaforge core") from error
+    abi.restype = ctypes.c_uint32
+    if abi() >> 16 != ABI_MAJOR:
+        raise LibraryError(f"{path} speaks gnaforge ABI {abi() >> 16}, this package needs {ABI_MAJOR}; reinstall it")
+    library.gnaforge_core_generation.restype = ctypes.c_uint64
+    library.gnaforge_core_kernels.restype = ctypes.c_size_t
+    text = ctypes.create_string_buffer(_TEXT_SIZE)
+    if library.gnaforge_core_init(text, ctypes.c_size_t(_TEXT_SIZE)) != 0:
+        raise LibraryError(f"can't start the gnaforge core {path}: {text.value.decode(errors='replace')}")
+    register_python_parts()
+    return library
+
+
+def load_library(path: str | os.PathLike[str]) -> int:
+    """Loads a kernel library and adds its kernels to the process's table; a key that is there keeps its kernel.
+
+    Loading again, in any number of threads, does nothing. A library stays loaded until the process ends.
+
+    Args:
+        path: the ``.so`` that ``gnaforge build`` wrote.
+
+    Returns:
+        How many kernels are new.
+
+    Raises:
+        LibraryError: the file is missing, damaged, no kernel library, or built for another ABI; the message names it.
+    """
+    library = core()
+    text = ctypes.create_string_buffer(_TEXT_SIZE)
+    added = ctypes.c_int(0)
+    # An absolute path: dlopen would search the system's library folders for a bare name.
+    absolute = os.path.abspath(os.fspath(path))
+    if library.gnaforge_core_load(os.fsencode(absolute), ctypes.byref(added), text, ctypes.c_size_t(_TEXT_SIZE)) != 0:
+        raise LibraryError(text.value.decode(errors="replace"))
+    return added.value
+
+
+def generation() -> int:
+    """A number that grows with every change of the kernel table."""
+    return cast(int, core().gnaforge_core_generation())
+
+
+def table() -> list[dict[str, Any]]:
+    """The kernel table: key, origin, threads, shared_memory, device and emulated of each kernel, sorted by key."""
+    library = core()
+    size = 1 << 16
+    while True:
+        buffer = ctypes.create_string_buffer(size)
+        needed = cast(int, library.gnaforge_core_kernels(buffer, ctypes.c_size_t(size)))
+        if needed <= size:
+            return cast("list[dict[str, Any]]", json.loads(buffer.value.decode(errors="surrogateescape")))
+        size = 2 * needed

@@ -1,0 +1,81 @@
+"""The kernels of this process, as a read-only mapping from config to kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from . import core, lookup
+from .config import KernelConfig
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A loaded kernel. Calling it is `neighborhood_attention` with this kernel pinned.
+
+    Attributes:
+        config: its identity.
+        origin: path of the library that brought it.
+        device: ``cpu`` or ``cuda``: where its tensors must be.
+        threads: threads per CTA; 0 on cpu.
+        shared_memory: bytes per CTA; 0 on cpu.
+        emulated: a GPU kernel that runs on the emulator and takes CPU tensors.
+    """
+
+    config: KernelConfig
+    origin: str
+    device: str
+    threads: int
+    shared_memory: int
+    emulated: bool
+
+    @property
+    def key(self) -> str:
+        """The config's key."""
+        return self.config.key
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Same arguments as `neighborhood_attention`, with this kernel pinned."""
+        from .ops import neighborhood_attention
+
+        return neighborhood_attention(*args, **kwargs, kernel=self.config)
+
+
+class Registry(Mapping[KernelConfig, Kernel]):
+    """Read-only view of the process's kernel table. Keys are configs; a key's text works too."""
+
+    def __init__(self) -> None:
+        self._generation = -1
+        self._kernels: dict[KernelConfig, Kernel] = {}
+
+    def _current(self) -> dict[KernelConfig, Kernel]:
+        lookup.load_entry_points()
+        generation = core.generation()
+        if generation != self._generation:
+            kernels = {}
+            for row in core.table():
+                config = KernelConfig.parse(row.pop("key"))
+                kernels[config] = Kernel(config, **row)
+            self._kernels, self._generation = kernels, generation
+        return self._kernels
+
+    def __getitem__(self, config: KernelConfig | str) -> Kernel:
+        return self._current()[KernelConfig.parse(config) if isinstance(config, str) else config]
+
+    def __iter__(self) -> Iterator[KernelConfig]:
+        return iter(self._current())
+
+    def __len__(self) -> int:
+        return len(self._current())
+
+    def __repr__(self) -> str:
+        return f"<gnaforge registry: {len(self)} kernels>"
+
+
+registry = Registry()
+
+
+def kernels() -> list[Kernel]:
+    """The kernels of this process, sorted by config. A kernel in the cache joins when a call first needs it."""
+    return [registry[config] for config in sorted(registry)]

@@ -1,0 +1,112 @@
+"""Where kernels come from when the process's table has none that fits: installed packages, then the compile cache.
+
+Order: kernels loaded already; libraries that installed packages announce (entry-point group ``gnaforge.libraries``);
+whatever the `Source` finds, which the full gnaforge package sets to its compile cache. Nothing here compiles.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Protocol
+
+from .core import load_library
+
+if TYPE_CHECKING:
+    import torch
+
+ENTRY_POINT_GROUP = "gnaforge.libraries"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a call needs of a kernel, as far as a kernel's key can tell."""
+
+    op: str
+    rank: int
+    dtype: str
+    head_dim: int
+    value_head_dim: int
+    device: str
+
+
+class Source(Protocol):
+    """A place that holds kernels beyond those of installed packages."""
+
+    def libraries(self, request: Request) -> list[str]:
+        """Paths of libraries with kernels that may fit, best first."""
+
+    def remedy(self, request: Request) -> str:
+        """What the user can do to get a kernel that fits: the last line of the error."""
+
+
+_source: Source | None = None
+_lock = threading.Lock()
+_entry_points_done = False
+_requests_done: set[Request] = set()
+
+
+def set_source(source: Source) -> None:
+    """Sets where kernels come from when no installed package has one."""
+    global _source
+    _source = source
+
+
+def request_of(query: torch.Tensor, value: torch.Tensor, rank: int) -> Request:
+    """The request that a forward call with these tensors makes."""
+    from .ops import DTYPE_NAMES
+
+    return Request(
+        "gna_forward",
+        rank,
+        DTYPE_NAMES.get(query.dtype, str(query.dtype)),
+        int(query.shape[-1]),
+        int(value.shape[-1]),
+        query.device.type,
+    )
+
+
+def load_entry_points() -> int:
+    """Loads the libraries of installed packages, once per process; a broken one is a warning. Returns new kernels."""
+    global _entry_points_done
+    with _lock:
+        if _entry_points_done:
+            return 0
+        _entry_points_done = True
+        added = 0
+        for entry in entry_points(group=ENTRY_POINT_GROUP):
+            try:
+                for path in entry.load()():
+                    added += load_library(path)
+            except Exception as error:  # somebody else's package must not stop this one
+                warnings.warn(f"gnaforge: can't load the kernels of {entry.value}: {error}", stacklevel=2)
+        return added
+
+
+def load_matching(request: Request) -> int:
+    """Loads what installed packages and the source have for ``request``; at most once for each. Returns new kernels."""
+    if request in _requests_done:
+        return 0
+    added = load_entry_points()
+    for path in _source.libraries(request) if _source else ():
+        try:
+            added += load_library(path)
+        except RuntimeError as error:
+            warnings.warn(f"gnaforge: skipped {os.path.basename(path)}: {error}", stacklevel=2)
+    _requests_done.add(request)
+    return added
+
+
+def forget() -> None:
+    """Makes the next miss look again, because new kernels were published."""
+    _requests_done.clear()
+
+
+def remedy(request: Request) -> str:
+    """How to get a kernel for ``request``."""
+    if _source is None:
+        return "this package holds only the kernels above; build another with gnaforge"
+    return _source.remedy(request)

@@ -1,0 +1,91 @@
+"""Drop-in modules: projections around `neighborhood_attention`, with the parameters of NATTEN's modules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from .ops import neighborhood_attention
+
+
+class _NeighborhoodAttention(nn.Module):
+    """Maps ``[batch, *tokens, embed_dim]`` to the same shape. Takes the state_dict of NATTEN's module of that name.
+
+    Args:
+        embed_dim: channels of the input; ``head_dim`` is ``embed_dim // num_heads``.
+        num_heads: attention heads.
+        kernel_size, stride, dilation, is_causal: as for `neighborhood_attention`.
+        qkv_bias: whether the QKV projection has a bias.
+        qk_scale: factor of Q K^T; default ``head_dim ** -0.5``.
+        proj_drop: dropout after the output projection.
+
+    Raises:
+        ValueError: ``num_heads`` doesn't divide ``embed_dim``.
+    """
+
+    rank: ClassVar[int]
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        dilation: int | Sequence[int] = 1,
+        is_causal: bool | Sequence[bool] = False,
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        proj_drop: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if embed_dim % num_heads:
+            raise ValueError(f"num_heads ({num_heads}) must divide embed_dim ({embed_dim})")
+        self.embed_dim = embed_dim
+        self.num_heads = num_heads
+        self.head_dim = embed_dim // num_heads
+        self.scale = qk_scale or self.head_dim**-0.5
+        self.kernel_size = kernel_size
+        self.stride = stride
+        self.dilation = dilation
+        self.is_causal = is_causal
+        self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)
+        self.proj = nn.Linear(embed_dim, embed_dim)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``x`` is ``[batch, *tokens, embed_dim]``, with as many token dimensions as the class name says."""
+        if x.dim() != self.rank + 2 or x.shape[-1] != self.embed_dim:
+            raise ValueError(
+                f"{type(self).__name__} takes [batch, {self.rank} token dims, {self.embed_dim}], got {tuple(x.shape)}"
+            )
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))
+        query, key, value = qkv.unbind(-3)
+        out = neighborhood_attention(
+            query, key, value, self.kernel_size, self.stride, self.dilation, self.is_causal, self.scale
+        )
+        return self.proj_drop(self.proj(out.flatten(-2)))  # type: ignore[no-any-return]
+
+    def extra_repr(self) -> str:
+        """What `repr` shows."""
+        return (
+            f"head_dim={self.head_dim}, num_heads={self.num_heads}, kernel_size={self.kernel_size}, "
+            f"stride={self.stride}, dilation={self.dilation}, is_causal={self.is_causal}"
+        )
+
+
+class NeighborhoodAttention1D(_NeighborhoodAttention):
+    __doc__ = _NeighborhoodAttention.__doc__
+    rank = 1
+
+
+class NeighborhoodAttention2D(_NeighborhoodAttention):
+    __doc__ = _NeighborhoodAttention.__doc__
+    rank = 2
+
+
+class NeighborhoodAttention3D(_NeighborhoodAttention):
+    __doc__ = _NeighborhoodAttention.__doc__
+    rank = 3

@@ -1,0 +1,291 @@
+"""Neighborhood attention operators, with NATTEN's names, layouts and meaning.
+
+Tensors are heads-last: query ``[batch, *tokens, heads, head_dim]``, key ``[batch, *tokens, heads_kv, head_dim]``,
+value ``[batch, *tokens, heads_kv, head_dim_v]``; output ``[batch, *tokens, heads, head_dim_v]`` in the inputs' dtype
+and log-sum-exp ``[batch, *tokens, heads]`` in float32, natural logarithm. Semantics: GNA, arXiv 2504.16922.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from . import core, lookup
+from .config import KernelConfig
+from .errors import NoKernelError
+
+DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+_BAD_INPUT = "gnaforge: bad input: "
+_NO_KERNEL = "gnaforge: no kernel"
+
+_forward: Callable[..., tuple[torch.Tensor, torch.Tensor]] | None = None
+_forward_with_grad: Callable[..., tuple[torch.Tensor, torch.Tensor]] | None = None
+_ignored_noted = False
+
+
+def _load_operators() -> bool:
+    global _forward, _forward_with_grad
+    core.core()
+    _forward = torch.ops.gnaforge.forward.default
+    _forward_with_grad = torch.ops.gnaforge.forward_with_grad.default
+    return True
+
+
+# Runs as plain Python while torch.compile traces, which can't follow the loading of a library.
+_ensure_operators = torch.compiler.assume_constant_result(_load_operators)
+
+
+def _per_dim(name: str, value: Any, rank: int, kind: type) -> list[int]:
+    if isinstance(value, kind):
+        return [int(value)] * rank
+    values = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else None
+    if values is None or not all(isinstance(x, kind) for x in values):
+        raise TypeError(f"{name} must be {kind.__name__} or a sequence of {rank}, got {value!r}")
+    if len(values) != rank:
+        raise ValueError(f"{name} has {len(values)} entries, {rank} token dimensions need {rank}: {value!r}")
+    return [int(x) for x in values]
+
+
+def _attention(
+    rank: int,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int],
+    dilation: int | Sequence[int],
+    is_causal: bool | Sequence[bool] | None,
+    scale: float | None,
+    return_lse: bool,
+    kernel: str,
+) -> Any:
+    pattern = [
+        *_per_dim("kernel_size", kernel_size, rank, int),
+        *_per_dim("stride", stride, rank, int),
+        *_per_dim("dilation", dilation, rank, int),
+        *_per_dim("is_causal", is_causal or False, rank, bool),
+    ]
+    if _forward is None:
+        _ensure_operators()
+    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
+        operator = _forward_with_grad
+    else:
+        operator = _forward
+    if torch.compiler.is_compiling():
+        out, lse = operator(query, key, value, pattern, scale, kernel)  # type: ignore[misc]
+    else:
+        try:
+            out, lse = operator(query, key, value, pattern, scale, kernel)  # type: ignore[misc]
+        except RuntimeError as error:
+            out, lse = _recover(error, operator, query, key, value, pattern, scale, kernel)
+    return (out, lse) if return_lse else out
+
+
+def _recover(error: RuntimeError, operator: Any, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """After a failed call: loads kernels that may fit and tries again, or raises what the caller can act on."""
+    message = str(error)
+    if message.startswith(_BAD_INPUT):
+        raise ValueError(message.removeprefix(_BAD_INPUT)) from None
+    if not message.startswith(_NO_KERNEL):
+        raise error
+    query, _, value, pattern = arguments[:4]
+    request = lookup.request_of(query, value, len(pattern) // 4)
+    if lookup.load_matching(request):
+        try:
+            return operator(*arguments)  # type: ignore[no-any-return]
+        except RuntimeError as second:
+            message = str(second)
+            if not message.startswith(_NO_KERNEL):
+                raise
+    raise NoKernelError(f"{message}\n{lookup.remedy(request)}") from None
+
+
+def _kernel_key(rank: int, query: torch.Tensor, kernel: KernelConfig | str | None, q_tile: Any, kv_tile: Any) -> str:
+    if kernel is not None:
+        return kernel if isinstance(kernel, str) else kernel.key
+    if q_tile is None and kv_tile is None:
+        return ""
+    return _key_with_tiles(
+        rank,
+        DTYPE_NAMES.get(query.dtype, str(query.dtype)),
+        int(query.shape[-1]),
+        query.device.type,
+        None if q_tile is None else tuple(q_tile),
+        None if kv_tile is None else tuple(kv_tile),
+    )
+
+
+@torch.compiler.assume_constant_result
+def _key_with_tiles(
+    rank: int, dtype: str, head_dim: int, device: str, q_tile: tuple[int, ...] | None, kv_tile: tuple[int, ...] | None
+) -> str:
+    """Key of a kernel with the given tiles.
+
+    Raises:
+        NoKernelError: none is loaded or known; lists the tiles that there are.
+    """
+    request = lookup.Request("gna_forward", rank, dtype, head_dim, head_dim, device)
+    lookup.load_matching(request)
+    known = []
+    for row in core.table():
+        config = KernelConfig.parse(row["key"])
+        if (config.rank, config.dtype, row["device"]) != (rank, dtype, device) or row["emulated"]:
+            continue
+        if config.head_dim not in (0, head_dim):
+            continue
+        if q_tile in (None, config.q_tile) and kv_tile in (None, config.kv_tile):
+            return config.key
+        known.append(config.key)
+    listing = "".join(f"\n  {key}" for key in known) or " none"
+    raise NoKernelError(
+        f"no kernel with q_tile_shape {q_tile} and kv_tile_shape {kv_tile} is loaded for rank {rank}, {dtype}, "
+        f"head_dim {head_dim} on {device}; there are:{listing}\n{lookup.remedy(request)}"
+    )
+
+
+def _refuse_additional(additional_keys: object, additional_values: object) -> None:
+    if additional_keys is not None or additional_values is not None:
+        raise NotImplementedError(
+            "additional_keys and additional_values are not available yet: gnaforge kernels attend to the window only. "
+            "Until then, run them as a second attention and merge both by their log-sum-exp (return_lse=True)"
+        )
+
+
+def _note_ignored(names: list[str]) -> None:
+    global _ignored_noted
+    if not _ignored_noted and not torch.compiler.is_compiling():
+        _ignored_noted = True
+        warnings.warn(
+            f"gnaforge ignores NATTEN's tuning arguments ({', '.join(names)}): kernels are chosen by their work; "
+            "pin one with kernel=KEY, or with q_tile_shape and kv_tile_shape. This is said once.",
+            stacklevel=4,
+        )
+
+
+def _check_natten(arguments: dict[str, Any]) -> None:
+    """Handles NATTEN's further arguments: some can't be honoured, the tuning ones have no meaning here."""
+    unknown = arguments.keys() - _NATTEN_TUNING
+    if unknown:
+        raise TypeError(f"unexpected keyword argument {sorted(unknown)[0]!r}")
+    _note_ignored(sorted(arguments))
+
+
+_NATTEN_TUNING = frozenset(
+    {
+        "attention_kwargs",
+        "backend",
+        "backward_q_tile_shape",
+        "backward_kv_tile_shape",
+        "backward_kv_splits",
+        "backward_use_pt_reduction",
+        "run_persistent_kernel",
+        "kernel_schedule",
+        "torch_compile",
+    }
+)
+
+
+def neighborhood_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] = 1,
+    dilation: int | Sequence[int] = 1,
+    is_causal: bool | Sequence[bool] | None = False,
+    scale: float | None = None,
+    additional_keys: torch.Tensor | None = None,
+    additional_values: torch.Tensor | None = None,
+    *,
+    q_tile_shape: Sequence[int] | None = None,
+    kv_tile_shape: Sequence[int] | None = None,
+    return_lse: bool = False,
+    kernel: KernelConfig | str | None = None,
+    **natten_tuning: Any,
+) -> Any:
+    """Neighborhood attention of any rank, read off the query: 1 to 3 token dimensions.
+
+    Args:
+        query: ``[batch, *tokens, heads, head_dim]``, float32, bfloat16 or float16.
+        key: ``[batch, *tokens, heads_kv, head_dim]``; ``heads_kv`` divides ``heads`` (GQA, MQA).
+        value: ``[batch, *tokens, heads_kv, head_dim_v]``.
+        kernel_size: window, in tokens: an int for all dimensions or one per dimension.
+            ``1 <= kernel_size`` and ``kernel_size * dilation <= tokens``.
+        stride: queries that share a window, ``1 <= stride <= kernel_size``.
+        dilation: step between the keys of a window.
+        is_causal: a query sees no later key along the dimensions where this is true.
+        scale: factor of Q K^T; default ``head_dim ** -0.5``.
+        additional_keys, additional_values: not available yet; raises NotImplementedError.
+        q_tile_shape, kv_tile_shape: take a kernel with these tiles.
+        return_lse: also return the log-sum-exp of each query.
+        kernel: pins a kernel: its `KernelConfig` or key.
+        natten_tuning: NATTEN's other tuning arguments are accepted and ignored, with one warning.
+
+    Returns:
+        The output ``[batch, *tokens, heads, head_dim_v]``, or with ``return_lse`` a tuple with the log-sum-exp
+        ``[batch, *tokens, heads]``, float32, natural logarithm.
+
+    Raises:
+        ValueError: shapes or the pattern don't fit each other.
+        NoKernelError: no kernel computes this; lists each kernel's reason and the command that builds one.
+    """
+    _refuse_additional(additional_keys, additional_values)
+    if natten_tuning:
+        _check_natten(natten_tuning)
+    rank = query.dim() - 3
+    if not 1 <= rank <= 3:
+        raise ValueError(f"query must be [batch, 1 to 3 token dims, heads, head_dim], got {tuple(query.shape)}")
+    pinned = _kernel_key(rank, query, kernel, q_tile_shape, kv_tile_shape)
+    return _attention(
+        rank, query, key, value, kernel_size, stride, dilation, is_causal, scale, return_lse, pinned
+    )
+
+
+def _fixed_rank(rank: int, layout: str) -> Callable[..., Any]:
+    def operator(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        dilation: int | Sequence[int] = 1,
+        is_causal: bool | Sequence[bool] | None = False,
+        scale: float | None = None,
+        additional_keys: torch.Tensor | None = None,
+        additional_values: torch.Tensor | None = None,
+        attention_kwargs: dict[str, Any] | None = None,
+        backend: str | None = None,
+        q_tile_shape: Sequence[int] | None = None,
+        kv_tile_shape: Sequence[int] | None = None,
+        *,
+        return_lse: bool = False,
+        kernel: KernelConfig | str | None = None,
+        **natten_tuning: Any,
+    ) -> Any:
+        if attention_kwargs is not None or backend is not None or natten_tuning:
+            given = {"attention_kwargs": attention_kwargs, "backend": backend}
+            _check_natten({**{name: x for name, x in given.items() if x is not None}, **natten_tuning})
+        if additional_keys is not None or additional_values is not None:
+            _refuse_additional(additional_keys, additional_values)
+        pinned = ""
+        if kernel is not None or q_tile_shape is not None or kv_tile_shape is not None:
+            pinned = _kernel_key(rank, query, kernel, q_tile_shape, kv_tile_shape)
+        return _attention(
+            rank, query, key, value, kernel_size, stride, dilation, is_causal, scale, return_lse, pinned
+        )
+
+    operator.__name__ = operator.__qualname__ = f"na{rank}d"
+    operator.__doc__ = (
+        f"{rank}-D neighborhood attention; query, key and value are ``[batch, {layout}, heads, head_dim]``.\n\n"
+        "    Arguments, results and errors: see `neighborhood_attention`.\n    "
+    )
+    return operator
+
+
+na1d = _fixed_rank(1, "X")
+na2d = _fixed_rank(2, "X, Y")
+na3d = _fixed_rank(3, "X, Y, Z")

@@ -1,0 +1,62 @@
+"""The parts of the operators that live in Python: shapes for torch.compile, and autograd."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from . import lookup
+
+
+def _forward_fake(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    pattern: list[int],
+    scale: float | None = None,
+    key: str = "",
+    descale_q: torch.Tensor | None = None,
+    descale_k: torch.Tensor | None = None,
+    descale_v: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    rank = len(pattern) // 4
+    torch._check(q.dim() == rank + 3, lambda: f"gnaforge: query must have {rank + 3} dims, got {q.dim()}")
+    # A compiled graph calls the operator without Python: what it needs is loaded now.
+    lookup.load_matching(lookup.request_of(q, v, rank))
+    return q.new_empty((*q.shape[:-1], v.shape[-1])), q.new_empty(q.shape[:-1], dtype=torch.float32)
+
+
+def _backward_fake(
+    grad_out: torch.Tensor,
+    grad_lse: torch.Tensor | None,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    pattern: list[int],
+    scale: float | None = None,
+    key: str = "",
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
+    q, k, v, pattern, scale = inputs[:5]
+    ctx.save_for_backward(q, k, v, *output)
+    ctx.pattern, ctx.scale = pattern, scale
+
+
+def _backward(ctx: Any, grad_out: torch.Tensor, grad_lse: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    q, k, v, out, lse = ctx.saved_tensors
+    grads = torch.ops.gnaforge.backward(grad_out, grad_lse, q, k, v, out, lse, ctx.pattern, ctx.scale)
+    return (*grads, None, None, None, None, None, None)
+
+
+def register_python_parts() -> None:
+    """Registers fakes and the autograd formula; called once per process, after the core registered the operators."""
+    for name in ("gnaforge::forward", "gnaforge::forward_with_grad"):
+        torch.library.register_fake(name, _forward_fake)
+    torch.library.register_fake("gnaforge::backward", _backward_fake)
+    torch.library.register_autograd("gnaforge::forward_with_grad", _backward, setup_context=_setup_context)

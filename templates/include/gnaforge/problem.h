@@ -1,0 +1,62 @@
+// The shape of a GNA problem along its token dimensions. Host and device, no torch, no STL.
+#pragma once
+
+#if defined(__CUDACC__)
+#define GNAFORGE_HD __host__ __device__ __forceinline__
+#else
+#define GNAFORGE_HD inline
+#endif
+
+namespace gnaforge {
+
+/// One token dimension: `length` tokens, of which a query sees at most `window`, in steps of `dilation`;
+/// `stride` consecutive queries share one window. All in tokens.
+/// Constraints: 1 <= stride <= window, 1 <= dilation, window * dilation <= length <= max_axis_length.
+struct Axis {
+  int length;
+  int window;
+  int stride;
+  int dilation;
+  bool causal;
+};
+
+/// Longest token dimension: sums of two positions must fit an int.
+constexpr int max_axis_length = (1 << 30) - 1;
+
+/// Half-open range of token positions; empty where end <= begin.
+struct Interval {
+  int begin;
+  int end;
+};
+
+/// Extents of a tile, fixed at compile time: query or key tokens per token dimension, outermost first.
+template <int... Extents>
+struct Box {
+  static constexpr int rank = sizeof...(Extents);
+  static constexpr int extents[rank] = {Extents...};
+  static constexpr int volume = (1 * ... * Extents);
+
+  /// Elements between neighbours along `axis` when the box is stored row-major.
+  static constexpr int pitch(int axis) {
+    int elements = 1;
+    for (int inner = axis + 1; inner < rank; ++inner) elements *= extents[inner];
+    return elements;
+  }
+};
+
+GNAFORGE_HD constexpr int min_int(int a, int b) { return a < b ? a : b; }
+GNAFORGE_HD constexpr int max_int(int a, int b) { return a > b ? a : b; }
+GNAFORGE_HD constexpr int ceil_div(int a, int b) { return a / b + (a % b != 0); }
+
+/// Tokens of dilation group `group`: those at positions group, group + dilation, ... below length.
+GNAFORGE_HD int group_length(const Axis& axis, int group) {
+  return axis.length / axis.dilation + (group < axis.length % axis.dilation);
+}
+
+/// The axis that one dilation group forms by itself: window and stride act on positions within the group, and
+/// windows clamp at the group's own end.
+GNAFORGE_HD Axis group_axis(const Axis& axis, int group) {
+  return Axis{group_length(axis, group), axis.window, axis.stride, 1, axis.causal};
+}
+
+}  // namespace gnaforge
