@@ -158,7 +158,7 @@ class Cache:
         sync_tree(folder)
         target = self.folder(name, digest)
         if target.exists():  # damaged, or it would have been found
-            target.rename(folder.with_name(folder.name + ".old"))
+            shutil.rmtree(target.rename(folder.with_name(f".old-{folder.name}")), ignore_errors=True)
         folder.rename(target)
         return Artifact(target, complete)
 

@@ -1,1 +1,60 @@
-"""Generates, compiles and runs attention kernels with Generalized Neighborhood Attention masking."""
+"""Generates, compiles and runs attention kernels with Generalized Neighborhood Attention (GNA) masking.
+
+Run a kernel: `na1d`, `na2d`, `na3d`, `neighborhood_attention`, the modules ``NeighborhoodAttention{1,2,3}D``.
+Kernels: `registry`, `kernels`, `load_library`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .api import (
+        Kernel,
+        KernelConfig,
+        LibraryError,
+        NeighborhoodAttention1D,
+        NeighborhoodAttention2D,
+        NeighborhoodAttention3D,
+        NoKernelError,
+        kernels,
+        load_library,
+        na1d,
+        na2d,
+        na3d,
+        neighborhood_attention,
+        registry,
+    )
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Kernel",
+    "KernelConfig",
+    "LibraryError",
+    "NeighborhoodAttention1D",
+    "NeighborhoodAttention2D",
+    "NeighborhoodAttention3D",
+    "NoKernelError",
+    "kernels",
+    "load_library",
+    "na1d",
+    "na2d",
+    "na3d",
+    "neighborhood_attention",
+    "registry",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # torch takes seconds to import, and half of the command line doesn't need it.
+    if name not in __all__:
+        raise AttributeError(f"module 'gnaforge' has no attribute {name!r}")
+    api = import_module(".api", __name__)
+    globals().update({public: getattr(api, public) for public in __all__})
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

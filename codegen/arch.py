@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from .runtime.config import ANY_HEAD_DIM, KernelConfig
@@ -14,7 +14,9 @@ class Arch:
     """An architecture: where its template is, what compiles it, and which configs its kernels can have.
 
     ``max_q_rows`` and ``max_kv_columns`` bound the products of the tile extents; ``kv_multiple`` is what the KV
-    product must be divisible by (the MMA's N granularity). ``variants`` names the kernel families, default first.
+    product must be divisible by (the MMA's N granularity). ``variants`` names the kernel families, default first;
+    ``job_memory_gb`` is what one compilation may take; ``default_tiles`` are the query and key boxes, by rank, to take
+    where nothing is known of the shapes.
     """
 
     name: str
@@ -29,6 +31,8 @@ class Arch:
     head_dim_at_run_time: bool = False
     available: bool = True
     ops: tuple[str, ...] = ("gna_forward",)
+    job_memory_gb: float = 4.0
+    default_tiles: Mapping[int, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
     head_dim_multiple: int = 8
     max_head_dim: int = 256
 
@@ -66,12 +70,14 @@ class Arch:
         return found
 
 
+_CPU_TILES = {1: ((64,), (64,)), 2: ((8, 8), (8, 8)), 3: ((4, 4, 4), (4, 4, 4))}
+
 ARCHES: Mapping[str, Arch] = MappingProxyType(
     {
         arch.name: arch
         for arch in (
             Arch("cpu", "cpu/kernel.cpp.j2", "c++", "cpu", ("fp32", "bf16", "fp16"), 256, 512, 1,
-                 head_dim_at_run_time=True),
+                 head_dim_at_run_time=True, job_memory_gb=1.0, default_tiles=_CPU_TILES),
             Arch("sm90", "sm90/kernel.cu.j2", "nvcc", "cuda", ("bf16", "fp16"), 192, 256, 16, available=False),
             Arch("sm100", "sm100/kernel.cu.j2", "nvcc", "cuda", ("bf16", "fp16"), 256, 256, 16, available=False,
                  variants=("", "cutlass", "lean")),

@@ -6,11 +6,14 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .build_tools.files import write_atomic
 from .errors import InputError
-from .plan import Plan
 from .render import render_all, source_suffix
+
+if TYPE_CHECKING:
+    from .plan import Plan
 
 MANIFEST = "manifest.json"
 _SCHEMA = 1

@@ -1,0 +1,99 @@
+"""Where the CUDA compiler and the CUTLASS headers are. Only asked when a GPU kernel is to be built, or by `doctor`."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import BuildError, InputError
+
+POLICIES = ("auto", "system", "pip")
+_REMEDY = "pip install 'gnaforge[cuda]' brings a whole CUDA compiler; or set CUDA_HOME to an installed toolkit"
+
+
+@dataclass(frozen=True)
+class Nvcc:
+    """A CUDA compiler: the executable, its release and build number, and whether it came from pip or the system."""
+
+    path: Path
+    version: str
+    source: str
+
+
+def toolchain_policy() -> str:
+    """``GNAFORGE_TOOLCHAIN``: ``auto`` (the default), ``system`` or ``pip``.
+
+    Raises:
+        InputError: it has another value.
+    """
+    policy = os.environ.get("GNAFORGE_TOOLCHAIN", "auto")
+    if policy not in POLICIES:
+        raise InputError(f"GNAFORGE_TOOLCHAIN is {policy!r}; it must be one of {', '.join(POLICIES)}")
+    return policy
+
+
+def _system_candidates() -> list[Path]:
+    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    found = [Path(home) / "bin" / "nvcc" for home in homes]
+    if on_path := shutil.which("nvcc"):
+        found.append(Path(on_path))
+    return found
+
+
+def _pip_candidate() -> Path | None:
+    """nvcc of the wheel ``nvidia-cuda-nvcc``."""
+    if importlib.util.find_spec("cuda") is None or importlib.util.find_spec("cuda.pathfinder") is None:
+        return None
+    from cuda.pathfinder import find_nvidia_binary_utility
+
+    found = find_nvidia_binary_utility("nvcc")
+    # pathfinder also knows conda and CUDA_HOME; only a wheel's compiler is below site-packages/nvidia.
+    return Path(found) if found and "nvidia" in Path(found).parts else None
+
+
+def find_nvcc() -> Nvcc:
+    """The CUDA compiler that `toolchain_policy` selects; ``auto`` prefers the system's.
+
+    Raises:
+        BuildError: there is none, or it doesn't run; lists where was looked.
+    """
+    policy = toolchain_policy()
+    looked = []
+    candidates: list[tuple[Path, str]] = []
+    if policy in ("auto", "system"):
+        candidates += [(path, "system") for path in _system_candidates()]
+        looked.append("CUDA_HOME, CUDA_PATH and PATH")
+    if policy in ("auto", "pip"):
+        if (pip := _pip_candidate()) is not None:
+            candidates.append((pip, "pip"))
+        looked.append("the pip wheel nvidia-cuda-nvcc")
+    for path, source in candidates:
+        if not path.is_file():
+            looked.append(str(path))
+            continue
+        try:
+            text = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise BuildError(f"{path} doesn't run: {error}") from error
+        match = re.search(r"release [\d.]+, V([\d.]+)", text)
+        return Nvcc(path, match[1] if match else text.strip().splitlines()[-1], source)
+    raise BuildError(f"no CUDA compiler found with GNAFORGE_TOOLCHAIN={policy} (looked in {'; '.join(looked)}). {_REMEDY}")
+
+
+def find_cutlass() -> Path:
+    """The include folder of the ``nvidia-cutlass`` package.
+
+    Raises:
+        BuildError: it isn't installed.
+    """
+    spec = importlib.util.find_spec("cutlass_library")
+    if spec is not None and spec.origin is not None:
+        include = Path(spec.origin).parent / "source" / "include"
+        if (include / "cutlass" / "version.h").is_file():
+            return include
+    raise BuildError("the CUTLASS headers are missing: pip install 'gnaforge[cuda]'")

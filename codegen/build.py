@@ -1,0 +1,335 @@
+"""From a plan to compiled kernels in the cache, and one library that holds them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shlex
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .arch import ARCHES
+from .build_tools.cache import Artifact, Cache, digest_of, user_cache
+from .build_tools.compile import Failure, Step, run_steps, step_seconds
+from .build_tools.files import file_digest, write_atomic
+from .build_tools.includes import include_closure
+from .build_tools.toolchain import Compiler, cxx_compiler, job_limit
+from .errors import BuildError, InputError
+from .generate import source_dir
+from .render import render_kernel, render_library, source_suffix, template_dir
+from .runtime.config import KernelConfig
+
+if TYPE_CHECKING:
+    from .plan import Plan
+
+SOURCE_SCHEMA = 1
+LIBRARY_FILE = "kernel.so"
+RECORD_FILE = "build.json"
+_BATCH = 200  # locks are held per batch: a process may have 1,024 files open
+
+
+@dataclass(frozen=True)
+class Job:
+    """One kernel to have: its config, its source, and the digest that names its artifact."""
+
+    config: KernelConfig
+    source: str
+    source_digest: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """What a build did. ``records`` holds the build record of every kernel of the library, by key."""
+
+    library: Path
+    compiled: list[KernelConfig]
+    reused: list[KernelConfig]
+    linked: bool
+    seconds: float
+    records: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Who hears of a long build: steps finished of a total, and lines for the user."""
+
+    progress: Callable[[int, int], None] = field(default=lambda done, total: None)
+    note: Callable[[str], None] = field(default=lambda line: None)
+
+
+def include_dir() -> Path:
+    """The folder to compile kernels with: ``-I``."""
+    return template_dir() / "include"
+
+
+def source_parts(config: KernelConfig, source: str) -> dict[str, object]:
+    """What of a kernel's source decides its bytes: the rendered text and the headers that it reaches."""
+    return {
+        "schema": SOURCE_SCHEMA,
+        "key": config.key,
+        "source": hashlib.sha256(source.encode()).hexdigest(),
+        "headers": include_closure(source, include_dir()),
+    }
+
+
+def source_digest(config: KernelConfig) -> str:
+    """Names the source that this version of gnaforge has for a config, whatever compiles it."""
+    return digest_of(source_parts(config, render_kernel(config)))
+
+
+def make_jobs(configs: Sequence[KernelConfig], compiler: Compiler) -> list[Job]:
+    """Sources and digests of configs."""
+    jobs = []
+    for config in configs:
+        source = render_kernel(config)
+        parts = source_parts(config, source)
+        jobs.append(Job(config, source, digest_of(parts), digest_of({**parts, **compiler.identity()})))
+    return jobs
+
+
+def refuse_unavailable(configs: Sequence[KernelConfig]) -> None:
+    """Raises InputError if a config's arch has no kernels in this version."""
+    missing = sorted({config.arch for config in configs if not ARCHES[config.arch].available})
+    if missing:
+        names = ", ".join(missing)
+        has = ", ".join(name for name, arch in ARCHES.items() if arch.available)
+        raise InputError(
+            f"{names}: arch not available in this version, which has {has}; "
+            f"build the rest with --arch {has.split(', ')[0]}"
+        )
+
+
+def split_cached(jobs: Sequence[Job], cache: Cache) -> tuple[dict[KernelConfig, Artifact], list[Job]]:
+    """Artifacts that the cache has, by config, and the jobs that must compile."""
+    found = {job.config: cache.find(job.config.key, job.digest) for job in jobs}
+    return (
+        {config: artifact for config, artifact in found.items() if artifact is not None},
+        [job for job in jobs if found[job.config] is None],
+    )
+
+
+def build_kernels(
+    configs: Sequence[KernelConfig], *, jobs: int | None = None, listener: Listener | None = None
+) -> tuple[dict[KernelConfig, Artifact], list[KernelConfig]]:
+    """Has every kernel compiled and in the user cache.
+
+    Args:
+        configs: the kernels.
+        jobs: compilations at once; default: as many as processors and memory allow.
+        listener: hears of progress.
+
+    Returns:
+        The artifact of each config, and the configs that were compiled now.
+
+    Raises:
+        InputError: a config's arch is not available.
+        BuildError: no compiler, an unusable cache folder, or a compilation failed; other kernels are kept.
+    """
+    listener = listener or Listener()
+    refuse_unavailable(configs)
+    cache = user_cache()
+    cache.make_ready()
+    compiler = cxx_compiler()
+    artifacts, pending = split_cached(make_jobs(sorted(configs), compiler), cache)
+    compiled: list[KernelConfig] = []
+    for start in range(0, len(pending), _BATCH):
+        batch = pending[start : start + _BATCH]
+        with _locked(cache, batch):
+            found, missing = split_cached(batch, cache)  # another process may have been faster
+            artifacts.update(found)
+            if missing:
+                artifacts.update(_compile(missing, cache, compiler, jobs, listener, start, len(pending)))
+                compiled += [job.config for job in missing]
+    return artifacts, compiled
+
+
+@contextlib.contextmanager
+def _locked(cache: Cache, jobs: Sequence[Job]) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for job in jobs:  # sorted by config, so two builds never wait for each other
+            stack.enter_context(cache.lock(job.config.key, job.digest))
+        yield
+
+
+def _compile(
+    jobs: Sequence[Job],
+    cache: Cache,
+    compiler: Compiler,
+    limit: int | None,
+    listener: Listener,
+    done_before: int,
+    total: int,
+) -> dict[KernelConfig, Artifact]:
+    with cache.scratch() as scratch:
+        steps = [step for job in jobs for step in _steps(job, scratch, compiler)]
+        per_kernel = len(steps) // len(jobs)
+        failures = run_steps(
+            scratch,
+            steps,
+            limit or job_limit(max(ARCHES[job.config.arch].job_memory_gb for job in jobs)),
+            lambda done, _: listener.progress(done_before + done // per_kernel, total),
+            listener.note,
+        )
+        seconds = step_seconds(scratch)
+        failed = {failure.step.output.split("/")[0]: failure for failure in failures}
+        artifacts = {}
+        for job in jobs:
+            if job.config.key not in failed:
+                record = _record(job, compiler, seconds, scratch)
+                artifacts[job.config] = cache.publish(job.config.key, job.digest, scratch / job.config.key, record)
+        if failed:
+            raise _explain(failed, cache, scratch, compiler)
+        return artifacts
+
+
+def _steps(job: Job, scratch: Path, compiler: Compiler) -> list[Step]:
+    name = job.config.key
+    kernel = "kernel" + source_suffix(job.config)
+    folder = scratch / name
+    folder.mkdir()
+    (folder / kernel).write_text(job.source)
+    (folder / "library.cpp").write_text(render_library(name, [job.config]))
+
+    def compile_step(source: str) -> Step:
+        output = f"{name}/{Path(source).stem}.o"
+        return Step(output, (f"{name}/{source}",), tuple(compiler.compile_command(f"{name}/{source}", output, include_dir())))
+
+    objects = [compile_step(kernel), compile_step("library.cpp")]
+    names = [step.output for step in objects]
+    library = f"{name}/{LIBRARY_FILE}"
+    return [*objects, Step(library, tuple(names), tuple(compiler.link_command(names, library)))]
+
+
+def _record(job: Job, compiler: Compiler, seconds: dict[str, float], scratch: Path) -> dict[str, Any]:
+    name = job.config.key
+    for log in (scratch / name).glob("*.log"):
+        log.unlink()
+    return {
+        "key": name,
+        "source_digest": job.source_digest,
+        "parts": {**source_parts(job.config, job.source), **compiler.identity()},
+        "seconds": round(sum(took for output, took in seconds.items() if output.startswith(name + "/")), 3),
+        "library_bytes": (scratch / name / LIBRARY_FILE).stat().st_size,
+        "registers": None,  # facts of GPU kernels
+        "spill_bytes": None,
+        "shared_memory": None,
+    }
+
+
+def _explain(failed: dict[str, Failure], cache: Cache, scratch: Path, compiler: Compiler) -> BuildError:
+    """Keeps the first failed kernel's folder and says how to run its compilation again."""
+    name, failure = next(iter(failed.items()))
+    kept = cache.root / ".failed" / name
+    shutil.rmtree(kept, ignore_errors=True)
+    kept.parent.mkdir(exist_ok=True)
+    shutil.copytree(scratch / name, kept)
+    command = [part.removeprefix(name + "/") for part in failure.step.command]
+    log = kept / failure.step.log.removeprefix(name + "/")
+    more = f" ({len(failed) - 1} more failed)" if len(failed) > 1 else ""
+    return BuildError(
+        f"{name} did not compile{more}: {failure.cause}\n"
+        f"  compiler: {compiler.version}\n"
+        f"  full log: {log}\n"
+        f"  again:    cd {shlex.quote(str(kept))} && {shlex.join(command)}"
+    )
+
+
+def library_path(out: Path, library: str) -> Path:
+    """Where the library of that name is written below the output folder."""
+    return out / library / "lib" / f"{library}.so"
+
+
+def build(plan: Plan, out: Path, *, jobs: int | None = None, listener: Listener | None = None) -> BuildResult:
+    """Compiles what the cache lacks and links ``out/<library>/lib/<library>.so``.
+
+    Expects the sources in ``out/<library>/src`` (see `generate.generate`), for ``compile_commands.json`` only.
+
+    Raises:
+        InputError, BuildError: as `build_kernels`; also if ``out`` can't be written.
+    """
+    start = time.monotonic()
+    artifacts, compiled = build_kernels(plan.configs, jobs=jobs, listener=listener)
+    path = library_path(out, plan.library)
+    try:
+        linked = _link(plan, artifacts, path)
+        _write_compile_commands(plan, out)
+    except OSError as error:
+        raise InputError(f"can't write to {path.parent}: {error.strerror}") from error
+    return BuildResult(
+        library=path,
+        compiled=compiled,
+        reused=[config for config in plan.configs if config not in set(compiled)],
+        linked=linked,
+        seconds=time.monotonic() - start,
+        records={config.key: artifacts[config].record for config in plan.configs},
+    )
+
+
+def _link(plan: Plan, artifacts: dict[KernelConfig, Artifact], path: Path) -> bool:
+    """Links the library unless it is there already, made of the same parts. Returns whether it linked."""
+    compiler = cxx_compiler()
+    source = render_library(plan.library, plan.configs)
+    parts: dict[str, object] = {
+        "objects": {config.key: artifacts[config].record["files"]["kernel.o"] for config in plan.configs},
+        "source": hashlib.sha256(source.encode()).hexdigest(),
+        **compiler.identity(),
+    }
+    digest = digest_of(parts)
+    record_path = path.parent / RECORD_FILE
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        record = json.loads(record_path.read_text())
+        if record["digest"] == digest and record["sha256"] == file_digest(path):
+            return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with user_cache().scratch() as scratch:
+        (scratch / "library.cpp").write_text(source)
+        compile_step = Step(
+            "library.o",
+            ("library.cpp",),
+            tuple(compiler.compile_command("library.cpp", "library.o", include_dir())),
+        )
+        objects = [str(artifacts[config].verified("kernel.o")) for config in plan.configs]
+        link_step = Step("out.so", ("library.o",), tuple(compiler.link_command(["library.o", *objects], "out.so")))
+        failures = run_steps(scratch, [compile_step, link_step], 1, lambda *_: None, lambda _: None)
+        if failures:
+            raise BuildError(f"linking {path.name} failed: {failures[0].cause}\n{failures[0].text}")
+        write_atomic(path, (scratch / "out.so").read_bytes())
+    record = {
+        "digest": digest,
+        "sha256": file_digest(path),
+        "library": plan.library,
+        "kernels": [
+            {name: artifacts[config].record[name] for name in _LISTED} for config in plan.configs
+        ],
+    }
+    write_atomic(record_path, (json.dumps(record, indent=1) + "\n").encode())
+    return True
+
+
+_LISTED = ("key", "seconds", "library_bytes", "registers", "spill_bytes", "shared_memory")
+
+
+def _write_compile_commands(plan: Plan, out: Path) -> None:
+    """For editors and clang tools: how each rendered source compiles."""
+    folder = source_dir(out, plan.library).resolve()
+    compiler = cxx_compiler()
+    entries = []
+    for config in plan.configs:
+        source = config.key + source_suffix(config)
+        entries.append(
+            {
+                "directory": str(folder),
+                "file": source,
+                "arguments": compiler.compile_command(source, f"{config.key}.o", include_dir()),
+            }
+        )
+    data = (json.dumps(entries, indent=1) + "\n").encode()
+    path = folder.parent / "compile_commands.json"
+    if not path.is_file() or path.read_bytes() != data:
+        write_atomic(path, data)

@@ -1,0 +1,141 @@
+"""`gnaforge build` and `gnaforge generate`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .options import ArchOption, OutOption, SpecArgument, plan_of
+
+if TYPE_CHECKING:
+    from ..plan import Plan
+
+_OUT = Path("generated")
+
+
+def _say_notes(plan: Plan) -> None:
+    for note in plan.notes:
+        print(f"note: {note}", file=sys.stderr)
+
+
+def generate(
+    spec: SpecArgument,
+    out: OutOption = _OUT,
+    arch: ArchOption = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; exit 1 if DIR differs from what would be written.")
+    ] = False,
+) -> None:
+    """Render the C++ sources of a spec's kernels, without compiling them.
+
+    Example: [bold]gnaforge generate hunyuan-video -o generated[/]
+    """
+    from .. import generate as generating
+
+    plan = plan_of(spec, arch)
+    _say_notes(plan)
+    if not check:
+        folder = generating.generate(plan, out)
+        print(f"{len(plan.configs)} kernels in {folder}")
+        return
+    drift = generating.check(plan, out)
+    folder = generating.source_dir(out, plan.library)
+    if not drift:
+        print(f"{folder} is up to date")
+        return
+    for what, names in (("missing", drift.missing), ("changed", drift.changed), ("orphan", drift.orphans)):
+        for name in names:
+            print(f"{what}: {folder / name}", file=sys.stderr)
+    print(f"{folder} is stale: run `gnaforge generate {spec} -o {out}`", file=sys.stderr)
+    raise typer.Exit(1)
+
+
+def build(
+    spec: SpecArgument,
+    out: OutOption = _OUT,
+    arch: ArchOption = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option("-j", "--jobs", min=1, help="Compilations at once.", show_default="by processors and memory"),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be compiled; write nothing.")] = False,
+) -> None:
+    """Compile a spec's kernels into one loadable library.
+
+    Kernels go to the compile cache too, where na1d, na2d and na3d find them by themselves. What the cache has already
+    is not compiled again; what decides is content, not time stamps.
+
+    Example: [bold]gnaforge build hunyuan-video --arch cpu[/]
+    """
+    from .. import build as building
+    from .. import generate as generating
+
+    plan = plan_of(spec, arch)
+    _say_notes(plan)
+    building.refuse_unavailable(plan.configs)
+    if dry_run:
+        _dry_run(plan)
+        return
+    generating.generate(plan, out)
+    with _Progress() as progress:
+        result = building.build(plan, out, jobs=jobs, listener=building.Listener(progress.update, progress.note))
+    size = result.library.stat().st_size / 1e6
+    print(
+        f"{result.library}: {len(plan.configs)} kernels, {size:.1f} MB; "
+        f"{len(result.compiled)} compiled, {len(result.reused)} from the cache, {result.seconds:.1f} s"
+    )
+    print("na1d, na2d and na3d find these kernels by themselves; elsewhere: gnaforge.load_library(path)")
+
+
+def _dry_run(plan: Plan) -> None:
+    from ..build import make_jobs, split_cached
+    from ..build_tools.cache import user_cache
+    from ..build_tools.toolchain import cxx_compiler, job_limit
+
+    compiler = cxx_compiler()
+    _, pending = split_cached(make_jobs(plan.configs, compiler), user_cache())
+    waiting = {job.config for job in pending}
+    for config in plan.configs:
+        print(f"{'compile' if config in waiting else 'cached '}  {config.key}")
+    print(
+        f"{len(pending)} of {len(plan.configs)} kernels to compile with {compiler.version}, "
+        f"at most {job_limit(1.0)} at once; nothing was written"
+    )
+
+
+class _Progress:
+    """A progress bar on stderr that appears with the first finished kernel of a build."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import TimeRemainingColumn as Remaining
+
+        self._console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("compiling"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            Remaining(),
+            console=self._console,
+            transient=True,
+        )
+        self._task = self._bar.add_task("compiling", total=None, visible=False)
+
+    def __enter__(self) -> _Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def update(self, done: int, total: int) -> None:
+        self._bar.update(self._task, completed=done, total=total, visible=True)
+
+    def note(self, line: str) -> None:
+        self._console.print(f"note: {line}")

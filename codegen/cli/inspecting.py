@@ -1,0 +1,144 @@
+"""`gnaforge list`, `gnaforge doctor` and `gnaforge schema`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .options import JsonOption, plan_of
+
+
+def _print_json(value: object) -> None:
+    import json
+
+    print(json.dumps(value, indent=2))
+
+
+def _cached_rows() -> list[dict[str, Any]]:
+    from ..build_tools.cache import cache_layers
+    from ..runtime.config import OPS
+
+    return [
+        {**artifact.record, "where": str(artifact.folder)}
+        for cache in cache_layers()
+        for artifact in cache.artifacts()
+        if str(artifact.record.get("key", "")).startswith(OPS)
+    ]
+
+
+def _planned_rows(spec: str) -> list[dict[str, Any]]:
+    cached = {row["key"]: row for row in _cached_rows()}
+    plan = plan_of(spec, None)
+    return [{"where": "", **cached.get(config.key, {}), "key": config.key} for config in plan.configs]
+
+
+def _row(raw: dict[str, Any]) -> dict[str, Any]:
+    from ..runtime.config import KernelConfig
+
+    config = KernelConfig.parse(raw["key"])
+    facts = ("seconds", "library_bytes", "registers", "spill_bytes", "shared_memory")
+    return {
+        "key": config.key,
+        "arch": config.arch,
+        "q_tile": list(config.q_tile),
+        "kv_tile": list(config.kv_tile),
+        **{name: raw.get(name) for name in facts},
+        "where": raw.get("where", ""),
+    }
+
+
+def list_kernels(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[SPEC|LIB]",
+            help="A spec, a preset's name, or a library (.so). Without it: what the compile cache holds.",
+            show_default=False,
+        ),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """List kernels: keys, tiles, and what is known of the compiled ones. Needs no compiler.
+
+    Examples: [bold]gnaforge list[/], [bold]gnaforge list hunyuan-video[/],
+    [bold]gnaforge list generated/quickstart/lib/quickstart.so[/]
+    """
+    from ..library_file import read_library
+
+    if source is None:
+        raw = _cached_rows()
+    elif source.endswith(".so"):
+        raw = [{**row, "where": source} for row in read_library(Path(source))]
+    else:
+        raw = _planned_rows(source)
+    rows = [_row(row) for row in raw]
+    if json:
+        _print_json(rows)
+        return
+    if not rows:
+        print("no kernels yet: try `gnaforge quickstart`, or `gnaforge build PRESET`; presets:")
+        _print_presets()
+        return
+    _print_table(rows)
+
+
+def _print_presets() -> None:
+    from ..spec import presets
+
+    for name, description in presets().items():
+        print(f"  {name:16} {description}")
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("kernel", no_wrap=True)
+    for name in ("size", "compiled in", "registers", "shared memory"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        size = row["library_bytes"]
+        table.add_row(
+            row["key"],
+            f"{size / 1e3:.0f} KB" if size else "not built",
+            f"{row['seconds']:.1f} s" if row["seconds"] else "",
+            str(row["registers"] or ""),
+            f"{row['shared_memory']} B" if row["shared_memory"] else "",
+        )
+    console = Console()
+    # A key is there to be copied, so a narrow terminal wraps lines rather than cut them.
+    console.print(table, width=max(console.width, 110), crop=False, overflow="ignore")
+
+
+def doctor(json: JsonOption = False) -> None:
+    """Say what gnaforge needs, what it found where, and how to get what is missing.
+
+    Exits with 1 if cpu kernels can't be built and run here.
+    """
+    from ..doctor import GROUPS, examine
+
+    findings = examine()
+    if json:
+        _print_json([vars(finding) for finding in findings])
+    else:
+        for group in GROUPS:
+            print(f"To {group}:")
+            for finding in findings:
+                if finding.group == group:
+                    print(f"  {'ok     ' if finding.ok else 'MISSING'} {finding.name}: {finding.detail}")
+    if not all(finding.ok for finding in findings if finding.group != GROUPS[2]):
+        raise typer.Exit(1)
+
+
+def schema() -> None:
+    """Print the JSON Schema of kernel specs, for editors.
+
+    Example: [bold]gnaforge schema > gnaforge.schema.json[/], then put
+    [bold]# yaml-language-server: $schema=gnaforge.schema.json[/] on a spec's first line.
+    """
+    from ..spec import json_schema
+
+    _print_json(json_schema())

@@ -1,0 +1,56 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ..plan import Plan
+
+SpecArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="SPEC",
+        help="A kernel-spec YAML file, the name of a preset, or the key of one kernel.",
+        show_default=False,
+    ),
+]
+OutOption = Annotated[
+    Path, typer.Option("-o", "--out", metavar="DIR", help="Where to write: DIR/<library>/src and DIR/<library>/lib.")
+]
+ArchOption = Annotated[
+    list[str] | None,
+    typer.Option("--arch", metavar="ARCH", help="Take only these archs of the spec; may be given more than once."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+def plan_of(spec: str, arches: list[str] | None) -> Plan:
+    """The plan for a SPEC argument: a path, a preset's name, or a kernel's key.
+
+    Raises:
+        InputError: it is none of them, or what it names is wrong.
+    """
+    from ..arch import ARCHES
+    from ..errors import InputError
+    from ..plan import Plan, plan
+    from ..runtime.config import OPS, KernelConfig
+    from ..spec import load_spec
+
+    if not spec.startswith(tuple(op + "-" for op in OPS)):
+        return plan(load_spec(spec), arches)
+    try:
+        config = KernelConfig.parse(spec)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    if config.arch not in ARCHES:
+        raise InputError(f"{spec}: unknown arch {config.arch!r}; known: {', '.join(ARCHES)}")
+    problems = ARCHES[config.arch].problems(config)
+    if problems:
+        raise InputError("\n".join(f"{spec}: {name}: {reason}" for name, reason in problems))
+    if arches and config.arch not in arches:
+        raise InputError(f"{spec}: --arch {' '.join(arches)} excludes this kernel, which is for {config.arch}")
+    return Plan(library="single", configs=(config,))

@@ -1,0 +1,82 @@
+"""Builds the core extension into the cache, once per torch and compiler; later processes take it from there."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+from .build import include_dir
+from .build_tools.cache import digest_of, user_cache
+from .build_tools.compile import Step, run_steps
+from .build_tools.includes import include_closure
+from .build_tools.toolchain import cxx_compiler
+from .errors import BuildError
+from .render import template_dir
+
+CORE_FILE = "core.so"
+_NAME = "core"
+_SOURCES = ("core.cpp", "table.h")
+_DEFINES = ("-DTORCH_TARGET_VERSION=0x020a000000000000",)  # runs on torch 2.10 and later
+# Without --no-as-needed the linker drops libtorch, and with it the way to libtorch_cuda's current stream.
+_LIBRARIES = ("-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu")
+
+
+def torch_dir() -> Path:
+    """The installed torch package's folder, found without importing it."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        raise BuildError("torch is not installed: pip install 'torch>=2.10'")
+    return Path(spec.origin).parent
+
+
+def core_path() -> Path:
+    """The core extension for the installed torch, compiled if the cache has none (a few seconds).
+
+    Raises:
+        BuildError: no compiler or no torch, or the compilation failed.
+    """
+    sources = {name: (template_dir() / "core" / name).read_text() for name in _SOURCES}
+    torch = torch_dir()
+    compiler = cxx_compiler()
+    digest = digest_of(
+        {
+            "sources": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in sources.items()},
+            "headers": include_closure("".join(sources.values()), include_dir()),
+            "torch": version("torch"),
+            "options": [*_DEFINES, *_LIBRARIES],
+            **compiler.identity(),
+        }
+    )
+    cache = user_cache()
+    if (artifact := cache.find(_NAME, digest)) is not None:
+        return artifact.folder / CORE_FILE
+    cache.make_ready()
+    with cache.lock(_NAME, digest):
+        if (artifact := cache.find(_NAME, digest)) is not None:
+            return artifact.folder / CORE_FILE
+        print("gnaforge: building its torch extension, once for this torch ...", file=sys.stderr, flush=True)
+        with cache.scratch() as scratch:
+            folder = scratch / _NAME
+            folder.mkdir()
+            for name, text in sources.items():
+                (folder / name).write_text(text)
+            compile_command = compiler.compile_command(f"{_NAME}/core.cpp", f"{_NAME}/core.o", include_dir())
+            link_command = compiler.link_command([f"{_NAME}/core.o"], f"{_NAME}/{CORE_FILE}")
+            steps = [
+                Step(
+                    f"{_NAME}/core.o",
+                    (f"{_NAME}/core.cpp",),
+                    (*compile_command, *_DEFINES, "-isystem", str(torch / "include")),
+                ),
+                Step(f"{_NAME}/{CORE_FILE}", (f"{_NAME}/core.o",), (*link_command, f"-L{torch / 'lib'}", *_LIBRARIES)),
+            ]
+            failures = run_steps(scratch, steps, 1, lambda *_: None, lambda _: None)
+            if failures:
+                raise BuildError(f"gnaforge's torch extension did not compile: {failures[0].cause}\n{failures[0].text}")
+            for step in steps:
+                (scratch / step.log).unlink()
+            record = {"key": _NAME, "torch": version("torch"), "compiler": compiler.version}
+            return cache.publish(_NAME, digest, folder, record).folder / CORE_FILE

@@ -1,0 +1,137 @@
+"""What gnaforge needs, what it found where, and how to get what is missing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, entry_points, version
+from pathlib import Path
+
+from .build_tools.cache import cache_layers, user_cache
+from .build_tools.cuda import find_cutlass, find_nvcc
+from .build_tools.toolchain import available_memory_gb, cxx_compiler, job_limit
+from .core_extension import torch_dir
+from .errors import GnaforgeError
+
+GROUPS = ("run", "build cpu kernels", "build GPU kernels")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked for.
+
+    Attributes:
+        name: what it is.
+        group: what it is needed for, one of `GROUPS`.
+        ok: whether it is there and usable.
+        detail: what was found and where, or what is wrong and how to mend it.
+    """
+
+    name: str
+    group: str
+    ok: bool
+    detail: str
+
+
+def _find(name: str, group: str, probe: Callable[[], str]) -> Finding:
+    try:
+        return Finding(name, group, True, probe())
+    except (GnaforgeError, PackageNotFoundError, ImportError, OSError) as error:
+        return Finding(name, group, False, str(error))
+
+
+def _torch() -> str:
+    return f"{version('torch')} in {torch_dir()}"
+
+
+def _gpu() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+        raise OSError(f"none that torch can use (torch is {built}); only cpu kernels run here")
+    names = []
+    for i in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(i)
+        names.append(f"{torch.cuda.get_device_name(i)} (sm{major}{minor})")
+    return ", ".join(names)
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    flags: set[str] = set()
+    if info.exists():
+        line = next((line for line in info.read_text().splitlines() if line.startswith("flags")), "")
+        flags = set(line.split(":", 1)[-1].split())
+    if {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= flags:
+        isa = "AVX-512"
+    elif {"avx2", "fma", "f16c"} <= flags:
+        isa = "AVX2"
+    else:
+        isa = "portable vectors"
+    return f"{platform.machine()}, kernels use {isa}; {available_memory_gb():.0f} GB free, {job_limit(1.0)} build jobs"
+
+
+def _compiler() -> str:
+    compiler = cxx_compiler()
+    return f"{compiler.version}, {compiler.path}"
+
+
+def _ninja() -> str:
+    import ninja
+
+    return f"{version('ninja')} in {ninja.BIN_DIR}"
+
+
+def _nvcc() -> str:
+    nvcc = find_nvcc()
+    return f"{nvcc.version} ({nvcc.source}), {nvcc.path}"
+
+
+def _cutlass() -> str:
+    return f"{version('nvidia-cutlass')}, {find_cutlass()}"
+
+
+def _cache() -> str:
+    cache = user_cache()
+    if not cache.root.exists():
+        return f"{cache.root} (not there yet; the first build makes it)"
+    cache.make_ready()
+    artifacts = list(cache.artifacts())
+    size = sum(path.stat().st_size for artifact in artifacts for path in artifact.folder.iterdir())
+    return f"{cache.root}: {len(artifacts)} artifacts, {size / 1e6:.1f} MB"
+
+
+def _layers() -> str:
+    layers = cache_layers()[:-1]
+    for layer in layers:
+        if not layer.trusted():
+            raise OSError(f"{layer.root} in GNAFORGE_CACHE_PATH is missing, or others may write to it: not used")
+    return ", ".join(str(layer.root) for layer in layers) or "none (GNAFORGE_CACHE_PATH is not set)"
+
+
+def _packages() -> str:
+    names = sorted(entry.name for entry in entry_points(group="gnaforge.libraries"))
+    return ", ".join(names) or "none"
+
+
+def examine() -> list[Finding]:
+    """Looks at everything; takes a few seconds, because torch is imported to ask for GPUs."""
+    run, cpu, gpu = GROUPS
+    python = f"{platform.python_version()} in {sys.prefix} on {platform.platform()}"
+    return [
+        Finding("python", run, True, python),
+        _find("torch", run, _torch),
+        _find("processor", run, lambda: _cpu()),
+        _find("GPU", gpu, _gpu),
+        _find("C++ compiler", cpu, _compiler),
+        _find("ninja", cpu, _ninja),
+        _find("cache", cpu, _cache),
+        _find("cache layers", run, _layers),
+        _find("kernel packages", run, _packages),
+        _find(f"CUDA compiler (GNAFORGE_TOOLCHAIN={os.environ.get('GNAFORGE_TOOLCHAIN', 'auto')})", gpu, _nvcc),
+        _find("CUTLASS headers", gpu, _cutlass),
+    ]
