@@ -1,12 +1,12 @@
 """Windows, tiles and masks of GNA, vectorised with NumPy and exact (64-bit integers).
 
-GNA is separable: a key is visible to a query iff it is visible along every token dimension. So everything here works
-on one dimension, an `Axis`, and problems are sequences of axes, outermost dimension first. An axis with dilation falls
-apart into groups (tokens g, g + dilation, ...) that don't see each other; windows and tiles are those of a group, and
-positions are positions within the group.
+GNA is separable: a key is visible to a query iff it is visible along every token dimension. So everything
+here works on one dimension, an `Axis`, and problems are sequences of axes, outermost dimension first. An axis
+with dilation falls apart into groups (tokens g, g + dilation, ...) that don't see each other; windows and tiles
+are those of a group, and positions are positions within the group.
 
-The rules are those of ``templates/include/gnaforge/{window,tiles}.h``, which kernels compile; the tests compare both
-with one brute force.
+The rules are those of ``templates/include/gnaforge/{window,tiles}.h``, which kernels compile; the tests hold
+both to one brute force.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
 Tiling = Literal["dynamic", "static"]
-"""Where KV tiles lie: ``dynamic`` from the Q tile's first visible key on (our kernels), ``static`` on a fixed grid
-from key 0 on (NATTEN's Hopper and Blackwell kernels)."""
+"""Where KV tiles lie: ``dynamic`` from the Q tile's first visible key on (our kernels), ``static`` on a fixed
+grid from key 0 on (NATTEN's Hopper and Blackwell kernels)."""
 
 MAX_LENGTH = 2**30 - 1
 """Longest token dimension, as max_axis_length in problem.h."""
@@ -43,8 +43,8 @@ class Axis:
         causal: a query sees no key after itself.
 
     Raises:
-        ValueError: a field is not a positive integer (``causal``: not a bool), or not
-            stride <= window, window * dilation <= length <= MAX_LENGTH; the message begins with the field's name.
+        ValueError: a field is not a positive integer (``causal``: not a bool), or the fields break
+            stride <= window, window * dilation <= length <= MAX_LENGTH. The message begins with the field.
     """
 
     length: int
@@ -72,10 +72,9 @@ class Axis:
 
     def groups(self) -> list[tuple[Axis, int]]:
         """All dilation groups, equal ones together: one or two pairs (axis, how many there are of it)."""
-        longer = self.length % self.dilation
-        first_shorter = longer  # groups below it hold one token more
-        pairs = [(self.group(0), longer)] if longer else []
-        return [*pairs, (self.group(first_shorter), self.dilation - longer)]
+        longer = self.length % self.dilation  # this many groups, the first ones, hold one token more
+        pairs = [(self.group(0), longer), (self.group(longer), self.dilation - longer)]
+        return [pair for pair in pairs if pair[1]]
 
 
 def axes(
@@ -95,14 +94,14 @@ def axes(
     for name, value in (("window", window), ("stride", stride), ("dilation", dilation), ("causal", causal)):
         column = [value] * rank if isinstance(value, int) else list(value)
         if len(column) != rank:
-            raise ValueError(f"{name}: {tuple(column)} has {len(column)} entries for {rank} token dimensions")
+            raise ValueError(f"{name}: {tuple(column)} has {len(column)} entries for {rank} dimensions")
         columns.append(column)
     result = []
     for dim, (length, w, s, d, c) in enumerate(zip(tokens, *columns, strict=True)):
         try:
-            result.append(Axis(length, w, s, d, c))  # type: ignore[arg-type]  # Axis checks that c is a bool
+            result.append(Axis(length, w, s, d, c))
         except ValueError as error:
-            raise ValueError(f"{error} (token dimension {dim})") from None
+            raise ValueError(f"{error} (dimension {dim})") from None
     return tuple(result)
 
 
@@ -123,7 +122,7 @@ def window(length: int, window: int, stride: int = 1, causal: bool = False) -> t
 def transposed_window(
     length: int, window: int, stride: int = 1, causal: bool = False
 ) -> tuple[IntArray, IntArray]:
-    """Queries [start, end) of one dilation group that see each key: the transpose of `window`; arrays are [length].
+    """Queries [start, end) of one dilation group that see each key, the transpose of `window`; [length] too.
 
     Raises:
         ValueError: as `Axis`.
@@ -159,8 +158,8 @@ class AxisTiles:
 
     Attributes:
         begin, end: the keys that some query of the Q tile sees.
-        origin: first key of tile 0: ``begin``, or where tiling is static the grid point at or before it. Tile j holds
-            the keys [origin + j * kv_extent, origin + (j + 1) * kv_extent), some of which may not exist.
+        origin: first key of tile 0: ``begin``, or where tiling is static the grid point at or before it.
+            Tile j holds the keys from origin + j * kv_extent on; the last one may reach past the axis.
         count: tiles that cover ``begin`` to ``end``.
         interior_begin, interior_end: tiles in which every query sees every key; 0, 0 where there are none.
     """
@@ -191,7 +190,7 @@ def _tiles_from(axis: Axis, q_begin: IntArray, q_extent: int, kv_extent: int, ti
     if tiling not in ("dynamic", "static"):
         raise ValueError(f"tiling: {tiling!r} is not 'dynamic' or 'static'")
     _check_positive("kv_extent", kv_extent)
-    # Window starts and ends never fall, so the first and the last query alone tell what any and what all queries see.
+    # Window starts and ends never fall, so the first and last query tell what any and what all queries see.
     begin, all_end = _windows(axis, q_begin)
     all_begin, end = _windows(axis, np.minimum(q_begin + q_extent, axis.length) - 1)
     origin = begin if tiling == "dynamic" else begin - begin % kv_extent
@@ -210,8 +209,13 @@ def _tiles_from(axis: Axis, q_begin: IntArray, q_extent: int, kv_extent: int, ti
 
 @dataclass(frozen=True)
 class TileCounts:
-    """Tiles of one batch entry and head: Q tiles, pairs of a Q tile and a KV tile that it visits, and how many of these
-    pairs are interior (every query of the one sees every key of the other, so no mask is needed)."""
+    """Tiles of one batch entry and head.
+
+    Attributes:
+        q_tiles: Q tiles.
+        visited: pairs of a Q tile and a KV tile that it visits.
+        interior: those of the pairs that need no mask: every query of the one sees every key of the other.
+    """
 
     q_tiles: int
     visited: int
@@ -255,14 +259,15 @@ def tile_list(
         q_begin: a position per axis.
 
     Returns:
-        The first key of each tile, [tiles, rank], and how many tiles are interior; these come first. The order is
-        that of TileList::coordinates in tiles.h.
+        The first key of each tile, [tiles, rank], and how many tiles are interior; these come first. The
+        order is that of TileList::coordinates in tiles.h.
 
     Raises:
         ValueError: as `count_tiles` and `axis_tiles`, or ``q_begin`` lies outside the axes.
     """
     _check_rank(axes, q_tile=q_tile, kv_tile=kv_tile, q_begin=q_begin)
-    every, inside, outside = [], [], []  # per axis: the first keys of all tiles, of interior ones, of the rest
+    # Per axis: the first keys of all tiles, of the interior ones, and of the others.
+    every, inside, outside = [], [], []
     for axis, q_extent, kv_extent, begin in zip(axes, q_tile, kv_tile, q_begin, strict=True):
         _check_positive("q_tile", q_extent)
         if not 0 <= begin < axis.length:
@@ -273,7 +278,7 @@ def tile_list(
         every.append(origins)
         inside.append(origins[interior])
         outside.append(np.delete(origins, interior))
-    # The shell splits into one slab per axis: interior along the axes before it, outside along it, any after it.
+    # The shell is one slab per axis: interior along the axes before it, outside along it, any along later ones.
     slabs = [inside, *([*inside[:d], outside[d], *every[d + 1 :]] for d in range(len(axes)))]
     return np.concatenate([_product(slab) for slab in slabs]), prod(map(len, inside))
 
@@ -294,7 +299,8 @@ def attended(axes: Sequence[Axis], query: Sequence[int]) -> BoolArray:
         row = np.zeros(axis.length, dtype=np.bool_)
         row[group :: axis.dilation][start[0] : end[0]] = True
         rows.append(row)
-    return np.logical_and.reduce(np.ix_(*rows))
+    visible: BoolArray = reduce(np.multiply.outer, rows)
+    return visible
 
 
 def mask(axes: Sequence[Axis]) -> BoolArray:
@@ -332,4 +338,4 @@ def _check_positive(name: str, value: int) -> None:
 def _check_rank(axes: Sequence[Axis], **values: Sequence[int]) -> None:
     for name, value in values.items():
         if len(value) != len(axes):
-            raise ValueError(f"{name}: {tuple(value)} has {len(value)} entries for {len(axes)} token dimensions")
+            raise ValueError(f"{name}: {tuple(value)} has {len(value)} entries for {len(axes)} dimensions")

@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -59,7 +60,9 @@ def _load_core() -> ctypes.CDLL:
     from .torch_ops import register_python_parts
 
     if _core_path is None:
-        raise LibraryError("no core extension: import gnaforge or an installed gnaforge_* package first")
+        # The package around this runtime has a module `api` that calls set_core_path.
+        import_module(f"{__package__.rpartition('.')[0]}.api")
+    assert _core_path is not None
     path = _core_path()
     try:
         library = ctypes.CDLL(os.fspath(path))

@@ -101,12 +101,19 @@ def _recover(error: RuntimeError, operator: Any, *arguments: Any) -> tuple[torch
             message = str(second)
             if not message.startswith(_NO_KERNEL):
                 raise
-    raise NoKernelError(f"{message}\n{lookup.remedy(request)}") from None
+    pinned = arguments[5]
+    if not pinned:
+        remedy = lookup.remedy(request)
+    elif "is loaded" in message:
+        remedy = f"build it with: gnaforge build {pinned}"
+    else:
+        remedy = "leave out kernel= to let gnaforge choose one that fits"
+    raise NoKernelError(f"{message}\n{remedy}") from None
 
 
 def _kernel_key(rank: int, query: torch.Tensor, kernel: KernelConfig | str | None, q_tile: Any, kv_tile: Any) -> str:
     if kernel is not None:
-        return kernel if isinstance(kernel, str) else kernel.key
+        return KernelConfig.parse(kernel).key if isinstance(kernel, str) else kernel.key
     if q_tile is None and kv_tile is None:
         return ""
     return _key_with_tiles(

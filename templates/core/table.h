@@ -156,9 +156,10 @@ inline Choice choose(const Table& table, const std::string& key, const gnaforge_
   std::string why;
   if (!key.empty()) {
     const auto found = kernels->find(key);
-    if (found == kernels->end()) throw std::runtime_error("gnaforge: no kernel " + key + " is loaded");
+    if (found == kernels->end()) throw std::runtime_error("gnaforge: no kernel " + key + " is loaded or in the cache");
     if (!can_run(found->second, args, why))
-      throw std::runtime_error("gnaforge: kernel " + key + " can't run this problem (" + describe(args) + "): " + why);
+      throw std::runtime_error("gnaforge: no kernel fits: " + key + " was asked for and can't run this problem (" +
+                               describe(args) + "): " + why);
     return {found->second.entry, found->second.entry->workspace_bytes(&args)};
   }
   const gnaforge_entry* best = nullptr;

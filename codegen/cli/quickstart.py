@@ -1,0 +1,55 @@
+"""`gnaforge quickstart`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import OutOption
+
+_PRESET = "quickstart"
+
+
+def quickstart(
+    out: OutOption = Path("generated"),
+    plot: Annotated[
+        Path, typer.Option("--plot", metavar="FILE", help="Where the picture of the pattern goes.")
+    ] = Path("gnaforge-quickstart.png"),
+) -> None:
+    """See the whole pipeline: build a small preset, run it, check it, time it, draw it. About a minute.
+
+    Builds the preset [bold]quickstart[/], runs its problem, compares with exact attention in float64, times it beside
+    torch's SDPA with the same mask, and draws what queries attend to.
+    """
+    from .. import build as building
+    from .. import generate as generating
+    from ..errors import InputError
+    from ..plan import plan
+    from ..plot import draw_pattern
+    from ..spec import load_spec
+    from .building import _Progress
+
+    if plot.suffix.lower() != ".png" or not plot.parent.is_dir():
+        raise InputError(f"--plot {plot}: give the name of a .png file in an existing folder")
+    spec = load_spec(_PRESET)
+    kernels = plan(spec)
+    print(f"1. Building {len(kernels.configs)} kernels of the preset {_PRESET!r} ...", file=sys.stderr)
+    generating.generate(kernels, out)
+    with _Progress() as progress:
+        result = building.build(kernels, out, listener=building.Listener(progress.update, progress.note))
+    print("2. Running them beside exact attention in float64 and torch's SDPA ...", file=sys.stderr)
+    from .. import quickstart_run  # imports torch
+
+    shape = next(iter(kernels.shapes.values()))[0]
+    rows = quickstart_run.check_and_time(result.library, kernels.configs, shape)
+    print("3. Drawing ...", file=sys.stderr)
+    config = kernels.configs[0]
+    draw_pattern(
+        plot, shape.tokens, shape.window, shape.stride, shape.dilation, shape.causal, config.q_tile, config.kv_tile
+    )
+    quickstart_run.report(result, rows, shape, plot)
+    if not all(row.good for row in rows):
+        raise typer.Exit(1)

@@ -1,0 +1,102 @@
+"""The meaning of GNA in a few lines of torch: masks, and exact attention in float64. Slow; for checks and benchmarks.
+
+Semantics: GNA, arXiv 2504.16922, with NATTEN's border behaviour (windows shift inwards at borders).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Window, stride, dilation and causal flag of each token dimension."""
+
+    window: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    causal: tuple[bool, ...]
+
+    @property
+    def rank(self) -> int:
+        """Number of token dimensions."""
+        return len(self.window)
+
+    def arguments(self) -> dict[str, tuple[int, ...]]:
+        """As keyword arguments of `neighborhood_attention`."""
+        return {
+            "kernel_size": self.window,
+            "stride": self.stride,
+            "dilation": self.dilation,
+            "is_causal": self.causal,
+        }
+
+
+def visible(
+    query: torch.Tensor, key: torch.Tensor, length: int, window: int, stride: int, dilation: int, causal: bool
+) -> torch.Tensor:
+    """Whether ``query`` sees ``key`` along one dimension; both hold positions, of any shapes that broadcast."""
+    group = query % dilation
+    group_length = (length - group + dilation - 1) // dilation
+    i, j = query // dilation, key // dilation
+    first = i - i % stride
+    if causal:
+        leader = torch.minimum(first + stride - 1, group_length - 1)
+        seen = (j > leader - window) & (j <= i)
+    else:
+        leader = torch.minimum(first + stride // 2, group_length - 1)
+        begin = torch.minimum((leader - window // 2).clamp(min=0), group_length - window)
+        seen = (j >= begin) & (j < begin + window)
+    return seen & (key % dilation == group)
+
+
+def mask_rows(tokens: Sequence[int], pattern: Pattern, begin: int, end: int) -> torch.Tensor:
+    """Rows ``[begin, end)`` of the visibility mask, bool ``[end - begin, prod(tokens)]``; tokens in row-major order."""
+    rest = torch.arange(begin, end)
+    rows = torch.ones((end - begin, *[1] * len(tokens)), dtype=torch.bool)
+    for d in reversed(range(len(tokens))):
+        position, rest = rest % tokens[d], rest // tokens[d]
+        axis = visible(
+            position[:, None],
+            torch.arange(tokens[d])[None, :],
+            tokens[d],
+            pattern.window[d],
+            pattern.stride[d],
+            pattern.dilation[d],
+            pattern.causal[d],
+        )
+        rows = rows & axis.view(end - begin, *[tokens[d] if e == d else 1 for e in range(len(tokens))])
+    return rows.reshape(end - begin, prod(tokens))
+
+
+def attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pattern: Pattern, scale: float | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Exact neighborhood attention in float64, by brute force over all pairs.
+
+    Shapes as for `neighborhood_attention`. Returns output ``[batch, *tokens, heads, head_dim_v]`` and log-sum-exp
+    ``[batch, *tokens, heads]``, both float64.
+    """
+    tokens = query.shape[1:-2]
+    count, group = prod(tokens), query.shape[-2] // key.shape[-2]
+
+    def heads_first(tensor: torch.Tensor, repeats: int) -> torch.Tensor:
+        return tensor.double().flatten(1, -3).transpose(1, 2).repeat_interleave(repeats, dim=1)
+
+    q, k, v = heads_first(query, 1), heads_first(key, group), heads_first(value, group)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    rows = max(1, 2**24 // count)  # bounds the score matrix, not the result
+    outputs, sums = [], []
+    for begin in range(0, count, rows):
+        end = min(begin + rows, count)
+        scores = (q[:, :, begin:end] @ k.mT) * scale
+        scores.masked_fill_(~mask_rows(tokens, pattern, begin, end), float("-inf"))
+        sums.append(torch.logsumexp(scores, dim=-1))
+        outputs.append(torch.softmax(scores, dim=-1) @ v)
+    out = torch.cat(outputs, dim=2).transpose(1, 2)
+    lse = torch.cat(sums, dim=2).transpose(1, 2)
+    return out.reshape(*query.shape[:-1], value.shape[-1]), lse.reshape(query.shape[:-1])

@@ -1,0 +1,260 @@
+"""Reads a YAML file into plain values and remembers where each one stands, for messages with line and column.
+
+Works on PyYAML's events, not its node tree: deep nesting can't exhaust the stack, and no tag constructs anything.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from .errors import InputError
+
+YamlPath = tuple[str | int, ...]
+
+MAX_BYTES = 1_000_000
+MAX_DEPTH = 20
+MAX_REPORTED = 50
+
+_INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,17})")
+_RESOLVER = yaml.resolver.Resolver()  # type: ignore[no-untyped-call]
+
+
+@dataclass(frozen=True, order=True)
+class Position:
+    """Where something stands in a file; line and column count from 1."""
+
+    line: int
+    column: int
+
+    @classmethod
+    def of(cls, mark: Any) -> Position:
+        """The position of a PyYAML mark, which counts from 0."""
+        return cls(mark.line + 1, mark.column + 1)
+
+    def __str__(self) -> str:
+        return f"{self.line}:{self.column}"
+
+
+@dataclass(frozen=True, order=True)
+class Problem:
+    """One thing that is wrong: where, in which field, and what."""
+
+    position: Position
+    field: str
+    text: str
+
+
+@dataclass
+class Document:
+    """A YAML file as plain values, with the position of every value and of every field name."""
+
+    value: Any = None
+    values: dict[YamlPath, Position] = field(default_factory=dict)
+    names: dict[YamlPath, Position] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    refused: set[YamlPath] = field(default_factory=set)
+
+    def add(self, position: Position, path: YamlPath, text: str) -> None:
+        """Records a problem of the value at ``path``."""
+        self.problems.append(Problem(position, path_text(path), text))
+        self.refused.add(path)
+
+    def locate(self, path: YamlPath) -> YamlPath:
+        """The longest part of ``path`` that the file holds (one value may stand for a list of one)."""
+        while path and path not in self.values:
+            path = path[:-1]
+        return path
+
+
+class _Unreadable(Exception):
+    """Reading can't go on; the problem is recorded in the document."""
+
+
+@dataclass
+class _Container:
+    """A list or mapping that is being read."""
+
+    path: YamlPath
+    value: list[Any] | dict[str, Any]
+    name: str | None = None
+
+
+def path_text(path: YamlPath) -> str:
+    """``kernels[0].window[1]`` for ``("kernels", 0, "window", 1)``."""
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part[:40]}" for part in path)
+    return text.removeprefix(".")
+
+
+def failure(file: str, problems: Iterable[Problem]) -> InputError:
+    """One error that lists all ``problems`` in the order of the file."""
+    ordered = sorted(set(problems))
+    lines = [
+        f"{file}:{problem.position}: {problem.field + ': ' if problem.field else ''}{problem.text}"
+        for problem in ordered[:MAX_REPORTED]
+    ]
+    if len(ordered) > MAX_REPORTED:
+        lines.append(f"{file}: {len(ordered) - MAX_REPORTED} more problems are not shown")
+    return InputError("\n".join(lines))
+
+
+def read_yaml(data: bytes, file: str) -> Document:
+    """The one mapping that ``data`` holds. Values that can't be read are in the document's ``problems``.
+
+    Raises:
+        InputError: ``data`` is not YAML, not UTF-8, empty, too large, nested too deep, or not one mapping.
+    """
+    document = Document()
+    try:
+        _fill(document, _decode(document, data))
+    except _Unreadable:
+        raise failure(file, document.problems) from None
+    return document
+
+
+def _decode(document: Document, data: bytes) -> str:
+    start = Position(1, 1)
+    if len(data) > MAX_BYTES:
+        document.add(start, (), f"the file is larger than {MAX_BYTES:,} bytes, too large for a kernel spec")
+        raise _Unreadable
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        before = data[: error.start].decode("utf-8", errors="replace")
+        text = f"byte 0x{data[error.start]:02x} is not UTF-8; a kernel spec is a YAML text file"
+        document.add(_position_after(before), (), text)
+        raise _Unreadable from None
+
+
+def _position_after(text: str) -> Position:
+    return Position(text.count("\n") + 1, len(text) - text.rfind("\n"))
+
+
+def _fill(document: Document, text: str) -> None:
+    open_containers: list[_Container] = []
+    documents = 0
+    last = Position(1, 1)
+    try:
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):  # type: ignore[no-untyped-call]
+            last = Position.of(event.start_mark)
+            if isinstance(event, yaml.DocumentStartEvent):
+                documents += 1
+                if documents > 1:
+                    document.add(
+                        last, (), "a second YAML document begins here; a kernel spec is one document"
+                    )
+                    raise _Unreadable
+            elif isinstance(event, yaml.CollectionEndEvent):
+                open_containers.pop()
+            elif isinstance(event, yaml.NodeEvent):
+                _read_node(document, open_containers, event)
+    except yaml.reader.ReaderError as error:
+        what = f"character U+{ord(error.character):04X} is not allowed in YAML"
+        document.add(_position_after(text[: error.position]), (), what)
+        raise _Unreadable from None
+    except yaml.MarkedYAMLError as error:
+        position = Position.of(error.problem_mark) if error.problem_mark else last
+        document.add(position, (), f"not valid YAML: {error.problem}")
+        raise _Unreadable from None
+    except (ValueError, OverflowError):
+        # PyYAML lets these through for escapes such as "\UFFFFFFFF".
+        document.add(last, (), "not valid YAML: a number or an escape after this point is out of range")
+        raise _Unreadable from None
+    if () not in document.values:
+        document.add(Position(1, 1), (), "the file is empty; a kernel spec begins with spec_version: 1")
+        raise _Unreadable
+    if not isinstance(document.value, dict):
+        what = "a list" if isinstance(document.value, list) else "a single value"
+        found = f"the top level is {what}; a kernel spec is a mapping that begins with spec_version: 1"
+        document.add(document.values[()], (), found)
+        raise _Unreadable
+
+
+def _read_node(document: Document, open_containers: list[_Container], event: yaml.NodeEvent) -> None:
+    position = Position.of(event.start_mark)
+    parent = open_containers[-1] if open_containers else None
+    if parent is not None and isinstance(parent.value, dict) and parent.name is None:
+        _read_name(document, parent, event, position)
+        return
+    if parent is None:
+        path: YamlPath = ()
+    elif isinstance(parent.value, dict):
+        path = (*parent.path, parent.name or "")
+    else:
+        path = (*parent.path, len(parent.value))
+
+    _refuse_markup(document, path, event, position)
+    value: Any = None
+    if isinstance(event, yaml.ScalarEvent):
+        value, complaint = _scalar(event.value, plain=event.style is None)
+        if complaint:
+            document.add(position, path, complaint)
+    elif isinstance(event, yaml.CollectionStartEvent):
+        if len(open_containers) == MAX_DEPTH:
+            document.add(position, path, f"nested more than {MAX_DEPTH} levels deep")
+            raise _Unreadable
+        value = {} if isinstance(event, yaml.MappingStartEvent) else []
+        open_containers.append(_Container(path, value))
+
+    document.values[path] = position
+    if parent is None:
+        document.value = value
+    elif isinstance(parent.value, dict):
+        parent.value[parent.name or ""] = value
+        parent.name = None
+    else:
+        parent.value.append(value)
+
+
+def _read_name(document: Document, parent: _Container, event: yaml.NodeEvent, position: Position) -> None:
+    if not isinstance(event, yaml.ScalarEvent):
+        document.add(position, parent.path, "a field name must be plain text")
+        raise _Unreadable
+    name = event.value if event.value.isprintable() else ascii(event.value)
+    path = (*parent.path, name)
+    _refuse_markup(document, path, event, position)
+    if path in document.names:
+        document.add(position, path, f"given twice; it is first given at {document.names[path]}")
+    else:
+        document.names[path] = position
+    parent.name = name
+
+
+def _refuse_markup(document: Document, path: YamlPath, event: yaml.NodeEvent, position: Position) -> None:
+    if isinstance(event, yaml.AliasEvent):
+        document.add(position, path, f"alias *{event.anchor} is not supported; repeat the value")
+    elif event.anchor is not None:
+        document.add(position, path, f"anchor &{event.anchor} is not supported; repeat the value")
+    tag = getattr(event, "tag", None)
+    if tag is not None:
+        document.add(position, path, f"tag {tag!r} is not supported; write a plain value")
+
+
+def _scalar(text: str, *, plain: bool) -> tuple[Any, str]:
+    """The value of a scalar, and what is wrong with it if it means something else than it seems to."""
+    if not text.isprintable():
+        return "", f"{text[:40]!a} holds characters that can't be printed"
+    if not plain:
+        return text, ""
+    kind = _RESOLVER.resolve(yaml.ScalarNode, text, (True, False)).rpartition(":")[2]  # type: ignore[no-untyped-call]
+    if kind == "null":
+        return None, ""
+    if kind == "bool":
+        if text.lower() in ("true", "false"):
+            return text.lower() == "true", ""
+        return text, f"YAML reads {text} as a boolean; write true or false, or put it in quotes if it is text"
+    if kind == "int":
+        if _INTEGER.fullmatch(text):
+            return int(text), ""
+        advice = "write a decimal number of at most 18 digits, without leading zeros, signs and separators"
+        return text, f"YAML may read {text[:40]} as octal, hexadecimal or base 60; {advice}"
+    if kind == "float":
+        try:
+            return float(text.replace("_", "")), ""
+        except ValueError:  # base 60 such as 1:30.5, and .inf or .nan
+            return text, f"YAML reads {text[:40]} as a fraction; write a decimal number"
+    return text, ""

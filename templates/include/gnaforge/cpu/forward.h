@@ -1,0 +1,261 @@
+// The forward pass of one Q tile, flash-style with queries in lanes. No include guard, see vector.h.
+
+namespace gnaforge::cpu::GNAFORGE_ISA {
+
+/// Vectors that a panel is wide: two hide more of the loads, one where two would leave a quarter of the lanes idle.
+template <int Rows>
+constexpr int panel_width() {
+  constexpr int vectors = (Rows + lanes - 1) / lanes;
+  return vectors % 2 == 0 || vectors > 4 ? 2 : 1;
+}
+
+/// Where a Q tile's walk over its KV tiles stands. Keys are gathered into batches that tiles fill one after the other.
+template <class Config>
+class Forward {
+  using QTile = typename Config::QTile;
+  using KvTile = typename Config::KvTile;
+  using Element = typename Plan<Config>::Element;
+  static constexpr int rank = QTile::rank;
+  static constexpr int width = panel_width<QTile::volume>();
+  static constexpr int panel = width * lanes;
+  static constexpr int panels = (QTile::volume + panel - 1) / panel;
+  static_assert(64 % panel == 0 && panels * panel <= (QTile::volume + row_padding - 1) / row_padding * row_padding);
+
+ public:
+  /// Works on tasks until `next` runs past the last.
+  static void run(const Plan<Config>& plan, float* scratch, std::atomic<std::int64_t>& next) {
+    for (std::int64_t index = next++; index < plan.tasks; index = next++) {
+      Forward tile(plan, Task<Config>(plan, index), scratch);
+      // NaN is either the answer, or 0 times a value that isn't finite and that the query doesn't see.
+      if (!tile.attend(false)) tile.attend(true);
+    }
+  }
+
+ private:
+  Forward(const Plan<Config>& plan, const Task<Config>& task, float* scratch)
+      : plan_(plan), task_(task), scratch_(scratch) {}
+
+  /// Computes and stores the tile; false if it stored a NaN. Where `careful`, values that are not finite reach only
+  /// the queries that see them.
+  bool attend(bool careful) {
+    careful_ = careful;
+    load_queries();
+    const TileList<rank> tiles = tile_list<QTile, KvTile>(task_.axis, task_.q_begin);
+    gathered_ = 0;
+    for (int index = 0; index < tiles.interior; ++index) gather<false>(tiles, index);
+    flush<false>();
+    for (int index = tiles.interior; index < tiles.count; ++index) gather<true>(tiles, index);
+    flush<true>();
+    count_tiles_done(tiles);
+    return store_results();
+  }
+
+  float* panel_of(std::int64_t part, int channels, int p) const { return scratch_ + part + p * channels * panel; }
+
+  /// Position of a row of the tile; false if no such query exists.
+  bool locate(int row, int (&position)[rank]) const {
+    bool exists = row < QTile::volume;
+    for (int d = 0; d < rank; ++d) {
+      position[d] = task_.q_begin[d] + row / QTile::pitch(d) % QTile::extents[d];
+      exists = exists && position[d] < task_.axis[d].length;
+    }
+    return exists;
+  }
+
+  /// Q^T, scaled, and an empty softmax. Rows that don't exist are 0.
+  void load_queries() {
+    const int head_dim = plan_.head_dim;
+    for (int p = 0; p < panels; ++p) {
+      float* q = panel_of(plan_.scratch.q, head_dim, p);
+      for (int lane = 0; lane < panel; lane += 4) {
+        alignas(64) float buffer[4][max_head_dim];
+        const float* row[4];
+        for (int i = 0; i < 4; ++i) {
+          int position[rank];
+          if (locate(p * panel + lane + i, position)) {
+            row[i] = as_floats(task_.at(plan_.q, task_.head, plan_.axis, position), buffer[i], head_dim);
+          } else {
+            std::memset(buffer[i], 0, sizeof(float) * head_dim);
+            row[i] = buffer[i];
+          }
+        }
+        for (int d = 0; d < head_dim; d += 4) {
+          Quad quad[4];
+          for (int i = 0; i < 4; ++i) quad[i] = *reinterpret_cast<const UnalignedQuad*>(row[i] + d) * plan_.scale;
+          transpose(quad);
+          for (int i = 0; i < 4; ++i) *reinterpret_cast<UnalignedQuad*>(q + (d + i) * panel + lane) = quad[i];
+        }
+      }
+      for (int w = 0; w < width; ++w) {
+        softmax_[p].max[w] = broadcast(-__builtin_inff());
+        softmax_[p].sum[w] = Vector{};
+      }
+    }
+    std::memset(scratch_ + plan_.scratch.out, 0, sizeof(float) * plan_.value_head_dim * panels * panel);
+  }
+
+  /// Adds the keys of KV tile `index` to the batch, attending whenever it is full. Keys that no query sees are left
+  /// out, so none that doesn't exist is touched.
+  template <bool Masked>
+  void gather(const TileList<rank>& tiles, int index) {
+    int tile[rank];
+    tiles.coordinates(index, tile);
+    int origin[rank], count[rank];
+    int lines = 1;
+    RowSet<QTile> rows[rank][Masked ? max_extent() : 1];
+    for (int d = 0; d < rank; ++d) {
+      origin[d] = tiles.axis[d].visited.begin + tile[d] * KvTile::extents[d];
+      count[d] = min_int(KvTile::extents[d], tiles.axis[d].visited.end - origin[d]);
+      if (d < rank - 1) lines *= count[d];
+      if (Masked) rows_that_see<QTile>(task_.axis[d], d, task_.q_begin[d], origin[d], count[d], rows[d]);
+    }
+    constexpr int inner = rank - 1;
+    const std::int64_t k_step = plan_.k.token_stride[inner] * plan_.axis[inner].dilation;
+    const std::int64_t v_step = plan_.v.token_stride[inner] * plan_.axis[inner].dilation;
+    for (int line = 0; line < lines; ++line) {
+      int position[rank];
+      RowSet<QTile> seen_by;
+      for (auto& word : seen_by.word) word = ~0ull;
+      int rest = line;
+      for (int d = inner - 1; d >= 0; --d) {
+        const int step = rest % count[d];
+        rest /= count[d];
+        position[d] = origin[d] + step;
+        if (Masked)
+          for (int w = 0; w < RowSet<QTile>::words; ++w) seen_by.word[w] &= rows[d][step].word[w];
+      }
+      position[inner] = origin[inner];
+      const Element* k = task_.at(plan_.k, task_.kv_head, plan_.axis, position);
+      const Element* v = task_.at(plan_.v, task_.kv_head, plan_.axis, position);
+      for (int x = 0; x < count[inner]; ++x) {
+        const int slot = gathered_++;
+        batch_.k[slot] = as_floats(k + x * k_step, scratch_ + plan_.scratch.k + slot * plan_.head_dim, plan_.head_dim);
+        batch_.v[slot] =
+            as_floats(v + x * v_step, scratch_ + plan_.scratch.v + slot * plan_.value_head_dim, plan_.value_head_dim);
+        if (Masked) {
+          seen_by_[slot] = seen_by;
+          for (int w = 0; w < RowSet<QTile>::words; ++w) seen_by_[slot].word[w] &= rows[inner][x].word[w];
+        }
+        if (gathered_ == batch_keys) flush<Masked>();
+      }
+    }
+  }
+
+  static constexpr int max_extent() {
+    int extent = 1;
+    for (int d = 0; d < rank; ++d) extent = max_int(extent, KvTile::extents[d]);
+    return extent;
+  }
+
+  /// All panels attend to the gathered keys.
+  template <bool Masked>
+  void flush() {
+    if (gathered_ == 0) return;
+    batch_.count = gathered_;
+    if (!Masked) pad(batch_);
+    for (int p = 0; p < panels; ++p) {
+      if (!Masked) {
+        attend<Masked>(p, batch_);
+        continue;
+      }
+      const int first = p * panel;
+      KeyList seen;
+      seen.count = 0;
+      for (int key = 0; key < gathered_; ++key) {
+        const auto visible = static_cast<std::uint32_t>(seen_by_[key].word[first / 64] >> (first % 64));
+        seen.k[seen.count] = batch_.k[key];
+        seen.v[seen.count] = batch_.v[key];
+        seen.visible[seen.count] = visible;
+        seen.count += (visible & panel_bits) != 0;
+      }
+      if (seen.count == 0) continue;
+      pad(seen);
+      attend<Masked>(p, seen);
+    }
+    gathered_ = 0;
+  }
+
+  static constexpr std::uint32_t panel_bits = ~0u >> (32 - panel);
+
+  /// Repeats the last key up to a whole block.
+  static void pad(KeyList& keys) {
+    for (int extra = 0; extra < block_rows - 1; ++extra) {
+      keys.k[keys.count + extra] = keys.k[keys.count - 1];
+      keys.visible[keys.count + extra] = keys.visible[keys.count - 1];
+    }
+  }
+
+  template <bool Masked>
+  void attend(int p, const KeyList& keys) {
+    Softmax<width>& softmax = softmax_[p];
+    float* scores = scratch_ + plan_.scratch.scores;
+    float* out = panel_of(plan_.scratch.out, plan_.value_head_dim, p);
+    Vector max[width], rescale[width];
+    for (int w = 0; w < width; ++w) max[w] = softmax.max[w];
+    score_keys<width, Masked>(keys, panel_of(plan_.scratch.q, plan_.head_dim, p), plan_.head_dim, scores, max);
+    exponentiate<width>(keys.count, scores, max, softmax, rescale);
+    if (Masked && careful_)
+      accumulate_visible<width>(keys, scores, plan_.value_head_dim, rescale, out);
+    else
+      accumulate<width>(keys, scores, plan_.value_head_dim, rescale, out);
+  }
+
+  /// O and the log-sum-exp of the rows that exist; false if O holds a NaN.
+  bool store_results() const {
+    const int channels = plan_.value_head_dim;
+    bool has_nan = false;
+    for (int p = 0; p < panels; ++p) {
+      const float* out = panel_of(plan_.scratch.out, channels, p);
+      alignas(64) float max[panel], sum[panel];
+      for (int w = 0; w < width; ++w) {
+        store(max + w * lanes, softmax_[p].max[w]);
+        store(sum + w * lanes, softmax_[p].sum[w]);
+      }
+      for (int lane = 0; lane < panel; lane += 4) {
+        int position[4][rank];
+        bool exists[4], any = false;
+        for (int i = 0; i < 4; ++i) {
+          exists[i] = locate(p * panel + lane + i, position[i]);
+          any = any || exists[i];
+        }
+        if (!any) continue;
+        alignas(64) float row[4][max_head_dim];
+        const Quad inverse = 1.0f / *reinterpret_cast<const UnalignedQuad*>(sum + lane);
+        for (int c = 0; c < channels; c += 4) {
+          Quad quad[4];
+          for (int i = 0; i < 4; ++i)
+            quad[i] = *reinterpret_cast<const UnalignedQuad*>(out + (c + i) * panel + lane) * inverse;
+          transpose(quad);
+          for (int i = 0; i < 4; ++i) *reinterpret_cast<UnalignedQuad*>(row[i] + c) = quad[i];
+        }
+        for (int i = 0; i < 4; ++i) {
+          if (!exists[i]) continue;
+          for (int c = 0; c < channels; ++c) has_nan |= row[i][c] != row[i][c];
+          narrow(task_.at(plan_.out, task_.head, plan_.axis, position[i]), row[i], channels);
+          if (plan_.log_sum_exp.data != nullptr)
+            *task_.at(plan_.log_sum_exp, task_.head, plan_.axis, position[i]) =
+                max[lane + i] * 0.693147181f + __builtin_logf(sum[lane + i]);
+        }
+      }
+    }
+    return !has_nan;
+  }
+
+  static void count_tiles_done([[maybe_unused]] const TileList<rank>& tiles) {
+#if defined(GNAFORGE_COUNT_TILES)
+    gnaforge_visited_tiles += tiles.count;
+    gnaforge_interior_tiles += tiles.interior;
+#endif
+  }
+
+  const Plan<Config>& plan_;
+  const Task<Config>& task_;
+  float* const scratch_;
+  bool careful_ = false;
+  int gathered_ = 0;
+  Softmax<width> softmax_[panels];
+  KeyList batch_;
+  RowSet<QTile> seen_by_[batch_keys];  ///< Rows that see the gathered keys, where masked.
+};
+
+}  // namespace gnaforge::cpu::GNAFORGE_ISA

@@ -1,0 +1,100 @@
+"""Fixtures: a cache of the test session's own, and ways to run code and the command line in fresh processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Compiled kernels of this session; the user's own cache is neither read nor written."""
+    # xdist workers share one: kernels are then compiled once, and the locks are used in earnest.
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    folder = root / "gnaforge-cache"
+    os.environ["GNAFORGE_CACHE_DIR"] = str(folder)
+    os.environ.pop("GNAFORGE_CACHE_PATH", None)
+    yield folder
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache for one test."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("GNAFORGE_CACHE_DIR", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def kernel_set(session_cache: Path) -> None:
+    """All cpu kernels that tests of the operators use, compiled in one go."""
+    from gnaforge.build import build_kernels
+    from kernel_set import CONFIGS
+
+    build_kernels(CONFIGS)
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Compiles toy_library.cpp with the given macros: ``toy("name", TOY_KEY='"..."', ...)``."""
+    from gnaforge.build import include_dir
+    from gnaforge.build_tools.toolchain import cxx_compiler
+
+    folder = tmp_path_factory.mktemp("toys")
+
+    def make(name: str, **macros: object) -> Path:
+        path = folder / f"{name}.so"
+        defines = [f"-D{key}={value}" for key, value in macros.items()]
+        source = Path(__file__).with_name("toy_library.cpp")
+        subprocess.run(
+            [*cxx_compiler().command, "-std=c++17", "-shared", "-fPIC", *defines]
+            + [f"-I{include_dir()}", str(source), "-o", str(path)],
+            check=True,
+        )
+        return path
+
+    return make
+
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def python(tmp_path: Path) -> Run:
+    """Runs code in a fresh interpreter, in an empty folder."""
+
+    def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, **environment},
+            timeout=300,
+        )
+
+    return run
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Run:
+    """Runs the gnaforge command line as a user does, in an empty folder."""
+
+    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", "from gnaforge.cli import main; main()", *arguments],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "COLUMNS": "200", **environment},
+            timeout=300,
+        )
+
+    return run

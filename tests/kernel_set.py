@@ -1,0 +1,19 @@
+"""The cpu kernels that tests of the operators use: every rank and dtype, and boxes that don't divide anything."""
+
+from __future__ import annotations
+
+from gnaforge.runtime.config import ANY_HEAD_DIM, DTYPES, KernelConfig
+
+_TILES = {
+    1: [((64,), (64,)), ((24,), (40,))],
+    2: [((8, 8), (8, 8)), ((1, 16), (5, 7))],
+    3: [((4, 4, 4), (4, 4, 4)), ((3, 5, 4), (2, 3, 7))],
+}
+
+
+def cpu_config(rank: int, dtype: str, q_tile: tuple[int, ...], kv_tile: tuple[int, ...]) -> KernelConfig:
+    """Config of a cpu forward kernel."""
+    return KernelConfig("gna_forward", "cpu", rank, dtype, ANY_HEAD_DIM, q_tile, kv_tile)
+
+
+CONFIGS = [cpu_config(rank, dtype, q, kv) for rank, boxes in _TILES.items() for q, kv in boxes for dtype in DTYPES]

@@ -1,0 +1,63 @@
+// A kernel library whose kernels are trivial, to test the contract: what it claims is set on the command line.
+#include <cstdio>
+#include <cstring>
+
+#include "gnaforge/abi.h"
+
+#ifndef TOY_ABI
+#define TOY_ABI GNAFORGE_ABI_VERSION
+#endif
+#ifndef TOY_VALUE
+#define TOY_VALUE 1.0f
+#endif
+#ifndef TOY_WORK
+#define TOY_WORK 1.0
+#endif
+#ifndef TOY_FLAGS
+#define TOY_FLAGS 0
+#endif
+#ifndef TOY_ENTRY_SIZE
+#define TOY_ENTRY_SIZE sizeof(gnaforge_entry)
+#endif
+
+namespace {
+
+int can_run(const gnaforge_args* args, char* why, size_t n) {
+  if (args->features != 0 || args->q->dtype != GNAFORGE_FP32 || args->problem->head_dim != 8) {
+    std::snprintf(why, n, "the toy takes fp32 and head_dim 8, got head_dim %d",
+                  static_cast<int>(args->problem->head_dim));
+    return 0;
+  }
+  return 1;
+}
+
+int64_t workspace_bytes(const gnaforge_args*) { return 16; }
+
+double visited_work(const gnaforge_args*) { return TOY_WORK; }
+
+/// Fills the output with a constant, so that a test sees which kernel ran.
+int run(const gnaforge_args* args, void* workspace, void*, char* err, size_t n) {
+  if (workspace == nullptr) {
+    std::snprintf(err, n, "no workspace");
+    return 1;
+  }
+  const gnaforge_problem& p = *args->problem;
+  int64_t rows = p.batch * p.heads;
+  for (int d = 0; d < p.rank; ++d) rows *= p.tokens[d];
+  if (p.scale == 0.5) {
+    std::snprintf(err, n, "the toy fails at scale 0.5: \"quoted\" \xc3\xbc");
+    return 1;
+  }
+  for (int64_t i = 0; i < rows * p.value_head_dim; ++i) static_cast<float*>(args->out->data)[i] = TOY_VALUE;
+  for (int64_t i = 0; i < rows; ++i) static_cast<float*>(args->log_sum_exp->data)[i] = TOY_VALUE;
+  return 0;
+}
+
+const gnaforge_entry entry = {TOY_ENTRY_SIZE, 0,  0, GNAFORGE_CPU, TOY_KEY, can_run, workspace_bytes, visited_work,
+                              run};
+const gnaforge_entry* const entries[] = {&entry};
+const gnaforge_library library = {sizeof(gnaforge_library), TOY_ABI, TOY_FLAGS, 1, entries};
+
+}  // namespace
+
+extern "C" __attribute__((visibility("default"))) const gnaforge_library* gnaforge_library_v1(void) { return &library; }
