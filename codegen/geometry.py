@@ -2,8 +2,8 @@
 
 GNA is separable: a key is visible to a query iff it is visible along every token dimension. So everything
 here works on one dimension, an `Axis`, and problems are sequences of axes, outermost dimension first. An axis
-with dilation falls apart into groups (tokens g, g + dilation, ...) that don't see each other; windows and tiles
-are those of a group, and positions are positions within the group.
+with dilation falls apart into groups (tokens g, g + dilation, ...) that do not see each other; windows and
+tiles are those of a group, and positions are positions within the group.
 
 The rules are those of ``templates/include/gnaforge/{window,tiles}.h``, which kernels compile; the tests hold
 both to one brute force.
@@ -92,7 +92,7 @@ def axes(
     rank = len(tokens)
     columns: list[Sequence[int]] = []
     for name, value in (("window", window), ("stride", stride), ("dilation", dilation), ("causal", causal)):
-        column = [value] * rank if isinstance(value, int) else list(value)
+        column = list(value) if isinstance(value, Sequence) else [value] * rank
         if len(column) != rank:
             raise ValueError(f"{name}: {tuple(column)} has {len(column)} entries for {rank} dimensions")
         columns.append(column)
@@ -278,7 +278,7 @@ def tile_list(
         every.append(origins)
         inside.append(origins[interior])
         outside.append(np.delete(origins, interior))
-    # The shell is one slab per axis: interior along the axes before it, outside along it, any along later ones.
+    # The shell is one slab per axis: interior along the axes before it, outside along it, any along the rest.
     slabs = [inside, *([*inside[:d], outside[d], *every[d + 1 :]] for d in range(len(axes)))]
     return np.concatenate([_product(slab) for slab in slabs]), prod(map(len, inside))
 

@@ -40,8 +40,8 @@ _ensure_operators = torch.compiler.assume_constant_result(_load_operators)
 
 
 def _per_dim(name: str, value: Any, rank: int, kind: type) -> list[int]:
-    if isinstance(value, kind):
-        return [int(value)] * rank
+    if type(value) is kind:
+        return [value] * rank
     values = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else None
     if values is None or not all(isinstance(x, kind) for x in values):
         raise TypeError(f"{name} must be {kind.__name__} or a sequence of {rank}, got {value!r}")
@@ -67,7 +67,7 @@ def _attention(
         *_per_dim("kernel_size", kernel_size, rank, int),
         *_per_dim("stride", stride, rank, int),
         *_per_dim("dilation", dilation, rank, int),
-        *_per_dim("is_causal", is_causal or False, rank, bool),
+        *_per_dim("is_causal", False if is_causal is None else is_causal, rank, bool),
     ]
     if _forward is None:
         _ensure_operators()

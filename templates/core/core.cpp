@@ -162,6 +162,20 @@ gnaforge_problem make_problem(const Tensor& q, const Tensor& k, const Tensor& v,
   return p;
 }
 
+/// An uninitialised contiguous tensor on the device of `like`. The direct shim takes a third of the time of the
+/// dispatcher's route through stable::new_empty.
+Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes, int32_t dtype) {
+  int64_t strides[GNAFORGE_MAX_RANK + 3];
+  int64_t stride = 1;
+  for (size_t d = sizes.size(); d-- > 0; stride *= sizes[d] > 0 ? sizes[d] : 1) strides[d] = stride;
+  int32_t device_type = 0;
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides, dtype,
+                                                  device_type, like.get_device_index(), &handle));
+  return Tensor(handle);
+}
+
 void parallel_for(int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context) {
   TORCH_ERROR_CODE_CHECK(torch_parallel_for(begin, end, grain, body, context));
 }
@@ -198,9 +212,11 @@ std::tuple<Tensor, Tensor> forward(Tensor q, Tensor k, Tensor v, std::vector<int
   v = with_contiguous_channels(v, "value");
 
   std::vector<int64_t> shape(q.sizes().begin(), q.sizes().end() - 1);
-  Tensor lse = torch::stable::new_empty(q, shape, ScalarType::Float);
+  Tensor lse = empty(q, shape, aoti_torch_dtype_float32());
   shape.push_back(problem.value_head_dim);
-  Tensor out = torch::stable::new_empty(q, shape);
+  int32_t dtype = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(q.get(), &dtype));
+  Tensor out = empty(q, shape, dtype);
   if (out.numel() == 0 && lse.numel() == 0) return {out, lse};
   check_pattern(problem);
 
@@ -237,7 +253,7 @@ std::tuple<Tensor, Tensor> forward(Tensor q, Tensor k, Tensor v, std::vector<int
   }
   std::optional<Tensor> workspace;
   if (choice.workspace_bytes > 0)
-    workspace = torch::stable::new_empty(q, {choice.workspace_bytes}, ScalarType::Byte);
+    workspace = empty(q, {choice.workspace_bytes}, aoti_torch_dtype_uint8());
   char error[1024] = "";
   const int status = choice.entry->run(&args, workspace ? workspace->mutable_data_ptr() : nullptr, stream, error,
                                        sizeof(error));

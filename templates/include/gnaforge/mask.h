@@ -23,7 +23,7 @@ struct RowMask {
   /// Visible columns 32 * index .. 32 * index + 31, one bit each; columns past the tile read 0.
   GNAFORGE_HD unsigned word(int index) const {
     constexpr int inner = KvTile::rank - 1;
-    constexpr int line = KvTile::extents[inner];
+    constexpr int line = KvTile::extent(inner);
     const int begin = 32 * index;
     const int end = min_int(begin + 32, KvTile::volume);
     unsigned bits = 0;
@@ -41,8 +41,8 @@ struct RowMask {
   GNAFORGE_HD bool line_visible(int index) const {
     bool visible = true;
     for (int d = KvTile::rank - 2; d >= 0; --d) {
-      const int position = index % KvTile::extents[d];
-      index /= KvTile::extents[d];
+      const int position = index % KvTile::extent(d);
+      index /= KvTile::extent(d);
       visible = visible && position >= range[d].begin && position < range[d].end;
     }
     return visible;
@@ -56,7 +56,7 @@ GNAFORGE_HD RowMask<KvTile> row_mask(const Axis (&axis)[KvTile::rank], const int
   RowMask<KvTile> mask;
   for (int d = 0; d < KvTile::rank; ++d) {
     const Interval keys = window(axis[d], query[d]);
-    mask.range[d] = {max_int(keys.begin - origin[d], 0), min_int(keys.end - origin[d], KvTile::extents[d])};
+    mask.range[d] = {max_int(keys.begin - origin[d], 0), min_int(keys.end - origin[d], KvTile::extent(d))};
   }
   return mask;
 }
@@ -74,7 +74,7 @@ GNAFORGE_HD constexpr RowSet<QTile> rows_at(int axis, int position) {
   RowSet<QTile> set{};
   const int pitch = QTile::pitch(axis);
   for (int row = 0; row < QTile::volume; ++row)
-    if (row / pitch % QTile::extents[axis] == position) set.word[row / 64] |= 1ull << (row % 64);
+    if (row / pitch % QTile::extent(axis) == position) set.word[row / 64] |= 1ull << (row % 64);
   return set;
 }
 
@@ -84,7 +84,7 @@ GNAFORGE_HD constexpr RowSet<QTile> rows_at(int axis, int position) {
 template <class QTile>
 GNAFORGE_HD void rows_that_see(const Axis& axis, int d, int q_begin, int k_begin, int count, RowSet<QTile>* rows) {
   for (int k = 0; k < count; ++k) rows[k] = RowSet<QTile>{};
-  for (int position = 0; position < QTile::extents[d] && q_begin + position < axis.length; ++position) {
+  for (int position = 0; position < QTile::extent(d) && q_begin + position < axis.length; ++position) {
     const Interval keys = window(axis, q_begin + position);
     const RowSet<QTile> at = rows_at<QTile>(d, position);
     const int end = min_int(keys.end - k_begin, count);

@@ -36,10 +36,16 @@ struct Box {
   static constexpr int extents[rank] = {Extents...};
   static constexpr int volume = (1 * ... * Extents);
 
+  /// extents[axis] where `axis` is not a constant: device code cannot index the static array at run time.
+  GNAFORGE_HD static constexpr int extent(int axis) {
+    constexpr int values[rank] = {Extents...};
+    return values[axis];
+  }
+
   /// Elements between neighbours along `axis` when the box is stored row-major.
-  static constexpr int pitch(int axis) {
+  GNAFORGE_HD static constexpr int pitch(int axis) {
     int elements = 1;
-    for (int inner = axis + 1; inner < rank; ++inner) elements *= extents[inner];
+    for (int inner = axis + 1; inner < rank; ++inner) elements *= extent(inner);
     return elements;
   }
 };

@@ -92,7 +92,7 @@ template <class QTile, class KvTile>
 GNAFORGE_HD TileList<QTile::rank> tile_list(const Axis (&axis)[QTile::rank], const int (&q_begin)[QTile::rank]) {
   TileList<QTile::rank> list;
   for (int d = 0; d < QTile::rank; ++d)
-    list.axis[d] = axis_tiles(axis[d], q_begin[d], QTile::extents[d], KvTile::extents[d]);
+    list.axis[d] = axis_tiles(axis[d], q_begin[d], QTile::extent(d), KvTile::extent(d));
   list.finish();
   return list;
 }
@@ -117,8 +117,8 @@ GNAFORGE_HD TileCounts count_tiles(const Axis (&axis)[QTile::rank]) {
       const int groups = kind == 0 ? long_groups : axis[d].dilation - long_groups;
       if (groups == 0) continue;
       const Axis group = group_axis(axis[d], kind == 0 ? 0 : long_groups);
-      for (int q = 0; q < group.length; q += QTile::extents[d]) {
-        const AxisTiles tiles = axis_tiles(group, q, QTile::extents[d], KvTile::extents[d]);
+      for (int q = 0; q < group.length; q += QTile::extent(d)) {
+        const AxisTiles tiles = axis_tiles(group, q, QTile::extent(d), KvTile::extent(d));
         sum.q_tiles += groups;
         sum.visited += static_cast<double>(groups) * tiles.count;
         sum.interior += static_cast<double>(groups) * (tiles.interior.end - tiles.interior.begin);

@@ -98,7 +98,7 @@ class Forward {
   /// out, so none that doesn't exist is touched.
   template <bool Masked>
   void gather(const TileList<rank>& tiles, int index) {
-    int tile[rank];
+    int tile[rank] = {};
     tiles.coordinates(index, tile);
     int origin[rank], count[rank];
     int lines = 1;
@@ -152,7 +152,7 @@ class Forward {
   void flush() {
     if (gathered_ == 0) return;
     batch_.count = gathered_;
-    if (!Masked) pad(batch_);
+    if (!Masked) pad<false>(batch_);
     for (int p = 0; p < panels; ++p) {
       if (!Masked) {
         attend<Masked>(p, batch_);
@@ -169,7 +169,7 @@ class Forward {
         seen.count += (visible & panel_bits) != 0;
       }
       if (seen.count == 0) continue;
-      pad(seen);
+      pad<true>(seen);
       attend<Masked>(p, seen);
     }
     gathered_ = 0;
@@ -178,10 +178,11 @@ class Forward {
   static constexpr std::uint32_t panel_bits = ~0u >> (32 - panel);
 
   /// Repeats the last key up to a whole block.
+  template <bool Masked>
   static void pad(KeyList& keys) {
     for (int extra = 0; extra < block_rows - 1; ++extra) {
       keys.k[keys.count + extra] = keys.k[keys.count - 1];
-      keys.visible[keys.count + extra] = keys.visible[keys.count - 1];
+      if (Masked) keys.visible[keys.count + extra] = keys.visible[keys.count - 1];
     }
   }
 
@@ -249,7 +250,7 @@ class Forward {
   }
 
   const Plan<Config>& plan_;
-  const Task<Config>& task_;
+  const Task<Config> task_;
   float* const scratch_;
   bool careful_ = false;
   int gathered_ = 0;
