@@ -82,3 +82,22 @@ def _draw_tiles(plot: Any, layout: Sequence[Axis], q_tile: Sequence[int], kv_til
     for colour, label, number in ((_INTERIOR, "interior", interior), (_SHELL, "shell", len(origins) - interior)):
         _square(plot, (-99, -99), (1, 1), facecolor=colour, edgecolor="black", label=f"{number} {label} tiles")
     plot.set_title("KV tiles that one Q tile visits")
+
+
+def draw_bars(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes a bar chart of benchmark rows (see `bench_run.run_all`): useful GFLOP/s by problem and contender."""
+    from matplotlib.figure import Figure
+
+    problems = list(dict.fromkeys(f"{row['problem']}\n{row['dtype']}" for row in rows))
+    contenders = list(dict.fromkeys(row["contender"] for row in rows))
+    figure = Figure(figsize=(max(6, 2 * len(problems)), 4.5), layout="constrained")
+    plot = figure.subplots()
+    width = 0.8 / len(contenders)
+    for i, (contender, colour) in enumerate(zip(contenders, (_INTERIOR, _WINDOW, _QUERY), strict=False)):
+        heights = [row["useful GFLOP/s"] for row in rows if row["contender"] == contender]
+        places = np.arange(len(problems)) + i * width
+        plot.bar_label(plot.bar(places, heights, width, label=contender, color=colour), fmt="%.0f")
+    plot.set_xticks(np.arange(len(problems)) + width * (len(contenders) - 1) / 2, problems)
+    plot.set_ylabel("useful GFLOP/s (visible pairs only)")
+    plot.legend(frameon=False)
+    figure.savefig(path, dpi=130)

@@ -1,6 +1,6 @@
 """Reads a YAML file into plain values and remembers where each one stands, for messages with line and column.
 
-Works on PyYAML's events, not its node tree: deep nesting can't exhaust the stack, and no tag constructs anything.
+Works on PyYAML's events, not its node tree: nesting can't exhaust the stack, and no tag constructs anything.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_DEPTH = 20
 MAX_REPORTED = 50
 
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,17})")
-_RESOLVER = yaml.resolver.Resolver()  # type: ignore[no-untyped-call]
+_RESOLVER = yaml.resolver.Resolver()
 
 
 @dataclass(frozen=True, order=True)
@@ -139,7 +139,7 @@ def _fill(document: Document, text: str) -> None:
     documents = 0
     last = Position(1, 1)
     try:
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):  # type: ignore[no-untyped-call]
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
             last = Position.of(event.start_mark)
             if isinstance(event, yaml.DocumentStartEvent):
                 documents += 1
@@ -240,7 +240,7 @@ def _scalar(text: str, *, plain: bool) -> tuple[Any, str]:
         return "", f"{text[:40]!a} holds characters that can't be printed"
     if not plain:
         return text, ""
-    kind = _RESOLVER.resolve(yaml.ScalarNode, text, (True, False)).rpartition(":")[2]  # type: ignore[no-untyped-call]
+    kind = _RESOLVER.resolve(yaml.ScalarNode, text, (True, False)).rpartition(":")[2]
     if kind == "null":
         return None, ""
     if kind == "bool":

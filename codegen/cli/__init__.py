@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from ..errors import GnaforgeError
-from . import building, inspecting
+from . import bench, building, inspecting, quickstart
 
 app = typer.Typer(
     name="gnaforge",
@@ -25,10 +25,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command()(quickstart.quickstart)
 app.command()(building.build)
 app.command()(building.generate)
 app.command("list")(inspecting.list_kernels)
 app.command()(inspecting.doctor)
+app.command()(bench.bench)
 app.command()(inspecting.schema)
 
 

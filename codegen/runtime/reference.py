@@ -100,3 +100,29 @@ def attention(
     out = torch.cat(outputs, dim=2).transpose(1, 2)
     lse = torch.cat(sums, dim=2).transpose(1, 2)
     return out.reshape(*query.shape[:-1], value.shape[-1]), lse.reshape(query.shape[:-1])
+
+
+def error_bound(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    pattern: Pattern,
+    exact: tuple[torch.Tensor, torch.Tensor],
+    scale: float | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """How far a kernel with fp32 arithmetic may be from `attention`: bounds for output and log-sum-exp, elementwise.
+
+    Standard rounding analysis (Higham, Accuracy and Stability of Numerical Algorithms, chapter 3), with u = 2^-24 and
+    n visible keys: a score is off by at most e = (head_dim + 3) u scale |q| |k|; a probability by e and a few u of
+    exp2, relatively; the two sums over keys by n u each; the result is then rounded to the output's dtype.
+    """
+    u = 2.0**-24
+    n = prod(pattern.window)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    lengths = [tensor.double().norm(dim=-1).max().item() for tensor in (query, key)]
+    e = (query.shape[-1] + 3) * u * abs(scale) * lengths[0] * lengths[1]
+    out, lse = exact
+    rounding = torch.finfo(value.dtype).eps / 2
+    inner = (2 * e + (2 * n + 16) * u) * value.double().abs().max().item()
+    subnormal = 2.0**-25 if value.dtype == torch.float16 else 0.0  # half the spacing of fp16 below 2^-14
+    return out.abs() * rounding + inner * (1 + rounding) + subnormal, lse.abs() * 2 * u + e + (n + 16) * u

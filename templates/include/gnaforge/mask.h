@@ -14,7 +14,7 @@ GNAFORGE_HD constexpr unsigned range_bits(int begin, int end) {
   return (~0u >> (32 - (end - begin))) << begin;
 }
 
-/// What one query sees of one KV tile: a range of positions per axis, relative to the tile's origin.
+/// What one query sees of one KV tile: a range of positions per axis, within 0 .. extent of the tile.
 /// The row-major tile column c is visible iff each of its coordinates is in range.
 template <class KvTile>
 struct RowMask {
@@ -30,8 +30,7 @@ struct RowMask {
     // One step per line of the box that crosses this word; with a constant index all of it folds to shifts and ANDs.
     for (int column = begin; column < end; column += line - column % line) {
       const int x = column % line;
-      const int run = min_int(line - x, end - column);
-      const unsigned visible = range_bits(range[inner].begin - x, range[inner].end - x) & range_bits(0, run);
+      const unsigned visible = range_bits(range[inner].begin - x, range[inner].end - x);
       if (line_visible(column / line)) bits |= visible << (column - begin);
     }
     return bits;

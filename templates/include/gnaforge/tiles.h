@@ -20,7 +20,7 @@ GNAFORGE_HD AxisTiles axis_tiles(const Axis& axis, int q_begin, int q_extent, in
   const Interval last = window(axis, min_int(q_begin + q_extent, axis.length) - 1);
   const int begin = first.begin;
   const int interior_begin = ceil_div(last.begin - begin, kv_extent);
-  const int interior_end = first.end > begin ? (first.end - begin) / kv_extent : 0;
+  const int interior_end = (first.end - begin) / kv_extent;
   const bool any = interior_begin < interior_end;
   return {{begin, last.end},
           {any ? interior_begin : 0, any ? interior_end : 0},

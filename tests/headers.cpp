@@ -1,0 +1,198 @@
+// C functions over the window, tile and mask headers, for test_headers.py. With nvcc: that they compile for a device.
+#include "gnaforge/mask.h"
+#include "gnaforge/problem.h"
+#include "gnaforge/tiles.h"
+#include "gnaforge/window.h"
+
+using namespace gnaforge;
+
+namespace {
+
+template <class Tile>
+using Coordinates = int[Tile::rank];
+
+/// Splits a row-major index into coordinates.
+template <class Tile>
+void split(int index, const Coordinates<Tile>& shape, Coordinates<Tile>& coordinates) {
+  for (int d = Tile::rank - 1; d >= 0; --d) {
+    coordinates[d] = index % shape[d];
+    index /= shape[d];
+  }
+}
+
+template <class Tile>
+bool has_row(const RowSet<Tile>& set, int row) {
+  return (set.word[row / 64] >> (row % 64) & 1) != 0;
+}
+
+/// What a kernel would do with one dilation group per axis. The arrays [queries, keys] say of each pair how often it
+/// was visited, how often RowMask and RowSet call it visible, and which tile of its Q tile's list it is in. The arrays
+/// [Q tiles] hold the lengths of the lists. Returns how often a mask shows a pair that does not exist.
+struct Visits {
+  int* visits;
+  int* row_mask;
+  int* row_set;
+  int* tile;
+  int* count;
+  int* interior;
+};
+
+template <class QTile, class KvTile>
+int visit(const Axis* groups, const Visits& out) {
+  constexpr int rank = QTile::rank;
+  Axis axis[rank];
+  Coordinates<QTile> q_tiles, q_extents, kv_extents;
+  int q_tile_count = 1, tokens = 1, widest = 0;
+  for (int d = 0; d < rank; ++d) {
+    axis[d] = groups[d];
+    q_extents[d] = QTile::extent(d);
+    kv_extents[d] = KvTile::extent(d);
+    q_tiles[d] = ceil_div(axis[d].length, q_extents[d]);
+    q_tile_count *= q_tiles[d];
+    tokens *= axis[d].length;
+    widest = max_int(widest, kv_extents[d]);
+  }
+  RowSet<QTile>* rows[rank];
+  for (RowSet<QTile>*& sets : rows) sets = new RowSet<QTile>[static_cast<unsigned>(widest)];
+  int stray = 0;
+  for (int q_tile = 0; q_tile < q_tile_count; ++q_tile) {
+    Coordinates<QTile> q_begin;
+    split<QTile>(q_tile, q_tiles, q_begin);
+    for (int d = 0; d < rank; ++d) q_begin[d] *= q_extents[d];
+    const TileList<rank> list = tile_list<QTile, KvTile>(axis, q_begin);
+    out.count[q_tile] = list.count;
+    out.interior[q_tile] = list.interior;
+    for (int index = 0; index < list.count; ++index) {
+      Coordinates<KvTile> origin;
+      list.coordinates(index, origin);
+      for (int d = 0; d < rank; ++d) {
+        origin[d] = list.axis[d].visited.begin + origin[d] * kv_extents[d];
+        rows_that_see<QTile>(axis[d], d, q_begin[d], origin[d], kv_extents[d], rows[d]);
+      }
+      for (int row = 0; row < QTile::volume; ++row) {
+        Coordinates<QTile> query;
+        split<QTile>(row, q_extents, query);
+        bool exists = true;
+        int query_index = 0;
+        for (int d = 0; d < rank; ++d) {
+          query[d] += q_begin[d];
+          exists = exists && query[d] < axis[d].length;
+          query_index = query_index * axis[d].length + query[d];
+        }
+        const RowMask<KvTile> mask = row_mask<KvTile>(axis, query, origin);
+        for (int column = 0; column < 32 * ceil_div(KvTile::volume, 32); ++column) {
+          const bool in_mask = (mask.word(column / 32) >> (column % 32) & 1) != 0;
+          if (column >= KvTile::volume) {
+            stray += in_mask;
+            continue;
+          }
+          Coordinates<KvTile> key;
+          split<KvTile>(column, kv_extents, key);
+          bool in_set = true, key_exists = true;
+          int key_index = 0;
+          for (int d = 0; d < rank; ++d) {
+            in_set = in_set && has_row(rows[d][key[d]], row);
+            key[d] += origin[d];
+            key_exists = key_exists && key[d] < axis[d].length;
+            key_index = key_index * axis[d].length + key[d];
+          }
+          if (!exists) {
+            stray += in_set;  // the mask row of a query that does not exist means nothing
+          } else if (!key_exists) {
+            stray += in_set + in_mask;
+          } else {
+            const int pair = query_index * tokens + key_index;
+            out.visits[pair] += 1;
+            out.row_mask[pair] += in_mask;
+            out.row_set[pair] += in_set;
+            out.tile[pair] = index;
+          }
+        }
+      }
+    }
+  }
+  for (RowSet<QTile>* sets : rows) delete[] sets;
+  return stray;
+}
+
+template <class QTile, class KvTile>
+TileCounts count(const Axis* axes) {
+  Axis axis[QTile::rank];
+  for (int d = 0; d < QTile::rank; ++d) axis[d] = axes[d];
+  return count_tiles<QTile, KvTile>(axis);
+}
+
+struct Shape {
+  int rank;
+  const int* q_tile;
+  const int* kv_tile;
+  int (*visit)(const Axis*, const Visits&);
+  TileCounts (*count)(const Axis*);
+};
+
+template <class QTile, class KvTile>
+constexpr Shape shape() {
+  return {QTile::rank, QTile::extents, KvTile::extents, visit<QTile, KvTile>, count<QTile, KvTile>};
+}
+
+const Shape shapes[] = {
+    shape<Box<1>, Box<1>>(),
+    shape<Box<4>, Box<3>>(),
+    shape<Box<7>, Box<33>>(),
+    shape<Box<64>, Box<64>>(),
+    shape<Box<64>, Box<256>>(),
+    shape<Box<1, 1>, Box<1, 1>>(),
+    shape<Box<4, 4>, Box<2, 8>>(),
+    shape<Box<3, 5>, Box<5, 7>>(),
+    shape<Box<8, 8>, Box<16, 16>>(),
+    shape<Box<1, 64>, Box<1, 40>>(),
+    shape<Box<1, 1, 1>, Box<1, 1, 1>>(),
+    shape<Box<2, 2, 2>, Box<2, 1, 2>>(),
+    shape<Box<3, 5, 4>, Box<3, 5, 4>>(),
+    shape<Box<4, 1, 3>, Box<1, 2, 33>>(),
+    shape<Box<4, 4, 8>, Box<4, 4, 8>>(),
+};
+
+}  // namespace
+
+extern "C" {
+
+int shape_count() { return static_cast<int>(sizeof(shapes) / sizeof(shapes[0])); }
+const Shape* shape_at(int index) { return &shapes[index]; }
+int visit_tiles(int index, const Axis* groups, const Visits* out) { return shapes[index].visit(groups, *out); }
+void count_all_tiles(int index, const Axis* axes, TileCounts* out) { *out = shapes[index].count(axes); }
+
+/// Fills one entry per position of a dilation group; returns the length of the group.
+int all_windows(const Axis* axis, int group, Interval* windows, Interval* transposed) {
+  const Axis positions = group_axis(*axis, group);
+  for (int i = 0; i < positions.length; ++i) {
+    windows[i] = window(positions, i);
+    transposed[i] = transposed_window(positions, i);
+  }
+  return positions.length;
+}
+
+}  // extern "C"
+
+#if defined(__CUDACC__)
+/// Reaches every function of the headers with arguments that the compiler cannot know.
+__global__ void on_device(Axis x, Axis y, Axis z, int first_query, unsigned* out) {
+  using QTile = Box<2, 4, 8>;
+  using KvTile = Box<2, 8, 8>;
+  const Axis axis[] = {group_axis(x, first_query), y, z};
+  const int query[] = {first_query, 0, 0};
+  const TileList<3> list = tile_list<QTile, KvTile>(axis, query);
+  for (int index = 0; index < list.count; ++index) {
+    int origin[3];
+    list.coordinates(index, origin);
+    for (int d = 0; d < 3; ++d) origin[d] = list.axis[d].visited.begin + origin[d] * KvTile::extent(d);
+    const RowMask<KvTile> mask = row_mask<KvTile>(axis, query, origin);
+    for (int word = 0; word < KvTile::volume / 32; ++word) *out++ = mask.word(word);
+    RowSet<QTile> rows[8];
+    rows_that_see<QTile>(axis[2], 2, query[2], origin[2], 8, rows);
+    *out++ = static_cast<unsigned>(rows[index % 8].word[0]);
+  }
+  *out++ = static_cast<unsigned>(transposed_window(axis[0], first_query).end + QTile::pitch(first_query));
+  *out++ = static_cast<unsigned>(count_tiles<QTile, KvTile>(axis).visited);
+}
+#endif

@@ -1,0 +1,166 @@
+"""The C++ headers that kernels compile (window.h, tiles.h, mask.h) against the oracle."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from functools import reduce
+from itertools import product
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import oracle
+import pytest
+from gnaforge.build import include_dir
+from gnaforge.build_tools.toolchain import cxx_compiler
+
+SOURCE = Path(__file__).with_name("headers.cpp")
+STRICT = ("-std=c++17", "-O1", "-Wall", "-Wextra", "-Wconversion", "-Wpedantic", "-Werror")
+UBSAN = ("-fsanitize=undefined", "-fno-sanitize-recover=undefined")
+
+
+class Axis(ctypes.Structure):
+    """gnaforge::Axis"""
+
+    _fields_ = (
+        *((name, ctypes.c_int) for name in ("length", "window", "stride", "dilation")),
+        ("causal", ctypes.c_bool),
+    )
+
+
+class Shape(ctypes.Structure):
+    """The first members of Shape in headers.cpp: a Q tile and a KV tile."""
+
+    _fields_ = (
+        ("rank", ctypes.c_int),
+        ("q_tile", ctypes.POINTER(ctypes.c_int)),
+        ("kv_tile", ctypes.POINTER(ctypes.c_int)),
+    )
+
+
+@pytest.fixture(scope="module")
+def headers(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """headers.cpp as a library. Warnings are errors; undefined behaviour ends the process where UBSan exists."""
+    library = tmp_path_factory.mktemp("headers") / "headers.so"
+    for sanitizer in (UBSAN, ()):
+        command = [*cxx_compiler().command, *STRICT, *sanitizer, "-shared", "-fPIC", f"-I{include_dir()}"]
+        done = subprocess.run([*command, str(SOURCE), "-o", str(library)], capture_output=True, text=True)
+        if done.returncode == 0:
+            break
+    assert done.returncode == 0, done.stderr
+    loaded = ctypes.CDLL(str(library))
+    loaded.shape_at.restype = ctypes.POINTER(Shape)
+    return loaded
+
+
+def test_every_small_window_and_its_transpose(headers: ctypes.CDLL) -> None:
+    for length in range(1, 23):
+        for window, causal in product(range(1, length + 1), (False, True)):
+            for stride in range(1, window + 1):
+                check_windows(headers, (length, window, stride, 1, causal))
+
+
+def test_windows_of_dilation_groups(headers: ctypes.CDLL) -> None:
+    rng = Random(1)
+    for _ in range(1000):
+        check_windows(headers, oracle.random_axis(rng, 60))
+
+
+def check_windows(headers: ctypes.CDLL, axis: tuple[int, int, int, int, bool]) -> None:
+    length, dilation = axis[0], axis[3]
+    for group in range(dilation):
+        seen = oracle.axis_mask(*axis)[group::dilation, group::dilation]
+        windows, transposed = np.zeros((2, length, 2), dtype=np.int32)
+        assert headers.all_windows(
+            ctypes.byref(Axis(*axis)), group, pointer(windows), pointer(transposed)
+        ) == len(seen)
+        for intervals, expected in ((windows, seen), (transposed, seen.T)):
+            begin, end = intervals[: len(seen), :1], intervals[: len(seen), 1:]
+            position = np.arange(len(seen))
+            assert np.array_equal((begin <= position) & (position < end), expected), (axis, group)
+
+
+def test_tiles_and_masks(headers: ctypes.CDLL) -> None:
+    """3,000 random problems, and of each one random combination of dilation groups, pair by pair."""
+    rng = Random(2)
+    for index in range(headers.shape_count()):
+        shape = headers.shape_at(index).contents
+        q_tile, kv_tile = shape.q_tile[: shape.rank], shape.kv_tile[: shape.rank]
+        for _ in range(200):
+            problem = oracle.random_problem(rng, rank=shape.rank, max_tokens=rng.choice((27, 64, 125)))
+            case = f"q_tile {q_tile}, kv_tile {kv_tile}, {problem}"
+            check_counts(headers, index, q_tile, kv_tile, problem, case)
+            groups = [rng.randrange(d) for d in problem.dilation]
+            check_visits(headers, index, q_tile, kv_tile, problem, groups, f"{case}, groups {groups}")
+
+
+def check_counts(headers, index: int, q_tile: list[int], kv_tile: list[int], problem, case: str) -> None:
+    counts = (ctypes.c_double * 3)()
+    headers.count_all_tiles(index, (Axis * len(q_tile))(*problem.axes), counts)
+    assert tuple(counts) == oracle.count_tiles(problem, tuple(q_tile), tuple(kv_tile)), case
+
+
+def check_visits(
+    headers, index: int, q_tile: list[int], kv_tile: list[int], problem, groups, case: str
+) -> None:
+    """Runs the tile lists and masks of the given dilation groups and compares every pair with the oracle."""
+    masks = [
+        oracle.axis_mask(*axis)[group :: axis[3], group :: axis[3]]
+        for axis, group in zip(problem.axes, groups, strict=True)
+    ]
+    seen = reduce(np.kron, masks)
+    lengths = [len(mask) for mask in masks]
+    q_tiles = [-(-length // extent) for length, extent in zip(lengths, q_tile, strict=True)]
+    visits, row_mask, row_set, tile = np.zeros((4, *seen.shape), dtype=np.int32)
+    count, interior = np.zeros((2, np.prod(q_tiles)), dtype=np.int32)
+    axes = [
+        (length, window, stride, 1, causal)
+        for length, (_, window, stride, _, causal) in zip(lengths, problem.axes, strict=True)
+    ]
+    arrays = (ctypes.c_void_p * 6)(
+        *(pointer(a).value for a in (visits, row_mask, row_set, tile, count, interior))
+    )
+    stray = headers.visit_tiles(index, (Axis * len(axes))(*axes), arrays)
+
+    assert stray == 0, f"a mask shows a pair that does not exist: {case}"
+    assert visits.max() == 1, f"a pair is visited twice: {case}"
+    assert np.array_equal(row_mask, seen), f"RowMask: {case}"
+    assert np.array_equal(row_set, seen), f"rows_that_see: {case}"
+
+    coordinates = np.unravel_index(np.arange(len(seen)), lengths)
+    q_tile_of = np.ravel_multi_index(
+        [x // extent for x, extent in zip(coordinates, q_tile, strict=True)], q_tiles
+    )
+    queries = np.bincount(q_tile_of, minlength=len(count))
+    # Visible pairs of each Q tile (row) in each entry of its list (column).
+    visible = np.zeros((len(count), count.max()))
+    np.add.at(visible, (np.broadcast_to(q_tile_of[:, None], seen.shape)[seen], tile[seen]), 1)
+    entry = np.arange(count.max())
+    assert np.array_equal(visible > 0, entry < count[:, None]), f"a tile that no query sees: {case}"
+    whole = visible == queries[:, None] * np.prod(kv_tile)
+    assert np.array_equal(whole, entry < interior[:, None]), f"interior tiles: {case}"
+
+
+def pointer(array: np.ndarray) -> ctypes.c_void_p:
+    return ctypes.c_void_p(array.ctypes.data)
+
+
+def test_compiles_with_clang(tmp_path: Path) -> None:
+    compile_with("clang++", *STRICT, "-c", "-o", str(tmp_path / "headers.o"))
+
+
+def test_compiles_for_a_device(tmp_path: Path) -> None:
+    # Promotes what nvcc only warns of, a host function called from device code, to an error.
+    flags = ("-std=c++17", "-arch=sm_90a", "-Werror=all-warnings", "-x", "cu", "-ptx")
+    compile_with("nvcc", *flags, "-o", str(tmp_path / "headers.ptx"))
+    assert "on_device" in (tmp_path / "headers.ptx").read_text()
+
+
+def compile_with(compiler: str, *flags: str) -> None:
+    path = shutil.which(compiler)
+    if path is None:
+        pytest.skip(f"no {compiler} on PATH")
+    done = subprocess.run([path, *flags, f"-I{include_dir()}", str(SOURCE)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
