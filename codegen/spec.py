@@ -1,146 +1,142 @@
-"""The kernel spec: which kernels a library holds, read from YAML and checked against the arch table."""
+"""Reads kernel specs: from a path or a preset's name to a checked `Spec`, or one error that lists all that is wrong."""
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 from importlib import resources
-from itertools import product
-from math import prod
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    GetCoreSchemaHandler,
-    GetJsonSchemaHandler,
-    PlainValidator,
-    ValidationError,
-    WithJsonSchema,
-    model_validator,
-)
-from pydantic_core import ErrorDetails, PydanticCustomError, core_schema
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
-from .arch import ARCHES
 from .errors import InputError
-from .runtime.config import ANY_HEAD_DIM, DTYPES, OPS, KernelConfig
-from .spec_yaml import MAX_BYTES, Document, YamlPath, failure, path_text, read_yaml
+from .spec_model import KernelEntry, Shape, Spec, Tile
+from .spec_yaml import MAX_BYTES, Document, YamlPath, did_you_mean, failure, read_yaml, shown
 
-SPEC_VERSION = 1
-MAX_CONFIGS = 10_000
-MAX_COUNT = 2**30 - 1  # tokens along one dimension, as max_axis_length in problem.h
-
-_DIRECTIONS = {op.removeprefix("gna_"): op for op in OPS}
-_AVAILABLE = [name for name, op in _DIRECTIONS.items() if any(op in arch.ops for arch in ARCHES.values())]
-_VARIANTS = sorted({variant for arch in ARCHES.values() for variant in arch.variants if variant})
-_LIBRARY = re.compile(r"[a-z][a-z0-9_]*")
-
-Fault = tuple[YamlPath, str]
+__all__ = ["KernelEntry", "Shape", "Spec", "Tile", "json_schema", "load_spec", "presets"]
 
 
-def did_you_mean(given: object, allowed: Iterable[str]) -> str:
-    """``"; did you mean 'bf16'?"`` for the entry of ``allowed`` nearest to ``given``, or nothing if none is near."""
-    near = difflib.get_close_matches(str(given)[:60].lower(), list(allowed), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""
+def load_spec(source: str | Path) -> Spec:
+    """The spec in the file ``source``, or of the preset ``source``: a name without ``/``, ``.yaml`` or ``.yml``.
+
+    Raises:
+        InputError: there is no such file or preset, or its contents are wrong. The message has a line
+            ``file:line:column: field: problem`` for each problem.
+    """
+    if isinstance(source, str) and "/" not in source and not source.endswith((".yaml", ".yml")):
+        file, data = f"preset {source}", _preset(source)
+    else:
+        file, data = str(source), _read(Path(source))
+    return parse_spec(data, file)
 
 
-def _shown(value: object) -> str:
-    """``value`` as it looks in YAML, short enough for a message."""
-    if value is None:
-        return "an empty value"
-    if isinstance(value, dict):
-        return "a mapping"
-    if isinstance(value, list | tuple):
-        inner = ", ".join(map(_shown, value[:6])) + (", ..." if len(value) > 6 else "")
-        return f"[{inner}]"
-    text = str(value).lower() if isinstance(value, bool) else repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+def parse_spec(data: bytes, file: str) -> Spec:
+    """The spec that the YAML in ``data`` holds; messages name it ``file``.
+
+    Raises:
+        InputError: as `load_spec`.
+    """
+    document = read_yaml(data, file)
+    try:
+        spec = Spec.model_validate(document.value)
+    except ValidationError as error:
+        _add_problems(document, error)
+    if document.problems:
+        raise failure(file, document.problems)
+    return spec
 
 
-def _wrong(message: str) -> PydanticCustomError:
-    return PydanticCustomError("wrong", "{message}", {"message": message})
+def presets() -> dict[str, str]:
+    """Every preset's name and what its first comment line says about it, in alphabetical order."""
+    files = [file for file in resources.files("gnaforge.presets").iterdir() if file.name.endswith(".yaml")]
+    return {
+        file.name.removesuffix(".yaml"): file.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+        for file in sorted(files, key=lambda file: file.name)
+    }
 
 
-def _refuse(faults: list[Fault]) -> None:
-    """Reports what is wrong between the fields of a model, each fault at its own field."""
-    if faults:
-        message = "; ".join(f"{path_text(path)}: {text}" for path, text in faults)
-        raise PydanticCustomError("faults", "{message}", {"message": message, "faults": faults})
+def json_schema() -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of the spec format, for editors."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Spec.model_json_schema()}
 
 
-def _name(value: Any, what: str, allowed: Sequence[str], planned: Sequence[str] = ()) -> str:
-    if isinstance(value, str) and value in allowed:
-        return value
-    choice = f"allowed: {', '.join(allowed)}"
-    if isinstance(value, str) and value in planned:
-        raise _wrong(f"{value!r} is not available in this version; {choice}")
-    raise _wrong(f"{_shown(value)} is no {what}; {choice}{did_you_mean(value, allowed)}")
-
-
-def _one_of(what: str, allowed: Sequence[str], planned: Sequence[str] = ()) -> tuple[Any, Any]:
-    """Metadata of a string field that takes a name out of a table."""
-    check = partial(_name, what=what, allowed=allowed, planned=planned)
-    return PlainValidator(check), WithJsonSchema({"type": "string", "enum": list(allowed)})
-
-
-def _library_name(value: Any) -> str:
-    if isinstance(value, str) and _LIBRARY.fullmatch(value):
-        return value
-    near = re.sub(r"[^a-z0-9_]+", "_", value.lower())[:60].strip("_") if isinstance(value, str) else ""
-    hint = f"; did you mean {near!r}?" if _LIBRARY.fullmatch(near) else ""
-    raise _wrong(
-        f"{_shown(value)} is no library name; allowed: lower-case letters, digits and _, a letter first{hint}"
+def _preset(name: str) -> bytes:
+    known = presets()
+    if name in known:
+        return (resources.files("gnaforge.presets") / f"{name}.yaml").read_bytes()
+    hint = did_you_mean(name, known)
+    for file in (f"{name}.yaml", f"{name}.yml"):
+        if name.isprintable() and Path(file).is_file():
+            hint = f"; did you mean the file {file}?"
+    raise InputError(
+        f"no preset {shown(name)}; presets: {', '.join(known)}{hint}; a file's name ends in .yaml"
     )
 
 
-def _head_dim(value: Any) -> int:
-    if value == "any":
-        return ANY_HEAD_DIM
-    if type(value) is int and value >= 1:
-        return value
-    raise _wrong(f"{_shown(value)} is no head dim; allowed: a positive integer, or any")
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise InputError(
+            f"{path}: no such file; presets are named without .yaml: {', '.join(presets())}"
+        ) from None
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        raise InputError(
+            f"can't read {shown(str(path))}: {getattr(error, 'strerror', None) or error}"
+        ) from error
 
 
-def _tuple_of_list(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+_MODELS: dict[object, type[BaseModel]] = {"kernels": KernelEntry, "tiles": Tile, "shapes": Shape}
 
 
-def _refuse_auto(value: Any) -> Any:
-    if value == "auto":
-        raise _wrong(
-            "'auto' is not available in this version, which has no simulator to fit tiles with; "
-            "allowed: explicit tiles such as [{q: [2, 8, 8], kv: [2, 8, 8]}]"
-        )
-    return value
+def _model_at(path: YamlPath) -> type[BaseModel]:
+    """The model that the mapping at ``path`` fills."""
+    return _MODELS[[part for part in path if isinstance(part, str)][-1]] if path else Spec
 
 
-class _OneOrList:
-    """Metadata of a tuple field for which YAML may also give its only element without brackets."""
+def _message(error: ErrorDetails) -> str:
+    """What pydantic found, in the words of a spec's author."""
+    kind, value, context = error["type"], error["input"], error.get("ctx", {})
+    shown = shown(value)
+    if kind == "missing":
+        return "is required"
+    if kind == "extra_forbidden":
+        allowed = list(_model_at(tuple(error["loc"][:-1])).model_fields)
+        return f"unknown field; allowed: {', '.join(allowed)}{did_you_mean(error['loc'][-1], allowed)}"
+    if kind == "int_type":
+        return f"{shown} is no integer; allowed: a whole number, not in quotes"
+    if kind == "bool_type":
+        return f"{shown} is no boolean; allowed: true, false"
+    if kind == "greater_than_equal":
+        return f"{shown} is too small; at least {context['ge']}"
+    if kind == "less_than_equal":
+        return f"{shown} is too large; at most {context['le']}"
+    if kind == "too_short":
+        return "is an empty list; at least one entry"
+    if kind == "tuple_type":
+        return f"{shown} is no list; allowed: a list"
+    if kind == "model_type":
+        fields = ", ".join(_model_at(tuple(error["loc"])).model_fields)
+        return f"{shown} is no mapping; allowed: a mapping with the fields {fields}"
+    if kind == "literal_error":
+        return f"{shown} is not supported; allowed: {context['expected']}"
+    return error["msg"]
 
-    def __get_pydantic_core_schema__(
-        self, source: Any, handler: GetCoreSchemaHandler
-    ) -> core_schema.CoreSchema:
-        def listed(value: Any) -> Any:
-            return tuple(value) if isinstance(value, list | tuple) else (value,)
 
-        return core_schema.no_info_before_validator_function(listed, handler(source))
-
-    def __get_pydantic_json_schema__(
-        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
-        array = handler(schema)
-        return {"anyOf": [array["items"], array]}
-
-
-T = TypeVar("T")
-_Axis = Annotated[tuple[T, ...], Field(min_length=1), _OneOrList()]
-_List = Annotated[tuple[T, ...], Field(min_length=1), BeforeValidator(_tuple_of_list)]
-_Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
-_Rank = Annotated[int, Field(ge=1, le=3)]
-_Arch = Annotated[str, *_one_of("arch", list(ARCHES))]
+def _add_problems(document: Document, error: ValidationError) -> None:
+    """Adds to ``document.problems`` what validation found, each at the value (or field name) that it is about."""
+    for detail in error.errors(include_url=False):
+        loc: YamlPath = tuple(detail["loc"])
+        kind, context = detail["type"], detail.get("ctx", {})
+        if kind == "faults":
+            found = [((*loc, *path), text) for path, text in context["faults"]]
+        else:
+            found = [(loc, _message(detail))]
+        for path, text in found:
+            at = document.locate(path)
+            if at in document.refused and kind != "missing":
+                continue
+            position = (document.names if kind == "extra_forbidden" else document.values)[at]
+            shown_path = path if kind == "missing" else at
+            document.add(position, shown_path, text)

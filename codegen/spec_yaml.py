@@ -5,6 +5,7 @@ Works on PyYAML's events, not its node tree: nesting can't exhaust the stack, an
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -88,6 +89,25 @@ def path_text(path: YamlPath) -> str:
     """``kernels[0].window[1]`` for ``("kernels", 0, "window", 1)``."""
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part[:40]}" for part in path)
     return text.removeprefix(".")
+
+
+def did_you_mean(given: object, allowed: Iterable[str]) -> str:
+    """``"; did you mean 'bf16'?"`` for the entry of ``allowed`` nearest to ``given``, or nothing if none is near."""
+    near = difflib.get_close_matches(str(given)[:60].lower(), list(allowed), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def shown(value: object) -> str:
+    """``value`` as it looks in YAML, short enough for a message."""
+    if value is None:
+        return "an empty value"
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list | tuple):
+        inner = ", ".join(map(shown, value[:6])) + (", ..." if len(value) > 6 else "")
+        return f"[{inner}]"
+    text = str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def failure(file: str, problems: Iterable[Problem]) -> InputError:

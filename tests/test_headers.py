@@ -42,7 +42,7 @@ class Shape(ctypes.Structure):
 
 @pytest.fixture(scope="module")
 def headers(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """headers.cpp as a library. Warnings are errors; undefined behaviour ends the process where UBSan exists."""
+    """headers.cpp as a library. Warnings are errors, and UBSan, where there is one, ends the process."""
     library = tmp_path_factory.mktemp("headers") / "headers.so"
     for sanitizer in (UBSAN, ()):
         command = [*cxx_compiler().command, *STRICT, *sanitizer, "-shared", "-fPIC", f"-I{include_dir()}"]

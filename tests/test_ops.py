@@ -127,9 +127,9 @@ def test_masked_and_foreign_values_have_no_effect() -> None:
     poisoned = gnaforge.na2d(q, k2, v2, 5)
     keep = torch.ones(2, 20, 20, 4, dtype=torch.bool)
     keep[1] = keep[0, :, :, 1] = False
-    keep[0, 15:, 15:] = False  # their windows reach the corner
+    keep[0, 17:, 17:] = False  # their windows reach the corner
     assert torch.equal(poisoned[keep], clean[keep])
-    assert poisoned[0, 15:, 15:, 0].isnan().all()
+    assert poisoned[0, 17:, 17:, 0].isnan().all()
 
 
 def test_large_scores_stay_finite() -> None:
@@ -202,7 +202,7 @@ def test_tile_arguments_select_a_kernel() -> None:
         gnaforge.na2d(X, X, X, 3, q_tile_shape=(1, 16), kv_tile_shape=(5, 7)),
         gnaforge.na2d(X, X, X, 3, kernel=cpu_config(2, "fp32", (1, 16), (5, 7))),
     )
-    with pytest.raises(gnaforge.NoKernelError, match=r"no kernel with q_tile_shape \(2, 2\).*q1x16-kv5x7"):
+    with pytest.raises(gnaforge.NoKernelError, match=r"(?s)no kernel with q_tile_shape \(2, 2\).*q1x16-kv5x7"):
         gnaforge.na2d(X, X, X, 3, q_tile_shape=(2, 2))
 
 

@@ -22,21 +22,22 @@ DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp
 _BAD_INPUT = "gnaforge: bad input: "
 _NO_KERNEL = "gnaforge: no kernel"
 
-_forward: Callable[..., tuple[torch.Tensor, torch.Tensor]] | None = None
-_forward_with_grad: Callable[..., tuple[torch.Tensor, torch.Tensor]] | None = None
+_operators: tuple[Callable[..., Any], ...] = ()  # forward, forward_with_grad
 _ignored_noted = False
 
 
-def _load_operators() -> bool:
-    global _forward, _forward_with_grad
+def _load_operators() -> tuple[Callable[..., Any], ...]:
+    global _operators
     core.core()
-    _forward = torch.ops.gnaforge.forward.default
-    _forward_with_grad = torch.ops.gnaforge.forward_with_grad.default
+    _operators = (torch.ops.gnaforge.forward.default, torch.ops.gnaforge.forward_with_grad.default)
+    return _operators
+
+
+@torch.compiler.assume_constant_result
+def _load_operators_now() -> bool:
+    """Runs as plain Python while torch.compile traces, which can't follow the loading of a library."""
+    _load_operators()
     return True
-
-
-# Runs as plain Python while torch.compile traces, which can't follow the loading of a library.
-_ensure_operators = torch.compiler.assume_constant_result(_load_operators)
 
 
 def _per_dim(name: str, value: Any, rank: int, kind: type) -> list[int]:
@@ -69,17 +70,16 @@ def _attention(
         *_per_dim("dilation", dilation, rank, int),
         *_per_dim("is_causal", False if is_causal is None else is_causal, rank, bool),
     ]
-    if _forward is None:
-        _ensure_operators()
-    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
-        operator = _forward_with_grad
-    else:
-        operator = _forward
+    with_grad = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
     if torch.compiler.is_compiling():
-        out, lse = operator(query, key, value, pattern, scale, kernel)  # type: ignore[misc]
+        _load_operators_now()
+        namespace = torch.ops.gnaforge
+        operator = namespace.forward_with_grad.default if with_grad else namespace.forward.default
+        out, lse = operator(query, key, value, pattern, scale, kernel)
     else:
+        operator = (_operators or _load_operators())[with_grad]
         try:
-            out, lse = operator(query, key, value, pattern, scale, kernel)  # type: ignore[misc]
+            out, lse = operator(query, key, value, pattern, scale, kernel)
         except RuntimeError as error:
             out, lse = _recover(error, operator, query, key, value, pattern, scale, kernel)
     return (out, lse) if return_lse else out

@@ -1,0 +1,350 @@
+"""What a kernel spec says, as pydantic models that check it against the arch table."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import product
+from math import prod
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    PlainValidator,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError, core_schema
+
+from .arch import ARCHES
+from .runtime.config import ANY_HEAD_DIM, DTYPES, OPS, KernelConfig
+from .spec_yaml import YamlPath, did_you_mean, path_text, shown
+
+SPEC_VERSION = 1
+MAX_CONFIGS = 10_000
+MAX_COUNT = 2**30 - 1  # tokens along one dimension, as max_axis_length in problem.h
+
+_DIRECTIONS = {op.removeprefix("gna_"): op for op in OPS}
+_AVAILABLE = [name for name, op in _DIRECTIONS.items() if any(op in arch.ops for arch in ARCHES.values())]
+_VARIANTS = sorted({variant for arch in ARCHES.values() for variant in arch.variants if variant})
+_LIBRARY = re.compile(r"[a-z][a-z0-9_]*")
+
+Fault = tuple[YamlPath, str]
+
+
+def _wrong(message: str) -> PydanticCustomError:
+    return PydanticCustomError("wrong", "{message}", {"message": message})
+
+
+def _refuse(faults: list[Fault]) -> None:
+    """Reports what is wrong between the fields of a model, each fault at its own field."""
+    if faults:
+        message = "; ".join(f"{path_text(path)}: {text}" for path, text in faults)
+        raise PydanticCustomError("faults", "{message}", {"message": message, "faults": faults})
+
+
+class _OneOf:
+    """Metadata of a string field that takes a name out of a table; ``planned`` names are refused with that reason."""
+
+    def __init__(self, what: str, allowed: Sequence[str], planned: Sequence[str] = ()) -> None:
+        self.what = what
+        self.allowed = list(allowed)
+        self.planned = planned
+
+    def check(self, value: Any) -> str:
+        if isinstance(value, str) and value in self.allowed:
+            return value
+        choice = f"allowed: {', '.join(self.allowed)}"
+        if isinstance(value, str) and value in self.planned:
+            raise _wrong(f"{value!r} is not available in this version; {choice}")
+        raise _wrong(f"{shown(value)} is no {self.what}; {choice}{did_you_mean(value, self.allowed)}")
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        return core_schema.no_info_plain_validator_function(self.check)
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {"type": "string", "enum": self.allowed}
+
+
+def _library_name(value: Any) -> str:
+    if isinstance(value, str) and _LIBRARY.fullmatch(value):
+        return value
+    near = re.sub(r"[^a-z0-9_]+", "_", value.lower())[:60].strip("_") if isinstance(value, str) else ""
+    hint = f"; did you mean {near!r}?" if _LIBRARY.fullmatch(near) else ""
+    raise _wrong(
+        f"{shown(value)} is no library name; allowed: lower-case letters, digits and _, a letter first{hint}"
+    )
+
+
+def _head_dim(value: Any) -> int:
+    if value == "any":
+        return ANY_HEAD_DIM
+    if type(value) is int and value >= 1:
+        return value
+    raise _wrong(f"{shown(value)} is no head dim; allowed: a positive integer, or any")
+
+
+def _tuple_of_list(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _refuse_auto(value: Any) -> Any:
+    if value == "auto":
+        raise _wrong(
+            "'auto' is not available in this version, which has no simulator to fit tiles with; "
+            "allowed: explicit tiles such as [{q: [2, 8, 8], kv: [2, 8, 8]}]"
+        )
+    return value
+
+
+class _OneOrList:
+    """Metadata of a tuple field for which YAML may also give its only element without brackets."""
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        def listed(value: Any) -> Any:
+            return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+        return core_schema.no_info_before_validator_function(listed, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        array = handler(schema)
+        return {"anyOf": [array["items"], array]}
+
+
+T = TypeVar("T")
+_Axis = Annotated[tuple[T, ...], Field(min_length=1), _OneOrList()]
+_List = Annotated[tuple[T, ...], Field(min_length=1), BeforeValidator(_tuple_of_list)]
+_Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+_Rank = Annotated[int, Field(ge=1, le=3)]
+_Arch = Annotated[str, _OneOf("arch", list(ARCHES))]
+_Dtype = Annotated[str, _OneOf("dtype", DTYPES)]
+_Direction = Annotated[str, _OneOf("direction", _AVAILABLE, planned=list(_DIRECTIONS))]
+_Variant = Annotated[str, _OneOf("variant", _VARIANTS)]
+_Library = Annotated[
+    str, PlainValidator(_library_name), WithJsonSchema({"type": "string", "pattern": f"^{_LIBRARY.pattern}$"})
+]
+_HeadDim = Annotated[
+    int,
+    PlainValidator(_head_dim),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"const": "any"}]}),
+]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Tile(_Model):
+    """Token boxes that a kernel works on: one extent per token dimension, outermost dimension first."""
+
+    q: _Axis[_Count] = Field(description="Extents of the query tile.")
+    kv: _Axis[_Count] = Field(description="Extents of the key/value tile.")
+
+
+class Shape(_Model):
+    """A problem that the kernels are for. Feeds tile fitting and checks; kernels also run other shapes."""
+
+    tokens: _Axis[_Count] = Field(description="Tokens along each dimension, outermost first.")
+    window: _Axis[_Count] = Field(description="Keys that a query sees along each dimension.")
+    stride: _Axis[_Count] = Field(
+        default_factory=tuple, description="Consecutive queries that share a window; default 1 everywhere."
+    )
+    dilation: _Axis[_Count] = Field(
+        default_factory=tuple, description="Distance between the keys of a window; default 1 everywhere."
+    )
+    causal: _Axis[bool] = Field(
+        default_factory=tuple,
+        description="Dimensions where keys after the query are hidden; default: the entry's.",
+    )
+    heads: _Count = Field(default=1, description="Query heads.")
+    kv_heads: _Count = Field(
+        default_factory=int,
+        description="Key/value heads, a divisor of heads (GQA, MQA); default: as many as heads.",
+    )
+    batch: _Count = Field(default=1, description="Batch size.")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Shape:
+        ones = (1,) * len(self.tokens)
+        object.__setattr__(self, "stride", self.stride or ones)
+        object.__setattr__(self, "dilation", self.dilation or ones)
+        object.__setattr__(self, "kv_heads", self.kv_heads or self.heads)
+        _refuse([*self._extent_faults(), *self._head_faults()])
+        return self
+
+    def _extent_faults(self) -> Iterator[Fault]:
+        # Columns of unequal length end at the shortest: their entry reports the length.
+        columns = zip(self.tokens, self.window, self.stride, self.dilation, strict=False)
+        for dim, (tokens, window, stride, dilation) in enumerate(columns):
+            if dilation > tokens:
+                text = f"{dilation} is more than the {tokens} tokens of dimension {dim}; at most {tokens}"
+                yield ("dilation", dim), text
+            elif window * dilation > tokens:
+                spread = (
+                    f" with dilation {dilation} spans {window * dilation} tokens and" if dilation > 1 else ""
+                )
+                text = f"{window}{spread} is more than the {tokens} tokens of dimension {dim}"
+                yield ("window", dim), f"{text}; at most {tokens // dilation}"
+            if stride > window:
+                yield (
+                    ("stride", dim),
+                    f"{stride} is more than the window of dimension {dim}; at most {window}",
+                )
+
+    def _head_faults(self) -> Iterator[Fault]:
+        if self.heads % self.kv_heads:
+            allowed = f"allowed: a divisor of heads, which is {self.heads}"
+            # Counting down ends at 1 at the latest, and a file can't ask for more than a million steps.
+            near = next(n for n in range(min(self.kv_heads, self.heads, 10**6), 0, -1) if self.heads % n == 0)
+            yield ("kv_heads",), f"{self.kv_heads} does not divide heads; {allowed}; did you mean {near}?"
+
+
+class KernelEntry(_Model):
+    """Kernels to generate: the product of all lists below."""
+
+    rank: _Axis[_Rank] = Field(description="Token dimensions, 1 to 3.")
+    head_dim: _Axis[_HeadDim] = Field(
+        description="Channels per head of Q and K; any: taken at run time, where the arch can."
+    )
+    value_head_dim: _Axis[_Count] = Field(
+        default_factory=tuple, description="Channels per head of V and the output; default: head_dim."
+    )
+    dtype: _Axis[_Dtype] = Field(description="Element type of Q, K, V and the output.")
+    direction: _Axis[_Direction] = Field(default=("forward",), description="Passes to generate.")
+    causal: _Axis[bool] = Field(
+        default_factory=tuple, description="Default of the shapes' causal, one flag per dimension."
+    )
+    tiles: Annotated[_List[Tile], BeforeValidator(_refuse_auto)] = Field(
+        description="Tiles to generate kernels for. With several ranks, each tile is for the rank of its length."
+    )
+    variant: _Axis[_Variant] = Field(default=("",), description="Kernel family, where an arch has several.")
+    shapes: _List[Shape] = Field(default=(), description="Problems that the kernels are for.")
+
+    @model_validator(mode="after")
+    def _complete(self) -> KernelEntry:
+        faults = [*self._length_faults()]
+        if ANY_HEAD_DIM in self.head_dim and self.value_head_dim:
+            faults.append((("value_head_dim",), "head_dim any leaves it open too; allowed: nothing here"))
+        _refuse(faults)
+        for shape in self.shapes:
+            causal = shape.causal or self.causal or (False,) * len(shape.tokens)
+            object.__setattr__(shape, "causal", causal)
+        return self
+
+    def _length_faults(self) -> Iterator[Fault]:
+        ranks = " or ".join(map(str, sorted(set(self.rank))))
+
+        def fault(path: YamlPath, values: Sequence[object], rank: int | str) -> Fault:
+            entries = "1 entry" if len(values) == 1 else f"{len(values)} entries"
+            return path, f"{shown(values)} has {entries}; rank {rank} needs {rank}"
+
+        if self.causal and any(len(self.causal) != rank for rank in self.rank):
+            yield fault(("causal",), self.causal, ranks)
+        for i, tile in enumerate(self.tiles):
+            if len(tile.q) not in self.rank:
+                yield fault(("tiles", i, "q"), tile.q, ranks)
+            if len(tile.kv) not in self.rank or (len(tile.q) in self.rank and len(tile.q) != len(tile.kv)):
+                yield fault(("tiles", i, "kv"), tile.kv, len(tile.q) if len(tile.q) in self.rank else ranks)
+        for rank in sorted(set(self.rank) - {len(tile.q) for tile in self.tiles}):
+            if len(set(self.rank)) > 1:
+                yield ("tiles",), f"no tile has {rank} extents; rank {rank} needs one"
+        for i, shape in enumerate(self.shapes):
+            own = len(shape.tokens)
+            if own not in self.rank:
+                yield fault(("shapes", i, "tokens"), shape.tokens, ranks)
+            rank = own if own in self.rank else self.rank[0]
+            for field in ("window", "stride", "dilation", "causal"):
+                if field in shape.model_fields_set and len(getattr(shape, field)) != rank:
+                    yield fault(("shapes", i, field), getattr(shape, field), rank)
+
+    def count(self) -> int:
+        """How many configs this entry has on one arch, counted without listing them."""
+        pairs = sum(len(tile.q) == rank for rank in self.rank for tile in self.tiles)
+        axes = (self.direction, self.dtype, self.head_dim, self.value_head_dim or (0,), self.variant)
+        return pairs * prod(map(len, axes))
+
+    def configs(self, arch: str) -> Iterator[tuple[KernelConfig, dict[str, YamlPath]]]:
+        """Every config of this entry on ``arch``, with the path in the entry that each of its fields comes from."""
+        for (i, direction), rank, (j, dtype), (k, head_dim), (m, value), (n, variant), (t, tile) in product(
+            enumerate(self.direction),
+            self.rank,
+            enumerate(self.dtype),
+            enumerate(self.head_dim),
+            enumerate(self.value_head_dim or (0,)),
+            enumerate(self.variant),
+            enumerate(self.tiles),
+        ):
+            if len(tile.q) != rank:
+                continue
+            config = KernelConfig(
+                op=_DIRECTIONS[direction],
+                arch=arch,
+                rank=rank,
+                dtype=dtype,
+                head_dim=head_dim,
+                value_head_dim=value,
+                q_tile=tile.q,
+                kv_tile=tile.kv,
+                variant=variant,
+            )
+            yield (
+                config,
+                {
+                    "op": ("direction", i),
+                    "dtype": ("dtype", j),
+                    "head_dim": ("head_dim", k),
+                    "value_head_dim": ("value_head_dim", m),
+                    "variant": ("variant", n),
+                    "q_tile": ("tiles", t, "q"),
+                    "kv_tile": ("tiles", t, "kv"),
+                },
+            )
+
+
+class Spec(_Model):
+    """A kernel spec of gnaforge: the kernels of one library."""
+
+    spec_version: Literal[1] = Field(description="Version of this format: 1.")
+    library: _Library = Field(description="Names the torch library and the wheel.")
+    arch: _Axis[_Arch] = Field(description="Architectures to generate every kernel for.")
+    kernels: _List[KernelEntry] = Field(description="What to generate.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Spec:
+        count = len(self.arch) * sum(entry.count() for entry in self.kernels)
+        if count > MAX_CONFIGS:
+            text = f"the lists multiply to {count:,} kernels; at most {MAX_CONFIGS:,}"
+            _refuse([(("kernels",), text)])
+        faults: dict[Fault, None] = {}
+        for (i, entry), arch in product(enumerate(self.kernels), dict.fromkeys(self.arch)):
+            for config, origins in entry.configs(arch):
+                for field, reason in ARCHES[arch].problems(config):
+                    faults[("kernels", i, *origins[field]), reason + _nearest(config, field)] = None
+        _refuse(list(faults))
+        return self
+
+
+def _nearest(config: KernelConfig, field: str) -> str:
+    """The nearest value that the arch of ``config`` takes, where a number is off."""
+    arch = ARCHES[config.arch]
+    if field in ("head_dim", "value_head_dim") and (dim := getattr(config, field)) != ANY_HEAD_DIM:
+        multiple = arch.head_dim_multiple
+        return f"; did you mean {min(-(-dim // multiple) * multiple, arch.max_head_dim)}?"
+    if field == "kv_tile" and config.kv_columns <= arch.max_kv_columns:
+        below = config.kv_columns // arch.kv_multiple * arch.kv_multiple
+        near = [str(n) for n in (below, below + arch.kv_multiple) if 0 < n <= arch.max_kv_columns]
+        return f"; the nearest: {' or '.join(near)}"
+    return ""
