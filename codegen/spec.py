@@ -1,4 +1,4 @@
-"""Reads kernel specs: from a path or a preset's name to a checked `Spec`, or one error that lists all that is wrong."""
+"""Reads kernel specs: from a path or a preset's name to a checked `Spec`, or one error that lists it all."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["KernelEntry", "Shape", "Spec", "Tile", "json_schema", "load_spec", "
 
 
 def load_spec(source: str | Path) -> Spec:
-    """The spec in the file ``source``, or of the preset ``source``: a name without ``/``, ``.yaml`` or ``.yml``.
+    """The spec in the file ``source``, or of the preset of that name: no ``/``, no ``.yaml`` and no ``.yml``.
 
     Raises:
         InputError: there is no such file or preset, or its contents are wrong. The message has a line
@@ -98,45 +98,43 @@ def _model_at(path: YamlPath) -> type[BaseModel]:
 def _message(error: ErrorDetails) -> str:
     """What pydantic found, in the words of a spec's author."""
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
-    shown = shown(value)
+    given = shown(value)
     if kind == "missing":
         return "is required"
     if kind == "extra_forbidden":
         allowed = list(_model_at(tuple(error["loc"][:-1])).model_fields)
         return f"unknown field; allowed: {', '.join(allowed)}{did_you_mean(error['loc'][-1], allowed)}"
     if kind == "int_type":
-        return f"{shown} is no integer; allowed: a whole number, not in quotes"
+        return f"{given} is no integer; allowed: a whole number, not in quotes"
     if kind == "bool_type":
-        return f"{shown} is no boolean; allowed: true, false"
+        return f"{given} is no boolean; allowed: true, false"
     if kind == "greater_than_equal":
-        return f"{shown} is too small; at least {context['ge']}"
+        return f"{given} is too small; at least {context['ge']}"
     if kind == "less_than_equal":
-        return f"{shown} is too large; at most {context['le']}"
-    if kind == "too_short":
-        return "is an empty list; at least one entry"
+        return f"{given} is too large; at most {context['le']}"
     if kind == "tuple_type":
-        return f"{shown} is no list; allowed: a list"
+        return f"{given} is no list; allowed: a list"
     if kind == "model_type":
         fields = ", ".join(_model_at(tuple(error["loc"])).model_fields)
-        return f"{shown} is no mapping; allowed: a mapping with the fields {fields}"
+        return f"{given} is no mapping; allowed: a mapping with the fields {fields}"
     if kind == "literal_error":
-        return f"{shown} is not supported; allowed: {context['expected']}"
+        return f"{given} is not supported; allowed: {context['expected']}"
     return error["msg"]
 
 
 def _add_problems(document: Document, error: ValidationError) -> None:
-    """Adds to ``document.problems`` what validation found, each at the value (or field name) that it is about."""
+    """Adds what validation found to ``document.problems``, each at the value or name that it is about."""
+    unreadable = frozenset(document.refused)  # reading has reported these already
     for detail in error.errors(include_url=False):
         loc: YamlPath = tuple(detail["loc"])
-        kind, context = detail["type"], detail.get("ctx", {})
-        if kind == "faults":
-            found = [((*loc, *path), text) for path, text in context["faults"]]
+        if detail["type"] == "faults":
+            found = [((*loc, *path), text) for path, text in detail["ctx"]["faults"]]
         else:
             found = [(loc, _message(detail))]
         for path, text in found:
             at = document.locate(path)
-            if at in document.refused and kind != "missing":
-                continue
-            position = (document.names if kind == "extra_forbidden" else document.values)[at]
-            shown_path = path if kind == "missing" else at
-            document.add(position, shown_path, text)
+            if detail["type"] == "missing":
+                document.add(document.values[at], path, text)
+            elif at not in unreadable:
+                positions = document.names if detail["type"] == "extra_forbidden" else document.values
+                document.add(positions[at], at, text)

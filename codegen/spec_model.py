@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import product
 from math import prod
@@ -49,7 +50,7 @@ def _refuse(faults: list[Fault]) -> None:
 
 
 class _OneOf:
-    """Metadata of a string field that takes a name out of a table; ``planned`` names are refused with that reason."""
+    """Metadata of a field that takes a name out of a table. ``planned`` holds names of later versions."""
 
     def __init__(self, what: str, allowed: Sequence[str], planned: Sequence[str] = ()) -> None:
         self.what = what
@@ -93,10 +94,6 @@ def _head_dim(value: Any) -> int:
     raise _wrong(f"{shown(value)} is no head dim; allowed: a positive integer, or any")
 
 
-def _tuple_of_list(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
 def _refuse_auto(value: Any) -> Any:
     if value == "auto":
         raise _wrong(
@@ -106,27 +103,35 @@ def _refuse_auto(value: Any) -> Any:
     return value
 
 
-class _OneOrList:
-    """Metadata of a tuple field for which YAML may also give its only element without brackets."""
+class _Listed:
+    """Metadata of a tuple field: a list in YAML, not empty; with ``or_one``, also its only element bare."""
+
+    def __init__(self, *, or_one: bool) -> None:
+        self.or_one = or_one
+
+    def convert(self, value: Any) -> Any:
+        # Not pydantic's own min_length: that counts valid elements only, and blames the list for them.
+        if value in ([], ()):
+            raise _wrong("is an empty list; allowed: at least one entry")
+        if isinstance(value, list):
+            return tuple(value)
+        return (value,) if self.or_one and not isinstance(value, tuple) else value
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> core_schema.CoreSchema:
-        def listed(value: Any) -> Any:
-            return tuple(value) if isinstance(value, list | tuple) else (value,)
-
-        return core_schema.no_info_before_validator_function(listed, handler(source))
+        return core_schema.no_info_before_validator_function(self.convert, handler(source))
 
     def __get_pydantic_json_schema__(
         self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        array = handler(schema)
-        return {"anyOf": [array["items"], array]}
+        array = {**handler(schema), "minItems": 1}
+        return {"anyOf": [array["items"], array]} if self.or_one else array
 
 
 T = TypeVar("T")
-_Axis = Annotated[tuple[T, ...], Field(min_length=1), _OneOrList()]
-_List = Annotated[tuple[T, ...], Field(min_length=1), BeforeValidator(_tuple_of_list)]
+_Axis = Annotated[tuple[T, ...], _Listed(or_one=True)]
+_List = Annotated[tuple[T, ...], _Listed(or_one=False)]
 _Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 _Rank = Annotated[int, Field(ge=1, le=3)]
 _Arch = Annotated[str, _OneOf("arch", list(ARCHES))]
@@ -207,8 +212,7 @@ class Shape(_Model):
     def _head_faults(self) -> Iterator[Fault]:
         if self.heads % self.kv_heads:
             allowed = f"allowed: a divisor of heads, which is {self.heads}"
-            # Counting down ends at 1 at the latest, and a file can't ask for more than a million steps.
-            near = next(n for n in range(min(self.kv_heads, self.heads, 10**6), 0, -1) if self.heads % n == 0)
+            near = next(n for n in range(min(self.kv_heads, 1000), 0, -1) if self.heads % n == 0)
             yield ("kv_heads",), f"{self.kv_heads} does not divide heads; {allowed}; did you mean {near}?"
 
 
@@ -228,7 +232,7 @@ class KernelEntry(_Model):
         default_factory=tuple, description="Default of the shapes' causal, one flag per dimension."
     )
     tiles: Annotated[_List[Tile], BeforeValidator(_refuse_auto)] = Field(
-        description="Tiles to generate kernels for. With several ranks, each tile is for the rank of its length."
+        description="Tiles to generate kernels for. Of several ranks, each tile is for the one of its length."
     )
     variant: _Axis[_Variant] = Field(default=("",), description="Kernel family, where an arch has several.")
     shapes: _List[Shape] = Field(default=(), description="Problems that the kernels are for.")
@@ -237,7 +241,9 @@ class KernelEntry(_Model):
     def _complete(self) -> KernelEntry:
         faults = [*self._length_faults()]
         if ANY_HEAD_DIM in self.head_dim and self.value_head_dim:
-            faults.append((("value_head_dim",), "head_dim any leaves it open too; allowed: nothing here"))
+            faults.append(
+                (("value_head_dim",), "can't be given where head_dim is any, which leaves both open")
+            )
         _refuse(faults)
         for shape in self.shapes:
             causal = shape.causal or self.causal or (False,) * len(shape.tokens)
@@ -245,7 +251,8 @@ class KernelEntry(_Model):
         return self
 
     def _length_faults(self) -> Iterator[Fault]:
-        ranks = " or ".join(map(str, sorted(set(self.rank))))
+        known = sorted(set(self.rank))
+        ranks = " or ".join(map(str, known))
 
         def fault(path: YamlPath, values: Sequence[object], rank: int | str) -> Fault:
             entries = "1 entry" if len(values) == 1 else f"{len(values)} entries"
@@ -254,30 +261,32 @@ class KernelEntry(_Model):
         if self.causal and any(len(self.causal) != rank for rank in self.rank):
             yield fault(("causal",), self.causal, ranks)
         for i, tile in enumerate(self.tiles):
-            if len(tile.q) not in self.rank:
+            own = len(tile.q)
+            if own not in known:
                 yield fault(("tiles", i, "q"), tile.q, ranks)
-            if len(tile.kv) not in self.rank or (len(tile.q) in self.rank and len(tile.q) != len(tile.kv)):
-                yield fault(("tiles", i, "kv"), tile.kv, len(tile.q) if len(tile.q) in self.rank else ranks)
-        for rank in sorted(set(self.rank) - {len(tile.q) for tile in self.tiles}):
-            if len(set(self.rank)) > 1:
-                yield ("tiles",), f"no tile has {rank} extents; rank {rank} needs one"
+            if len(tile.kv) not in ([own] if own in known else known):
+                yield fault(("tiles", i, "kv"), tile.kv, own if own in known else ranks)
+        for rank in known if len(known) > 1 else ():
+            if all(len(tile.q) != rank for tile in self.tiles):
+                yield ("tiles",), f"no tile has {rank} entries; rank {rank} needs at least one"
         for i, shape in enumerate(self.shapes):
             own = len(shape.tokens)
-            if own not in self.rank:
+            if own not in known:
                 yield fault(("shapes", i, "tokens"), shape.tokens, ranks)
-            rank = own if own in self.rank else self.rank[0]
+            rank = own if own in known else known[0]
             for field in ("window", "stride", "dilation", "causal"):
                 if field in shape.model_fields_set and len(getattr(shape, field)) != rank:
                     yield fault(("shapes", i, field), getattr(shape, field), rank)
 
     def count(self) -> int:
         """How many configs this entry has on one arch, counted without listing them."""
-        pairs = sum(len(tile.q) == rank for rank in self.rank for tile in self.tiles)
+        ranks = Counter(self.rank)
+        pairs = sum(ranks[len(tile.q)] for tile in self.tiles)
         axes = (self.direction, self.dtype, self.head_dim, self.value_head_dim or (0,), self.variant)
         return pairs * prod(map(len, axes))
 
     def configs(self, arch: str) -> Iterator[tuple[KernelConfig, dict[str, YamlPath]]]:
-        """Every config of this entry on ``arch``, with the path in the entry that each of its fields comes from."""
+        """Every config of this entry on ``arch``, with the path in the entry that each field comes from."""
         for (i, direction), rank, (j, dtype), (k, head_dim), (m, value), (n, variant), (t, tile) in product(
             enumerate(self.direction),
             self.rank,

@@ -92,7 +92,7 @@ def path_text(path: YamlPath) -> str:
 
 
 def did_you_mean(given: object, allowed: Iterable[str]) -> str:
-    """``"; did you mean 'bf16'?"`` for the entry of ``allowed`` nearest to ``given``, or nothing if none is near."""
+    """``; did you mean 'bf16'?`` for the entry of ``allowed`` nearest to ``given``; empty if none is near."""
     near = difflib.get_close_matches(str(given)[:60].lower(), list(allowed), n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
 
@@ -260,7 +260,8 @@ def _scalar(text: str, *, plain: bool) -> tuple[Any, str]:
         return "", f"{text[:40]!a} holds characters that can't be printed"
     if not plain:
         return text, ""
-    kind = _RESOLVER.resolve(yaml.ScalarNode, text, (True, False)).rpartition(":")[2]
+    tag: str = _RESOLVER.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
+    kind = tag.rpartition(":")[2]
     if kind == "null":
         return None, ""
     if kind == "bool":

@@ -240,6 +240,7 @@ def test_backward_says_that_it_is_missing() -> None:
 
 
 def test_opcheck() -> None:
+    gnaforge.na2d(X, X, X, 3)  # registers the operators
     for name in ("forward", "forward_with_grad"):
         operator = getattr(torch.ops.gnaforge, name).default
         torch.library.opcheck(operator, (X, X, X, [3, 3, 1, 1, 1, 1, 0, 0], None, ""))

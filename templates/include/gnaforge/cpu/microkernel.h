@@ -38,6 +38,7 @@ inline void score_keys(const KeyList& keys, const float* q, int head_dim, float*
         for (int w = 0; w < Width; ++w) sum[r][w] += key * query[w];
       }
     }
+#pragma GCC unroll 16
     for (int r = 0; r < block_rows; ++r)
       for (int w = 0; w < Width; ++w) {
         Vector score = sum[r][w];
