@@ -82,7 +82,9 @@ def find_nvcc() -> Nvcc:
             raise BuildError(f"{path} doesn't run: {error}") from error
         match = re.search(r"release [\d.]+, V([\d.]+)", text)
         return Nvcc(path, match[1] if match else text.strip().splitlines()[-1], source)
-    raise BuildError(f"no CUDA compiler found with GNAFORGE_TOOLCHAIN={policy} (looked in {'; '.join(looked)}). {_REMEDY}")
+    raise BuildError(
+        f"no CUDA compiler found with GNAFORGE_TOOLCHAIN={policy} (looked in {'; '.join(looked)}). {_REMEDY}"
+    )
 
 
 def find_cutlass() -> Path:

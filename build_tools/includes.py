@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*[<"](gnaforge/[^">]+)[">]', re.MULTILINE)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _header(path: Path) -> tuple[str, tuple[str, ...]]:
     data = path.read_bytes()
     return hashlib.sha256(data).hexdigest(), tuple(_INCLUDE.findall(data.decode()))

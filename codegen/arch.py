@@ -46,19 +46,17 @@ class Arch:
         if config.variant not in self.variants:
             names = ", ".join(repr(v) for v in self.variants)
             found.append(("variant", f"{config.variant!r} is not a variant of {self.name}; it has {names}"))
-        for field in ("head_dim", "value_head_dim"):
-            dim = getattr(config, field)
+        for name in ("head_dim", "value_head_dim"):
+            dim = getattr(config, name)
             if dim == ANY_HEAD_DIM:
-                if field == "head_dim" and not self.head_dim_at_run_time:
-                    found.append((field, f"{self.name} kernels are built for one head dim; give a number"))
+                if name == "head_dim" and not self.head_dim_at_run_time:
+                    found.append((name, f"{self.name} kernels are built for one head dim; give a number"))
             elif dim % self.head_dim_multiple or dim > self.max_head_dim:
                 found.append(
-                    (field, f"{dim} must be a multiple of {self.head_dim_multiple}, at most {self.max_head_dim}")
+                    (name, f"{dim} must be a multiple of {self.head_dim_multiple}, at most {self.max_head_dim}")
                 )
         if config.q_rows > self.max_q_rows:
-            found.append(
-                ("q_tile", f"holds {config.q_rows} query tokens; {self.name} takes at most {self.max_q_rows}")
-            )
+            found.append(("q_tile", f"holds {config.q_rows} query tokens; {self.name} takes at most {self.max_q_rows}"))
         if config.kv_columns > self.max_kv_columns:
             found.append(
                 ("kv_tile", f"holds {config.kv_columns} key tokens; {self.name} takes at most {self.max_kv_columns}")

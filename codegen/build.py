@@ -198,7 +198,9 @@ def _steps(job: Job, scratch: Path, compiler: Compiler) -> list[Step]:
 
     def compile_step(source: str) -> Step:
         output = f"{name}/{Path(source).stem}.o"
-        return Step(output, (f"{name}/{source}",), tuple(compiler.compile_command(f"{name}/{source}", output, include_dir())))
+        return Step(
+            output, (f"{name}/{source}",), tuple(compiler.compile_command(f"{name}/{source}", output, include_dir()))
+        )
 
     objects = [compile_step(kernel), compile_step("library.cpp")]
     names = [step.output for step in objects]
@@ -304,9 +306,7 @@ def _link(plan: Plan, artifacts: dict[KernelConfig, Artifact], path: Path) -> bo
         "digest": digest,
         "sha256": file_digest(path),
         "library": plan.library,
-        "kernels": [
-            {name: artifacts[config].record[name] for name in _LISTED} for config in plan.configs
-        ],
+        "kernels": [{name: artifacts[config].record[name] for name in _LISTED} for config in plan.configs],
     }
     write_atomic(record_path, (json.dumps(record, indent=1) + "\n").encode())
     return True

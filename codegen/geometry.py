@@ -119,9 +119,7 @@ def window(length: int, window: int, stride: int = 1, causal: bool = False) -> t
     return _windows(Axis(length, window, stride, causal=causal), np.arange(length, dtype=np.int64))
 
 
-def transposed_window(
-    length: int, window: int, stride: int = 1, causal: bool = False
-) -> tuple[IntArray, IntArray]:
+def transposed_window(length: int, window: int, stride: int = 1, causal: bool = False) -> tuple[IntArray, IntArray]:
     """Queries [start, end) of one dilation group that see each key, the transpose of `window`; [length] too.
 
     Raises:

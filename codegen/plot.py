@@ -38,7 +38,9 @@ def draw_pattern(
     _draw_windows(left, layout, [(0, 0), (height // 2, width // 2), (height - 1, width // 4)])
     _draw_tiles(right, layout, q_tile, kv_tile)
     for plot in (left, right):
-        plot.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), xlabel="token x", ylabel="token y", aspect="equal")
+        plot.set(
+            xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), xlabel="token x", ylabel="token y", aspect="equal"
+        )
         plot.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3, frameon=False)
     extra = "" if set(dilation) == {1} else f", dilation {dilation[0]}x{dilation[1]}"
     figure.suptitle(f"{height}x{width} tokens, window {window[0]}x{window[1]}, stride {stride[0]}x{stride[1]}{extra}")

@@ -68,9 +68,7 @@ def _preset(name: str) -> bytes:
     for file in (f"{name}.yaml", f"{name}.yml"):
         if name.isprintable() and Path(file).is_file():
             hint = f"; did you mean the file {file}?"
-    raise InputError(
-        f"no preset {shown(name)}; presets: {', '.join(known)}{hint}; a file's name ends in .yaml"
-    )
+    raise InputError(f"no preset {shown(name)}; presets: {', '.join(known)}{hint}; a file's name ends in .yaml")
 
 
 def _read(path: Path) -> bytes:
@@ -78,13 +76,9 @@ def _read(path: Path) -> bytes:
         with path.open("rb") as file:
             return file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise InputError(
-            f"{path}: no such file; presets are named without .yaml: {', '.join(presets())}"
-        ) from None
+        raise InputError(f"{path}: no such file; presets are named without .yaml: {', '.join(presets())}") from None
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        raise InputError(
-            f"can't read {shown(str(path))}: {getattr(error, 'strerror', None) or error}"
-        ) from error
+        raise InputError(f"can't read {shown(str(path))}: {getattr(error, 'strerror', None) or error}") from error
 
 
 _MODELS: dict[object, type[BaseModel]] = {"kernels": KernelEntry, "tiles": Tile, "shapes": Shape}

@@ -65,9 +65,7 @@ class _OneOf:
             raise _wrong(f"{value!r} is not available in this version; {choice}")
         raise _wrong(f"{shown(value)} is no {self.what}; {choice}{did_you_mean(value, self.allowed)}")
 
-    def __get_pydantic_core_schema__(
-        self, source: Any, handler: GetCoreSchemaHandler
-    ) -> core_schema.CoreSchema:
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         return core_schema.no_info_plain_validator_function(self.check)
 
     def __get_pydantic_json_schema__(
@@ -81,9 +79,7 @@ def _library_name(value: Any) -> str:
         return value
     near = re.sub(r"[^a-z0-9_]+", "_", value.lower())[:60].strip("_") if isinstance(value, str) else ""
     hint = f"; did you mean {near!r}?" if _LIBRARY.fullmatch(near) else ""
-    raise _wrong(
-        f"{shown(value)} is no library name; allowed: lower-case letters, digits and _, a letter first{hint}"
-    )
+    raise _wrong(f"{shown(value)} is no library name; allowed: lower-case letters, digits and _, a letter first{hint}")
 
 
 def _head_dim(value: Any) -> int:
@@ -117,9 +113,7 @@ class _Listed:
             return tuple(value)
         return (value,) if self.or_one and not isinstance(value, tuple) else value
 
-    def __get_pydantic_core_schema__(
-        self, source: Any, handler: GetCoreSchemaHandler
-    ) -> core_schema.CoreSchema:
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         return core_schema.no_info_before_validator_function(self.convert, handler(source))
 
     def __get_pydantic_json_schema__(
@@ -198,9 +192,7 @@ class Shape(_Model):
                 text = f"{dilation} is more than the {tokens} tokens of dimension {dim}; at most {tokens}"
                 yield ("dilation", dim), text
             elif window * dilation > tokens:
-                spread = (
-                    f" with dilation {dilation} spans {window * dilation} tokens and" if dilation > 1 else ""
-                )
+                spread = f" with dilation {dilation} spans {window * dilation} tokens and" if dilation > 1 else ""
                 text = f"{window}{spread} is more than the {tokens} tokens of dimension {dim}"
                 yield ("window", dim), f"{text}; at most {tokens // dilation}"
             if stride > window:
@@ -241,9 +233,7 @@ class KernelEntry(_Model):
     def _complete(self) -> KernelEntry:
         faults = [*self._length_faults()]
         if ANY_HEAD_DIM in self.head_dim and self.value_head_dim:
-            faults.append(
-                (("value_head_dim",), "can't be given where head_dim is any, which leaves both open")
-            )
+            faults.append((("value_head_dim",), "can't be given beside head_dim any, which leaves both open"))
         _refuse(faults)
         for shape in self.shapes:
             causal = shape.causal or self.causal or (False,) * len(shape.tokens)

@@ -164,9 +164,7 @@ def _fill(document: Document, text: str) -> None:
             if isinstance(event, yaml.DocumentStartEvent):
                 documents += 1
                 if documents > 1:
-                    document.add(
-                        last, (), "a second YAML document begins here; a kernel spec is one document"
-                    )
+                    document.add(last, (), "a second YAML document begins here; a kernel spec is one document")
                     raise _Unreadable
             elif isinstance(event, yaml.CollectionEndEvent):
                 open_containers.pop()

@@ -48,14 +48,14 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     from gnaforge.build_tools.toolchain import cxx_compiler
 
     folder = tmp_path_factory.mktemp("toys")
+    compiler = [*cxx_compiler().command, "-std=c++17", "-shared", "-fPIC"]
 
     def make(name: str, **macros: object) -> Path:
         path = folder / f"{name}.so"
         defines = [f"-D{key}={value}" for key, value in macros.items()]
         source = Path(__file__).with_name("toy_library.cpp")
         subprocess.run(
-            [*cxx_compiler().command, "-std=c++17", "-shared", "-fPIC", *defines]
-            + [f"-I{include_dir()}", str(source), "-o", str(path)],
+            [*compiler, *defines, f"-I{include_dir()}", str(source), "-o", str(path)],
             check=True,
         )
         return path

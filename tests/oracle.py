@@ -53,9 +53,7 @@ class Problem:
             (self.kv_heads, self.head_dim),
             (self.kv_heads, self.value_head_dim),
         )
-        return tuple(
-            torch.randn(self.batch, *self.tokens, *shape, generator=generator).to(dtype) for shape in shapes
-        )
+        return tuple(torch.randn(self.batch, *self.tokens, *shape, generator=generator).to(dtype) for shape in shapes)
 
 
 def visible_keys(query: int, length: int, window: int, stride: int, dilation: int, causal: bool) -> list[int]:
@@ -191,9 +189,7 @@ def random_axis(rng: Random, max_length: int, min_window: int = 1) -> tuple[int,
     return length, window, stride, dilation, rng.random() < 0.3
 
 
-def random_problem(
-    rng: Random, rank: int | None = None, max_tokens: int = 256, min_window: int = 1
-) -> Problem:
+def random_problem(rng: Random, rank: int | None = None, max_tokens: int = 256, min_window: int = 1) -> Problem:
     """A small problem of any kind.
 
     All ranks, the edge cases of `random_axis`, causal per dimension, GQA and MQA, head dims that are

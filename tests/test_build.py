@@ -175,7 +175,7 @@ def test_one_failure_keeps_the_others(own_cache: Path, monkeypatch: pytest.Monke
 
 def test_killed_compilers_run_once_more_alone(tmp_path: Path) -> None:
     notes: list[str] = []
-    script = "test -e {0}.seen && cp in {0} || {{ touch {0}.seen; echo 'Killed signal terminated program cc1plus'; exit 1; }}"
+    script = "test -e {0}.seen && cp in {0} || {{ touch {0}.seen; echo 'Killed signal terminated cc1plus'; exit 1; }}"
     (tmp_path / "in").write_text("x")
     steps = [Step(name, ("in",), ("sh", "-c", script.format(name))) for name in ("a", "b")]
     assert run_steps(tmp_path, steps, 2, lambda *_: None, notes.append) == []
@@ -193,7 +193,9 @@ def test_no_compiler_is_explained(own_cache: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv("CXX", raising=False)
     toolchain.cxx_compiler.cache_clear()
     try:
-        with pytest.raises(BuildError, match=r"no C\+\+ compiler found \(looked for g\+\+, c\+\+ and clang\+\+ on PATH\)"):
+        with pytest.raises(
+            BuildError, match=r"no C\+\+ compiler found \(looked for g\+\+, c\+\+ and clang\+\+ on PATH\)"
+        ):
             build_kernels([ONE])
         monkeypatch.setenv("CXX", "no-such-compiler -m64")
         toolchain.cxx_compiler.cache_clear()

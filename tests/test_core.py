@@ -97,8 +97,10 @@ print(message(lambda: gnaforge.na2d(x[..., :4], x[..., :4], x[..., :4], 3)))
 """
     )
     text = "\n".join(lines(out))
-    assert 'RuntimeError: gnaforge: kernel ' + toy_key(4) + ' failed: the toy fails at scale 0.5: "quoted" ü' in text
-    assert "NoKernelError: gnaforge: no kernel fits: " + toy_key(4) + " was asked for and can't run this problem" in text
+    assert "RuntimeError: gnaforge: kernel " + toy_key(4) + ' failed: the toy fails at scale 0.5: "quoted" ü' in text
+    assert (
+        "NoKernelError: gnaforge: no kernel fits: " + toy_key(4) + " was asked for and can't run this problem" in text
+    )
     assert "the toy takes fp32 and head_dim 8, got head_dim 4" in text
     assert "no kernel fits this problem: rank 2, fp32, head_dim 4, heads 2, tokens 8x8, window 3x3" in text
 
@@ -163,9 +165,7 @@ def two_packages(tmp_path: Path) -> Path:
         package = tmp_path / name
         shutil.copytree(Path(gnaforge.runtime.__file__).parent, package / "_runtime")
         shutil.copy(core_path(), package / "core.so")
-        (package / "__init__.py").write_text(
-            "from ._runtime import core\n"
-        )
+        (package / "__init__.py").write_text("from ._runtime import core\n")
         (package / "api.py").write_text(
             "from pathlib import Path\n"
             "from ._runtime import core\n"

@@ -147,9 +147,7 @@ class TestTiles:
         lists = [
             geometry.tile_list(groups, q_tile, kv_tile, q_begin)
             for groups in product(*([axis.group(g) for g in range(axis.dilation)] for axis in axes))
-            for q_begin in product(
-                *(range(0, axis.length, q) for axis, q in zip(groups, q_tile, strict=True))
-            )
+            for q_begin in product(*(range(0, axis.length, q) for axis, q in zip(groups, q_tile, strict=True)))
         ]
         expected = (len(lists), sum(len(origins) for origins, _ in lists), sum(inside for _, inside in lists))
         found = geometry.count_tiles(axes, q_tile, kv_tile)

@@ -73,9 +73,7 @@ def check_windows(headers: ctypes.CDLL, axis: tuple[int, int, int, int, bool]) -
     for group in range(dilation):
         seen = oracle.axis_mask(*axis)[group::dilation, group::dilation]
         windows, transposed = np.zeros((2, length, 2), dtype=np.int32)
-        assert headers.all_windows(
-            ctypes.byref(Axis(*axis)), group, pointer(windows), pointer(transposed)
-        ) == len(seen)
+        assert headers.all_windows(ctypes.byref(Axis(*axis)), group, pointer(windows), pointer(transposed)) == len(seen)
         for intervals, expected in ((windows, seen), (transposed, seen.T)):
             begin, end = intervals[: len(seen), :1], intervals[: len(seen), 1:]
             position = np.arange(len(seen))
@@ -102,9 +100,7 @@ def check_counts(headers, index: int, q_tile: list[int], kv_tile: list[int], pro
     assert tuple(counts) == oracle.count_tiles(problem, tuple(q_tile), tuple(kv_tile)), case
 
 
-def check_visits(
-    headers, index: int, q_tile: list[int], kv_tile: list[int], problem, groups, case: str
-) -> None:
+def check_visits(headers, index: int, q_tile: list[int], kv_tile: list[int], problem, groups, case: str) -> None:
     """Runs the tile lists and masks of the given dilation groups and compares every pair with the oracle."""
     masks = [
         oracle.axis_mask(*axis)[group :: axis[3], group :: axis[3]]
@@ -119,9 +115,7 @@ def check_visits(
         (length, window, stride, 1, causal)
         for length, (_, window, stride, _, causal) in zip(lengths, problem.axes, strict=True)
     ]
-    arrays = (ctypes.c_void_p * 6)(
-        *(pointer(a).value for a in (visits, row_mask, row_set, tile, count, interior))
-    )
+    arrays = (ctypes.c_void_p * 6)(*(pointer(a).value for a in (visits, row_mask, row_set, tile, count, interior)))
     stray = headers.visit_tiles(index, (Axis * len(axes))(*axes), arrays)
 
     assert stray == 0, f"a mask shows a pair that does not exist: {case}"
@@ -130,9 +124,7 @@ def check_visits(
     assert np.array_equal(row_set, seen), f"rows_that_see: {case}"
 
     coordinates = np.unravel_index(np.arange(len(seen)), lengths)
-    q_tile_of = np.ravel_multi_index(
-        [x // extent for x, extent in zip(coordinates, q_tile, strict=True)], q_tiles
-    )
+    q_tile_of = np.ravel_multi_index([x // extent for x, extent in zip(coordinates, q_tile, strict=True)], q_tiles)
     queries = np.bincount(q_tile_of, minlength=len(count))
     # Visible pairs of each Q tile (row) in each entry of its list (column).
     visible = np.zeros((len(count), count.max()))

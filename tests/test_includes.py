@@ -22,7 +22,11 @@ def headers(tmp_path: Path) -> Path:
 
 
 def test_closure_is_transitive_and_takes_conditional_includes(headers: Path) -> None:
-    assert list(include_closure('#include "gnaforge/a.h"\n', headers)) == ["gnaforge/a.h", "gnaforge/b.h", "gnaforge/c.h"]
+    assert list(include_closure('#include "gnaforge/a.h"\n', headers)) == [
+        "gnaforge/a.h",
+        "gnaforge/b.h",
+        "gnaforge/c.h",
+    ]
     assert include_closure("#include <vector>\n", headers) == {}
 
 

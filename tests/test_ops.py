@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 from random import Random
 
 import gnaforge
@@ -49,9 +50,10 @@ def test_lower_instruction_sets(isa: str) -> None:
         "for config in test_ops.CONFIGS:\n"
         "    rng = Random(config.key)\n"
         "    for seed in range(10):\n"
-        "        test_ops.check(oracle.random_problem(rng, rank=config.rank, max_tokens=200), config.dtype, seed, config)\n"
+        "        problem = oracle.random_problem(rng, rank=config.rank, max_tokens=200)\n"
+        "        test_ops.check(problem, config.dtype, seed, config)\n"
     )
-    here = os.path.dirname(__file__)
+    here = str(Path(__file__).parent)
     environment = {**os.environ, "GNAFORGE_CPU_ISA": isa, "PYTHONPATH": here}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 
@@ -161,7 +163,12 @@ X = torch.randn(1, 8, 8, 4, 16)
     ("arguments", "keywords", "error", "expected"),
     [
         ((X, X, X, 9), {}, ValueError, "kernel_size 9 times dilation 1 exceeds the 8 tokens along dim 0"),
-        ((X, X, X, (3, 5), 1, (1, 2)), {}, ValueError, "kernel_size 5 times dilation 2 exceeds the 8 tokens along dim 1"),
+        (
+            (X, X, X, (3, 5), 1, (1, 2)),
+            {},
+            ValueError,
+            "kernel_size 5 times dilation 2 exceeds the 8 tokens along dim 1",
+        ),
         ((X, X, X, 0), {}, ValueError, "kernel_size is 0 along dim 0; it must be at least 1"),
         ((X, X, X, 3, 4), {}, ValueError, "stride is 4 along dim 0; it must be 1 to kernel_size (3)"),
         ((X, X, X, 3, 1, 0), {}, ValueError, "dilation is 0 along dim 0; it must be at least 1"),
@@ -175,7 +182,12 @@ X = torch.randn(1, 8, 8, 4, 16)
         ((X, X.half(), X, 3), {}, ValueError, "query, key and value must have one dtype"),
         ((X.double(),) * 3 + (3,), {}, ValueError, "query must be float32, bfloat16 or float16"),
         ((X[0], X[0], X[0], 3), {}, ValueError, "query must be [batch, 2 token dims, heads, head_dim]"),
-        ((X[..., :12],) * 3 + (3,), {}, gnaforge.NoKernelError, "head_dim is 12, this kernel takes multiples of 8 up to 256"),
+        (
+            (X[..., :12],) * 3 + (3,),
+            {},
+            gnaforge.NoKernelError,
+            "head_dim is 12, this kernel takes multiples of 8 up to 256",
+        ),
         ((X, X, X, 3), {"kernel": "nonsense"}, ValueError, "'nonsense' is no kernel key; a key looks like"),
         ((X, X, X, 3), {"additional_keys": X}, NotImplementedError, "additional_keys and additional_values are not"),
         ((X, X, X, 3), {"windows": 3}, TypeError, "unexpected keyword argument 'windows'"),

@@ -17,6 +17,8 @@ _OUT = Path("generated")
 
 
 def _say_notes(plan: Plan) -> None:
+    for config, times in plan.duplicates:
+        print(f"note: asked for {times + 1} times, generated once: {config.key}", file=sys.stderr)
     for note in plan.notes:
         print(f"note: {note}", file=sys.stderr)
 

@@ -15,9 +15,9 @@ _PRESET = "quickstart"
 
 def quickstart(
     out: OutOption = Path("generated"),
-    plot: Annotated[
-        Path, typer.Option("--plot", metavar="FILE", help="Where the picture of the pattern goes.")
-    ] = Path("gnaforge-quickstart.png"),
+    plot: Annotated[Path, typer.Option("--plot", metavar="FILE", help="Where the picture of the pattern goes.")] = Path(
+        "gnaforge-quickstart.png"
+    ),
 ) -> None:
     """See the whole pipeline: build a small preset, run it, check it, time it, draw it. About a minute.
 

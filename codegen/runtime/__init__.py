@@ -1,1 +1,1 @@
-"""What a built wheel carries: the core, the kernel table and the operators. Imports torch and the standard library only."""
+"""What a built wheel carries: core, kernel table, operators. Imports torch and the standard library only."""

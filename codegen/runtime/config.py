@@ -94,9 +94,7 @@ class KernelConfig:
         """
         match = _KEY.fullmatch(key)
         if match is None:
-            raise ValueError(
-                f"{key!r} is no kernel key; a key looks like gna_forward-sm90-r3-bf16-d128-q2x8x8-kv2x8x8"
-            )
+            raise ValueError(f"{key!r} is no kernel key; a key looks like gna_forward-sm90-r3-bf16-d128-q2x8x8-kv2x8x8")
         part = match.groupdict()
         config = cls(
             op=part["op"],

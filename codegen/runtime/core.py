@@ -28,7 +28,7 @@ _core_path: Callable[[], Path] | None = None
 
 
 def set_core_path(provider: Callable[[], Path]) -> None:
-    """Names where this package's core is; called once when the core is first needed and no other package brought one."""
+    """Names where this package's core is; asked when the core is first needed and no other package brought one."""
     global _core_path
     _core_path = provider
 
@@ -102,7 +102,7 @@ def load_library(path: str | os.PathLike[str]) -> int:
     text = ctypes.create_string_buffer(_TEXT_SIZE)
     added = ctypes.c_int(0)
     # An absolute path: dlopen would search the system's library folders for a bare name.
-    absolute = os.path.abspath(os.fspath(path))
+    absolute = Path(os.fspath(path)).absolute()
     if library.gnaforge_core_load(os.fsencode(absolute), ctypes.byref(added), text, ctypes.c_size_t(_TEXT_SIZE)) != 0:
         raise LibraryError(text.value.decode(errors="replace"))
     return added.value

@@ -6,11 +6,11 @@ whatever the `Source` finds, which the full gnaforge package sets to its compile
 
 from __future__ import annotations
 
-import os
 import threading
 import warnings
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from .core import load_library
@@ -95,7 +95,7 @@ def load_matching(request: Request) -> int:
         try:
             added += load_library(path)
         except RuntimeError as error:
-            warnings.warn(f"gnaforge: skipped {os.path.basename(path)}: {error}", stacklevel=2)
+            warnings.warn(f"gnaforge: skipped {Path(path).name}: {error}", stacklevel=2)
     _requests_done.add(request)
     return added
 

@@ -247,9 +247,7 @@ def neighborhood_attention(
     if not 1 <= rank <= 3:
         raise ValueError(f"query must be [batch, 1 to 3 token dims, heads, head_dim], got {tuple(query.shape)}")
     pinned = _kernel_key(rank, query, kernel, q_tile_shape, kv_tile_shape)
-    return _attention(
-        rank, query, key, value, kernel_size, stride, dilation, is_causal, scale, return_lse, pinned
-    )
+    return _attention(rank, query, key, value, kernel_size, stride, dilation, is_causal, scale, return_lse, pinned)
 
 
 def _fixed_rank(rank: int, layout: str) -> Callable[..., Any]:
@@ -281,9 +279,7 @@ def _fixed_rank(rank: int, layout: str) -> Callable[..., Any]:
         pinned = ""
         if kernel is not None or q_tile_shape is not None or kv_tile_shape is not None:
             pinned = _kernel_key(rank, query, kernel, q_tile_shape, kv_tile_shape)
-        return _attention(
-            rank, query, key, value, kernel_size, stride, dilation, is_causal, scale, return_lse, pinned
-        )
+        return _attention(rank, query, key, value, kernel_size, stride, dilation, is_causal, scale, return_lse, pinned)
 
     operator.__name__ = operator.__qualname__ = f"na{rank}d"
     operator.__doc__ = (

@@ -1,0 +1,71 @@
+"""The oracle against NATTEN itself, whose flex backend runs on a CPU: an outside check on what GNA means.
+
+NATTEN's own setup.py builds CUDA kernels for hours where it sees a GPU. This installs it without, in seconds:
+``CUDA_VISIBLE_DEVICES= NATTEN_CUDA_ARCH= pip install --no-build-isolation --no-deps natten==0.21.6``
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from random import Random
+
+import numpy as np
+import oracle
+import pytest
+import torch
+
+pytest.importorskip("natten")
+from natten.backends.flex import flex_fna_generic, get_na_flex_mask
+from torch.nn.attention.flex_attention import create_mask
+
+pytestmark = [
+    pytest.mark.natten,
+    pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile"),
+]
+
+Outputs = tuple[torch.Tensor, torch.Tensor]
+
+
+def random_problem(rng: Random) -> oracle.Problem:
+    """A problem that NATTEN accepts: no window of 1, and with flex one head dim, a power of 2."""
+    problem = oracle.random_problem(rng, max_tokens=128, min_window=2)
+    head_dim = 2 ** (problem.head_dim.bit_length() - 1)
+    return replace(problem, head_dim=head_dim, value_head_dim=head_dim)
+
+
+def natten_outputs(problem: oracle.Problem, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Outputs:
+    """NATTEN's output and LSE.
+
+    Not na1d to na3d: where a window covers the layout these run plain attention, which refuses causal on a CPU.
+    """
+    # flex traces itself anew for each problem, 0.4 s for work of 0.02 s; force_eager stops that.
+    with torch.compiler.set_stance("force_eager"):
+        return flex_fna_generic(q, k, v, *problem.pattern, return_lse=True)
+
+
+@pytest.mark.parametrize("batch", range(10))
+def test_outputs(batch: int) -> None:
+    """Ten times 50 random problems: what each party computes is what the reference computes."""
+    rng = Random(f"outputs {batch}")
+    for number in range(50):
+        problem = random_problem(rng)
+        q, k, v = problem.tensors(seed=number)
+        expected = oracle.reference(q, k, v, *problem.pattern)
+        parties = {"NATTEN": natten_outputs(problem, q, k, v)}
+        for party, outputs in parties.items():
+            for name, got, want in zip(("output", "LSE"), outputs, expected, strict=True):
+                # fp32 rounding makes 1e-6 here, one key too many or too few makes 4e-3 or more.
+                error = (got - want).abs().max().item()
+                assert error < 1e-4, f"{name} of {party} is {error:.1e} off: batch {batch}, {number}, {problem}"
+
+
+@pytest.mark.parametrize("batch", range(4))
+def test_masks(batch: int) -> None:
+    """Four times 250 more problems, bit by bit: the mask functions that NATTEN gives to flex attention."""
+    rng = Random(f"masks {batch}")
+    for _ in range(250):
+        problem = random_problem(rng)
+        block_mask = get_na_flex_mask("cpu", len(problem.tokens), problem.tokens, *problem.pattern)
+        tokens = int(np.prod(problem.tokens))
+        theirs = create_mask(block_mask.mask_mod, 1, 1, tokens, tokens, device="cpu")
+        assert np.array_equal(theirs[0, 0].numpy(), oracle.mask(problem)), problem
