@@ -98,6 +98,7 @@ def run_all(
                     "times ours": timing.seconds / timings[0].seconds,
                     "useful GFLOP/s": timing.useful_gflops,
                     "of fp32 matmul": f"{timing.useful_gflops / peak:.0%}",
+                    "difference": timing.difference,
                     "rounds": timing.rounds,
                 }
             )

@@ -2,10 +2,18 @@
 
 namespace gnaforge::cpu::GNAFORGE_ISA {
 
+typedef float Floats8 __attribute__((vector_size(32), aligned(4), may_alias));
+typedef std::uint32_t Words8 __attribute__((vector_size(32), aligned(4), may_alias));
+typedef std::uint16_t Halves8 __attribute__((vector_size(16), aligned(2), may_alias));
+
+inline void widen(float* to, const float* from, int count) {
+  for (int i = 0; i < count; i += 8) *reinterpret_cast<Floats8*>(to + i) = *reinterpret_cast<const Floats8*>(from + i);
+}
+
 inline void widen(float* to, const Bf16* from, int count) {
-  for (int i = 0; i < count; ++i) {
-    const std::uint32_t word = static_cast<std::uint32_t>(from[i].bits) << 16;
-    std::memcpy(to + i, &word, sizeof word);
+  for (int i = 0; i < count; i += 8) {
+    const Words8 words = __builtin_convertvector(*reinterpret_cast<const Halves8*>(from + i), Words8);
+    *reinterpret_cast<Words8*>(to + i) = words << 16;
   }
 }
 
@@ -77,14 +85,6 @@ inline void narrow(Fp16* to, const float* from, int count) {
 }
 
 #endif
-
-/// `count` elements as floats: where they are if they are floats, else converted into `scratch`.
-inline const float* as_floats(const float* from, float*, int) { return from; }
-template <class Element>
-inline const float* as_floats(const Element* from, float* scratch, int count) {
-  widen(scratch, from, count);
-  return scratch;
-}
 
 inline void narrow(float* to, const float* from, int count) { std::memcpy(to, from, sizeof(float) * count); }
 

@@ -74,16 +74,13 @@ class Forward {
     for (int p = 0; p < panels; ++p) {
       float* q = panel_of(plan_.scratch.q, head_dim, p);
       for (int lane = 0; lane < panel; lane += 4) {
-        alignas(64) float buffer[4][max_head_dim];
-        const float* row[4];
+        alignas(64) float row[4][max_head_dim];
         for (int i = 0; i < 4; ++i) {
           int position[rank];
-          if (locate(p * panel + lane + i, position)) {
-            row[i] = as_floats(task_.at(plan_.q, task_.head, plan_.axis, position), buffer[i], head_dim);
-          } else {
-            std::memset(buffer[i], 0, sizeof(float) * head_dim);
-            row[i] = buffer[i];
-          }
+          if (locate(p * panel + lane + i, position))
+            widen(row[i], task_.at(plan_.q, task_.head, plan_.axis, position), head_dim);
+          else
+            std::memset(row[i], 0, sizeof(float) * head_dim);
         }
         for (int d = 0; d < head_dim; d += 4) {
           Quad quad[4];
@@ -135,9 +132,12 @@ class Forward {
       const Element* v = task_.at(plan_.v, task_.kv_head, plan_.axis, position);
       for (int x = 0; x < count[inner]; ++x) {
         const int slot = gathered_++;
-        batch_.k[slot] = as_floats(k + x * k_step, scratch_ + plan_.scratch.k + slot * plan_.head_dim, plan_.head_dim);
-        batch_.v[slot] =
-            as_floats(v + x * v_step, scratch_ + plan_.scratch.v + slot * plan_.value_head_dim, plan_.value_head_dim);
+        float* const key = scratch_ + plan_.scratch.k + slot * plan_.head_dim;
+        float* const value = scratch_ + plan_.scratch.v + slot * plan_.value_head_dim;
+        widen(key, k + x * k_step, plan_.head_dim);
+        widen(value, v + x * v_step, plan_.value_head_dim);
+        batch_.k[slot] = key;
+        batch_.v[slot] = value;
         if (Masked) {
           seen_by_[slot] = seen_by;
           for (int w = 0; w < RowSet<QTile>::words; ++w) seen_by_[slot].word[w] &= rows[inner][x].word[w];
