@@ -107,7 +107,7 @@ def _message(error: ErrorDetails) -> str:
     if kind == "less_than_equal":
         return f"{given} is too large; at most {context['le']}"
     if kind == "tuple_type":
-        return f"{given} is no list; allowed: a list"
+        return f"{given} is no list; allowed: a list, each entry after a '-'"
     if kind == "model_type":
         fields = ", ".join(_model_at(tuple(error["loc"])).model_fields)
         return f"{given} is no mapping; allowed: a mapping with the fields {fields}"

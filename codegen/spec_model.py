@@ -226,8 +226,11 @@ class KernelEntry(_Model):
     tiles: Annotated[_List[Tile], BeforeValidator(_refuse_auto)] = Field(
         description="Tiles to generate kernels for. Of several ranks, each tile is for the one of its length."
     )
-    variant: _Axis[_Variant] = Field(default=("",), description="Kernel family, where an arch has several.")
-    shapes: _List[Shape] = Field(default=(), description="Problems that the kernels are for.")
+    variant: _Axis[_Variant] = Field(
+        default_factory=lambda: ("",),  # no default in the JSON Schema: an editor has no name for it
+        description="Kernel family, where an arch has several; default: the arch's first.",
+    )
+    shapes: _List[Shape] = Field(default_factory=tuple, description="Problems that the kernels are for.")
 
     @model_validator(mode="after")
     def _complete(self) -> KernelEntry:
@@ -268,30 +271,32 @@ class KernelEntry(_Model):
                 if field in shape.model_fields_set and len(getattr(shape, field)) != rank:
                     yield fault(("shapes", i, field), getattr(shape, field), rank)
 
+    def _tile_axis(self) -> Iterator[tuple[int, Tile]]:
+        """Every tile once for each time that its rank is listed, with its index; the rank follows from the tile."""
+        ranks = Counter(self.rank)
+        for t, tile in enumerate(self.tiles):
+            yield from [(t, tile)] * ranks[len(tile.q)]
+
     def count(self) -> int:
         """How many configs this entry has on one arch, counted without listing them."""
         ranks = Counter(self.rank)
-        pairs = sum(ranks[len(tile.q)] for tile in self.tiles)
         axes = (self.direction, self.dtype, self.head_dim, self.value_head_dim or (0,), self.variant)
-        return pairs * prod(map(len, axes))
+        return sum(ranks[len(tile.q)] for tile in self.tiles) * prod(map(len, axes))
 
     def configs(self, arch: str) -> Iterator[tuple[KernelConfig, dict[str, YamlPath]]]:
         """Every config of this entry on ``arch``, with the path in the entry that each field comes from."""
-        for (i, direction), rank, (j, dtype), (k, head_dim), (m, value), (n, variant), (t, tile) in product(
+        for (i, direction), (j, dtype), (k, head_dim), (m, value), (n, variant), (t, tile) in product(
             enumerate(self.direction),
-            self.rank,
             enumerate(self.dtype),
             enumerate(self.head_dim),
             enumerate(self.value_head_dim or (0,)),
             enumerate(self.variant),
-            enumerate(self.tiles),
+            self._tile_axis(),
         ):
-            if len(tile.q) != rank:
-                continue
             config = KernelConfig(
                 op=_DIRECTIONS[direction],
                 arch=arch,
-                rank=rank,
+                rank=len(tile.q),
                 dtype=dtype,
                 head_dim=head_dim,
                 value_head_dim=value,
@@ -299,18 +304,16 @@ class KernelEntry(_Model):
                 kv_tile=tile.kv,
                 variant=variant,
             )
-            yield (
-                config,
-                {
-                    "op": ("direction", i),
-                    "dtype": ("dtype", j),
-                    "head_dim": ("head_dim", k),
-                    "value_head_dim": ("value_head_dim", m),
-                    "variant": ("variant", n),
-                    "q_tile": ("tiles", t, "q"),
-                    "kv_tile": ("tiles", t, "kv"),
-                },
-            )
+            origins: dict[str, YamlPath] = {
+                "op": ("direction", i),
+                "dtype": ("dtype", j),
+                "head_dim": ("head_dim", k),
+                "value_head_dim": ("value_head_dim", m),
+                "variant": ("variant", n),
+                "q_tile": ("tiles", t, "q"),
+                "kv_tile": ("tiles", t, "kv"),
+            }
+            yield config, origins
 
 
 class Spec(_Model):

@@ -1,4 +1,4 @@
-"""The oracle against NATTEN itself, whose flex backend runs on a CPU: an outside check on what GNA means.
+"""Our oracle and our operators against NATTEN itself, whose flex backend runs on a CPU: an outside check.
 
 NATTEN's own setup.py builds CUDA kernels for hours where it sees a GPU. This installs it without, in seconds:
 ``CUDA_VISIBLE_DEVICES= NATTEN_CUDA_ARCH= pip install --no-build-isolation --no-deps natten==0.21.6``
@@ -9,10 +9,12 @@ from __future__ import annotations
 from dataclasses import replace
 from random import Random
 
+import gnaforge
 import numpy as np
 import oracle
 import pytest
 import torch
+from gnaforge.runtime.reference import Pattern, error_bound
 
 pytest.importorskip("natten")
 from natten.backends.flex import flex_fna_generic, get_na_flex_mask
@@ -43,20 +45,24 @@ def natten_outputs(problem: oracle.Problem, q: torch.Tensor, k: torch.Tensor, v:
         return flex_fna_generic(q, k, v, *problem.pattern, return_lse=True)
 
 
+@pytest.mark.usefixtures("kernel_set")
 @pytest.mark.parametrize("batch", range(10))
 def test_outputs(batch: int) -> None:
-    """Ten times 50 random problems: what each party computes is what the reference computes."""
+    """Ten times 50 random problems: NATTEN computes what the oracle computes, and our operators what NATTEN does."""
     rng = Random(f"outputs {batch}")
     for number in range(50):
         problem = random_problem(rng)
-        q, k, v = problem.tensors(seed=number)
-        expected = oracle.reference(q, k, v, *problem.pattern)
-        parties = {"NATTEN": natten_outputs(problem, q, k, v)}
-        for party, outputs in parties.items():
-            for name, got, want in zip(("output", "LSE"), outputs, expected, strict=True):
-                # fp32 rounding makes 1e-6 here, one key too many or too few makes 4e-3 or more.
-                error = (got - want).abs().max().item()
-                assert error < 1e-4, f"{name} of {party} is {error:.1e} off: batch {batch}, {number}, {problem}"
+        dtype = rng.choice((torch.float32, torch.bfloat16, torch.float16))
+        q, k, v = problem.tensors(seed=number, dtype=dtype)
+        theirs = natten_outputs(problem, q.float(), k.float(), v.float())
+        exact = oracle.reference(q, k, v, *problem.pattern)
+        ours = gnaforge.neighborhood_attention(q, k, v, *problem.pattern, return_lse=True)
+        bounds = error_bound(q, k, v, Pattern(*problem.pattern), exact)
+        for name, natten, want, got, bound in zip(("output", "LSE"), theirs, exact, ours, bounds, strict=True):
+            where = f"{name}, batch {batch}, {number}, {dtype}, {problem}"
+            # fp32 rounding makes 1e-6 here, one key too many or too few makes 4e-3 or more.
+            assert (natten - want).abs().max().item() < 1e-4, f"NATTEN: {where}"
+            assert ((got - natten).abs() <= bound + 1e-4).all(), f"gnaforge: {where}"
 
 
 @pytest.mark.parametrize("batch", range(4))
