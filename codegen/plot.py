@@ -44,7 +44,7 @@ def draw_pattern(
         plot.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3, frameon=False)
     extra = "" if set(dilation) == {1} else f", dilation {dilation[0]}x{dilation[1]}"
     figure.suptitle(f"{height}x{width} tokens, window {window[0]}x{window[1]}, stride {stride[0]}x{stride[1]}{extra}")
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=130, bbox_inches="tight")
 
 
 def _square(plot: Any, begin: Sequence[float], extent: Sequence[float], **style: Any) -> None:
@@ -102,4 +102,4 @@ def draw_bars(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     plot.set_xticks(np.arange(len(problems)) + width * (len(contenders) - 1) / 2, problems)
     plot.set_ylabel("useful GFLOP/s (visible pairs only)")
     plot.legend(frameon=False)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=130, bbox_inches="tight")

@@ -70,7 +70,9 @@ def report(result: BuildResult, rows: Sequence[Row], shape: Shape, plot: Path) -
         f"\n[bold]{tokens} tokens, window {window}, {shape.heads} heads of {_HEAD_DIM}: "
         f"{problem.sparsity():.1%} of all pairs are masked out[/]"
     )
-    table = Table("kernel", "result", "largest error", "time", "SDPA with mask", "faster", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for name in ("kernel", "result", "largest error", "time", "SDPA with mask", "faster"):
+        table.add_column(name, no_wrap=True)
     for row in rows:
         table.add_row(
             row.config.key,

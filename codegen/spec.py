@@ -111,8 +111,6 @@ def _message(error: ErrorDetails) -> str:
     if kind == "model_type":
         fields = ", ".join(_model_at(tuple(error["loc"])).model_fields)
         return f"{given} is no mapping; allowed: a mapping with the fields {fields}"
-    if kind == "literal_error":
-        return f"{given} is not supported; allowed: {context['expected']}"
     return error["msg"]
 
 

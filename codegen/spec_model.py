@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import product
 from math import prod
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -74,6 +74,12 @@ class _OneOf:
         return {"type": "string", "enum": self.allowed}
 
 
+def _version(value: Any) -> int:
+    if type(value) is int and value == SPEC_VERSION:
+        return value
+    raise _wrong(f"{shown(value)} is not supported; allowed: {SPEC_VERSION}")
+
+
 def _library_name(value: Any) -> str:
     if isinstance(value, str) and _LIBRARY.fullmatch(value):
         return value
@@ -132,6 +138,7 @@ _Arch = Annotated[str, _OneOf("arch", list(ARCHES))]
 _Dtype = Annotated[str, _OneOf("dtype", DTYPES)]
 _Direction = Annotated[str, _OneOf("direction", _AVAILABLE, planned=list(_DIRECTIONS))]
 _Variant = Annotated[str, _OneOf("variant", _VARIANTS)]
+_Version = Annotated[int, PlainValidator(_version), WithJsonSchema({"const": SPEC_VERSION})]
 _Library = Annotated[
     str, PlainValidator(_library_name), WithJsonSchema({"type": "string", "pattern": f"^{_LIBRARY.pattern}$"})
 ]
@@ -319,7 +326,7 @@ class KernelEntry(_Model):
 class Spec(_Model):
     """A kernel spec of gnaforge: the kernels of one library."""
 
-    spec_version: Literal[1] = Field(description="Version of this format: 1.")
+    spec_version: _Version = Field(description="Version of this format.")
     library: _Library = Field(description="Names the torch library and the wheel.")
     arch: _Axis[_Arch] = Field(description="Architectures to generate every kernel for.")
     kernels: _List[KernelEntry] = Field(description="What to generate.")

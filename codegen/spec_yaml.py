@@ -171,7 +171,7 @@ def _fill(document: Document, text: str) -> None:
             elif isinstance(event, yaml.NodeEvent):
                 _read_node(document, open_containers, event)
     except yaml.reader.ReaderError as error:
-        what = f"character U+{ord(error.character):04X} is not allowed in YAML"
+        what = f"character {text[error.position]!a} is not allowed in YAML"
         document.add(_position_after(text[: error.position]), (), what)
         raise _Unreadable from None
     except yaml.MarkedYAMLError as error:
@@ -269,8 +269,8 @@ def _scalar(text: str, *, plain: bool) -> tuple[Any, str]:
     if kind == "int":
         if _INTEGER.fullmatch(text):
             return int(text), ""
-        advice = "write a decimal number of at most 18 digits, without leading zeros, signs and separators"
-        return text, f"YAML may read {text[:40]} as octal, hexadecimal or base 60; {advice}"
+        advice = "YAML may read it in base 8, 16 or 60; write 1 to 18 digits, the first not 0"
+        return text, f"{text[:40]} is no plain decimal number: {advice}"
     if kind == "float":
         try:
             return float(text.replace("_", "")), ""

@@ -88,6 +88,11 @@ def _heads_first(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.flatten(1, -3).transpose(1, 2).contiguous()
 
 
+def _tokens_first(out: torch.Tensor, tokens: tuple[int, ...]) -> torch.Tensor:
+    out = out.transpose(1, 2)
+    return out.reshape(out.shape[0], *tokens, *out.shape[2:])
+
+
 def _sdpa(problem: Problem, q: Any, k: Any, v: Any) -> Callable[[], torch.Tensor]:
     """SDPA with the boolean mask, made beforehand, in slices of queries where it would not fit memory whole."""
     count = prod(problem.tokens)
@@ -109,7 +114,7 @@ def _sdpa(problem: Problem, q: Any, k: Any, v: Any) -> Callable[[], torch.Tensor
                 )
             )
         out = torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
-        return out.transpose(1, 2).unflatten(1, problem.tokens)
+        return _tokens_first(out, problem.tokens)
 
     return run
 
@@ -141,7 +146,7 @@ def _flex(problem: Problem, q: Any, k: Any, v: Any) -> Callable[[], torch.Tensor
     compiled = torch.compile(flex_attention, dynamic=False)
     q, k, v = _heads_first(q), _heads_first(k), _heads_first(v)
     call = partial(compiled, q, k, v, block_mask=blocks, enable_gqa=problem.heads != problem.kv_heads)
-    return lambda: call().transpose(1, 2).unflatten(1, tokens)
+    return lambda: _tokens_first(call(), tokens)
 
 
 _excluded_seconds = 0.0

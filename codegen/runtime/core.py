@@ -33,11 +33,18 @@ def set_core_path(provider: Callable[[], Path]) -> None:
     _core_path = provider
 
 
-def _state() -> ModuleType:
-    fresh = ModuleType(_STATE_NAME)
-    fresh.lock = threading.RLock()  # type: ignore[attr-defined]
-    fresh.core = None  # type: ignore[attr-defined]
-    return sys.modules.setdefault(_STATE_NAME, fresh)
+class _State(ModuleType):
+    """What all copies of this file in a process share."""
+
+    lock: threading.RLock
+    core: ctypes.CDLL | None
+
+
+def _state() -> _State:
+    fresh = _State(_STATE_NAME)
+    fresh.lock = threading.RLock()
+    fresh.core = None
+    return cast(_State, sys.modules.setdefault(_STATE_NAME, fresh))
 
 
 def core() -> ctypes.CDLL:
@@ -51,7 +58,7 @@ def core() -> ctypes.CDLL:
         with state.lock:
             if state.core is None:
                 state.core = _load_core()
-    return cast(ctypes.CDLL, state.core)
+    return state.core
 
 
 def _load_core() -> ctypes.CDLL:

@@ -40,7 +40,7 @@ def _load_operators_now() -> bool:
     return True
 
 
-def _per_dim(name: str, value: Any, rank: int, kind: type) -> list[int]:
+def _per_dim(name: str, value: Any, rank: int, kind: type[int]) -> list[int]:
     if type(value) is kind:
         return [value] * rank
     values = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else None
@@ -77,11 +77,11 @@ def _attention(
         operator = namespace.forward_with_grad.default if with_grad else namespace.forward.default
         out, lse = operator(query, key, value, pattern, scale, kernel)
     else:
-        operator = (_operators or _load_operators())[with_grad]
+        eager = (_operators or _load_operators())[with_grad]
         try:
-            out, lse = operator(query, key, value, pattern, scale, kernel)
+            out, lse = eager(query, key, value, pattern, scale, kernel)
         except RuntimeError as error:
-            out, lse = _recover(error, operator, query, key, value, pattern, scale, kernel)
+            out, lse = _recover(error, eager, query, key, value, pattern, scale, kernel)
     return (out, lse) if return_lse else out
 
 
@@ -116,7 +116,7 @@ def _kernel_key(rank: int, query: torch.Tensor, kernel: KernelConfig | str | Non
         return KernelConfig.parse(kernel).key if isinstance(kernel, str) else kernel.key
     if q_tile is None and kv_tile is None:
         return ""
-    return _key_with_tiles(
+    key: str = _key_with_tiles(
         rank,
         DTYPE_NAMES.get(query.dtype, str(query.dtype)),
         int(query.shape[-1]),
@@ -124,6 +124,7 @@ def _kernel_key(rank: int, query: torch.Tensor, kernel: KernelConfig | str | Non
         None if q_tile is None else tuple(q_tile),
         None if kv_tile is None else tuple(kv_tile),
     )
+    return key
 
 
 @torch.compiler.assume_constant_result

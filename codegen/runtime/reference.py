@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import torch
 
@@ -26,7 +27,7 @@ class Pattern:
         """Number of token dimensions."""
         return len(self.window)
 
-    def arguments(self) -> dict[str, tuple[int, ...]]:
+    def arguments(self) -> dict[str, Any]:
         """As keyword arguments of `neighborhood_attention`."""
         return {
             "kernel_size": self.window,

@@ -238,16 +238,19 @@ class Forward {
         if (!any) continue;
         alignas(64) float row[4][max_head_dim];
         const Quad inverse = 1.0f / *reinterpret_cast<const UnalignedQuad*>(sum + lane);
+        IntQuad is_nan{};
         for (int c = 0; c < channels; c += 4) {
           Quad quad[4];
-          for (int i = 0; i < 4; ++i)
+          for (int i = 0; i < 4; ++i) {
             quad[i] = *reinterpret_cast<const UnalignedQuad*>(out + (c + i) * panel + lane) * inverse;
+            is_nan |= quad[i] != quad[i];
+          }
           transpose(quad);
           for (int i = 0; i < 4; ++i) *reinterpret_cast<UnalignedQuad*>(row[i] + c) = quad[i];
         }
         for (int i = 0; i < 4; ++i) {
           if (!exists[i]) continue;
-          for (int c = 0; c < channels; ++c) has_nan |= row[i][c] != row[i][c];
+          has_nan = has_nan || is_nan[i] != 0;
           narrow(task_.at(plan_.out, task_.head, plan_.axis, position[i]), row[i], channels);
           if (plan_.log_sum_exp.data != nullptr)
             *task_.at(plan_.log_sum_exp, task_.head, plan_.axis, position[i]) =

@@ -7,6 +7,7 @@ typedef float Vector __attribute__((vector_size(GNAFORGE_VECTOR_BYTES)));
 typedef std::int32_t IntVector __attribute__((vector_size(GNAFORGE_VECTOR_BYTES)));
 typedef float UnalignedVector __attribute__((vector_size(GNAFORGE_VECTOR_BYTES), aligned(4), may_alias));
 typedef float Quad __attribute__((vector_size(16)));
+typedef std::int32_t IntQuad __attribute__((vector_size(16)));
 typedef float UnalignedQuad __attribute__((vector_size(16), aligned(4), may_alias));
 
 constexpr int lanes = GNAFORGE_VECTOR_BYTES / 4;
@@ -46,11 +47,10 @@ inline Vector exp2(Vector x) {
 
 /// Four rows of four floats become columns.
 inline void transpose(Quad (&m)[4]) {
-  typedef std::int32_t Pick __attribute__((vector_size(16)));
 #if defined(__clang__)
 #define GNAFORGE_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
-#define GNAFORGE_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Pick{__VA_ARGS__})
+#define GNAFORGE_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, IntQuad{__VA_ARGS__})
 #endif
   const Quad ab_low = GNAFORGE_SHUFFLE(m[0], m[1], 0, 4, 1, 5);
   const Quad ab_high = GNAFORGE_SHUFFLE(m[0], m[1], 2, 6, 3, 7);

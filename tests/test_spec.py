@@ -1,0 +1,474 @@
+"""Specs: what is read, what is refused, and that every refusal names the place, the value and the way out."""
+
+from __future__ import annotations
+
+import pytest
+from gnaforge.errors import InputError
+from gnaforge.plan import plan
+from gnaforge.spec import parse_spec
+
+VALID = """\
+# a comment
+spec_version: 1
+library: hunyuan
+arch: [cpu, sm90, sm100]
+kernels:
+  - rank: 3
+    head_dim: [64, 128]
+    dtype: [bf16, fp16]
+    direction: [forward]
+    causal: [true, false, false]
+    tiles: [{q: [2, 8, 8], kv: [2, 8, 8]}]
+    shapes:
+      - {tokens: [30, 48, 80], window: [18, 24, 24], stride: [16, 8, 8], heads: 24}
+      - {tokens: [30, 48, 80], window: [9, 24, 24], dilation: [3, 1, 1], heads: 24, kv_heads: 8, batch: 2}
+"""
+
+
+def problems(text: str | bytes) -> list[str]:
+    """The lines of the error that ``text`` raises as the file ``f.yaml``."""
+    with pytest.raises(InputError) as caught:
+        parse_spec(text.encode() if isinstance(text, str) else text, "f.yaml")
+    return str(caught.value).split("\n")
+
+
+def marked(text: str) -> tuple[str, str]:
+    """``text`` without its one mark «, and the line:column where the mark stood."""
+    before, mark, after = text.partition("«")
+    assert mark and "«" not in after
+    return before + after, f"{before.count(chr(10)) + 1}:{len(before) - before.rfind(chr(10))}"
+
+
+def replaced(old: str, new: str) -> str:
+    assert VALID.count(old) >= 1, old
+    return VALID.replace(old, new, 1)
+
+
+def test_valid_spec_is_read() -> None:
+    spec = parse_spec(VALID.encode(), "f.yaml")
+    (entry,) = spec.kernels
+    assert (spec.library, spec.arch) == ("hunyuan", ("cpu", "sm90", "sm100"))
+    assert (entry.rank, entry.head_dim, entry.dtype) == ((3,), (64, 128), ("bf16", "fp16"))
+    assert (entry.tiles[0].q, entry.tiles[0].kv) == ((2, 8, 8), (2, 8, 8))
+    first, second = entry.shapes
+    assert (first.window, first.stride, first.dilation) == ((18, 24, 24), (16, 8, 8), (1, 1, 1))
+    assert (first.heads, first.kv_heads, first.batch) == (24, 24, 1)
+    assert (second.stride, second.dilation, second.kv_heads, second.batch) == ((1, 1, 1), (3, 1, 1), 8, 2)
+    assert first.causal == second.causal == (True, False, False)  # the entry's
+
+
+def test_single_values_stand_for_lists_of_one() -> None:
+    text = """
+spec_version: 1
+library: one
+arch: cpu
+kernels:
+  - rank: 1
+    head_dim: any
+    dtype: fp32
+    tiles: [{q: 64, kv: [128]}]
+    shapes: [{tokens: 100, window: [7], stride: 2, causal: true}]
+"""
+    spec = parse_spec(text.encode(), "f.yaml")
+    entry = spec.kernels[0]
+    assert (spec.arch, entry.rank, entry.dtype, entry.head_dim) == (("cpu",), (1,), ("fp32",), (0,))
+    assert (entry.tiles[0].q, entry.tiles[0].kv) == ((64,), (128,))
+    shape = entry.shapes[0]
+    assert (shape.tokens, shape.window, shape.stride, shape.causal) == ((100,), (7,), (2,), (True,))
+
+
+def test_several_ranks_take_the_tiles_and_shapes_of_their_length() -> None:
+    text = (
+        VALID.replace("rank: 3", "rank: [2, 3]")
+        .replace("    causal: [true, false, false]\n", "")
+        .replace("tiles: [", "tiles: [{q: [8, 8], kv: [8, 8]}, ")
+    )
+    kernels = plan(parse_spec(text.encode(), "f.yaml"), ["sm90"])
+    assert {(c.rank, c.q_tile) for c in kernels.configs} == {(2, (8, 8)), (3, (2, 8, 8))}
+    assert {c.rank for c in kernels.shapes} == {3}
+
+
+ENTRY_FIELDS = "rank, head_dim, value_head_dim, dtype, direction, causal, tiles, variant, shapes"
+YAML_BOOL = "as a boolean; write true or false, or put it in quotes if it is text"
+NO_DECIMAL = "is no plain decimal number: YAML may read it in base 8, 16 or 60; write 1 to 18 digits, the first not 0"
+INTEGER = "is no integer; allowed: a whole number, not in quotes"
+
+# What to replace in VALID, by what (« marks the place that the message must name), and the rest of the message.
+REFUSED = {
+    "unknown field": (
+        "dtype:",
+        "«dtpye: x\n    dtype:",
+        f"kernels[0].dtpye: unknown field; allowed: {ENTRY_FIELDS}; did you mean 'dtype'?",
+    ),
+    "unknown top field": (
+        "arch:",
+        "«arhc: x\narch:",
+        "arhc: unknown field; allowed: spec_version, library, arch, kernels; did you mean 'arch'?",
+    ),
+    "unknown shape field": (
+        "batch: 2",
+        "«windw: 2",
+        "kernels[0].shapes[1].windw: unknown field; allowed: tokens, window, stride, dilation, causal, heads, "
+        "kv_heads, batch; did you mean 'window'?",
+    ),
+    "unknown tile field": (
+        "{q: [2, 8, 8],",
+        "{«k: 1, q: [2, 8, 8],",
+        "kernels[0].tiles[0].k: unknown field; allowed: q, kv; did you mean 'kv'?",
+    ),
+    "missing field": (
+        "  - rank: 3\n    head_dim: [64, 128]",
+        "  - «rank: 3",
+        "kernels[0].head_dim: is required",
+    ),
+    "missing top field": ("# a comment\nspec_version: 1\n", "«", "spec_version: is required"),
+    "other version": ("version: 1", "version: «2", "spec_version: 2 is not supported; allowed: 1"),
+    "version as bool": ("version: 1", "version: «true", "spec_version: true is not supported; allowed: 1"),
+    "library name": (
+        "hunyuan",
+        "«Hunyuan-Video",
+        "library: 'Hunyuan-Video' is no library name; allowed: lower-case letters, digits and _, a letter first; "
+        "did you mean 'hunyuan_video'?",
+    ),
+    "library as number": (
+        "hunyuan",
+        "«5",
+        "library: 5 is no library name; allowed: lower-case letters, digits and _, a letter first",
+    ),
+    "unknown arch": (
+        "sm90,",
+        "«sm_90a,",
+        "arch[1]: 'sm_90a' is no arch; allowed: cpu, sm90, sm100; did you mean 'sm90'?",
+    ),
+    "dtype": (
+        "bf16",
+        "«bf61",
+        "kernels[0].dtype[0]: 'bf61' is no dtype; allowed: fp32, bf16, fp16; did you mean 'bf16'?",
+    ),
+    "dtype of torch": (
+        "bf16",
+        "«BFloat16",
+        "kernels[0].dtype[0]: 'BFloat16' is no dtype; allowed: fp32, bf16, fp16; did you mean 'bf16'?",
+    ),
+    "dtype as number": (
+        "bf16",
+        "«16",
+        "kernels[0].dtype[0]: 16 is no dtype; allowed: fp32, bf16, fp16; did you mean 'fp16'?",
+    ),
+    "direction": (
+        "direction: [forward]",
+        "direction: «forwards",
+        "kernels[0].direction: 'forwards' is no direction; allowed: forward; did you mean 'forward'?",
+    ),
+    "backward": (
+        "[forward]",
+        "[forward, «backward]",
+        "kernels[0].direction[1]: 'backward' is not available in this version; allowed: forward",
+    ),
+    "auto tiles": (
+        "[{q: [2, 8, 8], kv: [2, 8, 8]}]",
+        "«auto",
+        "kernels[0].tiles: 'auto' is not available in this version, which has no simulator to fit tiles with; "
+        "allowed: explicit tiles such as [{q: [2, 8, 8], kv: [2, 8, 8]}]",
+    ),
+    "tiles not in a list": (
+        "[{q: [2, 8, 8], kv: [2, 8, 8]}]",
+        "«{q: [2, 8, 8], kv: [2, 8, 8]}",
+        "kernels[0].tiles: a mapping is no list; allowed: a list, each entry after a '-'",
+    ),
+    "tile not a mapping": (
+        "[{q: [2, 8, 8], kv: [2, 8, 8]}]",
+        "[«5]",
+        "kernels[0].tiles[0]: 5 is no mapping; allowed: a mapping with the fields q, kv",
+    ),
+    "variant": (
+        "direction:",
+        "variant: «leaner\n    direction:",
+        "kernels[0].variant: 'leaner' is no variant; allowed: cutlass, lean; did you mean 'lean'?",
+    ),
+    "rank": ("rank: 3", "rank: «4", "kernels[0].rank: 4 is too large; at most 3"),
+    "rank as text": ("rank: 3", "rank: «'3'", f"kernels[0].rank: '3' {INTEGER}"),
+    "head dim zero": (
+        "[64, 128]",
+        "[64, «0]",
+        "kernels[0].head_dim[1]: 0 is no head dim; allowed: a positive integer, or any",
+    ),
+    "head dim as text": (
+        "[64, 128]",
+        "«all",
+        "kernels[0].head_dim: 'all' is no head dim; allowed: a positive integer, or any",
+    ),
+    "value head dim beside any": (
+        "[64, 128]",
+        "any\n    value_head_dim: «64",
+        "kernels[0].value_head_dim: can't be given beside head_dim any, which leaves both open",
+    ),
+    "empty list": (
+        "[64, 128]",
+        "«[]",
+        "kernels[0].head_dim: is an empty list; allowed: at least one entry",
+    ),
+    "null": (
+        "[64, 128]",
+        "[«~]",
+        "kernels[0].head_dim[0]: an empty value is no head dim; allowed: a positive integer, or any",
+    ),
+    "nothing after the colon": ("heads: 24}", "heads:« }", f"kernels[0].shapes[0].heads: an empty value {INTEGER}"),
+    "too many entries of causal": (
+        "[true, false, false]",
+        "«[true, false]",
+        "kernels[0].causal: [true, false] has 2 entries; rank 3 needs 3",
+    ),
+    "causal as number": (
+        "[true, false, false]",
+        "[true, «0, false]",
+        "kernels[0].causal[1]: 0 is no boolean; allowed: true, false",
+    ),
+    "tile of another rank": (
+        "{q: [2, 8, 8]",
+        "{q: «[8, 8]",
+        "kernels[0].tiles[0].q: [8, 8] has 2 entries; rank 3 needs 3",
+    ),
+    "kv tile of another rank": (
+        "kv: [2, 8, 8]",
+        "kv: «16",
+        "kernels[0].tiles[0].kv: [16] has 1 entry; rank 3 needs 3",
+    ),
+    "rank without a tile": (
+        "rank: 3\n    head_dim: [64, 128]\n    dtype: [bf16, fp16]\n    direction: [forward]\n"
+        "    causal: [true, false, false]\n    tiles: [",
+        "rank: [2, 3]\n    head_dim: [64, 128]\n    dtype: [bf16, fp16]\n    direction: [forward]\n    tiles: «[",
+        "kernels[0].tiles: no tile has 2 entries; rank 2 needs at least one",
+    ),
+    "tokens of another rank": (
+        "{tokens: [30, 48, 80], window: [18, 24, 24], stride: [16, 8, 8]",
+        "{tokens: «[30, 48, 80, 1], window: [18, 24, 24]",
+        "kernels[0].shapes[0].tokens: [30, 48, 80, 1] has 4 entries; rank 3 needs 3",
+    ),
+    "window of another rank": (
+        "[18, 24, 24]",
+        "«[18, 24]",
+        "kernels[0].shapes[0].window: [18, 24] has 2 entries; rank 3 needs 3",
+    ),
+    "stride not per dimension": (
+        "[16, 8, 8]",
+        "«8",
+        "kernels[0].shapes[0].stride: [8] has 1 entry; rank 3 needs 3",
+    ),
+    "window over tokens": (
+        "[18, 24, 24]",
+        "[«31, 24, 24]",
+        "kernels[0].shapes[0].window[0]: 31 is more than the 30 tokens of dimension 0; at most 30",
+    ),
+    "dilated window over tokens": (
+        "[9, 24, 24]",
+        "[«11, 24, 24]",
+        "kernels[0].shapes[1].window[0]: 11 with dilation 3 spans 33 tokens and is more than the 30 tokens of "
+        "dimension 0; at most 10",
+    ),
+    "dilation over tokens": (
+        "[3, 1, 1]",
+        "[1, 1, «81]",
+        "kernels[0].shapes[1].dilation[2]: 81 is more than the 80 tokens of dimension 2; at most 80",
+    ),
+    "stride over window": (
+        "[16, 8, 8]",
+        "[16, «25, 8]",
+        "kernels[0].shapes[0].stride[1]: 25 is more than the window of dimension 1; at most 24",
+    ),
+    "window below 1": (
+        "[18, 24, 24]",
+        "[18, «0, 24]",
+        "kernels[0].shapes[0].window[1]: 0 is too small; at least 1",
+    ),
+    "dilation below 1": (
+        "[3, 1, 1]",
+        "[3, «-1, 1]",
+        "kernels[0].shapes[1].dilation[1]: -1 is too small; at least 1",
+    ),
+    "tokens over the limit": (
+        "[30, 48, 80]",
+        "[30, 48, «1073741824]",
+        "kernels[0].shapes[0].tokens[2]: 1073741824 is too large; at most 1073741823",
+    ),
+    "heads": (
+        "kv_heads: 8",
+        "kv_heads: «7",
+        "kernels[0].shapes[1].kv_heads: 7 does not divide heads; allowed: a divisor of heads, which is 24; "
+        "did you mean 6?",
+    ),
+    "fraction": ("[18, 24, 24]", "[18, «1.5, 24]", f"kernels[0].shapes[0].window[1]: 1.5 {INTEGER}"),
+    "infinity": (
+        "[18, 24, 24]",
+        "[18, «.inf, 24]",
+        "kernels[0].shapes[0].window[1]: YAML reads .inf as a fraction; write a decimal number",
+    ),
+    "text for a number": ("[18, 24, 24]", "[18, «1e5, 24]", f"kernels[0].shapes[0].window[1]: '1e5' {INTEGER}"),
+    "mapping for a number": ("[18, 24, 24]", "«{a: 1}", f"kernels[0].shapes[0].window: a mapping {INTEGER}"),
+    "bool for a number": ("[18, 24, 24]", "[18, «true, 24]", f"kernels[0].shapes[0].window[1]: true {INTEGER}"),
+    "yes": ("[true, false, false]", "[«yes, false, false]", f"kernels[0].causal[0]: YAML reads yes {YAML_BOOL}"),
+    "on": ("hunyuan", "«on", f"library: YAML reads on {YAML_BOOL}"),
+    "octal": ("[18, 24, 24]", "[18, «024, 24]", f"kernels[0].shapes[0].window[1]: 024 {NO_DECIMAL}"),
+    "base 60": ("[18, 24, 24]", "[18, «1:30, 24]", f"kernels[0].shapes[0].window[1]: 1:30 {NO_DECIMAL}"),
+    "hexadecimal": ("heads: 24", "heads: «0x18", f"kernels[0].shapes[0].heads: 0x18 {NO_DECIMAL}"),
+    "underscore": ("heads: 24", "heads: «2_4", f"kernels[0].shapes[0].heads: 2_4 {NO_DECIMAL}"),
+    "long number": ("heads: 24", "heads: «" + "9" * 5000, f"kernels[0].shapes[0].heads: {'9' * 40} {NO_DECIMAL}"),
+    "tag": (
+        "heads: 24",
+        "heads: «!!python/object/apply:os.system [ls]",
+        "kernels[0].shapes[0].heads: tag 'tag:yaml.org,2002:python/object/apply:os.system' is not supported; "
+        "write a plain value",
+    ),
+    "harmless tag": (
+        "heads: 24",
+        "heads: «!!int '24'",
+        "kernels[0].shapes[0].heads: tag 'tag:yaml.org,2002:int' is not supported; write a plain value",
+    ),
+    "alias": (
+        "window: [18, 24, 24]",
+        "window: «*w",
+        "kernels[0].shapes[0].window: alias *w is not supported; repeat the value",
+    ),
+    "anchor": (
+        "window: [18, 24, 24]",
+        "window: «&w [18, 24, 24]",
+        "kernels[0].shapes[0].window: anchor &w is not supported; repeat the value",
+    ),
+    "field given twice": ("arch: [cpu", "«library: x\narch: [cpu", "library: given twice; it is first given at 3:1"),
+    "unprintable": ("hunyuan", '«"a\\u202Eb"', "library: 'a\\u202eb' holds characters that can't be printed"),
+    "second document": (
+        "spec_version: 1",
+        "spec_version: 1\n«---\na: b\n---",
+        "a second YAML document begins here; a kernel spec is one document",
+    ),
+    "control character": ("hunyuan", "hun«\x07yuan", "character '\\x07' is not allowed in YAML"),
+    "list as field name": ("arch:", "? «[a, b]\n: 5\narch:", "a field name must be plain text"),
+    "merge key": (
+        "arch:",
+        "«<<: {a: b}\narch:",
+        "<<: unknown field; allowed: spec_version, library, arch, kernels",
+    ),
+    "syntax": (
+        "[cpu, sm90, sm100]",
+        "[cpu, sm90, sm100\nkernels«: 5",
+        "not valid YAML: expected ',' or ']', but got ':'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refusal_names_place_value_and_way_out(case: str) -> None:
+    old, new, message = REFUSED[case]
+    text, position = marked(replaced(old, new))
+    assert problems(text) == [f"f.yaml:{position}: {message}"]
+
+
+def test_every_problem_is_listed_in_the_order_of_the_file() -> None:
+    text = (
+        VALID.replace("hunyuan", "on")
+        .replace("bf16", "bf61")
+        .replace("[18, 24, 24]", "[31, 24, 24]")
+        .replace("kv_heads: 8, batch: 2", "batchs: 2")
+        + "  - rank: 4\n    head_dim: 64\n    tiles: auto\n"
+    )
+    found = [line.split(": ")[:2] for line in problems(text)]
+    assert found == [
+        ["f.yaml:3:10", "library"],
+        ["f.yaml:8:13", "kernels[0].dtype[0]"],
+        ["f.yaml:13:42", "kernels[0].shapes[0].window[0]"],
+        ["f.yaml:14:89", "kernels[0].shapes[1].batchs"],
+        ["f.yaml:15:5", "kernels[1].dtype"],
+        ["f.yaml:15:11", "kernels[1].rank"],
+        ["f.yaml:17:12", "kernels[1].tiles"],
+    ]
+
+
+def test_a_long_list_of_problems_is_cut_short() -> None:
+    lines = problems(replaced("[64, 128]", f"[{', '.join(['0'] * 80)}]"))
+    assert len(lines) == 51
+    assert lines[-1] == "f.yaml: 30 more problems are not shown"
+
+
+# As above, but what the arch table refuses: one line per arch that does.
+OFF_LIMITS = {
+    "head dim": (
+        "[64, 128]",
+        "[64, «70]",
+        ["kernels[0].head_dim[1]: 70 must be a multiple of 8, at most 256; did you mean 72?"],
+    ),
+    "large head dim": (
+        "[64, 128]",
+        "«264",
+        ["kernels[0].head_dim: 264 must be a multiple of 8, at most 256; did you mean 256?"],
+    ),
+    "value head dim": (
+        "dtype:",
+        "value_head_dim: [8, «9]\n    dtype:",
+        ["kernels[0].value_head_dim[1]: 9 must be a multiple of 8, at most 256; did you mean 16?"],
+    ),
+    "head dim at run time": (
+        "[64, 128]",
+        "«any",
+        [
+            "kernels[0].head_dim: sm100 kernels are built for one head dim; give a number",
+            "kernels[0].head_dim: sm90 kernels are built for one head dim; give a number",
+        ],
+    ),
+    "dtype": (
+        "bf16",
+        "«fp32",
+        [
+            "kernels[0].dtype[0]: sm100 has no fp32 kernels; it has bf16, fp16",
+            "kernels[0].dtype[0]: sm90 has no fp32 kernels; it has bf16, fp16",
+        ],
+    ),
+    "q tile": (
+        "{q: [2, 8, 8]",
+        "{q: «[4, 8, 8]",
+        ["kernels[0].tiles[0].q: holds 256 query tokens; sm90 takes at most 192"],
+    ),
+    "kv tile too large": (
+        "kv: [2, 8, 8]",
+        "kv: «[8, 8, 8]",
+        [
+            "kernels[0].tiles[0].kv: holds 512 key tokens; sm100 takes at most 256",
+            "kernels[0].tiles[0].kv: holds 512 key tokens; sm90 takes at most 256",
+        ],
+    ),
+    "kv tile no multiple": (
+        "kv: [2, 8, 8]",
+        "kv: «[1, 5, 20]",
+        [
+            "kernels[0].tiles[0].kv: holds 100 key tokens; sm100 needs a multiple of 16; the nearest: 96 or 112",
+            "kernels[0].tiles[0].kv: holds 100 key tokens; sm90 needs a multiple of 16; the nearest: 96 or 112",
+        ],
+    ),
+    "variant": (
+        "dtype:",
+        "variant: «lean\n    dtype:",
+        [
+            "kernels[0].variant: 'lean' is not a variant of cpu; it has ''",
+            "kernels[0].variant: 'lean' is not a variant of sm90; it has ''",
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OFF_LIMITS)
+def test_limits_of_the_archs_are_reported_at_the_value(case: str) -> None:
+    old, new, messages = OFF_LIMITS[case]
+    text, position = marked(replaced(old, new))
+    assert problems(text) == [f"f.yaml:{position}: {message}" for message in messages]
+
+
+def test_huge_product_is_refused_with_its_count_before_it_is_listed() -> None:
+    million = ", ".join(["8"] * 1000)
+    text, position = marked(
+        replaced("head_dim: [64, 128]", f"head_dim: [{million}]\n    value_head_dim: [{million}]").replace(
+            "kernels:\n", "kernels:\n«"
+        )
+    )
+    # The kernels list itself begins at its first dash.
+    line = position.partition(":")[0]
+    message = "kernels: the lists multiply to 6,000,000 kernels; at most 10,000"
+    assert problems(text) == [f"f.yaml:{line}:3: {message}"]
