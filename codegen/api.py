@@ -69,8 +69,8 @@ class CacheSource:
                 dtype=request.dtype,
                 head_dim=request.head_dim if fixed else ANY_HEAD_DIM,
                 value_head_dim=request.value_head_dim if fixed else ANY_HEAD_DIM,
-                q_tile=q_tile,
-                kv_tile=kv_tile,
+                q_tile=request.q_tile or q_tile,
+                kv_tile=request.kv_tile or kv_tile,
             )
             if not arch.problems(config):
                 return f"build one with: gnaforge build {config.key}"

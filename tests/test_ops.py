@@ -214,7 +214,7 @@ def test_tile_arguments_select_a_kernel() -> None:
         gnaforge.na2d(X, X, X, 3, q_tile_shape=(1, 16), kv_tile_shape=(5, 7)),
         gnaforge.na2d(X, X, X, 3, kernel=cpu_config(2, "fp32", (1, 16), (5, 7))),
     )
-    with pytest.raises(gnaforge.NoKernelError, match=r"(?s)no kernel with q_tile_shape \(2, 2\).*q1x16-kv5x7"):
+    with pytest.raises(gnaforge.NoKernelError, match=r"(?s)with q_tile_shape \(2, 2\).*q1x16-kv5x7.*build gna.*-q2x2-kv8x8"):
         gnaforge.na2d(X, X, X, 3, q_tile_shape=(2, 2))
 
 
@@ -279,6 +279,8 @@ def test_compile_with_inductor_tiles_and_gradients() -> None:
     compiled = torch.compile(lambda x: gnaforge.na2d(x, x, x, 3, q_tile_shape=(8, 8), return_lse=True), fullgraph=True)
     for got, want in zip(compiled(X), gnaforge.na2d(X, X, X, 3, return_lse=True), strict=True):
         torch.testing.assert_close(got, want)
+    pinned = torch.compile(lambda x: gnaforge.na2d(x, x, x, 3, kernel=CONFIGS[9].key), fullgraph=True, backend="eager")
+    assert torch.equal(pinned(X), gnaforge.na2d(X, X, X, 3, kernel=CONFIGS[9].key))
     x = X.clone().requires_grad_()
     out, _ = compiled(x)
     with pytest.raises(RuntimeError, match="this version has no backward kernels"):

@@ -31,6 +31,8 @@ class Request:
     head_dim: int
     value_head_dim: int
     device: str
+    q_tile: tuple[int, ...] | None = None
+    kv_tile: tuple[int, ...] | None = None
 
 
 class Source(Protocol):

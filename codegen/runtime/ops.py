@@ -112,8 +112,10 @@ def _recover(error: RuntimeError, operator: Any, *arguments: Any) -> tuple[torch
 
 
 def _kernel_key(rank: int, query: torch.Tensor, kernel: KernelConfig | str | None, q_tile: Any, kv_tile: Any) -> str:
+    if isinstance(kernel, str):
+        return _checked_key(kernel)
     if kernel is not None:
-        return KernelConfig.parse(kernel).key if isinstance(kernel, str) else kernel.key
+        return kernel.key
     if q_tile is None and kv_tile is None:
         return ""
     key: str = _key_with_tiles(
@@ -128,6 +130,11 @@ def _kernel_key(rank: int, query: torch.Tensor, kernel: KernelConfig | str | Non
 
 
 @torch.compiler.assume_constant_result
+def _checked_key(key: str) -> str:
+    return KernelConfig.parse(key).key
+
+
+@torch.compiler.assume_constant_result
 def _key_with_tiles(
     rank: int, dtype: str, head_dim: int, device: str, q_tile: tuple[int, ...] | None, kv_tile: tuple[int, ...] | None
 ) -> str:
@@ -136,7 +143,7 @@ def _key_with_tiles(
     Raises:
         NoKernelError: none is loaded or known; lists the tiles that there are.
     """
-    request = lookup.Request("gna_forward", rank, dtype, head_dim, head_dim, device)
+    request = lookup.Request("gna_forward", rank, dtype, head_dim, head_dim, device, q_tile, kv_tile)
     lookup.load_matching(request)
     known = []
     for row in core.table():
