@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import resource
 import statistics
@@ -44,19 +45,25 @@ def call_overhead() -> list[dict[str, Any]]:
     na1d(x, x, x, 1)
     operator = torch.ops.gnaforge.forward.default
 
-    @torch.library.custom_op("gnaforge_bench::forward", mutates_args=())
+    @torch.library.custom_op(
+        "gnaforge_bench::forward", mutates_args=(), schema="(Tensor q, Tensor k, Tensor v) -> Tensor"
+    )
     def wrapped(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return operator(q, k, v, [1, 1, 1, 0])[0]  # type: ignore[no-any-return]
 
-    with torch.no_grad():
-        times = _alternate(
-            {
-                "two torch.empty": lambda: (torch.empty(1, 1, 1, 8), torch.empty(1, 1, 1)),
-                "operator": lambda: operator(x, x, x, [1, 1, 1, 0]),
-                "na1d": lambda: na1d(x, x, x, 1),
-                "operator in custom_op": lambda: wrapped(x, x, x),
-            }
-        )
+    calls: dict[str, Callable[[], object]] = {
+        "two torch.empty": lambda: (torch.empty(1, 1, 1, 8), torch.empty(1, 1, 1)),
+        "operator": lambda: operator(x, x, x, [1, 1, 1, 0]),
+        "na1d": lambda: na1d(x, x, x, 1),
+        "operator in custom_op": lambda: wrapped(x, x, x),
+    }
+    if importlib.util.find_spec("natten"):
+        import natten
+
+        y = torch.randn(1, 2, 1, 8)  # NATTEN refuses a window of 1
+        calls["natten.na1d, on its flex backend"] = lambda: natten.na1d(y, y, y, 2, backend="flex-fna")
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        times = _alternate(calls, repeats=300)
     empty = times["two torch.empty"]
     return [{"what": name, "us": us, "us beyond two empty": us - empty} for name, us in times.items()]
 
