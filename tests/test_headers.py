@@ -14,7 +14,9 @@ import numpy as np
 import oracle
 import pytest
 from gnaforge.build import include_dir
+from gnaforge.build_tools.cuda import find_nvcc
 from gnaforge.build_tools.toolchain import cxx_compiler
+from gnaforge.errors import BuildError
 
 SOURCE = Path(__file__).with_name("headers.cpp")
 STRICT = ("-std=c++17", "-O1", "-Wall", "-Wextra", "-Wconversion", "-Wpedantic", "-Werror")
@@ -140,19 +142,23 @@ def pointer(array: np.ndarray) -> ctypes.c_void_p:
 
 
 def test_compiles_with_clang(tmp_path: Path) -> None:
-    compile_with("clang++", *STRICT, "-c", "-o", str(tmp_path / "headers.o"))
+    clang = shutil.which("clang++")
+    if clang is None:
+        pytest.skip("no clang++ on PATH")
+    compile_with(clang, *STRICT, "-c", "-o", str(tmp_path / "headers.o"))
 
 
-def test_compiles_for_a_device(tmp_path: Path) -> None:
+def test_compiles_with_nvcc_for_a_device(tmp_path: Path) -> None:
+    try:
+        nvcc = find_nvcc()
+    except BuildError as error:
+        pytest.skip(str(error))
     # Promotes what nvcc only warns of, a host function called from device code, to an error.
     flags = ("-std=c++17", "-arch=sm_90a", "-Werror=all-warnings", "-x", "cu", "-ptx")
-    compile_with("nvcc", *flags, "-o", str(tmp_path / "headers.ptx"))
+    compile_with(str(nvcc.path), *flags, "-o", str(tmp_path / "headers.ptx"))
     assert "on_device" in (tmp_path / "headers.ptx").read_text()
 
 
 def compile_with(compiler: str, *flags: str) -> None:
-    path = shutil.which(compiler)
-    if path is None:
-        pytest.skip(f"no {compiler} on PATH")
-    done = subprocess.run([path, *flags, f"-I{include_dir()}", str(SOURCE)], capture_output=True, text=True)
+    done = subprocess.run([compiler, *flags, f"-I{include_dir()}", str(SOURCE)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
