@@ -13,7 +13,7 @@ from .errors import InputError
 from .spec_model import KernelEntry, Shape, Spec, Tile
 from .spec_yaml import MAX_BYTES, Document, YamlPath, did_you_mean, failure, read_yaml, shown
 
-__all__ = ["KernelEntry", "Shape", "Spec", "Tile", "json_schema", "load_spec", "presets"]
+__all__ = ["KernelEntry", "Shape", "Spec", "Tile", "json_schema", "load_spec", "parse_spec", "presets"]
 
 
 def load_spec(source: str | Path) -> Spec:

@@ -71,6 +71,15 @@ def test_duplicates_are_built_once_and_reported() -> None:
     assert [(config.head_dim, times) for config, times in kernels.duplicates] == [(64, 2)]
 
 
+def test_rank_given_twice_repeats_its_kernels_only() -> None:
+    line = Tile(q=(64,), kv=(64,))
+    entry = KernelEntry(rank=(1, 2, 2), dtype=("bf16",), head_dim=(64,), tiles=(line, TILE))
+    kernels = plan(spec_of(entry))
+    assert [config.rank for config in kernels.configs] == [1, 2]
+    assert [(config.rank, times) for config, times in kernels.duplicates] == [(2, 1)]
+    assert entry.count() == 3
+
+
 def test_one_cpu_kernel_serves_all_head_dims_and_that_is_no_duplicate() -> None:
     kernels = plan(spec_of(entry_of(head_dim=(64, 128), value_head_dim=(32, 64)), arch=("cpu", "sm90")))
     assert [(c.arch, c.head_dim, c.value_head_dim) for c in kernels.configs] == [

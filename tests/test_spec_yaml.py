@@ -61,6 +61,11 @@ REFUSED = {
     ),
     "field given twice": ("arch: [cpu", "«library: x\narch: [cpu", "library: given twice; it is first given at 3:1"),
     "unprintable": ("hunyuan", '«"a\\u202Eb"', "library: 'a\\u202eb' holds characters that can't be printed"),
+    "unprintable field": (
+        "arch:",
+        '«"\\e[31m": x\narch:',
+        "'\\x1b[31m': unknown field; allowed: spec_version, library, arch, kernels",
+    ),
     "second document": (
         "spec_version: 1",
         "spec_version: 1\n«---\na: b\n---",
@@ -119,6 +124,7 @@ def test_bomb_of_aliases_is_refused() -> None:
 def test_byte_order_mark_and_windows_line_ends_are_read() -> None:
     data = b"\xef\xbb\xbf" + VALID.replace("\n", "\r\n").encode()
     assert parse_spec(data, "f.yaml") == parse_spec(VALID.encode(), "f.yaml")
+    assert "f.yaml:1:4: a: alias *b is not supported; repeat the value" in problems(b"\xef\xbb\xbfa: *b")
 
 
 def test_load_spec_takes_paths_and_preset_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
