@@ -96,8 +96,10 @@ def _show(rows: list[dict[str, Any]], json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*rows[0], box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for name in rows[0]:
+        table.add_column(name, no_wrap=True)
     for row in rows:
         table.add_row(*(f"{x:.3g}" if isinstance(x, float) else str(x) for x in row.values()))
     console = Console()
-    console.print(table, width=max(console.width, 130), crop=False)
+    console.print(table, width=max(console.width, 140), crop=False)

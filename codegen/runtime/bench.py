@@ -190,7 +190,8 @@ def run(
     Args:
         problem: what to compute.
         contenders: any of `CONTENDERS`.
-        budget_seconds: how long the rounds may take in all; there are at least three.
+        budget_seconds: how long the rounds may take in all; there are at least three, or a single one where that
+            alone takes longer.
         kernel: key of the gnaforge kernel; default: the one with the least work.
 
     Returns:
@@ -211,18 +212,19 @@ def run(
             for name, out in outputs.items()
         }
         del outputs, ours
-        once = {name: _timed(call, 1) for name, call in calls.items()}
+        seconds = {name: [_timed(call, 1)] for name, call in calls.items()}
         # A fast contender repeats within its turn until the turn is long enough for the clock.
-        repeats = {name: max(1, int(0.05 / seconds)) for name, seconds in once.items()}
-        turn = sum(once[name] * repeats[name] for name in calls)
-        rounds = max(3, min(30, int(budget_seconds / turn)))
-        seconds: dict[str, list[float]] = {name: [] for name in calls}
+        repeats = {name: max(1, int(0.05 / first)) for name, (first,) in seconds.items()}
+        turn = sum(first * repeats[name] for name, (first,) in seconds.items())
+        rounds = max(0 if turn > budget_seconds else 3, min(30, int(budget_seconds / turn)))
+        if rounds:
+            seconds = {name: [] for name in calls}
         for _ in range(rounds):
             for name, call in calls.items():
                 seconds[name].append(_timed(call, repeats[name]))
     flop = problem.useful_flop()
     return [
-        Timing(name, median, flop / median / 1e9, rounds, differences[name])
+        Timing(name, median, flop / median / 1e9, len(seconds[name]), differences[name])
         for name in calls
         for median in (statistics.median(seconds[name]),)
     ]
