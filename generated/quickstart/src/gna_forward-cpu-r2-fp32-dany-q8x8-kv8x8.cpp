@@ -1,0 +1,20 @@
+// gna_forward-cpu-r2-fp32-dany-q8x8-kv8x8
+#include "gnaforge/cpu/kernel.h"
+
+namespace {
+
+struct Config {
+  static constexpr const char* key = "gna_forward-cpu-r2-fp32-dany-q8x8-kv8x8";
+  static constexpr gnaforge_dtype dtype = GNAFORGE_FP32;
+  static constexpr int head_dim = 0;              // 0: any
+  static constexpr int value_head_dim = 0;  // 0: as head_dim
+  using QTile = gnaforge::Box<8, 8>;
+  using KvTile = gnaforge::Box<8, 8>;
+};
+
+}  // namespace
+
+extern "C" {
+extern const gnaforge_entry gnaforge_entry_gna_forward_cpu_r2_fp32_dany_q8x8_kv8x8;
+const gnaforge_entry gnaforge_entry_gna_forward_cpu_r2_fp32_dany_q8x8_kv8x8 = gnaforge::cpu::make_entry<Config>();
+}
