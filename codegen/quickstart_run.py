@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .build import BuildResult
+from .cli.tables import print_table
 from .runtime.bench import Problem, run
 from .runtime.config import KernelConfig
 from .runtime.core import load_library
@@ -60,37 +61,32 @@ def check_and_time(library: Path, configs: Sequence[KernelConfig], shape: Shape)
 
 def report(result: BuildResult, rows: Sequence[Row], shape: Shape, plot: Path) -> None:
     """Prints what was seen and what to do next."""
-    from rich.console import Console
-    from rich.table import Table
-
     problem = problem_of(shape, rows[0].config.dtype)
-    console = Console()
     tokens, window = ("x".join(map(str, x)) for x in (shape.tokens, shape.window))
-    console.print(
-        f"\n[bold]{tokens} tokens, window {window}, {shape.heads} heads of {_HEAD_DIM}: "
-        f"{problem.sparsity():.1%} of all pairs are masked out[/]"
+    print(
+        f"\n{tokens} tokens, window {window}, {shape.heads} heads of {_HEAD_DIM}: "
+        f"{problem.sparsity():.1%} of all pairs are masked out\n"
     )
-    table = Table(box=None, pad_edge=False)
-    for name in ("kernel", "result", "largest error", "time", "SDPA with mask", "faster"):
-        table.add_column(name, no_wrap=True)
-    for row in rows:
-        table.add_row(
-            row.config.key,
-            "[green]correct[/]" if row.good else "[red]WRONG[/]",
-            f"{row.error:.1e}",
-            f"{row.seconds * 1e3:.2f} ms",
-            f"{row.sdpa_seconds * 1e3:.1f} ms",
-            f"{row.sdpa_seconds / row.seconds:.1f}x",
-        )
-    console.print(table, width=max(console.width, 110), crop=False)
-    console.print(
+    print_table(
+        ("kernel", "result", "largest error", "time", "SDPA with mask", "faster"),
+        (
+            (
+                row.config.key,
+                "[green]correct[/]" if row.good else "[red]WRONG[/]",
+                f"{row.error:.1e}",
+                f"{row.seconds * 1e3:.2f} ms",
+                f"{row.sdpa_seconds * 1e3:.1f} ms",
+                f"{row.sdpa_seconds / row.seconds:.1f}x",
+            )
+            for row in rows
+        ),
+    )
+    print(
         f"\nlibrary  {result.library} ({len(result.compiled)} kernels compiled, {len(result.reused)} from the cache)\n"
         f"picture  {plot}\n\n"
         "Next:\n"
         "  gnaforge build vit-56 --arch cpu        kernels for another preset, or for your own spec\n"
         "  gnaforge list                           what is compiled\n"
         "  python -c 'import gnaforge, torch; x = torch.randn(1, 56, 56, 4, 32); "
-        "print(gnaforge.na2d(x, x, x, kernel_size=7).shape)'",
-        highlight=False,
-        soft_wrap=True,
+        "print(gnaforge.na2d(x, x, x, kernel_size=7).shape)'"
     )

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from .options import JsonOption
+from .tables import print_table
 
 
 def _numbers(text: str | None) -> tuple[int, ...] | None:
@@ -93,13 +94,5 @@ def _show(rows: list[dict[str, Any]], json: bool) -> None:
 
         print(format.dumps(rows, indent=1))
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for name in rows[0]:
-        table.add_column(name, no_wrap=True)
-    for row in rows:
-        table.add_row(*(f"{x:.3g}" if isinstance(x, float) else str(x) for x in row.values()))
-    console = Console()
-    console.print(table, width=max(console.width, 140), crop=False)
+    cells = ([f"{x:.3g}" if isinstance(x, float) else str(x) for x in row.values()] for row in rows)
+    print_table(list(rows[0]), cells)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from .options import JsonOption, plan_of
+from .tables import print_table
 
 
 def _print_json(value: object) -> None:
@@ -92,25 +93,19 @@ def _print_presets() -> None:
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    table.add_column("kernel", no_wrap=True)
-    for name in ("size", "compiled in", "registers", "shared memory"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        size = row["library_bytes"]
-        table.add_row(
-            row["key"],
-            f"{size / 1e3:.0f} KB" if size else "not built",
-            f"{row['seconds']:.1f} s" if row["seconds"] else "",
-            str(row["registers"] or ""),
-            f"{row['shared_memory']} B" if row["shared_memory"] else "",
-        )
-    console = Console()
-    # A key is there to be copied, so a narrow terminal wraps lines rather than cut them.
-    console.print(table, width=max(console.width, 110), crop=False, overflow="ignore")
+    print_table(
+        ("kernel", "size", "compiled in", "registers", "shared memory"),
+        (
+            (
+                row["key"],
+                f"{row['library_bytes'] / 1e3:.0f} KB" if row["library_bytes"] else "not built",
+                f"{row['seconds']:.1f} s" if row["seconds"] else "",
+                str(row["registers"] or ""),
+                f"{row['shared_memory']} B" if row["shared_memory"] else "",
+            )
+            for row in rows
+        ),
+    )
 
 
 def doctor(json: JsonOption = False) -> None:

@@ -113,7 +113,8 @@ def _recover(error: RuntimeError, operator: Any, *arguments: Any) -> tuple[torch
 
 def _kernel_key(rank: int, query: torch.Tensor, kernel: KernelConfig | str | None, q_tile: Any, kv_tile: Any) -> str:
     if isinstance(kernel, str):
-        return _checked_key(kernel)
+        checked: str = _checked_key(kernel)
+        return checked
     if kernel is not None:
         return kernel.key
     if q_tile is None and kv_tile is None:
