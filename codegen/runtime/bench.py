@@ -22,7 +22,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from .config import DTYPES
 from .ops import DTYPE_NAMES, neighborhood_attention
-from .reference import Pattern, mask_rows, visible
+from .reference import Pattern, mask_rows, windows
 
 _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 CONTENDERS = ("gnaforge", "sdpa", "flex")
@@ -124,20 +124,22 @@ def _flex(problem: Problem, q: Any, k: Any, v: Any) -> Callable[[], torch.Tensor
     tokens, pattern = problem.tokens, problem.pattern
     count = prod(tokens)
 
+    # Tables instead of divisions: the mask function runs once per element of each partial block.
+    tables = []
+    token = torch.arange(count, device=q.device)
+    for d in reversed(range(len(tokens))):
+        at, token = token % tokens[d], token // tokens[d]
+        dilation = pattern.dilation[d]
+        begin, end = windows(at, tokens[d], pattern.window[d], pattern.stride[d], dilation, pattern.causal[d])
+        tables.append((begin, end, at // dilation, at % dilation if dilation > 1 else None))
+
     def mask_mod(b: Any, h: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         seen = None
-        for d in reversed(range(len(tokens))):
-            axis = visible(
-                query % tokens[d],
-                key % tokens[d],
-                tokens[d],
-                pattern.window[d],
-                pattern.stride[d],
-                pattern.dilation[d],
-                pattern.causal[d],
-            )
+        for begin, end, position, group in tables:
+            axis = (position[key] >= begin[query]) & (position[key] < end[query])
+            if group is not None:
+                axis = axis & (group[query] == group[key])
             seen = axis if seen is None else seen & axis
-            query, key = query // tokens[d], key // tokens[d]
         assert seen is not None
         return seen
 

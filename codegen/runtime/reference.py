@@ -37,22 +37,29 @@ class Pattern:
         }
 
 
+def windows(
+    query: torch.Tensor, length: int, window: int, stride: int, dilation: int, causal: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys ``[begin, end)`` that the queries at these positions see along one dimension, as positions within the
+    queries' dilation groups."""
+    group_length = (length - query % dilation + dilation - 1) // dilation
+    i = query // dilation
+    first = i - i % stride
+    if causal:
+        leader = torch.minimum(first + stride - 1, group_length - 1)
+        return (leader - window + 1).clamp(min=0), i + 1
+    leader = torch.minimum(first + stride // 2, group_length - 1)
+    begin = torch.minimum((leader - window // 2).clamp(min=0), group_length - window)
+    return begin, begin + window
+
+
 def visible(
     query: torch.Tensor, key: torch.Tensor, length: int, window: int, stride: int, dilation: int, causal: bool
 ) -> torch.Tensor:
     """Whether ``query`` sees ``key`` along one dimension; both hold positions, of any shapes that broadcast."""
-    group = query % dilation
-    group_length = (length - group + dilation - 1) // dilation
-    i, j = query // dilation, key // dilation
-    first = i - i % stride
-    if causal:
-        leader = torch.minimum(first + stride - 1, group_length - 1)
-        seen = (j > leader - window) & (j <= i)
-    else:
-        leader = torch.minimum(first + stride // 2, group_length - 1)
-        begin = torch.minimum((leader - window // 2).clamp(min=0), group_length - window)
-        seen = (j >= begin) & (j < begin + window)
-    return seen & (key % dilation == group)
+    begin, end = windows(query, length, window, stride, dilation, causal)
+    position = key // dilation
+    return (position >= begin) & (position < end) & (key % dilation == query % dilation)
 
 
 def mask_rows(tokens: Sequence[int], pattern: Pattern, begin: int, end: int) -> torch.Tensor:

@@ -1,0 +1,170 @@
+"""The C contract, called without the core: what keeps old libraries and new callers apart or together."""
+
+from __future__ import annotations
+
+import ctypes as c
+from collections.abc import Callable
+from typing import Any
+
+import oracle
+import pytest
+import torch
+from gnaforge.build import LIBRARY_FILE, build_kernels
+from kernel_set import cpu_config
+
+I64x3 = c.c_int64 * 3
+
+
+class Tensor(c.Structure):
+    _fields_ = (
+        ("struct_size", c.c_uint32),
+        ("dtype", c.c_uint32),
+        ("data", c.c_void_p),
+        ("batch_stride", c.c_int64),
+        ("token_stride", I64x3),
+        ("head_stride", c.c_int64),
+    )
+
+
+class Problem(c.Structure):
+    _fields_ = (
+        ("struct_size", c.c_uint32),
+        ("rank", c.c_int32),
+        ("batch", c.c_int64),
+        *((name, I64x3) for name in ("tokens", "window", "stride", "dilation", "causal")),
+        *((name, c.c_int64) for name in ("heads", "kv_heads", "head_dim", "value_head_dim")),
+        ("scale", c.c_double),
+    )
+
+
+class Host(c.Structure):
+    _fields_ = (("struct_size", c.c_uint32), ("threads", c.c_int32), ("parallel_for", c.c_void_p))
+
+
+class Args(c.Structure):
+    _fields_ = (
+        ("struct_size", c.c_uint32),
+        ("device", c.c_uint32),
+        ("device_index", c.c_int32),
+        ("reserved", c.c_uint32),
+        ("features", c.c_uint64),
+        ("problem", c.POINTER(Problem)),
+        *((name, c.POINTER(Tensor)) for name in ("q", "k", "v", "out", "log_sum_exp")),
+        ("host", c.POINTER(Host)),
+        ("from_the_future", c.c_uint64 * 8),  # what a later minor version may append
+    )
+
+
+SIZE_1_0 = Args.from_the_future.offset
+Reasoned = c.CFUNCTYPE(c.c_int, c.POINTER(Args), c.c_char_p, c.c_size_t)
+
+
+class Entry(c.Structure):
+    _fields_ = (
+        *((name, c.c_uint32) for name in ("struct_size", "threads", "shared_memory", "device")),
+        ("key", c.c_char_p),
+        ("can_run", Reasoned),
+        ("workspace_bytes", c.CFUNCTYPE(c.c_int64, c.POINTER(Args))),
+        ("visited_work", c.CFUNCTYPE(c.c_double, c.POINTER(Args))),
+        ("run", c.CFUNCTYPE(c.c_int, c.POINTER(Args), c.c_void_p, c.c_void_p, c.c_char_p, c.c_size_t)),
+    )
+
+
+class Library(c.Structure):
+    _fields_ = (
+        *((name, c.c_uint32) for name in ("struct_size", "abi", "flags", "count")),
+        ("entries", c.POINTER(c.POINTER(Entry))),
+    )
+
+
+@pytest.fixture(scope="module")
+def entry(kernel_set: None) -> Entry:
+    config = cpu_config(2, "fp32", (8, 8), (8, 8))
+    artifacts, _ = build_kernels([config])
+    loaded = c.CDLL(str(artifacts[config].folder / LIBRARY_FILE))
+    loaded.gnaforge_library_v1.restype = c.POINTER(Library)
+    library = loaded.gnaforge_library_v1().contents
+    assert (library.abi, library.flags, library.count) == (1 << 16, 0, 1)
+    found = library.entries[0].contents
+    assert found.key.decode() == config.key
+    found.library = loaded  # keeps it alive
+    return found
+
+
+PROBLEM = oracle.Problem((9, 10), (5, 3), (2, 1), (1, 2), (False, True), heads=4, kv_heads=2)
+
+
+def view(tensor: torch.Tensor) -> Tensor:
+    stride = tensor.stride()
+    return Tensor(c.sizeof(Tensor), 1, tensor.data_ptr(), stride[0], I64x3(*stride[1:3]), stride[3])
+
+
+def make_args(change: Callable[[Args], object] = lambda args: None) -> tuple[Args, Any]:
+    """Arguments of PROBLEM, and the tensors that they point to."""
+    q, k, v = PROBLEM.tensors(0)
+    out, lse = torch.full((*q.shape[:-1], 8), torch.nan), torch.full(q.shape[:-1], torch.nan)
+    columns = [I64x3(*x) for x in (PROBLEM.tokens, *PROBLEM.pattern)]
+    problem = Problem(c.sizeof(Problem), 2, 1, *columns, 4, 2, 8, 8, 8**-0.5)
+    views = [c.pointer(view(x)) for x in (q, k, v, out)]
+    host = Host(c.sizeof(Host), 1, None)
+    args = Args(
+        SIZE_1_0,
+        0,
+        0,
+        0,
+        0,
+        c.pointer(problem),
+        *views,
+        c.pointer(view(lse.unsqueeze(-1).expand(*lse.shape, 1))),
+        c.pointer(host),
+    )
+    change(args)
+    return args, (q, k, v, out, lse)
+
+
+def refusal(entry: Entry, change: Callable[[Args], object]) -> str:
+    args, tensors = make_args(change)
+    why = c.create_string_buffer(256)
+    assert entry.can_run(c.byref(args), why, len(why)) == 0
+    del tensors
+    return why.value.decode()
+
+
+@pytest.mark.parametrize("size", [SIZE_1_0, c.sizeof(Args)], ids=["as built", "newer caller"])
+def test_runs_for_callers_of_this_and_of_later_minor_versions(entry: Entry, size: int) -> None:
+    def grow(args: Args) -> None:
+        args.struct_size = size
+        args.from_the_future = (c.c_uint64 * 8)(*[2**64 - 1] * 8)
+
+    args, (q, k, v, out, lse) = make_args(grow)
+    text = c.create_string_buffer(256)
+    assert entry.can_run(c.byref(args), text, len(text)) == 1, text.value
+    workspace = torch.empty(entry.workspace_bytes(c.byref(args)), dtype=torch.uint8)
+    assert entry.run(c.byref(args), workspace.data_ptr(), None, text, len(text)) == 0, text.value
+    exact, exact_lse = oracle.reference(q, k, v, *PROBLEM.pattern)
+    torch.testing.assert_close(out.double(), exact, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(lse.double(), exact_lse, rtol=1e-5, atol=1e-5)
+    assert entry.visited_work(c.byref(args)) > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda args: setattr(args, "features", 4), "features 0x4 are unknown to this kernel"),
+        (lambda args: setattr(args, "struct_size", SIZE_1_0 - 8), "gnaforge_args is smaller than version 1.0's"),
+        (lambda args: setattr(args.problem.contents, "struct_size", 8), "gnaforge_problem is smaller"),
+        (lambda args: setattr(args.q.contents, "struct_size", 8), "gnaforge_tensor is smaller"),
+        (lambda args: setattr(args, "device", 1), "the tensors are on cuda, this kernel runs on cpu"),
+        (lambda args: setattr(args.problem.contents, "rank", 3), "rank is 3, this kernel takes 2"),
+        (lambda args: setattr(args.q.contents, "dtype", 2), "query is bf16, this kernel takes fp32"),
+        (lambda args: setattr(args.problem.contents, "head_dim", 264), "head_dim is 264"),
+        (lambda args: setattr(args.problem.contents, "kv_heads", 3), "heads is 4, not a multiple of kv_heads, 3"),
+        (lambda args: setattr(args.problem.contents, "tokens", I64x3(2**30, 10)), "tokens[0] is 1073741824"),
+        (lambda args: setattr(args.problem.contents, "window", I64x3(5, 6)), "window[1] is 6, must be 1 to"),
+        (lambda args: setattr(args.problem.contents, "stride", I64x3(6, 1)), "stride[0] is 6, must be 1 to window[0]"),
+        (lambda args: setattr(args.problem.contents, "causal", I64x3(0, 2)), "causal[1] is 2, must be 0 or 1"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_refuses_what_it_does_not_know_or_take(entry: Entry, change: Callable[[Args], object], expected: str) -> None:
+    assert expected in refusal(entry, change)
