@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -61,6 +62,19 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return path
 
     return make
+
+
+@pytest.fixture
+def no_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache that holds the core extension and no kernel."""
+    from gnaforge.core_extension import core_path
+
+    core = core_path().parent
+    folder = tmp_path / "no-kernels"
+    folder.mkdir(mode=0o700)
+    shutil.copytree(core, folder / core.name)
+    monkeypatch.setenv("GNAFORGE_CACHE_DIR", str(folder))
+    return folder
 
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -1,4 +1,5 @@
 // C functions over the window, tile and mask headers, for test_headers.py. With nvcc: that they compile for a device.
+#include "gnaforge/cpu/row_set.h"
 #include "gnaforge/mask.h"
 #include "gnaforge/problem.h"
 #include "gnaforge/tiles.h"
@@ -21,7 +22,7 @@ void split(int index, const Coordinates<Tile>& shape, Coordinates<Tile>& coordin
 }
 
 template <class Tile>
-bool has_row(const RowSet<Tile>& set, int row) {
+bool has_row(const cpu::RowSet<Tile>& set, int row) {
   return (set.word[row / 64] >> (row % 64) & 1) != 0;
 }
 
@@ -52,14 +53,15 @@ int visit(const Axis* groups, const Visits& out) {
     tokens *= axis[d].length;
     widest = max_int(widest, kv_extents[d]);
   }
-  RowSet<QTile>* rows[rank];
-  for (RowSet<QTile>*& sets : rows) sets = new RowSet<QTile>[static_cast<unsigned>(widest)];
+  cpu::RowSet<QTile>* rows[rank];
+  for (cpu::RowSet<QTile>*& sets : rows) sets = new cpu::RowSet<QTile>[static_cast<unsigned>(widest)];
   int stray = 0;
   for (int q_tile = 0; q_tile < q_tile_count; ++q_tile) {
     Coordinates<QTile> q_begin;
     split<QTile>(q_tile, q_tiles, q_begin);
     for (int d = 0; d < rank; ++d) q_begin[d] *= q_extents[d];
     const TileList<rank> list = tile_list<QTile, KvTile>(axis, q_begin);
+    const cpu::TileWindows<QTile> windows(axis, q_begin);
     out.count[q_tile] = list.count;
     out.interior[q_tile] = list.interior;
     for (int index = 0; index < list.count; ++index) {
@@ -67,7 +69,7 @@ int visit(const Axis* groups, const Visits& out) {
       list.coordinates(index, origin);
       for (int d = 0; d < rank; ++d) {
         origin[d] = list.axis[d].visited.begin + origin[d] * kv_extents[d];
-        rows_that_see<QTile>(axis[d], d, q_begin[d], origin[d], kv_extents[d], rows[d]);
+        windows.rows_that_see(d, origin[d], kv_extents[d], rows[d]);
       }
       for (int row = 0; row < QTile::volume; ++row) {
         Coordinates<QTile> query;
@@ -111,7 +113,7 @@ int visit(const Axis* groups, const Visits& out) {
       }
     }
   }
-  for (RowSet<QTile>* sets : rows) delete[] sets;
+  for (cpu::RowSet<QTile>* sets : rows) delete[] sets;
   return stray;
 }
 
@@ -188,9 +190,6 @@ __global__ void on_device(Axis x, Axis y, Axis z, int first_query, unsigned* out
     for (int d = 0; d < 3; ++d) origin[d] = list.axis[d].visited.begin + origin[d] * KvTile::extent(d);
     const RowMask<KvTile> mask = row_mask<KvTile>(axis, query, origin);
     for (int word = 0; word < KvTile::volume / 32; ++word) *out++ = mask.word(word);
-    RowSet<QTile> rows[8];
-    rows_that_see<QTile>(axis[2], 2, query[2], origin[2], 8, rows);
-    *out++ = static_cast<unsigned>(rows[index % 8].word[0]);
   }
   *out++ = static_cast<unsigned>(transposed_window(axis[0], first_query).end + QTile::pitch(first_query));
   *out++ = static_cast<unsigned>(count_tiles<QTile, KvTile>(axis).visited);

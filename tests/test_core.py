@@ -10,6 +10,9 @@ import pytest
 TOY = "gna_forward-cpu-r2-fp32-d8-q{0}x8-kv8x8"
 
 
+pytestmark = pytest.mark.usefixtures("no_kernels")
+
+
 def toy_key(number: int) -> str:
     return TOY.format(number)
 

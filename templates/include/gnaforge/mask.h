@@ -60,36 +60,4 @@ GNAFORGE_HD RowMask<KvTile> row_mask(const Axis (&axis)[KvTile::rank], const int
   return mask;
 }
 
-/// A set of the rows of a Q tile, one bit per row, row-major.
-template <class QTile>
-struct RowSet {
-  static constexpr int words = (QTile::volume + 63) / 64;
-  unsigned long long word[words];
-};
-
-/// The rows of a Q tile whose coordinate along `axis` is `position`.
-template <class QTile>
-GNAFORGE_HD constexpr RowSet<QTile> rows_at(int axis, int position) {
-  RowSet<QTile> set{};
-  const int pitch = QTile::pitch(axis);
-  for (int row = 0; row < QTile::volume; ++row)
-    if (row / pitch % QTile::extent(axis) == position) set.word[row / 64] |= 1ull << (row % 64);
-  return set;
-}
-
-/// The mask read the other way: for each of the keys [k_begin, k_begin + count) of axis `d`, the rows of the Q tile at
-/// q_begin that see it along this axis. A key of the tile is visible to the AND of its coordinates' sets.
-/// Used where lanes hold queries (cpu).
-template <class QTile>
-GNAFORGE_HD void rows_that_see(const Axis& axis, int d, int q_begin, int k_begin, int count, RowSet<QTile>* rows) {
-  for (int k = 0; k < count; ++k) rows[k] = RowSet<QTile>{};
-  for (int position = 0; position < QTile::extent(d) && q_begin + position < axis.length; ++position) {
-    const Interval keys = window(axis, q_begin + position);
-    const RowSet<QTile> at = rows_at<QTile>(d, position);
-    const int end = min_int(keys.end - k_begin, count);
-    for (int k = max_int(keys.begin - k_begin, 0); k < end; ++k)
-      for (int w = 0; w < RowSet<QTile>::words; ++w) rows[k].word[w] |= at.word[w];
-  }
-}
-
 }  // namespace gnaforge

@@ -33,13 +33,7 @@ class Forward {
 
  private:
   Forward(const Plan<Config>& plan, const Task<Config>& task, float* scratch)
-      : plan_(plan), task_(task), scratch_(scratch) {
-    for (int d = 0; d < rank; ++d)
-      for (int p = 0; p < QTile::extents[d]; ++p) {
-        const int query = task.q_begin[d] + p;
-        windows_[d][p] = query < task.axis[d].length ? window(task.axis[d], query) : Interval{0, 0};
-      }
-  }
+      : plan_(plan), task_(task), scratch_(scratch), windows_(task.axis, task.q_begin) {}
 
   /// Computes and stores the tile; false if it stored a NaN. Where `careful`, values that are not finite reach only
   /// the queries that see them.
@@ -110,7 +104,7 @@ class Forward {
       origin[d] = tiles.axis[d].visited.begin + tile[d] * KvTile::extents[d];
       count[d] = min_int(KvTile::extents[d], tiles.axis[d].visited.end - origin[d]);
       if (d < rank - 1) lines *= count[d];
-      if (Masked) rows_that_see(d, origin[d], count[d], rows[d]);
+      if (Masked) windows_.rows_that_see(d, origin[d], count[d], rows[d]);
     }
     constexpr int inner = rank - 1;
     const std::int64_t k_step = plan_.k.token_stride[inner] * plan_.axis[inner].dilation;
@@ -144,16 +138,6 @@ class Forward {
         }
         if (gathered_ == batch_keys) flush<Masked>();
       }
-    }
-  }
-
-  /// mask.h's rows_that_see, from windows and row sets computed before.
-  void rows_that_see(int d, int k_begin, int count, RowSet<QTile>* rows) const {
-    for (int k = 0; k < count; ++k) rows[k] = RowSet<QTile>{};
-    for (int p = 0; p < QTile::extents[d]; ++p) {
-      const int end = min_int(windows_[d][p].end - k_begin, count);
-      for (int k = max_int(windows_[d][p].begin - k_begin, 0); k < end; ++k)
-        for (int w = 0; w < RowSet<QTile>::words; ++w) rows[k].word[w] |= row_table<QTile>.at[d][p].word[w];
     }
   }
 
@@ -271,7 +255,7 @@ class Forward {
   const Plan<Config>& plan_;
   const Task<Config> task_;
   float* const scratch_;
-  Interval windows_[rank][RowTable<QTile>::max_extent()];  ///< Per axis and position in the Q tile.
+  const TileWindows<QTile> windows_;
   bool careful_ = false;
   int gathered_ = 0;
   Softmax<width> softmax_[panels];

@@ -15,8 +15,8 @@
 #endif
 
 #include "gnaforge/cpu/plan.h"
+#include "gnaforge/cpu/row_set.h"
 #include "gnaforge/entry.h"
-#include "gnaforge/mask.h"
 #include "gnaforge/tiles.h"
 
 #if defined(GNAFORGE_COUNT_TILES)

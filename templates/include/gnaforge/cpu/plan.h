@@ -4,7 +4,6 @@
 #include <cstdint>
 
 #include "gnaforge/abi.h"
-#include "gnaforge/mask.h"
 #include "gnaforge/problem.h"
 
 namespace gnaforge::cpu {
@@ -46,24 +45,6 @@ struct View {
   }
   View() : data(nullptr), batch_stride(0), token_stride{}, head_stride(0) {}
 };
-
-/// The rows of a Q tile by coordinate, computed at compile time: at[d][p] are those at position p along axis d.
-template <class QTile>
-struct RowTable {
-  static constexpr int max_extent() {
-    int extent = 1;
-    for (int d = 0; d < QTile::rank; ++d) extent = max_int(extent, QTile::extents[d]);
-    return extent;
-  }
-  RowSet<QTile> at[QTile::rank][max_extent()];
-
-  constexpr RowTable() : at{} {
-    for (int d = 0; d < QTile::rank; ++d)
-      for (int p = 0; p < QTile::extents[d]; ++p) at[d][p] = rows_at<QTile>(d, p);
-  }
-};
-template <class QTile>
-inline constexpr RowTable<QTile> row_table{};
 
 /// Keys that one step of online softmax takes. Their scores fit the first-level cache beside a panel of Q.
 constexpr int batch_keys = 64;
