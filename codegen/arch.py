@@ -68,7 +68,7 @@ class Arch:
         return found
 
 
-_CPU_TILES = {1: ((64,), (64,)), 2: ((8, 8), (8, 8)), 3: ((4, 4, 4), (4, 4, 4))}
+_CPU_TILES = {1: ((64,), (64,)), 2: ((8, 8), (8, 8)), 3: ((4, 4, 4), (4, 8, 8))}
 
 ARCHES: Mapping[str, Arch] = MappingProxyType(
     {
