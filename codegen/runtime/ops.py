@@ -64,12 +64,15 @@ def _attention(
     return_lse: bool,
     kernel: str,
 ) -> Any:
-    pattern = [
-        *_per_dim("kernel_size", kernel_size, rank, int),
-        *_per_dim("stride", stride, rank, int),
-        *_per_dim("dilation", dilation, rank, int),
-        *_per_dim("is_causal", False if is_causal is None else is_causal, rank, bool),
-    ]
+    if type(kernel_size) is type(stride) is type(dilation) is int and type(is_causal) is bool:
+        pattern = [kernel_size] * rank + [stride] * rank + [dilation] * rank + [is_causal] * rank
+    else:
+        pattern = [
+            *_per_dim("kernel_size", kernel_size, rank, int),
+            *_per_dim("stride", stride, rank, int),
+            *_per_dim("dilation", dilation, rank, int),
+            *_per_dim("is_causal", False if is_causal is None else is_causal, rank, bool),
+        ]
     with_grad = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
     if torch.compiler.is_compiling():
         _load_operators_now()

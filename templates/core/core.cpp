@@ -176,6 +176,28 @@ Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes, int32_t dtyp
   return Tensor(handle);
 }
 
+/// Scratch memory of one call: torch's, so that its allocator orders reuse by stream. On the CPU a call is done when it
+/// returns, so a thread keeps a small one for its next call.
+class Workspace {
+ public:
+  Workspace(const Tensor& like, int64_t bytes) {
+    constexpr int64_t kept = 1 << 20;
+    thread_local std::optional<Tensor> own;
+    if (bytes <= 0) return;
+    if (!like.is_cpu() || bytes > kept) {
+      tensor_ = empty(like, {bytes}, aoti_torch_dtype_uint8());
+    } else {
+      if (!own) own = empty(like, {kept}, aoti_torch_dtype_uint8());
+      tensor_ = own;
+    }
+  }
+
+  void* data() const { return tensor_ ? tensor_->mutable_data_ptr() : nullptr; }
+
+ private:
+  std::optional<Tensor> tensor_;
+};
+
 void parallel_for(int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context) {
   TORCH_ERROR_CODE_CHECK(torch_parallel_for(begin, end, grain, body, context));
 }
@@ -251,12 +273,9 @@ std::tuple<Tensor, Tensor> forward(Tensor q, Tensor k, Tensor v, std::vector<int
     guard.emplace(args.device_index);
     stream = current_stream(args.device_index);
   }
-  std::optional<Tensor> workspace;
-  if (choice.workspace_bytes > 0)
-    workspace = empty(q, {choice.workspace_bytes}, aoti_torch_dtype_uint8());
+  const Workspace workspace(q, choice.workspace_bytes);
   char error[1024] = "";
-  const int status = choice.entry->run(&args, workspace ? workspace->mutable_data_ptr() : nullptr, stream, error,
-                                       sizeof(error));
+  const int status = choice.entry->run(&args, workspace.data(), stream, error, sizeof(error));
   if (status != 0) refuse("kernel ", choice.entry->key, " failed: ", error);
   return {out, lse};
 }
