@@ -1,4 +1,7 @@
-"""What `import gnaforge` offers to run kernels: the runtime, connected to the compile cache."""
+"""What `import gnaforge` offers to run kernels: the runtime, connected to the compile cache.
+
+The public names are listed in ``gnaforge.__all__``; here they only pass through.
+"""
 
 from __future__ import annotations
 
@@ -8,29 +11,16 @@ from .build_tools.cache import cache_layers
 from .core_extension import core_path
 from .errors import BuildError
 from .runtime import core, lookup
-from .runtime.config import ANY_HEAD_DIM, KernelConfig
-from .runtime.core import load_library
-from .runtime.errors import LibraryError, NoKernelError
-from .runtime.kernels import Kernel, kernels, registry
-from .runtime.modules import NeighborhoodAttention1D, NeighborhoodAttention2D, NeighborhoodAttention3D
-from .runtime.ops import na1d, na2d, na3d, neighborhood_attention
-
-__all__ = [
-    "Kernel",
-    "KernelConfig",
-    "LibraryError",
-    "NeighborhoodAttention1D",
-    "NeighborhoodAttention2D",
-    "NeighborhoodAttention3D",
-    "NoKernelError",
-    "kernels",
-    "load_library",
-    "na1d",
-    "na2d",
-    "na3d",
-    "neighborhood_attention",
-    "registry",
-]
+from .runtime.config import ANY_HEAD_DIM, KernelConfig as KernelConfig
+from .runtime.core import load_library as load_library
+from .runtime.errors import LibraryError as LibraryError, NoKernelError as NoKernelError
+from .runtime.kernels import Kernel as Kernel, kernels as kernels, registry as registry
+from .runtime.modules import (
+    NeighborhoodAttention1D as NeighborhoodAttention1D,
+    NeighborhoodAttention2D as NeighborhoodAttention2D,
+    NeighborhoodAttention3D as NeighborhoodAttention3D,
+)
+from .runtime.ops import na1d as na1d, na2d as na2d, na3d as na3d, neighborhood_attention as neighborhood_attention
 
 
 class CacheSource:

@@ -9,8 +9,7 @@ from math import prod
 import pytest
 from gnaforge.arch import ARCHES
 from gnaforge.runtime.config import ANY_HEAD_DIM, DTYPES, OPS, KernelConfig
-from hypothesis import assume, given
-from hypothesis import strategies as st
+from hypothesis import assume, given, strategies as st
 
 EXTENTS = st.sampled_from([1, 8, 18, 81]) | st.integers(1, 300)  # the first ones look alike when run together
 NAMES = st.from_regex(r"[a-z][a-z0-9]{0,6}", fullmatch=True)

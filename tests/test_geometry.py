@@ -9,8 +9,7 @@ import oracle
 import pytest
 from gnaforge import geometry
 from gnaforge.geometry import Axis
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 few = settings(max_examples=150, deadline=None)
 

@@ -11,8 +11,7 @@ from gnaforge.errors import InputError
 from gnaforge.plan import Plan, plan
 from gnaforge.runtime.config import ANY_HEAD_DIM, DTYPES, KernelConfig
 from gnaforge.spec import KernelEntry, Shape, Spec, Tile
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 TILE = Tile(q=(8, 8), kv=(8, 8))
 

@@ -15,8 +15,7 @@ from gnaforge.plan import plan
 from gnaforge.spec import json_schema, load_spec, parse_spec, presets
 from gnaforge.spec_model import MAX_COUNT
 from gnaforge.spec_yaml import MAX_BYTES
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from spec_text import VALID, marked, problems, replaced
 
 YAML_BOOL = "as a boolean; write true or false, or put it in quotes if it is text"

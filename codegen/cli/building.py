@@ -72,8 +72,7 @@ def build(
 
     Example: [bold]gnaforge build hunyuan-video --arch cpu[/]
     """
-    from .. import build as building
-    from .. import generate as generating
+    from .. import build as building, generate as generating
 
     plan = plan_of(spec, arch)
     _say_notes(plan)
@@ -113,8 +112,14 @@ class _Progress:
 
     def __init__(self) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-        from rich.progress import TimeRemainingColumn as Remaining
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn as Remaining,
+        )
 
         self._console = Console(stderr=True)
         self._bar = Progress(

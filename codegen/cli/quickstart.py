@@ -24,8 +24,7 @@ def quickstart(
     Builds the preset [bold]quickstart[/], runs its problem, compares with exact attention in float64, times it beside
     torch's SDPA with the same mask, and draws what queries attend to.
     """
-    from .. import build as building
-    from .. import generate as generating
+    from .. import build as building, generate as generating
     from ..errors import InputError
     from ..plan import plan
     from ..plot import draw_pattern
