@@ -116,7 +116,7 @@ class Cache:
     def find(self, name: str, digest: str) -> Artifact | None:
         """The intact artifact of that name and digest, if there is one."""
         artifact = read_artifact(self.folder(name, digest))
-        if artifact is None or artifact.record["digest"] != digest or not artifact.intact():
+        if artifact is None or artifact.record.get("digest") != digest or not artifact.intact():
             return None
         return artifact
 

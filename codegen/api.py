@@ -35,9 +35,10 @@ class CacheSource:
             for artifact in cache.artifacts():
                 try:
                     config = KernelConfig.parse(artifact.record["key"])
-                except ValueError:  # the core, or a key of another version
+                    source = artifact.record["source_digest"]
+                except (ValueError, KeyError):  # the core, or a key of another version
                     continue
-                if not _may_serve(config, request) or artifact.record["source_digest"] != source_digest(config):
+                if not _may_serve(config, request) or source != source_digest(config):
                     continue
                 try:
                     found.append(str(artifact.verified(LIBRARY_FILE)))
@@ -73,6 +74,7 @@ def _may_serve(config: KernelConfig, request: lookup.Request) -> bool:
     dims = (config.head_dim, config.value_head_dim or config.head_dim)
     return (
         arch is not None
+        and arch.available
         and arch.device == request.device
         and (config.op, config.rank, config.dtype) == (request.op, request.rank, request.dtype)
         and dims in ((ANY_HEAD_DIM, ANY_HEAD_DIM), (request.head_dim, request.value_head_dim))

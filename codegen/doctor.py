@@ -125,7 +125,7 @@ def examine() -> list[Finding]:
     return [
         Finding("python", run, True, python),
         _find("torch", run, _torch),
-        _find("processor", run, lambda: _cpu()),
+        _find("processor", run, _cpu),
         _find("GPU", gpu, _gpu),
         _find("C++ compiler", cpu, _compiler),
         _find("ninja", cpu, _ninja),

@@ -63,7 +63,9 @@ def test_build_a_spec_list_it_and_build_again(cli, tmp_path: Path) -> None:
     rows = json.loads(cli("list", "out dir/small/lib/small.so", "--json").stdout)
     assert [row["key"] for row in rows] == [ONE]
     assert rows[0]["library_bytes"] > 0 and rows[0]["q_tile"] == [8]
-    assert ONE in cli("list").stdout and ONE in cli("list", "small.yaml").stdout
+    assert ONE in cli("list").stdout
+    assert [row["state"] for row in json.loads(cli("list", "small.yaml", "--json").stdout)] == ["built"]
+    assert {row["state"] for row in json.loads(cli("list", "vit-56", "--json").stdout)} == {"not built"}
     dry = cli("build", "small.yaml", "--dry-run")
     assert f"cached   {ONE}" in dry.stdout and "0 of 1 kernels to compile" in dry.stdout
     assert not (tmp_path / "generated").exists()
@@ -93,6 +95,7 @@ def test_generate_check_and_arch(cli, tmp_path: Path) -> None:
         (["build", "hunyuan-vidoe"], "did you mean 'hunyuan-video'"),
         (["build", "broken.yaml"], "broken.yaml:6:15: kernels[0].head_dim: 70 must be a multiple of 8"),
         (["build", "gpu.yaml"], "sm90: arch not available in this version, which has cpu"),
+        (["generate", "gpu.yaml"], "sm90: arch not available in this version, which has cpu"),
         (["build", "gpu.yaml", "--arch", "sm100"], "arch 'sm100' is not in the spec of small"),
         (["generate", "small.yaml", "-o", "file"], "can't write to"),
         (["build", "gna_forward-cpu-r1-fp32"], "is no kernel key; a key looks like"),

@@ -18,21 +18,29 @@ def _print_json(value: object) -> None:
 
 
 def _cached_rows() -> list[dict[str, Any]]:
+    """Compiled kernels; those made from sources of another version, which calls don't use, are marked stale."""
+    from ..arch import ARCHES
+    from ..build import source_digest
     from ..build_tools.cache import cache_layers
-    from ..runtime.config import OPS
+    from ..runtime.config import KernelConfig
 
-    return [
-        {**artifact.record, "where": str(artifact.folder)}
-        for cache in cache_layers()
-        for artifact in cache.artifacts()
-        if str(artifact.record.get("key", "")).startswith(OPS)
-    ]
+    rows = []
+    for cache in cache_layers():
+        for artifact in cache.artifacts():
+            try:
+                config = KernelConfig.parse(artifact.record["key"])
+                current = source_digest(config) if ARCHES[config.arch].available else None
+            except (ValueError, KeyError):  # the core, or a kernel of another version
+                continue
+            state = "built" if artifact.record.get("source_digest") == current else "stale"
+            rows.append({**artifact.record, "state": state, "where": str(artifact.folder)})
+    return rows
 
 
 def _planned_rows(spec: str) -> list[dict[str, Any]]:
-    cached = {row["key"]: row for row in _cached_rows()}
+    built = {row["key"]: row for row in _cached_rows() if row["state"] == "built"}
     plan = plan_of(spec, None)
-    return [{"where": "", **cached.get(config.key, {}), "key": config.key} for config in plan.configs]
+    return [built.get(config.key, {"key": config.key, "state": "not built"}) for config in plan.configs]
 
 
 def _row(raw: dict[str, Any]) -> dict[str, Any]:
@@ -42,6 +50,7 @@ def _row(raw: dict[str, Any]) -> dict[str, Any]:
     facts = ("seconds", "library_bytes", "registers", "spill_bytes", "shared_memory")
     return {
         "key": config.key,
+        "state": raw["state"],
         "arch": config.arch,
         "q_tile": list(config.q_tile),
         "kv_tile": list(config.kv_tile),
@@ -71,7 +80,7 @@ def list_kernels(
     if source is None:
         raw = _cached_rows()
     elif source.endswith(".so"):
-        raw = [{**row, "where": source} for row in read_library(Path(source))]
+        raw = [{**row, "state": "built", "where": source} for row in read_library(Path(source))]
     else:
         raw = _planned_rows(source)
     rows = [_row(row) for row in raw]
@@ -94,11 +103,12 @@ def _print_presets() -> None:
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
     print_table(
-        ("kernel", "size", "compiled in", "registers", "shared memory"),
+        ("kernel", "state", "size", "compiled in", "registers", "shared memory"),
         (
             (
                 row["key"],
-                f"{row['library_bytes'] / 1e3:.0f} KB" if row["library_bytes"] else "not built",
+                row["state"],
+                f"{row['library_bytes'] / 1e3:.0f} KB" if row["library_bytes"] else "",
                 f"{row['seconds']:.1f} s" if row["seconds"] else "",
                 str(row["registers"] or ""),
                 f"{row['shared_memory']} B" if row["shared_memory"] else "",
