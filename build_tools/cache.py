@@ -73,7 +73,7 @@ class Cache:
     """A cache folder. Creating the object touches nothing; `make_ready` creates and checks the folder."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root = root.expanduser().absolute()  # commands run in other folders
 
     def make_ready(self) -> None:
         """Creates the folder for this user alone.

@@ -224,6 +224,15 @@ def test_cache_folders_that_cannot_be_trusted(tmp_path: Path, monkeypatch: pytes
     assert not Cache(folder).trusted()
 
 
+def test_a_relative_cache_with_odd_letters_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GNAFORGE_CACHE_DIR", "ein Über $cache'")
+    plan = Plan(library="odd", configs=(ONE,))
+    generate(plan, Path("o ü"))
+    assert build(plan, Path("o ü")).library.is_file()
+    assert build_kernels([ONE])[1] == []
+
+
 def test_new_caches_are_private(own_cache: Path) -> None:
     user_cache().make_ready()
     assert own_cache.stat().st_mode & 0o777 == 0o700
