@@ -271,6 +271,20 @@ def test_kernels_in_a_cache_layer_are_found_without_a_compiler(python, copied_ca
     assert done.stdout == "torch.Size([1, 9, 1, 8]) [(8,), (16,)]\n", done.stderr
 
 
+def test_a_kernel_built_after_a_miss_is_found(python, own_cache: Path) -> None:
+    done = python(
+        "import torch, gnaforge\n"
+        "from gnaforge.build import build_kernels\n"
+        "x = torch.randn(1, 9, 1, 8)\n"
+        "for _ in range(2):\n"
+        "    try:\n"
+        "        print(gnaforge.na1d(x, x, x, 3).shape)\n"
+        "    except gnaforge.NoKernelError:\n"
+        f"        build_kernels([gnaforge.KernelConfig.parse({ONE.key!r})])\n"
+    )
+    assert done.stdout == "torch.Size([1, 9, 1, 8])\n", done.stderr
+
+
 def test_stale_kernels_are_not_loaded(python, copied_cache: Path) -> None:
     for record in copied_cache.glob("gna_*/record.json"):
         data = json.loads(record.read_text())

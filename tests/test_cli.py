@@ -41,8 +41,8 @@ def test_help_lists_every_command_and_imports_no_torch(cli, python) -> None:
 def test_each_command_explains_itself(cli, command: str) -> None:
     done = cli(command, "--help")
     assert done.returncode == 0 and "Usage: " in done.stdout
-    described = [line for line in done.stdout.splitlines() if line.strip() and "Usage" not in line]
-    assert described[0].strip().endswith((".", ",", ":")) or len(described) > 3
+    purpose = next(line for line in done.stdout.splitlines() if line.strip() and "Usage" not in line)
+    assert len(purpose.split()) > 4 and "╭" not in purpose
 
 
 def test_version(cli) -> None:
@@ -56,7 +56,7 @@ def test_build_a_spec_list_it_and_build_again(cli, tmp_path: Path) -> None:
     first = cli("build", "small.yaml", "-o", "out dir")
     assert first.returncode == 0, first.stderr
     assert "1 kernels" in first.stdout and "out dir/small/lib/small.so" in first.stdout
-    assert "asked for 2 times, generated once: " + ONE in first.stderr.replace("asked for 3 times", "asked for 2 times")
+    assert f"asked for 3 times, generated once: {ONE}" in first.stderr
     assert "take the head dim at run time" in first.stderr
     again = cli("build", "small.yaml", "-o", "out dir")
     assert "0 compiled, 1 from the cache" in again.stdout

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 import tracemalloc
 from pathlib import Path
 
@@ -89,10 +88,7 @@ def test_a_thousand_configs_take_little_memory() -> None:
     """The time is a benchmark's matter (`gnaforge bench --tools`); the memory does not depend on the machine."""
     configs = [cpu_config(2, "fp32", (a, b), (c, 8)) for a in range(1, 17) for b in range(1, 17) for c in (1, 2, 4, 8)]
     tracemalloc.start()
-    start = time.perf_counter()
     assert len(render_all("thousand", configs)) == 1025
-    took = time.perf_counter() - start
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 100e6
-    assert took < 60  # only to notice something quadratic

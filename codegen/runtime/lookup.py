@@ -48,7 +48,6 @@ class Source(Protocol):
 _source: Source | None = None
 _lock = threading.Lock()
 _entry_points_done = False
-_requests_done: set[Request] = set()
 
 
 def set_source(source: Source) -> None:
@@ -89,22 +88,17 @@ def load_entry_points() -> int:
 
 
 def load_matching(request: Request) -> int:
-    """Loads what installed packages and the source have for ``request``; at most once for each. Returns new kernels."""
-    if request in _requests_done:
-        return 0
+    """Loads what installed packages and the source have for ``request``. Returns new kernels.
+
+    Looks anew each time: a kernel that was missing may have been built since, by another process.
+    """
     added = load_entry_points()
     for path in _source.libraries(request) if _source else ():
         try:
             added += load_library(path)
         except RuntimeError as error:
             warnings.warn(f"gnaforge: skipped {Path(path).name}: {error}", stacklevel=2)
-    _requests_done.add(request)
     return added
-
-
-def forget() -> None:
-    """Makes the next miss look again, because new kernels were published."""
-    _requests_done.clear()
 
 
 def remedy(request: Request) -> str:

@@ -16,6 +16,7 @@ import torch
 from . import core, lookup
 from .config import KernelConfig
 from .errors import NoKernelError
+from .kernels import registry
 
 DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
@@ -148,18 +149,23 @@ def _key_with_tiles(
         NoKernelError: none is loaded or known; lists the tiles that there are.
     """
     request = lookup.Request("gna_forward", rank, dtype, head_dim, head_dim, device, q_tile, kv_tile)
-    lookup.load_matching(request)
-    known = []
-    for row in core.table():
-        config = KernelConfig.parse(row["key"])
-        if (config.rank, config.dtype, row["device"]) != (rank, dtype, device) or row["emulated"]:
-            continue
-        if config.head_dim not in (0, head_dim):
-            continue
-        if q_tile in (None, config.q_tile) and kv_tile in (None, config.kv_tile):
-            return config.key
-        known.append(config.key)
-    listing = "".join(f"\n  {key}" for key in known) or " none"
+
+    def fitting() -> list[KernelConfig]:
+        return [
+            kernel.config
+            for kernel in registry.values()
+            if (kernel.config.rank, kernel.config.dtype, kernel.device) == (rank, dtype, device)
+            and kernel.config.head_dim in (0, head_dim)
+            and not kernel.emulated
+        ]
+
+    def with_tiles() -> list[KernelConfig]:
+        return [c for c in fitting() if q_tile in (None, c.q_tile) and kv_tile in (None, c.kv_tile)]
+
+    found = with_tiles() or (lookup.load_matching(request) and with_tiles())
+    if found:
+        return found[0].key
+    listing = "".join(f"\n  {config}" for config in fitting()) or " none"
     raise NoKernelError(
         f"no kernel with q_tile_shape {q_tile} and kv_tile_shape {kv_tile} is loaded for rank {rank}, {dtype}, "
         f"head_dim {head_dim} on {device}; there are:{listing}\n{lookup.remedy(request)}"
