@@ -98,13 +98,13 @@ def _recover(error: RuntimeError, operator: Any, *arguments: Any) -> tuple[torch
         raise error
     query, _, value, pattern = arguments[:4]
     request = lookup.request_of(query, value, len(pattern) // 4)
-    if lookup.load_matching(request):
-        try:
-            return operator(*arguments)  # type: ignore[no-any-return]
-        except RuntimeError as second:
-            message = str(second)
-            if not message.startswith(_NO_KERNEL):
-                raise
+    lookup.load_matching(request)
+    try:  # also where nothing new came: another thread may have loaded it
+        return operator(*arguments)  # type: ignore[no-any-return]
+    except RuntimeError as second:
+        message = str(second)
+        if not message.startswith(_NO_KERNEL):
+            raise
     pinned = arguments[5]
     if not pinned:
         remedy = lookup.remedy(request)
@@ -162,7 +162,10 @@ def _key_with_tiles(
     def with_tiles() -> list[KernelConfig]:
         return [c for c in fitting() if q_tile in (None, c.q_tile) and kv_tile in (None, c.kv_tile)]
 
-    found = with_tiles() or (lookup.load_matching(request) and with_tiles())
+    found = with_tiles()
+    if not found:
+        lookup.load_matching(request)
+        found = with_tiles()
     if found:
         return found[0].key
     listing = "".join(f"\n  {config}" for config in fitting()) or " none"
