@@ -1,7 +1,7 @@
 """Generates, compiles and runs attention kernels with Generalized Neighborhood Attention (GNA) masking.
 
 Run a kernel: `na1d`, `na2d`, `na3d`, `neighborhood_attention`, the modules ``NeighborhoodAttention{1,2,3}D``.
-Kernels: `registry`, `kernels`, `load_library`.
+Kernels: `registry`, `kernels`, `load_library`. Choosing tiles and strides, without torch: `simulate`, `fit`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         neighborhood_attention,
         registry,
     )
+    from .simulator import fit, simulate
 
 __version__ = "0.1.0"
 
@@ -37,6 +38,7 @@ __all__ = [
     "NeighborhoodAttention2D",
     "NeighborhoodAttention3D",
     "NoKernelError",
+    "fit",
     "kernels",
     "load_library",
     "na1d",
@@ -44,15 +46,19 @@ __all__ = [
     "na3d",
     "neighborhood_attention",
     "registry",
+    "simulate",
 ]
+
+_SIMULATOR = ("fit", "simulate")
 
 
 def __getattr__(name: str) -> Any:
     # torch takes seconds to import, and half of the command line doesn't need it.
     if name not in __all__:
         raise AttributeError(f"module 'gnaforge' has no attribute {name!r}")
-    api = import_module(".api", __name__)
-    globals().update({public: getattr(api, public) for public in __all__})
+    wanted = _SIMULATOR if name in _SIMULATOR else [public for public in __all__ if public not in _SIMULATOR]
+    module = import_module(".simulator" if name in _SIMULATOR else ".api", __name__)
+    globals().update({public: getattr(module, public) for public in wanted})
     return globals()[name]
 
 

@@ -2,11 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from .runtime.config import ANY_HEAD_DIM, KernelConfig
+
+TileLimit = Callable[[int, int, int, int], "str | None"]
+"""Why a tile of (query rows, key columns) does not fit with (head dim, value head dim); None if it does."""
+
+
+_SHARED_MEMORY = (
+    227 * 1024
+)  # of one thread block on sm90 and sm100 (CUDA C Programming Guide, technical specifications)
+
+
+def _any_tile(rows: int, columns: int, head_dim: int, value_head_dim: int) -> None:
+    return None
+
+
+def _channels(head_dim: int) -> int:
+    """Channels that a row takes in shared memory: whole 128-byte swizzle atoms of 16-bit elements."""
+    return -(-head_dim // 64) * 64
+
+
+def _sm90_tile(rows: int, columns: int, head_dim: int, value_head_dim: int) -> str | None:
+    q, v = _channels(head_dim), _channels(value_head_dim)
+    # O takes the place of Q; two stages of K and V, the least that hides their loads; barriers.
+    memory = 2 * (rows * max(q, v) + 2 * columns * (q + v)) + 1024
+    if memory > _SHARED_MEMORY:
+        return f"needs {memory:,} bytes of shared memory, of which there are {_SHARED_MEMORY:,}"
+    # Of a row: scores of the next tile (fp32), probabilities of this one (16 bit), output (fp32), over half a quad of
+    # threads. What is left of 240 (two warpgroups) and 160 (three): 128x176 at head dim 128 compiles without a spill,
+    # 128x192 with; 192x128 at head dim 64 without.
+    registers, limit = columns // 2 + columns // 4 + value_head_dim // 2, 128 if rows > 128 else 204
+    if registers > limit:
+        return f"needs {registers} accumulator registers a thread, of which there are {limit}"
+    return None
+
+
+def _sm100_tile(rows: int, columns: int, head_dim: int, value_head_dim: int) -> str | None:
+    halves = -(-rows // 128)
+    tensor_memory = halves * (columns + value_head_dim)  # per half of the Q tile: scores and output, fp32
+    if tensor_memory > 512:
+        return f"needs {tensor_memory} columns of tensor memory, of which there are 512"
+    q, v = _channels(head_dim), _channels(value_head_dim)
+    memory = 2 * (rows * (q + v) + 3 * columns * max(q, v)) + 1024  # Q, O, three stages of K or V
+    if memory > _SHARED_MEMORY:
+        return f"needs {memory:,} bytes of shared memory, of which there are {_SHARED_MEMORY:,}"
+    return None
 
 
 @dataclass(frozen=True)
@@ -14,7 +58,10 @@ class Arch:
     """An architecture: where its template is, what compiles it, and which configs its kernels can have.
 
     ``max_q_rows`` and ``max_kv_columns`` bound the products of the tile extents; ``kv_multiple`` is what the KV
-    product must be divisible by (the MMA's N granularity). ``variants`` names the kernel families, default first;
+    product must be divisible by (the MMA's N granularity); ``row_multiple`` is what query rows are padded to (its M, or
+    the lanes of vectors); ``tile_limit`` knows registers and memory. ``clips_tiles`` says that keys of a KV tile
+    beyond those that the Q tile sees cost nothing; ``fit_multiple`` is what fitted KV products are a multiple of.
+    ``variants`` names the kernel families, default first;
     ``job_memory_gb`` is what one compilation may take; ``default_tiles`` are the query and key boxes, by rank, to take
     where nothing is known of the shapes.
     """
@@ -27,6 +74,10 @@ class Arch:
     max_q_rows: int
     max_kv_columns: int
     kv_multiple: int
+    row_multiple: int
+    tile_limit: TileLimit = _any_tile
+    clips_tiles: bool = False
+    fit_multiple: int = 16
     variants: tuple[str, ...] = ("",)
     head_dim_at_run_time: bool = False
     available: bool = True
@@ -65,7 +116,22 @@ class Arch:
             found.append(
                 ("kv_tile", f"holds {config.kv_columns} key tokens; {self.name} needs a multiple of {self.kv_multiple}")
             )
+        if not found and config.head_dim != ANY_HEAD_DIM and (reason := self._limit(config, config.kv_columns)):
+            found.append(("kv_tile", f"beside {config.q_rows} query tokens {reason}"))
         return found
+
+    def most_kv_columns(self, config: KernelConfig) -> int:
+        """The most key tokens that fit beside the Q tile of ``config``; 0 if none do."""
+        columns = range(self.max_kv_columns, 0, -self.kv_multiple)
+        return next((n for n in columns if self._limit(config, n) is None), 0)
+
+    def padded_rows(self, tokens: int) -> int:
+        """The rows that a Q tile of so many tokens is computed as."""
+        return -(-tokens // self.row_multiple) * self.row_multiple
+
+    def _limit(self, config: KernelConfig, columns: int) -> str | None:
+        value_head_dim = config.value_head_dim or config.head_dim
+        return self.tile_limit(self.padded_rows(config.q_rows), columns, config.head_dim, value_head_dim)
 
 
 _CPU_TILES = {1: ((64,), (64,)), 2: ((8, 8), (8, 8)), 3: ((4, 4, 4), (4, 8, 8))}
@@ -74,11 +140,12 @@ ARCHES: Mapping[str, Arch] = MappingProxyType(
     {
         arch.name: arch
         for arch in (
-            Arch("cpu", "cpu/kernel.cpp.j2", "c++", "cpu", ("fp32", "bf16", "fp16"), 256, 512, 1,
-                 head_dim_at_run_time=True, job_memory_gb=1.0, default_tiles=_CPU_TILES),
-            Arch("sm90", "sm90/kernel.cu.j2", "nvcc", "cuda", ("bf16", "fp16"), 192, 256, 16, available=False),
-            Arch("sm100", "sm100/kernel.cu.j2", "nvcc", "cuda", ("bf16", "fp16"), 256, 256, 16, available=False,
-                 variants=("", "cutlass", "lean")),
+            Arch("cpu", "cpu/kernel.cpp.j2", "c++", "cpu", ("fp32", "bf16", "fp16"), 256, 512, 1, 32,
+                 clips_tiles=True, head_dim_at_run_time=True, job_memory_gb=1.0, default_tiles=_CPU_TILES),
+            Arch("sm90", "sm90/kernel.cu.j2", "nvcc", "cuda", ("bf16", "fp16"), 192, 256, 16, 64,
+                 _sm90_tile, available=False),
+            Arch("sm100", "sm100/kernel.cu.j2", "nvcc", "cuda", ("bf16", "fp16"), 256, 256, 16, 128,
+                 _sm100_tile, available=False, variants=("", "cutlass", "lean")),
         )
     }
 )  # fmt: skip

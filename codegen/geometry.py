@@ -178,16 +178,19 @@ def axis_tiles(axis: Axis, q_extent: int, kv_extent: int, tiling: Tiling = "dyna
             ``tiling`` is unknown.
     """
     _check_positive("q_extent", q_extent)
-    return _tiles_from(axis, np.arange(0, axis.length, q_extent, dtype=np.int64), q_extent, kv_extent, tiling)
+    _check_positive("kv_extent", kv_extent)
+    return tiles_from(axis, np.arange(0, axis.length, q_extent, dtype=np.int64), q_extent, kv_extent, tiling)
 
 
-def _tiles_from(axis: Axis, q_begin: IntArray, q_extent: int, kv_extent: int, tiling: Tiling) -> AxisTiles:
-    """The KV tiles of the Q tiles that begin at ``q_begin``; as axis_tiles in tiles.h."""
+def tiles_from(axis: Axis, q_begin: IntArray, q_extent: int, kv_extent: int | IntArray, tiling: Tiling) -> AxisTiles:
+    """The KV tiles of the Q tiles that begin at ``q_begin``; as axis_tiles in tiles.h.
+
+    With several KV extents, [KV extents, 1], all fields but ``begin`` and ``end`` are [KV extents, Q tiles].
+    """
     if axis.dilation != 1:
         raise ValueError(f"dilation: {axis.dilation}, but tiles are those of one dilation group (Axis.group)")
     if tiling not in ("dynamic", "static"):
         raise ValueError(f"tiling: {tiling!r} is not 'dynamic' or 'static'")
-    _check_positive("kv_extent", kv_extent)
     # Window starts and ends never fall, so the first and last query tell what any and what all queries see.
     begin, all_end = _windows(axis, q_begin)
     all_begin, end = _windows(axis, np.minimum(q_begin + q_extent, axis.length) - 1)
@@ -203,43 +206,6 @@ def _tiles_from(axis: Axis, q_begin: IntArray, q_extent: int, kv_extent: int, ti
         interior_begin=np.where(some, interior_begin, 0),
         interior_end=np.where(some, interior_end, 0),
     )
-
-
-@dataclass(frozen=True)
-class TileCounts:
-    """Tiles of one batch entry and head.
-
-    Attributes:
-        q_tiles: Q tiles.
-        visited: pairs of a Q tile and a KV tile that it visits.
-        interior: those of the pairs that need no mask: every query of the one sees every key of the other.
-    """
-
-    q_tiles: int
-    visited: int
-    interior: int
-
-
-def count_tiles(
-    axes: Sequence[Axis], q_tile: Sequence[int], kv_tile: Sequence[int], tiling: Tiling = "dynamic"
-) -> TileCounts:
-    """Exact counts over all Q tiles of all dilation groups.
-
-    Counts along different axes multiply, so the cost is the sum of the axes' Q tiles, not their product.
-
-    Raises:
-        ValueError: a tile has not one extent per axis, or an extent is not a positive integer.
-    """
-    _check_rank(axes, q_tile=q_tile, kv_tile=kv_tile)
-    q_tiles, visited, interior = [], [], []
-    for axis, q_extent, kv_extent in zip(axes, q_tile, kv_tile, strict=True):
-        groups = [(axis_tiles(group, q_extent, kv_extent, tiling), number) for group, number in axis.groups()]
-        q_tiles.append(sum(number * len(tiles.count) for tiles, number in groups))
-        visited.append(sum(number * int(tiles.count.sum()) for tiles, number in groups))
-        interior.append(
-            sum(number * int((tiles.interior_end - tiles.interior_begin).sum()) for tiles, number in groups)
-        )
-    return TileCounts(prod(q_tiles), prod(visited), prod(interior))
 
 
 def tile_list(
@@ -261,16 +227,17 @@ def tile_list(
         order is that of TileList::coordinates in tiles.h.
 
     Raises:
-        ValueError: as `count_tiles` and `axis_tiles`, or ``q_begin`` lies outside the axes.
+        ValueError: as `axis_tiles`, a tile has not one extent per axis, or ``q_begin`` lies outside the axes.
     """
-    _check_rank(axes, q_tile=q_tile, kv_tile=kv_tile, q_begin=q_begin)
+    check_rank(axes, q_tile=q_tile, kv_tile=kv_tile, q_begin=q_begin)
     # Per axis: the first keys of all tiles, of the interior ones, and of the others.
     every, inside, outside = [], [], []
     for axis, q_extent, kv_extent, begin in zip(axes, q_tile, kv_tile, q_begin, strict=True):
         _check_positive("q_tile", q_extent)
+        _check_positive("kv_tile", kv_extent)
         if not 0 <= begin < axis.length:
             raise ValueError(f"q_begin: {begin} is outside the {axis.length} positions of its dilation group")
-        tiles = _tiles_from(axis, np.array([begin], dtype=np.int64), q_extent, kv_extent, tiling)
+        tiles = tiles_from(axis, np.array([begin], dtype=np.int64), q_extent, kv_extent, tiling)
         origins = tiles.origin[0] + kv_extent * np.arange(tiles.count[0], dtype=np.int64)
         interior = slice(int(tiles.interior_begin[0]), int(tiles.interior_end[0]))
         every.append(origins)
@@ -287,7 +254,7 @@ def attended(axes: Sequence[Axis], query: Sequence[int]) -> BoolArray:
     Raises:
         ValueError: ``query`` has not one coordinate per axis, or lies outside the tokens.
     """
-    _check_rank(axes, query=query)
+    check_rank(axes, query=query)
     rows = []
     for axis, token in zip(axes, query, strict=True):
         if not 0 <= token < axis.length:
@@ -324,7 +291,7 @@ def _product(positions: Sequence[IntArray]) -> IntArray:
     return np.stack(np.meshgrid(*positions, indexing="ij"), axis=-1).reshape(-1, len(positions))
 
 
-def _ceil_div(a: IntArray, b: int) -> IntArray:
+def _ceil_div(a: IntArray, b: int | IntArray) -> IntArray:
     return -(-a // b)
 
 
@@ -333,7 +300,7 @@ def _check_positive(name: str, value: int) -> None:
         raise ValueError(f"{name}: {value!r} is not a positive integer")
 
 
-def _check_rank(axes: Sequence[Axis], **values: Sequence[int]) -> None:
+def check_rank(axes: Sequence[Axis], **values: Sequence[int]) -> None:
     for name, value in values.items():
         if len(value) != len(axes):
             raise ValueError(f"{name}: {tuple(value)} has {len(value)} entries for {len(axes)} dimensions")

@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from itertools import product
 from types import MappingProxyType
 
 from .arch import ARCHES
 from .errors import InputError
 from .runtime.config import ANY_HEAD_DIM, KernelConfig
-from .spec import Shape, Spec
+from .simulator.fitting import Fit, fit_workloads
+from .simulator.model import workload_of_shape
+from .spec import KernelEntry, Shape, Spec
 from .spec_yaml import did_you_mean
+
+_ANY_STANDS_FOR = 64  # the head dim to fit tiles for where the spec leaves it open
 
 
 @dataclass(frozen=True)
@@ -42,23 +48,30 @@ def plan(spec: Spec, arches: Sequence[str] | None = None) -> Plan:
     chosen = _chosen(spec, arches)
     asked: Counter[KernelConfig] = Counter()
     shapes: dict[KernelConfig, dict[Shape, None]] = {}
+    fits: dict[str, None] = {}
     for arch in chosen:
         for entry in spec.kernels:
-            of_rank = {rank: [s for s in entry.shapes if len(s.tokens) == rank] for rank in set(entry.rank)}
-            for config, _ in entry.configs(arch):
-                asked[config] += 1
-                shapes.setdefault(_built(config), {}).update(dict.fromkeys(of_rank[config.rank]))
+            for probe, _ in entry.configs(arch):
+                own = [shape for shape in entry.shapes if len(shape.tokens) == probe.rank]
+                if entry.tiles:
+                    served = [(probe, own)]
+                else:
+                    served, note = _fitted(entry, probe, tuple(own))
+                    fits[note] = None
+                for config, problems in served:
+                    asked[config] += 1
+                    shapes.setdefault(_built(config), {}).update(dict.fromkeys(problems))
 
-    served = Counter(map(_built, asked))
+    built = Counter(map(_built, asked))
     extra: Counter[KernelConfig] = Counter()
     for config, times in asked.items():
         extra[_built(config)] += times - 1
     return Plan(
         library=spec.library,
-        configs=tuple(sorted(served)),
+        configs=tuple(sorted(built)),
         duplicates=tuple(sorted((config, times) for config, times in extra.items() if times)),
-        notes=tuple(_notes(chosen, served)),
-        shapes=MappingProxyType({config: tuple(shapes[config]) for config in sorted(served) if shapes[config]}),
+        notes=(*fits, *_notes(chosen, built)),
+        shapes=MappingProxyType({config: tuple(shapes[config]) for config in sorted(built) if shapes[config]}),
     )
 
 
@@ -71,6 +84,40 @@ def _chosen(spec: Spec, arches: Sequence[str] | None) -> list[str]:
                 + did_you_mean(arch, own)
             )
     return [arch for arch in own if not arches or arch in arches]
+
+
+def _fitted(
+    entry: KernelEntry, probe: KernelConfig, shapes: tuple[Shape, ...]
+) -> tuple[list[tuple[KernelConfig, list[Shape]]], str]:
+    """``probe`` with each of the tiles that fit the shapes, the shapes that each is for, and what was chosen."""
+    arch = ARCHES[probe.arch]
+    dims = [(probe.head_dim, probe.value_head_dim)]
+    if arch.head_dim_at_run_time:  # one kernel for all of them: its tiles have to suit each
+        dims = list(product(entry.head_dim, entry.value_head_dim or (0,)))
+    dims = [(head_dim or _ANY_STANDS_FOR, value or head_dim or _ANY_STANDS_FOR) for head_dim, value in dims]
+    found = _fit(shapes, probe.arch, tuple(dims), probe.dtype == "fp32", entry.within / 100)
+    served = [
+        (
+            replace(probe, q_tile=tiles.q, kv_tile=tiles.kv),
+            [shape for shape, chosen in zip(shapes * len(dims), found.chosen, strict=True) if chosen == index],
+        )
+        for index, tiles in enumerate(found.tiles)
+    ]
+    heads = "" if arch.head_dim_at_run_time else f" of head dim {probe.head_dim}"
+    what = f"{len(shapes)} shape{'s' if len(shapes) > 1 else ''}"
+    return served, f"{probe.arch} tiles fitted to {what}{heads}: {'; '.join(map(str, found.tiles))}"
+
+
+@lru_cache(maxsize=64)
+def _fit(shapes: tuple[Shape, ...], arch: str, dims: tuple[tuple[int, int], ...], wide: bool, within: float) -> Fit:
+    """Tiles for these shapes with each of these head dims, in that order; elements are 4 or 2 bytes ``wide``."""
+    dtype = "fp32" if wide else "bf16"
+    workloads = [
+        workload_of_shape(shape, head_dim=head_dim, value_head_dim=value, dtype=dtype)
+        for head_dim, value in dims
+        for shape in shapes
+    ]
+    return fit_workloads(workloads, arch, within=within)
 
 
 def _built(config: KernelConfig) -> KernelConfig:

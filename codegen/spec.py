@@ -100,6 +100,8 @@ def _message(error: ErrorDetails) -> str:
         return f"unknown field; allowed: {', '.join(allowed)}{did_you_mean(error['loc'][-1], allowed)}"
     if kind == "int_type":
         return f"{given} is no integer; allowed: a whole number, not in quotes"
+    if kind == "float_type":
+        return f"{given} is no number; allowed: a number, not in quotes"
     if kind == "bool_type":
         return f"{given} is no boolean; allowed: true, false"
     if kind == "greater_than_equal":

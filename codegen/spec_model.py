@@ -11,7 +11,6 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     GetCoreSchemaHandler,
@@ -96,13 +95,23 @@ def _head_dim(value: Any) -> int:
     raise _wrong(f"{shown(value)} is no head dim; allowed: a positive integer, or any")
 
 
-def _refuse_auto(value: Any) -> Any:
-    if value == "auto":
-        raise _wrong(
-            "'auto' is not available in this version, which has no simulator to fit tiles with; "
-            "allowed: explicit tiles such as [{q: [2, 8, 8], kv: [2, 8, 8]}]"
-        )
-    return value
+class _OrAuto:
+    """Metadata of a tuple field that may also be the word auto, which becomes the empty tuple."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        def convert(value: Any, listed: core_schema.ValidatorFunctionWrapHandler) -> Any:
+            if value == "auto":
+                return ()
+            if isinstance(value, str):
+                raise _wrong(f"{shown(value)} is neither auto nor a list of tiles such as [{{q: [8, 8], kv: [8, 8]}}]")
+            return listed(value)
+
+        return core_schema.no_info_wrap_validator_function(convert, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {"anyOf": [{"const": "auto"}, handler(schema)]}
 
 
 class _Listed:
@@ -230,8 +239,12 @@ class KernelEntry(_Model):
     causal: _Axis[bool] = Field(
         default_factory=tuple, description="Default of the shapes' causal, one flag per dimension."
     )
-    tiles: Annotated[_List[Tile], BeforeValidator(_refuse_auto)] = Field(
-        description="Tiles to generate kernels for. Of several ranks, each tile is for the one of its length."
+    tiles: Annotated[_List[Tile], _OrAuto()] = Field(
+        description="Tiles to generate kernels for; of several ranks, each tile is for the one of its length. "
+        "auto: the fewest that fit the shapes."
+    )
+    within: Annotated[float, Field(ge=0, le=100)] = Field(
+        default=5.0, description="With tiles: auto, by how many per cent a shape's tiles may be worse than its best."
     )
     variant: _Axis[_Variant] = Field(
         default_factory=lambda: ("",),  # no default in the JSON Schema: an editor has no name for it
@@ -266,7 +279,13 @@ class KernelEntry(_Model):
                 yield fault(("tiles", i, "q"), tile.q, ranks)
             if len(tile.kv) not in ([own] if own in known else known):
                 yield fault(("tiles", i, "kv"), tile.kv, own if own in known else ranks)
-        for rank in known if len(known) > 1 else ():
+        if not self.tiles:
+            for rank in known:
+                if all(len(shape.tokens) != rank for shape in self.shapes):
+                    yield ("tiles",), f"auto fits tiles to shapes, and there is none of rank {rank}; add it to shapes"
+        elif "within" in self.model_fields_set:
+            yield ("within",), "says something only beside tiles: auto"
+        for rank in known if self.tiles and len(known) > 1 else ():
             if all(len(tile.q) != rank for tile in self.tiles):
                 yield ("tiles",), f"no tile has {rank} entries; rank {rank} needs at least one"
         for i, shape in enumerate(self.shapes):
@@ -278,27 +297,35 @@ class KernelEntry(_Model):
                 if field in shape.model_fields_set and len(getattr(shape, field)) != rank:
                     yield fault(("shapes", i, field), getattr(shape, field), rank)
 
-    def _tile_axis(self) -> Iterator[tuple[int, Tile]]:
-        """Every tile once for each time that its rank is listed, with its index; the rank follows from the tile."""
+    def _tile_axis(self, arch: str) -> Iterator[tuple[YamlPath, Tile]]:
+        """Every tile once for each time that its rank is listed, with its path; the rank follows from the tile."""
         ranks = Counter(self.rank)
         for t, tile in enumerate(self.tiles):
-            yield from [(t, tile)] * ranks[len(tile.q)]
+            yield from [(("tiles", t), tile)] * ranks[len(tile.q)]
+        if not self.tiles:
+            smallest = ARCHES[arch].kv_multiple
+            for rank in self.rank:
+                yield ("tiles",), Tile(q=(1,) * rank, kv=(*(1,) * (rank - 1), smallest))
 
     def count(self) -> int:
-        """How many configs this entry has on one arch, counted without listing them."""
+        """How many configs this entry has on one arch (with tiles: auto: at most), counted without listing them."""
         ranks = Counter(self.rank)
         axes = (self.direction, self.dtype, self.head_dim, self.value_head_dim or (0,), self.variant)
-        return sum(ranks[len(tile.q)] for tile in self.tiles) * prod(map(len, axes))
+        boxes = [tile.q for tile in self.tiles] or [shape.tokens for shape in self.shapes]
+        return sum(ranks[len(box)] for box in boxes) * prod(map(len, axes))
 
     def configs(self, arch: str) -> Iterator[tuple[KernelConfig, dict[str, YamlPath]]]:
-        """Every config of this entry on ``arch``, with the path in the entry that each field comes from."""
-        for (i, direction), (j, dtype), (k, head_dim), (m, value), (n, variant), (t, tile) in product(
+        """Every config of this entry on ``arch``, with the path in the entry that each field comes from.
+
+        With ``tiles: auto`` each has the smallest tile there is, in place of those that will be fitted.
+        """
+        for (i, direction), (j, dtype), (k, head_dim), (m, value), (n, variant), (path, tile) in product(
             enumerate(self.direction),
             enumerate(self.dtype),
             enumerate(self.head_dim),
             enumerate(self.value_head_dim or (0,)),
             enumerate(self.variant),
-            self._tile_axis(),
+            self._tile_axis(arch),
         ):
             config = KernelConfig(
                 op=_DIRECTIONS[direction],
@@ -317,8 +344,8 @@ class KernelEntry(_Model):
                 "head_dim": ("head_dim", k),
                 "value_head_dim": ("value_head_dim", m),
                 "variant": ("variant", n),
-                "q_tile": ("tiles", t, "q"),
-                "kv_tile": ("tiles", t, "kv"),
+                "q_tile": (*path, "q") if self.tiles else path,
+                "kv_tile": (*path, "kv") if self.tiles else path,
             }
             yield config, origins
 
@@ -352,8 +379,11 @@ def _nearest(config: KernelConfig, field: str) -> str:
     if field in ("head_dim", "value_head_dim") and (dim := getattr(config, field)) != ANY_HEAD_DIM:
         multiple = arch.head_dim_multiple
         return f"; did you mean {min(-(-dim // multiple) * multiple, arch.max_head_dim)}?"
-    if field == "kv_tile" and config.kv_columns <= arch.max_kv_columns:
+    if field != "kv_tile" or config.kv_columns > arch.max_kv_columns:
+        return ""
+    if config.kv_columns % arch.kv_multiple:
         below = config.kv_columns // arch.kv_multiple * arch.kv_multiple
         near = [str(n) for n in (below, below + arch.kv_multiple) if 0 < n <= arch.max_kv_columns]
         return f"; the nearest: {' or '.join(near)}"
-    return ""
+    most = arch.most_kv_columns(config)
+    return f"; at most {most} key tokens fit" if most else ""

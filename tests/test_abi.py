@@ -6,6 +6,7 @@ import ctypes as c
 from collections.abc import Callable
 from typing import Any
 
+import gnaforge
 import oracle
 import pytest
 import torch
@@ -144,7 +145,13 @@ def test_runs_for_callers_of_this_and_of_later_minor_versions(entry: Entry, size
     exact, exact_lse = oracle.reference(q, k, v, *PROBLEM.pattern)
     torch.testing.assert_close(out.double(), exact, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(lse.double(), exact_lse, rtol=1e-5, atol=1e-5)
-    assert entry.visited_work(c.byref(args)) > 0
+
+    # Dispatch compares kernels by the work that the simulator counts.
+    found = gnaforge.simulate(
+        PROBLEM.tokens, *PROBLEM.pattern, q_tile=(8, 8), kv_tile=(8, 8), arch="cpu", head_dim=PROBLEM.head_dim
+    )
+    scores = found.counts.keys * 64 * PROBLEM.batch * PROBLEM.heads
+    assert entry.visited_work(c.byref(args)) == scores * (PROBLEM.head_dim + PROBLEM.value_head_dim)
 
 
 @pytest.mark.parametrize(

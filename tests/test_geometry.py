@@ -132,43 +132,6 @@ class TestTiles:
             assert whole == (index < interior)
         assert not left.any(), "a visible key in no tile"
 
-    @given(oracle.problems(max_tokens=512), tiles, tiles, tilings)
-    @few
-    def test_counts(self, problem, q_tile, kv_tile, tiling) -> None:
-        rank = len(problem.tokens)
-        found = geometry.count_tiles(axes_of(problem), q_tile[:rank], kv_tile[:rank], tiling)
-        expected = oracle.count_tiles(problem, q_tile[:rank], kv_tile[:rank], tiling == "static")
-        assert (found.q_tiles, found.visited, found.interior) == expected
-
-    def test_counts_add_up_over_tile_lists(self) -> None:
-        axes = geometry.axes((9, 14), (4, 5), (2, 1), (1, 2), (True, False))
-        q_tile, kv_tile = (2, 3), (3, 2)
-        lists = [
-            geometry.tile_list(groups, q_tile, kv_tile, q_begin)
-            for groups in product(*([axis.group(g) for g in range(axis.dilation)] for axis in axes))
-            for q_begin in product(*(range(0, axis.length, q) for axis, q in zip(groups, q_tile, strict=True)))
-        ]
-        expected = (len(lists), sum(len(origins) for origins, _ in lists), sum(inside for _, inside in lists))
-        found = geometry.count_tiles(axes, q_tile, kv_tile)
-        assert (found.q_tiles, found.visited, found.interior) == expected
-
-    def test_hunyuan_video(self) -> None:
-        # 18 x 24 x 24 keys are exactly 9 x 3 x 3 tiles of 2 x 8 x 8.
-        perfect = geometry.axes((30, 48, 80), (18, 24, 24), (16, 8, 8))
-        counts = geometry.count_tiles(perfect, (2, 8, 8), (2, 8, 8))
-        assert counts == geometry.TileCounts(q_tiles=900, visited=900 * 81, interior=900 * 81)
-        plain = geometry.axes((30, 48, 80), (18, 24, 24))
-        counts = geometry.count_tiles(plain, (4, 4, 8), (4, 4, 8))
-        assert round(counts.visited / counts.q_tiles, 1) == 129.7
-        # NATTEN's tiles on the grid: its tensor-work bound is 5.44.
-        counts = geometry.count_tiles(plain, (2, 8, 8), (2, 8, 8), "static")
-        assert round(counts.q_tiles**2 / counts.visited, 2) == 5.44
-
-    def test_counts_are_exact_beyond_64_bits(self) -> None:
-        n = 2**20
-        counts = geometry.count_tiles(geometry.axes((n, n, n), 4097, dilation=7), (1, 1, 1), (1, 1, 1))
-        assert counts == geometry.TileCounts(n**3, (n * 4097) ** 3, (n * 4097) ** 3)
-
 
 class TestBadInput:
     @pytest.mark.parametrize(
@@ -202,7 +165,7 @@ class TestBadInput:
             (lambda: geometry.axis_tiles(axis, 1, 1, "grid"), "tiling: 'grid'"),
             (lambda: geometry.axis_tiles(Axis(8, 3, dilation=2), 1, 1), "dilation: 2"),
             (
-                lambda: geometry.count_tiles([axis], (1, 1), (1,)),
+                lambda: geometry.tile_list([axis], (1, 1), (1,), (0,)),
                 "q_tile: (1, 1) has 2 entries for 1 dimensions",
             ),
             (lambda: geometry.tile_list([axis], (2,), (2,), (8,)), "q_begin: 8 is outside the 8 positions"),

@@ -52,7 +52,7 @@ def test_several_ranks_take_the_tiles_and_shapes_of_their_length() -> None:
     assert {c.rank for c in kernels.shapes} == {3}
 
 
-ENTRY_FIELDS = "rank, head_dim, value_head_dim, dtype, direction, causal, tiles, variant, shapes"
+ENTRY_FIELDS = "rank, head_dim, value_head_dim, dtype, direction, causal, tiles, within, variant, shapes"
 INTEGER = "is no integer; allowed: a whole number, not in quotes"
 
 # What to replace in VALID, by what (« marks the place that the message must name), and the rest of the message.
@@ -133,11 +133,8 @@ REFUSED = {
     ),
     "auto tiles": (
         "[{q: [2, 8, 8], kv: [2, 8, 8]}]",
-        "«auto",
-        (
-            "kernels[0].tiles: 'auto' is not available in this version, which has no simulator to fit tiles with; "
-            "allowed: explicit tiles such as [{q: [2, 8, 8], kv: [2, 8, 8]}]"
-        ),
+        "«auto8",
+        "kernels[0].tiles: 'auto8' is neither auto nor a list of tiles such as [{q: [8, 8], kv: [8, 8]}]",
     ),
     "tiles not in a list": (
         "[{q: [2, 8, 8], kv: [2, 8, 8]}]",
@@ -291,7 +288,7 @@ def test_every_problem_is_listed_in_the_order_of_the_file() -> None:
         .replace("bf16", "bf61")
         .replace("[18, 24, 24]", "[31, 24, 24]")
         .replace("kv_heads: 8, batch: 2", "batchs: 2")
-        + "  - rank: 4\n    head_dim: 64\n    tiles: auto\n"
+        + "  - rank: 4\n    head_dim: 64\n    tiles: outo\n"
     )
     found = [line.split(": ")[:2] for line in problems(text)]
     assert found == [

@@ -181,6 +181,7 @@ def test_json_schema_agrees_with_the_reader() -> None:
         path = Path(geometry.__file__).parent / "presets" / f"{name}.yaml"
         validator.validate(yaml.safe_load(path.read_text()))
     validator.validate(yaml.safe_load(VALID))
+    validator.validate(yaml.safe_load(replaced("[{q: [2, 8, 8], kv: [2, 8, 8]}]", "auto\n    within: 10")))
     for old, new in [
         ("spec_version: 1", "spec_version: 2"),
         ("hunyuan", "Hunyuan"),
@@ -190,7 +191,7 @@ def test_json_schema_agrees_with_the_reader() -> None:
         ("[64, 128]", "[]"),
         ("[64, 128]", "all"),
         ("window: [18, 24, 24]", "window: [18, 0, 24]"),
-        ("[{q: [2, 8, 8], kv: [2, 8, 8]}]", "auto"),
+        ("[{q: [2, 8, 8], kv: [2, 8, 8]}]", "outo"),
         ("heads: 24", "heads: '24'"),
     ]:
         assert list(validator.iter_errors(yaml.safe_load(replaced(old, new)))), new

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from ..errors import GnaforgeError
-from . import bench, building, inspecting, quickstart
+from . import bench, building, inspecting, quickstart, simulate
 
 app = typer.Typer(
     name="gnaforge",
@@ -30,6 +30,7 @@ app.command()(building.build)
 app.command()(building.generate)
 app.command("list")(inspecting.list_kernels)
 app.command()(inspecting.doctor)
+app.command()(simulate.simulate)
 app.command()(bench.bench)
 app.command()(inspecting.schema)
 

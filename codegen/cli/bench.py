@@ -7,32 +7,30 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import JsonOption
+from .options import (
+    CausalOption,
+    DilationOption,
+    JsonOption,
+    KvHeadsOption,
+    PresetOption,
+    StrideOption,
+    TokensOption,
+    WindowOption,
+    check_png,
+    numbers,
+)
 from .tables import print_table
 
 
-def _numbers(text: str | None) -> tuple[int, ...] | None:
-    from ..errors import InputError
-
-    if text is None:
-        return None
-    try:
-        return tuple(int(part) for part in text.replace("x", ",").split(","))
-    except ValueError as error:
-        raise InputError(f"{text!r} is no list of whole numbers; write for example 56,56") from error
-
-
 def bench(
-    preset: Annotated[
-        str | None, typer.Option("--preset", metavar="SPEC", help="Time every shape of a preset or spec file.")
-    ] = None,
-    tokens: Annotated[str | None, typer.Option(help="Token layout, for example 56,56.")] = None,
-    window: Annotated[str | None, typer.Option(help="Window, for example 7,7.")] = None,
-    stride: Annotated[str, typer.Option(help="One number, or one per dimension.")] = "1",
-    dilation: Annotated[str, typer.Option(help="One number, or one per dimension.")] = "1",
-    causal: Annotated[str, typer.Option(help="0 or 1, once or per dimension.")] = "0",
+    preset: PresetOption = None,
+    tokens: TokensOption = None,
+    window: WindowOption = None,
+    stride: StrideOption = "1",
+    dilation: DilationOption = "1",
+    causal: CausalOption = "0",
     heads: int = 1,
-    kv_heads: Annotated[int | None, typer.Option(show_default="as --heads")] = None,
+    kv_heads: KvHeadsOption = None,
     head_dim: int = 64,
     dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16; several with commas.")] = "bf16",
     against: Annotated[str, typer.Option(help="Contenders beside gnaforge: sdpa, flex.")] = "sdpa,flex",
@@ -60,21 +58,23 @@ def bench(
         rows = bench_tools.call_overhead() if overhead else bench_tools.tool_times()
         _show(rows, json)
         return
+    if plot is not None:
+        check_png("--plot", plot)
     if (preset is None) == (tokens is None or window is None):
         raise InputError("give either --preset, or --tokens and --window; see gnaforge bench --help")
     contenders = ["gnaforge", *(name for name in against.split(",") if name)]
     from .. import bench_run  # imports torch
 
     dtypes = dtype.split(",")
-    if preset is not None:
-        problems = bench_run.problems_of_spec(preset, dtypes)
+    if tokens is None or window is None:
+        problems = bench_run.problems_of_spec(str(preset), dtypes)
     else:
         fields: dict[str, Any] = {
-            "tokens": _numbers(tokens),
-            "window": _numbers(window),
-            "stride": _numbers(stride),
-            "dilation": _numbers(dilation),
-            "causal": _numbers(causal),
+            "tokens": numbers("--tokens", tokens),
+            "window": numbers("--window", window),
+            "stride": numbers("--stride", stride),
+            "dilation": numbers("--dilation", dilation),
+            "causal": numbers("--causal", causal),
             "heads": heads,
             "kv_heads": kv_heads or heads,
             "head_dim": head_dim,

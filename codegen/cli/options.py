@@ -27,6 +27,43 @@ ArchOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
+# The problem, as bench and simulate take it. Numbers are separated by commas or x.
+PresetOption = Annotated[
+    str | None, typer.Option("--preset", metavar="SPEC", help="Take every shape of a preset or spec file.")
+]
+TokensOption = Annotated[str | None, typer.Option(help="Token layout, for example 56,56.")]
+WindowOption = Annotated[str | None, typer.Option(help="Window, for example 7,7; one number holds for all dimensions.")]
+StrideOption = Annotated[str, typer.Option(help="One number, or one per dimension.")]
+DilationOption = Annotated[str, typer.Option(help="One number, or one per dimension.")]
+CausalOption = Annotated[str, typer.Option(help="0 or 1, once or per dimension.")]
+KvHeadsOption = Annotated[int | None, typer.Option(show_default="as --heads")]
+
+
+def numbers(option: str, text: str) -> tuple[int, ...]:
+    """The whole numbers that the value of an option lists.
+
+    Raises:
+        InputError: it lists something else.
+    """
+    from ..errors import InputError
+
+    try:
+        return tuple(int(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        raise InputError(f"{option}: {text!r} is no list of whole numbers; write for example 56,56") from None
+
+
+def check_png(option: str, path: Path) -> None:
+    """Whether a picture can be written to ``path``.
+
+    Raises:
+        InputError: its name does not end in .png, or its folder does not exist.
+    """
+    from ..errors import InputError
+
+    if path.suffix.lower() != ".png" or not path.parent.is_dir():
+        raise InputError(f"{option} {path}: give the name of a .png file in an existing folder")
+
 
 def plan_of(spec: str, arches: list[str] | None) -> Plan:
     """The plan for a SPEC argument: a path, a preset's name, or a kernel's key.

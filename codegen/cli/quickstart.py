@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .options import OutOption
+from .options import OutOption, check_png
 
 _PRESET = "quickstart"
 
@@ -25,14 +25,12 @@ def quickstart(
     torch's SDPA with the same mask, and draws what queries attend to.
     """
     from .. import build as building, generate as generating
-    from ..errors import InputError
     from ..plan import plan
     from ..plot import draw_pattern
     from ..spec import load_spec
     from .building import _Progress
 
-    if plot.suffix.lower() != ".png" or not plot.parent.is_dir():
-        raise InputError(f"--plot {plot}: give the name of a .png file in an existing folder")
+    check_png("--plot", plot)
     spec = load_spec(_PRESET)
     kernels = plan(spec)
     print(f"1. Building {len(kernels.configs)} kernels of the preset {_PRESET!r} ...", file=sys.stderr)

@@ -17,7 +17,6 @@
 
 #include "gnaforge/abi.h"
 #include "gnaforge/problem.h"
-#include "gnaforge/tiles.h"
 
 namespace gnaforge {
 
@@ -150,14 +149,10 @@ bool check_call(const gnaforge_args* args, gnaforge_device device, Axis (&axes)[
   return true;
 }
 
-/// gnaforge_entry.visited_work of a call that check_call accepts.
-template <class Config>
-double visited_work(const gnaforge_problem& problem, const Axis (&axes)[Config::QTile::rank]) {
-  using QTile = typename Config::QTile;
-  using KvTile = typename Config::KvTile;
-  const double tiles = count_tiles<QTile, KvTile>(axes).visited;
-  return tiles * static_cast<double>(problem.batch) * static_cast<double>(problem.heads) * QTile::volume *
-         KvTile::volume * static_cast<double>(problem.head_dim + problem.value_head_dim);
+/// gnaforge_entry.visited_work of a call whose kernel computes `scores` elements of Q K^T per batch entry and head.
+inline double visited_work(const gnaforge_problem& problem, double scores) {
+  return scores * static_cast<double>(problem.batch) * static_cast<double>(problem.heads) *
+         static_cast<double>(problem.head_dim + problem.value_head_dim);
 }
 
 }  // namespace gnaforge

@@ -97,6 +97,11 @@ GNAFORGE_HD TileList<QTile::rank> tile_list(const Axis (&axis)[QTile::rank], con
   return list;
 }
 
+/// A KV box of one token, of any rank: with it, count_tiles counts the keys in the box that each Q tile sees.
+struct OneKey {
+  GNAFORGE_HD static constexpr int extent(int) { return 1; }
+};
+
 /// Tiles that all Q tiles of a problem visit, per batch entry and head.
 struct TileCounts {
   double q_tiles;

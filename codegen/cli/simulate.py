@@ -1,0 +1,226 @@
+"""`gnaforge simulate`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from .options import (
+    CausalOption,
+    DilationOption,
+    JsonOption,
+    KvHeadsOption,
+    PresetOption,
+    StrideOption,
+    TokensOption,
+    WindowOption,
+    check_png,
+    numbers,
+)
+
+if TYPE_CHECKING:
+    from ..geometry import Tiling
+    from ..simulator.fitting import Objective
+    from ..simulator.model import Simulation, Tiles, Workload
+
+
+def simulate(
+    preset: PresetOption = None,
+    tokens: TokensOption = None,
+    window: WindowOption = None,
+    stride: StrideOption = "1",
+    dilation: DilationOption = "1",
+    causal: CausalOption = "0",
+    heads: Annotated[int | None, typer.Option(show_default="1, or the preset's")] = None,
+    kv_heads: KvHeadsOption = None,
+    batch: Annotated[int | None, typer.Option(show_default="1, or the preset's")] = None,
+    head_dim: Annotated[int | None, typer.Option(show_default="128, or the preset's")] = None,
+    dtype: Annotated[str | None, typer.Option(show_default="bf16, or the preset's")] = None,
+    arch: Annotated[
+        str | None,
+        typer.Option(
+            help="Whose tile limits and time constants to take: cpu, sm90, sm100.",
+            show_default="sm90, or sm100 where only it can have the tiles",
+        ),
+    ] = None,
+    q_tile: Annotated[
+        str | None, typer.Option(help="Query tokens per tile, for example 4,8,8.", show_default="fitted")
+    ] = None,
+    kv_tile: Annotated[
+        str | None, typer.Option(help="Key tokens per tile, for example 2,8,8.", show_default="fitted")
+    ] = None,
+    tiling: Annotated[
+        str,
+        typer.Option(help="dynamic: KV tiles begin where the Q tile's window does. static: on a grid, as in NATTEN."),
+    ] = "dynamic",
+    objective: Annotated[str, typer.Option(help="Fit tiles by modelled time, or by work alone: time, work.")] = "time",
+    sweep_stride: Annotated[
+        bool, typer.Option("--sweep-stride", help="List the strides that pay, and mark the smallest perfect one.")
+    ] = False,
+    end_to_end: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="Also bound the whole model, of whose time attention is this share (0-1)."),
+    ] = None,
+    dense_steps: Annotated[
+        str, typer.Option(metavar="K/N", help="With --end-to-end: K of N diffusion steps keep dense attention.")
+    ] = "0/1",
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.png", help="Draw the tiles that a Q tile visits; with --sweep-stride, the sweep."),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Say how fast a pattern can be, with which tiles, and which stride needs no masks. Runs nothing.
+
+    Bounds are exact counts of what kernels visit; times are a model, and named so. Speed-ups are over dense attention
+    on the same tokens.
+
+    FLOP bound: all pairs over visible pairs, no kernel exceeds it. Work bound: all pairs over pairs computed in visited
+    tiles, padding counted; what a kernel with these tiles can reach. Paper bound: as the GNA paper publishes it, from
+    the worst Q tile on a fixed grid.
+
+    Examples:
+
+      [bold]gnaforge simulate --tokens 30,48,80 --window 18,24,24 --stride 16,8,8[/]
+
+      [bold]gnaforge simulate --tokens 256,256 --window 80 --sweep-stride --plot strides.png[/]
+
+      [bold]gnaforge simulate --preset hunyuan-video --arch sm100 --json[/]
+    """
+    from ..errors import InputError
+    from ..simulator.fitting import simulate_fitted
+    from ..simulator.model import choose_arch, simulate_tiles
+    from ..simulator.sweep import sweep_strides
+
+    if (preset is None) == (tokens is None or window is None):
+        raise InputError("give either --preset, or --tokens and --window; see gnaforge simulate --help")
+    if plot is not None:
+        check_png("--plot", plot)
+    overrides = {"heads": heads, "kv_heads": kv_heads, "batch": batch, "head_dim": head_dim, "dtype": dtype}
+    given = {name: value for name, value in overrides.items() if value is not None}
+    if tokens is None or window is None:
+        workloads = _workloads_of_spec(str(preset), given)
+    else:
+        workloads = [_workload(tokens, window, stride, dilation, causal, given)]
+    if plot is not None and len(workloads) > 1:
+        raise InputError(f"--plot draws one problem, {preset} has {len(workloads)}: give it by --tokens and --window")
+    tiles = _tiles(q_tile, kv_tile)
+    share = None if end_to_end is None else (end_to_end, *_steps(dense_steps))
+    arch = arch or choose_arch(workloads[0], tiles)
+    if sweep_stride:
+        sweeps = [sweep_strides(workload, arch, cast("Tiling", tiling), tiles) for workload in workloads]
+    elif tiles is None:
+        what = (arch, cast("Tiling", tiling), cast("Objective", objective))
+        sweeps = [[simulate_fitted(workload, *what)] for workload in workloads]
+    else:
+        sweeps = [[simulate_tiles(workload, tiles, arch, cast("Tiling", tiling))] for workload in workloads]
+    simulations = [simulation for sweep in sweeps for simulation in sweep]
+    rows = [_as_json(simulation, share) for simulation in simulations]
+    if plot is not None:
+        from ..simulator.pictures import draw_sweep, draw_tiles
+
+        if sweep_stride:
+            draw_sweep(plot, sweeps[0])
+        else:
+            draw_tiles(plot, simulations[0])
+    if json:
+        from json import dumps
+
+        print(dumps(rows if sweep_stride or preset is not None else rows[0], indent=1))
+        return
+    from .simulate_text import print_many, print_one, print_sweep
+
+    if sweep_stride:
+        for sweep in sweeps:
+            print_sweep(sweep)
+    elif len(simulations) == 1:
+        print_one(simulations[0], rows[0])
+    else:
+        print_many(simulations, rows)
+    if plot is not None:
+        print(f"\npicture  {plot}")
+
+
+def _workload(tokens: str, window: str, stride: str, dilation: str, causal: str, given: Mapping[str, Any]) -> Workload:
+    from ..errors import InputError
+    from ..simulator.model import make_workload
+
+    def field(option: str, text: str) -> int | tuple[int, ...]:
+        values = numbers(option, text)
+        return values[0] if len(values) == 1 else values
+
+    flags = numbers("--causal", causal)
+    if not set(flags) <= {0, 1}:
+        raise InputError(f"--causal: {causal!r} is not 0 or 1, once or per dimension")
+    return make_workload(
+        numbers("--tokens", tokens),
+        field("--window", window),
+        field("--stride", stride),
+        field("--dilation", dilation),
+        bool(flags[0]) if len(flags) == 1 else [flag == 1 for flag in flags],
+        **given,
+    )
+
+
+def _workloads_of_spec(source: str, given: Mapping[str, Any]) -> list[Workload]:
+    """One per shape of the spec, at the first head dim and dtype of its entry."""
+    from ..errors import InputError
+    from ..simulator.model import workload_of_shape
+    from ..spec import load_spec
+
+    workloads = []
+    for entry in load_spec(source).kernels:
+        for shape in entry.shapes:
+            fields = {"head_dim": entry.head_dim[0] or 64, "dtype": entry.dtype[0]}  # 0: taken at run time
+            if entry.value_head_dim:
+                fields["value_head_dim"] = entry.value_head_dim[0]
+            workloads.append(workload_of_shape(shape, **{**fields, **given}))
+    if not workloads:
+        raise InputError(f"{source} lists no shapes to simulate")
+    return workloads
+
+
+def _tiles(q_tile: str | None, kv_tile: str | None) -> Tiles | None:
+    from ..errors import InputError
+    from ..simulator.model import Tiles
+
+    if q_tile is None and kv_tile is None:
+        return None
+    if q_tile is None or kv_tile is None:
+        raise InputError("give both --q-tile and --kv-tile, or neither to have them fitted")
+    return Tiles(numbers("--q-tile", q_tile), numbers("--kv-tile", kv_tile))
+
+
+def _steps(text: str) -> tuple[int, int]:
+    from ..errors import InputError
+
+    dense, slash, steps = text.partition("/")
+    if not slash or not dense.isdecimal() or not steps.isdecimal():
+        raise InputError(f"--dense-steps: {text!r} is not K/N; write for example 15/50")
+    return int(dense), int(steps)
+
+
+def _as_json(simulation: Simulation, share: tuple[float, int, int] | None) -> dict[str, Any]:
+    from ..simulator.model import end_to_end, published_rounding
+    from ..simulator.natten import simulate_natten
+
+    row = simulation.as_json()
+    natten = simulate_natten(simulation.workload, simulation.arch)
+    if natten is not None:
+        row["natten"] = {
+            "tiles": {"q": list(natten.tiles.q), "kv": list(natten.tiles.kv)},
+            "work_bound": natten.work_bound,
+            "paper_bound": natten.paper_bound,
+        }
+    if share is not None:
+        row["end_to_end"] = {
+            "attention_share": share[0],
+            "dense_steps": share[1],
+            "steps": share[2],
+            "work_bound": end_to_end(simulation.work_bound, *share),
+            "paper_bound": end_to_end(published_rounding(simulation.paper_bound), *share),
+        }
+    return row

@@ -1,0 +1,150 @@
+"""What `gnaforge simulate` prints for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..simulator.machines import MACHINES
+from ..simulator.model import Simulation
+from .tables import print_table
+
+
+def _box(extents: Sequence[int]) -> str:
+    return "x".join(map(str, extents))
+
+
+def _seconds(value: float) -> str:
+    for unit, factor in (("s", 1.0), ("ms", 1e3), ("us", 1e6)):
+        if value * factor >= 1 or unit == "us":
+            return f"{value * factor:,.3g} {unit}" if value * factor < 1000 else f"{value * factor:,.0f} {unit}"
+    raise AssertionError
+
+
+def _problem(row: dict[str, Any], *, stride: bool = True) -> str:
+    text = f"{_box(row['tokens'])} tokens, window {_box(row['window'])}"
+    if stride:
+        text += f", stride {_box(row['stride'])}"
+    if set(row["dilation"]) != {1}:
+        text += f", dilation {_box(row['dilation'])}"
+    if any(row["causal"]):
+        text += ", causal along " + ", ".join(str(d) for d, causal in enumerate(row["causal"]) if causal)
+    heads = f"{row['heads']} head{'s' if row['heads'] > 1 else ''}"
+    if row["heads"] != row["kv_heads"]:
+        heads += f" ({row['kv_heads']} of K and V)"
+    batch = f"batch {row['batch']}, " if row["batch"] > 1 else ""
+    return f"{text}; {batch}{heads} of {row['head_dim']}, {row['dtype']}"
+
+
+def _times(factor: float) -> str:
+    return f"{factor:,.2f}x" if factor >= 0.1 else f"{factor:.2g}x"
+
+
+def _share(value: float) -> str:
+    return f"{value:.1%}" if value < 0.9995 or value == 1 else "over 99.9%"
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{part / whole:.0%}" if part == whole or part / whole < 0.995 else "over 99%"
+
+
+def print_one(found: Simulation, row: dict[str, Any]) -> None:
+    """A problem with all that is known of it, a line each."""
+    model, counts = row["model"], found.counts
+    origin = f"fitted to {found.arch}" if found.fitted else "as given"
+    lines = {
+        "tiles": f"{found.tiles} ({origin}, {found.tiling} tiling)",
+        "masked out": f"{_share(row['sparsity'])} of all pairs of tokens",
+        "FLOP bound": f"{_times(row['flop_speedup'])}   all pairs / visible pairs",
+        "work bound": f"{_times(row['work_bound'])}   all pairs / pairs computed in visited tiles, padding counted",
+        "paper bound": f"{_times(row['paper_bound'])}   as the GNA paper counts: worst Q tile, KV tiles on a grid",
+    }
+    if "natten" in row:
+        tiles, theirs = row["natten"]["tiles"], row["natten"]["work_bound"]
+        name = f"q {_box(tiles['q'])}, kv {_box(tiles['kv'])} on a grid"
+        lines["NATTEN's"] = f"{_times(theirs)}   work bound of the best of its {found.arch} tiles, {name}"
+    lines["KV tiles"] = (
+        f"{counts.visited / counts.q_tiles:.1f} per Q tile on average, {counts.most} at most; "
+        f"{_percent(counts.interior, counts.visited)} of them interior, which need no mask"
+    )
+    lines["block-sparse"] = "perfectly: no tile needs a mask" if found.perfectly_block_sparse else "not perfectly"
+    lines["model"] = (
+        f"{_seconds(model['seconds'])} on {model['device']}, dense {_seconds(model['dense_seconds'])}: "
+        f"{_times(model['speedup'])}; a tile with mask costs {model['masked_tile_factor']:.2f}x; "
+        f"{model['waves']:,.1f} waves"
+    )
+    if "end_to_end" in row:
+        end = row["end_to_end"]
+        steps = f", {end['dense_steps']} of {end['steps']} steps dense" if end["dense_steps"] else ""
+        lines["end to end"] = (
+            f"{_times(end['work_bound'])} by the work bound, {_times(end['paper_bound'])} by the paper's "
+            f"(attention is {end['attention_share']:.1%} of the time{steps})"
+        )
+    print(_problem(row))
+    for name, text in lines.items():
+        print(f"  {name:13} {text}")
+    print(f"\nThe model is no measurement. Its constants: {model['source']}.")
+
+
+def _columns(found: Simulation, row: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        f"q {_box(found.tiles.q)}",
+        f"kv {_box(found.tiles.kv)}",
+        _times(row["flop_speedup"]),
+        _times(row["work_bound"]),
+        _times(row["paper_bound"]),
+        _times(row["natten"]["work_bound"]) if "natten" in row else "none",
+        _percent(found.counts.interior, found.counts.visited),
+        _seconds(row["model"]["seconds"]),
+        f"{_times(row['model']['speedup'])}",
+    )
+
+
+_HEADS = ("Q tile", "KV tile", "FLOP bound", "work bound", "paper bound", "NATTEN's work bound", "no mask", "model", "")
+
+
+def print_many(simulations: Sequence[Simulation], rows: Sequence[dict[str, Any]]) -> None:
+    """A table of problems."""
+    end = ["end to end"] if "end_to_end" in rows[0] else []
+    print_table(
+        ("problem", *_HEADS, *end),
+        (
+            (
+                f"{_box(row['tokens'])} w{_box(row['window'])} s{_box(row['stride'])}"
+                + (f" d{_box(row['dilation'])}" if set(row["dilation"]) != {1} else ""),
+                *_columns(found, row),
+                *([f"{_times(row['end_to_end']['work_bound'])}"] if end else []),
+            )
+            for found, row in zip(simulations, rows, strict=True)
+        ),
+    )
+    print(f"\nTiles for {simulations[0].arch}. Times are a model of {rows[0]['model']['device']}, no measurement.")
+
+
+def print_sweep(sweep: Sequence[Simulation]) -> None:
+    """The strides of a sweep, the smallest perfectly block-sparse one marked."""
+    first = sweep[0].as_json()
+    print(_problem(first, stride=False))
+    perfect = next((found for found in sweep if found.perfectly_block_sparse), None)
+    print_table(
+        ("stride", "Q tile", "KV tile", "work bound", "paper bound", "no mask", "model", ""),
+        (
+            (
+                ("* " if found is perfect else "  ") + _box([axis.stride for axis in found.workload.axes]),
+                _box(found.tiles.q),
+                _box(found.tiles.kv),
+                f"{_times(found.work_bound)}",
+                f"{_times(found.paper_bound)}",
+                _percent(found.counts.interior, found.counts.visited),
+                _seconds(float(found.time.seconds)),
+                f"{_times(found.model_speedup)}",
+            )
+            for found in sweep
+        ),
+    )
+    print(f"\nNo stride can exceed the FLOP bound of {_times(first['flop_speedup'])}.", end=" ")
+    if perfect is None:
+        print("No stride makes this perfectly block-sparse with these tiles.")
+    else:
+        print("* is the smallest stride that is perfectly block-sparse: no tile needs a mask.")
+    print(f"Listed are the strides that pay. Times are a model of {MACHINES[sweep[0].arch].device}, no measurement.")

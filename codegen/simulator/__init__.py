@@ -1,0 +1,111 @@
+"""The simulator: how fast a pattern can be, with which tiles, and which stride makes it perfectly block-sparse.
+
+`simulate` and `fit` are also ``gnaforge.simulate`` and ``gnaforge.fit``. The README beside this file explains the
+bounds with a worked example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError
+from ..geometry import Tiling
+from .fitting import Fit, Objective, fit_workloads, simulate_fitted
+from .model import Simulation, Tiles, choose_arch, make_workload, simulate_tiles
+
+if TYPE_CHECKING:
+    from ..spec import Shape
+
+__all__ = ["Fit", "Simulation", "Tiles", "fit", "simulate"]
+
+
+def simulate(
+    tokens: Sequence[int],
+    window: int | Sequence[int],
+    stride: int | Sequence[int] = 1,
+    dilation: int | Sequence[int] = 1,
+    causal: bool | Sequence[bool] = False,
+    *,
+    q_tile: Sequence[int] | None = None,
+    kv_tile: Sequence[int] | None = None,
+    tiling: Tiling = "dynamic",
+    arch: str | None = None,
+    heads: int = 1,
+    kv_heads: int | None = None,
+    batch: int = 1,
+    head_dim: int = 128,
+    value_head_dim: int | None = None,
+    dtype: str = "bf16",
+) -> Simulation:
+    """Exact bounds on the speed-up of a problem over dense attention, and a model of its time.
+
+    Args:
+        tokens, window, stride, dilation, causal: as in ``na1d`` to ``na3d``; single values hold for every dimension.
+        q_tile, kv_tile: tokens per dimension; without them the tiles that fit the problem best.
+        tiling: ``dynamic`` (KV tiles begin where a Q tile's window does, as in our kernels) or ``static`` (on a fixed
+            grid, as in NATTEN's for Hopper and Blackwell).
+        arch: whose tile limits and time constants to take; by default sm90, or sm100 where only it can have the tiles.
+        heads, kv_heads, batch, head_dim, value_head_dim, dtype: for the model of the time, and what tiles fit.
+
+    Raises:
+        InputError: (a `ValueError`) an argument is wrong; the message begins with its name.
+    """
+    workload = make_workload(
+        tokens,
+        window,
+        stride,
+        dilation,
+        causal,
+        heads=heads,
+        kv_heads=kv_heads,
+        batch=batch,
+        head_dim=head_dim,
+        value_head_dim=value_head_dim,
+        dtype=dtype,
+    )
+    if (q_tile is None) != (kv_tile is None):
+        raise InputError("q_tile and kv_tile: give both, or neither to have them fitted")
+    tiles = None if q_tile is None or kv_tile is None else Tiles(tuple(q_tile), tuple(kv_tile))
+    arch = arch or choose_arch(workload, tiles)
+    return simulate_fitted(workload, arch, tiling) if tiles is None else simulate_tiles(workload, tiles, arch, tiling)
+
+
+def fit(
+    shapes: Shape | Mapping[str, Any] | Sequence[Shape | Mapping[str, Any]],
+    *,
+    arch: str = "sm90",
+    head_dim: int = 128,
+    value_head_dim: int | None = None,
+    dtype: str = "bf16",
+    tiling: Tiling = "dynamic",
+    objective: Objective = "time",
+    within: float = 0.05,
+) -> Fit:
+    """The fewest tiles of which, for each shape, one is at most ``within`` (0.05: 5 %) worse than the best there is.
+
+    ``gnaforge.fit({"tokens": (30, 48, 80), "window": (18, 24, 24)}).tiles[0]`` has the best for one problem; this is
+    what ``tiles: auto`` does in a spec.
+
+    Args:
+        shapes: of one rank, each a mapping with the fields of a spec's shape: ``tokens``, ``window`` and optionally
+            ``stride``, ``dilation``, ``causal``, ``heads``, ``kv_heads``, ``batch``.
+        objective: ``time`` (the model of it) or ``work`` (the work bound).
+
+    Raises:
+        InputError: (a `ValueError`) an argument is wrong, or no tile fits.
+    """
+    from ..spec import Shape
+
+    listed = [shapes] if isinstance(shapes, Mapping | Shape) else shapes
+    workloads = []
+    for shape in listed:
+        fields = dict(shape) if isinstance(shape, Mapping) else shape.model_dump()
+        unknown = fields.keys() - Shape.model_fields.keys()
+        missing = {"tokens", "window"} - fields.keys()
+        if unknown or missing:
+            what = "has no field" if unknown else "needs"
+            raise InputError(f"shapes: a shape {what} {', '.join(sorted(unknown or missing))}")
+        given = {name: value for name, value in fields.items() if value != ()}
+        workloads.append(make_workload(**given, head_dim=head_dim, value_head_dim=value_head_dim, dtype=dtype))
+    return fit_workloads(workloads, arch, tiling, objective, within)

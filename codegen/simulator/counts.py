@@ -1,0 +1,175 @@
+"""How many KV tiles the Q tiles of a problem visit: exact, per axis, without walking over equal Q tiles.
+
+Counts along different axes multiply (`geometry` says why), so all of it is about one axis. Away from the borders
+windows repeat: a Q tile that lies one common multiple of stride and Q extent further on (and of the KV extent, where
+KV tiles lie on a grid) visits as many tiles. So one period stands for all of them, and tiles at the borders, where the
+windows of all queries are clamped to the same place, stand for each other too. What is left is counted tile by tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import lcm, prod
+
+import numpy as np
+
+from ..geometry import Axis, IntArray, Tiling, check_rank, tiles_from
+
+_CHUNK = 1 << 20  # counts made at a time, which bounds the memory
+
+
+@dataclass(frozen=True)
+class AxisCounts:
+    """KV tiles along one axis, all dilation groups together, for one Q extent and several KV extents.
+
+    Attributes:
+        q_tiles: Q tiles.
+        keys: pairs of a Q tile and a key that some query of it sees.
+        visited, interior: [KV extents]; visited KV tiles summed over the Q tiles, and those of them that need no mask.
+        most, most_interior: [KV extents]; visited KV tiles of the Q tile with the most, and its interior ones.
+    """
+
+    q_tiles: int
+    keys: int
+    visited: IntArray
+    interior: IntArray
+    most: IntArray
+    most_interior: IntArray
+
+
+def axis_counts(axis: Axis, q_extent: int, kv_extents: Sequence[int], tiling: Tiling = "dynamic") -> AxisCounts:
+    """Counts for the Q tiles [0, q_extent), [q_extent, 2 * q_extent), ... of every dilation group.
+
+    Raises:
+        ValueError: as `geometry.axis_tiles`.
+    """
+    shape = len(kv_extents)
+    visited, interior = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+    most, most_interior = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+    q_tiles = keys = 0
+    # A grid repeats with the KV extent; tiles that begin where the window does repeat with the windows alone.
+    batches = [np.asarray(kv_extents)[:, None]] if tiling == "dynamic" else [np.array([[k]]) for k in kv_extents]
+    for group, number in axis.groups():
+        for row, extents in enumerate(batches):
+            rows = slice(None) if tiling == "dynamic" else slice(row, row + 1)
+            grid = 1 if tiling == "dynamic" else int(extents[0, 0])
+            for q_begin, times in _tile_classes(group, q_extent, grid, max(1, _CHUNK // len(extents))):
+                tiles = tiles_from(group, q_begin, q_extent, extents, tiling)
+                inside = tiles.interior_end - tiles.interior_begin
+                visited[rows] += number * (tiles.count * times).sum(axis=1)
+                interior[rows] += number * (inside * times).sum(axis=1)
+                # Of several Q tiles with the most KV tiles, the one with the fewest interior ones costs the most.
+                top = tiles.count.max(axis=1)
+                fewest = np.where(tiles.count == top[:, None], inside, axis.length).min(axis=1)
+                more = (top > most[rows]) | ((top == most[rows]) & (fewest < most_interior[rows]))
+                most[rows], most_interior[rows] = (
+                    np.where(more, top, most[rows]),
+                    np.where(more, fewest, most_interior[rows]),
+                )
+                if row == 0:
+                    q_tiles += number * int(times.sum())
+                    keys += number * int(((tiles.end - tiles.begin) * times).sum())
+    return AxisCounts(q_tiles, keys, visited, interior, most, most_interior)
+
+
+def _tile_classes(axis: Axis, q_extent: int, grid: int, chunk: int) -> Iterator[tuple[IntArray, IntArray]]:
+    """Q tiles of a dilation group that stand for all, ``chunk`` at a time: where they begin, for how many each stands.
+
+    Tiles of one class visit equally many KV tiles, interior and not, on any grid of period ``grid``.
+    """
+    length, window, stride = axis.length, axis.window, axis.stride
+    tiles = -(-length // q_extent)
+    # Stride groups first_free to last_free - 1 have windows that no border moves.
+    if axis.causal:
+        first_free, last_free = -(-(window - stride) // stride), length // stride
+        left, right = 0, tiles  # windows grow with the query on the left: no two are equal
+    else:
+        first_free = (window // 2 - stride // 2) // stride + 1
+        last_free = -(-(length - window + window // 2 - stride // 2) // stride)
+        left = min(tiles, first_free * stride // q_extent)  # tiles that see exactly the first `window` keys
+        right = min(tiles, max(left, -(-last_free * stride // q_extent)))  # from here on: exactly the last ones
+    free = min(right, max(left, -(-first_free * stride // q_extent)))
+    free_end = min(right, max(free, min(last_free * stride, length) // q_extent))
+    period = lcm(stride, q_extent, grid) // q_extent
+    repeats, rest = divmod(free_end - free, period)
+    once = free + period if repeats else free_end
+
+    def chunks(begin: int, end: int) -> Iterator[tuple[IntArray, IntArray]]:
+        for start in range(begin, end, chunk):
+            index = np.arange(start, min(start + chunk, end), dtype=np.int64)
+            times = np.ones_like(index)
+            if repeats:
+                times[(index >= free) & (index < once)] = repeats
+                times[(index >= free) & (index < free + rest)] += 1
+            yield index * q_extent, times
+
+    yield from chunks(left, once)
+    yield from chunks(free_end, right)
+    for begin, number in ((0, left), (right, tiles - right)):
+        if number:
+            yield np.array([begin * q_extent]), np.array([number])
+
+
+def visible_pairs(axes: Sequence[Axis]) -> int:
+    """Pairs of a query and a key that it sees, in one batch entry and head; exact."""
+    return prod(sum(number * _visible(group) for group, number in axis.groups()) for axis in axes)
+
+
+def _visible(axis: Axis) -> int:
+    """The same along one dilation group."""
+    length, window, stride = axis.length, axis.window, axis.stride
+    if not axis.causal:
+        return length * window
+    hidden = 0  # keys before the windows: a stride group's begins at its last query + 1 - window
+    first, whole = -(-(window - stride) // stride), length // stride
+    if whole > first:
+        start = first * stride + stride - window
+        hidden += stride * ((whole - first) * start + stride * (whole - first) * (whole - first - 1) // 2)
+    hidden += length % stride * (length - window)
+    return length * (length + 1) // 2 - hidden
+
+
+@dataclass(frozen=True)
+class TileCounts:
+    """Tiles of one batch entry and head.
+
+    Attributes:
+        q_tiles: Q tiles.
+        keys: pairs of a Q tile and a key in the box of keys that its queries see.
+        visited: pairs of a Q tile and a KV tile that it visits.
+        interior: those of the pairs that need no mask: every query of the one sees every key of the other.
+        most, most_interior: visited and interior KV tiles of the Q tile with the most.
+    """
+
+    q_tiles: int
+    keys: int
+    visited: int
+    interior: int
+    most: int
+    most_interior: int
+
+    @property
+    def shell(self) -> int:
+        """Visited pairs that need a mask."""
+        return self.visited - self.interior
+
+
+def count_tiles(
+    axes: Sequence[Axis], q_tile: Sequence[int], kv_tile: Sequence[int], tiling: Tiling = "dynamic"
+) -> TileCounts:
+    """Exact counts over all Q tiles of all dilation groups.
+
+    Raises:
+        ValueError: a tile has not one extent per axis, or an extent is not a positive integer.
+    """
+    check_rank(axes, q_tile=q_tile, kv_tile=kv_tile)
+    found = [axis_counts(axis, q, [kv], tiling) for axis, q, kv in zip(axes, q_tile, kv_tile, strict=True)]
+    return TileCounts(
+        q_tiles=prod(axis.q_tiles for axis in found),
+        keys=prod(axis.keys for axis in found),
+        visited=prod(int(axis.visited[0]) for axis in found),
+        interior=prod(int(axis.interior[0]) for axis in found),
+        most=prod(int(axis.most[0]) for axis in found),
+        most_interior=prod(int(axis.most_interior[0]) for axis in found),
+    )

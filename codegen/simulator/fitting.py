@@ -1,0 +1,308 @@
+"""Tiles fitted to problems: the best of all boxes that an arch admits, found by looking at every one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from math import prod
+from typing import Literal
+
+import numpy as np
+
+from ..arch import Arch
+from ..errors import InputError
+from ..geometry import Axis, BoolArray, IntArray, Tiling
+from .counts import axis_counts
+from .machines import MACHINES
+from .model import (
+    Floats,
+    Simulation,
+    Tiles,
+    Workload,
+    check_arch,
+    check_tiling,
+    costs,
+    model_time,
+    refusal,
+    simulate_tiles,
+)
+
+Objective = Literal["time", "work"]
+"""What is best: the least modelled time (of tiles within 1 % of it, those with the least work), or the least work (of
+equals, those with the least modelled time). Less work is a larger work bound."""
+
+MAX_EXTENT = 256
+"""Tokens along one dimension of a tile: what a TMA box may have (CUDA driver API, cuTensorMapEncodeTiled)."""
+
+_TIE = {"time": 0.01, "work": 1e-9}  # the model of the time is not finer; work is exact but for the float
+_BLOCK = 64  # Q boxes looked at between two looks at whether others can still be better
+_EXACT_COVER = 12  # problems for which the smallest set of kernels is searched exactly
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The tiles that serve a set of problems.
+
+    Attributes:
+        tiles: as few as do, the most useful first.
+        chosen: [problems] the tiles of each problem, as an index into ``tiles``.
+        best: [problems] the best tiles of each problem alone.
+        loss: [problems] how much worse the chosen ones are than the best, 0.03 for 3 % more time (or work).
+    """
+
+    tiles: tuple[Tiles, ...]
+    chosen: tuple[int, ...]
+    best: tuple[Tiles, ...]
+    loss: tuple[float, ...]
+
+
+def fit_workloads(
+    workloads: Sequence[Workload],
+    arch: str,
+    tiling: Tiling = "dynamic",
+    objective: Objective = "time",
+    within: float = 0.05,
+) -> Fit:
+    """The smallest set of tiles of which, for each problem, one is at most ``within`` worse than the best there is.
+
+    Searches every box that the arch admits: any extents, not only powers of two. The smallest set is exact for up to
+    12 problems and greedy beyond. With one problem it is that problem's best.
+
+    Args:
+        workloads: of one rank.
+        within: 0.05 for 5 %.
+
+    Raises:
+        InputError: there is no problem, ranks differ, the arch is unknown or admits no tile for these head dims.
+    """
+    family = check_arch(arch)
+    if not workloads:
+        raise InputError("shapes: there is none to fit tiles to")
+    if len({len(work.axes) for work in workloads}) != 1:
+        raise InputError("shapes: of different ranks; fit them rank by rank")
+    if objective not in ("time", "work"):
+        raise InputError(f"objective: {objective!r} is not time or work")
+    for reason in (refusal(work, family) for work in workloads):
+        if reason:
+            raise InputError(reason)
+    if not 0 <= within < 10:
+        raise InputError(f"within: {within} is not from 0 to 10; 0.05 stands for 5 %")
+    check_tiling(tiling)
+    candidates = Candidates.admitted(family, workloads)
+    worse = np.empty((len(workloads), len(candidates)), dtype=np.float64)
+    best = []
+    for row, work in enumerate(workloads):
+        seconds, scores = candidates.search(work, tiling, objective, max(within, _TIE[objective]))
+        best.append(best_of(seconds, scores, objective))
+        what = seconds if objective == "time" else scores
+        worse[row] = what / what.min() - 1
+    limits = [max(within, worse[row, c]) for row, c in enumerate(best)]
+    chosen = best if len(workloads) == 1 else _cover(worse, worse <= np.array(limits)[:, None])
+    use = [int(min(chosen, key=lambda c: (worse[row, c], c != best[row]))) for row in range(len(workloads))]
+    served = sorted(set(use), key=lambda c: (-use.count(c), c))
+    return Fit(
+        tiles=tuple(map(candidates.tiles, served)),
+        chosen=tuple(map(served.index, use)),
+        best=tuple(map(candidates.tiles, best)),
+        loss=tuple(float(worse[row, c]) for row, c in enumerate(use)),
+    )
+
+
+def best_of(seconds: Floats, work: Floats, objective: Objective) -> int:
+    """The best of some candidates, as `Objective` says."""
+    first, second = (seconds, work) if objective == "time" else (work, seconds)
+    equal = np.flatnonzero(first <= first.min() * (1 + _TIE[objective]))
+    return int(equal[np.lexsort((first[equal], second[equal]))[0]])
+
+
+def simulate_fitted(
+    workload: Workload, arch: str, tiling: Tiling = "dynamic", objective: Objective = "time"
+) -> Simulation:
+    """Simulates ``workload`` with the tiles that fit it best.
+
+    Raises:
+        InputError: as `fit_workloads`.
+    """
+    found = fit_workloads([workload], arch, tiling, objective)
+    return simulate_tiles(workload, found.tiles[0], arch, tiling, fitted=True)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Pairs of a Q box and a KV box: pair i is (q[q_index[i]], kv[kv_index[i]]); boxes are [boxes, rank]."""
+
+    arch: Arch
+    q: IntArray
+    kv: IntArray
+    q_index: IntArray
+    kv_index: IntArray
+
+    @classmethod
+    def admitted(cls, arch: Arch, workloads: Sequence[Workload]) -> Candidates:
+        """All that an arch admits for these problems.
+
+        Raises:
+            InputError: there is none.
+        """
+        spans = [[max(group.length for group, _ in axis.groups()) for axis in work.axes] for work in workloads]
+        longest = [max(column) for column in zip(*spans, strict=True)]
+        # A Q tile longer than the axis only pads; a KV tile may have to be, for its tokens to be a whole multiple.
+        multiple = arch.fit_multiple
+        q = _boxes(arch.max_q_rows, tuple(min(MAX_EXTENT, n) for n in longest), 1)
+        kv_caps = tuple(min(MAX_EXTENT, n + multiple - 1) for n in longest)
+        kv = _boxes(min(arch.max_kv_columns, MAX_EXTENT), kv_caps, multiple)
+        fits = np.ones((len(q), len(kv)), dtype=np.bool_)
+        for head_dim, value_head_dim in {(work.head_dim, work.value_head_dim) for work in workloads}:
+            fits &= _fits(arch, q.prod(axis=1), kv.prod(axis=1), head_dim, value_head_dim)
+        if not fits.any():
+            dims = ", ".join(sorted({f"{work.head_dim}/{work.value_head_dim}" for work in workloads}))
+            raise InputError(f"head_dim: {arch.name} has no tile that fits head dims {dims} (Q and K / V)")
+        return cls(arch, q, kv, *np.nonzero(fits))
+
+    @classmethod
+    def of(cls, arch: Arch, tiles: Tiles) -> Candidates:
+        """The one pair given."""
+        first = np.zeros(1, dtype=np.int64)
+        return cls(arch, np.array([tiles.q]), np.array([tiles.kv]), first, first)
+
+    def subset(self, indices: IntArray) -> Candidates:
+        """Some of the pairs."""
+        return replace(self, q_index=self.q_index[indices], kv_index=self.kv_index[indices])
+
+    def __len__(self) -> int:
+        return len(self.q_index)
+
+    def tiles(self, index: int) -> Tiles:
+        """The tiles of candidate ``index``."""
+        q, kv = self.q[self.q_index[index]], self.kv[self.kv_index[index]]
+        return Tiles(tuple(map(int, q)), tuple(map(int, kv)))
+
+    def seconds_and_work(self, workload: Workload, tiling: Tiling) -> tuple[Floats, Floats]:
+        """[pairs] modelled seconds, and scores computed in one batch entry and head."""
+        tables = self._tables(workload, tiling)
+
+        def product(name: str) -> Floats:
+            whole = np.ones(len(self))
+            for d, table in enumerate(tables):
+                values = getattr(table, name)
+                q = self.q[self.q_index, d]
+                whole *= values[q] if values.ndim == 1 else values[q, self.kv[self.kv_index, d]]
+            return whole
+
+        cost = costs(
+            self.arch,
+            self.q.prod(axis=1)[self.q_index],
+            self.kv.prod(axis=1)[self.kv_index],
+            *(product(name) for name in ("q_tiles", "keys", "visited", "interior", "most", "most_interior")),
+        )
+        return model_time(MACHINES[self.arch.name], self.arch, workload, cost).seconds, cost.scores
+
+    def search(self, workload: Workload, tiling: Tiling, objective: Objective, slack: float) -> tuple[Floats, Floats]:
+        """As `seconds_and_work`, but infinite for pairs that are certainly more than ``slack`` worse than the best."""
+        seconds, work = np.full(len(self), np.inf), np.full(len(self), np.inf)
+        first = seconds if objective == "time" else work
+        bounds = self._least(workload, tiling)[0 if objective == "time" else 1]
+        begins = np.searchsorted(self.q_index, np.arange(len(self.q) + 1))  # pairs are in the order of their Q boxes
+        order = np.argsort(bounds, kind="stable")
+        for block in np.split(order, np.arange(_BLOCK, len(order), _BLOCK)):
+            if bounds[block[0]] > first.min() * (1 + slack):
+                break
+            pairs = np.concatenate([np.arange(begins[q], begins[q + 1]) for q in block])
+            if len(pairs):
+                seconds[pairs], work[pairs] = self.subset(pairs).seconds_and_work(workload, tiling)
+        return seconds, work
+
+    def _least(self, workload: Workload, tiling: Tiling) -> tuple[Floats, Floats]:
+        """[Q boxes] what `seconds_and_work` can't be less than: only keys that are seen, no mask, no cost of tiles."""
+        tables = self._tables(workload, tiling)
+        q_tiles = np.prod([table.q_tiles[self.q[:, d]] for d, table in enumerate(tables)], axis=0)
+        keys = np.prod([table.keys[self.q[:, d]] for d, table in enumerate(tables)], axis=0)
+        seen = costs(self.arch, self.q.prod(axis=1), 1, q_tiles, keys, 0, 0, 0, 0)
+        seen = replace(seen, interior_scores=keys * seen.rows, shell_scores=np.zeros_like(keys))
+        return model_time(MACHINES[self.arch.name], self.arch, workload, seen).seconds, seen.scores
+
+    def _tables(self, workload: Workload, tiling: Tiling) -> list[_Table]:
+        # What pairs share is looked up, not computed again.
+        return [
+            _table(axis, tuple(np.unique(self.q[:, d]).tolist()), tuple(np.unique(self.kv[:, d]).tolist()), tiling)
+            for d, axis in enumerate(workload.axes)
+        ]
+
+
+class _Table:
+    """`AxisCounts` of one axis for several extents: indexed by Q extent, or [Q extent, KV extent]."""
+
+    def __init__(self, axis: Axis, q_extents: Sequence[int], kv_extents: Sequence[int], tiling: Tiling) -> None:
+        shape = (max(q_extents) + 1, max(kv_extents) + 1)
+        self.q_tiles, self.keys = np.zeros(shape[0]), np.zeros(shape[0])
+        self.visited, self.interior, self.most, self.most_interior = (np.zeros(shape) for _ in range(4))
+        for q in q_extents:
+            counts = axis_counts(axis, q, kv_extents, tiling)
+            self.q_tiles[q], self.keys[q] = counts.q_tiles, counts.keys
+            for name in ("visited", "interior", "most", "most_interior"):
+                getattr(self, name)[q, kv_extents] = getattr(counts, name)
+
+
+_table = lru_cache(maxsize=256)(_Table)  # a sweep over strides asks for the same axes again and again
+
+
+@lru_cache(maxsize=64)
+def _boxes(limit: int, caps: tuple[int, ...], multiple: int) -> IntArray:
+    """[boxes, rank] All boxes of at most ``limit`` tokens, a multiple of ``multiple``, and at most ``caps`` a side."""
+
+    def walk(rest: int, sides: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+        if len(sides) == len(caps):
+            if prod(sides) % multiple == 0:
+                yield sides
+            return
+        for side in range(1, min(rest, caps[len(sides)]) + 1):
+            yield from walk(rest // side, (*sides, side))
+
+    return np.array(list(walk(limit, ())), dtype=np.int64)
+
+
+def _fits(arch: Arch, rows: IntArray, columns: IntArray, head_dim: int, value_head_dim: int) -> BoolArray:
+    """[Q boxes, KV boxes] whether a kernel with tiles of so many tokens fits the arch's registers and memory."""
+    padded = -(-rows // arch.row_multiple) * arch.row_multiple
+    (some_rows, row), (some_columns, column) = (np.unique(n, return_inverse=True) for n in (padded, columns))
+    fits = [[arch.tile_limit(r, c, head_dim, value_head_dim) is None for c in some_columns] for r in some_rows]
+    return np.array(fits)[row[:, None], column[None, :]]
+
+
+def _cover(worse: Floats, good: BoolArray) -> list[int]:
+    """The fewest candidates (columns) of which each problem (row) has a good one; of these, those that lose least."""
+    problems = len(worse)
+    if problems > _EXACT_COVER:
+        return _greedy_cover(worse, good)
+    masks = (good * (1 << np.arange(problems))[:, None]).sum(axis=0)
+    # Of candidates that serve the same problems, the one that serves them best on the whole.
+    order = np.lexsort((np.where(good, worse, 0).sum(axis=0), masks))
+    firsts = order[np.r_[True, np.diff(masks[order]) != 0]]
+    options = [(int(masks[c]), int(c)) for c in firsts if masks[c]]
+    reached: dict[int, tuple[float, list[int]]] = {0: (0.0, [])}
+    while (1 << problems) - 1 not in reached:  # each round allows one candidate more
+        further: dict[int, tuple[float, list[int]]] = {}
+        for served, (loss, chosen) in reached.items():
+            lowest = ~served & (served + 1)  # some candidate has to serve this problem: let it be the next
+            for mask, c in options:
+                if not mask & lowest:
+                    continue
+                new = [row for row in range(problems) if (mask & ~served) >> row & 1]
+                total = loss + float(worse[new, c].sum())
+                if total < further.get(served | mask, (np.inf,))[0]:
+                    further[served | mask] = (total, [*chosen, c])
+        reached = further
+    return reached[(1 << problems) - 1][1]
+
+
+def _greedy_cover(worse: Floats, good: BoolArray) -> list[int]:
+    left = np.ones(len(worse), dtype=np.bool_)
+    chosen = []
+    while left.any():
+        served = good[left].sum(axis=0)
+        ties = np.flatnonzero(served == served.max())
+        losses = np.where(good[left][:, ties], worse[left][:, ties], 0).sum(axis=0)
+        chosen.append(int(ties[losses.argmin()]))
+        left &= ~good[:, chosen[-1]]
+    return chosen

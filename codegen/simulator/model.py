@@ -1,0 +1,462 @@
+"""How fast a pattern can be with given tiles: exact bounds, and a model of the time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from decimal import ROUND_HALF_UP, Decimal
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..arch import ARCHES, Arch
+from ..errors import InputError
+from ..geometry import Axis, Tiling, axes as make_axes
+from ..runtime.config import KernelConfig
+from .counts import TileCounts, axis_counts, count_tiles, visible_pairs
+from .machines import MACHINES, Machine
+
+if TYPE_CHECKING:
+    from ..spec import Shape
+
+_ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+_DENSE_COLUMNS = 128  # key columns of the dense kernel that times are compared with
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A problem to simulate: its token dimensions, and what else its cost depends on.
+
+    Attributes:
+        axes: token dimensions, outermost first.
+        heads, kv_heads, batch, head_dim, value_head_dim: of Q, K and V.
+        dtype: ``fp32``, ``bf16`` or ``fp16``.
+    """
+
+    axes: tuple[Axis, ...]
+    heads: int = 1
+    kv_heads: int = 1
+    batch: int = 1
+    head_dim: int = 128
+    value_head_dim: int = 128
+    dtype: str = "bf16"
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one batch entry."""
+        return prod(axis.length for axis in self.axes)
+
+    @property
+    def bytes(self) -> int:
+        """Q, K, V and O once, and the LSE in fp32."""
+        channels = self.heads + self.kv_heads
+        elements = channels * (self.head_dim + self.value_head_dim)
+        return self.batch * self.tokens * (elements * _ELEMENT_BYTES[self.dtype] + 4 * self.heads)
+
+
+def make_workload(
+    tokens: Sequence[int],
+    window: int | Sequence[int],
+    stride: int | Sequence[int] = 1,
+    dilation: int | Sequence[int] = 1,
+    causal: bool | Sequence[bool] = False,
+    *,
+    heads: int = 1,
+    kv_heads: int | None = None,
+    batch: int = 1,
+    head_dim: int = 128,
+    value_head_dim: int | None = None,
+    dtype: str = "bf16",
+) -> Workload:
+    """A checked `Workload`; single values hold for every token dimension.
+
+    Raises:
+        InputError: the fields are wrong or don't fit each other; the message begins with the field.
+    """
+    tokens = [tokens] if isinstance(tokens, int) else list(tokens)
+    if not 1 <= len(tokens) <= 3:
+        raise InputError(f"tokens: {tuple(tokens)} has {len(tokens)} entries; one to three dimensions are possible")
+    try:
+        axes = make_axes(tokens, window, stride, dilation, causal)
+    except ValueError as error:
+        raise InputError(str(error).replace("length: ", "tokens: ")) from None
+    kv_heads = heads if kv_heads is None else kv_heads
+    value_head_dim = head_dim if value_head_dim is None else value_head_dim
+    numbers = {
+        "heads": heads,
+        "kv_heads": kv_heads,
+        "batch": batch,
+        "head_dim": head_dim,
+        "value_head_dim": value_head_dim,
+    }
+    for name, value in numbers.items():
+        if type(value) is not int or not 1 <= value < 2**30:
+            raise InputError(f"{name}: {value!r} is not a positive integer below 2^30")
+    if heads % kv_heads:
+        raise InputError(f"kv_heads: {kv_heads} does not divide the {heads} heads")
+    if dtype not in _ELEMENT_BYTES:
+        raise InputError(f"dtype: {dtype!r} is not one of {', '.join(_ELEMENT_BYTES)}")
+    return Workload(axes, heads, kv_heads, batch, head_dim, value_head_dim, dtype)
+
+
+def workload_of_shape(shape: Shape, **fields: Any) -> Workload:
+    """The workload that a spec's shape is; ``fields`` add to its own or take their place.
+
+    Raises:
+        InputError: as `make_workload`.
+    """
+    own = {name: value for name, value in shape.model_dump().items() if value != ()}
+    return make_workload(**{**own, **fields})
+
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What one (batch, head) of a problem costs with given tiles. Numbers, or arrays over many candidate tiles.
+
+    Attributes:
+        rows, columns: tokens of a Q tile, padded to what the matrix units take, and of a KV tile, likewise.
+        q_tiles, interior, shell: how many, as in `TileCounts`.
+        interior_scores, shell_scores: scores computed in them, padding included.
+        most, most_interior: KV tiles of the Q tile that visits the most.
+    """
+
+    rows: Floats
+    columns: Floats
+    q_tiles: Floats
+    interior: Floats
+    shell: Floats
+    interior_scores: Floats
+    shell_scores: Floats
+    most: Floats
+    most_interior: Floats
+
+    @property
+    def scores(self) -> Floats:
+        """All scores computed: the work."""
+        return self.interior_scores + self.shell_scores
+
+
+def costs(
+    arch: Arch,
+    q_product: Any,
+    kv_product: Any,
+    q_tiles: Any,
+    keys: Any,
+    visited: Any,
+    interior: Any,
+    most: Any,
+    most_interior: Any,
+) -> Costs:
+    """`Costs` from the counts of `TileCounts` and the tokens of the tiles; numbers or arrays that broadcast."""
+    rows = np.ceil(np.asarray(q_product, dtype=float) / arch.row_multiple) * arch.row_multiple
+    columns = np.ceil(np.asarray(kv_product, dtype=float) / arch.kv_multiple) * arch.kv_multiple
+    visited, interior = np.asarray(visited, dtype=float), np.asarray(interior, dtype=float)
+    computed = np.asarray(keys, dtype=float) if arch.clips_tiles else visited * columns
+    return Costs(
+        rows=rows,
+        columns=columns,
+        q_tiles=np.asarray(q_tiles, dtype=float),
+        interior=interior,
+        shell=visited - interior,
+        interior_scores=interior * columns * rows,
+        shell_scores=(computed - interior * columns) * rows,
+        most=np.asarray(most, dtype=float),
+        most_interior=np.asarray(most_interior, dtype=float),
+    )
+
+
+@dataclass(frozen=True)
+class Time:
+    """Modelled time of a call; numbers, or arrays over candidate tiles.
+
+    Attributes:
+        seconds: all of it.
+        busy_seconds: that the units take, with their waves.
+        memory_seconds: that main memory takes to move everything once.
+        waves: Q tiles, of all heads and batch entries, over units.
+        masked_tile_factor: cost of a KV tile that needs a mask, relative to one that doesn't.
+    """
+
+    seconds: Floats
+    busy_seconds: Floats
+    memory_seconds: float
+    waves: Floats
+    masked_tile_factor: Floats
+
+
+def model_time(machine: Machine, arch: Arch, workload: Workload, cost: Costs) -> Time:
+    """The time that ``machine`` takes, by the model that the README beside this file describes."""
+    channels = workload.head_dim + workload.value_head_dim
+    softmax = machine.score_cycles * np.where(cost.rows > arch.row_multiple, 1.0, machine.solo_factor)
+    per_score = 2 * channels / machine.flop_per_cycle + softmax
+    load = cost.columns * channels * _ELEMENT_BYTES[workload.dtype] / machine.load_bytes_per_cycle
+    convert = channels * machine.key_cycles / cost.rows  # per score: a key is converted once for all rows
+    fixed = machine.tile_cycles + cost.rows * workload.value_head_dim * machine.rescale_cycles
+
+    def cycles(scores: Floats, tiles: Floats, masked: bool) -> Floats:
+        compute = scores * (per_score + convert + masked * machine.mask_cycles)
+        return np.maximum(compute + tiles * (fixed + masked * machine.mask_tile_cycles), tiles * load)
+
+    interior = cycles(cost.interior_scores, cost.interior, masked=False)
+    shell = cycles(cost.shell_scores, cost.shell, masked=True)
+    one_interior = interior / np.maximum(cost.interior, 1)
+    one_shell = shell / np.maximum(cost.shell, 1)
+    mean = (interior + shell) / cost.q_tiles + machine.q_tile_cycles
+    longest = cost.most_interior * one_interior + (cost.most - cost.most_interior) * one_shell + machine.q_tile_cycles
+    waves = cost.q_tiles * workload.heads * workload.batch / machine.units
+    busy = np.maximum(np.ceil(waves) * mean, longest) / (machine.ghz * 1e9)
+    memory = workload.bytes / (machine.memory_gb_s * 1e9)
+    whole, one = cost.rows * cost.columns, np.ones_like(cost.rows)
+    return Time(
+        seconds=np.maximum(busy, memory) + machine.launch_us * 1e-6,
+        busy_seconds=busy,
+        memory_seconds=memory,
+        waves=waves,
+        masked_tile_factor=cycles(whole, one, masked=True) / cycles(whole, one, masked=False),
+    )
+
+
+def dense_time(machine: Machine, arch: Arch, workload: Workload) -> float:
+    """Modelled seconds of dense attention over the same tokens, by a kernel of the same family."""
+    rows = machine.dense_rows
+    q_tiles, kv_tiles = -(-workload.tokens // rows), -(-workload.tokens // _DENSE_COLUMNS)
+    tiles = q_tiles * kv_tiles
+    cost = costs(arch, rows, _DENSE_COLUMNS, q_tiles, tiles * _DENSE_COLUMNS, tiles, tiles, kv_tiles, kv_tiles)
+    return float(model_time(machine, arch, workload, cost).seconds)
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """A Q tile and a KV tile: tokens along each dimension."""
+
+    q: tuple[int, ...]
+    kv: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"q {'x'.join(map(str, self.q))}, kv {'x'.join(map(str, self.kv))}"
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """What a problem costs with given tiles. Bounds are exact, `time` is a model.
+
+    Attributes:
+        workload, arch, tiles, tiling: what was simulated.
+        fitted: whether the tiles were fitted, not given.
+        counts: Q tiles, and KV tiles that they visit, of one batch entry and head.
+        worst_static: KV tiles of the Q tile that visits the most with static tiling.
+        time, dense_seconds: modelled, of this problem and of dense attention over the same tokens.
+    """
+
+    workload: Workload
+    arch: str
+    tiles: Tiles
+    tiling: Tiling
+    fitted: bool
+    counts: TileCounts
+    worst_static: int
+    time: Time = field(repr=False)
+    dense_seconds: float
+
+    @property
+    def sparsity(self) -> float:
+        """Share of all pairs of tokens that is masked out."""
+        return 1 - 1 / self.flop_speedup
+
+    @property
+    def flop_speedup(self) -> float:
+        """FLOP-wise bound: all pairs of tokens over visible pairs."""
+        return self.workload.tokens**2 / visible_pairs(self.workload.axes)
+
+    @property
+    def paper_bound(self) -> float:
+        """The bound that the GNA paper publishes (section 3.2): all KV tiles over those of the worst Q tile, static."""
+        pairs = zip(self.workload.axes, self.tiles.kv, strict=True)
+        return prod(-(-axis.length // extent) for axis, extent in pairs) / self.worst_static
+
+    @property
+    def work_bound(self) -> float:
+        """Dense scores over scores computed in all visited tiles, padding of rows and columns included."""
+        arch = ARCHES[self.arch]
+        rows = arch.padded_rows(prod(self.tiles.q))
+        columns = -(-prod(self.tiles.kv) // arch.kv_multiple) * arch.kv_multiple
+        computed = self.counts.keys if arch.clips_tiles else self.counts.visited * columns
+        return self.workload.tokens**2 / (computed * rows)
+
+    @property
+    def perfectly_block_sparse(self) -> bool:
+        """Whether no visited tile needs a mask: every query of a Q tile sees every key of each of its KV tiles."""
+        return self.counts.interior == self.counts.visited
+
+    @property
+    def model_speedup(self) -> float:
+        """Modelled time of dense attention over that of this problem."""
+        return self.dense_seconds / float(self.time.seconds)
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything as plain values; the README beside this file documents the keys."""
+        machine = MACHINES[self.arch]
+        work, axes = self.workload, self.workload.axes
+        return {
+            "tokens": [axis.length for axis in axes],
+            "window": [axis.window for axis in axes],
+            "stride": [axis.stride for axis in axes],
+            "dilation": [axis.dilation for axis in axes],
+            "causal": [axis.causal for axis in axes],
+            "heads": work.heads,
+            "kv_heads": work.kv_heads,
+            "batch": work.batch,
+            "head_dim": work.head_dim,
+            "value_head_dim": work.value_head_dim,
+            "dtype": work.dtype,
+            "arch": self.arch,
+            "tiling": self.tiling,
+            "tiles": {"q": list(self.tiles.q), "kv": list(self.tiles.kv), "fitted": self.fitted},
+            "sparsity": self.sparsity,
+            "flop_speedup": self.flop_speedup,
+            "paper_bound": self.paper_bound,
+            "work_bound": self.work_bound,
+            "perfectly_block_sparse": self.perfectly_block_sparse,
+            "q_tiles": self.counts.q_tiles,
+            "visited_tiles": self.counts.visited,
+            "interior_tiles": self.counts.interior,
+            "shell_tiles": self.counts.shell,
+            "most_tiles": self.counts.most,
+            "model": {
+                "device": machine.device,
+                "source": machine.source,
+                "seconds": float(self.time.seconds),
+                "dense_seconds": self.dense_seconds,
+                "speedup": self.model_speedup,
+                "waves": float(self.time.waves),
+                "masked_tile_factor": float(self.time.masked_tile_factor),
+                "memory_seconds": self.time.memory_seconds,
+            },
+        }
+
+
+def check_arch(name: str) -> Arch:
+    """The arch of this name.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name not in ARCHES:
+        raise InputError(f"arch: {name!r} is unknown; there are {', '.join(ARCHES)}")
+    return ARCHES[name]
+
+
+def refusal(workload: Workload, arch: Arch, tiles: Tiles | None = None) -> str:
+    """Why ``arch`` can have no kernel with these tiles (None: with any) for this workload; empty if it can.
+
+    Raises:
+        InputError: the tiles have not one positive extent per dimension.
+    """
+    rank = len(workload.axes)
+    tiles = tiles or Tiles((1,) * rank, (*(1,) * (rank - 1), arch.kv_multiple))
+    try:
+        config = KernelConfig(
+            op="gna_forward",
+            arch=arch.name,
+            rank=rank,
+            dtype=workload.dtype,
+            head_dim=workload.head_dim,
+            value_head_dim=workload.value_head_dim,
+            q_tile=tiles.q,
+            kv_tile=tiles.kv,
+        )
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    return "; ".join(f"{field}: {reason}" for field, reason in arch.problems(config))
+
+
+def choose_arch(workload: Workload, tiles: Tiles | None) -> str:
+    """The first GPU arch that can have a kernel with these tiles (None: with any).
+
+    Raises:
+        InputError: there is none.
+    """
+    gpus = [arch for arch in ARCHES.values() if arch.device == "cuda"]
+    refusals = {arch.name: refusal(workload, arch, tiles) for arch in gpus}
+    for name, reason in refusals.items():
+        if not reason:
+            return name
+    raise InputError("; ".join(dict.fromkeys(refusals.values())) + " (or name another arch)")
+
+
+def simulate_tiles(
+    workload: Workload, tiles: Tiles, arch: str, tiling: Tiling = "dynamic", *, fitted: bool = False
+) -> Simulation:
+    """Simulates ``workload`` with these tiles.
+
+    Raises:
+        InputError: no kernel of the arch can have them, or the arch or the tiling is unknown.
+    """
+    family = check_arch(arch)
+    check_tiling(tiling)
+    reason = refusal(workload, family, tiles)
+    if reason:
+        raise InputError(reason)
+    counts = count_tiles(workload.axes, tiles.q, tiles.kv, tiling)
+    cost = costs(
+        family,
+        prod(tiles.q),
+        prod(tiles.kv),
+        counts.q_tiles,
+        counts.keys,
+        counts.visited,
+        counts.interior,
+        counts.most,
+        counts.most_interior,
+    )
+    worst = [
+        int(axis_counts(axis, q, [kv], "static").most[0])
+        for axis, q, kv in zip(workload.axes, tiles.q, tiles.kv, strict=True)
+    ]
+    return Simulation(
+        workload=workload,
+        arch=arch,
+        tiles=tiles,
+        tiling=tiling,
+        fitted=fitted,
+        counts=counts,
+        worst_static=prod(worst),
+        time=model_time(MACHINES[arch], family, workload, cost),
+        dense_seconds=dense_time(MACHINES[arch], family, workload),
+    )
+
+
+def check_tiling(tiling: str) -> None:
+    """Raises an InputError unless ``tiling`` is one."""
+    if tiling not in ("dynamic", "static"):
+        raise InputError(f"tiling: {tiling!r} is not dynamic or static")
+
+
+def end_to_end(speedup: float, share: float, dense_steps: int = 0, steps: int = 1) -> float:
+    """Speed-up of a whole model whose attention becomes ``speedup`` times faster (Amdahl's law).
+
+    Args:
+        speedup: of attention.
+        share: attention's part of the run time, 0 to 1.
+        dense_steps: of ``steps`` diffusion steps, those that keep dense attention.
+
+    Raises:
+        InputError: a number is out of range.
+    """
+    if not 0 <= share <= 1:
+        raise InputError(f"end-to-end: {share} is no share; give a number from 0 to 1")
+    if steps < 1 or not 0 <= dense_steps <= steps:
+        raise InputError(f"dense-steps: {dense_steps}/{steps} is no part of all steps; write for example 15/50")
+    share *= (steps - dense_steps) / steps
+    return 1 / (1 - share + share / speedup)
+
+
+def published_rounding(bound: float) -> float:
+    """A bound as the GNA paper puts it into its end-to-end numbers: rounded to two decimals, then to one, half up."""
+    twice = Decimal(repr(bound)).quantize(Decimal("0.01"), ROUND_HALF_UP)
+    return float(twice.quantize(Decimal("0.1"), ROUND_HALF_UP))

@@ -1,0 +1,102 @@
+"""Speed-up against stride: which strides are worth their coarser windows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
+from math import prod
+
+import numpy as np
+
+from ..geometry import Axis, Tiling
+from .counts import axis_counts
+from .fitting import Candidates, best_of
+from .model import Simulation, Tiles, Workload, check_arch, check_tiling, simulate_tiles
+
+_POOL = 200  # best tiles of each corner of the strides, from which each stride takes the best
+_SLACK = 0.2  # ... and that are at most so much worse than its best
+_LONGEST_SEARCH = 4096  # strides beyond are not looked at one by one
+
+
+def sweep_strides(
+    workload: Workload, arch: str, tiling: Tiling = "dynamic", tiles: Tiles | None = None
+) -> list[Simulation]:
+    """The strides that pay: each is faster, by the time model, than all that group as many queries or fewer.
+
+    Along each dimension it looks at 1, 2, 3, 4, 6, 8, 12, 16, ... and the window, and with ``tiles`` also at the
+    smallest stride that makes that dimension perfectly block-sparse. Without ``tiles`` each stride gets tiles that fit
+    it. The stride of ``workload`` does not matter.
+
+    Returns:
+        In rising order of queries per stride group; the smallest stride that is perfectly block-sparse is among them
+        if any of those looked at is.
+
+    Raises:
+        InputError: as `simulate_tiles`.
+    """
+    family = check_arch(arch)
+    check_tiling(tiling)
+    if tiles is None:
+        candidates = _pool(workload, arch, tiling)
+        choices = [_strides(axis.window) for axis in workload.axes]
+    else:
+        simulate_tiles(workload, tiles, arch, tiling)  # refuses tiles that don't fit before they are looked at
+        candidates = Candidates.of(family, tiles)
+        choices = [
+            sorted({*_strides(axis.window), smallest_perfect_stride(axis, q, kv, tiling) or 1})
+            for axis, q, kv in zip(workload.axes, tiles.q, tiles.kv, strict=True)
+        ]
+    steps: list[Simulation] = []
+    fastest, perfect = np.inf, False
+    for stride in sorted(product(*choices), key=lambda stride: (prod(stride), stride)):
+        strided = with_stride(workload, stride)
+        times, work = candidates.seconds_and_work(strided, tiling)
+        best = best_of(times, work, "time")
+        if times[best] >= fastest and perfect:
+            continue
+        found = simulate_tiles(strided, candidates.tiles(best), arch, tiling, fitted=tiles is None)
+        if times[best] < fastest or found.perfectly_block_sparse:
+            steps.append(found)
+        fastest = min(fastest, float(times[best]))
+        perfect = perfect or found.perfectly_block_sparse
+    return steps
+
+
+def smallest_perfect_stride(axis: Axis, q_extent: int, kv_extent: int, tiling: Tiling) -> int | None:
+    """The smallest stride that makes one dimension perfectly block-sparse with tiles of these extents.
+
+    None if there is none; strides between 4096 and the window are not looked at. What is perfectly block-sparse in
+    every dimension is so as a whole, so these strides together are the smallest for a problem.
+    """
+    if not axis.causal and axis.window % kv_extent:
+        return None  # the first Q tile sees exactly the window's keys
+    strides: list[int] = sorted({*range(1, min(axis.window, _LONGEST_SEARCH) + 1), axis.window})
+    for stride in strides:
+        counts = axis_counts(replace(axis, stride=stride), q_extent, [kv_extent], tiling)
+        if counts.visited[0] == counts.interior[0]:
+            return stride
+    return None
+
+
+def with_stride(workload: Workload, stride: Sequence[int]) -> Workload:
+    """The same problem with another stride."""
+    axes = tuple(replace(axis, stride=s) for axis, s in zip(workload.axes, stride, strict=True))
+    return replace(workload, axes=axes)
+
+
+def _strides(window: int) -> list[int]:
+    """1, 2, 3, 4, 6, 8, 12, 16, ... up to the window, and the window."""
+    doubled = {base << shift for base in (2, 3) for shift in range(window.bit_length())}
+    return sorted({1, window, *(stride for stride in doubled if stride <= window)})
+
+
+def _pool(workload: Workload, arch: str, tiling: Tiling) -> Candidates:
+    """Tiles that are among the best where the stride is 1 or the window along each dimension."""
+    every = Candidates.admitted(check_arch(arch), [workload])
+    kept = []
+    for corner in product(*({1, axis.window} for axis in workload.axes)):
+        seconds, _ = every.search(with_stride(workload, corner), tiling, "time", _SLACK)
+        near = np.flatnonzero(np.isfinite(seconds))
+        kept.append(near[np.argsort(seconds[near], kind="stable")[:_POOL]])
+    return every.subset(np.unique(np.concatenate(kept)))

@@ -1,0 +1,86 @@
+"""Numbers and names in the documentation are what the code gives."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import gnaforge
+import pytest
+from gnaforge.cli import simulate as command
+from gnaforge.simulator.fitting import simulate_fitted
+from gnaforge.simulator.model import Simulation, Tiles, make_workload, simulate_tiles, workload_of_shape
+from gnaforge.simulator.natten import simulate_natten
+from gnaforge.spec import load_spec
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+SIMULATOR = (ROOT / "codegen/simulator/README.md").read_text()
+
+
+def box(extents: tuple[int, ...]) -> str:
+    return "x".join(map(str, extents))
+
+
+def fitted_row(preset: str, found: Simulation) -> str:
+    """A row of the README's table of fitted tiles."""
+    axes = found.workload.axes
+    problem = f"{preset} {box(tuple(axis.length for axis in axes))}, {box(tuple(axis.window for axis in axes))}"
+    for name in ("stride", "dilation"):
+        values = tuple(getattr(axis, name) for axis in axes)
+        problem += f", {name} {box(values)}" if set(values) != {1} else ""
+    natten = simulate_natten(found.workload, found.arch)
+    assert natten is not None
+    ours, theirs = (f"{box(each.tiles.q)}, {box(each.tiles.kv)} | {each.work_bound:.2f}x" for each in (found, natten))
+    return f"| {problem} | {found.flop_speedup:.2f}x | {ours} | {theirs} |"
+
+
+@pytest.mark.parametrize("preset", ["hunyuan-video", "flux-4k", "wan-720p", "cosmos", "vit-56"])
+def test_fitted_tiles_beside_nattens(preset: str) -> None:
+    for entry in load_spec(preset).kernels:
+        for shape in entry.shapes:
+            workload = workload_of_shape(shape, head_dim=entry.head_dim[0], dtype=entry.dtype[0])
+            assert fitted_row(preset, simulate_fitted(workload, "sm90")) in README
+
+
+def test_worked_example() -> None:
+    for stride, tiling, counts, bounds in (
+        (1, "static", (7, 0), ("1.29", "1.00")),
+        (1, "dynamic", (6, 0), ("1.50", "1.00")),
+        (128, "static", (3, 3), ("3.00", "3.00")),
+        (128, "dynamic", (3, 3), ("3.00", "3.00")),
+    ):
+        found = gnaforge.simulate((384,), 128, stride, q_tile=(128,), kv_tile=(128,), tiling=tiling, arch="sm90")
+        assert (found.counts.visited, found.counts.interior) == counts
+        assert (f"{found.work_bound:.2f}", f"{found.paper_bound:.2f}") == bounds
+        assert all(f"{bound}x" in SIMULATOR for bound in bounds)
+
+
+def test_bounds_that_the_explanation_names() -> None:
+    problem = {"tokens": (30, 48, 80), "window": (18, 24, 24), "q_tile": (4, 8, 8), "kv_tile": (2, 8, 8)}
+    plain = gnaforge.simulate(**problem, tiling="static")
+    strided = gnaforge.simulate(**problem, stride=(16, 8, 8), tiling="static")
+    for bound in (plain.paper_bound, plain.work_bound, strided.paper_bound, strided.work_bound):
+        assert f"{bound:.2f}x" in SIMULATOR
+
+
+def test_model_beside_published_times() -> None:
+    hunyuan = make_workload((30, 48, 80), (18, 24, 24), (16, 8, 8), heads=24)
+    flux = make_workload((256, 256), (80, 80), (16, 16), heads=24)
+    for workload, tiles, arch in (
+        (hunyuan, Tiles((2, 8, 8), (2, 8, 8)), "sm90"),
+        (flux, Tiles((16, 8), (16, 8)), "sm90"),
+        (hunyuan, Tiles((4, 8, 8), (2, 8, 8)), "sm100"),
+        (flux, Tiles((16, 16), (16, 8)), "sm100"),
+    ):
+        seconds = float(simulate_tiles(workload, tiles, arch, "static").time.seconds)
+        assert f"| {seconds * 1e3:.2f} ms |" in SIMULATOR
+
+
+def test_every_json_key_is_documented() -> None:
+    found = gnaforge.simulate((30, 48, 80), (18, 24, 24))
+    row = command._as_json(found, (0.607, 15, 50))
+    assert {"natten", "end_to_end", "model"} <= row.keys()
+    keys = set(row) | {key for value in row.values() if isinstance(value, dict) for key in value}
+    documented = set(re.findall(r"`(\w+)`", SIMULATOR[SIMULATOR.index("## JSON") :]))
+    assert keys <= documented
