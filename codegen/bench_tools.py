@@ -118,3 +118,17 @@ def tool_times() -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+def calibration() -> list[dict[str, Any]]:
+    """The cpu's constants of the time model, fitted to runs on this machine, beside those that it has."""
+    from .simulator.calibration import calibrate_cpu
+    from .simulator.machines import MACHINES
+
+    found = calibrate_cpu()
+    rows = [
+        {"constant": name, "fitted here": value, "in use": getattr(MACHINES["cpu"], name)}
+        for name, value in found.constants.items()
+    ]
+    errors = {f"rms error of {found.runs} runs": found.rms_error, "largest error": found.largest_error}
+    return [*rows, *({"constant": name, "fitted here": value, "in use": ""} for name, value in errors.items())]

@@ -1,18 +1,248 @@
-"""Pictures of a pattern: what a query attends to, and which KV tiles a Q tile visits."""
+"""Pictures of a pattern: what queries attend to, and which KV tiles a Q tile visits. And bars of benchmark results.
+
+Positions of dilation group 0 are drawn at their tokens: position p from token p * dilation on, wide as the dilation.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
-from .geometry import Axis, attended, axes, tile_list
+from .build_tools.files import write_atomic
+from .geometry import Axis, Tiling, attended, axes, tiles_from
 
 # Okabe and Ito's palette: told apart with any colour vision.
-_WINDOW, _QUERY = "#56b4e9", "#d55e00"
-_INTERIOR, _SHELL, _QTILE = "#009e73", "#f0e442", "#d55e00"
+BLUE, SKY, GREEN, YELLOW, ORANGE = "#0072b2", "#56b4e9", "#009e73", "#f0e442", "#d55e00"
+
+Kind = Literal["interior", "shell", "slab", "past", "key", "window", "common", "q_tile"]
+STYLES: dict[Kind, dict[str, Any]] = {
+    "interior": {"facecolor": GREEN, "edgecolor": "#004d38", "linewidth": 0.6},
+    "shell": {"facecolor": YELLOW, "edgecolor": "#8a8000", "linewidth": 0.6, "hatch": "///"},
+    "slab": {"facecolor": "#dddddd", "edgecolor": "#888888", "linewidth": 0.6},
+    "past": {"facecolor": "#eeeeee", "edgecolor": "#999999", "linewidth": 0.6, "hatch": "xxx"},
+    "key": {"facecolor": BLUE, "edgecolor": "none"},
+    "window": {"facecolor": "none", "edgecolor": BLUE, "linewidth": 2.6},
+    "common": {"facecolor": "none", "edgecolor": "black", "linewidth": 1.4, "linestyle": (0, (3, 2))},
+    "q_tile": {"facecolor": "none", "edgecolor": ORANGE, "linewidth": 2.6},
+}
+"""How each thing is drawn; later ones lie on top. Hatches and line styles tell them apart in grey too."""
+
+MOST_TILES = 2500
+"""KV tiles drawn one by one; of more, the region that they cover is drawn."""
+
+_MOST_KEYS = 50  # drawn one by one, along one axis
+_MOST_LINES = 40  # between the tiles of such a region, along one axis
+
+Floats = npt.NDArray[np.float64]
+Box = tuple[tuple[float, float], tuple[float, float]]
+"""Where something begins and ends along y and along x."""
+
+
+@dataclass(frozen=True)
+class Visit:
+    """What one Q tile visits along one axis. Pairs are intervals [begin, end) of positions in dilation group 0.
+
+    Attributes:
+        axis: the whole axis, with its dilation.
+        length: positions of the group.
+        kv_extent: tokens of a KV tile.
+        q_tile: the Q tile's queries; it may reach past ``length``.
+        window: the keys that some query of it sees.
+        common: the keys that all of them see; there are none where end <= begin.
+        tiles: the visited KV tiles; the last one may reach past ``length``.
+        interior: those of them in which every query sees every key; there are none where end <= begin.
+    """
+
+    axis: Axis
+    length: int
+    kv_extent: int
+    q_tile: tuple[int, int]
+    window: tuple[int, int]
+    common: tuple[int, int]
+    tiles: tuple[int, int]
+    interior: tuple[int, int]
+
+    @property
+    def count(self) -> int:
+        """Visited KV tiles."""
+        return (self.tiles[1] - self.tiles[0]) // self.kv_extent
+
+    @property
+    def interior_count(self) -> int:
+        """Those of them that are interior."""
+        return (self.interior[1] - self.interior[0]) // self.kv_extent
+
+    @property
+    def last(self) -> float:
+        """Where the tokens end on a plot. Token 0 goes from -0.5 to 0.5."""
+        return self.axis.length - 0.5
+
+    def edges(self, positions: Sequence[int] | npt.NDArray[np.int64]) -> Floats:
+        """Where positions begin on a plot; the end of the last one is that of the tokens."""
+        position = np.asarray(positions, dtype=np.int64)
+        token = position * self.axis.dilation
+        edge: Floats = np.where(position <= self.length, np.minimum(token, self.axis.length), token) - 0.5
+        return edge
+
+    def span(self, interval: tuple[int, int]) -> tuple[float, float]:
+        """Where an interval of positions begins and ends on a plot."""
+        begin, end = self.edges(interval)
+        return float(begin), float(end)
+
+
+def visit(axis: Axis, q_extent: int, kv_extent: int, tiling: Tiling = "dynamic") -> Visit:
+    """What the Q tile nearest to the middle of dilation group 0 visits.
+
+    Raises:
+        ValueError: as `geometry.tile_list`.
+    """
+    group = axis.group(0)
+    begin = group.length // 2 // q_extent * q_extent
+    found = tiles_from(group, np.array([begin]), q_extent, kv_extent, tiling)
+    ends = np.array([begin, min(begin + q_extent, group.length) - 1])
+    windows = tiles_from(group, ends, 1, 1, "dynamic")  # of the first and the last query alone
+    origin = int(found.origin[0])
+    return Visit(
+        axis=axis,
+        length=group.length,
+        kv_extent=kv_extent,
+        q_tile=(begin, begin + q_extent),
+        window=(int(found.begin[0]), int(found.end[0])),
+        common=(int(windows.begin[1]), int(windows.end[0])),
+        tiles=(origin, origin + kv_extent * int(found.count[0])),
+        interior=(
+            origin + kv_extent * int(found.interior_begin[0]),
+            origin + kv_extent * int(found.interior_end[0]),
+        ),
+    )
+
+
+def draw_plane(plot: Any, rows: Visit, columns: Visit, kinds: Collection[Kind]) -> set[Kind]:
+    """Draws what a Q tile visits along two axes, and returns the kinds of things that there were to draw.
+
+    Args:
+        kinds: what to draw. Visited tiles are always drawn: as ``slab`` if that is among them, and all as ``shell`` if
+            ``interior`` is not.
+    """
+    layout = ((-0.5, rows.last), (-0.5, columns.last))
+    _add(plot, [layout], facecolor="white", edgecolor="black", linewidth=1, zorder=0)
+    found: dict[Kind, list[Box]] = dict(_tiles(rows, columns, kinds))
+    q_tile = [("q_tile", rows.q_tile, columns.q_tile)] if "q_tile" in kinds else []
+    for _, *pair in [("tiles", rows.tiles, columns.tiles), *q_tile]:
+        found.setdefault("past", []).extend(_past(rows, columns, pair))
+    if "key" in kinds:
+        found["key"] = _dilated_keys(rows, columns)
+    for kind in ("window", "common", "q_tile"):
+        row, column = getattr(rows, kind), getattr(columns, kind)
+        if kind in kinds and row[0] < row[1] and column[0] < column[1]:
+            found[kind] = [(rows.span(row), columns.span(column))]
+    for zorder, (kind, style) in enumerate(STYLES.items(), 1):
+        if kind == "q_tile" and found.get(kind):  # a white rim, to stand out from interior tiles in grey
+            _add(plot, found[kind], zorder=zorder - 0.5, facecolor="none", edgecolor="white", linewidth=5.5)
+        if found.get(kind):
+            _add(plot, found[kind], zorder=zorder, gid=kind, **style)
+    if rows.count * columns.count > MOST_TILES:
+        _draw_grid(plot, rows, columns)
+    return {kind for kind, boxes in found.items() if boxes}
+
+
+def handle(kind: Kind, label: str) -> Any:
+    """An entry for a legend."""
+    from matplotlib.patches import Patch
+
+    return Patch(**STYLES[kind], label=label)
+
+
+def extents(values: Iterable[int]) -> str:
+    return "x".join(map(str, values))
+
+
+def describe(layout: Sequence[Axis], *, stride: bool = True) -> str:
+    """A problem in a line."""
+    text = f"{extents(axis.length for axis in layout)} tokens, window {extents(axis.window for axis in layout)}"
+    if stride:
+        text += f", stride {extents(axis.stride for axis in layout)}"
+    if any(axis.dilation > 1 for axis in layout):
+        text += f", dilation {extents(axis.dilation for axis in layout)}"
+    causal = [name for name, axis in zip(names(len(layout)), layout, strict=True) if axis.causal]
+    return text + (f", causal along {' and '.join(causal)}" if causal else "")
+
+
+def names(rank: int) -> tuple[str, ...]:
+    """What the axes are called, outermost first."""
+    return ("t", "y", "x")[-rank:]
+
+
+def save(figure: Any, path: Path) -> None:
+    """Writes a figure as PNG; ``path`` is never half a picture."""
+    data = BytesIO()
+    figure.savefig(data, format="png", dpi=130, bbox_inches="tight")
+    write_atomic(path, data.getvalue())
+
+
+def _add(plot: Any, boxes: Sequence[Box], **style: Any) -> None:
+    from matplotlib.collections import PolyCollection
+
+    corners = np.asarray(boxes)
+    (y0, y1), (x0, x1) = corners.transpose(1, 2, 0)
+    vertices = np.stack([np.stack([x0, x1, x1, x0], axis=-1), np.stack([y0, y0, y1, y1], axis=-1)], axis=-1)
+    plot.add_collection(PolyCollection(list(vertices), **style), autolim=False)
+
+
+def _tiles(rows: Visit, columns: Visit, kinds: Collection[Kind]) -> dict[Kind, list[Box]]:
+    """The visited KV tiles, or the regions that they cover if they are too many."""
+    inside: list[npt.NDArray[np.bool_]] = []
+    edges: list[Floats] = []
+    whole = rows.count * columns.count > MOST_TILES
+    for axis in (rows, columns):
+        if whole:
+            cuts = np.unique([*axis.tiles, *(axis.interior if axis.interior_count else ())])
+        else:
+            cuts = np.arange(axis.tiles[0], axis.tiles[1] + 1, axis.kv_extent)
+        edges.append(axis.edges(cuts))
+        inside.append((axis.interior[0] <= cuts[:-1]) & (cuts[1:] <= axis.interior[1]))
+    interior = np.logical_and.outer(*inside) & ("interior" in kinds)
+    boxes: dict[Kind, list[Box]] = {"interior": [], "shell": [], "slab": []}
+    for i, j in product(*(range(len(edge) - 1) for edge in edges)):
+        kind: Kind = "slab" if "slab" in kinds else "interior" if interior[i, j] else "shell"
+        boxes[kind].append(((edges[0][i], edges[0][i + 1]), (edges[1][j], edges[1][j + 1])))
+    return boxes
+
+
+def _past(rows: Visit, columns: Visit, pair: Sequence[tuple[int, int]]) -> list[Box]:
+    """The part of a box of positions that lies past the last token."""
+    (top, bottom), (left, right) = rows.span(pair[0]), columns.span(pair[1])
+    below: list[Box] = [((rows.last, bottom), (left, right))] if bottom > rows.last else []
+    beside: list[Box] = [((top, min(bottom, rows.last)), (columns.last, right))] if right > columns.last else []
+    return below + beside
+
+
+def _dilated_keys(rows: Visit, columns: Visit) -> list[Box]:
+    """The single keys that the Q tile's queries see, if there are others between them, and not too many."""
+    dilated = rows.axis.dilation > 1 or columns.axis.dilation > 1
+    if not dilated or any(axis.window[1] - axis.window[0] > _MOST_KEYS for axis in (rows, columns)):
+        return []
+    tokens = ([p * axis.axis.dilation for p in range(*axis.window)] for axis in (rows, columns))
+    return [((y - 0.5, y + 0.5), (x - 0.5, x + 0.5)) for y, x in product(*tokens)]
+
+
+def _draw_grid(plot: Any, rows: Visit, columns: Visit) -> None:
+    """Lines between some of the tiles of a region."""
+    for axis, other, lines in ((rows, columns, plot.hlines), (columns, rows, plot.vlines)):
+        step = axis.kv_extent * grid_step(axis)
+        lines(axis.edges(np.arange(axis.tiles[0], axis.tiles[1], step)), *other.span(other.tiles), "#666666", lw=0.4)
+
+
+def grid_step(axis: Visit) -> int:
+    """From one line between tiles to the next, in tiles, where they are too many to be drawn one by one."""
+    return -(-axis.count // _MOST_LINES)
 
 
 def draw_pattern(
@@ -30,27 +260,33 @@ def draw_pattern(
     All sequences have two entries. Tiles are those of dilation group 0.
     """
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
     layout = axes(tokens, window, stride, dilation, causal)
     height, width = tokens
-    figure = Figure(figsize=(9, 5), layout="constrained")
+    figure = Figure(figsize=(9, 5.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     _draw_windows(left, layout, [(0, 0), (height // 2, width // 2), (height - 1, width // 4)])
-    _draw_tiles(right, layout, q_tile, kv_tile)
-    for plot in (left, right):
-        plot.set(
-            xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), xlabel="token x", ylabel="token y", aspect="equal"
-        )
-        plot.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3, frameon=False)
-    extra = "" if set(dilation) == {1} else f", dilation {dilation[0]}x{dilation[1]}"
-    figure.suptitle(f"{height}x{width} tokens, window {window[0]}x{window[1]}, stride {stride[0]}x{stride[1]}{extra}")
-    figure.savefig(path, dpi=130, bbox_inches="tight")
-
-
-def _square(plot: Any, begin: Sequence[float], extent: Sequence[float], **style: Any) -> None:
-    from matplotlib.patches import Rectangle
-
-    plot.add_patch(Rectangle((begin[1] - 0.5, begin[0] - 0.5), extent[1], extent[0], **style))
+    rows, columns = map(visit, layout, q_tile, kv_tile)
+    draw_plane(right, rows, columns, ("interior", "shell", "q_tile"))
+    interior = rows.interior_count * columns.interior_count
+    shell = rows.count * columns.count - interior
+    keys = [Patch(color=ORANGE, label="query"), Patch(color=SKY, label="keys it attends to")]
+    tiles = [
+        handle("q_tile", "Q tile"),
+        handle("interior", f"{interior} interior tiles"),
+        handle("shell", f"{shell} shell tiles"),
+    ]
+    for plot, title, handles in (
+        (left, "What three queries attend to", keys),
+        (right, "KV tiles that one Q tile visits", tiles),
+    ):
+        plot.set_title(title)
+        plot.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), aspect="equal")
+        plot.set(xlabel="x (tokens)", ylabel="y (tokens)")
+        plot.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3, frameon=False)
+    figure.suptitle(describe(layout))
+    save(figure, path)
 
 
 def _draw_windows(plot: Any, layout: Sequence[Axis], queries: Sequence[tuple[int, int]]) -> None:
@@ -59,31 +295,8 @@ def _draw_windows(plot: Any, layout: Sequence[Axis], queries: Sequence[tuple[int
     seen = np.zeros([axis.length for axis in layout])
     for query in queries:
         seen += attended(layout, query)
-    plot.imshow(seen > 0, cmap=ListedColormap(["white", _WINDOW]), vmin=0, vmax=1, interpolation="nearest")
-    for query in queries:
-        _square(plot, query, (1, 1), color=_QUERY)
-    _square(plot, (-9, -9), (1, 1), color=_QUERY, label="query")
-    _square(plot, (-9, -9), (1, 1), color=_WINDOW, label="keys it attends to")
-    plot.set_title("What three queries attend to")
-
-
-def _draw_tiles(plot: Any, layout: Sequence[Axis], q_tile: Sequence[int], kv_tile: Sequence[int]) -> None:
-    groups = [axis.group(0) for axis in layout]
-    # The Q tile nearest to the middle of its group.
-    q_begin = [axis.length // 2 // extent * extent for axis, extent in zip(groups, q_tile, strict=True)]
-    origins, interior = tile_list(groups, q_tile, kv_tile, q_begin)
-    pitch = [axis.dilation for axis in layout]
-
-    def at(position: Sequence[int]) -> list[int]:
-        return [p * d for p, d in zip(position, pitch, strict=True)]
-
-    for i, origin in enumerate(origins):
-        colour = _INTERIOR if i < interior else _SHELL
-        _square(plot, at(origin), at(kv_tile), facecolor=colour, edgecolor="black", linewidth=0.6, alpha=0.8)
-    _square(plot, at(q_begin), at(q_tile), fill=False, edgecolor=_QTILE, linewidth=2, label="Q tile")
-    for colour, label, number in ((_INTERIOR, "interior", interior), (_SHELL, "shell", len(origins) - interior)):
-        _square(plot, (-99, -99), (1, 1), facecolor=colour, edgecolor="black", label=f"{number} {label} tiles")
-    plot.set_title("KV tiles that one Q tile visits")
+    plot.imshow(seen > 0, cmap=ListedColormap(["white", SKY]), vmin=0, vmax=1, interpolation="nearest")
+    _add(plot, [((y - 0.5, y + 0.5), (x - 0.5, x + 0.5)) for y, x in queries], color=ORANGE)
 
 
 def draw_bars(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -95,11 +308,11 @@ def draw_bars(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     figure = Figure(figsize=(max(6, 2 * len(problems)), 4.5), layout="constrained")
     plot = figure.subplots()
     width = 0.8 / len(contenders)
-    for i, (contender, colour) in enumerate(zip(contenders, (_INTERIOR, _WINDOW, _QUERY), strict=False)):
+    for i, (contender, colour) in enumerate(zip(contenders, (GREEN, SKY, ORANGE), strict=False)):
         heights = [row["useful GFLOP/s"] for row in rows if row["contender"] == contender]
         places = np.arange(len(problems)) + i * width
         plot.bar_label(plot.bar(places, heights, width, label=contender, color=colour), fmt="%.0f")
     plot.set_xticks(np.arange(len(problems)) + width * (len(contenders) - 1) / 2, problems)
     plot.set_ylabel("useful GFLOP/s (visible pairs only)")
     plot.legend(frameon=False)
-    figure.savefig(path, dpi=130, bbox_inches="tight")
+    save(figure, path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import subprocess
+from dataclasses import replace
 from itertools import product
 from math import prod
 from pathlib import Path
@@ -21,9 +22,18 @@ from gnaforge.build_tools.toolchain import cxx_compiler
 from gnaforge.geometry import Axis
 from gnaforge.render import render_kernel, render_library
 from gnaforge.runtime.config import KernelConfig
+from gnaforge.simulator.calibration import Run, fit_constants
 from gnaforge.simulator.counts import axis_counts, count_tiles, visible_pairs
 from gnaforge.simulator.machines import MACHINES
-from gnaforge.simulator.model import Tiles, end_to_end, make_workload, published_rounding, simulate_tiles
+from gnaforge.simulator.model import (
+    Tiles,
+    end_to_end,
+    make_workload,
+    model_time,
+    published_rounding,
+    simulate_tiles,
+    tile_costs,
+)
 from gnaforge.simulator.sweep import smallest_perfect_stride, sweep_strides
 from kernel_set import cpu_config
 
@@ -336,6 +346,26 @@ class TestSimulate:
     def test_bad_end_to_end(self, arguments: tuple, message: str) -> None:
         with pytest.raises(ValueError, match=message):
             end_to_end(*arguments)
+
+
+class TestCalibration:
+    def test_finds_the_constants_that_made_the_times(self) -> None:
+        known = replace(MACHINES["cpu"], flop_per_cycle=50.0, score_cycles=0.3, tile_cycles=70.0, mask_cycles=0.2)
+        rng, runs = Random(11), []
+        for _ in range(40):
+            rank = rng.randint(1, 3)
+            tiles = Tiles(*(tuple(rng.choice((2, 3, 4, 8)) for _ in range(rank)) for _ in range(2)))
+            config = cpu_config(rank, "fp32", tiles.q, tiles.kv)
+            window = tuple(rng.randint(1, 9) for _ in range(rank))
+            workload = make_workload((20,) * rank, window, heads=3, head_dim=rng.choice((32, 64, 128)), dtype="fp32")
+            cost = tile_costs(ARCHES["cpu"], tiles, count_tiles(workload.axes, tiles.q, tiles.kv))
+            one_core = replace(known, units=1, memory_gb_s=float("inf"))
+            seconds = float(model_time(one_core, ARCHES["cpu"], workload, cost).seconds)
+            runs.append(Run(config, workload, seconds))
+        found = fit_constants(runs, MACHINES["cpu"])
+        assert found.largest_error < 1e-6
+        for name, value in found.constants.items():
+            assert value == pytest.approx(getattr(known, name), rel=1e-3, abs=1e-6), name
 
 
 class TestKernels:

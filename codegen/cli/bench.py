@@ -40,6 +40,9 @@ def bench(
     seconds: Annotated[float, typer.Option(help="Time budget per problem.")] = 20.0,
     overhead: Annotated[bool, typer.Option("--overhead", help="Time a call's fixed cost instead.")] = False,
     tools: Annotated[bool, typer.Option("--tools", help="Time the command line itself instead.")] = False,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Fit the cpu's constants of the simulator's time model instead.")
+    ] = False,
     plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Also draw the results.")] = None,
     json: JsonOption = False,
 ) -> None:
@@ -52,11 +55,11 @@ def bench(
     """
     from ..errors import InputError
 
-    if overhead or tools:
+    if overhead or tools or calibrate:
         from .. import bench_tools
 
-        rows = bench_tools.call_overhead() if overhead else bench_tools.tool_times()
-        _show(rows, json)
+        what = bench_tools.call_overhead if overhead else bench_tools.tool_times if tools else bench_tools.calibration
+        _show(what(), json)
         return
     if plot is not None:
         check_png("--plot", plot)

@@ -120,7 +120,8 @@ def simulate(
     simulations = [simulation for sweep in sweeps for simulation in sweep]
     rows = [_as_json(simulation, share) for simulation in simulations]
     if plot is not None:
-        from ..simulator.pictures import draw_sweep, draw_tiles
+        from ..simulator.pictures import draw_tiles
+        from ..simulator.sweep_picture import draw_sweep
 
         if sweep_stride:
             draw_sweep(plot, sweeps[0])

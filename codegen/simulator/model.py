@@ -171,6 +171,32 @@ def costs(
 
 
 @dataclass(frozen=True)
+class Tiles:
+    """A Q tile and a KV tile: tokens along each dimension."""
+
+    q: tuple[int, ...]
+    kv: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"q {'x'.join(map(str, self.q))}, kv {'x'.join(map(str, self.kv))}"
+
+
+def tile_costs(arch: Arch, tiles: Tiles, counts: TileCounts) -> Costs:
+    """`Costs` of one pair of tiles."""
+    return costs(
+        arch,
+        prod(tiles.q),
+        prod(tiles.kv),
+        counts.q_tiles,
+        counts.keys,
+        counts.visited,
+        counts.interior,
+        counts.most,
+        counts.most_interior,
+    )
+
+
+@dataclass(frozen=True)
 class Time:
     """Modelled time of a call; numbers, or arrays over candidate tiles.
 
@@ -228,17 +254,6 @@ def dense_time(machine: Machine, arch: Arch, workload: Workload) -> float:
     tiles = q_tiles * kv_tiles
     cost = costs(arch, rows, _DENSE_COLUMNS, q_tiles, tiles * _DENSE_COLUMNS, tiles, tiles, kv_tiles, kv_tiles)
     return float(model_time(machine, arch, workload, cost).seconds)
-
-
-@dataclass(frozen=True)
-class Tiles:
-    """A Q tile and a KV tile: tokens along each dimension."""
-
-    q: tuple[int, ...]
-    kv: tuple[int, ...]
-
-    def __str__(self) -> str:
-        return f"q {'x'.join(map(str, self.q))}, kv {'x'.join(map(str, self.kv))}"
 
 
 @dataclass(frozen=True)
@@ -403,17 +418,6 @@ def simulate_tiles(
     if reason:
         raise InputError(reason)
     counts = count_tiles(workload.axes, tiles.q, tiles.kv, tiling)
-    cost = costs(
-        family,
-        prod(tiles.q),
-        prod(tiles.kv),
-        counts.q_tiles,
-        counts.keys,
-        counts.visited,
-        counts.interior,
-        counts.most,
-        counts.most_interior,
-    )
     worst = [
         int(axis_counts(axis, q, [kv], "static").most[0])
         for axis, q, kv in zip(workload.axes, tiles.q, tiles.kv, strict=True)
@@ -426,7 +430,7 @@ def simulate_tiles(
         fitted=fitted,
         counts=counts,
         worst_static=prod(worst),
-        time=model_time(MACHINES[arch], family, workload, cost),
+        time=model_time(MACHINES[arch], family, workload, tile_costs(family, tiles, counts)),
         dense_seconds=dense_time(MACHINES[arch], family, workload),
     )
 

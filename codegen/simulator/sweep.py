@@ -29,8 +29,8 @@ def sweep_strides(
     it. The stride of ``workload`` does not matter.
 
     Returns:
-        In rising order of queries per stride group; the smallest stride that is perfectly block-sparse is among them
-        if any of those looked at is.
+        In rising order of queries per stride group. Of those that are perfectly block-sparse the smallest is kept even
+        if it is only as fast as a smaller one; with ``tiles`` there is none smaller at all.
 
     Raises:
         InputError: as `simulate_tiles`.
@@ -53,13 +53,14 @@ def sweep_strides(
         strided = with_stride(workload, stride)
         times, work = candidates.seconds_and_work(strided, tiling)
         best = best_of(times, work, "time")
-        if times[best] >= fastest and perfect:
+        equal = times[best] <= fastest * (1 + 1e-9)
+        if times[best] >= fastest and (perfect or not equal):
             continue
         found = simulate_tiles(strided, candidates.tiles(best), arch, tiling, fitted=tiles is None)
         if times[best] < fastest or found.perfectly_block_sparse:
             steps.append(found)
+            perfect = perfect or found.perfectly_block_sparse
         fastest = min(fastest, float(times[best]))
-        perfect = perfect or found.perfectly_block_sparse
     return steps
 
 

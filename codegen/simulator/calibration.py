@@ -1,0 +1,149 @@
+"""Fits the cpu's constants of the time model to runs of cpu kernels on this machine.
+
+The model is linear in its constants, so what a run would take with one of them set to 1 and the others to 0 is a
+column of a least-squares problem.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import inf
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..arch import ARCHES
+from ..build import LIBRARY_FILE, build_kernels
+from ..runtime.config import ANY_HEAD_DIM, KernelConfig
+from ..runtime.core import load_library
+from ..runtime.ops import DTYPE_NAMES, neighborhood_attention
+from .counts import count_tiles
+from .machines import MACHINES, Machine
+from .model import Floats, Tiles, Workload, make_workload, model_time, tile_costs
+
+# Boxes of 32 and more rows, whose padding the model knows.
+_TILES = (
+    *(Tiles((q,), (kv,)) for q, kv in ((32, 32), (64, 64), (128, 64))),
+    *(
+        Tiles((a, b), (c, d))
+        for a, b, c, d in ((4, 8, 16, 16), (8, 8, 8, 8), (8, 8, 4, 4), (16, 8, 8, 8), (16, 16, 8, 8))
+    ),
+    *(Tiles(q, kv) for q, kv in (((2, 4, 4), (2, 4, 4)), ((4, 4, 4), (4, 8, 8)), ((4, 4, 4), (4, 4, 4)))),
+    *(Tiles(q, kv) for q, kv in (((2, 8, 8), (2, 8, 8)), ((8, 4, 4), (2, 2, 8)))),
+)
+_PROBLEMS = (
+    ((4096,), 512, 1, 64),
+    ((2048,), 64, 2, 128),
+    ((56, 56), 7, 4, 32),
+    ((64, 64), 32, 1, 64),
+    ((96, 96), 27, 1, 64),
+    ((40, 40), 13, 2, 256),
+    ((16, 22, 40), (8, 12, 12), 1, 64),
+    ((8, 24, 24), (4, 7, 7), 1, 128),
+)
+_CONSTANTS = (
+    "flop_per_cycle",
+    "score_cycles",
+    "tile_cycles",
+    "mask_cycles",
+    "mask_tile_cycles",
+    "key_cycles",
+    "q_tile_cycles",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A timed call: the fastest of several, on one core."""
+
+    config: KernelConfig
+    workload: Workload
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Constants of a `Machine`, by name, and the model's relative errors: root mean square, and largest."""
+
+    constants: dict[str, float]
+    runs: int
+    rms_error: float
+    largest_error: float
+
+
+def calibrate_cpu(seconds_per_run: float = 0.5) -> Calibration:
+    """Times cpu kernels on one core, about two minutes, and fits the model to them."""
+    runs = list(_time_runs(seconds_per_run))
+    return fit_constants(runs, MACHINES["cpu"])
+
+
+def fit_constants(runs: Sequence[Run], machine: Machine) -> Calibration:
+    """The constants with which the model comes nearest to ``runs``, none negative; cycles are those of ``machine``."""
+    nothing: dict[str, Any] = {**dict.fromkeys(_CONSTANTS, 0.0), "flop_per_cycle": inf, "load_bytes_per_cycle": inf}
+    empty = replace(machine, units=1, memory_gb_s=inf, launch_us=0.0, **nothing)
+    ones: list[dict[str, Any]] = [{name: 1.0} for name in _CONSTANTS]
+    with np.errstate(divide="ignore", invalid="ignore"):  # what a mask costs beside nothing is of no interest
+        columns = np.array([[_seconds(replace(empty, **one), run) for one in ones] for run in runs])
+    launch = machine.launch_us * 1e-6
+    measured = np.array([run.seconds for run in runs])
+    weights = _non_negative(columns / measured[:, None], 1 - launch / measured)
+    errors = columns @ weights / measured + launch / measured - 1
+    constants = dict(zip(_CONSTANTS, map(float, weights), strict=True))
+    constants["flop_per_cycle"] = 1 / constants["flop_per_cycle"]
+    return Calibration(constants, len(runs), float(np.sqrt(np.mean(errors**2))), float(np.abs(errors).max()))
+
+
+def _seconds(machine: Machine, run: Run) -> float:
+    arch = ARCHES[run.config.arch]
+    tiles = Tiles(run.config.q_tile, run.config.kv_tile)
+    cost = tile_costs(arch, tiles, count_tiles(run.workload.axes, tiles.q, tiles.kv))
+    return float(model_time(machine, arch, run.workload, cost).seconds)
+
+
+def _non_negative(columns: Floats, wanted: Floats) -> Floats:
+    """Least squares without negative weights: those that would be are left out."""
+    used = np.arange(columns.shape[1])
+    while True:
+        found = np.linalg.lstsq(columns[:, used], wanted, rcond=None)[0]
+        if (found >= 0).all():
+            break
+        used = used[found >= 0]
+    weights = np.zeros(columns.shape[1])
+    weights[used] = found
+    return weights
+
+
+def _time_runs(seconds_per_run: float) -> list[Run]:
+    dtypes = {name: dtype for dtype, name in DTYPE_NAMES.items() if name in ("fp32", "bf16")}
+    configs = [
+        KernelConfig("gna_forward", "cpu", len(tiles.q), dtype, ANY_HEAD_DIM, tiles.q, tiles.kv)
+        for tiles in _TILES
+        for dtype in dtypes
+    ]
+    artifacts, _ = build_kernels(configs)
+    for artifact in artifacts.values():
+        load_library(artifact.verified(LIBRARY_FILE))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        runs = []
+        for done, config in enumerate(configs):
+            print(f"timing kernel {done + 1} of {len(configs)}: {config.key}", file=sys.stderr)
+            for tokens, window, heads, head_dim in _PROBLEMS:
+                if len(tokens) != config.rank:
+                    continue
+                x = torch.randn(1, *tokens, heads, head_dim).to(dtypes[config.dtype])
+                workload = make_workload(tokens, window, heads=heads, head_dim=head_dim, dtype=config.dtype)
+                best, end = inf, time.perf_counter() + seconds_per_run
+                while time.perf_counter() < end:
+                    start = time.perf_counter()
+                    neighborhood_attention(x, x, x, window, kernel=config)
+                    best = min(best, time.perf_counter() - start)
+                runs.append(Run(config, workload, best))
+        return runs
+    finally:
+        torch.set_num_threads(threads)
