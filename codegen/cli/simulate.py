@@ -58,7 +58,10 @@ def simulate(
     ] = "dynamic",
     objective: Annotated[str, typer.Option(help="Fit tiles by modelled time, or by work alone: time, work.")] = "time",
     sweep_stride: Annotated[
-        bool, typer.Option("--sweep-stride", help="List the strides that pay, and mark the smallest perfect one.")
+        bool,
+        typer.Option(
+            "--sweep-stride", help="Instead of one stride, list those that pay; mark the smallest that needs no masks."
+        ),
     ] = False,
     end_to_end: Annotated[
         float | None,
@@ -97,6 +100,15 @@ def simulate(
 
     if (preset is None) == (tokens is None or window is None):
         raise InputError("give either --preset, or --tokens and --window; see gnaforge simulate --help")
+    _refuse_unused(
+        {
+            "--stride": stride != "1" and (preset is not None or sweep_stride),
+            "--dilation": dilation != "1" and preset is not None,
+            "--causal": causal != "0" and preset is not None,
+            "--objective": objective != "time" and (q_tile is not None or sweep_stride),
+            "--dense-steps": dense_steps != "0/1" and end_to_end is None,
+        }
+    )
     if plot is not None:
         check_png("--plot", plot)
     overrides = {"heads": heads, "kv_heads": kv_heads, "batch": batch, "head_dim": head_dim, "dtype": dtype}
@@ -143,6 +155,15 @@ def simulate(
         print_many(simulations, rows)
     if plot is not None:
         print(f"\npicture  {plot}")
+
+
+def _refuse_unused(options: Mapping[str, bool]) -> None:
+    """Refuses options that would be ignored: nobody should believe that they had an effect."""
+    from ..errors import InputError
+
+    unused = [option for option, given in options.items() if given]
+    if unused:
+        raise InputError(f"{', '.join(unused)}: has no effect beside the other options; see gnaforge simulate --help")
 
 
 def _workload(tokens: str, window: str, stride: str, dilation: str, causal: str, given: Mapping[str, Any]) -> Workload:
