@@ -83,6 +83,14 @@ def test_plot(cli, tmp_path: Path, extra: tuple[str, ...]) -> None:
     assert "picture  picture.png" in done.stdout
 
 
+def test_needs_no_torch(python) -> None:
+    done = python(
+        "import gnaforge, sys; gnaforge.simulate((8, 8), 3); gnaforge.fit({'tokens': (8,), 'window': 3});"
+        "assert 'torch' not in sys.modules"
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_long_dimensions(cli) -> None:
     row = answer(
         cli, "--tokens", "1048576,1048576,1048576", "--window", "4096", "--q-tile", "4,4,4", "--kv-tile", "4,4,4"
@@ -120,6 +128,9 @@ def test_long_dimensions(cli) -> None:
             "--dense-steps: '9' is not K/N",
         ),
         (("--tokens", "8", "--window", "3", "--end-to-end", ".5", "--dense-steps", "9/8"), "dense-steps: 9/8"),
+        (("--tokens", "8", "--window", "3", "--dense-steps", "1/2"), "--dense-steps: has no effect"),
+        (("--tokens", "8", "--window", "3", "--stride", "2", "--sweep-stride"), "--stride: has no effect"),
+        (("--preset", "cosmos", "--stride", "2", "--causal", "1"), "--stride, --causal: has no effect"),
         (("--tokens", "8", "--window", "3", "--plot", "x.pdf"), "--plot x.pdf: give the name of a .png file"),
         (("--tokens", "8", "--window", "3", "--plot", "none/x.png"), "--plot none/x.png: give the name of a .png file"),
     ],

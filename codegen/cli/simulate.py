@@ -56,7 +56,9 @@ def simulate(
         str,
         typer.Option(help="dynamic: KV tiles begin where the Q tile's window does. static: on a grid, as in NATTEN."),
     ] = "dynamic",
-    objective: Annotated[str, typer.Option(help="Fit tiles by modelled time, or by work alone: time, work.")] = "time",
+    objective: Annotated[
+        str, typer.Option(help="What to fit tiles by: time (modelled), or work (the work bound alone).")
+    ] = "time",
     sweep_stride: Annotated[
         bool,
         typer.Option(
@@ -78,12 +80,15 @@ def simulate(
 ) -> None:
     """Say how fast a pattern can be, with which tiles, and which stride needs no masks. Runs nothing.
 
-    Bounds are exact counts of what kernels visit; times are a model, and named so. Speed-ups are over dense attention
-    on the same tokens.
+    Bounds are exact counts of what kernels visit; times are a model, and named so.
+    Speed-ups are over dense attention on the same tokens.
 
-    FLOP bound: all pairs over visible pairs, no kernel exceeds it. Work bound: all pairs over pairs computed in visited
-    tiles, padding counted; what a kernel with these tiles can reach. Paper bound: as the GNA paper publishes it, from
-    the worst Q tile on a fixed grid.
+    FLOP bound: all pairs over visible pairs. No kernel exceeds it.
+
+    Work bound: all pairs over pairs computed in visited tiles, padding counted.
+    It is what a kernel with these tiles can reach.
+
+    Paper bound: as the GNA paper publishes it, from the worst Q tile on a grid.
 
     Examples:
 

@@ -143,7 +143,9 @@ def print_sweep(sweep: Sequence[Simulation]) -> None:
         ),
     )
     print(f"\nNo stride can exceed the FLOP bound of {_times(first['flop_speedup'])}.", end=" ")
-    if perfect is None:
+    if perfect is None and sweep[0].fitted:
+        print("With the tiles that fit them best, none of these strides is perfectly block-sparse.")
+    elif perfect is None:
         print("No stride makes this perfectly block-sparse with these tiles.")
     else:
         print("* is the smallest stride that is perfectly block-sparse: no tile needs a mask.")
