@@ -117,7 +117,12 @@ def test_long_dimensions(cli) -> None:
         (("--tokens", "8", "--window", "3", "--q-tile", "4"), "give both --q-tile and --kv-tile"),
         (("--tokens", "8,8", "--window", "3", "--q-tile", "4", "--kv-tile", "4,4"), "rank 2 needs 2"),
         (("--tokens", "8,8", "--window", "3", "--q-tile", "99,99", "--kv-tile", "4,4"), "sm100 takes at most 256"),
-        (("--tokens", "8", "--window", "3", "--tiling", "grid"), "tiling: 'grid' is not dynamic or static"),
+        (("--tokens", "8", "--window", "3", "--tiling", "grid"), "tiling: 'grid' is not dynamic, static or flat"),
+        (
+            ("--tokens", "8,8", "--window", "3", "--tiling", "flat", "--sweep-stride"),
+            "flat tiles can only be simulated",
+        ),
+        (("--tokens", "8,8", "--window", "3", "--tiling", "flat", "--plot", "x.png"), "flat tiles are not boxes"),
         (("--tokens", "8", "--window", "3", "--arch", "sm80"), "arch: 'sm80' is unknown"),
         (("--tokens", "8", "--window", "3", "--objective", "x"), "objective: 'x' is not time or work"),
         (("--tokens", "8", "--window", "3", "--head-dim", "70"), "head_dim: 70 must be a multiple of 8"),

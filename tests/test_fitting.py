@@ -199,7 +199,7 @@ class TestSeveralShapes:
             ({"objective": "speed"}, "objective: 'speed' is not time or work"),
             ({"head_dim": 70}, "head_dim: 70 must be a multiple of 8"),
             ({"head_dim": 264}, "head_dim: 264 must be a multiple of 8, at most 256"),
-            ({"tiling": "grid"}, "tiling: 'grid' is not dynamic or static"),
+            ({"tiling": "grid"}, "tiling: 'grid' is not dynamic, static or flat"),
         ],
     )
     def test_bad_options(self, options: dict, message: str) -> None:

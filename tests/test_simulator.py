@@ -24,6 +24,7 @@ from gnaforge.render import render_kernel, render_library
 from gnaforge.runtime.config import KernelConfig
 from gnaforge.simulator.calibration import Run, fit_constants
 from gnaforge.simulator.counts import axis_counts, count_tiles, visible_pairs
+from gnaforge.simulator.flat import count_flat_tiles
 from gnaforge.simulator.machines import MACHINES
 from gnaforge.simulator.model import (
     Tiles,
@@ -148,6 +149,55 @@ class TestCounts:
     def test_bad_input(self) -> None:
         with pytest.raises(ValueError, match=r"q_tile: \(1, 1\) has 2 entries for 1 dimensions"):
             count_tiles([Axis(8, 3)], (1, 1), (1,))
+
+
+class TestFlat:
+    """Tiles of consecutive tokens, against the whole mask in blocks."""
+
+    def test_random_problems(self) -> None:
+        rng = Random(13)
+        for _ in range(500):
+            problem = oracle.random_problem(rng, max_tokens=rng.choice((64, 200, 400)))
+            problem = replace(problem, dilation=(1,) * len(problem.tokens))
+            q, kv = rng.randint(1, 20), rng.randint(1, 20)
+            seen = oracle.mask(problem)
+            each = []
+            for rows in (seen[begin : begin + q] for begin in range(0, len(seen), q)):
+                blocks = [rows[:, begin : begin + kv] for begin in range(0, len(seen), kv)]
+                inside = sum(block.shape[1] == kv and bool(block.all()) for block in blocks)
+                each.append((sum(bool(block.any()) for block in blocks), inside))
+            found = count_flat_tiles(axes_of(problem), q, kv)
+            assert (found.q_tiles, found.visited, found.interior) == (len(each), *map(sum, zip(*each, strict=True)))
+            assert (found.most, -found.most_interior) == max((visited, -inside) for visited, inside in each)
+
+    @pytest.mark.parametrize(
+        ("tokens", "window", "stride", "work_bound", "paper_bound"),
+        [
+            ((256, 256), (80, 80), 1, 3.20, 3.20),
+            ((256, 256), (80, 80), 16, 3.20, 3.20),  # no stride helps: blocks are half a line of tokens
+            ((16, 44, 80), (16, 24, 16), 1, 1.71, 1.00),
+        ],
+    )
+    def test_blocks_as_flex_attention_has_them(self, tokens, window, stride, work_bound, paper_bound) -> None:
+        found = gnaforge.simulate(tokens, window, stride, tiling="flat")
+        assert found.tiles == Tiles((128,), (128,)) and not found.fitted
+        assert round(found.work_bound, 2) == work_bound and round(found.paper_bound, 2) == paper_bound
+
+    def test_of_one_dimension_it_is_static(self) -> None:
+        flat, static = (
+            gnaforge.simulate((5000,), 300, 7, q_tile=(128,), kv_tile=(64,), tiling=tiling)
+            for tiling in ("flat", "static")
+        )
+        assert flat.counts.visited == static.counts.visited and flat.counts.interior == static.counts.interior
+        assert flat.paper_bound == static.paper_bound
+
+    def test_bad_input(self) -> None:
+        with pytest.raises(ValueError, match="dilation: flat tiling takes none"):
+            gnaforge.simulate((8, 8), 3, dilation=2, tiling="flat")
+        with pytest.raises(ValueError, match="tokens: 16,777,216 in tiles of 128 and 128 are too many"):
+            gnaforge.simulate((4096, 4096), 3, tiling="flat")
+        with pytest.raises(ValueError, match="rank 1 needs 1"):
+            gnaforge.simulate((8, 8), 3, q_tile=(4, 4), kv_tile=(4, 4), tiling="flat")
 
 
 class TestPerfectlyBlockSparse:
@@ -321,7 +371,7 @@ class TestSimulate:
             ({"dtype": "fp8"}, "dtype: 'fp8' is not one of fp32, bf16, fp16"),
             ({"dtype": "fp32"}, "dtype: sm90 has no fp32 kernels"),
             ({"arch": "sm80"}, "arch: 'sm80' is unknown; there are cpu, sm90, sm100"),
-            ({"tiling": "grid"}, "tiling: 'grid' is not dynamic or static"),
+            ({"tiling": "grid"}, "tiling: 'grid' is not dynamic, static or flat"),
             ({"q_tile": (4, 4)}, "q_tile and kv_tile: give both"),
             ({"q_tile": (4, 4), "kv_tile": (4,)}, "kv_tile: (4,) has 1 extents, rank 2 needs 2"),
             ({"q_tile": (4, 0), "kv_tile": (4, 4)}, "q_tile: (4, 0) must hold positive integers"),

@@ -54,7 +54,10 @@ def simulate(
     ] = None,
     tiling: Annotated[
         str,
-        typer.Option(help="dynamic: KV tiles begin where the Q tile's window does. static: on a grid, as in NATTEN."),
+        typer.Option(
+            help="dynamic: KV tiles begin where the Q tile's window does. static: on a grid, as in NATTEN. "
+            "flat: runs of consecutive tokens on a grid, as in FlexAttention."
+        ),
     ] = "dynamic",
     objective: Annotated[
         str, typer.Option(help="What to fit tiles by: time (modelled), or work (the work bound alone).")
@@ -99,8 +102,8 @@ def simulate(
       [bold]gnaforge simulate --preset hunyuan-video --arch sm100 --json[/]
     """
     from ..errors import InputError
-    from ..simulator.fitting import simulate_fitted
-    from ..simulator.model import choose_arch, simulate_tiles
+    from ..simulator.fitting import simulate_workload
+    from ..simulator.model import choose_arch
     from ..simulator.sweep import sweep_strides
 
     if (preset is None) == (tokens is None or window is None):
@@ -126,14 +129,14 @@ def simulate(
         raise InputError(f"--plot draws one problem, {preset} has {len(workloads)}: give it by --tokens and --window")
     tiles = _tiles(q_tile, kv_tile)
     share = None if end_to_end is None else (end_to_end, *_steps(dense_steps))
-    arch = arch or choose_arch(workloads[0], tiles)
     if sweep_stride:
-        sweeps = [sweep_strides(workload, arch, cast("Tiling", tiling), tiles) for workload in workloads]
-    elif tiles is None:
-        what = (arch, cast("Tiling", tiling), cast("Objective", objective))
-        sweeps = [[simulate_fitted(workload, *what)] for workload in workloads]
+        sweeps = [
+            sweep_strides(workload, arch or choose_arch(workload, tiles), cast("Tiling", tiling), tiles)
+            for workload in workloads
+        ]
     else:
-        sweeps = [[simulate_tiles(workload, tiles, arch, cast("Tiling", tiling))] for workload in workloads]
+        what = (tiles, arch, cast("Tiling", tiling), cast("Objective", objective))
+        sweeps = [[simulate_workload(workload, *what)] for workload in workloads]
     simulations = [simulation for sweep in sweeps for simulation in sweep]
     rows = [_as_json(simulation, share) for simulation in simulations]
     if plot is not None:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..geometry import Tiling
-from .fitting import Fit, Objective, fit_workloads, simulate_fitted
-from .model import Simulation, Tiles, choose_arch, make_workload, simulate_tiles
+from .fitting import Fit, Objective, fit_workloads, simulate_workload
+from .model import Flat, Simulation, Tiles, make_workload
 
 if TYPE_CHECKING:
     from ..spec import Shape
@@ -29,7 +29,7 @@ def simulate(
     *,
     q_tile: Sequence[int] | None = None,
     kv_tile: Sequence[int] | None = None,
-    tiling: Tiling = "dynamic",
+    tiling: Tiling | Flat = "dynamic",
     arch: str | None = None,
     heads: int = 1,
     kv_heads: int | None = None,
@@ -44,7 +44,8 @@ def simulate(
         tokens, window, stride, dilation, causal: as in ``na1d`` to ``na3d``; single values hold for every dimension.
         q_tile, kv_tile: tokens per dimension; without them the tiles that fit the problem best.
         tiling: ``dynamic`` (KV tiles begin where a Q tile's window does, as in our kernels) or ``static`` (on a fixed
-            grid, as in NATTEN's for Hopper and Blackwell).
+            grid, as in NATTEN's for Hopper and Blackwell); or ``flat``: tiles are runs of consecutive tokens, as for
+            kernels that know of one dimension only, with one extent each, 128 where none is given.
         arch: whose tile limits and time constants to take; by default sm90, or sm100 where only it can have the tiles.
         heads, kv_heads, batch, head_dim, value_head_dim, dtype: for the model of the time, and what tiles fit.
 
@@ -67,8 +68,7 @@ def simulate(
     if (q_tile is None) != (kv_tile is None):
         raise InputError("q_tile and kv_tile: give both, or neither to have them fitted")
     tiles = None if q_tile is None or kv_tile is None else Tiles(tuple(q_tile), tuple(kv_tile))
-    arch = arch or choose_arch(workload, tiles)
-    return simulate_fitted(workload, arch, tiling) if tiles is None else simulate_tiles(workload, tiles, arch, tiling)
+    return simulate_workload(workload, tiles, arch, tiling)
 
 
 def fit(

@@ -14,14 +14,17 @@ from ..arch import Arch
 from ..errors import InputError
 from ..geometry import Axis, BoolArray, IntArray, Tiling
 from .counts import axis_counts
+from .flat import BLOCK
 from .machines import MACHINES
 from .model import (
+    Flat,
     Floats,
     Simulation,
     Tiles,
     Workload,
     check_arch,
     check_tiling,
+    choose_arch,
     costs,
     model_time,
     refusal,
@@ -126,6 +129,28 @@ def simulate_fitted(
     """
     found = fit_workloads([workload], arch, tiling, objective)
     return simulate_tiles(workload, found.tiles[0], arch, tiling, fitted=True)
+
+
+def simulate_workload(
+    workload: Workload,
+    tiles: Tiles | None = None,
+    arch: str | None = None,
+    tiling: Tiling | Flat = "dynamic",
+    objective: Objective = "time",
+) -> Simulation:
+    """Simulates ``workload`` with these tiles or, if None, those that fit best (flat: blocks as FlexAttention's).
+
+    Without ``arch`` it is sm90, or sm100 where only that can have the tiles.
+
+    Raises:
+        InputError: as `simulate_tiles` and `fit_workloads`.
+    """
+    if tiles is None and tiling == "flat":
+        tiles = Tiles((BLOCK,), (BLOCK,))
+    if tiles is not None:
+        return simulate_tiles(workload, tiles, arch or choose_arch(workload, tiles, tiling), tiling)
+    assert tiling != "flat"
+    return simulate_fitted(workload, arch or choose_arch(workload, None), tiling, objective)
 
 
 @dataclass(frozen=True)

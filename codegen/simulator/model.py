@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import ROUND_HALF_UP, Decimal
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +16,14 @@ from ..errors import InputError
 from ..geometry import Axis, Tiling, axes as make_axes
 from ..runtime.config import KernelConfig
 from .counts import TileCounts, axis_counts, count_tiles, visible_pairs
+from .flat import count_flat_tiles
 from .machines import MACHINES, Machine
 
 if TYPE_CHECKING:
     from ..spec import Shape
+
+Flat = Literal["flat"]
+"""Tiles of consecutive tokens in row-major order, on a grid: see `flat`."""
 
 _ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 _DENSE_COLUMNS = 128  # key columns of the dense kernel that times are compared with
@@ -264,14 +268,14 @@ class Simulation:
         workload, arch, tiles, tiling: what was simulated.
         fitted: whether the tiles were fitted, not given.
         counts: Q tiles, and KV tiles that they visit, of one batch entry and head.
-        worst_static: KV tiles of the Q tile that visits the most with static tiling.
+        worst_static: KV tiles of the Q tile that visits the most with KV tiles on a grid.
         time, dense_seconds: modelled, of this problem and of dense attention over the same tokens.
     """
 
     workload: Workload
     arch: str
     tiles: Tiles
-    tiling: Tiling
+    tiling: Tiling | Flat
     fitted: bool
     counts: TileCounts
     worst_static: int
@@ -290,9 +294,11 @@ class Simulation:
 
     @property
     def paper_bound(self) -> float:
-        """The bound that the GNA paper publishes (section 3.2): all KV tiles over those of the worst Q tile, static."""
-        pairs = zip(self.workload.axes, self.tiles.kv, strict=True)
-        return prod(-(-axis.length // extent) for axis, extent in pairs) / self.worst_static
+        """The bound of the GNA paper (section 3.2): all KV tiles over those that the worst Q tile visits, on a grid."""
+        lengths = [axis.length for axis in self.workload.axes]
+        if self.tiling == "flat":
+            lengths = [prod(lengths)]
+        return prod(-(-n // kv) for n, kv in zip(lengths, self.tiles.kv, strict=True)) / self.worst_static
 
     @property
     def work_bound(self) -> float:
@@ -366,13 +372,13 @@ def check_arch(name: str) -> Arch:
     return ARCHES[name]
 
 
-def refusal(workload: Workload, arch: Arch, tiles: Tiles | None = None) -> str:
+def refusal(workload: Workload, arch: Arch, tiles: Tiles | None = None, tiling: Tiling | Flat = "dynamic") -> str:
     """Why ``arch`` can have no kernel with these tiles (None: with any) for this workload; empty if it can.
 
     Raises:
         InputError: the tiles have not one positive extent per dimension.
     """
-    rank = len(workload.axes)
+    rank = 1 if tiling == "flat" else len(workload.axes)
     tiles = tiles or Tiles((1,) * rank, (*(1,) * (rank - 1), arch.kv_multiple))
     try:
         config = KernelConfig(
@@ -390,14 +396,14 @@ def refusal(workload: Workload, arch: Arch, tiles: Tiles | None = None) -> str:
     return "; ".join(f"{field}: {reason}" for field, reason in arch.problems(config))
 
 
-def choose_arch(workload: Workload, tiles: Tiles | None) -> str:
+def choose_arch(workload: Workload, tiles: Tiles | None, tiling: Tiling | Flat = "dynamic") -> str:
     """The first GPU arch that can have a kernel with these tiles (None: with any).
 
     Raises:
         InputError: there is none.
     """
     gpus = [arch for arch in ARCHES.values() if arch.device == "cuda"]
-    refusals = {arch.name: refusal(workload, arch, tiles) for arch in gpus}
+    refusals = {arch.name: refusal(workload, arch, tiles, tiling) for arch in gpus}
     for name, reason in refusals.items():
         if not reason:
             return name
@@ -405,23 +411,26 @@ def choose_arch(workload: Workload, tiles: Tiles | None) -> str:
 
 
 def simulate_tiles(
-    workload: Workload, tiles: Tiles, arch: str, tiling: Tiling = "dynamic", *, fitted: bool = False
+    workload: Workload, tiles: Tiles, arch: str, tiling: Tiling | Flat = "dynamic", *, fitted: bool = False
 ) -> Simulation:
-    """Simulates ``workload`` with these tiles.
+    """Simulates ``workload`` with these tiles. With flat tiling they have one extent whatever the dimensions.
 
     Raises:
         InputError: no kernel of the arch can have them, or the arch or the tiling is unknown.
     """
     family = check_arch(arch)
-    check_tiling(tiling)
-    reason = refusal(workload, family, tiles)
+    if tiling != "flat":
+        check_tiling(tiling)
+    reason = refusal(workload, family, tiles, tiling)
     if reason:
         raise InputError(reason)
-    counts = count_tiles(workload.axes, tiles.q, tiles.kv, tiling)
-    worst = [
-        int(axis_counts(axis, q, [kv], "static").most[0])
-        for axis, q, kv in zip(workload.axes, tiles.q, tiles.kv, strict=True)
-    ]
+    if tiling == "flat":
+        counts = count_flat_tiles(workload.axes, tiles.q[0], tiles.kv[0])
+        worst = counts.most
+    else:
+        counts = count_tiles(workload.axes, tiles.q, tiles.kv, tiling)
+        extents = zip(workload.axes, tiles.q, tiles.kv, strict=True)
+        worst = prod(int(axis_counts(axis, q, [kv], "static").most[0]) for axis, q, kv in extents)
     return Simulation(
         workload=workload,
         arch=arch,
@@ -429,16 +438,18 @@ def simulate_tiles(
         tiling=tiling,
         fitted=fitted,
         counts=counts,
-        worst_static=prod(worst),
+        worst_static=worst,
         time=model_time(MACHINES[arch], family, workload, tile_costs(family, tiles, counts)),
         dense_seconds=dense_time(MACHINES[arch], family, workload),
     )
 
 
 def check_tiling(tiling: str) -> None:
-    """Raises an InputError unless ``tiling`` is one."""
+    """Raises an InputError unless ``tiling`` is one along each dimension."""
+    if tiling == "flat":
+        raise InputError("tiling: flat tiles can only be simulated, not fitted, swept over strides or drawn")
     if tiling not in ("dynamic", "static"):
-        raise InputError(f"tiling: {tiling!r} is not dynamic or static")
+        raise InputError(f"tiling: {tiling!r} is not dynamic, static or flat")
 
 
 def end_to_end(speedup: float, share: float, dense_steps: int = 0, steps: int = 1) -> float:

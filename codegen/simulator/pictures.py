@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import InputError
 from ..geometry import Axis, tiles_from
 from ..plot import (
     BLUE,
@@ -60,9 +61,11 @@ def draw_tiles(path: Path, simulation: Simulation) -> None:
 
 def tiles_figure(simulation: Simulation) -> Any:
     """The figure of `draw_tiles`."""
-    layout, tiles = simulation.workload.axes, simulation.tiles
-    visits = [visit(axis, q, kv, simulation.tiling) for axis, q, kv in zip(layout, tiles.q, tiles.kv, strict=True)]
-    title = f"{describe(layout)}\n{tiles}, {simulation.tiling} tiling"
+    layout, tiles, tiling = simulation.workload.axes, simulation.tiles, simulation.tiling
+    if tiling == "flat":
+        raise InputError("tiling: flat tiles are not boxes, there is no picture of them")
+    visits = [visit(axis, q, kv, tiling) for axis, q, kv in zip(layout, tiles.q, tiles.kv, strict=True)]
+    title = f"{describe(layout)}\n{tiles}, {tiling} tiling"
     draw = (_draw_line, _draw_map, _draw_slices)[len(layout) - 1]
     width, height = _body_size(visits)
     figure, body, foot = page(title, _tiles_caption(simulation, visits), width, height)
