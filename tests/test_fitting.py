@@ -15,7 +15,7 @@ from gnaforge.arch import ARCHES
 from gnaforge.errors import InputError
 from gnaforge.plan import plan
 from gnaforge.runtime.config import KernelConfig
-from gnaforge.simulator.fitting import MAX_EXTENT, _cover, _greedy_cover, fit_workloads
+from gnaforge.simulator.fitting import MAX_EXTENT, Candidates, _cover, _greedy_cover, fit_workloads
 from gnaforge.simulator.machines import MACHINES
 from gnaforge.simulator.model import Tiles, Workload, costs, make_workload, model_time, simulate_tiles
 from gnaforge.spec import Spec, parse_spec
@@ -88,6 +88,27 @@ class TestBest:
             assert seconds <= least_seconds * 1.01
             assert work == min(w for _, w, s in every if s <= least_seconds * 1.01 * (1 - 1e-9))
             assert found.loss == (pytest.approx(seconds / least_seconds - 1, abs=1e-6),)
+
+    @pytest.mark.parametrize("objective", ["time", "work"])
+    @pytest.mark.parametrize(
+        ("arch", "tokens", "window", "stride"),
+        [
+            ("sm90", (30, 48, 80), (18, 24, 24), (1, 1, 1)),
+            ("sm90", (256, 256), (80, 80), (16, 16)),
+            ("sm100", (56, 56), (7, 7), (1, 1)),
+            ("cpu", (90, 180), (15, 31), (1, 3)),
+        ],
+    )
+    def test_what_the_search_leaves_out_is_worse(self, arch, tokens, window, stride, objective) -> None:
+        workload = make_workload(tokens, window, stride, heads=4)
+        candidates = Candidates.admitted(ARCHES[arch], [workload])
+        every = candidates.seconds_and_work(workload, "dynamic")
+        found = candidates.search(workload, "dynamic", objective, 0.1)
+        what = 0 if objective == "time" else 1
+        near = every[what] <= every[what].min() * 1.1
+        seen = np.isfinite(found[what])
+        assert seen[near].all() and not seen.all()
+        assert all((mine[seen] == theirs[seen]).all() for mine, theirs in zip(found, every, strict=True))
 
     @pytest.mark.parametrize(
         ("tokens", "window", "stride", "at_least", "natten"),
