@@ -104,7 +104,7 @@ def simulate(
     from ..errors import InputError
     from ..simulator.fitting import simulate_workload
     from ..simulator.model import choose_arch
-    from ..simulator.sweep import sweep_strides
+    from ..simulator.sweep import sweep_strides, with_stride
 
     if (preset is None) == (tokens is None or window is None):
         raise InputError("give either --preset, or --tokens and --window; see gnaforge simulate --help")
@@ -125,6 +125,8 @@ def simulate(
         workloads = _workloads_of_spec(str(preset), given)
     else:
         workloads = [_workload(tokens, window, stride, dilation, causal, given)]
+    if sweep_stride:  # shapes that differ in their stride only have one sweep
+        workloads = list(dict.fromkeys(with_stride(workload, [1] * len(workload.axes)) for workload in workloads))
     if plot is not None and len(workloads) > 1:
         raise InputError(f"--plot draws one problem, {preset} has {len(workloads)}: give it by --tokens and --window")
     tiles = _tiles(q_tile, kv_tile)
