@@ -352,6 +352,13 @@ class TestSimulate:
                 again = simulate_tiles(found.workload, found.tiles, "sm90")
                 assert again.work_bound == found.work_bound, stride
 
+    def test_sweep_keeps_a_perfect_stride_that_memory_makes_no_faster(self) -> None:
+        workload = make_workload((65536,), 128, heads=64, batch=4)
+        sweep = sweep_strides(workload, "sm90", tiles=Tiles((128,), (128,)))
+        assert [found.workload.axes[0].stride for found in sweep] == [1, 128]
+        assert float(sweep[0].time.seconds) == float(sweep[1].time.seconds) > sweep[0].time.memory_seconds
+        assert [found.perfectly_block_sparse for found in sweep] == [False, True]
+
     def test_every_arch_has_a_machine(self) -> None:
         assert MACHINES.keys() == ARCHES.keys()
         assert all(machine.source for machine in MACHINES.values())

@@ -70,8 +70,8 @@ def smallest_perfect_stride(axis: Axis, q_extent: int, kv_extent: int, tiling: T
     None if there is none; strides between 4096 and the window are not looked at. What is perfectly block-sparse in
     every dimension is so as a whole, so these strides together are the smallest for a problem.
     """
-    if not axis.causal and axis.window % kv_extent:
-        return None  # the first Q tile sees exactly the window's keys
+    if axis.window % kv_extent:
+        return None  # the first Q tile sees exactly the window's keys (causal, its first query sees a single one)
     strides: list[int] = sorted({*range(1, min(axis.window, _LONGEST_SEARCH) + 1), axis.window})
     for stride in strides:
         counts = axis_counts(replace(axis, stride=stride), q_extent, [kv_extent], tiling)
