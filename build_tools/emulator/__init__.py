@@ -1,0 +1,7 @@
+"""Runs compiled GPU kernels without a GPU: a functional emulator of PTX that looks for synchronisation errors."""
+
+from __future__ import annotations
+
+from .module import Counters, EmulationError, Module, Options, TensorMap, load
+
+__all__ = ["Counters", "EmulationError", "Module", "Options", "TensorMap", "load"]
