@@ -89,6 +89,7 @@ class Cta {
   std::vector<std::deque<std::shared_ptr<AsyncGroup>>> bulk_groups, copy_groups;  // per thread, the last one open
   std::vector<std::vector<std::function<void()>>> after_copies;  // per thread: when its cp.async have landed
   std::vector<WarpgroupLog> warpgroups;
+  DecodedMatrices decoded;
   struct ClusterBarrier {  // barrier.cluster, in a cluster of one
     uint32_t arrived = 0;
     uint64_t generation = 0;

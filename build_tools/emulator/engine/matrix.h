@@ -1,5 +1,6 @@
 // wgmma in flight: which registers and which shared memory it still uses.
 #pragma once
+#include <array>
 #include <cstdint>
 #include <deque>
 #include <vector>
@@ -14,7 +15,7 @@ struct PendingMma {
   uint64_t descriptor_a = 0, descriptor_b = 0;
   bool accumulate = true, computed = false;
   std::vector<uint32_t> a;  // A fragments as they were when issued, where A is in registers
-  std::vector<uint32_t> chunks;  // of 16 bytes in shared memory that it reads
+  uint64_t sequence = 0;    // its number in the warpgroup
 };
 
 struct MmaGroup {
@@ -42,18 +43,35 @@ struct MatrixState {
   [[noreturn]] static void fail(const Instruction& instruction);
 };
 
-/// What the warps of a warpgroup issued: each must issue the same.
+/// Decoded B matrices of recent wgmmas: all warps of a warpgroup, and often several warpgroups, read the same one.
+struct DecodedMatrices {
+  struct Entry {
+    uint64_t descriptor = 0, version = ~uint64_t{0};  // of the shared memory that it was read from
+    const Instruction* instruction = nullptr;
+    std::vector<float> values;
+  };
+  std::array<Entry, 64> entries;
+};
+
+/// The wgmmas of a warpgroup in order. One is a single operation of four warps: it runs once all have issued it, and it
+/// is complete for all when it is for one.
 struct WarpgroupLog {
   struct Entry {
     const Instruction* instruction;
     uint64_t descriptor_a, descriptor_b;
-    int warps;
+    int issued = 0, retired = 0;  // warps
+    bool complete = false;
+    std::vector<uint32_t> chunks;  // of 16 bytes in shared memory that it reads
   };
   std::deque<Entry> entries;
-  uint64_t forgotten = 0;  // entries that all four warps have issued
+  uint64_t forgotten = 0;  // entries that all four warps have waited for
+
+  Entry& at(uint64_t sequence) { return entries[sequence - forgotten]; }
 };
 
-/// Computes what is still to be computed of all groups but the newest `keep`, and forgets them.
+/// Whether all warps have issued what is in the groups that waiting for all but the newest `keep` covers.
+bool all_issued(Warp& warp, size_t keep);
+/// Completes all groups but the newest `keep`, and forgets them.
 void retire_groups(Warp& warp, size_t keep);
 /// Computes the oldest wgmma that is not computed; false if there is none.
 bool compute_oldest(Warp& warp);

@@ -23,46 +23,61 @@ const std::vector<float>& half_table() {
 }
 }  // namespace
 
-float decode_element(Type type, const uint8_t* bytes) {
+namespace {
+
+uint16_t two_bytes(const uint8_t* bytes) {
+  uint16_t value;
+  std::memcpy(&value, bytes, 2);
+  return value;
+}
+
+/// Calls f(bytes of one element, decoder), so that each type gets a loop of its own.
+template <class F>
+auto with_decoder(Type type, F&& f) {
   static const std::array<float, 256> e4m3 = table_of(from_e4m3), e5m2 = table_of(from_e5m2);
   static const std::vector<float>& half = half_table();
-  uint16_t two;
-  uint32_t four;
   switch (type) {
-    case Type::bf16:
-      std::memcpy(&two, bytes, 2);
-      return from_bf16(two);
-    case Type::f16:
-      std::memcpy(&two, bytes, 2);
-      return half[two];
-    case Type::e4m3: return e4m3[*bytes];
-    case Type::e5m2: return e5m2[*bytes];
-    case Type::u8: return *bytes;
-    case Type::s8: return static_cast<int8_t>(*bytes);
+    case Type::bf16: return f([](const uint8_t* bytes) { return from_bf16(two_bytes(bytes)); });
+    case Type::f16: return f([](const uint8_t* bytes) { return half[two_bytes(bytes)]; });
+    case Type::e4m3: return f([](const uint8_t* bytes) { return e4m3[*bytes]; });
+    case Type::e5m2: return f([](const uint8_t* bytes) { return e5m2[*bytes]; });
     default:  // tf32: the low 13 bits are not used
-      std::memcpy(&four, bytes, 4);
-      return as_float(four & ~0x1fffu);
+      return f([](const uint8_t* bytes) {
+        uint32_t four;
+        std::memcpy(&four, bytes, 4);
+        return as_float(four & ~0x1fffu);
+      });
   }
+}
+
+}  // namespace
+
+float decode_element(Type type, const uint8_t* bytes) {
+  return with_decoder(type, [&](auto decode) { return decode(bytes); });
 }
 
 void read_matrix(const uint8_t* shared, const MatrixLayout& layout, Type type, uint32_t first, uint32_t count, uint32_t depth,
                  bool rows_contiguous, bool out_by_k, uint32_t pitch, float* out) {
   auto element = static_cast<uint32_t>(size_of(type));
   uint32_t step = 16 / element;  // elements in a contiguous piece
-  auto put = [&](uint32_t row, uint32_t k, float value) { out[out_by_k ? k * pitch + row : row * pitch + k] = value; };
-  if (rows_contiguous) {
-    for (uint32_t k = 0; k < depth; ++k)
-      for (uint32_t row = 0; row < count; row += step) {
-        const uint8_t* at = shared + layout.row_major(first + row, k);
-        for (uint32_t i = 0; i < step && row + i < count; ++i) put(row + i, k, decode_element(type, at + i * element));
-      }
-  } else {
-    for (uint32_t row = 0; row < count; ++row)
-      for (uint32_t k = 0; k < depth; k += step) {
-        const uint8_t* at = shared + layout.k_major(first + row, k, element);
-        for (uint32_t i = 0; i < step; ++i) put(row, k + i, decode_element(type, at + i * element));
-      }
-  }
+  uint32_t row_pitch = out_by_k ? 1 : pitch, k_pitch = out_by_k ? pitch : 1;
+  with_decoder(type, [&](auto decode) {
+    if (rows_contiguous) {
+      for (uint32_t k = 0; k < depth; ++k)
+        for (uint32_t row = 0; row < count; row += step) {
+          const uint8_t* at = shared + layout.row_major(first + row, k);
+          float* to = out + row * row_pitch + k * k_pitch;
+          for (uint32_t i = 0; i < step && row + i < count; ++i) to[i * row_pitch] = decode(at + i * element);
+        }
+    } else {
+      for (uint32_t row = 0; row < count; ++row)
+        for (uint32_t k = 0; k < depth; k += step) {
+          const uint8_t* at = shared + layout.k_major(first + row, k, element);
+          float* to = out + row * row_pitch + k * k_pitch;
+          for (uint32_t i = 0; i < step; ++i) to[i * k_pitch] = decode(at + i * element);
+        }
+    }
+  });
 }
 
 void matrix_chunks(const MatrixLayout& layout, uint32_t element, uint32_t first, uint32_t count, uint32_t depth,

@@ -76,8 +76,11 @@ void SharedMemory::fail_landing(uint32_t address, uint32_t size, const char* wha
 }
 
 void SharedMemory::fail_readers(uint32_t address, uint32_t size, const char* what) const {
-  throw EmulationError(std::string(what) + " to shared memory (" + std::to_string(size) + " bytes at " + hex(address) +
-                       ") that asynchronous work (an MMA, or a bulk store whose read nobody waited for) may still read");
+  bool mma = false;
+  for (uint32_t g = address / kGranule; g <= (address + size - 1) / kGranule; ++g) mma |= granules_[g].readers[0] != 0;
+  throw EmulationError(std::string(what) + " to shared memory (" + std::to_string(size) + " bytes at " + hex(address) + ") that " +
+                       (mma ? "an MMA may still read: its completion was not waited for"
+                            : "a bulk store may still read: cp.async.bulk.wait_group.read by its thread has to come first"));
 }
 
 void SharedMemory::fail_proxy(uint32_t address, uint16_t writer, const char* what) const {

@@ -30,6 +30,10 @@ class DeviceMemory {
 /// Asynchronous use of shared memory is tracked in units of this many bytes, the least that bulk copies move.
 constexpr uint32_t kGranule = 16;
 
+/// Asynchronous work that reads shared memory until somebody has waited for it.
+enum class Reader : uint8_t { mma, bulk_store };
+inline const char* name_of(Reader reader) { return reader == Reader::mma ? "read by an MMA" : "read by a bulk store"; }
+
 /// Shared memory of one CTA. Knows per byte what is initialised, and per 16 bytes which asynchronous work uses it.
 class SharedMemory {
  public:
@@ -37,6 +41,9 @@ class SharedMemory {
 
   uint8_t* data() { return bytes_.data(); }
   uint32_t end() const { return static_cast<uint32_t>(bytes_.size()); }
+
+  /// Changes whenever any byte may have changed.
+  uint64_t version() const { return version_; }
 
   /// A read by a thread: in bounds, initialised, and not being written by a bulk copy.
   const uint8_t* read(uint32_t address, uint32_t size) {
@@ -49,10 +56,11 @@ class SharedMemory {
   /// A write by a thread: in bounds, and not while asynchronous work reads or writes there.
   uint8_t* write(uint32_t address, uint32_t size, uint64_t when, uint16_t thread) {
     check_bounds(address, size, "write");
+    ++version_;
     for (uint32_t g = address / kGranule; g <= (address + size - 1) / kGranule; ++g) {
       Granule& granule = granules_[g];
       if (granule.landing) fail_landing(address, size, "write");
-      if (granule.readers) fail_readers(address, size, "write");
+      if (granule.busy()) fail_readers(address, size, "write");
       if (granule.objects) check_objects(g, address, size);
       granule.written = when;
       granule.writer = thread;
@@ -63,31 +71,32 @@ class SharedMemory {
 
   /// Asynchronous work starts reading: needs initialised bytes; `fence_of(thread)` tells when a thread last fenced.
   template <class FenceOf>
-  void begin_async_read(uint32_t address, uint32_t size, uint16_t issuer, const char* who, FenceOf&& fence_of) {
-    check_bounds(address, size, who);
+  void begin_async_read(uint32_t address, uint32_t size, uint16_t issuer, Reader who, FenceOf&& fence_of) {
+    check_bounds(address, size, name_of(who));
     for (uint32_t g = address / kGranule; g <= (address + size - 1) / kGranule; ++g) {
       Granule& granule = granules_[g];
-      if (granule.landing) fail_landing(address, size, who);
+      if (granule.landing) fail_landing(address, size, name_of(who));
       if (granule.written > fence_of(granule.writer) && granule.written > fence_of(issuer))
-        fail_proxy(g * kGranule, granule.writer, who);
-      ++granule.readers;
+        fail_proxy(g * kGranule, granule.writer, name_of(who));
+      ++granule.readers[static_cast<int>(who)];
     }
     check_valid(address, size);
   }
-  void end_async_read(uint32_t address, uint32_t size) {
-    for (uint32_t g = address / kGranule; g <= (address + size - 1) / kGranule; ++g) --granules_[g].readers;
+  void end_async_read(uint32_t address, uint32_t size, Reader who) {
+    for (uint32_t g = address / kGranule; g <= (address + size - 1) / kGranule; ++g) --granules_[g].readers[static_cast<int>(who)];
   }
   /// Asynchronous work starts writing.
   void begin_async_write(uint32_t address, uint32_t size, const char* who) {
     check_bounds(address, size, who);
     for (uint32_t g = address / kGranule; g <= (address + size - 1) / kGranule; ++g) {
       if (granules_[g].landing) fail_landing(address, size, who);
-      if (granules_[g].readers) fail_readers(address, size, who);
+      if (granules_[g].busy()) fail_readers(address, size, who);
       granules_[g].landing = 1;
     }
   }
   /// The bytes have landed. `when` and `thread` are set where they came through the generic proxy.
   void end_async_write(uint32_t address, uint32_t size, uint64_t when = 0, uint16_t thread = 0) {
+    ++version_;
     for (uint32_t g = address / kGranule; g <= (address + size - 1) / kGranule; ++g) {
       granules_[g].landing = 0;
       granules_[g].written = when;
@@ -106,7 +115,8 @@ class SharedMemory {
   struct Granule {
     uint64_t written = 0;  // when a thread last wrote it
     uint16_t writer = 0;
-    uint16_t readers = 0;
+    uint16_t readers[2] = {0, 0};  // by kind
+    bool busy() const { return (readers[0] | readers[1]) != 0; }
     uint8_t landing = 0;
     uint8_t objects = 0;  // bit 0: an mbarrier in the lower 8 bytes; bit 1: in the upper 8
   };
@@ -117,6 +127,7 @@ class SharedMemory {
   [[noreturn]] void fail_readers(uint32_t address, uint32_t size, const char* what) const;
   [[noreturn]] void fail_proxy(uint32_t address, uint16_t writer, const char* what) const;
 
+  uint64_t version_ = 0;
   std::vector<uint8_t> bytes_, valid_;
   std::vector<Granule> granules_;
 };

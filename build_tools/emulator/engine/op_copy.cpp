@@ -94,7 +94,7 @@ Status store_tensor(Warp& warp, const Instruction& in, uint32_t mask) {
   each_lane(warp, mask, [&](int lane) {
     auto thread = static_cast<uint16_t>(warp.thread(lane));
     TensorCopy copy = tensor_copy(warp, in, in.args[0], in.args[1], lane);
-    cta.shared.begin_async_read(copy.shared, copy.shared_bytes(), thread, "bulk tensor store",
+    cta.shared.begin_async_read(copy.shared, copy.shared_bytes(), thread, Reader::bulk_store,
                                 [&](uint16_t of) { return cta.fences[of]; });
     AsyncGroup& group = open_group(cta.bulk_groups[thread]);
     std::shared_ptr<AsyncGroup> holder = cta.bulk_groups[thread].back();
@@ -164,7 +164,7 @@ Status bulk_load(Warp& warp, const Instruction& in, uint32_t mask) {
     auto thread = static_cast<uint16_t>(warp.thread(lane));
     if (from_shared) {
       from = cta.shared_address(Space::shared, from & ~kWindowMask);
-      cta.shared.begin_async_read(static_cast<uint32_t>(from), size, thread, "bulk copy", [&](uint16_t of) { return cta.fences[of]; });
+      cta.shared.begin_async_read(static_cast<uint32_t>(from), size, thread, Reader::bulk_store, [&](uint16_t of) { return cta.fences[of]; });
     } else {
       cta.launch.memory->check(from, size);
     }
@@ -173,7 +173,7 @@ Status bulk_load(Warp& warp, const Instruction& in, uint32_t mask) {
     cta.submit([=, &cta] {
       const void* source = from_shared ? cta.shared.data() + from : reinterpret_cast<const void*>(from);
       std::memcpy(cta.shared.data() + to, source, size);
-      if (from_shared) cta.shared.end_async_read(static_cast<uint32_t>(from), size);
+      if (from_shared) cta.shared.end_async_read(static_cast<uint32_t>(from), size, Reader::bulk_store);
       cta.shared.end_async_write(to, size);
       cta.mbarriers.complete(barrier, size);
       cta.event();
@@ -193,7 +193,7 @@ Status bulk_store(Warp& warp, const Instruction& in, uint32_t mask) {
     check_bulk(to, from, size);
     cta.launch.memory->check(to, size);
     auto thread = static_cast<uint16_t>(warp.thread(lane));
-    cta.shared.begin_async_read(from, size, thread, "bulk store", [&](uint16_t of) { return cta.fences[of]; });
+    cta.shared.begin_async_read(from, size, thread, Reader::bulk_store, [&](uint16_t of) { return cta.fences[of]; });
     AsyncGroup& group = open_group(cta.bulk_groups[thread]);
     std::shared_ptr<AsyncGroup> holder = cta.bulk_groups[thread].back();
     group.reads.push_back({from, size});
@@ -259,7 +259,7 @@ Status wait_groups(Warp& warp, const Instruction& in, uint32_t mask) {
     GroupQueue& groups = all[static_cast<size_t>(warp.thread(lane))];
     size_t count = waited(groups);
     for (size_t i = 0; i < count; ++i) {
-      for (const auto& range : groups[i]->reads) cta.shared.end_async_read(range.first, range.second);
+      for (const auto& range : groups[i]->reads) cta.shared.end_async_read(range.first, range.second, Reader::bulk_store);
       groups[i]->reads.clear();
     }
     // A group that has only been read from still has to be waited for as a whole, so it stays in the count.

@@ -31,16 +31,34 @@ MatrixLayout layout_of(uint64_t descriptor) {
           static_cast<uint32_t>(descriptor >> 32 & 0x3fff) << 4, kSwizzle[descriptor >> 62]};
 }
 
+/// B as floats, [k][column].
+const float* decoded_b(Warp& warp, const PendingMma& mma) {
+  const Instruction& in = *mma.instruction;
+  Cta& cta = warp.cta;
+  size_t slot = (mma.descriptor_b ^ mma.descriptor_b >> 6 ^ reinterpret_cast<uintptr_t>(&in) >> 4) % cta.decoded.entries.size();
+  DecodedMatrices::Entry& entry = cta.decoded.entries[slot];
+  if (entry.descriptor != mma.descriptor_b || entry.version != cta.shared.version() || entry.instruction != &in) {
+    auto columns = static_cast<uint32_t>(in.detail[0]), depth = static_cast<uint32_t>(in.detail[1]);
+    entry.values.resize(columns * depth);
+    read_matrix(cta.shared.data(), layout_of(mma.descriptor_b), in.type, 0, columns, depth, in.detail[3] & kTransposeB, true, columns,
+                entry.values.data());
+    if (in.args[5].value < 0)
+      for (float& x : entry.values) x = -x;
+    entry.descriptor = mma.descriptor_b;
+    entry.version = cta.shared.version();
+    entry.instruction = &in;
+  }
+  return entry.values.data();
+}
+
 void compute(Warp& warp, PendingMma& mma) {
   const Instruction& in = *mma.instruction;
   auto columns = static_cast<uint32_t>(in.detail[0]), depth = static_cast<uint32_t>(in.detail[1]);
   auto type_a = static_cast<Type>(in.detail[2]);
-  Type type_b = in.type;
   int form = in.detail[3];
   const uint8_t* shared = warp.cta.shared.data();
-  static thread_local std::vector<float> a, b, c;
+  static thread_local std::vector<float> a, c;
   a.assign(16 * depth, 0.0f);
-  b.resize(columns * depth);
   c.assign(16 * columns, 0.0f);
   if (form & kRegistersA) {
     // A fragment: register q of a lane holds 32 bits of row lane / 4 + 8 (q & 1), 16-byte column q >> 1.
@@ -55,17 +73,15 @@ void compute(Warp& warp, PendingMma& mma) {
     auto first = static_cast<uint32_t>(16 * (warp.index % 4));
     read_matrix(shared, layout_of(mma.descriptor_a), type_a, first, 16, depth, form & kTransposeA, false, depth, a.data());
   }
-  read_matrix(shared, layout_of(mma.descriptor_b), type_b, 0, columns, depth, form & kTransposeB, true, columns, b.data());
   if (in.args[4].value < 0)
     for (float& x : a) x = -x;
-  if (in.args[5].value < 0)
-    for (float& x : b) x = -x;
+  const float* b = decoded_b(warp, mma);
   // Accumulator fragment: element (row lane / 4 + 8 h, column 8 j + 2 (lane % 4) + e) of register 4 j + 2 h + e.
   const std::vector<Operand>& registers = in.args[0].parts;
   auto at = [&](uint32_t j, uint32_t h, uint32_t lane) { return (lane / 4 + 8 * h) * columns + 8 * j + 2 * (lane % 4); };
   bool half = form & kHalfD;
   for (int direction = mma.accumulate ? 0 : 1; direction < 2; ++direction) {
-    if (direction == 1) multiply_add(16, columns, depth, a.data(), b.data(), c.data());
+    if (direction == 1) multiply_add(16, columns, depth, a.data(), b, c.data());
     for (uint32_t j = 0; j < columns / 8; ++j)
       for (uint32_t h = 0; h < 2; ++h) {
         if (half) {
@@ -83,12 +99,12 @@ void compute(Warp& warp, PendingMma& mma) {
         }
         for (uint32_t e = 0; e < 2; ++e) {
           auto* values = warp.out<float>(registers[4 * j + 2 * h + e]);
-          for (uint32_t lane = 0; lane < kWarpSize; ++lane) {
-            if (direction == 0)
-              c[at(j, h, lane) + e] = values[lane];
-            else
-              values[lane] = c[at(j, h, lane) + e];
-          }
+          float* corner = &c[at(j, h, 0) + e];
+          for (uint32_t row = 0; row < 8; ++row)
+            for (uint32_t pair = 0; pair < 4; ++pair) {
+              float &inside = corner[row * columns + 2 * pair], &value = values[4 * row + pair];
+              (direction == 0 ? inside : value) = direction == 0 ? value : inside;
+            }
         }
       }
   }
@@ -147,21 +163,43 @@ void check_registers(MatrixState& state, const Instruction& in) {
   }
 }
 
-void check_warpgroup(Warp& warp, const Instruction& in, const PendingMma& mma) {
+/// Enters the wgmma in its warpgroup's log, where the warps must agree.
+WarpgroupLog::Entry& enter(Warp& warp, const Instruction& in, PendingMma& mma) {
   WarpgroupLog& log = warp.cta.warpgroups[static_cast<size_t>(warp.index / 4)];
-  uint64_t position = warp.matrix->issued++ - log.forgotten;
-  if (position == log.entries.size()) {
-    log.entries.push_back({&in, mma.descriptor_a, mma.descriptor_b, 0});
+  mma.sequence = warp.matrix->issued++;
+  if (mma.sequence - log.forgotten == log.entries.size()) {
+    log.entries.emplace_back();
+    log.entries.back().instruction = &in;
+    log.entries.back().descriptor_a = mma.descriptor_a;
+    log.entries.back().descriptor_b = mma.descriptor_b;
   }
-  WarpgroupLog::Entry& entry = log.entries[position];
+  WarpgroupLog::Entry& entry = log.at(mma.sequence);
   if (entry.instruction != &in || entry.descriptor_a != mma.descriptor_a || entry.descriptor_b != mma.descriptor_b)
     throw EmulationError("the warps of a warpgroup disagree: another warp's wgmma at this place has other operands (descriptors " +
                          hex(entry.descriptor_a) + ", " + hex(entry.descriptor_b) + ")");
-  ++entry.warps;
-  while (!log.entries.empty() && log.entries.front().warps == 4) {
-    log.entries.pop_front();
-    ++log.forgotten;
+  if (++entry.issued == 4) warp.cta.event();
+  return entry;
+}
+
+/// Checks and notes the shared memory that this warp's rows of A, and B once per warpgroup, take.
+void begin_reads(Warp& warp, const Instruction& in, const PendingMma& mma, WarpgroupLog::Entry& entry) {
+  auto depth = static_cast<uint32_t>(in.detail[1]);
+  size_t first = entry.chunks.size();
+  if (!(in.detail[3] & kRegistersA)) {
+    auto element = static_cast<uint32_t>(size_of(static_cast<Type>(in.detail[2])));
+    matrix_chunks(layout_of(mma.descriptor_a), element, static_cast<uint32_t>(16 * (warp.index % 4)), 16, depth,
+                  in.detail[3] & kTransposeA, entry.chunks);
   }
+  if (entry.issued == 1)
+    matrix_chunks(layout_of(mma.descriptor_b), static_cast<uint32_t>(size_of(in.type)), 0, static_cast<uint32_t>(in.detail[0]), depth,
+                  in.detail[3] & kTransposeB, entry.chunks);
+  // The fence may be any lane's of this warp: they go on together.
+  auto thread = static_cast<uint16_t>(warp.thread(0));
+  uint64_t own = 0;
+  for (int lane = 0; lane < kWarpSize; ++lane) own = std::max(own, warp.cta.fences[static_cast<size_t>(thread + lane)]);
+  for (size_t i = first; i < entry.chunks.size(); ++i)
+    warp.cta.shared.begin_async_read(entry.chunks[i], kGranule, thread, Reader::mma,
+                                     [&](uint16_t of) { return of == thread ? own : warp.cta.fences[of]; });
 }
 
 Status issue(Warp& warp, const Instruction& in, uint32_t mask) {
@@ -181,32 +219,18 @@ Status issue(Warp& warp, const Instruction& in, uint32_t mask) {
       if (warp.bits(op, lane) != value) throw EmulationError("the matrix descriptor differs between lanes");
     return value;
   };
-  auto depth = static_cast<uint32_t>(in.detail[1]);
   if (from_registers) {
     mma.a.resize(4 * kWarpSize);
     for (size_t q = 0; q < 4; ++q) std::memcpy(&mma.a[q * kWarpSize], warp.in<uint32_t>(in.args[1].parts[q]), 4 * kWarpSize);
   } else {
     mma.descriptor_a = uniform64(in.args[1]);
-    auto element = static_cast<uint32_t>(size_of(static_cast<Type>(in.detail[2])));
-    matrix_chunks(layout_of(mma.descriptor_a), element, static_cast<uint32_t>(16 * (warp.index % 4)), 16, depth,
-                  in.detail[3] & kTransposeA, mma.chunks);
   }
   mma.descriptor_b = uniform64(in.args[2]);
-  matrix_chunks(layout_of(mma.descriptor_b), static_cast<uint32_t>(size_of(in.type)), 0, static_cast<uint32_t>(in.detail[0]), depth,
-                in.detail[3] & kTransposeB, mma.chunks);
   uint32_t accumulate = in.args[3].is_register() ? warp.predicate(in.args[3]) : in.args[3].value ? ~0u : 0u;
   if (accumulate != 0 && accumulate != ~0u) throw EmulationError("scale-d differs between lanes");
   mma.accumulate = accumulate != 0;
-  check_warpgroup(warp, in, mma);
-  auto thread = static_cast<uint16_t>(warp.thread(0));
-  for (uint32_t chunk : mma.chunks)
-    warp.cta.shared.begin_async_read(chunk, kGranule, thread, "wgmma read", [&](uint16_t of) {
-      // The fence may be any lane's of this warp: they go on together.
-      uint64_t newest = warp.cta.fences[of];
-      if (of == thread)
-        for (int lane = 1; lane < kWarpSize; ++lane) newest = std::max(newest, warp.cta.fences[static_cast<size_t>(of + lane)]);
-      return newest;
-    });
+  WarpgroupLog::Entry& entry = enter(warp, in, mma);
+  begin_reads(warp, in, mma, entry);
   mark_registers(state, in, 1);
   ++state.busy;
   state.open.push_back(std::move(mma));
@@ -230,7 +254,7 @@ Status commit(Warp& warp, const Instruction&, uint32_t mask) {
 }
 
 Status wait(Warp& warp, const Instruction& in, uint32_t mask) {
-  if (!whole_warp(warp, mask)) return Status::blocked;
+  if (!whole_warp(warp, mask) || !all_issued(warp, static_cast<size_t>(in.args[0].value))) return Status::blocked;
   retire_groups(warp, static_cast<size_t>(in.args[0].value));
   return Status::next;
 }
@@ -331,16 +355,42 @@ bool compute_oldest(Warp& warp) {
   });
 }
 
+bool all_issued(Warp& warp, size_t keep) {
+  MatrixState& state = *warp.matrix;
+  WarpgroupLog& log = warp.cta.warpgroups[static_cast<size_t>(warp.index / 4)];
+  for (size_t i = 0; i + keep < state.groups.size(); ++i)
+    for (const PendingMma& mma : state.groups[i].mmas)
+      if (log.at(mma.sequence).issued < 4) return false;
+  return true;
+}
+
 void retire_groups(Warp& warp, size_t keep) {
   MatrixState& state = *warp.matrix;
+  WarpgroupLog& log = warp.cta.warpgroups[static_cast<size_t>(warp.index / 4)];
   while (state.groups.size() > keep) {
     for (PendingMma& mma : state.groups.front().mmas) {
-      if (!mma.computed) compute(warp, mma);
-      for (uint32_t chunk : mma.chunks) warp.cta.shared.end_async_read(chunk, kGranule);
+      WarpgroupLog::Entry& entry = log.at(mma.sequence);
+      if (!entry.complete) {
+        for (int sibling = warp.index / 4 * 4; sibling < warp.index / 4 * 4 + 4; ++sibling) {
+          Warp& other = *warp.cta.warps[static_cast<size_t>(sibling)];
+          each_pending(*other.matrix, [&](PendingMma& theirs) {
+            if (theirs.sequence > mma.sequence) return true;
+            if (!theirs.computed) compute(other, theirs);
+            return false;
+          });
+        }
+        for (uint32_t chunk : entry.chunks) warp.cta.shared.end_async_read(chunk, kGranule, Reader::mma);
+        entry.complete = true;
+      }
       mark_registers(state, *mma.instruction, -1);
       --state.busy;
+      ++entry.retired;
     }
     state.groups.pop_front();
+  }
+  while (!log.entries.empty() && log.entries.front().retired == 4) {
+    log.entries.pop_front();
+    ++log.forgotten;
   }
 }
 
