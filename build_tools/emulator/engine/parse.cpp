@@ -433,9 +433,8 @@ class Parser {
   }
 
   void directive() {
-    if (text_.compare(position_, 4, ".loc") == 0) {
+    if (text_.compare(position_, 4, ".loc") == 0 && std::isspace(static_cast<unsigned char>(text_[position_ + 4]))) {
       std::vector<std::string> parts = words(end_of_line());
-      // A position inlined from a header is named by where it was inlined, in the file the user knows best.
       file_ = std::atoi(parts.at(1).c_str());
       source_line_ = std::atoi(parts.at(2).c_str());
       return;
