@@ -207,7 +207,7 @@ Status issue(Warp& warp, const Instruction& in, uint32_t mask) {
     if (warp.alive != ~0u) throw EmulationError("wgmma needs all 32 lanes of the warp");
     return Status::blocked;
   }
-  if (warp.cta.launch.threads() % 128) throw EmulationError("wgmma needs warpgroups of 128 threads");
+  if (warp.cta.launch.threads() / 128 <= static_cast<uint32_t>(warp.index / 4)) throw EmulationError("wgmma needs a whole warpgroup of 128 threads");
   MatrixState& state = *warp.matrix;
   check_registers(state, in);
   PendingMma mma;

@@ -125,9 +125,10 @@ class Parser {
     std::vector<std::string> out;
     size_t i = 0;
     while (i < s.size()) {
-      while (i < s.size() && s[i] == ' ') ++i;
+      auto blank = [&] { return std::isspace(static_cast<unsigned char>(s[i])) != 0; };
+      while (i < s.size() && blank()) ++i;
       size_t start = i;
-      while (i < s.size() && s[i] != ' ') ++i;
+      while (i < s.size() && !blank()) ++i;
       if (i > start) out.push_back(s.substr(start, i - start));
     }
     return out;
