@@ -127,7 +127,10 @@ def test_state_tokens_counts_and_pending() -> None:
         ("st.shared.u32 [%r100+4], %r100;", "overwrites the mbarrier at 0x400"),
         ("mbarrier.arrive.noComplete.shared::cta.b64 %d1, [%r100], 1;", "noComplete would complete"),
         ("mov.u32 %r1, 2; mbarrier.test_wait.parity.shared::cta.b64 %q1, [%r100], %r1;", "neither 0 nor 1"),
-        ("mbarrier.inval.shared::cta.b64 [%r100]; mbarrier.arrive.shared::cta.b64 _, [%r100];", "no initialised mbarrier"),
+        (
+            "mbarrier.inval.shared::cta.b64 [%r100]; mbarrier.arrive.shared::cta.b64 _, [%r100];",
+            "no initialised mbarrier",
+        ),
     ],
 )
 def test_mbarrier_misuse(body: str, message: str) -> None:
@@ -142,12 +145,17 @@ def test_a_swapped_phase_is_a_deadlock_report() -> None:
         run(body, [np.zeros(1, np.uint32)], threads=64, declarations=INIT[0])
     message = str(caught.value)
     assert "warps 0 1: ptx:" in message and "mbarrier.try_wait.parity" in message
-    assert "for the end of a phase of parity 0 at mbarrier 0x400 (phase 0, parity 0, 1 of 1 arrivals and 0 bytes pending)" in message
+    assert (
+        "for the end of a phase of parity 0 at mbarrier 0x400 (phase 0, parity 0, 1 of 1 arrivals and 0 bytes pending)"
+        in message
+    )
 
 
 def test_an_overrun_phase_is_noticed() -> None:
     # Thread 32 waits for one phase while thread 0 runs two ahead: whoever waits by parity can't tell.
-    body = INIT[1] + f"""
+    body = (
+        INIT[1]
+        + f"""
       setp.ge.u32 %q1, %tid, 32;
       @%q1 bra WAITER;
       nanosleep.u32 100; nanosleep.u32 100; nanosleep.u32 100;
@@ -159,6 +167,7 @@ def test_an_overrun_phase_is_noticed() -> None:
       {wait("%r100", "0", "FULL")}
     END:
     """
+    )
     with pytest.raises(EmulationError, match="overrun"):
         run(body, [np.zeros(1, np.uint32)], threads=64, declarations=INIT[0])
 
@@ -166,7 +175,9 @@ def test_an_overrun_phase_is_noticed() -> None:
 # --- tensor copies
 
 
-def box_of(array: np.ndarray, origin: tuple[int, ...], box: tuple[int, ...], steps: tuple[int, ...], fill: float) -> np.ndarray:
+def box_of(
+    array: np.ndarray, origin: tuple[int, ...], box: tuple[int, ...], steps: tuple[int, ...], fill: float
+) -> np.ndarray:
     """What a tensor load brings; origin, box and steps innermost first, as the hardware has them."""
     extents = [box[0]] + [-(-size // step) for size, step in zip(box[1:], steps[1:], strict=True)]
     steps = (1, *steps[1:])
@@ -268,7 +279,9 @@ def test_tensor_stores_clip_at_the_borders(
     image = swizzled(tile, span)
     rank = len(shape)
     coordinates = ", ".join(str(o) for o in origin)
-    body = copy_to_shared("%p0", image.nbytes, 64) + f"""
+    body = (
+        copy_to_shared("%p0", image.nbytes, 64)
+        + f"""
       {ELECTED}
       mov.u32 %r101, shared;
       @%q30 bra END;
@@ -277,6 +290,7 @@ def test_tensor_stores_clip_at_the_borders(
       cp.async.bulk.wait_group 0;
     END:
     """
+    )
     tensor = TensorMap(target, box, data_type="bf16", swizzle=span, element_strides=steps)
     module = module_of(body, 2, dynamic_shared())
     module.launch([1], [64], [image, in_memory(tensor)], shared_bytes=20480, memory=[target], options=options)
@@ -289,7 +303,9 @@ def test_tensor_reductions(operation: str, combine: np.ufunc) -> None:
     tile, target = rng.standard_normal((8, 32)).astype(np.float32), rng.standard_normal((6, 32)).astype(np.float32)
     wanted = target.copy()
     wanted[3:] = combine(target[3:], tile[:3])
-    body = copy_to_shared("%p0", tile.nbytes, 32) + f"""
+    body = (
+        copy_to_shared("%p0", tile.nbytes, 32)
+        + f"""
       {ELECTED}
       mov.u32 %r101, shared;
       @%q30 bra END;
@@ -298,6 +314,7 @@ def test_tensor_reductions(operation: str, combine: np.ufunc) -> None:
       cp.async.bulk.wait_group 0;
     END:
     """
+    )
     module = module_of(body, 2, dynamic_shared())
     module.launch([1], [32], [tile, in_memory(TensorMap(target, (32, 8)))], shared_bytes=2048, memory=[target])
     np.testing.assert_allclose(target, wanted, rtol=1e-6)

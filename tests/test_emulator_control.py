@@ -180,7 +180,12 @@ def test_printf(capfd: pytest.CaptureFixture[str]) -> None:
       call.uni (answer), vprintf, (first, second);
     }
     """
-    run(body.replace("st.local.u32 [%at], 42;", "mov.u32 %r1, 42; st.local.u32 [%at], %r1;"), [], threads=1, declarations=CALLEE)
+    run(
+        body.replace("st.local.u32 [%at], 42;", "mov.u32 %r1, 42; st.local.u32 [%at], %r1;"),
+        [],
+        threads=1,
+        declarations=CALLEE,
+    )
     assert capfd.readouterr().out == "42 1.5 hi"
 
 
@@ -259,9 +264,7 @@ def test_barrier_misuse(body: str, message: str) -> None:
 
 def test_a_seed_repeats_its_run() -> None:
     # Order of atomic increments shows the schedule.
-    module = module_of(
-        "atom.global.add.u32 %r0, [%p1], 1;".replace("1;", "%r1;") + STORE, 2
-    )
+    module = module_of("atom.global.add.u32 %r0, [%p1], 1;".replace("1;", "%r1;") + STORE, 2)
 
     def order(seed: int) -> list[int]:
         out, turns = np.zeros(256, np.uint32), np.zeros(1, np.uint32)

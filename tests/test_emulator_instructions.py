@@ -273,7 +273,12 @@ FLOAT = [
         for kind in ("f16", "f16x2", "bf16", "bf16x2")
         for name, function in (("add", np.add), ("mul", np.multiply), ("max", larger))
     ),
-    case("fma.rn.bf16x2 {d}, {a}, {b}, {c};", "bf16x2", "bf16x2 bf16x2 bf16x2", halves("bf16x2", lambda a, b, c: a * b + c)),
+    case(
+        "fma.rn.bf16x2 {d}, {a}, {b}, {c};",
+        "bf16x2",
+        "bf16x2 bf16x2 bf16x2",
+        halves("bf16x2", lambda a, b, c: a * b + c),
+    ),
     case("neg.bf16x2 {d}, {a};", "bf16x2", "bf16x2", lambda a: a ^ np.uint32(0x80008000)),
 ]
 
@@ -292,7 +297,10 @@ def to_integer(kind: str, rounding: Callable[[np.ndarray], np.ndarray]) -> Calla
     info = np.iinfo(DTYPES[kind])
 
     def apply(a: np.ndarray) -> np.ndarray:
-        rounded = [0 if np.isnan(x) else min(max(int(x) if np.isfinite(x) else int(np.sign(x)) << 80, info.min), info.max) for x in rounding(a.astype(np.float64))]
+        rounded = [
+            0 if np.isnan(x) else min(max(int(x) if np.isfinite(x) else int(np.sign(x)) << 80, info.min), info.max)
+            for x in rounding(a.astype(np.float64))
+        ]
         return np.array(rounded, DTYPES[kind])
 
     return apply
@@ -340,19 +348,25 @@ CONVERT = [
     case("cvt.rmi.f32.f32 {d}, {a};", "f32", "f32", np.floor),
     case("cvt.rn.f16.f32 {d}, {a};", "f16", "f32", f16),
     case("cvt.f32.f16 {d}, {a};", "f32", "f16", lambda a: a.view(np.float16).astype(np.float32)),
-    case("cvt.rn.bf16.f32 {d}, {a};", "bf16", "f32", lambda a: np.where(np.isnan(a), 0x7FFF, bf16(a)).astype(np.uint16)),
+    case(
+        "cvt.rn.bf16.f32 {d}, {a};", "bf16", "f32", lambda a: np.where(np.isnan(a), 0x7FFF, bf16(a)).astype(np.uint16)
+    ),
     case("cvt.f32.bf16 {d}, {a};", "f32", "bf16", from_bf16),
     case(
         "cvt.rn.bf16x2.f32 {d}, {a}, {b};",
         "bf16x2",
         "f32 f32",
-        lambda a, b: np.where(np.isnan(a), 0x7FFF, bf16(a)).astype(np.uint32) << 16 | np.where(np.isnan(b), 0x7FFF, bf16(b)),
+        lambda a, b: (
+            np.where(np.isnan(a), 0x7FFF, bf16(a)).astype(np.uint32) << 16 | np.where(np.isnan(b), 0x7FFF, bf16(b))
+        ),
     ),
     case(
         "cvt.rn.f16x2.f32 {d}, {a}, {b};",
         "f16x2",
         "f32 f32",
-        lambda a, b: np.where(np.isnan(a), 0x7FFF, f16(a)).astype(np.uint32) << 16 | np.where(np.isnan(b), 0x7FFF, f16(b)),
+        lambda a, b: (
+            np.where(np.isnan(a), 0x7FFF, f16(a)).astype(np.uint32) << 16 | np.where(np.isnan(b), 0x7FFF, f16(b))
+        ),
     ),
     case(
         "cvt.rn.satfinite.e4m3x2.f32 {d}, {a}, {b};",
@@ -364,12 +378,18 @@ CONVERT = [
         "cvt.rn.f16x2.e4m3x2 {d}, {a};",
         "f16x2",
         "b16",
-        lambda a: np.where(np.isnan(e4m3_values()[a.view(np.uint8)]), 0x7FFF, f16(e4m3_values()[a.view(np.uint8)])).astype(np.uint16).view(np.uint32),
+        lambda a: (
+            np.where(np.isnan(e4m3_values()[a.view(np.uint8)]), 0x7FFF, f16(e4m3_values()[a.view(np.uint8)]))
+            .astype(np.uint16)
+            .view(np.uint32)
+        ),
     ),
 ]
 
 
-@pytest.mark.parametrize(("instruction", "result", "kinds", "expected", "small", "tolerance"), INTEGER + FLOAT + CONVERT)
+@pytest.mark.parametrize(
+    ("instruction", "result", "kinds", "expected", "small", "tolerance"), INTEGER + FLOAT + CONVERT
+)
 @pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 def test_instruction(
     instruction: str,
@@ -387,9 +407,11 @@ def test_instruction(
         np.testing.assert_allclose(got, wanted, rtol=tolerance, atol=tolerance)
         return
     if result in ("f16", "f16x2", "bf16", "bf16x2", "f32x2"):
-        part, exponent = {"f16": (np.uint16, 0x7C00), "f16x2": (np.uint16, 0x7C00), "f32x2": (np.uint32, 0x7F800000)}.get(
-            result, (np.uint16, 0x7F80)
-        )
+        part, exponent = {
+            "f16": (np.uint16, 0x7C00),
+            "f16x2": (np.uint16, 0x7C00),
+            "f32x2": (np.uint32, 0x7F800000),
+        }.get(result, (np.uint16, 0x7F80))
         got, wanted = got.view(part), wanted.view(part)
         unsigned = part(np.iinfo(part).max >> 1)
         quiet = (wanted & unsigned) > exponent  # NaN: any pattern of it
@@ -417,7 +439,9 @@ def test_instruction(
 def test_setp(comparison: str, kind: str, expected: Callable[..., np.ndarray]) -> None:
     rng = np.random.default_rng(1)
     a, b = inputs(kind, rng), inputs(kind, rng)
-    got = lanewise(f"setp.{comparison}.{kind} %q1|%q2, {{a}}, {{b}}; selp.u32 {{d}}, 1, 2, %q1;", "u32", [a, b], [kind, kind])
+    got = lanewise(
+        f"setp.{comparison}.{kind} %q1|%q2, {{a}}, {{b}}; selp.u32 {{d}}, 1, 2, %q1;", "u32", [a, b], [kind, kind]
+    )
     np.testing.assert_array_equal(got, np.where(expected(a, b), 1, 2))
     got = lanewise(
         f"setp.ne.u32 %q3, %lane, 5; setp.{comparison}.and.{kind} %q1, {{a}}, {{b}}, !%q3; selp.u32 {{d}}, 1, 2, %q1;",

@@ -122,7 +122,9 @@ MUTANTS = {
     "no commit of the store": replace(r"cp\.async\.bulk\.commit_group;", ""),
     # A phase ends when all expected arrivals and bytes have come.
     "Q expects too much": replace(r"(mbarrier\.arrive\.expect_tx[^;]*\], )(%r\d+);", r"\1 16384;", 0),
-    "Q expects nothing": replace(r"mbarrier\.arrive\.expect_tx(\.shared::cta\.b64 _, \[%r\d+\]), %r\d+;", r"mbarrier.arrive\1;", 0),
+    "Q expects nothing": replace(
+        r"mbarrier\.arrive\.expect_tx(\.shared::cta\.b64 _, \[%r\d+\]), %r\d+;", r"mbarrier.arrive\1;", 0
+    ),
     "K and V expect too little": replace(r"(mbarrier\.arrive\.expect_tx[^;]*\], )(%r\d+);", r"\1 8192;", 1),
     "consumers never release": replace(r"mbarrier\.arrive\.shared::cta\.b64 _, \[%r\d+\];", ""),
     "consumers release twice": replace(r"(mbarrier\.arrive\.shared::cta\.b64 _, \[%r\d+\];)", r"\1 \1"),
@@ -149,10 +151,15 @@ def test_a_mutant_is_noticed(ptx: Path, name: str) -> None:
 
 def test_a_swapped_phase_says_who_waits_for_what(ptx: Path) -> None:
     """The producer waits for the parity that a fresh barrier doesn't have: everybody stands still."""
-    text = replace(r"(mbarrier\.try_wait\.parity\.shared::cta\.b64 \w+, \[%r\d+\]), %r\d+;", r"\1, 0;", 0)(ptx.read_text())
+    text = replace(r"(mbarrier\.try_wait\.parity\.shared::cta\.b64 \w+, \[%r\d+\]), %r\d+;", r"\1, 0;", 0)(
+        ptx.read_text()
+    )
     with pytest.raises(EmulationError, match="deadlock") as caught:
         Problem(1, 64, 320).launch(load(text))
     message = str(caught.value)
-    assert re.search(r"warp 4: ptx:\d+: mbarrier\.try_wait.*\(emulator_attention\.cu:\d+\): waits for the end of a phase of parity 0", message)
+    assert re.search(
+        r"warp 4: ptx:\d+: mbarrier\.try_wait.*\(emulator_attention\.cu:\d+\): waits for the end of a phase of parity 0",
+        message,
+    )
     assert re.search(r"warps 0 1 2 3: ptx:\d+: mbarrier\.try_wait", message)
     assert "1 of 1 arrivals and 0 bytes pending" in message

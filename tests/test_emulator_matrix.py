@@ -143,7 +143,13 @@ def multiply(
     offset = len(a_image) + -len(a_image) % 1024
     names, _ = accumulators(columns, half)
     result = "f16" if half else "f32"
-    transposes = "" if SIZE[kind] != 2 else f", {int(b_transposed)}" if registers else f", {int(a_transposed)}, {int(b_transposed)}"
+    transposes = (
+        ""
+        if SIZE[kind] != 2
+        else f", {int(b_transposed)}"
+        if registers
+        else f", {int(a_transposed)}, {int(b_transposed)}"
+    )
     a_operand = "{%r10, %r11, %r12, %r13}" if registers else "%d21"
     mma = f"wgmma.mma_async.sync.aligned.m64n{columns}k{depth}.{result}.{kind}.{kind} {names}, {a_operand}, %d22, %qP, {signs[0]}, {signs[1]}{transposes};"
     load_a = "mul.wide.u32 %d31, %tid, 4; add.s64 %d31, %d31, %p2;\n"
@@ -192,9 +198,7 @@ def test_every_type_and_swizzle(kind: str, span: int, registers: bool) -> None:
 @pytest.mark.parametrize("span", [0, 32, 64, 128])
 @pytest.mark.parametrize(("a_transposed", "b_transposed"), [(True, False), (False, True), (True, True)])
 def test_transposed_operands(span: int, a_transposed: bool, b_transposed: bool) -> None:
-    got, wanted = multiply(
-        "f16", 96, a_span=span, b_span=span, a_transposed=a_transposed, b_transposed=b_transposed
-    )
+    got, wanted = multiply("f16", 96, a_span=span, b_span=span, a_transposed=a_transposed, b_transposed=b_transposed)
     np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
 
 
@@ -233,9 +237,18 @@ CHANGES = {
         ("wgmma.fence.sync.aligned;", "wgmma.fence.sync.aligned; mov.f32 %f2, %f0;"),
         "written after the last wgmma.fence",
     ),
-    "an accumulator read too early": (("// between", "add.f32 %f5, %f2, %f2;"), "register that a wgmma in flight still uses"),
-    "an accumulator written too early": (("// between", "mov.f32 %f3, %f4;"), "register that a wgmma in flight still uses"),
-    "no wait before the end": (("wgmma.wait_group.sync.aligned 0;\n  add.f32 %f4, %f0, %f1;\n  st.shared.u32 [%r1], %r1;", ""), "exited with 1 wgmma in flight"),
+    "an accumulator read too early": (
+        ("// between", "add.f32 %f5, %f2, %f2;"),
+        "register that a wgmma in flight still uses",
+    ),
+    "an accumulator written too early": (
+        ("// between", "mov.f32 %f3, %f4;"),
+        "register that a wgmma in flight still uses",
+    ),
+    "no wait before the end": (
+        ("wgmma.wait_group.sync.aligned 0;\n  add.f32 %f4, %f0, %f1;\n  st.shared.u32 [%r1], %r1;", ""),
+        "exited with 1 wgmma in flight",
+    ),
     "shared memory written too early": (("// between", "st.shared.u32 [%r1], %r1;"), "an MMA may still read"),
     "a wait for nothing": (("wgmma.commit_group.sync.aligned;", ""), "register that a wgmma in flight still uses"),
     "no proxy fence": (("fence.proxy.async.shared::cta;", ""), "no fence.proxy.async came between"),
@@ -247,7 +260,10 @@ CHANGES = {
         ("wgmma.fence", "setp.ge.u32 %q3, %tid, 96; @%q3 ret; wgmma.fence"),
         "deadlock",
     ),
-    "memory that nobody wrote": (("or.b64 %d21, %d21,", "add.u64 %d21, %d21, 256; or.b64 %d21, %d21,"), "uninitialised"),
+    "memory that nobody wrote": (
+        ("or.b64 %d21, %d21,", "add.u64 %d21, %d21, 256; or.b64 %d21, %d21,"),
+        "uninitialised",
+    ),
 }
 
 
@@ -280,7 +296,9 @@ def test_ldmatrix_and_stmatrix(count: int, transposed: bool) -> None:
     matrices = rng.integers(0, 2**16, (count, 8, 8)).astype(np.uint16)
     registers = "{" + ", ".join(f"%r{10 + i}" for i in range(count)) + "}"
     form = f"m8n8.x{count}{'.trans' if transposed else ''}.shared.b16"
-    body = copy_to_shared("%p0", matrices.nbytes, 32) + f"""
+    body = (
+        copy_to_shared("%p0", matrices.nbytes, 32)
+        + f"""
       mov.u32 %r1, shared;
       rem.u32 %r3, %lane, {8 * count};
       mad.lo.u32 %r2, %r3, 16, %r1;
@@ -288,6 +306,7 @@ def test_ldmatrix_and_stmatrix(count: int, transposed: bool) -> None:
       stmatrix.sync.aligned.{form} [%r2+{matrices.nbytes}], {registers};
       mul.wide.u32 %d1, %lane, 4; add.s64 %d1, %d1, %p1;
     """
+    )
     body += "".join(f"st.global.u32 [%d1+{128 * i}], %r{10 + i};\n" for i in range(count))
     body += copy_from_shared("%p2", matrices.nbytes, 32, matrices.nbytes)
     out, back = np.zeros((count, 32), np.uint32), np.zeros_like(matrices)

@@ -43,7 +43,10 @@ def test_kernel_parameters_are_read_only() -> None:
         ("mov.u32 %r1, shared; st.shared.u32 [%r1+64], %r1;", "shared memory out of bounds: write of 4 bytes at 0x440"),
         ("mov.u32 %r1, 0; st.shared.u32 [%r1], %r1;", "shared memory out of bounds"),
         ("ld.global.u32 %r1, [%p0+1];", "unaligned access"),
-        ("mov.u32 %r1, shared; cvt.u64.u32 %d1, %r1; cvta.shared.u64 %d1, %d1; ld.global.u32 %r1, [%d1];", "not an address in global"),
+        (
+            "mov.u32 %r1, shared; cvt.u64.u32 %d1, %r1; cvta.shared.u64 %d1, %d1; ld.global.u32 %r1, [%d1];",
+            "not an address in global",
+        ),
     ],
 )
 def test_bad_accesses(body: str, message: str) -> None:

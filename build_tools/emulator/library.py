@@ -16,7 +16,7 @@ from ..toolchain import Compiler, cxx_compiler, job_limit
 
 ENGINE_FILE = "emulator.so"
 _NAME = "emulator"
-_SOURCES = Path(__file__).with_name("engine")
+SOURCES = Path(__file__).with_name("engine")
 # Strict arithmetic: a mul and an add of PTX must not become one fma. The processor's own vectors: it never travels.
 _FLAGS = (
     "-std=c++17",
@@ -53,6 +53,11 @@ class Counted(ctypes.Structure):
     )
 
 
+def source_files(sources: Path) -> dict[str, str]:
+    """The C++ files of a folder, by name."""
+    return {path.name: path.read_text() for path in sorted(sources.iterdir()) if path.suffix in (".cpp", ".h")}
+
+
 def _target(compiler: Compiler) -> str:
     """What ``-march=native`` means here: the compiler's predefined macros."""
     command = [*compiler.command, "-march=native", "-dM", "-E", "-x", "c++", "/dev/null"]
@@ -68,7 +73,7 @@ def engine_path() -> Path:
     Raises:
         BuildError: no compiler, or the compilation failed.
     """
-    sources = {path.name: path.read_text() for path in sorted(_SOURCES.iterdir()) if path.suffix in (".cpp", ".h")}
+    sources = source_files(SOURCES)
     compiler = cxx_compiler()
     digest = digest_of(
         {
@@ -91,10 +96,18 @@ def engine_path() -> Path:
                 (scratch / name).write_text(text)
             units = [name for name in sources if name.endswith(".cpp")]
             steps = [
-                Step(f"{unit}.o", (unit,), (*compiler.command, *_FLAGS, "-c", unit, "-o", f"{unit}.o")) for unit in units
+                Step(f"{unit}.o", (unit,), (*compiler.command, *_FLAGS, "-c", unit, "-o", f"{unit}.o"))
+                for unit in units
             ]
             objects = tuple(step.output for step in steps)
-            link = (*compiler.command, "-shared", "-Wl,-z,defs", "-Wl,-s", *objects, "-o", ENGINE_FILE, "-pthread")
+            link: tuple[str, ...] = (
+                *compiler.command,
+                "-shared",
+                "-Wl,-z,defs",
+                "-Wl,-s",
+                f"-Wl,-soname,{ENGINE_FILE}",
+            )
+            link += (*objects, "-o", ENGINE_FILE, "-pthread")
             steps.append(Step(ENGINE_FILE, objects, link))
             failures = run_steps(scratch, steps, job_limit(_MEMORY_PER_JOB_GB), lambda *_: None, lambda _: None)
             if failures:

@@ -1,11 +1,10 @@
-// The engine's C interface, for Python.
+#include "api.h"
+
 #include <cstdio>
 #include <cstring>
 
 #include "launch.h"
 #include "tensor_map.h"
-
-#define GNAFORGE_EXPORT extern "C" __attribute__((visibility("default")))
 
 using namespace gnaforge::emulator;
 
@@ -38,30 +37,17 @@ using ModuleHandle = std::shared_ptr<Module>;
 
 }  // namespace
 
-/// What the caller chooses; mirrored in Python.
-struct GnaforgeEmulatorLaunch {
-  uint32_t grid[3], block[3];
-  uint32_t dynamic_shared, timing, order, host_threads;
-  uint64_t seed, patience;
-};
+const char* gnaforge_emulator_error() { return last_error.c_str(); }
 
-/// What was counted; mirrored in Python.
-struct GnaforgeEmulatorCounters {
-  uint64_t instructions, async_load_bytes, async_store_bytes, load_bytes, store_bytes;
-};
-
-GNAFORGE_EXPORT const char* gnaforge_emulator_error() { return last_error.c_str(); }
-
-GNAFORGE_EXPORT void* gnaforge_emulator_module(const char* text, const char* name) {
+void* gnaforge_emulator_module(const char* text, const char* name) {
   ModuleHandle* handle = nullptr;
   guarded([&] { handle = new ModuleHandle(parse_module(text, name)); });
   return handle;
 }
 
-GNAFORGE_EXPORT void gnaforge_emulator_module_free(void* module) { delete static_cast<ModuleHandle*>(module); }
+void gnaforge_emulator_module_free(void* module) { delete static_cast<ModuleHandle*>(module); }
 
-/// The module's kernels and instructions as JSON.
-GNAFORGE_EXPORT const char* gnaforge_emulator_describe(void* handle) {
+const char* gnaforge_emulator_describe(void* handle) {
   const Module& module = **static_cast<ModuleHandle*>(handle);
   std::string out = "{\"target\":" + std::to_string(module.target) + ",\"kernels\":[";
   bool first = true;
@@ -83,14 +69,37 @@ GNAFORGE_EXPORT const char* gnaforge_emulator_describe(void* handle) {
   return last_text.c_str();
 }
 
-GNAFORGE_EXPORT void* gnaforge_emulator_memory() { return new DeviceMemory; }
-GNAFORGE_EXPORT void gnaforge_emulator_memory_free(void* memory) { delete static_cast<DeviceMemory*>(memory); }
-GNAFORGE_EXPORT void gnaforge_emulator_memory_add(void* memory, uint64_t address, uint64_t size, const char* name) {
-  static_cast<DeviceMemory*>(memory)->add(address, size, name);
+int gnaforge_emulator_params(void* module, const char* kernel, uint32_t* bytes) {
+  const Function* f = (*static_cast<ModuleHandle*>(module))->find(kernel);
+  if (!f || !f->kernel) return -1;
+  *bytes = f->param_bytes;
+  return static_cast<int>(f->params.size());
 }
 
-/// `executed` takes one count per instruction of the module. Returns 0, or 1 with the last error set.
-GNAFORGE_EXPORT int gnaforge_emulator_launch(void* module, const char* kernel, const GnaforgeEmulatorLaunch* how, const void* params,
+void gnaforge_emulator_param(void* module, const char* kernel, int index, uint32_t* offset, uint32_t* size) {
+  const Param& param = (*static_cast<ModuleHandle*>(module))->find(kernel)->params.at(static_cast<size_t>(index));
+  *offset = param.offset;
+  *size = param.size;
+}
+
+uint64_t gnaforge_emulator_variable(void* module, const char* name, uint64_t* size) {
+  for (const Variable& variable : (*static_cast<ModuleHandle*>(module))->variables)
+    if (variable.name == name) {
+      *size = variable.size;
+      return variable.address;
+    }
+  return 0;
+}
+
+void* gnaforge_emulator_memory() { return new DeviceMemory; }
+void gnaforge_emulator_memory_free(void* memory) { delete static_cast<DeviceMemory*>(memory); }
+void gnaforge_emulator_memory_add(void* memory, uint64_t address, uint64_t size, const char* name) {
+  static_cast<DeviceMemory*>(memory)->add(address, size, name);
+}
+void gnaforge_emulator_memory_remove(void* memory, uint64_t address) { static_cast<DeviceMemory*>(memory)->remove(address); }
+void gnaforge_emulator_memory_allow_mapped(void* memory) { static_cast<DeviceMemory*>(memory)->allow_mapped(); }
+
+int gnaforge_emulator_launch(void* module, const char* kernel, const GnaforgeEmulatorLaunch* how, const void* params,
                                              uint64_t param_bytes, void* memory, GnaforgeEmulatorCounters* counted, uint64_t* executed) {
   return guarded([&] {
     Launch launch;
@@ -110,13 +119,12 @@ GNAFORGE_EXPORT int gnaforge_emulator_launch(void* module, const char* kernel, c
     };
     Counters counters;
     run_launch(launch, how->host_threads, counters);
-    *counted = {counters.instructions, counters.async_load_bytes, counters.async_store_bytes, counters.load_bytes, counters.store_bytes};
-    std::copy(counters.executed.begin(), counters.executed.end(), executed);
+    if (counted) *counted = {counters.instructions, counters.async_load_bytes, counters.async_store_bytes, counters.load_bytes, counters.store_bytes};
+    if (executed) std::copy(counters.executed.begin(), counters.executed.end(), executed);
   });
 }
 
-/// Arguments as cuTensorMapEncodeTiled has them; `out` is 128 bytes aligned to 64. Returns 0, or 1 with the broken rule.
-GNAFORGE_EXPORT int gnaforge_emulator_tensor_map(void* out, uint32_t data_type, uint32_t rank, uint64_t address, const uint64_t* dims,
+int gnaforge_emulator_tensor_map(void* out, uint32_t data_type, uint32_t rank, uint64_t address, const uint64_t* dims,
                                                  const uint64_t* strides, const uint32_t* box, const uint32_t* element_strides,
                                                  uint32_t interleave, uint32_t swizzle, uint32_t promotion, uint32_t fill) {
   return guarded([&] {

@@ -29,7 +29,7 @@ void run_launch(const Launch& request, uint32_t threads, Counters& counters) {
   check(request);
   Launch launch = request;
   DeviceMemory memory = request.memory ? *request.memory : DeviceMemory();
-  for (const Variable& variable : launch.module->variables) memory.add(variable.address, variable.bytes->size() - 256, variable.name);
+  for (const Variable& variable : launch.module->variables) memory.add(variable.address, variable.size, variable.name);
   launch.memory = &memory;
   std::mutex atomics, results;
   uint64_t total = uint64_t{launch.grid[0]} * launch.grid[1] * launch.grid[2];

@@ -1,6 +1,8 @@
 #include "memory.h"
 
+#include <cstdio>
 #include <cstring>
+#include <fstream>
 
 namespace gnaforge::emulator {
 
@@ -8,9 +10,26 @@ void DeviceMemory::add(uint64_t address, uint64_t size, const std::string& name)
 
 void DeviceMemory::remove(uint64_t address) { ranges_.erase(address); }
 
-uint64_t DeviceMemory::size_at(uint64_t address) const {
-  auto found = ranges_.find(address);
-  return found == ranges_.end() ? 0 : found->second.size;
+bool DeviceMemory::is_mapped(uint64_t address, uint64_t size) const {
+  std::lock_guard<std::mutex> lock(mapping_);
+  auto inside = [&] {
+    auto after = mapped_.upper_bound(address);
+    return after != mapped_.begin() && address + size <= std::prev(after)->second;
+  };
+  if (inside()) return true;
+  mapped_.clear();
+  std::ifstream maps("/proc/self/maps");
+  for (std::string line; std::getline(maps, line);) {
+    unsigned long long begin, end;
+    char read, write;
+    if (std::sscanf(line.c_str(), "%llx-%llx %c%c", &begin, &end, &read, &write) != 4 || read != 'r' || write != 'w') continue;
+    // Neighbouring mappings are one range to a kernel.
+    if (!mapped_.empty() && mapped_.rbegin()->second == begin)
+      mapped_.rbegin()->second = end;
+    else
+      mapped_[begin] = end;
+  }
+  return inside();
 }
 
 void DeviceMemory::check(uint64_t address, uint64_t size) const {
@@ -23,6 +42,7 @@ void DeviceMemory::check(uint64_t address, uint64_t size) const {
     nearest = "; " + range->second.name + " (" + std::to_string(range->second.size) + " bytes at " + hex(start) + ") ends " +
               (address >= end ? std::to_string(address - end) + " bytes before it" : "inside it");
   }
+  if (mapped_too_ && is_mapped(address, size)) return;
   if (after != ranges_.end() && after->first - address < 4096)
     nearest += "; " + after->second.name + " begins " + std::to_string(after->first - address) + " bytes after it";
   throw EmulationError("global memory out of bounds: " + std::to_string(size) + " bytes at " + hex(address) + nearest);

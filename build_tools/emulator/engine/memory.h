@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 #include <map>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -12,19 +13,26 @@ namespace gnaforge::emulator {
 /// Device memory: ranges of host memory that a kernel may touch. Everything between them is a red zone.
 class DeviceMemory {
  public:
+  DeviceMemory() = default;
+  DeviceMemory(const DeviceMemory& other) : ranges_(other.ranges_), mapped_too_(other.mapped_too_) {}
   void add(uint64_t address, uint64_t size, const std::string& name);
   void remove(uint64_t address);
+  /// Lets `check` pass for whatever the process has mapped.
+  void allow_mapped() { mapped_too_ = true; }
   /// Throws unless all of [address, address + size) lies in one allocation.
   void check(uint64_t address, uint64_t size) const;
-  /// Size of the allocation that starts at `address`; 0 if there is none.
-  uint64_t size_at(uint64_t address) const;
 
  private:
   struct Range {
     uint64_t size;
     std::string name;
   };
+  bool is_mapped(uint64_t address, uint64_t size) const;
+
   std::map<uint64_t, Range> ranges_;
+  bool mapped_too_ = false;
+  mutable std::mutex mapping_;
+  mutable std::map<uint64_t, uint64_t> mapped_;  // begin and end, as last read
 };
 
 /// Asynchronous use of shared memory is tracked in units of this many bytes, the least that bulk copies move.

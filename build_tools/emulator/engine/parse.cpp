@@ -196,7 +196,7 @@ class Parser {
       } else if (text_[position_] == ';') {
         ++position_;
         if (statement.find(".pragma") == std::string::npos && statement.find(".alias") == std::string::npos)
-          variable(statement, true);
+          variable(statement);
       } else {
         throw EmulationError("unexpected: " + text_.substr(start, 40));
       }
@@ -262,7 +262,7 @@ class Parser {
 
   static uint32_t aligned(uint32_t offset, uint32_t align) { return (offset + align - 1) / align * align; }
 
-  void variable(const std::string& statement, bool) {
+  void variable(const std::string& statement) {
     if (trimmed(statement).empty()) return;
     bool shared = statement.find(".shared") != std::string::npos;
     bool local = statement.find(".local") != std::string::npos;
@@ -287,19 +287,17 @@ class Parser {
       scope.symbols[d.name] = {static_cast<int64_t>(module_->local_bytes + (param ? kLocalWindow : 0))};
       module_->local_bytes += d.bytes();
     } else {
+      constexpr uint64_t kAlign = 256;
       Variable v;
       v.name = d.name;
-      v.bytes = std::make_shared<std::vector<uint8_t>>(d.bytes() + 256);
-      uint64_t address = reinterpret_cast<uint64_t>(v.bytes->data());
-      v.address = (address + 255) / 256 * 256;
+      v.size = d.bytes();
+      v.storage = std::make_shared<std::vector<uint8_t>>(v.size + kAlign);
+      v.address = (reinterpret_cast<uint64_t>(v.storage->data()) + kAlign - 1) / kAlign * kAlign;
       initialise(d, reinterpret_cast<uint8_t*>(v.address));
-      v.bytes->resize(d.bytes() + 256);
       scopes_[0].symbols[d.name] = {static_cast<int64_t>(v.address)};
       module_->variables.push_back(v);
-      variable_sizes_[d.name] = d.bytes();
     }
   }
-  std::map<std::string, uint32_t> variable_sizes_;
 
   void initialise(const Declared& d, uint8_t* target) {
     if (d.initial.empty()) return;
@@ -446,7 +444,7 @@ class Parser {
     if (statement.compare(0, 4, ".reg") == 0) {
       registers(statement.substr(4));
     } else if (statement.compare(0, 7, ".pragma") != 0 && statement.compare(0, 8, ".calltar") != 0) {
-      variable(statement, false);
+      variable(statement);
     }
   }
 

@@ -78,8 +78,8 @@ struct Function {
 /// A module-scope variable in global or constant space.
 struct Variable {
   std::string name;
-  std::shared_ptr<std::vector<uint8_t>> bytes;
-  uint64_t address = 0;
+  std::shared_ptr<std::vector<uint8_t>> storage;
+  uint64_t address = 0, size = 0;
 };
 
 struct Module {
