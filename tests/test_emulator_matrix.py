@@ -239,18 +239,18 @@ CHANGES = {
     ),
     "an accumulator read too early": (
         ("// between", "add.f32 %f5, %f2, %f2;"),
-        "register that a wgmma in flight still uses",
+        "register that a matrix instruction in flight still uses",
     ),
     "an accumulator written too early": (
         ("// between", "mov.f32 %f3, %f4;"),
-        "register that a wgmma in flight still uses",
+        "register that a matrix instruction in flight still uses",
     ),
     "no wait before the end": (
         ("wgmma.wait_group.sync.aligned 0;\n  add.f32 %f4, %f0, %f1;\n  st.shared.u32 [%r1], %r1;", ""),
         "exited with 1 wgmma in flight",
     ),
     "shared memory written too early": (("// between", "st.shared.u32 [%r1], %r1;"), "an MMA may still read"),
-    "a wait for nothing": (("wgmma.commit_group.sync.aligned;", ""), "register that a wgmma in flight still uses"),
+    "a wait for nothing": (("wgmma.commit_group.sync.aligned;", ""), "register that a matrix instruction in flight still uses"),
     "no proxy fence": (("fence.proxy.async.shared::cta;", ""), "no fence.proxy.async came between"),
     "warps that disagree": (
         ("wgmma.fence", "setp.ge.u32 %q3, %tid, 96; @%q3 add.u64 %d21, %d21, 64; wgmma.fence"),

@@ -50,6 +50,8 @@ class Options:
         seed: of everything random. The same seed gives the same run, on one host thread.
         host_threads: CTAs that run at once.
         patience: instructions of a CTA without any visible progress before it counts as hung.
+        relaxed_tensor_waits: lets tcgen05.ld and tcgen05.st be complete at once, without the tcgen05.wait that PTX
+            demands. ptxas and the hardware's scoreboards make that work, and CUTLASS's example 77 relies on it.
     """
 
     timing: str = "eager"
@@ -57,6 +59,7 @@ class Options:
     seed: int = 0
     host_threads: int = 1
     patience: int = 20_000_000
+    relaxed_tensor_waits: bool = False
 
     def __post_init__(self) -> None:
         for value, known in ((self.timing, TIMINGS), (self.order, ORDERS)):
@@ -284,6 +287,7 @@ class Module:
             host_threads=options.host_threads,
             seed=options.seed,
             patience=options.patience,
+            relaxed_tensor_waits=int(options.relaxed_tensor_waits),
         )
         device = engine().gnaforge_emulator_memory()
         counted = Counted()

@@ -112,7 +112,8 @@ int gnaforge_emulator_launch(void* module, const char* kernel, const GnaforgeEmu
     const auto* bytes = static_cast<const uint8_t*>(params);
     launch.params.assign(bytes, bytes + param_bytes);
     launch.memory = static_cast<DeviceMemory*>(memory);
-    launch.options = {static_cast<Timing>(how->timing), static_cast<Order>(how->order), how->seed, how->patience};
+    launch.options = {static_cast<Timing>(how->timing), static_cast<Order>(how->order), how->seed, how->patience,
+                      how->relaxed_tensor_waits != 0};
     launch.print = [](const std::string& text) {
       std::fputs(text.c_str(), stdout);
       std::fflush(stdout);

@@ -68,8 +68,11 @@ Cta::Cta(const Launch& launch_, const uint32_t (&id_)[3], Counters& counters_)
   random.seed(launch.options.seed * 0x9e3779b97f4a7c15u + id[0] + 65537u * (id[1] + 65537u * uint64_t{id[2]}));
   counters.executed.resize(module.code.size());
   int threads = static_cast<int>(launch.threads());
-  bool matrices = std::any_of(module.code.begin(), module.code.end(),
-                              [](const Instruction& i) { return i.parts[0] == "wgmma"; });
+  auto uses = [&](const char* opcode) {
+    return std::any_of(module.code.begin(), module.code.end(), [&](const Instruction& i) { return i.parts[0] == opcode; });
+  };
+  if (uses("tcgen05")) tensor_memory = std::make_unique<TensorMemory>();
+  bool matrices = tensor_memory || uses("wgmma");
   for (int first = 0; first < threads; first += kWarpSize) {
     int lanes = std::min(kWarpSize, threads - first);
     uint32_t alive = lanes == kWarpSize ? ~0u : (1u << lanes) - 1;
@@ -232,10 +235,13 @@ void Cta::check_end() {
       if (!group->reads.empty())
         throw EmulationError(thread_name(static_cast<int>(thread)) +
                              " exited though its bulk store from shared memory may still read: cp.async.bulk.wait_group.read is missing");
-  for (const auto& warp : warps)
-    if (warp->matrix && warp->matrix->busy)
-      throw EmulationError("warp " + std::to_string(warp->index) + " exited with " + std::to_string(warp->matrix->busy) +
-                           " wgmma in flight: wgmma.wait_group is missing");
+  for (const auto& warp : warps) {
+    if (!warp->matrix || !warp->matrix->busy) continue;
+    std::string name = "warp " + std::to_string(warp->index) + " exited with ";
+    if (!warp->matrix->loading.empty()) throw EmulationError(name + "a tcgen05.ld in flight: tcgen05.wait::ld is missing");
+    throw EmulationError(name + std::to_string(warp->matrix->busy) + " wgmma in flight: wgmma.wait_group is missing");
+  }
+  if (tensor_memory) tensor_memory->check_end();
 }
 
 void Cta::barrier_released(NamedBarrier& barrier) {

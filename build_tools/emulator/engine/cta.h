@@ -28,6 +28,7 @@ struct Options {
   Order order = Order::round_robin;
   uint64_t seed = 0;
   uint64_t patience = 20'000'000;  // instructions of a CTA without any event before it counts as hung
+  bool relaxed_tensor_waits = false;  // tcgen05.ld and st need no tcgen05.wait, as hardware's scoreboards have it
 };
 
 /// What a launch counted, in warp instructions and bytes.
@@ -88,6 +89,7 @@ class Cta {
   std::vector<uint64_t> fences;  // per thread: when it last executed fence.proxy.async
   std::vector<std::deque<std::shared_ptr<AsyncGroup>>> bulk_groups, copy_groups;  // per thread, the last one open
   std::vector<std::vector<std::function<void()>>> after_copies;  // per thread: when its cp.async have landed
+  std::unique_ptr<TensorMemory> tensor_memory;  // null unless the module uses it
   std::vector<WarpgroupLog> warpgroups;
   DecodedMatrices decoded;
   struct ClusterBarrier {  // barrier.cluster, in a cluster of one

@@ -1,10 +1,11 @@
-// wgmma in flight: which registers and which shared memory it still uses.
+// Matrix instructions in flight: which registers and which shared memory it still uses.
 #pragma once
 #include <array>
 #include <cstdint>
 #include <deque>
 #include <vector>
 
+#include "tensor_memory.h"
 #include "warp.h"
 
 namespace gnaforge::emulator {
@@ -31,16 +32,31 @@ struct MatrixState {
   std::vector<PendingMma> open;     // issued, not committed
   std::deque<MmaGroup> groups;      // committed
   uint64_t issued = 0;              // for the comparison of a warpgroup's warps
+  std::vector<uint32_t> loading;    // registers that tcgen05.ld writes, until tcgen05.wait::ld
+  std::vector<TensorRegion> loads, stores;  // of tensor memory, until this warp waits
 
   /// Throws if an ordinary instruction touches registers in flight; notes what it writes.
   void check(const Instruction& instruction) {
-    if (busy)
-      for (const auto* list : {&instruction.reads, &instruction.writes})
-        for (uint32_t reg : *list)
-          if (in_flight[reg]) fail(instruction);
+    if (busy && touches(instruction)) {
+      // Compilers copy what tcgen05.ld loads from the registers of inline assembly to others, for free: names change.
+      if (loading.empty() || instruction.parts[0] != "mov" || in_flight_any(instruction.writes)) fail();
+      for (uint32_t reg : instruction.writes) {
+        ++in_flight[reg];
+        ++busy;
+        loading.push_back(reg);
+      }
+    }
     for (uint32_t reg : instruction.writes) written[reg] = epoch;
   }
-  [[noreturn]] static void fail(const Instruction& instruction);
+
+ private:
+  bool in_flight_any(const std::vector<uint32_t>& registers) const {
+    for (uint32_t reg : registers)
+      if (in_flight[reg]) return true;
+    return false;
+  }
+  bool touches(const Instruction& instruction) const { return in_flight_any(instruction.reads) || in_flight_any(instruction.writes); }
+  [[noreturn]] static void fail();
 };
 
 /// Decoded B matrices of recent wgmmas: all warps of a warpgroup, and often several warpgroups, read the same one.

@@ -65,7 +65,7 @@ void read_matrix(const uint8_t* shared, const MatrixLayout& layout, Type type, u
     if (rows_contiguous) {
       for (uint32_t k = 0; k < depth; ++k)
         for (uint32_t row = 0; row < count; row += step) {
-          const uint8_t* at = shared + layout.row_major(first + row, k);
+          const uint8_t* at = shared + layout.row_major(first + row, k, element);
           float* to = out + row * row_pitch + k * k_pitch;
           for (uint32_t i = 0; i < step && row + i < count; ++i) to[i * row_pitch] = decode(at + i * element);
         }
@@ -85,7 +85,7 @@ void matrix_chunks(const MatrixLayout& layout, uint32_t element, uint32_t first,
   uint32_t step = 16 / element;
   if (rows_contiguous) {
     for (uint32_t k = 0; k < depth; ++k)
-      for (uint32_t row = 0; row < count; row += step) out.push_back(layout.row_major(first + row, k) & ~15u);
+      for (uint32_t row = 0; row < count; row += step) out.push_back(layout.row_major(first + row, k, element) & ~15u);
   } else {
     for (uint32_t row = 0; row < count; ++row)
       for (uint32_t k = 0; k < depth; k += step) out.push_back(layout.k_major(first + row, k, element) & ~15u);

@@ -19,11 +19,11 @@ struct MatrixLayout {
     if (swizzle_bits == 0) return start + row / 8 * stride + byte / 16 * leading + row % 8 * 16 + byte % 16;
     return swizzled(start + row / 8 * stride + row % 8 * (16u << swizzle_bits) + byte);
   }
-  /// Address of element (row, k) of a 16-bit type where rows are contiguous.
-  uint32_t row_major(uint32_t row, uint32_t k) const {
-    if (swizzle_bits == 0) return start + row / 8 * stride + k / 8 * leading + k % 8 * 16 + row % 8 * 2;
-    uint32_t span = 8u << swizzle_bits;  // elements
-    return swizzled(start + row / span * leading + k / 8 * stride + k % 8 * 2 * span + row % span * 2);
+  /// Address of element (row, k) where rows are contiguous. k comes in groups of 8.
+  uint32_t row_major(uint32_t row, uint32_t k, uint32_t element) const {
+    uint32_t byte = row * element, span = 16u << swizzle_bits;
+    if (swizzle_bits == 0) return start + byte / 16 * stride + k / 8 * leading + k % 8 * 16 + byte % 16;
+    return swizzled(start + byte / span * leading + k / 8 * stride + k % 8 * span + byte % span);
   }
 };
 

@@ -10,9 +10,9 @@
 
 namespace gnaforge::emulator {
 
-void MatrixState::fail(const Instruction& instruction) {
-  throw EmulationError(std::string("the instruction touches a register that a wgmma in flight still uses (wgmma.wait_group must come first): ") +
-                       instruction.parts[0]);
+void MatrixState::fail() {
+  throw EmulationError(
+      "the instruction touches a register that a matrix instruction in flight still uses; wgmma.wait_group or tcgen05.wait::ld must come first");
 }
 
 namespace {

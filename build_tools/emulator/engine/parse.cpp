@@ -662,7 +662,7 @@ class Parser {
       in.guarded = true;
       in.guard_slot = op.slot;
     }
-    size_t space = s.find(' ');
+    size_t space = s.find_first_of(" {[(");
     std::string opcode = s.substr(0, space), rest = space == std::string::npos ? "" : trimmed(s.substr(space));
     for (size_t start = 0; start <= opcode.size();) {
       size_t dot = opcode.find('.', start);
