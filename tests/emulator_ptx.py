@@ -77,9 +77,10 @@ def run(
     declarations: str = "",
     memory: Sequence[np.ndarray] = (),
     options: Options | None = None,
+    target: str = "sm_90a",
 ) -> Counters:
     """Runs a kernel with this body; ``arrays`` are its arguments."""
-    module = load(module_text(body, len(arrays), declarations))
+    module = load(module_text(body, len(arrays), declarations, target))
     return module.launch([grid], [threads], arrays, shared_bytes=shared_bytes, memory=memory, options=options)
 
 

@@ -43,23 +43,24 @@ def k_major(bits: np.ndarray, span: int) -> tuple[bytes, int, int]:
 
 
 def row_major(bits: np.ndarray, span: int) -> tuple[bytes, int, int]:
-    """The same matrix of 16-bit elements where the rows' index is contiguous."""
+    """The same matrix where the rows' index is contiguous."""
     rows, depth = bits.shape
-    width = span // 2 if span else 8  # rows side by side
+    element = bits.itemsize
+    width = span // element if span else 16 // element  # rows side by side
     blocks = -(-rows // width)
-    padded = np.zeros((blocks * width, depth), np.uint16)
+    padded = np.zeros((blocks * width, depth), bits.dtype)
     padded[:rows] = bits
-    image = np.zeros((blocks, depth // 8, 8, width), np.uint16)  # block of rows, group of k, k, row
+    image = np.zeros((blocks, depth // 8, 8, width), bits.dtype)  # block of rows, group of k, k, row
     for block in range(blocks):
         for k in range(depth):
-            line = padded[block * width : (block + 1) * width, k].reshape(-1, 8)
+            line = padded[block * width : (block + 1) * width, k].reshape(-1, 16 // element)
             if span:
                 period = {32: 4, 64: 2, 128: 1}[span]
                 order = [piece ^ (k % 8 // period % (span // 16)) for piece in range(len(line))]
                 image[block, k // 8, k % 8] = line[order].ravel()
             else:
                 image[block, k // 8, k % 8] = line.ravel()
-    step = 8 * width * 2  # bytes of one group of k
+    step = 8 * width * element  # bytes of one group of k
     # With swizzle the leading offset walks along the rows; without, along k.
     return (image.tobytes(), depth // 8 * step, step) if span else (image.tobytes(), step, depth // 8 * step)
 

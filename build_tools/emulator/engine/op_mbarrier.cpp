@@ -94,7 +94,7 @@ Status wait(Warp& warp, const Instruction& in, uint32_t mask) {
   });
   uint32_t open = mask & ~complete;
   // try_wait may also give up at any time.
-  bool gives_up = !in.detail[0] || (cta.timing() == Timing::random && cta.chance(0.1));
+  bool gives_up = !in.detail[0] || (cta.timing() != Timing::eager && cta.chance(0.1));
   if (open && gives_up) {
     warp.put_predicate(in.args[0], mask, complete);
     warp.yields = true;
