@@ -283,7 +283,12 @@ def test_a_hang_without_blocking_is_noticed() -> None:
 def test_ctas_on_several_host_threads() -> None:
     out = np.zeros(64, np.uint32)
     total = np.zeros(1, np.uint32)
-    body = "mov.u32 %r1, %ctaid.x; mul.wide.u32 %d1, %r1, 4; add.s64 %d1, %d1, %p0; st.global.u32 [%d1], %r1; red.global.add.u32 [%p1], %r1;"
+    body = """
+      mov.u32 %r1, %ctaid.x;
+      mul.wide.u32 %d1, %r1, 4; add.s64 %d1, %d1, %p0;
+      st.global.u32 [%d1], %r1;
+      red.global.add.u32 [%p1], %r1;
+    """
     run(body, [out, total], threads=32, grid=64, options=Options(host_threads=3))
     np.testing.assert_array_equal(out, np.arange(64))
     assert total[0] == 32 * np.arange(64).sum()

@@ -69,7 +69,10 @@ def descriptor(address: str, leading: int, stride: int, span: int) -> str:
     """PTX that makes a descriptor in %d20 from a shared address in a register."""
     layout = {0: 0, 128: 1, 64: 2, 32: 3}[span]
     high = (leading >> 4) << 16 | (stride >> 4) << 32 | layout << 62
-    return f"and.b32 %r90, {address}, 0x3ffff; shr.u32 %r90, %r90, 4; cvt.u64.u32 {{d}}, %r90; or.b64 {{d}}, {{d}}, {high};"
+    return (
+        f"and.b32 %r90, {address}, 0x3ffff; shr.u32 %r90, %r90, 4; "
+        f"cvt.u64.u32 {{d}}, %r90; or.b64 {{d}}, {{d}}, {high};\n"
+    )
 
 
 def accumulators(columns: int, half: bool) -> tuple[str, int]:
@@ -152,7 +155,8 @@ def multiply(
         else f", {int(a_transposed)}, {int(b_transposed)}"
     )
     a_operand = "{%r10, %r11, %r12, %r13}" if registers else "%d21"
-    mma = f"wgmma.mma_async.sync.aligned.m64n{columns}k{depth}.{result}.{kind}.{kind} {names}, {a_operand}, %d22, %qP, {signs[0]}, {signs[1]}{transposes};"
+    shape = f"m64n{columns}k{depth}.{result}.{kind}.{kind}"
+    mma = f"wgmma.mma_async.sync.aligned.{shape} {names}, {a_operand}, %d22, %qP, {signs[0]}, {signs[1]}{transposes};"
     load_a = "mul.wide.u32 %d31, %tid, 4; add.s64 %d31, %d31, %p2;\n"
     load_a += "".join(f"ld.global.b32 %r{10 + i}, [%d31+{512 * i}];\n" for i in range(4))
     body = (
@@ -251,7 +255,10 @@ CHANGES = {
         "exited with 1 wgmma in flight",
     ),
     "shared memory written too early": (("// between", "st.shared.u32 [%r1], %r1;"), "an MMA may still read"),
-    "a wait for nothing": (("wgmma.commit_group.sync.aligned;", ""), "register that a matrix instruction in flight still uses"),
+    "a wait for nothing": (
+        ("wgmma.commit_group.sync.aligned;", ""),
+        "register that a matrix instruction in flight still uses",
+    ),
     "no proxy fence": (("fence.proxy.async.shared::cta;", ""), "no fence.proxy.async came between"),
     "warps that disagree": (
         ("wgmma.fence", "setp.ge.u32 %q3, %tid, 96; @%q3 add.u64 %d21, %d21, 64; wgmma.fence"),

@@ -49,7 +49,15 @@ def registers(count: int, first: int = 150) -> str:
 
 
 def launch(body: str, arrays: list[np.ndarray], shared_bytes: int = 0, options: Options | None = None) -> None:
-    run(body, arrays, threads=128, shared_bytes=shared_bytes, declarations=DECLARATIONS, options=options, target="sm_100a")
+    run(
+        body,
+        arrays,
+        threads=128,
+        shared_bytes=shared_bytes,
+        declarations=DECLARATIONS,
+        options=options,
+        target="sm_100a",
+    )
 
 
 # Lane and column of register r of lane l, for one repetition more than was needed to see the pattern.
@@ -70,7 +78,10 @@ def test_load_and_store_shapes(shape: str, repeat: int) -> None:
     total = count * repeat
     fill = "".join(f"mad.lo.u32 %r{150 + c}, %tid, 1000, {c};\n" for c in range(columns))
     half = 0 if lanes == 32 else 16  # the upper half of the warp's lanes, where there is one
-    body = allocated(32) + fill + f"""
+    body = (
+        allocated(32)
+        + fill
+        + f"""
       tcgen05.st.sync.aligned.32x32b.x32.b32 [%r41], {registers(32)};
       tcgen05.wait::st.sync.aligned;
       add.u32 %r44, %r41, {half << 16};
@@ -78,6 +89,7 @@ def test_load_and_store_shapes(shape: str, repeat: int) -> None:
       tcgen05.wait::ld.sync.aligned;
       mul.wide.u32 %d1, %tid, 4; add.s64 %d1, %d1, %p0;
     """
+    )
     body += "".join(f"st.global.u32 [%d1+{512 * r}], %r{150 + r};\n" for r in range(total))
     body += "".join(f"add.u32 %r{150 + r}, %r{150 + r}, 7;\n" for r in range(total))
     body += f"""
@@ -185,8 +197,12 @@ def multiply(
     for column in range(0, columns, step):
         count = 1 if rows == 64 else 8
         body += f"add.u32 %r48, %r41, {column};\n"
-        body += f"tcgen05.ld.sync.aligned.{load}.x{count}.b32 {registers(count)}, [%r48];\ntcgen05.wait::ld.sync.aligned;\n"
-        body += "".join(f"st.global.b32 [%d1+{512 * (column // step * count + i)}], %r{150 + i};\n" for i in range(count))
+        body += (
+            f"tcgen05.ld.sync.aligned.{load}.x{count}.b32 {registers(count)}, [%r48];\ntcgen05.wait::ld.sync.aligned;\n"
+        )
+        body += "".join(
+            f"st.global.b32 [%d1+{512 * (column // step * count + i)}], %r{150 + i};\n" for i in range(count)
+        )
     body += freed(512)
     out = np.zeros((columns, 128), np.float32)
     fragments = np.zeros((128, 32), np.uint8)
@@ -217,7 +233,9 @@ def test_every_type_and_swizzle(kind: str, span: int, tensor_a: bool) -> None:
     check(got, 2 * product)
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(128, 16), (128, 48), (128, 240), (128, 256), (64, 8), (64, 72), (64, 256)])
+@pytest.mark.parametrize(
+    ("rows", "columns"), [(128, 16), (128, 48), (128, 240), (128, 256), (64, 8), (64, 72), (64, 256)]
+)
 @pytest.mark.parametrize("tensor_a", [False, True])
 def test_shapes(rows: int, columns: int, tensor_a: bool) -> None:
     got, product = multiply("bf16", rows, columns, tensor_a=tensor_a)
@@ -228,7 +246,9 @@ def test_shapes(rows: int, columns: int, tensor_a: bool) -> None:
 @pytest.mark.parametrize("span", [0, 32, 64, 128])
 @pytest.mark.parametrize(("a_transposed", "b_transposed"), [(True, False), (False, True), (True, True)])
 def test_transposed_operands(kind: str, span: int, a_transposed: bool, b_transposed: bool) -> None:
-    got, product = multiply(kind, 128, 64, a_span=span, b_span=span, a_transposed=a_transposed, b_transposed=b_transposed)
+    got, product = multiply(
+        kind, 128, 64, a_span=span, b_span=span, a_transposed=a_transposed, b_transposed=b_transposed
+    )
     check(got, 2 * product)
 
 
@@ -250,7 +270,10 @@ def test_every_schedule_gives_the_same(options: Options) -> None:
 
 # --- misuse: a correct kernel, with one thing changed
 
-CORRECT = allocated(128) + copy_to_shared("%p0", 16384, 128) + """
+CORRECT = (
+    allocated(128)
+    + copy_to_shared("%p0", 16384, 128)
+    + """
   setp.ne.u32 %q2, %tid, 0;
   @%q2 bra ISSUED;
   mov.u32 %r1, shared;
@@ -268,7 +291,9 @@ ISSUED:
   // loaded
   tcgen05.wait::ld.sync.aligned;
   add.u32 %r14, %r10, %r11;
-""" + freed(128)
+"""
+    + freed(128)
+)
 
 CHANGES = {
     "no wait for the MMA": (
@@ -276,20 +301,41 @@ CHANGES = {
         "whose tcgen05.commit has not arrived|uninitialised tensor memory",
     ),
     "no commit": (("tcgen05.commit.cta_group::1.mbarrier::arrive::one.shared::cluster.b64 [%r100];", ""), "deadlock"),
-    "registers used before they are loaded": (("// loaded", "add.u32 %r14, %r10, %r10;"), "tcgen05.wait::ld must come first"),
+    "registers used before they are loaded": (
+        ("// loaded", "add.u32 %r14, %r10, %r10;"),
+        "tcgen05.wait::ld must come first",
+    ),
     "no wait for the load": (("tcgen05.wait::ld.sync.aligned;", ""), "tcgen05.wait::ld must come first"),
     "operands overwritten": (("// between", "st.shared.u32 [%r1], %r1;"), "an MMA may still read"),
-    "other lanes": (("[%r41];\n  // loaded", "[%r40];\n  // loaded"), r"may access lanes \d+\.\.\d+ of tensor memory, not 0\.\.31"),
-    "columns that were not allocated": (("[%r41];\n  // loaded", "[%r41+128];\n  // loaded"), "not allocated: column 128"),
-    "cells that nobody wrote": (("[%r41];\n  // loaded", "[%r41+62];\n  // loaded"), r"uninitialised tensor memory: lane \d+, column 64"),
+    "other lanes": (
+        ("[%r41];\n  // loaded", "[%r40];\n  // loaded"),
+        r"may access lanes \d+\.\.\d+ of tensor memory, not 0\.\.31",
+    ),
+    "columns that were not allocated": (
+        ("[%r41];\n  // loaded", "[%r41+128];\n  // loaded"),
+        "not allocated: column 128",
+    ),
+    "cells that nobody wrote": (
+        ("[%r41];\n  // loaded", "[%r41+62];\n  // loaded"),
+        r"uninitialised tensor memory: lane \d+, column 64",
+    ),
     "accumulation onto nothing": (("setp.ne.u32 %q3", "setp.eq.u32 %q3"), "accumulation of uninitialised"),
-    "several threads issue": (("setp.ne.u32 %q2, %tid, 0;\n  @%q2", "setp.gt.u32 %q2, %tid, 1;\n  @%q2"), "issued by one thread, here by 2"),
+    "several threads issue": (
+        ("setp.ne.u32 %q2, %tid, 0;\n  @%q2", "setp.gt.u32 %q2, %tid, 1;\n  @%q2"),
+        "issued by one thread, here by 2",
+    ),
     "no proxy fence": (("fence.proxy.async.shared::cta;", ""), "no fence.proxy.async came between"),
     "no dealloc": (("tcgen05.dealloc.cta_group::1.sync.aligned.b32 %r40, 128;", ""), "without tcgen05.dealloc"),
-    "dealloc of something else": (("aligned.b32 %r40, 128;", "aligned.b32 %r40, 32;"), "which tcgen05.alloc did not give"),
+    "dealloc of something else": (
+        ("aligned.b32 %r40, 128;", "aligned.b32 %r40, 32;"),
+        "which tcgen05.alloc did not give",
+    ),
     "use after dealloc": (("// after", freed(128).replace("FREED", "EARLY")), "not allocated"),
     "an odd number of columns": (("[%r42], 128;", "[%r42], 48;"), "no power of two in 32..512"),
-    "a second allocation": (("bar.sync 0;", "@!%q1 tcgen05.alloc.cta_group::1.sync.aligned.shared::cta.b32 [%r42], 32; bar.sync 0;"), "after tcgen05.relinquish_alloc_permit"),
+    "a second allocation": (
+        ("bar.sync 0;", "@!%q1 tcgen05.alloc.cta_group::1.sync.aligned.shared::cta.b32 [%r42], 32; bar.sync 0;"),
+        "after tcgen05.relinquish_alloc_permit",
+    ),
     "a store that nobody waited for": (
         ("// after", "tcgen05.st.sync.aligned.32x32b.x1.b32 [%r41], {%r1};"),
         "tcgen05.st was not followed by tcgen05.wait::st",

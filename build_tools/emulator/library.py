@@ -39,7 +39,10 @@ class LaunchOptions(ctypes.Structure):
     _fields_ = (
         ("grid", ctypes.c_uint32 * 3),
         ("block", ctypes.c_uint32 * 3),
-        *((name, ctypes.c_uint32) for name in ("dynamic_shared", "timing", "order", "host_threads", "relaxed_tensor_waits")),
+        *(
+            (name, ctypes.c_uint32)
+            for name in ("dynamic_shared", "timing", "order", "host_threads", "relaxed_tensor_waits")
+        ),
         *((name, ctypes.c_uint64) for name in ("seed", "patience")),
     )
 
