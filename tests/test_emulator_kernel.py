@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from emulator_ptx import SCHEDULES, bf16, from_bf16
 from gnaforge.build_tools.cuda import find_nvcc
-from gnaforge.build_tools.emulator import Counters, EmulationError, Module, Options, TensorMap, load
+from gnaforge.build_tools.emulator import Counters, EmulationError, Module, Options, TensorMap, load, mutants
 from gnaforge.errors import BuildError
 
 SOURCE = Path(__file__).with_name("emulator_attention.cu")
@@ -97,56 +97,43 @@ def replace(old: str, new: str, nth: int = 0) -> Callable[[str], str]:
     return apply
 
 
-WAIT = r"mbarrier\.try_wait\.parity\.shared::cta\.b64 (\w+), \[[^;]*;"
-# Each breaks a rule of PTX that the comment names.
-MUTANTS = {
-    # A thread may read what a copy writes only after it has observed the phase that the copy completes.
-    "no wait for Q": replace(WAIT, r"setp.eq.u32 \1, 0, 0;", 1),
-    "no wait for K and V": replace(WAIT, r"setp.eq.u32 \1, 0, 0;", 2),
-    # A copy may write only where all reads have completed and been observed.
-    "no wait for a free stage": replace(WAIT, r"setp.eq.u32 \1, 0, 0;", 0),
-    # Accumulators may be accessed only after wgmma.wait_group.
-    "no wait for QK": replace(r"wgmma\.wait_group\.sync\.aligned 0;", "", 0),
-    "no wait for PV": replace(r"wgmma\.wait_group\.sync\.aligned 0;", "", 1),
-    "no commit of QK": replace(r"wgmma\.commit_group\.sync\.aligned;", "", 0),
-    "no commit of PV": replace(r"wgmma\.commit_group\.sync\.aligned;", "", 1),
-    # wgmma.fence orders earlier register accesses before wgmma.mma_async.
-    "no fence before QK": replace(r"wgmma\.fence\.sync\.aligned;", "", 0),
-    "no fence before PV": replace(r"wgmma\.fence\.sync\.aligned;", "", 1),
-    # The async proxy sees generic writes only after a proxy fence.
-    "no proxy fence before the store": replace(r"fence\.proxy\.async\.shared::cta;", ""),
-    # The storing thread must know that the other warps have written.
-    "no barrier before the store": replace(r"bar\.sync 1, 128;", ""),
-    # Shared memory must stay as it is until a bulk store has read it.
-    "no wait for the store": replace(r"cp\.async\.bulk\.wait_group 0;", ""),
-    "no commit of the store": replace(r"cp\.async\.bulk\.commit_group;", ""),
-    # A phase ends when all expected arrivals and bytes have come.
-    "Q expects too much": replace(r"(mbarrier\.arrive\.expect_tx[^;]*\], )(%r\d+);", r"\1 16384;", 0),
-    "Q expects nothing": replace(
-        r"mbarrier\.arrive\.expect_tx(\.shared::cta\.b64 _, \[%r\d+\]), %r\d+;", r"mbarrier.arrive\1;", 0
-    ),
-    "K and V expect too little": replace(r"(mbarrier\.arrive\.expect_tx[^;]*\], )(%r\d+);", r"\1 8192;", 1),
-    "consumers never release": replace(r"mbarrier\.arrive\.shared::cta\.b64 _, \[%r\d+\];", ""),
-    "consumers release twice": replace(r"(mbarrier\.arrive\.shared::cta\.b64 _, \[%r\d+\];)", r"\1 \1"),
-    # Barriers must be initialised before anyone uses them.
-    "no barrier after the initialisation": replace(r"(bar|barrier)\.sync\s+0;", ""),
-    "a barrier is not initialised": replace(r"mbarrier\.init\.shared::cta\.b64 \[%r\d+\], %r\d+;", "", 1),
-}
-
-
-@pytest.mark.parametrize("name", MUTANTS)
-def test_a_mutant_is_noticed(ptx: Path, name: str) -> None:
-    """At least one of a few schedules reports it, or lets it compute something wrong."""
-    module = load(MUTANTS[name](ptx.read_text()))
-    problem = Problem(1, 64, 64 * 7 + 5)
+def noticed(problem: Problem, text: str) -> bool:
+    """Whether one of a few schedules reports an error, or lets the kernel compute something wrong."""
+    module = load(text)
     for options in [*SCHEDULES[:3], *(Options("random", "random", seed) for seed in range(8))]:
         try:
             output, lse, _ = problem.launch(module, options)
         except EmulationError:
-            return
+            return True
         if not problem.holds(output, lse):
-            return
-    raise AssertionError("no schedule noticed")
+            return True
+    return False
+
+
+def test_every_synchronising_instruction_is_needed(ptx: Path) -> None:
+    text = ptx.read_text()
+    problem = Problem(1, 64, 64 * 7 + 5)
+    _, _, counters = problem.launch(load(text))
+    tried = list(mutants(text))
+    assert {mutant.line for mutant in tried} <= set(counters.lines)  # nothing that the problem doesn't reach
+    assert len(tried) == len({(mutant.line, mutant.change) for mutant in tried}) > 20
+    survivors = [f"{m.line}: {m.instruction}: {m.change}" for m in tried if not noticed(problem, m.text)]
+    assert survivors == []
+
+
+# What is left when nothing is taken out, but something is wrong.
+WRONG = {
+    "Q expects too many bytes": replace(r"(mbarrier\.arrive\.expect_tx[^;]*\], )(%r\d+);", r"\1 16384;", 0),
+    "K and V expect too few bytes": replace(r"(mbarrier\.arrive\.expect_tx[^;]*\], )(%r\d+);", r"\1 8192;", 1),
+    "consumers release twice": replace(r"(mbarrier\.arrive\.shared::cta\.b64 _, \[%r\d+\];)", r"\1 \1"),
+    "consumers wait for the other parity": replace(r"(try_wait[^;]*\[%r\d+\]), %r\d+;", r"\1, 1;", 2),
+    "a step of PV left out": replace(r"wgmma\.mma_async[^;]*;", "", 5),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_kernel_is_noticed(ptx: Path, name: str) -> None:
+    assert noticed(Problem(1, 64, 64 * 7 + 5), WRONG[name](ptx.read_text()))
 
 
 def test_a_swapped_phase_says_who_waits_for_what(ptx: Path) -> None:

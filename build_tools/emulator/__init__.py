@@ -3,6 +3,18 @@
 from __future__ import annotations
 
 from .module import Counters, EmulationError, Module, Options, TensorMap, load
+from .mutation import Mutant, mutants
 from .standin import StandIn, stand_in
 
-__all__ = ["Counters", "EmulationError", "Module", "Options", "StandIn", "TensorMap", "load", "stand_in"]
+__all__ = [
+    "Counters",
+    "EmulationError",
+    "Module",
+    "Mutant",
+    "Options",
+    "StandIn",
+    "TensorMap",
+    "load",
+    "mutants",
+    "stand_in",
+]

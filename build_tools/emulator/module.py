@@ -74,6 +74,7 @@ class Counters:
     Attributes:
         instructions: warp instructions executed.
         opcodes: the same by opcode.
+        lines: the same by line of the PTX.
         async_load_bytes: bytes that bulk and asynchronous copies brought to shared memory.
         async_store_bytes: bytes that bulk copies took from it.
         load_bytes: bytes of ordinary loads, all threads.
@@ -83,6 +84,7 @@ class Counters:
 
     instructions: int
     opcodes: Mapping[str, int]
+    lines: Mapping[int, int]
     async_load_bytes: int
     async_store_bytes: int
     load_bytes: int
@@ -312,12 +314,15 @@ class Module:
         if failed:
             raise EmulationError(_last_error())
         opcodes: Counter[str] = Counter()
-        for (_, opcode), count in zip(self._instructions, executed.tolist(), strict=True):
+        lines: Counter[int] = Counter()
+        for (line, opcode), count in zip(self._instructions, executed.tolist(), strict=True):
             if count:
                 opcodes[opcode] += count
+                lines[line] += count
         return Counters(
             counted.instructions,
             dict(opcodes),
+            dict(lines),
             counted.async_load_bytes,
             counted.async_store_bytes,
             counted.load_bytes,
