@@ -246,6 +246,7 @@ void Cta::check_end() {
 
 void Cta::barrier_released(NamedBarrier& barrier) {
   ++barrier.generation;
+  barrier.published = barrier.history;
   barrier.last_and = barrier.reduction_and;
   barrier.last_or = barrier.reduction_or;
   barrier.last_count = barrier.reduction_count;
@@ -290,7 +291,7 @@ const uint8_t* Cta::read(Warp& warp, Space space, uint64_t address, uint32_t siz
   if (address & (size - 1)) misaligned(address, size);
   uint64_t window = address & kWindowMask;
   if (space == Space::shared || (space == Space::generic && window == kSharedWindow))
-    return shared.read(shared_address(space, address), size);
+    return shared.read(shared_address(space, address), size, warp.clock, static_cast<uint8_t>(warp.index));
   if (space == Space::local || window == kLocalWindow) {
     uint64_t offset = address & ~kWindowMask;
     if (offset + size > module.local_bytes) throw EmulationError("local memory out of bounds: " + hex(offset));
@@ -305,7 +306,7 @@ uint8_t* Cta::write(Warp& warp, Space space, uint64_t address, uint32_t size) {
   if (address & (size - 1)) misaligned(address, size);
   uint64_t window = address & kWindowMask;
   if (space == Space::shared || (space == Space::generic && window == kSharedWindow))
-    return shared.write(shared_address(space, address), size, clock, static_cast<uint16_t>(warp.thread(warp.lane)));
+    return shared.write(shared_address(space, address), size, clock, static_cast<uint16_t>(warp.thread(warp.lane)), warp.clock);
   if (space == Space::local || window == kLocalWindow) {
     uint64_t offset = address & ~kWindowMask;
     if (offset + size > module.local_bytes) throw EmulationError("local memory out of bounds: " + hex(offset));

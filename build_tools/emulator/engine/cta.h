@@ -62,6 +62,7 @@ struct NamedBarrier {
   uint32_t expected = 0, arrived = 0;
   bool whole_cta = false;
   uint64_t generation = 0;
+  Clock history, published;  // what its arrivals had seen; the same when it was last released
   uint32_t reduction_and = 1, reduction_or = 0, reduction_count = 0;
   uint32_t last_and = 0, last_or = 0, last_count = 0;
 };
@@ -86,6 +87,7 @@ class Cta {
   uint64_t events = 0;        // anything that may let a blocked warp go on
   uint64_t clock = 0;         // instructions executed
   uint32_t exited = 0;        // threads
+  Clock strong;               // what went through volatile, relaxed, acquire, release and atomic accesses
   std::vector<uint64_t> fences;  // per thread: when it last executed fence.proxy.async
   std::vector<std::deque<std::shared_ptr<AsyncGroup>>> bulk_groups, copy_groups;  // per thread, the last one open
   std::vector<std::vector<std::function<void()>>> after_copies;  // per thread: when its cp.async have landed
@@ -96,6 +98,7 @@ class Cta {
     uint32_t arrived = 0;
     uint64_t generation = 0;
     std::vector<uint64_t> waiting_for;  // per thread; 0: has not arrived
+    Clock history;
   } cluster_barrier;
 
   bool chance(double probability) { return std::uniform_real_distribution<>()(random) < probability; }
@@ -106,6 +109,11 @@ class Cta {
   }
   /// Something changed that only a polling thread could see.
   void progress() { last_event_ = clock; }
+  /// An access that threads may synchronise through, whatever its exact order is.
+  void synchronise(Warp& warp) {
+    strong.join(warp.publish());
+    warp.clock.join(strong);
+  }
   /// Hands over work that completes on its own, at a time that the options choose.
   void submit(std::function<void()> complete);
   /// Work that completes in the order of submission, as the tensor core's does.

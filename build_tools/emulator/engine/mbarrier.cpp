@@ -6,7 +6,11 @@ void Mbarriers::init(uint32_t address, uint32_t count) {
   if (address % 8) throw EmulationError("mbarrier at " + hex(address) + " is not aligned to 8 bytes");
   if (count < 1 || count > kMaxCount) throw EmulationError("mbarrier count " + std::to_string(count) + " is not in 1..2^20-1");
   if (barriers_.count(address)) throw EmulationError("mbarrier at " + hex(address) + " is initialised twice without mbarrier.inval");
-  barriers_[address] = {count, count, 0, 0};
+  Mbarrier& barrier = barriers_[address];
+  barrier.expected = count;
+  barrier.pending = count;
+  barrier.agent = static_cast<uint8_t>(agents_);
+  agents_ = std::min(agents_ + 1, kAgents - 1);
 }
 
 void Mbarriers::invalidate(uint32_t address) {
@@ -31,8 +35,9 @@ bool Mbarriers::overlaps(uint32_t address, uint32_t size) const {
   return false;
 }
 
-bool Mbarriers::arrive(uint32_t address, uint32_t count, bool drop) {
+bool Mbarriers::arrive(uint32_t address, uint32_t count, const Clock& clock, bool drop) {
   Mbarrier& barrier = at(address);
+  barrier.arrived.join(clock);
   if (count < 1 || count > kMaxCount) throw EmulationError("mbarrier arrive with count " + std::to_string(count));
   if (barrier.pending < static_cast<int64_t>(count))
     throw EmulationError("too many arrivals in one phase: " + describe(address) + ", " + std::to_string(count) + " more arrive");
@@ -51,8 +56,9 @@ void Mbarriers::expect(uint32_t address, int64_t bytes) {
     throw EmulationError("mbarrier's transaction count exceeds 2^20-1: " + describe(address));
 }
 
-bool Mbarriers::complete(uint32_t address, int64_t bytes) {
+bool Mbarriers::complete(uint32_t address, int64_t bytes, const Clock& clock) {
   Mbarrier& barrier = at(address);
+  barrier.arrived.join(clock);
   barrier.transactions -= bytes;
   if (barrier.transactions < -kMaxCount)
     throw EmulationError("mbarrier's transaction count falls below -(2^20-1): " + describe(address));
@@ -62,6 +68,7 @@ bool Mbarriers::complete(uint32_t address, int64_t bytes) {
 bool Mbarriers::settle(uint32_t, Mbarrier& barrier) {
   if (barrier.pending != 0 || barrier.transactions != 0) return false;
   ++barrier.phase;
+  barrier.published = barrier.arrived;
   barrier.pending = barrier.expected;
   return true;
 }

@@ -49,7 +49,7 @@ void DeviceMemory::check(uint64_t address, uint64_t size) const {
 }
 
 SharedMemory::SharedMemory(uint32_t end)
-    : bytes_((end + kGranule - 1) / kGranule * kGranule), valid_(bytes_.size()), granules_(bytes_.size() / kGranule) {
+    : bytes_((end + kGranule - 1) / kGranule * kGranule), valid_(bytes_.size()), granules_(bytes_.size() / kGranule), accesses_(bytes_.size() / 4) {
   std::memset(bytes_.data(), 0xcd, bytes_.size());  // never zero, which would hide a missing initialisation
 }
 
@@ -101,6 +101,16 @@ void SharedMemory::fail_readers(uint32_t address, uint32_t size, const char* wha
   throw EmulationError(std::string(what) + " to shared memory (" + std::to_string(size) + " bytes at " + hex(address) + ") that " +
                        (mma ? "an MMA may still read: its completion was not waited for"
                             : "a bulk store may still read: cp.async.bulk.wait_group.read by its thread has to come first"));
+}
+
+std::string name_of_agent(int agent) {
+  if (agent < kTensorAgent) return "warp " + std::to_string(agent);
+  return agent < kFirstBarrierAgent ? "an MMA" : "an asynchronous copy";
+}
+
+void SharedMemory::fail_race(uint32_t address, const char* what, Epoch other, const char* how) const {
+  throw EmulationError("race: " + std::string(what) + " of shared memory at " + hex(address) + ", which " + name_of_agent(other.agent) + " has " +
+                       how + " without any barrier or phase between that this warp has waited for");
 }
 
 void SharedMemory::fail_proxy(uint32_t address, uint16_t writer, const char* what) const {

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "clocks.h"
 #include "types.h"
 
 namespace gnaforge::emulator {
@@ -54,15 +55,16 @@ class SharedMemory {
   uint64_t version() const { return version_; }
 
   /// A read by a thread: in bounds, initialised, and not being written by a bulk copy.
-  const uint8_t* read(uint32_t address, uint32_t size) {
+  const uint8_t* read(uint32_t address, uint32_t size, const Clock& clock, uint8_t agent) {
     check_bounds(address, size, "read");
     for (uint32_t g = address / kGranule; g <= (address + size - 1) / kGranule; ++g)
       if (granules_[g].landing) fail_landing(address, size, "read");
     check_valid(address, size);
+    check_read(address, size, clock, {clock.at[agent], agent}, "read");
     return bytes_.data() + address;
   }
   /// A write by a thread: in bounds, and not while asynchronous work reads or writes there.
-  uint8_t* write(uint32_t address, uint32_t size, uint64_t when, uint16_t thread) {
+  uint8_t* write(uint32_t address, uint32_t size, uint64_t when, uint16_t thread, const Clock& clock) {
     check_bounds(address, size, "write");
     ++version_;
     for (uint32_t g = address / kGranule; g <= (address + size - 1) / kGranule; ++g) {
@@ -73,13 +75,14 @@ class SharedMemory {
       granule.written = when;
       granule.writer = thread;
     }
+    check_write(address, size, clock, {clock.at[thread / 32u], static_cast<uint8_t>(thread / 32u)});
     mark_valid(address, size);
     return bytes_.data() + address;
   }
 
   /// Asynchronous work starts reading: needs initialised bytes; `fence_of(thread)` tells when a thread last fenced.
   template <class FenceOf>
-  void begin_async_read(uint32_t address, uint32_t size, uint16_t issuer, Reader who, FenceOf&& fence_of) {
+  void begin_async_read(uint32_t address, uint32_t size, uint16_t issuer, Reader who, const Clock& clock, Epoch reader, FenceOf&& fence_of) {
     check_bounds(address, size, name_of(who));
     for (uint32_t g = address / kGranule; g <= (address + size - 1) / kGranule; ++g) {
       Granule& granule = granules_[g];
@@ -89,26 +92,28 @@ class SharedMemory {
       ++granule.readers[static_cast<int>(who)];
     }
     check_valid(address, size);
+    check_read(address, size, clock, reader, name_of(who));
   }
   void end_async_read(uint32_t address, uint32_t size, Reader who) {
     for (uint32_t g = address / kGranule; g <= (address + size - 1) / kGranule; ++g) --granules_[g].readers[static_cast<int>(who)];
   }
   /// Asynchronous work starts writing.
-  void begin_async_write(uint32_t address, uint32_t size, const char* who) {
+  void begin_async_write(uint32_t address, uint32_t size, const char* who, const Clock& clock) {
     check_bounds(address, size, who);
     for (uint32_t g = address / kGranule; g <= (address + size - 1) / kGranule; ++g) {
       if (granules_[g].landing) fail_landing(address, size, who);
       if (granules_[g].busy()) fail_readers(address, size, who);
       granules_[g].landing = 1;
     }
+    check_write(address, size, clock, {});
   }
-  /// The bytes have landed. `when` and `thread` are set where they came through the generic proxy.
-  void end_async_write(uint32_t address, uint32_t size, uint64_t when = 0, uint16_t thread = 0) {
+  /// The bytes have landed.
+  void end_async_write(uint32_t address, uint32_t size, Epoch writer) {
     ++version_;
+    for (uint32_t w = address / 4; w <= (address + size - 1) / 4; ++w) accesses_[w] = {writer, {}};
     for (uint32_t g = address / kGranule; g <= (address + size - 1) / kGranule; ++g) {
       granules_[g].landing = 0;
-      granules_[g].written = when;
-      granules_[g].writer = thread;
+      granules_[g].written = 0;
     }
     mark_valid(address, size);
   }
@@ -130,6 +135,21 @@ class SharedMemory {
   };
   void check_objects(uint32_t granule, uint32_t address, uint32_t size) const;
   void check_valid(uint32_t address, uint32_t size) const;
+  void check_read(uint32_t address, uint32_t size, const Clock& clock, Epoch reader, const char* what) {
+    for (uint32_t w = address / 4; w <= (address + size - 1) / 4; ++w) {
+      if (!accesses_[w].write.before(clock)) fail_race(w * 4, what, accesses_[w].write, "written");
+      accesses_[w].read = reader;
+    }
+  }
+  void check_write(uint32_t address, uint32_t size, const Clock& clock, Epoch writer) {
+    for (uint32_t w = address / 4; w <= (address + size - 1) / 4; ++w) {
+      Accesses& last = accesses_[w];
+      if (!last.write.before(clock)) fail_race(w * 4, "write", last.write, "written");
+      if (!last.read.before(clock)) fail_race(w * 4, "write", last.read, "read");
+      last = {writer, {}};
+    }
+  }
+  [[noreturn]] void fail_race(uint32_t address, const char* what, Epoch other, const char* how) const;
   [[noreturn]] void fail_bounds(uint32_t address, uint32_t size, const char* what) const;
   [[noreturn]] void fail_landing(uint32_t address, uint32_t size, const char* what) const;
   [[noreturn]] void fail_readers(uint32_t address, uint32_t size, const char* what) const;
@@ -138,6 +158,7 @@ class SharedMemory {
   uint64_t version_ = 0;
   std::vector<uint8_t> bytes_, valid_;
   std::vector<Granule> granules_;
+  std::vector<Accesses> accesses_;  // per 4 bytes
 };
 
 }  // namespace gnaforge::emulator

@@ -80,6 +80,7 @@ Status atomic(Warp& warp, const Instruction& in, uint32_t mask) {
   auto at = static_cast<size_t>(in.detail[1]);
   auto size = static_cast<uint32_t>(size_of(in.type));
   const Operand& data = in.args[at + 1];
+  warp.cta.synchronise(warp);
   std::unique_lock<std::mutex> lock;
   if (warp.cta.launch.atomics) lock = std::unique_lock<std::mutex>(*warp.cta.launch.atomics);
   each_lane(warp, mask, [&](int lane) {

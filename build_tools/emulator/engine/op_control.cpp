@@ -237,6 +237,7 @@ Status barrier(Warp& warp, const Instruction& in, uint32_t mask) {
       at.reduction_count += static_cast<uint32_t>(__builtin_popcount(predicate));
     }
     at.arrived += lanes;
+    at.history.join(warp.publish());
     uint32_t needed = counted ? expected : expected - cta.exited;
     if (at.arrived > needed)
       throw EmulationError("barrier " + std::to_string(number) + " for " + std::to_string(expected) + " threads is entered by " +
@@ -252,6 +253,7 @@ Status barrier(Warp& warp, const Instruction& in, uint32_t mask) {
     return Status::blocked;
   }
   warp.group().token = 0;
+  warp.clock.join(at.published);
   if (action >= reduce_and) {
     if (action == reduce_count) {
       each_lane(warp, mask, [&](int lane) { warp.put_bits(in.args[0], lane, at.last_count); });
@@ -280,6 +282,7 @@ Status cluster_arrive(Warp& warp, const Instruction& in, uint32_t mask) {
     waiting = cluster.generation + 1;
     ++cluster.arrived;
   });
+  cluster.history.join(warp.publish());
   if (cluster.arrived + cta.exited >= cta.launch.threads()) {
     cluster.arrived = 0;
     ++cluster.generation;
@@ -299,6 +302,7 @@ Status cluster_wait(Warp& warp, const Instruction& in, uint32_t mask) {
     ready &= cluster.generation >= waiting;
   });
   if (!ready) return Status::blocked;
+  warp.clock.join(cluster.history);
   each_lane(warp, mask, [&](int lane) { cluster.waiting_for[static_cast<size_t>(warp.thread(lane))] = 0; });
   return Status::next;
 }

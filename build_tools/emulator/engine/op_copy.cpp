@@ -17,6 +17,14 @@ AsyncGroup& open_group(GroupQueue& groups) {
   return *groups.back();
 }
 
+/// A copy's bytes are there, and its mbarrier knows: who waits for that phase has seen them.
+void landed(Cta& cta, uint32_t address, uint32_t size, uint32_t barrier, int64_t bytes, Clock seen) {
+  Mbarrier& at = cta.mbarriers.at(barrier);
+  seen.at[at.agent] = std::max(seen.at[at.agent], at.arrived.at[at.agent]) + 1;
+  cta.shared.end_async_write(address, size, {seen.at[at.agent], at.agent});
+  cta.mbarriers.complete(barrier, bytes, seen);
+}
+
 // --- tensor copies
 
 struct TensorCopy {
@@ -69,9 +77,10 @@ Status load_tensor(Warp& warp, const Instruction& in, uint32_t mask) {
     TensorCopy copy = tensor_copy(warp, in, in.args[1], in.args[0], lane);
     uint32_t barrier = cta.shared_address(Space::shared, warp.address(in.args[2], lane) & ~kWindowMask);
     cta.mbarriers.at(barrier);
-    cta.shared.begin_async_write(copy.shared, copy.shared_bytes(), "bulk tensor load");
+    cta.shared.begin_async_write(copy.shared, copy.shared_bytes(), "bulk tensor load", warp.clock);
+    Clock seen = warp.clock;
     cta.counters.async_load_bytes += copy.map.box_bytes();
-    cta.submit([copy, barrier, &cta] {
+    cta.submit([copy, barrier, seen, &cta] {
       std::vector<uint8_t> row(copy.map.row_bytes());
       uint32_t size = copy.map.element_size();
       copy.map.each_row(copy.origin.data(), [&](uint32_t index, uint64_t global, uint32_t first, uint32_t count) {
@@ -79,8 +88,7 @@ Status load_tensor(Warp& warp, const Instruction& in, uint32_t mask) {
         if (count) std::memcpy(row.data() + first * size, reinterpret_cast<const void*>(global), size_t{count} * size);
         copy.each_chunk(index, [&](uint32_t at, uint32_t to, uint32_t bytes) { std::memcpy(cta.shared.data() + to, row.data() + at, bytes); });
       });
-      cta.shared.end_async_write(copy.shared, copy.shared_bytes());
-      cta.mbarriers.complete(barrier, copy.map.box_bytes());
+      landed(cta, copy.shared, copy.shared_bytes(), barrier, copy.map.box_bytes(), seen);
       cta.event();
     });
   });
@@ -94,7 +102,7 @@ Status store_tensor(Warp& warp, const Instruction& in, uint32_t mask) {
   each_lane(warp, mask, [&](int lane) {
     auto thread = static_cast<uint16_t>(warp.thread(lane));
     TensorCopy copy = tensor_copy(warp, in, in.args[0], in.args[1], lane);
-    cta.shared.begin_async_read(copy.shared, copy.shared_bytes(), thread, Reader::bulk_store,
+    cta.shared.begin_async_read(copy.shared, copy.shared_bytes(), thread, Reader::bulk_store, warp.clock, warp.epoch(),
                                 [&](uint16_t of) { return cta.fences[of]; });
     AsyncGroup& group = open_group(cta.bulk_groups[thread]);
     std::shared_ptr<AsyncGroup> holder = cta.bulk_groups[thread].back();
@@ -164,18 +172,18 @@ Status bulk_load(Warp& warp, const Instruction& in, uint32_t mask) {
     auto thread = static_cast<uint16_t>(warp.thread(lane));
     if (from_shared) {
       from = cta.shared_address(Space::shared, from & ~kWindowMask);
-      cta.shared.begin_async_read(static_cast<uint32_t>(from), size, thread, Reader::bulk_store, [&](uint16_t of) { return cta.fences[of]; });
+      cta.shared.begin_async_read(static_cast<uint32_t>(from), size, thread, Reader::bulk_store, warp.clock, warp.epoch(), [&](uint16_t of) { return cta.fences[of]; });
     } else {
       cta.launch.memory->check(from, size);
     }
-    cta.shared.begin_async_write(to, size, "bulk copy");
+    cta.shared.begin_async_write(to, size, "bulk copy", warp.clock);
+    Clock seen = warp.clock;
     cta.counters.async_load_bytes += size;
     cta.submit([=, &cta] {
       const void* source = from_shared ? cta.shared.data() + from : reinterpret_cast<const void*>(from);
       std::memcpy(cta.shared.data() + to, source, size);
       if (from_shared) cta.shared.end_async_read(static_cast<uint32_t>(from), size, Reader::bulk_store);
-      cta.shared.end_async_write(to, size);
-      cta.mbarriers.complete(barrier, size);
+      landed(cta, to, size, barrier, size, seen);
       cta.event();
     });
   });
@@ -193,7 +201,7 @@ Status bulk_store(Warp& warp, const Instruction& in, uint32_t mask) {
     check_bulk(to, from, size);
     cta.launch.memory->check(to, size);
     auto thread = static_cast<uint16_t>(warp.thread(lane));
-    cta.shared.begin_async_read(from, size, thread, Reader::bulk_store, [&](uint16_t of) { return cta.fences[of]; });
+    cta.shared.begin_async_read(from, size, thread, Reader::bulk_store, warp.clock, warp.epoch(), [&](uint16_t of) { return cta.fences[of]; });
     AsyncGroup& group = open_group(cta.bulk_groups[thread]);
     std::shared_ptr<AsyncGroup> holder = cta.bulk_groups[thread].back();
     group.reads.push_back({from, size});
@@ -286,6 +294,7 @@ Status copy_small(Warp& warp, const Instruction& in, uint32_t mask) {
     if (used > size) throw EmulationError("cp.async with a source size of " + std::to_string(used) + " of " + std::to_string(size));
     if (used) cta.launch.memory->check(from, used);
     auto thread = static_cast<uint16_t>(warp.thread(lane));
+    Clock seen = warp.clock;
     cta.shared.check_bounds(to, size, "cp.async");
     AsyncGroup& group = open_group(cta.copy_groups[thread]);
     std::shared_ptr<AsyncGroup> holder = cta.copy_groups[thread].back();
@@ -293,7 +302,7 @@ Status copy_small(Warp& warp, const Instruction& in, uint32_t mask) {
     cta.counters.async_load_bytes += used;
     cta.submit([=, &cta] {
       // Through the generic proxy; small copies may share 16 bytes, so they are not tracked as landing.
-      uint8_t* target = cta.shared.write(to, size, cta.clock, thread);
+      uint8_t* target = cta.shared.write(to, size, cta.clock, thread, seen);
       std::memset(target, 0, size);
       if (used) std::memcpy(target, reinterpret_cast<const void*>(from), used);
       --holder->writes_pending;
@@ -317,8 +326,8 @@ Status arrive_after_copies(Warp& warp, const Instruction& in, uint32_t mask) {
     auto thread = static_cast<size_t>(warp.thread(lane));
     uint32_t barrier = cta.shared_address(in.space, warp.address(in.args[0], lane));
     if (!in.detail[0]) ++cta.mbarriers.at(barrier).pending;
-    auto act = [&cta, barrier] {
-      if (cta.mbarriers.arrive(barrier, 1)) cta.event();
+    auto act = [&cta, barrier, seen = warp.publish()] {
+      if (cta.mbarriers.arrive(barrier, 1, seen)) cta.event();
     };
     bool landed = true;
     for (const auto& group : cta.copy_groups[thread]) landed &= group->writes_pending == 0;

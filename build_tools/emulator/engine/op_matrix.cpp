@@ -197,8 +197,9 @@ void begin_reads(Warp& warp, const Instruction& in, const PendingMma& mma, Warpg
   auto thread = static_cast<uint16_t>(warp.thread(0));
   uint64_t own = 0;
   for (int lane = 0; lane < kWarpSize; ++lane) own = std::max(own, warp.cta.fences[static_cast<size_t>(thread + lane)]);
+  Epoch reader{static_cast<uint32_t>(mma.sequence + 1), static_cast<uint8_t>(kFirstWarpgroupAgent + warp.index / 4)};
   for (size_t i = first; i < entry.chunks.size(); ++i)
-    warp.cta.shared.begin_async_read(entry.chunks[i], kGranule, thread, Reader::mma,
+    warp.cta.shared.begin_async_read(entry.chunks[i], kGranule, thread, Reader::mma, warp.clock, reader,
                                      [&](uint16_t of) { return of == thread ? own : warp.cta.fences[of]; });
 }
 
@@ -382,6 +383,7 @@ void retire_groups(Warp& warp, size_t keep) {
         for (uint32_t chunk : entry.chunks) warp.cta.shared.end_async_read(chunk, kGranule, Reader::mma);
         entry.complete = true;
       }
+      warp.clock.at[static_cast<size_t>(kFirstWarpgroupAgent + warp.index / 4)] = static_cast<uint32_t>(mma.sequence + 1);
       mark_registers(state, *mma.instruction, -1);
       --state.busy;
       ++entry.retired;

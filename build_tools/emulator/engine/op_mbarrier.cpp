@@ -33,6 +33,7 @@ Status invalidate(Warp& warp, const Instruction& in, uint32_t mask) {
 Status arrive(Warp& warp, const Instruction& in, uint32_t mask) {
   Cta& cta = warp.cta;
   auto at = static_cast<size_t>(in.detail[3]);
+  Clock seen = warp.publish();
   each_lane(warp, mask, [&](int lane) {
     uint32_t address = barrier_address(warp, in, in.args[at], lane);
     uint64_t state = state_of(cta.mbarriers.at(address));
@@ -46,7 +47,7 @@ Status arrive(Warp& warp, const Instruction& in, uint32_t mask) {
     }
     if (in.detail[2] && cta.mbarriers.at(address).pending <= count)
       throw EmulationError("arrive.noComplete would complete the phase of " + cta.mbarriers.describe(address));
-    if (cta.mbarriers.arrive(address, count, in.detail[1])) cta.event();
+    if (cta.mbarriers.arrive(address, count, seen, in.detail[1])) cta.event();
     if (at == 1) warp.put_bits(in.args[0], lane, state);
   });
   return Status::next;
@@ -58,7 +59,7 @@ Status transactions(Warp& warp, const Instruction& in, uint32_t mask) {
     auto bytes = static_cast<int64_t>(static_cast<uint32_t>(warp.bits(in.args[1], lane)));
     if (in.detail[0]) {
       warp.cta.mbarriers.expect(address, bytes);
-    } else if (warp.cta.mbarriers.complete(address, bytes)) {
+    } else if (warp.cta.mbarriers.complete(address, bytes, warp.clock)) {
       warp.cta.event();
     }
   });
@@ -91,6 +92,7 @@ Status wait(Warp& warp, const Instruction& in, uint32_t mask) {
       done = barrier.phase != phase;
     }
     complete |= uint32_t{done} << lane;
+    if (done) warp.clock.join(barrier.published);
   });
   uint32_t open = mask & ~complete;
   // try_wait may also give up at any time.

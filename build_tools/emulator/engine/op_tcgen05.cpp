@@ -24,7 +24,7 @@ Status allocate(Warp& warp, const Instruction& in, uint32_t mask) {
   if (to % 4) throw EmulationError("tcgen05.alloc to the unaligned address " + hex(to));
   cta.shared.check_bounds(to, 4, "tcgen05.alloc");
   if (!cta.tensor_memory->allocate(columns, address)) return Status::blocked;
-  std::memcpy(cta.shared.write(to, 4, 0, 0), &address, 4);
+  std::memcpy(cta.shared.write(to, 4, 0, static_cast<uint16_t>(warp.thread(0)), warp.clock), &address, 4);
   return Status::next;
 }
 
@@ -82,7 +82,7 @@ Status load(Warp& warp, const Instruction& in, uint32_t mask) {
   TensorMemory& memory = *warp.cta.tensor_memory;
   TensorRegion region = region_of(warp, in, in.args[1]);
   bool relaxed = warp.cta.launch.options.relaxed_tensor_waits;
-  memory.begin_load(region);
+  memory.begin_load(region, warp.clock, warp.epoch());
   const std::vector<Operand>& registers = in.args[0].parts;
   for (uint32_t r = 0; r < registers.size(); ++r) {
     uint32_t values[kWarpSize];
@@ -112,7 +112,7 @@ Status store(Warp& warp, const Instruction& in, uint32_t mask) {
   }
   TensorMemory& memory = *warp.cta.tensor_memory;
   TensorRegion region = region_of(warp, in, in.args[0]);
-  memory.begin_store(region);
+  memory.begin_store(region, warp.clock, warp.epoch());
   const std::vector<Operand>& registers = in.args[1].parts;
   for (uint32_t r = 0; r < registers.size(); ++r) {
     const uint32_t* values = warp.in<uint32_t>(registers[r]);
@@ -210,7 +210,8 @@ Status multiply(Warp& warp, const Instruction& in, uint32_t mask) {
   uint32_t keep[4] = {};
   if (in.detail[2])
     for (size_t i = 0; i < 4; ++i) keep[i] = static_cast<uint32_t>(warp.bits(in.args[4].parts.at(i), lane));
-  memory.begin_mma(d_region, true);
+  Epoch user{++memory.issued, kTensorAgent};
+  memory.begin_mma(d_region, true, warp.clock, user);
   if (accumulate)
     for (uint32_t row = 0; row < mma.rows; ++row) memory.check_written({base + lane_of(mma, row), 1, d_column, mma.columns}, "tcgen05.mma, accumulation");
 
@@ -222,7 +223,7 @@ Status multiply(Warp& warp, const Instruction& in, uint32_t mask) {
     a_region = {0, kTensorLanes, a & 0xffff, 8};  // 32 bytes of each row
     if ((a >> 16) != base) throw EmulationError("A begins in lane " + std::to_string(a >> 16) + " of tensor memory");
     if (mma.transpose_a) throw EmulationError("A in tensor memory can't be transposed");
-    memory.begin_mma(a_region, false);
+    memory.begin_mma(a_region, false, warp.clock, user);
     for (uint32_t row = 0; row < mma.rows; ++row) memory.check_written({base + lane_of(mma, row), 1, a_region.column, 8}, "tcgen05.mma, A");
   } else {
     a_descriptor = warp.bits(in.args[1], lane);
@@ -230,7 +231,7 @@ Status multiply(Warp& warp, const Instruction& in, uint32_t mask) {
   }
   matrix_chunks(layout_of(b_descriptor), static_cast<uint32_t>(size_of(mma.b)), 0, mma.columns, mma.depth, mma.transpose_b, *chunks);
   auto thread = static_cast<uint16_t>(warp.thread(lane));
-  for (uint32_t chunk : *chunks) cta.shared.begin_async_read(chunk, kGranule, thread, Reader::mma, [&](uint16_t of) { return cta.fences[of]; });
+  for (uint32_t chunk : *chunks) cta.shared.begin_async_read(chunk, kGranule, thread, Reader::mma, warp.clock, user, [&](uint16_t of) { return cta.fences[of]; });
   memory.release_on_commit.push_back([&cta, &memory, chunks, d_region, a_region, a_in_memory] {
     for (uint32_t chunk : *chunks) cta.shared.end_async_read(chunk, kGranule, Reader::mma);
     memory.end_mma(d_region);
@@ -273,11 +274,13 @@ Status commit(Warp& warp, const Instruction& in, uint32_t mask) {
     uint32_t barrier = cta.shared_address(Space::shared, warp.address(in.args[0], lane) & ~kWindowMask);
     cta.mbarriers.at(barrier);
     if (in.args.size() > 1 && warp.bits(in.args[1], lane) != 1) throw EmulationError("tcgen05.commit to other CTAs in a cluster of one");
+    Clock seen = warp.publish();
+    seen.at[kTensorAgent] = cta.tensor_memory->issued;
     auto releases = std::make_shared<std::vector<std::function<void()>>>(std::move(cta.tensor_memory->release_on_commit));
     cta.tensor_memory->release_on_commit.clear();
-    cta.submit_ordered([&cta, barrier, releases] {
+    cta.submit_ordered([&cta, barrier, releases, seen] {
       for (auto& release : *releases) release();
-      cta.mbarriers.arrive(barrier, 1);
+      cta.mbarriers.arrive(barrier, 1, seen);
       cta.event();
     });
   });

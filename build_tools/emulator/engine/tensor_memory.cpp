@@ -25,6 +25,8 @@ bool TensorMemory::allocate(uint32_t columns, uint32_t& address) {
     std::fill(&allocation_[start], &allocation_[start] + columns, kInside);
     allocation_[start] = columns;
     address = start;
+    for (uint32_t quarter = 0; quarter < 4; ++quarter)
+      for (uint32_t column = start; column < start + columns; ++column) uses_[quarter * kTensorColumns + column].last = {};
     for (uint32_t lane = 0; lane < kTensorLanes; ++lane) std::fill_n(&written_[lane * kTensorColumns + start], columns, uint8_t{0});
     return true;
   }
@@ -78,28 +80,51 @@ bool TensorMemory::any(const TensorRegion& r, int16_t Use::*what) const {
   return false;
 }
 
-void TensorMemory::begin_load(const TensorRegion& r) {
+void TensorMemory::access(const TensorRegion& r, bool writes, const Clock& clock, Epoch by, const char* what) {
+  for (uint32_t quarter = r.lane / 32; quarter <= (r.lane + r.lanes - 1) / 32; ++quarter)
+    for (uint32_t column = r.column; column < r.column + r.columns; ++column) {
+      Accesses& last = uses_[quarter * kTensorColumns + column].last;
+      auto race = [&](Epoch other, const char* how) {
+        if (other.agent == by.agent || other.before(clock)) return;
+        throw EmulationError("race: " + std::string(what) + " of tensor memory, lanes " + std::to_string(32 * quarter) + ".." +
+                             std::to_string(32 * quarter + 31) + ", column " + std::to_string(column) + ", which " + name_of_agent(other.agent) +
+                             " has " + how + " without any barrier or phase between that this warp has waited for");
+      };
+      race(last.write, "written");
+      if (writes) {
+        race(last.read, "read");
+        last = {by, {}};
+      } else {
+        last.read = by;
+      }
+    }
+}
+
+void TensorMemory::begin_load(const TensorRegion& r, const Clock& clock, Epoch reader) {
   check(r, "tcgen05.ld");
   if (any(r, &Use::mmas))
     throw EmulationError("tcgen05.ld of " + describe(r) + ", which an MMA uses whose tcgen05.commit has not arrived at its mbarrier");
   if (any(r, &Use::stores)) throw EmulationError("tcgen05.ld of " + describe(r) + ", where tcgen05.st was not followed by tcgen05.wait::st");
   check_written(r, "tcgen05.ld");
+  access(r, false, clock, reader, "tcgen05.ld");
   count(r, &Use::loads, 1);
 }
 
-void TensorMemory::begin_store(const TensorRegion& r) {
+void TensorMemory::begin_store(const TensorRegion& r, const Clock& clock, Epoch writer) {
   check(r, "tcgen05.st");
   if (any(r, &Use::mmas))
     throw EmulationError("tcgen05.st to " + describe(r) + ", which an MMA uses whose tcgen05.commit has not arrived at its mbarrier");
   if (any(r, &Use::loads)) throw EmulationError("tcgen05.st to " + describe(r) + ", where tcgen05.ld was not followed by tcgen05.wait::ld");
+  access(r, true, clock, writer, "tcgen05.st");
   count(r, &Use::stores, 1);
 }
 
-void TensorMemory::begin_mma(const TensorRegion& r, bool writes) {
+void TensorMemory::begin_mma(const TensorRegion& r, bool writes, const Clock& clock, Epoch user) {
   check(r, "tcgen05.mma");
   if (any(r, &Use::stores)) throw EmulationError("tcgen05.mma uses " + describe(r) + ", where tcgen05.st was not followed by tcgen05.wait::st");
   if (writes && any(r, &Use::loads))
     throw EmulationError("tcgen05.mma writes " + describe(r) + ", where tcgen05.ld was not followed by tcgen05.wait::ld");
+  access(r, writes, clock, user, "tcgen05.mma");
   count(r, &Use::mmas, 1);
 }
 

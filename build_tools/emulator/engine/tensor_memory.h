@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "clocks.h"
 #include "types.h"
 
 namespace gnaforge::emulator {
@@ -34,21 +35,24 @@ class TensorMemory {
   float* row(uint32_t lane, uint32_t column) { return &cells_[lane * kTensorColumns + column]; }
 
   // Who uses what, per quarter of the lanes and column.
-  void begin_load(const TensorRegion& region);
+  void begin_load(const TensorRegion& region, const Clock& clock, Epoch reader);
   void end_load(const TensorRegion& region) { count(region, &Use::loads, -1); }
-  void begin_store(const TensorRegion& region);
+  void begin_store(const TensorRegion& region, const Clock& clock, Epoch writer);
   void end_store(const TensorRegion& region) { count(region, &Use::stores, -1); }
-  void begin_mma(const TensorRegion& region, bool writes);
+  void begin_mma(const TensorRegion& region, bool writes, const Clock& clock, Epoch user);
   void end_mma(const TensorRegion& region) { count(region, &Use::mmas, -1); }
 
+  uint32_t issued = 0;  // MMAs so far: the tensor core's count
   /// What tcgen05.mma left to do when the next tcgen05.commit arrives: regions and shared memory in use.
   std::vector<std::function<void()>> release_on_commit;
 
  private:
   struct Use {
     int16_t loads = 0, stores = 0, mmas = 0;
+    Accesses last;
   };
   void count(const TensorRegion& region, int16_t Use::*what, int by);
+  void access(const TensorRegion& region, bool writes, const Clock& clock, Epoch by, const char* what);
   bool any(const TensorRegion& region, int16_t Use::*what) const;
 
   std::vector<float> cells_;

@@ -13,6 +13,7 @@ Warp::Warp(Cta& owner, int index_, uint32_t alive_)
     : cta(owner), index(index_), alive(alive_), calls(kWarpSize), local(size_t{kWarpSize} * owner.module.local_bytes) {
   groups.push_back({owner.launch.function->first, alive_, kRunnable, 0});
   uint32_t bytes = owner.module.register_bytes;
+  clock.at[static_cast<size_t>(index)] = 1;
   storage_ = std::make_unique<uint8_t[]>(bytes + 64);
   registers_ = storage_.get() + (64 - reinterpret_cast<uintptr_t>(storage_.get()) % 64) % 64;
   std::memset(registers_, 0xfb, bytes);  // a NaN pattern: registers don't start as zero

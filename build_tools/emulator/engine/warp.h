@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "clocks.h"
 #include "program.h"
 
 namespace gnaforge::emulator {
@@ -42,8 +43,17 @@ class Warp {
   uint64_t stalled_at = kRunnable; // event count when no group could run
   std::vector<std::vector<Frame>> calls;  // per lane
   std::vector<uint8_t> local;      // 32 times the module's local bytes
+  Clock clock;                     // what this warp has seen
   uint32_t carry = 0;              // condition codes of the lanes
   std::unique_ptr<MatrixState> matrix;  // wgmma in flight
+
+  Epoch epoch() const { return {clock.at[static_cast<size_t>(index)], static_cast<uint8_t>(index)}; }
+  /// What this warp has done so far, for others to join; what it does from now on is later.
+  Clock publish() {
+    Clock now = clock;
+    ++clock.at[static_cast<size_t>(index)];
+    return now;
+  }
 
   Group& group() { return groups[current]; }
   int thread(int of_lane) const { return index * kWarpSize + of_lane; }
