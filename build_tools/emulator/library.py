@@ -137,7 +137,17 @@ def engine() -> ctypes.CDLL:
         "memory_add": (None, [pointer, u64, u64, text]),
         "launch": (
             ctypes.c_int,
-            [pointer, text, ctypes.POINTER(LaunchOptions), pointer, u64, pointer, ctypes.POINTER(Counted), pointer],
+            [
+                pointer,
+                text,
+                ctypes.POINTER(LaunchOptions),
+                pointer,
+                u64,
+                pointer,
+                ctypes.POINTER(Counted),
+                pointer,
+                pointer,
+            ],
         ),
         "tensor_map": (ctypes.c_int, [pointer, u32, u32, u64, pointer, pointer, pointer, pointer, u32, u32, u32, u32]),
     }

@@ -75,6 +75,7 @@ class Counters:
         instructions: warp instructions executed.
         opcodes: the same by opcode.
         lines: the same by line of the PTX.
+        waits: by line, how often an mbarrier wait found its phase open.
         async_load_bytes: bytes that bulk and asynchronous copies brought to shared memory.
         async_store_bytes: bytes that bulk copies took from it.
         load_bytes: bytes of ordinary loads, all threads.
@@ -85,6 +86,7 @@ class Counters:
     instructions: int
     opcodes: Mapping[str, int]
     lines: Mapping[int, int]
+    waits: Mapping[int, int]
     async_load_bytes: int
     async_store_bytes: int
     load_bytes: int
@@ -293,7 +295,7 @@ class Module:
         )
         device = engine().gnaforge_emulator_memory()
         counted = Counted()
-        executed = np.zeros(len(self._instructions), np.uint64)
+        executed, waited = np.zeros((2, len(self._instructions)), np.uint64)
         try:
             for index, array in enumerate(arrays):
                 low, high = _byte_bounds(array)
@@ -308,6 +310,7 @@ class Module:
                 device,
                 ctypes.byref(counted),
                 executed.ctypes.data,
+                waited.ctypes.data,
             )
         finally:
             engine().gnaforge_emulator_memory_free(device)
@@ -315,6 +318,7 @@ class Module:
             raise EmulationError(_last_error())
         opcodes: Counter[str] = Counter()
         lines: Counter[int] = Counter()
+        waits = {line: count for (line, _), count in zip(self._instructions, waited.tolist(), strict=True) if count}
         for (line, opcode), count in zip(self._instructions, executed.tolist(), strict=True):
             if count:
                 opcodes[opcode] += count
@@ -323,6 +327,7 @@ class Module:
             counted.instructions,
             dict(opcodes),
             dict(lines),
+            waits,
             counted.async_load_bytes,
             counted.async_store_bytes,
             counted.load_bytes,

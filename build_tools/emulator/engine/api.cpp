@@ -100,7 +100,8 @@ void gnaforge_emulator_memory_remove(void* memory, uint64_t address) { static_ca
 void gnaforge_emulator_memory_allow_mapped(void* memory) { static_cast<DeviceMemory*>(memory)->allow_mapped(); }
 
 int gnaforge_emulator_launch(void* module, const char* kernel, const GnaforgeEmulatorLaunch* how, const void* params,
-                                             uint64_t param_bytes, void* memory, GnaforgeEmulatorCounters* counted, uint64_t* executed) {
+                                             uint64_t param_bytes, void* memory, GnaforgeEmulatorCounters* counted, uint64_t* executed,
+                             uint64_t* waited) {
   return guarded([&] {
     Launch launch;
     launch.module = *static_cast<ModuleHandle*>(module);
@@ -122,6 +123,7 @@ int gnaforge_emulator_launch(void* module, const char* kernel, const GnaforgeEmu
     run_launch(launch, how->host_threads, counters);
     if (counted) *counted = {counters.instructions, counters.async_load_bytes, counters.async_store_bytes, counters.load_bytes, counters.store_bytes};
     if (executed) std::copy(counters.executed.begin(), counters.executed.end(), executed);
+    if (waited) std::copy(counters.waited.begin(), counters.waited.end(), waited);
   });
 }
 

@@ -39,9 +39,11 @@ GNAFORGE_EXPORT void gnaforge_emulator_memory_remove(void* memory, uint64_t addr
 /// Allows what the process has mapped as well: kernels that get pointers to memory which nobody announced.
 GNAFORGE_EXPORT void gnaforge_emulator_memory_allow_mapped(void* memory);
 
-/// Runs a kernel. `executed`, if not null, takes a count per instruction. 0, or 1 with the last error set.
+/// Runs a kernel. `executed` and `waited`, if not null, take a count per instruction: how often it ran, and how often an
+/// mbarrier wait found its phase open. 0, or 1 with the last error set.
 GNAFORGE_EXPORT int gnaforge_emulator_launch(void* module, const char* kernel, const GnaforgeEmulatorLaunch* how, const void* params,
-                                             uint64_t param_bytes, void* memory, GnaforgeEmulatorCounters* counted, uint64_t* executed);
+                                             uint64_t param_bytes, void* memory, GnaforgeEmulatorCounters* counted, uint64_t* executed,
+                                             uint64_t* waited);
 
 /// Arguments as cuTensorMapEncodeTiled has them; `out` is 128 bytes aligned to 64. 0, or 1 with the broken rule as error.
 GNAFORGE_EXPORT int gnaforge_emulator_tensor_map(void* out, uint32_t data_type, uint32_t rank, uint64_t address, const uint64_t* dims,

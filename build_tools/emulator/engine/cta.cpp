@@ -9,7 +9,9 @@ namespace gnaforge::emulator {
 
 void Counters::add(const Counters& other) {
   executed.resize(std::max(executed.size(), other.executed.size()));
+  waited.resize(executed.size());
   for (size_t i = 0; i < other.executed.size(); ++i) executed[i] += other.executed[i];
+  for (size_t i = 0; i < other.waited.size(); ++i) waited[i] += other.waited[i];
   instructions += other.instructions;
   async_load_bytes += other.async_load_bytes;
   async_store_bytes += other.async_store_bytes;
@@ -67,6 +69,7 @@ Cta::Cta(const Launch& launch_, const uint32_t (&id_)[3], Counters& counters_)
       warpgroups((launch_.threads() + 127) / 128) {
   random.seed(launch.options.seed * 0x9e3779b97f4a7c15u + id[0] + 65537u * (id[1] + 65537u * uint64_t{id[2]}));
   counters.executed.resize(module.code.size());
+  counters.waited.resize(module.code.size());
   int threads = static_cast<int>(launch.threads());
   auto uses = [&](const char* opcode) {
     return std::any_of(module.code.begin(), module.code.end(), [&](const Instruction& i) { return i.parts[0] == opcode; });

@@ -34,6 +34,7 @@ struct Options {
 /// What a launch counted, in warp instructions and bytes.
 struct Counters {
   std::vector<uint64_t> executed;  // by instruction
+  std::vector<uint64_t> waited;    // by instruction: how often an mbarrier wait found its phase open
   uint64_t instructions = 0, async_load_bytes = 0, async_store_bytes = 0, load_bytes = 0, store_bytes = 0;
   void add(const Counters& other);
 };

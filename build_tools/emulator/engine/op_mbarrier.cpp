@@ -95,6 +95,7 @@ Status wait(Warp& warp, const Instruction& in, uint32_t mask) {
     if (done) warp.clock.join(barrier.published);
   });
   uint32_t open = mask & ~complete;
+  if (open) ++cta.counters.waited[warp.group().pc];
   // try_wait may also give up at any time.
   bool gives_up = !in.detail[0] || (cta.timing() != Timing::eager && cta.chance(0.1));
   if (open && gives_up) {

@@ -164,7 +164,7 @@ cudaError_t State::launch(Kernel& kernel, dim3 grid, dim3 block, void** argument
   how.block[2] = block.z;
   how.dynamic_shared = static_cast<uint32_t>(shared);
   GnaforgeEmulatorCounters counted{};
-  if (gnaforge_emulator_launch(module, kernel.name.c_str(), &how, params.data(), bytes, ranges, &counted, nullptr)) {
+  if (gnaforge_emulator_launch(module, kernel.name.c_str(), &how, params.data(), bytes, ranges, &counted, nullptr, nullptr)) {
     sticky_ = cudaErrorLaunchFailure;
     return fail(cudaErrorLaunchFailure, gnaforge_emulator_error());
   }
