@@ -6,8 +6,8 @@ import re
 
 import numpy as np
 import pytest
-from emulator_ptx import element_address, run
-from gnaforge.build_tools.emulator import EmulationError, TensorMap, load
+from emulator_ptx import SCHEDULES, element_address, run
+from gnaforge.build_tools.emulator import EmulationError, Options, TensorMap, load
 
 SHARED = ".shared .align 16 .b8 shared[64];"
 
@@ -129,3 +129,64 @@ def test_a_tensor_map_needs_an_aligned_address() -> None:
     start = -array.ctypes.data % 16 + 8
     with pytest.raises(EmulationError, match="not aligned to 16 bytes"):
         TensorMap(array[start : start + 256].reshape(4, 64), (16, 1))
+
+
+# --- races between warps, found by what each has waited for, not by luck
+
+RACES = {
+    "a read without a barrier": (
+        "setp.eq.u32 %q1, %tid, 0; @%q1 st.shared.u32 [%r1], %tid; @!%q1 ld.shared.u32 %r2, [%r1];"
+    ),
+    "two writers": "st.shared.u32 [%r1], %tid;",
+    "a write after a read": (
+        "setp.lt.u32 %q1, %tid, 32; @%q1 st.shared.u32 [%r2], %tid; bar.sync 0;"
+        "@!%q1 ld.shared.u32 %r3, [%r1]; @%q1 st.shared.u32 [%r2], %tid;"
+    ),
+    "a barrier of the wrong warps": (
+        "setp.lt.u32 %q1, %tid, 32; setp.ge.u32 %q2, %tid, 96; @%q1 st.shared.u32 [%r2], %tid;"
+        "@%q1 bar.arrive 1, 64; @%q2 bar.sync 1, 64; setp.eq.u32 %q3, %tid, 40; @%q3 ld.shared.u32 %r3, [%r1];"
+    ),
+}
+ADDRESSES = "mov.u32 %r1, shared; and.b32 %r2, %tid, 15; mad.lo.u32 %r2, %r2, 4, %r1;\n"
+
+
+@pytest.mark.parametrize("name", RACES)
+@pytest.mark.parametrize("options", SCHEDULES, ids=lambda o: f"{o.timing}-{o.order}-{o.seed}")
+def test_races_between_warps(name: str, options: Options) -> None:
+    with pytest.raises(EmulationError, match=r"race: (read|write) of shared memory at|uninitialised"):
+        run(ADDRESSES + RACES[name], [], threads=128, declarations=SHARED, options=options)
+
+
+@pytest.mark.parametrize("options", SCHEDULES, ids=lambda o: f"{o.timing}-{o.order}-{o.seed}")
+def test_what_looks_like_a_race_and_is_none(options: Options) -> None:
+    """A flag with release and acquire, an atomic counter, different words, and lanes of one warp."""
+    out = np.zeros(64, np.uint32)
+    body = """
+      mov.u32 %r1, shared;
+      setp.ge.u32 %q1, %tid, 32;
+      setp.ne.u32 %q2, %lane, 0;
+      mov.u32 %r4, 0;
+      setp.ne.u32 %q4, %tid, 0;
+      @%q4 bra READY;
+      st.shared.u32 [%r1], %r4;
+      st.shared.u32 [%r1+4], %r4;
+    READY:
+      bar.sync 0;
+      @!%q2 atom.shared.add.u32 %r2, [%r1+4], 1;
+      @%q1 bra READER;
+      mov.u32 %r3, 77;
+      st.shared.u32 [%r1+8], %r3;
+      st.shared.u32 [%r1+12], %r3;
+      mov.u32 %r4, 1;
+      st.release.cta.shared.u32 [%r1], %r4;
+      bra END;
+    READER:
+      ld.acquire.cta.shared.u32 %r4, [%r1];
+      setp.eq.u32 %q3, %r4, 0;
+      @%q3 bra READER;
+      ld.shared.u32 %r3, [%r1+8];
+    END:
+    """
+    store = element_address("%d9", "%p0", 4) + "st.global.u32 [%d9], %r3;"
+    run(body + store, [out], threads=64, declarations=SHARED, options=options)
+    assert (out == 77).all()

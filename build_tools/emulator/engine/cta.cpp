@@ -290,11 +290,11 @@ namespace {
 }
 }  // namespace
 
-const uint8_t* Cta::read(Warp& warp, Space space, uint64_t address, uint32_t size) {
+const uint8_t* Cta::read(Warp& warp, Space space, uint64_t address, uint32_t size, bool strong) {
   if (address & (size - 1)) misaligned(address, size);
   uint64_t window = address & kWindowMask;
   if (space == Space::shared || (space == Space::generic && window == kSharedWindow))
-    return shared.read(shared_address(space, address), size, warp.clock, static_cast<uint8_t>(warp.index));
+    return shared.read(shared_address(space, address), size, strong ? nullptr : &warp.clock, static_cast<uint8_t>(warp.index));
   if (space == Space::local || window == kLocalWindow) {
     uint64_t offset = address & ~kWindowMask;
     if (offset + size > module.local_bytes) throw EmulationError("local memory out of bounds: " + hex(offset));
@@ -305,11 +305,12 @@ const uint8_t* Cta::read(Warp& warp, Space space, uint64_t address, uint32_t siz
   return object(address, size);
 }
 
-uint8_t* Cta::write(Warp& warp, Space space, uint64_t address, uint32_t size) {
+uint8_t* Cta::write(Warp& warp, Space space, uint64_t address, uint32_t size, bool strong) {
   if (address & (size - 1)) misaligned(address, size);
   uint64_t window = address & kWindowMask;
   if (space == Space::shared || (space == Space::generic && window == kSharedWindow))
-    return shared.write(shared_address(space, address), size, clock, static_cast<uint16_t>(warp.thread(warp.lane)), warp.clock);
+    return shared.write(shared_address(space, address), size, clock, static_cast<uint16_t>(warp.thread(warp.lane)),
+                        strong ? nullptr : &warp.clock);
   if (space == Space::local || window == kLocalWindow) {
     uint64_t offset = address & ~kWindowMask;
     if (offset + size > module.local_bytes) throw EmulationError("local memory out of bounds: " + hex(offset));

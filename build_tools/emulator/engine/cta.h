@@ -120,9 +120,9 @@ class Cta {
   /// Work that completes in the order of submission, as the tensor core's does.
   void submit_ordered(std::function<void()> complete);
 
-  // Memory as threads see it. `warp.lane` is the thread.
-  const uint8_t* read(Warp& warp, Space space, uint64_t address, uint32_t size);
-  uint8_t* write(Warp& warp, Space space, uint64_t address, uint32_t size);
+  // Memory as threads see it. `warp.lane` is the thread; `strong` accesses are ones that threads may synchronise through.
+  const uint8_t* read(Warp& warp, Space space, uint64_t address, uint32_t size, bool strong = false);
+  uint8_t* write(Warp& warp, Space space, uint64_t address, uint32_t size, bool strong = false);
   /// A shared-memory address from one in the shared or generic space.
   uint32_t shared_address(Space space, uint64_t address) const;
   /// Bytes of an object in constant, param or global space, for engines that read it.

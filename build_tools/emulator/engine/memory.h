@@ -54,17 +54,19 @@ class SharedMemory {
   /// Changes whenever any byte may have changed.
   uint64_t version() const { return version_; }
 
+  // `clock` is what the accessing warp has seen; null for accesses that threads synchronise through, which can't race.
+
   /// A read by a thread: in bounds, initialised, and not being written by a bulk copy.
-  const uint8_t* read(uint32_t address, uint32_t size, const Clock& clock, uint8_t agent) {
+  const uint8_t* read(uint32_t address, uint32_t size, const Clock* clock, uint8_t agent) {
     check_bounds(address, size, "read");
     for (uint32_t g = address / kGranule; g <= (address + size - 1) / kGranule; ++g)
       if (granules_[g].landing) fail_landing(address, size, "read");
     check_valid(address, size);
-    check_read(address, size, clock, {clock.at[agent], agent}, "read");
+    if (clock) check_read(address, size, *clock, {clock->at[agent], agent}, "read");
     return bytes_.data() + address;
   }
   /// A write by a thread: in bounds, and not while asynchronous work reads or writes there.
-  uint8_t* write(uint32_t address, uint32_t size, uint64_t when, uint16_t thread, const Clock& clock) {
+  uint8_t* write(uint32_t address, uint32_t size, uint64_t when, uint16_t thread, const Clock* clock) {
     check_bounds(address, size, "write");
     ++version_;
     for (uint32_t g = address / kGranule; g <= (address + size - 1) / kGranule; ++g) {
@@ -75,7 +77,7 @@ class SharedMemory {
       granule.written = when;
       granule.writer = thread;
     }
-    check_write(address, size, clock, {clock.at[thread / 32u], static_cast<uint8_t>(thread / 32u)});
+    if (clock) check_write(address, size, *clock, {clock->at[thread / 32u], static_cast<uint8_t>(thread / 32u)});
     mark_valid(address, size);
     return bytes_.data() + address;
   }

@@ -85,8 +85,8 @@ Status atomic(Warp& warp, const Instruction& in, uint32_t mask) {
   if (warp.cta.launch.atomics) lock = std::unique_lock<std::mutex>(*warp.cta.launch.atomics);
   each_lane(warp, mask, [&](int lane) {
     uint64_t address = warp.address(in.args[at], lane), total = uint64_t{size} * in.width;
-    warp.cta.read(warp, in.space, address, static_cast<uint32_t>(total));
-    uint8_t* memory = warp.cta.write(warp, in.space, address, static_cast<uint32_t>(total));
+    warp.cta.read(warp, in.space, address, static_cast<uint32_t>(total), true);
+    uint8_t* memory = warp.cta.write(warp, in.space, address, static_cast<uint32_t>(total), true);
     for (size_t i = 0; i < in.width; ++i) {
       uint64_t old = 0, a = warp.bits(in.width > 1 ? data.parts[i] : data, lane);
       std::memcpy(&old, memory + i * size, size);

@@ -302,7 +302,7 @@ Status copy_small(Warp& warp, const Instruction& in, uint32_t mask) {
     cta.counters.async_load_bytes += used;
     cta.submit([=, &cta] {
       // Through the generic proxy; small copies may share 16 bytes, so they are not tracked as landing.
-      uint8_t* target = cta.shared.write(to, size, cta.clock, thread, seen);
+      uint8_t* target = cta.shared.write(to, size, cta.clock, thread, &seen);
       std::memset(target, 0, size);
       if (used) std::memcpy(target, reinterpret_cast<const void*>(from), used);
       --holder->writes_pending;

@@ -121,7 +121,7 @@ Status load(Warp& warp, const Instruction& in, uint32_t mask) {
   // All lanes read before any register changes: the address register may be the destination.
   uint8_t loaded[kWarpSize][32];
   each_lane(warp, mask, [&](int lane) {
-    std::memcpy(loaded[lane], warp.cta.read(warp, in.space, warp.address(in.args[1], lane), total), total);
+    std::memcpy(loaded[lane], warp.cta.read(warp, in.space, warp.address(in.args[1], lane), total, in.detail[0]), total);
   });
   for (size_t i = 0; i < in.width; ++i) {
     const Operand& to = element(in.args[0], i);
@@ -154,7 +154,7 @@ Status store(Warp& warp, const Instruction& in, uint32_t mask) {
   if (in.detail[0]) warp.cta.synchronise(warp);
   warp.cta.counters.store_bytes += uint64_t{total} * static_cast<uint64_t>(__builtin_popcount(mask));
   each_lane(warp, mask, [&](int lane) {
-    uint8_t* to = warp.cta.write(warp, in.space, warp.address(in.args[0], lane), total);
+    uint8_t* to = warp.cta.write(warp, in.space, warp.address(in.args[0], lane), total, in.detail[0]);
     for (size_t i = 0; i < in.width; ++i) {
       const Operand& from = element(in.args[1], i);
       if (size == 16) {

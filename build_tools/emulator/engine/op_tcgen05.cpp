@@ -24,7 +24,7 @@ Status allocate(Warp& warp, const Instruction& in, uint32_t mask) {
   if (to % 4) throw EmulationError("tcgen05.alloc to the unaligned address " + hex(to));
   cta.shared.check_bounds(to, 4, "tcgen05.alloc");
   if (!cta.tensor_memory->allocate(columns, address)) return Status::blocked;
-  std::memcpy(cta.shared.write(to, 4, 0, static_cast<uint16_t>(warp.thread(0)), warp.clock), &address, 4);
+  std::memcpy(cta.shared.write(to, 4, 0, static_cast<uint16_t>(warp.thread(0)), &warp.clock), &address, 4);
   return Status::next;
 }
 
