@@ -39,12 +39,6 @@ void collect(const Operand& op, std::vector<uint32_t>& out) {
   for (const Operand& part : op.parts) collect(part, out);
 }
 
-bool reads_clock(const Operand& op) {
-  for (const Operand& part : op.parts)
-    if (reads_clock(part)) return true;
-  return op.clock;
-}
-
 }  // namespace
 
 void expect_count(const Instruction& in, size_t least, size_t most) {
@@ -91,7 +85,6 @@ void decode(Instruction& in) {
   for (size_t i = 0; i < in.args.size(); ++i) {
     if (in.parts[0] == "wgmma" && i <= 1) continue;  // accumulators and A have rules of their own
     collect(in.args[i], i == 0 && writes && in.args[i].kind != Operand::Kind::address ? in.writes : in.reads);
-    in.reads_clock |= reads_clock(in.args[i]);
   }
 }
 

@@ -39,7 +39,6 @@ struct Instruction {
   Handler run = nullptr;
   bool guarded = false, guard_negated = false;
   uint32_t guard_slot = 0;
-  bool reads_clock = false;
   Type type = Type::none, type2 = Type::none;  // the last type suffix, and the one before it
   Space space = Space::generic;
   uint8_t width = 1;          // vector elements of ld and st
@@ -71,7 +70,6 @@ struct Function {
   uint32_t param_bytes = 0;
   std::vector<std::string> param_names, return_names;  // of a device function: symbols in the local window
   std::vector<uint32_t> param_sizes, return_sizes;
-  uint32_t shared_bytes = 0;
   int required_threads[3] = {0, 0, 0};  // .reqntid
 };
 
