@@ -1,0 +1,65 @@
+// Tensor memory of one CTA: 128 lanes of 512 columns of 32 bits, and what asynchronous work does in it.
+#pragma once
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "clocks.h"
+#include "types.h"
+
+namespace gnaforge::emulator {
+
+constexpr uint32_t kTensorLanes = 128, kTensorColumns = 512;
+
+/// A rectangle of tensor memory.
+struct TensorRegion {
+  uint32_t lane, lanes, column, columns;
+};
+
+class TensorMemory {
+ public:
+  TensorMemory();
+
+  // tcgen05.alloc and dealloc. `allocate` returns false if the columns are not free now.
+  bool allocate(uint32_t columns, uint32_t& address);
+  void deallocate(uint32_t address, uint32_t columns);
+  void relinquish() { may_allocate_ = false; }
+  void check_end() const;
+
+  /// Throws unless the region lies in allocated columns.
+  void check(const TensorRegion& region, const char* what) const;
+  void check_written(const TensorRegion& region, const char* what) const;
+  void mark_written(const TensorRegion& region);
+  float* row(uint32_t lane, uint32_t column) { return &cells_[lane * kTensorColumns + column]; }
+
+  // Who uses what, per quarter of the lanes and column.
+  void begin_load(const TensorRegion& region, const Clock& clock, Epoch reader);
+  void end_load(const TensorRegion& region) { count(region, &Use::loads, -1); }
+  void begin_store(const TensorRegion& region, const Clock& clock, Epoch writer);
+  void end_store(const TensorRegion& region) { count(region, &Use::stores, -1); }
+  void begin_mma(const TensorRegion& region, bool writes, const Clock& clock, Epoch user);
+  void end_mma(const TensorRegion& region) { count(region, &Use::mmas, -1); }
+
+  uint32_t issued = 0;  // MMAs so far: the tensor core's count
+  /// What tcgen05.mma left to do when the next tcgen05.commit arrives: regions and shared memory in use.
+  std::vector<std::function<void()>> release_on_commit;
+
+ private:
+  struct Use {
+    int16_t loads = 0, stores = 0, mmas = 0;
+    Accesses last;
+  };
+  void count(const TensorRegion& region, int16_t Use::*what, int by);
+  void access(const TensorRegion& region, bool writes, const Clock& clock, Epoch by, const char* what);
+  bool any(const TensorRegion& region, int16_t Use::*what) const;
+
+  std::vector<float> cells_;
+  std::vector<uint8_t> written_;
+  std::vector<Use> uses_;               // 4 x 512
+  std::vector<uint32_t> allocation_;    // per column: size of the allocation that starts here, or kInside, or 0
+  bool may_allocate_ = true;
+};
+
+}  // namespace gnaforge::emulator
