@@ -1,0 +1,314 @@
+#include "cta.h"
+
+#include <algorithm>
+#include <map>
+
+#include "matrix.h"
+
+namespace gnaforge::emulator {
+
+void Counters::add(const Counters& other) {
+  executed.resize(std::max(executed.size(), other.executed.size()));
+  for (size_t i = 0; i < other.executed.size(); ++i) executed[i] += other.executed[i];
+  instructions += other.instructions;
+  async_load_bytes += other.async_load_bytes;
+  async_store_bytes += other.async_store_bytes;
+  load_bytes += other.load_bytes;
+  store_bytes += other.store_bytes;
+}
+
+namespace {
+
+uint64_t special_value(const std::string& name, const Cta& cta, const Warp& warp, int lane) {
+  const Launch& launch = cta.launch;
+  uint32_t thread = static_cast<uint32_t>(warp.thread(lane));
+  uint32_t position[3] = {thread % launch.block[0], thread / launch.block[0] % launch.block[1],
+                          thread / (launch.block[0] * launch.block[1])};
+  auto axis = [&](const char* prefix) {
+    size_t length = std::string(prefix).size();
+    return name.compare(0, length, prefix) == 0 && name.size() == length + 1 ? name[length] - 'x' : -1;
+  };
+  int i;
+  if ((i = axis("%tid.")) >= 0) return position[i];
+  if ((i = axis("%ntid.")) >= 0) return launch.block[i];
+  if ((i = axis("%ctaid.")) >= 0 || (i = axis("%clusterid.")) >= 0) return cta.id[i];
+  if ((i = axis("%nctaid.")) >= 0 || (i = axis("%nclusterid.")) >= 0) return launch.grid[i];
+  if (axis("%cluster_ctaid.") >= 0 || name == "%cluster_ctarank") return 0;
+  if (axis("%cluster_nctaid.") >= 0 || name == "%cluster_nctarank") return 1;
+  if (name == "%is_explicit_cluster") return 0;
+  if (name == "%laneid") return static_cast<uint64_t>(lane);
+  if (name == "%warpid") return static_cast<uint64_t>(warp.index);
+  if (name == "%nwarpid") return (launch.threads() + 31) / 32;
+  if (name == "%smid") return (cta.id[0] + launch.grid[0] * (cta.id[1] + uint64_t{launch.grid[1]} * cta.id[2])) % 132;
+  if (name == "%nsmid") return 132;
+  if (name == "%lanemask_eq") return uint64_t{1} << lane;
+  if (name == "%lanemask_lt") return (uint64_t{1} << lane) - 1;
+  if (name == "%lanemask_le") return (uint64_t{2} << lane) - 1;
+  if (name == "%lanemask_gt") return ~((uint64_t{2} << lane) - 1) & 0xffffffffu;
+  if (name == "%lanemask_ge") return ~((uint64_t{1} << lane) - 1) & 0xffffffffu;
+  if (name == "%dynamic_smem_size") return launch.dynamic_shared;
+  if (name == "%total_smem_size") return cta.shared.end();
+  if (name == "%gridid" || name.compare(0, 6, "%clock") == 0 || name.compare(0, 12, "%globaltimer") == 0) return 0;
+  throw EmulationError("unknown special register " + name);
+}
+
+}  // namespace
+
+Cta::Cta(const Launch& launch_, const uint32_t (&id_)[3], Counters& counters_)
+    : launch(launch_),
+      module(*launch_.module),
+      id{id_[0], id_[1], id_[2]},
+      shared(launch_.module->dynamic_shared + launch_.dynamic_shared),
+      counters(counters_),
+      fences(launch_.threads()),
+      bulk_groups(launch_.threads()),
+      copy_groups(launch_.threads()),
+      after_copies(launch_.threads()),
+      warpgroups((launch_.threads() + 127) / 128) {
+  random.seed(launch.options.seed * 0x9e3779b97f4a7c15u + id[0] + 65537u * (id[1] + 65537u * uint64_t{id[2]}));
+  counters.executed.resize(module.code.size());
+  int threads = static_cast<int>(launch.threads());
+  bool matrices = std::any_of(module.code.begin(), module.code.end(),
+                              [](const Instruction& i) { return i.parts[0] == "wgmma"; });
+  for (int first = 0; first < threads; first += kWarpSize) {
+    int lanes = std::min(kWarpSize, threads - first);
+    uint32_t alive = lanes == kWarpSize ? ~0u : (1u << lanes) - 1;
+    warps.push_back(std::make_unique<Warp>(*this, first / kWarpSize, alive));
+    Warp& warp = *warps.back();
+    if (matrices) warp.matrix = std::make_unique<MatrixState>(module.register_count);
+    for (const Module::SpecialRegister& special : module.specials) {
+      Operand op;
+      op.kind = Operand::Kind::reg;
+      op.slot = special.slot;
+      op.type = special.name == "%is_explicit_cluster" ? Type::pred
+                : special.name == "%clock64" || special.name == "%globaltimer" || special.name == "%gridid" ? Type::u64
+                                                                                                           : Type::u32;
+      for (int lane = 0; lane < kWarpSize; ++lane)
+        warp.put_bits(op, lane, special_value(special.name, *this, warp, lane));
+    }
+  }
+}
+
+Cta::~Cta() = default;
+
+std::string Cta::thread_name(int thread) const {
+  uint32_t t = static_cast<uint32_t>(thread);
+  std::string name = "thread " + std::to_string(t % launch.block[0]);
+  if (launch.block[1] * launch.block[2] > 1)
+    name += "," + std::to_string(t / launch.block[0] % launch.block[1]) + "," +
+            std::to_string(t / (launch.block[0] * launch.block[1]));
+  return name;
+}
+
+void Cta::submit(std::function<void()> complete) {
+  if (timing() == Timing::eager || (timing() == Timing::random && chance(0.25))) return complete();
+  pending_.push_back(std::move(complete));
+}
+
+void Cta::submit_ordered(std::function<void()> complete) {
+  if (ordered_.empty() && (timing() == Timing::eager || (timing() == Timing::random && chance(0.25)))) return complete();
+  ordered_.push_back(std::move(complete));
+}
+
+bool Cta::complete_one() {
+  size_t choices = pending_.size() + (ordered_.empty() ? 0 : 1);
+  if (choices == 0) return false;
+  size_t pick = random() % choices;
+  std::function<void()> work;
+  if (pick == pending_.size()) {
+    work = std::move(ordered_.front());
+    ordered_.pop_front();
+  } else {
+    work = std::move(pending_[pick]);
+    pending_[pick] = std::move(pending_.back());
+    pending_.pop_back();
+  }
+  try {
+    work();
+  } catch (const EmulationError& error) {
+    throw EmulationError(std::string("asynchronous work: ") + error.what());
+  }
+  return true;
+}
+
+void Cta::run() {
+  try {
+    while (exited < launch.threads()) {
+      if (!step()) {
+        if (!complete_one()) deadlock("deadlock: no warp can go on and no asynchronous work is left");
+        continue;
+      }
+      if (timing() == Timing::random && chance(0.25)) {
+        complete_one();
+        Warp& warp = *warps[random() % warps.size()];
+        if (warp.matrix) compute_oldest(warp);
+      }
+      uint64_t quiet = clock - last_event_;
+      // A polling loop never blocks, so late completions must come to it.
+      if (quiet > 100'000 && complete_one()) continue;
+      if (quiet > launch.options.patience) deadlock("hung: instructions run, but nothing changes that another warp could see");
+    }
+    while (complete_one()) {
+    }
+    check_end();
+  } catch (const EmulationError& error) {
+    throw EmulationError("CTA " + std::to_string(id[0]) + "," + std::to_string(id[1]) + "," + std::to_string(id[2]) + ": " +
+                         error.what());
+  }
+  counters.instructions += clock;
+}
+
+bool Cta::step() {
+  size_t count = warps.size(), runnable = 0;
+  auto can_run = [&](const Warp& warp) { return warp.alive && (warp.stalled_at == kRunnable || warp.stalled_at != events); };
+  for (const auto& warp : warps) runnable += can_run(*warp);
+  if (runnable == 0) return false;
+  size_t pick = turn_;
+  uint64_t budget = 64;
+  if (launch.options.order == Order::random) {
+    size_t nth = random() % runnable;
+    for (pick = 0;; ++pick)
+      if (can_run(*warps[pick]) && nth-- == 0) break;
+    constexpr uint64_t kBudgets[] = {1, 16, 128, 1024, 8192};  // short and long turns find different races
+    budget = kBudgets[random() % 5];
+  } else {
+    if (launch.options.order == Order::depth_first) budget = 4096;
+    while (!can_run(*warps[pick % count])) ++pick;
+    pick %= count;
+    turn_ = launch.options.order == Order::depth_first ? pick : pick + 1;
+  }
+  Warp& warp = *warps[pick];
+  warp.stalled_at = kRunnable;
+  try {
+    warp.run(budget);
+  } catch (const EmulationError& error) {
+    throw EmulationError(module.place(warp.group().pc) + ": " + thread_name(warp.thread(warp.lane)) + ": " + error.what());
+  }
+  // In depth-first order a warp that yields or spins must not keep the others out.
+  if (launch.options.order == Order::depth_first && (warp.yields || clock - last_event_ > 50'000)) turn_ = pick + 1;
+  return true;
+}
+
+std::string Cta::describe_wait(Warp& warp, const Group& group) {
+  const Instruction& in = module.code[group.pc];
+  int lane = __builtin_ctz(group.mask);
+  const std::string& name = in.parts[0];
+  if (name == "mbarrier" && (in.parts[1] == "try_wait" || in.parts[1] == "test_wait")) {
+    uint32_t address = shared_address(in.space, warp.address(in.args[1], lane));
+    std::string wanted = in.has("parity") ? " for the end of a phase of parity " + std::to_string(warp.bits(in.args[2], lane)) : "";
+    return "waits" + wanted + " at " + mbarriers.describe(address);
+  }
+  if (name == "bar" || name == "barrier") {
+    const Operand& which = in.args.at(0);
+    uint32_t barrier = static_cast<uint32_t>(warp.bits(which, lane));
+    if (group.token == 0) return "waits for the other lanes of its warp before barrier " + std::to_string(barrier);
+    return "waits at barrier " + std::to_string(barrier) + " (" + std::to_string(barriers[barrier % 16].arrived) + " of " +
+           std::to_string(barriers[barrier % 16].expected) + " threads arrived)";
+  }
+  return "waits for other lanes of its warp, or for asynchronous work";
+}
+
+void Cta::deadlock(const char* what) {
+  std::string report = what;
+  std::map<std::string, std::vector<int>> waiting;
+  for (auto& warp : warps)
+    for (const Group& group : warp->groups) {
+      if (!(group.mask & warp->alive)) continue;
+      std::string lanes = group.mask == warp->alive && warp->alive == ~0u ? "" : ", lanes " + hex(group.mask);
+      waiting[module.place(group.pc) + ": " + describe_wait(*warp, group) + lanes].push_back(warp->index);
+    }
+  for (const auto& entry : waiting) {
+    report += "\n  warp";
+    if (entry.second.size() > 1) report += "s";
+    for (int index : entry.second) report += " " + std::to_string(index);
+    report += ": " + entry.first;
+  }
+  throw EmulationError(report);
+}
+
+void Cta::check_end() {
+  for (size_t thread = 0; thread < bulk_groups.size(); ++thread)
+    for (const auto& group : bulk_groups[thread])
+      if (!group->reads.empty())
+        throw EmulationError(thread_name(static_cast<int>(thread)) +
+                             " exited though its bulk store from shared memory may still read: cp.async.bulk.wait_group.read is missing");
+  for (const auto& warp : warps)
+    if (warp->matrix && warp->matrix->busy)
+      throw EmulationError("warp " + std::to_string(warp->index) + " exited with " + std::to_string(warp->matrix->busy) +
+                           " wgmma in flight: wgmma.wait_group is missing");
+}
+
+void Cta::barrier_released(NamedBarrier& barrier) {
+  ++barrier.generation;
+  barrier.last_and = barrier.reduction_and;
+  barrier.last_or = barrier.reduction_or;
+  barrier.last_count = barrier.reduction_count;
+  barrier.reduction_and = 1;
+  barrier.reduction_or = barrier.reduction_count = 0;
+  barrier.arrived = 0;
+  barrier.whole_cta = false;
+  event();
+}
+
+void Cta::check_exit_barriers() {
+  for (NamedBarrier& barrier : barriers)
+    if (barrier.whole_cta && barrier.arrived > 0 && barrier.arrived >= launch.threads() - exited) barrier_released(barrier);
+}
+
+uint32_t Cta::shared_address(Space space, uint64_t address) const {
+  if (space == Space::generic) {
+    if ((address & kWindowMask) != kSharedWindow) throw EmulationError(hex(address) + " is not an address in shared memory");
+    address &= ~kWindowMask;
+  }
+  if (address > 0xffffffffu) throw EmulationError("shared address " + hex(address) + " exceeds 32 bits");
+  return static_cast<uint32_t>(address);
+}
+
+const uint8_t* Cta::object(uint64_t address, uint32_t size) const {
+  if ((address & kWindowMask) == kParamWindow) {
+    uint64_t offset = address & ~kWindowMask;
+    if (offset + size > launch.params.size()) throw EmulationError("kernel parameters end before " + hex(offset + size));
+    return launch.params.data() + offset;
+  }
+  launch.memory->check(address, size);
+  return reinterpret_cast<const uint8_t*>(address);
+}
+
+namespace {
+[[noreturn]] void misaligned(uint64_t address, uint32_t size) {
+  throw EmulationError("unaligned access: " + std::to_string(size) + " bytes at " + hex(address));
+}
+}  // namespace
+
+const uint8_t* Cta::read(Warp& warp, Space space, uint64_t address, uint32_t size) {
+  if (address & (size - 1)) misaligned(address, size);
+  uint64_t window = address & kWindowMask;
+  if (space == Space::shared || (space == Space::generic && window == kSharedWindow))
+    return shared.read(shared_address(space, address), size);
+  if (space == Space::local || window == kLocalWindow) {
+    uint64_t offset = address & ~kWindowMask;
+    if (offset + size > module.local_bytes) throw EmulationError("local memory out of bounds: " + hex(offset));
+    return warp.local.data() + static_cast<size_t>(warp.lane) * module.local_bytes + offset;
+  }
+  if (space == Space::param && window == 0) address |= kParamWindow;
+  if (space == Space::global && window != 0) throw EmulationError(hex(address) + " is not an address in global memory");
+  return object(address, size);
+}
+
+uint8_t* Cta::write(Warp& warp, Space space, uint64_t address, uint32_t size) {
+  if (address & (size - 1)) misaligned(address, size);
+  uint64_t window = address & kWindowMask;
+  if (space == Space::shared || (space == Space::generic && window == kSharedWindow))
+    return shared.write(shared_address(space, address), size, clock, static_cast<uint16_t>(warp.thread(warp.lane)));
+  if (space == Space::local || window == kLocalWindow) {
+    uint64_t offset = address & ~kWindowMask;
+    if (offset + size > module.local_bytes) throw EmulationError("local memory out of bounds: " + hex(offset));
+    return warp.local.data() + static_cast<size_t>(warp.lane) * module.local_bytes + offset;
+  }
+  if (window != 0 || space == Space::param || space == Space::constant)
+    throw EmulationError("write to read-only memory at " + hex(address));
+  launch.memory->check(address, size);
+  return reinterpret_cast<uint8_t*>(address);
+}
+
+}  // namespace gnaforge::emulator

@@ -1,0 +1,77 @@
+#include "mbarrier.h"
+
+namespace gnaforge::emulator {
+
+void Mbarriers::init(uint32_t address, uint32_t count) {
+  if (address % 8) throw EmulationError("mbarrier at " + hex(address) + " is not aligned to 8 bytes");
+  if (count < 1 || count > kMaxCount) throw EmulationError("mbarrier count " + std::to_string(count) + " is not in 1..2^20-1");
+  if (barriers_.count(address)) throw EmulationError("mbarrier at " + hex(address) + " is initialised twice without mbarrier.inval");
+  barriers_[address] = {count, count, 0, 0};
+}
+
+void Mbarriers::invalidate(uint32_t address) {
+  at(address);
+  barriers_.erase(address);
+}
+
+Mbarrier& Mbarriers::at(uint32_t address) {
+  auto found = barriers_.find(address);
+  if (found == barriers_.end()) throw EmulationError("there is no initialised mbarrier at " + hex(address));
+  return found->second;
+}
+
+const Mbarrier* Mbarriers::find(uint32_t address) const {
+  auto found = barriers_.find(address);
+  return found == barriers_.end() ? nullptr : &found->second;
+}
+
+bool Mbarriers::overlaps(uint32_t address, uint32_t size) const {
+  for (const auto& entry : barriers_)
+    if (address < entry.first + 8 && entry.first < address + size) return true;
+  return false;
+}
+
+bool Mbarriers::arrive(uint32_t address, uint32_t count, bool drop) {
+  Mbarrier& barrier = at(address);
+  if (count < 1 || count > kMaxCount) throw EmulationError("mbarrier arrive with count " + std::to_string(count));
+  if (barrier.pending < static_cast<int64_t>(count))
+    throw EmulationError("too many arrivals in one phase: " + describe(address) + ", " + std::to_string(count) + " more arrive");
+  barrier.pending -= count;
+  if (drop) {
+    if (barrier.expected < count) throw EmulationError("arrive_drop leaves a negative count: " + describe(address));
+    barrier.expected -= count;
+  }
+  return settle(address, barrier);
+}
+
+void Mbarriers::expect(uint32_t address, int64_t bytes) {
+  Mbarrier& barrier = at(address);
+  barrier.transactions += bytes;
+  if (barrier.transactions > kMaxCount)
+    throw EmulationError("mbarrier's transaction count exceeds 2^20-1: " + describe(address));
+}
+
+bool Mbarriers::complete(uint32_t address, int64_t bytes) {
+  Mbarrier& barrier = at(address);
+  barrier.transactions -= bytes;
+  if (barrier.transactions < -kMaxCount)
+    throw EmulationError("mbarrier's transaction count falls below -(2^20-1): " + describe(address));
+  return settle(address, barrier);
+}
+
+bool Mbarriers::settle(uint32_t, Mbarrier& barrier) {
+  if (barrier.pending != 0 || barrier.transactions != 0) return false;
+  ++barrier.phase;
+  barrier.pending = barrier.expected;
+  return true;
+}
+
+std::string Mbarriers::describe(uint32_t address) const {
+  const Mbarrier* barrier = find(address);
+  if (!barrier) return "no mbarrier at " + hex(address);
+  return "mbarrier " + hex(address) + " (phase " + std::to_string(barrier->phase) + ", parity " +
+         std::to_string(barrier->phase & 1) + ", " + std::to_string(barrier->pending) + " of " +
+         std::to_string(barrier->expected) + " arrivals and " + std::to_string(barrier->transactions) + " bytes pending)";
+}
+
+}  // namespace gnaforge::emulator

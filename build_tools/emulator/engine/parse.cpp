@@ -1,0 +1,771 @@
+// PTX text to a Module. Covers the statements that nvcc writes and inline assembly with scopes of its own.
+#include <cctype>
+#include <cstring>
+#include <deque>
+#include <map>
+
+#include "program.h"
+
+namespace gnaforge::emulator {
+
+std::string Module::place(uint32_t pc) const {
+  const Instruction& at = code[pc];
+  std::string place = name + ":" + std::to_string(at.line) + ": " + at.text;
+  auto file = files.find(at.file);
+  if (at.source_line > 0 && file != files.end()) place += " (" + file->second + ":" + std::to_string(at.source_line) + ")";
+  return place;
+}
+
+namespace {
+
+struct Register {
+  Type type;
+  uint32_t slot, index;
+};
+struct RegisterRange {
+  Type type;
+  uint32_t count;
+};
+struct Symbol {
+  int64_t value;
+};
+struct Scope {
+  int parent;
+  std::map<std::string, Register> registers;
+  std::map<std::string, RegisterRange> ranges;
+  std::map<std::string, Symbol> symbols;
+  std::map<std::string, uint32_t> labels;
+  std::map<std::string, std::vector<std::string>> branch_targets;
+};
+struct LabelUse {
+  uint32_t instruction;
+  int scope;
+};
+
+bool is_name(char c) { return std::isalnum(static_cast<unsigned char>(c)) || c == '_' || c == '$' || c == '%'; }
+
+class Parser {
+ public:
+  Parser(const std::string& text, const std::string& name) : text_(text), module_(std::make_shared<Module>()) {
+    module_->name = name;
+    scopes_.push_back({-1, {}, {}, {}, {}, {}});
+    module_->shared_bytes = 0;
+  }
+
+  std::shared_ptr<Module> run() {
+    try {
+      while (skip(), position_ < text_.size()) module_statement();
+      finish();
+    } catch (const EmulationError& error) {
+      throw EmulationError(module_->name + ":" + std::to_string(line_) + ": " + error.what());
+    }
+    return module_;
+  }
+
+ private:
+  const std::string& text_;
+  std::shared_ptr<Module> module_;
+  size_t position_ = 0;
+  int line_ = 1, file_ = 0, source_line_ = 0;
+  std::deque<Scope> scopes_;
+  int scope_ = 0;
+  std::vector<LabelUse> label_uses_;
+  std::vector<std::string> extern_shared_;
+
+  // --- characters
+
+  void skip() {  // white space and comments
+    while (position_ < text_.size()) {
+      char c = text_[position_];
+      if (c == '\n') ++line_;
+      if (std::isspace(static_cast<unsigned char>(c))) {
+        ++position_;
+      } else if (text_.compare(position_, 2, "//") == 0) {
+        while (position_ < text_.size() && text_[position_] != '\n') ++position_;
+      } else if (text_.compare(position_, 2, "/*") == 0) {
+        size_t end = text_.find("*/", position_);
+        if (end == std::string::npos) throw EmulationError("comment without end");
+        for (; position_ < end + 2; ++position_) line_ += text_[position_] == '\n';
+      } else {
+        return;
+      }
+    }
+  }
+
+  /// Everything up to one of `stops` outside quotes, with comments removed.
+  std::string until(const char* stops) {
+    std::string out;
+    while (position_ < text_.size()) {
+      char c = text_[position_];
+      if (c == '"') {
+        size_t end = text_.find('"', position_ + 1);
+        if (end == std::string::npos) throw EmulationError("string without end");
+        out.append(text_, position_, end + 1 - position_);
+        position_ = end + 1;
+      } else if (text_.compare(position_, 2, "//") == 0 || text_.compare(position_, 2, "/*") == 0) {
+        skip();
+        out += ' ';
+      } else if (std::strchr(stops, c)) {
+        return trimmed(out);
+      } else {
+        line_ += c == '\n';
+        out += c == '\n' || c == '\t' || c == '\r' ? ' ' : c;
+        ++position_;
+      }
+    }
+    throw EmulationError("the text ends inside a statement");
+  }
+
+  static std::string trimmed(const std::string& s) {
+    size_t a = s.find_first_not_of(' '), b = s.find_last_not_of(' ');
+    return a == std::string::npos ? "" : s.substr(a, b - a + 1);
+  }
+
+  static std::vector<std::string> words(const std::string& s) {
+    std::vector<std::string> out;
+    size_t i = 0;
+    while (i < s.size()) {
+      auto blank = [&] { return std::isspace(static_cast<unsigned char>(s[i])) != 0; };
+      while (i < s.size() && blank()) ++i;
+      size_t start = i;
+      while (i < s.size() && !blank()) ++i;
+      if (i > start) out.push_back(s.substr(start, i - start));
+    }
+    return out;
+  }
+
+  /// Splits at commas outside all brackets.
+  static std::vector<std::string> list(const std::string& s) {
+    std::vector<std::string> out;
+    int depth = 0;
+    std::string item;
+    for (char c : s) {
+      if (c == '{' || c == '[' || c == '(') ++depth;
+      if (c == '}' || c == ']' || c == ')') --depth;
+      if (c == ',' && depth == 0) {
+        out.push_back(trimmed(item));
+        item.clear();
+      } else {
+        item += c;
+      }
+    }
+    if (!trimmed(item).empty() || !out.empty()) out.push_back(trimmed(item));
+    return out;
+  }
+
+  std::string end_of_line() {
+    size_t end = text_.find('\n', position_);
+    if (end == std::string::npos) end = text_.size();
+    std::string rest = text_.substr(position_, end - position_);
+    position_ = end;
+    return rest;
+  }
+
+  // --- module scope
+
+  void module_statement() {
+    size_t start = position_;
+    std::string head = text_.substr(position_, 16);
+    auto begins = [&](const char* word) { return head.compare(0, std::strlen(word), word) == 0; };
+    if (begins(".version") || begins(".address_size")) {
+      end_of_line();
+    } else if (begins(".target")) {
+      std::string rest = end_of_line();
+      size_t at = rest.find("sm_");
+      if (at != std::string::npos) module_->target = std::atoi(rest.c_str() + at + 3);
+    } else if (begins(".file")) {
+      file_statement();
+    } else if (begins(".section")) {
+      until("{");
+      int depth = 0;
+      do {
+        char c = text_[position_++];
+        line_ += c == '\n';
+        depth += (c == '{') - (c == '}');
+      } while (depth > 0 && position_ < text_.size());
+    } else {
+      std::string statement = until("{;");
+      // An initialiser's brace belongs to its variable, not to a function.
+      if (text_[position_] == '{' && statement.find('=') != std::string::npos) {
+        statement += until(";");
+      }
+      if (statement.find(".entry") != std::string::npos || statement.find(".func") != std::string::npos) {
+        bool body = text_[position_] == '{';
+        ++position_;
+        if (body) function(statement);
+      } else if (text_[position_] == ';') {
+        ++position_;
+        if (statement.find(".pragma") == std::string::npos && statement.find(".alias") == std::string::npos)
+          variable(statement);
+      } else {
+        throw EmulationError("unexpected: " + text_.substr(start, 40));
+      }
+    }
+  }
+
+  void file_statement() {
+    std::string rest = end_of_line();
+    size_t open = rest.find('"'), close = rest.rfind('"');
+    if (open == std::string::npos) return;
+    std::string path = rest.substr(open + 1, close - open - 1);
+    size_t quote = path.find('"');
+    if (quote != std::string::npos) path.resize(quote);
+    size_t slash = path.rfind('/');
+    module_->files[std::atoi(rest.c_str() + 5)] = slash == std::string::npos ? path : path.substr(slash + 1);
+  }
+
+  struct Declared {
+    Type type = Type::none;
+    uint32_t align = 0, count = 1;
+    bool array = false, open = false;
+    int vector = 1;
+    std::string name, initial;
+    uint32_t bytes() const { return count * vector * static_cast<uint32_t>(size_of(type)); }
+  };
+
+  /// ".align 16 .b8 name[64] = {...}" after the state space.
+  Declared declaration(const std::string& text) {
+    Declared out;
+    std::string left = text;
+    size_t equals = text.find('=');
+    if (equals != std::string::npos) {
+      left = text.substr(0, equals);
+      out.initial = trimmed(text.substr(equals + 1));
+    }
+    std::vector<std::string> parts = words(left);
+    std::string name;
+    for (size_t i = 0; i < parts.size(); ++i) {
+      if (parts[i] == ".align") {
+        out.align = std::stoul(parts.at(++i));
+      } else if (parts[i] == ".ptr") {
+        if (i + 1 < parts.size() && parts[i + 1][0] == '.' && parts[i + 1] != ".align") ++i;
+      } else if (parts[i][0] == '.') {
+        if (parts[i] == ".v2" || parts[i] == ".v4") out.vector = parts[i][2] - '0';
+        Type type = type_named(parts[i].substr(1));
+        if (type != Type::none) out.type = type;
+      } else {
+        name += parts[i];
+      }
+    }
+    size_t bracket = name.find('[');
+    if (bracket != std::string::npos) {
+      out.array = true;
+      std::string count = name.substr(bracket + 1, name.find(']') - bracket - 1);
+      out.open = count.empty();
+      out.count = out.open ? 0 : std::stoul(count, nullptr, 0);
+      name.resize(bracket);
+    }
+    out.name = name;
+    if (out.align == 0) out.align = std::max(1, size_of(out.type) * out.vector);
+    return out;
+  }
+
+  static uint32_t aligned(uint32_t offset, uint32_t align) { return (offset + align - 1) / align * align; }
+
+  void variable(const std::string& statement) {
+    if (trimmed(statement).empty()) return;
+    bool shared = statement.find(".shared") != std::string::npos;
+    bool local = statement.find(".local") != std::string::npos;
+    bool param = statement.find(".param") != std::string::npos;
+    bool external = statement.find(".extern") != std::string::npos;
+    Declared d = declaration(statement);
+    if (d.type == Type::none || d.name.empty()) throw EmulationError("can't read the declaration: " + statement);
+    Scope& scope = scopes_[scope_];
+    if (shared) {
+      if (external || d.open) {
+        module_->dynamic_shared = std::max(module_->dynamic_shared, d.align);
+        extern_shared_.push_back(d.name);
+        scope.symbols[d.name] = {-1};
+        return;
+      }
+      module_->shared_bytes = aligned(module_->shared_bytes, d.align);
+      scope.symbols[d.name] = {static_cast<int64_t>(kSharedStart + module_->shared_bytes)};
+      module_->shared_bytes += d.bytes();
+    } else if (local || param) {
+      module_->local_bytes = aligned(module_->local_bytes, std::max(d.align, 8u));
+      // What a call passes lives in local memory; .local symbols are offsets, as the state space wants them.
+      scope.symbols[d.name] = {static_cast<int64_t>(module_->local_bytes + (param ? kLocalWindow : 0))};
+      module_->local_bytes += d.bytes();
+    } else {
+      constexpr uint64_t kAlign = 256;
+      Variable v;
+      v.name = d.name;
+      v.size = d.bytes();
+      v.storage = std::make_shared<std::vector<uint8_t>>(v.size + kAlign);
+      v.address = (reinterpret_cast<uint64_t>(v.storage->data()) + kAlign - 1) / kAlign * kAlign;
+      initialise(d, reinterpret_cast<uint8_t*>(v.address));
+      scopes_[0].symbols[d.name] = {static_cast<int64_t>(v.address)};
+      module_->variables.push_back(v);
+    }
+  }
+
+  void initialise(const Declared& d, uint8_t* target) {
+    if (d.initial.empty()) return;
+    std::string text = d.initial;
+    for (char& c : text)
+      if (c == '{' || c == '}') c = ' ';
+    uint32_t size = size_of(d.type), at = 0;
+    for (const std::string& item : list(text)) {
+      if (item.empty()) continue;
+      Operand value = operand(item);
+      if (value.kind != Operand::Kind::immediate) throw EmulationError("initialiser is not a constant: " + item);
+      if (at + size > d.bytes()) throw EmulationError("too many initialisers for " + d.name);
+      std::memcpy(target + at, &value.value, size);
+      at += size;
+    }
+  }
+
+  // --- functions
+
+  int open_scope() {
+    scopes_.push_back({scope_, {}, {}, {}, {}, {}});
+    return scope_ = static_cast<int>(scopes_.size()) - 1;
+  }
+
+  void function(const std::string& head) {
+    Function f;
+    f.kernel = head.find(".entry") != std::string::npos;
+    f.first = module_->code.size();
+    open_scope();
+    int outer = scopes_[scope_].parent;
+    size_t at = head.find(f.kernel ? ".entry" : ".func") + (f.kernel ? 6 : 5);
+    while (at < head.size() && head[at] == ' ') ++at;
+    if (!f.kernel && head[at] == '(') {
+      size_t end = head.find(')', at);
+      formals(head.substr(at + 1, end - at - 1), f.return_names, f.return_sizes);
+      at = end + 1;
+      while (head[at] == ' ') ++at;
+    }
+    size_t end = at;
+    while (end < head.size() && is_name(head[end])) ++end;
+    f.name = head.substr(at, end - at);
+    size_t open = head.find('(', end), close = head.find(')', end);
+    if (open != std::string::npos && close != std::string::npos) {
+      std::string inside = head.substr(open + 1, close - open - 1);
+      if (f.kernel)
+        kernel_params(f, inside);
+      else
+        formals(inside, f.param_names, f.param_sizes);
+    }
+    size_t required = head.find(".reqntid");
+    if (required != std::string::npos) {
+      std::vector<std::string> numbers = list(head.substr(required + 8));
+      for (size_t i = 0; i < numbers.size() && i < 3; ++i) f.required_threads[i] = std::atoi(numbers[i].c_str());
+      for (int& n : f.required_threads) n = std::max(n, 1);
+    }
+    module_->functions.push_back(f);
+    body();
+    scope_ = outer;
+  }
+
+  void kernel_params(Function& f, const std::string& text) {
+    for (const std::string& item : list(text)) {
+      if (item.empty()) continue;
+      Declared d = declaration(item.substr(item.find(".param") + 6));
+      uint32_t offset = aligned(f.param_bytes, d.align);
+      f.params.push_back({offset, d.bytes(), d.align});
+      f.param_bytes = offset + d.bytes();
+      scopes_[scope_].symbols[d.name] = {static_cast<int64_t>(kParamWindow + offset)};
+    }
+  }
+
+  void formals(const std::string& text, std::vector<std::string>& names, std::vector<uint32_t>& sizes) {
+    for (const std::string& item : list(text)) {
+      if (item.empty()) continue;
+      if (item.find(".param") == std::string::npos) throw EmulationError("only .param formals are supported: " + item);
+      Declared d = declaration(item.substr(item.find(".param") + 6));
+      module_->local_bytes = aligned(module_->local_bytes, std::max(d.align, 8u));
+      int64_t address = static_cast<int64_t>(kLocalWindow + module_->local_bytes);
+      module_->local_bytes += d.bytes();
+      scopes_[scope_].symbols[d.name] = {address};
+      names.push_back(std::to_string(address));
+      sizes.push_back(d.bytes());
+    }
+  }
+
+  void body() {
+    int depth = 1;
+    while (depth > 0) {
+      skip();
+      if (position_ >= text_.size()) throw EmulationError("the function has no end");
+      char c = text_[position_];
+      if (c == '{') {
+        ++position_;
+        ++depth;
+        open_scope();
+      } else if (c == '}') {
+        ++position_;
+        --depth;
+        if (depth > 0) scope_ = scopes_[scope_].parent;
+      } else if (c == ';') {
+        ++position_;
+      } else if (c == '.') {
+        directive();
+      } else if (!label()) {
+        instruction();
+      }
+    }
+    // Running off the end of a function returns from it.
+    Instruction last;
+    last.text = "ret";
+    last.parts = {"ret"};
+    last.line = line_;
+    decode(last);
+    module_->code.push_back(last);
+  }
+
+  bool label() {
+    size_t end = position_;
+    while (end < text_.size() && is_name(text_[end])) ++end;
+    if (end == position_ || end >= text_.size() || text_[end] != ':' || text_[end + 1] == ':') return false;
+    std::string name = text_.substr(position_, end - position_);
+    position_ = end + 1;
+    skip();
+    if (text_.compare(position_, 14, ".branchtargets") == 0) {
+      position_ += 14;
+      scopes_[scope_].branch_targets[name] = list(until(";"));
+      ++position_;
+    } else {
+      scopes_[scope_].labels[name] = module_->code.size();
+    }
+    return true;
+  }
+
+  void directive() {
+    if (text_.compare(position_, 4, ".loc") == 0 && std::isspace(static_cast<unsigned char>(text_[position_ + 4]))) {
+      std::vector<std::string> parts = words(end_of_line());
+      file_ = std::atoi(parts.at(1).c_str());
+      source_line_ = std::atoi(parts.at(2).c_str());
+      return;
+    }
+    if (text_.compare(position_, 5, ".file") == 0) return file_statement();
+    std::string statement = until(";");
+    ++position_;
+    if (statement.compare(0, 4, ".reg") == 0) {
+      registers(statement.substr(4));
+    } else if (statement.compare(0, 7, ".pragma") != 0 && statement.compare(0, 8, ".calltar") != 0) {
+      variable(statement);
+    }
+  }
+
+  void registers(const std::string& text) {
+    size_t dot = text.find('.'), space = text.find(' ', dot);
+    Type type = type_named(text.substr(dot + 1, space - dot - 1));
+    if (type == Type::none) throw EmulationError("unknown register type in .reg" + text);
+    for (const std::string& name : list(text.substr(space))) {
+      size_t angle = name.find('<');
+      Scope& scope = scopes_[scope_];
+      if (angle != std::string::npos)
+        scope.ranges[name.substr(0, angle)] = {type, static_cast<uint32_t>(std::stoul(name.substr(angle + 1)))};
+      else
+        scope.registers[name] = new_register(type);
+    }
+  }
+
+  Register new_register(Type type) {
+    uint32_t bytes = type == Type::pred ? 4 : static_cast<uint32_t>(size_of(type)) * kWarpSize;
+    Register made{type, module_->register_bytes, module_->register_count++};
+    module_->register_bytes += aligned(bytes, 64);
+    return made;
+  }
+
+  bool find_register(const std::string& name, Register& out) {
+    size_t digits = name.size();
+    while (digits > 0 && std::isdigit(static_cast<unsigned char>(name[digits - 1]))) --digits;
+    for (int s = scope_; s >= 0; s = scopes_[s].parent) {
+      auto found = scopes_[s].registers.find(name);
+      if (found != scopes_[s].registers.end()) {
+        out = found->second;
+        return true;
+      }
+      if (digits == name.size() || digits == 0) continue;
+      auto range = scopes_[s].ranges.find(name.substr(0, digits));
+      if (range != scopes_[s].ranges.end() && std::stoul(name.substr(digits)) < range->second.count) {
+        out = scopes_[s].registers[name] = new_register(range->second.type);  // only those mentioned take space
+        return true;
+      }
+    }
+    return false;
+  }
+
+  bool find_symbol(const std::string& name, int64_t& value) {
+    for (int s = scope_; s >= 0; s = scopes_[s].parent) {
+      auto found = scopes_[s].symbols.find(name);
+      if (found == scopes_[s].symbols.end()) continue;
+      value = found->second.value;
+      if (value < 0 && !extern_shared_.empty()) value = dynamic_start();
+      return true;
+    }
+    return false;
+  }
+
+  int64_t dynamic_start() {
+    uses_dynamic_ = true;
+    return kDynamicMark;
+  }
+  bool uses_dynamic_ = false;
+  static constexpr int64_t kDynamicMark = int64_t{1} << 40;  // replaced once all static shared memory is known
+
+  // --- operands
+
+  static void broadcast(Operand& op) {
+    op.lanes = std::make_shared<std::vector<uint8_t>>(32 + 64 + 128 + 256);
+    uint8_t* at = op.lanes->data();
+    for (int size : {1, 2, 4, 8})
+      for (int lane = 0; lane < kWarpSize; ++lane, at += size) std::memcpy(at, &op.value, size);
+  }
+
+  static bool number(const std::string& s, int64_t& value) {
+    if (s.empty()) return false;
+    size_t start = s[0] == '-' || s[0] == '+' ? 1 : 0;
+    while (start < s.size() && s[start] == ' ') ++start;
+    if (start >= s.size() || !std::isdigit(static_cast<unsigned char>(s[start]))) return false;
+    if (s.compare(start, 2, "0f") == 0 || s.compare(start, 2, "0F") == 0) {
+      value = static_cast<int64_t>(std::stoul(s.substr(start + 2), nullptr, 16));
+      if (start) value ^= int64_t{1} << 31;
+    } else if (s.compare(start, 2, "0d") == 0 || s.compare(start, 2, "0D") == 0) {
+      value = static_cast<int64_t>(std::stoull(s.substr(start + 2), nullptr, 16));
+    } else {
+      value = static_cast<int64_t>(std::stoull(s.substr(start), nullptr, 0));
+      if (s[0] == '-') value = -value;
+    }
+    return true;
+  }
+
+  Operand operand(const std::string& raw) {
+    std::string s = trimmed(raw);
+    Operand op;
+    if (s.empty() || s == "_") return op;
+    if (s[0] == '{' || s[0] == '(') {
+      op.kind = Operand::Kind::vector;
+      for (const std::string& item : list(s.substr(1, s.size() - 2)))
+        if (!item.empty()) op.parts.push_back(operand(item));
+      return op;
+    }
+    if (s[0] == '[') return address(s.substr(1, s.find_last_of(']') - 1));
+    size_t bar = s.find('|');
+    if (bar != std::string::npos) {
+      op.kind = Operand::Kind::vector;
+      op.parts = {operand(s.substr(0, bar)), operand(s.substr(bar + 1))};
+      return op;
+    }
+    if (s[0] == '!') {
+      op = operand(s.substr(1));
+      op.negated = true;
+      return op;
+    }
+    Register reg;
+    if (find_register(s, reg)) {
+      op.kind = Operand::Kind::reg;
+      op.type = reg.type;
+      op.slot = reg.slot;
+      op.reg_index = reg.index;
+      return op;
+    }
+    if (number(s, op.value)) {
+      op.kind = Operand::Kind::immediate;
+      broadcast(op);
+      return op;
+    }
+    if (s[0] == '%') return special(s);
+    size_t plus = s.find('+');
+    if (find_symbol(trimmed(s.substr(0, plus)), op.value)) {
+      int64_t extra = 0;
+      if (plus != std::string::npos && number(trimmed(s.substr(plus + 1)), extra)) op.value += extra;
+      op.kind = Operand::Kind::immediate;
+      op.symbol = s;
+      broadcast(op);
+      return op;
+    }
+    op.kind = Operand::Kind::label;
+    op.symbol = s;
+    return op;
+  }
+
+  Operand special(const std::string& name) {
+    static const std::map<std::string, Type> kTypes = {{"%clock64", Type::u64},          {"%globaltimer", Type::u64},
+                                                       {"%current_graph_exec", Type::u64}, {"%gridid", Type::u64},
+                                                       {"%is_explicit_cluster", Type::pred}};
+    Register reg;
+    std::string key = "\x01" + name;  // apart from what a program may declare
+    auto found = scopes_[0].registers.find(key);
+    if (found != scopes_[0].registers.end()) {
+      reg = found->second;
+    } else {
+      auto type = kTypes.find(name);
+      reg = scopes_[0].registers[key] = new_register(type == kTypes.end() ? Type::u32 : type->second);
+      module_->specials.push_back({name, reg.slot});
+    }
+    Operand op;
+    op.kind = Operand::Kind::reg;
+    op.type = reg.type;
+    op.slot = reg.slot;
+    op.reg_index = reg.index;
+    op.clock = name == "%clock" || name == "%clock64" || name == "%globaltimer" || name == "%clock_hi" ||
+               name == "%globaltimer_lo" || name == "%globaltimer_hi";
+    op.symbol = name;
+    return op;
+  }
+
+  Operand address(const std::string& inside) {
+    std::vector<std::string> items = list(inside);
+    Operand op;
+    op.kind = Operand::Kind::address;
+    std::string base = items.at(0), rest;
+    size_t plus = base.find_first_of("+-", 1);
+    if (plus != std::string::npos) {
+      rest = base.substr(plus);
+      base = trimmed(base.substr(0, plus));
+    }
+    if (!rest.empty()) {
+      std::string digits;
+      bool minus = false;
+      for (char c : rest) {
+        if (c == '-') minus = true;
+        if (is_name(c)) digits += c;
+      }
+      if (!number(digits, op.value)) throw EmulationError("can't read the address [" + inside + "]");
+      if (minus) op.value = -op.value;
+    }
+    Operand root = operand(base);
+    if (root.kind == Operand::Kind::reg) {
+      op.has_base = true;
+      op.type = root.type;
+      op.slot = root.slot;
+      op.reg_index = root.reg_index;
+    } else if (root.kind == Operand::Kind::immediate) {
+      op.value += root.value;
+      op.symbol = root.symbol;
+    } else {
+      throw EmulationError("unknown name in the address [" + inside + "]");
+    }
+    for (size_t i = 1; i < items.size(); ++i) op.parts.push_back(operand(items[i]));
+    return op;
+  }
+
+  // --- instructions
+
+  void instruction() {
+    Instruction in;
+    in.line = line_;
+    in.file = file_;
+    in.source_line = source_line_;
+    std::string s = until_statement_end();
+    in.text = s;
+    if (s[0] == '@') {
+      size_t space = s.find(' ');
+      std::string guard = s.substr(1, space - 1);
+      s = trimmed(s.substr(space));
+      in.guard_negated = guard[0] == '!';
+      Operand op = operand(in.guard_negated ? guard.substr(1) : guard);
+      if (!op.is_register() || op.type != Type::pred) throw EmulationError("the guard is no predicate: " + in.text);
+      in.guarded = true;
+      in.guard_slot = op.slot;
+    }
+    size_t space = s.find(' ');
+    std::string opcode = s.substr(0, space), rest = space == std::string::npos ? "" : trimmed(s.substr(space));
+    for (size_t start = 0; start <= opcode.size();) {
+      size_t dot = opcode.find('.', start);
+      if (dot == std::string::npos) dot = opcode.size();
+      in.parts.push_back(opcode.substr(start, dot - start));
+      start = dot + 1;
+    }
+    for (size_t i = in.parts.size(); i-- > 1;) {
+      Type type = type_named(in.parts[i]);
+      if (type == Type::none) continue;
+      if (in.type == Type::none) {
+        in.type = type;
+      } else {
+        in.type2 = type;
+        break;
+      }
+    }
+    for (const std::string& item : list(rest))
+      if (!item.empty()) in.args.push_back(operand(item));
+    decode(in);
+    uint32_t index = module_->code.size();
+    if (in.parts[0] == "bra" || in.parts[0] == "brx" || in.parts[0] == "call") label_uses_.push_back({index, scope_});
+    if (in.text.size() > 160) in.text = in.text.substr(0, 157) + "...";
+    module_->code.push_back(std::move(in));
+  }
+
+  /// A statement's text up to its semicolon; braces inside belong to vector operands.
+  std::string until_statement_end() {
+    std::string s = until(";");
+    ++position_;
+    return s;
+  }
+
+  uint32_t find_label(const std::string& name, int scope) {
+    for (int s = scope; s >= 0; s = scopes_[s].parent) {
+      auto found = scopes_[s].labels.find(name);
+      if (found != scopes_[s].labels.end()) return found->second;
+    }
+    throw EmulationError("unknown label " + name);
+  }
+
+  void finish() {
+    for (const LabelUse& use : label_uses_) {
+      Instruction& in = module_->code[use.instruction];
+      line_ = in.line;
+      if (in.parts[0] == "bra") {
+        in.target = find_label(in.args.at(0).symbol, use.scope);
+      } else if (in.parts[0] == "brx") {
+        branch_list(in, use.scope);
+      } else {
+        resolve_call(in);
+      }
+    }
+    // Dynamic shared memory follows what is static, aligned as declared; the first KiB is the system's.
+    uint32_t align = std::max(module_->dynamic_shared, 16u);
+    module_->dynamic_shared = aligned(kSharedStart + module_->shared_bytes, align);
+    if (!uses_dynamic_) return;
+    auto fix = [&](Operand& op, auto& self) -> void {
+      if (op.value >= kDynamicMark / 2 && op.value < kDynamicMark * 2 && !op.symbol.empty()) {
+        op.value += module_->dynamic_shared - kDynamicMark;
+        if (op.lanes) broadcast(op);
+      }
+      for (Operand& part : op.parts) self(part, self);
+    };
+    for (Instruction& in : module_->code)
+      for (Operand& op : in.args) fix(op, fix);
+  }
+
+  void branch_list(Instruction& in, int scope) {
+    const std::string& name = in.args.at(1).symbol;
+    for (int s = scope; s >= 0; s = scopes_[s].parent) {
+      auto found = scopes_[s].branch_targets.find(name);
+      if (found == scopes_[s].branch_targets.end()) continue;
+      for (const std::string& label : found->second) {
+        Operand target;
+        target.kind = Operand::Kind::label;
+        target.value = find_label(label, scope);
+        in.args[1].parts.push_back(target);
+      }
+      return;
+    }
+    throw EmulationError("unknown branch targets " + name);
+  }
+
+  void resolve_call(Instruction& in) {
+    for (Operand& op : in.args) {
+      if (op.kind != Operand::Kind::label) continue;
+      const Function* callee = module_->find(op.symbol);
+      if (callee) {
+        in.target = callee->first;
+        op.value = static_cast<int64_t>(callee - module_->functions.data());
+        in.detail[0] = 1;  // a function of this module
+      }
+      return;
+    }
+    throw EmulationError("only direct calls are supported: " + in.text);
+  }
+};
+
+}  // namespace
+
+std::shared_ptr<Module> parse_module(const std::string& text, const std::string& name) {
+  return Parser(text, name).run();
+}
+
+}  // namespace gnaforge::emulator

@@ -1,0 +1,119 @@
+// A warp: 32 lanes, their registers, and the groups of lanes that share a program counter.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#include <deque>
+#include <memory>
+#include <vector>
+
+#include "program.h"
+
+namespace gnaforge::emulator {
+
+class Cta;
+struct MatrixState;
+
+/// Lanes at the same instruction. `token` is what a barrier that they have entered gave them.
+struct Group {
+  uint32_t pc, mask;
+  uint64_t blocked_at;  // the CTA's event count when it last found itself blocked
+  uint64_t token;
+};
+constexpr uint64_t kRunnable = ~uint64_t{0};
+
+struct Frame {
+  uint32_t pc;        // to return to
+  uint32_t call;      // the calling instruction
+};
+
+class Warp {
+ public:
+  Warp(Cta& cta, int index, uint32_t alive);
+  ~Warp();
+
+  Cta& cta;
+  const int index;
+  uint32_t alive;
+  std::vector<Group> groups;
+  size_t current = 0;              // of groups
+  int lane = 0;                    // being executed, for messages
+  uint32_t passed = 0;             // after Status::blocked: lanes that went on nevertheless
+  bool yields = false;             // gives others a turn
+  uint64_t stalled_at = kRunnable; // event count when no group could run
+  std::vector<std::vector<Frame>> calls;  // per lane
+  std::vector<uint8_t> local;      // 32 times the module's local bytes
+  uint32_t carry = 0;              // condition codes of the lanes
+  std::unique_ptr<MatrixState> matrix;  // wgmma in flight
+
+  Group& group() { return groups[current]; }
+  int thread(int of_lane) const { return index * kWarpSize + of_lane; }
+
+  /// A source operand's 32 lanes.
+  template <class T>
+  const T* in(const Operand& op) const {
+    if (op.lanes) return reinterpret_cast<const T*>(op.lanes->data() + (sizeof(T) - 1) * 32);
+    return reinterpret_cast<const T*>(registers() + op.slot);
+  }
+  template <class T>
+  T* out(const Operand& op) {
+    return reinterpret_cast<T*>(registers() + op.slot);
+  }
+  /// Writes the lanes in `mask`.
+  template <class T>
+  void put(const Operand& op, uint32_t mask, const T* values) {
+    if (op.kind == Operand::Kind::sink) return;
+    T* to = out<T>(op);
+    if (mask == ~0u) {
+      std::memcpy(to, values, sizeof(T) * kWarpSize);
+    } else {
+      for (; mask; mask &= mask - 1) {
+        int i = __builtin_ctz(mask);
+        to[i] = values[i];
+      }
+    }
+  }
+  uint32_t predicate(const Operand& op) const {
+    uint32_t bits;
+    if (op.lanes) {
+      bits = op.value ? ~0u : 0u;
+    } else {
+      std::memcpy(&bits, registers() + op.slot, 4);
+    }
+    return op.negated ? ~bits : bits;
+  }
+  void put_predicate(const Operand& op, uint32_t mask, uint32_t bits) {
+    if (op.kind == Operand::Kind::sink) return;
+    uint32_t& to = *reinterpret_cast<uint32_t*>(registers() + op.slot);
+    to = (to & ~mask) | (bits & mask);
+  }
+  /// A source operand of any width up to 64 bits, without sign extension.
+  uint64_t bits(const Operand& op, int of_lane) const;
+  void put_bits(const Operand& op, int of_lane, uint64_t value);
+  /// Address of each lane: base register plus offset.
+  uint64_t address(const Operand& op, int of_lane) const {
+    if (!op.has_base) return static_cast<uint64_t>(op.value);
+    if (size_of(op.type) == 4) return in<uint32_t>(op)[of_lane] + static_cast<uint64_t>(op.value);
+    return in<uint64_t>(op)[of_lane] + static_cast<uint64_t>(op.value);
+  }
+  /// A 32-bit value that all lanes in `mask` must share.
+  uint32_t uniform(const Operand& op, uint32_t mask, const char* what) const;
+
+  uint8_t* registers() { return registers_; }
+  const uint8_t* registers() const { return registers_; }
+
+  /// Runs up to `budget` instructions; returns how many ran.
+  uint64_t run(uint64_t budget);
+  /// Removes lanes that have exited.
+  void exit(uint32_t mask);
+  /// Sends lanes elsewhere: they leave the current group.
+  void jump(uint32_t mask, uint32_t target);
+
+ private:
+  bool choose();
+  void merge();
+
+  std::unique_ptr<uint8_t[]> storage_;
+  uint8_t* registers_;
+};
+
+}  // namespace gnaforge::emulator

@@ -1,0 +1,144 @@
+"""Builds the emulator's engine into the cache, once per compiler and processor, and declares its C interface."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import subprocess
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+from ...errors import BuildError
+from ..cache import digest_of, user_cache
+from ..compile import Step, run_steps
+from ..toolchain import Compiler, cxx_compiler, job_limit
+
+ENGINE_FILE = "emulator.so"
+_NAME = "emulator"
+SOURCES = Path(__file__).with_name("engine")
+# Strict arithmetic: a mul and an add of PTX must not become one fma. The processor's own vectors: it never travels.
+_FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-march=native",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=off",
+    "-Wall",
+    "-Wextra",
+)
+_MEMORY_PER_JOB_GB = 1.0
+
+
+class LaunchOptions(ctypes.Structure):
+    """GnaforgeEmulatorLaunch"""
+
+    _fields_ = (
+        ("grid", ctypes.c_uint32 * 3),
+        ("block", ctypes.c_uint32 * 3),
+        *((name, ctypes.c_uint32) for name in ("dynamic_shared", "timing", "order", "host_threads")),
+        *((name, ctypes.c_uint64) for name in ("seed", "patience")),
+    )
+
+
+class Counted(ctypes.Structure):
+    """GnaforgeEmulatorCounters"""
+
+    _fields_ = tuple(
+        (name, ctypes.c_uint64)
+        for name in ("instructions", "async_load_bytes", "async_store_bytes", "load_bytes", "store_bytes")
+    )
+
+
+def source_files(sources: Path) -> dict[str, str]:
+    """The C++ files of a folder, by name."""
+    return {path.name: path.read_text() for path in sorted(sources.iterdir()) if path.suffix in (".cpp", ".h")}
+
+
+def _target(compiler: Compiler) -> str:
+    """What ``-march=native`` means here: the compiler's predefined macros."""
+    command = [*compiler.command, "-march=native", "-dM", "-E", "-x", "c++", "/dev/null"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise BuildError(f"{compiler.path} can't compile for this processor: {error}") from error
+
+
+def engine_path() -> Path:
+    """The engine, compiled if the cache has none.
+
+    Raises:
+        BuildError: no compiler, or the compilation failed.
+    """
+    sources = source_files(SOURCES)
+    compiler = cxx_compiler()
+    digest = digest_of(
+        {
+            "sources": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in sources.items()},
+            "flags": list(_FLAGS),
+            "target": hashlib.sha256(_target(compiler).encode()).hexdigest(),
+            "compiler": compiler.version,
+        }
+    )
+    cache = user_cache()
+    if (artifact := cache.find(_NAME, digest)) is not None:
+        return artifact.folder / ENGINE_FILE
+    cache.make_ready()
+    with cache.lock(_NAME, digest):
+        if (artifact := cache.find(_NAME, digest)) is not None:
+            return artifact.folder / ENGINE_FILE
+        print("gnaforge: building the emulator, once for this compiler ...", file=sys.stderr, flush=True)
+        with cache.scratch() as scratch:
+            for name, text in sources.items():
+                (scratch / name).write_text(text)
+            units = [name for name in sources if name.endswith(".cpp")]
+            steps = [
+                Step(f"{unit}.o", (unit,), (*compiler.command, *_FLAGS, "-c", unit, "-o", f"{unit}.o"))
+                for unit in units
+            ]
+            objects = tuple(step.output for step in steps)
+            link: tuple[str, ...] = (
+                *compiler.command,
+                "-shared",
+                "-Wl,-z,defs",
+                "-Wl,-s",
+                f"-Wl,-soname,{ENGINE_FILE}",
+            )
+            link += (*objects, "-o", ENGINE_FILE, "-pthread")
+            steps.append(Step(ENGINE_FILE, objects, link))
+            failures = run_steps(scratch, steps, job_limit(_MEMORY_PER_JOB_GB), lambda *_: None, lambda _: None)
+            if failures:
+                raise BuildError(f"the emulator did not compile: {failures[0].cause}\n{failures[0].text}")
+            folder = scratch / _NAME
+            folder.mkdir()
+            (scratch / ENGINE_FILE).rename(folder / ENGINE_FILE)
+            record = {"key": _NAME, "compiler": compiler.version}
+            return cache.publish(_NAME, digest, folder, record).folder / ENGINE_FILE
+
+
+@lru_cache(maxsize=1)
+def engine() -> ctypes.CDLL:
+    """The engine, loaded."""
+    library = ctypes.CDLL(str(engine_path()))
+    pointer, text, u32, u64 = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint32, ctypes.c_uint64
+    declarations: dict[str, tuple[object, list[object]]] = {
+        "error": (text, []),
+        "module": (pointer, [text, text]),
+        "module_free": (None, [pointer]),
+        "describe": (text, [pointer]),
+        "memory": (pointer, []),
+        "memory_free": (None, [pointer]),
+        "memory_add": (None, [pointer, u64, u64, text]),
+        "launch": (
+            ctypes.c_int,
+            [pointer, text, ctypes.POINTER(LaunchOptions), pointer, u64, pointer, ctypes.POINTER(Counted), pointer],
+        ),
+        "tensor_map": (ctypes.c_int, [pointer, u32, u32, u64, pointer, pointer, pointer, pointer, u32, u32, u32, u32]),
+    }
+    for name, (result, arguments) in declarations.items():
+        function = getattr(library, f"gnaforge_emulator_{name}")
+        function.restype, function.argtypes = result, arguments
+    return library

@@ -1,0 +1,188 @@
+#include "state.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+namespace gnaforge::standin {
+
+namespace {
+
+constexpr Device kDevices[] = {
+    {"NVIDIA H100 (emulated)", 9, 0, 132, uint64_t{80} << 30},
+    {"NVIDIA H200 (emulated)", 9, 0, 132, uint64_t{141} << 30},
+    {"NVIDIA B200 (emulated)", 10, 0, 148, uint64_t{180} << 30},
+};
+constexpr uint64_t kRedZone = 4096;
+
+std::string setting(const char* name, const char* otherwise) {
+  const char* value = std::getenv((std::string("GNAFORGE_EMULATOR_") + name).c_str());
+  return value && *value ? value : otherwise;
+}
+
+uint32_t choice(const char* name, std::initializer_list<const char*> choices) {
+  std::string value = setting(name, *choices.begin());
+  uint32_t index = 0;
+  for (const char* candidate : choices) {
+    if (value == candidate) return index;
+    ++index;
+  }
+  std::fprintf(stderr, "gnaforge emulator: GNAFORGE_EMULATOR_%s is '%s'; choices:", name, value.c_str());
+  for (const char* candidate : choices) std::fprintf(stderr, " %s", candidate);
+  std::fprintf(stderr, "\n");
+  std::abort();
+}
+
+Settings read_settings() {
+  Settings settings{};
+  settings.device = kDevices[choice("DEVICE", {"h100", "h200", "b200"})];
+  settings.launch.timing = choice("TIMING", {"eager", "lazy", "random"});
+  settings.launch.order = choice("ORDER", {"round-robin", "depth-first", "random"});
+  settings.launch.seed = std::strtoull(setting("SEED", "0").c_str(), nullptr, 10);
+  settings.launch.host_threads = static_cast<uint32_t>(std::strtoul(setting("HOST_THREADS", "1").c_str(), nullptr, 10));
+  settings.launch.patience = std::strtoull(setting("PATIENCE", "20000000").c_str(), nullptr, 10);
+  settings.trace = setting("TRACE", "0") != "0";
+  return settings;
+}
+
+struct FatBinaryWrapper {
+  int magic, version;
+  const unsigned char* data;
+  const void* more;
+};
+struct FatBinaryHeader {
+  uint32_t magic;
+  uint16_t version, header_bytes;
+  uint64_t bytes;
+};
+
+/// The PTX texts in a fat binary that was made with --no-compress: each starts a line with ".version".
+std::vector<std::string> texts_in(const void* wrapper) {
+  const unsigned char* data = static_cast<const FatBinaryWrapper*>(wrapper)->data;
+  FatBinaryHeader header;
+  std::memcpy(&header, data, sizeof header);
+  const char* at = reinterpret_cast<const char*>(data) + header.header_bytes;
+  const char* end = at + header.bytes;
+  std::vector<std::string> texts;
+  const std::string mark = "\n.version ";
+  while (at < end) {
+    const void* found = memmem(at, static_cast<size_t>(end - at), mark.data(), mark.size());
+    if (!found) break;
+    const char* start = static_cast<const char*>(found);
+    size_t length = strnlen(start, static_cast<size_t>(end - start));
+    texts.emplace_back(start, length);
+    at = start + length;
+  }
+  return texts;
+}
+
+}  // namespace
+
+State& State::get() {
+  static State* state = new State;  // outlives static destructors, which still unregister binaries
+  return *state;
+}
+
+State::State() : settings(read_settings()), ranges(gnaforge_emulator_memory()) {
+  if (setting("MEMORY", "announced") == "mapped") gnaforge_emulator_memory_allow_mapped(ranges);
+}
+
+FatBinary* State::add_binary(const void* wrapper) {
+  auto* binary = new FatBinary;
+  binary->texts = texts_in(wrapper);
+  return binary;
+}
+
+void* State::module_of(FatBinary& binary) {
+  if (binary.module) return binary.module;
+  std::string wanted = ".target sm_" + std::to_string(settings.device.major * 10 + settings.device.minor);
+  const std::string* chosen = nullptr;
+  for (const std::string& text : binary.texts)
+    if (text.find(wanted) != std::string::npos) chosen = &text;
+  if (!chosen) {
+    fail(cudaErrorNoKernelImageForDevice,
+         "no PTX for " + std::string(settings.device.name) + " among " + std::to_string(binary.texts.size()) +
+             " texts: compile with -gencode arch=compute_90a,code=[sm_90a,compute_90a] (or 100a) and --no-compress");
+    return nullptr;
+  }
+  binary.module = gnaforge_emulator_module(chosen->c_str(), "ptx");
+  if (!binary.module) fail(cudaErrorInvalidPtx, gnaforge_emulator_error());
+  return binary.module;
+}
+
+Kernel* State::find(const void* host_function) {
+  auto found = kernels.find(host_function);
+  return found == kernels.end() ? nullptr : &found->second;
+}
+
+cudaError_t State::allocate(void** out, size_t size) {
+  if (!out) return fail(cudaErrorInvalidValue);
+  *out = nullptr;
+  if (size == 0) return cudaSuccess;
+  if (size > settings.device.memory) return fail(cudaErrorMemoryAllocation);
+  std::vector<uint8_t> block(size + 2 * kRedZone + 512, 0xcb);
+  uint64_t address = (reinterpret_cast<uint64_t>(block.data()) + kRedZone + 511) / 512 * 512;
+  gnaforge_emulator_memory_add(ranges, address, size, "device memory");
+  memory.emplace(address, std::move(block));
+  *out = reinterpret_cast<void*>(address);
+  return cudaSuccess;
+}
+
+cudaError_t State::release(void* pointer) {
+  if (!pointer) return cudaSuccess;
+  auto found = memory.find(reinterpret_cast<uint64_t>(pointer));
+  if (found == memory.end()) return fail(cudaErrorInvalidValue);
+  gnaforge_emulator_memory_remove(ranges, found->first);
+  memory.erase(found);
+  return cudaSuccess;
+}
+
+cudaError_t State::launch(Kernel& kernel, dim3 grid, dim3 block, void** arguments, size_t shared) {
+  if (sticky_ != cudaSuccess) return sticky_;
+  void* module = module_of(*kernel.binary);
+  if (!module) return peek_error();
+  if (shared > static_cast<size_t>(kernel.dynamic_shared_limit))
+    return fail(cudaErrorInvalidValue, kernel.name + ": " + std::to_string(shared) + " bytes of dynamic shared memory exceed " +
+                                           std::to_string(kernel.dynamic_shared_limit) +
+                                           "; cudaFuncAttributeMaxDynamicSharedMemorySize raises the limit");
+  uint32_t bytes = 0;
+  int count = gnaforge_emulator_params(module, kernel.name.c_str(), &bytes);
+  if (count < 0) return fail(cudaErrorInvalidDeviceFunction, "the PTX has no kernel " + kernel.name);
+  std::vector<uint8_t> params(bytes);
+  for (int i = 0; i < count; ++i) {
+    uint32_t offset, size;
+    gnaforge_emulator_param(module, kernel.name.c_str(), i, &offset, &size);
+    std::memcpy(params.data() + offset, arguments[i], size);
+  }
+  GnaforgeEmulatorLaunch how = settings.launch;
+  how.grid[0] = grid.x;
+  how.grid[1] = grid.y;
+  how.grid[2] = grid.z;
+  how.block[0] = block.x;
+  how.block[1] = block.y;
+  how.block[2] = block.z;
+  how.dynamic_shared = static_cast<uint32_t>(shared);
+  GnaforgeEmulatorCounters counted{};
+  if (gnaforge_emulator_launch(module, kernel.name.c_str(), &how, params.data(), bytes, ranges, &counted, nullptr)) {
+    sticky_ = cudaErrorLaunchFailure;
+    return fail(cudaErrorLaunchFailure, gnaforge_emulator_error());
+  }
+  if (settings.trace)
+    std::fprintf(stderr, "gnaforge emulator: %s grid %u,%u,%u block %u,%u,%u: %llu warp instructions\n", kernel.name.c_str(), grid.x, grid.y,
+                 grid.z, block.x, block.y, block.z, static_cast<unsigned long long>(counted.instructions));
+  return cudaSuccess;
+}
+
+cudaError_t State::fail(cudaError_t error, const std::string& message) {
+  error_ = error;
+  if (!message.empty()) std::fprintf(stderr, "gnaforge emulator: %s\n", message.c_str());
+  return error;
+}
+
+cudaError_t State::take_error() {
+  cudaError_t error = peek_error();
+  error_ = cudaSuccess;
+  return error;
+}
+
+}  // namespace gnaforge::standin

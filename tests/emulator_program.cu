@@ -1,0 +1,141 @@
+// A program that uses the CUDA runtime as launchers do; the stand-in's tests run it with a case's name.
+#include <cuda.h>
+#include <cuda_runtime.h>
+
+#include <cstdio>
+#include <cstring>
+#include <string>
+#include <vector>
+
+__device__ int bias[2];
+
+__global__ void scale_and_add(int* out, const int* in, int factor, int count) {
+  int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  if (i < count) out[i] = in[i] * factor + bias[i % 2];
+}
+
+__global__ void reverse(int* data) {
+  extern __shared__ int room[];
+  room[threadIdx.x] = data[threadIdx.x];
+  __syncthreads();
+  data[threadIdx.x] = room[blockDim.x - 1 - threadIdx.x];
+}
+
+static int failed(cudaError_t error) {
+  std::printf("error %d %s\n", static_cast<int>(error), cudaGetErrorString(error));
+  return 1;
+}
+#define CHECK(call) \
+  if (cudaError_t error = (call); error != cudaSuccess) return failed(error)
+
+static int everything() {
+  cudaDeviceProp properties;
+  CHECK(cudaGetDeviceProperties(&properties, 0));
+  std::printf("%s %d.%d %d\n", properties.name, properties.major, properties.minor, properties.multiProcessorCount);
+  constexpr int kCount = 1000;
+  std::vector<int> host(kCount), back(kCount);
+  for (int i = 0; i < kCount; ++i) host[i] = i;
+  int *in, *out, offsets[2] = {5, 7};
+  cudaStream_t stream;
+  cudaEvent_t begin, end;
+  CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  CHECK(cudaEventCreate(&begin));
+  CHECK(cudaEventCreate(&end));
+  CHECK(cudaMalloc(&in, kCount * sizeof(int)));
+  CHECK(cudaMalloc(&out, kCount * sizeof(int)));
+  CHECK(cudaMemcpyToSymbol(bias, offsets, sizeof offsets));
+  CHECK(cudaMemcpyAsync(in, host.data(), kCount * sizeof(int), cudaMemcpyHostToDevice, stream));
+  CHECK(cudaMemsetAsync(out, 0, kCount * sizeof(int), stream));
+  CHECK(cudaEventRecord(begin, stream));
+  scale_and_add<<<(kCount + 127) / 128, 128, 0, stream>>>(out, in, 3, kCount);
+  CHECK(cudaGetLastError());
+  CHECK(cudaFuncSetAttribute(reverse, cudaFuncAttributeMaxDynamicSharedMemorySize, 100000));
+  cudaLaunchConfig_t config = {};
+  config.gridDim = 1;
+  config.blockDim = 256;
+  config.dynamicSmemBytes = 100000;
+  config.stream = stream;
+  cudaLaunchAttribute attribute;
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  CHECK(cudaLaunchKernelEx(&config, reverse, out));
+  CHECK(cudaEventRecord(end, stream));
+  CHECK(cudaStreamSynchronize(stream));
+  float milliseconds = -1;
+  CHECK(cudaEventElapsedTime(&milliseconds, begin, end));
+  CHECK(cudaMemcpy(back.data(), out, kCount * sizeof(int), cudaMemcpyDeviceToHost));
+  for (int i = 0; i < kCount; ++i) {
+    int from = i < 256 ? 255 - i : i;
+    if (back[i] != 3 * from + offsets[from % 2] || milliseconds < 0) return 2;
+  }
+  CHECK(cudaFree(in));
+  CHECK(cudaFree(out));
+  CHECK(cudaEventDestroy(begin));
+  CHECK(cudaStreamDestroy(stream));
+  std::puts("ok");
+  return 0;
+}
+
+static int past_the_end(bool after_free) {
+  int *in, *out;
+  CHECK(cudaMalloc(&in, 100 * sizeof(int)));
+  CHECK(cudaMalloc(&out, 200 * sizeof(int)));
+  CHECK(cudaMemset(in, 0, 100 * sizeof(int)));
+  if (after_free) CHECK(cudaFree(in));
+  scale_and_add<<<1, 128>>>(out, in, 1, after_free ? 1 : 101);
+  cudaError_t error = cudaGetLastError();
+  // The device stays unusable.
+  if (error != cudaErrorLaunchFailure || cudaDeviceSynchronize() != cudaErrorLaunchFailure) return 2;
+  return failed(error);
+}
+
+static int too_much_shared() {
+  int* data;
+  CHECK(cudaMalloc(&data, 4096));
+  reverse<<<1, 32, 65536>>>(data);
+  CHECK(cudaGetLastError());
+  return 2;
+}
+
+static int bad_tensor_map() {
+  void* found = nullptr;
+  cudaDriverEntryPointQueryResult result;
+  CHECK(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result));
+  CUtensorMap map;
+  alignas(16) static char data[4096];
+  cuuint64_t dims[2] = {10, 10}, strides[1] = {40};
+  cuuint32_t box[2] = {8, 8}, steps[2] = {1, 1};
+  CUresult error = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(found)(
+      &map, CU_TENSOR_MAP_DATA_TYPE_FLOAT32, 2, data, dims, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_NONE,
+      CU_TENSOR_MAP_L2_PROMOTION_NONE, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  return error == CUDA_ERROR_INVALID_VALUE ? failed(cudaErrorInvalidValue) : 2;
+}
+
+static int cluster() {
+  int* data;
+  CHECK(cudaMalloc(&data, 4096));
+  cudaLaunchConfig_t config = {};
+  config.gridDim = 2;
+  config.blockDim = 32;
+  cudaLaunchAttribute attribute;
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = 2;
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  CHECK(cudaLaunchKernelEx(&config, reverse, data));
+  return 2;
+}
+
+int main(int, char** arguments) {
+  std::string name = arguments[1];
+  if (name == "everything") return everything();
+  if (name == "past-the-end") return past_the_end(false);
+  if (name == "after-free") return past_the_end(true);
+  if (name == "too-much-shared") return too_much_shared();
+  if (name == "bad-tensor-map") return bad_tensor_map();
+  if (name == "cluster") return cluster();
+  return 3;
+}

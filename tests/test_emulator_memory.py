@@ -1,0 +1,131 @@
+"""What the emulator refuses: accesses out of bounds, unaligned, uninitialised; each message names place and thread."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from emulator_ptx import element_address, run
+from gnaforge.build_tools.emulator import EmulationError, TensorMap, load
+
+SHARED = ".shared .align 16 .b8 shared[64];"
+
+
+def failure(body: str, *arrays: np.ndarray, threads: int = 32, declarations: str = SHARED) -> str:
+    with pytest.raises(EmulationError) as caught:
+        run(body, arrays, threads=threads, declarations=declarations)
+    return str(caught.value)
+
+
+def test_a_global_access_past_the_end_names_the_allocation() -> None:
+    data = np.zeros(31, np.uint32)
+    message = failure(element_address("%d1", "%p0", 4) + "\nld.global.u32 %r1, [%d1];", data)
+    assert re.search(r"ptx:\d+: ld.global.u32 %r1, \[%d1\]: thread 31: global memory out of bounds: 4 bytes", message)
+    assert "array 0 uint32[31] (124 bytes" in message and "ends 0 bytes before it" in message
+
+
+def test_a_store_before_the_beginning() -> None:
+    data = np.zeros(8, np.uint32)
+    assert "begins 4 bytes after it" in failure("st.global.u32 [%p0+-4], %tid;", data, threads=1)
+
+
+def test_kernel_parameters_are_read_only() -> None:
+    message = failure("mov.u64 %d1, p0; cvta.param.u64 %d1, %d1; st.u32 [%d1], %tid;", np.zeros(4, np.uint32))
+    assert "write to read-only memory" in message
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("mov.u32 %r1, shared; ld.shared.u32 %r2, [%r1];", "read of uninitialised shared memory: byte 0x400"),
+        ("mov.u32 %r1, shared; st.shared.u32 [%r1+2], %r1;", "unaligned access: 4 bytes at 0x402"),
+        ("mov.u32 %r1, shared; st.shared.u32 [%r1+64], %r1;", "shared memory out of bounds: write of 4 bytes at 0x440"),
+        ("mov.u32 %r1, 0; st.shared.u32 [%r1], %r1;", "shared memory out of bounds"),
+        ("ld.global.u32 %r1, [%p0+1];", "unaligned access"),
+        (
+            "mov.u32 %r1, shared; cvt.u64.u32 %d1, %r1; cvta.shared.u64 %d1, %d1; ld.global.u32 %r1, [%d1];",
+            "not an address in global",
+        ),
+    ],
+)
+def test_bad_accesses(body: str, message: str) -> None:
+    text = failure(body, np.zeros(4, np.uint32), threads=1)
+    assert message in text
+    assert "thread 0" in text
+
+
+def test_generic_addresses_reach_every_space() -> None:
+    out = np.zeros(3, np.uint32)
+    body = """
+    {
+      .local .align 4 .b8 room[4];
+      .reg .b64 %at;
+      mov.u32 %r1, shared; cvt.u64.u32 %d1, %r1; cvta.shared.u64 %d1, %d1;
+      mov.u32 %r2, 5; st.u32 [%d1], %r2; ld.shared.u32 %r3, [%r1];
+      mov.u64 %at, room; cvta.local.u64 %d2, %at; st.u32 [%d2], %r3; ld.local.u32 %r4, [%at];
+      ld.const.u32 %r5, [table+4];
+      add.u32 %r4, %r4, %r5;
+      st.u32 [%p0], %r4;
+      isspacep.shared %q1, %d1; selp.u32 %r6, 1, 0, %q1; st.u32 [%p0+4], %r6;
+      isspacep.global %q1, %d2; selp.u32 %r6, 1, 0, %q1; st.u32 [%p0+8], %r6;
+    }
+    """
+    run(body, [out], threads=1, declarations=SHARED + "\n.const .align 4 .b32 table[2] = {1000, 2000};")
+    np.testing.assert_array_equal(out, [2005, 1, 0])
+
+
+def test_line_information_is_in_the_message() -> None:
+    text = """
+.version 8.7
+.target sm_90a
+.address_size 64
+.file 1 "/somewhere/kernel.cu"
+.visible .entry k()
+{
+  .reg .b32 %r<4>;
+  .loc 1 77 3
+  mov.u32 %r1, 0;
+  .loc 1 78 5
+  ld.shared.u32 %r2, [%r1];
+  ret;
+}
+"""
+    with pytest.raises(EmulationError, match=r"ptx:12: ld\.shared\.u32 %r2, \[%r1\] \(kernel\.cu:78\): thread 0"):
+        load(text).launch([1], [1], [])
+
+
+def test_launch_limits() -> None:
+    data = np.zeros(1, np.uint32)
+    with pytest.raises(EmulationError, match="1056 threads exceeds 1024|1056 is out of range"):
+        run("", [data], threads=1056)
+    with pytest.raises(EmulationError, match="exceed 232448"):
+        run("", [data], shared_bytes=232449)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"box": (257, 1)}, r"boxDim\[0\] = 257 is not in 1..256"),
+        ({"box": (3, 4)}, "12 bytes, not a multiple of 16"),
+        ({"box": (32, 4), "swizzle": 64}, "128 bytes, more than the swizzle's 64"),
+        ({"strides": (72,)}, "not a multiple of 16"),
+        ({"strides": (1 << 40,)}, "not less than 2.40"),
+        ({"dims": (0, 8)}, r"globalDim\[0\] = 0"),
+        ({"element_strides": (1, 9)}, r"elementStrides\[1\] = 9"),
+        ({"data_type": "u32", "fill_nan": True}, "NaN fill needs a floating-point type"),
+        ({"dims": (8,) * 6, "strides": (32,) * 5, "box": (4,) * 6}, "rank 6 is not in 1..5"),
+    ],
+)
+def test_every_rule_of_tensor_maps(change: dict[str, object], message: str) -> None:
+    array = np.zeros((16, 32), np.float32)
+    arguments = {"box": (16, 4), **change}
+    with pytest.raises(EmulationError, match=message):
+        TensorMap(array, **arguments)
+
+
+def test_a_tensor_map_needs_an_aligned_address() -> None:
+    array = np.zeros(1024, np.uint8)
+    start = -array.ctypes.data % 16 + 8
+    with pytest.raises(EmulationError, match="not aligned to 16 bytes"):
+        TensorMap(array[start : start + 256].reshape(4, 64), (16, 1))
