@@ -3,8 +3,11 @@
 
 #if defined(__CUDACC__)
 #define GNAFORGE_HD __host__ __device__ __forceinline__
+// Before a loop over axes: an array that a loop indexes lives in memory unless the loop is unrolled.
+#define GNAFORGE_UNROLL _Pragma("unroll")
 #else
 #define GNAFORGE_HD inline
+#define GNAFORGE_UNROLL
 #endif
 
 namespace gnaforge {

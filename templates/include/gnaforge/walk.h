@@ -11,10 +11,12 @@ struct TileWalk {
   int tile[Rank];
 
   GNAFORGE_HD void begin_interior(const TileList<Rank>& list) {
+    GNAFORGE_UNROLL
     for (int d = 0; d < Rank; ++d) tile[d] = list.axis[d].interior.begin;
   }
 
   GNAFORGE_HD void next_interior(const TileList<Rank>& list) {
+    GNAFORGE_UNROLL
     for (int d = Rank - 1; d >= 0; --d) {
       if (++tile[d] < list.axis[d].interior.end) return;
       tile[d] = list.axis[d].interior.begin;
@@ -23,6 +25,7 @@ struct TileWalk {
 
   /// Needs a list with list.interior < list.count.
   GNAFORGE_HD void begin_shell(const TileList<Rank>& list) {
+    GNAFORGE_UNROLL
     for (int d = 0; d < Rank; ++d) tile[d] = 0;
     skip_interior(list);
   }
@@ -41,6 +44,7 @@ struct TileWalk {
 
  private:
   GNAFORGE_HD void carry(const TileList<Rank>& list) {
+    GNAFORGE_UNROLL
     for (int d = Rank - 1; d > 0; --d) {
       if (tile[d] < list.axis[d].count) return;
       tile[d] = 0;
@@ -52,6 +56,7 @@ struct TileWalk {
   GNAFORGE_HD void skip_interior(const TileList<Rank>& list) {
     for (;;) {
       bool inside = true;
+      GNAFORGE_UNROLL
       for (int d = 0; d < Rank; ++d)
         inside = inside && tile[d] >= list.axis[d].interior.begin && tile[d] < list.axis[d].interior.end;
       if (!inside) return;

@@ -22,6 +22,27 @@ __device__ __forceinline__ void init_barriers(SharedAddress shared) {
   fence_mbarrier_init();
 }
 
+template <int Threads>
+__device__ __forceinline__ void clear(unsigned char* memory, int bytes) {
+  for (int i = threadIdx.x; i < bytes / 16; i += Threads) reinterpret_cast<uint4*>(memory)[i] = uint4{0, 0, 0, 0};
+}
+
+/// Clears what copies read but nobody writes: rows of Q beyond the tile, and channels of the output beyond the last.
+/// What comes of them goes nowhere, but nothing should depend on what was in memory.
+template <class Config>
+__device__ __forceinline__ void clear_padding(unsigned char* memory) {
+  using L = Layout<Config>;
+  constexpr int volume = Config::QTile::volume;
+  constexpr bool channels = L::value_head_dim % chunk_channels != 0;
+  if constexpr (volume < L::rows)
+    for (int c = 0; c < L::qk_chunks; ++c)
+      clear<L::threads>(memory + L::q_offset + c * L::q_chunk_bytes + volume * row_bytes,
+                        (L::rows - volume) * row_bytes);
+  if constexpr (channels)
+    clear<L::threads>(memory + L::out_offset + (L::v_chunks - 1) * L::q_chunk_bytes, volume * row_bytes);
+  if constexpr (volume < L::rows || channels) fence_shared_to_async();
+}
+
 template <class Config, class Mma>
 __device__ __forceinline__ void forward(const Params<Config::QTile::rank>& params) {
   using L = Layout<Config>;
@@ -34,6 +55,7 @@ __device__ __forceinline__ void forward(const Params<Config::QTile::rank>& param
     prefetch_map(&params.out);
     init_barriers<Config>(shared);
   }
+  clear_padding<Config>(memory);
   __syncthreads();
   // The same in all lanes, and so the compiler knows.
   const int warpgroup = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / warpgroup_threads, 0);
