@@ -44,11 +44,12 @@ template <int Rank>
 __device__ __forceinline__ void map_coordinates(int (&at)[map_rank(Rank)], bool folded, int head_dim, int channel,
                                                 int head, const int (&token)[Rank], int batch) {
   if constexpr (Rank == 3) {
+    const int z = token[0], y = token[1], x = token[2];
     at[0] = folded ? head * head_dim + channel : channel;
-    at[1] = folded ? token[2] : head;
-    at[2] = folded ? token[1] : token[2];
-    at[3] = folded ? token[0] : token[1];
-    at[4] = folded ? batch : token[0];
+    at[1] = folded ? x : head;
+    at[2] = folded ? y : x;
+    at[3] = folded ? z : y;
+    at[4] = folded ? batch : z;
   } else {
     at[0] = channel;
     at[1] = head;
