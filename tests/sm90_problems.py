@@ -1,6 +1,6 @@
 """Runs sm90 kernels on random problems in the emulator and compares them with exact attention.
 
-A program of its own, because a process has one emulator schedule: ``python sm90_problems.py FIRST COUNT KEY=LIBRARY...``
+A program of its own, because a process has one emulator schedule. ``sm90_problems.py FIRST COUNT KEY=LIBRARY...``
 runs COUNT problems per kernel and prints one line for each result that is out of bounds, then a summary.
 """
 
