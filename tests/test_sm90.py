@@ -163,7 +163,7 @@ compare(*(torch.randn(3, 8, 9, 20, 2, d + 8).bfloat16()[:, ::2, 2:, 1:19:2, :, :
         ("attend(x[..., 4:132], x[..., :128], x[..., :128], 3)", "query is not aligned to 16 bytes"),
         (
             "attend(*[torch.randn(1, 8, 8, 2, 130).bfloat16()[..., :128]] * 3, 3)",
-            "query has stride 2080 along its first token dim, must be a positive multiple of 8",
+            "query has stride 130 along its heads, must be a positive multiple of 8",
         ),
         ("attend(*[x[..., :1, :128].expand(1, 8, 8, 2, 128)] * 3, 3)", "query has stride 0 along its heads"),
         ("attend(*[x[..., :64]] * 3, 3)", "head_dim is 64, this kernel takes 128"),
