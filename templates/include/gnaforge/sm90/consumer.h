@@ -86,7 +86,7 @@ struct Consumer {
       probabilities[i] = pack<L::bf16>(scores[2 * i], scores[2 * i + 1]);
   }
 
-  __device__ __forceinline__ void store_log_sum_exp(const Work<Config>& work, const Softmax& softmax) const {
+  __device__ __forceinline__ void store_log_sum_exp(const TileFacts<rank>& work, const Softmax& softmax) const {
     if (params.log_sum_exp == nullptr || lane() % 4 != 0) return;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -115,7 +115,7 @@ struct Consumer {
   }
 
   /// Normalises the output, rounds it, and stores it by way of shared memory; the copy clips at the tensor's borders.
-  __device__ __forceinline__ void store_out(const Work<Config>& work, const Softmax& softmax,
+  __device__ __forceinline__ void store_out(const TileFacts<rank>& work, const Softmax& softmax,
                                             float (&out)[out_registers]) const {
     const float inverse[2] = {1 / softmax.sum[0], 1 / softmax.sum[1]};
     if constexpr (L::out_apart) {
@@ -163,24 +163,30 @@ struct Consumer {
     }
   }
 
-  /// One Q tile; `at` is where its first KV tile is in the ring, and then where the next one's will be.
-  __device__ __forceinline__ void tile(const Work<Config>& work, RingPosition& at) const {
+  /// One Q tile, whose facts are in `slot`; `at` is where its first KV tile is in the ring, and then where the next
+  /// one's will be.
+  __device__ __forceinline__ void tile(SharedAddress slot, RingPosition& at) const {
     float scores[score_registers], out[out_registers];
     std::uint32_t probabilities[probability_registers];
     Softmax softmax;
     RowWindows<Config> windows;
-    TileWalk<rank> walk;
-    const int interior = work.list.interior, count = work.list.count;
-    if (interior < count) {
-      windows.compute(params, work, first_row());
-      walk.begin_shell(work.list);
+    int interior, count;
+    {
+      const TileFacts<rank> work = TileFacts<rank>::load(slot);
+      interior = work.interior;
+      count = work.count;
+      if (interior < count) windows.compute(params, work.q_begin, first_row());
     }
-    const auto mask = [&] {
+    // Of the tile whose scores are ready: frees K, masks.
+    const auto release_and_mask = [&](bool shell) {
+      const int4 first_key = load_shared(shared + L::origins + 16 * at.stage);
+      release(L::k_empty + 8 * at.stage);
+      if (!shell) return;
+      const int keys[3] = {first_key.x, first_key.y, first_key.z};
       int origin[rank];
 #pragma unroll
-      for (int d = 0; d < rank; ++d) origin[d] = walk.template origin<KvTile>(work.list, d);
-      windows.apply(scores, origin);
-      walk.next_shell(work.list);
+      for (int d = 0; d < rank; ++d) origin[d] = keys[d];
+      windows.apply(scores, params, TileFacts<rank>::load(slot).q_begin, first_row(), origin);
     };
 
     softmax.begin();
@@ -188,8 +194,7 @@ struct Consumer {
     multiply_qk(scores, at.stage);
     wgmma_wait<0>();
     hold(scores);
-    release(L::k_empty + 8 * at.stage);
-    if (interior == 0) mask();
+    release_and_mask(interior == 0);
     softmax.step(scores, params.scale_log2);
 #pragma unroll
     for (int i = 0; i < out_registers; ++i) out[i] = 0;
@@ -216,8 +221,7 @@ struct Consumer {
       pass_turn();
       wgmma_wait<1>();
       hold(scores);
-      release(L::k_empty + 8 * at.stage);
-      if (j >= interior) mask();
+      release_and_mask(j >= interior);
       softmax.step(scores, params.scale_log2);
     }
     wgmma_wait<0>();
@@ -230,6 +234,7 @@ struct Consumer {
     wait(L::v_full, at);
     multiply_pv(out, probabilities, at.stage);
     softmax.finish();
+    const TileFacts<rank> work = TileFacts<rank>::load(slot);
     store_log_sum_exp(work, softmax);
     wgmma_wait<0>();
     hold(out);
@@ -244,10 +249,9 @@ struct Consumer {
     // The first turn is warpgroup 0's.
     if (L::warpgroups > 1 && warpgroup == L::warpgroups - 1) pass_turn();
     for (int index = blockIdx.x; index < params.tiles; index += gridDim.x) {
-      const Work<Config> work(params, index);
       mbarrier_wait(shared + L::q_full, q_parity);
+      tile(shared + L::work_slots + 32 * q_parity, at);
       q_parity ^= 1;
-      tile(work, at);
     }
     if (stores_out()) bulk_wait();
   }

@@ -68,6 +68,11 @@ struct Layout {
   static constexpr int v_full = k_empty + 8 * stages;
   static constexpr int v_empty = v_full + 8 * stages;
 
+  // What the producer tells the consumers, behind the barriers.
+  static constexpr int work_slots = barrier_offset + 192;  ///< Two, of 32 bytes: for this Q tile and the next.
+  static constexpr int origins = work_slots + 2 * 32;      ///< 16 bytes per stage: the first key of its tile.
+  static_assert(v_empty + 8 * stages <= work_slots && origins + 16 * stages <= shared_bytes, "they fit");
+
   /// True if each warpgroup's rows are a box by themselves, which it stores without waiting for the others.
   static constexpr bool out_by_warpgroup =
       QTile::volume == rows && (warpgroups == 1 || warpgroup_rows % QTile::pitch(0) == 0);

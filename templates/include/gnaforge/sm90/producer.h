@@ -44,6 +44,8 @@ struct Producer {
 
   __device__ __forceinline__ void load_k(const Work<Config>& work, RingPosition at, const int (&origin)[rank]) {
     mbarrier_wait(shared + L::k_empty + 8 * at.stage, at.parity);
+    store_shared(shared + L::origins + 16 * at.stage, origin[0], rank > 1 ? origin[min_int(1, rank - 1)] : 0,
+                 rank > 2 ? origin[rank - 1] : 0, 0);
     load<L::qk_chunks>(params.k, shared + L::k_full + 8 * at.stage, shared + L::k_offset + at.stage * L::k_bytes,
                        L::kv_chunk_bytes, L::kv_chunk_bytes, L::head_dim, work.kv_head, origin, work.batch);
   }
@@ -74,6 +76,7 @@ struct Producer {
         if (j == 0) {
           mbarrier_wait(shared + L::q_empty, q_parity);
           q_parity ^= 1;
+          TileFacts<rank>::store(shared + L::work_slots + 32 * q_parity, work);
           load<L::qk_chunks>(params.q, shared + L::q_full, shared + L::q_offset, L::q_chunk_bytes,
                              Config::QTile::volume * row_bytes, L::head_dim, work.head, work.q_begin, work.batch);
         }

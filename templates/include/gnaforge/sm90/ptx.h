@@ -50,6 +50,21 @@ __device__ __forceinline__ void mbarrier_wait(SharedAddress barrier, std::uint32
   }
 }
 
+// --- shared memory
+
+__device__ __forceinline__ void store_shared(SharedAddress to, int a, int b, int c, int d) {
+  asm volatile("st.shared.v4.s32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
+}
+
+__device__ __forceinline__ int4 load_shared(SharedAddress from) {
+  int4 found;
+  asm volatile("ld.shared.v4.s32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(found.x), "=r"(found.y), "=r"(found.z), "=r"(found.w)
+               : "r"(from)
+               : "memory");
+  return found;
+}
+
 // --- named barriers
 
 __device__ __forceinline__ void barrier_sync(int id, int threads) {

@@ -3,6 +3,7 @@
 
 #include "gnaforge/sm90/layout.h"
 #include "gnaforge/sm90/params.h"
+#include "gnaforge/sm90/ptx.h"
 #include "gnaforge/walk.h"
 
 namespace gnaforge::sm90 {
@@ -32,6 +33,35 @@ struct Work {
     batch = index / params.kv_heads;
     head = kv_head * params.heads_per_kv_head + member;
     list = tile_list<QTile, KvTile>(params.axis, q_begin);
+  }
+};
+
+/// What consumers need to know of a Q tile. The producer works it out and leaves it in shared memory: in the
+/// consumers' registers there is no room for how.
+template <int Rank>
+struct TileFacts {
+  int q_begin[Rank];
+  int head, batch;
+  int interior, count;  ///< KV tiles, as in TileList.
+
+  template <class Config>
+  static __device__ __forceinline__ void store(SharedAddress slot, const Work<Config>& work) {
+    const int* q = work.q_begin;
+    store_shared(slot, q[0], Rank > 1 ? q[min_int(1, Rank - 1)] : 0, Rank > 2 ? q[Rank - 1] : 0, work.head);
+    store_shared(slot + 16, work.batch, work.list.interior, work.list.count, 0);
+  }
+
+  static __device__ __forceinline__ TileFacts load(SharedAddress slot) {
+    const int4 a = load_shared(slot), b = load_shared(slot + 16);
+    const int q[3] = {a.x, a.y, a.z};
+    TileFacts facts;
+#pragma unroll
+    for (int d = 0; d < Rank; ++d) facts.q_begin[d] = q[d];
+    facts.head = a.w;
+    facts.batch = b.x;
+    facts.interior = b.y;
+    facts.count = b.z;
+    return facts;
   }
 };
 
