@@ -30,7 +30,7 @@ KEYS = (
     "gna_forward-sm90-r2-bf16-d72-q8x8-kv7x16",
     "gna_forward-sm90-r2-bf16-d96v40-q8x16-kv4x20",
     "gna_forward-sm90-r1-bf16-d128-q128-kv128",
-    "gna_forward-sm90-r1-fp16-d256-q64-kv64",
+    "gna_forward-sm90-r1-fp16-d256-q128-kv64",
     "gna_forward-sm90-r1-bf16-d32v200-q100-kv48",
 )
 CONFIGS = [KernelConfig.parse(key) for key in KEYS]
@@ -221,7 +221,7 @@ def test_a_wait_above_the_softmax_fails_the_build(
     shutil.copytree(include_dir(), headers)
     consumer = headers / "gnaforge" / "sm90" / "consumer.h"
     text = consumer.read_text()
-    after = "      if (j >= interior) mask();\n      softmax.step(scores, params.scale_log2);\n"
+    after = "      release_and_mask(j >= interior);\n      softmax.step(scores, params.scale_log2);\n"
     assert text.count(after) == 1
     consumer.write_text(text.replace(after, after + "      wgmma_wait<0>();\n      hold(out);\n"))
     monkeypatch.setattr(building, "include_dir", lambda: headers)

@@ -80,9 +80,11 @@ struct Layout {
   static constexpr int out_extent =
       out_by_warpgroup ? QTile::extent(0) / warpgroups : QTile::extent(0);
 
-  /// Registers per thread after launch: all of the processor's 65,536 are shared out.
-  static constexpr int producer_registers = warpgroups == 2 ? 24 : 32;
-  static constexpr int consumer_registers = warpgroups == 2 ? 240 : 160;
+  /// Registers per thread after launch, shared out of what it gave: 384 x 168 or 512 x 128. More copies per tile take
+  /// the producer more addresses.
+  static constexpr bool many_copies = qk_chunks + v_chunks > 4;
+  static constexpr int producer_registers = warpgroups == 3 ? 32 : many_copies ? 40 : 24;
+  static constexpr int consumer_registers = warpgroups == 3 ? 160 : many_copies ? 232 : 240;
   /// One consumer and one producer need no sharing out: both may have 255.
   static constexpr bool shares_registers = warpgroups > 1;
   static_assert(warpgroups <= 3, "at most 192 query rows");
