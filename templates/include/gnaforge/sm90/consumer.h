@@ -27,7 +27,7 @@ struct Consumer {
 
   __device__ __forceinline__ int thread() const { return threadIdx.x % warpgroup_threads; }
   __device__ __forceinline__ int lane() const { return threadIdx.x % 32; }
-  __device__ __forceinline__ int first_row() const { return warpgroup * warpgroup_rows + thread() / 32 * 16; }
+  __device__ __forceinline__ int first_row() const { return warpgroup * warpgroup_rows + thread_again() % warpgroup_threads / 32 * 16; }
 
   __device__ __forceinline__ void wait(int barriers, RingPosition at) const {
     mbarrier_wait(shared + barriers + 8 * at.stage, at.parity);

@@ -20,7 +20,7 @@ struct RowWindows {
 
   /// Position of the lane's row. Rows of tokens that don't exist get the last one's; nobody stores them.
   static __device__ __forceinline__ int position(const Axis& axis, int d, int q_begin, int first_row) {
-    const int row = first_row + static_cast<int>(threadIdx.x % 16);
+    const int row = first_row + thread_again() % 16;
     return min_int(q_begin + row / QTile::pitch(d) % QTile::extent(d), axis.length - 1);
   }
 

@@ -50,6 +50,13 @@ __device__ __forceinline__ void mbarrier_wait(SharedAddress barrier, std::uint32
   }
 }
 
+/// threadIdx.x, read anew: what follows from it is not kept in registers from one use to the next.
+__device__ __forceinline__ int thread_again() {
+  int x;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
+  return x;
+}
+
 // --- shared memory
 
 __device__ __forceinline__ void store_shared(SharedAddress to, int a, int b, int c, int d) {
