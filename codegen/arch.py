@@ -33,9 +33,10 @@ def _sm90_tile(rows: int, columns: int, head_dim: int, value_head_dim: int) -> s
     if memory > _SHARED_MEMORY:
         return f"needs {memory:,} bytes of shared memory, of which there are {_SHARED_MEMORY:,}"
     # Of a row: scores of the next tile (fp32), probabilities of this one (16 bit), output (fp32), over half a quad of
-    # threads. What is left of 240 (two warpgroups) and 160 (three): 128x176 at head dim 128 compiles without a spill,
-    # 128x192 with; 192x128 at head dim 64 without.
-    registers, limit = columns // 2 + columns // 4 + value_head_dim // 2, 128 if rows > 128 else 204
+    # threads. The limits are what compiles without a spill at rank 3, which needs most besides, with nvcc 13.0: at head
+    # dim 128, 128x160 does and 128x176 doesn't; at 64, 128x208 and 192x112; at 256, 128x64, whose producer needs more.
+    registers = columns // 2 + columns // 4 + value_head_dim // 2
+    limit = 116 if rows > 128 else 180 if q + v > 256 else 188
     if registers > limit:
         return f"needs {registers} accumulator registers a thread, of which there are {limit}"
     return None
@@ -61,7 +62,7 @@ class Arch:
     product must be divisible by (the MMA's N granularity); ``row_multiple`` is what query rows are padded to (its M, or
     the lanes of vectors); ``tile_limit`` knows registers and memory. ``clips_tiles`` says that keys of a KV tile
     beyond those that the Q tile sees cost nothing; ``fit_multiple`` is what fitted KV products are a multiple of.
-    ``variants`` names the kernel families, default first;
+    ``variants`` names the kernel families, default first; ``target`` is what nvcc compiles for;
     ``job_memory_gb`` is what one compilation may take; ``default_tiles`` are the query and key boxes, by rank, to take
     where nothing is known of the shapes.
     """
@@ -79,6 +80,7 @@ class Arch:
     clips_tiles: bool = False
     fit_multiple: int = 16
     variants: tuple[str, ...] = ("",)
+    target: str = ""
     head_dim_at_run_time: bool = False
     available: bool = True
     ops: tuple[str, ...] = ("gna_forward",)
@@ -135,6 +137,7 @@ class Arch:
 
 
 _CPU_TILES = {1: ((64,), (64,)), 2: ((8, 8), (8, 8)), 3: ((4, 4, 4), (4, 8, 8))}
+_SM90_TILES = {1: ((128,), (128,)), 2: ((8, 16), (8, 16)), 3: ((2, 8, 8), (2, 8, 8))}
 
 ARCHES: Mapping[str, Arch] = MappingProxyType(
     {
@@ -143,9 +146,9 @@ ARCHES: Mapping[str, Arch] = MappingProxyType(
             Arch("cpu", "cpu/kernel.cpp.j2", "c++", "cpu", ("fp32", "bf16", "fp16"), 256, 512, 1, 32,
                  clips_tiles=True, head_dim_at_run_time=True, job_memory_gb=1.0, default_tiles=_CPU_TILES),
             Arch("sm90", "sm90/kernel.cu.j2", "nvcc", "cuda", ("bf16", "fp16"), 192, 256, 16, 64,
-                 _sm90_tile, available=False),
+                 _sm90_tile, target="90a", default_tiles=_SM90_TILES),
             Arch("sm100", "sm100/kernel.cu.j2", "nvcc", "cuda", ("bf16", "fp16"), 256, 256, 16, 128,
-                 _sm100_tile, available=False, variants=("", "cutlass", "lean")),
+                 _sm100_tile, available=False, target="100f", variants=("", "cutlass", "lean")),
         )
     }
 )  # fmt: skip

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 from .arch import ARCHES
 from .build_tools.cache import Artifact, Cache, digest_of, user_cache
 from .build_tools.compile import Failure, Step, run_steps, step_seconds
+from .build_tools.cuda_compiler import CudaCompiler, cuda_compiler
 from .build_tools.files import file_digest, write_atomic
 from .build_tools.includes import include_closure
 from .build_tools.toolchain import Compiler, cxx_compiler, job_limit
 from .errors import BuildError, InputError
 from .generate import source_dir
+from .gpu_checks import check_kernel
 from .render import render_kernel, render_library, source_suffix, template_dir
 from .runtime.config import KernelConfig
 
@@ -35,12 +37,23 @@ _BATCH = 200  # locks are held per batch: a process may have 1,024 files open
 
 @dataclass(frozen=True)
 class Job:
-    """One kernel to have: its config, its source, and the digest that names its artifact."""
+    """One kernel to have: its config, its source, what compiles it, and the digest that names its artifact."""
 
     config: KernelConfig
     source: str
     source_digest: str
     digest: str
+    compiler: Compiler | CudaCompiler
+
+    @property
+    def emulated(self) -> bool:
+        """Whether the kernel is to run in the emulator."""
+        return isinstance(self.compiler, CudaCompiler) and self.compiler.stand_in is not None
+
+    @property
+    def name(self) -> str:
+        """Of the artifact: no lookup takes an emulated kernel for one that runs on a GPU."""
+        return f"emulated.{self.config.key}" if self.emulated else self.config.key
 
 
 @dataclass(frozen=True)
@@ -83,13 +96,25 @@ def source_digest(config: KernelConfig) -> str:
     return digest_of(source_parts(config, render_kernel(config)))
 
 
-def make_jobs(configs: Sequence[KernelConfig], compiler: Compiler) -> list[Job]:
-    """Sources and digests of configs."""
+def kernel_compiler(config: KernelConfig, host: Compiler, stand_in: Path | None = None) -> Compiler | CudaCompiler:
+    """What compiles a kernel: ``host`` itself, or nvcc with it.
+
+    Raises:
+        BuildError: the kernel needs nvcc, and there is none.
+    """
+    arch = ARCHES[config.arch]
+    return cuda_compiler(host, arch.target, stand_in) if arch.compiler == "nvcc" else host
+
+
+def make_jobs(configs: Sequence[KernelConfig], host: Compiler, stand_in: Path | None = None) -> list[Job]:
+    """Sources and digests of configs; with ``stand_in``, of kernels that run in the emulator."""
+    compilers = {config.arch: kernel_compiler(config, host, stand_in) for config in configs}
     jobs = []
     for config in configs:
         source = render_kernel(config)
         parts = source_parts(config, source)
-        jobs.append(Job(config, source, digest_of(parts), digest_of({**parts, **compiler.identity()})))
+        compiler = compilers[config.arch]
+        jobs.append(Job(config, source, digest_of(parts), digest_of({**parts, **compiler.identity()}), compiler))
     return jobs
 
 
@@ -107,7 +132,7 @@ def refuse_unavailable(configs: Sequence[KernelConfig]) -> None:
 
 def split_cached(jobs: Sequence[Job], cache: Cache) -> tuple[dict[KernelConfig, Artifact], list[Job]]:
     """Artifacts that the cache has, by config, and the jobs that must compile."""
-    found = {job.config: cache.find(job.config.key, job.digest) for job in jobs}
+    found = {job.config: cache.find(job.name, job.digest) for job in jobs}
     return (
         {config: artifact for config, artifact in found.items() if artifact is not None},
         [job for job in jobs if found[job.config] is None],
@@ -115,7 +140,11 @@ def split_cached(jobs: Sequence[Job], cache: Cache) -> tuple[dict[KernelConfig, 
 
 
 def build_kernels(
-    configs: Sequence[KernelConfig], *, jobs: int | None = None, listener: Listener | None = None
+    configs: Sequence[KernelConfig],
+    *,
+    jobs: int | None = None,
+    listener: Listener | None = None,
+    stand_in: Path | None = None,
 ) -> tuple[dict[KernelConfig, Artifact], list[KernelConfig]]:
     """Has every kernel compiled and in the user cache.
 
@@ -123,6 +152,7 @@ def build_kernels(
         configs: the kernels.
         jobs: compilations at once; default: as many as processors and memory allow.
         listener: hears of progress.
+        stand_in: the emulator's stand-in for the CUDA runtime, for kernels that run in the emulator.
 
     Returns:
         The artifact of each config, and the configs that were compiled now.
@@ -135,8 +165,7 @@ def build_kernels(
     refuse_unavailable(configs)
     cache = user_cache()
     cache.make_ready()
-    compiler = cxx_compiler()
-    artifacts, pending = split_cached(make_jobs(sorted(configs), compiler), cache)
+    artifacts, pending = split_cached(make_jobs(sorted(configs), cxx_compiler(), stand_in), cache)
     compiled: list[KernelConfig] = []
     for start in range(0, len(pending), _BATCH):
         batch = pending[start : start + _BATCH]
@@ -144,7 +173,7 @@ def build_kernels(
             found, missing = split_cached(batch, cache)  # another process may have been faster
             artifacts.update(found)
             if missing:
-                artifacts.update(_compile(missing, cache, compiler, jobs, listener, start, len(pending)))
+                artifacts.update(_compile(missing, cache, jobs, listener, start, len(pending)))
                 compiled += [job.config for job in missing]
     return artifacts, compiled
 
@@ -153,21 +182,15 @@ def build_kernels(
 def _locked(cache: Cache, jobs: Sequence[Job]) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for job in jobs:  # sorted by config, so two builds never wait for each other
-            stack.enter_context(cache.lock(job.config.key, job.digest))
+            stack.enter_context(cache.lock(job.name, job.digest))
         yield
 
 
 def _compile(
-    jobs: Sequence[Job],
-    cache: Cache,
-    compiler: Compiler,
-    limit: int | None,
-    listener: Listener,
-    done_before: int,
-    total: int,
+    jobs: Sequence[Job], cache: Cache, limit: int | None, listener: Listener, done_before: int, total: int
 ) -> dict[KernelConfig, Artifact]:
     with cache.scratch() as scratch:
-        steps = [step for job in jobs for step in _steps(job, scratch, compiler)]
+        steps = [step for job in jobs for step in _steps(job, scratch)]
         per_kernel = len(steps) // len(jobs)
         failures = run_steps(
             scratch,
@@ -179,52 +202,80 @@ def _compile(
         seconds = step_seconds(scratch)
         failed = {failure.step.output.split("/")[0]: failure for failure in failures}
         artifacts = {}
+        refused: list[BuildError] = []
         for job in jobs:
-            if job.config.key not in failed:
-                record = _record(job, compiler, seconds, scratch)
-                artifacts[job.config] = cache.publish(job.config.key, job.digest, scratch / job.config.key, record)
+            if job.config.key in failed:
+                continue
+            try:
+                record = _record(job, seconds, scratch)
+            except BuildError as error:
+                refused.append(_keep(job.config.key, str(error), cache, scratch))
+                continue
+            artifacts[job.config] = cache.publish(job.name, job.digest, scratch / job.config.key, record)
         if failed:
+            compiler = next(job.compiler for job in jobs if job.config.key in failed)
             raise _explain(failed, cache, scratch, compiler)
+        if refused:
+            raise refused[0]
         return artifacts
 
 
-def _steps(job: Job, scratch: Path, compiler: Compiler) -> list[Step]:
+def _steps(job: Job, scratch: Path) -> list[Step]:
     name = job.config.key
     kernel = "kernel" + source_suffix(job.config)
     folder = scratch / name
     folder.mkdir()
     (folder / kernel).write_text(job.source)
-    (folder / "library.cpp").write_text(render_library(name, [job.config]))
+    (folder / "library.cpp").write_text(render_library(name, [job.config], emulated=job.emulated))
 
-    def compile_step(source: str) -> Step:
+    def compile_step(compiler: Compiler | CudaCompiler, source: str) -> Step:
         output = f"{name}/{Path(source).stem}.o"
         return Step(
             output, (f"{name}/{source}",), tuple(compiler.compile_command(f"{name}/{source}", output, include_dir()))
         )
 
-    objects = [compile_step(kernel), compile_step("library.cpp")]
+    host = job.compiler.host if isinstance(job.compiler, CudaCompiler) else job.compiler
+    objects = [compile_step(job.compiler, kernel), compile_step(host, "library.cpp")]
     names = [step.output for step in objects]
     library = f"{name}/{LIBRARY_FILE}"
-    return [*objects, Step(library, tuple(names), tuple(compiler.link_command(names, library)))]
+    return [*objects, Step(library, tuple(names), tuple(job.compiler.link_command(names, library)))]
 
 
-def _record(job: Job, compiler: Compiler, seconds: dict[str, float], scratch: Path) -> dict[str, Any]:
+def _record(job: Job, seconds: dict[str, float], scratch: Path) -> dict[str, Any]:
+    """The build record of a kernel, after the checks of its machine code. Removes what the compiler left over.
+
+    Raises:
+        BuildError: the machine code is not as it must be.
+    """
     name = job.config.key
-    for log in (scratch / name).glob("*.log"):
-        log.unlink()
+    folder = scratch / name
+    facts = {"registers": None, "spill_bytes": None, "shared_memory": None}  # of GPU kernels
+    if isinstance(job.compiler, CudaCompiler):
+        facts = check_kernel(job.config, folder)
+    keep = {"kernel" + source_suffix(job.config), "kernel.o", "library.cpp", "library.o", LIBRARY_FILE}
+    for path in folder.iterdir():
+        if path.name not in keep:
+            path.unlink()
     return {
-        "key": name,
+        "key": job.name,
         "source_digest": job.source_digest,
-        "parts": {**source_parts(job.config, job.source), **compiler.identity()},
+        "parts": {**source_parts(job.config, job.source), **job.compiler.identity()},
         "seconds": round(sum(took for output, took in seconds.items() if output.startswith(name + "/")), 3),
-        "library_bytes": (scratch / name / LIBRARY_FILE).stat().st_size,
-        "registers": None,  # facts of GPU kernels
-        "spill_bytes": None,
-        "shared_memory": None,
+        "library_bytes": (folder / LIBRARY_FILE).stat().st_size,
+        **facts,
     }
 
 
-def _explain(failed: dict[str, Failure], cache: Cache, scratch: Path, compiler: Compiler) -> BuildError:
+def _keep(name: str, reason: str, cache: Cache, scratch: Path) -> BuildError:
+    """Keeps the folder of a kernel that compiled to machine code that it must not have."""
+    kept = cache.root / ".failed" / name
+    shutil.rmtree(kept, ignore_errors=True)
+    kept.parent.mkdir(exist_ok=True)
+    shutil.copytree(scratch / name, kept)
+    return BuildError(f"{name}: {reason}\n  compiled in: {kept}")
+
+
+def _explain(failed: dict[str, Failure], cache: Cache, scratch: Path, compiler: Compiler | CudaCompiler) -> BuildError:
     """Keeps the first failed kernel's folder and says how to run its compilation again."""
     name, failure = next(iter(failed.items()))
     kept = cache.root / ".failed" / name
@@ -275,12 +326,15 @@ def build(plan: Plan, out: Path, *, jobs: int | None = None, listener: Listener 
 
 def _link(plan: Plan, artifacts: dict[KernelConfig, Artifact], path: Path) -> bool:
     """Links the library unless it is there already, made of the same parts. Returns whether it linked."""
-    compiler = cxx_compiler()
+    host = cxx_compiler()
+    # One GPU kernel makes nvcc the linker: it knows where the CUDA runtime is.
+    gpu = next((config for config in plan.configs if ARCHES[config.arch].compiler == "nvcc"), None)
+    linker = host if gpu is None else kernel_compiler(gpu, host)
     source = render_library(plan.library, plan.configs)
     parts: dict[str, object] = {
         "objects": {config.key: artifacts[config].record["files"]["kernel.o"] for config in plan.configs},
         "source": hashlib.sha256(source.encode()).hexdigest(),
-        **compiler.identity(),
+        **linker.identity(),
     }
     digest = digest_of(parts)
     record_path = path.parent / RECORD_FILE
@@ -294,10 +348,10 @@ def _link(plan: Plan, artifacts: dict[KernelConfig, Artifact], path: Path) -> bo
         compile_step = Step(
             "library.o",
             ("library.cpp",),
-            tuple(compiler.compile_command("library.cpp", "library.o", include_dir())),
+            tuple(host.compile_command("library.cpp", "library.o", include_dir())),
         )
         objects = [str(artifacts[config].verified("kernel.o")) for config in plan.configs]
-        link_step = Step("out.so", ("library.o",), tuple(compiler.link_command(["library.o", *objects], "out.so")))
+        link_step = Step("out.so", ("library.o",), tuple(linker.link_command(["library.o", *objects], "out.so")))
         failures = run_steps(scratch, [compile_step, link_step], 1, lambda *_: None, lambda _: None)
         if failures:
             raise BuildError(f"linking {path.name} failed: {failures[0].cause}\n{failures[0].text}")
@@ -318,7 +372,7 @@ _LISTED = ("key", "seconds", "library_bytes", "registers", "spill_bytes", "share
 def _write_compile_commands(plan: Plan, out: Path) -> None:
     """For editors and clang tools: how each rendered source compiles."""
     folder = source_dir(out, plan.library).resolve()
-    compiler = cxx_compiler()
+    host = cxx_compiler()
     entries = []
     for config in plan.configs:
         source = config.key + source_suffix(config)
@@ -326,7 +380,7 @@ def _write_compile_commands(plan: Plan, out: Path) -> None:
             {
                 "directory": str(folder),
                 "file": source,
-                "arguments": compiler.compile_command(source, f"{config.key}.o", include_dir()),
+                "arguments": kernel_compiler(config, host).compile_command(source, f"{config.key}.o", include_dir()),
             }
         )
     data = (json.dumps(entries, indent=1) + "\n").encode()

@@ -41,9 +41,10 @@ def render_kernel(config: KernelConfig) -> str:
     return _environment().get_template(ARCHES[config.arch].template).render(config=config)
 
 
-def render_library(library: str, configs: Iterable[KernelConfig]) -> str:
+def render_library(library: str, configs: Iterable[KernelConfig], *, emulated: bool = False) -> str:
     """Source of the table that makes a library of kernels; exports ``gnaforge_library_v1``."""
-    return _environment().get_template("library/library.cpp.j2").render(library=library, configs=sorted(configs))
+    template = _environment().get_template("library/library.cpp.j2")
+    return template.render(library=library, configs=sorted(configs), emulated=emulated)
 
 
 def render_all(library: str, configs: Iterable[KernelConfig]) -> dict[str, str]:

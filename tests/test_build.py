@@ -25,7 +25,7 @@ from kernel_set import cpu_config
 
 ONE = cpu_config(1, "fp32", (8,), (8,))
 TWO = cpu_config(1, "fp32", (8,), (16,))
-SM90 = KernelConfig("gna_forward", "sm90", 2, "bf16", 128, (16, 8), (16, 8))
+SM100 = KernelConfig("gna_forward", "sm100", 2, "bf16", 128, (16, 8), (16, 8))
 
 
 @pytest.fixture(scope="module")
@@ -183,8 +183,8 @@ def test_killed_compilers_run_once_more_alone(tmp_path: Path) -> None:
 
 
 def test_unavailable_archs_say_so(own_cache: Path) -> None:
-    with pytest.raises(InputError, match="sm90: arch not available in this version, which has cpu"):
-        build_kernels([ONE, SM90])
+    with pytest.raises(InputError, match="sm100: arch not available in this version, which has cpu, sm90"):
+        build_kernels([ONE, SM100])
     assert not own_cache.exists()
 
 

@@ -94,9 +94,9 @@ def test_generate_check_and_arch(cli, tmp_path: Path) -> None:
         (["build", "missing.yaml"], "missing.yaml: no such file"),
         (["build", "hunyuan-vidoe"], "did you mean 'hunyuan-video'"),
         (["build", "broken.yaml"], "broken.yaml:6:15: kernels[0].head_dim: 70 must be a multiple of 8"),
-        (["build", "gpu.yaml"], "sm90: arch not available in this version, which has cpu"),
-        (["generate", "gpu.yaml"], "sm90: arch not available in this version, which has cpu"),
-        (["build", "gpu.yaml", "--arch", "sm100"], "arch 'sm100' is not in the spec of small"),
+        (["build", "gpu.yaml"], "sm100: arch not available in this version, which has cpu, sm90"),
+        (["generate", "gpu.yaml"], "sm100: arch not available in this version, which has cpu, sm90"),
+        (["build", "gpu.yaml", "--arch", "sm90"], "arch 'sm90' is not in the spec of small"),
         (["generate", "small.yaml", "-o", "file"], "can't write to"),
         (["build", "gna_forward-cpu-r1-fp32"], "is no kernel key; a key looks like"),
         (["build", "gna_forward-cpu-r1-fp32-dany-q999-kv8"], "q_tile: holds 999 query tokens; cpu takes at most 256"),
@@ -119,7 +119,7 @@ def test_generate_check_and_arch(cli, tmp_path: Path) -> None:
 def test_bad_input(cli, tmp_path: Path, arguments: list[str], expected: str) -> None:
     (tmp_path / "small.yaml").write_text(SPEC)
     (tmp_path / "broken.yaml").write_text(SPEC.replace("[8, 16]", "70"))
-    (tmp_path / "gpu.yaml").write_text(GPU_SPEC.replace("cpu, ", ""))
+    (tmp_path / "gpu.yaml").write_text(GPU_SPEC.replace("cpu, sm90", "sm100"))
     (tmp_path / "text.so").write_text("no library, but long enough to look at its header without running out of it")
     (tmp_path / "file").write_text("")
     before = files(tmp_path)

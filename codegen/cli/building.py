@@ -98,13 +98,14 @@ def _dry_run(plan: Plan) -> None:
     from ..build_tools.cache import user_cache
     from ..build_tools.toolchain import cxx_compiler, job_limit
 
-    compiler = cxx_compiler()
-    _, pending = split_cached(make_jobs(plan.configs, compiler), user_cache())
+    jobs = make_jobs(plan.configs, cxx_compiler())
+    _, pending = split_cached(jobs, user_cache())
+    compilers = dict.fromkeys(job.compiler.version for job in jobs)
     waiting = {job.config for job in pending}
     for config in plan.configs:
         print(f"{'compile' if config in waiting else 'cached '}  {config.key}")
     print(
-        f"{len(pending)} of {len(plan.configs)} kernels to compile with {compiler.version}, "
+        f"{len(pending)} of {len(plan.configs)} kernels to compile with {' and '.join(compilers)}, "
         f"at most {job_limit(1.0)} at once; nothing was written"
     )
 

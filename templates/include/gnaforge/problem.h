@@ -7,6 +7,13 @@
 #define GNAFORGE_HD inline
 #endif
 
+// Before a loop over axes: an array that a loop indexes lives in memory unless the loop is unrolled.
+#if defined(__CUDA_ARCH__)
+#define GNAFORGE_UNROLL _Pragma("unroll")
+#else
+#define GNAFORGE_UNROLL
+#endif
+
 namespace gnaforge {
 
 /// One token dimension: `length` tokens, of which a query sees at most `window`, in steps of `dilation`;
@@ -36,10 +43,11 @@ struct Box {
   static constexpr int extents[rank] = {Extents...};
   static constexpr int volume = (1 * ... * Extents);
 
-  /// extents[axis] where `axis` is not a constant: device code cannot index the static array at run time.
+  /// extents[axis] in device code, which cannot index the static array; a local one would live in memory.
   GNAFORGE_HD static constexpr int extent(int axis) {
-    constexpr int values[rank] = {Extents...};
-    return values[axis];
+    int found = 0, index = 0;
+    ((found = index++ == axis ? Extents : found), ...);
+    return found;
   }
 
   /// Elements between neighbours along `axis` when the box is stored row-major.

@@ -38,6 +38,7 @@ struct TileList {
   GNAFORGE_HD void finish() {
     count = 1;
     interior = 1;
+    GNAFORGE_UNROLL
     for (int d = 0; d < Rank; ++d) {
       count *= axis[d].count;
       interior *= axis[d].interior.end - axis[d].interior.begin;
@@ -91,6 +92,7 @@ struct TileList {
 template <class QTile, class KvTile>
 GNAFORGE_HD TileList<QTile::rank> tile_list(const Axis (&axis)[QTile::rank], const int (&q_begin)[QTile::rank]) {
   TileList<QTile::rank> list;
+  GNAFORGE_UNROLL
   for (int d = 0; d < QTile::rank; ++d)
     list.axis[d] = axis_tiles(axis[d], q_begin[d], QTile::extent(d), KvTile::extent(d));
   list.finish();

@@ -1,0 +1,61 @@
+"""Reads machine code of sm_90 as far as the checks of a build need: which instructions a kernel has, in which order.
+
+A cubin is an ELF file with a section ``.text.<kernel>`` of 128-bit instructions, whose low 12 bits are the opcode. The
+toolkit's disassembler would say more, but the pip wheels of the compiler don't bring it.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from ..errors import BuildError
+
+_HEADER = struct.Struct("<16s2xH4x8x8xQ4x2x4xHHH")
+_SECTION = struct.Struct("<IIQQQQIIQQ")
+
+# Opcodes as nvdisasm 13 names them.
+HGMMA_SHARED, HGMMA_REGISTERS = 0x9F0, 0xDF0  # where the left factor is
+MUFU = 0x308
+_WARPGROUP = 0x9C5  # ARRIVE, or DEPBAR where bit 47 is set
+_DEPBAR = 1 << 47
+
+
+@dataclass(frozen=True)
+class Sass:
+    """A kernel's instructions as (low word, high word)."""
+
+    instructions: tuple[tuple[int, int], ...]
+
+    def count(self, opcode: int) -> int:
+        """How many instructions have this opcode."""
+        return sum(low & 0xFFF == opcode for low, _ in self.instructions)
+
+    def overlapped(self, opcode: int) -> int:
+        """Instructions of this opcode while a product is under way: the most between a wait that leaves one pending
+        and the next wait of any kind."""
+        most, current, pending = 0, 0, False
+        for low, high in self.instructions:
+            if low & 0xFFF == _WARPGROUP and low & _DEPBAR:
+                pending, current = high >> 8 & 0x7 > 0, 0
+            elif pending and low & 0xFFF == opcode:
+                current += 1
+                most = max(most, current)
+        return most
+
+
+def read_cubin(data: bytes) -> Sass:
+    """The code of the one kernel in a cubin.
+
+    Raises:
+        BuildError: the file is no cubin, or holds no kernel or several.
+    """
+    if data[:5] != b"\x7fELF\x02":
+        raise BuildError("the compiler's cubin is no 64-bit ELF file")
+    _, _, offset, size, count, names_index = _HEADER.unpack_from(data)
+    sections = [_SECTION.unpack_from(data, offset + i * size) for i in range(count)]
+    names = data[sections[names_index][4] :]
+    texts = [data[s[4] : s[4] + s[5]] for s in sections if names[s[0] :].startswith(b".text.")]
+    if len(texts) != 1:
+        raise BuildError(f"the compiler's cubin holds {len(texts)} kernels, expected 1")
+    return Sass(tuple(struct.iter_unpack("<QQ", texts[0])))

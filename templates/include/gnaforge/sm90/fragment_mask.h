@@ -1,0 +1,71 @@
+// Masks of shell tiles in the layout of wgmma's accumulator. Device only.
+#pragma once
+
+#include "gnaforge/mask.h"
+#include "gnaforge/sm90/layout.h"
+#include "gnaforge/sm90/softmax.h"
+#include "gnaforge/sm90/work.h"
+
+namespace gnaforge::sm90 {
+
+/// Windows of a warp's 16 rows. Lane i holds where those of row i % 16 begin, computed once per Q tile; where they end
+/// follows without a division, which saves registers.
+template <class Config>
+struct RowWindows {
+  using QTile = typename Config::QTile;
+  using KvTile = typename Config::KvTile;
+  static constexpr int rank = QTile::rank;
+
+  int begin[rank];
+
+  /// Position of the lane's row. Rows of tokens that don't exist get the last one's; nobody stores them.
+  static __device__ __forceinline__ int position(const Axis& axis, int d, int q_begin, int first_row) {
+    const int row = first_row + thread_again() % 16;
+    return min_int(q_begin + row / QTile::pitch(d) % QTile::extent(d), axis.length - 1);
+  }
+
+  /// `first_row` is the warp's, within the Q tile.
+  __device__ __forceinline__ void compute(const Params<rank>& params, const int (&q_begin)[rank], int first_row) {
+#pragma unroll
+    for (int d = 0; d < rank; ++d)
+      begin[d] = window(params.axis[d], position(params.axis[d], d, q_begin[d], first_row)).begin;
+  }
+
+  /// Sets scores of keys that a row doesn't see to -infinity; `origin` is the KV tile's first key.
+  template <int N>
+  __device__ __forceinline__ void apply(float (&scores)[N], const Params<rank>& params, const int (&q_begin)[rank],
+                                        int first_row, const int (&origin)[rank]) const {
+    static_assert(N == KvTile::volume / 2, "one accumulator per tile");
+    const int lane = threadIdx.x % 32;
+    Interval keys[rank];
+#pragma unroll
+    for (int d = 0; d < rank; ++d) {
+      const Axis& axis = params.axis[d];
+      const int end = axis.causal ? position(axis, d, q_begin[d], first_row) + 1 : begin[d] + axis.window;
+      keys[d] = {begin[d] - origin[d], end - origin[d]};
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      RowMask<KvTile> mask;
+#pragma unroll
+      for (int d = 0; d < rank; ++d) {
+        const int first = __shfl_sync(~0u, keys[d].begin, lane / 4 + 8 * r);
+        const int last = __shfl_sync(~0u, keys[d].end, lane / 4 + 8 * r);
+        mask.range[d] = {max_int(first, 0), min_int(last, KvTile::extent(d))};
+      }
+#pragma unroll
+      for (int word = 0; word < ceil_div(KvTile::volume, 32); ++word) {
+        const unsigned bits = mask.word(word) >> (2 * (lane % 4));
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+#pragma unroll
+          for (int c = 0; c < 2; ++c) {
+            const int index = element(4 * word + i, r, c);
+            if (index < N && !(bits >> (8 * i + c) & 1)) scores[index] = -INFINITY;
+          }
+      }
+    }
+  }
+};
+
+}  // namespace gnaforge::sm90
