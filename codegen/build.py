@@ -123,11 +123,10 @@ def refuse_unavailable(configs: Sequence[KernelConfig]) -> None:
     missing = sorted({config.arch for config in configs if not ARCHES[config.arch].available})
     if missing:
         names = ", ".join(missing)
-        has = ", ".join(name for name, arch in ARCHES.items() if arch.available)
-        raise InputError(
-            f"{names}: arch not available in this version, which has {has}; "
-            f"build the rest with --arch {has.split(', ')[0]}"
-        )
+        has = [name for name, arch in ARCHES.items() if arch.available]
+        rest = [name for name in has if any(config.arch == name for config in configs)]
+        hint = f"; build the rest with {' '.join(f'--arch {name}' for name in rest)}" if rest else ""
+        raise InputError(f"{names}: arch not available in this version, which has {', '.join(has)}{hint}")
 
 
 def split_cached(jobs: Sequence[Job], cache: Cache) -> tuple[dict[KernelConfig, Artifact], list[Job]]:
