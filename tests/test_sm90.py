@@ -182,7 +182,7 @@ except Exception as error:
     assert reason in said
 
 
-def test_an_emulated_kernel_is_only_taken_by_name(libraries: dict[KernelConfig, Path]) -> None:
+def test_an_emulated_kernel_is_only_taken_by_name(libraries: dict[KernelConfig, Path], no_kernels: Path) -> None:
     code = """
 assert gnaforge.registry[config].emulated
 x = torch.randn(1, 8, 8, 2, 128).bfloat16()
