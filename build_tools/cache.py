@@ -13,7 +13,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,6 +161,25 @@ class Cache:
             shutil.rmtree(target.rename(folder.with_name(f".old-{folder.name}")), ignore_errors=True)
         folder.rename(target)
         return Artifact(target, complete)
+
+    def find_or_make(self, name: str, digest: str, make: Callable[[Path, Path], Mapping[str, Any]]) -> Artifact:
+        """The artifact of that name and digest, made if there is none; of several processes one makes it.
+
+        ``make(scratch, folder)`` fills ``folder``, in the private folder ``scratch``, and returns the record.
+
+        Raises:
+            BuildError: the cache can't be written, or whatever ``make`` raises.
+        """
+        if (artifact := self.find(name, digest)) is not None:
+            return artifact
+        self.make_ready()
+        with self.lock(name, digest):
+            if (artifact := self.find(name, digest)) is not None:
+                return artifact
+            with self.scratch() as scratch:
+                folder = scratch / name
+                folder.mkdir()
+                return self.publish(name, digest, folder, make(scratch, folder))
 
 
 def user_cache() -> Cache:

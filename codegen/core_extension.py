@@ -50,33 +50,26 @@ def core_path() -> Path:
             **compiler.identity(),
         }
     )
-    cache = user_cache()
-    if (artifact := cache.find(_NAME, digest)) is not None:
-        return artifact.folder / CORE_FILE
-    cache.make_ready()
-    with cache.lock(_NAME, digest):
-        if (artifact := cache.find(_NAME, digest)) is not None:
-            return artifact.folder / CORE_FILE
+
+    def make(scratch: Path, folder: Path) -> dict[str, str]:
         print("gnaforge: building its torch extension, once for this torch ...", file=sys.stderr, flush=True)
-        with cache.scratch() as scratch:
-            folder = scratch / _NAME
-            folder.mkdir()
-            for name, text in sources.items():
-                (folder / name).write_text(text)
-            compile_command = compiler.compile_command(f"{_NAME}/core.cpp", f"{_NAME}/core.o", include_dir())
-            link_command = compiler.link_command([f"{_NAME}/core.o"], f"{_NAME}/{CORE_FILE}")
-            steps = [
-                Step(
-                    f"{_NAME}/core.o",
-                    (f"{_NAME}/core.cpp",),
-                    (*compile_command, *_DEFINES, "-isystem", str(torch / "include")),
-                ),
-                Step(f"{_NAME}/{CORE_FILE}", (f"{_NAME}/core.o",), (*link_command, f"-L{torch / 'lib'}", *_LIBRARIES)),
-            ]
-            failures = run_steps(scratch, steps, 1, lambda *_: None, lambda _: None)
-            if failures:
-                raise BuildError(f"gnaforge's torch extension did not compile: {failures[0].cause}\n{failures[0].text}")
-            for step in steps:
-                (scratch / step.log).unlink()
-            record = {"key": _NAME, "torch": version("torch"), "compiler": compiler.version}
-            return cache.publish(_NAME, digest, folder, record).folder / CORE_FILE
+        for name, text in sources.items():
+            (folder / name).write_text(text)
+        compile_command = compiler.compile_command(f"{_NAME}/core.cpp", f"{_NAME}/core.o", include_dir())
+        link_command = compiler.link_command([f"{_NAME}/core.o"], f"{_NAME}/{CORE_FILE}")
+        steps = [
+            Step(
+                f"{_NAME}/core.o",
+                (f"{_NAME}/core.cpp",),
+                (*compile_command, *_DEFINES, "-isystem", str(torch / "include")),
+            ),
+            Step(f"{_NAME}/{CORE_FILE}", (f"{_NAME}/core.o",), (*link_command, f"-L{torch / 'lib'}", *_LIBRARIES)),
+        ]
+        failures = run_steps(scratch, steps, 1, lambda *_: None, lambda _: None)
+        if failures:
+            raise BuildError(f"gnaforge's torch extension did not compile: {failures[0].cause}\n{failures[0].text}")
+        for step in steps:
+            (scratch / step.log).unlink()
+        return {"key": _NAME, "torch": version("torch"), "compiler": compiler.version}
+
+    return user_cache().find_or_make(_NAME, digest, make).folder / CORE_FILE

@@ -86,40 +86,32 @@ def engine_path() -> Path:
             "compiler": compiler.version,
         }
     )
-    cache = user_cache()
-    if (artifact := cache.find(_NAME, digest)) is not None:
-        return artifact.folder / ENGINE_FILE
-    cache.make_ready()
-    with cache.lock(_NAME, digest):
-        if (artifact := cache.find(_NAME, digest)) is not None:
-            return artifact.folder / ENGINE_FILE
+
+    def make(scratch: Path, folder: Path) -> dict[str, str]:
         print("gnaforge: building the emulator, once for this compiler ...", file=sys.stderr, flush=True)
-        with cache.scratch() as scratch:
-            for name, text in sources.items():
-                (scratch / name).write_text(text)
-            units = [name for name in sources if name.endswith(".cpp")]
-            steps = [
-                Step(f"{unit}.o", (unit,), (*compiler.command, *_FLAGS, "-c", unit, "-o", f"{unit}.o"))
-                for unit in units
-            ]
-            objects = tuple(step.output for step in steps)
-            link: tuple[str, ...] = (
-                *compiler.command,
-                "-shared",
-                "-Wl,-z,defs",
-                "-Wl,-s",
-                f"-Wl,-soname,{ENGINE_FILE}",
-            )
-            link += (*objects, "-o", ENGINE_FILE, "-pthread")
-            steps.append(Step(ENGINE_FILE, objects, link))
-            failures = run_steps(scratch, steps, job_limit(_MEMORY_PER_JOB_GB), lambda *_: None, lambda _: None)
-            if failures:
-                raise BuildError(f"the emulator did not compile: {failures[0].cause}\n{failures[0].text}")
-            folder = scratch / _NAME
-            folder.mkdir()
-            (scratch / ENGINE_FILE).rename(folder / ENGINE_FILE)
-            record = {"key": _NAME, "compiler": compiler.version}
-            return cache.publish(_NAME, digest, folder, record).folder / ENGINE_FILE
+        for name, text in sources.items():
+            (scratch / name).write_text(text)
+        units = [name for name in sources if name.endswith(".cpp")]
+        steps = [
+            Step(f"{unit}.o", (unit,), (*compiler.command, *_FLAGS, "-c", unit, "-o", f"{unit}.o")) for unit in units
+        ]
+        objects = tuple(step.output for step in steps)
+        link: tuple[str, ...] = (
+            *compiler.command,
+            "-shared",
+            "-Wl,-z,defs",
+            "-Wl,-s",
+            f"-Wl,-soname,{ENGINE_FILE}",
+        )
+        link += (*objects, "-o", ENGINE_FILE, "-pthread")
+        steps.append(Step(ENGINE_FILE, objects, link))
+        failures = run_steps(scratch, steps, job_limit(_MEMORY_PER_JOB_GB), lambda *_: None, lambda _: None)
+        if failures:
+            raise BuildError(f"the emulator did not compile: {failures[0].cause}\n{failures[0].text}")
+        (scratch / ENGINE_FILE).rename(folder / ENGINE_FILE)
+        return {"key": _NAME, "compiler": compiler.version}
+
+    return user_cache().find_or_make(_NAME, digest, make).folder / ENGINE_FILE
 
 
 @lru_cache(maxsize=1)

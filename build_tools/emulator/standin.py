@@ -66,40 +66,33 @@ def stand_in() -> StandIn:
             "compiler": compiler.version,
         }
     )
-    cache = user_cache()
-    if (artifact := cache.find(_NAME, digest)) is not None:
-        return StandIn(artifact.folder / _FILE)
-    cache.make_ready()
-    with cache.lock(_NAME, digest):
-        if (artifact := cache.find(_NAME, digest)) is not None:
-            return StandIn(artifact.folder / _FILE)
-        with cache.scratch() as scratch:
-            folder = scratch / _NAME
-            folder.mkdir()
-            for name, text in {**sources, "api.h": interface}.items():
-                (scratch / name).write_text(text)
-            shutil.copyfile(engine, folder / ENGINE_FILE)
-            units = [name for name in sources if name.endswith(".cpp")]
-            # nvcc hands C++ to the host compiler, with its own headers.
-            compile_command = (str(nvcc.path), *_FLAGS, "-I.", "-c")
-            steps = [Step(f"{unit}.o", (unit,), (*compile_command, unit, "-o", f"{unit}.o")) for unit in units]
-            objects = tuple(step.output for step in steps)
-            linked = f"{_NAME}/{_FILE}"
-            link: tuple[str, ...] = (
-                *compiler.command,
-                "-shared",
-                "-Wl,-z,defs",
-                "-Wl,-s",
-                f"-Wl,-soname,{_FILE}",
-                *objects,
-            )
-            link += (f"-L{_NAME}", f"-l:{ENGINE_FILE}", "-Wl,-rpath,$ORIGIN", "-o", linked)
-            steps.append(Step(linked, objects, link))
-            failures = run_steps(scratch, steps, job_limit(1.0), lambda *_: None, lambda _: None)
-            if failures:
-                raise BuildError(f"the stand-in did not compile: {failures[0].cause}\n{failures[0].text}")
-            (scratch / steps[-1].log).unlink(missing_ok=True)
-            for alias in _ALIASES:
-                (folder / alias).symlink_to(_FILE)
-            record = {"key": _NAME, "compiler": compiler.version}
-            return StandIn(cache.publish(_NAME, digest, folder, record).folder / _FILE)
+
+    def make(scratch: Path, folder: Path) -> dict[str, str]:
+        for name, text in {**sources, "api.h": interface}.items():
+            (scratch / name).write_text(text)
+        shutil.copyfile(engine, folder / ENGINE_FILE)
+        units = [name for name in sources if name.endswith(".cpp")]
+        # nvcc hands C++ to the host compiler, with its own headers.
+        compile_command = (str(nvcc.path), *_FLAGS, "-I.", "-c")
+        steps = [Step(f"{unit}.o", (unit,), (*compile_command, unit, "-o", f"{unit}.o")) for unit in units]
+        objects = tuple(step.output for step in steps)
+        linked = f"{_NAME}/{_FILE}"
+        link: tuple[str, ...] = (
+            *compiler.command,
+            "-shared",
+            "-Wl,-z,defs",
+            "-Wl,-s",
+            f"-Wl,-soname,{_FILE}",
+            *objects,
+        )
+        link += (f"-L{_NAME}", f"-l:{ENGINE_FILE}", "-Wl,-rpath,$ORIGIN", "-o", linked)
+        steps.append(Step(linked, objects, link))
+        failures = run_steps(scratch, steps, job_limit(1.0), lambda *_: None, lambda _: None)
+        if failures:
+            raise BuildError(f"the stand-in did not compile: {failures[0].cause}\n{failures[0].text}")
+        (scratch / steps[-1].log).unlink(missing_ok=True)
+        for alias in _ALIASES:
+            (folder / alias).symlink_to(_FILE)
+        return {"key": _NAME, "compiler": compiler.version}
+
+    return StandIn(user_cache().find_or_make(_NAME, digest, make).folder / _FILE)

@@ -206,14 +206,12 @@ class Time:
 
     Attributes:
         seconds: all of it.
-        busy_seconds: that the units take, with their waves.
         memory_seconds: that main memory takes to move everything once.
         waves: Q tiles, of all heads and batch entries, over units.
         masked_tile_factor: cost of a KV tile that needs a mask, relative to one that doesn't.
     """
 
     seconds: Floats
-    busy_seconds: Floats
     memory_seconds: float
     waves: Floats
     masked_tile_factor: Floats
@@ -244,7 +242,6 @@ def model_time(machine: Machine, arch: Arch, workload: Workload, cost: Costs) ->
     whole, one = cost.rows * cost.columns, np.ones_like(cost.rows)
     return Time(
         seconds=np.maximum(busy, memory) + machine.launch_us * 1e-6,
-        busy_seconds=busy,
         memory_seconds=memory,
         waves=waves,
         masked_tile_factor=cycles(whole, one, masked=True) / cycles(whole, one, masked=False),
