@@ -510,7 +510,7 @@ def test_float_atomics_and_compare_and_swap() -> None:
     run(
         """
         mov.f32 %f1, 0f3F000000; red.global.add.f32 [%p0], %f1;
-        ld.global.u32 %r1, [%p1];
+        ld.relaxed.gpu.global.u32 %r1, [%p1];
         AGAIN:
         add.u32 %r2, %r1, 1;
         mov.u32 %r3, %r1;

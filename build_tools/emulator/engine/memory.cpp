@@ -103,11 +103,6 @@ void SharedMemory::fail_readers(uint32_t address, uint32_t size, const char* wha
                             : "a bulk store may still read: cp.async.bulk.wait_group.read by its thread has to come first"));
 }
 
-std::string name_of_agent(int agent) {
-  if (agent < kTensorAgent) return "warp " + std::to_string(agent);
-  return agent < kFirstBarrierAgent ? "an MMA" : "an asynchronous copy";
-}
-
 void SharedMemory::fail_race(uint32_t address, const char* what, Epoch other, const char* how) const {
   throw EmulationError("race: " + std::string(what) + " of shared memory at " + hex(address) + ", which " + name_of_agent(other.agent) + " has " +
                        how + " without any barrier or phase between that this warp has waited for");

@@ -24,7 +24,7 @@ Status allocate(Warp& warp, const Instruction& in, uint32_t mask) {
   if (to % 4) throw EmulationError("tcgen05.alloc to the unaligned address " + hex(to));
   cta.shared.check_bounds(to, 4, "tcgen05.alloc");
   if (!cta.tensor_memory->allocate(columns, address)) return Status::blocked;
-  std::memcpy(cta.shared.write(to, 4, 0, static_cast<uint16_t>(warp.thread(0)), &warp.clock), &address, 4);
+  std::memcpy(cta.shared.write(to, 4, 0, static_cast<uint16_t>(warp.thread(0)), warp.clock, warp.epoch()), &address, 4);
   return Status::next;
 }
 
@@ -272,7 +272,7 @@ Status commit(Warp& warp, const Instruction& in, uint32_t mask) {
   Cta& cta = warp.cta;
   each_lane(warp, mask, [&](int lane) {
     uint32_t barrier = cta.shared_address(Space::shared, warp.address(in.args[0], lane) & ~kWindowMask);
-    cta.mbarriers.at(barrier);
+    cta.mbarriers.used_by(barrier, warp);
     if (in.args.size() > 1 && warp.bits(in.args[1], lane) != 1) throw EmulationError("tcgen05.commit to other CTAs in a cluster of one");
     Clock seen = warp.publish();
     seen.at[kTensorAgent] = cta.tensor_memory->issued;

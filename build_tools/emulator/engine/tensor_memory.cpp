@@ -26,7 +26,7 @@ bool TensorMemory::allocate(uint32_t columns, uint32_t& address) {
     allocation_[start] = columns;
     address = start;
     for (uint32_t quarter = 0; quarter < 4; ++quarter)
-      for (uint32_t column = start; column < start + columns; ++column) uses_[quarter * kTensorColumns + column].last = {};
+      for (uint32_t column = start; column < start + columns; ++column) readers_.overwrite(uses_[quarter * kTensorColumns + column].last, {});
     for (uint32_t lane = 0; lane < kTensorLanes; ++lane) std::fill_n(&written_[lane * kTensorColumns + start], columns, uint8_t{0});
     return true;
   }
@@ -84,19 +84,12 @@ void TensorMemory::access(const TensorRegion& r, bool writes, const Clock& clock
   for (uint32_t quarter = r.lane / 32; quarter <= (r.lane + r.lanes - 1) / 32; ++quarter)
     for (uint32_t column = r.column; column < r.column + r.columns; ++column) {
       Accesses& last = uses_[quarter * kTensorColumns + column].last;
-      auto race = [&](Epoch other, const char* how) {
-        if (other.agent == by.agent || other.before(clock)) return;
+      bool was_read = false;
+      const Epoch* other = writes ? readers_.write(last, by, clock, was_read) : readers_.read(last, by, clock);
+      if (other)
         throw EmulationError("race: " + std::string(what) + " of tensor memory, lanes " + std::to_string(32 * quarter) + ".." +
-                             std::to_string(32 * quarter + 31) + ", column " + std::to_string(column) + ", which " + name_of_agent(other.agent) +
-                             " has " + how + " without any barrier or phase between that this warp has waited for");
-      };
-      race(last.write, "written");
-      if (writes) {
-        race(last.read, "read");
-        last = {by, {}};
-      } else {
-        last.read = by;
-      }
+                             std::to_string(32 * quarter + 31) + ", column " + std::to_string(column) + ", which " + name_of_agent(other->agent) +
+                             " has " + (was_read ? "read" : "written") + " without any barrier or phase between that this warp has waited for");
     }
 }
 

@@ -58,6 +58,7 @@ class TensorMemory {
   std::vector<float> cells_;
   std::vector<uint8_t> written_;
   std::vector<Use> uses_;               // 4 x 512
+  ReaderPool readers_;
   std::vector<uint32_t> allocation_;    // per column: size of the allocation that starts here, or kInside, or 0
   bool may_allocate_ = true;
 };
