@@ -104,9 +104,9 @@ Status load_tensor(Warp& warp, const Instruction& in, uint32_t mask) {
 Status store_tensor(Warp& warp, const Instruction& in, uint32_t mask) {
   Cta& cta = warp.cta;
   auto operation = static_cast<Reduction>(in.detail[1]);
+  ++cta.bulk_stores;  // one for all lanes: CUTLASS's epilogues let a whole warp store the same box
   each_lane(warp, mask, [&](int lane) {
     auto thread = static_cast<uint16_t>(warp.thread(lane));
-    ++cta.bulk_stores;
     TensorCopy copy = tensor_copy(warp, in, in.args[0], in.args[1], lane);
     cta.shared.begin_async_read(copy.shared, copy.shared_bytes(), thread, Reader::bulk_store, warp.clock, warp.epoch(),
                                 [&](uint16_t of) { return cta.fences[of]; });
@@ -201,12 +201,12 @@ Status bulk_store(Warp& warp, const Instruction& in, uint32_t mask) {
   Cta& cta = warp.cta;
   auto operation = static_cast<Reduction>(in.detail[1]);
   Type type = in.type;
+  ++cta.bulk_stores;
   each_lane(warp, mask, [&](int lane) {
     uint64_t to = warp.address(in.args[0], lane);
     uint32_t from = cta.shared_address(Space::shared, warp.address(in.args[1], lane) & ~kWindowMask);
     auto size = static_cast<uint32_t>(warp.bits(in.args[2], lane));
     check_bulk(to, from, size);
-    ++cta.bulk_stores;
     cta.check_bulk_store(to, size, warp.clock, operation != Reduction::none);
     auto thread = static_cast<uint16_t>(warp.thread(lane));
     cta.shared.begin_async_read(from, size, thread, Reader::bulk_store, warp.clock, warp.epoch(), [&](uint16_t of) { return cta.fences[of]; });

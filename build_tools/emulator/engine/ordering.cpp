@@ -79,7 +79,8 @@ void GlobalAccesses::access(uint64_t address, uint64_t size, uint32_t cta, const
     for (uint64_t at = address; found != pages_.end() && at < stop; at = (at / kCell + 1) * kCell) {
       Cell& cell = found->second[at % kPage / kCell];
       auto check = [&](const Past& past, bool strong, const char* how) {
-        if ((strong && by.strong) || before(past, cta, clock)) return;
+        bool same_instruction = past.stamp == by.stamp && past.agent == by.agent && past.cta == (cta & 0xffffff);
+        if (same_instruction || (strong && by.strong) || before(past, cta, clock)) return;
         throw EmulationError(std::string("race: ") + (writes ? "write to" : "read of") + " global memory at " + hex(at) + ", which " +
                              name_of_agent(past.agent) + (past.cta == (cta & 0xffffff) ? "" : " of CTA number " + std::to_string(past.cta)) + " has " + how +
                              ", and no barrier, release and acquire or wait orders the two");
