@@ -31,6 +31,7 @@ DATA_TYPES = {
     "bf16": 9,
 }
 SWIZZLES = {0: 0, 32: 1, 64: 2, 128: 3}
+_WIDE_ATOMS = {(128, 32): 4}
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -119,6 +120,7 @@ class TensorMap:
         data_type: one of ``DATA_TYPES``; None takes it from the array's dtype.
         dims, strides: innermost first; strides in bytes, without the innermost. None takes them from the array.
         swizzle: 0, 32, 64 or 128 bytes.
+        swizzle_atom: 16 bytes, or 32 with a swizzle of 128.
         element_strides: per dimension.
         fill_nan: elements out of bounds read as NaN instead of zero.
 
@@ -135,6 +137,7 @@ class TensorMap:
         dims: Sequence[int] | None = None,
         strides: Sequence[int] | None = None,
         swizzle: int = 0,
+        swizzle_atom: int = 16,
         element_strides: Sequence[int] | None = None,
         fill_nan: bool = False,
     ) -> None:
@@ -162,7 +165,7 @@ class TensorMap:
             words(ctypes.c_uint32, box, rank),
             words(ctypes.c_uint32, element_strides or [1] * rank, rank),
             0,
-            SWIZZLES[swizzle],
+            SWIZZLES[swizzle] if swizzle_atom == 16 else _WIDE_ATOMS[swizzle, swizzle_atom],
             0,
             int(fill_nan),
         )
