@@ -110,19 +110,19 @@ std::string Cta::thread_name(int thread) const {
 
 void Cta::submit(std::function<void()> complete) {
   if (timing() == Timing::eager || (timing() == Timing::random && chance(0.25))) return complete();
-  pending_.push_back(std::move(complete));
+  pending_.push_back({std::move(complete), origin()});
 }
 
 void Cta::submit_ordered(std::function<void()> complete) {
   if (ordered_.empty() && (timing() == Timing::eager || (timing() == Timing::random && chance(0.25)))) return complete();
-  ordered_.push_back(std::move(complete));
+  ordered_.push_back({std::move(complete), origin()});
 }
 
 bool Cta::complete_one() {
   size_t choices = pending_.size() + (ordered_.empty() ? 0 : 1);
   if (choices == 0) return false;
   size_t pick = random() % choices;
-  std::function<void()> work;
+  Work work;
   if (pick == pending_.size()) {
     work = std::move(ordered_.front());
     ordered_.pop_front();
@@ -131,10 +131,12 @@ bool Cta::complete_one() {
     pending_[pick] = std::move(pending_.back());
     pending_.pop_back();
   }
+  running_ = nullptr;
+  origin_ = work.origin;
   try {
-    work();
+    work.complete();
   } catch (const EmulationError& error) {
-    throw EmulationError(std::string("asynchronous work: ") + error.what());
+    throw EmulationError(place(origin_) + "when its asynchronous work completed: " + error.what());
   }
   return true;
 }
@@ -187,10 +189,11 @@ bool Cta::step() {
   }
   Warp& warp = *warps[pick];
   warp.stalled_at = kRunnable;
+  running_ = &warp;
   try {
     warp.run(budget);
   } catch (const EmulationError& error) {
-    throw EmulationError(module.place(warp.group().pc) + ": " + thread_name(warp.thread(warp.lane)) + ": " + error.what());
+    throw EmulationError(place(origin()) + error.what());
   }
   // In depth-first order a warp that yields or spins must not keep the others out.
   if (launch.options.order == Order::depth_first && (warp.yields || clock - last_event_ > 50'000)) turn_ = pick + 1;
@@ -238,13 +241,14 @@ void Cta::check_end() {
   for (size_t thread = 0; thread < bulk_groups.size(); ++thread)
     for (const auto& group : bulk_groups[thread])
       if (!group->reads.empty())
-        throw EmulationError(thread_name(static_cast<int>(thread)) +
-                             " exited though its bulk store from shared memory may still read: cp.async.bulk.wait_group.read is missing");
+        throw EmulationError(place(group->origin) + "exited though its bulk store from shared memory may still read: "
+                             "cp.async.bulk.wait_group.read is missing");
   for (const auto& warp : warps) {
     if (!warp->matrix || !warp->matrix->busy) continue;
-    std::string name = "warp " + std::to_string(warp->index) + " exited with ";
-    if (!warp->matrix->loading.empty()) throw EmulationError(name + "a tcgen05.ld in flight: tcgen05.wait::ld is missing");
-    throw EmulationError(name + std::to_string(warp->matrix->busy) + " wgmma in flight: wgmma.wait_group is missing");
+    const Instruction* last = warp->matrix->last;
+    std::string name = place({static_cast<uint32_t>(last - module.code.data()), warp->thread(0)}) + "its warp exited with ";
+    if (!warp->matrix->loading.empty()) throw EmulationError(name + "this tcgen05.ld in flight: tcgen05.wait::ld is missing");
+    throw EmulationError(name + std::to_string(warp->matrix->busy) + " wgmma in flight, this one the last: wgmma.wait_group is missing");
   }
   if (tensor_memory) tensor_memory->check_end();
 }

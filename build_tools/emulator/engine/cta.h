@@ -54,10 +54,17 @@ struct Launch {
   uint32_t threads() const { return block[0] * block[1] * block[2]; }
 };
 
+/// The instruction and thread behind something, for messages.
+struct Origin {
+  uint32_t pc = 0;
+  int thread = 0;
+};
+
 /// Bulk stores and copies that one thread committed together (PTX ISA: bulk async-group).
 struct AsyncGroup {
   bool committed = false;
   uint32_t bulk_stores = 0;  // the number of the last one in it
+  Origin origin;             // the same
   int reads_pending = 0, writes_pending = 0;  // operations that have not yet read, or not yet written
   std::vector<std::pair<uint32_t, uint32_t>> reads;  // shared memory that they may read until somebody waits
 };
@@ -136,6 +143,10 @@ class Cta {
   const uint8_t* object(uint64_t address, uint32_t size) const;
 
   std::string thread_name(int thread) const;
+  /// What runs now: an instruction, or asynchronous work that one has begun.
+  Origin origin() const { return running_ ? Origin{running_->group().pc, running_->thread(running_->lane)} : origin_; }
+  /// "kernel.ptx:12: opcode ... (source.cu:34): thread 5: "
+  std::string place(const Origin& origin) const { return module.place(origin.pc) + ": " + thread_name(origin.thread) + ": "; }
   void barrier_released(NamedBarrier& barrier);
   void check_exit_barriers();
 
@@ -146,8 +157,14 @@ class Cta {
   std::string describe_wait(Warp& warp, const Group& group);
   void check_end();
 
-  std::vector<std::function<void()>> pending_;
-  std::deque<std::function<void()>> ordered_;
+  struct Work {
+    std::function<void()> complete;
+    Origin origin;
+  };
+  std::vector<Work> pending_;
+  std::deque<Work> ordered_;
+  Warp* running_ = nullptr;
+  Origin origin_;  // of the asynchronous work that completes now
   uint64_t last_event_ = 0;
   size_t turn_ = 0;
 };

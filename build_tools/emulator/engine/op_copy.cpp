@@ -114,6 +114,7 @@ Status store_tensor(Warp& warp, const Instruction& in, uint32_t mask) {
     std::shared_ptr<AsyncGroup> holder = cta.bulk_groups[thread].back();
     group.reads.push_back({copy.shared, copy.shared_bytes()});
     group.bulk_stores = cta.bulk_stores;
+    group.origin = cta.origin();
     ++group.reads_pending;
     ++group.writes_pending;
     cta.counters.async_store_bytes += copy.map.box_bytes();
@@ -214,6 +215,7 @@ Status bulk_store(Warp& warp, const Instruction& in, uint32_t mask) {
     std::shared_ptr<AsyncGroup> holder = cta.bulk_groups[thread].back();
     group.reads.push_back({from, size});
     group.bulk_stores = cta.bulk_stores;
+    group.origin = cta.origin();
     ++group.reads_pending;
     ++group.writes_pending;
     cta.counters.async_store_bytes += size;

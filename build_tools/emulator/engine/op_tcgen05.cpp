@@ -24,7 +24,7 @@ Status allocate(Warp& warp, const Instruction& in, uint32_t mask) {
   uint32_t to = cta.shared_address(in.space, warp.address(in.args[0], warp.lane));
   if (to % 4) throw EmulationError("tcgen05.alloc to the unaligned address " + hex(to));
   cta.shared.check_bounds(to, 4, "tcgen05.alloc");
-  if (!cta.tensor_memory->allocate(columns, address)) return Status::blocked;
+  if (!cta.tensor_memory->allocate(columns, address, cta.place(cta.origin()))) return Status::blocked;
   std::memcpy(cta.shared.write(to, 4, 0, static_cast<uint16_t>(warp.thread(0)), warp.clock, warp.epoch()), &address, 4);
   return Status::next;
 }
@@ -123,6 +123,7 @@ Status load(Warp& warp, const Instruction& in, uint32_t mask) {
       warp.matrix->loading.push_back(registers[r].reg_index);
     }
   }
+  warp.matrix->last = &in;
   for (uint32_t i = 0; i < regions.count; ++i) {
     if (relaxed)
       memory.end_load(regions.parts[i]);

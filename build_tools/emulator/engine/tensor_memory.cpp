@@ -16,7 +16,7 @@ std::string describe(const TensorRegion& r) {
 TensorMemory::TensorMemory()
     : cells_(kTensorLanes * kTensorColumns), written_(kTensorLanes * kTensorColumns), uses_(4 * kTensorColumns), allocation_(kTensorColumns) {}
 
-bool TensorMemory::allocate(uint32_t columns, uint32_t& address) {
+bool TensorMemory::allocate(uint32_t columns, uint32_t& address, const std::string& where) {
   if (columns < 32 || columns > 512 || (columns & (columns - 1)))
     throw EmulationError("tcgen05.alloc of " + std::to_string(columns) + " columns, which is no power of two in 32..512");
   if (!may_allocate_) throw EmulationError("tcgen05.alloc after tcgen05.relinquish_alloc_permit");
@@ -24,6 +24,7 @@ bool TensorMemory::allocate(uint32_t columns, uint32_t& address) {
     if (std::any_of(&allocation_[start], &allocation_[start] + columns, [](uint32_t a) { return a != 0; })) continue;
     std::fill(&allocation_[start], &allocation_[start] + columns, kInside);
     allocation_[start] = columns;
+    allocators_[start] = where;
     address = start;
     for (uint32_t quarter = 0; quarter < 4; ++quarter)
       for (uint32_t column = start; column < start + columns; ++column) readers_.overwrite(uses_[quarter * kTensorColumns + column].last, {});
@@ -44,7 +45,7 @@ void TensorMemory::deallocate(uint32_t address, uint32_t columns) {
 
 void TensorMemory::check_end() const {
   for (uint32_t column = 0; column < kTensorColumns; ++column)
-    if (allocation_[column]) throw EmulationError("the CTA ended without tcgen05.dealloc of the tensor memory at column " + std::to_string(column));
+    if (allocation_[column]) throw EmulationError(allocators_.at(column) + "the CTA ended without tcgen05.dealloc of the tensor memory at column " + std::to_string(column));
 }
 
 void TensorMemory::check(const TensorRegion& r, const char* what) const {
