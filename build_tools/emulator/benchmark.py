@@ -22,6 +22,7 @@ from ...errors import BuildError, GnaforgeError
 from .module import Counters, Options, load
 
 SCHEDULES = {
+    "without checks": Options(checks=False),
     "eager, round-robin": Options(),
     "lazy, depth-first": Options("lazy", "depth-first"),
     "random, random": Options("random", "random", 1),
@@ -106,6 +107,7 @@ def _environment(options: Options) -> dict[str, str]:
         "TIMING": options.timing,
         "ORDER": options.order,
         "SEED": str(options.seed),
+        "CHECKS": str(int(options.checks)),
         "TRACE": "1",
     }
     return {**os.environ, **{f"GNAFORGE_EMULATOR_{name}": value for name, value in settings.items()}}

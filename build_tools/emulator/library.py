@@ -42,7 +42,7 @@ class LaunchOptions(ctypes.Structure):
         ("block", ctypes.c_uint32 * 3),
         *(
             (name, ctypes.c_uint32)
-            for name in ("dynamic_shared", "timing", "order", "host_threads", "relaxed_tensor_waits")
+            for name in ("dynamic_shared", "timing", "order", "host_threads", "relaxed_tensor_waits", "unchecked")
         ),
         *((name, ctypes.c_uint64) for name in ("seed", "patience")),
     )

@@ -53,6 +53,8 @@ class Options:
         patience: instructions of a CTA without any visible progress before it counts as hung.
         relaxed_tensor_waits: lets tcgen05.ld and tcgen05.st be complete at once, without the tcgen05.wait that PTX
             demands. ptxas and the hardware's scoreboards make that work, and CUTLASS's example 77 relies on it.
+        checks: False leaves out the search for races in shared and global memory and for reads of uninitialised shared
+            memory: to see what it costs.
     """
 
     timing: str = "eager"
@@ -61,6 +63,7 @@ class Options:
     host_threads: int = 1
     patience: int = 20_000_000
     relaxed_tensor_waits: bool = False
+    checks: bool = True
 
     def __post_init__(self) -> None:
         for value, known in ((self.timing, TIMINGS), (self.order, ORDERS)):
@@ -295,6 +298,7 @@ class Module:
             seed=options.seed,
             patience=options.patience,
             relaxed_tensor_waits=int(options.relaxed_tensor_waits),
+            unchecked=int(not options.checks),
         )
         device = engine().gnaforge_emulator_memory()
         counted = Counted()

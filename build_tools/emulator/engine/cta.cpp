@@ -61,7 +61,7 @@ Cta::Cta(const Launch& launch_, const uint32_t (&id_)[3], Counters& counters_)
       module(*launch_.module),
       id{id_[0], id_[1], id_[2]},
       linear_id(id_[0] + launch_.grid[0] * (id_[1] + launch_.grid[1] * id_[2])),
-      shared(launch_.module->dynamic_shared + launch_.dynamic_shared),
+      shared(launch_.module->dynamic_shared + launch_.dynamic_shared, launch_.options.checks),
       counters(counters_),
       fences(launch_.threads()),
       init_fences(launch_.threads()),

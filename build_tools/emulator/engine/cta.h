@@ -30,6 +30,7 @@ struct Options {
   uint64_t seed = 0;
   uint64_t patience = 20'000'000;  // instructions of a CTA without any event before it counts as hung
   bool relaxed_tensor_waits = false;  // tcgen05.ld and st need no tcgen05.wait, as hardware's scoreboards have it
+  bool checks = true;                 // for races and uninitialised memory
 };
 
 /// What a launch counted, in warp instructions and bytes.

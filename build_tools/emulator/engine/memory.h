@@ -46,7 +46,7 @@ inline const char* name_of(Reader reader) { return reader == Reader::mma ? "read
 /// Shared memory of one CTA. Knows per byte what is initialised, and per 16 bytes which asynchronous work uses it.
 class SharedMemory {
  public:
-  explicit SharedMemory(uint32_t end);
+  SharedMemory(uint32_t end, bool checks);
 
   uint8_t* data() { return bytes_.data(); }
   uint32_t end() const { return static_cast<uint32_t>(bytes_.size()); }
@@ -112,7 +112,7 @@ class SharedMemory {
   /// The bytes have landed.
   void end_async_write(uint32_t address, uint32_t size, Epoch writer) {
     ++version_;
-    for (uint32_t w = address / 4; w <= (address + size - 1) / 4; ++w) readers_.overwrite(accesses_[w], writer);
+    for (uint32_t w = address / 4; checks_ && w <= (address + size - 1) / 4; ++w) readers_.overwrite(accesses_[w], writer);
     for (uint32_t g = address / kGranule; g <= (address + size - 1) / kGranule; ++g) {
       granules_[g].landing = 0;
       granules_[g].written = 0;
@@ -138,11 +138,13 @@ class SharedMemory {
   void check_objects(uint32_t granule, uint32_t address, uint32_t size) const;
   void check_valid(uint32_t address, uint32_t size) const;
   void check_read(uint32_t address, uint32_t size, const Clock& clock, Epoch reader, const char* what) {
+    if (!checks_) return;
     for (uint32_t w = address / 4; w <= (address + size - 1) / 4; ++w) {
       if (const Epoch* other = readers_.read(accesses_[w], reader, clock)) fail_race(w * 4, what, *other, "written");
     }
   }
   void check_write(uint32_t address, uint32_t size, const Clock& clock, Epoch writer) {
+    if (!checks_) return;
     for (uint32_t w = address / 4; w <= (address + size - 1) / 4; ++w) {
       bool was_read;
       if (const Epoch* other = readers_.write(accesses_[w], writer, clock, was_read)) fail_race(w * 4, "write", *other, was_read ? "read" : "written");
@@ -154,6 +156,7 @@ class SharedMemory {
   [[noreturn]] void fail_readers(uint32_t address, uint32_t size, const char* what) const;
   [[noreturn]] void fail_proxy(uint32_t address, uint16_t writer, const char* what) const;
 
+  const bool checks_;  // for races and uninitialised bytes
   uint64_t version_ = 0;
   std::vector<uint8_t> bytes_, valid_;
   std::vector<Granule> granules_;

@@ -48,7 +48,7 @@ void fence(Warp& warp, Ordering order);
 /// Accesses to device memory by a launch. Only pages that it has written are tracked, so what it merely reads costs nothing.
 class GlobalAccesses {
  public:
-  explicit GlobalAccesses(bool locked) : locked_(locked) {}
+  GlobalAccesses(bool locked, bool checks) : locked_(locked), checks_(checks) {}
   /// Throws if another warp or CTA has written there and nothing orders that before.
   void read(uint64_t address, uint64_t size, uint32_t cta, const Clock& clock, Epoch by) { access(address, size, cta, clock, by, false); }
   /// Throws if another warp or CTA has accessed it and nothing orders that before.
@@ -69,7 +69,7 @@ class GlobalAccesses {
   void access(uint64_t address, uint64_t size, uint32_t cta, const Clock& clock, Epoch by, bool writes);
   static bool before(const Past& past, uint32_t cta, const Clock& clock);
 
-  bool locked_;
+  bool locked_, checks_;
   std::mutex mutex_;
   uint64_t first_ = ~uint64_t{0}, last_ = 0;  // pages written
   std::unordered_map<uint64_t, std::vector<Cell>> pages_;
