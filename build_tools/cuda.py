@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from ..errors import BuildError, InputError
@@ -99,3 +100,15 @@ def find_cutlass() -> Path:
         if (include / "cutlass" / "version.h").is_file():
             return include
     raise BuildError("the CUTLASS headers are missing: pip install 'gnaforge[cuda]'")
+
+
+def cutlass_version() -> str:
+    """Version of the ``nvidia-cutlass`` package: part of the key of every kernel that includes its headers.
+
+    Raises:
+        BuildError: it isn't installed.
+    """
+    try:
+        return version("nvidia-cutlass")
+    except PackageNotFoundError as error:
+        raise BuildError("the CUTLASS headers are missing: pip install 'gnaforge[cuda]'") from error

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import re
 import sys
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
-from .build import include_dir
-from .build_tools.cache import digest_of, user_cache
-from .build_tools.compile import Step, run_steps
+from .build_tools.cache import current_in_layers, digest_of, user_cache
 from .build_tools.includes import include_closure
-from .build_tools.toolchain import cxx_compiler
+from .build_tools.toolchain import CXX_FLAGS, LINK_FLAGS, cxx_compiler
 from .errors import BuildError
-from .render import template_dir
+from .recipe import include_dir, template_dir
 
 CORE_FILE = "core.so"
 _NAME = "core"
@@ -32,26 +32,36 @@ def torch_dir() -> Path:
     return Path(spec.origin).parent
 
 
+def torch_version() -> str:
+    """The installed torch's version, read from its own file: package metadata takes longer to parse."""
+    found = re.search(r"^__version__ = ['\"](.+)['\"]", (torch_dir() / "version.py").read_text(), re.MULTILINE)
+    return found[1] if found else version("torch")
+
+
 def core_path() -> Path:
-    """The core extension for the installed torch, compiled if the cache has none (a few seconds).
+    """The core extension for the installed torch, compiled if no cache has one (a few seconds).
 
     Raises:
         BuildError: no compiler or no torch, or the compilation failed.
     """
     sources = {name: (template_dir() / "core" / name).read_text() for name in _SOURCES}
+    parts = {
+        "sources": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in sources.items()},
+        "headers": include_closure("".join(sources.values()), include_dir()),
+        "torch": torch_version(),
+        "options": [*_DEFINES, *_LIBRARIES, *CXX_FLAGS, *LINK_FLAGS],
+    }
+    source_digest = digest_of(parts)
+    return current_in_layers(_NAME, source_digest, CORE_FILE) or _build(sources, source_digest)
+
+
+def _build(sources: Mapping[str, str], source_digest: str) -> Path:
     torch = torch_dir()
     compiler = cxx_compiler()
-    digest = digest_of(
-        {
-            "sources": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in sources.items()},
-            "headers": include_closure("".join(sources.values()), include_dir()),
-            "torch": version("torch"),
-            "options": [*_DEFINES, *_LIBRARIES],
-            **compiler.identity(),
-        }
-    )
 
     def make(scratch: Path, folder: Path) -> dict[str, str]:
+        from .build_tools.compile import Step, run_steps
+
         print("gnaforge: building its torch extension, once for this torch ...", file=sys.stderr, flush=True)
         for name, text in sources.items():
             (folder / name).write_text(text)
@@ -70,6 +80,12 @@ def core_path() -> Path:
             raise BuildError(f"gnaforge's torch extension did not compile: {failures[0].cause}\n{failures[0].text}")
         for step in steps:
             (scratch / step.log).unlink()
-        return {"key": _NAME, "torch": version("torch"), "compiler": compiler.version}
+        return {
+            "key": _NAME,
+            "torch": torch_version(),
+            "compiler": compiler.version,
+            "source_digest": source_digest,
+        }
 
+    digest = digest_of({"source_digest": source_digest, **compiler.identity()})
     return user_cache().find_or_make(_NAME, digest, make).folder / CORE_FILE

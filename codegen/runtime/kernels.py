@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import core, lookup
-from .config import KernelConfig
+from .config import ANY_HEAD_DIM, KernelConfig
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,19 @@ class Registry(Mapping[KernelConfig, Kernel]):
 
     def __len__(self) -> int:
         return len(self._current())
+
+    def serves(self, request: lookup.Request) -> bool:
+        """Whether a kernel is loaded that may compute what a request asks for, as far as its key tells."""
+        if request.key:
+            return KernelConfig.parse(request.key) in self
+        dims = ((ANY_HEAD_DIM, ANY_HEAD_DIM), (request.head_dim, request.value_head_dim))
+        return any(
+            kernel.device == request.device
+            and not kernel.emulated
+            and (config.op, config.rank, config.dtype) == (request.op, request.rank, request.dtype)
+            and (config.head_dim, config.value_head_dim or config.head_dim) in dims
+            for config, kernel in self._current().items()
+        )
 
     def __repr__(self) -> str:
         return f"<gnaforge registry: {len(self)} kernels>"
