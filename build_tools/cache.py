@@ -106,21 +106,19 @@ class Cache:
 
     def names(self) -> list[str]:
         """Names of what seems to be here, sorted, each once. Reads no artifact; empty if the folder isn't trusted."""
+        entries = self._entries() if self.trusted() else []
+        return sorted({entry[: -_DIGITS - 1] for entry in entries if entry[-_DIGITS - 1 :].startswith("-")})
+
+    def _entries(self) -> list[str]:
         try:
-            entries = os.listdir(self.root) if self.trusted() else []
+            return [path.name for path in self.root.iterdir() if not path.name.startswith(".")]
         except OSError:
             return []
-        return sorted(
-            {entry[: -_DIGITS - 1] for entry in entries if entry[0] != "." and entry[-_DIGITS - 1 :][:1] == "-"}
-        )
 
     def named(self, name: str) -> list[Artifact]:
         """The complete artifacts of a name, the latest made first. Files are not verified."""
-        try:
-            entries = os.listdir(self.root)
-        except OSError:
-            return []
-        own = [entry for entry in entries if entry.startswith(f"{name}-") and len(entry) == len(name) + 1 + _DIGITS]
+        own = [entry for entry in self._entries() if entry.startswith(f"{name}-")]
+        own = [entry for entry in own if len(entry) == len(name) + 1 + _DIGITS]
         found = [artifact for entry in sorted(own) if (artifact := read_artifact(self.root / entry)) is not None]
         return sorted(found, key=Artifact.serial, reverse=True)
 

@@ -1,7 +1,8 @@
 """Generates, compiles and runs attention kernels with Generalized Neighborhood Attention (GNA) masking.
 
 Run a kernel: `na1d`, `na2d`, `na3d`, `neighborhood_attention`, the modules ``NeighborhoodAttention{1,2,3}D``.
-Kernels: `register`, `warmup`, `registry`, `kernels`, `load_library`. Choosing tiles and strides, without torch: `simulate`, `fit`.
+Kernels: `register`, `warmup`, `registry`, `kernels`, `load_library`. Choosing tiles and strides, without torch:
+`simulate`, `fit`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
@@ -63,9 +63,9 @@ class Arch:
     product must be divisible by (the MMA's N granularity); ``row_multiple`` is what query rows are padded to (its M, or
     the lanes of vectors); ``tile_limit`` knows registers and memory. ``clips_tiles`` says that keys of a KV tile
     beyond those that the Q tile sees cost nothing; ``fit_multiple`` is what fitted KV products are a multiple of.
-    ``variants`` names the kernel families, default first; ``target`` is what nvcc compiles for;
-    ``capabilities`` are the CUDA compute capabilities that its kernels run on; ``job_memory_gb`` is what one compilation may take; ``default_tiles`` are the query and key boxes, by rank, to take
-    where nothing is known of the shapes.
+    ``variants`` names the kernel families, default first; ``target`` is what nvcc compiles for; ``capabilities`` are
+    the CUDA compute capabilities that its kernels run on; ``job_memory_gb`` is what one compilation may take;
+    ``default_tiles`` are the query and key boxes, by rank, to take where nothing is known of the shapes.
     """
 
     name: str
@@ -154,10 +154,22 @@ ARCHES: Mapping[str, Arch] = MappingProxyType(
             Arch("sm90", "sm90/kernel.cu.j2", "nvcc", "cuda", ("bf16", "fp16"), 192, 256, 16, 64,
                  _sm90_tile, target="90a", capabilities=((9, 0),), default_tiles=_SM90_TILES),
             Arch("sm100", "sm100/kernel.cu.j2", "nvcc", "cuda", ("bf16", "fp16"), 256, 256, 16, 128,
-                 _sm100_tile, available=False, target="100f", capabilities=((10, 0), (10, 3)), variants=("", "cutlass", "lean")),
+                 _sm100_tile, available=False, target="100f", capabilities=((10, 0), (10, 3)),
+                 variants=("", "cutlass", "lean")),
         )
     }
 )  # fmt: skip
+
+
+def refuse_unavailable(configs: Sequence[KernelConfig]) -> None:
+    """Raises InputError if a config's arch has no kernels in this version."""
+    missing = sorted({config.arch for config in configs if not ARCHES[config.arch].available})
+    if missing:
+        names = ", ".join(missing)
+        has = [name for name, arch in ARCHES.items() if arch.available]
+        rest = [name for name in has if any(config.arch == name for config in configs)]
+        hint = f"; build the rest with {' '.join(f'--arch {name}' for name in rest)}" if rest else ""
+        raise InputError(f"{names}: arch not available in this version, which has {', '.join(has)}{hint}")
 
 
 def checked(config: KernelConfig | str) -> KernelConfig:

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arch import ARCHES
+from .arch import ARCHES, refuse_unavailable as refuse_unavailable
 from .build_tools.cache import Artifact, Cache, digest_of, find_in_layers, user_cache
 from .build_tools.compile import Failure, Step, run_steps, step_seconds
 from .build_tools.cuda import cutlass_version
@@ -126,17 +126,6 @@ def make_jobs(configs: Sequence[KernelConfig], host: Compiler, stand_in: Path | 
         parts = {**source_parts(config, source, library), **compiler.identity()}
         jobs.append(Job(config, source, library, parts, compiler))
     return jobs
-
-
-def refuse_unavailable(configs: Sequence[KernelConfig]) -> None:
-    """Raises InputError if a config's arch has no kernels in this version."""
-    missing = sorted({config.arch for config in configs if not ARCHES[config.arch].available})
-    if missing:
-        names = ", ".join(missing)
-        has = [name for name, arch in ARCHES.items() if arch.available]
-        rest = [name for name in has if any(config.arch == name for config in configs)]
-        hint = f"; build the rest with {' '.join(f'--arch {name}' for name in rest)}" if rest else ""
-        raise InputError(f"{names}: arch not available in this version, which has {', '.join(has)}{hint}")
 
 
 def split_cached(jobs: Sequence[Job]) -> tuple[dict[KernelConfig, Artifact], list[Job]]:

@@ -9,7 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arch import ARCHES, checked, is_key
+from .arch import ARCHES, checked, is_key, refuse_unavailable
 from .cached_kernels import find_kernel
 from .errors import InputError
 from .machine import machine_arch
@@ -28,6 +28,7 @@ Numbers = int | Sequence[int]
 Flags = bool | Sequence[bool]
 
 _DTYPES = {"torch.float32": "fp32", "torch.bfloat16": "bf16", "torch.float16": "fp16"}
+_ENTRY_FIELDS = ("rank", "head_dim", "value_head_dim", "dtype", "variant")
 _SHAPE_FIELDS = ("tokens", "window", "stride", "dilation", "causal", "heads", "kv_heads", "batch")
 _WORTH_FITTING = 8  # default Q tiles that a call must have tokens for
 
@@ -98,6 +99,8 @@ def register(
         jit.set_policy(policy)
         if kernel is None and arch is None and not fields:
             return []
+    if kernel is None and not fields:
+        raise InputError("say which kernel: rank, head_dim and dtype; or a KernelConfig, a key or a spec")
     if kernel is None:
         configs = _configs_of_fields(fields, arch)
     elif fields:
@@ -186,20 +189,16 @@ def _configs_by_spec(fields: dict[str, Any], arch: str | Sequence[str]) -> list[
     from .plan import plan
     from .spec import spec_of
 
-    entry = {
-        name: value
-        for name, value in fields.items()
-        if name in ("rank", "head_dim", "dtype", "value_head_dim", "variant")
-    }
+    entry = {name: fields[name] for name in _ENTRY_FIELDS if name in fields}
     shape = {name: fields[name] for name in _SHAPE_FIELDS if name in fields}
     boxes = {short: fields[name] for short, name in (("q", "q_tile"), ("kv", "kv_tile")) if name in fields}
     if boxes and "tiles" in fields:
         raise InputError("tiles: can't be given beside q_tile and kv_tile")
+    if fields.get("tiles") == "auto" and not shape:
+        raise InputError("tiles: auto fits tiles to a problem; give its tokens and window")
     configs: list[KernelConfig] = []
     for name in _listed(arch):
-        tiles = fields.get("tiles") or (
-            [boxes] if boxes else "auto" if shape else _default_tiles(name, entry.get("rank"))
-        )
+        tiles = fields.get("tiles") or ([boxes] if boxes else "auto" if shape else _default_tiles(name, fields))
         spec = {"spec_version": 1, "library": "registered", "arch": name}
         spec["kernels"] = [{**entry, "tiles": tiles, **({"shapes": [_complete(shape)]} if shape else {})}]
         checked_spec = spec_of(spec, lambda path: _field_name(path, fields))
@@ -207,7 +206,8 @@ def _configs_by_spec(fields: dict[str, Any], arch: str | Sequence[str]) -> list[
     return configs
 
 
-def _default_tiles(arch: str, rank: object) -> list[dict[str, Any]]:
+def _default_tiles(arch: str, fields: Mapping[str, Any]) -> list[dict[str, Any]]:
+    rank = fields.get("rank")
     family = ARCHES.get(arch) or ARCHES["cpu"]
     ranks = [rank] if isinstance(rank, int) else rank if isinstance(rank, list | tuple) else []
     boxes = [family.default_tiles[r] for r in ranks if r in family.default_tiles] or [((1,), (1,))]
@@ -245,6 +245,7 @@ def _listed(arch: str | Sequence[str]) -> list[str]:
 
 def _have(configs: Sequence[KernelConfig]) -> None:
     """Has every kernel in the process's table."""
+    refuse_unavailable(configs)
     missing = [config for config in configs if config not in registry]
     paths = {config: find_kernel(config) for config in missing}
     absent = [config for config in missing if paths[config] is None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -47,12 +47,12 @@ def parse_spec(data: bytes, file: str) -> Spec:
     return spec
 
 
-def spec_of(value: Any, name_of: Callable[[YamlPath], str] = path_text) -> Spec:
+def spec_of(value: Any, name_of: Callable[[YamlPath], str] | None = None) -> Spec:
     """The spec that a mapping holds, as YAML would be read into one.
 
     Args:
         value: the mapping.
-        name_of: how messages call the place of a problem.
+        name_of: how messages call the place of a problem; by default as in a file.
 
     Raises:
         InputError: it is wrong; a line ``field: problem`` for each problem.
@@ -60,8 +60,19 @@ def spec_of(value: Any, name_of: Callable[[YamlPath], str] = path_text) -> Spec:
     try:
         return Spec.model_validate(value)
     except ValidationError as error:
-        found = dict.fromkeys(f"{name_of(path)}: {text}" for _, path, text in _problems(error))
+        name = name_of or (lambda path: path_text(_given(value, path)))
+        found = dict.fromkeys(f"{name(path)}: {text}" for _, path, text in _problems(error))
         raise InputError("\n".join(found)) from None
+
+
+def _given(value: Any, path: YamlPath) -> YamlPath:
+    """``path`` without the index of a value that was given bare, in place of a list of one."""
+    for at, part in enumerate(path):
+        if isinstance(part, int) and not isinstance(value, list | tuple):
+            return path[:at]
+        inside = isinstance(value, Mapping) and part in value
+        value = value[part] if inside or (isinstance(part, int) and part < len(value)) else None
+    return path
 
 
 def presets() -> dict[str, str]:
