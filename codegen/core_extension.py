@@ -6,7 +6,6 @@ import hashlib
 import importlib.util
 import re
 import sys
-from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from .errors import BuildError
 from .recipe import include_dir, template_dir
 
 CORE_FILE = "core.so"
-_NAME = "core"
+CORE_NAME = "core"
 _SOURCES = ("core.cpp", "table.h")
 _DEFINES = ("-DTORCH_TARGET_VERSION=0x020a000000000000",)  # runs on torch 2.10 and later
 # Without --no-as-needed the linker drops libtorch, and with it the way to libtorch_cuda's current stream.
@@ -38,24 +37,38 @@ def torch_version() -> str:
     return found[1] if found else version("torch")
 
 
+def _sources() -> dict[str, str]:
+    return {name: (template_dir() / "core" / name).read_text() for name in _SOURCES}
+
+
+def core_source_digest() -> str:
+    """Names what this version makes the core of, for the installed torch, whatever compiles it.
+
+    Raises:
+        BuildError: torch is not installed.
+    """
+    sources = _sources()
+    return digest_of(
+        {
+            "sources": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in sources.items()},
+            "headers": include_closure("".join(sources.values()), include_dir()),
+            "torch": torch_version(),
+            "options": [*_DEFINES, *_LIBRARIES, *CXX_FLAGS, *LINK_FLAGS],
+        }
+    )
+
+
 def core_path() -> Path:
     """The core extension for the installed torch, compiled if no cache has one (a few seconds).
 
     Raises:
         BuildError: no compiler or no torch, or the compilation failed.
     """
-    sources = {name: (template_dir() / "core" / name).read_text() for name in _SOURCES}
-    parts = {
-        "sources": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in sources.items()},
-        "headers": include_closure("".join(sources.values()), include_dir()),
-        "torch": torch_version(),
-        "options": [*_DEFINES, *_LIBRARIES, *CXX_FLAGS, *LINK_FLAGS],
-    }
-    source_digest = digest_of(parts)
-    return current_in_layers(_NAME, source_digest, CORE_FILE) or _build(sources, source_digest)
+    source_digest = core_source_digest()
+    return current_in_layers(CORE_NAME, source_digest, CORE_FILE) or _build(source_digest)
 
 
-def _build(sources: Mapping[str, str], source_digest: str) -> Path:
+def _build(source_digest: str) -> Path:
     torch = torch_dir()
     compiler = cxx_compiler()
 
@@ -63,17 +76,19 @@ def _build(sources: Mapping[str, str], source_digest: str) -> Path:
         from .build_tools.compile import Step, run_steps
 
         print("gnaforge: building its torch extension, once for this torch ...", file=sys.stderr, flush=True)
-        for name, text in sources.items():
+        for name, text in _sources().items():
             (folder / name).write_text(text)
-        compile_command = compiler.compile_command(f"{_NAME}/core.cpp", f"{_NAME}/core.o", include_dir())
-        link_command = compiler.link_command([f"{_NAME}/core.o"], f"{_NAME}/{CORE_FILE}")
+        compile_command = compiler.compile_command(f"{CORE_NAME}/core.cpp", f"{CORE_NAME}/core.o", include_dir())
+        link_command = compiler.link_command([f"{CORE_NAME}/core.o"], f"{CORE_NAME}/{CORE_FILE}")
         steps = [
             Step(
-                f"{_NAME}/core.o",
-                (f"{_NAME}/core.cpp",),
+                f"{CORE_NAME}/core.o",
+                (f"{CORE_NAME}/core.cpp",),
                 (*compile_command, *_DEFINES, "-isystem", str(torch / "include")),
             ),
-            Step(f"{_NAME}/{CORE_FILE}", (f"{_NAME}/core.o",), (*link_command, f"-L{torch / 'lib'}", *_LIBRARIES)),
+            Step(
+                f"{CORE_NAME}/{CORE_FILE}", (f"{CORE_NAME}/core.o",), (*link_command, f"-L{torch / 'lib'}", *_LIBRARIES)
+            ),
         ]
         failures = run_steps(scratch, steps, 1, lambda *_: None, lambda _: None)
         if failures:
@@ -81,11 +96,11 @@ def _build(sources: Mapping[str, str], source_digest: str) -> Path:
         for step in steps:
             (scratch / step.log).unlink()
         return {
-            "key": _NAME,
+            "key": CORE_NAME,
             "torch": torch_version(),
             "compiler": compiler.version,
             "source_digest": source_digest,
         }
 
     digest = digest_of({"source_digest": source_digest, **compiler.identity()})
-    return user_cache().find_or_make(_NAME, digest, make).folder / CORE_FILE
+    return user_cache().find_or_make(CORE_NAME, digest, make).folder / CORE_FILE
