@@ -114,7 +114,7 @@ def explain(config: KernelConfig) -> Explanation:
         found=found.folder if found else None,
         usable=find_kernel(config),
         nearest=nearest.folder if nearest else None,
-        differences=_differences(nearest, parts) if nearest else {},
+        differences=_differences(nearest, parts, known_only=not digest) if nearest else {},
         notes=tuple(notes),
     )
 
@@ -130,9 +130,11 @@ def flat(parts: Mapping[str, object]) -> dict[str, str]:
     return rows
 
 
-def _differences(artifact: Artifact, parts: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+def _differences(
+    artifact: Artifact, parts: Mapping[str, str], *, known_only: bool = False
+) -> dict[str, tuple[str, str]]:
     theirs = flat(artifact.record.get("parts") or {})
-    names = [*parts, *(name for name in theirs if name not in parts)]
+    names = [*parts, *(name for name in theirs if name not in parts and not known_only)]
     pairs = {name: (theirs.get(name, ""), parts.get(name, "")) for name in names}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 

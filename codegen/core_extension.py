@@ -79,16 +79,15 @@ def _build(source_digest: str) -> Path:
         for name, text in _sources().items():
             (folder / name).write_text(text)
         compile_command = compiler.compile_command(f"{CORE_NAME}/core.cpp", f"{CORE_NAME}/core.o", include_dir())
-        link_command = compiler.link_command([f"{CORE_NAME}/core.o"], f"{CORE_NAME}/{CORE_FILE}")
+        linked = f"{CORE_NAME}/{CORE_FILE}"
+        link_command = compiler.link_command([f"{CORE_NAME}/core.o"], linked)
         steps = [
             Step(
                 f"{CORE_NAME}/core.o",
                 (f"{CORE_NAME}/core.cpp",),
                 (*compile_command, *_DEFINES, "-isystem", str(torch / "include")),
             ),
-            Step(
-                f"{CORE_NAME}/{CORE_FILE}", (f"{CORE_NAME}/core.o",), (*link_command, f"-L{torch / 'lib'}", *_LIBRARIES)
-            ),
+            Step(linked, (f"{CORE_NAME}/core.o",), (*link_command, f"-L{torch / 'lib'}", *_LIBRARIES)),
         ]
         failures = run_steps(scratch, steps, 1, lambda *_: None, lambda _: None)
         if failures:

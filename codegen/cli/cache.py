@@ -129,9 +129,8 @@ def explain(
     if json:
         from .inspecting import print_json
 
-        print_json(
-            {**vars(found), **{name: str(getattr(found, name) or "") for name in ("found", "usable", "nearest")}}
-        )
+        paths = {name: str(getattr(found, name) or "") for name in ("found", "usable", "nearest")}
+        print_json({**vars(found), **paths})
         return
     width = max(map(len, found.parts))
     for name, value in found.parts.items():
