@@ -14,7 +14,10 @@ from pathlib import Path
 from ..errors import BuildError, InputError
 
 POLICIES = ("auto", "system", "pip")
-_REMEDY = "pip install 'gnaforge[cuda]' brings a whole CUDA compiler; or set CUDA_HOME to an installed toolkit"
+_REMEDY = (
+    "pip install 'gnaforge[cuda]' brings a whole CUDA compiler; or set CUDA_HOME to an installed toolkit; "
+    "`gnaforge doctor` shows what is found"
+)
 
 
 @dataclass(frozen=True)

@@ -178,10 +178,14 @@ def _plain_config(fields: dict[str, Any], arch: Any) -> KernelConfig | None:
     if tiles == (None, None):
         tiles = family.default_tiles.get(fields["rank"], tiles)
     try:
-        config = KernelConfig(OPS[0], arch, fields["rank"], fields["dtype"], fields["head_dim"], *map(tuple, tiles))
+        config = KernelConfig(OPS[0], arch, fields["rank"], fields["dtype"], fields["head_dim"], *map(_box, tiles))
     except (ValueError, TypeError):
         return None  # the spec's models say what is wrong, and better
     return None if family.problems(config) or config.head_dim == 0 else family.built(config)
+
+
+def _box(extents: Any) -> tuple[int, ...]:
+    return (extents,) if isinstance(extents, int) else tuple(extents)
 
 
 def _configs_by_spec(fields: dict[str, Any], arch: str | Sequence[str]) -> list[KernelConfig]:
