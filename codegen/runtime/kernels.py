@@ -42,6 +42,10 @@ class Kernel:
         return neighborhood_attention(*args, **kwargs, kernel=self.config)
 
 
+def _kernel(key: str, **facts: Any) -> Kernel:
+    return Kernel(KernelConfig.parse(key), **facts)
+
+
 class Registry(Mapping[KernelConfig, Kernel]):
     """Read-only view of the process's kernel table. Keys are configs; a key's text works too."""
 
@@ -53,11 +57,9 @@ class Registry(Mapping[KernelConfig, Kernel]):
         lookup.load_entry_points()
         generation = core.generation()
         if generation != self._generation:
-            kernels = {}
-            for row in core.table():
-                config = KernelConfig.parse(row.pop("key"))
-                kernels[config] = Kernel(config, **row)
-            self._kernels, self._generation = kernels, generation
+            known = {kernel.key: kernel for kernel in self._kernels.values()}  # kernels stay; parsing takes long
+            kernels = [known.get(row["key"]) or _kernel(**row) for row in core.table()]
+            self._kernels, self._generation = {kernel.config: kernel for kernel in kernels}, generation
         return self._kernels
 
     def __getitem__(self, config: KernelConfig | str) -> Kernel:
