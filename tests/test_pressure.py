@@ -70,7 +70,7 @@ def run(forked, no_kernels: Path):
     """Runs code after the prelude with a compiler; it must succeed. Returns the lines that it printed."""
 
     def call(code: str, compiler: Path | str = "g++", **environment: str) -> list[str]:
-        done = forked(PRELUDE + code, CXX=f"'{compiler}'", **environment)
+        done = forked(PRELUDE + code, **{"CXX": f"'{compiler}'", **environment})
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()
 
@@ -230,9 +230,10 @@ print([status(pid) for pid in [child(lambda index=index: rank(index)) for index 
 def test_the_cache_deleted_while_in_use(run, fake_cxx) -> None:
     compiler = fake_cxx(0.5)
     out = run(
-        """
+        f"""
+begun = Path({str(compiler.with_name("compiled"))!r})
 def delete_during_a_build():
-    while not list(cache.glob(".build-*/*/kernel.cpp")):
+    while not begun.exists():
         time.sleep(0.01)
     kept = [path.rename(cache.parent / path.name) for path in cache.glob("core-*")]
     shutil.rmtree(cache)
@@ -312,7 +313,7 @@ def test_a_full_disk_is_an_error_and_no_more(small_disk: Path, fake_cxx, monkeyp
     try:
         for free in (0, 4096, 8192, 16384, 32768, 65536):
             filling = leave(small_disk, free)
-            with pytest.raises(BuildError, match="No space left|can't (create|write)"):
+            with pytest.raises(BuildError, match=r"No space left|can't (create|write)"):
                 build_kernels([SMALL])
             filling.unlink()
             assert list(user_cache().artifacts()) == [] and not list((small_disk / "cache").glob(".build-*"))
@@ -328,23 +329,26 @@ def test_a_limit_on_file_sizes(run, fake_cxx) -> None:
         """
 import resource
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+found = []  # the limit holds for what is printed, too
 for limit in (0, 100, 20_000):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     try:
         register(KEY)
     except gnaforge.BuildError as error:
-        print("File too large" in str(error), list(cache.glob(".build-*")), list(cache.glob("gna_*")))
+        named = "File too large" in str(error) or "File size limit exceeded" in str(error)
+        found.append((named, list(cache.glob(".build-*")), list(cache.glob("gna_*"))))
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-print(have())
+print(found, have())
 """,
         fake_cxx(),
     )
-    assert out == ["True [] []"] * 3 + ["True"]
+    assert out == [f"{[(True, [], [])] * 3} True"]
 
 
 AS_NOBODY = """
 import ninja, jinja2, platformdirs, gnaforge.cache_report
 gnaforge.na1d
+b"x".decode("unicode-escape")  # what Python and jinja2 import late may be out of reach afterwards
 def drop():
     if os.getuid() == 0:
         os.setgroups([])
