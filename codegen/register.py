@@ -175,11 +175,10 @@ def _plain_config(fields: dict[str, Any], arch: Any) -> KernelConfig | None:
     tiles = (fields.get("q_tile"), fields.get("kv_tile"))
     if family is None or (tiles[0] is None) != (tiles[1] is None):
         return None
-    if tiles == (None, None):
-        tiles = family.default_tiles.get(fields["rank"], tiles)
     try:
-        config = KernelConfig(OPS[0], arch, fields["rank"], fields["dtype"], fields["head_dim"], *map(_box, tiles))
-    except (ValueError, TypeError):
+        q_tile, kv_tile = map(_box, family.default_tiles[fields["rank"]] if tiles == (None, None) else tiles)
+        config = KernelConfig(OPS[0], arch, fields["rank"], fields["dtype"], fields["head_dim"], q_tile, kv_tile)
+    except (ValueError, TypeError, KeyError):
         return None  # the spec's models say what is wrong, and better
     return None if family.problems(config) or config.head_dim == 0 else family.built(config)
 

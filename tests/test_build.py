@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -243,22 +242,6 @@ def test_new_caches_are_private(own_cache: Path) -> None:
 def test_layers_come_before_the_user_cache(monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:
     monkeypatch.setenv("GNAFORGE_CACHE_PATH", f"/a{os.pathsep}/b")
     assert [cache.root for cache in cache_layers()] == [Path("/a"), Path("/b"), own_cache]
-
-
-def test_processes_that_want_the_same_kernel_compile_it_once(own_cache: Path, tmp_path: Path) -> None:
-    """The real compiler, wrapped to count its runs."""
-    count = tmp_path / "count"
-    wrapper = tmp_path / "counting-g++"
-    wrapper.write_text(f'#!/bin/sh\ncase "$*" in *kernel.cpp*) echo x >> {count};; esac\nexec g++ "$@"\n')
-    wrapper.chmod(0o755)
-    code = (
-        "from gnaforge.build import build_kernels\nfrom gnaforge.runtime.config import KernelConfig\n"
-        f"build_kernels([KernelConfig.parse({ONE.key!r})])\n"
-    )
-    environment = {**os.environ, "CXX": str(wrapper)}
-    processes = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(6)]
-    assert [process.wait(timeout=240) for process in processes] == [0] * 6
-    assert count.read_text() == "x\n"
 
 
 def test_kernels_in_a_cache_layer_are_found_without_a_compiler(python, copied_cache: Path, own_cache: Path) -> None:

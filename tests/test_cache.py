@@ -105,9 +105,7 @@ def test_the_compiler_is_part_of_the_key_but_no_lookup_asks_for_it(filled: Path,
     assert build_kernels([SMALL])[1] == [] and find_kernel(SMALL) == second
 
 
-def test_what_is_published_is_readable_by_all_and_writable_by_none_else(
-    no_kernels: Path, fake_cxx, monkeypatch
-) -> None:
+def test_what_is_published_is_readable_by_all_and_writable_by_nobody(no_kernels: Path, fake_cxx, monkeypatch) -> None:
     monkeypatch.setenv("CXX", f"'{fake_cxx()}'")
     cxx_compiler.cache_clear()
     before = os.umask(0)
