@@ -52,6 +52,7 @@ class Options:
         patience: instructions of a CTA without any visible progress before it counts as hung.
         relaxed_tensor_waits: lets tcgen05.ld and tcgen05.st be complete at once, without the tcgen05.wait that PTX
             demands. ptxas and the hardware's scoreboards make that work, and CUTLASS's example 77 relies on it.
+        trace: an error's message ends with the last instructions and synchronisation of each warp. Slow.
     """
 
     timing: str = "eager"
@@ -60,6 +61,7 @@ class Options:
     host_threads: int = 1
     patience: int = 20_000_000
     relaxed_tensor_waits: bool = False
+    trace: bool = False
 
     def __post_init__(self) -> None:
         for value, known in ((self.timing, TIMINGS), (self.order, ORDERS)):
@@ -80,6 +82,9 @@ class Counters:
         async_store_bytes: bytes that bulk copies took from it.
         load_bytes: bytes of ordinary loads, all threads.
         store_bytes: bytes of ordinary stores, all threads.
+        interior_tiles, shell_tiles: KV tiles that the kernel marked (``pmevent 1`` begins a tile, 2 says that it needs a
+            mask, 3 ends it), as the first warp that marks any goes through them; 0 without markers.
+        interior_instructions, shell_instructions: warp instructions between the markers, all warps.
         mma_operations: multiplications and additions of matrix instructions.
     """
 
@@ -91,6 +96,10 @@ class Counters:
     async_store_bytes: int
     load_bytes: int
     store_bytes: int
+    interior_tiles: int = 0
+    shell_tiles: int = 0
+    interior_instructions: int = 0
+    shell_instructions: int = 0
     mma_operations: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -292,6 +301,7 @@ class Module:
             seed=options.seed,
             patience=options.patience,
             relaxed_tensor_waits=int(options.relaxed_tensor_waits),
+            trace=int(options.trace),
         )
         device = engine().gnaforge_emulator_memory()
         counted = Counted()
@@ -320,7 +330,7 @@ class Module:
         lines: Counter[int] = Counter()
         waits = {line: count for (line, _), count in zip(self._instructions, waited.tolist(), strict=True) if count}
         for (line, opcode), count in zip(self._instructions, executed.tolist(), strict=True):
-            if count:
+            if count and opcode != "pmevent":  # markers are no work
                 opcodes[opcode] += count
                 lines[line] += count
         return Counters(
@@ -332,4 +342,8 @@ class Module:
             counted.async_store_bytes,
             counted.load_bytes,
             counted.store_bytes,
+            counted.interior_tiles,
+            counted.shell_tiles,
+            counted.interior_instructions,
+            counted.shell_instructions,
         )

@@ -5,6 +5,7 @@
 #include <unordered_map>
 
 #include "clocks.h"
+#include "trace.h"
 #include "types.h"
 
 namespace gnaforge::emulator {
@@ -14,6 +15,10 @@ struct Mbarrier {
   int64_t pending = 0;      // arrivals left in this phase
   int64_t transactions = 0; // bytes left in this phase; may go below zero before expect_tx runs
   uint64_t phase = 0;       // completed phases
+  uint32_t initialised = 0; // instruction that did
+  uint64_t arrivers = 0;    // warps that ever arrived, one bit each
+  int last_warp = -1;       // that arrived last, at the instruction last_arrival
+  uint32_t last_arrival = 0;
   uint8_t agent = 0;        // stands for the copies that complete here
   Clock arrived, published; // what its arrivals had seen; the same when the last phase ended
 };
@@ -22,6 +27,9 @@ struct Mbarrier {
 class Mbarriers {
  public:
   static constexpr int64_t kMaxCount = (1 << 20) - 1;
+
+  Trace* trace = nullptr;   // hears of everything, if there is one
+  const uint64_t* clock = nullptr;
 
   void init(uint32_t address, uint32_t count);
   void invalidate(uint32_t address);
@@ -38,6 +46,7 @@ class Mbarriers {
 
  private:
   bool settle(uint32_t address, Mbarrier& barrier);
+  void note(const char* what, int64_t number, const char* of, uint32_t address) const;
   std::unordered_map<uint32_t, Mbarrier> barriers_;
   int agents_ = kFirstBarrierAgent;
 };
