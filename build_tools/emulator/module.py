@@ -103,7 +103,7 @@ class Counters:
     mma_operations: int = field(init=False)
 
     def __post_init__(self) -> None:
-        total = sum(count * _mma_operations(opcode) for opcode, count in self.opcodes.items())
+        total = sum(count * mma_operations(opcode) for opcode, count in self.opcodes.items())
         object.__setattr__(self, "mma_operations", total)
 
     def of(self, prefix: str) -> int:
@@ -111,7 +111,7 @@ class Counters:
         return sum(count for opcode, count in self.opcodes.items() if opcode.startswith(prefix))
 
 
-def _mma_operations(opcode: str) -> int:
+def mma_operations(opcode: str) -> int:
     """Operations of one warp's share of a wgmma: 16 of the 64 rows."""
     if not opcode.startswith("wgmma.mma_async"):
         return 0
