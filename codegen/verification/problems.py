@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from math import ceil
+from math import ceil, prod
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     import torch
 
 # One visited pair of tiles takes the emulator 2 to 5 ms.
-EMULATED_TILES = 200
+EMULATED_TILES = 100
+# Exact attention by brute force takes time with the square of them.
+_REFERENCE_TOKENS = 8192
 
 
 @dataclass(frozen=True)
@@ -146,21 +148,24 @@ def random_problem_for(config: KernelConfig, seed: int, max_tokens: int = 400) -
 
 
 def cut_down(problem: Problem, config: KernelConfig, most_tiles: int = EMULATED_TILES) -> Problem:
-    """A problem of the same kind that visits at most ``most_tiles`` pairs of tiles; itself if it does so already.
+    """A problem of the same kind that visits at most ``most_tiles`` pairs of tiles; itself if it does so already and
+    exact attention can be computed for it.
 
     First to go are batch entries and heads (grouped ones keep a group of at most two), then tokens and window of all
     dimensions, in proportion; stride and dilation stay as long as they fit.
     """
 
-    def tiles(of: Problem) -> int:
-        return of.batch * of.heads * of.tile_counts(config).visited
+    def small_enough(of: Problem) -> bool:
+        if prod(of.tokens) > _REFERENCE_TOKENS:
+            return False
+        return of.batch * of.heads * of.tile_counts(config).visited <= most_tiles
 
-    if tiles(problem) <= most_tiles:
+    if small_enough(problem):
         return problem
     group = min(2, problem.heads // problem.kv_heads)
     small = replace(problem, batch=1, heads=group, kv_heads=1)
     scale = 1.0
-    while tiles(small) > most_tiles and scale > 0.001:
+    while not small_enough(small) and scale > 0.001:
         scale *= 0.9
         small = replace(small, **_scaled(problem, scale))
     return small
