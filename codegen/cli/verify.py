@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,7 +51,7 @@ def verify(
     heads: int = 1,
     kv_heads: KvHeadsOption = None,
     head_dim: Annotated[
-        int | None, typer.Option(help="Only kernels for this head dim.", show_default="each kernel's, or 64")
+        int | None, typer.Option(help="Only kernels that take this head dim.", show_default="each kernel's, or 64")
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="Only kernels of this dtype.", show_default="all")] = None,
     random: Annotated[
@@ -79,7 +79,8 @@ def verify(
         str, typer.Option(help="Which warp runs: round-robin, depth-first, random, or some with commas.")
     ] = "round-robin,depth-first,random",
     seeds: Annotated[int, typer.Option(metavar="N", min=1, help="Runs of every schedule that is random.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="The first of them; also of the data and of random problems.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="The first of them; also of the random problems.")] = 0,
+    data_seed: Annotated[int, typer.Option(min=0, help="Of the tensors' values.")] = 0,
     gaps: Annotated[
         bool, typer.Option("--gaps/--no-gaps", help="Also put gaps between tokens, heads and channels, full of NaN.")
     ] = True,
@@ -132,22 +133,30 @@ def verify(
         parsed = {name: numbers(f"--{name}", text) for name, text in pattern.items()}
         given = {**parsed, "batch": batch, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
         problem = problem_of_options(given)
-    settings = _settings(timing, order, seeds, seed, gaps, poison, trace, timeout)
+    settings = _settings(timing, order, seeds, seed, data_seed, gaps, poison, trace, timeout)
 
     def wanted(config: KernelConfig) -> bool:
         return matches(config, problem, head_dim, dtype)
 
-    targets = _targets(target, arch, wanted, jobs)
+    targets = _targets(target, arch, wanted, head_dim, jobs)
     shapes = _shapes_of(preset) if preset is not None else None
-    work = [_work(one, problem, shapes, random, max_tiles, seed) for one in targets.targets]
+    work = [_work(one, problem, shapes, random, max_tiles, head_dim) for one in targets.targets]
     results = _run(work, settings, seed, jobs)
-    _report(results, targets, trace, json)
+    _report(results, targets, target, trace, json)
     if targets.skipped or not all(result.good for result in results):
         raise typer.Exit(1)
 
 
 def _settings(
-    timing: str, order: str, seeds: int, seed: int, gaps: bool, poison: bool, trace: bool, timeout: float
+    timing: str,
+    order: str,
+    seeds: int,
+    seed: int,
+    data_seed: int,
+    gaps: bool,
+    poison: bool,
+    trace: bool,
+    timeout: float,
 ) -> Settings:
     from ..build_tools.emulator.module import ORDERS, TIMINGS
     from ..errors import InputError
@@ -162,10 +171,12 @@ def _settings(
         return list(dict.fromkeys(chosen))
 
     found = schedules(some("--timing", timing, TIMINGS), some("--order", order, ORDERS), seeds, seed)
-    return Settings(found, seed, gaps, poison, trace, timeout)
+    return Settings(found, data_seed, gaps, poison, trace, timeout)
 
 
-def _targets(target: str, arch: list[str] | None, wanted: Any, jobs: int | None) -> Targets:
+def _targets(
+    target: str, arch: list[str] | None, wanted: Callable[[KernelConfig], bool], head_dim: int | None, jobs: int | None
+) -> Targets:
     from ..build import Listener
     from ..errors import InputError
     from ..verification.targets import Targets, targets_of_library, targets_of_plan
@@ -179,12 +190,12 @@ def _targets(target: str, arch: list[str] | None, wanted: Any, jobs: int | None)
         plan = plan_of(target, arch)
         kernels = plan.configs
         configs = [config for config in plan.configs if wanted(config)]
-        chosen = ()
+        found, chosen = Targets(()), ()
         if configs:
             with _Progress() as progress:
                 listener = Listener(progress.update, progress.note)
-                chosen = targets_of_plan(configs, plan.shapes, jobs=jobs, listener=listener).targets
-        found = Targets(chosen)
+                found = targets_of_plan(configs, plan.shapes, head_dim=head_dim, jobs=jobs, listener=listener)
+                chosen = found.targets
     if not chosen:
         raise InputError(f"none of the {len(kernels)} kernels of {target} is for that rank, head dim, dtype and arch")
     return Targets(chosen, found.skipped)
@@ -213,7 +224,7 @@ def _work(
     shapes: list[Any] | None,
     random: int | None,
     max_tiles: int | None,
-    seed: int,
+    head_dim: int | None,
 ) -> _Work:
     from ..verification.problems import EMULATED_TILES, cut_down, with_head_dims
     from ..verification.targets import problem_of_shape
@@ -222,7 +233,7 @@ def _work(
     most = max_tiles or (EMULATED_TILES if config.arch != "cpu" else 100 * EMULATED_TILES)
     whole: Sequence[Problem] = target.problems if random is None or shapes else ()
     if shapes is not None:
-        whole = [problem_of_shape(shape, config) for shape in shapes if len(shape.tokens) == config.rank]
+        whole = [problem_of_shape(shape, config, head_dim) for shape in shapes if len(shape.tokens) == config.rank]
     if problem is not None:
         whole = [with_head_dims(problem, config)]
     pairs: list[tuple[Problem, Problem | None]] = []
@@ -264,7 +275,7 @@ def _run(work: Sequence[_Work], settings: Settings, seed: int, jobs: int | None)
             return list(pool.map(verify_one, work))
 
 
-def _report(results: Sequence[KernelResult], targets: Targets, trace: bool, json: bool) -> None:
+def _report(results: Sequence[KernelResult], targets: Targets, target: str, trace: bool, json: bool) -> None:
     if json:
         from json import dumps
 
@@ -274,4 +285,4 @@ def _report(results: Sequence[KernelResult], targets: Targets, trace: bool, json
         return
     from .verify_text import print_results
 
-    print_results(results, targets.skipped, trace)
+    print_results(results, targets.skipped, target, trace)

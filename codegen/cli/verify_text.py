@@ -10,10 +10,10 @@ from ..verification.runner import KernelResult, ProblemResult
 from .tables import print_table
 
 
-def print_results(results: Sequence[KernelResult], skipped: Mapping[str, str], trace: bool) -> None:
+def print_results(results: Sequence[KernelResult], skipped: Mapping[str, str], target: str, trace: bool) -> None:
     """One block per kernel, failures in full, and a summary."""
     for result in results:
-        _print_kernel(result, trace)
+        _print_kernel(result, target if target.endswith(".so") else result.config.key, trace)
     for key, why in skipped.items():
         print(f"{key}: NOT VERIFIED\n  {why}")
     good = sum(result.good for result in results)
@@ -24,7 +24,7 @@ def print_results(results: Sequence[KernelResult], skipped: Mapping[str, str], t
         print("Emulated: this shows function and synchronisation by the rules of PTX, not time, ptxas or hardware.")
 
 
-def _print_kernel(result: KernelResult, trace: bool) -> None:
+def _print_kernel(result: KernelResult, target: str, trace: bool) -> None:
     where = "in the emulator" if result.emulated else "on this CPU"
     print(f"{result.config.key}: {'good' if result.good else 'WRONG'}, {where}")
     if result.note:
@@ -49,7 +49,7 @@ def _print_kernel(result: KernelResult, trace: bool) -> None:
                 )
     for problem in result.problems:
         if problem.failed:
-            _print_failure(result, problem)
+            _print_failure(result, problem, target)
 
 
 def _row(found: ProblemResult) -> list[str]:
@@ -103,17 +103,18 @@ def _print_counters(counted: Sequence[WorkCounters]) -> None:
     print("  classes: " + ", ".join(f"{name} {count / whole:.1%}" for name, count in shares))
 
 
-def _print_failure(result: KernelResult, found: ProblemResult) -> None:
+def _print_failure(result: KernelResult, found: ProblemResult, target: str) -> None:
     problem = found.problem
     print(f"\n  FAILED ({found.failed}): {described(problem)}; head dim {problem.head_dim}")
     if found.cut_from:
         print(f"  cut down from {described(found.cut_from)}")
-    again = f"gnaforge verify {result.config.key} {problem.options()}"
+    again = f"gnaforge verify {target} {problem.options()}"
     if result.config.head_dim == 0:
         again += f" --head-dim {problem.head_dim}"
     if found.schedule:
         print(f"  with {found.schedule}, tensors {found.layout}; run {found.runs}")
         again += f" --timing {found.schedule.timing} --order {found.schedule.order} --seed {found.schedule.seed}"
+    again += f" --data-seed {found.data_seed}" if found.data_seed else ""
     for line in found.message.splitlines():
         print(f"    {line}")
     print(f"  again: {again} --trace\n")

@@ -97,7 +97,7 @@ def attention(
 
     q, k, v = heads_first(query, 1), heads_first(key, group), heads_first(value, group)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    rows = max(1, 2**24 // count)  # bounds the score matrix, not the result
+    rows = max(1, 2**24 // (count * q.shape[0] * q.shape[1]))  # bounds the score matrix, not the result
     outputs, sums = [], []
     for begin in range(0, count, rows):
         end = min(begin + rows, count)

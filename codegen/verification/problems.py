@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 # One visited pair of tiles takes the emulator 2 to 5 ms.
 EMULATED_TILES = 100
-# Exact attention by brute force takes time with the square of them.
-_REFERENCE_TOKENS = 8192
+# Pairs of tokens for which exact attention by brute force takes a few seconds.
+_REFERENCE_PAIRS = 2**26
 
 
 @dataclass(frozen=True)
@@ -156,9 +156,10 @@ def cut_down(problem: Problem, config: KernelConfig, most_tiles: int = EMULATED_
     """
 
     def small_enough(of: Problem) -> bool:
-        if prod(of.tokens) > _REFERENCE_TOKENS:
+        times = of.batch * of.heads
+        if times * prod(of.tokens) ** 2 > _REFERENCE_PAIRS:
             return False
-        return of.batch * of.heads * of.tile_counts(config).visited <= most_tiles
+        return times * of.tile_counts(config).visited <= most_tiles
 
     if small_enough(problem):
         return problem

@@ -44,6 +44,7 @@ class ProblemResult:
     Attributes:
         problem: it.
         cut_from: the problem as given, if it was cut down.
+        data_seed: of the tensors' values.
         runs: how often the kernel ran.
         failed: None, or in which way it is wrong: ``emulator`` (a rule of PTX is broken, or it hangs), ``wrong``
             (numerics), ``unwritten``, ``guard``, ``tiles`` (other tiles than the simulator's model has), ``launch``,
@@ -59,6 +60,7 @@ class ProblemResult:
 
     problem: Problem
     cut_from: Problem | None = None
+    data_seed: int = 0
     runs: int = 0
     failed: str | None = None
     message: str = ""
@@ -76,6 +78,7 @@ class ProblemResult:
         data: dict[str, Any] = {
             "problem": self.problem.as_json(),
             "cut_from": self.cut_from.as_json() if self.cut_from else None,
+            "data_seed": self.data_seed,
             "runs": self.runs,
             "failed": self.failed,
         }
@@ -185,7 +188,7 @@ class Verifier:
 
     def verify(self, problem: Problem, cut_from: Problem | None = None) -> ProblemResult:
         """Runs the kernel on a problem until something is wrong. The result joins those of the kernel."""
-        found = ProblemResult(problem, cut_from)
+        found = ProblemResult(problem, cut_from, self._settings.seed)
         opened = self._ask(do="ready")  # starts the process, which says whether the kernel is an emulated one
         if "failed" in opened:
             found.failed, found.message = opened["failed"], opened["message"]

@@ -42,10 +42,12 @@ def targets_of_plan(
     configs: Sequence[KernelConfig],
     shapes: Mapping[KernelConfig, Sequence[Shape]],
     *,
+    head_dim: int | None = None,
     jobs: int | None = None,
     listener: Listener | None = None,
 ) -> Targets:
-    """Kernels by config, compiled if the cache has none: for the CPU, or in emulated form.
+    """Kernels by config, compiled if the cache has none: for the CPU, or in emulated form. ``head_dim`` is for kernels
+    that take any.
 
     Raises:
         InputError, BuildError: as `build_kernels`.
@@ -57,12 +59,11 @@ def targets_of_plan(
     if native:
         artifacts, _ = build_kernels(native, jobs=jobs, listener=listener)
         libraries |= {config: artifact.verified(LIBRARY_FILE) for config, artifact in artifacts.items()}
-    return Targets(
-        tuple(
-            Target(config, libraries[config], tuple(problem_of_shape(shape, config) for shape in shapes.get(config, ())))
-            for config in configs
-        )
-    )
+
+    def problems(config: KernelConfig) -> tuple[Problem, ...]:
+        return tuple(problem_of_shape(shape, config, head_dim) for shape in shapes.get(config, ()))
+
+    return Targets(tuple(Target(config, libraries[config], problems(config)) for config in configs))
 
 
 def targets_of_library(path: Path) -> Targets:
@@ -87,15 +88,15 @@ def targets_of_library(path: Path) -> Targets:
     return Targets(tuple(found), skipped)
 
 
-def problem_of_shape(shape: Shape, config: KernelConfig) -> Problem:
-    """A spec's shape, with the head dims of a kernel."""
+def problem_of_shape(shape: Shape, config: KernelConfig, head_dim: int | None = None) -> Problem:
+    """A spec's shape, with the head dims of a kernel, or with ``head_dim`` if the kernel takes any."""
     problem = Problem(
         *(tuple(getattr(shape, name)) for name in ("tokens", "window", "stride", "dilation", "causal")),
         batch=shape.batch,
         heads=shape.heads,
         kv_heads=shape.kv_heads,
-        head_dim=_FREE_HEAD_DIM,
-        value_head_dim=_FREE_HEAD_DIM,
+        head_dim=head_dim or _FREE_HEAD_DIM,
+        value_head_dim=head_dim or _FREE_HEAD_DIM,
     )
     return with_head_dims(problem, config)
 

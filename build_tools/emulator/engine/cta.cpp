@@ -270,6 +270,10 @@ void Cta::deadlock(const char* what) {
     for (int index : entry.second) report += " " + std::to_string(index);
     report += ": " + entry.first;
   }
+  std::string gone;
+  for (auto& warp : warps)
+    if (!warp->alive) gone += " " + std::to_string(warp->index);
+  if (!gone.empty()) report += "\n  warps that have exited:" + gone;
   for (uint32_t mbarrier : barriers_waited_for) report += describe_history(mbarrier);
   throw EmulationError(report);
 }
