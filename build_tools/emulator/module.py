@@ -82,8 +82,8 @@ class Counters:
         async_store_bytes: bytes that bulk copies took from it.
         load_bytes: bytes of ordinary loads, all threads.
         store_bytes: bytes of ordinary stores, all threads.
-        interior_tiles, shell_tiles: KV tiles that the kernel marked (``pmevent 1`` begins a tile, 2 says that it needs a
-            mask, 3 ends it), as the first warp that marks any goes through them; 0 without markers.
+        interior_tiles, shell_tiles: KV tiles that the kernel marked (``pmevent 1`` begins a tile, 2 says that it needs
+            a mask, 3 ends it), as the first warp that marks any goes through them; 0 without markers.
         interior_instructions, shell_instructions: warp instructions between the markers, all warps.
         mma_operations: multiplications and additions of matrix instructions.
     """

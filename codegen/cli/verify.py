@@ -36,7 +36,7 @@ def verify(
         str,
         typer.Argument(
             metavar="KEY|SPEC|LIB",
-            help="The key of a kernel, a spec file or preset, or a library (.so): of kernels for cpu, or of emulated ones.",
+            help="The key of a kernel, a spec file or preset, or a library (.so) of kernels for cpu or of emulated ones.",
             show_default=False,
         ),
     ],
@@ -88,12 +88,13 @@ def verify(
         bool, typer.Option("--poison/--no-poison", help="Also put NaN into all batch entries and heads but one.")
     ] = True,
     trace: Annotated[
-        bool, typer.Option("--trace", help="Say what each launch did; errors show the last events of each warp. Slower.")
+        bool,
+        typer.Option("--trace", help="Show each launch, and with errors the last events of each warp. Slower."),
     ] = False,
     timeout: Annotated[float, typer.Option(metavar="SECONDS", min=1, help="Time that one run may take.")] = 600.0,
     jobs: Annotated[
         int | None,
-        typer.Option("-j", "--jobs", min=1, help="Compilations at once, and kernels that run at once.", show_default="fit"),
+        typer.Option("-j", "--jobs", min=1, help="Compilations at once; kernels run at once.", show_default="fit"),
     ] = None,
     json: JsonOption = False,
 ) -> None:

@@ -32,7 +32,16 @@ def _print_kernel(result: KernelResult, target: str, trace: bool) -> None:
     fine = [problem for problem in result.problems if not problem.failed]
     if fine:
         print_table(
-            ("  problem", "runs", "output: error", "of bound", "LSE: error", "of bound", "same bits", "tiles, interior"),
+            (
+                "  problem",
+                "runs",
+                "output: error",
+                "of bound",
+                "LSE: error",
+                "of bound",
+                "same bits",
+                "tiles, interior",
+            ),
             [_row(problem) for problem in fine],
         )
     counted = [problem.counters for problem in fine if problem.counters]
