@@ -10,8 +10,8 @@ In a test::
         kernel = emulated_kernel("gna_forward-sm90-r1-bf16-d64-q128-kv128")
         out, lse = kernel(q, k, v, kernel_size=100)
 
-pytest options: ``--emulator-seeds N`` runs N random schedules instead of one, ``--emulator-trace`` shows the last events
-of each warp where a kernel fails. A marker chooses schedules for one test or class::
+pytest options: ``--emulator-seeds N`` runs N random schedules instead of one, ``--emulator-trace`` shows the last
+events of each warp where a kernel fails. A marker chooses schedules for one test or class::
 
     @pytest.mark.emulator(timing=["lazy"], order=["random"], seeds=5)
 """
@@ -80,9 +80,11 @@ def _emulated_kernels() -> Iterator[dict[str, EmulatedKernel]]:
 def emulated_kernel(
     emulator_schedule: Schedule, _emulated_kernels: dict[str, Any], request: pytest.FixtureRequest
 ) -> EmulatedKernels:
-    """``emulated_kernel(config)`` compiles a kernel for the emulator, if the cache has none, and returns it as a callable
-    that runs under this test's schedule: see `EmulatedKernel`. Takes a config, a key, or the path of an emulated library
-    that holds one kernel. Skips the test where there is no CUDA compiler."""
+    """``emulated_kernel(config)`` compiles a kernel for the emulator, if the cache has none, and returns it as a callable.
+
+    It runs under this test's schedule: see `EmulatedKernel`. Takes a config, a key, or the path of an emulated library
+    that holds one kernel. Skips the test where there is no CUDA compiler.
+    """
     from .errors import BuildError
     from .verification.emulated_kernel import EmulatedKernel
 

@@ -36,7 +36,7 @@ def verify(
         str,
         typer.Argument(
             metavar="KEY|SPEC|LIB",
-            help="The key of a kernel, a spec file or preset, or a library (.so) of kernels for cpu or of emulated ones.",
+            help="The key of a kernel, a spec file or preset, or a library (.so) of cpu or emulated kernels.",
             show_default=False,
         ),
     ],

@@ -35,15 +35,17 @@ def _print_kernel(result: KernelResult, target: str, trace: bool) -> None:
             (
                 "  problem",
                 "runs",
-                "output: error",
+                "output error",
                 "of bound",
-                "LSE: error",
+                "LSE error",
                 "of bound",
                 "same bits",
                 "tiles, interior",
             ),
             [_row(problem) for problem in fine],
         )
+    if any(problem.cut_from for problem in fine):
+        print("  * cut down from the spec's shape to what can be verified here")
     counted = [problem.counters for problem in fine if problem.counters]
     if counted:
         _print_counters(counted)

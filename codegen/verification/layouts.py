@@ -1,4 +1,4 @@
-"""Tensors with guard zones around them and, if wanted, gaps within: what lies there must neither be read nor written."""
+"""Tensors with guard zones around them and, if wanted, gaps within: nothing there may be read or written."""
 
 from __future__ import annotations
 

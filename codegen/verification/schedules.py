@@ -32,7 +32,7 @@ def schedules(
 ) -> list[Schedule]:
     """Every timing with every order, ``seeds`` times where anything is random.
 
-    Eager work is done when it is issued, and lazy work in an order that is drawn; so are turns of warps in random order.
+    Eager work is done when it is issued, lazy work in an order that is drawn; so are turns of warps in random order.
     """
     found = []
     for timing in timings:

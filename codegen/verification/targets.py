@@ -76,9 +76,7 @@ def targets_of_library(path: Path) -> Targets:
     for row in read_library(path):
         config = KernelConfig.parse(row["key"])
         if config.arch in ARCHES and ARCHES[config.arch].compiler == "nvcc" and not row["emulated"]:
-            skipped[config.key] = (
-                "linked for a real GPU: it holds machine code and no PTX, so the emulator can't run it"
-            )
+            skipped[config.key] = "linked for a real GPU: machine code without PTX, which the emulator can't run"
         else:
             found.append(Target(config, path))
     if not found:

@@ -145,7 +145,7 @@ def _compare(one: Guarded, exact: torch.Tensor, bound: torch.Tensor, part: Any) 
         where = one.place(index if part is ... else _absolute(one, part, index))
         raise Failure(
             "wrong",
-            f"{wrong} of {share.numel()} elements of {one.name} are further from the exact result than rounding allows; "
+            f"{wrong} of {share.numel()} elements of {one.name} are further from exact than rounding allows; "
             f"worst: {float(got[tuple(index)]):.6g} at {where}, exact {float(exact[part][tuple(index)]):.6g}, "
             f"allowed error {float(limit[tuple(index)]):.2g}",
         )
@@ -198,7 +198,7 @@ class Server:
         return {"launches": self.emulator.report()["launches"] if self.emulator else []}
 
     def verify(self, request: Json) -> Json:
-        """Runs the kernel on a ``problem`` with data of ``seed``, in a ``layout``, and compares with exact attention."""
+        """Runs the kernel on a ``problem`` with data of ``seed`` in a ``layout``, and compares with exact attention."""
         problem = Problem.from_json(request["problem"])
         config = self.config
         rounds = config.arch != "cpu"  # tensor cores take probabilities in 16 bits
