@@ -80,7 +80,7 @@ def _emulated_kernels() -> Iterator[dict[str, EmulatedKernel]]:
 def emulated_kernel(
     emulator_schedule: Schedule, _emulated_kernels: dict[str, Any], request: pytest.FixtureRequest
 ) -> EmulatedKernels:
-    """``emulated_kernel(config)`` compiles a kernel for the emulator, if the cache has none, and returns it as a callable.
+    """``emulated_kernel(config)`` compiles a kernel for the emulator, if the cache has none, and returns a callable.
 
     It runs under this test's schedule: see `EmulatedKernel`. Takes a config, a key, or the path of an emulated library
     that holds one kernel. Skips the test where there is no CUDA compiler.

@@ -71,7 +71,7 @@ def test_tiles_are_those_of_the_simulators_model(key: str) -> None:
     settings = Settings([Schedule("eager", "round-robin")], gaps=False, poison=False)
     tiles = interior = 0
     with Verifier(config, target.library, settings) as verifier:
-        verifier.verify_random(lambda seed: cut_down(random_problem_for(config, seed, 1200), config, 60), 12, 0)
+        verifier.verify_random(lambda seed: cut_down(random_problem_for(config, seed, 1200), config, 60), 8, 0)
         # Random windows are small: these two have interior tiles.
         for problem in (
             Problem((300,), (200,), (64,), (1,), (False,)),
@@ -94,12 +94,12 @@ def test_tiles_are_those_of_the_simulators_model(key: str) -> None:
 @needs_nvcc
 def test_verify_a_gpu_kernel(cli) -> None:
     arguments = ("verify", SMALL, "--tokens", "150", "--window", "70", "--heads", "4", "--kv-heads", "2")
-    done = cli(*arguments, "--seeds", "2", "--json")
+    done = cli(*arguments, "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     ((kernel,),) = [json.loads(done.stdout)]
     assert kernel["key"] == SMALL and kernel["good"] and kernel["emulated"]
     (found,) = kernel["problems"]
-    assert found["runs"] == 2 + 2 * 7 + 1 and found["identical"]  # schedules, and poisoned
+    assert found["runs"] == 9 + 1 and found["identical"]  # schedules, and poisoned
     assert 0 < found["out"]["share"] < 1 and found["out"]["error"] < 0.02 and found["lse"]["error"] < 1e-5
     counters = found["counters"]
     tiles = counters["interior_tiles"] + counters["shell_tiles"]
@@ -118,7 +118,7 @@ def test_verify_a_gpu_kernel(cli) -> None:
 
 @needs_nvcc
 def test_a_swapped_phase_is_explained(cli, changed_kernel) -> None:
-    """The producer takes a fresh stage for a full one. The message says who waits where, for which barrier and phase."""
+    """The producer takes a fresh stage for a full one. The message says who waits where, and for what."""
     library = changed_kernel("producer.h", "RingPosition at{0, 1};", "RingPosition at{0, 0};")
     arguments = ("verify", str(library), "--tokens", "200", "--window", "100")
     done = cli(*arguments, "--timing", "eager", "--order", "round-robin", "--trace", COLUMNS="2000")
@@ -197,7 +197,7 @@ def test_what_can_be_wrong_on_the_cpu(toy) -> None:
             assert said["failed"] == failed and expected in said["message"], said
         hangs = toy("verify_hangs", TOY_KEY=f'"{TOY}"', TOY_STATEMENT="for (volatile int i = 0;;) i = 0")
         worker.request(60, do="open", library=str(hangs), key=TOY)
-        with pytest.raises(WorkerError, match="no result within 0.5 s: the kernel or its host code hangs"):
+        with pytest.raises(WorkerError, match=r"no result within 0\.5 s: the kernel or its host code hangs"):
             worker.request(0.5, **asked)
         with pytest.raises(WorkerError, match="ended by SIGKILL"):
             worker.request(60, **asked)
@@ -340,5 +340,5 @@ def test_fixture_with_a_broken_kernel(emulated_kernel, changed_kernel, emulator_
     assert emulator_schedule == Schedule("eager", "round-robin")
     kernel = emulated_kernel(changed_kernel("producer.h", "RingPosition at{0, 1};", "RingPosition at{0, 0};"))
     x = torch.zeros(1, 64, 1, 32).bfloat16()
-    with pytest.raises(EmulationError, match="timing eager, order round-robin, seed 0: .*deadlock"):
+    with pytest.raises(EmulationError, match=r"timing eager, order round-robin, seed 0: .*deadlock"):
         kernel(x, x, x, 5)
