@@ -69,7 +69,7 @@ def verify(
             metavar="N",
             min=1,
             help="Cut problems down until they visit at most N pairs of tiles.",
-            show_default="100; problems given by --tokens as they are",
+            show_default="150; problems given by --tokens as they are",
         ),
     ] = None,
     timing: Annotated[

@@ -84,9 +84,11 @@ class _Library(c.Structure):
     )
 
 
-@_ParallelFor
 def _serially(begin: int, end: int, _: int, body: Callable[..., None], context: int) -> None:
     body(begin, end, context)
+
+
+_SERIALLY = _ParallelFor(_serially)
 
 
 class Refused(Exception):
@@ -118,7 +120,7 @@ class Kernel:
         if not found:
             raise ValueError(f"{library} has no kernel {key}")
         self._entry = found[0]
-        self._host = _Host(c.sizeof(_Host), 1, _serially)
+        self._host = _Host(c.sizeof(_Host), 1, _SERIALLY)
 
     def function(self, name: str) -> Any:
         """A function of the library or of what it is linked to; AttributeError if there is none."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 # One visited pair of tiles takes the emulator 2 to 5 ms.
-EMULATED_TILES = 100
+EMULATED_TILES = 150
 # Pairs of tokens for which exact attention by brute force takes a few seconds.
 _REFERENCE_PAIRS = 2**26
 
@@ -72,7 +72,8 @@ class Problem:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Problem:
         """What `as_json` gave."""
-        return cls(**{f.name: tuple(v) if isinstance(v := data[f.name], list) else v for f in fields(cls)})
+        values: dict[str, Any] = {f.name: tuple(v) if isinstance(v := data[f.name], list) else v for f in fields(cls)}
+        return cls(**values)
 
     def options(self) -> str:
         """The options of the command line that give this problem."""
@@ -91,7 +92,8 @@ class Problem:
 
     def tile_counts(self, config: KernelConfig) -> TileCounts:
         """Tiles of one batch entry and head, by the simulator's model of the kernel."""
-        return count_tiles(make_axes(self.tokens, *self.pattern), config.q_tile, config.kv_tile)
+        axes = make_axes(self.tokens, self.window, self.stride, self.dilation, self.causal)
+        return count_tiles(axes, config.q_tile, config.kv_tile)
 
 
 def with_head_dims(problem: Problem, config: KernelConfig) -> Problem:
@@ -152,7 +154,8 @@ def cut_down(problem: Problem, config: KernelConfig, most_tiles: int = EMULATED_
     exact attention can be computed for it.
 
     First to go are batch entries and heads (grouped ones keep a group of at most two), then tokens and window of all
-    dimensions, in proportion; stride and dilation stay as long as they fit.
+    dimensions, in proportion, but windows not below what has interior tiles, unless nothing else helps. Stride and
+    dilation stay as long as they fit.
     """
 
     def small_enough(of: Problem) -> bool:
@@ -163,23 +166,32 @@ def cut_down(problem: Problem, config: KernelConfig, most_tiles: int = EMULATED_
 
     if small_enough(problem):
         return problem
-    group = min(2, problem.heads // problem.kv_heads)
-    small = replace(problem, batch=1, heads=group, kv_heads=1)
-    scale = 1.0
-    while not small_enough(small) and scale > 0.001:
-        scale *= 0.9
-        small = replace(small, **_scaled(problem, scale))
+    alone = replace(problem, batch=1, heads=min(2, problem.heads // problem.kv_heads), kv_heads=1)
+    with_interior = [q + kv for q, kv in zip(config.q_tile, config.kv_tile, strict=True)]
+    small = alone
+    for floors in (with_interior, [1] * config.rank):
+        scale = 1.0
+        while not small_enough(small) and scale > 0.001:
+            small = _scaled(alone, scale, floors)
+            scale *= 0.9
     return small
 
 
-def _scaled(problem: Problem, scale: float) -> dict[str, tuple[int, ...]]:
+def _scaled(problem: Problem, scale: float, floors: Sequence[int]) -> Problem:
     columns: dict[str, list[int]] = {"tokens": [], "window": [], "stride": [], "dilation": []}
-    for length, window, stride, dilation, _ in problem.axes:
-        new = max(1, min(window, max(2, ceil(window * scale))))
+    for (length, window, stride, dilation, _), floor in zip(problem.axes, floors, strict=True):
+        new = min(window, max(2, floor, ceil(window * scale)))
         # A dilation that is a good part of the axis shrinks with it.
         apart = min(dilation, max(1, ceil(length * scale) // new))
         columns["window"].append(new)
         columns["stride"].append(min(stride, new))
         columns["dilation"].append(apart)
         columns["tokens"].append(min(length, max(new * apart, ceil(length * scale))))
-    return {name: tuple(values) for name, values in columns.items()}
+    boxes = {name: tuple(column) for name, column in columns.items()}
+    return replace(
+        problem,
+        tokens=boxes["tokens"],
+        window=boxes["window"],
+        stride=boxes["stride"],
+        dilation=boxes["dilation"],
+    )

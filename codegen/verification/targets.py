@@ -91,7 +91,11 @@ def targets_of_library(path: Path) -> Targets:
 def problem_of_shape(shape: Shape, config: KernelConfig, head_dim: int | None = None) -> Problem:
     """A spec's shape, with the head dims of a kernel, or with ``head_dim`` if the kernel takes any."""
     problem = Problem(
-        *(tuple(getattr(shape, name)) for name in ("tokens", "window", "stride", "dilation", "causal")),
+        tuple(shape.tokens),
+        tuple(shape.window),
+        tuple(shape.stride),
+        tuple(shape.dilation),
+        tuple(shape.causal),
         batch=shape.batch,
         heads=shape.heads,
         kv_heads=shape.kv_heads,

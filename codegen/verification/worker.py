@@ -84,10 +84,10 @@ class Emulator:
 @lru_cache(maxsize=4)
 def _expected(problem: Problem, dtype: str, seed: int, rounds: bool) -> tuple[Any, Any, Any]:
     """Inputs, exact results, and how far a kernel may be from them."""
-    inputs = problem.tensors(seed, _TORCH_DTYPES[dtype])
-    pattern = Pattern(*problem.pattern)  # type: ignore[arg-type]
-    exact = attention(*inputs, pattern)
-    return inputs, exact, error_bound(*inputs, pattern, exact, rounds_probabilities=rounds)
+    q, k, v = problem.tensors(seed, _TORCH_DTYPES[dtype])
+    pattern = Pattern(problem.window, problem.stride, problem.dilation, problem.causal)
+    exact = attention(q, k, v, pattern)
+    return (q, k, v), exact, error_bound(q, k, v, pattern, exact, rounds_probabilities=rounds)
 
 
 def _allocate(problem: Problem, inputs: Any, layout: str) -> dict[str, Guarded]:
