@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from ..errors import GnaforgeError
-from . import bench, building, inspecting, quickstart, simulate, verify
+from . import bench, building, cache, inspecting, quickstart, simulate, verify
 
 app = typer.Typer(
     name="gnaforge",
@@ -34,6 +34,7 @@ app.command()(simulate.simulate)
 app.command()(verify.verify)
 app.command()(bench.bench)
 app.command()(inspecting.schema)
+app.add_typer(cache.app)
 
 
 def _version(wanted: bool) -> None:
