@@ -53,6 +53,7 @@ class Options:
         patience: instructions of a CTA without any visible progress before it counts as hung.
         relaxed_tensor_waits: lets tcgen05.ld and tcgen05.st be complete at once, without the tcgen05.wait that PTX
             demands. ptxas and the hardware's scoreboards make that work, and CUTLASS's example 77 relies on it.
+        trace: an error's message ends with the last instructions and synchronisation of each warp. Slow.
         checks: False leaves out the search for races in shared and global memory and for reads of uninitialised shared
             memory: to see what it costs.
     """
@@ -63,6 +64,7 @@ class Options:
     host_threads: int = 1
     patience: int = 20_000_000
     relaxed_tensor_waits: bool = False
+    trace: bool = False
     checks: bool = True
 
     def __post_init__(self) -> None:
@@ -84,6 +86,9 @@ class Counters:
         async_store_bytes: bytes that bulk copies took from it.
         load_bytes: bytes of ordinary loads, all threads.
         store_bytes: bytes of ordinary stores, all threads.
+        interior_tiles, shell_tiles: KV tiles that the kernel marked (``pmevent 1`` begins a tile, 2 says that it needs
+            a mask, 3 ends it), as the first warp that marks any goes through them; 0 without markers.
+        interior_instructions, shell_instructions: warp instructions between the markers, all warps.
         mma_operations: multiplications and additions of matrix instructions.
     """
 
@@ -95,10 +100,14 @@ class Counters:
     async_store_bytes: int
     load_bytes: int
     store_bytes: int
+    interior_tiles: int = 0
+    shell_tiles: int = 0
+    interior_instructions: int = 0
+    shell_instructions: int = 0
     mma_operations: int = field(init=False)
 
     def __post_init__(self) -> None:
-        total = sum(count * _mma_operations(opcode) for opcode, count in self.opcodes.items())
+        total = sum(count * mma_operations(opcode) for opcode, count in self.opcodes.items())
         object.__setattr__(self, "mma_operations", total)
 
     def of(self, prefix: str) -> int:
@@ -106,7 +115,7 @@ class Counters:
         return sum(count for opcode, count in self.opcodes.items() if opcode.startswith(prefix))
 
 
-def _mma_operations(opcode: str) -> int:
+def mma_operations(opcode: str) -> int:
     """Operations of one warp's share of a wgmma: 16 of the 64 rows."""
     if not opcode.startswith("wgmma.mma_async"):
         return 0
@@ -298,6 +307,7 @@ class Module:
             seed=options.seed,
             patience=options.patience,
             relaxed_tensor_waits=int(options.relaxed_tensor_waits),
+            trace=int(options.trace),
             unchecked=int(not options.checks),
         )
         device = engine().gnaforge_emulator_memory()
@@ -327,7 +337,7 @@ class Module:
         lines: Counter[int] = Counter()
         waits = {line: count for (line, _), count in zip(self._instructions, waited.tolist(), strict=True) if count}
         for (line, opcode), count in zip(self._instructions, executed.tolist(), strict=True):
-            if count:
+            if count and opcode != "pmevent":  # markers are no work
                 opcodes[opcode] += count
                 lines[line] += count
         return Counters(
@@ -339,4 +349,8 @@ class Module:
             counted.async_store_bytes,
             counted.load_bytes,
             counted.store_bytes,
+            counted.interior_tiles,
+            counted.shell_tiles,
+            counted.interior_instructions,
+            counted.shell_instructions,
         )

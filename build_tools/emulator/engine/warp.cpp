@@ -117,7 +117,10 @@ void Warp::exit(uint32_t mask) {
   cta.event();
 }
 
-uint64_t Warp::run(uint64_t budget) {
+uint64_t Warp::run(uint64_t budget) { return cta.trace ? run_as<true>(budget) : run_as<false>(budget); }
+
+template <bool Traced>
+uint64_t Warp::run_as(uint64_t budget) {
   const Instruction* code = cta.module.code.data();
   uint64_t* executed = cta.counters.executed.data();
   uint64_t done = 0;
@@ -141,7 +144,12 @@ uint64_t Warp::run(uint64_t budget) {
       if (matrix) matrix->check(instruction);
       ++cta.clock;
       uint32_t pc = at->pc;
+      if (Traced) cta.trace->act(index);
       Status status = instruction.run(*this, instruction, mask);
+      if (Traced) {
+        cta.trace->instruction(index, pc, mask, cta.clock, status == Status::blocked);
+        cta.trace->act(-1);
+      }
       if (status == Status::blocked) {
         --cta.clock;
         at = &groups[current];
@@ -161,6 +169,7 @@ uint64_t Warp::run(uint64_t budget) {
         status = Status::next;
       }
       ++executed[pc];
+      ++marks.executed;
       ++done;
       if (status == Status::jumped) {
         if (groups.size() > 1) merge();
