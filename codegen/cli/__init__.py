@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from ..errors import GnaforgeError
-from . import bench, building, inspecting, quickstart, simulate
+from . import bench, building, cache, inspecting, quickstart, simulate, wheel
 
 app = typer.Typer(
     name="gnaforge",
@@ -27,12 +27,15 @@ app = typer.Typer(
 )
 app.command()(quickstart.quickstart)
 app.command()(building.build)
+app.command()(wheel.wheel)
+app.command("check-wheel")(wheel.check_wheel)
 app.command()(building.generate)
 app.command("list")(inspecting.list_kernels)
 app.command()(inspecting.doctor)
 app.command()(simulate.simulate)
 app.command()(bench.bench)
 app.command()(inspecting.schema)
+app.add_typer(cache.app, name="cache")
 
 
 def _version(wanted: bool) -> None:
