@@ -8,6 +8,7 @@ import os
 import re
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,7 @@ def _read_archive(source: Path) -> Iterator[_Found]:
                 if not members.issuperset(names):
                     raise InputError(f"{source}: {folder} is incomplete")
                 yield folder, record, {name.partition("/")[2]: archive.read(name) for name in names}
-    except (zipfile.BadZipFile, zipfile.zlib.error, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise InputError(f"{source} is no zip file, or a damaged one: {error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, InputError):
@@ -132,23 +133,19 @@ def _read_archive(source: Path) -> Iterator[_Found]:
 def _adopt(cache: Cache, folder: str, record: dict[str, Any], contents: dict[str, bytes]) -> Artifact | None:
     """Publishes an artifact; None if the cache has it. Raises InputError unless it is what its record says."""
     match = _FOLDER.fullmatch(folder)
-    digest = record.get("digest")
-    named = (
-        match and isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest) and digest[:16] == match["digest"]
-    )
-    if not match or not named or record.get("schema") != SCHEMA or record.get("key") != match["name"]:
+    digest = str(record.get("digest"))
+    whole = match and re.fullmatch("[0-9a-f]{64}", digest) and digest.startswith(match["digest"])
+    if not match or not whole or record.get("schema") != SCHEMA or record.get("key") != match["name"]:
         raise InputError(f"{folder} is no artifact of this version's cache")
     for name, data in contents.items():
         if not _FILE.fullmatch(name) or hashlib.sha256(data).hexdigest() != record["files"][name]:
             raise InputError(f"{folder} is damaged: {name} is not what its record says")
     if cache.find(match["name"], digest) is not None:
         return None
-    rest = {key: value for key, value in record.items() if key not in ("schema", "digest", "files")}
+    rest = {key: value for key, value in record.items() if key not in ("schema", "digest", "serial", "files")}
     with cache.lock(match["name"], digest), cache.scratch() as scratch:
         made = scratch / "artifact"
         made.mkdir()
         for name, data in contents.items():
             (made / name).write_bytes(data)
-            if name.endswith(".so"):
-                (made / name).chmod(0o755)
         return cache.publish(match["name"], digest, made, rest)

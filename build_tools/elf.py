@@ -161,7 +161,7 @@ def parse_elf(data: bytes, name: str) -> Elf:
             symbols=tuple(reader.symbols()),
             loaded_bytes=sum(s.size for s in reader.sections if s.flags & _ALLOCATED and s.kind != _NO_BITS),
         )
-    except (ValueError, IndexError, struct.error) as error:
+    except (ValueError, IndexError, OverflowError, struct.error) as error:
         raise InputError(f"{name} is no shared library, or a damaged one: {error}") from error
 
 

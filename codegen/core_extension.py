@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
 from .build import include_dir
-from .build_tools.cache import Artifact, digest_of, user_cache
+from .build_tools.cache import digest_of, read_artifact, user_cache
 from .build_tools.compile import Step, run_steps
 from .build_tools.includes import include_closure
 from .build_tools.toolchain import Compiler, cxx_compiler, launcher
@@ -21,7 +20,8 @@ CORE_FILE = "core.so"
 _NAME = "core"
 _SOURCES = ("core.cpp", "table.h")
 _DEFINES = ("-DTORCH_TARGET_VERSION=0x020a000000000000",)  # runs on torch 2.10 and later
-_PREFIX_MAP = "-ffile-prefix-map="  # messages name torch's headers, wherever they are: equal bytes on every machine
+# Messages name torch's headers: under this name, wherever they are, so that every machine makes equal bytes.
+_PREFIX_MAP = "-ffile-prefix-map={}=torch"
 # Without --no-as-needed the linker drops libtorch, and with it the way to libtorch_cuda's current stream.
 _LIBRARIES = ("-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu")
 
@@ -34,22 +34,30 @@ def torch_dir() -> Path:
     return Path(spec.origin).parent
 
 
-def core_path() -> Path:
-    """Where the core extension for the installed torch is; see `core_artifact`."""
-    return core_artifact().folder / CORE_FILE
-
-
 def core_link_command(compiler: Compiler, objects: list[str], output: str) -> list[str]:
     """Links the core's object, and what comes with it, to a stripped shared library."""
     return [*compiler.link_command(objects, output), f"-L{torch_dir() / 'lib'}", *_LIBRARIES]
 
 
-def _sources() -> dict[str, str]:
-    return {name: (template_dir() / "core" / name).read_text() for name in _SOURCES}
+def core_object() -> Path:
+    """The object file of the core extension, compiled if the cache has none, and compared with its digest."""
+    folder = core_path().parent
+    artifact = read_artifact(folder)
+    if artifact is None:
+        raise BuildError(f"{folder} is no complete artifact; delete it")
+    return artifact.verified("core.o")
 
 
-def _digest(sources: Mapping[str, str], compiler: Compiler) -> str:
-    return digest_of(
+def core_path() -> Path:
+    """The core extension for the installed torch, compiled if the cache has none (a few seconds).
+
+    Raises:
+        BuildError: no compiler or no torch, or the compilation failed.
+    """
+    sources = {name: (template_dir() / "core" / name).read_text() for name in _SOURCES}
+    torch = torch_dir()
+    compiler = cxx_compiler()
+    digest = digest_of(
         {
             "sources": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in sources.items()},
             "headers": include_closure("".join(sources.values()), include_dir()),
@@ -59,30 +67,16 @@ def _digest(sources: Mapping[str, str], compiler: Compiler) -> str:
         }
     )
 
-
-def cached_core() -> Artifact | None:
-    """The core extension for the installed torch, if the cache has it."""
-    return user_cache().find(_NAME, _digest(_sources(), cxx_compiler()))
-
-
-def core_artifact() -> Artifact:
-    """The core extension for the installed torch, compiled if the cache has none (a few seconds).
-
-    Raises:
-        BuildError: no compiler or no torch, or the compilation failed.
-    """
-    sources, torch, compiler = _sources(), torch_dir(), cxx_compiler()
-
     def make(scratch: Path, folder: Path) -> dict[str, str]:
         print("gnaforge: building its torch extension, once for this torch ...", file=sys.stderr, flush=True)
         for name, text in sources.items():
             (folder / name).write_text(text)
-        core_object, library = f"{_NAME}/core.o", f"{_NAME}/{CORE_FILE}"
-        compile_command = compiler.compile_command(f"{_NAME}/core.cpp", core_object, include_dir())
-        compile_command += [*_DEFINES, "-isystem", str(torch / "include"), f"{_PREFIX_MAP}{torch}=torch"]
+        compile_command = compiler.compile_command(f"{_NAME}/core.cpp", f"{_NAME}/core.o", include_dir())
+        compile_command += [*_DEFINES, "-isystem", str(torch / "include"), _PREFIX_MAP.format(torch)]
+        link_command = core_link_command(compiler, [f"{_NAME}/core.o"], f"{_NAME}/{CORE_FILE}")
         steps = [
-            Step(core_object, (f"{_NAME}/core.cpp",), (*launcher(), *compile_command)),
-            Step(library, (core_object,), tuple(core_link_command(compiler, [core_object], library))),
+            Step(f"{_NAME}/core.o", (f"{_NAME}/core.cpp",), (*launcher(), *compile_command)),
+            Step(f"{_NAME}/{CORE_FILE}", (f"{_NAME}/core.o",), tuple(link_command)),
         ]
         failures = run_steps(scratch, steps, 1, lambda *_: None, lambda _: None)
         if failures:
@@ -91,4 +85,4 @@ def core_artifact() -> Artifact:
             (scratch / step.log).unlink()
         return {"key": _NAME, "torch": version("torch"), "compiler": compiler.version}
 
-    return user_cache().find_or_make(_NAME, _digest(sources, compiler), make)
+    return user_cache().find_or_make(_NAME, digest, make).folder / CORE_FILE

@@ -21,7 +21,7 @@ from .build_tools.toolchain import cxx_compiler
 from .build_tools.wheel_abi import Tag, check_abi, platform_tag
 from .build_tools.wheel_file import check_version, file_time, package_name, wheel_bytes
 from .build_tools.wheel_link import Older, link_for_wheel, run_in
-from .core_extension import core_artifact, core_link_command
+from .core_extension import core_link_command, core_object
 from .errors import BuildError, InputError
 from .library_file import is_emulated
 from .render import render_library, render_wheel, wheel_package_templates
@@ -147,7 +147,7 @@ def _link_both(plan: Plan, artifacts: Mapping[KernelConfig, Artifact]) -> _Linke
         BuildError: a link failed.
     """
     host = cxx_compiler()
-    core = core_artifact()
+    core = core_object()
     linker = library_linker(plan.configs, host)
     with user_cache().scratch() as scratch:
         run = run_in(scratch, f"the wheel of {plan.library}")
@@ -162,7 +162,7 @@ def _link_both(plan: Plan, artifacts: Mapping[KernelConfig, Artifact]) -> _Linke
             return link_for_wheel(scratch, output, parts, exports, host=host, link=how, render=_older_source, run=run)
 
         elves = {
-            CORE: linked(CORE, [str(core.verified("core.o"))], "gnaforge_core_*", link_core),
+            CORE: linked(CORE, [str(core)], "gnaforge_core_*", link_core),
             LIBRARY: linked(LIBRARY, objects, "gnaforge_library_v1", linker.link_command),
         }
         if is_emulated(scratch / LIBRARY):

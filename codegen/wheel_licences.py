@@ -75,9 +75,10 @@ def _text(package: str) -> bytes:
     except PackageNotFoundError:
         raise BuildError(f"{package} is not installed, so that its licence can't be put into the wheel") from None
     names = ("LICENSE", "LICENSE.txt", "LICENSE.md", "License.txt")
-    own = [file for file in files if file.name in names and ".dist-info" in file.parts[0] and len(file.parts) <= 3]
-    for file in own:
+    for file in files:
+        # In .dist-info/ or its licenses/; at the top in a source tree. Deeper ones are of other people's code.
+        own = len(file.parts) == 1 or (file.parts[0].endswith(".dist-info") and len(file.parts) <= 3)
         path = Path(str(file.locate()))
-        if path.is_file():
+        if own and file.name in names and path.is_file():
             return path.read_bytes()
     raise BuildError(f"the installed {package} has no licence file, which must go with the wheel; reinstall it")

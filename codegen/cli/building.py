@@ -135,13 +135,13 @@ def _build_shard(plan: Plan, spec: str, shard: str, jobs: int | None) -> None:
     """Compiles a part of a plan into the cache; the first part brings the core extension too."""
     from ..build import Listener, build_kernels
     from ..build_tools.cache import user_cache
-    from ..core_extension import core_artifact
+    from ..core_extension import core_path
 
     with Progress() as progress:
         _, compiled = build_kernels(plan.configs, jobs=jobs, listener=Listener(progress.update, progress.note))
     first = shard.startswith("1/")
     if first:
-        core_artifact()
+        core_path()
     print(
         f"shard {shard}: {len(plan.configs)} kernels{' and the core extension' if first else ''} "
         f"in {user_cache().root}; {len(compiled)} compiled, {len(plan.configs) - len(compiled)} from the cache"

@@ -107,17 +107,18 @@ def _portable() -> list[Artifact]:
 
 
 def _of_spec(spec: str, arch: list[str] | None) -> tuple[list[Artifact], str]:
-    """The artifacts of a spec's kernels, with the core, and how many kernels the spec has."""
-    from ..build import make_jobs, split_cached
+    """The artifacts of a spec's kernels, with the core for this torch, and how many kernels the spec has."""
+    from importlib.metadata import version
+
+    from ..build import make_jobs
     from ..build_tools.cache import user_cache
     from ..build_tools.toolchain import cxx_compiler
-    from ..core_extension import cached_core
 
-    plan = plan_of(spec, arch)
-    found, _ = split_cached(make_jobs(plan.configs, cxx_compiler()), user_cache())
-    core = cached_core()
-    artifacts = [*found.values(), *([core] if core is not None and found else [])]
-    return artifacts, f" of the {len(plan.configs)} of {spec}"
+    cache, plan = user_cache(), plan_of(spec, arch)
+    found = [cache.find(job.name, job.digest) for job in make_jobs(plan.configs, cxx_compiler())]
+    kernels = [artifact for artifact in found if artifact is not None]
+    cores = [artifact for artifact in _portable() if artifact.record.get("torch") == version("torch")]
+    return kernels + (cores if kernels else []), f" of the {len(plan.configs)} of {spec}"
 
 
 def _misfits(records: Sequence[dict[str, Any]]) -> list[str]:

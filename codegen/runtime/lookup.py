@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -46,6 +47,7 @@ class Source(Protocol):
 
 
 _source: Source | None = None
+_package_remedy: Callable[[Request], str] | None = None
 _lock = threading.Lock()
 _entry_points_done = False
 
@@ -54,6 +56,12 @@ def set_source(source: Source) -> None:
     """Sets where kernels come from when no installed package has one."""
     global _source
     _source = source
+
+
+def set_package_remedy(remedy: Callable[[Request], str]) -> None:
+    """Sets what a package of built kernels, which has no `Source`, says of a request that none of them fits."""
+    global _package_remedy
+    _package_remedy = remedy
 
 
 def request_of(query: torch.Tensor, value: torch.Tensor, rank: int) -> Request:
@@ -101,8 +109,10 @@ def load_matching(request: Request) -> int:
     return added
 
 
-def remedy(request: Request) -> str:
-    """How to get a kernel for ``request``."""
+def remedy(request: Request, pinned: str = "") -> str:
+    """How to get a kernel for ``request``, or the one with the key ``pinned``."""
+    if _source is None and _package_remedy is not None:
+        return _package_remedy(request)
     if _source is None:
         return "this package holds only the kernels above; build another with gnaforge"
-    return _source.remedy(request)
+    return f"build it with: gnaforge build {pinned}" if pinned else _source.remedy(request)

@@ -109,7 +109,7 @@ def _recover(error: RuntimeError, operator: Any, *arguments: Any) -> tuple[torch
     if not pinned:
         remedy = lookup.remedy(request)
     elif "is loaded" in message:
-        remedy = f"build it with: gnaforge build {pinned}"
+        remedy = lookup.remedy(request, pinned)
     else:
         remedy = "leave out kernel= to let gnaforge choose one that fits"
     raise NoKernelError(f"{message}\n{remedy}") from None

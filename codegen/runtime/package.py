@@ -25,7 +25,7 @@ class Package:
         self._metadata: dict[str, Any] = {}
         core.set_core_path(lambda: folder / CORE)
         core.add_own_library(folder / LIBRARY)
-        lookup.set_source(self)
+        lookup.set_package_remedy(self.remedy)
 
     def metadata(self) -> dict[str, Any]:
         """What is in the wheel: its kernels with their digests and sizes, compilers, licences. Do not change it."""
@@ -33,7 +33,7 @@ class Package:
             self._metadata = json.loads((self._folder / METADATA).read_text())
         return self._metadata
 
-    def own_libraries(self) -> list[str]:
+    def libraries(self) -> list[str]:
         """Paths of the kernel libraries: what the entry point ``gnaforge.libraries`` is asked for."""
         return [str(self._folder / LIBRARY)]
 
@@ -55,10 +55,6 @@ class Package:
         for key, reason in self.status().items():
             lines.append(f"  {key}: {'can not run here: ' + reason if reason else 'runs here'}")
         return "\n".join(lines)
-
-    def libraries(self, request: lookup.Request) -> list[str]:
-        """None beyond its own, which are loaded with the core."""
-        return []
 
     def remedy(self, request: lookup.Request) -> str:
         """How to get a kernel for the request: another wheel, with one more entry in its spec."""
