@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -109,7 +110,7 @@ def build(
         _dry_run(plan)
         return
     if shard is not None:
-        _build_shard(plan, spec, shard, jobs)
+        _build_shard(plan, spec, arch, shard, jobs)
         return
     generating.generate(plan, out)
     with Progress() as progress:
@@ -131,7 +132,7 @@ def set_launcher(command: str | None) -> None:
     launcher()
 
 
-def _build_shard(plan: Plan, spec: str, shard: str, jobs: int | None) -> None:
+def _build_shard(plan: Plan, spec: str, arch: list[str] | None, shard: str, jobs: int | None) -> None:
     """Compiles a part of a plan into the cache; the first part brings the core extension too."""
     from ..build import Listener, build_kernels
     from ..build_tools.cache import user_cache
@@ -142,11 +143,14 @@ def _build_shard(plan: Plan, spec: str, shard: str, jobs: int | None) -> None:
     first = shard.startswith("1/")
     if first:
         core_path()
+    count = len(plan.configs)
     print(
-        f"shard {shard}: {len(plan.configs)} kernels{' and the core extension' if first else ''} "
-        f"in {user_cache().root}; {len(compiled)} compiled, {len(plan.configs) - len(compiled)} from the cache"
+        f"shard {shard}: {count} kernel{'' if count == 1 else 's'}{' and the core extension' if first else ''} "
+        f"in {user_cache().root}; {len(compiled)} compiled, {count - len(compiled)} from the cache"
     )
-    print(f"next: gnaforge cache export part-{shard.replace('/', '-of-')}.zip --spec {spec}")
+    chosen = [part for name in arch or () for part in ("--arch", name)]
+    export = ["gnaforge", "cache", "export", f"part-{shard.replace('/', '-of-')}.zip", "--spec", spec, *chosen]
+    print(f"next: {shlex.join(export)}")
 
 
 def _dry_run(plan: Plan) -> None:

@@ -110,11 +110,12 @@ def _of_spec(spec: str, arch: list[str] | None) -> tuple[list[Artifact], str]:
     """The artifacts of a spec's kernels, with the core for this torch, and how many kernels the spec has."""
     from importlib.metadata import version
 
-    from ..build import make_jobs
+    from ..build import make_jobs, refuse_unavailable
     from ..build_tools.cache import user_cache
     from ..build_tools.toolchain import cxx_compiler
 
     cache, plan = user_cache(), plan_of(spec, arch)
+    refuse_unavailable(plan.configs)
     found = [cache.find(job.name, job.digest) for job in make_jobs(plan.configs, cxx_compiler())]
     kernels = [artifact for artifact in found if artifact is not None]
     cores = [artifact for artifact in _portable() if artifact.record.get("torch") == version("torch")]
@@ -141,7 +142,7 @@ def _misfits(records: Sequence[dict[str, Any]]) -> list[str]:
             foreign.add(record["parts"]["compiler"])
     notes = []
     if stale:
-        notes.append(f"{stale} kernels come from the sources of another gnaforge version and will not be used")
+        notes.append(f"{stale} of the kernels imported come from the sources of another gnaforge version and will not be used")
     if others := sorted(foreign - own):
         notes.append(
             f"compiled by {'; '.join(others)}, which this machine lacks: calls use these kernels, "
