@@ -142,7 +142,9 @@ def _misfits(records: Sequence[dict[str, Any]]) -> list[str]:
             foreign.add(record["parts"]["compiler"])
     notes = []
     if stale:
-        notes.append(f"{stale} of the kernels imported come from the sources of another gnaforge version and will not be used")
+        notes.append(
+            f"{stale} of the kernels imported come from another gnaforge version's sources: they will not be used"
+        )
     if others := sorted(foreign - own):
         notes.append(
             f"compiled by {'; '.join(others)}, which this machine lacks: calls use these kernels, "

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..wheel_check import Report
 
 _SHOWN = 20
+_CAN_NOT_RUN = 3  # exit code
 
 
 def wheel(
@@ -95,8 +96,8 @@ def check_wheel(
 ) -> None:
     """Say what a wheel holds, whether it is intact, and whether this machine can run it. Runs nothing of it.
 
-    Exits with 1 if the wheel is damaged or would not run on every machine that its name promises, or if no kernel of
-    it can run here.
+    Exits with 1 if the wheel is damaged or would not run on every machine that its name promises, with 3 if it is
+    intact and none of its kernels can run here.
 
     Example: [bold]gnaforge check-wheel dist/gnaforge_vit_56-1.0-py3-none-manylinux_2_27_x86_64.whl[/]
     """
@@ -110,7 +111,7 @@ def check_wheel(
     else:
         _print_report(report)
     if not report.good:
-        raise typer.Exit(1)
+        raise typer.Exit(1 if report.problems else _CAN_NOT_RUN)
 
 
 def _print_report(report: Report) -> None:
