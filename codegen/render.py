@@ -47,3 +47,13 @@ def render_all(library: str, configs: Iterable[KernelConfig]) -> dict[str, str]:
     sources = {config.key + source_suffix(config): render_kernel(config) for config in configs}
     sources["library.cpp"] = render_library(library, configs)
     return sources
+
+
+def render_wheel(file: str, /, **values: object) -> str:
+    """A file of a wheel, by its template's name below ``wheel/`` without the suffix ``.j2``."""
+    return _environment().get_template(f"wheel/{file}.j2").render(**values)
+
+
+def wheel_package_templates() -> list[str]:
+    """Names of the rendered files of a wheel's package."""
+    return sorted(path.stem for path in (template_dir() / "wheel" / "package").glob("*.j2"))

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from ..errors import GnaforgeError
-from . import bench, building, cache, inspecting, quickstart, simulate, verify
+from . import bench, building, cache, inspecting, quickstart, simulate, verify, wheel
 
 app = typer.Typer(
     name="gnaforge",
@@ -27,6 +27,8 @@ app = typer.Typer(
 )
 app.command()(quickstart.quickstart)
 app.command()(building.build)
+app.command()(wheel.wheel)
+app.command("check-wheel")(wheel.check_wheel)
 app.command()(building.generate)
 app.command("list")(inspecting.list_kernels)
 app.command()(inspecting.doctor)

@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import ArchOption, OutOption, SpecArgument, plan_of
+from .options import ArchOption, OutOption, SpecArgument, plan_of, shard_of
 
 if TYPE_CHECKING:
     from ..plan import Plan
 
+JobsOption = Annotated[
+    int | None,
+    typer.Option("-j", "--jobs", min=1, help="Compilations at once.", show_default="by processors and memory"),
+]
+LauncherOption = Annotated[
+    str | None,
+    typer.Option(
+        "--launcher",
+        metavar="CMD",
+        help="Run compilations through CMD, for example sccache; also GNAFORGE_COMPILER_LAUNCHER.",
+        show_default=False,
+    ),
+]
 _OUT = Path("generated")
 
 
-def _say_notes(plan: Plan) -> None:
+def say_notes(plan: Plan) -> None:
     for config, times in plan.duplicates:
         print(f"note: asked for {times + 1} times, generated once: {config.key}", file=sys.stderr)
     for note in plan.notes:
@@ -39,7 +54,7 @@ def generate(
     from ..build import refuse_unavailable
 
     plan = plan_of(spec, arch)
-    _say_notes(plan)
+    say_notes(plan)
     refuse_unavailable(plan.configs)
     if not check:
         folder = generating.generate(plan, out)
@@ -61,29 +76,44 @@ def build(
     spec: SpecArgument,
     out: OutOption = _OUT,
     arch: ArchOption = None,
-    jobs: Annotated[
-        int | None,
-        typer.Option("-j", "--jobs", min=1, help="Compilations at once.", show_default="by processors and memory"),
-    ] = None,
+    jobs: JobsOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be compiled; write nothing.")] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Compile the I-th of N parts of the kernels into the cache, on one of N machines; link nothing.",
+            show_default=False,
+        ),
+    ] = None,
+    launcher: LauncherOption = None,
 ) -> None:
     """Compile a spec's kernels into one loadable library.
 
     Kernels go to the compile cache too, where na1d, na2d and na3d find them by themselves. What the cache has already
     is not compiled again; what decides is content, not time stamps.
 
-    Example: [bold]gnaforge build hunyuan-video --arch cpu[/]
+    A build can be spread over machines with the same compilers: each runs its --shard and [bold]gnaforge cache
+    export[/]; after [bold]gnaforge cache import[/] of all the parts, build and wheel compile no kernel.
+
+    Examples: [bold]gnaforge build hunyuan-video --arch cpu[/], [bold]gnaforge build cosmos --arch sm90 --shard 2/3[/]
     """
     from .. import build as building, generate as generating
 
+    set_launcher(launcher)
     plan = plan_of(spec, arch)
-    _say_notes(plan)
+    say_notes(plan)
     building.refuse_unavailable(plan.configs)
+    if shard is not None:
+        plan = shard_of(plan, shard)
     if dry_run:
         _dry_run(plan)
         return
+    if shard is not None:
+        _build_shard(plan, spec, arch, shard, jobs)
+        return
     generating.generate(plan, out)
-    with _Progress() as progress:
+    with Progress() as progress:
         result = building.build(plan, out, jobs=jobs, listener=building.Listener(progress.update, progress.note))
     size = result.library.stat().st_size / 1e6
     print(
@@ -91,6 +121,36 @@ def build(
         f"{len(result.compiled)} compiled, {len(result.reused)} from the cache, {result.seconds:.1f} s"
     )
     print("na1d, na2d and na3d find these kernels by themselves; elsewhere: gnaforge.load_library(path)")
+
+
+def set_launcher(command: str | None) -> None:
+    """Makes ``--launcher`` what compilations run through, and says at once if there is no such program."""
+    from ..build_tools.toolchain import LAUNCHER, launcher
+
+    if command is not None:
+        os.environ[LAUNCHER] = command
+    launcher()
+
+
+def _build_shard(plan: Plan, spec: str, arch: list[str] | None, shard: str, jobs: int | None) -> None:
+    """Compiles a part of a plan into the cache; the first part brings the core extension too."""
+    from ..build import Listener, build_kernels
+    from ..build_tools.cache import user_cache
+    from ..core_extension import core_path
+
+    with Progress() as progress:
+        _, compiled = build_kernels(plan.configs, jobs=jobs, listener=Listener(progress.update, progress.note))
+    first = shard.startswith("1/")
+    if first:
+        core_path()
+    count = len(plan.configs)
+    print(
+        f"shard {shard}: {count} kernel{'' if count == 1 else 's'}{' and the core extension' if first else ''} "
+        f"in {user_cache().root}; {len(compiled)} compiled, {count - len(compiled)} from the cache"
+    )
+    chosen = [part for name in arch or () for part in ("--arch", name)]
+    export = ["gnaforge", "cache", "export", f"part-{shard.replace('/', '-of-')}.zip", "--spec", spec, *chosen]
+    print(f"next: {shlex.join(export)}")
 
 
 def _dry_run(plan: Plan) -> None:
@@ -109,7 +169,7 @@ def _dry_run(plan: Plan) -> None:
     )
 
 
-class _Progress:
+class Progress:
     """A progress bar on stderr that appears with the first finished kernel of a build."""
 
     def __init__(self) -> None:
@@ -136,7 +196,7 @@ class _Progress:
         )
         self._task = self._bar.add_task("compiling", total=None, visible=False)
 
-    def __enter__(self) -> _Progress:
+    def __enter__(self) -> Progress:
         self._bar.start()
         return self
 

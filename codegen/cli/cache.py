@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .cache_moving import export, import_
 from .options import JsonOption
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="cache",
-    help="Look at the compile cache, explain it, and make room. GNAFORGE_CACHE_DIR says where it is.",
+    help="Look at the compile cache, make room, move kernels between machines. GNAFORGE_CACHE_DIR says where it is.",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
@@ -146,3 +147,7 @@ def explain(
         print(f"nearest entry: {found.nearest}")
         for name, (theirs, ours) in found.differences.items():
             print(f"  {name}: there {theirs or '(nothing)'}\n  {' ' * len(name)}  now   {ours or '(nothing)'}")
+
+
+app.command("export")(export)
+app.command("import")(import_)

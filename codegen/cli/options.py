@@ -82,3 +82,21 @@ def plan_of(spec: str, arches: list[str] | None) -> Plan:
     if arches and config.arch not in arches:
         raise InputError(f"{spec}: --arch {' '.join(arches)} excludes this kernel, which is for {config.arch}")
     return Plan(library="single", configs=(config,))
+
+
+def shard_of(plan: Plan, shard: str) -> Plan:
+    """The I-th of N parts of a plan, as ``I/N`` says: every N-th kernel, so that each part has some of each arch.
+
+    A part is empty where there are fewer kernels than parts.
+
+    Raises:
+        InputError: ``shard`` is not of that form.
+    """
+    from dataclasses import replace
+
+    from ..errors import InputError
+
+    part, slash, parts = shard.partition("/")
+    if not (slash and part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise InputError(f"--shard {shard}: write I/N with 1 <= I <= N, for example 2/3")
+    return replace(plan, configs=plan.configs[int(part) - 1 :: int(parts)])

@@ -28,14 +28,14 @@ def quickstart(
     from ..plan import plan
     from ..plot import draw_pattern
     from ..spec import load_spec
-    from .building import _Progress
+    from .building import Progress
 
     check_png("--plot", plot)
     spec = load_spec(_PRESET)
     kernels = plan(spec)
     print(f"1. Building {len(kernels.configs)} kernels of the preset {_PRESET!r} ...", file=sys.stderr)
     generating.generate(kernels, out)
-    with _Progress() as progress:
+    with Progress() as progress:
         result = building.build(kernels, out, listener=building.Listener(progress.update, progress.note))
     print("2. Running them beside exact attention in float64 and torch's SDPA ...", file=sys.stderr)
     from .. import quickstart_run  # imports torch

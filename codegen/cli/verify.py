@@ -181,7 +181,7 @@ def _targets(
     from ..build import Listener
     from ..errors import InputError
     from ..verification.targets import Targets, targets_of_library, targets_of_plan
-    from .building import _Progress
+    from .building import Progress
 
     if target.endswith(".so"):
         found = targets_of_library(Path(target))
@@ -193,7 +193,7 @@ def _targets(
         configs = [config for config in plan.configs if wanted(config)]
         found, chosen = Targets(()), ()
         if configs:
-            with _Progress() as progress:
+            with Progress() as progress:
                 listener = Listener(progress.update, progress.note)
                 found = targets_of_plan(configs, plan.shapes, head_dim=head_dim, jobs=jobs, listener=listener)
                 chosen = found.targets

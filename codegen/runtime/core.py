@@ -25,12 +25,18 @@ _STATE_NAME = f"_gnaforge_process_v{ABI_MAJOR}"
 _TEXT_SIZE = 4096
 
 _core_path: Callable[[], Path] | None = None
+_own_libraries: list[Path] = []  # that are not loaded yet
 
 
 def set_core_path(provider: Callable[[], Path]) -> None:
     """Names where this package's core is; asked when the core is first needed and no other package brought one."""
     global _core_path
     _core_path = provider
+
+
+def add_own_library(path: Path) -> None:
+    """Names a kernel library of this package, to be loaded when the package first needs the core, whoever brings it."""
+    _own_libraries.append(path)
 
 
 class _State(ModuleType):
@@ -56,16 +62,21 @@ os.register_at_fork(
 
 
 def core() -> ctypes.CDLL:
-    """The process's core, loaded and registered with torch on the first call. Thread-safe.
+    """The process's core, loaded and registered with torch on the first call, with this package's own libraries.
+
+    Thread-safe.
 
     Raises:
-        LibraryError: there is no core, it can't be loaded, or it speaks another ABI.
+        LibraryError: there is no core, it or an own library can't be loaded, or it speaks another ABI.
     """
     state = _state()
-    if state.core is None:
+    if state.core is None or _own_libraries:
         with state.lock:
             if state.core is None:
                 state.core = _load_core()
+            while _own_libraries:
+                _add_library(state.core, _own_libraries[0])
+                _own_libraries.pop(0)
     return state.core
 
 
@@ -113,7 +124,10 @@ def load_library(path: str | os.PathLike[str]) -> int:
     Raises:
         LibraryError: the file is missing, damaged, no kernel library, or built for another ABI; the message names it.
     """
-    library = core()
+    return _add_library(core(), path)
+
+
+def _add_library(library: ctypes.CDLL, path: str | os.PathLike[str]) -> int:
     text = ctypes.create_string_buffer(_TEXT_SIZE)
     added = ctypes.c_int(0)
     # An absolute path: dlopen would search the system's library folders for a bare name.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -118,6 +118,7 @@ class Source(Protocol):
 
 
 _source: Source | None = None
+_package_remedy: Callable[[Request], str] | None = None
 _lock = threading.RLock()
 _entry_points_done = False
 
@@ -131,6 +132,12 @@ def set_source(source: Source) -> None:
 def source() -> Source | None:
     """What `set_source` set."""
     return _source
+
+
+def set_package_remedy(remedy: Callable[[Request], str]) -> None:
+    """Sets what a package of built kernels, which has no `Source`, says of a request that none of them fits."""
+    global _package_remedy
+    _package_remedy = remedy
 
 
 def request_of(
@@ -191,6 +198,8 @@ def load_matching(request: Request) -> int:
 
 def remedy(request: Request) -> str:
     """How to get a kernel for ``request``."""
+    if _source is None and _package_remedy is not None:
+        return _package_remedy(request)
     if _source is None:
         return "this package holds only the kernels above; build another with gnaforge"
     return _source.remedy(request)

@@ -1,0 +1,71 @@
+"""What a wheel's package is made of: it brings its core and kernels into the process, and says what it holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from . import core, lookup
+from .availability import why_not
+
+CORE = "core.so"
+LIBRARY = "kernels.so"
+METADATA = "metadata.json"
+
+
+class Package:
+    """A wheel's package, installed in ``folder``. Its kernels are loaded when a call or a listing first needs them.
+
+    It never builds a kernel: for a call that none fits it says how to build the wheel again.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._metadata: dict[str, Any] = {}
+        core.set_core_path(lambda: folder / CORE)
+        core.add_own_library(folder / LIBRARY)
+        lookup.set_package_remedy(self.remedy)
+
+    def metadata(self) -> dict[str, Any]:
+        """What is in the wheel: its kernels with their digests and sizes, compilers, licences. Do not change it."""
+        if not self._metadata:
+            self._metadata = json.loads((self._folder / METADATA).read_text())
+        return self._metadata
+
+    def libraries(self) -> list[str]:
+        """Paths of the kernel libraries: what the entry point ``gnaforge.libraries`` is asked for."""
+        return [str(self._folder / LIBRARY)]
+
+    def status(self) -> dict[str, str]:
+        """Why each of the wheel's kernels can't run on this machine, by key; an empty text if it can."""
+        found = self.metadata()
+        runtime = found["cuda_runtime"] or ""
+        reasons = {target: why_not(target, runtime) for target in {row["target"] for row in found["kernels"]}}
+        return {row["key"]: reasons[row["target"]] for row in found["kernels"]}
+
+    def report(self) -> str:
+        """What the wheel holds and what of it runs here, as text."""
+        import torch
+
+        found = self.metadata()
+        lines = [
+            f"{found['name']} {found['version']}, built by gnaforge {found['gnaforge']}; torch {torch.__version__}"
+        ]
+        for key, reason in self.status().items():
+            lines.append(f"  {key}: {'can not run here: ' + reason if reason else 'runs here'}")
+        return "\n".join(lines)
+
+    def remedy(self, request: lookup.Request) -> str:
+        """How to get a kernel for the request: another wheel, with one more entry in its spec."""
+        found = self.metadata()
+        arch = "cpu" if request.device == "cpu" else "your GPU's"
+        value = f", value_head_dim {request.value_head_dim}" if request.value_head_dim != request.head_dim else ""
+        tiles = f", tiles {{q: {request.q_tile}, kv: {request.kv_tile}}}" if request.q_tile or request.kv_tile else ""
+        text = (
+            f"{found['name']} {found['version']} holds the kernels that it was built with and compiles none. "
+            f"Give its spec an entry with rank {request.rank}, head_dim {request.head_dim}{value}, dtype "
+            f"{request.dtype}{tiles} and arch {arch}, and build the wheel again: {found['rebuild']}"
+        )
+        reasons = sorted({reason for reason in self.status().values() if reason})
+        return f"{text}\nKernels that can't run here: {'; '.join(reasons)}" if reasons else text

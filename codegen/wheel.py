@@ -1,0 +1,249 @@
+"""From a plan to a wheel that holds just its kernels: needs torch, and no gnaforge, compiler or Python of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .arch import ARCHES
+from .build import Listener, build_kernels, include_dir, library_linker
+from .build_tools.cache import Artifact, user_cache
+from .build_tools.cuda_compiler import CudaCompiler
+from .build_tools.elf import Elf, read_elf
+from .build_tools.files import write_atomic
+from .build_tools.toolchain import cxx_compiler
+from .build_tools.wheel_abi import Tag, check_abi, platform_tag
+from .build_tools.wheel_file import check_version, file_time, package_name, wheel_bytes
+from .build_tools.wheel_link import Older, link_for_wheel, run_in
+from .core_extension import core_link_command, core_object
+from .errors import BuildError, InputError
+from .library_file import is_emulated
+from .render import render_library, render_wheel, wheel_package_templates
+from .runtime.package import CORE, LIBRARY, METADATA
+from .wheel_licences import Licence, expression, includes_cutlass, licences
+
+if TYPE_CHECKING:
+    from .plan import Plan
+    from .runtime.config import KernelConfig
+
+METADATA_SCHEMA = 1
+EXPORTS = {CORE: ("gnaforge_core_abi", "gnaforge_core_init", "gnaforge_core_load"), LIBRARY: ("gnaforge_library_v1",)}
+"""What the libraries of a wheel must export."""
+_LISTED_OVER_BUDGET = 10
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A written wheel. ``sizes`` is what each kernel adds to the library, in bytes, by key."""
+
+    path: Path
+    tag: Tag
+    bytes: int
+    library_bytes: int
+    core_bytes: int
+    sizes: dict[str, int]
+    compiled: list[KernelConfig]
+
+
+@dataclass(frozen=True)
+class _Linked:
+    """The libraries of a wheel: their content, and what the dynamic linker sees of them."""
+
+    files: dict[str, bytes]
+    elves: dict[str, Elf]
+
+
+def build_wheel(
+    plan: Plan,
+    out: Path,
+    *,
+    rebuild: str,
+    name: str | None = None,
+    version: str = "1.0",
+    budget_mb: float | None = None,
+    jobs: int | None = None,
+    listener: Listener | None = None,
+) -> Wheel:
+    """Builds what the cache lacks and writes one wheel to the folder ``out``, complete or not at all.
+
+    Args:
+        plan: the kernels.
+        out: folder for the wheel; made if missing.
+        rebuild: the command that builds this wheel, for the messages of its package.
+        name: of the distribution; default ``gnaforge_<library>``.
+        version: of the wheel.
+        budget_mb: refuse a wheel of more megabytes (1e6 bytes).
+        jobs: compilations at once.
+        listener: hears of progress.
+
+    Raises:
+        InputError: the name, the version, the budget or the folder won't do, or a library would not run everywhere.
+        BuildError: a compilation failed.
+    """
+    distribution = package_name(name or f"gnaforge_{plan.library}")
+    check_version(version)
+    file_time()
+    if budget_mb is not None and budget_mb <= 0:
+        raise InputError(f"--budget-mb {budget_mb}: give a number of megabytes above 0")
+    _check_writable(out)
+    artifacts, compiled = build_kernels(plan.configs, jobs=jobs, listener=listener)
+    try:
+        linked = _link_both(plan, artifacts)
+    except OSError as error:
+        raise BuildError(f"can't link in the cache folder {user_cache().root}: {error.strerror}") from error
+    check_abi({file: (elf, EXPORTS[file]) for file, elf in linked.elves.items()})
+    tag = platform_tag(linked.elves)
+    sizes = {config.key: read_elf(artifacts[config].verified("kernel.o")).loaded_bytes for config in plan.configs}
+    runtime = _cuda_runtime(plan.configs)
+    found = licences(plan.configs, runtime)
+    facts = {
+        "schema": METADATA_SCHEMA,
+        "name": distribution,
+        "version": version,
+        "library": plan.library,
+        "gnaforge": _own_version(),
+        "platform": tag.platform,
+        "torch": ">=2.10",
+        "rebuild": rebuild,
+        "cuda_runtime": runtime,
+        "cutlass": installed_version("nvidia-cutlass") if any(map(includes_cutlass, plan.configs)) else None,
+        "kernels": [_kernel_row(config, artifacts[config], sizes[config.key]) for config in plan.configs],
+        "files": {file: hashlib.sha256(data).hexdigest() for file, data in linked.files.items()},
+        "licences": [{"spdx": x.spdx, "covers": x.covers, "file": f"licenses/{x.file}"} for x in found],
+    }
+    data = wheel_bytes(distribution, version, tag.platform, _package(facts, linked.files), _info(facts, found))
+    if budget_mb is not None and len(data) > budget_mb * 1e6:
+        raise InputError(_over_budget(len(data), budget_mb, sizes))
+    path = out / f"{distribution}-{version}-py3-none-{tag.platform}.whl"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, data)
+    except OSError as error:
+        raise InputError(f"can't write {path}: {error.strerror}") from error
+    sizes_of = {file: len(content) for file, content in linked.files.items()}
+    return Wheel(path, tag, len(data), sizes_of[LIBRARY], sizes_of[CORE], sizes, compiled)
+
+
+def _check_writable(out: Path) -> None:
+    """Refuses a folder that can't be written before anything is compiled for it."""
+    existing = next(path for path in (out, *out.absolute().parents) if path.exists() or path.is_symlink())
+    if not existing.is_dir():
+        raise InputError(f"can't write to {out}: {existing} is not a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"can't write to {out}: no permission for {existing}")
+
+
+def _link_both(plan: Plan, artifacts: Mapping[KernelConfig, Artifact]) -> _Linked:
+    """Links the kernel library and the core.
+
+    Raises:
+        InputError: the library is for the emulator.
+        BuildError: a link failed.
+    """
+    host = cxx_compiler()
+    core = core_object()
+    linker = library_linker(plan.configs, host)
+    with user_cache().scratch() as scratch:
+        run = run_in(scratch, f"the wheel of {plan.library}")
+        (scratch / "library.cpp").write_text(render_library(plan.library, plan.configs))
+        run(host.compile_command("library.cpp", "library.o", include_dir()))
+        objects = ["library.o", *(str(artifacts[config].verified("kernel.o")) for config in plan.configs)]
+
+        def link_core(parts: list[str], output: str) -> list[str]:
+            return core_link_command(host, parts, output)
+
+        def linked(output: str, parts: Sequence[str], exports: str, how: Any) -> Elf:
+            return link_for_wheel(scratch, output, parts, exports, host=host, link=how, render=_older_source, run=run)
+
+        elves = {
+            CORE: linked(CORE, [str(core)], "gnaforge_core_*", link_core),
+            LIBRARY: linked(LIBRARY, objects, "gnaforge_library_v1", linker.link_command),
+        }
+        if is_emulated(scratch / LIBRARY):
+            raise InputError(f"the library of {plan.library} is built for the emulator: it can't go into a wheel")
+        return _Linked({file: (scratch / file).read_bytes() for file in elves}, elves)
+
+
+def _older_source(older: Older) -> str:
+    return render_wheel("older_symbols.cpp", moved=older.moved, written=older.written)
+
+
+def _cuda_runtime(configs: Sequence[KernelConfig]) -> str | None:
+    """The version of the CUDA runtime that a library of these kernels contains."""
+    linker = library_linker(configs, cxx_compiler())
+    return linker.nvcc.version if isinstance(linker, CudaCompiler) else None
+
+
+def _kernel_row(config: KernelConfig, artifact: Artifact, size: int) -> dict[str, Any]:
+    parts = artifact.record["parts"]
+    arch = ARCHES[config.arch]
+    row = {
+        "key": config.key,
+        "arch": config.arch,
+        "target": arch.target,
+        "device": arch.device,
+        "digest": artifact.record["digest"],
+        "source_digest": artifact.record["source_digest"],
+        "bytes": size,
+        "registers": artifact.record["registers"],
+        "shared_memory": artifact.record["shared_memory"],
+        "compiler": parts["compiler"],
+    }
+    return {**row, "host_compiler": parts["host_compiler"]} if "host_compiler" in parts else row
+
+
+def _own_version() -> str:
+    from . import __version__
+
+    return __version__
+
+
+def _package(facts: Mapping[str, Any], libraries: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The files to install: the package, the runtime inside it, the libraries and what is known of them."""
+    from . import runtime
+
+    package = facts["name"]
+    values = {**facts, "package": package, "summary": _summary(facts)}
+    files = {name: render_wheel(f"package/{name}", **values).encode() for name in wheel_package_templates()}
+    for path in sorted(Path(str(runtime.__file__)).parent.glob("*.py")):
+        files[f"_runtime/{path.name}"] = path.read_bytes()
+    files[METADATA] = (json.dumps(facts, indent=1) + "\n").encode()
+    return {f"{package}/{name}": data for name, data in {**files, **libraries}.items()}
+
+
+def _info(facts: Mapping[str, Any], found: Sequence[Licence]) -> dict[str, bytes]:
+    """The files of ``.dist-info`` but for WHEEL and RECORD."""
+    kernels = [
+        {"key": row["key"], "rank": row["key"].split("-r")[1][0], "size": f"{row['bytes'] / 1e3:.0f} KB"}
+        for row in facts["kernels"]
+    ]
+    values = {**facts, "package": facts["name"], "summary": _summary(facts), "kernels": kernels}
+    values |= {"licence_expression": expression(found), "licence_files": [licence.file for licence in found]}
+    entry = f"[gnaforge.libraries]\n{facts['library']} = {facts['name']}:libraries\n"
+    return {
+        "METADATA": render_wheel("METADATA", **values).encode(),
+        "entry_points.txt": entry.encode(),
+        **{f"licenses/{licence.file}": licence.text for licence in found},
+    }
+
+
+def _summary(facts: Mapping[str, Any]) -> str:
+    count, arches = len(facts["kernels"]), sorted({row["arch"] for row in facts["kernels"]})
+    what = f"{count} neighborhood attention kernel{'' if count == 1 else 's'}"
+    return f"{what} for {' and '.join(arches)}: {facts['library']}"
+
+
+def _over_budget(size: int, budget_mb: float, sizes: Mapping[str, int]) -> str:
+    biggest = sorted(sizes.items(), key=lambda item: (-item[1], item[0]))[:_LISTED_OVER_BUDGET]
+    listing = "".join(f"\n  {bytes_ / 1e6:7.2f} MB  {key}" for key, bytes_ in biggest)
+    what = "its kernels" if len(sizes) == len(biggest) else f"the biggest of its {len(sizes)} kernels"
+    return (
+        f"the wheel takes {size / 1e6:.2f} MB, over the budget of {budget_mb:g} MB; nothing was written. "
+        f"Of {what}, before compression:{listing}"
+    )

@@ -1,0 +1,200 @@
+"""Checks a wheel that gnaforge made: whether it is whole, what it holds, and whether this machine can run it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import re
+import sys
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version as installed_version
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from .build_tools.elf import parse_elf
+from .build_tools.wheel_abi import Tag, abi_problems, platform_tag
+from .build_tools.wheel_file import record_digest
+from .errors import GnaforgeError, InputError
+from .runtime.availability import why_not
+from .runtime.package import METADATA
+from .wheel import EXPORTS, METADATA_SCHEMA
+
+_FILE_NAME = re.compile(r"(?P<name>[a-z0-9_]+)-(?P<version>[^-]+)-py3-none-(?P<platform>[a-z0-9_]+)\.whl")
+_MOST_BYTES = 4 << 30  # unpacked: more than any wheel that an index takes
+_LEAST_TORCH = (2, 10)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found.
+
+    Attributes:
+        metadata: the wheel's ``metadata.json``.
+        problems: what is wrong with the file itself, one sentence each.
+        reasons: why a kernel can't run on this machine, by key; empty where it can.
+    """
+
+    metadata: Mapping[str, Any]
+    problems: tuple[str, ...]
+    reasons: Mapping[str, str]
+
+    @property
+    def good(self) -> bool:
+        """Whether the wheel is intact and at least one of its kernels can run here."""
+        return not self.problems and not all(self.reasons.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "metadata": dict(self.metadata),
+            "problems": list(self.problems),
+            "reasons": dict(self.reasons),
+            "good": self.good,
+        }
+
+
+def check(path: Path) -> Report:
+    """Checks the wheel at ``path`` without running anything of it.
+
+    Raises:
+        InputError: the file is missing, no wheel, or none that gnaforge made.
+    """
+    match = _FILE_NAME.fullmatch(path.name)
+    if match is None:
+        raise InputError(f"{path} is not named like a wheel of gnaforge: NAME-VERSION-py3-none-PLATFORM.whl")
+    files = _read(path)
+    name, tag = match["name"], match["platform"]
+    metadata = _metadata(path, files.get(f"{name}/{METADATA}"))
+    problems = _record_problems(files, f"{name}-{match['version']}.dist-info")
+    if (metadata["name"], metadata["version"], metadata["platform"]) != (name, match["version"], tag):
+        said = f"{metadata['name']} {metadata['version']} for {metadata['platform']}"
+        problems.append(f"its metadata is that of {said}, not what the file's name says")
+    problems += _library_problems(files, name, metadata)
+    here = _why_not_here(tag)
+    runtime = metadata["cuda_runtime"] or ""
+    targets = {} if here else {row["target"]: why_not(row["target"], runtime) for row in metadata["kernels"]}
+    reasons = {row["key"]: here or targets[row["target"]] for row in metadata["kernels"]}
+    return Report(metadata, tuple(problems), reasons)
+
+
+def _read(path: Path) -> dict[str, bytes]:
+    """The files of a zip file, by name.
+
+    Raises:
+        InputError: it can't be read, it is no zip file, or a damaged or malicious one.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            names = [entry.filename for entry in entries]
+            if len(set(names)) != len(names):
+                raise InputError(f"{path} holds a file twice")
+            for name in names:
+                if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+                    raise InputError(f"{path} holds {name!r}, which would be written outside its folder")
+            if sum(entry.file_size for entry in entries) > _MOST_BYTES:
+                raise InputError(f"{path} unpacks to more than {_MOST_BYTES >> 30} GiB")
+            return {entry.filename: archive.read(entry) for entry in entries}
+    except OSError as error:
+        raise InputError(f"can't read {path}: {error.strerror or error}") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise InputError(f"{path} is no wheel, or a damaged one: {error}") from error
+
+
+def _metadata(path: Path, data: bytes | None) -> dict[str, Any]:
+    if data is None:
+        raise InputError(f"{path} was not made by gnaforge: it has no {METADATA}")
+    try:
+        facts = json.loads(data)
+        if facts["schema"] != METADATA_SCHEMA:
+            raise InputError(
+                f"{path}: its metadata has schema {facts['schema']}; this gnaforge reads {METADATA_SCHEMA}"
+            )
+        texts = ("name", "version", "platform", "torch", "gnaforge", "rebuild")
+        rows = facts["kernels"]
+        whole = all(isinstance(facts[key], str) for key in texts) and {"cuda_runtime", "cutlass"} <= facts.keys()
+        whole &= all(isinstance(row[key], str) for row in rows for key in ("key", "target", "compiler")) and bool(rows)
+        whole &= all(isinstance(row["bytes"], int) for row in rows) and isinstance(facts["files"], dict)
+        whole &= all(isinstance(row[key], str) for row in facts["licences"] for key in ("spdx", "covers", "file"))
+        if not whole:
+            raise TypeError
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, GnaforgeError):
+            raise
+        raise InputError(f"{path}: its {METADATA} is damaged") from error
+    return facts  # type: ignore[no-any-return]
+
+
+def _record_problems(files: Mapping[str, bytes], info: str) -> list[str]:
+    """What of the files is not as RECORD says."""
+    record = files.get(f"{info}/RECORD")
+    if record is None:
+        return [f"it has no {info}/RECORD"]
+    listed: dict[str, str] = {}
+    for line in record.decode("utf-8", "replace").splitlines():
+        name, _, rest = line.partition(",")
+        listed[name] = rest.partition(",")[0]
+    problems = [f"{name} is missing" for name in sorted(listed.keys() - files.keys())]
+    problems += [f"{name} is not listed in RECORD" for name in sorted(files.keys() - listed.keys())]
+    return problems + [
+        f"{name} is damaged: its content is not what RECORD says"
+        for name in sorted(files.keys() & listed.keys() - {f"{info}/RECORD"})
+        if record_digest(files[name]) != listed[name]
+    ]
+
+
+def _library_problems(files: Mapping[str, bytes], name: str, metadata: Mapping[str, Any]) -> list[str]:
+    """What of the libraries is not as the metadata and the file's name promise."""
+    problems, elves = [], {}
+    for file, exports in EXPORTS.items():
+        data = files.get(f"{name}/{file}")
+        if data is None:
+            problems.append(f"{name}/{file} is missing")
+            continue
+        if hashlib.sha256(data).hexdigest() != metadata["files"].get(file):
+            problems.append(f"{file} has another digest than the metadata says")
+        try:
+            elves[file] = parse_elf(data, file)
+        except InputError as error:
+            problems.append(str(error))
+            continue
+        problems += abi_problems(file, elves[file], exports)
+        if file == "kernels.so":
+            lost = [row["key"] for row in metadata["kernels"] if row["key"].encode() + b"\0" not in data]
+            problems += [f"{file} does not hold {key}" for key in lost]
+    if len(elves) == len(EXPORTS):
+        try:
+            tag = platform_tag(elves)
+            if tag.platform != metadata["platform"]:
+                problems.append(f"its libraries need {tag.platform}, the wheel says {metadata['platform']}")
+        except GnaforgeError as error:
+            problems.append(str(error))
+    info = f"{metadata['name']}-{metadata['version']}.dist-info"
+    for row in metadata["licences"]:
+        if f"{info}/{row['file']}" not in files:
+            problems.append(f"the licence {row['file']} is missing")
+    return problems
+
+
+def _why_not_here(platform_name: str) -> str:
+    """Why a wheel of that platform can't be used with this Python; empty if it can."""
+    tag = Tag(platform_name, ())
+    machine = platform_name.split("_", 3)[-1]
+    if sys.platform != "linux" or platform.machine() != machine:
+        return f"built for Linux on {machine}, this is {platform.system()} on {platform.machine()}"
+    library, libc = platform.libc_ver()
+    found = tuple(int(part) for part in libc.split(".")[:2]) if library == "glibc" else None
+    if found is None or found < tag.glibc:
+        has = f"{library or 'another C library'} {libc}".strip()
+        return f"needs glibc {tag.glibc[0]}.{tag.glibc[1]}, this system has {has}"
+    try:
+        torch = installed_version("torch")
+    except PackageNotFoundError:
+        return "needs torch 2.10 or newer, which is not installed"
+    if (numbers := re.match(r"(\d+)\.(\d+)", torch)) and (int(numbers[1]), int(numbers[2])) < _LEAST_TORCH:
+        return f"needs torch 2.10 or newer, this is {torch}"
+    return ""
