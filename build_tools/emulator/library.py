@@ -124,6 +124,8 @@ def engine() -> ctypes.CDLL:
         "module": (pointer, [text, text]),
         "module_free": (None, [pointer]),
         "describe": (text, [pointer]),
+        "trace": (None, [ctypes.c_int]),
+        "traced": (pointer, [pointer]),
         "memory": (pointer, []),
         "memory_free": (None, [pointer]),
         "memory_add": (None, [pointer, u64, u64, text]),

@@ -205,7 +205,7 @@ class Module:
             kernel["name"]: [(offset, size) for offset, size in kernel["params"]] for kernel in described["kernels"]
         }
         self._param_bytes: dict[str, int] = {kernel["name"]: kernel["bytes"] for kernel in described["kernels"]}
-        self._instructions: list[tuple[int, str]] = [(line, opcode) for line, opcode in described["instructions"]]
+        self.instructions: list[tuple[int, str]] = [(line, opcode) for line, opcode in described["instructions"]]
 
     def __del__(self) -> None:
         if getattr(self, "_handle", None):
@@ -213,7 +213,7 @@ class Module:
 
     def opcodes(self) -> Counter[str]:
         """Instructions in the text, by opcode."""
-        return Counter(opcode for _, opcode in self._instructions)
+        return Counter(opcode for _, opcode in self.instructions)
 
     def _kernel(self, kernel: str | None) -> str:
         if kernel is None:
@@ -295,7 +295,7 @@ class Module:
         )
         device = engine().gnaforge_emulator_memory()
         counted = Counted()
-        executed, waited = np.zeros((2, len(self._instructions)), np.uint64)
+        executed, waited = np.zeros((2, len(self.instructions)), np.uint64)
         try:
             for index, array in enumerate(arrays):
                 low, high = _byte_bounds(array)
@@ -318,8 +318,8 @@ class Module:
             raise EmulationError(_last_error())
         opcodes: Counter[str] = Counter()
         lines: Counter[int] = Counter()
-        waits = {line: count for (line, _), count in zip(self._instructions, waited.tolist(), strict=True) if count}
-        for (line, opcode), count in zip(self._instructions, executed.tolist(), strict=True):
+        waits = {line: count for (line, _), count in zip(self.instructions, waited.tolist(), strict=True) if count}
+        for (line, opcode), count in zip(self.instructions, executed.tolist(), strict=True):
             if count:
                 opcodes[opcode] += count
                 lines[line] += count

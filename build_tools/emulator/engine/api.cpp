@@ -5,6 +5,7 @@
 
 #include "launch.h"
 #include "tensor_map.h"
+#include "trace.h"
 
 using namespace gnaforge::emulator;
 
@@ -32,6 +33,8 @@ int guarded(F&& f) {
     return 1;
   }
 }
+
+thread_local Trace recording;
 
 using ModuleHandle = std::shared_ptr<Module>;
 
@@ -125,6 +128,16 @@ int gnaforge_emulator_launch(void* module, const char* kernel, const GnaforgeEmu
     if (executed) std::copy(counters.executed.begin(), counters.executed.end(), executed);
     if (waited) std::copy(counters.waited.begin(), counters.waited.end(), waited);
   });
+}
+
+void gnaforge_emulator_trace(int on) {
+  if (on) recording.records.clear();
+  trace = on ? &recording : nullptr;
+}
+
+const void* gnaforge_emulator_traced(uint64_t* count) {
+  *count = recording.records.size();
+  return recording.records.data();
 }
 
 int gnaforge_emulator_tensor_map(void* out, uint32_t data_type, uint32_t rank, uint64_t address, const uint64_t* dims,

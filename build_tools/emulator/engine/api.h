@@ -45,6 +45,11 @@ GNAFORGE_EXPORT int gnaforge_emulator_launch(void* module, const char* kernel, c
                                              uint64_t param_bytes, void* memory, GnaforgeEmulatorCounters* counted, uint64_t* executed,
                                              uint64_t* waited);
 
+/// While on, launches of this thread on one host thread record what synchronises; turning it on forgets what was recorded.
+GNAFORGE_EXPORT void gnaforge_emulator_trace(int on);
+/// The records of trace.h, until this thread turns recording on again.
+GNAFORGE_EXPORT const void* gnaforge_emulator_traced(uint64_t* count);
+
 /// Arguments as cuTensorMapEncodeTiled has them; `out` is 128 bytes aligned to 64. 0, or 1 with the broken rule as error.
 GNAFORGE_EXPORT int gnaforge_emulator_tensor_map(void* out, uint32_t data_type, uint32_t rank, uint64_t address, const uint64_t* dims,
                                                  const uint64_t* strides, const uint32_t* box, const uint32_t* element_strides,

@@ -4,6 +4,7 @@
 #include <map>
 
 #include "matrix.h"
+#include "trace.h"
 
 namespace gnaforge::emulator {
 
@@ -138,6 +139,7 @@ bool Cta::complete_one() {
 }
 
 void Cta::run() {
+  note(Event::cta, 0, 0);
   try {
     while (exited < launch.threads()) {
       if (!step()) {

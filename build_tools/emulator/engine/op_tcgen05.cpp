@@ -278,8 +278,11 @@ Status commit(Warp& warp, const Instruction& in, uint32_t mask) {
     seen.at[kTensorAgent] = cta.tensor_memory->issued;
     auto releases = std::make_shared<std::vector<std::function<void()>>>(std::move(cta.tensor_memory->release_on_commit));
     cta.tensor_memory->release_on_commit.clear();
-    cta.submit_ordered([&cta, barrier, releases, seen] {
+    uint32_t issuer = trace ? trace->instruction : 0;
+    cta.submit_ordered([&cta, barrier, releases, seen, issuer] {
       for (auto& release : *releases) release();
+      if (trace) trace->instruction = issuer;
+      note(Event::arrive, barrier, cta.mbarriers.at(barrier).phase);
       cta.mbarriers.arrive(barrier, 1, seen);
       cta.event();
     });

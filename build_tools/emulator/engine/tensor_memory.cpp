@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "trace.h"
+
 namespace gnaforge::emulator {
 
 namespace {
@@ -81,7 +83,8 @@ bool TensorMemory::any(const TensorRegion& r, int16_t Use::*what) const {
 }
 
 void TensorMemory::access(const TensorRegion& r, bool writes, const Clock& clock, Epoch by, const char* what) {
-  for (uint32_t quarter = r.lane / 32; quarter <= (r.lane + r.lanes - 1) / 32; ++quarter)
+  for (uint32_t quarter = r.lane / 32; quarter <= (r.lane + r.lanes - 1) / 32; ++quarter) {
+    note(writes ? Event::tensor_write : Event::tensor_read, quarter << 16 | r.column, r.columns);
     for (uint32_t column = r.column; column < r.column + r.columns; ++column) {
       Accesses& last = uses_[quarter * kTensorColumns + column].last;
       auto race = [&](Epoch other, const char* how) {
@@ -98,6 +101,7 @@ void TensorMemory::access(const TensorRegion& r, bool writes, const Clock& clock
         last.read = by;
       }
     }
+  }
 }
 
 void TensorMemory::begin_load(const TensorRegion& r, const Clock& clock, Epoch reader) {

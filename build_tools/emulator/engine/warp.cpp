@@ -2,6 +2,7 @@
 
 #include "cta.h"
 #include "matrix.h"
+#include "trace.h"
 
 namespace gnaforge::emulator {
 
@@ -141,6 +142,7 @@ uint64_t Warp::run(uint64_t budget) {
       if (matrix) matrix->check(instruction);
       ++cta.clock;
       uint32_t pc = at->pc;
+      if (trace) trace->warp = static_cast<uint32_t>(index), trace->instruction = pc;
       Status status = instruction.run(*this, instruction, mask);
       if (status == Status::blocked) {
         --cta.clock;
@@ -161,6 +163,7 @@ uint64_t Warp::run(uint64_t budget) {
         status = Status::next;
       }
       ++executed[pc];
+      note(Event::execute, 0, mask);
       ++done;
       if (status == Status::jumped) {
         if (groups.size() > 1) merge();
