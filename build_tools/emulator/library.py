@@ -41,7 +41,7 @@ class LaunchOptions(ctypes.Structure):
         ("block", ctypes.c_uint32 * 3),
         *(
             (name, ctypes.c_uint32)
-            for name in ("dynamic_shared", "timing", "order", "host_threads", "relaxed_tensor_waits")
+            for name in ("dynamic_shared", "timing", "order", "host_threads", "relaxed_warpgroups", "relaxed_tensor_frees", "relaxed_tensor_waits")
         ),
         *((name, ctypes.c_uint64) for name in ("seed", "patience")),
     )
@@ -124,8 +124,8 @@ def engine() -> ctypes.CDLL:
         "module": (pointer, [text, text]),
         "module_free": (None, [pointer]),
         "describe": (text, [pointer]),
-        "trace": (None, [ctypes.c_int]),
-        "traced": (pointer, [pointer]),
+        "record": (None, [ctypes.c_int]),
+        "records": (pointer, [pointer]),
         "memory": (pointer, []),
         "memory_free": (None, [pointer]),
         "memory_add": (None, [pointer, u64, u64, text]),

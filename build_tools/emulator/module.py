@@ -52,6 +52,10 @@ class Options:
         patience: instructions of a CTA without any visible progress before it counts as hung.
         relaxed_tensor_waits: lets tcgen05.ld and tcgen05.st be complete at once, without the tcgen05.wait that PTX
             demands. ptxas and the hardware's scoreboards make that work, and CUTLASS's example 77 relies on it.
+        relaxed_warpgroups: lets a wgmma read from shared memory what the other warps of its warpgroup wrote before they
+            issued it. PTX has no barrier there; the backward kernel of CUTLASS's example 88 relies on it.
+        relaxed_tensor_frees: lets tcgen05.dealloc come before the last use of the columns, as in the backward kernel of
+            CUTLASS's example 77: nothing there waits for the last dQ.
     """
 
     timing: str = "eager"
@@ -60,6 +64,8 @@ class Options:
     host_threads: int = 1
     patience: int = 20_000_000
     relaxed_tensor_waits: bool = False
+    relaxed_warpgroups: bool = False
+    relaxed_tensor_frees: bool = False
 
     def __post_init__(self) -> None:
         for value, known in ((self.timing, TIMINGS), (self.order, ORDERS)):
@@ -291,6 +297,8 @@ class Module:
             host_threads=options.host_threads,
             seed=options.seed,
             patience=options.patience,
+            relaxed_tensor_frees=int(options.relaxed_tensor_frees),
+            relaxed_warpgroups=int(options.relaxed_warpgroups),
             relaxed_tensor_waits=int(options.relaxed_tensor_waits),
         )
         device = engine().gnaforge_emulator_memory()

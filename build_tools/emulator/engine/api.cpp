@@ -5,7 +5,7 @@
 
 #include "launch.h"
 #include "tensor_map.h"
-#include "trace.h"
+#include "recording.h"
 
 using namespace gnaforge::emulator;
 
@@ -34,7 +34,7 @@ int guarded(F&& f) {
   }
 }
 
-thread_local Trace recording;
+thread_local Recorder recording;
 
 using ModuleHandle = std::shared_ptr<Module>;
 
@@ -117,7 +117,7 @@ int gnaforge_emulator_launch(void* module, const char* kernel, const GnaforgeEmu
     launch.params.assign(bytes, bytes + param_bytes);
     launch.memory = static_cast<DeviceMemory*>(memory);
     launch.options = {static_cast<Timing>(how->timing), static_cast<Order>(how->order), how->seed, how->patience,
-                      how->relaxed_tensor_waits != 0};
+                      how->relaxed_warpgroups != 0, how->relaxed_tensor_frees != 0, how->relaxed_tensor_waits != 0};
     launch.print = [](const std::string& text) {
       std::fputs(text.c_str(), stdout);
       std::fflush(stdout);
@@ -130,12 +130,12 @@ int gnaforge_emulator_launch(void* module, const char* kernel, const GnaforgeEmu
   });
 }
 
-void gnaforge_emulator_trace(int on) {
+void gnaforge_emulator_record(int on) {
   if (on) recording.records.clear();
-  trace = on ? &recording : nullptr;
+  recorder = on ? &recording : nullptr;
 }
 
-const void* gnaforge_emulator_traced(uint64_t* count) {
+const void* gnaforge_emulator_records(uint64_t* count) {
   *count = recording.records.size();
   return recording.records.data();
 }

@@ -4,7 +4,7 @@
 #include <map>
 
 #include "matrix.h"
-#include "trace.h"
+#include "recording.h"
 
 namespace gnaforge::emulator {
 

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "clocks.h"
-#include "trace.h"
+#include "recording.h"
 #include "types.h"
 
 namespace gnaforge::emulator {

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "trace.h"
+#include "recording.h"
 
 namespace gnaforge::emulator {
 
@@ -35,18 +35,23 @@ bool TensorMemory::allocate(uint32_t columns, uint32_t& address) {
   return false;
 }
 
-void TensorMemory::deallocate(uint32_t address, uint32_t columns) {
+void TensorMemory::deallocate(uint32_t address, uint32_t columns, bool early) {
   if (address >= kTensorColumns || allocation_[address] != columns)
     throw EmulationError("tcgen05.dealloc of " + std::to_string(columns) + " columns at " + hex(address) + ", which tcgen05.alloc did not give");
+  if (early) {
+    freed_early_ = true;
+    return;
+  }
   TensorRegion all{0, kTensorLanes, address, columns};
   if (any(all, &Use::mmas) || any(all, &Use::loads) || any(all, &Use::stores))
-    throw EmulationError("tcgen05.dealloc of " + describe(all) + " while work there is not complete");
+    throw EmulationError("tcgen05.dealloc of " + describe(all) + " while work there is not complete: " +
+                         (any(all, &Use::mmas) ? "an MMA whose tcgen05.commit has not arrived" : "a load or store that was not waited for"));
   std::fill_n(&allocation_[address], columns, 0u);
 }
 
 void TensorMemory::check_end() const {
   for (uint32_t column = 0; column < kTensorColumns; ++column)
-    if (allocation_[column]) throw EmulationError("the CTA ended without tcgen05.dealloc of the tensor memory at column " + std::to_string(column));
+    if (allocation_[column] && !freed_early_) throw EmulationError("the CTA ended without tcgen05.dealloc of the tensor memory at column " + std::to_string(column));
 }
 
 void TensorMemory::check(const TensorRegion& r, const char* what) const {

@@ -24,7 +24,8 @@ class TensorMemory {
 
   // tcgen05.alloc and dealloc. `allocate` returns false if the columns are not free now.
   bool allocate(uint32_t columns, uint32_t& address);
-  void deallocate(uint32_t address, uint32_t columns);
+  /// `early`: work there may go on, and the columns stay.
+  void deallocate(uint32_t address, uint32_t columns, bool early);
   void relinquish() { may_allocate_ = false; }
   void check_end() const;
 
@@ -60,6 +61,7 @@ class TensorMemory {
   std::vector<Use> uses_;               // 4 x 512
   std::vector<uint32_t> allocation_;    // per column: size of the allocation that starts here, or kInside, or 0
   bool may_allocate_ = true;
+  bool freed_early_ = false;
 };
 
 }  // namespace gnaforge::emulator

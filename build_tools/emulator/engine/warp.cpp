@@ -2,7 +2,7 @@
 
 #include "cta.h"
 #include "matrix.h"
-#include "trace.h"
+#include "recording.h"
 
 namespace gnaforge::emulator {
 
@@ -142,7 +142,7 @@ uint64_t Warp::run(uint64_t budget) {
       if (matrix) matrix->check(instruction);
       ++cta.clock;
       uint32_t pc = at->pc;
-      if (trace) trace->warp = static_cast<uint32_t>(index), trace->instruction = pc;
+      if (recorder) recorder->warp = static_cast<uint32_t>(index), recorder->instruction = pc;
       Status status = instruction.run(*this, instruction, mask);
       if (status == Status::blocked) {
         --cta.clock;

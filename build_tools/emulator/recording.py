@@ -12,7 +12,7 @@ import numpy as np
 
 from .library import engine
 
-# Event of engine/trace.h, which says what the fields of a record mean
+# Event of engine/recording.h, which says what the fields of a record mean
 EVENTS = (
     "cta",
     "execute",
@@ -35,7 +35,7 @@ RECORD = np.dtype([("event", "u4"), ("warp", "u4"), ("instruction", "u4"), ("add
 
 
 @dataclass
-class Trace:
+class Recording:
     """What was recorded, in the order of the schedule; complete once the block of `recording` has ended.
 
     Attributes:
@@ -46,16 +46,16 @@ class Trace:
 
 
 @contextmanager
-def recording() -> Iterator[Trace]:
+def recording() -> Iterator[Recording]:
     """Records the launches of this thread in the block, those on one host thread."""
-    trace = Trace()
-    engine().gnaforge_emulator_trace(1)
+    made = Recording()
+    engine().gnaforge_emulator_record(1)
     try:
-        yield trace
+        yield made
     finally:
-        engine().gnaforge_emulator_trace(0)
+        engine().gnaforge_emulator_record(0)
         count = ctypes.c_uint64()
-        address = engine().gnaforge_emulator_traced(ctypes.byref(count))
+        address = engine().gnaforge_emulator_records(ctypes.byref(count))
         if count.value:
             buffer = (ctypes.c_char * (count.value * RECORD.itemsize)).from_address(address)
-            trace.records = np.frombuffer(buffer, RECORD).copy()
+            made.records = np.frombuffer(buffer, RECORD).copy()

@@ -25,21 +25,21 @@ enum class Event : uint32_t {
   barrier,       // a warp enters: number, how often it was released before
 };
 
-struct TraceRecord {
+struct Record {
   Event event;
   uint32_t warp, instruction, address;
   uint64_t value;
 };
 
 /// What launches of this thread record, if anything. `warp` and `instruction` are being executed.
-struct Trace {
-  std::vector<TraceRecord> records;
+struct Recorder {
+  std::vector<Record> records;
   uint32_t warp = 0, instruction = 0;
 };
-inline thread_local Trace* trace = nullptr;
+inline thread_local Recorder* recorder = nullptr;
 
 inline void note(Event event, uint32_t address, uint64_t value) {
-  if (trace) trace->records.push_back({event, trace->warp, trace->instruction, address, value});
+  if (recorder) recorder->records.push_back({event, recorder->warp, recorder->instruction, address, value});
 }
 
 }  // namespace gnaforge::emulator
