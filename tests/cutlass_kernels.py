@@ -27,7 +27,10 @@ DIM = 128
 SCALE = DIM**-0.5
 FOLDER = Path(__file__).with_name("cutlass")
 FLAGS = ("-std=c++17", "--use_fast_math", "-DNDEBUG", "--expt-relaxed-constexpr", "-lineinfo", "--no-compress")
-SOURCES = {"hopper": ("hopper_fmha", "90a", "88_hopper_fmha"), "blackwell": ("blackwell_fmha", "100a", "77_blackwell_fmha")}
+SOURCES = {
+    "hopper": ("hopper_fmha", "90a", "88_hopper_fmha"),
+    "blackwell": ("blackwell_fmha", "100a", "77_blackwell_fmha"),
+}
 Array = np.ndarray[Any, np.dtype[Any]]
 
 

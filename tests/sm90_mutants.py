@@ -1,4 +1,6 @@
-"""Mutants of an sm90 kernel of ours, as its own host code launches it: python sm90_mutants.py LIBRARY KEY [EVERY [PROCESSES]].
+"""Mutants of an sm90 kernel of ours, as its own host code launches it.
+
+Use: ``python sm90_mutants.py LIBRARY KEY [EVERY [PROCESSES]]``.
 
 Prints a report; with EVERY, of every so manieth mutant only. Runs in a process of its own, since the stand-in reads its
 settings once.
@@ -14,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 KEPT = tempfile.TemporaryDirectory()
-os.environ.update(GNAFORGE_EMULATOR_MEMORY="mapped", GNAFORGE_EMULATOR_KEEP=KEPT.name)
+os.environ.update(GNAFORGE_EMULATOR_MEMORY="mapped", GNAFORGE_EMULATOR_KEEP=KEPT.name, OMP_NUM_THREADS="1")  # forks
 
 import gnaforge  # noqa: E402
 import oracle  # noqa: E402
@@ -30,7 +32,9 @@ def main(library: str, key: str, every: int = 1, processes: int = 1) -> None:
     """Runs the kernel once for what a launch needs, then its mutants."""
     config = KernelConfig.parse(key)
     gnaforge.load_library(library)
-    problem = oracle.Problem((8, 9, 10), (5, 4, 5), (1,) * 3, (1,) * 3, (False,) * 3, 1, 1, 1, config.head_dim, config.head_dim)
+    problem = oracle.Problem(
+        (8, 9, 10), (5, 4, 5), (1,) * 3, (1,) * 3, (False,) * 3, 1, 1, 1, config.head_dim, config.head_dim
+    )
     q, k, v = problem.tensors(0, DTYPES[config.dtype])
     out, lse = gnaforge.neighborhood_attention(q, k, v, *problem.pattern, return_lse=True, kernel=config)
     pattern = Pattern(*problem.pattern)
@@ -54,6 +58,7 @@ def main(library: str, key: str, every: int = 1, processes: int = 1) -> None:
         base.with_suffix(".ptx").read_text(), run, chosen=lambda _: next(counter) % every == 0, processes=processes
     )
     print(result.report())
+    sys.exit(result.share < 0.9)
 
 
 if __name__ == "__main__":

@@ -53,10 +53,14 @@ class _Warp:
 
     code: list[int] = field(default_factory=list)
     when: list[int] = field(default_factory=list)  # record number of each
-    stores: dict[int, list[tuple[int, int]]] = field(default_factory=dict)  # ranges read by the bulk store at a position
+    stores: dict[int, list[tuple[int, int]]] = field(
+        default_factory=dict
+    )  # ranges read by the bulk store at a position
     segments: list[list[_Access]] = field(default_factory=lambda: [[]])  # a barrier ends one
     entered: list[tuple[int, int]] = field(default_factory=list)  # barrier number and generation after each segment
-    groups: list[list[tuple[int, int]]] = field(default_factory=lambda: [[]])  # bulk stores not waited for, last one open
+    groups: list[list[tuple[int, int]]] = field(
+        default_factory=lambda: [[]]
+    )  # bulk stores not waited for, last one open
     writes: list[tuple[int, int, int]] = field(default_factory=list)  # of its CTA: when, from, to
 
 
@@ -66,6 +70,9 @@ class _Cta:
     phases: dict[tuple[int, int], _Phase] = field(default_factory=lambda: defaultdict(_Phase))
     initialised: dict[int, set[int]] = field(default_factory=lambda: defaultdict(set))  # instruction: mbarriers
     used: set[int] = field(default_factory=set)  # mbarriers
+    seen: dict[int, list[tuple[int, _Phase]]] = field(
+        default_factory=lambda: defaultdict(list)
+    )  # by warp: phases waited for
     expects: dict[int, set[tuple[int, int]]] = field(default_factory=lambda: defaultdict(set))  # instruction: phases
     waits: dict[int, set[tuple[int, int, int]]] = field(default_factory=lambda: defaultdict(set))
     instances: dict[tuple[int, int], list[tuple[int, int, int]]] = field(default_factory=lambda: defaultdict(list))
@@ -174,7 +181,13 @@ class Evidence:
         cta.used.add(address)
         if name == "arrive":
             phase.arrivals.add(instruction)
-            phase.arrivers[warp] = now
+            issued = now
+            if self.opcodes[instruction].startswith("tcgen05.commit"):  # it tells of what came before it was issued
+                own = cta.warps[warp]
+                issued = next(
+                    (at for i, at in zip(reversed(own.code), reversed(own.when), strict=True) if i == instruction), now
+                )
+            phase.arrivers[warp] = max(issued, phase.arrivers.get(warp, 0))
         elif name == "complete":
             phase.copies = True
         elif name == "expect":
@@ -184,6 +197,7 @@ class Evidence:
             cta.waits[instruction].add((warp, address, value))
         elif name == "wait_done":
             phase.waiters.setdefault(warp, now)
+            cta.seen[warp].append((now, phase))
             cta.waits[instruction].add((warp, address, value))
 
     def _check_proxy(
@@ -229,17 +243,25 @@ class Evidence:
         return None
 
     def _passes_turns(self, cta: _Cta, index: int) -> bool:
-        """Whether nothing done before the arrivals conflicts with what a waiter does until it waits there again."""
+        """Whether what the wait alone orders has no conflict.
+
+        That is: what an arriver did since the last arrival of its that the waiter had seen, and what the waiter does until
+        it sees a later one.
+        """
         for warp, address, number in cta.waits[index]:
             phase = cta.phases.get((address, number))
             if phase is None or warp not in phase.waiters:
                 continue
             if phase.copies:
                 return False
-            again = cta.phases.get((address, number + 1), _Phase()).waiters.get(warp, _END)
-            future = self._accesses(cta, warp, phase.waiters[warp], again)
+            begin = phase.waiters[warp]
+            later = [(at, other) for at, other in cta.seen[warp] if at > begin and other is not phase]
+            earlier = [other for at, other in cta.seen[warp] if at < begin and other is not phase]
             for arriver, when in phase.arrivers.items():
-                if arriver != warp and self._conflict(self._accesses(cta, arriver, 0, when), future):
+                end = next((at for at, other in later if other.arrivers.get(arriver, -1) >= when), _END)
+                future = self._accesses(cta, warp, begin, end)
+                known = max((at for other in earlier if (at := other.arrivers.get(arriver, 0)) < when), default=0)
+                if arriver != warp and self._conflict(self._accesses(cta, arriver, known, when), future):
                     return False
         return True
 
@@ -289,7 +311,9 @@ class Evidence:
                         pending |= cta.initialised[instruction] & signalled
                     if instruction == index and pending:
                         later = warp.code[position + 1 :]
-                        until = next((i for i, x in enumerate(later) if self.opcodes[x].startswith(_RELEASES)), len(later))
+                        until = next(
+                            (i for i, x in enumerate(later) if self.opcodes[x].startswith(_RELEASES)), len(later)
+                        )
                         if not fence & set(later[:until]):
                             return None
         return "another fence.mbarrier_init follows before the barriers are used, or no copy completes on them"
@@ -307,8 +331,12 @@ class Evidence:
                 if len(lines) > 1 or len({self.opcodes[line] for line in lines}) > 1:
                     return None  # the number of threads is missed
                 past = {w: _joined(cta.warps[w].segments[before.get(w, -1) + 1 : s + 1]) for w, _, s in members}
-                future = {w: _joined(cta.warps[w].segments[s + 1 : self._next(cta, w, s, group) + 1]) for w, _, s in members}
-                if any(self._conflict(past[a], future[b]) for a in past for b in future if a != b and past[a] and future[b]):
+                future = {
+                    w: _joined(cta.warps[w].segments[s + 1 : self._next(cta, w, s, group) + 1]) for w, _, s in members
+                }
+                if any(
+                    self._conflict(past[a], future[b]) for a in past for b in future if a != b and past[a] and future[b]
+                ):
                     return None
         return "no thread that meets here accesses shared or tensor memory in conflict with what another did before"
 
@@ -328,26 +356,27 @@ class Evidence:
 
     def _wgmma_fence(self, index: int, _mutant: Mutant) -> str | None:
         for warp in self._distinct_warps():
-            for position in (i for i, x in enumerate(warp.code) if x == index):
-                earlier = next(
-                    (i for i in range(position - 1, -1, -1) if self.opcodes[warp.code[i]].startswith("wgmma.fence")), None
-                )
-                if earlier is None:
+            fences = [
+                at for at, instruction in enumerate(warp.code) if self.opcodes[instruction].startswith("wgmma.fence")
+            ]
+            for number, position in enumerate(fences):
+                if warp.code[position] != index:
+                    continue
+                until = fences[number + 1] if number + 1 < len(fences) else len(warp.code)
+                behind = {i for i in warp.code[position:until] if self.opcodes[i].startswith("wgmma.mma")}
+                before = {i for i in warp.code[fences[max(number, 1) - 1] : position]} - {
+                    i for i, opcode in enumerate(self.opcodes) if opcode.startswith("wgmma")
+                }
+                touched = {register for i in before for register in self._registers[i]}
+                if behind and (number == 0 or any(self._fragments(i) & touched for i in behind)):
                     return None
-                touched: set[str] = set()
-                for instruction in warp.code[earlier:position]:
-                    if not self.opcodes[instruction].startswith("wgmma"):
-                        touched |= self._registers[instruction]
-                for instruction in warp.code[position:]:
-                    if self.opcodes[instruction].startswith("wgmma.mma") and self._fragments(instruction) & touched:
-                        return None
-                    if instruction != index and self.opcodes[instruction].startswith("wgmma.fence"):
-                        break
         return "no register of the wgmmas behind it was touched since the fence before"
 
     def _fragments(self, instruction: int) -> set[str]:
         """Accumulators of a wgmma, and its registers of A."""
-        return {r for group in re.findall(r"\{([^}]*)\}", self._statements[instruction]) for r in re.findall(r"%\w+", group)}
+        return {
+            r for group in re.findall(r"\{([^}]*)\}", self._statements[instruction]) for r in re.findall(r"%\w+", group)
+        }
 
     def _wgmma_wait(self, index: int, mutant: Mutant) -> str | None:
         return self._later(index, mutant, "wgmma.mma_async", "wgmma.commit_group", "wgmma.wait_group")
@@ -387,7 +416,9 @@ class Evidence:
         if not matrix:
             begin, end = warp.when[low], warp.when[high] if high < len(warp.when) else _END
             writes = warp.writes[bisect_left(warp.writes, (begin,)) : bisect_left(warp.writes, (end,))]
-            return any(first < above and below < last for _, first, last in writes for below, above in warp.stores[item])
+            return any(
+                first < above and below < last for _, first, last in writes for below, above in warp.stores[item]
+            )
         fragments = self._fragments(warp.code[item])
         for instruction in warp.code[low + 1 : high]:
             opcode = self.opcodes[instruction]

@@ -41,7 +41,15 @@ class LaunchOptions(ctypes.Structure):
         ("block", ctypes.c_uint32 * 3),
         *(
             (name, ctypes.c_uint32)
-            for name in ("dynamic_shared", "timing", "order", "host_threads", "relaxed_warpgroups", "relaxed_tensor_frees", "relaxed_tensor_waits")
+            for name in (
+                "dynamic_shared",
+                "timing",
+                "order",
+                "host_threads",
+                "relaxed_warpgroups",
+                "relaxed_tensor_frees",
+                "relaxed_tensor_waits",
+            )
         ),
         *((name, ctypes.c_uint64) for name in ("seed", "patience")),
     )

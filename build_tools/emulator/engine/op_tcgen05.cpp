@@ -278,10 +278,11 @@ Status commit(Warp& warp, const Instruction& in, uint32_t mask) {
     seen.at[kTensorAgent] = cta.tensor_memory->issued;
     auto releases = std::make_shared<std::vector<std::function<void()>>>(std::move(cta.tensor_memory->release_on_commit));
     cta.tensor_memory->release_on_commit.clear();
+    auto index = static_cast<uint32_t>(warp.index);
     uint32_t issuer = recorder ? recorder->instruction : 0;
-    cta.submit_ordered([&cta, barrier, releases, seen, issuer] {
+    cta.submit_ordered([&cta, barrier, releases, seen, index, issuer] {
       for (auto& release : *releases) release();
-      if (recorder) recorder->instruction = issuer;
+      if (recorder) recorder->warp = index, recorder->instruction = issuer;
       note(Event::arrive, barrier, cta.mbarriers.at(barrier).phase);
       cta.mbarriers.arrive(barrier, 1, seen);
       cta.event();
