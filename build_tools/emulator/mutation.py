@@ -126,7 +126,7 @@ RULES = (
         "proxy fence",
         "fence dropped",
         "membar, fence: fence.proxy.async",
-        "between a write through the generic proxy and an access of the async proxy to the same bytes there must be one",
+        "it must stand between a generic write and an access of the async proxy to the same bytes",
         r"fence\.proxy\.async[^;]*;",
     ),
     Rule(

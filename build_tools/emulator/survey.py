@@ -46,12 +46,14 @@ class Survey:
 
     def report(self) -> str:
         """Counts, then every survivor and every harmless mutant with its reason."""
-        lines = [
-            f"{sum(o.verdict.reached for o in self.outcomes)} mutants reached, "
-            f"{sum(not o.verdict.reached for o in self.outcomes)} not; wrong by rule {len(self.of(wrong=True))}, "
-            f"of these noticed {len(self.of(wrong=True, noticed=True))}; harmless by rule {len(self.of(wrong=False))}, "
-            f"of these noticed all the same {len(self.of(wrong=False, noticed=True))}"
-        ]
+        reached = sum(o.verdict.reached for o in self.outcomes)
+        counts = (
+            f"{reached} mutants reached, {len(self.outcomes) - reached} not",
+            f"wrong by rule {len(self.of(wrong=True))}, of these noticed {len(self.of(wrong=True, noticed=True))}",
+            f"harmless by rule {len(self.of(wrong=False))}",
+            f"of these noticed all the same {len(self.of(wrong=False, noticed=True))}",
+        )
+        lines = ["; ".join(counts)]
         for title, chosen in (
             ("wrong, survived", self.of(wrong=True, noticed=False)),
             ("harmless, survived", self.of(wrong=False, noticed=False)),
