@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -55,6 +55,7 @@ class CtaHistory:
     waits: dict[int, set[tuple[int, int, int]]] = field(default_factory=lambda: defaultdict(set))
     instances: dict[tuple[int, int], list[tuple[int, int, int]]] = field(default_factory=lambda: defaultdict(list))
     writes: list[tuple[int, int, int]] = field(default_factory=list)  # to shared memory: when, from, to
+    commits: Counter[tuple[int, int]] = field(default_factory=Counter)  # warp, instruction: arrivals so far
 
 
 class History:
@@ -162,9 +163,10 @@ class History:
             issued = now
             if self.opcodes[instruction].startswith("tcgen05.commit"):  # it tells of what came before it was issued
                 own = cta.warps[warp]
-                issued = next(
-                    (at for i, at in zip(reversed(own.code), reversed(own.when), strict=True) if i == instruction), now
-                )
+                number = cta.commits[warp, instruction]
+                cta.commits[warp, instruction] += 1
+                times = [at for i, at in zip(own.code, own.when, strict=True) if i == instruction]
+                issued = times[number] if number < len(times) else now  # its end is recorded after an eager arrival
             phase.arrivers[warp] = max(issued, phase.arrivers.get(warp, 0))
         elif name == "complete":
             phase.copies = True

@@ -57,5 +57,4 @@ def recording() -> Iterator[Recording]:
         count = ctypes.c_uint64()
         address = engine().gnaforge_emulator_records(ctypes.byref(count))
         if count.value:
-            buffer = (ctypes.c_char * (count.value * RECORD.itemsize)).from_address(address)
-            made.records = np.frombuffer(buffer, RECORD).copy()
+            made.records = np.frombuffer(ctypes.string_at(address, count.value * RECORD.itemsize), RECORD)
