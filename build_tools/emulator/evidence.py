@@ -64,6 +64,7 @@ class Evidence(History):
         That is: what an arriver did since its last arrival that the waiter had seen, and what the waiter does until it
         sees a later one.
         """
+        wgmmas = any(opcode.startswith("wgmma") for opcode in self.opcodes)
         for warp, address, number in cta.waits[index]:
             phase = cta.phases.get((address, number))
             if phase is None or warp not in phase.waiters:
@@ -77,6 +78,8 @@ class Evidence(History):
                 end = next((at for at, other in later if other.arrivers.get(arriver, -1) >= when), _END)
                 future = self._accesses(cta, warp, begin, end)
                 known = max((at for other in earlier if (at := other.arrivers.get(arriver, 0)) < when), default=0)
+                if wgmmas:  # they read on after arrivals for other stages
+                    known = 0
                 if arriver != warp and self._conflict(self._accesses(cta, arriver, known, when), future):
                     return False
         return True
