@@ -31,6 +31,7 @@ DATA_TYPES = {
     "bf16": 9,
 }
 SWIZZLES = {0: 0, 32: 1, 64: 2, 128: 3}
+_WIDE_ATOMS = {(128, 32): 4}
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -56,6 +57,8 @@ class Options:
             issued it. PTX has no barrier there; the backward kernel of CUTLASS's example 88 relies on it.
         relaxed_tensor_frees: lets tcgen05.dealloc come before the last use of the columns, as in the backward kernel of
             CUTLASS's example 77: nothing there waits for the last dQ.
+        checks: False leaves out the search for races in shared and global memory and for reads of uninitialised shared
+            memory: to see what it costs.
     """
 
     timing: str = "eager"
@@ -66,6 +69,7 @@ class Options:
     relaxed_tensor_waits: bool = False
     relaxed_warpgroups: bool = False
     relaxed_tensor_frees: bool = False
+    checks: bool = True
 
     def __post_init__(self) -> None:
         for value, known in ((self.timing, TIMINGS), (self.order, ORDERS)):
@@ -125,6 +129,7 @@ class TensorMap:
         data_type: one of ``DATA_TYPES``; None takes it from the array's dtype.
         dims, strides: innermost first; strides in bytes, without the innermost. None takes them from the array.
         swizzle: 0, 32, 64 or 128 bytes.
+        swizzle_atom: 16 bytes, or 32 with a swizzle of 128.
         element_strides: per dimension.
         fill_nan: elements out of bounds read as NaN instead of zero.
 
@@ -141,6 +146,7 @@ class TensorMap:
         dims: Sequence[int] | None = None,
         strides: Sequence[int] | None = None,
         swizzle: int = 0,
+        swizzle_atom: int = 16,
         element_strides: Sequence[int] | None = None,
         fill_nan: bool = False,
     ) -> None:
@@ -168,7 +174,7 @@ class TensorMap:
             words(ctypes.c_uint32, box, rank),
             words(ctypes.c_uint32, element_strides or [1] * rank, rank),
             0,
-            SWIZZLES[swizzle],
+            SWIZZLES[swizzle] if swizzle_atom == 16 else _WIDE_ATOMS[swizzle, swizzle_atom],
             0,
             int(fill_nan),
         )
@@ -300,6 +306,7 @@ class Module:
             relaxed_tensor_frees=int(options.relaxed_tensor_frees),
             relaxed_warpgroups=int(options.relaxed_warpgroups),
             relaxed_tensor_waits=int(options.relaxed_tensor_waits),
+            unchecked=int(not options.checks),
         )
         device = engine().gnaforge_emulator_memory()
         counted = Counted()
