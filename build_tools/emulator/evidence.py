@@ -135,7 +135,9 @@ class Evidence(History):
                         )
                         if not fence & set(later[:until]):
                             return None
-        return "another fence.mbarrier_init follows before the barriers are used, or no copy completes on them"
+                    if instruction in fence:
+                        pending.clear()
+        return "another fence.mbarrier_init covers the barriers on which copies complete"
 
     def _barrier(self, index: int, _mutant: Mutant) -> str | None:
         for cta in self.ctas:
