@@ -98,6 +98,7 @@ class CudaCompiler:
         return [
             f"-gencode=arch=compute_{self.target},code=[sm_{self.target},compute_{self.target}]",
             "--no-compress",
+            "-lineinfo",  # its messages name lines of the sources
             "-DGNAFORGE_EMULATED",
         ]
 

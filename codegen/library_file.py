@@ -11,6 +11,7 @@ from typing import Any
 from .build import RECORD_FILE
 from .errors import InputError
 
+_EMULATED = 1  # GNAFORGE_LIBRARY_EMULATED
 _ELF_HEADER = struct.Struct("<16s2xH4x8x8xQ4x2x4xHH2x")
 
 
@@ -53,7 +54,8 @@ def _check_whole(path: Path) -> None:
 
 
 def read_library(path: Path) -> list[dict[str, Any]]:
-    """The kernels of a library: key, threads and shared_memory, and what the build record beside it adds.
+    """The kernels of a library: key, threads, shared_memory and whether it is emulated, and what the build record
+    beside it adds.
 
     Raises:
         InputError: the file is missing, damaged, or no kernel library.
@@ -71,7 +73,8 @@ def read_library(path: Path) -> list[dict[str, Any]]:
     for i in range(library.count):
         entry = library.entries[i].contents
         key = entry.key.decode()
-        facts = {"key": key, "threads": entry.threads, "shared_memory": entry.shared_memory}
+        facts: dict[str, Any] = {"key": key, "threads": entry.threads, "shared_memory": entry.shared_memory}
+        facts["emulated"] = bool(library.flags & _EMULATED)
         kernels.append({**records.get(key, {}), **facts})
     return kernels
 

@@ -1,59 +1,21 @@
 """What GNA means, said as plainly as possible: the check on everything that computes masks or attention.
 
-Independent of the package: none of its formulas is used here, windows are found by walking. Slow and meant to
-be; the masks of an axis are cached, and those of a problem are built from them by broadcasting.
+Independent of the package but for what a problem is made of: none of its formulas is used here, windows are found by
+walking. Slow and meant to be; the masks of an axis are cached, and those of a problem are built from them by
+broadcasting.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache, reduce
 from math import prod
-from random import Random
 
 import numpy as np
 import torch
+from gnaforge.verification.problems import Problem, random_axis, random_problem
 from hypothesis import strategies as st
 
-
-@dataclass(frozen=True)
-class Problem:
-    """One attention problem.
-
-    Q is [batch, *tokens, heads, head_dim]; K and V have ``kv_heads`` heads; V and the output have
-    ``value_head_dim`` channels.
-    """
-
-    tokens: tuple[int, ...]
-    window: tuple[int, ...]
-    stride: tuple[int, ...]
-    dilation: tuple[int, ...]
-    causal: tuple[bool, ...]
-    batch: int = 1
-    heads: int = 1
-    kv_heads: int = 1
-    head_dim: int = 8
-    value_head_dim: int = 8
-
-    @property
-    def pattern(self) -> tuple[tuple[int, ...], ...]:
-        """(window, stride, dilation, causal), as `reference` and ``na1d`` to ``na3d`` take them."""
-        return self.window, self.stride, self.dilation, self.causal
-
-    @property
-    def axes(self) -> list[tuple[int, int, int, int, bool]]:
-        """(length, window, stride, dilation, causal) of each token dimension."""
-        return list(zip(self.tokens, *self.pattern, strict=True))
-
-    def tensors(self, seed: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, ...]:
-        """Q, K and V with normally distributed elements."""
-        generator = torch.Generator().manual_seed(seed)
-        shapes = (
-            (self.heads, self.head_dim),
-            (self.kv_heads, self.head_dim),
-            (self.kv_heads, self.value_head_dim),
-        )
-        return tuple(torch.randn(self.batch, *self.tokens, *shape, generator=generator).to(dtype) for shape in shapes)
+__all__ = ["Problem", "random_axis", "random_problem"]
 
 
 def visible_keys(query: int, length: int, window: int, stride: int, dilation: int, causal: bool) -> list[int]:
@@ -172,47 +134,6 @@ def count_tiles(
     per_axis = [count_axis_tiles(axis, q, kv, static) for axis, q, kv in extents]
     q_tiles, visited, interior = (prod(column) for column in zip(*per_axis, strict=True))
     return q_tiles, visited, interior
-
-
-def random_axis(rng: Random, max_length: int, min_window: int = 1) -> tuple[int, int, int, int, bool]:
-    """(length, window, stride, dilation, causal) of a token dimension.
-
-    Edge cases get far more than their share: length 1, window 1 and as large as fits, stride 1 and equal to
-    the window, small dilations and as large as fit, groups of unequal length.
-    """
-    length = rng.choice((min_window, *[rng.randint(min_window, max_length)] * 6))
-    most = length // min_window
-    dilation = rng.choice((1, 1, rng.randint(1, min(3, most)), rng.randint(1, most)))
-    widest = length // dilation
-    window = rng.choice((min_window, widest, *[rng.randint(min_window, widest)] * 4))
-    stride = rng.choice((1, window, *[rng.randint(1, window)] * 3))
-    return length, window, stride, dilation, rng.random() < 0.3
-
-
-def random_problem(rng: Random, rank: int | None = None, max_tokens: int = 256, min_window: int = 1) -> Problem:
-    """A small problem of any kind.
-
-    All ranks, the edge cases of `random_axis`, causal per dimension, GQA and MQA, head dims that are
-    multiples of 8, value head dim equal or not. ``max_tokens`` bounds the product of the tokens.
-    """
-    rank = rank or rng.randint(1, 3)
-    max_length = round(max_tokens ** (1 / rank), 6)  # 216 ** (1 / 3) is 5.99...
-    axes = [random_axis(rng, int(max_length), min_window) for _ in range(rank)]
-    tokens, window, stride, dilation, causal = zip(*axes, strict=True)
-    kv_heads = rng.choice((1, 1, 2, 3))
-    head_dim = 8 * rng.choice((1, 2, 3, 4, 5, 8, 9, 16))
-    return Problem(
-        tokens,
-        window,
-        stride,
-        dilation,
-        causal,
-        batch=rng.randint(1, 2),
-        heads=kv_heads * rng.choice((1, 1, 2, 4)),
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        value_head_dim=rng.choice((head_dim, head_dim, 8 * rng.randint(1, 16))),
-    )
 
 
 def problems(**kwargs: int) -> st.SearchStrategy[Problem]:

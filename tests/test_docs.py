@@ -84,3 +84,14 @@ def test_every_json_key_is_documented() -> None:
     keys = set(row) | {key for value in row.values() if isinstance(value, dict) for key in value}
     documented = set(re.findall(r"`(\w+)`", SIMULATOR[SIMULATOR.index("## JSON") :]))
     assert keys <= documented
+
+
+def test_every_public_name_and_variable_is_in_the_readme() -> None:
+    python = README[README.index("## Python") : README.index("## Measured")]
+    modules = {f"NeighborhoodAttention{rank}D" for rank in "123"} | {"Kernel", "KernelConfig"}
+    assert all(f"`{name}" in python for name in set(gnaforge.__all__) - modules)
+    sources = [path.read_text() for folder in ("codegen", "build_tools") for path in (ROOT / folder).rglob("*.py")]
+    read = set(re.findall(r"(?:environ\.get\(|environ\[|getenv\()\"(GNAFORGE_\w+)\"", "\n".join(sources)))
+    emulator = {name for name in read if name.startswith("GNAFORGE_EMULATOR_")}
+    assert {"GNAFORGE_JIT", "GNAFORGE_CACHE_DIR"} <= read
+    assert all(f"| `{name}` |" in python for name in read - emulator)

@@ -172,7 +172,8 @@ def test_a_swapped_phase_says_who_waits_for_what(ptx: Path) -> None:
         Problem(1, 64, 320).launch(load(text))
     message = str(caught.value)
     assert re.search(
-        r"warp 4: ptx:\d+: mbarrier\.try_wait.*\(emulator_attention\.cu:\d+\): waits for the end of a phase of parity",
+        r"warp 4: ptx:\d+: mbarrier\.try_wait.*\(emulator_attention\.cu:\d+, called at emulator_attention\.cu:\d+"
+        r"[^)]*\): waits for the end of a phase of parity",
         message,
     )
     assert re.search(r"warps 0 1 2 3: ptx:\d+: mbarrier\.try_wait", message)

@@ -1,8 +1,8 @@
-"""Layouts against tables written out from the figures of the PTX ISA, by thread and register, not from a formula.
+"""Layouts against tables by thread and register, written out entry by entry, not from the engine's formulas.
 
-An entry ``5.2`` is register (or element) 2 of lane 5. The tables of tensor memory were read off the figures "Matrix
-Fragment for shape ..." (tcgen05, Data Movement Shape) and compared with the bit layouts in CUTLASS's
-``copy_traits_sm100.hpp``.
+An entry ``5.2`` is register (or element) 2 of lane 5. Each table names the figure of the PTX ISA that shows its layout.
+The tables of tensor memory follow the bit layouts in CUTLASS's ``copy_traits_sm100.hpp``; the figures themselves were
+not at hand when the tables were written.
 """
 
 from __future__ import annotations

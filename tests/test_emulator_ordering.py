@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from emulator_ptx import SCHEDULES, run
-from gnaforge.build_tools.emulator import EmulationError, Options
+from gnaforge.build_tools.emulator import EmulationError, Options, benchmark
 
 every_schedule = pytest.mark.parametrize("options", SCHEDULES[::3], ids=lambda o: f"{o.timing}-{o.order}-{o.seed}")
 SHARED = ".shared .align 16 .b32 box[8];\n.shared .align 8 .b64 barrier;\n"
@@ -293,3 +293,18 @@ def test_a_bulk_store_is_waited_for_before_its_bytes_are_read(options: Options) 
         "race: read of global memory at 0x.* a bulk store has",
         threads=1,
     )
+
+
+def test_checks_can_be_left_out() -> None:
+    body = "mov.u32 %r1, box; st.shared.u32 [%r1], %tid; ld.shared.u32 %r2, [%r1+16]; st.global.u32 [%p0], %r2;"
+    check(body, False, Options(), "race|uninitialised")
+    check(body, True, Options(checks=False))
+
+
+def test_the_benchmark_measures_every_schedule(capsys: pytest.CaptureFixture[str]) -> None:
+    assert benchmark.main(["--repeats", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + len(benchmark.SCHEDULES)
+    assert all("70,976 warp instructions" in line and "M/s" in line for line in lines[1:])
+    assert benchmark.main(["nonsense", "--repeats", "1"]) == 1
+    assert capsys.readouterr().err.startswith("error: ")

@@ -182,9 +182,10 @@ class Items(Dataset):
         return 4
     def __getitem__(self, index):
         return torch.tensor([have()])
-thread = threading.Thread(target=have)
+thread = threading.Thread(target=lambda: register(KEY))
 thread.start()
-time.sleep(0.1)
+while not list(cache.glob(".build-*")):
+    time.sleep(0.01)
 first = child(have)  # while a thread of its parent builds, and holds locks that it doesn't have
 thread.join()
 print(status(first), all(torch.cat(list(DataLoader(Items(), num_workers=2)))), right())

@@ -1,5 +1,6 @@
 // A kernel library whose kernels are trivial, to test the contract: what it claims is set on the command line.
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 
 #include "gnaforge/abi.h"
@@ -15,6 +16,9 @@
 #endif
 #ifndef TOY_FLAGS
 #define TOY_FLAGS 0
+#endif
+#ifndef TOY_STATEMENT
+#define TOY_STATEMENT
 #endif
 #ifndef TOY_ENTRY_SIZE
 #define TOY_ENTRY_SIZE sizeof(gnaforge_entry)
@@ -37,6 +41,7 @@ double visited_work(const gnaforge_args*) { return TOY_WORK; }
 
 /// Fills the output with a constant, so that a test sees which kernel ran.
 int run(const gnaforge_args* args, void* workspace, void*, char* err, size_t n) {
+  TOY_STATEMENT;
   if (workspace == nullptr) {
     std::snprintf(err, n, "no workspace");
     return 1;

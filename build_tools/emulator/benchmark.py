@@ -190,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for key in [None, *chosen.keys]:
             best = measure_key(key, chosen.repeats) if key else measure_own(chosen.repeats)
             print("\n".join([key or "own kernel", *report(best)]), flush=True)
-    except GnaforgeError as error:
+    except (GnaforgeError, ValueError) as error:  # ValueError: no kernel key
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

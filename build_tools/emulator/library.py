@@ -44,7 +44,7 @@ class LaunchOptions(ctypes.Structure):
             (name, ctypes.c_uint32)
             for name in (
                 *("dynamic_shared", "timing", "order", "host_threads"),
-                *("relaxed_warpgroups", "relaxed_tensor_frees", "relaxed_tensor_waits", "unchecked"),
+                *("relaxed_warpgroups", "relaxed_tensor_frees", "relaxed_tensor_waits", "trace", "unchecked"),
             )
         ),
         *((name, ctypes.c_uint64) for name in ("seed", "patience")),
@@ -56,7 +56,10 @@ class Counted(ctypes.Structure):
 
     _fields_ = tuple(
         (name, ctypes.c_uint64)
-        for name in ("instructions", "async_load_bytes", "async_store_bytes", "load_bytes", "store_bytes")
+        for name in (
+            *("instructions", "async_load_bytes", "async_store_bytes", "load_bytes", "store_bytes"),
+            *("interior_tiles", "shell_tiles", "interior_instructions", "shell_instructions"),
+        )
     )
 
 

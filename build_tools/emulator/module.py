@@ -57,6 +57,7 @@ class Options:
             issued it. PTX has no barrier there; the backward kernel of CUTLASS's example 88 relies on it.
         relaxed_tensor_frees: lets tcgen05.dealloc come before the last use of the columns, as in the backward kernel of
             CUTLASS's example 77: nothing there waits for the last dQ.
+        trace: an error's message ends with the last instructions and synchronisation of each warp. Slow.
         checks: False leaves out the search for races in shared and global memory and for reads of uninitialised shared
             memory: to see what it costs.
     """
@@ -69,6 +70,7 @@ class Options:
     relaxed_tensor_waits: bool = False
     relaxed_warpgroups: bool = False
     relaxed_tensor_frees: bool = False
+    trace: bool = False
     checks: bool = True
 
     def __post_init__(self) -> None:
@@ -90,6 +92,9 @@ class Counters:
         async_store_bytes: bytes that bulk copies took from it.
         load_bytes: bytes of ordinary loads, all threads.
         store_bytes: bytes of ordinary stores, all threads.
+        interior_tiles, shell_tiles: KV tiles that the kernel marked (``pmevent 1`` begins a tile, 2 says that it needs
+            a mask, 3 ends it), as the first warp that marks any goes through them; 0 without markers.
+        interior_instructions, shell_instructions: warp instructions between the markers, all warps.
         mma_operations: multiplications and additions of matrix instructions.
     """
 
@@ -101,10 +106,14 @@ class Counters:
     async_store_bytes: int
     load_bytes: int
     store_bytes: int
+    interior_tiles: int = 0
+    shell_tiles: int = 0
+    interior_instructions: int = 0
+    shell_instructions: int = 0
     mma_operations: int = field(init=False)
 
     def __post_init__(self) -> None:
-        total = sum(count * _mma_operations(opcode) for opcode, count in self.opcodes.items())
+        total = sum(count * mma_operations(opcode) for opcode, count in self.opcodes.items())
         object.__setattr__(self, "mma_operations", total)
 
     def of(self, prefix: str) -> int:
@@ -112,7 +121,7 @@ class Counters:
         return sum(count for opcode, count in self.opcodes.items() if opcode.startswith(prefix))
 
 
-def _mma_operations(opcode: str) -> int:
+def mma_operations(opcode: str) -> int:
     """Operations of one warp's share of a wgmma: 16 of the 64 rows."""
     if not opcode.startswith("wgmma.mma_async"):
         return 0
@@ -306,6 +315,7 @@ class Module:
             relaxed_tensor_frees=int(options.relaxed_tensor_frees),
             relaxed_warpgroups=int(options.relaxed_warpgroups),
             relaxed_tensor_waits=int(options.relaxed_tensor_waits),
+            trace=int(options.trace),
             unchecked=int(not options.checks),
         )
         device = engine().gnaforge_emulator_memory()
@@ -335,7 +345,7 @@ class Module:
         lines: Counter[int] = Counter()
         waits = {line: count for (line, _), count in zip(self.instructions, waited.tolist(), strict=True) if count}
         for (line, opcode), count in zip(self.instructions, executed.tolist(), strict=True):
-            if count:
+            if count and opcode != "pmevent":  # markers are no work
                 opcodes[opcode] += count
                 lines[line] += count
         return Counters(
@@ -347,4 +357,8 @@ class Module:
             counted.async_store_bytes,
             counted.load_bytes,
             counted.store_bytes,
+            counted.interior_tiles,
+            counted.shell_tiles,
+            counted.interior_instructions,
+            counted.shell_instructions,
         )

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from ..errors import GnaforgeError
-from . import bench, building, cache, inspecting, quickstart, simulate
+from . import bench, building, cache, inspecting, quickstart, simulate, verify
 
 app = typer.Typer(
     name="gnaforge",
@@ -31,6 +31,7 @@ app.command()(building.generate)
 app.command("list")(inspecting.list_kernels)
 app.command()(inspecting.doctor)
 app.command()(simulate.simulate)
+app.command()(verify.verify)
 app.command()(bench.bench)
 app.command()(inspecting.schema)
 app.add_typer(cache.app)

@@ -47,6 +47,14 @@ def _state() -> _State:
     return cast(_State, sys.modules.setdefault(_STATE_NAME, fresh))
 
 
+# A fork waits until no thread is loading the core, so that a child finds it whole or not begun.
+os.register_at_fork(
+    before=lambda: _state().lock.acquire(),
+    after_in_parent=lambda: _state().lock.release(),
+    after_in_child=lambda: _state().lock.release(),
+)
+
+
 def core() -> ctypes.CDLL:
     """The process's core, loaded and registered with torch on the first call. Thread-safe.
 

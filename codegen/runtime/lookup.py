@@ -118,7 +118,7 @@ class Source(Protocol):
 
 
 _source: Source | None = None
-_lock = threading.Lock()
+_lock = threading.RLock()
 _entry_points_done = False
 
 
@@ -196,9 +196,4 @@ def remedy(request: Request) -> str:
     return _source.remedy(request)
 
 
-def _after_fork() -> None:
-    global _lock
-    _lock = threading.Lock()  # the thread that may have held it doesn't exist in the child
-
-
-os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)  # as in core

@@ -97,7 +97,7 @@ def attention(
 
     q, k, v = heads_first(query, 1), heads_first(key, group), heads_first(value, group)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    rows = max(1, 2**24 // count)  # bounds the score matrix, not the result
+    rows = max(1, 2**24 // (count * q.shape[0] * q.shape[1]))  # bounds the score matrix, not the result
     outputs, sums = [], []
     for begin in range(0, count, rows):
         end = min(begin + rows, count)
@@ -117,12 +117,17 @@ def error_bound(
     pattern: Pattern,
     exact: tuple[torch.Tensor, torch.Tensor],
     scale: float | None = None,
+    *,
+    rounds_probabilities: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """How far a kernel with fp32 arithmetic may be from `attention`: bounds for output and log-sum-exp, elementwise.
 
     Standard rounding analysis (Higham, Accuracy and Stability of Numerical Algorithms, chapter 3), with u = 2^-24 and
     n visible keys: a score is off by at most e = (head_dim + 3) u scale |q| |k|; a probability by e and a few u of
     exp2, relatively; the two sums over keys by n u each; the result is then rounded to the output's dtype.
+    With ``rounds_probabilities`` they are also rounded to the dtype of the inputs before the product with V, as kernels
+    on tensor cores do: each by half an ulp, or in fp16 by half the spacing of subnormals. They are relative to a row's
+    maximum so far, so their sum is at least about 1.
     """
     u = 2.0**-24
     n = prod(pattern.window)
@@ -133,4 +138,8 @@ def error_bound(
     rounding = torch.finfo(value.dtype).eps / 2
     inner = (2 * e + (2 * n + 16) * u) * value.double().abs().max().item()
     subnormal = 2.0**-25 if value.dtype == torch.float16 else 0.0  # half the spacing of fp16 below 2^-14
+    if rounds_probabilities:
+        magnitude, _ = attention(query, key, value.abs(), pattern, scale)
+        small = query[0, ..., 0, 0].numel() * subnormal * value.double().abs().max().item()
+        inner = inner + rounding * magnitude + small
     return out.abs() * rounding + inner * (1 + rounding) + subnormal, lse.abs() * 2 * u + e + (n + 16) * u

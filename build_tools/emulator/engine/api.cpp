@@ -2,6 +2,7 @@
 
 #include <cstdio>
 #include <cstring>
+#include <map>
 
 #include "launch.h"
 #include "tensor_map.h"
@@ -20,6 +21,12 @@ std::string quoted(const std::string& text) {
     if (static_cast<unsigned char>(c) >= 32) out += c;
   }
   return out + "\"";
+}
+
+std::string opcode_of(const Instruction& instruction) {
+  std::string opcode;
+  for (const std::string& part : instruction.parts) opcode += (opcode.empty() ? "" : ".") + part;
+  return opcode;
 }
 
 /// Runs f; an exception becomes the last error.
@@ -64,13 +71,24 @@ const char* gnaforge_emulator_describe(void* handle) {
   }
   out += "],\"instructions\":[";
   for (size_t i = 0; i < module.code.size(); ++i) {
-    std::string opcode;
-    for (const std::string& part : module.code[i].parts) opcode += (opcode.empty() ? "" : ".") + part;
-    out += std::string(i ? "," : "") + "[" + std::to_string(module.code[i].line) + "," + quoted(opcode) + "]";
+    out += std::string(i ? "," : "") + "[" + std::to_string(module.code[i].line) + "," + quoted(opcode_of(module.code[i])) + "]";
   }
   last_text = out + "]}";
   return last_text.c_str();
 }
+
+const char* gnaforge_emulator_opcode_counts(void* handle, const uint64_t* executed) {
+  const Module& module = **static_cast<ModuleHandle*>(handle);
+  std::map<std::string, uint64_t> counts;
+  for (size_t i = 0; i < module.code.size(); ++i)
+    if (executed[i] && module.code[i].parts[0] != "pmevent") counts[opcode_of(module.code[i])] += executed[i];
+  last_text.clear();
+  for (const auto& entry : counts) last_text += (last_text.empty() ? "{" : ",") + quoted(entry.first) + ":" + std::to_string(entry.second);
+  last_text += last_text.empty() ? "{}" : "}";
+  return last_text.c_str();
+}
+
+uint64_t gnaforge_emulator_instructions(void* module) { return (*static_cast<ModuleHandle*>(module))->code.size(); }
 
 int gnaforge_emulator_params(void* module, const char* kernel, uint32_t* bytes) {
   const Function* f = (*static_cast<ModuleHandle*>(module))->find(kernel);
@@ -117,14 +135,17 @@ int gnaforge_emulator_launch(void* module, const char* kernel, const GnaforgeEmu
     launch.params.assign(bytes, bytes + param_bytes);
     launch.memory = static_cast<DeviceMemory*>(memory);
     launch.options = {static_cast<Timing>(how->timing), static_cast<Order>(how->order), how->seed, how->patience,
-                      how->relaxed_warpgroups != 0, how->relaxed_tensor_frees != 0, how->relaxed_tensor_waits != 0, how->unchecked == 0};
+                      how->relaxed_warpgroups != 0, how->relaxed_tensor_frees != 0, how->trace != 0, how->relaxed_tensor_waits != 0,
+                      how->unchecked == 0};
     launch.print = [](const std::string& text) {
       std::fputs(text.c_str(), stdout);
       std::fflush(stdout);
     };
     Counters counters;
     run_launch(launch, how->host_threads, counters);
-    if (counted) *counted = {counters.instructions, counters.async_load_bytes, counters.async_store_bytes, counters.load_bytes, counters.store_bytes};
+    if (counted)
+      *counted = {counters.instructions, counters.async_load_bytes, counters.async_store_bytes,    counters.load_bytes,          counters.store_bytes,
+                  counters.tiles[0],     counters.tiles[1],         counters.tile_instructions[0], counters.tile_instructions[1]};
     if (executed) std::copy(counters.executed.begin(), counters.executed.end(), executed);
     if (waited) std::copy(counters.waited.begin(), counters.waited.end(), waited);
   });

@@ -7,13 +7,14 @@
 /// What the caller of a launch chooses; mirrored in Python.
 struct GnaforgeEmulatorLaunch {
   uint32_t grid[3], block[3];
-  uint32_t dynamic_shared, timing, order, host_threads, relaxed_warpgroups, relaxed_tensor_frees, relaxed_tensor_waits, unchecked;
+  uint32_t dynamic_shared, timing, order, host_threads, relaxed_warpgroups, relaxed_tensor_frees, relaxed_tensor_waits, trace, unchecked;
   uint64_t seed, patience;
 };
 
 /// What was counted; mirrored in Python.
 struct GnaforgeEmulatorCounters {
   uint64_t instructions, async_load_bytes, async_store_bytes, load_bytes, store_bytes;
+  uint64_t interior_tiles, shell_tiles, interior_instructions, shell_instructions;
 };
 
 /// The last error of this thread.
@@ -24,6 +25,10 @@ GNAFORGE_EXPORT void* gnaforge_emulator_module(const char* text, const char* nam
 GNAFORGE_EXPORT void gnaforge_emulator_module_free(void* module);
 /// The module's kernels and instructions as JSON; valid until this thread's next call.
 GNAFORGE_EXPORT const char* gnaforge_emulator_describe(void* module);
+/// Counts per instruction, added up by opcode, as JSON; markers (pmevent) are left out. Valid until this thread's next call.
+GNAFORGE_EXPORT const char* gnaforge_emulator_opcode_counts(void* module, const uint64_t* executed);
+/// Number of the module's instructions: the length of `executed` and `waited` below.
+GNAFORGE_EXPORT uint64_t gnaforge_emulator_instructions(void* module);
 /// Number of a kernel's parameters and the bytes that they take; -1 if there is no such kernel.
 GNAFORGE_EXPORT int gnaforge_emulator_params(void* module, const char* kernel, uint32_t* bytes);
 /// Offset and size of one parameter.

@@ -18,6 +18,10 @@ void Counters::add(const Counters& other) {
   async_store_bytes += other.async_store_bytes;
   load_bytes += other.load_bytes;
   store_bytes += other.store_bytes;
+  for (int i = 0; i < 2; ++i) {
+    tiles[i] += other.tiles[i];
+    tile_instructions[i] += other.tile_instructions[i];
+  }
 }
 
 namespace {
@@ -74,6 +78,9 @@ Cta::Cta(const Launch& launch_, const uint32_t (&id_)[3], Counters& counters_)
   counters.executed.resize(module.code.size());
   counters.waited.resize(module.code.size());
   int threads = static_cast<int>(launch.threads());
+  if (launch.options.trace) trace = std::make_unique<Trace>(module, static_cast<size_t>((threads + kWarpSize - 1) / kWarpSize));
+  mbarriers.trace = trace.get();
+  mbarriers.clock = &clock;
   auto uses = [&](const char* opcode) {
     return std::any_of(module.code.begin(), module.code.end(), [&](const Instruction& i) { return i.parts[0] == opcode; });
   };
@@ -165,9 +172,21 @@ void Cta::run() {
     check_end();
   } catch (const EmulationError& error) {
     throw EmulationError("CTA " + std::to_string(id[0]) + "," + std::to_string(id[1]) + "," + std::to_string(id[2]) + ": " +
-                         error.what());
+                         error.what() + (trace ? trace->report() : ""));
   }
   counters.instructions += clock;
+  count_tiles();
+}
+
+void Cta::count_tiles() {
+  // All warps that compute go through the same tiles, so one of them says how many there are.
+  const TileMarks* one = nullptr;
+  for (const auto& warp : warps) {
+    warp->marks.end();
+    for (int i = 0; i < 2; ++i) counters.tile_instructions[i] += warp->marks.instructions[i];
+    if (!one && warp->marks.tiles[0] + warp->marks.tiles[1] > 0) one = &warp->marks;
+  }
+  for (int i = 0; one && i < 2; ++i) counters.tiles[i] += one->tiles[i];
 }
 
 bool Cta::step() {
@@ -202,12 +221,33 @@ bool Cta::step() {
   return true;
 }
 
-std::string Cta::describe_wait(Warp& warp, const Group& group) {
+std::string Cta::describe_history(uint32_t address) const {
+  const Mbarrier* barrier = mbarriers.find(address);
+  if (!barrier) return "";
+  std::string out = "\n  mbarrier " + hex(address) + " was initialised for " + std::to_string(barrier->expected) + " arrival" +
+                    (barrier->expected == 1 ? "" : "s") + " at " + module.place(barrier->init_pc);
+  if (barrier->last_warp < 0) {
+    out += "; no thread has arrived at it";
+  } else {
+    out += "; arrivals came from warp";
+    if (__builtin_popcountll(barrier->arrivers) > 1) out += "s";
+    for (uint64_t rest = barrier->arrivers; rest; rest &= rest - 1) out += " " + std::to_string(__builtin_ctzll(rest));
+    out += ", the last one from warp " + std::to_string(barrier->last_warp) + " at " + module.place(barrier->last_arrival);
+  }
+  // What a swapped parity looks like: the phase that was meant is over, or the one that was meant comes first.
+  uint64_t over = 1 - (barrier->phase & 1);
+  return out + ". Its phase " + std::to_string(barrier->phase) + " is under way: a wait for parity " + std::to_string(over) +
+         (barrier->phase == 0 ? " passes, as always at a fresh mbarrier" : " passes, phase " + std::to_string(barrier->phase - 1) + " is over") +
+         "; one for parity " + std::to_string(barrier->phase & 1) + " needs the missing arrivals and bytes";
+}
+
+std::string Cta::describe_wait(Warp& warp, const Group& group, std::set<uint32_t>& waited) {
   const Instruction& in = module.code[group.pc];
   int lane = __builtin_ctz(group.mask);
   const std::string& name = in.parts[0];
   if (name == "mbarrier" && (in.parts[1] == "try_wait" || in.parts[1] == "test_wait")) {
     uint32_t address = shared_address(in.space, warp.address(in.args[1], lane));
+    waited.insert(address);
     std::string wanted = in.has("parity") ? " for the end of a phase of parity " + std::to_string(warp.bits(in.args[2], lane)) : "";
     return "waits" + wanted + " at " + mbarriers.describe(address);
   }
@@ -224,11 +264,12 @@ std::string Cta::describe_wait(Warp& warp, const Group& group) {
 void Cta::deadlock(const char* what) {
   std::string report = what;
   std::map<std::string, std::vector<int>> waiting;
+  std::set<uint32_t> barriers_waited_for;
   for (auto& warp : warps)
     for (const Group& group : warp->groups) {
       if (!(group.mask & warp->alive)) continue;
       std::string lanes = group.mask == warp->alive && warp->alive == ~0u ? "" : ", lanes " + hex(group.mask);
-      waiting[module.place(group.pc) + ": " + describe_wait(*warp, group) + lanes].push_back(warp->index);
+      waiting[module.place(group.pc) + ": " + describe_wait(*warp, group, barriers_waited_for) + lanes].push_back(warp->index);
     }
   for (const auto& entry : waiting) {
     report += "\n  warp";
@@ -236,6 +277,11 @@ void Cta::deadlock(const char* what) {
     for (int index : entry.second) report += " " + std::to_string(index);
     report += ": " + entry.first;
   }
+  std::string gone;
+  for (auto& warp : warps)
+    if (!warp->alive) gone += " " + std::to_string(warp->index);
+  if (!gone.empty()) report += "\n  warps that have exited:" + gone;
+  for (uint32_t mbarrier : barriers_waited_for) report += describe_history(mbarrier);
   throw EmulationError(report);
 }
 

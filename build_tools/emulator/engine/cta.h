@@ -7,6 +7,7 @@
 #include <memory>
 #include <mutex>
 #include <random>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -31,6 +32,7 @@ struct Options {
   uint64_t patience = 20'000'000;  // instructions of a CTA without any event before it counts as hung
   bool relaxed_warpgroups = false;    // a wgmma sees what any warp of its warpgroup wrote before it issued it
   bool relaxed_tensor_frees = false;  // tcgen05.dealloc may come before the last use of the columns
+  bool trace = false;  // the message of an error ends with what happened before
   bool relaxed_tensor_waits = false;  // tcgen05.ld and st need no tcgen05.wait, as hardware's scoreboards have it
   bool checks = true;                 // for races and uninitialised memory
 };
@@ -40,6 +42,8 @@ struct Counters {
   std::vector<uint64_t> executed;  // by instruction
   std::vector<uint64_t> waited;    // by instruction: how often an mbarrier wait found its phase open
   uint64_t instructions = 0, async_load_bytes = 0, async_store_bytes = 0, load_bytes = 0, store_bytes = 0;
+  // Of KV tiles between markers, interior ones and shell ones: how many, and what the warps that mark executed in them.
+  uint64_t tiles[2] = {}, tile_instructions[2] = {};
   void add(const Counters& other);
 };
 
@@ -94,6 +98,7 @@ class Cta {
   uint32_t id[3], linear_id;
   SharedMemory shared;
   Mbarriers mbarriers;
+  std::unique_ptr<Trace> trace;  // null unless asked for
   std::vector<std::unique_ptr<Warp>> warps;
   std::array<NamedBarrier, 16> barriers;
   Counters& counters;
@@ -157,7 +162,9 @@ class Cta {
   bool step();
   bool complete_one();
   [[noreturn]] void deadlock(const char* what);
-  std::string describe_wait(Warp& warp, const Group& group);
+  std::string describe_wait(Warp& warp, const Group& group, std::set<uint32_t>& waited);
+  std::string describe_history(uint32_t mbarrier) const;
+  void count_tiles();
   void check_end();
 
   struct Work {

@@ -56,6 +56,7 @@ bool Mbarriers::arrive(uint32_t address, uint32_t count, const Clock& clock, boo
   if (barrier.pending < static_cast<int64_t>(count))
     throw EmulationError("too many arrivals in one phase: " + describe(address) + ", " + std::to_string(count) + " more arrive");
   barrier.pending -= count;
+  if (trace) note("", count, " of the arrivals", address);
   if (drop) {
     if (barrier.expected < count) throw EmulationError("arrive_drop leaves a negative count: " + describe(address));
     barrier.expected -= count;
@@ -66,6 +67,7 @@ bool Mbarriers::arrive(uint32_t address, uint32_t count, const Clock& clock, boo
 void Mbarriers::expect(uint32_t address, int64_t bytes) {
   Mbarrier& barrier = at(address);
   barrier.transactions += bytes;
+  if (trace) note("", bytes, " bytes are expected", address);
   if (barrier.transactions > kMaxCount)
     throw EmulationError("mbarrier's transaction count exceeds 2^20-1: " + describe(address));
 }
@@ -74,16 +76,22 @@ bool Mbarriers::complete(uint32_t address, int64_t bytes, const Clock& clock) {
   Mbarrier& barrier = at(address);
   barrier.arrived.join(clock);
   barrier.transactions -= bytes;
+  if (trace) note("", bytes, " bytes have landed", address);
   if (barrier.transactions < -kMaxCount)
     throw EmulationError("mbarrier's transaction count falls below -(2^20-1): " + describe(address));
   return settle(address, barrier);
 }
 
-bool Mbarriers::settle(uint32_t, Mbarrier& barrier) {
+void Mbarriers::note(const char* what, int64_t number, const char* of, uint32_t address) const {
+  trace->note(what + std::to_string(number) + of + ": " + describe(address), *clock);
+}
+
+bool Mbarriers::settle(uint32_t address, Mbarrier& barrier) {
   if (barrier.pending != 0 || barrier.transactions != 0) return false;
   ++barrier.phase;
   barrier.published = barrier.arrived;
   barrier.pending = barrier.expected;
+  if (trace) note("phase ", static_cast<int64_t>(barrier.phase) - 1, " ends", address);
   return true;
 }
 

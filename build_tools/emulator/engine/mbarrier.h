@@ -5,6 +5,7 @@
 #include <unordered_map>
 
 #include "clocks.h"
+#include "trace.h"
 #include "types.h"
 
 namespace gnaforge::emulator {
@@ -16,6 +17,10 @@ struct Mbarrier {
   int64_t pending = 0;      // arrivals left in this phase
   int64_t transactions = 0; // bytes left in this phase; may go below zero before expect_tx runs
   uint64_t phase = 0;       // completed phases
+  uint32_t init_pc = 0;     // its mbarrier.init
+  uint64_t arrivers = 0;    // warps that ever arrived, one bit each
+  int last_warp = -1;       // that arrived last, at the instruction last_arrival
+  uint32_t last_arrival = 0;
   uint8_t agent = 0;        // stands for the copies that complete here
   Epoch init;               // mbarrier.init
   uint64_t initialised = 0; // when that was, and by which thread
@@ -27,6 +32,9 @@ struct Mbarrier {
 class Mbarriers {
  public:
   static constexpr int64_t kMaxCount = (1 << 20) - 1;
+
+  Trace* trace = nullptr;   // hears of everything, if there is one
+  const uint64_t* clock = nullptr;
 
   /// mbarrier.init by the thread `warp.lane`.
   void init(uint32_t address, uint32_t count, Warp& warp);
@@ -46,6 +54,7 @@ class Mbarriers {
 
  private:
   bool settle(uint32_t address, Mbarrier& barrier);
+  void note(const char* what, int64_t number, const char* of, uint32_t address) const;
   std::unordered_map<uint32_t, Mbarrier> barriers_;
   int agents_ = kFirstBarrierAgent;
 };

@@ -354,6 +354,22 @@ void decode_fence(Instruction& in) {
 }
 void decode_nothing(Instruction& in) { in.run = nothing; }
 
+// Kernels may mark how far a warp is, for the counters: pmevent 1 begins the work on a KV tile, 2 says that the tile needs
+// a mask, 3 ends it. Markers are no work and are not counted.
+enum Marker { tile_begins = 1, tile_is_shell = 2, tile_ends = 3 };
+
+Status mark(Warp& warp, const Instruction& in, uint32_t) {
+  TileMarks& marks = warp.marks;
+  int64_t what = in.args.empty() ? 0 : in.args[0].value;
+  if (what == tile_begins || what == tile_ends) marks.end();
+  if (what == tile_begins) marks.begin();
+  if (what == tile_is_shell) marks.shell = true;
+  --marks.executed;  // the scheduler is about to count this one
+  --warp.cta.clock;
+  return Status::next;
+}
+void decode_marker(Instruction& in) { in.run = mark; }
+
 Status yield(Warp& warp, const Instruction&, uint32_t) {
   warp.yields = true;
   return Status::next;
@@ -382,7 +398,7 @@ std::vector<Opcode> control_opcodes() {
       {"exit", "Control Flow: exit", decode_leave},
       {"trap", "Miscellaneous: trap", decode_trap},
       {"brkpt", "Miscellaneous: brkpt", decode_nothing},
-      {"pmevent", "Miscellaneous: pmevent", decode_nothing},
+      {"pmevent", "Miscellaneous: pmevent", decode_marker},
       {"nanosleep", "Miscellaneous: nanosleep", decode_nanosleep},
       {"setmaxnreg", "Miscellaneous: setmaxnreg", decode_setmaxnreg},
       {"bar", "Parallel Synchronization: bar, bar.warp.sync", decode_barrier},

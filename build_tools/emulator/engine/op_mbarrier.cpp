@@ -16,6 +16,7 @@ Status init(Warp& warp, const Instruction& in, uint32_t mask) {
     uint32_t address = barrier_address(warp, in, in.args[0], lane);
     warp.cta.mbarriers.init(address, static_cast<uint32_t>(warp.bits(in.args[1], lane)), warp);
     note(Event::init, address, warp.bits(in.args[1], lane));
+    warp.cta.mbarriers.at(address).init_pc = warp.group().pc;
     warp.cta.shared.set_object(address, true);
   });
   return Status::next;
@@ -39,7 +40,11 @@ Status arrive(Warp& warp, const Instruction& in, uint32_t mask) {
   Clock seen = in.detail[0] & kRelaxed ? warp.fenced : warp.publish();
   each_lane(warp, mask, [&](int lane) {
     uint32_t address = barrier_address(warp, in, in.args[at], lane);
-    uint64_t state = state_of(cta.mbarriers.used_by(address, warp));
+    Mbarrier& barrier = cta.mbarriers.used_by(address, warp);
+    uint64_t state = state_of(barrier);
+    barrier.arrivers |= uint64_t{1} << warp.index;
+    barrier.last_warp = warp.index;
+    barrier.last_arrival = warp.group().pc;
     uint32_t count = 1;
     if (in.args.size() > at + 1) {
       auto value = static_cast<uint32_t>(warp.bits(in.args[at + 1], lane));

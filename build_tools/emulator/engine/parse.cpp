@@ -3,6 +3,7 @@
 #include <cstring>
 #include <deque>
 #include <map>
+#include <tuple>
 #include <unordered_set>
 
 #include "program.h"
@@ -11,10 +12,23 @@ namespace gnaforge::emulator {
 
 std::string Module::place(uint32_t pc) const {
   const Instruction& at = code[pc];
-  std::string place = name + ":" + std::to_string(at.line) + ": " + at.text;
-  auto file = files.find(at.file);
-  if (at.source_line > 0 && file != files.end()) place += " (" + file->second + ":" + std::to_string(at.source_line) + ")";
-  return place;
+  std::string lines = source(pc);
+  return name + ":" + std::to_string(at.line) + ": " + at.text + (lines.empty() ? "" : " (" + lines + ")");
+}
+
+std::string Module::source(uint32_t pc) const {
+  std::string lines;
+  // Calls of inlined functions may form long chains; the innermost ones tell where one is.
+  constexpr int kMost = 5;
+  int shown = 0;
+  for (int at = code[pc].site; at >= 0 && shown < kMost; at = sites[static_cast<size_t>(at)].caller) {
+    const Site& site = sites[static_cast<size_t>(at)];
+    auto file = files.find(site.file);
+    if (site.line <= 0 || file == files.end()) continue;  // 0: made by the compiler
+    lines += (shown == 0 ? "" : shown == 1 ? ", called at " : ", ") + file->second + ":" + std::to_string(site.line);
+    ++shown;
+  }
+  return lines;
 }
 
 namespace {
@@ -67,7 +81,8 @@ class Parser {
   const std::string& text_;
   std::shared_ptr<Module> module_;
   size_t position_ = 0;
-  int line_ = 1, file_ = 0, source_line_ = 0;
+  int line_ = 1, site_ = -1;
+  std::map<std::tuple<int, int, int>, int> sites_;  // the last .loc of each place
   std::deque<Scope> scopes_;
   int scope_ = 0;
   std::vector<LabelUse> label_uses_;
@@ -434,10 +449,7 @@ class Parser {
 
   void directive() {
     if (text_.compare(position_, 4, ".loc") == 0 && std::isspace(static_cast<unsigned char>(text_[position_ + 4]))) {
-      std::vector<std::string> parts = words(end_of_line());
-      file_ = std::atoi(parts.at(1).c_str());
-      source_line_ = std::atoi(parts.at(2).c_str());
-      return;
+      return location(words(end_of_line()));
     }
     if (text_.compare(position_, 5, ".file") == 0) return file_statement();
     std::string statement = until(";");
@@ -447,6 +459,24 @@ class Parser {
     } else if (statement.compare(0, 7, ".pragma") != 0 && statement.compare(0, 8, ".calltar") != 0) {
       variable(statement);
     }
+  }
+
+  /// .loc file line column [, function_name label, inlined_at file line column]; what it names was a .loc before.
+  void location(const std::vector<std::string>& parts) {
+    auto number = [&](size_t i) { return i < parts.size() ? std::atoi(parts[i].c_str()) : 0; };
+    Site site{number(1), number(2), number(3)};
+    for (size_t i = 4; i + 3 < parts.size(); ++i) {
+      if (parts[i] != "inlined_at") continue;
+      auto caller = sites_.find({number(i + 1), number(i + 2), number(i + 3)});
+      if (caller != sites_.end()) {
+        site.caller = caller->second;
+      } else {
+        module_->sites.push_back({number(i + 1), number(i + 2), number(i + 3)});
+        site.caller = static_cast<int>(module_->sites.size()) - 1;
+      }
+    }
+    site_ = sites_[{site.file, site.line, site.column}] = static_cast<int>(module_->sites.size());
+    module_->sites.push_back(site);
   }
 
   void registers(const std::string& text) {
@@ -661,8 +691,7 @@ class Parser {
   void instruction() {
     Instruction in;
     in.line = line_;
-    in.file = file_;
-    in.source_line = source_line_;
+    in.site = site_;
     std::string s = until_statement_end();
     in.text = s;
     if (s[0] == '@') {

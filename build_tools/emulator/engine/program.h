@@ -49,13 +49,19 @@ struct Instruction {
   std::vector<std::string> parts;       // the opcode, split at its dots
   std::string text;
   int line = 0;               // in the PTX
-  int file = 0, source_line = 0;  // from .loc
+  int site = -1;              // of Module::sites
 
   bool has(const char* modifier) const {
     for (const std::string& part : parts)
       if (part == modifier) return true;
     return false;
   }
+};
+
+/// A place in the CUDA sources, from .loc. Of a function that was inlined, `caller` is the site of its call.
+struct Site {
+  int file, line, column;
+  int caller = -1;
 };
 
 struct Param {
@@ -87,6 +93,7 @@ struct Module {
   std::vector<Function> functions;
   std::vector<Variable> variables;
   std::unordered_map<int, std::string> files;
+  std::vector<Site> sites;
   uint32_t register_bytes = 0, register_count = 0;
   uint32_t shared_bytes = 0;      // static
   uint32_t dynamic_shared = 0;    // where extern shared memory begins
@@ -102,8 +109,10 @@ struct Module {
       if (candidate.name == function) return &candidate;
     return nullptr;
   }
-  /// "name.ptx:12: opcode ... (source.cu:34)"
+  /// "name.ptx:12: opcode ... (header.h:34, called at source.cu:56)"
   std::string place(uint32_t pc) const;
+  /// "header.h:34, called at source.cu:56"; empty without -lineinfo.
+  std::string source(uint32_t pc) const;
 };
 
 /// Parses PTX text. Throws EmulationError with the line.

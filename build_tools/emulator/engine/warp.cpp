@@ -118,7 +118,10 @@ void Warp::exit(uint32_t mask) {
   cta.event();
 }
 
-uint64_t Warp::run(uint64_t budget) {
+uint64_t Warp::run(uint64_t budget) { return cta.trace ? run_as<true>(budget) : run_as<false>(budget); }
+
+template <bool Traced>
+uint64_t Warp::run_as(uint64_t budget) {
   const Instruction* code = cta.module.code.data();
   uint64_t* executed = cta.counters.executed.data();
   uint64_t done = 0;
@@ -143,7 +146,12 @@ uint64_t Warp::run(uint64_t budget) {
       ++cta.clock;
       uint32_t pc = at->pc;
       if (recorder) recorder->warp = static_cast<uint32_t>(index), recorder->instruction = pc;
+      if (Traced) cta.trace->act(index);
       Status status = instruction.run(*this, instruction, mask);
+      if (Traced) {
+        cta.trace->instruction(index, pc, mask, cta.clock, status == Status::blocked);
+        cta.trace->act(-1);
+      }
       if (status == Status::blocked) {
         --cta.clock;
         at = &groups[current];
@@ -164,6 +172,7 @@ uint64_t Warp::run(uint64_t budget) {
       }
       ++executed[pc];
       note(Event::execute, 0, mask);
+      ++marks.executed;
       ++done;
       if (status == Status::jumped) {
         if (groups.size() > 1) merge();

@@ -14,6 +14,26 @@ namespace gnaforge::emulator {
 class Cta;
 struct MatrixState;
 
+/// What a warp counts between the markers that kernels may hold (pmevent, see op_control.cpp).
+struct TileMarks {
+  uint64_t executed = 0;    // instructions so far, without markers
+  uint64_t start = 0;       // the same when the tile under way began
+  bool inside = false, shell = false;
+  uint64_t tiles[2] = {}, instructions[2] = {};  // of interior and of shell tiles
+  void begin() {
+    inside = true;
+    shell = false;
+    start = executed;
+  }
+  /// Ends the tile under way, if there is one.
+  void end() {
+    if (!inside) return;
+    ++tiles[shell];
+    instructions[shell] += executed - start;
+    inside = false;
+  }
+};
+
 /// Lanes at the same instruction. `token` is what a barrier that they have entered gave them.
 struct Group {
   uint32_t pc, mask;
@@ -48,6 +68,7 @@ class Warp {
   Clock fenced, fenced_wide;       // what came before the last fence, of any scope or one beyond the CTA: follows relaxed writes
   uint32_t carry = 0;              // condition codes of the lanes
   std::unique_ptr<MatrixState> matrix;  // wgmma in flight
+  TileMarks marks;
 
   Epoch epoch(bool strong = false) const { return {clock.at[static_cast<size_t>(index)], static_cast<uint8_t>(index), strong}; }
   /// What this warp has done so far, for others to join; what it does from now on is later.
@@ -121,6 +142,8 @@ class Warp {
   void jump(uint32_t mask, uint32_t target);
 
  private:
+  template <bool Traced>
+  uint64_t run_as(uint64_t budget);
   bool choose();
   void merge();
 

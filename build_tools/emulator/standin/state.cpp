@@ -15,6 +15,20 @@ constexpr Device kDevices[] = {
     {"NVIDIA B200 (emulated)", 10, 0, 148, uint64_t{180} << 30},
 };
 constexpr uint64_t kRedZone = 4096;
+constexpr size_t kMostLaunches = 10'000;  // remembered
+
+/// A string of JSON.
+std::string quoted(const std::string& text) {
+  std::string out = "\"";
+  for (char c : text) {
+    if (c == '"' || c == '\\') out += '\\';
+    if (c == '\n')
+      out += "\\n";
+    else if (static_cast<unsigned char>(c) >= 32)
+      out += c;
+  }
+  return out + "\"";
+}
 
 std::string setting(const char* name, const char* otherwise) {
   const char* value = std::getenv((std::string("GNAFORGE_EMULATOR_") + name).c_str());
@@ -48,6 +62,8 @@ Settings read_settings() {
   settings.launch.patience = std::strtoull(setting("PATIENCE", "20000000").c_str(), nullptr, 10);
   settings.trace = setting("TRACE", "0") != "0";
   settings.keep = setting("KEEP", "");
+  settings.launch.trace = settings.trace;
+  settings.counters = setting("COUNTERS", "");
   return settings;
 }
 
@@ -170,10 +186,12 @@ cudaError_t State::launch(Kernel& kernel, dim3 grid, dim3 block, void** argument
   how.dynamic_shared = static_cast<uint32_t>(shared);
   if (!settings.keep.empty()) keep(kernel, how, params);
   GnaforgeEmulatorCounters counted{};
-  if (gnaforge_emulator_launch(module, kernel.name.c_str(), &how, params.data(), bytes, ranges, &counted, nullptr, nullptr)) {
+  std::vector<uint64_t> executed(gnaforge_emulator_instructions(module));
+  if (gnaforge_emulator_launch(module, kernel.name.c_str(), &how, params.data(), bytes, ranges, &counted, executed.data(), nullptr)) {
     sticky_ = cudaErrorLaunchFailure;
     return fail(cudaErrorLaunchFailure, gnaforge_emulator_error());
   }
+  record(module, kernel, how, counted, executed);
   if (settings.trace)
     std::fprintf(stderr, "gnaforge emulator: %s grid %u,%u,%u block %u,%u,%u: %llu warp instructions\n", kernel.name.c_str(), grid.x, grid.y,
                  grid.z, block.x, block.y, block.z, static_cast<unsigned long long>(counted.instructions));
@@ -196,8 +214,50 @@ void State::keep(const Kernel& kernel, const GnaforgeEmulatorLaunch& how, const 
 
 cudaError_t State::fail(cudaError_t error, const std::string& message) {
   error_ = error;
+  if (!message.empty()) messages_.push_back(message);
   if (!message.empty()) std::fprintf(stderr, "gnaforge emulator: %s\n", message.c_str());
   return error;
+}
+
+void State::record(void* module, const Kernel& kernel, const GnaforgeEmulatorLaunch& how, const GnaforgeEmulatorCounters& counted,
+                   const std::vector<uint64_t>& executed) {
+  auto triple = [](const uint32_t (&of)[3]) {
+    return "[" + std::to_string(of[0]) + "," + std::to_string(of[1]) + "," + std::to_string(of[2]) + "]";
+  };
+  std::string line = "{\"kernel\":" + quoted(kernel.name) + ",\"grid\":" + triple(how.grid) + ",\"block\":" + triple(how.block);
+  auto number = [&](const char* name, uint64_t value) { line += std::string(",\"") + name + "\":" + std::to_string(value); };
+  number("shared_bytes", how.dynamic_shared);
+  number("instructions", counted.instructions);
+  number("async_load_bytes", counted.async_load_bytes);
+  number("async_store_bytes", counted.async_store_bytes);
+  number("load_bytes", counted.load_bytes);
+  number("store_bytes", counted.store_bytes);
+  number("interior_tiles", counted.interior_tiles);
+  number("shell_tiles", counted.shell_tiles);
+  number("interior_instructions", counted.interior_instructions);
+  number("shell_instructions", counted.shell_instructions);
+  line += std::string(",\"opcodes\":") + gnaforge_emulator_opcode_counts(module, executed.data()) + "}";
+  if (!settings.counters.empty()) {
+    std::ofstream file(settings.counters, std::ios::app);
+    file << line << "\n";
+    if (!file.flush()) std::fprintf(stderr, "gnaforge emulator: can't write to %s\n", settings.counters.c_str());
+  }
+  launches_.push_back(std::move(line));
+  if (launches_.size() > kMostLaunches) launches_.erase(launches_.begin());
+}
+
+void State::reset() {
+  error_ = sticky_ = cudaSuccess;
+  messages_.clear();
+  launches_.clear();
+}
+
+std::string State::report() const {
+  std::string out = "{\"messages\":[";
+  for (size_t i = 0; i < messages_.size(); ++i) out += (i ? "," : "") + quoted(messages_[i]);
+  out += "],\"launches\":[";
+  for (size_t i = 0; i < launches_.size(); ++i) out += (i ? "," : "") + launches_[i];
+  return out + "]}";
 }
 
 cudaError_t State::take_error() {

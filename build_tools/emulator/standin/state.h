@@ -24,6 +24,7 @@ struct Settings {
   GnaforgeEmulatorLaunch launch;  // the schedule's fields
   std::string keep;               // folder that gets every launch, to be repeated from there; empty: none
   bool trace;                     // one line on stderr per launch
+  std::string counters;           // file that gets a line of JSON per launch; empty: none
 };
 
 /// One fat binary: its PTX texts, parsed when a kernel of it is first used.
@@ -63,10 +64,17 @@ class State {
   /// Notes an error for cudaGetLastError, with a message on stderr if there is one.
   cudaError_t fail(cudaError_t error, const std::string& message = "");
   cudaError_t take_error();
+  /// Forgets errors, launches and messages.
+  void reset();
+  /// What happened since the last reset, as JSON: {"messages": [...], "launches": [...]}.
+  std::string report() const;
   cudaError_t peek_error() const { return sticky_ != cudaSuccess ? sticky_ : error_; }
 
  private:
   State();
+  void record(void* module, const Kernel& kernel, const GnaforgeEmulatorLaunch& how, const GnaforgeEmulatorCounters& counted,
+              const std::vector<uint64_t>& executed);
+  std::vector<std::string> messages_, launches_;
   cudaError_t error_ = cudaSuccess;
   cudaError_t sticky_ = cudaSuccess;  // a failed kernel leaves the device unusable, as on hardware
 };

@@ -182,6 +182,7 @@ struct Consumer {
       const int4 first_key = load_shared(shared + L::origins + 16 * at.stage);
       release(L::k_empty + 8 * at.stage);
       if (!shell) return;
+      mark<Marker::tile_is_shell>();
       const int keys[3] = {first_key.x, first_key.y, first_key.z};
       int origin[rank];
 #pragma unroll
@@ -189,6 +190,7 @@ struct Consumer {
       windows.apply(scores, params, TileFacts<rank>::load(slot).q_begin, first_row(), origin);
     };
 
+    mark<Marker::tile_begins>();
     softmax.begin();
     wait(L::k_full, at);
     multiply_qk(scores, at.stage);
@@ -202,6 +204,7 @@ struct Consumer {
     int last_stage = -1;  // whose V the product under way reads
 #pragma unroll 1
     for (int j = 1; j < count; ++j) {
+      mark<Marker::tile_begins>();  // of this tile, and the product with V of the one before
       // The loop is rotated: were this wait at the end of the body, ptxas would move it above the softmax, and the
       // product with V would overlap with nothing.
       wgmma_wait<0>();
@@ -233,6 +236,7 @@ struct Consumer {
     softmax.apply(out);
     wait(L::v_full, at);
     multiply_pv(out, probabilities, at.stage);
+    mark<Marker::tile_ends>();
     softmax.finish();
     const TileFacts<rank> work = TileFacts<rank>::load(slot);
     store_log_sum_exp(work, softmax);

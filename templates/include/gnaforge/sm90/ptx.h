@@ -162,6 +162,17 @@ __device__ __forceinline__ std::uint64_t descriptor(SharedAddress start, int lea
          std::uint64_t{(start & 0x3ffff) >> 4};
 }
 
+// --- markers for the emulator's counters; no instruction in builds for a GPU
+
+enum class Marker { tile_begins = 1, tile_is_shell = 2, tile_ends = 3 };
+
+template <Marker What>
+__device__ __forceinline__ void mark() {
+#if defined(GNAFORGE_EMULATED)
+  asm volatile("pmevent %0;" ::"n"(static_cast<int>(What)));
+#endif
+}
+
 // --- registers
 
 template <int Count>

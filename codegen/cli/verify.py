@@ -1,0 +1,289 @@
+"""`gnaforge verify`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .options import (
+    ArchOption,
+    CausalOption,
+    DilationOption,
+    JsonOption,
+    KvHeadsOption,
+    PresetOption,
+    StrideOption,
+    TokensOption,
+    WindowOption,
+    numbers,
+    plan_of,
+)
+
+if TYPE_CHECKING:
+    from ..runtime.config import KernelConfig
+    from ..verification.problems import Problem
+    from ..verification.runner import KernelResult, Settings
+    from ..verification.targets import Target, Targets
+
+_RANDOM_BY_DEFAULT = 3
+
+
+def verify(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="KEY|SPEC|LIB",
+            help="The key of a kernel, a spec file or preset, or a library (.so) of cpu or emulated kernels.",
+            show_default=False,
+        ),
+    ],
+    arch: ArchOption = None,
+    preset: PresetOption = None,
+    tokens: TokensOption = None,
+    window: WindowOption = None,
+    stride: StrideOption = "1",
+    dilation: DilationOption = "1",
+    causal: CausalOption = "0",
+    batch: int = 1,
+    heads: int = 1,
+    kv_heads: KvHeadsOption = None,
+    head_dim: Annotated[
+        int | None, typer.Option(help="Only kernels that take this head dim.", show_default="each kernel's, or 64")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="Only kernels of this dtype.", show_default="all")] = None,
+    random: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Random problems per kernel: small, of all patterns, full of edge cases.",
+            show_default=f"{_RANDOM_BY_DEFAULT} where there is no other problem",
+        ),
+    ] = None,
+    max_tiles: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Cut problems down until they visit at most N pairs of tiles.",
+            show_default="150; problems given by --tokens as they are",
+        ),
+    ] = None,
+    timing: Annotated[
+        str, typer.Option(help="When asynchronous work completes: eager, lazy, random, or some with commas.")
+    ] = "eager,lazy,random",
+    order: Annotated[
+        str, typer.Option(help="Which warp runs: round-robin, depth-first, random, or some with commas.")
+    ] = "round-robin,depth-first,random",
+    seeds: Annotated[int, typer.Option(metavar="N", min=1, help="Runs of every schedule that is random.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="The first of them; also of the random problems.")] = 0,
+    data_seed: Annotated[int, typer.Option(min=0, help="Of the tensors' values.")] = 0,
+    gaps: Annotated[
+        bool, typer.Option("--gaps/--no-gaps", help="Also put gaps between tokens, heads and channels, full of NaN.")
+    ] = True,
+    poison: Annotated[
+        bool, typer.Option("--poison/--no-poison", help="Also put NaN into all batch entries and heads but one.")
+    ] = True,
+    trace: Annotated[
+        bool,
+        typer.Option("--trace", help="Show each launch, and with errors the last events of each warp. Slower."),
+    ] = False,
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", min=1, help="Time that one run may take.")] = 600.0,
+    jobs: Annotated[
+        int | None,
+        typer.Option("-j", "--jobs", min=1, help="Compilations at once; kernels run at once.", show_default="fit"),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Prove kernels without a GPU: run them in the emulator and compare with exact attention in float64.
+
+    GPU kernels are compiled for the emulator (once, into the cache) and run under every timing of asynchronous work
+    with every order of warps. Reported are wrong numbers, broken rules of PTX (races, missing fences, wrong phases),
+    deadlocks with who waits for what, accesses out of bounds, elements that were not written. Kernels for the cpu run
+    as they are. Nothing is said about speed on hardware. Exit status 1 if anything is wrong.
+
+    Problems: --tokens and --window; or the shapes of the spec (or of --preset), cut down to what can be emulated; and
+    --random N.
+
+    Examples:
+
+      [bold]gnaforge verify hunyuan-video --arch sm90[/]
+
+      [bold]gnaforge verify gna_forward-sm90-r2-bf16-d64-q8x16-kv8x16 --random 20 --seeds 5[/]
+
+      [bold]gnaforge verify KEY --tokens 30,40 --window 12,16 --stride 4 --timing lazy --seed 7 --trace[/]
+    """
+    from ..errors import InputError
+    from ..verification.targets import matches, problem_of_options
+
+    if preset is not None and tokens is not None:
+        raise InputError("give either --preset or --tokens, not both")
+    if (tokens is None) != (window is None):
+        raise InputError("--tokens and --window go together; see gnaforge verify --help")
+    unused = {"--stride": stride != "1", "--dilation": dilation != "1", "--causal": causal != "0"}
+    unused |= {"--batch": batch != 1, "--heads": heads != 1, "--kv-heads": kv_heads is not None}
+    if tokens is None and any(unused.values()):
+        names = ", ".join(option for option, given in unused.items() if given)
+        raise InputError(f"{names}: has no effect without --tokens and --window; see gnaforge verify --help")
+    problem = None
+    if tokens is not None and window is not None:
+        pattern = {"tokens": tokens, "window": window, "stride": stride, "dilation": dilation, "causal": causal}
+        parsed = {name: numbers(f"--{name}", text) for name, text in pattern.items()}
+        given = {**parsed, "batch": batch, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
+        problem = problem_of_options(given)
+    settings = _settings(timing, order, seeds, seed, data_seed, gaps, poison, trace, timeout)
+
+    def wanted(config: KernelConfig) -> bool:
+        return matches(config, problem, head_dim, dtype)
+
+    targets = _targets(target, arch, wanted, head_dim, jobs)
+    shapes = _shapes_of(preset) if preset is not None else None
+    work = [_work(one, problem, shapes, random, max_tiles, head_dim) for one in targets.targets]
+    results = _run(work, settings, seed, jobs)
+    _report(results, targets, target, trace, json)
+    if targets.skipped or not all(result.good for result in results):
+        raise typer.Exit(1)
+
+
+def _settings(
+    timing: str,
+    order: str,
+    seeds: int,
+    seed: int,
+    data_seed: int,
+    gaps: bool,
+    poison: bool,
+    trace: bool,
+    timeout: float,
+) -> Settings:
+    from ..build_tools.emulator.module import ORDERS, TIMINGS
+    from ..errors import InputError
+    from ..verification.runner import Settings
+    from ..verification.schedules import schedules
+
+    def some(option: str, text: str, known: Sequence[str]) -> list[str]:
+        chosen = text.split(",")
+        for value in chosen:
+            if value not in known:
+                raise InputError(f"{option} {value}: unknown; there are {', '.join(known)}")
+        return list(dict.fromkeys(chosen))
+
+    found = schedules(some("--timing", timing, TIMINGS), some("--order", order, ORDERS), seeds, seed)
+    return Settings(found, data_seed, gaps, poison, trace, timeout)
+
+
+def _targets(
+    target: str, arch: list[str] | None, wanted: Callable[[KernelConfig], bool], head_dim: int | None, jobs: int | None
+) -> Targets:
+    from ..build import Listener
+    from ..errors import InputError
+    from ..verification.targets import Targets, targets_of_library, targets_of_plan
+    from .building import _Progress
+
+    if target.endswith(".so"):
+        found = targets_of_library(Path(target))
+        chosen = tuple(t for t in found.targets if wanted(t.config) and (not arch or t.config.arch in arch))
+        kernels: Sequence[object] = found.targets
+    else:
+        plan = plan_of(target, arch)
+        kernels = plan.configs
+        configs = [config for config in plan.configs if wanted(config)]
+        found, chosen = Targets(()), ()
+        if configs:
+            with _Progress() as progress:
+                listener = Listener(progress.update, progress.note)
+                found = targets_of_plan(configs, plan.shapes, head_dim=head_dim, jobs=jobs, listener=listener)
+                chosen = found.targets
+    if not chosen:
+        raise InputError(f"none of the {len(kernels)} kernels of {target} is for that rank, head dim, dtype and arch")
+    return Targets(chosen, found.skipped)
+
+
+def _shapes_of(preset: str) -> list[Any]:
+    from ..errors import InputError
+    from ..spec import load_spec
+
+    shapes = [shape for entry in load_spec(preset).kernels for shape in entry.shapes]
+    if not shapes:
+        raise InputError(f"{preset} lists no shapes")
+    return shapes
+
+
+class _Work:
+    """What to try one kernel on."""
+
+    def __init__(self, target: Target, problems: list[tuple[Problem, Problem | None]], random: int, tiles: int) -> None:
+        self.target, self.problems, self.random, self.tiles = target, problems, random, tiles
+
+
+def _work(
+    target: Target,
+    problem: Problem | None,
+    shapes: list[Any] | None,
+    random: int | None,
+    max_tiles: int | None,
+    head_dim: int | None,
+) -> _Work:
+    from ..verification.problems import EMULATED_TILES, cut_down, with_head_dims
+    from ..verification.targets import problem_of_shape
+
+    config = target.config
+    most = max_tiles or (EMULATED_TILES if config.arch != "cpu" else 100 * EMULATED_TILES)
+    whole: Sequence[Problem] = target.problems if random is None or shapes else ()
+    if shapes is not None:
+        whole = [problem_of_shape(shape, config, head_dim) for shape in shapes if len(shape.tokens) == config.rank]
+    if problem is not None:
+        whole = [with_head_dims(problem, config)]
+    pairs: list[tuple[Problem, Problem | None]] = []
+    for one in dict.fromkeys(whole):
+        small = one if problem is not None and max_tiles is None else cut_down(one, config, most)
+        pairs.append((small, None if small == one else one))
+    return _Work(target, pairs, random or (0 if pairs else _RANDOM_BY_DEFAULT), most)
+
+
+def _run(work: Sequence[_Work], settings: Settings, seed: int, jobs: int | None) -> list[KernelResult]:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from ..build_tools.toolchain import job_limit
+    from ..verification.problems import cut_down, random_problem_for
+    from ..verification.runner import Verifier
+
+    columns = (TextColumn("verifying"), BarColumn(), MofNCompleteColumn(), TextColumn("runs"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        per_problem = len(settings.schedules) + settings.poison
+        total = sum((len(one.problems) + one.random) * per_problem for one in work)
+        task = bar.add_task("verifying", total=total)
+
+        def verify_one(one: _Work) -> KernelResult:
+            config = one.target.config
+            with Verifier(config, one.target.library, settings, lambda: bar.advance(task)) as verifier:
+                for problem, whole in one.problems:
+                    found = verifier.verify(problem, whole)
+                    if found.failed == "refused":
+                        verifier.result.problems.append(found)
+                verifier.verify_random(
+                    lambda at: cut_down(random_problem_for(config, at), config, one.tiles), one.random, seed
+                )
+                return verifier.result
+
+        with ThreadPoolExecutor(jobs or job_limit(1.0)) as pool:
+            return list(pool.map(verify_one, work))
+
+
+def _report(results: Sequence[KernelResult], targets: Targets, target: str, trace: bool, json: bool) -> None:
+    if json:
+        from json import dumps
+
+        rows = [result.as_json() for result in results]
+        rows += [{"key": key, "good": False, "note": why, "problems": []} for key, why in targets.skipped.items()]
+        print(dumps(rows, indent=1))
+        return
+    from .verify_text import print_results
+
+    print_results(results, targets.skipped, target, trace)

@@ -1,0 +1,131 @@
+"""What `gnaforge verify` prints for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ..verification.counters import WorkCounters
+from ..verification.problems import Problem
+from ..verification.runner import KernelResult, ProblemResult
+from .tables import print_table
+
+
+def print_results(results: Sequence[KernelResult], skipped: Mapping[str, str], target: str, trace: bool) -> None:
+    """One block per kernel, failures in full, and a summary."""
+    for result in results:
+        _print_kernel(result, target if target.endswith(".so") else result.config.key, trace)
+    for key, why in skipped.items():
+        print(f"{key}: NOT VERIFIED\n  {why}")
+    good = sum(result.good for result in results)
+    runs = sum(result.runs for result in results)
+    total = len(results) + len(skipped)
+    print(f"\n{good} of {total} kernels {'are' if good != 1 else 'is'} good; {runs} runs")
+    if any(result.emulated for result in results):
+        print("Emulated: this shows function and synchronisation by the rules of PTX, not time, ptxas or hardware.")
+
+
+def _print_kernel(result: KernelResult, target: str, trace: bool) -> None:
+    where = "in the emulator" if result.emulated else "on this CPU"
+    print(f"{result.config.key}: {'good' if result.good else 'WRONG'}, {where}")
+    if result.note:
+        print(f"  note: {result.note}")
+    fine = [problem for problem in result.problems if not problem.failed]
+    if fine:
+        print_table(
+            (
+                "  problem",
+                "runs",
+                "output error",
+                "of bound",
+                "LSE error",
+                "of bound",
+                "same bits",
+                "tiles, interior",
+            ),
+            [_row(problem) for problem in fine],
+        )
+    if any(problem.cut_from for problem in fine):
+        print("  * cut down from the spec's shape to what can be verified here")
+    counted = [problem.counters for problem in fine if problem.counters]
+    if counted:
+        _print_counters(counted)
+    if trace:
+        for problem in fine:
+            for launch in problem.launches:
+                grid = ",".join(map(str, launch["grid"]))
+                print(
+                    f"  launch of {launch['kernel']}: grid {grid}, {launch['instructions']:,} instructions, "
+                    f"{launch['interior_tiles']} interior and {launch['shell_tiles']} shell tiles, "
+                    f"{launch['async_load_bytes']:,} bytes by TMA"
+                )
+    for problem in result.problems:
+        if problem.failed:
+            _print_failure(result, problem, target)
+
+
+def _row(found: ProblemResult) -> list[str]:
+    counters = found.counters
+    tiles = f"{counters.tiles}, {counters.interior_tiles}" if counters and counters.tiles else "-"
+    cut = " *" if found.cut_from else ""
+    row = [f"  {described(found.problem)}{cut}", str(found.runs)]
+    for part in (found.out, found.lse):
+        row += [f"{part['error']:.1e}", f"{part['share']:.0%}"]
+    return [*row, "yes" if found.identical else "no", tiles]
+
+
+def described(problem: Problem) -> str:
+    """A problem in one line."""
+
+    def box(values: Sequence[int]) -> str:
+        return "x".join(str(int(value)) for value in values)
+
+    text = f"{box(problem.tokens)}, window {box(problem.window)}"
+    text += f", stride {box(problem.stride)}" if set(problem.stride) != {1} else ""
+    text += f", dilation {box(problem.dilation)}" if set(problem.dilation) != {1} else ""
+    text += f", causal {box(problem.causal)}" if any(problem.causal) else ""
+    text += f", batch {problem.batch}" if problem.batch > 1 else ""
+    text += f", {problem.heads} heads" if problem.heads > 1 else ""
+    return text + (f" ({problem.kv_heads} of K, V)" if problem.kv_heads != problem.heads else "")
+
+
+def _print_counters(counted: Sequence[WorkCounters]) -> None:
+    """Of all problems together: instructions per piece of work."""
+
+    def total(name: str) -> int:
+        return sum(int(getattr(one, name)) for one in counted)
+
+    def rate(over: str, under: str, factor: int = 1) -> str:
+        return f"{factor * total(over) / total(under):,.4g}" if total(under) else "-"
+
+    print(
+        f"  warp instructions: {rate('interior_instructions', 'interior_tiles')} per interior tile, "
+        f"{rate('shell_instructions', 'shell_tiles')} per shell tile (warps that compute), "
+        f"{rate('instructions', 'exp2', 32)} per exp2, {rate('instructions', 'mma_instructions')} per MMA\n"
+        f"  per tile: {rate('mma_operations', 'tiles')} FLOP of MMAs, {rate('exp2', 'tiles')} exp2, "
+        f"{rate('async_load_bytes', 'tiles')} bytes by TMA; in all {total('instructions'):,} instructions, "
+        f"{total('load_bytes') + total('store_bytes'):,} bytes by ordinary loads and stores"
+    )
+    classes: dict[str, int] = {}
+    for one in counted:
+        for name, count in one.classes.items():
+            classes[name] = classes.get(name, 0) + count
+    shares = sorted(classes.items(), key=lambda item: -item[1])
+    whole = sum(classes.values())
+    print("  classes: " + ", ".join(f"{name} {count / whole:.1%}" for name, count in shares))
+
+
+def _print_failure(result: KernelResult, found: ProblemResult, target: str) -> None:
+    problem = found.problem
+    print(f"\n  FAILED ({found.failed}): {described(problem)}; head dim {problem.head_dim}")
+    if found.cut_from:
+        print(f"  cut down from {described(found.cut_from)}")
+    again = f"gnaforge verify {target} {problem.options()}"
+    if result.config.head_dim == 0:
+        again += f" --head-dim {problem.head_dim}"
+    if found.schedule:
+        print(f"  with {found.schedule}, tensors {found.layout}; run {found.runs}")
+        again += f" --timing {found.schedule.timing} --order {found.schedule.order} --seed {found.schedule.seed}"
+    again += f" --data-seed {found.data_seed}" if found.data_seed else ""
+    for line in found.message.splitlines():
+        print(f"    {line}")
+    print(f"  again: {again} --trace\n")

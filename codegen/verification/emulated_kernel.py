@@ -1,0 +1,124 @@
+"""A kernel in the emulator as a Python callable, for tests of kernels."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..build_tools.emulator import EmulationError
+from ..emulated import emulated_libraries
+from ..errors import InputError
+from ..library_file import read_library
+from ..runtime.config import KernelConfig
+from .counters import WorkCounters, count_work
+from .process import Worker, WorkerError
+from .schedules import Schedule
+
+
+def _per_dim(value: Any, rank: int) -> list[Any]:
+    return list(value) if isinstance(value, Sequence) else [value] * rank
+
+
+class EmulatedKernel:
+    """A kernel that runs in the emulator, in a process of its own.
+
+    Args:
+        kernel: a config or key, which is compiled unless the cache has it; or the path of an emulated library that
+            holds one kernel.
+        timeout: seconds that one call may take.
+
+    Attributes:
+        config: the kernel.
+        library: the file that holds it.
+        schedule: of the calls to come.
+        trace: whether errors show the last events of each warp.
+        counters: of the last call.
+
+    Raises:
+        InputError, BuildError: there is no such kernel, or it can't be compiled.
+    """
+
+    def __init__(self, kernel: KernelConfig | str | Path, timeout: float = 600.0) -> None:
+        if isinstance(kernel, Path):
+            rows = read_library(kernel)
+            if len(rows) != 1 or not rows[0]["emulated"]:
+                raise InputError(f"{kernel} is no emulated library of one kernel")
+            self.config, self.library = KernelConfig.parse(rows[0]["key"]), kernel
+        else:
+            self.config = KernelConfig.parse(kernel) if isinstance(kernel, str) else kernel
+            self.library = emulated_libraries([self.config])[self.config]
+        self.schedule = Schedule("eager", "round-robin")
+        self.trace = False
+        self.counters: WorkCounters | None = None
+        self._timeout = timeout
+        self._worker: Worker | None = None
+
+    def __call__(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        dilation: int | Sequence[int] = 1,
+        is_causal: bool | Sequence[bool] = False,
+        scale: float | None = None,
+        *,
+        layout: str = "contiguous",
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Runs the kernel, arguments and results as those of `gnaforge.neighborhood_attention` with ``return_lse``.
+
+        The kernel gets copies of the tensors with guard zones around them, in ``layout`` ``contiguous`` or ``gapped``
+        (see `layouts`).
+
+        Raises:
+            EmulationError: the kernel broke a rule, wrote what it must not, or left elements out; the message says
+                where and why.
+            WorkerError: its process crashed or hangs.
+            ValueError: it refuses this problem; says why.
+        """
+        rank = query.dim() - 3
+        with tempfile.TemporaryDirectory(prefix="gnaforge-") as folder:
+            inputs, outputs = Path(folder) / "inputs.pt", Path(folder) / "outputs.pt"
+            torch.save([tensor.detach().clone() for tensor in (query, key, value)], inputs)
+            said = self._ask(
+                do="call",
+                inputs=str(inputs),
+                outputs=str(outputs),
+                window=_per_dim(kernel_size, rank),
+                stride=_per_dim(stride, rank),
+                dilation=_per_dim(dilation, rank),
+                causal=_per_dim(is_causal, rank),
+                scale=scale,
+                layout=layout,
+                schedule=self.schedule.as_json(self.trace),
+            )
+            if "refused" in said:
+                raise ValueError(f"{self.config.key} refuses: {said['refused']}")
+            if "failed" in said:
+                raise EmulationError(f"{self.config.key}, {self.schedule}: {said['message']}")
+            self.counters = count_work(said["launches"])
+            out, lse = torch.load(outputs, weights_only=True)
+            return out, lse
+
+    def _ask(self, **what: Any) -> dict[str, Any]:
+        try:
+            if self._worker is None:
+                self._worker = Worker()
+                opened = self._worker.request(self._timeout, do="open", library=str(self.library), key=self.config.key)
+                if "failed" in opened:
+                    raise InputError(opened["message"])
+            return self._worker.request(self._timeout, **what)
+        except (WorkerError, InputError):
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Ends the process; the next call starts another."""
+        if self._worker:
+            self._worker.close()
+            self._worker = None

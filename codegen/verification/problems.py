@@ -1,0 +1,197 @@
+"""Attention problems to check kernels with: given, drawn at random, or cut down to a size that can be emulated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from math import ceil, prod
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from ..geometry import axes as make_axes
+from ..runtime.config import ANY_HEAD_DIM, KernelConfig
+from ..simulator.counts import TileCounts, count_tiles
+
+if TYPE_CHECKING:
+    import torch
+
+# One visited pair of tiles takes the emulator 2 to 5 ms.
+EMULATED_TILES = 150
+# Pairs of tokens for which exact attention by brute force takes a few seconds.
+_REFERENCE_PAIRS = 2**26
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One attention problem.
+
+    Q is [batch, *tokens, heads, head_dim]; K and V have ``kv_heads`` heads; V and the output have
+    ``value_head_dim`` channels.
+    """
+
+    tokens: tuple[int, ...]
+    window: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    causal: tuple[bool, ...]
+    batch: int = 1
+    heads: int = 1
+    kv_heads: int = 1
+    head_dim: int = 8
+    value_head_dim: int = 8
+
+    @property
+    def pattern(self) -> tuple[tuple[int, ...], ...]:
+        """(window, stride, dilation, causal)."""
+        return self.window, self.stride, self.dilation, self.causal
+
+    @property
+    def axes(self) -> list[tuple[int, int, int, int, bool]]:
+        """(length, window, stride, dilation, causal) of each token dimension."""
+        return list(zip(self.tokens, *self.pattern, strict=True))
+
+    def tensors(self, seed: int, dtype: torch.dtype | None = None) -> tuple[torch.Tensor, ...]:
+        """Q, K and V with normally distributed elements; float32 by default."""
+        import torch
+
+        generator = torch.Generator().manual_seed(seed)
+        shapes = (
+            (self.heads, self.head_dim),
+            (self.kv_heads, self.head_dim),
+            (self.kv_heads, self.value_head_dim),
+        )
+        return tuple(
+            torch.randn(self.batch, *self.tokens, *shape, generator=generator).to(dtype or torch.float32)
+            for shape in shapes
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Problem:
+        """What `as_json` gave."""
+        values: dict[str, Any] = {f.name: tuple(v) if isinstance(v := data[f.name], list) else v for f in fields(cls)}
+        return cls(**values)
+
+    def options(self) -> str:
+        """The options of the command line that give this problem."""
+
+        def listed(values: Sequence[int]) -> str:
+            return ",".join(str(int(value)) for value in values)
+
+        given = [f"--tokens {listed(self.tokens)}", f"--window {listed(self.window)}"]
+        given += [f"--stride {listed(self.stride)}"] if set(self.stride) != {1} else []
+        given += [f"--dilation {listed(self.dilation)}"] if set(self.dilation) != {1} else []
+        given += [f"--causal {listed(self.causal)}"] if any(self.causal) else []
+        given += [f"--heads {self.heads}"] if self.heads > 1 else []
+        given += [f"--kv-heads {self.kv_heads}"] if self.kv_heads != self.heads else []
+        given += [f"--batch {self.batch}"] if self.batch > 1 else []
+        return " ".join(given)
+
+    def tile_counts(self, config: KernelConfig) -> TileCounts:
+        """Tiles of one batch entry and head, by the simulator's model of the kernel."""
+        axes = make_axes(self.tokens, self.window, self.stride, self.dilation, self.causal)
+        return count_tiles(axes, config.q_tile, config.kv_tile)
+
+
+def with_head_dims(problem: Problem, config: KernelConfig) -> Problem:
+    """The problem with the head dims of a kernel, where those are fixed."""
+    if config.head_dim == ANY_HEAD_DIM:
+        return problem
+    return replace(problem, head_dim=config.head_dim, value_head_dim=config.value_head_dim or config.head_dim)
+
+
+def random_axis(rng: Random, max_length: int, min_window: int = 1) -> tuple[int, int, int, int, bool]:
+    """(length, window, stride, dilation, causal) of a token dimension.
+
+    Edge cases get far more than their share: length 1, window 1 and as large as fits, stride 1 and equal to
+    the window, small dilations and as large as fit, groups of unequal length.
+    """
+    length = rng.choice((min_window, *[rng.randint(min_window, max_length)] * 6))
+    most = length // min_window
+    dilation = rng.choice((1, 1, rng.randint(1, min(3, most)), rng.randint(1, most)))
+    widest = length // dilation
+    window = rng.choice((min_window, widest, *[rng.randint(min_window, widest)] * 4))
+    stride = rng.choice((1, window, *[rng.randint(1, window)] * 3))
+    return length, window, stride, dilation, rng.random() < 0.3
+
+
+def random_problem(rng: Random, rank: int | None = None, max_tokens: int = 256, min_window: int = 1) -> Problem:
+    """A small problem of any kind.
+
+    All ranks, the edge cases of `random_axis`, causal per dimension, GQA and MQA, head dims that are
+    multiples of 8, value head dim equal or not. ``max_tokens`` bounds the product of the tokens.
+    """
+    rank = rank or rng.randint(1, 3)
+    max_length = round(max_tokens ** (1 / rank), 6)  # 216 ** (1 / 3) is 5.99...
+    axes = [random_axis(rng, int(max_length), min_window) for _ in range(rank)]
+    tokens, window, stride, dilation, causal = zip(*axes, strict=True)
+    kv_heads = rng.choice((1, 1, 2, 3))
+    head_dim = 8 * rng.choice((1, 2, 3, 4, 5, 8, 9, 16))
+    return Problem(
+        tokens,
+        window,
+        stride,
+        dilation,
+        causal,
+        batch=rng.randint(1, 2),
+        heads=kv_heads * rng.choice((1, 1, 2, 4)),
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        value_head_dim=rng.choice((head_dim, head_dim, 8 * rng.randint(1, 16))),
+    )
+
+
+def random_problem_for(config: KernelConfig, seed: int, max_tokens: int = 400) -> Problem:
+    """A random problem of a kernel's rank and head dims. The same for equal arguments."""
+    return with_head_dims(random_problem(Random(f"{config.key} {seed}"), config.rank, max_tokens), config)
+
+
+def cut_down(problem: Problem, config: KernelConfig, most_tiles: int = EMULATED_TILES) -> Problem:
+    """A problem of the same kind that visits at most ``most_tiles`` pairs of tiles; itself if it does so already and
+    exact attention can be computed for it.
+
+    First to go are batch entries and heads (grouped ones keep a group of at most two), then tokens and window of all
+    dimensions, in proportion, but windows not below what has interior tiles, unless nothing else helps. Stride and
+    dilation stay as long as they fit.
+    """
+
+    def small_enough(of: Problem) -> bool:
+        times = of.batch * of.heads
+        if times * prod(of.tokens) ** 2 > _REFERENCE_PAIRS:
+            return False
+        return times * of.tile_counts(config).visited <= most_tiles
+
+    if small_enough(problem):
+        return problem
+    alone = replace(problem, batch=1, heads=min(2, problem.heads // problem.kv_heads), kv_heads=1)
+    with_interior = [q + kv for q, kv in zip(config.q_tile, config.kv_tile, strict=True)]
+    small = alone
+    for floors in (with_interior, [1] * config.rank):
+        scale = 1.0
+        while not small_enough(small) and scale > 0.001:
+            small = _scaled(alone, scale, floors)
+            scale *= 0.9
+    return small
+
+
+def _scaled(problem: Problem, scale: float, floors: Sequence[int]) -> Problem:
+    columns: dict[str, list[int]] = {"tokens": [], "window": [], "stride": [], "dilation": []}
+    for (length, window, stride, dilation, _), floor in zip(problem.axes, floors, strict=True):
+        new = min(window, max(2, floor, ceil(window * scale)))
+        # A dilation that is a good part of the axis shrinks with it.
+        apart = min(dilation, max(1, ceil(length * scale) // new))
+        columns["window"].append(new)
+        columns["stride"].append(min(stride, new))
+        columns["dilation"].append(apart)
+        columns["tokens"].append(min(length, max(new * apart, ceil(length * scale))))
+    boxes = {name: tuple(column) for name, column in columns.items()}
+    return replace(
+        problem,
+        tokens=boxes["tokens"],
+        window=boxes["window"],
+        stride=boxes["stride"],
+        dilation=boxes["dilation"],
+    )

@@ -1,0 +1,84 @@
+"""A process that runs kernels for this one, and may crash or hang."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+from types import TracebackType
+from typing import Any
+
+from ..errors import GnaforgeError
+
+
+class WorkerError(GnaforgeError):
+    """The process that ran a kernel ended, or gave no answer in time. The message says how."""
+
+
+class Worker:
+    """A child process; see `worker`. Start a new one after a WorkerError."""
+
+    def __init__(self, environment: dict[str, str] | None = None) -> None:
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the process)
+        # Its own process group: Ctrl-C reaches this process, which then ends the other.
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "gnaforge.verification.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._said,
+            env={**os.environ, **(environment or {})},
+            start_new_session=True,
+        )
+        self._buffer = b""
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the process."""
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._said):
+            if stream is not None:
+                stream.close()
+
+    def request(self, timeout: float, **what: Any) -> dict[str, Any]:
+        """Asks and waits for the reply.
+
+        Raises:
+            WorkerError: none came within ``timeout`` seconds, or the process ended.
+        """
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None and stdout is not None
+        try:
+            stdin.write(json.dumps(what).encode() + b"\n")
+            stdin.flush()
+        except BrokenPipeError:
+            raise WorkerError(self._ended()) from None
+        while b"\n" not in self._buffer:
+            if not select.select([stdout], [], [], timeout)[0]:
+                self._process.kill()
+                raise WorkerError(f"no result within {timeout:g} s: the kernel or its host code hangs")
+            read = os.read(stdout.fileno(), 1 << 16)
+            if not read:
+                raise WorkerError(self._ended())
+            self._buffer += read
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return dict(json.loads(line))
+
+    def _ended(self) -> str:
+        status = self._process.wait()
+        how = f"with status {status}"
+        if status < 0:
+            how = f"by {signal.Signals(-status).name}"
+        self._said.seek(0)
+        last = self._said.read().decode(errors="replace").strip().splitlines()[-12:]
+        return "\n  ".join([f"the process that ran the kernel was ended {how}", *last])

@@ -1,0 +1,256 @@
+"""Verifies kernels: builds them in emulated form, runs each on problems under schedules, gathers what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..runtime.config import KernelConfig
+from .counters import WorkCounters, count_work
+from .problems import Problem
+from .process import Worker, WorkerError
+from .schedules import Schedule
+
+_DRAWS = 20  # tries per random problem that a kernel has to take
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to verify.
+
+    Attributes:
+        schedules: for kernels on the emulator.
+        seed: of the tensors' values.
+        gaps: also run with gaps between the tensors' tokens, heads and channels.
+        poison: also run with NaN in all batch entries and heads but one, if there are several.
+        trace: errors come with the last events of each warp.
+        timeout: seconds that one run may take.
+    """
+
+    schedules: Sequence[Schedule]
+    seed: int = 0
+    gaps: bool = True
+    poison: bool = True
+    trace: bool = False
+    timeout: float = 600.0
+
+
+@dataclass
+class ProblemResult:
+    """What was found of a kernel on one problem.
+
+    Attributes:
+        problem: it.
+        cut_from: the problem as given, if it was cut down.
+        data_seed: of the tensors' values.
+        runs: how often the kernel ran.
+        failed: None, or in which way it is wrong: ``emulator`` (a rule of PTX is broken, or it hangs), ``wrong``
+            (numerics), ``unwritten``, ``guard``, ``tiles`` (other tiles than the simulator's model has), ``launch``,
+            ``crash``, ``library``, ``refused``.
+        message: on failure, everything that is known.
+        schedule: on failure, under which one; None for kernels on the CPU.
+        layout: on failure, of the tensors.
+        out, lse: the largest error of all runs, the bound where most of it is used, and that share.
+        identical: whether all runs gave the same bits.
+        counters: of the first run; None for kernels on the CPU.
+        model: visited and interior tiles by the simulator's model; None where nothing was counted.
+    """
+
+    problem: Problem
+    cut_from: Problem | None = None
+    data_seed: int = 0
+    runs: int = 0
+    failed: str | None = None
+    message: str = ""
+    schedule: Schedule | None = None
+    layout: str = ""
+    out: dict[str, float] = field(default_factory=dict)
+    lse: dict[str, float] = field(default_factory=dict)
+    identical: bool = True
+    counters: WorkCounters | None = None
+    launches: list[dict[str, Any]] = field(default_factory=list)
+    model: dict[str, int] | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """For JSON."""
+        data: dict[str, Any] = {
+            "problem": self.problem.as_json(),
+            "cut_from": self.cut_from.as_json() if self.cut_from else None,
+            "data_seed": self.data_seed,
+            "runs": self.runs,
+            "failed": self.failed,
+        }
+        if self.failed:
+            data.update(message=self.message, layout=self.layout)
+            data["schedule"] = vars(self.schedule) if self.schedule else None
+        else:
+            data.update(out=self.out, lse=self.lse, identical=self.identical)
+        data["counters"] = self.counters.as_json() if self.counters else None
+        data["launches"] = [{k: v for k, v in launch.items() if k != "opcodes"} for launch in self.launches]
+        data["model"] = self.model
+        return data
+
+
+@dataclass
+class KernelResult:
+    """What was found of one kernel. ``note`` says what could not be tried, if anything."""
+
+    config: KernelConfig
+    library: Path | None
+    emulated: bool = False
+    problems: list[ProblemResult] = field(default_factory=list)
+    note: str = ""
+
+    @property
+    def good(self) -> bool:
+        """Whether it ran, and everything was right."""
+        return bool(self.problems) and not any(result.failed for result in self.problems)
+
+    @property
+    def runs(self) -> int:
+        """Runs of all problems."""
+        return sum(result.runs for result in self.problems)
+
+    def as_json(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "key": self.config.key,
+            "library": str(self.library) if self.library else None,
+            "emulated": self.emulated,
+            "good": self.good,
+            "note": self.note,
+            "problems": [result.as_json() for result in self.problems],
+        }
+
+
+@dataclass(frozen=True)
+class _Run:
+    schedule: Schedule | None
+    layout: str
+    poisoned: bool
+
+
+def _runs(problem: Problem, settings: Settings, emulated: bool) -> Iterable[_Run]:
+    """Layouts take turns over the schedules: each schedule is tried once, each layout at least once."""
+    schedules: Sequence[Schedule | None] = settings.schedules if emulated else [None]
+    layouts = ("contiguous", "gapped") if settings.gaps else ("contiguous",)
+    count = max(len(schedules), len(layouts))
+    for i in range(count):
+        yield _Run(schedules[i % len(schedules)], layouts[i % len(layouts)], False)
+    if settings.poison and problem.batch * problem.kv_heads > 1:
+        yield _Run(schedules[-1], layouts[-1], True)
+
+
+class Verifier:
+    """One kernel in a process of its own, which is started anew when it crashed.
+
+    Args:
+        config, library: the kernel, and the library that holds it.
+        settings: how to verify.
+        progress: called after each run.
+    """
+
+    def __init__(
+        self, config: KernelConfig, library: Path, settings: Settings, progress: Callable[[], None] = lambda: None
+    ) -> None:
+        self.result = KernelResult(config, library)
+        self._settings, self._progress = settings, progress
+        self._worker: Worker | None = None
+
+    def __enter__(self) -> Verifier:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the process."""
+        if self._worker:
+            self._worker.close()
+            self._worker = None
+
+    def _ask(self, **what: Any) -> dict[str, Any]:
+        try:
+            if self._worker is None:
+                self._worker = Worker()
+                opened = self._worker.request(
+                    self._settings.timeout, do="open", library=str(self.result.library), key=self.result.config.key
+                )
+                if "failed" in opened:
+                    return opened
+                self.result.emulated = opened["emulated"]
+            return self._worker.request(self._settings.timeout, **what)
+        except WorkerError as error:
+            self.close()
+            return {"failed": "crash", "message": str(error)}
+
+    def verify(self, problem: Problem, cut_from: Problem | None = None) -> ProblemResult:
+        """Runs the kernel on a problem until something is wrong. The result joins those of the kernel."""
+        found = ProblemResult(problem, cut_from, self._settings.seed)
+        opened = self._ask(do="ready")  # starts the process, which says whether the kernel is an emulated one
+        if "failed" in opened:
+            found.failed, found.message = opened["failed"], opened["message"]
+        else:
+            self._try_all(found)
+        if found.failed != "refused":
+            self.result.problems.append(found)
+        return found
+
+    def _try_all(self, found: ProblemResult) -> None:
+        digests = set()
+        for run in _runs(found.problem, self._settings, self.result.emulated):
+            said = self._ask(
+                do="verify",
+                problem=found.problem.as_json(),
+                seed=self._settings.seed,
+                layout=run.layout,
+                poisoned=run.poisoned,
+                schedule=run.schedule.as_json(self._settings.trace) if run.schedule else None,
+            )
+            found.runs += 1
+            self._progress()
+            found.schedule, found.layout = run.schedule, run.layout + (", poisoned" if run.poisoned else "")
+            if "refused" in said:
+                found.failed, found.message = "refused", said["refused"]
+            elif "failed" in said:
+                found.failed, found.message = said["failed"], said["message"]
+            if found.failed:
+                return
+            for name in ("out", "lse"):
+                best = getattr(found, name)
+                if not best or said[name]["share"] > best["share"]:
+                    setattr(found, name, said[name])
+            if not run.poisoned:
+                digests.add(said["digest"])
+            if found.counters is None and said["launches"]:
+                self._count(found, said["launches"])
+        found.identical = len(digests) == 1
+
+    def _count(self, found: ProblemResult, launches: list[dict[str, Any]]) -> None:
+        found.launches = launches
+        found.counters = count_work(launches)
+        if not found.counters.tiles:
+            return
+        problem = found.problem
+        per_head = problem.tile_counts(self.result.config)
+        times = problem.batch * problem.heads
+        found.model = {"visited": times * per_head.visited, "interior": times * per_head.interior}
+        counted = {"visited": found.counters.tiles, "interior": found.counters.interior_tiles}
+        if counted != found.model:
+            found.failed = "tiles"
+            found.message = f"the kernel went through {counted} KV tiles, the simulator's model has {found.model}"
+
+    def verify_random(self, draw: Callable[[int], Problem], count: int, first_seed: int) -> None:
+        """Verifies ``count`` problems that ``draw`` makes of seeds; those that the kernel refuses are left out."""
+        seed = first_seed
+        for _ in range(count):
+            for _ in range(_DRAWS):
+                found = self.verify(draw(seed))
+                seed += 1
+                if found.failed != "refused":
+                    break
+            else:
+                self.result.note = f"refused {_DRAWS} random problems in a row, the last one because {found.message}"
+                return

@@ -1,0 +1,159 @@
+"""From what a user names to kernels in libraries, and the problems to try each on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..arch import ARCHES
+from ..build import LIBRARY_FILE, Listener, build_kernels, refuse_unavailable
+from ..emulated import emulated_libraries
+from ..errors import InputError
+from ..library_file import read_library
+from ..runtime.config import ANY_HEAD_DIM, KernelConfig
+from .problems import Problem, with_head_dims
+
+if TYPE_CHECKING:
+    from ..spec import Shape
+
+_FREE_HEAD_DIM = 64  # of kernels that take any
+
+
+@dataclass(frozen=True)
+class Target:
+    """A kernel to verify: its library, and the problems that it is for."""
+
+    config: KernelConfig
+    library: Path
+    problems: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What there is to verify. ``skipped`` gives the kernels that can't be tried here, with the reason."""
+
+    targets: tuple[Target, ...]
+    skipped: Mapping[str, str] = field(default_factory=dict)
+
+
+def targets_of_plan(
+    configs: Sequence[KernelConfig],
+    shapes: Mapping[KernelConfig, Sequence[Shape]],
+    *,
+    head_dim: int | None = None,
+    jobs: int | None = None,
+    listener: Listener | None = None,
+) -> Targets:
+    """Kernels by config, compiled if the cache has none: for the CPU, or in emulated form. ``head_dim`` is for kernels
+    that take any.
+
+    Raises:
+        InputError, BuildError: as `build_kernels`.
+    """
+    refuse_unavailable(configs)
+    gpu = [config for config in configs if ARCHES[config.arch].compiler == "nvcc"]
+    libraries = emulated_libraries(gpu, jobs=jobs, listener=listener) if gpu else {}
+    native = [config for config in configs if config not in libraries]
+    if native:
+        artifacts, _ = build_kernels(native, jobs=jobs, listener=listener)
+        libraries |= {config: artifact.verified(LIBRARY_FILE) for config, artifact in artifacts.items()}
+
+    def problems(config: KernelConfig) -> tuple[Problem, ...]:
+        return tuple(problem_of_shape(shape, config, head_dim) for shape in shapes.get(config, ()))
+
+    return Targets(tuple(Target(config, libraries[config], problems(config)) for config in configs))
+
+
+def targets_of_library(path: Path) -> Targets:
+    """The kernels of a library, as they are there.
+
+    Raises:
+        InputError: it is no kernel library, or none of its kernels can run here.
+    """
+    found, skipped = [], {}
+    for row in read_library(path):
+        config = KernelConfig.parse(row["key"])
+        if config.arch in ARCHES and ARCHES[config.arch].compiler == "nvcc" and not row["emulated"]:
+            skipped[config.key] = "linked for a real GPU: machine code without PTX, which the emulator can't run"
+        else:
+            found.append(Target(config, path))
+    if not found:
+        (first, reason), *_ = skipped.items()
+        raise InputError(
+            f"{path}: {first} is {reason}.\nIts key is enough to verify it: the same sources are then compiled for the "
+            f"emulator:\n  gnaforge verify {first}"
+        )
+    return Targets(tuple(found), skipped)
+
+
+def problem_of_shape(shape: Shape, config: KernelConfig, head_dim: int | None = None) -> Problem:
+    """A spec's shape, with the head dims of a kernel, or with ``head_dim`` if the kernel takes any."""
+    problem = Problem(
+        tuple(shape.tokens),
+        tuple(shape.window),
+        tuple(shape.stride),
+        tuple(shape.dilation),
+        tuple(shape.causal),
+        batch=shape.batch,
+        heads=shape.heads,
+        kv_heads=shape.kv_heads,
+        head_dim=head_dim or _FREE_HEAD_DIM,
+        value_head_dim=head_dim or _FREE_HEAD_DIM,
+    )
+    return with_head_dims(problem, config)
+
+
+def problem_of_options(given: Mapping[str, Any]) -> Problem:
+    """The problem that options describe. Values of the pattern may be one number for all dimensions.
+
+    Raises:
+        InputError: they don't fit each other; names the field.
+    """
+    from ..geometry import axes
+
+    tokens = tuple(given["tokens"])
+
+    def per_dim(name: str) -> tuple[int, ...]:
+        values = tuple(given[name])
+        if len(values) not in (1, len(tokens)):
+            raise InputError(f"--{name} has {len(values)} entries, --tokens {len(tokens)}")
+        return values * len(tokens) if len(values) == 1 else values
+
+    if not 1 <= len(tokens) <= 3:
+        raise InputError(f"--tokens has {len(tokens)} entries; there are 1 to 3 token dimensions")
+    columns = {name: per_dim(name) for name in ("window", "stride", "dilation", "causal")}
+    if not set(columns["causal"]) <= {0, 1}:
+        raise InputError("--causal is 0 or 1, once or per dimension")
+    heads, kv_heads, head_dim = given["heads"], given["kv_heads"] or given["heads"], given["head_dim"] or _FREE_HEAD_DIM
+    if min(heads, kv_heads, given["batch"]) < 1 or heads % kv_heads:
+        raise InputError("--heads, --kv-heads and --batch are at least 1, and --kv-heads divides --heads")
+    if head_dim % 8 or not 8 <= head_dim <= 256:
+        raise InputError(f"--head-dim {head_dim} must be a multiple of 8, at most 256")
+    causal = tuple(flag == 1 for flag in columns.pop("causal"))
+    try:
+        axes(tokens, columns["window"], columns["stride"], columns["dilation"], causal)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    return Problem(
+        tokens,
+        columns["window"],
+        columns["stride"],
+        columns["dilation"],
+        causal,
+        batch=given["batch"],
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        value_head_dim=head_dim,
+    )
+
+
+def matches(config: KernelConfig, problem: Problem | None, head_dim: int | None, dtype: str | None) -> bool:
+    """Whether a kernel is one that the options mean."""
+    if problem is not None and len(problem.tokens) != config.rank:
+        return False
+    if head_dim is not None and config.head_dim not in (ANY_HEAD_DIM, head_dim):
+        return False
+    return dtype in (None, config.dtype)

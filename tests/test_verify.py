@@ -1,0 +1,344 @@
+"""`gnaforge verify`, and what is beneath it: kernels in processes of their own, in memory with guard zones."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import oracle
+import pytest
+import torch
+from gnaforge import build as building
+from gnaforge.build import include_dir
+from gnaforge.build_tools import includes
+from gnaforge.build_tools.cuda import find_nvcc
+from gnaforge.build_tools.emulator import EmulationError
+from gnaforge.emulated import emulated_libraries
+from gnaforge.errors import BuildError
+from gnaforge.runtime.config import KernelConfig
+from gnaforge.runtime.reference import Pattern, attention, error_bound
+from gnaforge.verification.counters import class_of, count_work
+from gnaforge.verification.layouts import guarded
+from gnaforge.verification.problems import Problem, cut_down, random_problem_for
+from gnaforge.verification.process import Worker, WorkerError
+from gnaforge.verification.runner import Settings, Verifier
+from gnaforge.verification.schedules import Schedule, schedules
+from gnaforge.verification.targets import targets_of_plan
+
+SMALL = "gna_forward-sm90-r1-bf16-d32-q64-kv32"
+RANK_3 = "gna_forward-sm90-r3-bf16-d64-q2x4x8-kv2x2x8"
+CPU = "gna_forward-cpu-r2-fp32-dany-q8x8-kv8x8"
+TOY = "gna_forward-cpu-r1-fp32-d8-q8-kv8"
+
+try:
+    find_nvcc()
+    NO_NVCC = ""
+except BuildError as error:
+    NO_NVCC = str(error)
+needs_nvcc = pytest.mark.skipif(bool(NO_NVCC), reason=NO_NVCC)
+
+
+@pytest.fixture
+def changed_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str, str, str], Path]:
+    """The kernel of SMALL as an emulated library, after a change of one header: file, text, replacement."""
+
+    def make(header: str, old: str, new: str) -> Path:
+        headers = tmp_path / "include"
+        shutil.copytree(include_dir(), headers)
+        path = headers / "gnaforge" / "sm90" / header
+        assert path.read_text().count(old) == 1
+        path.write_text(path.read_text().replace(old, new))
+        monkeypatch.setattr(building, "include_dir", lambda: headers)
+        includes.forget_headers()
+        config = KernelConfig.parse(SMALL)
+        return emulated_libraries([config])[config]
+
+    yield make
+    includes.forget_headers()
+
+
+@needs_nvcc
+@pytest.mark.parametrize("key", [SMALL, RANK_3])
+def test_tiles_are_those_of_the_simulators_model(key: str) -> None:
+    """Interior and visited tiles that the kernel marks, on random problems; and everything else that a run checks."""
+    config = KernelConfig.parse(key)
+    (target,) = targets_of_plan([config], {}).targets
+    settings = Settings([Schedule("eager", "round-robin")], gaps=False, poison=False)
+    tiles = interior = 0
+    with Verifier(config, target.library, settings) as verifier:
+        verifier.verify_random(lambda seed: cut_down(random_problem_for(config, seed, 1200), config, 60), 8, 0)
+        # Random windows are small: these two have interior tiles.
+        for problem in (
+            Problem((300,), (200,), (64,), (1,), (False,)),
+            Problem((8, 12, 24), (6, 8, 16), (2, 4, 8), (1, 1, 1), (False,) * 3, heads=2),
+        ):
+            if len(problem.tokens) == config.rank:
+                verifier.verify(replace(problem, head_dim=config.head_dim, value_head_dim=config.head_dim))
+        for found in verifier.result.problems:
+            assert not found.failed, found.message
+            assert found.counters is not None and found.model is not None
+            counted = {"visited": found.counters.tiles, "interior": found.counters.interior_tiles}
+            _, visited, inside = oracle.count_tiles(found.problem, config.q_tile, config.kv_tile)
+            times = found.problem.batch * found.problem.heads
+            assert counted == found.model == {"visited": times * visited, "interior": times * inside}
+            tiles += counted["visited"]
+            interior += counted["interior"]
+    assert tiles > interior > 20
+
+
+@needs_nvcc
+def test_verify_a_gpu_kernel(cli) -> None:
+    arguments = ("verify", SMALL, "--tokens", "150", "--window", "70", "--heads", "4", "--kv-heads", "2")
+    done = cli(*arguments, "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    ((kernel,),) = [json.loads(done.stdout)]
+    assert kernel["key"] == SMALL and kernel["good"] and kernel["emulated"]
+    (found,) = kernel["problems"]
+    assert found["runs"] == 9 + 1 and found["identical"]  # schedules, and poisoned
+    assert 0 < found["out"]["share"] < 1 and found["out"]["error"] < 0.02 and found["lse"]["error"] < 1e-5
+    counters = found["counters"]
+    tiles = counters["interior_tiles"] + counters["shell_tiles"]
+    assert tiles == found["model"]["visited"]
+    # Both products of a 64 x 32 tile of 32 channels; a score each, and a rescaling per row and tile by four threads.
+    assert counters["mma_operations"] == tiles * 2 * 2 * 64 * 32 * 32
+    assert tiles * 64 * 32 <= counters["exp2"] <= tiles * (64 * 32 + 4 * 64)
+    assert sum(counters["classes"].values()) == sum(counters["opcodes"].values()) == counters["instructions"]
+    row_bytes, q_tiles = 128, 4 * 3
+    assert counters["async_load_bytes"] == row_bytes * (q_tiles * 64 + 2 * tiles * 32)
+    again = cli("verify", kernel["library"], *arguments[2:], "--timing", "lazy", "--order", "random", "--trace")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "good, in the emulator" in again.stdout and "1 of 1 kernels is good; 3 runs" in again.stdout
+    assert "launch of gnaforge_entry_" in again.stdout and "per interior tile" in again.stdout
+
+
+@needs_nvcc
+def test_a_swapped_phase_is_explained(cli, changed_kernel) -> None:
+    """The producer takes a fresh stage for a full one. The message says who waits where, and for what."""
+    library = changed_kernel("producer.h", "RingPosition at{0, 1};", "RingPosition at{0, 0};")
+    arguments = ("verify", str(library), "--tokens", "200", "--window", "100")
+    done = cli(*arguments, "--timing", "eager", "--order", "round-robin", "--trace", COLUMNS="2000")
+    assert done.returncode == 1, done.stderr
+    message = done.stdout
+    assert "FAILED (emulator): 200, window 100" in message and "CTA 0,0,0: deadlock: no warp can go on" in message
+    where = {
+        name: number
+        for header in ("producer.h", "kernel.h")
+        for number, line in enumerate((include_dir() / "gnaforge/sm90" / header).read_text().splitlines(), 1)
+        for name, text in (("wait", "mbarrier_wait(shared + L::k_empty"), ("init", "L::k_empty + 8 * stage, warps"))
+        if text in line
+    }
+    producer = re.search(
+        r"warp 0: ptx:\d+: mbarrier\.try_wait\.parity.*called at ptx\.h:\d+, "
+        rf"producer\.h:{where['wait']},.*waits for the end of a phase of parity 0 at mbarrier (0x\w+) "
+        r"\(phase 0, parity 0, 4 of 4 arrivals and 0 bytes pending\), lanes 0x1",
+        message,
+    )
+    assert producer, message
+    assert re.search(r"warps 4 5 6 7: ptx:\d+: mbarrier\.try_wait\.parity.*consumer\.h:\d+", message)
+    assert "warps that have exited: 1 2 3" in message
+    assert re.search(
+        rf"mbarrier {producer[1]} was initialised for 4 arrivals at ptx:\d+: .*kernel\.h:{where['init']},.*; "
+        "no thread has arrived at it. Its phase 0 is under way: a wait for parity 1 passes",
+        message,
+    )
+    warp_0 = message[message.index("warp 0, synchronisation:") : message.index("warp 1, synchronisation:")]
+    assert "can't go on" in warp_0 and "warp 0, last instructions:" in warp_0
+    assert f"again: gnaforge verify {library} --tokens 200 --window 100 --timing eager --order round-robin" in message
+
+
+@needs_nvcc
+def test_wrong_results_are_explained(changed_kernel) -> None:
+    """Nothing for the emulator to find, but for the comparison."""
+    library = changed_kernel("consumer.h", "params.scale + logf", "params.scale + 1.001f * logf")
+    config = KernelConfig.parse(SMALL)
+    with Verifier(config, library, Settings([Schedule("eager", "round-robin")])) as verifier:
+        found = verifier.verify(Problem((40,), (9,), (1,), (1,), (False,), heads=2, head_dim=32, value_head_dim=32))
+    assert found.failed == "wrong" and found.runs == 1
+    assert "elements of lse are further from exact than rounding allows; worst: " in found.message
+    assert " at batch entry 0, token " in found.message
+
+
+def test_verify_a_cpu_kernel(cli) -> None:
+    done = cli("verify", CPU, "--random", "3")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "good, on this CPU" in done.stdout and "Emulated" not in done.stdout
+
+
+def toy_problem(**changes: object) -> Problem:
+    return replace(Problem((20,), (5,), (1,), (1,), (False,)), **changes)
+
+
+WRONG = (
+    ("", "wrong", "elements of out are further from exact than rounding allows; worst: 1 at batch entry 0, token "),
+    (
+        "return 0",
+        "unwritten",
+        "160 elements of out were never written; first: batch entry 0, token 0, head 0, channel 0",
+    ),
+    ("static_cast<float*>(args->out->data)[-1] = 0", "guard", "1 elements outside of out were written"),
+    ("static_cast<float*>(args->q->data)[3] = 0", "guard", "the kernel wrote into query, or around it"),
+    ('std::snprintf(err, n, "no luck"); return 1', "launch", "no luck"),
+)
+
+
+def test_what_can_be_wrong_on_the_cpu(toy) -> None:
+    """One process after another kernel."""
+    asked = {"do": "verify", "problem": toy_problem().as_json(), "seed": 0, "layout": "contiguous", "schedule": None}
+    with Worker() as worker:
+        for number, (statement, failed, expected) in enumerate(WRONG):
+            library = toy(f"verify_{number}", TOY_KEY=f'"{TOY}"', TOY_STATEMENT=statement)
+            assert worker.request(60, do="open", library=str(library), key=TOY) == {"emulated": False}
+            said = worker.request(60, **asked)
+            assert said["failed"] == failed and expected in said["message"], said
+        hangs = toy("verify_hangs", TOY_KEY=f'"{TOY}"', TOY_STATEMENT="for (volatile int i = 0;;) i = 0")
+        worker.request(60, do="open", library=str(hangs), key=TOY)
+        with pytest.raises(WorkerError, match=r"no result within 0\.5 s: the kernel or its host code hangs"):
+            worker.request(0.5, **asked)
+        with pytest.raises(WorkerError, match="ended by SIGKILL"):
+            worker.request(60, **asked)
+
+
+def test_a_crash_is_a_result(cli, toy) -> None:
+    statement = 'std::fprintf(stderr, "last words\\n"); std::abort()'
+    library = toy("verify_crashes", TOY_KEY=f'"{TOY}"', TOY_STATEMENT=statement)
+    done = cli("verify", str(library), "--tokens", "20", "--window", "5", "--head-dim", "8")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "FAILED (crash): 20, window 5" in done.stdout and "was ended by SIGABRT" in done.stdout
+    assert "last words" in done.stdout
+
+
+def test_what_a_kernel_refuses_is_no_error_of_random_problems(toy) -> None:
+    library = toy("verify_refuses", TOY_KEY=f'"{TOY}"')
+    with Verifier(KernelConfig.parse(TOY), library, Settings([])) as verifier:
+        found = verifier.verify(toy_problem(head_dim=16))
+        assert found.failed == "refused" and "got head_dim 16" in found.message
+        verifier.verify_random(lambda _: toy_problem(head_dim=16), 1, 0)
+        assert verifier.result.problems == [] and "refused 20 random problems in a row" in verifier.result.note
+        assert not verifier.result.good
+
+
+@needs_nvcc
+def test_a_library_for_a_gpu_can_only_be_verified_by_key(cli, tmp_path: Path) -> None:
+    assert cli("build", SMALL).returncode == 0
+    done = cli("verify", "generated/single/lib/single.so")
+    assert done.returncode == 2
+    said = " ".join(done.stderr.split())
+    assert "linked for a real GPU: machine code without PTX" in said and f"gnaforge verify {SMALL}" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([CPU, "--tokens", "8,8"], "--tokens and --window go together"),
+        ([CPU, "--tokens", "8", "--window", "3"], "none of the 1 kernels"),
+        ([CPU, "--tokens", "8,8", "--window", "9"], "window: 9 is more than the 8 tokens"),
+        ([CPU, "--tokens", "8,8", "--window", "3,3,3"], "--window has 3 entries, --tokens 2"),
+        ([CPU, "--tokens", "8,8", "--window", "3", "--causal", "2"], "--causal is 0 or 1"),
+        ([CPU, "--tokens", "8,8", "--window", "3", "--heads", "3", "--kv-heads", "2"], "--kv-heads divides --heads"),
+        ([CPU, "--stride", "3", "--heads", "2"], "--stride, --heads: has no effect without --tokens"),
+        ([CPU, "--timing", "slow"], "--timing slow: unknown; there are eager, lazy, random"),
+        ([CPU, "--order", "lazy"], "--order lazy: unknown"),
+        ([CPU, "--dtype", "fp16"], "none of the 1 kernels"),
+        ([CPU, "--random", "0"], "Invalid value for '--random'"),
+        (["nothing.so"], "nothing.so: No such file"),
+        (["text.so"], "text.so is no shared library"),
+        (["nonsense"], "no preset 'nonsense'"),
+        ([SMALL.replace("sm90", "sm100")], "arch not available"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input(cli, tmp_path: Path, arguments: list[str], expected: str) -> None:
+    (tmp_path / "text.so").write_text("no library, but long enough to look at its header without running out of it")
+    done = cli("verify", *arguments)
+    assert done.returncode == 2, done.stdout
+    assert expected in " ".join(done.stderr.split()) and "Traceback" not in done.stderr
+
+
+def test_cut_down_problems_stay_of_their_kind() -> None:
+    config = KernelConfig.parse("gna_forward-sm90-r3-bf16-d128-q2x8x8-kv2x8x8")
+    whole = Problem((30, 48, 80), (18, 24, 24), (16, 8, 8), (1, 2, 1), (False,) * 3, 2, 24, 8, 128, 128)
+    small = cut_down(whole, config, 100)
+    assert small.batch * small.heads * small.tile_counts(config).visited <= 100
+    assert (small.batch, small.heads, small.kv_heads, small.dilation) == (1, 2, 1, (1, 2, 1))
+    assert all(1 < stride <= window for window, stride in zip(small.window, small.stride, strict=True))
+    assert cut_down(small, config, 100) == small
+    rng = Random(0)
+    for _ in range(200):
+        problem = oracle.random_problem(rng, rank=3, max_tokens=4000)
+        for length, window, stride, dilation, _ in cut_down(problem, config, 5).axes:
+            assert 1 <= stride <= window and window * dilation <= length
+        assert Problem.from_json(json.loads(json.dumps(problem.as_json()))) == problem
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "gapped"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_guard_zones(layout: str, dtype: torch.dtype) -> None:
+    memory = guarded("out", (2, 3, 4, 8), dtype, layout)
+    assert memory.tensor.isnan().all() and memory.storage.isnan().all()
+    assert memory.tensor.data_ptr() % 256 == 0 and memory.tensor.is_contiguous() == (layout == "contiguous")
+    assert all(stride * memory.tensor.element_size() % 16 == 0 for stride in memory.tensor.stride()[:-1])
+    assert memory.unwritten().all()
+    memory.tensor[:] = 0
+    memory.tensor[1, 2, 3, 7] = float("nan")  # written, though not a number
+    assert not memory.unwritten().any() and len(memory.outside()) == 0
+    first, size = memory.extent
+    step = memory.tensor.element_size()
+    assert memory.tensor[1, 2, 3, 7].data_ptr() == first + size - step
+    at = (first - memory.storage.data_ptr()) // step
+    memory.storage[at - 1] = 0
+    memory.storage[at + size // step] = 0
+    assert memory.outside().tolist() == [-1, size // step]
+    assert memory.place([1, 2, 3, 7]) == "batch entry 1, token 2, head 3, channel 7"
+
+
+def test_schedules() -> None:
+    assert len(schedules()) == 9
+    many = schedules(seeds=3, first_seed=5)
+    assert len(set(many)) == len(many) == 2 + 7 * 3
+    assert {s.seed for s in many if s.order == "random"} == {5, 6, 7}
+
+
+def test_classes_of_instructions() -> None:
+    wanted = {
+        "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16": "matrix",
+        "ex2.approx.ftz.f32": "exp2",
+        "mbarrier.try_wait.parity.shared::cta.b64": "synchronisation",
+        "cp.async.bulk.tensor.4d.shared::cluster.global": "asynchronous copy",
+        "fma.rn.ftz.f32": "float",
+        "setp.lt.s32": "integer and logic",
+        "setp.neu.f32": "float",
+        "cvt.rn.bf16x2.f32": "conversion",
+    }
+    assert {opcode: class_of(opcode) for opcode in wanted} == wanted
+    assert count_work([]).rates() == {}
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_fixture(emulated_kernel, causal: bool) -> None:
+    """What authors of kernels write: one test, run under every schedule."""
+    kernel = emulated_kernel(SMALL)
+    q, k, v = (torch.randn(1, 90, 2, 32, generator=torch.Generator().manual_seed(i)).bfloat16() for i in range(3))
+    got = kernel(q, k, v, 33, stride=4, is_causal=causal, layout="gapped")
+    pattern = Pattern((33,), (4,), (1,), (causal,))
+    exact = attention(q, k, v, pattern)
+    limits = error_bound(q, k, v, pattern, exact, rounds_probabilities=True)
+    for found, wanted, limit in zip(got, exact, limits, strict=True):
+        assert ((found.double() - wanted).abs() <= limit).all()
+    assert kernel.counters is not None and kernel.counters.tiles > 0
+    with pytest.raises(ValueError, match="refuses: head_dim is 16"):
+        kernel(q[..., :16], k[..., :16], v[..., :16], 33)
+
+
+@needs_nvcc
+@pytest.mark.emulator(timing=["eager"], order=["round-robin"])
+def test_fixture_with_a_broken_kernel(emulated_kernel, changed_kernel, emulator_schedule: Schedule) -> None:
+    assert emulator_schedule == Schedule("eager", "round-robin")
+    kernel = emulated_kernel(changed_kernel("producer.h", "RingPosition at{0, 1};", "RingPosition at{0, 0};"))
+    x = torch.zeros(1, 64, 1, 32).bfloat16()
+    with pytest.raises(EmulationError, match=r"timing eager, order round-robin, seed 0: .*deadlock"):
+        kernel(x, x, x, 5)
