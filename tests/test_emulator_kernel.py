@@ -12,6 +12,7 @@ import pytest
 from emulator_ptx import SCHEDULES, bf16, from_bf16
 from gnaforge.build_tools.cuda import find_nvcc
 from gnaforge.build_tools.emulator import Counters, EmulationError, Module, Options, TensorMap, load, mutants
+from gnaforge.build_tools.emulator.survey import record, survey
 from gnaforge.errors import BuildError
 
 SOURCE = Path(__file__).with_name("emulator_attention.cu")
@@ -111,14 +112,40 @@ def noticed(problem: Problem, text: str) -> bool:
 
 
 def test_every_synchronising_instruction_is_needed(ptx: Path) -> None:
-    text = ptx.read_text()
+    """Every mutant breaks its PTX rule, as recordings of the correct kernel have it, and every one is noticed."""
     problem = Problem(1, 64, 64 * 7 + 5)
-    _, _, counters = problem.launch(load(text))
-    tried = list(mutants(text))
-    assert {mutant.line for mutant in tried} <= set(counters.lines)  # nothing that the problem doesn't reach
-    assert len(tried) == len({(mutant.line, mutant.change) for mutant in tried}) > 20
-    survivors = [f"{m.line}: {m.instruction}: {m.change}" for m in tried if not noticed(problem, m.text)]
-    assert survivors == []
+
+    def run(module: Module, options: Options) -> bool:
+        output, lse, _ = problem.launch(module, options)
+        return problem.holds(output, lse)
+
+    outcomes = survey(ptx.read_text(), run).outcomes
+    assert len(outcomes) == len({(o.mutant.line, o.mutant.rule.change) for o in outcomes}) > 20
+    assert [str(o.mutant) for o in outcomes if not o.verdict.wrong] == []
+    assert [str(o.mutant) for o in outcomes if not o.noticed] == []
+
+
+def test_a_harmless_mutant_is_told_from_a_wrong_one(ptx: Path) -> None:
+    """Doubled, an instruction that orders something orders nothing any more: neither of the two is needed."""
+    problem = Problem(1, 64, 64 * 3)
+
+    def run(module: Module, options: Options) -> bool:
+        output, lse, _ = problem.launch(module, options)
+        return problem.holds(output, lse)
+
+    doubled = {"fence.proxy.async", "bar.sync", "wgmma.wait_group", "wgmma.fence", "cp.async.bulk.wait_group"}
+    text = ptx.read_text()
+    for opcode in doubled:
+        text = re.sub(rf"({re.escape(opcode)}[^;]*;)", r"\1 \1", text)
+    evidence = record(text, run)
+    verdicts: dict[str, set[bool]] = {}
+    for mutant in mutants(text):
+        opcode = mutant.instruction.split()[0].rstrip(";")
+        name = next((name for name in doubled if opcode.startswith(name)), "other")
+        # What is asked about an instruction that stands twice in a line is asked about the first.
+        verdicts.setdefault(name, set()).add(evidence.verdict(mutant).wrong)
+    assert verdicts.pop("other") == {True}
+    assert all(verdict == {False} for verdict in verdicts.values()), verdicts
 
 
 # What is left when nothing is taken out, but something is wrong.

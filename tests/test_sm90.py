@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -106,6 +107,12 @@ def prelude(libraries: dict[KernelConfig, Path], key: str) -> str:
 def test_larger_problems(libraries: dict[KernelConfig, Path], key: str, problem: str) -> None:
     said = run(f"{prelude(libraries, key)}\nprint(max(shares(oracle.Problem({problem}), config, 0)))")
     assert float(said) <= 1
+
+
+def test_missing_synchronisation_is_noticed(libraries: dict[KernelConfig, Path]) -> None:
+    """A few mutants of a kernel: fences, waits and arrivals that its rules need. All: test_emulator_survey.py."""
+    said = run(["sm90_mutants.py", str(libraries[CONFIGS[0]]), KEYS[0], "11"], "eager")
+    assert re.match(r"\d+ mutants reached, 0 not; wrong by rule ([3-9]), of these noticed \1;", said), said
 
 
 def test_every_element_is_written(libraries: dict[KernelConfig, Path]) -> None:

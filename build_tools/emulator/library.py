@@ -43,8 +43,8 @@ class LaunchOptions(ctypes.Structure):
         *(
             (name, ctypes.c_uint32)
             for name in (
-                *("dynamic_shared", "timing", "order", "host_threads", "relaxed_tensor_waits"),
-                *("trace", "unchecked"),
+                *("dynamic_shared", "timing", "order", "host_threads"),
+                *("relaxed_warpgroups", "relaxed_tensor_frees", "relaxed_tensor_waits", "trace", "unchecked"),
             )
         ),
         *((name, ctypes.c_uint64) for name in ("seed", "patience")),
@@ -139,6 +139,8 @@ def engine() -> ctypes.CDLL:
         "module": (pointer, [text, text]),
         "module_free": (None, [pointer]),
         "describe": (text, [pointer]),
+        "record": (None, [ctypes.c_int]),
+        "records": (pointer, [pointer]),
         "memory": (pointer, []),
         "memory_free": (None, [pointer]),
         "memory_add": (None, [pointer, u64, u64, text]),

@@ -53,6 +53,10 @@ class Options:
         patience: instructions of a CTA without any visible progress before it counts as hung.
         relaxed_tensor_waits: lets tcgen05.ld and tcgen05.st be complete at once, without the tcgen05.wait that PTX
             demands. ptxas and the hardware's scoreboards make that work, and CUTLASS's example 77 relies on it.
+        relaxed_warpgroups: lets a wgmma read from shared memory what the other warps of its warpgroup wrote before they
+            issued it. PTX has no barrier there; the backward kernel of CUTLASS's example 88 relies on it.
+        relaxed_tensor_frees: lets tcgen05.dealloc come before the last use of the columns, as in the backward kernel of
+            CUTLASS's example 77: nothing there waits for the last dQ.
         trace: an error's message ends with the last instructions and synchronisation of each warp. Slow.
         checks: False leaves out the search for races in shared and global memory and for reads of uninitialised shared
             memory: to see what it costs.
@@ -64,6 +68,8 @@ class Options:
     host_threads: int = 1
     patience: int = 20_000_000
     relaxed_tensor_waits: bool = False
+    relaxed_warpgroups: bool = False
+    relaxed_tensor_frees: bool = False
     trace: bool = False
     checks: bool = True
 
@@ -220,7 +226,7 @@ class Module:
             kernel["name"]: [(offset, size) for offset, size in kernel["params"]] for kernel in described["kernels"]
         }
         self._param_bytes: dict[str, int] = {kernel["name"]: kernel["bytes"] for kernel in described["kernels"]}
-        self._instructions: list[tuple[int, str]] = [(line, opcode) for line, opcode in described["instructions"]]
+        self.instructions: list[tuple[int, str]] = [(line, opcode) for line, opcode in described["instructions"]]
 
     def __del__(self) -> None:
         if getattr(self, "_handle", None):
@@ -228,7 +234,7 @@ class Module:
 
     def opcodes(self) -> Counter[str]:
         """Instructions in the text, by opcode."""
-        return Counter(opcode for _, opcode in self._instructions)
+        return Counter(opcode for _, opcode in self.instructions)
 
     def _kernel(self, kernel: str | None) -> str:
         if kernel is None:
@@ -306,13 +312,15 @@ class Module:
             host_threads=options.host_threads,
             seed=options.seed,
             patience=options.patience,
+            relaxed_tensor_frees=int(options.relaxed_tensor_frees),
+            relaxed_warpgroups=int(options.relaxed_warpgroups),
             relaxed_tensor_waits=int(options.relaxed_tensor_waits),
             trace=int(options.trace),
             unchecked=int(not options.checks),
         )
         device = engine().gnaforge_emulator_memory()
         counted = Counted()
-        executed, waited = np.zeros((2, len(self._instructions)), np.uint64)
+        executed, waited = np.zeros((2, len(self.instructions)), np.uint64)
         try:
             for index, array in enumerate(arrays):
                 low, high = _byte_bounds(array)
@@ -335,8 +343,8 @@ class Module:
             raise EmulationError(_last_error())
         opcodes: Counter[str] = Counter()
         lines: Counter[int] = Counter()
-        waits = {line: count for (line, _), count in zip(self._instructions, waited.tolist(), strict=True) if count}
-        for (line, opcode), count in zip(self._instructions, executed.tolist(), strict=True):
+        waits = {line: count for (line, _), count in zip(self.instructions, waited.tolist(), strict=True) if count}
+        for (line, opcode), count in zip(self.instructions, executed.tolist(), strict=True):
             if count and opcode != "pmevent":  # markers are no work
                 opcodes[opcode] += count
                 lines[line] += count

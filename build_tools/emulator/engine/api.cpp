@@ -6,6 +6,7 @@
 
 #include "launch.h"
 #include "tensor_map.h"
+#include "recording.h"
 
 using namespace gnaforge::emulator;
 
@@ -39,6 +40,8 @@ int guarded(F&& f) {
     return 1;
   }
 }
+
+thread_local Recorder recording;
 
 using ModuleHandle = std::shared_ptr<Module>;
 
@@ -132,7 +135,8 @@ int gnaforge_emulator_launch(void* module, const char* kernel, const GnaforgeEmu
     launch.params.assign(bytes, bytes + param_bytes);
     launch.memory = static_cast<DeviceMemory*>(memory);
     launch.options = {static_cast<Timing>(how->timing), static_cast<Order>(how->order), how->seed, how->patience,
-                      how->trace != 0, how->relaxed_tensor_waits != 0, how->unchecked == 0};
+                      how->relaxed_warpgroups != 0, how->relaxed_tensor_frees != 0, how->trace != 0, how->relaxed_tensor_waits != 0,
+                      how->unchecked == 0};
     launch.print = [](const std::string& text) {
       std::fputs(text.c_str(), stdout);
       std::fflush(stdout);
@@ -145,6 +149,16 @@ int gnaforge_emulator_launch(void* module, const char* kernel, const GnaforgeEmu
     if (executed) std::copy(counters.executed.begin(), counters.executed.end(), executed);
     if (waited) std::copy(counters.waited.begin(), counters.waited.end(), waited);
   });
+}
+
+void gnaforge_emulator_record(int on) {
+  if (on) recording.records.clear();
+  recorder = on ? &recording : nullptr;
+}
+
+const void* gnaforge_emulator_records(uint64_t* count) {
+  *count = recording.records.size();
+  return recording.records.data();
 }
 
 int gnaforge_emulator_tensor_map(void* out, uint32_t data_type, uint32_t rank, uint64_t address, const uint64_t* dims,

@@ -7,7 +7,7 @@
 /// What the caller of a launch chooses; mirrored in Python.
 struct GnaforgeEmulatorLaunch {
   uint32_t grid[3], block[3];
-  uint32_t dynamic_shared, timing, order, host_threads, relaxed_tensor_waits, trace, unchecked;
+  uint32_t dynamic_shared, timing, order, host_threads, relaxed_warpgroups, relaxed_tensor_frees, relaxed_tensor_waits, trace, unchecked;
   uint64_t seed, patience;
 };
 
@@ -49,6 +49,11 @@ GNAFORGE_EXPORT void gnaforge_emulator_memory_allow_mapped(void* memory);
 GNAFORGE_EXPORT int gnaforge_emulator_launch(void* module, const char* kernel, const GnaforgeEmulatorLaunch* how, const void* params,
                                              uint64_t param_bytes, void* memory, GnaforgeEmulatorCounters* counted, uint64_t* executed,
                                              uint64_t* waited);
+
+/// While on, launches of this thread on one host thread record what synchronises; turning it on forgets what was recorded.
+GNAFORGE_EXPORT void gnaforge_emulator_record(int on);
+/// What recording.h describes, until this thread turns recording on again.
+GNAFORGE_EXPORT const void* gnaforge_emulator_records(uint64_t* count);
 
 /// Arguments as cuTensorMapEncodeTiled has them; `out` is 128 bytes aligned to 64. 0, or 1 with the broken rule as error.
 GNAFORGE_EXPORT int gnaforge_emulator_tensor_map(void* out, uint32_t data_type, uint32_t rank, uint64_t address, const uint64_t* dims,

@@ -4,6 +4,7 @@
 #include <map>
 
 #include "matrix.h"
+#include "recording.h"
 
 namespace gnaforge::emulator {
 
@@ -149,6 +150,7 @@ bool Cta::complete_one() {
 }
 
 void Cta::run() {
+  note(Event::cta, 0, 0);
   try {
     while (exited < launch.threads()) {
       if (!step()) {

@@ -30,6 +30,8 @@ struct Options {
   Order order = Order::round_robin;
   uint64_t seed = 0;
   uint64_t patience = 20'000'000;  // instructions of a CTA without any event before it counts as hung
+  bool relaxed_warpgroups = false;    // a wgmma sees what any warp of its warpgroup wrote before it issued it
+  bool relaxed_tensor_frees = false;  // tcgen05.dealloc may come before the last use of the columns
   bool trace = false;  // the message of an error ends with what happened before
   bool relaxed_tensor_waits = false;  // tcgen05.ld and st need no tcgen05.wait, as hardware's scoreboards have it
   bool checks = true;                 // for races and uninitialised memory

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "clocks.h"
+#include "recording.h"
 #include "types.h"
 
 namespace gnaforge::emulator {
@@ -59,6 +60,7 @@ class SharedMemory {
   /// A read by a thread: in bounds, initialised, and not being written by a bulk copy.
   const uint8_t* read(uint32_t address, uint32_t size, const Clock& clock, Epoch by) {
     check_bounds(address, size, "read");
+    note(Event::read, address, size);
     for (uint32_t g = address / kGranule; g <= (address + size - 1) / kGranule; ++g)
       if (granules_[g].landing) fail_landing(address, size, "read");
     check_valid(address, size);
@@ -68,6 +70,7 @@ class SharedMemory {
   /// A write by a thread: in bounds, and not while asynchronous work reads or writes there.
   uint8_t* write(uint32_t address, uint32_t size, uint64_t when, uint16_t thread, const Clock& clock, Epoch by) {
     check_bounds(address, size, "write");
+    note(Event::write, address, size);
     ++version_;
     for (uint32_t g = address / kGranule; g <= (address + size - 1) / kGranule; ++g) {
       Granule& granule = granules_[g];
@@ -86,6 +89,7 @@ class SharedMemory {
   template <class FenceOf>
   void begin_async_read(uint32_t address, uint32_t size, uint16_t issuer, Reader who, const Clock& clock, Epoch reader, FenceOf&& fence_of) {
     check_bounds(address, size, name_of(who));
+    note(Event::async_read, address, size);
     for (uint32_t g = address / kGranule; g <= (address + size - 1) / kGranule; ++g) {
       Granule& granule = granules_[g];
       if (granule.landing) fail_landing(address, size, name_of(who));
@@ -102,6 +106,7 @@ class SharedMemory {
   /// Asynchronous work starts writing.
   void begin_async_write(uint32_t address, uint32_t size, const char* who, const Clock& clock) {
     check_bounds(address, size, who);
+    note(Event::async_write, address, size);
     for (uint32_t g = address / kGranule; g <= (address + size - 1) / kGranule; ++g) {
       if (granules_[g].landing) fail_landing(address, size, who);
       if (granules_[g].busy()) fail_readers(address, size, who);
@@ -111,6 +116,7 @@ class SharedMemory {
   }
   /// The bytes have landed.
   void end_async_write(uint32_t address, uint32_t size, Epoch writer) {
+    note(Event::landed, address, size);
     ++version_;
     for (uint32_t w = address / 4; checks_ && w <= (address + size - 1) / 4; ++w) readers_.overwrite(accesses_[w], writer);
     for (uint32_t g = address / kGranule; g <= (address + size - 1) / kGranule; ++g) {

@@ -236,6 +236,7 @@ Status barrier(Warp& warp, const Instruction& in, uint32_t mask) {
       at.reduction_or |= predicate != 0;
       at.reduction_count += static_cast<uint32_t>(__builtin_popcount(predicate));
     }
+    note(Event::barrier, number, at.generation);
     at.arrived += lanes;
     at.history.join(warp.publish());
     uint32_t needed = counted ? expected : expected - cta.exited;

@@ -22,6 +22,7 @@ void landed(Cta& cta, uint32_t address, uint32_t size, uint32_t barrier, int64_t
   Mbarrier& at = cta.mbarriers.at(barrier);
   seen.at[at.agent] = std::max(seen.at[at.agent], at.arrived.at[at.agent]) + 1;
   cta.shared.end_async_write(address, size, {seen.at[at.agent], at.agent});
+  note(Event::complete, barrier, at.phase);
   cta.mbarriers.complete(barrier, bytes, seen);
 }
 

@@ -182,7 +182,7 @@ WarpgroupLog::Entry& enter(Warp& warp, const Instruction& in, PendingMma& mma) {
 }
 
 /// Checks and notes the shared memory that this warp's rows of A, and B once per warpgroup, take.
-void begin_reads(Warp& warp, const Instruction& in, const PendingMma& mma, WarpgroupLog::Entry& entry) {
+void begin_reads(Warp& warp, const Clock& clock, const Instruction& in, const PendingMma& mma, WarpgroupLog::Entry& entry, bool with_b) {
   auto depth = static_cast<uint32_t>(in.detail[1]);
   size_t first = entry.chunks.size();
   if (!(in.detail[3] & kRegistersA)) {
@@ -190,7 +190,7 @@ void begin_reads(Warp& warp, const Instruction& in, const PendingMma& mma, Warpg
     matrix_chunks(layout_of(mma.descriptor_a), element, static_cast<uint32_t>(16 * (warp.index % 4)), 16, depth,
                   in.detail[3] & kTransposeA, entry.chunks);
   }
-  if (entry.issued == 1)
+  if (with_b)
     matrix_chunks(layout_of(mma.descriptor_b), static_cast<uint32_t>(size_of(in.type)), 0, static_cast<uint32_t>(in.detail[0]), depth,
                   in.detail[3] & kTransposeB, entry.chunks);
   // The fence may be any lane's of this warp: they go on together.
@@ -199,8 +199,17 @@ void begin_reads(Warp& warp, const Instruction& in, const PendingMma& mma, Warpg
   for (int lane = 0; lane < kWarpSize; ++lane) own = std::max(own, warp.cta.fences[static_cast<size_t>(thread + lane)]);
   Epoch reader{static_cast<uint32_t>(mma.sequence + 1), static_cast<uint8_t>(kFirstWarpgroupAgent + warp.index / 4)};
   for (size_t i = first; i < entry.chunks.size(); ++i)
-    warp.cta.shared.begin_async_read(entry.chunks[i], kGranule, thread, Reader::mma, warp.clock, reader,
+    warp.cta.shared.begin_async_read(entry.chunks[i], kGranule, thread, Reader::mma, clock, reader,
                                      [&](uint16_t of) { return of == thread ? own : warp.cta.fences[of]; });
+}
+
+/// The same for all warps at once, after what each did before it issued the wgmma.
+void begin_reads_together(Warp& warp, const Instruction& in, const PendingMma& mma, WarpgroupLog::Entry& entry) {
+  const auto& warps = warp.cta.warps;
+  size_t first = static_cast<size_t>(warp.index / 4) * 4;
+  Clock clock = warp.clock;
+  for (size_t i = first; i < first + 4; ++i) clock.join(warps[i]->clock);
+  for (size_t i = first; i < first + 4; ++i) begin_reads(*warps[i], clock, in, mma, entry, i == first);
 }
 
 Status issue(Warp& warp, const Instruction& in, uint32_t mask) {
@@ -231,7 +240,10 @@ Status issue(Warp& warp, const Instruction& in, uint32_t mask) {
   if (accumulate != 0 && accumulate != ~0u) throw EmulationError("scale-d differs between lanes");
   mma.accumulate = accumulate != 0;
   WarpgroupLog::Entry& entry = enter(warp, in, mma);
-  begin_reads(warp, in, mma, entry);
+  if (!warp.cta.launch.options.relaxed_warpgroups)
+    begin_reads(warp, warp.clock, in, mma, entry, entry.issued == 1);
+  else if (entry.issued == 4)
+    begin_reads_together(warp, in, mma, entry);
   mark_registers(state, in, 1);
   ++state.busy;
   state.last = &in;
@@ -350,11 +362,15 @@ void decode_matrices(Instruction& in) {
 }  // namespace
 
 bool compute_oldest(Warp& warp) {
-  return each_pending(*warp.matrix, [&](PendingMma& mma) {
+  WarpgroupLog& log = warp.cta.warpgroups[static_cast<size_t>(warp.index / 4)];
+  bool done = false;
+  each_pending(*warp.matrix, [&](PendingMma& mma) {
     if (mma.computed) return false;
-    compute(warp, mma);
+    done = !warp.cta.launch.options.relaxed_warpgroups || log.at(mma.sequence).issued == 4;
+    if (done) compute(warp, mma);
     return true;
   });
+  return done;
 }
 
 bool all_issued(Warp& warp, size_t keep) {

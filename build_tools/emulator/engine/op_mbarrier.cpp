@@ -15,6 +15,7 @@ Status init(Warp& warp, const Instruction& in, uint32_t mask) {
   each_lane(warp, mask, [&](int lane) {
     uint32_t address = barrier_address(warp, in, in.args[0], lane);
     warp.cta.mbarriers.init(address, static_cast<uint32_t>(warp.bits(in.args[1], lane)), warp);
+    note(Event::init, address, warp.bits(in.args[1], lane));
     warp.cta.mbarriers.at(address).init_pc = warp.group().pc;
     warp.cta.shared.set_object(address, true);
   });
@@ -47,13 +48,16 @@ Status arrive(Warp& warp, const Instruction& in, uint32_t mask) {
     uint32_t count = 1;
     if (in.args.size() > at + 1) {
       auto value = static_cast<uint32_t>(warp.bits(in.args[at + 1], lane));
-      if (in.detail[0] & kExpects)
+      if (in.detail[0] & kExpects) {
+        note(Event::expect, address, state >> 32);
         cta.mbarriers.expect(address, value);
-      else
+      } else {
         count = value;
+      }
     }
     if (in.detail[2] && cta.mbarriers.at(address).pending <= count)
       throw EmulationError("arrive.noComplete would complete the phase of " + cta.mbarriers.describe(address));
+    note(Event::arrive, address, state >> 32);
     if (cta.mbarriers.arrive(address, count, seen, in.detail[1])) cta.event();
     if (at == 1) warp.put_bits(in.args[0], lane, state);
   });
@@ -65,6 +69,7 @@ Status transactions(Warp& warp, const Instruction& in, uint32_t mask) {
     uint32_t address = barrier_address(warp, in, in.args[0], lane);
     warp.cta.mbarriers.used_by(address, warp);
     auto bytes = static_cast<int64_t>(static_cast<uint32_t>(warp.bits(in.args[1], lane)));
+    note(in.detail[0] ? Event::expect : Event::complete, address, warp.cta.mbarriers.at(address).phase);
     if (in.detail[0]) {
       warp.cta.mbarriers.expect(address, bytes);
     } else if (warp.cta.mbarriers.complete(address, bytes, warp.fenced)) {
@@ -100,6 +105,7 @@ Status wait(Warp& warp, const Instruction& in, uint32_t mask) {
       done = barrier.phase != phase;
     }
     complete |= uint32_t{done} << lane;
+    note(done ? Event::wait_done : Event::wait_open, address, done ? barrier.phase - 1 : barrier.phase);
     if (done) (in.detail[2] ? warp.observed : warp.clock).join(barrier.published);
   });
   uint32_t open = mask & ~complete;

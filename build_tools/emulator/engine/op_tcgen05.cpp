@@ -31,7 +31,7 @@ Status allocate(Warp& warp, const Instruction& in, uint32_t mask) {
 
 Status deallocate(Warp& warp, const Instruction& in, uint32_t mask) {
   if (!whole_warp(warp, mask)) return Status::blocked;
-  warp.cta.tensor_memory->deallocate(warp.uniform(in.args[0], mask, "the address"), warp.uniform(in.args[1], mask, "the number of columns"));
+  warp.cta.tensor_memory->deallocate(warp.uniform(in.args[0], mask, "the address"), warp.uniform(in.args[1], mask, "the number of columns"), warp.cta.launch.options.relaxed_tensor_frees);
   warp.cta.event();
   return Status::next;
 }
@@ -307,8 +307,12 @@ Status commit(Warp& warp, const Instruction& in, uint32_t mask) {
     seen.at[kTensorAgent] = cta.tensor_memory->issued;
     auto releases = std::make_shared<std::vector<std::function<void()>>>(std::move(cta.tensor_memory->release_on_commit));
     cta.tensor_memory->release_on_commit.clear();
-    cta.submit_ordered([&cta, barrier, releases, seen] {
+    auto index = static_cast<uint32_t>(warp.index);
+    uint32_t issuer = recorder ? recorder->instruction : 0;
+    cta.submit_ordered([&cta, barrier, releases, seen, index, issuer] {
       for (auto& release : *releases) release();
+      if (recorder) recorder->warp = index, recorder->instruction = issuer;
+      note(Event::arrive, barrier, cta.mbarriers.at(barrier).phase);
       cta.mbarriers.arrive(barrier, 1, seen);
       cta.event();
     });

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "recording.h"
+
 namespace gnaforge::emulator {
 
 namespace {
@@ -34,18 +36,23 @@ bool TensorMemory::allocate(uint32_t columns, uint32_t& address, const std::stri
   return false;
 }
 
-void TensorMemory::deallocate(uint32_t address, uint32_t columns) {
+void TensorMemory::deallocate(uint32_t address, uint32_t columns, bool early) {
   if (address >= kTensorColumns || allocation_[address] != columns)
     throw EmulationError("tcgen05.dealloc of " + std::to_string(columns) + " columns at " + hex(address) + ", which tcgen05.alloc did not give");
+  if (early) {
+    freed_early_ = true;
+    return;
+  }
   TensorRegion all{0, kTensorLanes, address, columns};
   if (any(all, &Use::mmas) || any(all, &Use::loads) || any(all, &Use::stores))
-    throw EmulationError("tcgen05.dealloc of " + describe(all) + " while work there is not complete");
+    throw EmulationError("tcgen05.dealloc of " + describe(all) + " while work there is not complete: " +
+                         (any(all, &Use::mmas) ? "an MMA whose tcgen05.commit has not arrived" : "a load or store that was not waited for"));
   std::fill_n(&allocation_[address], columns, 0u);
 }
 
 void TensorMemory::check_end() const {
   for (uint32_t column = 0; column < kTensorColumns; ++column)
-    if (allocation_[column]) throw EmulationError(allocators_.at(column) + "the CTA ended without tcgen05.dealloc of the tensor memory at column " + std::to_string(column));
+    if (allocation_[column] && !freed_early_) throw EmulationError(allocators_.at(column) + "the CTA ended without tcgen05.dealloc of the tensor memory at column " + std::to_string(column));
 }
 
 void TensorMemory::check(const TensorRegion& r, const char* what) const {
@@ -82,7 +89,8 @@ bool TensorMemory::any(const TensorRegion& r, int16_t Use::*what) const {
 }
 
 void TensorMemory::access(const TensorRegion& r, bool writes, const Clock& clock, Epoch by, const char* what) {
-  for (uint32_t quarter = r.lane / 32; quarter <= (r.lane + r.lanes - 1) / 32; ++quarter)
+  for (uint32_t quarter = r.lane / 32; quarter <= (r.lane + r.lanes - 1) / 32; ++quarter) {
+    note(writes ? Event::tensor_write : Event::tensor_read, quarter << 16 | r.column, r.columns);
     for (uint32_t column = r.column; column < r.column + r.columns; ++column) {
       Accesses& last = uses_[quarter * kTensorColumns + column].last;
       bool was_read = false;
@@ -92,6 +100,7 @@ void TensorMemory::access(const TensorRegion& r, bool writes, const Clock& clock
                              std::to_string(32 * quarter + 31) + ", column " + std::to_string(column) + ", which " + name_of_agent(other->agent) +
                              " has " + (was_read ? "read" : "written") + " without any barrier or phase between that this warp has waited for");
     }
+  }
 }
 
 void TensorMemory::begin_load(const TensorRegion& r, const Clock& clock, Epoch reader) {

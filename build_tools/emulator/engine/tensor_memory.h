@@ -26,7 +26,8 @@ class TensorMemory {
   // tcgen05.alloc and dealloc. `allocate` returns false if the columns are not free now.
   // `where` says who allocates, for messages.
   bool allocate(uint32_t columns, uint32_t& address, const std::string& where);
-  void deallocate(uint32_t address, uint32_t columns);
+  /// `early`: work there may go on, and the columns stay.
+  void deallocate(uint32_t address, uint32_t columns, bool early);
   void relinquish() { may_allocate_ = false; }
   void check_end() const;
 
@@ -64,6 +65,7 @@ class TensorMemory {
   std::vector<uint32_t> allocation_;    // per column: size of the allocation that starts here, or kInside, or 0
   std::map<uint32_t, std::string> allocators_;  // by first column
   bool may_allocate_ = true;
+  bool freed_early_ = false;
 };
 
 }  // namespace gnaforge::emulator

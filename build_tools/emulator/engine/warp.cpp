@@ -2,6 +2,7 @@
 
 #include "cta.h"
 #include "matrix.h"
+#include "recording.h"
 
 namespace gnaforge::emulator {
 
@@ -144,6 +145,7 @@ uint64_t Warp::run_as(uint64_t budget) {
       if (matrix) matrix->check(instruction);
       ++cta.clock;
       uint32_t pc = at->pc;
+      if (recorder) recorder->warp = static_cast<uint32_t>(index), recorder->instruction = pc;
       if (Traced) cta.trace->act(index);
       Status status = instruction.run(*this, instruction, mask);
       if (Traced) {
@@ -169,6 +171,7 @@ uint64_t Warp::run_as(uint64_t budget) {
         status = Status::next;
       }
       ++executed[pc];
+      note(Event::execute, 0, mask);
       ++marks.executed;
       ++done;
       if (status == Status::jumped) {

@@ -55,10 +55,13 @@ Settings read_settings() {
   settings.launch.order = choice("ORDER", {"round-robin", "depth-first", "random"});
   settings.launch.seed = std::strtoull(setting("SEED", "0").c_str(), nullptr, 10);
   settings.launch.host_threads = static_cast<uint32_t>(std::strtoul(setting("HOST_THREADS", "1").c_str(), nullptr, 10));
+  settings.launch.relaxed_warpgroups = setting("RELAXED_WARPGROUPS", "0") != "0";
+  settings.launch.relaxed_tensor_frees = setting("RELAXED_TENSOR_FREES", "0") != "0";
   settings.launch.relaxed_tensor_waits = setting("RELAXED_TENSOR_WAITS", "0") != "0";
   settings.launch.unchecked = setting("CHECKS", "1") == "0";
   settings.launch.patience = std::strtoull(setting("PATIENCE", "20000000").c_str(), nullptr, 10);
   settings.trace = setting("TRACE", "0") != "0";
+  settings.keep = setting("KEEP", "");
   settings.launch.trace = settings.trace;
   settings.counters = setting("COUNTERS", "");
   return settings;
@@ -181,6 +184,7 @@ cudaError_t State::launch(Kernel& kernel, dim3 grid, dim3 block, void** argument
   how.block[1] = block.y;
   how.block[2] = block.z;
   how.dynamic_shared = static_cast<uint32_t>(shared);
+  if (!settings.keep.empty()) keep(kernel, how, params);
   GnaforgeEmulatorCounters counted{};
   std::vector<uint64_t> executed(gnaforge_emulator_instructions(module));
   if (gnaforge_emulator_launch(module, kernel.name.c_str(), &how, params.data(), bytes, ranges, &counted, executed.data(), nullptr)) {
@@ -192,6 +196,20 @@ cudaError_t State::launch(Kernel& kernel, dim3 grid, dim3 block, void** argument
     std::fprintf(stderr, "gnaforge emulator: %s grid %u,%u,%u block %u,%u,%u: %llu warp instructions\n", kernel.name.c_str(), grid.x, grid.y,
                  grid.z, block.x, block.y, block.z, static_cast<unsigned long long>(counted.instructions));
   return cudaSuccess;
+}
+
+void State::keep(const Kernel& kernel, const GnaforgeEmulatorLaunch& how, const std::vector<uint8_t>& params) {
+  static int number = 0;
+  std::string base = settings.keep + "/" + std::to_string(number++);
+  std::ofstream launch(base + ".json");
+  auto list = [](const uint32_t (&of)[3]) { return "[" + std::to_string(of[0]) + ", " + std::to_string(of[1]) + ", " + std::to_string(of[2]) + "]"; };
+  launch << "{\"kernel\": \"" << kernel.name << "\", \"grid\": " << list(how.grid) << ", \"block\": " << list(how.block)
+         << ", \"shared_bytes\": " << how.dynamic_shared << "}\n";
+  std::ofstream(base + ".params", std::ios::binary).write(reinterpret_cast<const char*>(params.data()), static_cast<std::streamsize>(params.size()));
+  std::ofstream text(base + ".ptx");
+  for (const std::string& each : kernel.binary->texts)
+    if (each.find(kernel.name) != std::string::npos) text << each;
+  if (!launch.flush() || !text.flush()) std::fprintf(stderr, "gnaforge emulator: can't write to the folder %s\n", settings.keep.c_str());
 }
 
 cudaError_t State::fail(cudaError_t error, const std::string& message) {

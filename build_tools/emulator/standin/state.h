@@ -22,6 +22,7 @@ struct Device {
 struct Settings {
   Device device;
   GnaforgeEmulatorLaunch launch;  // the schedule's fields
+  std::string keep;               // folder that gets every launch, to be repeated from there; empty: none
   bool trace;                     // one line on stderr per launch
   std::string counters;           // file that gets a line of JSON per launch; empty: none
 };
@@ -57,6 +58,8 @@ class State {
   cudaError_t allocate(void** out, size_t size);
   cudaError_t release(void* pointer);
   cudaError_t launch(Kernel& kernel, dim3 grid, dim3 block, void** arguments, size_t shared);
+  /// Writes a launch to the folder `settings.keep`.
+  void keep(const Kernel& kernel, const GnaforgeEmulatorLaunch& how, const std::vector<uint8_t>& params);
 
   /// Notes an error for cudaGetLastError, with a message on stderr if there is one.
   cudaError_t fail(cudaError_t error, const std::string& message = "");

@@ -1,0 +1,65 @@
+"""Mutants of an sm90 kernel of ours, as its own host code launches it.
+
+Use: ``python sm90_mutants.py LIBRARY KEY [EVERY [PROCESSES]]``.
+
+Prints a report; with EVERY, of every so manieth mutant only. Runs in a process of its own, since the stand-in reads its
+settings once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+KEPT = tempfile.TemporaryDirectory()
+os.environ.update(GNAFORGE_EMULATOR_MEMORY="mapped", GNAFORGE_EMULATOR_KEEP=KEPT.name, OMP_NUM_THREADS="1")  # forks
+
+import gnaforge  # noqa: E402
+import oracle  # noqa: E402
+import torch  # noqa: E402
+from gnaforge.build_tools.emulator import Module, Options  # noqa: E402
+from gnaforge.build_tools.emulator.survey import survey  # noqa: E402
+from gnaforge.runtime.config import KernelConfig  # noqa: E402
+from gnaforge.runtime.reference import Pattern, attention  # noqa: E402
+from sm90_problems import DTYPES, bounds  # noqa: E402
+
+
+def main(library: str, key: str, every: int = 1, processes: int = 1) -> None:
+    """Runs the kernel once for what a launch needs, then its mutants."""
+    config = KernelConfig.parse(key)
+    gnaforge.load_library(library)
+    problem = oracle.Problem(
+        (8, 9, 10), (5, 4, 5), (1,) * 3, (1,) * 3, (False,) * 3, 1, 1, 1, config.head_dim, config.head_dim
+    )
+    q, k, v = problem.tensors(0, DTYPES[config.dtype])
+    out, lse = gnaforge.neighborhood_attention(q, k, v, *problem.pattern, return_lse=True, kernel=config)
+    pattern = Pattern(*problem.pattern)
+    exact = attention(q, k, v, pattern)
+    limits = bounds(q, k, v, pattern, exact)
+
+    base = Path(KEPT.name) / "0"
+    launch = json.loads(base.with_suffix(".json").read_text())
+    parameters = base.with_suffix(".params").read_bytes()
+    memory = [tensor.view(torch.int16).numpy() for tensor in (q, k, v, out)] + [lse.numpy()]
+
+    def run(module: Module, options: Options) -> bool:
+        for result in (out, lse):
+            result.fill_(float("nan"))
+        shape = {name: launch[name] for name in ("grid", "block", "shared_bytes", "kernel")}
+        module.launch(**shape, arguments=[parameters], memory=memory, options=options)
+        return all(bool(((g.double() - w).abs() <= b).all()) for g, w, b in zip((out, lse), exact, limits, strict=True))
+
+    counter = itertools.count()
+    result = survey(
+        base.with_suffix(".ptx").read_text(), run, chosen=lambda _: next(counter) % every == 0, processes=processes
+    )
+    print(result.report())
+    sys.exit(result.share < 0.9)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:]))
