@@ -133,6 +133,8 @@ def _recover(error: RuntimeError, operator: Any, *arguments: Any) -> tuple[torch
                 reason = jit.make_kernel(request)
                 result = attempt()
     if isinstance(result, str):
+        if lookup.source() is None:  # a package of built kernels: the core's last line, how to register one, is no help
+            result = result.partition("\nregister ")[0]
         raise NoKernelError("\n".join(filter(None, [result, reason, lookup.remedy(request)]))) from None
     return result  # type: ignore[no-any-return]
 
