@@ -62,15 +62,17 @@ def visible(
     return (position >= begin) & (position < end) & (key % dilation == query % dilation)
 
 
-def mask_rows(tokens: Sequence[int], pattern: Pattern, begin: int, end: int) -> torch.Tensor:
+def mask_rows(
+    tokens: Sequence[int], pattern: Pattern, begin: int, end: int, device: torch.device | str = "cpu"
+) -> torch.Tensor:
     """Rows ``[begin, end)`` of the visibility mask, bool ``[end - begin, prod(tokens)]``; tokens in row-major order."""
-    rest = torch.arange(begin, end)
-    rows = torch.ones((end - begin, *[1] * len(tokens)), dtype=torch.bool)
+    rest = torch.arange(begin, end, device=device)
+    rows = torch.ones((end - begin, *[1] * len(tokens)), dtype=torch.bool, device=device)
     for d in reversed(range(len(tokens))):
         position, rest = rest % tokens[d], rest // tokens[d]
         axis = visible(
             position[:, None],
-            torch.arange(tokens[d])[None, :],
+            torch.arange(tokens[d], device=device)[None, :],
             tokens[d],
             pattern.window[d],
             pattern.stride[d],
@@ -102,7 +104,7 @@ def attention(
     for begin in range(0, count, rows):
         end = min(begin + rows, count)
         scores = (q[:, :, begin:end] @ k.mT) * scale
-        scores.masked_fill_(~mask_rows(tokens, pattern, begin, end), float("-inf"))
+        scores.masked_fill_(~mask_rows(tokens, pattern, begin, end, query.device), float("-inf"))
         sums.append(torch.logsumexp(scores, dim=-1))
         outputs.append(torch.softmax(scores, dim=-1) @ v)
     out = torch.cat(outputs, dim=2).transpose(1, 2)
