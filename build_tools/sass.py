@@ -17,6 +17,7 @@ _SECTION = struct.Struct("<IIQQQQIIQQ")
 # Opcodes as nvdisasm 13 names them.
 HGMMA_SHARED, HGMMA_REGISTERS = 0x9F0, 0xDF0  # where the left factor is
 MUFU = 0x308
+LOCAL_LOAD, LOCAL_STORE = 0x983, 0x387
 _WARPGROUP = 0x9C5  # ARRIVE, or DEPBAR where bit 47 is set
 _DEPBAR = 1 << 47
 

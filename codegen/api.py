@@ -51,7 +51,7 @@ class CacheSource:
         for arch in ARCHES.values():
             if arch.device != request.device or request.dtype not in arch.dtypes or not arch.available:
                 continue
-            q_tile, kv_tile = arch.default_tiles[request.rank]
+            q_tile, kv_tile = arch.default_boxes(request.rank, request.head_dim, request.value_head_dim)
             fixed = not arch.head_dim_at_run_time
             config = KernelConfig(
                 op=request.op,

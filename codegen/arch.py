@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from types import MappingProxyType
 
 from .runtime.config import ANY_HEAD_DIM, KernelConfig
@@ -126,6 +127,20 @@ class Arch:
         """The most key tokens that fit beside the Q tile of ``config``; 0 if none do."""
         columns = range(self.max_kv_columns, 0, -self.kv_multiple)
         return next((n for n in columns if self._limit(config, n) is None), 0)
+
+    def default_boxes(
+        self, rank: int, head_dim: int = ANY_HEAD_DIM, value_head_dim: int = ANY_HEAD_DIM
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The query and key boxes to take where nothing is known of the shapes: ``default_tiles``, the key box halved
+        along its longest sides until it fits the head dims."""
+        q_tile, kv_tile = self.default_tiles[rank]
+        rows = self.padded_rows(prod(q_tile))
+        while prod(kv_tile) > self.kv_multiple and self.tile_limit(
+            rows, prod(kv_tile), head_dim, value_head_dim or head_dim
+        ):
+            longest = kv_tile.index(max(kv_tile))
+            kv_tile = (*kv_tile[:longest], kv_tile[longest] // 2, *kv_tile[longest + 1 :])
+        return q_tile, kv_tile
 
     def padded_rows(self, tokens: int) -> int:
         """The rows that a Q tile of so many tokens is computed as."""

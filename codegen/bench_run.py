@@ -166,7 +166,7 @@ def _config(problem: Problem, arch: str) -> KernelConfig:
     """The kernel to build for a problem: default tiles on a CPU, fitted ones on a GPU."""
     family = ARCHES[arch]
     pattern = problem.pattern
-    q_tile, kv_tile = family.default_tiles[pattern.rank]
+    q_tile, kv_tile = family.default_boxes(pattern.rank)
     if not family.head_dim_at_run_time:
         workload = make_workload(
             problem.tokens, pattern.window, pattern.stride, pattern.dilation, pattern.causal, heads=problem.heads, kv_heads=problem.kv_heads,

@@ -248,7 +248,7 @@ def _record(job: Job, seconds: dict[str, float], scratch: Path) -> dict[str, Any
     """
     name = job.config.key
     folder = scratch / name
-    facts = {"registers": None, "spill_bytes": None, "shared_memory": None}  # of GPU kernels
+    facts = {"registers": None, "spill_bytes": None, "shared_memory": None, "code": {}}  # of GPU kernels
     if isinstance(job.compiler, CudaCompiler):
         facts = check_kernel(job.config, folder)
     keep = {"kernel" + source_suffix(job.config), "kernel.o", "library.cpp", "library.o", LIBRARY_FILE}
@@ -359,13 +359,13 @@ def _link(plan: Plan, artifacts: dict[KernelConfig, Artifact], path: Path) -> bo
         "digest": digest,
         "sha256": file_digest(path),
         "library": plan.library,
-        "kernels": [{name: artifacts[config].record[name] for name in _LISTED} for config in plan.configs],
+        "kernels": [{name: artifacts[config].record.get(name) for name in _LISTED} for config in plan.configs],
     }
     write_atomic(record_path, (json.dumps(record, indent=1) + "\n").encode())
     return True
 
 
-_LISTED = ("key", "seconds", "library_bytes", "registers", "spill_bytes", "shared_memory")
+_LISTED = ("key", "seconds", "library_bytes", "registers", "spill_bytes", "shared_memory", "code")
 
 
 def _write_compile_commands(plan: Plan, out: Path) -> None:

@@ -47,7 +47,7 @@ def _row(raw: dict[str, Any]) -> dict[str, Any]:
     from ..runtime.config import KernelConfig
 
     config = KernelConfig.parse(raw["key"])
-    facts = ("seconds", "library_bytes", "registers", "spill_bytes", "shared_memory")
+    facts = ("seconds", "library_bytes", "registers", "spill_bytes", "shared_memory", "code")
     return {
         "key": config.key,
         "state": raw["state"],
@@ -68,9 +68,16 @@ def list_kernels(
             show_default=False,
         ),
     ] = None,
+    static: Annotated[
+        bool, typer.Option("--static", help="Show what the build found in the machine code of GPU kernels.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """List kernels: keys, tiles, and what is known of the compiled ones. Needs no compiler.
+
+    With [bold]--static[/]: registers after launch, bytes spilled, shared memory per thread block, and of the machine code
+    the instructions, matrix products (HGMMA), special functions (MUFU, nearly all of them exp2), and how many of those
+    run while a product is under way.
 
     Examples: [bold]gnaforge list[/], [bold]gnaforge list hunyuan-video[/],
     [bold]gnaforge list generated/quickstart/lib/quickstart.so[/]
@@ -91,7 +98,25 @@ def list_kernels(
         print("no kernels yet: try `gnaforge quickstart`, or `gnaforge build PRESET`; presets:")
         _print_presets()
         return
-    _print_table(rows)
+    (_print_static if static else _print_table)(rows)
+
+
+def _print_static(rows: list[dict[str, Any]]) -> None:
+    code = ("instructions", "hgmma", "mufu", "mufu_under_product")
+    print_table(
+        ("kernel", "registers", "spills", "shared memory", "instructions", "HGMMA", "MUFU", "under a product"),
+        (
+            (
+                row["key"],
+                str(row["registers"]),
+                f"{row['spill_bytes']} B",
+                f"{row['shared_memory']} B",
+                *(str((row["code"] or {}).get(name, "")) for name in code),
+            )
+            for row in rows
+            if row["registers"]
+        ),
+    )
 
 
 def _print_presets() -> None:
