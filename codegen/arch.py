@@ -35,9 +35,10 @@ def _sm90_tile(rows: int, columns: int, head_dim: int, value_head_dim: int) -> s
         return f"needs {memory:,} bytes of shared memory, of which there are {_SHARED_MEMORY:,}"
     # Of a row: scores of the next tile (fp32), probabilities of this one (16 bit), output (fp32), over half a quad of
     # threads. The limits are what compiles without a spill at rank 3, which needs most besides, with nvcc 13.0: at head
-    # dim 128, 128x160 does and 128x176 doesn't; at 64, 128x208 and 192x112; at 256, 128x64, whose producer needs more.
+    # dim 128, 128x176 does and 128x192 doesn't always; at 64, 128x224 and 192x128; at 256, 128x64, whose producer needs
+    # more.
     registers = columns // 2 + columns // 4 + value_head_dim // 2
-    limit = 116 if rows > 128 else 180 if q + v > 256 else 188
+    limit = 128 if rows > 128 else 180 if q + v > 256 else 200
     if registers > limit:
         return f"needs {registers} accumulator registers a thread, of which there are {limit}"
     return None

@@ -74,7 +74,12 @@ def problems_of_spec(source: str, dtypes: Sequence[str], arch: str) -> list[Prob
 
 
 def run_all(
-    problems: Sequence[Problem], contenders: Sequence[str], seconds: float, kernel: str | None, arch: str, path: Path | None
+    problems: Sequence[Problem],
+    contenders: Sequence[str],
+    seconds: float,
+    kernel: str | None,
+    arch: str,
+    path: Path | None,
 ) -> dict[str, Any]:
     """Builds what is missing and measures each problem. Returns the report, which ``path`` takes as well.
 
@@ -168,10 +173,10 @@ def _config(problem: Problem, arch: str) -> KernelConfig:
     pattern = problem.pattern
     q_tile, kv_tile = family.default_boxes(pattern.rank)
     if not family.head_dim_at_run_time:
+        fields = {name: getattr(problem, name) for name in ("heads", "kv_heads", "batch", "head_dim", "dtype")}
         workload = make_workload(
-            problem.tokens, pattern.window, pattern.stride, pattern.dilation, pattern.causal, heads=problem.heads, kv_heads=problem.kv_heads,
-            batch=problem.batch, head_dim=problem.head_dim, dtype=problem.dtype,
-        )  # fmt: skip
+            problem.tokens, pattern.window, pattern.stride, pattern.dilation, pattern.causal, **fields
+        )
         fitted = simulate_fitted(workload, arch).tiles
         q_tile, kv_tile = fitted.q, fitted.kv
     head_dim = ANY_HEAD_DIM if family.head_dim_at_run_time else problem.head_dim

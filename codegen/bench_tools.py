@@ -141,8 +141,7 @@ def calibration(arch: str, report: Path | None) -> list[dict[str, Any]]:
         found = calibrate_report(read_report(report), arch)
     machine = MACHINES[arch]
     rows = [
-        {"constant": name, "fitted": value, "in use": getattr(machine, name)}
-        for name, value in found.constants.items()
+        {"constant": name, "fitted": value, "in use": getattr(machine, name)} for name, value in found.constants.items()
     ]
     errors = {f"rms error of {found.runs} runs": found.rms_error, "largest error": found.largest_error}
     rows += [{"constant": name, "fitted": value, "in use": ""} for name, value in errors.items()]

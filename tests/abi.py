@@ -1,4 +1,4 @@
-"""The C contract of ``gnaforge/abi.h`` for ctypes: kernels are called without the core, as a caller of its own would."""
+"""The C contract of ``gnaforge/abi.h`` for ctypes, to call kernels without the core."""
 
 from __future__ import annotations
 

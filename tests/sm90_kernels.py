@@ -1,4 +1,4 @@
-"""The sm90 kernels of the tests: every rank and dtype, head dims 8 to 256, equal and unequal, one to three warpgroups."""
+"""The sm90 kernels of the tests: every rank and dtype, head dims 8 to 256, one to three warpgroups."""
 
 from __future__ import annotations
 

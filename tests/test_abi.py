@@ -14,6 +14,7 @@ from abi import SIZE_1_0, Args, Entry, Host, I64x3, Problem, entries, view, view
 from gnaforge.build import LIBRARY_FILE, build_kernels
 from kernel_set import cpu_config
 
+
 @pytest.fixture(scope="module")
 def entry(kernel_set: None) -> Entry:
     config = cpu_config(2, "fp32", (8, 8), (8, 8))

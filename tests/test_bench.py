@@ -11,6 +11,7 @@ from typing import Any
 
 import oracle
 import pytest
+from gnaforge.arch import ARCHES
 from gnaforge.errors import InputError
 from gnaforge.runtime.bench import computed_pairs, make_problem
 from gnaforge.runtime.config import KernelConfig
@@ -18,7 +19,6 @@ from gnaforge.simulator.calibration import calibrate_report
 from gnaforge.simulator.counts import count_tiles
 from gnaforge.simulator.machines import MACHINES
 from gnaforge.simulator.model import Tiles, make_workload, model_time, simulate_tiles, tile_costs
-from gnaforge.arch import ARCHES
 
 CONFIGS = {
     1: ("r1-bf16-d128-q128-kv128", "r1-bf16-d64-q64-kv208"),
@@ -66,8 +66,14 @@ def synthetic(machine: Any, noise: float) -> dict[str, Any]:
             config = KernelConfig.parse(f"gna_forward-sm90-{key}")
             problem = make_problem(tokens, window, stride, heads=24, kv_heads=24, head_dim=config.head_dim)
             workload = make_workload(tokens, window, stride, heads=24, head_dim=config.head_dim)
-            cost = tile_costs(ARCHES["sm90"], Tiles(config.q_tile, config.kv_tile), count_tiles(workload.axes, config.q_tile, config.kv_tile))
-            seconds = float(model_time(machine, ARCHES["sm90"], workload, cost).seconds) * rng.uniform(1 - noise, 1 + noise)
+            cost = tile_costs(
+                ARCHES["sm90"],
+                Tiles(config.q_tile, config.kv_tile),
+                count_tiles(workload.axes, config.q_tile, config.kv_tile),
+            )
+            seconds = float(model_time(machine, ARCHES["sm90"], workload, cost).seconds) * rng.uniform(
+                1 - noise, 1 + noise
+            )
             timing = {"contender": "gnaforge", "seconds": seconds}
             rows.append({"problem": asdict(problem), "kernel": config.key, "timings": [timing, {"contender": "flex"}]})
     return json.loads(json.dumps({"machine": {"processors": machine.units}, "problems": rows}))

@@ -45,7 +45,9 @@ def exact(problem: oracle.Problem, tensors: list[torch.Tensor], spoil: str = "")
     return found[0].bfloat16(), found[1].float()
 
 
-@pytest.mark.parametrize(("spoil", "said"), [("", ""), ("head", "depends on"), ("batch", "depends on"), ("hides", "show it")])
+@pytest.mark.parametrize(
+    ("spoil", "said"), [("", ""), ("head", "depends on"), ("batch", "depends on"), ("hides", "show it")]
+)
 def test_poison_finds_what_must_not_matter(monkeypatch: pytest.MonkeyPatch, spoil: str, said: str) -> None:
     monkeypatch.setattr(checks, "attend", lambda entry, problem, tensors, layout: exact(problem, tensors, spoil))
     for seed in range(5):

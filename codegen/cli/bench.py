@@ -68,8 +68,8 @@ def bench(
     """Time kernels beside torch's SDPA with the same mask, compiled FlexAttention, NATTEN and dense attention.
 
     Kernels that a problem needs and the cache lacks are built first: with default tiles for the cpu, fitted ones for a
-    GPU. Contenders take turns; times are medians, and GFLOP/s count visible pairs only (all pairs for dense ones). Where
-    there is no gnaforge, [bold]python -m gnaforge.runtime.bench[/] of a built wheel measures the same.
+    GPU. Contenders take turns; times are medians, and GFLOP/s count visible pairs only (all pairs for dense ones).
+    Where there is no gnaforge, [bold]python -m gnaforge.runtime.bench[/] of a built wheel measures the same.
 
     Examples: [bold]gnaforge bench --tokens 56,56 --window 7,7 --head-dim 32 --heads 4 --dtype fp32,bf16[/],
     [bold]gnaforge bench --preset hunyuan-video --arch sm90 --report mine.json[/],

@@ -75,9 +75,9 @@ def list_kernels(
 ) -> None:
     """List kernels: keys, tiles, and what is known of the compiled ones. Needs no compiler.
 
-    With [bold]--static[/]: registers after launch, bytes spilled, shared memory per thread block, and of the machine code
-    the instructions, matrix products (HGMMA), special functions (MUFU, nearly all of them exp2), and how many of those
-    run while a product is under way.
+    With [bold]--static[/]: registers after launch, bytes spilled, shared memory per thread block, and of the machine
+    code the instructions, matrix products (HGMMA), special functions (MUFU, nearly all of them exp2), and how many of
+    those run while a product is under way.
 
     Examples: [bold]gnaforge list[/], [bold]gnaforge list hunyuan-video[/],
     [bold]gnaforge list generated/quickstart/lib/quickstart.so[/]

@@ -298,7 +298,12 @@ def make_problem(
 
 
 def report(
-    problems: Sequence[Problem], contenders: Sequence[str], seconds: float, kernel: str | None, device: str, path: Path | None
+    problems: Sequence[Problem],
+    contenders: Sequence[str],
+    seconds: float,
+    kernel: str | None,
+    device: str,
+    path: Path | None,
 ) -> dict[str, Any]:
     """Measures problems, within ``seconds`` for the rounds of all. With ``path``, what is done so far is there at any
     time."""

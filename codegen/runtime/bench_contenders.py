@@ -64,7 +64,6 @@ class Problem:
         return 4.0 * self.batch * self.heads * self.visible_pairs() * self.head_dim
 
 
-
 class Unavailable(Exception):
     """A contender that can't run here, or not on this problem; says why."""
 

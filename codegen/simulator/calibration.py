@@ -121,7 +121,8 @@ def calibrate_report(found: Mapping[str, Any], arch: str) -> Calibration:
     runs = [run for run in runs_of_report(found) if run.config.arch == arch]
     if len(runs) < len(_GPU_CONSTANTS):
         raise InputError(
-            f"the report holds {len(runs)} runs of {arch} kernels; {len(_GPU_CONSTANTS)} constants need as many at least"
+            f"the report holds {len(runs)} runs of {arch} kernels; "
+            f"{len(_GPU_CONSTANTS)} constants need as many at least"
         )
     machine = replace(MACHINES[arch], units=found["machine"].get("processors", MACHINES[arch].units))
     return fit_constants(runs, machine, _GPU_CONSTANTS)

@@ -1,8 +1,8 @@
 """What every kernel is held to, on a GPU or in the emulator. Kernels are called through the C contract, so that the
 tests own every byte around inputs and results.
 
-Inputs are views, in a layout that the seed chooses, of memory that holds NaN elsewhere; outputs are views of such memory
-too, and every byte of it that is no output must stay what it was.
+Inputs are views, in a layout that the seed chooses, of memory that holds NaN elsewhere; outputs are views of such
+memory too, and every byte of it that is no output must stay what it was.
 """
 
 from __future__ import annotations
@@ -203,7 +203,13 @@ def visiting(problem: oracle.Problem, config: KernelConfig, key: Sequence[int], 
 
 
 def check_poison(
-    entry: abi.Entry, config: KernelConfig, problem: oracle.Problem, layout: str, made: Sequence[Memory], clean: Any, seed: int
+    entry: abi.Entry,
+    config: KernelConfig,
+    problem: oracle.Problem,
+    layout: str,
+    made: Sequence[Memory],
+    clean: Any,
+    seed: int,
 ) -> None:
     """What a query doesn't see has no influence, to the bit. NaN in one batch entry, in K and V of one head, in K of
     a token and in V of another that no query of the Q tile comes near; large V of the first token.
@@ -242,7 +248,14 @@ def check_poison(
 
 
 def check_problem(
-    entry: abi.Entry, config: KernelConfig, problem: oracle.Problem, layout: str, device: str, seed: int, repeats: int = 0, poison: bool = True
+    entry: abi.Entry,
+    config: KernelConfig,
+    problem: oracle.Problem,
+    layout: str,
+    device: str,
+    seed: int,
+    repeats: int = 0,
+    poison: bool = True,
 ) -> list[float]:
     """Runs a kernel on a problem and compares with exact attention; then `repeats` times more, for the same bits; then
     with poisoned inputs. Returns `shares`.
@@ -268,7 +281,12 @@ def check_problem(
 
 
 def check_samples(
-    entry: abi.Entry, problem: oracle.Problem, tensors: Sequence[torch.Tensor], out: torch.Tensor, lse: torch.Tensor, samples: int
+    entry: abi.Entry,
+    problem: oracle.Problem,
+    tensors: Sequence[torch.Tensor],
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    samples: int,
 ) -> float:
     """Runs a kernel on a problem too large for `attention`, and compares some queries: the first, the last, others at
     random. Returns the largest share of their bounds that errors take.

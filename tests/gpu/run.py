@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """The hardware suite: every check of the GPU kernels in one command, within a time limit. README.md says how to run it.
 
-Jobs run in processes of their own (worker.py), which a kernel that hangs or faults may take with it; the suite then goes
-on with the next job. Results so far are on disk at any time.
+Jobs run in processes of their own (worker.py), which a kernel that hangs or faults may take with it; the suite then
+goes on with the next job. Results so far are on disk at any time.
 """
 
 from __future__ import annotations
@@ -32,36 +32,46 @@ Job = dict[str, Any]
 _FAR = 2**31 + 64  # elements
 
 
+def _job(**fields: Any) -> Job:
+    return fields
+
+
 def _dense(rank: int, large: bool) -> list[int]:
-    return {1: [4000 if large else 300], 2: [60, 70] if large else [12, 20], 3: [12, 18, 20] if large else [5, 7, 8]}[rank]
+    return {1: [4000 if large else 300], 2: [60, 70] if large else [12, 20], 3: [12, 18, 20] if large else [5, 7, 8]}[
+        rank
+    ]
 
 
-def _problem(tokens: list[int], window: list[int], batch: int, heads: int, kv_heads: int, config: KernelConfig) -> list[Any]:
+def _problem(
+    tokens: list[int], window: list[int], batch: int, heads: int, kv_heads: int, config: KernelConfig
+) -> list[Any]:
     one = [1] * len(tokens)
     value_dim = config.value_head_dim or config.head_dim
     return [tokens, window, one, one, [False] * len(tokens), batch, heads, kv_heads, config.head_dim, value_dim]
 
 
 def jobs_of(keys: list[str], problems: int, large: bool, first: int) -> Iterator[Job]:
-    """All jobs, the most telling first. ``large``: sizes for a GPU, not for the emulator. Seeds count from ``first``."""
+    """All jobs, the most telling first. ``large``: sizes for a GPU, not for the emulator. Seeds start at ``first``."""
     configs = {key: KernelConfig.parse(key) for key in keys}
     for key in keys:
-        yield dict(section="first runs", kind="random", kernel=key, seed=first - 1, max_tokens=300, repeats=1, poison=True)
+        yield _job(
+            section="first runs", kind="random", kernel=key, seed=first - 1, max_tokens=300, repeats=1, poison=True
+        )
     for key in keys[:: 1 if large else 4]:
-        yield dict(section="operators", kind="operator", kernel=key)
+        yield _job(section="operators", kind="operator", kernel=key)
     for kind in ("stream", "other_device", "graph", "compiled"):
         for key in keys[:: 4 if large else len(keys)]:
-            yield dict(section="operators", kind=kind, kernel=key)
+            yield _job(section="operators", kind=kind, kernel=key)
     for key, config in configs.items():
         if not large and key != keys[0]:
             continue
         tokens = _dense(config.rank, large)
-        yield dict(section="accuracy beside SDPA", kind="against_sdpa", kernel=key, tokens=tokens, heads=2)
+        yield _job(section="accuracy beside SDPA", kind="against_sdpa", kernel=key, tokens=tokens, heads=2)
     seeds = range(first, first + max(1, problems // len(keys)))
     for seed in seeds:
         for key in keys:
             tokens = 2500 if large and seed % 2 else 400
-            yield dict(
+            yield _job(
                 section="random problems", kind="random", kernel=key, seed=seed, max_tokens=tokens, repeats=int(large),
                 poison=seed % 3 == 0,
             )  # fmt: skip
@@ -70,16 +80,18 @@ def jobs_of(keys: list[str], problems: int, large: bool, first: int) -> Iterator
             tokens = _dense(config.rank, True)
             problem = _problem(tokens, [n // 2 + 1 for n in tokens], 3, 8, 2, config)
             for layout in ("heads first", "packed"):
-                yield dict(section="repeats", kind="given", kernel=key, problem=problem, layout=layout, repeats=10)
-    for key, config in configs.items():
-        yield dict(section="large tensors", kind="far_strides", kernel=key, stride=_FAR)
+                yield _job(section="repeats", kind="given", kernel=key, problem=problem, layout=layout, repeats=10)
+    for key in keys:
+        yield _job(section="large tensors", kind="far_strides", kernel=key, stride=_FAR)
     for key, config in configs.items():
         if config.head_dim == 128 and not config.value_head_dim:
-            tokens = {1: [140_000], 2: [400, 350], 3: [40, 50, 70]}[config.rank] if large else _dense(config.rank, False)
+            tokens = (
+                {1: [140_000], 2: [400, 350], 3: [40, 50, 70]}[config.rank] if large else _dense(config.rank, False)
+            )
             # Beyond 2^31 elements for each of Q, K, V and O.
             heads = 128 if large else 1
             problem = _problem(tokens, [min(n, 9) for n in tokens], 1, heads, heads, config)
-            yield dict(section="large tensors", kind="large", kernel=key, problem=problem, samples=30 if large else 2)
+            yield _job(section="large tensors", kind="large", kernel=key, problem=problem, samples=30 if large else 2)
             if not large:
                 break
 
@@ -205,10 +217,8 @@ class Suite:
             found = self.results["sections"][section]
             skipped = "".join(f", {n} skipped ({why})" for why, n in found["skipped"].items())
             largest = "".join(f", {name} at most {value:.3g}" for name, value in found["largest"].items())
-            print(
-                f"{section}: {found['passed']} passed, {found['failed']} failed{skipped}{largest}; {found['seconds']:.1f} s",
-                flush=True,
-            )
+            counts = f"{found['passed']} passed, {found['failed']} failed{skipped}{largest}"
+            print(f"{section}: {counts}; {found['seconds']:.1f} s", flush=True)
 
     def sanitize(self, keys: list[str]) -> None:
         """compute-sanitizer over a few problems, where it is installed and the machine lets it work."""
@@ -218,7 +228,7 @@ class Suite:
             return
         jobs = self.options.out.with_suffix(".jobs")
         listed = [
-            dict(kind="random", kernel=key, seed=seed, max_tokens=200, repeats=0, poison=False)
+            _job(kind="random", kernel=key, seed=seed, max_tokens=200, repeats=0, poison=False)
             for seed in (0, 1)
             for key in keys
         ]

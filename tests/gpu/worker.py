@@ -1,7 +1,7 @@
 """Does one job after the other: reads JSON objects from stdin, a line each, and answers each with one on stdout.
 
-A kernel that hangs or faults takes its process with it. So ``run.py`` feeds jobs to a process like this one, watches the
-time, and starts another one where the last job ended badly.
+A kernel that hangs or faults takes its process with it. So ``run.py`` feeds jobs to a process like this one, watches
+the time, and starts another one where the last job ended badly.
 """
 
 from __future__ import annotations
@@ -81,7 +81,11 @@ class Worker:
         whole = oracle.Problem(*(tuple(x) if isinstance(x, list) else x for x in problem))
         dtype = checks.DTYPES[self.config(kernel).dtype]
         start = (whole.batch, *whole.tokens)
-        shapes = [(whole.heads, whole.head_dim), (whole.kv_heads, whole.head_dim), (whole.kv_heads, whole.value_head_dim)]
+        shapes = [
+            (whole.heads, whole.head_dim),
+            (whole.kv_heads, whole.head_dim),
+            (whole.kv_heads, whole.value_head_dim),
+        ]
         generator = torch.Generator(self.device).manual_seed(0)
         tensors = []
         for shape in shapes:
@@ -149,9 +153,7 @@ class Worker:
         generator = torch.Generator(self.device).manual_seed(seed)
         dims = (config.head_dim, config.head_dim, config.value_head_dim or config.head_dim)
         dtype = checks.DTYPES[config.dtype]
-        tensors = [
-            torch.randn(1, *tokens, 2, d, generator=generator, device=self.device).to(dtype) for d in dims
-        ]
+        tensors = [torch.randn(1, *tokens, 2, d, generator=generator, device=self.device).to(dtype) for d in dims]
         return tensors, lambda *qkv: neighborhood_attention(*qkv, 5, return_lse=True, kernel=kernel)
 
     def operator(self, kernel: str) -> Answer:
@@ -200,7 +202,9 @@ class Worker:
         tensors, attend = self._operands(kernel)
         want = attend(*tensors)
         got = attend(*(x.to("cuda:1") for x in tensors))
-        if torch.cuda.current_device() != 0 or not all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(got, want)):
+        if torch.cuda.current_device() != 0 or not all(
+            torch.equal(a.cpu(), b.cpu()) for a, b in zip(got, want, strict=True)
+        ):
             raise checks.Wrong("another device gives another result, or stays the current one")
         return {}
 
