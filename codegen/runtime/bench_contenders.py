@@ -48,11 +48,9 @@ class Problem:
         """(query, key) pairs that the mask lets through, per batch entry and head."""
         pairs = 1
         for d, length in enumerate(self.tokens):
-            single = Pattern(*(((field[d],)) for field in vars(self.pattern).values()))
-            step = max(1, 2**24 // length)
-            pairs *= sum(
-                int(mask_rows((length,), single, i, min(i + step, length)).sum()) for i in range(0, length, step)
-            )
+            axis = [field[d] for field in vars(self.pattern).values()]
+            begin, end = windows(torch.arange(length), length, *axis)
+            pairs *= int((end - begin).sum())
         return pairs
 
     def sparsity(self) -> float:
