@@ -248,7 +248,7 @@ def _record(job: Job, seconds: dict[str, float], scratch: Path) -> dict[str, Any
     """
     name = job.config.key
     folder = scratch / name
-    facts: dict[str, Any] = {"registers": None, "spill_bytes": None, "shared_memory": None, "code": {}}  # of GPU kernels
+    facts: dict[str, Any] = {"registers": None, "spill_bytes": None, "shared_memory": None, "code": {}}  # of GPUs
     if isinstance(job.compiler, CudaCompiler):
         facts = check_kernel(job.config, folder)
     keep = {"kernel" + source_suffix(job.config), "kernel.o", "library.cpp", "library.o", LIBRARY_FILE}

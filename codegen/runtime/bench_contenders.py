@@ -193,17 +193,19 @@ class _Excluded:
 
 excluded = _Excluded()
 
-DENSE = {
+Maker = Callable[[Problem, "str | None", Tensors], Call]
+
+DENSE: dict[str, Maker] = {
     "gnaforge dense": _gnaforge_dense,
     "cudnn dense": partial(_sdpa_dense, SDPBackend.CUDNN_ATTENTION),
     "flash dense": partial(_sdpa_dense, SDPBackend.FLASH_ATTENTION),
 }
 """Contenders that compute all pairs of tokens, and so something else."""
 
-MASKED = {"gnaforge": _gnaforge, "sdpa": _sdpa, "flex": _flex, "natten": _natten}
+MASKED: dict[str, Maker] = {"gnaforge": _gnaforge, "sdpa": _sdpa, "flex": _flex, "natten": _natten}
 """Contenders that compute the problem."""
 
-CONTENDERS: dict[str, Callable[[Problem, str | None, Tensors], Call]] = {**MASKED, **DENSE}
+CONTENDERS: dict[str, Maker] = {**MASKED, **DENSE}
 """Each makes the call to time, which takes Q, K and V heads-last or, those in `HEADS_FIRST`, as torch's own attention
 does. Raises `Unavailable`."""
 

@@ -252,6 +252,16 @@ class Worker:
         return found | {"kernels": sorted(self.entries)}
 
 
+def gpu_lives(device: str) -> bool:
+    """Whether this process can still use its GPU: after a fault in a kernel it can't."""
+    try:
+        if device == "cuda":
+            torch.cuda.synchronize()
+    except RuntimeError:
+        return False
+    return True
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda")
@@ -275,10 +285,10 @@ def main() -> None:
             answer = {"skipped": str(error)}
         except checks.Wrong as error:
             answer = {"ok": False, "error": str(error)}
+            fatal = not gpu_lives(options.device)
         except Exception as error:
             answer = {"ok": False, "error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()[-2000:]}
-            # A device-side fault leaves no use of the GPU to this process.
-            fatal = "CUDA" in str(error) and not isinstance(error, torch.OutOfMemoryError)
+            fatal = not gpu_lives(options.device)
         print(json.dumps({**answer, "seconds": round(time.perf_counter() - start, 4)}), file=answers, flush=True)
         if options.device == "cuda" and job["kind"] in ("large", "far_strides"):
             torch.cuda.empty_cache()
