@@ -8,12 +8,16 @@ import re
 import shutil
 import subprocess
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from ..errors import BuildError, InputError
 
 POLICIES = ("auto", "system", "pip")
-_REMEDY = "pip install 'gnaforge[cuda]' brings a whole CUDA compiler; or set CUDA_HOME to an installed toolkit"
+_REMEDY = (
+    "pip install 'gnaforge[cuda]' brings a whole CUDA compiler; or set CUDA_HOME to an installed toolkit; "
+    "`gnaforge doctor` shows what is found"
+)
 
 
 @dataclass(frozen=True)
@@ -99,3 +103,15 @@ def find_cutlass() -> Path:
         if (include / "cutlass" / "version.h").is_file():
             return include
     raise BuildError("the CUTLASS headers are missing: pip install 'gnaforge[cuda]'")
+
+
+def cutlass_version() -> str:
+    """Version of the ``nvidia-cutlass`` package: part of the key of every kernel that includes its headers.
+
+    Raises:
+        BuildError: it isn't installed.
+    """
+    try:
+        return version("nvidia-cutlass")
+    except PackageNotFoundError as error:
+        raise BuildError("the CUTLASS headers are missing: pip install 'gnaforge[cuda]'") from error

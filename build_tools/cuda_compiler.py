@@ -12,8 +12,8 @@ from .sass import Sass, read_cubin
 from .toolchain import Compiler
 
 _HOST_FLAGS = "-fPIC,-fvisibility=hidden,-Wall,-Wextra"
-_FLAGS = ("-std=c++17", "-O3", "-Xptxas=-v", f"-Xcompiler={_HOST_FLAGS}")
-_LINK_FLAGS = (
+NVCC_FLAGS = ("-std=c++17", "-O3", "-Xptxas=-v", f"-Xcompiler={_HOST_FLAGS}")
+NVCC_LINK_FLAGS = (
     "-shared",
     "--no-device-link",
     *(f"-Xlinker={flag}" for flag in ("-z", "defs", "--build-id=none", "-s", "--exclude-libs=ALL")),
@@ -53,7 +53,7 @@ class CudaCompiler:
         folder = str(Path(output).parent)
         return [
             str(self.nvcc.path),
-            *_FLAGS,
+            *NVCC_FLAGS,
             *self._code_flags(),
             f"-ccbin={self.host.path}",
             f"-I{include_dir}",
@@ -67,7 +67,7 @@ class CudaCompiler:
 
     def link_command(self, objects: list[str], output: str) -> list[str]:
         """Links objects to a stripped shared library that leaves no symbol undefined."""
-        command = [str(self.nvcc.path), f"-ccbin={self.host.path}", *_LINK_FLAGS]
+        command = [str(self.nvcc.path), f"-ccbin={self.host.path}", *NVCC_LINK_FLAGS]
         if self.stand_in is not None:
             runtime = ["-cudart=none", str(self.stand_in), f"-Xlinker=-rpath={self.stand_in.parent}"]
         else:
@@ -80,8 +80,8 @@ class CudaCompiler:
         return {
             "compiler": f"nvcc {self.nvcc.version}",
             "host_compiler": self.host.version,
-            "compile_flags": [*_FLAGS, *self._code_flags()],
-            "link_flags": list(_LINK_FLAGS),
+            "compile_flags": [*NVCC_FLAGS, *self._code_flags()],
+            "link_flags": list(NVCC_LINK_FLAGS),
             # The stand-in's folder is named by the digest of what it is made of.
             "runtime": "static" if self.stand_in is None else self.stand_in.parent.name,
         }

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import prod
 from types import MappingProxyType
 
-from .runtime.config import ANY_HEAD_DIM, KernelConfig
+from .errors import InputError
+from .runtime.config import ANY_HEAD_DIM, OPS, KernelConfig
 
 TileLimit = Callable[[int, int, int, int], "str | None"]
 """Why a tile of (query rows, key columns) does not fit with (head dim, value head dim); None if it does."""
@@ -64,9 +65,9 @@ class Arch:
     product must be divisible by (the MMA's N granularity); ``row_multiple`` is what query rows are padded to (its M, or
     the lanes of vectors); ``tile_limit`` knows registers and memory. ``clips_tiles`` says that keys of a KV tile
     beyond those that the Q tile sees cost nothing; ``fit_multiple`` is what fitted KV products are a multiple of.
-    ``variants`` names the kernel families, default first; ``target`` is what nvcc compiles for;
-    ``job_memory_gb`` is what one compilation may take; ``default_tiles`` are the query and key boxes, by rank, to take
-    where nothing is known of the shapes.
+    ``variants`` names the kernel families, default first; ``target`` is what nvcc compiles for; ``capabilities`` are
+    the CUDA compute capabilities that its kernels run on; ``job_memory_gb`` is what one compilation may take;
+    ``default_tiles`` are the query and key boxes, by rank, to take where nothing is known of the shapes.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Arch:
     fit_multiple: int = 16
     variants: tuple[str, ...] = ("",)
     target: str = ""
+    capabilities: tuple[tuple[int, int], ...] = ()
     head_dim_at_run_time: bool = False
     available: bool = True
     ops: tuple[str, ...] = ("gna_forward",)
@@ -124,6 +126,10 @@ class Arch:
             found.append(("kv_tile", f"beside {config.q_rows} query tokens {reason}"))
         return found
 
+    def built(self, config: KernelConfig) -> KernelConfig:
+        """The kernel that serves ``config``: one for all head dims where the arch takes them at run time."""
+        return replace(config, head_dim=ANY_HEAD_DIM, value_head_dim=0) if self.head_dim_at_run_time else config
+
     def most_kv_columns(self, config: KernelConfig) -> int:
         """The most key tokens that fit beside the Q tile of ``config``; 0 if none do."""
         columns = range(self.max_kv_columns, 0, -self.kv_multiple)
@@ -162,9 +168,43 @@ ARCHES: Mapping[str, Arch] = MappingProxyType(
             Arch("cpu", "cpu/kernel.cpp.j2", "c++", "cpu", ("fp32", "bf16", "fp16"), 256, 512, 1, 32,
                  clips_tiles=True, head_dim_at_run_time=True, job_memory_gb=1.0, default_tiles=_CPU_TILES),
             Arch("sm90", "sm90/kernel.cu.j2", "nvcc", "cuda", ("bf16", "fp16"), 192, 256, 16, 64,
-                 _sm90_tile, target="90a", default_tiles=_SM90_TILES),
+                 _sm90_tile, target="90a", capabilities=((9, 0),), default_tiles=_SM90_TILES),
             Arch("sm100", "sm100/kernel.cu.j2", "nvcc", "cuda", ("bf16", "fp16"), 256, 256, 16, 128,
-                 _sm100_tile, available=False, target="100f", variants=("", "cutlass", "lean")),
+                 _sm100_tile, available=False, target="100f", capabilities=((10, 0), (10, 3)),
+                 variants=("", "cutlass", "lean")),
         )
     }
 )  # fmt: skip
+
+
+def refuse_unavailable(configs: Sequence[KernelConfig]) -> None:
+    """Raises InputError if a config's arch has no kernels in this version."""
+    missing = sorted({config.arch for config in configs if not ARCHES[config.arch].available})
+    if missing:
+        names = ", ".join(missing)
+        has = [name for name, arch in ARCHES.items() if arch.available]
+        rest = [name for name in has if any(config.arch == name for config in configs)]
+        hint = f"; build the rest with {' '.join(f'--arch {name}' for name in rest)}" if rest else ""
+        raise InputError(f"{names}: arch not available in this version, which has {', '.join(has)}{hint}")
+
+
+def checked(config: KernelConfig | str) -> KernelConfig:
+    """``config``, or the config of that key, if there can be such a kernel.
+
+    Raises:
+        InputError: it is no key, or its arch doesn't have such kernels; a line for each reason.
+    """
+    try:
+        config = KernelConfig.parse(config) if isinstance(config, str) else config
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    if config.arch not in ARCHES:
+        raise InputError(f"{config}: unknown arch {config.arch!r}; known: {', '.join(ARCHES)}")
+    if problems := ARCHES[config.arch].problems(config):
+        raise InputError("\n".join(f"{config}: {name}: {reason}" for name, reason in problems))
+    return config
+
+
+def is_key(text: str) -> bool:
+    """Whether ``text`` is meant as a kernel's key, in place of a spec's name."""
+    return text.startswith(tuple(op + "-" for op in OPS))

@@ -9,7 +9,8 @@ from gnaforge.build_tools.emulator import EmulationError, Options
 from test_emulator_matrix import SIZE, k_major, row_major, values
 
 DECLARATIONS = ".shared .align 8 .b8 barriers[16];\n.shared .align 4 .b8 slot[16];\n" + dynamic_shared()
-LAYOUTS = {0: 0, 128: 2, 64: 4, 32: 6}
+WIDE = -128  # a swizzle of 128 bytes in atoms of 32
+LAYOUTS = {0: 0, 128: 2, 64: 4, 32: 6, WIDE: 1}
 
 
 def allocated(columns: int) -> str:
@@ -125,6 +126,16 @@ def descriptor(target: str, address: str, leading: int, stride: int, span: int) 
 KINDS = {"bf16": ("f16", 1), "f16": ("f16", 0), "tf32": ("tf32", 2), "e4m3": ("f8f6f4", 0)}
 
 
+def wide_atoms(bits: np.ndarray) -> tuple[bytes, int, int]:
+    """A tf32 matrix [rows][8], rows contiguous: 4 lines of 32 rows, atoms of 32 bytes as in the PTX ISA."""
+    order = ("0 1 2 3", "1 0 3 2", "2 3 0 1", "3 2 1 0")
+    image = np.zeros((len(bits) // 32, 2, 4, 4, 8), np.uint32)  # rows / 32, k / 4, k % 4, atom, row
+    for block, k in np.ndindex(len(bits) // 32, 8):
+        line = bits[32 * block : 32 * block + 32, k].reshape(4, 8)
+        image[block, k // 4, k % 4] = line[[int(atom) for atom in order[k % 4].split()]]
+    return image.tobytes(), 1024, 512
+
+
 def multiply(
     kind: str,
     rows: int,
@@ -137,6 +148,7 @@ def multiply(
     tensor_a: bool = False,
     negate: tuple[bool, bool] = (False, False),
     kept_lanes: int = 0,
+    half: bool = False,
     options: Options | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Two accumulating MMAs; the 128 x columns cells that came out, and the product."""
@@ -144,13 +156,15 @@ def multiply(
     depth = 32 // SIZE[kind]
     a_bits, a = values(kind, (rows, depth), rng)
     b_bits, b = values(kind, (columns, depth), rng)
-    a_image, a_leading, a_stride = (row_major if a_transposed else k_major)(a_bits, a_span)
-    b_image, b_leading, b_stride = (row_major if b_transposed else k_major)(b_bits, b_span)
+    a_image, a_leading, a_stride = (row_major if a_transposed else k_major)(a_bits, abs(a_span))
+    b_image, b_leading, b_stride = (row_major if b_transposed else k_major)(b_bits, abs(b_span))
+    if WIDE in (a_span, b_span):
+        (a_image, a_leading, a_stride), (b_image, b_leading, b_stride) = wide_atoms(a_bits), wide_atoms(b_bits)
     offset = len(a_image) + -len(a_image) % 1024
     image = a_image + bytes(offset - len(a_image)) + b_image
     image += bytes(-len(image) % 16)
     name, code = KINDS[kind]
-    instruction = 1 << 4 | code << 7 | code << 10 | negate[0] << 13 | negate[1] << 14
+    instruction = (not half) << 4 | code << 7 | code << 10 | negate[0] << 13 | negate[1] << 14
     instruction |= a_transposed << 15 | b_transposed << 16 | (columns >> 3) << 17 | (rows >> 4) << 24
     a_operand = "[%r45]" if tensor_a else "%d21"
     lanes = f", {{{kept_lanes}, 0, 0, 0}}" if kept_lanes else ""
@@ -250,6 +264,23 @@ def test_transposed_operands(kind: str, span: int, a_transposed: bool, b_transpo
         kind, 128, 64, a_span=span, b_span=span, a_transposed=a_transposed, b_transposed=b_transposed
     )
     check(got, 2 * product)
+
+
+def test_transposed_tf32() -> None:
+    got, product = multiply("tf32", 128, 64, a_span=WIDE, b_span=WIDE, a_transposed=True, b_transposed=True)
+    check(got, 2 * product)
+
+
+@pytest.mark.parametrize("kind", ["f16", "e4m3"])
+def test_half_results(kind: str) -> None:
+    """In the lower half of each cell; rounded after each of the two MMAs."""
+    got, product = multiply(kind, 128, 64, half=True)
+    cells = np.ascontiguousarray(got).view(np.uint32)
+    assert (cells >> 16 == 0).all()
+    once = np.float16(product).astype(np.float64)
+    bound = 2.0**-10 * (np.abs(product) + np.abs(once)) + 1e-3
+    halves = cells.astype(np.uint16).view(np.float16).reshape(cells.shape).astype(np.float64)
+    assert (np.abs(halves - (once + product)) <= bound).all()
 
 
 def test_signs_and_lanes_that_are_left_alone() -> None:
