@@ -62,6 +62,7 @@ class CacheSource:
                 value_head_dim=request.value_head_dim if fixed else ANY_HEAD_DIM,
                 q_tile=request.q_tile or q_tile,
                 kv_tile=request.kv_tile or kv_tile,
+                variant=arch.variants[0],
             )
             if not arch.problems(config):
                 return f"build one with: gnaforge build {config.key}"

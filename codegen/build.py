@@ -103,7 +103,9 @@ def kernel_compiler(config: KernelConfig, host: Compiler, stand_in: Path | None 
         BuildError: the kernel needs nvcc, and there is none.
     """
     arch = ARCHES[config.arch]
-    return cuda_compiler(host, arch.target, stand_in) if arch.compiler == "nvcc" else host
+    if arch.compiler != "nvcc":
+        return host
+    return cuda_compiler(host, arch.target, stand_in, cutlass=arch.cutlass)
 
 
 def make_jobs(configs: Sequence[KernelConfig], host: Compiler, stand_in: Path | None = None) -> list[Job]:

@@ -92,7 +92,8 @@ def _nvcc() -> str:
 
 
 def _cutlass() -> str:
-    return f"{version('nvidia-cutlass')}, {find_cutlass()}"
+    cutlass = find_cutlass()
+    return f"{cutlass.version}, {cutlass.include}"
 
 
 def _cache() -> str:

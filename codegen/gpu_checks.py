@@ -6,9 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from .build_tools.cuda_compiler import kernel_facts, machine_code
-from .build_tools.sass import HGMMA_REGISTERS, HGMMA_SHARED, MUFU
+from .build_tools.sass import HGMMA_REGISTERS, HGMMA_SHARED, MUFU, UTCHMMA_SHARED, UTCHMMA_TENSOR
 from .errors import BuildError
 from .runtime.config import KernelConfig
+
+_SM100_REGISTERS = 65_536 // 512  # of a thread before the warps share them out anew
+
+# Bytes. Example 77 as it is spills 128 to 140; ours spills around the epilogue, where a Q tile ends, not among KV tiles.
+_SM100_SPILLS = 128
 
 
 def check_kernel(config: KernelConfig, folder: Path) -> dict[str, Any]:
@@ -17,9 +22,12 @@ def check_kernel(config: KernelConfig, folder: Path) -> dict[str, Any]:
     Raises:
         BuildError: spills, serialised products, or machine code that is not what the kernel was written for.
     """
-    facts = kernel_facts((folder / "kernel.o.log").read_text(errors="replace"))
+    limit = _SM100_SPILLS if config.arch == "sm100" else 0
+    facts = kernel_facts((folder / "kernel.o.log").read_text(errors="replace"), limit)
     if config.arch == "sm90":
         _check_sm90(config, folder)
+    elif config.arch == "sm100":
+        _check_sm100(folder, facts.registers)
     return {
         "registers": facts.registers,
         "spill_bytes": facts.spill_bytes,
@@ -38,6 +46,15 @@ def _check_sm90(config: KernelConfig, folder: Path) -> None:
         raise BuildError(
             f"ptxas moved a wait above the softmax: {found} of {wanted} exponentials overlap with a product"
         )
+
+
+def _check_sm100(folder: Path, registers: int) -> None:
+    code = machine_code(folder)
+    for opcode, product in ((UTCHMMA_SHARED, "Q K^T"), (UTCHMMA_TENSOR, "P V")):
+        if not code.count(opcode):
+            raise BuildError(f"the machine code has no tensor core instruction (UTCHMMA) for {product}")
+    if registers > _SM100_REGISTERS:
+        raise BuildError(f"the kernel takes {registers} registers a thread at its start, planned: {_SM100_REGISTERS}")
 
 
 def _shared_memory(folder: Path) -> int:

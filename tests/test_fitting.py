@@ -40,7 +40,8 @@ def every_tile(problem: oracle.Problem, arch: str, head_dim: int, static: bool) 
     ]
     for q in boxes(list(problem.tokens), family.max_q_rows):
         for kv in kv_boxes:
-            if family.problems(KernelConfig("gna_forward", arch, len(q), "bf16", head_dim, q, kv)):
+            variant = family.variants[0]
+            if family.problems(KernelConfig("gna_forward", arch, len(q), "bf16", head_dim, q, kv, variant=variant)):
                 continue
             per_axis = [
                 oracle.count_axis_tiles(axis, *extents, static)
@@ -48,7 +49,8 @@ def every_tile(problem: oracle.Problem, arch: str, head_dim: int, static: bool) 
             ]
             q_tiles, visited, interior = (prod(column) for column in zip(*per_axis, strict=True))
             rows = -(-prod(q) // family.row_multiple) * family.row_multiple
-            found.append((Tiles(q, kv), q_tiles, visited, interior, rows * prod(kv) * visited))
+            columns = family.padded_columns(prod(kv))
+            found.append((Tiles(q, kv), q_tiles, visited, interior, rows * columns * visited))
     tiles, q_tiles, visited, interior, work = zip(*found, strict=True)
     most = [simulate_tiles(workload, pair, arch, "static" if static else "dynamic").counts for pair in tiles]
     cost = costs(
