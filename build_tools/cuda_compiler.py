@@ -110,9 +110,7 @@ class CudaCompiler:
         ]
 
 
-def cuda_compiler(
-    host: Compiler, target: str, stand_in: Path | None = None, *, cutlass: bool = False
-) -> CudaCompiler:
+def cuda_compiler(host: Compiler, target: str, stand_in: Path | None = None, *, cutlass: bool = False) -> CudaCompiler:
     """nvcc for ``target``, with CUTLASS if kernels are made of it.
 
     Raises:

@@ -49,7 +49,7 @@ class CacheSource:
     def remedy(self, request: lookup.Request) -> str:
         """The command that builds a kernel for the request."""
         for arch in ARCHES.values():
-            if arch.device != request.device or request.dtype not in arch.dtypes or not arch.available:
+            if arch.device != request.device or request.dtype not in arch.dtypes:
                 continue
             q_tile, kv_tile = arch.default_tiles[request.rank]
             fixed = not arch.head_dim_at_run_time
@@ -66,7 +66,7 @@ class CacheSource:
             )
             if not arch.problems(config):
                 return f"build one with: gnaforge build {config.key}"
-        has = ", ".join(name for name, arch in ARCHES.items() if arch.available)
+        has = ", ".join(ARCHES)
         return f"this version has kernels for {has} only: none for {request.dtype} on {request.device}"
 
 
@@ -75,10 +75,10 @@ def _may_serve(config: KernelConfig, request: lookup.Request) -> bool:
     dims = (config.head_dim, config.value_head_dim or config.head_dim)
     return (
         arch is not None
-        and arch.available
         and arch.device == request.device
         and (config.op, config.rank, config.dtype) == (request.op, request.rank, request.dtype)
         and dims in ((ANY_HEAD_DIM, ANY_HEAD_DIM), (request.head_dim, request.value_head_dim))
+        and not arch.problems(config)  # a kernel of another version
     )
 
 

@@ -16,9 +16,7 @@ TileLimit = Callable[[int, int, int, int], "str | None"]
 """Why a tile of (query rows, key columns) does not fit with (head dim, value head dim); None if it does."""
 
 
-_SHARED_MEMORY = (
-    227 * 1024
-)  # of one thread block on sm90 (CUDA C Programming Guide, technical specifications)
+_SHARED_MEMORY = 227 * 1024  # of one thread block on sm90 (CUDA C Programming Guide, technical specifications)
 
 
 def _any_q_box(box: tuple[int, ...]) -> None:
@@ -89,7 +87,6 @@ class Arch:
     target: str = ""
     cutlass: bool = False
     head_dim_at_run_time: bool = False
-    available: bool = True
     ops: tuple[str, ...] = ("gna_forward",)
     job_memory_gb: float = 4.0
     default_tiles: Mapping[int, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
@@ -111,10 +108,10 @@ class Arch:
             if dim == ANY_HEAD_DIM:
                 if name == "head_dim" and not self.head_dim_at_run_time:
                     found.append((name, f"{self.name} kernels are built for one head dim; give a number"))
-            elif dim % self.head_dim_multiple or dim > self.max_head_dim:
-                found.append(
-                    (name, f"{dim} must be a multiple of {self.head_dim_multiple}, at most {self.max_head_dim}")
-                )
+            elif dim % self.head_dim_multiple:
+                found.append((name, f"{dim} must be a multiple of {self.head_dim_multiple}"))
+            elif dim > self.max_head_dim:
+                found.append((name, f"{dim} is too large; {self.name} takes at most {self.max_head_dim}"))
         if config.q_rows > self.max_q_rows:
             found.append(("q_tile", f"holds {config.q_rows} query tokens; {self.name} takes at most {self.max_q_rows}"))
         elif reason := self.q_box_limit(config.q_tile):

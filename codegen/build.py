@@ -120,17 +120,6 @@ def make_jobs(configs: Sequence[KernelConfig], host: Compiler, stand_in: Path | 
     return jobs
 
 
-def refuse_unavailable(configs: Sequence[KernelConfig]) -> None:
-    """Raises InputError if a config's arch has no kernels in this version."""
-    missing = sorted({config.arch for config in configs if not ARCHES[config.arch].available})
-    if missing:
-        names = ", ".join(missing)
-        has = [name for name, arch in ARCHES.items() if arch.available]
-        rest = [name for name in has if any(config.arch == name for config in configs)]
-        hint = f"; build the rest with {' '.join(f'--arch {name}' for name in rest)}" if rest else ""
-        raise InputError(f"{names}: arch not available in this version, which has {', '.join(has)}{hint}")
-
-
 def split_cached(jobs: Sequence[Job], cache: Cache) -> tuple[dict[KernelConfig, Artifact], list[Job]]:
     """Artifacts that the cache has, by config, and the jobs that must compile."""
     found = {job.config: cache.find(job.name, job.digest) for job in jobs}
@@ -159,11 +148,9 @@ def build_kernels(
         The artifact of each config, and the configs that were compiled now.
 
     Raises:
-        InputError: a config's arch is not available.
         BuildError: no compiler, an unusable cache folder, or a compilation failed; other kernels are kept.
     """
     listener = listener or Listener()
-    refuse_unavailable(configs)
     cache = user_cache()
     cache.make_ready()
     artifacts, pending = split_cached(make_jobs(sorted(configs), cxx_compiler(), stand_in), cache)

@@ -29,7 +29,7 @@ def _cached_rows() -> list[dict[str, Any]]:
         for artifact in cache.artifacts():
             try:
                 config = KernelConfig.parse(artifact.record["key"])
-                current = source_digest(config) if ARCHES[config.arch].available else None
+                current = None if ARCHES[config.arch].problems(config) else source_digest(config)
             except (ValueError, KeyError):  # the core, or a kernel of another version
                 continue
             state = "built" if artifact.record.get("source_digest") == current else "stale"
