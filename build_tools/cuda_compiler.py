@@ -123,8 +123,8 @@ def kernel_facts(log: str, spill_limit: int = 0) -> KernelFacts:
     """Reads what ``ptxas -v`` printed about the one kernel of an object.
 
     Raises:
-        BuildError: it serialised matrix products, the kernel spills more than ``spill_limit`` bytes of registers, or the
-            report has another form.
+        BuildError: it serialised matrix products, the kernel spills more than ``spill_limit`` bytes of registers, or
+            the report has another form.
     """
     if (warning := _SERIALISED.search(log)) is not None:
         raise BuildError(f"ptxas serialised the kernel's matrix products: {warning[0].strip()}")

@@ -1,4 +1,4 @@
-"""Reads machine code of sm_90 and sm_100 as far as the checks of a build need: which instructions a kernel has, in which order.
+"""Reads machine code of sm_90 and sm_100 as far as the checks of a build need: which instructions, in which order.
 
 A cubin is an ELF file with a section ``.text.<kernel>`` of 128-bit instructions, whose low 12 bits are the opcode. The
 toolkit's disassembler would say more, but the pip wheels of the compiler don't bring it.

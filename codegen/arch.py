@@ -49,7 +49,7 @@ def _sm90_tile(rows: int, columns: int, head_dim: int, value_head_dim: int) -> s
 
 
 def _sm100_q_box(box: tuple[int, ...]) -> str | None:
-    # The kernel computes two halves of 128 rows, each a box of its own, cut across one axis; an odd extent is rounded up.
+    # The kernel computes two halves of 128 rows, each a box of its own, cut across one axis; odd extents are rounded up.
     half = min(prod(box) // extent * -(-extent // 2) for extent in box)
     return None if half <= 128 else f"can't be cut into two boxes of at most 128 tokens: the best has {half}"
 
@@ -60,9 +60,10 @@ class Arch:
 
     ``max_q_rows`` and ``max_kv_columns`` bound the products of the tile extents; ``kv_multiple`` is what the KV
     product must be divisible by (the MMA's N granularity); ``row_multiple`` is what query rows are padded to (its M, or
-    the lanes of vectors); ``tile_limit`` knows registers and memory, ``q_box_limit`` which boxes. ``kv_padding`` is what
-    KV columns are padded to; a tile with padding is masked whatever it holds. ``clips_tiles`` says that keys of a KV tile
-    beyond those that the Q tile sees cost nothing; ``fit_multiple`` is what fitted KV products are a multiple of.
+    the lanes of vectors); ``tile_limit`` knows registers and memory, ``q_box_limit`` which boxes can be. ``kv_padding``
+    is what KV columns are padded to; a tile with padding is masked whatever it holds. ``clips_tiles`` says that keys of
+    a KV tile beyond those that the Q tile sees cost nothing; ``fit_multiple`` is what fitted KV products are a multiple
+    of.
     ``variants`` names the kernel families, default first; ``target`` is what nvcc compiles for, ``cutlass`` whether with
     CUTLASS;
     ``job_memory_gb`` is what one compilation may take; ``default_tiles`` are the query and key boxes, by rank, to take

@@ -16,7 +16,7 @@ from gnaforge.build_tools import includes, toolchain
 from gnaforge.build_tools.cache import Cache, cache_layers, read_artifact, user_cache
 from gnaforge.build_tools.compile import Step, run_steps
 from gnaforge.build_tools.toolchain import cxx_compiler
-from gnaforge.errors import BuildError, InputError
+from gnaforge.errors import BuildError
 from gnaforge.generate import generate
 from gnaforge.library_file import read_library
 from gnaforge.plan import Plan
