@@ -1,79 +1,63 @@
 """The compile cache: one folder per artifact, named ``<name>-<digest>``, complete or absent.
 
 An artifact is made in a private folder and renamed into place; its record is written last and is the commit marker.
-One lock per artifact, which the kernel frees when its holder dies, keeps processes from building the same thing twice.
+One lock per artifact, which the operating system frees when its holder dies, keeps processes from building the same
+thing twice. What others could have written is never used. Looking something up imports little and starts nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import errno
 import json
 import os
 import shutil
 import stat
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import filelock
-import platformdirs
+from typing import Any, TypeVar
 
 from ..errors import BuildError
+from .artifact import (
+    RECORD as RECORD,
+    SCHEMA as SCHEMA,
+    Artifact as Artifact,
+    digest_of as digest_of,
+    mistrust,
+    read_artifact as read_artifact,
+)
 from .files import file_digest, sync_tree
 
-RECORD = "record.json"
-SCHEMA = 1
+FAILED = ".failed"
+_LOCKS = ".locks"
+_SCRATCH = ".build-"
+_DIGITS = 16  # of the digest, in a folder's name
+_PATIENCE = 5.0  # seconds to wait for another process before saying so
+_ATTEMPTS = 3  # at making something in a cache that is deleted meanwhile
+REMEDY = "set GNAFORGE_CACHE_DIR to a folder of your own"
+
+T = TypeVar("T")
 
 
-def digest_of(parts: Mapping[str, object]) -> str:
-    """sha256 over the canonical JSON of ``parts``."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """A complete artifact: its folder, and its record, which names its files with their digests."""
-
-    folder: Path
-    record: dict[str, Any]
-
-    def verified(self, name: str) -> Path:
-        """Path of one of its files, after comparing its content with the record.
-
-        Raises:
-            BuildError: the file is missing or damaged.
-        """
-        path = self.folder / name
-        expected = self.record["files"][name]
-        if not path.is_file() or file_digest(path) != expected:
-            raise BuildError(f"{path} is damaged: its content is not what the record says; delete {self.folder}")
-        return path
-
-    def intact(self) -> bool:
-        """Whether every file is there with the content that the record says."""
-        try:
-            return all(self.verified(name) for name in self.record["files"])
-        except (BuildError, OSError):
-            return False
-
-
-def read_artifact(folder: Path) -> Artifact | None:
-    """The artifact in ``folder``, or None if there is no complete one."""
-    try:
-        record = json.loads((folder / RECORD).read_text())
-        return Artifact(folder, record) if record["schema"] == SCHEMA and isinstance(record["files"], dict) else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+class CacheVanished(BuildError):
+    """The cache folder was deleted while something was made in it."""
 
 
 class Cache:
-    """A cache folder. Creating the object touches nothing; `make_ready` creates and checks the folder."""
+    """A cache folder. Creating the object touches nothing; `make_ready` creates and checks the folder.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        root: the folder.
+        clock: tells the seconds since 1970. Only `Artifact.mark_used` is given them, so a clock that is wrong, or
+            goes backwards, can make a kernel be pruned early or late and has no other effect.
+    """
+
+    def __init__(self, root: Path, clock: Callable[[], float] = time.time) -> None:
         self.root = root.expanduser().absolute()  # commands run in other folders
+        self.clock = clock
 
     def make_ready(self) -> None:
         """Creates the folder for this user alone.
@@ -82,24 +66,23 @@ class Cache:
             BuildError: it can't be created or written, is a link, or others could write to it: code is loaded from
                 here, so nobody else may place any.
         """
-        remedy = "set GNAFORGE_CACHE_DIR to a folder of your own"
         try:
             self.root.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileExistsError):
                 self.root.mkdir(mode=0o700)
             info = self.root.lstat()
         except OSError as error:
-            raise BuildError(f"can't create the cache folder {self.root}: {error.strerror}; {remedy}") from error
+            raise BuildError(f"can't create the cache folder {self.root}: {error.strerror}; {REMEDY}") from error
         if stat.S_ISLNK(info.st_mode):
-            raise BuildError(f"the cache folder {self.root} is a symbolic link; {remedy}")
+            raise BuildError(f"the cache folder {self.root} is a symbolic link; {REMEDY}")
         if not stat.S_ISDIR(info.st_mode):
-            raise BuildError(f"the cache folder {self.root} is not a folder; {remedy}")
+            raise BuildError(f"the cache folder {self.root} is not a folder; {REMEDY}")
         if info.st_uid != os.getuid():
-            raise BuildError(f"the cache folder {self.root} belongs to user {info.st_uid}, not to you; {remedy}")
+            raise BuildError(f"the cache folder {self.root} {mistrust(info, or_root=False)}; {REMEDY}")
         if info.st_mode & 0o022:
-            raise BuildError(f"others may write to the cache folder {self.root}: chmod 700 it, or {remedy}")
+            raise BuildError(f"others may write to the cache folder {self.root}: chmod 700 it, or {REMEDY}")
         if not os.access(self.root, os.W_OK | os.X_OK):
-            raise BuildError(f"the cache folder {self.root} is read-only; {remedy}")
+            raise BuildError(f"the cache folder {self.root} is read-only; {REMEDY}")
 
     def trusted(self) -> bool:
         """Whether code may be loaded from here: a real folder that nobody but its owner, you or root, can write."""
@@ -107,60 +90,190 @@ class Cache:
             info = self.root.lstat()
         except OSError:
             return False
-        return stat.S_ISDIR(info.st_mode) and info.st_uid in (0, os.getuid()) and not info.st_mode & 0o022
+        return stat.S_ISDIR(info.st_mode) and not mistrust(info)
 
     def folder(self, name: str, digest: str) -> Path:
         """Where the artifact of that name and digest is or would be."""
-        return self.root / f"{name}-{digest[:16]}"
+        return self.root / f"{name}-{digest[:_DIGITS]}"
 
     def find(self, name: str, digest: str) -> Artifact | None:
         """The intact artifact of that name and digest, if there is one."""
         artifact = read_artifact(self.folder(name, digest))
         if artifact is None or artifact.record.get("digest") != digest or not artifact.intact():
             return None
+        artifact.mark_used(self.clock())
         return artifact
+
+    def names(self) -> list[str]:
+        """Names of what seems to be here, sorted, each once. Reads no artifact; empty if the folder isn't trusted."""
+        entries = self._entries() if self.trusted() else []
+        return sorted({entry[: -_DIGITS - 1] for entry in entries if entry[-_DIGITS - 1 :].startswith("-")})
+
+    def _entries(self) -> list[str]:
+        try:
+            return [path.name for path in self.root.iterdir() if not path.name.startswith(".")]
+        except OSError:
+            return []
+
+    def named(self, name: str) -> list[Artifact]:
+        """The complete artifacts of a name, the latest made first. Files are not verified."""
+        own = [entry for entry in self._entries() if entry.startswith(f"{name}-")]
+        own = [entry for entry in own if len(entry) == len(name) + 1 + _DIGITS]
+        found = [artifact for entry in sorted(own) if (artifact := read_artifact(self.root / entry)) is not None]
+        return sorted(found, key=Artifact.serial, reverse=True)
+
+    def current(self, name: str, source_digest: str, file: str) -> Path | None:
+        """The verified ``file`` of the latest artifact of that name that was made of these sources, if there is one.
+
+        No compiler is asked for, so this also works where there is none.
+        """
+        for artifact in self.named(name) if self.trusted() else ():
+            if artifact.record.get("source_digest") == source_digest:
+                try:
+                    path = artifact.verified(file)
+                except BuildError:
+                    continue  # damaged: as good as absent, the next build makes it anew
+                artifact.mark_used(self.clock())
+                return path
+        return None
 
     def artifacts(self) -> Iterator[Artifact]:
         """All complete artifacts, by folder name. Files are not verified."""
-        if self.root.is_dir():
-            for folder in sorted(self.root.iterdir()):
-                artifact = read_artifact(folder) if not folder.name.startswith(".") else None
-                if artifact is not None:
-                    yield artifact
+        for name in self.names():
+            yield from self.named(name)
 
-    def lock(self, name: str, digest: str) -> filelock.BaseFileLock:
-        """The lock to hold while making an artifact."""
-        locks = self.root / ".locks"
-        locks.mkdir(exist_ok=True)
-        return filelock.FileLock(locks / self.folder(name, digest).name)
+    @contextlib.contextmanager
+    def lock(self, name: str, digest: str = "") -> Iterator[None]:
+        """Holds the lock to make an artifact with; says so when another process keeps it for long."""
+        import filelock
+
+        locks = self.root / _LOCKS
+        locks.mkdir(mode=0o700, exist_ok=True)
+        path = locks / (self.folder(name, digest).name if digest else name)
+        lock = filelock.FileLock(path, mode=0o600)
+        try:
+            lock.acquire(timeout=_PATIENCE)
+        except filelock.Timeout:
+            holder = path.read_text().strip() if path.is_file() else ""
+            print(
+                f"gnaforge: waiting for process {holder or '?'}, which is building {name}", file=sys.stderr, flush=True
+            )
+            lock.acquire()
+        try:
+            path.write_text(f"{os.getpid()}\n")
+            yield
+        finally:
+            lock.release()
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
-        """A private folder on the cache's file system, removed at the end."""
-        folder = Path(tempfile.mkdtemp(prefix=".build-", dir=self.root))
+        """A private folder on the cache's file system, removed at the end; removes those of processes that died.
+
+        Raises:
+            CacheVanished: in place of any error, if the folder was deleted meanwhile.
+        """
+        import fcntl
+
+        with self.lock("scratch"):  # a folder that isn't locked yet looks as if its owner had died
+            self.remove_abandoned()
+            folder = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=self.root))
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         try:
             yield folder
+        except (OSError, BuildError) as error:
+            if not folder.is_dir():
+                raise CacheVanished(f"the cache folder {self.root} was deleted during a build; try again") from error
+            raise
         finally:
+            os.close(descriptor)
             shutil.rmtree(folder, ignore_errors=True)
+
+    def abandoned(self) -> Iterator[Path]:
+        """Scratch folders whose process has died. To be called with the lock ``scratch``."""
+        import fcntl
+
+        for folder in self.root.glob(f"{_SCRATCH}*"):
+            try:
+                descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            except OSError:
+                continue
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                yield folder
+            except OSError:
+                continue  # in use
+            finally:
+                os.close(descriptor)
+
+    def remove_abandoned(self) -> int:
+        """Deletes the scratch folders of processes that died, and returns how many there were."""
+        folders = list(self.abandoned())
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+        return len(folders)
+
+    def keep_failed(self, name: str, folder: Path) -> Path | None:
+        """Keeps a copy of a failed build for the user to look at; None if there is no room for it."""
+        kept = self.root / FAILED / name
+        try:
+            shutil.rmtree(kept, ignore_errors=True)
+            kept.parent.mkdir(mode=0o700, exist_ok=True)
+            shutil.copytree(folder, kept)
+        except (OSError, shutil.Error):
+            return None
+        return kept
 
     def publish(self, name: str, digest: str, folder: Path, record: Mapping[str, Any]) -> Artifact:
         """Moves a finished folder into place; the caller holds the artifact's lock.
 
-        ``record`` is completed with the schema, the digest and the files' digests, and written last.
+        ``record`` is completed with the schema, the digest, the files' digests and a serial number, which is the
+        largest among artifacts of this name, and written last.
         """
         complete = {
             "schema": SCHEMA,
             "digest": digest,
+            "serial": 1 + max(map(Artifact.serial, self.named(name)), default=0),
             **record,
             "files": {path.name: file_digest(path) for path in sorted(folder.iterdir())},
         }
         (folder / RECORD).write_text(json.dumps(complete, indent=1) + "\n")
+        for path in folder.iterdir():  # whatever the umask: nobody else may write what is loaded
+            if not path.is_symlink():
+                path.chmod(0o644)
+        folder.chmod(0o755)
         sync_tree(folder)
         target = self.folder(name, digest)
-        if target.exists():  # damaged, or it would have been found
-            shutil.rmtree(target.rename(folder.with_name(f".old-{folder.name}")), ignore_errors=True)
-        folder.rename(target)
+        while True:
+            try:
+                folder.rename(target)
+                break
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    raise
+            if (artifact := self.find(name, digest)) is not None:
+                return artifact  # somebody deleted the lock, so another process was free to make it, too
+            with contextlib.suppress(FileNotFoundError):
+                target.rename(folder.with_name(f".damaged-{os.urandom(4).hex()}"))  # goes with the scratch folder
         return Artifact(target, complete)
+
+    def making(self, work: Callable[[], T]) -> T:
+        """What ``work`` returns, which makes artifacts here; it is called again if the folder is deleted meanwhile.
+
+        Raises:
+            BuildError: the folder can't be used or is full, or whatever ``work`` raises.
+        """
+        for attempt in range(1, _ATTEMPTS + 1):
+            self.make_ready()
+            try:
+                return work()
+            except (CacheVanished, FileNotFoundError):
+                if attempt == _ATTEMPTS:
+                    raise
+            except OSError as error:
+                reason = error.strerror or error
+                raise BuildError(f"can't write to the cache folder {self.root}: {reason}; {REMEDY}") from error
+        raise AssertionError("unreachable")
 
     def find_or_make(self, name: str, digest: str, make: Callable[[Path, Path], Mapping[str, Any]]) -> Artifact:
         """The artifact of that name and digest, made if there is none; of several processes one makes it.
@@ -172,23 +285,42 @@ class Cache:
         """
         if (artifact := self.find(name, digest)) is not None:
             return artifact
-        self.make_ready()
-        with self.lock(name, digest):
-            if (artifact := self.find(name, digest)) is not None:
-                return artifact
-            with self.scratch() as scratch:
-                folder = scratch / name
-                folder.mkdir()
-                return self.publish(name, digest, folder, make(scratch, folder))
+
+        def under_lock() -> Artifact:
+            with self.lock(name, digest):
+                if (artifact := self.find(name, digest)) is not None:
+                    return artifact
+                with self.scratch() as scratch:
+                    folder = scratch / name
+                    folder.mkdir()
+                    return self.publish(name, digest, folder, make(scratch, folder))
+
+        return self.making(under_lock)
 
 
 def user_cache() -> Cache:
     """The cache that builds are published to: ``GNAFORGE_CACHE_DIR``, else the platform's user cache folder."""
     configured = os.environ.get("GNAFORGE_CACHE_DIR")
-    return Cache(Path(configured) if configured else Path(platformdirs.user_cache_dir("gnaforge")))
+    if configured:
+        return Cache(Path(configured))
+    import platformdirs
+
+    return Cache(Path(platformdirs.user_cache_dir("gnaforge")))
 
 
 def cache_layers() -> list[Cache]:
     """Where kernels are looked for, in order: the read-only layers of ``GNAFORGE_CACHE_PATH``, then the user cache."""
     configured = os.environ.get("GNAFORGE_CACHE_PATH", "")
     return [*(Cache(Path(part)) for part in configured.split(os.pathsep) if part), user_cache()]
+
+
+def find_in_layers(name: str, digest: str) -> Artifact | None:
+    """The intact artifact of that name and digest in the first trusted layer that has it."""
+    found = (cache.find(name, digest) for cache in cache_layers() if cache.trusted())
+    return next((artifact for artifact in found if artifact is not None), None)
+
+
+def current_in_layers(name: str, source_digest: str, file: str) -> Path | None:
+    """As `Cache.current`, in the first layer that has it."""
+    found = (cache.current(name, source_digest, file) for cache in cache_layers())
+    return next((path for path in found if path is not None), None)

@@ -17,6 +17,7 @@ from ..errors import BuildError
 
 _STATUS = re.compile(r"^@(\d+)@(\d+)@")
 _ERROR_LINE = re.compile(r"\berror\b|undefined reference|No such file|No space left|cannot execute", re.IGNORECASE)
+_DONE = ".done"  # has an empty file for each step that ended well
 _KILLED = re.compile(r"\bKilled\b|signal 9|out of memory", re.IGNORECASE)
 
 Progress = Callable[[int, int], None]
@@ -57,20 +58,22 @@ def _escape(text: str) -> str:
 
 def _ninja_file(steps: Sequence[Step]) -> str:
     lines = ["ninja_required_version = 1.10", "rule run", "  command = $run", "  description = $out"]
-    for step in steps:
+    for number, step in enumerate(steps):
         inputs = " ".join(step.inputs)
-        run = f"{shlex.join(step.command)} > {shlex.quote(step.log)} 2>&1"
+        run = f"{shlex.join(step.command)} > {shlex.quote(step.log)} 2>&1 && : > {_DONE}/{number}"
         lines += [f"build {step.output}: run {inputs}", f"  run = {_escape(run)}"]
     return "\n".join(lines) + "\n"
 
 
-def _ninja(folder: Path, jobs: int, progress: Progress) -> None:
+def _ninja(folder: Path, jobs: int, progress: Progress) -> str:
+    """Runs ninja; returns what it and the shell said themselves."""
     executable = shutil.which("ninja", path=ninja.BIN_DIR) or shutil.which("ninja")
     if executable is None:
         raise BuildError("ninja is missing: pip install ninja")
     command = [executable, "-C", os.fspath(folder), "-k", "0", "-j", str(jobs)]
     environment = {**os.environ, "NINJA_STATUS": "@%f@%t@"}
     environment["LC_ALL"] = "C.UTF-8"  # compilers translate their messages, and errors are found by their words
+    said = []
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment
     ) as process:
@@ -78,16 +81,27 @@ def _ninja(folder: Path, jobs: int, progress: Progress) -> None:
         for line in process.stdout:
             if match := _STATUS.match(line):
                 progress(int(match[1]), int(match[2]))
+            else:
+                said.append(line)
+    return "".join(said)
 
 
-def _failures(folder: Path, steps: Sequence[Step]) -> list[Failure]:
-    """Steps that left no output though their inputs are there."""
+def _failures(folder: Path, steps: Sequence[Step], said: str) -> list[Failure]:
+    """Steps that did not end well though those before them did. An output proves nothing: it may be half of one."""
+    done = [(folder / _DONE / str(number)).exists() for number in range(len(steps))]
+    undone = {step.output for step, ended in zip(steps, done, strict=True) if not ended}
     failed = []
     for step in steps:
-        if not (folder / step.output).exists() and all((folder / name).exists() for name in step.inputs):
+        if step.output in undone and not undone.intersection(step.inputs):
             log = folder / step.log
-            failed.append(Failure(step, log.read_text(errors="replace") if log.exists() else ""))
+            text = log.read_text(errors="replace") if log.exists() else ""
+            failed.append(Failure(step, _full_disk(folder) + (text if text.strip() else said)))
     return failed
+
+
+def _full_disk(folder: Path) -> str:
+    """A line that says so, if the disk is full: then even a compiler's complaint may be lost."""
+    return f"No space left on the disk of {folder.parent}\n" if shutil.disk_usage(folder).free < 2**20 else ""
 
 
 def run_steps(
@@ -107,13 +121,12 @@ def run_steps(
     Returns:
         The steps that failed.
     """
+    (folder / _DONE).mkdir()
     (folder / "build.ninja").write_text(_ninja_file(steps))
-    _ninja(folder, jobs, progress)
-    failures = _failures(folder, steps)
+    failures = _failures(folder, steps, _ninja(folder, jobs, progress))
     if jobs > 1 and any(_KILLED.search(failure.text) for failure in failures):
         note("a compiler was killed, probably for lack of memory: trying again, one at a time")
-        _ninja(folder, 1, progress)
-        failures = _failures(folder, steps)
+        failures = _failures(folder, steps, _ninja(folder, 1, progress))
     return failures
 
 

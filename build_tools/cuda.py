@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
 import re
 import shutil
 import subprocess
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from ..errors import BuildError, InputError
 
 POLICIES = ("auto", "system", "pip")
-_REMEDY = "pip install 'gnaforge[cuda]' brings a whole CUDA compiler; or set CUDA_HOME to an installed toolkit"
+_REMEDY = (
+    "pip install 'gnaforge[cuda]' brings a whole CUDA compiler; or set CUDA_HOME to an installed toolkit; "
+    "`gnaforge doctor` shows what is found"
+)
 
 
 @dataclass(frozen=True)
@@ -95,12 +98,10 @@ class Cutlass:
     Attributes:
         include: CUTLASS's and CuTe's headers.
         fmha: example 77, whose headers are the attention kernels for sm100.
-        version: of the package.
     """
 
     include: Path
     fmha: Path
-    version: str
 
     @property
     def folders(self) -> tuple[Path, ...]:
@@ -117,10 +118,20 @@ def find_cutlass() -> Cutlass:
     spec = importlib.util.find_spec("cutlass_library")
     if spec is not None and spec.origin is not None:
         source = Path(spec.origin).parent / "source"
-        found = Cutlass(
-            source / "include", source / "examples" / "77_blackwell_fmha", importlib.metadata.version("nvidia-cutlass")
-        )
+        found = Cutlass(source / "include", source / "examples" / "77_blackwell_fmha")
         mainloop = found.fmha / "collective" / "sm100_fmha_fwd_mainloop_tma_warpspecialized.hpp"
         if (found.include / "cutlass" / "version.h").is_file() and mainloop.is_file():
             return found
     raise BuildError("the CUTLASS sources are missing or not whole: pip install 'gnaforge[cuda]'")
+
+
+def cutlass_version() -> str:
+    """Version of the ``nvidia-cutlass`` package: part of the key of every kernel that includes its headers.
+
+    Raises:
+        BuildError: it isn't installed.
+    """
+    try:
+        return version("nvidia-cutlass")
+    except PackageNotFoundError as error:
+        raise BuildError("the CUTLASS sources are missing or not whole: pip install 'gnaforge[cuda]'") from error

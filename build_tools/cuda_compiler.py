@@ -12,10 +12,10 @@ from .sass import Sass, read_cubin
 from .toolchain import Compiler
 
 _HOST_FLAGS = "-fPIC,-fvisibility=hidden,-Wall,-Wextra"
-_FLAGS = ("-std=c++17", "-O3", "-Xptxas=-v", f"-Xcompiler={_HOST_FLAGS}")
+NVCC_FLAGS = ("-std=c++17", "-O3", "-Xptxas=-v", f"-Xcompiler={_HOST_FLAGS}")
 # What CUTLASS's own examples are compiled with, as far as it bears on device code.
-_CUTLASS_FLAGS = ("-DNDEBUG", "-ftz=true", "--expt-relaxed-constexpr")
-_LINK_FLAGS = (
+CUTLASS_FLAGS = ("-DNDEBUG", "-ftz=true", "--expt-relaxed-constexpr")
+NVCC_LINK_FLAGS = (
     "-shared",
     "--no-device-link",
     *(f"-Xlinker={flag}" for flag in ("-z", "defs", "--build-id=none", "-s", "--exclude-libs=ALL")),
@@ -71,7 +71,7 @@ class CudaCompiler:
 
     def link_command(self, objects: list[str], output: str) -> list[str]:
         """Links objects to a stripped shared library that leaves no symbol undefined."""
-        command = [str(self.nvcc.path), f"-ccbin={self.host.path}", *_LINK_FLAGS]
+        command = [str(self.nvcc.path), f"-ccbin={self.host.path}", *NVCC_LINK_FLAGS]
         if self.stand_in is not None:
             runtime = ["-cudart=none", str(self.stand_in), f"-Xlinker=-rpath={self.stand_in.parent}"]
         else:
@@ -85,10 +85,9 @@ class CudaCompiler:
             "compiler": f"nvcc {self.nvcc.version}",
             "host_compiler": self.host.version,
             "compile_flags": self._flags(),
-            "link_flags": list(_LINK_FLAGS),
+            "link_flags": list(NVCC_LINK_FLAGS),
             # The stand-in's folder is named by the digest of what it is made of.
             "runtime": "static" if self.stand_in is None else self.stand_in.parent.name,
-            **({"cutlass": self.cutlass.version} if self.cutlass else {}),
         }
 
     @property
@@ -97,7 +96,7 @@ class CudaCompiler:
         return f"nvcc {self.nvcc.version} ({self.nvcc.source}), {self.host.version}"
 
     def _flags(self) -> list[str]:
-        return [*_FLAGS, *(_CUTLASS_FLAGS if self.cutlass else ()), *self._code_flags()]
+        return [*NVCC_FLAGS, *(CUTLASS_FLAGS if self.cutlass else ()), *self._code_flags()]
 
     def _code_flags(self) -> list[str]:
         if self.stand_in is None:

@@ -1,7 +1,8 @@
 """Generates, compiles and runs attention kernels with Generalized Neighborhood Attention (GNA) masking.
 
 Run a kernel: `na1d`, `na2d`, `na3d`, `neighborhood_attention`, the modules ``NeighborhoodAttention{1,2,3}D``.
-Kernels: `registry`, `kernels`, `load_library`. Choosing tiles and strides, without torch: `simulate`, `fit`.
+Kernels: `register`, `warmup`, `registry`, `kernels`, `load_library`. Choosing tiles and strides, without torch:
+`simulate`, `fit`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .api import (
+        BuildError,
+        InputError,
         Kernel,
         KernelConfig,
         LibraryError,
@@ -26,11 +29,14 @@ if TYPE_CHECKING:
         neighborhood_attention,
         registry,
     )
+    from .register import register, warmup
     from .simulator import fit, simulate
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BuildError",
+    "InputError",
     "Kernel",
     "KernelConfig",
     "LibraryError",
@@ -45,19 +51,22 @@ __all__ = [
     "na2d",
     "na3d",
     "neighborhood_attention",
+    "register",
     "registry",
     "simulate",
+    "warmup",
 ]
 
-_SIMULATOR = ("fit", "simulate")
+_MODULES = {"fit": ".simulator", "simulate": ".simulator", "register": ".register", "warmup": ".register"}
 
 
 def __getattr__(name: str) -> Any:
     # torch takes seconds to import, and half of the command line doesn't need it.
     if name not in __all__:
         raise AttributeError(f"module 'gnaforge' has no attribute {name!r}")
-    wanted = _SIMULATOR if name in _SIMULATOR else [public for public in __all__ if public not in _SIMULATOR]
-    module = import_module(".simulator" if name in _SIMULATOR else ".api", __name__)
+    own = _MODULES.get(name, ".api")
+    wanted = [public for public in __all__ if _MODULES.get(public, ".api") == own]
+    module = import_module(own, __name__)
     globals().update({public: getattr(module, public) for public in wanted})
     return globals()[name]
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import prod
 from types import MappingProxyType
 
-from .runtime.config import ANY_HEAD_DIM, KernelConfig
+from .errors import InputError
+from .runtime.config import ANY_HEAD_DIM, OPS, KernelConfig
 
 QBoxLimit = Callable[[tuple[int, ...]], "str | None"]
 """Why a Q tile of these extents does not fit; None if it does."""
@@ -49,7 +50,7 @@ def _sm90_tile(rows: int, columns: int, head_dim: int, value_head_dim: int) -> s
 
 
 def _sm100_q_box(box: tuple[int, ...]) -> str | None:
-    # The kernel computes two halves of 128 rows, each a box of its own, cut across one axis; odd extents are rounded up.
+    # The kernel computes two halves of 128 rows, each a box of its own, cut across one axis; odd ones are rounded up.
     half = min(prod(box) // extent * -(-extent // 2) for extent in box)
     return None if half <= 128 else f"can't be cut into two boxes of at most 128 tokens: the best has {half}"
 
@@ -63,11 +64,10 @@ class Arch:
     the lanes of vectors); ``tile_limit`` knows registers and memory, ``q_box_limit`` which boxes can be. ``kv_padding``
     is what KV columns are padded to; a tile with padding is masked whatever it holds. ``clips_tiles`` says that keys of
     a KV tile beyond those that the Q tile sees cost nothing; ``fit_multiple`` is what fitted KV products are a multiple
-    of.
-    ``variants`` names the kernel families, default first; ``target`` is what nvcc compiles for, ``cutlass`` whether with
-    CUTLASS;
-    ``job_memory_gb`` is what one compilation may take; ``default_tiles`` are the query and key boxes, by rank, to take
-    where nothing is known of the shapes.
+    of. ``variants`` names the kernel families, default first; ``target`` is what nvcc compiles for, ``cutlass`` whether
+    with CUTLASS; ``capabilities`` are the CUDA compute capabilities that its kernels run on; ``job_memory_gb`` is what
+    one compilation may take; ``default_tiles`` are the query and key boxes, by rank, to take where nothing is known of
+    the shapes.
     """
 
     name: str
@@ -87,7 +87,9 @@ class Arch:
     variants: tuple[str, ...] = ("",)
     target: str = ""
     cutlass: bool = False
+    capabilities: tuple[tuple[int, int], ...] = ()
     head_dim_at_run_time: bool = False
+    available: bool = True
     ops: tuple[str, ...] = ("gna_forward",)
     job_memory_gb: float = 4.0
     default_tiles: Mapping[int, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
@@ -129,6 +131,10 @@ class Arch:
             found.append(("kv_tile", f"beside {config.q_rows} query tokens {reason}"))
         return found
 
+    def built(self, config: KernelConfig) -> KernelConfig:
+        """The kernel that serves ``config``: one for all head dims where the arch takes them at run time."""
+        return replace(config, head_dim=ANY_HEAD_DIM, value_head_dim=0) if self.head_dim_at_run_time else config
+
     def most_kv_columns(self, config: KernelConfig) -> int:
         """The most key tokens that fit beside the Q tile of ``config``; 0 if none do."""
         columns = range(self.max_kv_columns, 0, -self.kv_multiple)
@@ -159,10 +165,43 @@ ARCHES: Mapping[str, Arch] = MappingProxyType(
             Arch("cpu", "cpu/kernel.cpp.j2", "c++", "cpu", ("fp32", "bf16", "fp16"), 256, 512, 1, 32,
                  clips_tiles=True, head_dim_at_run_time=True, job_memory_gb=1.0, default_tiles=_CPU_TILES),
             Arch("sm90", "sm90/kernel.cu.j2", "nvcc", "cuda", ("bf16", "fp16"), 192, 256, 16, 64,
-                 _sm90_tile, target="90a", default_tiles=_SM90_TILES),
+                 _sm90_tile, target="90a", capabilities=((9, 0),), default_tiles=_SM90_TILES),
             Arch("sm100", "sm100/kernel.cu.j2", "nvcc", "cuda", ("bf16", "fp16"), 256, 128, 16, 256,
-                 q_box_limit=_sm100_q_box, kv_padding=128, target="100f", cutlass=True, variants=("cutlass",),
-                 default_tiles=_SM100_TILES, max_head_dim=128),
+                 q_box_limit=_sm100_q_box, kv_padding=128, target="100f", cutlass=True,
+                 capabilities=((10, 0), (10, 3)), variants=("cutlass",), default_tiles=_SM100_TILES, max_head_dim=128),
         )
     }
 )  # fmt: skip
+
+
+def refuse_unavailable(configs: Sequence[KernelConfig]) -> None:
+    """Raises InputError if a config's arch has no kernels in this version."""
+    missing = sorted({config.arch for config in configs if not ARCHES[config.arch].available})
+    if missing:
+        names = ", ".join(missing)
+        has = [name for name, arch in ARCHES.items() if arch.available]
+        rest = [name for name in has if any(config.arch == name for config in configs)]
+        hint = f"; build the rest with {' '.join(f'--arch {name}' for name in rest)}" if rest else ""
+        raise InputError(f"{names}: arch not available in this version, which has {', '.join(has)}{hint}")
+
+
+def checked(config: KernelConfig | str) -> KernelConfig:
+    """``config``, or the config of that key, if there can be such a kernel.
+
+    Raises:
+        InputError: it is no key, or its arch doesn't have such kernels; a line for each reason.
+    """
+    try:
+        config = KernelConfig.parse(config) if isinstance(config, str) else config
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    if config.arch not in ARCHES:
+        raise InputError(f"{config}: unknown arch {config.arch!r}; known: {', '.join(ARCHES)}")
+    if problems := ARCHES[config.arch].problems(config):
+        raise InputError("\n".join(f"{config}: {name}: {reason}" for name, reason in problems))
+    return config
+
+
+def is_key(text: str) -> bool:
+    """Whether ``text`` is meant as a kernel's key, in place of a spec's name."""
+    return text.startswith(tuple(op + "-" for op in OPS))

@@ -6,49 +6,59 @@ import contextlib
 import hashlib
 import json
 import shlex
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arch import ARCHES
-from .build_tools.cache import Artifact, Cache, digest_of, user_cache
+from .arch import ARCHES, refuse_unavailable as refuse_unavailable
+from .build_tools.cache import Artifact, Cache, digest_of, find_in_layers, user_cache
 from .build_tools.compile import Failure, Step, run_steps, step_seconds
+from .build_tools.cuda import cutlass_version
 from .build_tools.cuda_compiler import CudaCompiler, cuda_compiler
 from .build_tools.files import file_digest, write_atomic
-from .build_tools.includes import include_closure
+from .build_tools.includes import include_closure, uses_cutlass
 from .build_tools.toolchain import Compiler, cxx_compiler, job_limit
 from .errors import BuildError, InputError
 from .generate import source_dir
 from .gpu_checks import check_kernel
-from .render import render_kernel, render_library, source_suffix, template_dir
+from .recipe import (
+    LIBRARY_FILE as LIBRARY_FILE,
+    SOURCE_SCHEMA,
+    include_dir as include_dir,
+    source_digest as source_digest,
+)
+from .render import render_kernel, render_library, source_suffix
 from .runtime.config import KernelConfig
 
 if TYPE_CHECKING:
     from .plan import Plan
 
-SOURCE_SCHEMA = 1
-LIBRARY_FILE = "kernel.so"
 RECORD_FILE = "build.json"
 _BATCH = 200  # locks are held per batch: a process may have 1,024 files open
 
 
 @dataclass(frozen=True)
 class Job:
-    """One kernel to have: its config, its source, what compiles it, and the digest that names its artifact."""
+    """One kernel to have: its config, its sources, what compiles it, and the parts whose digest names its artifact."""
 
     config: KernelConfig
     source: str
-    source_digest: str
-    digest: str
+    library: str
+    parts: dict[str, object]
     compiler: Compiler | CudaCompiler
+
+    @property
+    def digest(self) -> str:
+        """Of all parts: sources, headers, compiler and flags."""
+        return digest_of(self.parts)
 
     @property
     def emulated(self) -> bool:
         """Whether the kernel is to run in the emulator."""
-        return isinstance(self.compiler, CudaCompiler) and self.compiler.stand_in is not None
+        return is_emulated(self.compiler)
 
     @property
     def name(self) -> str:
@@ -76,24 +86,18 @@ class Listener:
     note: Callable[[str], None] = field(default=lambda line: None)
 
 
-def include_dir() -> Path:
-    """The folder to compile kernels with: ``-I``."""
-    return template_dir() / "include"
-
-
-def source_parts(config: KernelConfig, source: str) -> dict[str, object]:
-    """What of a kernel's source decides its bytes: the rendered text and the headers that it reaches."""
-    return {
+def source_parts(config: KernelConfig, source: str, library: str) -> dict[str, object]:
+    """What of a kernel's sources decides its bytes: the rendered texts and the headers that they reach."""
+    parts: dict[str, object] = {
         "schema": SOURCE_SCHEMA,
         "key": config.key,
         "source": hashlib.sha256(source.encode()).hexdigest(),
-        "headers": include_closure(source, include_dir()),
+        "library": hashlib.sha256(library.encode()).hexdigest(),
+        "headers": include_closure(source + library, include_dir()),
     }
-
-
-def source_digest(config: KernelConfig) -> str:
-    """Names the source that this version of gnaforge has for a config, whatever compiles it."""
-    return digest_of(source_parts(config, render_kernel(config)))
+    if uses_cutlass(source, include_dir()):
+        parts["cutlass"] = cutlass_version()
+    return parts
 
 
 def kernel_compiler(config: KernelConfig, host: Compiler, stand_in: Path | None = None) -> Compiler | CudaCompiler:
@@ -108,21 +112,27 @@ def kernel_compiler(config: KernelConfig, host: Compiler, stand_in: Path | None 
     return cuda_compiler(host, arch.target, stand_in, cutlass=arch.cutlass)
 
 
+def is_emulated(compiler: Compiler | CudaCompiler) -> bool:
+    """Whether its kernels are to run in the emulator."""
+    return isinstance(compiler, CudaCompiler) and compiler.stand_in is not None
+
+
 def make_jobs(configs: Sequence[KernelConfig], host: Compiler, stand_in: Path | None = None) -> list[Job]:
     """Sources and digests of configs; with ``stand_in``, of kernels that run in the emulator."""
     compilers = {config.arch: kernel_compiler(config, host, stand_in) for config in configs}
     jobs = []
     for config in configs:
-        source = render_kernel(config)
-        parts = source_parts(config, source)
         compiler = compilers[config.arch]
-        jobs.append(Job(config, source, digest_of(parts), digest_of({**parts, **compiler.identity()}), compiler))
+        source = render_kernel(config)
+        library = render_library(config.key, [config], emulated=is_emulated(compiler))
+        parts = {**source_parts(config, source, library), **compiler.identity()}
+        jobs.append(Job(config, source, library, parts, compiler))
     return jobs
 
 
-def split_cached(jobs: Sequence[Job], cache: Cache) -> tuple[dict[KernelConfig, Artifact], list[Job]]:
-    """Artifacts that the cache has, by config, and the jobs that must compile."""
-    found = {job.config: cache.find(job.name, job.digest) for job in jobs}
+def split_cached(jobs: Sequence[Job]) -> tuple[dict[KernelConfig, Artifact], list[Job]]:
+    """Artifacts that the cache or one of its layers has, by config, and the jobs that must compile."""
+    found = {job.config: find_in_layers(job.name, job.digest) for job in jobs}
     return (
         {config: artifact for config, artifact in found.items() if artifact is not None},
         [job for job in jobs if found[job.config] is None],
@@ -152,17 +162,19 @@ def build_kernels(
     """
     listener = listener or Listener()
     cache = user_cache()
-    cache.make_ready()
-    artifacts, pending = split_cached(make_jobs(sorted(configs), cxx_compiler(), stand_in), cache)
+    artifacts, pending = split_cached(make_jobs(sorted(configs), cxx_compiler(), stand_in))
     compiled: list[KernelConfig] = []
-    for start in range(0, len(pending), _BATCH):
-        batch = pending[start : start + _BATCH]
+
+    def have(batch: Sequence[Job], start: int) -> None:
         with _locked(cache, batch):
-            found, missing = split_cached(batch, cache)  # another process may have been faster
+            found, missing = split_cached(batch)  # another process may have been faster
             artifacts.update(found)
             if missing:
                 artifacts.update(_compile(missing, cache, jobs, listener, start, len(pending)))
-                compiled += [job.config for job in missing]
+                compiled.extend(job.config for job in missing)
+
+    for start in range(0, len(pending), _BATCH):
+        cache.making(partial(have, pending[start : start + _BATCH], start))
     return artifacts, compiled
 
 
@@ -214,7 +226,7 @@ def _steps(job: Job, scratch: Path) -> list[Step]:
     folder = scratch / name
     folder.mkdir()
     (folder / kernel).write_text(job.source)
-    (folder / "library.cpp").write_text(render_library(name, [job.config], emulated=job.emulated))
+    (folder / "library.cpp").write_text(job.library)
 
     def compile_step(compiler: Compiler | CudaCompiler, source: str) -> Step:
         output = f"{name}/{Path(source).stem}.o"
@@ -246,8 +258,8 @@ def _record(job: Job, seconds: dict[str, float], scratch: Path) -> dict[str, Any
             path.unlink()
     return {
         "key": job.name,
-        "source_digest": job.source_digest,
-        "parts": {**source_parts(job.config, job.source), **job.compiler.identity()},
+        "source_digest": source_digest(job.config),
+        "parts": job.parts,
         "seconds": round(sum(took for output, took in seconds.items() if output.startswith(name + "/")), 3),
         "library_bytes": (folder / LIBRARY_FILE).stat().st_size,
         **facts,
@@ -256,29 +268,21 @@ def _record(job: Job, seconds: dict[str, float], scratch: Path) -> dict[str, Any
 
 def _keep(name: str, reason: str, cache: Cache, scratch: Path) -> BuildError:
     """Keeps the folder of a kernel that compiled to machine code that it must not have."""
-    kept = cache.root / ".failed" / name
-    shutil.rmtree(kept, ignore_errors=True)
-    kept.parent.mkdir(exist_ok=True)
-    shutil.copytree(scratch / name, kept)
-    return BuildError(f"{name}: {reason}\n  compiled in: {kept}")
+    kept = cache.keep_failed(name, scratch / name)
+    return BuildError(f"{name}: {reason}" + (f"\n  compiled in: {kept}" if kept else ""))
 
 
 def _explain(failed: dict[str, Failure], cache: Cache, scratch: Path, compiler: Compiler | CudaCompiler) -> BuildError:
     """Keeps the first failed kernel's folder and says how to run its compilation again."""
     name, failure = next(iter(failed.items()))
-    kept = cache.root / ".failed" / name
-    shutil.rmtree(kept, ignore_errors=True)
-    kept.parent.mkdir(exist_ok=True)
-    shutil.copytree(scratch / name, kept)
+    more = f" ({len(failed) - 1} more failed)" if len(failed) > 1 else ""
+    text = f"{name} did not compile{more}: {failure.cause}\n  compiler: {compiler.version}"
+    kept = cache.keep_failed(name, scratch / name)
+    if kept is None:
+        return BuildError(text)
     command = [part.removeprefix(name + "/") for part in failure.step.command]
     log = kept / failure.step.log.removeprefix(name + "/")
-    more = f" ({len(failed) - 1} more failed)" if len(failed) > 1 else ""
-    return BuildError(
-        f"{name} did not compile{more}: {failure.cause}\n"
-        f"  compiler: {compiler.version}\n"
-        f"  full log: {log}\n"
-        f"  again:    cd {shlex.quote(str(kept))} && {shlex.join(command)}"
-    )
+    return BuildError(f"{text}\n  full log: {log}\n  again:    cd {shlex.quote(str(kept))} && {shlex.join(command)}")
 
 
 def library_path(out: Path, library: str) -> Path:

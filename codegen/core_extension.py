@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import re
 import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from .build import include_dir
-from .build_tools.cache import digest_of, user_cache
-from .build_tools.compile import Step, run_steps
+from .build_tools.cache import current_in_layers, digest_of, user_cache
 from .build_tools.includes import include_closure
-from .build_tools.toolchain import cxx_compiler
+from .build_tools.toolchain import CXX_FLAGS, LINK_FLAGS, cxx_compiler
 from .errors import BuildError
-from .render import template_dir
+from .recipe import include_dir, template_dir
 
 CORE_FILE = "core.so"
-_NAME = "core"
+CORE_NAME = "core"
 _SOURCES = ("core.cpp", "table.h")
 _DEFINES = ("-DTORCH_TARGET_VERSION=0x020a000000000000",)  # runs on torch 2.10 and later
 # Without --no-as-needed the linker drops libtorch, and with it the way to libtorch_cuda's current stream.
@@ -32,44 +31,75 @@ def torch_dir() -> Path:
     return Path(spec.origin).parent
 
 
+def torch_version() -> str:
+    """The installed torch's version, read from its own file: package metadata takes longer to parse."""
+    found = re.search(r"^__version__ = ['\"](.+)['\"]", (torch_dir() / "version.py").read_text(), re.MULTILINE)
+    return found[1] if found else version("torch")
+
+
+def _sources() -> dict[str, str]:
+    return {name: (template_dir() / "core" / name).read_text() for name in _SOURCES}
+
+
+def core_source_digest() -> str:
+    """Names what this version makes the core of, for the installed torch, whatever compiles it.
+
+    Raises:
+        BuildError: torch is not installed.
+    """
+    sources = _sources()
+    return digest_of(
+        {
+            "sources": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in sources.items()},
+            "headers": include_closure("".join(sources.values()), include_dir()),
+            "torch": torch_version(),
+            "options": [*_DEFINES, *_LIBRARIES, *CXX_FLAGS, *LINK_FLAGS],
+        }
+    )
+
+
 def core_path() -> Path:
-    """The core extension for the installed torch, compiled if the cache has none (a few seconds).
+    """The core extension for the installed torch, compiled if no cache has one (a few seconds).
 
     Raises:
         BuildError: no compiler or no torch, or the compilation failed.
     """
-    sources = {name: (template_dir() / "core" / name).read_text() for name in _SOURCES}
+    source_digest = core_source_digest()
+    return current_in_layers(CORE_NAME, source_digest, CORE_FILE) or _build(source_digest)
+
+
+def _build(source_digest: str) -> Path:
     torch = torch_dir()
     compiler = cxx_compiler()
-    digest = digest_of(
-        {
-            "sources": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in sources.items()},
-            "headers": include_closure("".join(sources.values()), include_dir()),
-            "torch": version("torch"),
-            "options": [*_DEFINES, *_LIBRARIES],
-            **compiler.identity(),
-        }
-    )
 
     def make(scratch: Path, folder: Path) -> dict[str, str]:
+        from .build_tools.compile import Step, run_steps
+
         print("gnaforge: building its torch extension, once for this torch ...", file=sys.stderr, flush=True)
-        for name, text in sources.items():
+        for name, text in _sources().items():
             (folder / name).write_text(text)
-        compile_command = compiler.compile_command(f"{_NAME}/core.cpp", f"{_NAME}/core.o", include_dir())
-        link_command = compiler.link_command([f"{_NAME}/core.o"], f"{_NAME}/{CORE_FILE}")
+        compile_command = compiler.compile_command(f"{CORE_NAME}/core.cpp", f"{CORE_NAME}/core.o", include_dir())
+        linked = f"{CORE_NAME}/{CORE_FILE}"
+        link_command = compiler.link_command([f"{CORE_NAME}/core.o"], linked)
         steps = [
             Step(
-                f"{_NAME}/core.o",
-                (f"{_NAME}/core.cpp",),
+                f"{CORE_NAME}/core.o",
+                (f"{CORE_NAME}/core.cpp",),
                 (*compile_command, *_DEFINES, "-isystem", str(torch / "include")),
             ),
-            Step(f"{_NAME}/{CORE_FILE}", (f"{_NAME}/core.o",), (*link_command, f"-L{torch / 'lib'}", *_LIBRARIES)),
+            Step(linked, (f"{CORE_NAME}/core.o",), (*link_command, f"-L{torch / 'lib'}", *_LIBRARIES)),
         ]
         failures = run_steps(scratch, steps, 1, lambda *_: None, lambda _: None)
         if failures:
             raise BuildError(f"gnaforge's torch extension did not compile: {failures[0].cause}\n{failures[0].text}")
         for step in steps:
             (scratch / step.log).unlink()
-        return {"key": _NAME, "torch": version("torch"), "compiler": compiler.version}
+        return {
+            "key": CORE_NAME,
+            "torch": torch_version(),
+            "compiler": compiler.version,
+            "source_digest": source_digest,
+        }
 
-    return user_cache().find_or_make(_NAME, digest, make).folder / CORE_FILE
+    digest = digest_of({"source_digest": source_digest, **compiler.identity()})
+    return user_cache().find_or_make(CORE_NAME, digest, make).folder / CORE_FILE

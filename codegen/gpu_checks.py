@@ -12,7 +12,7 @@ from .runtime.config import KernelConfig
 
 _SM100_REGISTERS = 65_536 // 512  # of a thread before the warps share them out anew
 
-# Bytes. Example 77 as it is spills 128 to 140; ours spills around the epilogue, where a Q tile ends, not among KV tiles.
+# Bytes. Example 77 as it is spills 128 to 140; ours spills in the epilogue, where a Q tile ends, not among KV tiles.
 _SM100_SPILLS = 128
 
 

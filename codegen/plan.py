@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from .arch import ARCHES
 from .errors import InputError
-from .runtime.config import ANY_HEAD_DIM, KernelConfig
+from .runtime.config import KernelConfig
 from .simulator.fitting import Fit, fit_workloads
 from .simulator.model import workload_of_shape
 from .spec import KernelEntry, Shape, Spec
@@ -121,10 +121,7 @@ def _fit(shapes: tuple[Shape, ...], arch: str, dims: tuple[tuple[int, int], ...]
 
 
 def _built(config: KernelConfig) -> KernelConfig:
-    """The kernel that serves ``config``: one for all head dims where the arch takes them at run time."""
-    if not ARCHES[config.arch].head_dim_at_run_time:
-        return config
-    return replace(config, head_dim=ANY_HEAD_DIM, value_head_dim=0)
+    return ARCHES[config.arch].built(config)
 
 
 def _notes(arches: Sequence[str], served: Mapping[KernelConfig, int]) -> list[str]:

@@ -9,14 +9,8 @@ from pathlib import Path
 import jinja2
 
 from .arch import ARCHES
+from .recipe import LIBRARY_TEMPLATE, template_dir
 from .runtime.config import KernelConfig
-
-
-def template_dir() -> Path:
-    """Folder of the templates; C++ headers are in its ``include/``."""
-    from . import templates
-
-    return Path(templates.__file__).parent
 
 
 @lru_cache(maxsize=1)
@@ -43,7 +37,7 @@ def render_kernel(config: KernelConfig) -> str:
 
 def render_library(library: str, configs: Iterable[KernelConfig], *, emulated: bool = False) -> str:
     """Source of the table that makes a library of kernels; exports ``gnaforge_library_v1``."""
-    template = _environment().get_template("library/library.cpp.j2")
+    template = _environment().get_template(LIBRARY_TEMPLATE)
     return template.render(library=library, configs=sorted(configs), emulated=emulated)
 
 

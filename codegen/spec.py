@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ from pydantic_core import ErrorDetails
 
 from .errors import InputError
 from .spec_model import KernelEntry, Shape, Spec, Tile
-from .spec_yaml import MAX_BYTES, Document, YamlPath, did_you_mean, failure, read_yaml, shown
+from .spec_yaml import MAX_BYTES, Document, YamlPath, did_you_mean, failure, path_text, read_yaml, shown
 
-__all__ = ["KernelEntry", "Shape", "Spec", "Tile", "json_schema", "load_spec", "parse_spec", "presets"]
+__all__ = ["KernelEntry", "Shape", "Spec", "Tile", "json_schema", "load_spec", "parse_spec", "presets", "spec_of"]
 
 
 def load_spec(source: str | Path) -> Spec:
@@ -44,6 +45,34 @@ def parse_spec(data: bytes, file: str) -> Spec:
     if document.problems:
         raise failure(file, document.problems)
     return spec
+
+
+def spec_of(value: Any, name_of: Callable[[YamlPath], str] | None = None) -> Spec:
+    """The spec that a mapping holds, as YAML would be read into one.
+
+    Args:
+        value: the mapping.
+        name_of: how messages call the place of a problem; by default as in a file.
+
+    Raises:
+        InputError: it is wrong; a line ``field: problem`` for each problem.
+    """
+    try:
+        return Spec.model_validate(value)
+    except ValidationError as error:
+        name = name_of or (lambda path: path_text(_given(value, path)))
+        found = dict.fromkeys(f"{name(path)}: {text}" for _, path, text in _problems(error))
+        raise InputError("\n".join(found)) from None
+
+
+def _given(value: Any, path: YamlPath) -> YamlPath:
+    """``path`` without the index of a value that was given bare, in place of a list of one."""
+    for at, part in enumerate(path):
+        if isinstance(part, int) and not isinstance(value, list | tuple):
+            return path[:at]
+        inside = isinstance(value, Mapping) and part in value
+        value = value[part] if inside or (isinstance(part, int) and part < len(value)) else None
+    return path
 
 
 def presets() -> dict[str, str]:
@@ -119,16 +148,20 @@ def _message(error: ErrorDetails) -> str:
 def _add_problems(document: Document, error: ValidationError) -> None:
     """Adds what validation found to ``document.problems``, each at the value or name that it is about."""
     unreadable = frozenset(document.refused)  # reading has reported these already
+    for kind, path, text in _problems(error):
+        at = document.locate(path)
+        if kind == "missing":
+            document.add(document.values[at], path, text)
+        elif at not in unreadable:
+            positions = document.names if kind == "extra_forbidden" else document.values
+            document.add(positions[at], at, text)
+
+
+def _problems(error: ValidationError) -> Iterator[tuple[str, YamlPath, str]]:
+    """What validation found: pydantic's name for it, where it is, and a sentence."""
     for detail in error.errors(include_url=False):
         loc: YamlPath = tuple(detail["loc"])
         if detail["type"] == "faults":
-            found = [((*loc, *path), text) for path, text in detail["ctx"]["faults"]]
+            yield from (("faults", (*loc, *path), text) for path, text in detail["ctx"]["faults"])
         else:
-            found = [(loc, _message(detail))]
-        for path, text in found:
-            at = document.locate(path)
-            if detail["type"] == "missing":
-                document.add(document.values[at], path, text)
-            elif at not in unreadable:
-                positions = document.names if detail["type"] == "extra_forbidden" else document.values
-                document.add(positions[at], at, text)
+            yield detail["type"], loc, _message(detail)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,6 +24,7 @@ def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = root / "gnaforge-cache"
     os.environ["GNAFORGE_CACHE_DIR"] = str(folder)
     os.environ.pop("GNAFORGE_CACHE_PATH", None)
+    os.environ["GNAFORGE_JIT"] = "never"  # a test that misses a kernel shall fail, not build one
     yield folder
 
 
@@ -97,6 +100,34 @@ def python(tmp_path: Path) -> Run:
     return run
 
 
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[subprocess.Popen[str]]:
+    """See fork_server.py."""
+    script = str(Path(__file__).with_name("fork_server.py"))
+    with subprocess.Popen([sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        yield server
+        server.kill()
+
+
+@pytest.fixture
+def forked(tmp_path: Path, fork_server: subprocess.Popen[str]) -> Run:
+    """As `python`, with torch imported already, which saves its two seconds."""
+
+    def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        files = {name: str(tmp_path / f".{name}") for name in ("stdout", "stderr")}
+        job = {"code": code, "cwd": str(tmp_path), "environment": {**os.environ, **environment}, **files}
+        assert fork_server.stdin is not None and fork_server.stdout is not None
+        print(json.dumps(job), file=fork_server.stdin, flush=True)
+        timer = threading.Timer(300, fork_server.kill)
+        timer.start()
+        answer = fork_server.stdout.readline()
+        timer.cancel()
+        printed = (Path(files[name]).read_text() for name in ("stdout", "stderr"))
+        return subprocess.CompletedProcess(code, int(answer or -9), *printed)
+
+    return run
+
+
 @pytest.fixture
 def cli(tmp_path: Path) -> Run:
     """Runs the gnaforge command line as a user does, in an empty folder."""
@@ -112,3 +143,37 @@ def cli(tmp_path: Path) -> Run:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def small_kernel(session_cache: Path) -> Path:
+    """The library of `kernel_set.SMALL`, compiled for real."""
+    from gnaforge.build import LIBRARY_FILE, build_kernels
+    from kernel_set import SMALL
+
+    artifacts, _ = build_kernels([SMALL])
+    return artifacts[SMALL].verified(LIBRARY_FILE)
+
+
+@pytest.fixture
+def fake_cxx(tmp_path: Path, small_kernel: Path) -> Callable[..., Path]:
+    """Makes a script that stands in for g++: it "compiles" `kernel_set.SMALL` by copying it, in ``seconds``.
+
+    The file ``compiled`` beside it gets a line for each kernel source that it was given.
+    """
+
+    def make(seconds: float = 0.0, version: str = "fake 1.0") -> Path:
+        folder = tmp_path / "fake compiler"
+        folder.mkdir(exist_ok=True)
+        script = folder / "g++"
+        script.write_text(
+            "#!/bin/sh\n"
+            f'case "$*" in *--version*) echo "{version}"; exit;; *-dumpmachine*) echo fake; exit;; esac\n'
+            f'case "$*" in *kernel.cpp*) echo x >> "{folder}/compiled"; sleep {seconds};; esac\n'
+            'source="-"; for word; do case "$last" in -o) out=$word;; -c) source=$word;; esac; last=$word; done\n'
+            f'case "$*" in *-shared*) cat "{small_kernel}" > "$out";; *) cat "$source" > "$out";; esac\n'
+        )
+        script.chmod(0o755)
+        return script
+
+    return make

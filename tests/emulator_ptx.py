@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
-from gnaforge.build_tools.emulator import Counters, Module, Options, load
+from gnaforge.build_tools.emulator import Counters, EmulationError, Module, Options, load
 
 DTYPES = {
     "b16": np.uint16,
@@ -25,6 +26,12 @@ DTYPES = {
     "f64": np.float64,
     "f32x2": np.uint64,
 }
+
+# Kernel, CTA, line of the PTX, instruction, line of the source, thread; of a deadlock the same for every waiting warp.
+_LINE = r"ptx:\d+: .+ \(kernel\.cu:7\): "
+PLACED = re.compile(
+    rf"test, CTA \d+,\d+,\d+: ({_LINE}thread \d+: .|(deadlock|hung): .*(\n  warps?( \d+)+: {_LINE}.*)+$)"
+)
 
 # Every schedule that the options offer, each once.
 SCHEDULES = [
@@ -48,6 +55,7 @@ def module_text(body: str, params: int = 1, declarations: str = "", target: str 
 .version 8.7
 .target {target}
 .address_size 64
+.file 1 "/sources/kernel.cu"
 {declarations}
 .visible .entry test({signature})
 {{
@@ -61,6 +69,7 @@ def module_text(body: str, params: int = 1, declarations: str = "", target: str 
   mov.u32 %tid, %tid.x;
   and.b32 %lane, %tid, 31;
   {pointers}
+  .loc 1 7 3
 {body}
   ret;
 }}
@@ -79,9 +88,16 @@ def run(
     options: Options | None = None,
     target: str = "sm_90a",
 ) -> Counters:
-    """Runs a kernel with this body; ``arrays`` are its arguments."""
+    """Runs a kernel with this body; ``arrays`` are its arguments.
+
+    Whatever goes wrong, the message has to say where: that is checked here, for every test of an error.
+    """
     module = load(module_text(body, len(arrays), declarations, target))
-    return module.launch([grid], [threads], arrays, shared_bytes=shared_bytes, memory=memory, options=options)
+    try:
+        return module.launch([grid], [threads], arrays, shared_bytes=shared_bytes, memory=memory, options=options)
+    except EmulationError as error:
+        assert PLACED.match(str(error)), f"without CTA, PTX line, source line or thread: {error}"
+        raise
 
 
 def module_of(body: str, params: int, declarations: str = "") -> Module:

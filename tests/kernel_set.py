@@ -17,3 +17,4 @@ def cpu_config(rank: int, dtype: str, q_tile: tuple[int, ...], kv_tile: tuple[in
 
 
 CONFIGS = [cpu_config(rank, dtype, q, kv) for rank, boxes in _TILES.items() for q, kv in boxes for dtype in DTYPES]
+SMALL = cpu_config(1, "fp32", (8,), (8,))  # what tests of the cache and of registration compile

@@ -6,12 +6,11 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from gnaforge import build as building
-from gnaforge.build import build, build_kernels, library_path, make_jobs, source_digest
+from gnaforge import build as building, recipe
+from gnaforge.build import build, build_kernels, library_path, make_jobs
 from gnaforge.build_tools import includes, toolchain
 from gnaforge.build_tools.cache import Cache, cache_layers, read_artifact, user_cache
 from gnaforge.build_tools.compile import Step, run_steps
@@ -20,6 +19,7 @@ from gnaforge.errors import BuildError
 from gnaforge.generate import generate
 from gnaforge.library_file import read_library
 from gnaforge.plan import Plan
+from gnaforge.recipe import source_digest
 from gnaforge.runtime.config import KernelConfig
 from kernel_set import cpu_config
 
@@ -114,11 +114,12 @@ def test_a_damaged_artifact_is_not_used_and_made_anew(copied_cache: Path, damage
 def test_what_changes_the_digest_and_what_does_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     compiler = cxx_compiler()
     (before,) = make_jobs([ONE], compiler)
+    source = source_digest(ONE)
     copy = tmp_path / "templates"
-    shutil.copytree(building.template_dir(), copy)  # new time stamps, new place
-    monkeypatch.setattr(building, "template_dir", lambda: copy)
+    shutil.copytree(recipe.template_dir(), copy)  # new time stamps, new place
+    monkeypatch.setattr(recipe, "template_dir", lambda: copy)
     includes.forget_headers()
-    assert make_jobs([ONE], compiler)[0].digest == before.digest
+    assert make_jobs([ONE], compiler)[0].digest == before.digest and source_digest(ONE) == source
 
     unrelated = copy / "include" / "gnaforge" / "sm90"
     unrelated.mkdir(exist_ok=True)
@@ -130,13 +131,13 @@ def test_what_changes_the_digest_and_what_does_not(monkeypatch: pytest.MonkeyPat
     window.write_text(window.read_text() + "// changed\n")
     includes.forget_headers()
     changed = make_jobs([ONE], compiler)[0]
-    assert changed.digest != before.digest and changed.source_digest != before.source_digest
+    assert changed.digest != before.digest and source_digest(ONE) != source
     includes.forget_headers()
 
     monkeypatch.undo()
     newer = toolchain.Compiler(compiler.command, compiler.path, compiler.version + " newer")
     other = make_jobs([ONE], newer)[0]
-    assert other.digest != before.digest and other.source_digest == before.source_digest == source_digest(ONE)
+    assert other.digest != before.digest and source_digest(ONE) == source
     moved = toolchain.Compiler(("/elsewhere/g++",), Path("/elsewhere/g++"), compiler.version)
     assert make_jobs([ONE], moved)[0].digest == before.digest
 
@@ -234,22 +235,6 @@ def test_new_caches_are_private(own_cache: Path) -> None:
 def test_layers_come_before_the_user_cache(monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:
     monkeypatch.setenv("GNAFORGE_CACHE_PATH", f"/a{os.pathsep}/b")
     assert [cache.root for cache in cache_layers()] == [Path("/a"), Path("/b"), own_cache]
-
-
-def test_processes_that_want_the_same_kernel_compile_it_once(own_cache: Path, tmp_path: Path) -> None:
-    """The real compiler, wrapped to count its runs."""
-    count = tmp_path / "count"
-    wrapper = tmp_path / "counting-g++"
-    wrapper.write_text(f'#!/bin/sh\ncase "$*" in *kernel.cpp*) echo x >> {count};; esac\nexec g++ "$@"\n')
-    wrapper.chmod(0o755)
-    code = (
-        "from gnaforge.build import build_kernels\nfrom gnaforge.runtime.config import KernelConfig\n"
-        f"build_kernels([KernelConfig.parse({ONE.key!r})])\n"
-    )
-    environment = {**os.environ, "CXX": str(wrapper)}
-    processes = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(6)]
-    assert [process.wait(timeout=240) for process in processes] == [0] * 6
-    assert count.read_text() == "x\n"
 
 
 def test_kernels_in_a_cache_layer_are_found_without_a_compiler(python, copied_cache: Path, own_cache: Path) -> None:

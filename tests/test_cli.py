@@ -20,7 +20,7 @@ kernels:
     tiles: [{q: [8], kv: [8]}]
 """
 GPU_SPEC = SPEC.replace("[cpu]", "[cpu, sm90]").replace("fp32, fp32", "bf16").replace("kv: [8]", "kv: [16]")
-COMMANDS = ("quickstart", "build", "generate", "list", "doctor", "bench", "schema")
+COMMANDS = ("quickstart", "build", "generate", "list", "doctor", "bench", "schema", "cache")
 
 
 def files(folder: Path) -> list[str]:

@@ -401,7 +401,7 @@ MISUSE = {
             "cp.async.bulk.global.shared::cta.bulk_group [%p0], [%r101], 16;\n"
             "cp.async.bulk.commit_group;"
         ),
-        "thread 0 exited though its bulk store",
+        r"cp\.async\.bulk\.global.* thread 0: exited though its bulk store",
     ),
     "a copy of uninitialised memory": (
         "cp.async.bulk.global.shared::cta.bulk_group [%p0], [%r101], 16;",

@@ -203,7 +203,7 @@ def test_indexed_branches() -> None:
 
 
 def test_trap_names_line_and_thread() -> None:
-    with pytest.raises(EmulationError, match=r"ptx:\d+: @%q1 trap: thread 37: trap"):
+    with pytest.raises(EmulationError, match=r"ptx:\d+: @%q1 trap \(kernel\.cu:7\): thread 37: trap"):
         result("setp.eq.u32 %q1, %tid, 37;\n@%q1 trap;", 64)
 
 

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from emulator_ptx import SCHEDULES, element_address, run
+from emulator_ptx import SCHEDULES, element_address, module_of, run
 from gnaforge.build_tools.emulator import EmulationError, Options, TensorMap, load
 
 SHARED = ".shared .align 16 .b8 shared[64];"
@@ -21,7 +21,10 @@ def failure(body: str, *arrays: np.ndarray, threads: int = 32, declarations: str
 def test_a_global_access_past_the_end_names_the_allocation() -> None:
     data = np.zeros(31, np.uint32)
     message = failure(element_address("%d1", "%p0", 4) + "\nld.global.u32 %r1, [%d1];", data)
-    assert re.search(r"ptx:\d+: ld.global.u32 %r1, \[%d1\]: thread 31: global memory out of bounds: 4 bytes", message)
+    assert re.search(
+        r"ptx:\d+: ld.global.u32 %r1, \[%d1\] \(kernel\.cu:7\): thread 31: global memory out of bounds: 4 bytes",
+        message,
+    )
     assert "array 0 uint32[31] (124 bytes" in message and "ends 0 bytes before it" in message
 
 
@@ -98,9 +101,9 @@ def test_line_information_is_in_the_message() -> None:
 def test_launch_limits() -> None:
     data = np.zeros(1, np.uint32)
     with pytest.raises(EmulationError, match=r"size 1056 is out of range"):
-        run("", [data], threads=1056)
+        module_of("", 1).launch([1], [1056], [data])
     with pytest.raises(EmulationError, match="exceed 232448"):
-        run("", [data], shared_bytes=232449)
+        module_of("", 1).launch([1], [32], [data], shared_bytes=232449)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,8 @@ _FLAGS = (
     "-Wall",
     "-Wextra",
 )
-_MEMORY_PER_JOB_GB = 1.0
+_MEMORY_PER_JOB_GB = 0.5
+_COMMON_HEADER = "common.h"  # precompiled, as most units read the same headers
 
 
 class LaunchOptions(ctypes.Structure):
@@ -41,7 +42,7 @@ class LaunchOptions(ctypes.Structure):
         ("block", ctypes.c_uint32 * 3),
         *(
             (name, ctypes.c_uint32)
-            for name in ("dynamic_shared", "timing", "order", "host_threads", "relaxed_tensor_waits")
+            for name in ("dynamic_shared", "timing", "order", "host_threads", "relaxed_tensor_waits", "unchecked")
         ),
         *((name, ctypes.c_uint64) for name in ("seed", "patience")),
     )
@@ -70,6 +71,17 @@ def _target(compiler: Compiler) -> str:
         raise BuildError(f"{compiler.path} can't compile for this processor: {error}") from error
 
 
+def _compile_steps(compiler: tuple[str, ...], units: list[str]) -> tuple[list[Step], tuple[str, ...]]:
+    """Steps that compile the units, and the objects that they make."""
+    compiled = f"{_COMMON_HEADER}.gch"
+    header = (*compiler, *_FLAGS, "-x", "c++-header", _COMMON_HEADER, "-o", compiled)
+    steps = [Step(compiled, (_COMMON_HEADER,), header)]
+    for unit in units:
+        command = (*compiler, *_FLAGS, "-include", _COMMON_HEADER, "-c", unit, "-o", f"{unit}.o")
+        steps.append(Step(f"{unit}.o", (unit, compiled), command))
+    return steps, tuple(f"{unit}.o" for unit in units)
+
+
 def engine_path() -> Path:
     """The engine, compiled if the cache has none.
 
@@ -91,11 +103,8 @@ def engine_path() -> Path:
         print("gnaforge: building the emulator, once for this compiler ...", file=sys.stderr, flush=True)
         for name, text in sources.items():
             (scratch / name).write_text(text)
-        units = [name for name in sources if name.endswith(".cpp")]
-        steps = [
-            Step(f"{unit}.o", (unit,), (*compiler.command, *_FLAGS, "-c", unit, "-o", f"{unit}.o")) for unit in units
-        ]
-        objects = tuple(step.output for step in steps)
+        (scratch / _COMMON_HEADER).write_text('#include "opcodes.h"\n')
+        steps, objects = _compile_steps(compiler.command, [name for name in sources if name.endswith(".cpp")])
         link: tuple[str, ...] = (
             *compiler.command,
             "-shared",

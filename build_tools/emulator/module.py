@@ -31,6 +31,7 @@ DATA_TYPES = {
     "bf16": 9,
 }
 SWIZZLES = {0: 0, 32: 1, 64: 2, 128: 3}
+_WIDE_ATOMS = {(128, 32): 4}
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -52,6 +53,8 @@ class Options:
         patience: instructions of a CTA without any visible progress before it counts as hung.
         relaxed_tensor_waits: lets tcgen05.ld and tcgen05.st be complete at once, without the tcgen05.wait that PTX
             demands. ptxas and the hardware's scoreboards make that work, and CUTLASS's example 77 relies on it.
+        checks: False leaves out the search for races in shared and global memory and for reads of uninitialised shared
+            memory: to see what it costs.
     """
 
     timing: str = "eager"
@@ -60,6 +63,7 @@ class Options:
     host_threads: int = 1
     patience: int = 20_000_000
     relaxed_tensor_waits: bool = False
+    checks: bool = True
 
     def __post_init__(self) -> None:
         for value, known in ((self.timing, TIMINGS), (self.order, ORDERS)):
@@ -119,6 +123,7 @@ class TensorMap:
         data_type: one of ``DATA_TYPES``; None takes it from the array's dtype.
         dims, strides: innermost first; strides in bytes, without the innermost. None takes them from the array.
         swizzle: 0, 32, 64 or 128 bytes.
+        swizzle_atom: 16 bytes, or 32 with a swizzle of 128.
         element_strides: per dimension.
         fill_nan: elements out of bounds read as NaN instead of zero.
 
@@ -135,6 +140,7 @@ class TensorMap:
         dims: Sequence[int] | None = None,
         strides: Sequence[int] | None = None,
         swizzle: int = 0,
+        swizzle_atom: int = 16,
         element_strides: Sequence[int] | None = None,
         fill_nan: bool = False,
     ) -> None:
@@ -162,7 +168,7 @@ class TensorMap:
             words(ctypes.c_uint32, box, rank),
             words(ctypes.c_uint32, element_strides or [1] * rank, rank),
             0,
-            SWIZZLES[swizzle],
+            SWIZZLES[swizzle] if swizzle_atom == 16 else _WIDE_ATOMS[swizzle, swizzle_atom],
             0,
             int(fill_nan),
         )
@@ -292,6 +298,7 @@ class Module:
             seed=options.seed,
             patience=options.patience,
             relaxed_tensor_waits=int(options.relaxed_tensor_waits),
+            unchecked=int(not options.checks),
         )
         device = engine().gnaforge_emulator_memory()
         counted = Counted()

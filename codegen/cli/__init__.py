@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from ..errors import GnaforgeError
-from . import bench, building, inspecting, quickstart, simulate
+from . import bench, building, cache, inspecting, quickstart, simulate
 
 app = typer.Typer(
     name="gnaforge",
@@ -33,6 +33,7 @@ app.command()(inspecting.doctor)
 app.command()(simulate.simulate)
 app.command()(bench.bench)
 app.command()(inspecting.schema)
+app.add_typer(cache.app)
 
 
 def _version(wanted: bool) -> None:

@@ -92,11 +92,10 @@ def build(
 
 def _dry_run(plan: Plan) -> None:
     from ..build import make_jobs, split_cached
-    from ..build_tools.cache import user_cache
     from ..build_tools.toolchain import cxx_compiler, job_limit
 
     jobs = make_jobs(plan.configs, cxx_compiler())
-    _, pending = split_cached(jobs, user_cache())
+    _, pending = split_cached(jobs)
     compilers = dict.fromkeys(job.compiler.version for job in jobs)
     waiting = {job.config for job in pending}
     for config in plan.configs:

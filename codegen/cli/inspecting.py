@@ -11,7 +11,8 @@ from .options import JsonOption, plan_of
 from .tables import print_table
 
 
-def _print_json(value: object) -> None:
+def print_json(value: object) -> None:
+    """Prints a value for programs."""
     import json
 
     print(json.dumps(value, indent=2))
@@ -20,8 +21,8 @@ def _print_json(value: object) -> None:
 def _cached_rows() -> list[dict[str, Any]]:
     """Compiled kernels; those made from sources of another version, which calls don't use, are marked stale."""
     from ..arch import ARCHES
-    from ..build import source_digest
     from ..build_tools.cache import cache_layers
+    from ..recipe import source_digest
     from ..runtime.config import KernelConfig
 
     rows = []
@@ -85,7 +86,7 @@ def list_kernels(
         raw = _planned_rows(source)
     rows = [_row(row) for row in raw]
     if json:
-        _print_json(rows)
+        print_json(rows)
         return
     if not rows:
         print("no kernels yet: try `gnaforge quickstart`, or `gnaforge build PRESET`; presets:")
@@ -127,7 +128,7 @@ def doctor(json: JsonOption = False) -> None:
 
     findings = examine()
     if json:
-        _print_json([vars(finding) for finding in findings])
+        print_json([vars(finding) for finding in findings])
     else:
         for group in GROUPS:
             print(f"To {group}:")
@@ -146,4 +147,4 @@ def schema() -> None:
     """
     from ..spec import json_schema
 
-    _print_json(json_schema())
+    print_json(json_schema())

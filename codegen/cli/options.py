@@ -71,23 +71,14 @@ def plan_of(spec: str, arches: list[str] | None) -> Plan:
     Raises:
         InputError: it is none of them, or what it names is wrong.
     """
-    from ..arch import ARCHES
+    from ..arch import checked, is_key
     from ..errors import InputError
     from ..plan import Plan, plan
-    from ..runtime.config import OPS, KernelConfig
     from ..spec import load_spec
 
-    if not spec.startswith(tuple(op + "-" for op in OPS)):
+    if not is_key(spec):
         return plan(load_spec(spec), arches)
-    try:
-        config = KernelConfig.parse(spec)
-    except ValueError as error:
-        raise InputError(str(error)) from error
-    if config.arch not in ARCHES:
-        raise InputError(f"{spec}: unknown arch {config.arch!r}; known: {', '.join(ARCHES)}")
-    problems = ARCHES[config.arch].problems(config)
-    if problems:
-        raise InputError("\n".join(f"{spec}: {name}: {reason}" for name, reason in problems))
+    config = checked(spec)
     if arches and config.arch not in arches:
         raise InputError(f"{spec}: --arch {' '.join(arches)} excludes this kernel, which is for {config.arch}")
     return Plan(library="single", configs=(config,))

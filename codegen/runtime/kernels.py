@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import core, lookup
-from .config import KernelConfig
+from .config import ANY_HEAD_DIM, KernelConfig
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,10 @@ class Kernel:
         return neighborhood_attention(*args, **kwargs, kernel=self.config)
 
 
+def _kernel(key: str, **facts: Any) -> Kernel:
+    return Kernel(KernelConfig.parse(key), **facts)
+
+
 class Registry(Mapping[KernelConfig, Kernel]):
     """Read-only view of the process's kernel table. Keys are configs; a key's text works too."""
 
@@ -53,11 +57,9 @@ class Registry(Mapping[KernelConfig, Kernel]):
         lookup.load_entry_points()
         generation = core.generation()
         if generation != self._generation:
-            kernels = {}
-            for row in core.table():
-                config = KernelConfig.parse(row.pop("key"))
-                kernels[config] = Kernel(config, **row)
-            self._kernels, self._generation = kernels, generation
+            known = {kernel.key: kernel for kernel in self._kernels.values()}  # kernels stay; parsing takes long
+            kernels = [known.get(row["key"]) or _kernel(**row) for row in core.table()]
+            self._kernels, self._generation = {kernel.config: kernel for kernel in kernels}, generation
         return self._kernels
 
     def __getitem__(self, config: KernelConfig | str) -> Kernel:
@@ -68,6 +70,19 @@ class Registry(Mapping[KernelConfig, Kernel]):
 
     def __len__(self) -> int:
         return len(self._current())
+
+    def serves(self, request: lookup.Request) -> bool:
+        """Whether a kernel is loaded that may compute what a request asks for, as far as its key tells."""
+        if request.key:
+            return KernelConfig.parse(request.key) in self
+        dims = ((ANY_HEAD_DIM, ANY_HEAD_DIM), (request.head_dim, request.value_head_dim))
+        return any(
+            kernel.device == request.device
+            and not kernel.emulated
+            and (config.op, config.rank, config.dtype) == (request.op, request.rank, request.dtype)
+            and (config.head_dim, config.value_head_dim or config.head_dim) in dims
+            for config, kernel in self._current().items()
+        )
 
     def __repr__(self) -> str:
         return f"<gnaforge registry: {len(self)} kernels>"

@@ -1,17 +1,20 @@
 """Where kernels come from when the process's table has none that fits: installed packages, then the compile cache.
 
 Order: kernels loaded already; libraries that installed packages announce (entry-point group ``gnaforge.libraries``);
-whatever the `Source` finds, which the full gnaforge package sets to its compile cache. Nothing here compiles.
+whatever the `Source` finds, which the full gnaforge package sets to its compile cache. Only `Source.make` compiles, and
+only `jit` asks for that.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from .core import load_library
 
@@ -21,9 +24,29 @@ if TYPE_CHECKING:
 ENTRY_POINT_GROUP = "gnaforge.libraries"
 
 
+class Problem(NamedTuple):
+    """What a call brings beyond its `Request`: one number per token dimension, then the rest."""
+
+    tokens: tuple[int, ...]
+    window: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    causal: tuple[bool, ...]
+    heads: int
+    kv_heads: int
+    batch: int
+
+
 @dataclass(frozen=True)
 class Request:
-    """What a call needs of a kernel, as far as a kernel's key can tell."""
+    """What a call needs of a kernel, as far as a kernel's key can tell; ``problem`` and ``key`` say more if known.
+
+    Attributes:
+        device: ``cpu`` or ``cuda``; ``device_index`` says which.
+        q_tile, kv_tile: the tiles that the call asks for, if it does.
+        key: the kernel that the call is pinned to, or empty.
+        problem: the call's problem; None while torch traces with sizes that aren't numbers.
+    """
 
     op: str
     rank: int
@@ -33,6 +56,48 @@ class Request:
     device: str
     q_tile: tuple[int, ...] | None = None
     kv_tile: tuple[int, ...] | None = None
+    device_index: int = 0
+    key: str = ""
+    problem: Problem | None = None
+
+    def __str__(self) -> str:
+        value = f" (value {self.value_head_dim})" if self.value_head_dim != self.head_dim else ""
+        return f"rank {self.rank}, {self.dtype}, head_dim {self.head_dim}{value}, on {self.device}"
+
+    def register_call(self) -> str:
+        """The call that registers a kernel for it: the same text that the core's errors end with."""
+        if self.key:
+            return f'gnaforge.register("{self.key}")'
+        fields = [f"rank={self.rank}", f"head_dim={self.head_dim}"]
+        if self.value_head_dim != self.head_dim:
+            fields.append(f"value_head_dim={self.value_head_dim}")
+        fields.append(f'dtype="{self.dtype}"')
+        if self.device == "cpu":
+            fields.append('arch="cpu"')
+        p = self.problem
+        if p is not None:
+            fields += [f"tokens={_extents(p.tokens)}", f"window={_extents(p.window)}"]
+            fields += [f"{name}={_extents(v)}" for name in ("stride", "dilation") if max(v := getattr(p, name)) > 1]
+            if any(p.causal):
+                fields.append(f"causal={_extents(p.causal)}")
+            fields.append(f"heads={p.heads}")
+            if p.kv_heads != p.heads:
+                fields.append(f"kv_heads={p.kv_heads}")
+            if p.batch != 1:
+                fields.append(f"batch={p.batch}")
+        return f"gnaforge.register({', '.join(fields)})"
+
+
+def _extents(values: Sequence[object]) -> str:
+    return str(values[0]) if len(values) == 1 else f"({', '.join(map(str, values))})"
+
+
+class Made(NamedTuple):
+    """What `Source.make` did: libraries to load, the keys that were compiled for it, and how long it took."""
+
+    libraries: list[str]
+    compiled: list[str]
+    seconds: float
 
 
 class Source(Protocol):
@@ -40,6 +105,13 @@ class Source(Protocol):
 
     def libraries(self, request: Request) -> list[str]:
         """Paths of libraries with kernels that may fit, best first."""
+
+    def make(self, request: Request, *, quiet: bool) -> Made:
+        """Compiles a kernel for ``request``; with ``quiet`` it shows no progress.
+
+        Raises:
+            RuntimeError, ValueError: it can't; the text says why and what to do.
+        """
 
     def remedy(self, request: Request) -> str:
         """What the user can do to get a kernel that fits: the last line of the error."""
@@ -56,10 +128,23 @@ def set_source(source: Source) -> None:
     _source = source
 
 
-def request_of(query: torch.Tensor, value: torch.Tensor, rank: int) -> Request:
-    """The request that a forward call with these tensors makes."""
+def source() -> Source | None:
+    """What `set_source` set."""
+    return _source
+
+
+def request_of(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pattern: Sequence[int], pinned: str = ""
+) -> Request:
+    """The request that a forward call with these tensors makes; ``pattern`` is window, stride, dilation, causal."""
     from .ops import DTYPE_NAMES
 
+    rank = len(pattern) // 4
+    sizes = (*query.shape[1:-1], key.shape[-2], query.shape[0])
+    problem = None
+    if all(type(size) is int for size in sizes):  # while torch traces, a size may be a symbol
+        window, stride, dilation, causal = (tuple(pattern[i * rank : (i + 1) * rank]) for i in range(4))
+        problem = Problem(sizes[:rank], window, stride, dilation, tuple(map(bool, causal)), *sizes[rank:])
     return Request(
         "gna_forward",
         rank,
@@ -67,6 +152,9 @@ def request_of(query: torch.Tensor, value: torch.Tensor, rank: int) -> Request:
         int(query.shape[-1]),
         int(value.shape[-1]),
         query.device.type,
+        device_index=query.device.index or 0,
+        key=pinned,
+        problem=problem,
     )
 
 
@@ -106,3 +194,11 @@ def remedy(request: Request) -> str:
     if _source is None:
         return "this package holds only the kernels above; build another with gnaforge"
     return _source.remedy(request)
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.Lock()  # the thread that may have held it doesn't exist in the child
+
+
+os.register_at_fork(after_in_child=_after_fork)

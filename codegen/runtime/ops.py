@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from . import core, lookup
+from . import core, jit, lookup
 from .config import KernelConfig
 from .errors import NoKernelError
 from .kernels import registry
@@ -22,6 +22,18 @@ DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp
 
 _BAD_INPUT = "gnaforge: bad input: "
 _NO_KERNEL = "gnaforge: no kernel"
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _constant_result(function: F) -> F:
+    """Marks a function that torch.compile shall run as plain Python, as torch.compiler.assume_constant_result does.
+
+    That one imports all of torch._dynamo for it, which takes over a second.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
 
 _operators: tuple[Callable[..., Any], ...] = ()  # forward, forward_with_grad
 _ignored_noted = False
@@ -34,7 +46,7 @@ def _load_operators() -> tuple[Callable[..., Any], ...]:
     return _operators
 
 
-@torch.compiler.assume_constant_result
+@_constant_result
 def _load_operators_now() -> bool:
     """Runs as plain Python while torch.compile traces, which can't follow the loading of a library."""
     _load_operators()
@@ -90,29 +102,39 @@ def _attention(
 
 
 def _recover(error: RuntimeError, operator: Any, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """After a failed call: loads kernels that may fit and tries again, or raises what the caller can act on."""
+    """After a failed call: loads or makes a kernel that fits and tries again, or raises what the caller can act on."""
     message = str(error)
     if message.startswith(_BAD_INPUT):
         raise ValueError(message.removeprefix(_BAD_INPUT)) from None
     if not message.startswith(_NO_KERNEL):
         raise error
-    query, _, value, pattern = arguments[:4]
-    request = lookup.request_of(query, value, len(pattern) // 4)
+
+    def attempt() -> Any:
+        """The operator's result, or what the core says of the kernels that it has."""
+        try:
+            return operator(*arguments)
+        except RuntimeError as failed:
+            if not str(failed).startswith(_NO_KERNEL):
+                raise
+            return str(failed)
+
+    query, key, value, pattern, _, pinned = arguments
+    if busy := jit.busy():
+        raise NoKernelError(f"{message}\n{busy}") from None
+    request = lookup.request_of(query, key, value, pattern, pinned)
     lookup.load_matching(request)
-    try:  # also where nothing new came: another thread may have loaded it
-        return operator(*arguments)  # type: ignore[no-any-return]
-    except RuntimeError as second:
-        message = str(second)
-        if not message.startswith(_NO_KERNEL):
-            raise
-    pinned = arguments[5]
-    if not pinned:
-        remedy = lookup.remedy(request)
-    elif "is loaded" in message:
-        remedy = f"build it with: gnaforge build {pinned}"
-    else:
-        remedy = "leave out kernel= to let gnaforge choose one that fits"
-    raise NoKernelError(f"{message}\n{remedy}") from None
+    result = attempt()  # also where nothing new came: another thread may have loaded it
+    if isinstance(result, str) and pinned and "is loaded" not in result:
+        raise NoKernelError(f"{result}\nleave out kernel= to let gnaforge choose one that fits") from None
+    if isinstance(result, str):
+        with jit.one_thread(request):
+            result = attempt()
+            if isinstance(result, str):
+                reason = jit.make_kernel(request)
+                result = attempt()
+    if isinstance(result, str):
+        raise NoKernelError("\n".join(filter(None, [result, reason, lookup.remedy(request)]))) from None
+    return result  # type: ignore[no-any-return]
 
 
 def _kernel_key(rank: int, query: torch.Tensor, kernel: KernelConfig | str | None, q_tile: Any, kv_tile: Any) -> str:
@@ -130,23 +152,30 @@ def _kernel_key(rank: int, query: torch.Tensor, kernel: KernelConfig | str | Non
         query.device.type,
         None if q_tile is None else tuple(q_tile),
         None if kv_tile is None else tuple(kv_tile),
+        torch.compiler.is_compiling(),
     )
     return key
 
 
-@torch.compiler.assume_constant_result
+@_constant_result
 def _checked_key(key: str) -> str:
     return KernelConfig.parse(key).key
 
 
-@torch.compiler.assume_constant_result
+@_constant_result
 def _key_with_tiles(
-    rank: int, dtype: str, head_dim: int, device: str, q_tile: tuple[int, ...] | None, kv_tile: tuple[int, ...] | None
+    rank: int,
+    dtype: str,
+    head_dim: int,
+    device: str,
+    q_tile: tuple[int, ...] | None,
+    kv_tile: tuple[int, ...] | None,
+    tracing: bool,
 ) -> str:
-    """Key of a kernel with the given tiles.
+    """Key of a kernel with the given tiles, made if the policy says so and torch doesn't trace.
 
     Raises:
-        NoKernelError: none is loaded or known; lists the tiles that there are.
+        NoKernelError: there is none; lists the tiles that there are.
     """
     request = lookup.Request("gna_forward", rank, dtype, head_dim, head_dim, device, q_tile, kv_tile)
 
@@ -166,12 +195,18 @@ def _key_with_tiles(
     if not found:
         lookup.load_matching(request)
         found = with_tiles()
+    reason = ""
+    if not found and not tracing and not (reason := jit.busy()):
+        with jit.one_thread(request):
+            reason = "" if with_tiles() else jit.make_kernel(request)
+        found = with_tiles()
     if found:
         return found[0].key
     listing = "".join(f"\n  {config}" for config in fitting()) or " none"
     raise NoKernelError(
         f"no kernel with q_tile_shape {q_tile} and kv_tile_shape {kv_tile} is loaded for rank {rank}, {dtype}, "
-        f"head_dim {head_dim} on {device}; there are:{listing}\n{lookup.remedy(request)}"
+        f"head_dim {head_dim} on {device}; there are:{listing}\n"
+        + "\n".join(filter(None, [reason, lookup.remedy(request)]))
     )
 
 
@@ -259,7 +294,8 @@ def neighborhood_attention(
 
     Raises:
         ValueError: shapes or the pattern don't fit each other.
-        NoKernelError: no kernel computes this; lists each kernel's reason and the command that builds one.
+        NoKernelError: no kernel computes this, and none may or can be compiled now (``GNAFORGE_JIT``); lists each
+            kernel's reason and the call that registers one.
     """
     _refuse_additional(additional_keys, additional_values)
     if natten_tuning:

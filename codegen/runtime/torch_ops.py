@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from . import lookup
+from .errors import NoKernelError
 
 
 def _forward_fake(
@@ -22,9 +23,26 @@ def _forward_fake(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     rank = len(pattern) // 4
     torch._check(q.dim() == rank + 3, lambda: f"gnaforge: query must have {rank + 3} dims, got {q.dim()}")
-    # A compiled graph calls the operator without Python: what it needs is loaded now.
-    lookup.load_matching(lookup.request_of(q, v, rank))
+    _load_for_graph(lookup.request_of(q, k, v, pattern, key))
     return q.new_empty((*q.shape[:-1], v.shape[-1])), q.new_empty(q.shape[:-1], dtype=torch.float32)
+
+
+def _load_for_graph(request: lookup.Request) -> None:
+    """A compiled graph calls the operator without Python: what it needs is loaded now, and must be there already.
+
+    Raises:
+        NoKernelError: it isn't.
+    """
+    from .kernels import registry
+
+    lookup.load_matching(request)
+    if request.device in ("cpu", "cuda") and not registry.serves(request):
+        wanted = request.key or str(request)
+        raise NoKernelError(
+            # Not in the core's words "no kernel": an eager call with fake tensors must not take it for a miss.
+            f"gnaforge: torch is tracing, no kernel for {wanted} is loaded or in the cache, and none is compiled "
+            f"meanwhile\nregister one before: {request.register_call()}"
+        )
 
 
 def _backward_fake(

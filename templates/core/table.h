@@ -137,6 +137,33 @@ inline std::string describe(const gnaforge_args& args) {
   return text + (args.device == GNAFORGE_CUDA ? ", on cuda" : ", on cpu");
 }
 
+/// The Python call that registers a kernel for the problem; the runtime's Request.register_call says the same.
+inline std::string register_call(const gnaforge_args& args) {
+  const gnaforge_problem& p = *args.problem;
+  const auto field = [&p](const char* name, auto text_of) {
+    std::string text;
+    for (int d = 0; d < p.rank; ++d) text += (d ? ", " : "") + std::string(text_of(d));
+    return std::string(", ") + name + "=" + (p.rank == 1 ? text : "(" + text + ")");
+  };
+  const auto extents = [&field](const char* name, const int64_t* values) {
+    return field(name, [values](int d) { return std::to_string(values[d]); });
+  };
+  const auto most = [&p](const int64_t* values) { return *std::max_element(values, values + p.rank); };
+  static constexpr const char* dtypes[] = {"", "fp32", "bf16", "fp16"};
+  std::string text = "gnaforge.register(rank=" + std::to_string(p.rank) + ", head_dim=" + std::to_string(p.head_dim);
+  if (p.value_head_dim != p.head_dim) text += ", value_head_dim=" + std::to_string(p.value_head_dim);
+  text += std::string(", dtype=\"") + dtypes[args.q->dtype] + "\"";
+  if (args.device == GNAFORGE_CPU) text += ", arch=\"cpu\"";
+  text += extents("tokens", p.tokens) + extents("window", p.window);
+  if (most(p.stride) > 1) text += extents("stride", p.stride);
+  if (most(p.dilation) > 1) text += extents("dilation", p.dilation);
+  if (most(p.causal) > 0) text += field("causal", [&p](int d) { return p.causal[d] ? "True" : "False"; });
+  text += ", heads=" + std::to_string(p.heads);
+  if (p.kv_heads != p.heads) text += ", kv_heads=" + std::to_string(p.kv_heads);
+  if (p.batch != 1) text += ", batch=" + std::to_string(p.batch);
+  return text + ")";
+}
+
 /// True if the kernel computes the call; else `why` says why not.
 inline bool can_run(const Kernel& kernel, const gnaforge_args& args, std::string& why) {
   if (kernel.tensor_device() != args.device) {
@@ -156,7 +183,9 @@ inline Choice choose(const Table& table, const std::string& key, const gnaforge_
   std::string why;
   if (!key.empty()) {
     const auto found = kernels->find(key);
-    if (found == kernels->end()) throw std::runtime_error("gnaforge: no kernel " + key + " is loaded or in the cache");
+    if (found == kernels->end())
+      throw std::runtime_error("gnaforge: no kernel " + key +
+                               " is loaded or in the cache\nregister it with: gnaforge.register(\"" + key + "\")");
     if (!can_run(found->second, args, why))
       throw std::runtime_error("gnaforge: no kernel fits: " + key + " was asked for and can't run this problem (" +
                                describe(args) + "): " + why);
@@ -180,7 +209,8 @@ inline Choice choose(const Table& table, const std::string& key, const gnaforge_
   }
   if (!best)
     throw std::runtime_error("gnaforge: no kernel fits this problem: " + describe(args) +
-                             (refusals.empty() ? "\n  no kernel is loaded" : refusals));
+                             (refusals.empty() ? "\n  no kernel is loaded" : refusals) +
+                             "\nregister one with: " + register_call(args));
   return {best, best->workspace_bytes(&args)};
 }
 

@@ -114,7 +114,7 @@ int gnaforge_emulator_launch(void* module, const char* kernel, const GnaforgeEmu
     launch.params.assign(bytes, bytes + param_bytes);
     launch.memory = static_cast<DeviceMemory*>(memory);
     launch.options = {static_cast<Timing>(how->timing), static_cast<Order>(how->order), how->seed, how->patience,
-                      how->relaxed_tensor_waits != 0};
+                      how->relaxed_tensor_waits != 0, how->unchecked == 0};
     launch.print = [](const std::string& text) {
       std::fputs(text.c_str(), stdout);
       std::fflush(stdout);

@@ -7,7 +7,7 @@
 /// What the caller of a launch chooses; mirrored in Python.
 struct GnaforgeEmulatorLaunch {
   uint32_t grid[3], block[3];
-  uint32_t dynamic_shared, timing, order, host_threads, relaxed_tensor_waits;
+  uint32_t dynamic_shared, timing, order, host_threads, relaxed_tensor_waits, unchecked;
   uint64_t seed, patience;
 };
 

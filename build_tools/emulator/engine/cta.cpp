@@ -60,9 +60,11 @@ Cta::Cta(const Launch& launch_, const uint32_t (&id_)[3], Counters& counters_)
     : launch(launch_),
       module(*launch_.module),
       id{id_[0], id_[1], id_[2]},
-      shared(launch_.module->dynamic_shared + launch_.dynamic_shared),
+      linear_id(id_[0] + launch_.grid[0] * (id_[1] + launch_.grid[1] * id_[2])),
+      shared(launch_.module->dynamic_shared + launch_.dynamic_shared, launch_.options.checks),
       counters(counters_),
       fences(launch_.threads()),
+      init_fences(launch_.threads()),
       bulk_groups(launch_.threads()),
       copy_groups(launch_.threads()),
       after_copies(launch_.threads()),
@@ -108,19 +110,19 @@ std::string Cta::thread_name(int thread) const {
 
 void Cta::submit(std::function<void()> complete) {
   if (timing() == Timing::eager || (timing() == Timing::random && chance(0.25))) return complete();
-  pending_.push_back(std::move(complete));
+  pending_.push_back({std::move(complete), origin()});
 }
 
 void Cta::submit_ordered(std::function<void()> complete) {
   if (ordered_.empty() && (timing() == Timing::eager || (timing() == Timing::random && chance(0.25)))) return complete();
-  ordered_.push_back(std::move(complete));
+  ordered_.push_back({std::move(complete), origin()});
 }
 
 bool Cta::complete_one() {
   size_t choices = pending_.size() + (ordered_.empty() ? 0 : 1);
   if (choices == 0) return false;
   size_t pick = random() % choices;
-  std::function<void()> work;
+  Work work;
   if (pick == pending_.size()) {
     work = std::move(ordered_.front());
     ordered_.pop_front();
@@ -129,10 +131,12 @@ bool Cta::complete_one() {
     pending_[pick] = std::move(pending_.back());
     pending_.pop_back();
   }
+  running_ = nullptr;
+  origin_ = work.origin;
   try {
-    work();
+    work.complete();
   } catch (const EmulationError& error) {
-    throw EmulationError(std::string("asynchronous work: ") + error.what());
+    throw EmulationError(place(origin_) + "when its asynchronous work completed: " + error.what());
   }
   return true;
 }
@@ -185,10 +189,11 @@ bool Cta::step() {
   }
   Warp& warp = *warps[pick];
   warp.stalled_at = kRunnable;
+  running_ = &warp;
   try {
     warp.run(budget);
   } catch (const EmulationError& error) {
-    throw EmulationError(module.place(warp.group().pc) + ": " + thread_name(warp.thread(warp.lane)) + ": " + error.what());
+    throw EmulationError(place(origin()) + error.what());
   }
   // In depth-first order a warp that yields or spins must not keep the others out.
   if (launch.options.order == Order::depth_first && (warp.yields || clock - last_event_ > 50'000)) turn_ = pick + 1;
@@ -236,13 +241,14 @@ void Cta::check_end() {
   for (size_t thread = 0; thread < bulk_groups.size(); ++thread)
     for (const auto& group : bulk_groups[thread])
       if (!group->reads.empty())
-        throw EmulationError(thread_name(static_cast<int>(thread)) +
-                             " exited though its bulk store from shared memory may still read: cp.async.bulk.wait_group.read is missing");
+        throw EmulationError(place(group->origin) + "exited though its bulk store from shared memory may still read: "
+                             "cp.async.bulk.wait_group.read is missing");
   for (const auto& warp : warps) {
     if (!warp->matrix || !warp->matrix->busy) continue;
-    std::string name = "warp " + std::to_string(warp->index) + " exited with ";
-    if (!warp->matrix->loading.empty()) throw EmulationError(name + "a tcgen05.ld in flight: tcgen05.wait::ld is missing");
-    throw EmulationError(name + std::to_string(warp->matrix->busy) + " wgmma in flight: wgmma.wait_group is missing");
+    const Instruction* last = warp->matrix->last;
+    std::string name = place({static_cast<uint32_t>(last - module.code.data()), warp->thread(0)}) + "its warp exited with ";
+    if (!warp->matrix->loading.empty()) throw EmulationError(name + "this tcgen05.ld in flight: tcgen05.wait::ld is missing");
+    throw EmulationError(name + std::to_string(warp->matrix->busy) + " wgmma in flight, this one the last: wgmma.wait_group is missing");
   }
   if (tensor_memory) tensor_memory->check_end();
 }
@@ -285,6 +291,9 @@ const uint8_t* Cta::object(uint64_t address, uint32_t size) const {
 }
 
 namespace {
+bool in_shared(Space space, uint64_t address) {
+  return space == Space::shared || (space == Space::generic && (address & kWindowMask) == kSharedWindow);
+}
 [[noreturn]] void misaligned(uint64_t address, uint32_t size) {
   throw EmulationError("unaligned access: " + std::to_string(size) + " bytes at " + hex(address));
 }
@@ -293,8 +302,8 @@ namespace {
 const uint8_t* Cta::read(Warp& warp, Space space, uint64_t address, uint32_t size, bool strong) {
   if (address & (size - 1)) misaligned(address, size);
   uint64_t window = address & kWindowMask;
-  if (space == Space::shared || (space == Space::generic && window == kSharedWindow))
-    return shared.read(shared_address(space, address), size, strong ? nullptr : &warp.clock, static_cast<uint8_t>(warp.index));
+  if (in_shared(space, address))
+    return shared.read(shared_address(space, address), size, warp.clock, warp.epoch(strong));
   if (space == Space::local || window == kLocalWindow) {
     uint64_t offset = address & ~kWindowMask;
     if (offset + size > module.local_bytes) throw EmulationError("local memory out of bounds: " + hex(offset));
@@ -302,15 +311,17 @@ const uint8_t* Cta::read(Warp& warp, Space space, uint64_t address, uint32_t siz
   }
   if (space == Space::param && window == 0) address |= kParamWindow;
   if (space == Space::global && window != 0) throw EmulationError(hex(address) + " is not an address in global memory");
-  return object(address, size);
+  const uint8_t* bytes = object(address, size);
+  if ((address & kWindowMask) == 0) launch.accesses->read(address, size, linear_id, warp.clock, warp.epoch(strong));
+  return bytes;
 }
 
 uint8_t* Cta::write(Warp& warp, Space space, uint64_t address, uint32_t size, bool strong) {
   if (address & (size - 1)) misaligned(address, size);
   uint64_t window = address & kWindowMask;
-  if (space == Space::shared || (space == Space::generic && window == kSharedWindow))
-    return shared.write(shared_address(space, address), size, clock, static_cast<uint16_t>(warp.thread(warp.lane)),
-                        strong ? nullptr : &warp.clock);
+  if (in_shared(space, address))
+    return shared.write(shared_address(space, address), size, clock, static_cast<uint16_t>(warp.thread(warp.lane)), warp.clock,
+                        warp.epoch(strong));
   if (space == Space::local || window == kLocalWindow) {
     uint64_t offset = address & ~kWindowMask;
     if (offset + size > module.local_bytes) throw EmulationError("local memory out of bounds: " + hex(offset));
@@ -319,7 +330,40 @@ uint8_t* Cta::write(Warp& warp, Space space, uint64_t address, uint32_t size, bo
   if (window != 0 || space == Space::param || space == Space::constant)
     throw EmulationError("write to read-only memory at " + hex(address));
   launch.memory->check(address, size);
+  launch.accesses->write(address, size, linear_id, warp.clock, warp.epoch(strong));
   return reinterpret_cast<uint8_t*>(address);
+}
+
+void Cta::publish(Warp& warp, Space space, uint64_t address, Ordering order, bool replaces) {
+  if (in_shared(space, address))
+    places.publish(shared_address(space, address), warp, order, replaces);
+  else
+    launch.accesses->publish(address, warp, order, replaces);
+}
+
+void Cta::observe(Warp& warp, Space space, uint64_t address, Ordering order) {
+  if (in_shared(space, address))
+    places.observe(shared_address(space, address), warp, order);
+  else
+    launch.accesses->observe(address, warp, order);
+}
+
+void Cta::check_bulk_load(Warp& warp, uint64_t address, uint64_t size) {
+  launch.memory->check(address, size);
+  launch.accesses->read(address, size, linear_id, warp.clock, warp.epoch());
+}
+
+void Cta::check_bulk_store(uint64_t address, uint64_t size, const Clock& seen, bool reduction) {
+  launch.memory->check(address, size);
+  launch.accesses->write(address, size, linear_id, seen, {bulk_stores, kBulkStoreAgent, reduction});
+}
+
+void Cta::check_signalled(Warp& warp, uint32_t address) {
+  const Mbarrier& barrier = mbarriers.used_by(address, warp);
+  uint16_t thread = static_cast<uint16_t>(warp.thread(warp.lane));
+  if (barrier.initialised > std::max({init_fences[barrier.initialiser], fences[barrier.initialiser], fences[thread]}))
+    throw EmulationError("a copy completes on the mbarrier at " + hex(address) + ", but " + thread_name(barrier.initialiser) +
+                         ", which initialised it, has made that visible to the async proxy neither by fence.mbarrier_init nor by fence.proxy.async");
 }
 
 }  // namespace gnaforge::emulator

@@ -13,6 +13,7 @@
 #include "matrix.h"
 #include "mbarrier.h"
 #include "memory.h"
+#include "ordering.h"
 #include "program.h"
 #include "warp.h"
 
@@ -29,6 +30,7 @@ struct Options {
   uint64_t seed = 0;
   uint64_t patience = 20'000'000;  // instructions of a CTA without any event before it counts as hung
   bool relaxed_tensor_waits = false;  // tcgen05.ld and st need no tcgen05.wait, as hardware's scoreboards have it
+  bool checks = true;                 // for races and uninitialised memory
 };
 
 /// What a launch counted, in warp instructions and bytes.
@@ -48,13 +50,22 @@ struct Launch {
   const DeviceMemory* memory = nullptr;
   Options options;
   std::mutex* atomics = nullptr;     // CTAs on several cores share device memory
+  GlobalAccesses* accesses = nullptr;  // to device memory, by all CTAs
   std::function<void(const std::string&)> print;
   uint32_t threads() const { return block[0] * block[1] * block[2]; }
+};
+
+/// The instruction and thread behind something, for messages.
+struct Origin {
+  uint32_t pc = 0;
+  int thread = 0;
 };
 
 /// Bulk stores and copies that one thread committed together (PTX ISA: bulk async-group).
 struct AsyncGroup {
   bool committed = false;
+  uint32_t bulk_stores = 0;  // the number of the last one in it
+  Origin origin;             // the same
   int reads_pending = 0, writes_pending = 0;  // operations that have not yet read, or not yet written
   std::vector<std::pair<uint32_t, uint32_t>> reads;  // shared memory that they may read until somebody waits
 };
@@ -78,7 +89,7 @@ class Cta {
 
   const Launch& launch;
   const Module& module;
-  uint32_t id[3];
+  uint32_t id[3], linear_id;
   SharedMemory shared;
   Mbarriers mbarriers;
   std::vector<std::unique_ptr<Warp>> warps;
@@ -88,8 +99,9 @@ class Cta {
   uint64_t events = 0;        // anything that may let a blocked warp go on
   uint64_t clock = 0;         // instructions executed
   uint32_t exited = 0;        // threads
-  Clock strong;               // what went through volatile, relaxed, acquire, release and atomic accesses
-  std::vector<uint64_t> fences;  // per thread: when it last executed fence.proxy.async
+  SyncPlaces places;          // in shared memory
+  std::vector<uint64_t> fences, init_fences;  // per thread: when it last executed fence.proxy.async, fence.mbarrier_init
+  uint32_t bulk_stores = 0;   // so far
   std::vector<std::deque<std::shared_ptr<AsyncGroup>>> bulk_groups, copy_groups;  // per thread, the last one open
   std::vector<std::vector<std::function<void()>>> after_copies;  // per thread: when its cp.async have landed
   std::unique_ptr<TensorMemory> tensor_memory;  // null unless the module uses it
@@ -99,7 +111,7 @@ class Cta {
     uint32_t arrived = 0;
     uint64_t generation = 0;
     std::vector<uint64_t> waiting_for;  // per thread; 0: has not arrived
-    Clock history;
+    Clock history, published;
   } cluster_barrier;
 
   bool chance(double probability) { return std::uniform_real_distribution<>()(random) < probability; }
@@ -110,25 +122,32 @@ class Cta {
   }
   /// Something changed that only a polling thread could see.
   void progress() { last_event_ = clock; }
-  /// An access that threads may synchronise through, whatever its exact order is.
-  void synchronise(Warp& warp) {
-    strong.join(warp.publish());
-    warp.clock.join(strong);
-  }
+  /// A strong access of the thread `warp.lane`, through which threads may synchronise.
+  void publish(Warp& warp, Space space, uint64_t address, Ordering order, bool replaces);
+  void observe(Warp& warp, Space space, uint64_t address, Ordering order);
   /// Hands over work that completes on its own, at a time that the options choose.
   void submit(std::function<void()> complete);
   /// Work that completes in the order of submission, as the tensor core's does.
   void submit_ordered(std::function<void()> complete);
 
-  // Memory as threads see it. `warp.lane` is the thread; `strong` accesses are ones that threads may synchronise through.
+  // Memory as threads see it. `warp.lane` is the thread; `strong` accesses don't race with each other.
   const uint8_t* read(Warp& warp, Space space, uint64_t address, uint32_t size, bool strong = false);
   uint8_t* write(Warp& warp, Space space, uint64_t address, uint32_t size, bool strong = false);
   /// A shared-memory address from one in the shared or generic space.
   uint32_t shared_address(Space space, uint64_t address) const;
+  /// Asynchronous copies start to use device memory: in bounds, and no race.
+  void check_bulk_load(Warp& warp, uint64_t address, uint64_t size);
+  void check_bulk_store(uint64_t address, uint64_t size, const Clock& clock, bool reduction);
+  /// Whether an mbarrier may be signalled through the async proxy by a copy that this thread issues.
+  void check_signalled(Warp& warp, uint32_t barrier);
   /// Bytes of an object in constant, param or global space, for engines that read it.
   const uint8_t* object(uint64_t address, uint32_t size) const;
 
   std::string thread_name(int thread) const;
+  /// What runs now: an instruction, or asynchronous work that one has begun.
+  Origin origin() const { return running_ ? Origin{running_->group().pc, running_->thread(running_->lane)} : origin_; }
+  /// "kernel.ptx:12: opcode ... (source.cu:34): thread 5: "
+  std::string place(const Origin& origin) const { return module.place(origin.pc) + ": " + thread_name(origin.thread) + ": "; }
   void barrier_released(NamedBarrier& barrier);
   void check_exit_barriers();
 
@@ -139,8 +158,14 @@ class Cta {
   std::string describe_wait(Warp& warp, const Group& group);
   void check_end();
 
-  std::vector<std::function<void()>> pending_;
-  std::deque<std::function<void()>> ordered_;
+  struct Work {
+    std::function<void()> complete;
+    Origin origin;
+  };
+  std::vector<Work> pending_;
+  std::deque<Work> ordered_;
+  Warp* running_ = nullptr;
+  Origin origin_;  // of the asynchronous work that completes now
   uint64_t last_event_ = 0;
   size_t turn_ = 0;
 };

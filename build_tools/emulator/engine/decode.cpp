@@ -13,7 +13,8 @@ const std::unordered_multimap<std::string, Opcode>& table() {
     std::unordered_multimap<std::string, Opcode> map;
     for (const auto& family :
          {integer_opcodes(), logic_opcodes(), float_opcodes(), convert_opcodes(), data_opcodes(), atomic_opcodes(),
-          control_opcodes(), warp_opcodes(), mbarrier_opcodes(), copy_opcodes(), matrix_opcodes(), tcgen05_opcodes()})
+          control_opcodes(), warp_opcodes(), mbarrier_opcodes(), copy_opcodes(), matrix_opcodes(), mma_opcodes(),
+          tcgen05_opcodes(), tcgen05_copy_opcodes()})
       for (const Opcode& opcode : family) map.emplace(opcode.name, opcode);
     return map;
   }();

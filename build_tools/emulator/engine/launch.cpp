@@ -34,6 +34,8 @@ void run_launch(const Launch& request, uint32_t threads, Counters& counters) {
   std::mutex atomics, results;
   uint64_t total = uint64_t{launch.grid[0]} * launch.grid[1] * launch.grid[2];
   if (threads > 1) launch.atomics = &atomics;
+  GlobalAccesses accesses(threads > 1, launch.options.checks);
+  launch.accesses = &accesses;
   std::atomic<uint64_t> next{0};
   std::atomic<bool> failed{false};
   std::string error;

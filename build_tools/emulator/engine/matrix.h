@@ -32,6 +32,7 @@ struct MatrixState {
   std::vector<PendingMma> open;     // issued, not committed
   std::deque<MmaGroup> groups;      // committed
   uint64_t issued = 0;              // for the comparison of a warpgroup's warps
+  const Instruction* last = nullptr;  // the last wgmma or tcgen05.ld, for messages
   std::vector<uint32_t> loading;    // registers that tcgen05.ld writes, until tcgen05.wait::ld
   std::vector<TensorRegion> loads, stores;  // of tensor memory, until this warp waits
 

@@ -52,6 +52,21 @@ auto with_decoder(Type type, F&& f) {
 
 }  // namespace
 
+MatrixLayout tcgen05_layout(uint64_t descriptor) {
+  uint32_t bits;
+  switch (descriptor >> 61) {
+    case 0: bits = 0; break;
+    case 1: case 2: bits = 3; break;
+    case 4: bits = 2; break;
+    case 6: bits = 1; break;
+    default: throw EmulationError("tcgen05 descriptor " + hex(descriptor) + " has a layout that does not exist");
+  }
+  if ((descriptor >> 46 & 3) != 1) throw EmulationError("tcgen05 descriptor " + hex(descriptor) + " has version " + std::to_string(descriptor >> 46 & 3) + ", expected 1");
+  if (descriptor >> 49 & 15) throw EmulationError("tcgen05 descriptor " + hex(descriptor) + " has a base offset or an absolute leading dimension");
+  return {static_cast<uint32_t>(descriptor & 0x3fff) << 4, static_cast<uint32_t>(descriptor >> 16 & 0x3fff) << 4,
+          static_cast<uint32_t>(descriptor >> 32 & 0x3fff) << 4, bits, descriptor >> 61 == 1};
+}
+
 float decode_element(Type type, const uint8_t* bytes) {
   return with_decoder(type, [&](auto decode) { return decode(bytes); });
 }

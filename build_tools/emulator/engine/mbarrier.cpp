@@ -1,8 +1,10 @@
 #include "mbarrier.h"
 
+#include "cta.h"
+
 namespace gnaforge::emulator {
 
-void Mbarriers::init(uint32_t address, uint32_t count) {
+void Mbarriers::init(uint32_t address, uint32_t count, Warp& warp) {
   if (address % 8) throw EmulationError("mbarrier at " + hex(address) + " is not aligned to 8 bytes");
   if (count < 1 || count > kMaxCount) throw EmulationError("mbarrier count " + std::to_string(count) + " is not in 1..2^20-1");
   if (barriers_.count(address)) throw EmulationError("mbarrier at " + hex(address) + " is initialised twice without mbarrier.inval");
@@ -11,6 +13,10 @@ void Mbarriers::init(uint32_t address, uint32_t count) {
   barrier.pending = count;
   barrier.agent = static_cast<uint8_t>(agents_);
   agents_ = std::min(agents_ + 1, kAgents - 1);
+  auto agent = static_cast<uint8_t>(kFirstInitAgent + warp.index);
+  barrier.init = {++warp.clock.at[agent], agent};
+  barrier.initialised = warp.cta.clock;
+  barrier.initialiser = static_cast<uint16_t>(warp.thread(warp.lane));
 }
 
 void Mbarriers::invalidate(uint32_t address) {
@@ -22,6 +28,14 @@ Mbarrier& Mbarriers::at(uint32_t address) {
   auto found = barriers_.find(address);
   if (found == barriers_.end()) throw EmulationError("there is no initialised mbarrier at " + hex(address));
   return found->second;
+}
+
+Mbarrier& Mbarriers::used_by(uint32_t address, const Warp& warp) {
+  Mbarrier& barrier = at(address);
+  if (!barrier.init.before(warp.clock))
+    throw EmulationError("race: the mbarrier at " + hex(address) + " is used, which " + name_of_agent(barrier.init.agent) +
+                         " has initialised, and nothing that this warp has waited for orders the two");
+  return barrier;
 }
 
 const Mbarrier* Mbarriers::find(uint32_t address) const {

@@ -48,8 +48,8 @@ void DeviceMemory::check(uint64_t address, uint64_t size) const {
   throw EmulationError("global memory out of bounds: " + std::to_string(size) + " bytes at " + hex(address) + nearest);
 }
 
-SharedMemory::SharedMemory(uint32_t end)
-    : bytes_((end + kGranule - 1) / kGranule * kGranule), valid_(bytes_.size()), granules_(bytes_.size() / kGranule), accesses_(bytes_.size() / 4) {
+SharedMemory::SharedMemory(uint32_t end, bool checks)
+    : checks_(checks), bytes_((end + kGranule - 1) / kGranule * kGranule), valid_(bytes_.size()), granules_(bytes_.size() / kGranule), accesses_(bytes_.size() / 4) {
   std::memset(bytes_.data(), 0xcd, bytes_.size());  // never zero, which would hide a missing initialisation
 }
 
@@ -72,6 +72,7 @@ void SharedMemory::check_objects(uint32_t granule, uint32_t address, uint32_t si
 }
 
 void SharedMemory::check_valid(uint32_t address, uint32_t size) const {
+  if (!checks_) return;
   uint32_t i = 0;
   const uint8_t* valid = valid_.data() + address;
   for (; i + 8 <= size; i += 8) {
@@ -101,11 +102,6 @@ void SharedMemory::fail_readers(uint32_t address, uint32_t size, const char* wha
   throw EmulationError(std::string(what) + " to shared memory (" + std::to_string(size) + " bytes at " + hex(address) + ") that " +
                        (mma ? "an MMA may still read: its completion was not waited for"
                             : "a bulk store may still read: cp.async.bulk.wait_group.read by its thread has to come first"));
-}
-
-std::string name_of_agent(int agent) {
-  if (agent < kTensorAgent) return "warp " + std::to_string(agent);
-  return agent < kFirstBarrierAgent ? "an MMA" : "an asynchronous copy";
 }
 
 void SharedMemory::fail_race(uint32_t address, const char* what, Epoch other, const char* how) const {

@@ -46,7 +46,7 @@ inline const char* name_of(Reader reader) { return reader == Reader::mma ? "read
 /// Shared memory of one CTA. Knows per byte what is initialised, and per 16 bytes which asynchronous work uses it.
 class SharedMemory {
  public:
-  explicit SharedMemory(uint32_t end);
+  SharedMemory(uint32_t end, bool checks);
 
   uint8_t* data() { return bytes_.data(); }
   uint32_t end() const { return static_cast<uint32_t>(bytes_.size()); }
@@ -54,19 +54,19 @@ class SharedMemory {
   /// Changes whenever any byte may have changed.
   uint64_t version() const { return version_; }
 
-  // `clock` is what the accessing warp has seen; null for accesses that threads synchronise through, which can't race.
+  // `clock` is what the accessing warp has seen, `by` the access itself.
 
   /// A read by a thread: in bounds, initialised, and not being written by a bulk copy.
-  const uint8_t* read(uint32_t address, uint32_t size, const Clock* clock, uint8_t agent) {
+  const uint8_t* read(uint32_t address, uint32_t size, const Clock& clock, Epoch by) {
     check_bounds(address, size, "read");
     for (uint32_t g = address / kGranule; g <= (address + size - 1) / kGranule; ++g)
       if (granules_[g].landing) fail_landing(address, size, "read");
     check_valid(address, size);
-    if (clock) check_read(address, size, *clock, {clock->at[agent], agent}, "read");
+    check_read(address, size, clock, by, "read");
     return bytes_.data() + address;
   }
   /// A write by a thread: in bounds, and not while asynchronous work reads or writes there.
-  uint8_t* write(uint32_t address, uint32_t size, uint64_t when, uint16_t thread, const Clock* clock) {
+  uint8_t* write(uint32_t address, uint32_t size, uint64_t when, uint16_t thread, const Clock& clock, Epoch by) {
     check_bounds(address, size, "write");
     ++version_;
     for (uint32_t g = address / kGranule; g <= (address + size - 1) / kGranule; ++g) {
@@ -77,7 +77,7 @@ class SharedMemory {
       granule.written = when;
       granule.writer = thread;
     }
-    if (clock) check_write(address, size, *clock, {clock->at[thread / 32u], static_cast<uint8_t>(thread / 32u)});
+    check_write(address, size, clock, by);
     mark_valid(address, size);
     return bytes_.data() + address;
   }
@@ -112,7 +112,7 @@ class SharedMemory {
   /// The bytes have landed.
   void end_async_write(uint32_t address, uint32_t size, Epoch writer) {
     ++version_;
-    for (uint32_t w = address / 4; w <= (address + size - 1) / 4; ++w) accesses_[w] = {writer, {}};
+    for (uint32_t w = address / 4; checks_ && w <= (address + size - 1) / 4; ++w) readers_.overwrite(accesses_[w], writer);
     for (uint32_t g = address / kGranule; g <= (address + size - 1) / kGranule; ++g) {
       granules_[g].landing = 0;
       granules_[g].written = 0;
@@ -138,17 +138,16 @@ class SharedMemory {
   void check_objects(uint32_t granule, uint32_t address, uint32_t size) const;
   void check_valid(uint32_t address, uint32_t size) const;
   void check_read(uint32_t address, uint32_t size, const Clock& clock, Epoch reader, const char* what) {
+    if (!checks_) return;
     for (uint32_t w = address / 4; w <= (address + size - 1) / 4; ++w) {
-      if (!accesses_[w].write.before(clock)) fail_race(w * 4, what, accesses_[w].write, "written");
-      accesses_[w].read = reader;
+      if (const Epoch* other = readers_.read(accesses_[w], reader, clock)) fail_race(w * 4, what, *other, "written");
     }
   }
   void check_write(uint32_t address, uint32_t size, const Clock& clock, Epoch writer) {
+    if (!checks_) return;
     for (uint32_t w = address / 4; w <= (address + size - 1) / 4; ++w) {
-      Accesses& last = accesses_[w];
-      if (!last.write.before(clock)) fail_race(w * 4, "write", last.write, "written");
-      if (!last.read.before(clock)) fail_race(w * 4, "write", last.read, "read");
-      last = {writer, {}};
+      bool was_read;
+      if (const Epoch* other = readers_.write(accesses_[w], writer, clock, was_read)) fail_race(w * 4, "write", *other, was_read ? "read" : "written");
     }
   }
   [[noreturn]] void fail_race(uint32_t address, const char* what, Epoch other, const char* how) const;
@@ -157,10 +156,12 @@ class SharedMemory {
   [[noreturn]] void fail_readers(uint32_t address, uint32_t size, const char* what) const;
   [[noreturn]] void fail_proxy(uint32_t address, uint16_t writer, const char* what) const;
 
+  const bool checks_;  // for races and uninitialised bytes
   uint64_t version_ = 0;
   std::vector<uint8_t> bytes_, valid_;
   std::vector<Granule> granules_;
   std::vector<Accesses> accesses_;  // per 4 bytes
+  ReaderPool readers_;
 };
 
 }  // namespace gnaforge::emulator

@@ -74,13 +74,13 @@ uint64_t reduced(Reduction operation, Type type, uint64_t old, uint64_t a, uint6
 
 namespace {
 
-/// detail: 0 the operation, 1 the address operand (1 in atom, 0 in red).
+/// detail: 0 the operation, 1 the address operand (1 in atom, 0 in red), 2 its ordering.
 Status atomic(Warp& warp, const Instruction& in, uint32_t mask) {
   auto operation = static_cast<Reduction>(in.detail[0]);
   auto at = static_cast<size_t>(in.detail[1]);
   auto size = static_cast<uint32_t>(size_of(in.type));
   const Operand& data = in.args[at + 1];
-  warp.cta.synchronise(warp);
+  Ordering order = Ordering::from_bits(in.detail[2]);
   std::unique_lock<std::mutex> lock;
   if (warp.cta.launch.atomics) lock = std::unique_lock<std::mutex>(*warp.cta.launch.atomics);
   each_lane(warp, mask, [&](int lane) {
@@ -95,6 +95,8 @@ Status atomic(Warp& warp, const Instruction& in, uint32_t mask) {
       std::memcpy(memory + i * size, &value, size);
       if (at == 1) warp.put_bits(in.width > 1 ? in.args[0].parts[i] : in.args[0], lane, old);
     }
+    if (at == 1) warp.cta.observe(warp, in.space, address, order);
+    warp.cta.publish(warp, in.space, address, order, false);
   });
   warp.cta.progress();
   return Status::next;
@@ -110,6 +112,7 @@ void decode_atomic(Instruction& in) {
   auto first = static_cast<size_t>(in.detail[1]);
   expect_count(in, first + (swap ? 3 : 2), first + 3);
   in.detail[0] = static_cast<int>(operation);
+  in.detail[2] = ordering_of(in, false).bits();
   in.run = atomic;
 }
 

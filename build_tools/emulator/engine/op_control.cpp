@@ -282,9 +282,10 @@ Status cluster_arrive(Warp& warp, const Instruction& in, uint32_t mask) {
     waiting = cluster.generation + 1;
     ++cluster.arrived;
   });
-  cluster.history.join(warp.publish());
+  cluster.history.join(in.has("relaxed") ? warp.fenced : warp.publish());
   if (cluster.arrived + cta.exited >= cta.launch.threads()) {
     cluster.arrived = 0;
+    cluster.published = cluster.history;
     ++cluster.generation;
     cta.event();
   }
@@ -302,7 +303,7 @@ Status cluster_wait(Warp& warp, const Instruction& in, uint32_t mask) {
     ready &= cluster.generation >= waiting;
   });
   if (!ready) return Status::blocked;
-  warp.clock.join(cluster.history);
+  warp.clock.join(cluster.published);
   each_lane(warp, mask, [&](int lane) { cluster.waiting_for[static_cast<size_t>(warp.thread(lane))] = 0; });
   return Status::next;
 }
@@ -331,11 +332,24 @@ Status proxy_fence(Warp& warp, const Instruction&, uint32_t mask) {
   each_lane(warp, mask, [&](int lane) { warp.cta.fences[static_cast<size_t>(warp.thread(lane))] = warp.cta.clock; });
   return Status::next;
 }
-// Memory is sequentially consistent here, so other fences order nothing.
+/// fence.mbarrier_init: this thread's mbarrier.inits come before relaxed arrivals at the cluster's barrier, and before copies.
+Status init_fence(Warp& warp, const Instruction&, uint32_t mask) {
+  auto agent = static_cast<size_t>(kFirstInitAgent + warp.index);
+  warp.fenced.at[agent] = warp.fenced_wide.at[agent] = warp.clock.at[agent];
+  each_lane(warp, mask, [&](int lane) { warp.cta.init_fences[static_cast<size_t>(warp.thread(lane))] = warp.cta.clock; });
+  return Status::next;
+}
+Status thread_fence(Warp& warp, const Instruction& in, uint32_t) {
+  fence(warp, Ordering::from_bits(in.detail[0]));
+  return Status::next;
+}
 Status nothing(Warp&, const Instruction&, uint32_t) { return Status::next; }
 void decode_fence(Instruction& in) {
-  bool shared = !in.has("global");
-  in.run = in.has("proxy") && in.has("async") && shared ? proxy_fence : nothing;
+  in.detail[0] = ordering_of(in, false).bits();
+  if (in.has("proxy"))  // fences of other proxies than the async one order nothing that is tracked
+    in.run = in.has("async") && !in.has("global") ? proxy_fence : nothing;
+  else
+    in.run = in.has("mbarrier_init") ? init_fence : thread_fence;
 }
 void decode_nothing(Instruction& in) { in.run = nothing; }
 
@@ -373,7 +387,7 @@ std::vector<Opcode> control_opcodes() {
       {"bar", "Parallel Synchronization: bar, bar.warp.sync", decode_barrier},
       {"barrier", "Parallel Synchronization: barrier, barrier.cluster", decode_barrier},
       {"fence", "Parallel Synchronization: fence", decode_fence},
-      {"membar", "Parallel Synchronization: membar", decode_nothing},
+      {"membar", "Parallel Synchronization: membar", decode_fence},
       {"griddepcontrol", "Parallel Synchronization: griddepcontrol", decode_nothing},
   };
 }

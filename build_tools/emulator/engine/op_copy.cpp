@@ -57,7 +57,12 @@ TensorCopy tensor_copy(Warp& warp, const Instruction& in, const Operand& tensor,
   copy.shared = cta.shared_address(Space::shared, warp.address(shared, lane) & ~kWindowMask);
   if (copy.shared % 128) throw EmulationError("the box's shared address " + hex(copy.shared) + " is not aligned to 128 bytes");
   copy.map.each_row(copy.origin.data(), [&](uint32_t, uint64_t global, uint32_t, uint32_t count) {
-    if (count) cta.launch.memory->check(global, uint64_t{count} * copy.map.element_size());
+    if (!count) return;
+    uint64_t bytes = uint64_t{count} * copy.map.element_size();
+    if (in.space == Space::shared)
+      cta.check_bulk_load(warp, global, bytes);
+    else
+      cta.check_bulk_store(global, bytes, warp.clock, in.parts[1] == "reduce");
   });
   return copy;
 }
@@ -76,9 +81,9 @@ Status load_tensor(Warp& warp, const Instruction& in, uint32_t mask) {
     if (in.detail[1] && warp.bits(in.args.at(3), lane) != 1) throw EmulationError("multicast to other CTAs in a cluster of one");
     TensorCopy copy = tensor_copy(warp, in, in.args[1], in.args[0], lane);
     uint32_t barrier = cta.shared_address(Space::shared, warp.address(in.args[2], lane) & ~kWindowMask);
-    cta.mbarriers.at(barrier);
+    cta.check_signalled(warp, barrier);
     cta.shared.begin_async_write(copy.shared, copy.shared_bytes(), "bulk tensor load", warp.clock);
-    Clock seen = warp.clock;
+    Clock seen = warp.publish();
     cta.counters.async_load_bytes += copy.map.box_bytes();
     cta.submit([copy, barrier, seen, &cta] {
       std::vector<uint8_t> row(copy.map.row_bytes());
@@ -99,6 +104,7 @@ Status load_tensor(Warp& warp, const Instruction& in, uint32_t mask) {
 Status store_tensor(Warp& warp, const Instruction& in, uint32_t mask) {
   Cta& cta = warp.cta;
   auto operation = static_cast<Reduction>(in.detail[1]);
+  ++cta.bulk_stores;  // one for all lanes: CUTLASS's epilogues let a whole warp store the same box
   each_lane(warp, mask, [&](int lane) {
     auto thread = static_cast<uint16_t>(warp.thread(lane));
     TensorCopy copy = tensor_copy(warp, in, in.args[0], in.args[1], lane);
@@ -107,6 +113,8 @@ Status store_tensor(Warp& warp, const Instruction& in, uint32_t mask) {
     AsyncGroup& group = open_group(cta.bulk_groups[thread]);
     std::shared_ptr<AsyncGroup> holder = cta.bulk_groups[thread].back();
     group.reads.push_back({copy.shared, copy.shared_bytes()});
+    group.bulk_stores = cta.bulk_stores;
+    group.origin = cta.origin();
     ++group.reads_pending;
     ++group.writes_pending;
     cta.counters.async_store_bytes += copy.map.box_bytes();
@@ -168,16 +176,16 @@ Status bulk_load(Warp& warp, const Instruction& in, uint32_t mask) {
     auto size = static_cast<uint32_t>(warp.bits(in.args[2], lane));
     uint32_t barrier = cta.shared_address(Space::shared, warp.address(in.args[3], lane) & ~kWindowMask);
     check_bulk(to, from, size);
-    cta.mbarriers.at(barrier);
+    cta.check_signalled(warp, barrier);
     auto thread = static_cast<uint16_t>(warp.thread(lane));
     if (from_shared) {
       from = cta.shared_address(Space::shared, from & ~kWindowMask);
       cta.shared.begin_async_read(static_cast<uint32_t>(from), size, thread, Reader::bulk_store, warp.clock, warp.epoch(), [&](uint16_t of) { return cta.fences[of]; });
     } else {
-      cta.launch.memory->check(from, size);
+      cta.check_bulk_load(warp, from, size);
     }
     cta.shared.begin_async_write(to, size, "bulk copy", warp.clock);
-    Clock seen = warp.clock;
+    Clock seen = warp.publish();
     cta.counters.async_load_bytes += size;
     cta.submit([=, &cta] {
       const void* source = from_shared ? cta.shared.data() + from : reinterpret_cast<const void*>(from);
@@ -194,17 +202,20 @@ Status bulk_store(Warp& warp, const Instruction& in, uint32_t mask) {
   Cta& cta = warp.cta;
   auto operation = static_cast<Reduction>(in.detail[1]);
   Type type = in.type;
+  ++cta.bulk_stores;
   each_lane(warp, mask, [&](int lane) {
     uint64_t to = warp.address(in.args[0], lane);
     uint32_t from = cta.shared_address(Space::shared, warp.address(in.args[1], lane) & ~kWindowMask);
     auto size = static_cast<uint32_t>(warp.bits(in.args[2], lane));
     check_bulk(to, from, size);
-    cta.launch.memory->check(to, size);
+    cta.check_bulk_store(to, size, warp.clock, operation != Reduction::none);
     auto thread = static_cast<uint16_t>(warp.thread(lane));
     cta.shared.begin_async_read(from, size, thread, Reader::bulk_store, warp.clock, warp.epoch(), [&](uint16_t of) { return cta.fences[of]; });
     AsyncGroup& group = open_group(cta.bulk_groups[thread]);
     std::shared_ptr<AsyncGroup> holder = cta.bulk_groups[thread].back();
     group.reads.push_back({from, size});
+    group.bulk_stores = cta.bulk_stores;
+    group.origin = cta.origin();
     ++group.reads_pending;
     ++group.writes_pending;
     cta.counters.async_store_bytes += size;
@@ -269,6 +280,8 @@ Status wait_groups(Warp& warp, const Instruction& in, uint32_t mask) {
     for (size_t i = 0; i < count; ++i) {
       for (const auto& range : groups[i]->reads) cta.shared.end_async_read(range.first, range.second, Reader::bulk_store);
       groups[i]->reads.clear();
+      uint32_t& seen = warp.clock.at[kBulkStoreAgent];
+      if (!reads_only) seen = std::max(seen, groups[i]->bulk_stores);
     }
     // A group that has only been read from still has to be waited for as a whole, so it stays in the count.
     while (!reads_only && count-- > 0) groups.pop_front();
@@ -292,9 +305,10 @@ Status copy_small(Warp& warp, const Instruction& in, uint32_t mask) {
     if (size != 4 && size != 8 && size != 16) throw EmulationError("cp.async of " + std::to_string(size) + " bytes");
     if (to % size || from % size) throw EmulationError("cp.async of " + std::to_string(size) + " bytes from " + hex(from) + " to " + hex(to) + " is not aligned");
     if (used > size) throw EmulationError("cp.async with a source size of " + std::to_string(used) + " of " + std::to_string(size));
-    if (used) cta.launch.memory->check(from, used);
+    if (used) cta.check_bulk_load(warp, from, used);
     auto thread = static_cast<uint16_t>(warp.thread(lane));
     Clock seen = warp.clock;
+    Epoch by = warp.epoch();
     cta.shared.check_bounds(to, size, "cp.async");
     AsyncGroup& group = open_group(cta.copy_groups[thread]);
     std::shared_ptr<AsyncGroup> holder = cta.copy_groups[thread].back();
@@ -302,7 +316,7 @@ Status copy_small(Warp& warp, const Instruction& in, uint32_t mask) {
     cta.counters.async_load_bytes += used;
     cta.submit([=, &cta] {
       // Through the generic proxy; small copies may share 16 bytes, so they are not tracked as landing.
-      uint8_t* target = cta.shared.write(to, size, cta.clock, thread, &seen);
+      uint8_t* target = cta.shared.write(to, size, cta.clock, thread, seen, by);
       std::memset(target, 0, size);
       if (used) std::memcpy(target, reinterpret_cast<const void*>(from), used);
       --holder->writes_pending;

@@ -117,12 +117,15 @@ const Operand& element(const Operand& op, size_t i) { return op.kind == Operand:
 Status load(Warp& warp, const Instruction& in, uint32_t mask) {
   auto size = static_cast<uint32_t>(size_of(in.type)), total = size * in.width;
   warp.cta.counters.load_bytes += uint64_t{total} * static_cast<uint64_t>(__builtin_popcount(mask));
-  if (in.detail[0]) warp.cta.synchronise(warp);
   // All lanes read before any register changes: the address register may be the destination.
   uint8_t loaded[kWarpSize][32];
   each_lane(warp, mask, [&](int lane) {
     std::memcpy(loaded[lane], warp.cta.read(warp, in.space, warp.address(in.args[1], lane), total, in.detail[0]), total);
   });
+  if (in.detail[0]) {
+    Ordering order = Ordering::from_bits(in.detail[0]);
+    each_lane(warp, mask, [&](int lane) { warp.cta.observe(warp, in.space, warp.address(in.args[1], lane), order); });
+  }
   for (size_t i = 0; i < in.width; ++i) {
     const Operand& to = element(in.args[0], i);
     if (to.kind == Operand::Kind::sink) continue;
@@ -151,10 +154,11 @@ Status load_param(Warp& warp, const Instruction& in, uint32_t mask) {
 
 Status store(Warp& warp, const Instruction& in, uint32_t mask) {
   auto size = static_cast<uint32_t>(size_of(in.type)), total = size * in.width;
-  if (in.detail[0]) warp.cta.synchronise(warp);
   warp.cta.counters.store_bytes += uint64_t{total} * static_cast<uint64_t>(__builtin_popcount(mask));
   each_lane(warp, mask, [&](int lane) {
     uint8_t* to = warp.cta.write(warp, in.space, warp.address(in.args[0], lane), total, in.detail[0]);
+    // Before the value is there for other CTAs to see.
+    if (in.detail[0]) warp.cta.publish(warp, in.space, warp.address(in.args[0], lane), Ordering::from_bits(in.detail[0]), true);
     for (size_t i = 0; i < in.width; ++i) {
       const Operand& from = element(in.args[1], i);
       if (size == 16) {
@@ -170,12 +174,8 @@ Status store(Warp& warp, const Instruction& in, uint32_t mask) {
   return Status::next;
 }
 
-bool is_strong(const Instruction& in) {
-  return in.has("volatile") || in.has("relaxed") || in.has("acquire") || in.has("release") || in.has("acq_rel") || in.has("sc");
-}
-
 bool memory_form(Instruction& in, size_t address, size_t data) {
-  in.detail[0] = is_strong(in);
+  in.detail[0] = ordering_of(in, true).bits();
   expect_count(in, 2, 3);  // a cache-policy operand may follow
   in.width = in.has("v2") ? 2 : in.has("v4") ? 4 : in.has("v8") ? 8 : 1;
   const Operand& values = in.args[data];

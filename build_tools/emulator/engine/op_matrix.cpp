@@ -234,6 +234,7 @@ Status issue(Warp& warp, const Instruction& in, uint32_t mask) {
   begin_reads(warp, in, mma, entry);
   mark_registers(state, in, 1);
   ++state.busy;
+  state.last = &in;
   state.open.push_back(std::move(mma));
   bool now = warp.cta.timing() == Timing::eager || (warp.cta.timing() == Timing::random && warp.cta.chance(0.5));
   while (now && compute_oldest(warp)) {

@@ -14,7 +14,7 @@ uint32_t barrier_address(Warp& warp, const Instruction& in, const Operand& op, i
 Status init(Warp& warp, const Instruction& in, uint32_t mask) {
   each_lane(warp, mask, [&](int lane) {
     uint32_t address = barrier_address(warp, in, in.args[0], lane);
-    warp.cta.mbarriers.init(address, static_cast<uint32_t>(warp.bits(in.args[1], lane)));
+    warp.cta.mbarriers.init(address, static_cast<uint32_t>(warp.bits(in.args[1], lane)), warp);
     warp.cta.shared.set_object(address, true);
   });
   return Status::next;
@@ -29,18 +29,20 @@ Status invalidate(Warp& warp, const Instruction& in, uint32_t mask) {
   return Status::next;
 }
 
-/// detail: 0 whether expect_tx, 1 whether drop, 2 whether noComplete, 3 the address operand.
+/// detail: 0 kExpects and kRelaxed, 1 whether drop, 2 whether noComplete, 3 the address operand.
+constexpr int kExpects = 1, kRelaxed = 2;
 Status arrive(Warp& warp, const Instruction& in, uint32_t mask) {
   Cta& cta = warp.cta;
   auto at = static_cast<size_t>(in.detail[3]);
-  Clock seen = warp.publish();
+  // .release by default. Relaxed, only what an earlier fence has ordered goes along.
+  Clock seen = in.detail[0] & kRelaxed ? warp.fenced : warp.publish();
   each_lane(warp, mask, [&](int lane) {
     uint32_t address = barrier_address(warp, in, in.args[at], lane);
-    uint64_t state = state_of(cta.mbarriers.at(address));
+    uint64_t state = state_of(cta.mbarriers.used_by(address, warp));
     uint32_t count = 1;
     if (in.args.size() > at + 1) {
       auto value = static_cast<uint32_t>(warp.bits(in.args[at + 1], lane));
-      if (in.detail[0])
+      if (in.detail[0] & kExpects)
         cta.mbarriers.expect(address, value);
       else
         count = value;
@@ -56,17 +58,18 @@ Status arrive(Warp& warp, const Instruction& in, uint32_t mask) {
 Status transactions(Warp& warp, const Instruction& in, uint32_t mask) {
   each_lane(warp, mask, [&](int lane) {
     uint32_t address = barrier_address(warp, in, in.args[0], lane);
+    warp.cta.mbarriers.used_by(address, warp);
     auto bytes = static_cast<int64_t>(static_cast<uint32_t>(warp.bits(in.args[1], lane)));
     if (in.detail[0]) {
       warp.cta.mbarriers.expect(address, bytes);
-    } else if (warp.cta.mbarriers.complete(address, bytes, warp.clock)) {
+    } else if (warp.cta.mbarriers.complete(address, bytes, warp.fenced)) {
       warp.cta.event();
     }
   });
   return Status::next;
 }
 
-/// detail: 0 whether try_wait (which may block), 1 whether by parity.
+/// detail: 0 whether try_wait (which may block), 1 whether by parity, 2 whether relaxed.
 Status wait(Warp& warp, const Instruction& in, uint32_t mask) {
   Cta& cta = warp.cta;
   uint32_t complete = 0;
@@ -76,7 +79,7 @@ Status wait(Warp& warp, const Instruction& in, uint32_t mask) {
   each_lane(warp, mask, [&](int lane) {
     uint32_t address = barrier_address(warp, in, in.args[1], lane);
     one_barrier &= address == first;
-    const Mbarrier& barrier = cta.mbarriers.at(address);
+    const Mbarrier& barrier = cta.mbarriers.used_by(address, warp);
     uint64_t wanted = warp.bits(in.args[2], lane);
     bool done;
     if (in.detail[1]) {
@@ -92,7 +95,7 @@ Status wait(Warp& warp, const Instruction& in, uint32_t mask) {
       done = barrier.phase != phase;
     }
     complete |= uint32_t{done} << lane;
-    if (done) warp.clock.join(barrier.published);
+    if (done) (in.detail[2] ? warp.observed : warp.clock).join(barrier.published);
   });
   uint32_t open = mask & ~complete;
   if (open) ++cta.counters.waited[warp.group().pc];
@@ -129,7 +132,7 @@ void decode_mbarrier(Instruction& in) {
     in.run = invalidate;
   } else if (what == "arrive" || what == "arrive_drop") {
     expect_count(in, 1, 3);
-    in.detail[0] = in.has("expect_tx");
+    in.detail[0] = (in.has("expect_tx") ? kExpects : 0) | (in.has("relaxed") ? kRelaxed : 0);
     in.detail[1] = what == "arrive_drop";
     in.detail[2] = in.has("noComplete");
     in.detail[3] = in.args[0].kind == Operand::Kind::address ? 0 : 1;
@@ -142,6 +145,7 @@ void decode_mbarrier(Instruction& in) {
     expect_count(in, 3, 4);
     in.detail[0] = what == "try_wait";
     in.detail[1] = in.has("parity");
+    in.detail[2] = in.has("relaxed");
     in.run = wait;
   } else if (what == "pending_count") {
     expect_count(in, 2, 2);

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <memory>
 
+#include "formats.h"
 #include "matrix.h"
 #include "matrix_layout.h"
 #include "opcodes.h"
@@ -23,8 +24,8 @@ Status allocate(Warp& warp, const Instruction& in, uint32_t mask) {
   uint32_t to = cta.shared_address(in.space, warp.address(in.args[0], warp.lane));
   if (to % 4) throw EmulationError("tcgen05.alloc to the unaligned address " + hex(to));
   cta.shared.check_bounds(to, 4, "tcgen05.alloc");
-  if (!cta.tensor_memory->allocate(columns, address)) return Status::blocked;
-  std::memcpy(cta.shared.write(to, 4, 0, static_cast<uint16_t>(warp.thread(0)), &warp.clock), &address, 4);
+  if (!cta.tensor_memory->allocate(columns, address, cta.place(cta.origin()))) return Status::blocked;
+  std::memcpy(cta.shared.write(to, 4, 0, static_cast<uint16_t>(warp.thread(0)), warp.clock, warp.epoch()), &address, 4);
   return Status::next;
 }
 
@@ -43,35 +44,57 @@ Status relinquish(Warp& warp, const Instruction&, uint32_t mask) {
 
 // --- ld, st
 
-enum Shape { k32x32, k16x64, k16x128, k16x256 };
+enum Shape { k32x32, k16x64, k16x128, k16x256, k16x32x2 };
 struct ShapeFacts {
   const char* name;
   uint32_t lanes, columns, registers;  // of .x1
 };
-constexpr ShapeFacts kShapes[] = {{"32x32b", 32, 1, 1}, {"16x64b", 16, 2, 1}, {"16x128b", 16, 4, 2}, {"16x256b", 16, 8, 4}};
+constexpr ShapeFacts kShapes[] = {{"32x32b", 32, 1, 1}, {"16x64b", 16, 2, 1}, {"16x128b", 16, 4, 2}, {"16x256b", 16, 8, 4}, {"16x32bx2", 16, 1, 1}};
 
-/// Where a lane's register r lies, from the region's first lane and column.
+/// Where a lane's register r lies, from the region's first lane and column. In 16x32bx2, lanes 16 and up have a region of their own.
 void position(int shape, uint32_t lane, uint32_t r, uint32_t& row, uint32_t& column) {
   switch (shape) {
     case k32x32: row = lane; column = r; break;
     case k16x64: row = lane / 4 + 8 * (lane % 2); column = lane / 2 % 2 + 2 * r; break;
+    case k16x32x2: row = lane % 16; column = r; break;
     case k16x128: row = lane / 4 + 8 * (r % 2); column = lane % 4 + 4 * (r / 2); break;
     default: row = lane / 4 + 8 * (r / 2 % 2); column = r % 2 + 2 * (lane % 4) + 8 * (r / 4); break;
   }
 }
 
-/// detail: 0 the shape, 1 the repetitions.
-TensorRegion region_of(Warp& warp, const Instruction& in, const Operand& op) {
+/// What a tcgen05.ld or st touches: one rectangle, or two in 16x32bx2.
+struct Regions {
+  TensorRegion parts[2];
+  uint32_t count;
+};
+
+/// detail: 0 the shape, 1 the repetitions, 2 whether 16-bit halves of two columns share a register, 3 the split's operand.
+Regions regions_of(Warp& warp, const Instruction& in, const Operand& op) {
   auto address = static_cast<uint32_t>(warp.address(op, 0));
   for (int lane = 1; lane < kWarpSize; ++lane)
     if (static_cast<uint32_t>(warp.address(op, lane)) != address) throw EmulationError("the tensor memory address differs between lanes");
   const ShapeFacts& shape = kShapes[in.detail[0]];
-  TensorRegion region{address >> 16, shape.lanes, address & 0xffff, shape.columns * static_cast<uint32_t>(in.detail[1])};
+  uint32_t columns = shape.columns * static_cast<uint32_t>(in.detail[1]) * (in.detail[2] ? 2 : 1);
+  TensorRegion region{address >> 16, shape.lanes, address & 0xffff, columns};
   uint32_t own = 32u * (static_cast<uint32_t>(warp.index) % 4);
   if (region.lane < own || region.lane + region.lanes > own + 32)
     throw EmulationError("warp " + std::to_string(warp.index) + " may access lanes " + std::to_string(own) + ".." + std::to_string(own + 31) +
                          " of tensor memory, not " + std::to_string(region.lane) + ".." + std::to_string(region.lane + region.lanes - 1));
-  return region;
+  if (in.detail[0] != k16x32x2) return {{region, {}}, 1};
+  TensorRegion second = region;
+  second.column += static_cast<uint32_t>(in.args[static_cast<size_t>(in.detail[3])].value);
+  return {{region, second}, 2};
+}
+
+/// Calls f(cell, lane) for the cells of register r: `part` 1 for the second column where two share a register.
+template <class F>
+void each_cell(const Instruction& in, const Regions& regions, TensorMemory& memory, uint32_t r, uint32_t part, F&& f) {
+  for (uint32_t lane = 0; lane < kWarpSize; ++lane) {
+    uint32_t row, column;
+    position(in.detail[0], lane, r, row, column);
+    const TensorRegion& region = regions.parts[regions.count == 2 ? lane / 16 : 0];
+    f(memory.row(region.lane + row, region.column + (in.detail[2] ? 2 * column + part : column)), lane);
+  }
 }
 
 Status load(Warp& warp, const Instruction& in, uint32_t mask) {
@@ -80,17 +103,19 @@ Status load(Warp& warp, const Instruction& in, uint32_t mask) {
     return Status::blocked;
   }
   TensorMemory& memory = *warp.cta.tensor_memory;
-  TensorRegion region = region_of(warp, in, in.args[1]);
+  Regions regions = regions_of(warp, in, in.args[1]);
   bool relaxed = warp.cta.launch.options.relaxed_tensor_waits;
-  memory.begin_load(region, warp.clock, warp.epoch());
+  for (uint32_t i = 0; i < regions.count; ++i) memory.begin_load(regions.parts[i], warp.clock, warp.epoch());
   const std::vector<Operand>& registers = in.args[0].parts;
   for (uint32_t r = 0; r < registers.size(); ++r) {
     uint32_t values[kWarpSize];
-    for (uint32_t lane = 0; lane < kWarpSize; ++lane) {
-      uint32_t row, column;
-      position(in.detail[0], lane, r, row, column);
-      std::memcpy(&values[lane], memory.row(region.lane + row, region.column + column), 4);
-    }
+    each_cell(in, regions, memory, r, 0, [&](const float* cell, uint32_t lane) { std::memcpy(&values[lane], cell, 4); });
+    if (in.detail[2])
+      each_cell(in, regions, memory, r, 1, [&](const float* cell, uint32_t lane) {
+        uint32_t second;
+        std::memcpy(&second, cell, 4);
+        values[lane] = (values[lane] & 0xffff) | second << 16;
+      });
     warp.put(registers[r], mask, values);
     if (registers[r].is_register() && !relaxed) {
       ++warp.matrix->in_flight[registers[r].reg_index];
@@ -98,10 +123,13 @@ Status load(Warp& warp, const Instruction& in, uint32_t mask) {
       warp.matrix->loading.push_back(registers[r].reg_index);
     }
   }
-  if (relaxed)
-    memory.end_load(region);
-  else
-    warp.matrix->loads.push_back(region);
+  warp.matrix->last = &in;
+  for (uint32_t i = 0; i < regions.count; ++i) {
+    if (relaxed)
+      memory.end_load(regions.parts[i]);
+    else
+      warp.matrix->loads.push_back(regions.parts[i]);
+  }
   return Status::next;
 }
 
@@ -111,22 +139,24 @@ Status store(Warp& warp, const Instruction& in, uint32_t mask) {
     return Status::blocked;
   }
   TensorMemory& memory = *warp.cta.tensor_memory;
-  TensorRegion region = region_of(warp, in, in.args[0]);
-  memory.begin_store(region, warp.clock, warp.epoch());
-  const std::vector<Operand>& registers = in.args[1].parts;
+  Regions regions = regions_of(warp, in, in.args[0]);
+  for (uint32_t i = 0; i < regions.count; ++i) memory.begin_store(regions.parts[i], warp.clock, warp.epoch());
+  const std::vector<Operand>& registers = in.args.back().parts;
   for (uint32_t r = 0; r < registers.size(); ++r) {
     const uint32_t* values = warp.in<uint32_t>(registers[r]);
-    for (uint32_t lane = 0; lane < kWarpSize; ++lane) {
-      uint32_t row, column;
-      position(in.detail[0], lane, r, row, column);
-      std::memcpy(memory.row(region.lane + row, region.column + column), &values[lane], 4);
-    }
+    for (uint32_t part = 0; part < (in.detail[2] ? 2 : 1); ++part)
+      each_cell(in, regions, memory, r, part, [&](float* cell, uint32_t lane) {
+        uint32_t value = in.detail[2] ? values[lane] >> (16 * part) & 0xffff : values[lane];
+        std::memcpy(cell, &value, 4);
+      });
   }
-  memory.mark_written(region);
-  if (warp.cta.launch.options.relaxed_tensor_waits)
-    memory.end_store(region);
-  else
-    warp.matrix->stores.push_back(region);
+  for (uint32_t i = 0; i < regions.count; ++i) {
+    memory.mark_written(regions.parts[i]);
+    if (warp.cta.launch.options.relaxed_tensor_waits)
+      memory.end_store(regions.parts[i]);
+    else
+      warp.matrix->stores.push_back(regions.parts[i]);
+  }
   return Status::next;
 }
 
@@ -152,25 +182,10 @@ Status wait_stores(Warp& warp, const Instruction&, uint32_t mask) {
 
 // --- mma
 
-MatrixLayout layout_of(uint64_t descriptor) {
-  uint32_t bits;
-  switch (descriptor >> 61) {
-    case 0: bits = 0; break;
-    case 2: bits = 3; break;
-    case 4: bits = 2; break;
-    case 6: bits = 1; break;
-    default: throw EmulationError("tcgen05 descriptor " + hex(descriptor) + " has a layout that is not emulated");
-  }
-  if ((descriptor >> 46 & 3) != 1) throw EmulationError("tcgen05 descriptor " + hex(descriptor) + " has version " + std::to_string(descriptor >> 46 & 3) + ", expected 1");
-  if (descriptor >> 49 & 15) throw EmulationError("tcgen05 descriptor " + hex(descriptor) + " has a base offset or an absolute leading dimension");
-  return {static_cast<uint32_t>(descriptor & 0x3fff) << 4, static_cast<uint32_t>(descriptor >> 16 & 0x3fff) << 4,
-          static_cast<uint32_t>(descriptor >> 32 & 0x3fff) << 4, bits};
-}
-
 struct Mma {
   Type a, b;
   uint32_t rows, columns, depth;
-  bool negate_a, negate_b, transpose_a, transpose_b;
+  bool negate_a, negate_b, transpose_a, transpose_b, half;  // half: D is f16, in the lower half of each cell
 };
 
 /// detail[0]: 0 f16, 1 tf32, 2 f8f6f4.
@@ -178,18 +193,26 @@ Mma decode_instruction_descriptor(uint32_t d, int kind) {
   static constexpr Type kTypes[3][3] = {{Type::f16, Type::bf16, Type::none}, {Type::none, Type::none, Type::tf32}, {Type::e4m3, Type::e5m2, Type::none}};
   uint32_t a = d >> 7 & 7, b = d >> 10 & 7;
   Mma mma{a < 3 ? kTypes[kind][a] : Type::none, b < 3 ? kTypes[kind][b] : Type::none, (d >> 24 & 31) << 4, (d >> 17 & 63) << 3, 0,
-          (d >> 13 & 1) != 0, (d >> 14 & 1) != 0, (d >> 15 & 1) != 0, (d >> 16 & 1) != 0};
+          (d >> 13 & 1) != 0, (d >> 14 & 1) != 0, (d >> 15 & 1) != 0, (d >> 16 & 1) != 0, (d >> 4 & 3) == 0};
   auto refuse = [&](const std::string& why) { throw EmulationError("tcgen05 instruction descriptor " + hex(d) + ": " + why); };
   if (d >> 2 & 1) refuse("sparse matrices are not emulated");
-  if ((d >> 4 & 3) != 1) refuse("only f32 results are emulated");
+  if ((d >> 4 & 3) > 1) refuse("the result is neither f16 nor f32");
   if (mma.a == Type::none || mma.b == Type::none) refuse("an element type that this kind lacks or that is not emulated");
+  if (mma.half && (mma.a == Type::bf16 || mma.a == Type::tf32)) refuse("an f16 result of bf16 or tf32");
   if (kind == 0 && mma.a != mma.b) refuse("A and B have different types");
   if (mma.rows != 64 && mma.rows != 128) refuse("M is " + std::to_string(mma.rows) + ", not 64 or 128");
   uint32_t step = mma.rows == 64 ? 8 : 16;
   if (mma.columns < step || mma.columns > 256 || mma.columns % step) refuse("N is " + std::to_string(mma.columns) + " with M " + std::to_string(mma.rows));
-  if (kind == 1 && (mma.transpose_a || mma.transpose_b)) refuse("transposed tf32 is not emulated");
   mma.depth = 32 / static_cast<uint32_t>(size_of(mma.a));
   return mma;
+}
+
+/// Atoms of 32 bytes exist for rows that are contiguous, and 32-bit elements need them there.
+void check_layout(Type type, uint64_t descriptor, bool transposed) {
+  bool wide = descriptor >> 61 == 1;
+  if (wide && !transposed) throw EmulationError("tcgen05 descriptor " + hex(descriptor) + ": the swizzle with atoms of 32 bytes needs a transposed matrix");
+  if (type == Type::tf32 && transposed && !wide)
+    throw EmulationError("tcgen05 descriptor " + hex(descriptor) + ": transposed tf32 is emulated with the swizzle with atoms of 32 bytes only");
 }
 
 /// Lane of tensor memory that holds a row of D, and of A where that is in tensor memory.
@@ -227,9 +250,11 @@ Status multiply(Warp& warp, const Instruction& in, uint32_t mask) {
     for (uint32_t row = 0; row < mma.rows; ++row) memory.check_written({base + lane_of(mma, row), 1, a_region.column, 8}, "tcgen05.mma, A");
   } else {
     a_descriptor = warp.bits(in.args[1], lane);
-    matrix_chunks(layout_of(a_descriptor), static_cast<uint32_t>(size_of(mma.a)), 0, mma.rows, mma.depth, mma.transpose_a, *chunks);
+    check_layout(mma.a, a_descriptor, mma.transpose_a);
+    matrix_chunks(tcgen05_layout(a_descriptor), static_cast<uint32_t>(size_of(mma.a)), 0, mma.rows, mma.depth, mma.transpose_a, *chunks);
   }
-  matrix_chunks(layout_of(b_descriptor), static_cast<uint32_t>(size_of(mma.b)), 0, mma.columns, mma.depth, mma.transpose_b, *chunks);
+  check_layout(mma.b, b_descriptor, mma.transpose_b);
+  matrix_chunks(tcgen05_layout(b_descriptor), static_cast<uint32_t>(size_of(mma.b)), 0, mma.columns, mma.depth, mma.transpose_b, *chunks);
   auto thread = static_cast<uint16_t>(warp.thread(lane));
   for (uint32_t chunk : *chunks) cta.shared.begin_async_read(chunk, kGranule, thread, Reader::mma, warp.clock, user, [&](uint16_t of) { return cta.fences[of]; });
   memory.release_on_commit.push_back([&cta, &memory, chunks, d_region, a_region, a_in_memory] {
@@ -252,17 +277,21 @@ Status multiply(Warp& warp, const Instruction& in, uint32_t mask) {
           a[row * mma.depth + k] = decode_element(mma.a, cell + k % per_cell * size);
         }
     } else {
-      read_matrix(cta.shared.data(), layout_of(a_descriptor), mma.a, 0, mma.rows, mma.depth, mma.transpose_a, false, mma.depth, a.data());
+      read_matrix(cta.shared.data(), tcgen05_layout(a_descriptor), mma.a, 0, mma.rows, mma.depth, mma.transpose_a, false, mma.depth, a.data());
     }
-    read_matrix(cta.shared.data(), layout_of(b_descriptor), mma.b, 0, mma.columns, mma.depth, mma.transpose_b, true, mma.columns, b.data());
+    read_matrix(cta.shared.data(), tcgen05_layout(b_descriptor), mma.b, 0, mma.columns, mma.depth, mma.transpose_b, true, mma.columns, b.data());
     if (mma.negate_a != mma.negate_b)
       for (float& x : a) x = -x;
     for (uint32_t row = 0; row < mma.rows; ++row) {
       uint32_t at = base + lane_of(mma, row);
       if (kept[at / 32] >> at % 32 & 1) continue;
       float* to = memory.row(at, d_column);
+      if (mma.half && accumulate)
+        for (uint32_t n = 0; n < mma.columns; ++n) to[n] = from_f16(static_cast<uint16_t>(as_bits(to[n])));
       if (!accumulate) std::fill_n(to, mma.columns, 0.0f);
       multiply_add(1, mma.columns, mma.depth, &a[row * mma.depth], b.data(), to);
+      if (mma.half)
+        for (uint32_t n = 0; n < mma.columns; ++n) to[n] = as_float(to_f16(to[n]));
     }
   });
   return Status::next;
@@ -272,7 +301,7 @@ Status commit(Warp& warp, const Instruction& in, uint32_t mask) {
   Cta& cta = warp.cta;
   each_lane(warp, mask, [&](int lane) {
     uint32_t barrier = cta.shared_address(Space::shared, warp.address(in.args[0], lane) & ~kWindowMask);
-    cta.mbarriers.at(barrier);
+    cta.mbarriers.used_by(barrier, warp);
     if (in.args.size() > 1 && warp.bits(in.args[1], lane) != 1) throw EmulationError("tcgen05.commit to other CTAs in a cluster of one");
     Clock seen = warp.publish();
     seen.at[kTensorAgent] = cta.tensor_memory->issued;
@@ -302,17 +331,20 @@ void decode_tcgen05(Instruction& in) {
   } else if (what == "relinquish_alloc_permit") {
     in.run = relinquish;
   } else if (what == "ld" || what == "st") {
-    if (in.has("pack::16b") || in.has("unpack::16b") || in.has("red")) return;
+    if (in.has("red")) return;
     in.detail[0] = -1;
-    for (int i = 0; i < 4; ++i)
+    in.detail[2] = in.has("pack::16b") || in.has("unpack::16b");
+    in.detail[3] = what == "ld" ? 2 : 1;
+    for (int i = 0; i < 5; ++i)
       if (in.has(kShapes[i].name)) in.detail[0] = i;
     for (const std::string& part : in.parts)
       if (part[0] == 'x' && part.size() > 1) in.detail[1] = std::atoi(part.c_str() + 1);
     if (in.detail[0] < 0 || in.detail[1] < 1) return;
-    expect_count(in, 2, 2);
+    size_t operands = in.detail[0] == k16x32x2 ? 3 : 2;
+    expect_count(in, operands, operands);
     size_t expected = kShapes[in.detail[0]].registers * static_cast<size_t>(in.detail[1]);
-    if (in.args[what == "ld" ? 0 : 1].parts.size() != expected)
-      throw EmulationError(std::to_string(in.args[what == "ld" ? 0 : 1].parts.size()) + " registers, expected " + std::to_string(expected));
+    const std::vector<Operand>& registers = (what == "ld" ? in.args.front() : in.args.back()).parts;
+    if (registers.size() != expected) throw EmulationError(std::to_string(registers.size()) + " registers, expected " + std::to_string(expected));
     in.run = what == "ld" ? load : store;
   } else if (what == "wait::ld") {
     in.run = wait_loads;

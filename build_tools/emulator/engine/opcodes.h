@@ -30,7 +30,9 @@ std::vector<Opcode> warp_opcodes();
 std::vector<Opcode> mbarrier_opcodes();
 std::vector<Opcode> copy_opcodes();
 std::vector<Opcode> matrix_opcodes();
+std::vector<Opcode> mma_opcodes();
 std::vector<Opcode> tcgen05_opcodes();
+std::vector<Opcode> tcgen05_copy_opcodes();
 
 /// Throws unless the register operands have these sizes in bytes (0: a predicate, -1: any).
 void expect_sizes(const Instruction& instruction, std::initializer_list<int> sizes);

@@ -3,6 +3,7 @@
 #include <cstring>
 #include <deque>
 #include <map>
+#include <unordered_set>
 
 #include "program.h"
 
@@ -592,6 +593,7 @@ class Parser {
     if (found != scopes_[0].registers.end()) {
       reg = found->second;
     } else {
+      check_special(name);
       auto type = kTypes.find(name);
       reg = scopes_[0].registers[key] = new_register(type == kTypes.end() ? Type::u32 : type->second);
       module_->specials.push_back({name, reg.slot});
@@ -605,6 +607,17 @@ class Parser {
                name == "%globaltimer_lo" || name == "%globaltimer_hi";
     op.symbol = name;
     return op;
+  }
+
+  /// Those that Cta knows values for.
+  static void check_special(const std::string& name) {
+    static const std::unordered_set<std::string> kPlain = {
+        "%cluster_ctarank", "%cluster_nctarank", "%is_explicit_cluster", "%laneid", "%warpid", "%nwarpid", "%smid", "%nsmid", "%lanemask_eq",
+        "%lanemask_lt", "%lanemask_le", "%lanemask_gt", "%lanemask_ge", "%dynamic_smem_size", "%total_smem_size", "%gridid", "%clock",
+        "%clock_hi", "%clock64", "%globaltimer", "%globaltimer_lo", "%globaltimer_hi"};
+    static const std::unordered_set<std::string> kVectors = {"%tid", "%ntid", "%ctaid", "%nctaid", "%clusterid", "%nclusterid", "%cluster_ctaid", "%cluster_nctaid"};
+    bool axis = name.size() > 2 && name[name.size() - 2] == '.' && name.back() >= 'x' && name.back() <= 'z';
+    if (!kPlain.count(name) && !(axis && kVectors.count(name.substr(0, name.size() - 2)))) throw EmulationError("unknown special register " + name);
   }
 
   Operand address(const std::string& inside) {

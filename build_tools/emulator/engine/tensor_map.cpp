@@ -7,6 +7,7 @@ namespace gnaforge::emulator {
 
 namespace {
 
+constexpr uint32_t kAtoms32 = 4;  // CU_TENSOR_MAP_SWIZZLE_128B_ATOM_32B; 1..3 are spans of 32, 64, 128 bytes in atoms of 16
 constexpr uint64_t kMagic = 0x70616d2d61666e67;
 
 // CUtensorMapDataType: size in bytes, and the type that reductions compute in.
@@ -63,6 +64,7 @@ void TensorMap::each_row(const int32_t* origin, const std::function<void(uint32_
 
 uint32_t TensorMap::swizzled(uint32_t a) const {
   // 16-byte chunks are permuted by address bits above the span: 1, 2 or 3 bits from bit 7 up go onto bit 4 up.
+  if (swizzle == kAtoms32) return a ^ ((a >> 7 & 3) << 5);
   uint32_t bits = swizzle;
   return bits == 0 ? a : a ^ ((a >> 7 & ((1u << bits) - 1)) << 4);
 }
@@ -74,7 +76,7 @@ std::string encode_tensor_map(void* out, const TensorMap& map) {
   const Element& element = kElements[map.data_type];
   if (map.rank < 1 || map.rank > kMaxRank) return "rank " + number(map.rank) + " is not in 1..5";
   if (map.interleave != 0) return "interleaved layouts are not supported";
-  if (map.swizzle > 3) return "swizzle mode " + number(map.swizzle) + " is not supported";
+  if (map.swizzle > kAtoms32) return "swizzle mode " + number(map.swizzle) + " is not supported";
   if (map.address % 16) return "globalAddress " + hex(map.address) + " is not aligned to 16 bytes";
   if (map.fill_nan > 1) return "oobFill " + number(map.fill_nan) + " is unknown";
   if (map.fill_nan && !element.floating) return "NaN fill needs a floating-point type";
@@ -93,7 +95,7 @@ std::string encode_tensor_map(void* out, const TensorMap& map) {
   }
   uint32_t inner = map.box[0] * element.size;
   if (inner % 16) return "boxDim[0] is " + number(inner) + " bytes, not a multiple of 16";
-  uint32_t span = map.swizzle ? 16u << map.swizzle : 0;
+  uint32_t span = map.swizzle == kAtoms32 ? 128 : map.swizzle ? 16u << map.swizzle : 0;
   if (span && inner > span) return "boxDim[0] is " + number(inner) + " bytes, more than the swizzle's " + number(span);
   Packed packed{};
   packed.magic = kMagic;

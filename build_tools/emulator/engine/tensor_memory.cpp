@@ -16,7 +16,7 @@ std::string describe(const TensorRegion& r) {
 TensorMemory::TensorMemory()
     : cells_(kTensorLanes * kTensorColumns), written_(kTensorLanes * kTensorColumns), uses_(4 * kTensorColumns), allocation_(kTensorColumns) {}
 
-bool TensorMemory::allocate(uint32_t columns, uint32_t& address) {
+bool TensorMemory::allocate(uint32_t columns, uint32_t& address, const std::string& where) {
   if (columns < 32 || columns > 512 || (columns & (columns - 1)))
     throw EmulationError("tcgen05.alloc of " + std::to_string(columns) + " columns, which is no power of two in 32..512");
   if (!may_allocate_) throw EmulationError("tcgen05.alloc after tcgen05.relinquish_alloc_permit");
@@ -24,9 +24,10 @@ bool TensorMemory::allocate(uint32_t columns, uint32_t& address) {
     if (std::any_of(&allocation_[start], &allocation_[start] + columns, [](uint32_t a) { return a != 0; })) continue;
     std::fill(&allocation_[start], &allocation_[start] + columns, kInside);
     allocation_[start] = columns;
+    allocators_[start] = where;
     address = start;
     for (uint32_t quarter = 0; quarter < 4; ++quarter)
-      for (uint32_t column = start; column < start + columns; ++column) uses_[quarter * kTensorColumns + column].last = {};
+      for (uint32_t column = start; column < start + columns; ++column) readers_.overwrite(uses_[quarter * kTensorColumns + column].last, {});
     for (uint32_t lane = 0; lane < kTensorLanes; ++lane) std::fill_n(&written_[lane * kTensorColumns + start], columns, uint8_t{0});
     return true;
   }
@@ -44,7 +45,7 @@ void TensorMemory::deallocate(uint32_t address, uint32_t columns) {
 
 void TensorMemory::check_end() const {
   for (uint32_t column = 0; column < kTensorColumns; ++column)
-    if (allocation_[column]) throw EmulationError("the CTA ended without tcgen05.dealloc of the tensor memory at column " + std::to_string(column));
+    if (allocation_[column]) throw EmulationError(allocators_.at(column) + "the CTA ended without tcgen05.dealloc of the tensor memory at column " + std::to_string(column));
 }
 
 void TensorMemory::check(const TensorRegion& r, const char* what) const {
@@ -84,19 +85,12 @@ void TensorMemory::access(const TensorRegion& r, bool writes, const Clock& clock
   for (uint32_t quarter = r.lane / 32; quarter <= (r.lane + r.lanes - 1) / 32; ++quarter)
     for (uint32_t column = r.column; column < r.column + r.columns; ++column) {
       Accesses& last = uses_[quarter * kTensorColumns + column].last;
-      auto race = [&](Epoch other, const char* how) {
-        if (other.agent == by.agent || other.before(clock)) return;
+      bool was_read = false;
+      const Epoch* other = writes ? readers_.write(last, by, clock, was_read) : readers_.read(last, by, clock);
+      if (other)
         throw EmulationError("race: " + std::string(what) + " of tensor memory, lanes " + std::to_string(32 * quarter) + ".." +
-                             std::to_string(32 * quarter + 31) + ", column " + std::to_string(column) + ", which " + name_of_agent(other.agent) +
-                             " has " + how + " without any barrier or phase between that this warp has waited for");
-      };
-      race(last.write, "written");
-      if (writes) {
-        race(last.read, "read");
-        last = {by, {}};
-      } else {
-        last.read = by;
-      }
+                             std::to_string(32 * quarter + 31) + ", column " + std::to_string(column) + ", which " + name_of_agent(other->agent) +
+                             " has " + (was_read ? "read" : "written") + " without any barrier or phase between that this warp has waited for");
     }
 }
 

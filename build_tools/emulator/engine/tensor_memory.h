@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -23,7 +24,8 @@ class TensorMemory {
   TensorMemory();
 
   // tcgen05.alloc and dealloc. `allocate` returns false if the columns are not free now.
-  bool allocate(uint32_t columns, uint32_t& address);
+  // `where` says who allocates, for messages.
+  bool allocate(uint32_t columns, uint32_t& address, const std::string& where);
   void deallocate(uint32_t address, uint32_t columns);
   void relinquish() { may_allocate_ = false; }
   void check_end() const;
@@ -58,7 +60,9 @@ class TensorMemory {
   std::vector<float> cells_;
   std::vector<uint8_t> written_;
   std::vector<Use> uses_;               // 4 x 512
+  ReaderPool readers_;
   std::vector<uint32_t> allocation_;    // per column: size of the allocation that starts here, or kInside, or 0
+  std::map<uint32_t, std::string> allocators_;  // by first column
   bool may_allocate_ = true;
 };
 

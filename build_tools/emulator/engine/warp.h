@@ -44,10 +44,12 @@ class Warp {
   std::vector<std::vector<Frame>> calls;  // per lane
   std::vector<uint8_t> local;      // 32 times the module's local bytes
   Clock clock;                     // what this warp has seen
+  Clock observed;                  // what relaxed reads have found published: counts from the next fence on
+  Clock fenced, fenced_wide;       // what came before the last fence, of any scope or one beyond the CTA: follows relaxed writes
   uint32_t carry = 0;              // condition codes of the lanes
   std::unique_ptr<MatrixState> matrix;  // wgmma in flight
 
-  Epoch epoch() const { return {clock.at[static_cast<size_t>(index)], static_cast<uint8_t>(index)}; }
+  Epoch epoch(bool strong = false) const { return {clock.at[static_cast<size_t>(index)], static_cast<uint8_t>(index), strong}; }
   /// What this warp has done so far, for others to join; what it does from now on is later.
   Clock publish() {
     Clock now = clock;

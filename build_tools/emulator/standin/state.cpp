@@ -41,6 +41,7 @@ Settings read_settings() {
   settings.launch.seed = std::strtoull(setting("SEED", "0").c_str(), nullptr, 10);
   settings.launch.host_threads = static_cast<uint32_t>(std::strtoul(setting("HOST_THREADS", "1").c_str(), nullptr, 10));
   settings.launch.relaxed_tensor_waits = setting("RELAXED_TENSOR_WAITS", "0") != "0";
+  settings.launch.unchecked = setting("CHECKS", "1") == "0";
   settings.launch.patience = std::strtoull(setting("PATIENCE", "20000000").c_str(), nullptr, 10);
   settings.trace = setting("TRACE", "0") != "0";
   return settings;

@@ -1,0 +1,43 @@
+"""Kernels in the compile cache and its layers that this version would make. Asks no compiler and starts nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .arch import ARCHES
+from .build_tools.cache import cache_layers, current_in_layers
+from .recipe import LIBRARY_FILE, source_digest
+from .runtime.config import ANY_HEAD_DIM, KernelConfig
+from .runtime.lookup import Request
+
+
+def find_kernel(config: KernelConfig) -> Path | None:
+    """The library of a kernel that was compiled before."""
+    return current_in_layers(config.key, source_digest(config), LIBRARY_FILE)
+
+
+def find_kernels(request: Request) -> list[Path]:
+    """The libraries of all kernels that may serve a request."""
+    names = dict.fromkeys(name for cache in cache_layers() for name in cache.names())
+    configs = [config for name in names if (config := _parse(name)) is not None and may_serve(config, request)]
+    return [path for config in configs if (path := find_kernel(config)) is not None]
+
+
+def _parse(name: str) -> KernelConfig | None:
+    try:
+        return KernelConfig.parse(name)
+    except ValueError:  # the core, an emulated kernel, or one of another version
+        return None
+
+
+def may_serve(config: KernelConfig, request: Request) -> bool:
+    """Whether a kernel may compute what a request asks for, as far as its key tells."""
+    arch = ARCHES.get(config.arch)
+    dims = (config.head_dim, config.value_head_dim or config.head_dim)
+    return (
+        arch is not None
+        and arch.available
+        and arch.device == request.device
+        and (config.op, config.rank, config.dtype) == (request.op, request.rank, request.dtype)
+        and dims in ((ANY_HEAD_DIM, ANY_HEAD_DIM), (request.head_dim, request.value_head_dim))
+    )

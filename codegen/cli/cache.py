@@ -1,0 +1,148 @@
+"""`gnaforge cache`: the compile cache."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .options import JsonOption
+
+if TYPE_CHECKING:
+    from ..build_tools.cache_care import Doomed
+
+app = typer.Typer(
+    name="cache",
+    help="Look at the compile cache, explain it, and make room. GNAFORGE_CACHE_DIR says where it is.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
+
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be deleted; delete nothing.")]
+
+
+@app.command()
+def info(json: JsonOption = False) -> None:
+    """Say where the cache and its read-only layers are, and what they hold.
+
+    Example: [bold]gnaforge cache info[/]
+    """
+    from ..cache_report import summaries
+
+    rows = summaries()
+    if json:
+        from .inspecting import print_json
+
+        print_json(rows)
+        return
+    for row in rows:
+        kind = "cache" if row is rows[-1] else "layer"
+        print(f"{kind} {row['folder']}" + _state(row))
+        for name, what in _KINDS.items():
+            if row[name]["count"] or name == "kernels":
+                print(f"  {row[name]['count']:5} {what}, {row[name]['bytes'] / 1e6:.1f} MB")
+
+
+_KINDS = {
+    "kernels": "kernels",
+    "stale": "made by another version (gnaforge cache prune)",
+    "other": "parts of gnaforge itself",
+    "damaged": "damaged (gnaforge cache prune)",
+}
+
+
+def _state(row: dict[str, object]) -> str:
+    if not row["exists"]:
+        return ": not there yet"
+    return "" if row["trusted"] else ": NOT USED, others may write to it, or it is no folder of yours"
+
+
+@app.command()
+def clear(dry_run: DryRunOption = False) -> None:
+    """Delete everything in the cache. Kernels compile again when they are needed.
+
+    Processes that run keep what they have loaded; builds that run finish. Layers are not touched.
+
+    Example: [bold]gnaforge cache clear[/]
+    """
+    from ..build_tools.cache import user_cache
+    from ..build_tools.cache_care import everything
+
+    cache = user_cache()
+    _delete(everything(cache) if cache.root.is_dir() else [], dry_run)
+
+
+@app.command()
+def prune(
+    older_than: Annotated[
+        float | None, typer.Option("--older-than", metavar="DAYS", min=0, help="Also what was not used for longer.")
+    ] = None,
+    keep_mb: Annotated[
+        float | None,
+        typer.Option("--keep-mb", metavar="MB", min=0, help="Also the least recently used, until MB are left."),
+    ] = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Delete what is of no use: kernels made by another version of gnaforge, damaged ones, leftovers of killed builds.
+
+    Examples: [bold]gnaforge cache prune[/], [bold]gnaforge cache prune --older-than 30 --keep-mb 500[/]
+    """
+    from ..build_tools.cache import user_cache
+    from ..build_tools.cache_care import to_prune
+    from ..cache_report import is_stale
+
+    doomed = to_prune(
+        user_cache(),
+        is_stale,
+        older_than=None if older_than is None else older_than * 86400,
+        keep_bytes=None if keep_mb is None else int(keep_mb * 1e6),
+    )
+    _delete(doomed, dry_run)
+
+
+def _delete(doomed: list[Doomed], dry_run: bool) -> None:
+    from ..build_tools.cache import user_cache
+    from ..build_tools.cache_care import remove
+
+    for item in doomed:
+        print(item.folder.name + (f": {item.reason}" if item.reason else ""))
+    if user_cache().root.is_dir() and not dry_run:
+        remove(user_cache(), doomed)
+    what = "would be deleted" if dry_run else "deleted"
+    print(f"{len(doomed)} folders {what}, {sum(item.size for item in doomed) / 1e6:.1f} MB")
+
+
+@app.command()
+def explain(
+    key: Annotated[str, typer.Argument(metavar="KEY", help="A kernel's key, as gnaforge list prints it.")],
+    json: JsonOption = False,
+) -> None:
+    """Print every part of a kernel's cache key, and which part differs from the nearest entry of the cache.
+
+    Example: [bold]gnaforge cache explain gna_forward-cpu-r2-fp32-dany-q8x8-kv8x8[/]
+    """
+    from ..arch import checked
+    from ..cache_report import explain as explained
+
+    config = checked(key)
+    found = explained(config)
+    if json:
+        from .inspecting import print_json
+
+        paths = {name: str(getattr(found, name) or "") for name in ("found", "usable", "nearest")}
+        print_json({**vars(found), **paths})
+        return
+    width = max(map(len, found.parts))
+    for name, value in found.parts.items():
+        print(f"{name:{width}}  {value}")
+    print(f"{'digest':{width}}  {found.digest or '(needs a compiler)'}\n")
+    for note in found.notes:
+        print(note)
+    if found.found:
+        print(f"in the cache: {found.found}")
+        return
+    print("not in the cache" + (f"; calls take what another compiler made: {found.usable}" if found.usable else ""))
+    if found.nearest:
+        print(f"nearest entry: {found.nearest}")
+        for name, (theirs, ours) in found.differences.items():
+            print(f"  {name}: there {theirs or '(nothing)'}\n  {' ' * len(name)}  now   {ours or '(nothing)'}")

@@ -1,0 +1,70 @@
+"""What a kernel is made of, as far as files tell: without rendering, and without asking any compiler.
+
+A process that finds its kernels in the cache needs no more than this, so it imports hashing and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+from .arch import ARCHES
+from .build_tools.cache import digest_of
+from .build_tools.includes import include_closure
+from .build_tools.toolchain import CXX_FLAGS, LINK_FLAGS
+from .runtime.config import KernelConfig
+
+SOURCE_SCHEMA = 2
+LIBRARY_FILE = "kernel.so"
+LIBRARY_TEMPLATE = "library/library.cpp.j2"
+_NESTED = re.compile(r"{%-?\s*(?:include|import|from|extends)\s+[\"']([^\"']+)[\"']")
+
+
+def template_dir() -> Path:
+    """Folder of the templates; C++ headers are in its ``include/``."""
+    from . import templates
+
+    return Path(templates.__file__).parent
+
+
+def include_dir() -> Path:
+    """The folder to compile kernels with: ``-I``."""
+    return template_dir() / "include"
+
+
+def source_digest(config: KernelConfig) -> str:
+    """Names what this version of gnaforge makes a kernel of, whatever compiles it.
+
+    That is its key, its templates, the headers that they reach and the flags: a kernel in the cache with another
+    digest was made by another version.
+    """
+    flags = [CXX_FLAGS, LINK_FLAGS]
+    if ARCHES[config.arch].compiler == "nvcc":
+        from .build_tools.cuda_compiler import CUTLASS_FLAGS, NVCC_FLAGS, NVCC_LINK_FLAGS
+
+        flags += [NVCC_FLAGS, NVCC_LINK_FLAGS]
+        if ARCHES[config.arch].cutlass:
+            flags.append(CUTLASS_FLAGS)
+    templates = _template_closure(ARCHES[config.arch].template, LIBRARY_TEMPLATE)
+    return digest_of(
+        {
+            "schema": SOURCE_SCHEMA,
+            "key": config.key,
+            "templates": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in templates.items()},
+            "headers": include_closure("\n".join(templates.values()), include_dir()),
+            "flags": flags,
+        }
+    )
+
+
+def _template_closure(*names: str) -> dict[str, str]:
+    """The texts of templates and of those that they bring in, by name, sorted."""
+    texts: dict[str, str] = {}
+    pending = list(names)
+    while pending:
+        name = pending.pop()
+        if name not in texts:
+            texts[name] = (template_dir() / name).read_text()
+            pending += _NESTED.findall(texts[name])
+    return dict(sorted(texts.items()))

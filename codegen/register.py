@@ -1,0 +1,347 @@
+"""Kernels for a running process: `register` and `warmup`, and what a call compiles when no kernel fits it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .arch import ARCHES, checked, is_key, refuse_unavailable
+from .cached_kernels import find_kernel
+from .errors import InputError
+from .machine import machine_arch
+from .progress import compiling
+from .runtime import core, jit
+from .runtime.config import OPS, KernelConfig
+from .runtime.kernels import registry
+from .runtime.lookup import Made, Request
+
+if TYPE_CHECKING:
+    import torch
+
+    from .spec import Spec
+
+Numbers = int | Sequence[int]
+Flags = bool | Sequence[bool]
+
+_DTYPES = {"torch.float32": "fp32", "torch.bfloat16": "bf16", "torch.float16": "fp16"}
+_ENTRY_FIELDS = ("rank", "head_dim", "value_head_dim", "dtype", "variant")
+_SHAPE_FIELDS = ("tokens", "window", "stride", "dilation", "causal", "heads", "kv_heads", "batch")
+_WORTH_FITTING = 8  # default Q tiles that a call must have tokens for
+
+
+def register(
+    kernel: KernelConfig | str | os.PathLike[str] | Mapping[str, Any] | Spec | None = None,
+    *,
+    rank: Numbers | None = None,
+    head_dim: Numbers | str | None = None,
+    dtype: str | torch.dtype | Sequence[str] | None = None,
+    arch: str | Sequence[str] | None = None,
+    q_tile: Numbers | None = None,
+    kv_tile: Numbers | None = None,
+    tiles: str | Sequence[Mapping[str, Any]] | None = None,
+    value_head_dim: Numbers | None = None,
+    variant: str | None = None,
+    tokens: Numbers | None = None,
+    window: Numbers | None = None,
+    stride: Numbers | None = None,
+    dilation: Numbers | None = None,
+    causal: Flags | None = None,
+    heads: int | None = None,
+    kv_heads: int | None = None,
+    batch: int | None = None,
+    policy: str | None = None,
+) -> list[str]:
+    """Has kernels in this process: loaded already, from the cache, or compiled now (seconds) and cached.
+
+    Say which in one of four ways: the fields below; a `KernelConfig`; its key; or a spec, as a path, a preset's name, a
+    mapping or a `Spec`. Doing it again does nothing. Any number of threads and processes may ask at once: each kernel
+    is compiled once. Meanwhile other threads may call the operators. If it takes over a second, stderr says so.
+
+        gnaforge.register(rank=3, head_dim=72, dtype="bf16", arch="sm90", q_tile=(2, 8, 8), kv_tile=(2, 8, 8))
+        gnaforge.register(rank=2, head_dim=64, dtype="bf16", tokens=(256, 256), window=80, heads=24)   # fitted tiles
+        gnaforge.register("hunyuan-video")
+
+    Args:
+        kernel: a config, a key or a spec; of a spec's archs the one that runs here is taken, unless ``arch`` is given.
+        rank: token dimensions, 1 to 3.
+        head_dim: channels per head of Q and K; ``value_head_dim`` of V, where it differs.
+        dtype: ``fp32``, ``bf16`` or ``fp16``, or torch's.
+        arch: ``cpu``, ``sm90``, ...; default: this machine's GPU, or ``cpu`` where there is none.
+        q_tile, kv_tile: tokens per tile and dimension. Without them the tiles are fitted to ``tokens`` and
+            ``window``; without those they are the arch's default.
+        tiles: in their place: ``auto`` (fitted), or a list as in a spec.
+        variant: kernel family, where an arch has several.
+        tokens, window, stride, dilation, causal, heads, kv_heads, batch: the problem to fit the tiles to. The kernel
+            takes any other, too. A window of one number holds for all dimensions, and so do stride and dilation.
+        policy: from now on, what a call does that no kernel fits: ``never`` raises, ``warn`` compiles one and says
+            so, ``always`` compiles silently. Default: ``GNAFORGE_JIT``, else ``warn``. May be given alone.
+
+    Returns:
+        The kernels' keys.
+
+    Raises:
+        InputError: (a `ValueError`) a field is wrong, or nothing was named; each line begins with the field.
+        BuildError: (a `RuntimeError`) no compiler, an unusable cache folder, or the compilation failed.
+        RuntimeError: torch is tracing, or a CUDA graph is being captured.
+    """
+    fields = {name: value for name, value in locals().items() if value is not None}
+    for name in ("kernel", "policy", "arch"):
+        fields.pop(name, None)
+    if busy := jit.busy():
+        raise RuntimeError(f"gnaforge.register: {busy}")
+    if policy is not None:
+        if policy not in jit.POLICIES:
+            raise InputError(f"policy: {policy!r} is not one of {', '.join(jit.POLICIES)}")
+        jit.set_policy(policy)
+        if kernel is None and arch is None and not fields:
+            return []
+    if kernel is None and not fields:
+        raise InputError("say which kernel: rank, head_dim and dtype; or a KernelConfig, a key or a spec")
+    if kernel is None:
+        configs = _configs_of_fields(fields, arch)
+    elif fields:
+        raise InputError(f"{', '.join(fields)}: can't be given beside {kernel!r}, which says it all")
+    else:
+        configs = _configs_of(kernel, arch)
+    _have(configs)
+    return [config.key for config in configs]
+
+
+def warmup(
+    kernel: KernelConfig | str | os.PathLike[str] | Mapping[str, Any] | Spec | None = None, **fields: Any
+) -> list[str]:
+    """`register`, and then runs every kernel that can run here once, on a tiny problem.
+
+    After it the first call of a server, and the capture of a CUDA graph, find everything loaded. Arguments, result and
+    errors are those of `register`.
+    """
+    keys = register(kernel, **fields)
+    for key in keys:
+        _run_once(KernelConfig.parse(key))
+    return keys
+
+
+def _configs_of(kernel: object, arch: str | Sequence[str] | None) -> list[KernelConfig]:
+    if isinstance(kernel, KernelConfig) or (isinstance(kernel, str) and is_key(kernel)):
+        config = checked(kernel)
+        if arch is not None and config.arch not in _listed(arch):
+            raise InputError(f"arch: {arch!r} excludes {config}, which is for {config.arch}")
+        return [config]
+    from .plan import plan
+    from .spec import Spec, load_spec, spec_of
+
+    if isinstance(kernel, str | os.PathLike):
+        spec = load_spec(kernel if isinstance(kernel, str) else Path(kernel))
+    elif isinstance(kernel, Spec):
+        spec = kernel
+    elif isinstance(kernel, Mapping):
+        spec = spec_of(dict(kernel))
+    else:
+        raise InputError(f"kernel: {kernel!r} is no config, key or spec")
+    return list(plan(spec, _listed(arch) if arch is not None else [_own_arch(spec)]).configs)
+
+
+def _own_arch(spec: Spec) -> str:
+    """The arch of a spec that runs on this machine: its GPU's, else cpu."""
+    try:
+        own = machine_arch()
+    except InputError:
+        own = "cpu"
+    for arch in (own, "cpu"):
+        if arch in spec.arch:
+            return arch
+    raise InputError(
+        f"arch: {spec.library} has kernels for {', '.join(spec.arch)}, this machine runs {own}; "
+        f"name one to compile it all the same: arch={spec.arch[0]!r}"
+    )
+
+
+def _configs_of_fields(fields: dict[str, Any], arch: str | Sequence[str] | None) -> list[KernelConfig]:
+    fields = {name: _DTYPES.get(str(value), value) if name == "dtype" else value for name, value in fields.items()}
+    arch = machine_arch() if arch is None else arch
+    config = _plain_config(fields, arch)
+    return [config] if config is not None else _configs_by_spec(fields, arch)
+
+
+def _plain_config(fields: dict[str, Any], arch: Any) -> KernelConfig | None:
+    """The one config that the fields name with its tiles, or None if it takes a spec to say what they name."""
+    if not {"rank", "head_dim", "dtype"} <= fields.keys() <= {"rank", "head_dim", "dtype", "q_tile", "kv_tile"}:
+        return None
+    family = ARCHES.get(arch) if isinstance(arch, str) else None
+    tiles = (fields.get("q_tile"), fields.get("kv_tile"))
+    if family is None or (tiles[0] is None) != (tiles[1] is None):
+        return None
+    try:
+        q_tile, kv_tile = map(_box, family.default_tiles[fields["rank"]] if tiles == (None, None) else tiles)
+        names = (fields["rank"], fields["dtype"], fields["head_dim"])
+        config = KernelConfig(OPS[0], arch, *names, q_tile, kv_tile, variant=family.variants[0])
+    except (ValueError, TypeError, KeyError):
+        return None  # the spec's models say what is wrong, and better
+    return None if family.problems(config) or config.head_dim == 0 else family.built(config)
+
+
+def _box(extents: Any) -> tuple[int, ...]:
+    return (extents,) if isinstance(extents, int) else tuple(extents)
+
+
+def _configs_by_spec(fields: dict[str, Any], arch: str | Sequence[str]) -> list[KernelConfig]:
+    """As a spec would say it, so that what is wrong is said in the same words."""
+    from .plan import plan
+    from .spec import spec_of
+
+    entry = {name: fields[name] for name in _ENTRY_FIELDS if name in fields}
+    shape = {name: fields[name] for name in _SHAPE_FIELDS if name in fields}
+    boxes = {short: fields[name] for short, name in (("q", "q_tile"), ("kv", "kv_tile")) if name in fields}
+    if boxes and "tiles" in fields:
+        raise InputError("tiles: can't be given beside q_tile and kv_tile")
+    if fields.get("tiles") == "auto" and not shape:
+        raise InputError("tiles: auto fits tiles to a problem; give its tokens and window")
+    configs: list[KernelConfig] = []
+    for name in _listed(arch):
+        tiles = fields.get("tiles") or ([boxes] if boxes else "auto" if shape else _default_tiles(name, fields))
+        spec = {"spec_version": 1, "library": "registered", "arch": name}
+        spec["kernels"] = [{**entry, "tiles": tiles, **({"shapes": [_complete(shape)]} if shape else {})}]
+        checked_spec = spec_of(spec, lambda path: _field_name(path, fields))
+        configs += plan(checked_spec).configs
+    return configs
+
+
+def _default_tiles(arch: str, fields: Mapping[str, Any]) -> list[dict[str, Any]]:
+    rank = fields.get("rank")
+    family = ARCHES.get(arch) or ARCHES["cpu"]
+    ranks = [rank] if isinstance(rank, int) else rank if isinstance(rank, list | tuple) else []
+    boxes = [family.default_tiles[r] for r in ranks if r in family.default_tiles] or [((1,), (1,))]
+    return [{"q": list(q), "kv": list(kv)} for q, kv in boxes]
+
+
+def _complete(shape: dict[str, Any]) -> dict[str, Any]:
+    """A shape with one number per dimension where one was given for all."""
+    tokens = shape.get("tokens")
+    rank = len(tokens) if isinstance(tokens, list | tuple) else 1
+    whole = dict(shape)
+    for name in ("window", "stride", "dilation", "causal"):
+        if type(whole.get(name)) in (int, bool):
+            whole[name] = (whole[name],) * rank
+    return whole
+
+
+def _field_name(path: tuple[int | str, ...], fields: Mapping[str, Any]) -> str:
+    """How the caller knows the place in the spec that stands for the fields."""
+    from .spec_yaml import path_text
+
+    own = path[2:] if path[:1] == ("kernels",) else path
+    if own[:1] == ("tiles",) and "tiles" not in fields:
+        own = ({"q": "q_tile", "kv": "kv_tile"}[str(own[2])], *own[3:]) if len(own) > 2 else ("tiles",)
+    elif own[:1] == ("shapes",):
+        own = own[2:] or ("tokens",)
+    if len(own) == 2 and not isinstance(fields.get(str(own[0])), list | tuple):
+        own = own[:1]
+    return path_text(own)
+
+
+def _listed(arch: str | Sequence[str]) -> list[str]:
+    return [arch] if isinstance(arch, str) else list(arch)
+
+
+def _have(configs: Sequence[KernelConfig]) -> None:
+    """Has every kernel in the process's table."""
+    refuse_unavailable(configs)
+    missing = [config for config in configs if config not in registry]
+    paths = {config: find_kernel(config) for config in missing}
+    absent = [config for config in missing if paths[config] is None]
+    if absent:
+        from .build import LIBRARY_FILE, build_kernels
+
+        with compiling([config.key for config in absent]):
+            artifacts, _ = build_kernels(absent)
+        paths.update({config: artifact.verified(LIBRARY_FILE) for config, artifact in artifacts.items()})
+    for path in paths.values():
+        assert path is not None
+        core.load_library(path)
+
+
+def _run_once(config: KernelConfig) -> None:
+    import torch
+
+    from .runtime.ops import DTYPE_NAMES, neighborhood_attention
+
+    device = ARCHES[config.arch].device
+    if device == "cuda" and not torch.cuda.is_available():
+        return
+    dtype = next(dtype for dtype, name in DTYPE_NAMES.items() if name == config.dtype)
+    tokens = tuple(map(max, config.q_tile, config.kv_tile))
+    dim = config.head_dim or 64
+    q = torch.zeros(1, *tokens, 1, dim, dtype=dtype, device=device)
+    v = torch.zeros(1, *tokens, 1, config.value_head_dim or dim, dtype=dtype, device=device)
+    with torch.no_grad():
+        neighborhood_attention(q, q, v, tokens, kernel=config)
+
+
+def make_for_call(request: Request, *, quiet: bool) -> Made:
+    """Compiles a kernel for a call that none fits.
+
+    Raises:
+        InputError: this version has no kernels for it.
+        BuildError: as `register`.
+    """
+    from .build import LIBRARY_FILE, build_kernels
+
+    begin = time.monotonic()
+    config = config_for(request, fit=True)
+    with compiling([config.key], transient=True, quiet=quiet):
+        artifacts, compiled = build_kernels([config])
+    path = artifacts[config].verified(LIBRARY_FILE)
+    return Made([str(path)], [config.key for config in compiled], time.monotonic() - begin)
+
+
+def config_for(request: Request, *, fit: bool) -> KernelConfig:
+    """The kernel to make for a request: with the tiles that it names, else fitted to its problem, else the default.
+
+    A small problem takes the default tiles: they cost it little, and the same kernel will be used for larger ones.
+
+    Raises:
+        InputError: this version has no such kernels; says what it has.
+    """
+    if request.key:
+        return checked(request.key)
+    arch = ARCHES[machine_arch(request.device, request.device_index)]
+    q_tile, kv_tile = arch.default_tiles[request.rank]
+    p = request.problem
+    if request.q_tile or request.kv_tile:
+        q_tile, kv_tile = request.q_tile or q_tile, request.kv_tile or kv_tile
+    elif fit and p is not None and prod(p.tokens) >= _WORTH_FITTING * prod(q_tile) and request.dtype in arch.dtypes:
+        q_tile, kv_tile = _fitted(request, arch.name)
+    try:
+        config = KernelConfig(
+            request.op,
+            arch.name,
+            request.rank,
+            request.dtype,
+            request.head_dim,
+            q_tile,
+            kv_tile,
+            request.value_head_dim,
+            arch.variants[0],
+        )
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    return checked(arch.built(checked(config)))
+
+
+def _fitted(request: Request, arch: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    from .simulator.fitting import fit_workloads
+    from .simulator.model import make_workload
+
+    assert request.problem is not None
+    workload = make_workload(
+        **request.problem._asdict(),
+        head_dim=request.head_dim,
+        value_head_dim=request.value_head_dim,
+        dtype=request.dtype,
+    )
+    tiles = fit_workloads([workload], arch).tiles[0]
+    return tiles.q, tiles.kv

@@ -1,0 +1,222 @@
+"""The compile cache: what its key holds, how it is looked at and emptied, and what the clock has to do with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from gnaforge import recipe
+from gnaforge.build import build_kernels, make_jobs
+from gnaforge.build_tools import includes, toolchain
+from gnaforge.build_tools.artifact import read_artifact
+from gnaforge.build_tools.cache import Cache, user_cache
+from gnaforge.build_tools.cache_care import remove, to_prune
+from gnaforge.build_tools.toolchain import cxx_compiler
+from gnaforge.cached_kernels import find_kernel
+from gnaforge.recipe import source_digest
+from gnaforge.runtime.config import KernelConfig
+from kernel_set import SMALL, cpu_config
+
+DAY = 86400.0
+
+
+@pytest.fixture
+def filled(no_kernels: Path, fake_cxx, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache with the core and `SMALL`, made by the stand-in compiler."""
+    monkeypatch.setenv("CXX", f"'{fake_cxx()}'")
+    cxx_compiler.cache_clear()
+    build_kernels([SMALL])
+    yield no_kernels
+    cxx_compiler.cache_clear()
+
+
+@pytest.fixture
+def templates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the templates, in use, to edit."""
+    copy = tmp_path / "templates"
+    shutil.copytree(recipe.template_dir(), copy)
+    monkeypatch.setattr(recipe, "template_dir", lambda: copy)
+    includes.forget_headers()
+    yield copy
+    includes.forget_headers()
+
+
+def digests() -> tuple[str, str]:
+    """What names the artifact of `SMALL`, and what a lookup goes by."""
+    includes.forget_headers()
+    return make_jobs([SMALL], cxx_compiler())[0].digest, source_digest(SMALL)
+
+
+def test_an_upgrade_changes_the_key_and_touching_does_not(templates: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = digests()
+    for path in templates.rglob("*"):
+        os.utime(path, (1, 1))
+    assert digests() == before
+    seen = {before}
+    for name in ("include/gnaforge/cpu/forward.h", "include/gnaforge/abi.h"):
+        (templates / name).write_text((templates / name).read_text() + "// newer\n")
+        seen.add(digests())
+    monkeypatch.setattr("gnaforge.build.SOURCE_SCHEMA", 99)
+    monkeypatch.setattr(recipe, "SOURCE_SCHEMA", 99)
+    seen.add(digests())
+    monkeypatch.setattr(toolchain, "CXX_FLAGS", (*toolchain.CXX_FLAGS, "-g"))
+    monkeypatch.setattr(recipe, "CXX_FLAGS", toolchain.CXX_FLAGS)
+    seen.add(digests())
+    assert len({full for full, _ in seen}) == len({source for _, source in seen}) == 5
+    for name in ("library/library.cpp.j2", "cpu/kernel.cpp.j2"):  # rendering keeps its templates, a new process doesn't
+        before = digests()
+        (templates / name).write_text((templates / name).read_text() + "// newer\n")
+        assert digests()[1] != before[1]
+
+
+def test_the_table_of_a_kernels_library_is_part_of_its_key() -> None:
+    from gnaforge.build import source_parts
+
+    assert source_parts(SMALL, "a", "b") != source_parts(SMALL, "a", "c")
+
+
+def test_cutlass_is_part_of_the_key_of_what_includes_it(templates: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    version = "4.2.0"
+    monkeypatch.setattr("gnaforge.build.cutlass_version", lambda: version)
+    plain = digests()
+    header = templates / "include/gnaforge/window.h"
+    header.write_text("#include <cute/tensor.hpp>\n" + header.read_text())
+    (before, source) = digests()
+    assert plain[0] != before
+    version = "4.3.0"
+    assert digests() == (make_jobs([SMALL], cxx_compiler())[0].digest, source) and digests()[0] != before
+    header.write_text(header.read_text().partition("\n")[2])
+    assert digests() == plain
+
+
+def test_the_compiler_is_part_of_the_key_but_no_lookup_asks_for_it(filled: Path, fake_cxx, monkeypatch) -> None:
+    first = find_kernel(SMALL)
+    monkeypatch.setenv("CXX", f"'{fake_cxx(version='fake 2.0')}'")
+    cxx_compiler.cache_clear()
+    assert find_kernel(SMALL) == first
+    assert build_kernels([SMALL])[1] == [SMALL]
+    second = find_kernel(SMALL)  # of two that do, the one made later
+    assert second not in (None, first)
+    monkeypatch.setenv("CXX", f"'{fake_cxx(version='fake 1.0')}'")
+    cxx_compiler.cache_clear()
+    assert build_kernels([SMALL])[1] == [] and find_kernel(SMALL) == second
+
+
+def test_what_is_published_is_readable_by_all_and_writable_by_nobody(no_kernels: Path, fake_cxx, monkeypatch) -> None:
+    monkeypatch.setenv("CXX", f"'{fake_cxx()}'")
+    cxx_compiler.cache_clear()
+    before = os.umask(0)
+    try:
+        build_kernels([SMALL])
+    finally:
+        os.umask(before)
+        cxx_compiler.cache_clear()
+    path = find_kernel(SMALL)
+    assert path is not None
+    assert {file.stat().st_mode & 0o777 for file in path.parent.iterdir()} == {0o644}
+    assert path.parent.stat().st_mode & 0o777 == 0o755
+
+
+def artifact_used(cache: Cache, name: str, now: float) -> Path:
+    """Makes an artifact of 1,000 bytes that was last used at that time."""
+
+    def make(scratch: Path, folder: Path) -> dict[str, str]:
+        (folder / "file").write_bytes(b"x" * 1000)
+        return {"key": name}
+
+    clock, cache.clock = cache.clock, lambda: now
+    artifact = cache.find_or_make(name, f"{abs(hash(name)):016x}"[:16] * 4, make)
+    artifact.mark_used(now)
+    cache.clock = clock
+    return artifact.folder
+
+
+def test_pruning_goes_by_the_last_use_and_survives_any_clock(tmp_path: Path) -> None:
+    now = 1e9
+    cache = Cache(tmp_path / "cache", clock=lambda: now)
+    old, new, future = (
+        artifact_used(cache, name, used)
+        for name, used in (("old", now - 40 * DAY), ("new", now - DAY), ("future", now + 400 * DAY))
+    )
+    assert [item.folder for item in to_prune(cache, lambda _: False, older_than=30 * DAY)] == [old]
+    doomed = to_prune(cache, lambda _: False, keep_bytes=2 * read_artifact(new).size() + 10)
+    assert [item.folder for item in doomed] == [old]
+    now -= 1000 * DAY  # the clock goes backwards: all was used in the future, nothing looks old
+    assert to_prune(cache, lambda _: False, older_than=30 * DAY) == []
+    assert cache.find("old", read_artifact(old).record["digest"]) is not None
+    assert read_artifact(old).last_used() == now
+    assert [item.folder for item in to_prune(cache, lambda a: a.folder == new)] == [new]
+    doomed = to_prune(cache, lambda _: False, keep_bytes=0)
+    assert {item.folder for item in doomed} == {old, new, future}
+    remove(cache, doomed)
+    assert list(cache.artifacts()) == [] and not list(cache.root.glob(".build-*"))
+
+
+def test_only_what_is_ours_is_deleted(filled: Path, cli) -> None:
+    (filled / "notes.txt").write_text("mine")
+    (filled / "my-folder").mkdir()
+    broken = filled / "gna_forward-cpu-r1-fp32-dany-q8-kv9-0123456789abcdef"
+    broken.mkdir()
+    listed = cli("cache", "clear", "--dry-run").stdout
+    assert "would be deleted" in listed and find_kernel(SMALL) is not None
+    assert f"{broken.name}: damaged" in cli("cache", "prune").stdout
+    assert not broken.exists() and find_kernel(SMALL) is not None
+    assert "2 folders deleted" in cli("cache", "clear").stdout
+    assert {path.name for path in filled.iterdir()} == {"notes.txt", "my-folder", ".locks"}
+
+
+def test_info_explain_and_prune(filled: Path, cli, templates: Path) -> None:
+    rows = json.loads(cli("cache", "info", "--json").stdout)
+    assert [rows[0][name]["count"] for name in ("kernels", "stale", "other", "damaged")] == [1, 0, 1, 0]
+    assert rows[0]["folder"] == str(filled) and rows[0]["kernels"]["bytes"] > 10_000
+    found = cli("cache", "explain", SMALL.key)
+    folder = find_kernel(SMALL).parent  # type: ignore[union-attr]
+    assert f"in the cache: {folder}" in found.stdout and "headers gnaforge/window.h" in found.stdout
+    other = cli("cache", "explain", SMALL.key, CXX="g++").stdout
+    assert f"nearest entry: {folder}" in other and "not in the cache; calls take what another compiler made" in other
+    assert "  compiler: there fake 1.0 [fake]\n            now   g++" in other
+    differing = json.loads(cli("cache", "explain", SMALL.key, "--json", CXX="g++").stdout)["differences"]
+    assert list(differing) == ["compiler"]
+    blind = cli("cache", "explain", SMALL.key, CXX="/nonexistent").stdout
+    assert "without a compiler only the sources' parts are known: no C++ compiler found" in blind
+    away = cpu_config(1, "fp32", (8,), (80,)).key
+    differing = json.loads(cli("cache", "explain", away, "--json").stdout)["differences"]
+    assert list(differing) == ["key", "source", "library"]
+    record = json.loads((folder / "record.json").read_text())
+    (folder / "record.json").write_text(json.dumps({**record, "source_digest": "0" * 64}))
+    assert "1 made by another version" in cli("cache", "info").stdout
+    assert f"{folder.name}: made by another version" in cli("cache", "prune").stdout and not folder.exists()
+
+
+def test_bad_input_and_strange_caches(filled: Path, cli, tmp_path: Path) -> None:
+    assert "is no kernel key" in cli("cache", "explain", "nonsense").stderr
+    assert "arch not available" in cli("cache", "explain", "gna_forward-sm100-r2-bf16-d64-q8x8-kv8x8").stderr
+    assert cli("cache", "prune", "--keep-mb", "-1").returncode == 2
+    for command in (["info"], ["clear"], ["prune"]):
+        done = cli("cache", *command, GNAFORGE_CACHE_DIR=str(tmp_path / "none"))
+        assert done.returncode == 0 and not (tmp_path / "none").exists(), done.stderr
+    filled.chmod(0o777)
+    assert "NOT USED" in cli("cache", "info").stdout
+    refused = cli("cache", "clear")
+    assert refused.returncode == 1 and "others may write to the cache folder" in refused.stderr
+    assert (filled / find_name(filled)).exists()
+
+
+def find_name(cache: Path) -> str:
+    return next(path.name for path in cache.glob("gna_*"))
+
+
+def test_a_layer_serves_builds_and_is_not_written(filled: Path, tmp_path: Path, monkeypatch) -> None:
+    layer = filled.with_name("layer")
+    filled.rename(layer)
+    before = sorted(path.name for path in layer.rglob("*"))
+    monkeypatch.setenv("GNAFORGE_CACHE_PATH", str(layer))
+    assert find_kernel(SMALL) is not None and build_kernels([SMALL])[1] == []
+    assert sorted(path.name for path in layer.rglob("*")) == before
+    layer.chmod(0o777)
+    assert find_kernel(SMALL) is None
+    monkeypatch.setenv("GNAFORGE_CACHE_PATH", "")
+    assert user_cache().names() == [] and KernelConfig.parse(SMALL.key) == SMALL

@@ -1,0 +1,410 @@
+"""Registration and the JIT policy: what is asked for, what is compiled when, and when nothing may be."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from kernel_set import SMALL
+
+pytestmark = pytest.mark.usefixtures("no_kernels")
+
+PRELUDE = f"""
+import sys, threading, torch, gnaforge
+from gnaforge import register
+KEY = {SMALL.key!r}
+FIELDS = dict(rank=1, head_dim=8, dtype="fp32", arch="cpu", q_tile=8, kv_tile=8)
+torch.manual_seed(0)
+x = torch.randn(1, 9, 1, 8)
+def said(call):
+    try:
+        return str(call())
+    except Exception as error:
+        return f"{{type(error).__name__}}: {{error}}"
+def right(out):
+    scores = x[0, :, 0] @ x[0, :, 0].T * 8**-0.5
+    begin = (torch.arange(9) - 1).clamp(0, 6)
+    for i, b in enumerate(begin.tolist()):
+        scores[i, :b], scores[i, b + 3:] = -torch.inf, -torch.inf
+    return torch.allclose(out[0, :, 0], scores.softmax(-1) @ x[0, :, 0], atol=1e-5)
+"""
+
+
+@pytest.fixture
+def run(forked, fake_cxx):
+    """Runs code after the prelude, with the stand-in compiler; it must succeed. Returns stdout's and stderr's lines."""
+
+    def call(code: str, **environment: str) -> tuple[list[str], list[str]]:
+        done = forked(PRELUDE + code, **{"CXX": f"'{fake_cxx()}'", **environment})
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines(), done.stderr.splitlines()
+
+    return call
+
+
+@pytest.fixture
+def compiled(tmp_path: Path):
+    """How many kernels the stand-in compiler compiled."""
+    count = tmp_path / "fake compiler" / "compiled"
+    return lambda: len(count.read_text().splitlines()) if count.exists() else 0
+
+
+def test_every_way_to_name_a_kernel(run, compiled, tmp_path: Path) -> None:
+    (tmp_path / "one.yaml").write_text(
+        "spec_version: 1\nlibrary: one\narch: [cpu, sm90]\nkernels:\n"
+        "  - {rank: 1, head_dim: any, dtype: fp32, tiles: [{q: 8, kv: 8}]}\n".replace("[cpu, sm90]", "cpu")
+    )
+    out, err = run(
+        """
+from pathlib import Path
+spec = {"spec_version": 1, "library": "one", "arch": "cpu",
+        "kernels": [{"rank": 1, "head_dim": 8, "dtype": "fp32", "tiles": [{"q": 8, "kv": 8}]}]}
+for keys in (register(**FIELDS), register(**{**FIELDS, "dtype": torch.float32, "q_tile": (8,)}), register(KEY),
+             register(gnaforge.KernelConfig.parse(KEY)), register("one.yaml"), register(Path("one.yaml")),
+             register(spec), register(**{**FIELDS, "head_dim": [8, 16]}), register(KEY, arch="cpu")):
+    assert keys == [KEY], keys
+print(len(gnaforge.registry), right(gnaforge.na1d(x, x, x, 3)), gnaforge.warmup(KEY) == [KEY])
+"""
+    )
+    assert out == ["1 True True"] and compiled() == 1
+    assert err == []
+
+
+def test_a_new_process_takes_it_from_the_cache_and_imports_little(run, compiled) -> None:
+    run("register(KEY)")
+    out, err = run(
+        """
+before = set(sys.modules)
+register(**FIELDS)
+gnaforge.na1d(x, x, x, 3)
+heavy = {"pydantic", "jinja2", "typer", "yaml", "ninja", "filelock", "matplotlib", "torch._dynamo", "subprocess"}
+print(sorted(heavy & (set(sys.modules) - before)), "gnaforge.build" in sys.modules)
+""",
+        CXX="/nonexistent/g++",
+        PATH="/nonexistent",
+    )
+    assert out == ["[] False"] and err == [] and compiled() == 1
+
+
+def test_tiles_are_fitted_to_a_problem_or_the_archs_default(forked) -> None:
+    done = forked(
+        PRELUDE
+        + """
+import gnaforge.register as _  # the module
+module = sys.modules["gnaforge.register"]
+asked = []
+module._have = lambda configs: asked.extend(configs)
+import gnaforge as g
+fields = dict(rank=2, head_dim=32, dtype="fp32", arch="cpu")
+problem = dict(tokens=(56, 56), window=(7, 7), heads=4)
+print(module.register(**fields))
+short = dict(tokens=(56, 56), window=7, heads=4, tiles="auto")
+print(module.register(**fields, **problem) == module.register(**fields, **short))
+fitted = g.fit(problem, arch="cpu", head_dim=32, dtype="fp32").tiles[0]
+print((asked[1].q_tile, asked[1].kv_tile) == (fitted.q, fitted.kv), asked[1] != asked[0])
+"""
+    )
+    assert done.stdout.splitlines() == ["['gna_forward-cpu-r2-fp32-dany-q8x8-kv8x8']", "True", "True True"], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        ("", "InputError: say which kernel: rank, head_dim and dtype; or"),
+        ("rank=2", "InputError: head_dim: is required\ndtype: is required"),
+        (
+            "**{**FIELDS, 'head_dim': 70}",
+            "InputError: head_dim: 70 must be a multiple of 8, at most 256; did you mean 72?",
+        ),
+        ("**{**FIELDS, 'dtype': 'bf15'}", "dtype: 'bf15' is no dtype; allowed: fp32, bf16, fp16; did you mean 'bf16'?"),
+        ("**{**FIELDS, 'arch': 'sm9'}", "arch: 'sm9' is no arch; allowed: cpu, sm90, sm100; did you mean 'sm90'?"),
+        ("**{**FIELDS, 'arch': 'sm100', 'dtype': 'bf16', 'kv_tile': 16}", "sm100: arch not available in this version"),
+        ("**{**FIELDS, 'q_tile': (8, 8)}", "InputError: q_tile: [8, 8] has 2 entries; rank 1 needs 1"),
+        ("**{**FIELDS, 'q_tile': 999}", "InputError: q_tile: holds 999 query tokens; cpu takes at most 256"),
+        ("**{**FIELDS, 'kv_tile': None}", "InputError: kv_tile: is required"),
+        ("**{**FIELDS, 'tiles': 'auto'}", "InputError: tiles: can't be given beside q_tile and kv_tile"),
+        (
+            "rank=1, head_dim=8, dtype='fp32', tiles='auto'",
+            "tiles: auto fits tiles to a problem; give its tokens and window",
+        ),
+        ("rank=1, head_dim=8, dtype='fp32', tokens=9", "InputError: window: is required"),
+        ("rank=1, head_dim=8, dtype='fp32', tokens=9, window=10", "InputError: window: 10 is more than the 9 tokens"),
+        (
+            "rank=1, head_dim=8, dtype='fp32', tokens=9, window=9, heads=4, kv_heads=3",
+            "kv_heads: 3 does not divide heads",
+        ),
+        ("KEY, rank=1", "InputError: rank: can't be given beside"),
+        ("KEY, arch='sm90'", "InputError: arch: 'sm90' excludes"),
+        ("KEY + '-odd'", "variant: 'odd' is not a variant of cpu"),
+        ("'gna_forward-cpu'", "is no kernel key; a key looks like"),
+        ("'vit-57'", "did you mean 'vit-56'?"),
+        ("'missing.yaml'", "missing.yaml: no such file"),
+        ("'hunyuan-video', arch='tpu'", "arch 'tpu' is not in the spec of hunyuan_video"),
+        ("{'library': 'x'}", "InputError: spec_version: is required"),
+        ("5", "InputError: kernel: 5 is no config, key or spec"),
+        ("policy='maybe'", "InputError: policy: 'maybe' is not one of never, warn, always"),
+    ],
+)
+def test_errors_name_the_field(call: str, expected: str) -> None:
+    import gnaforge
+
+    fields = {"rank": 1, "head_dim": 8, "dtype": "fp32", "arch": "cpu", "q_tile": 8, "kv_tile": 8}
+    with pytest.raises(gnaforge.InputError) as caught:
+        eval(f"gnaforge.register({call})", {"gnaforge": gnaforge, "FIELDS": fields, "KEY": SMALL.key})
+    assert expected in f"InputError: {caught.value}"
+
+
+def test_without_a_toolchain_the_error_says_how_to_get_one(run) -> None:
+    out, _ = run(
+        """
+print(said(lambda: register(KEY)))
+print(said(lambda: gnaforge.na1d(x, x, x, 3)))
+import os
+os.environ["GNAFORGE_TOOLCHAIN"] = "system"
+print(said(lambda: register("gna_forward-sm90-r1-bf16-d64-q64-kv64")))
+""",
+        CXX="",
+        PATH="/nonexistent",
+        CUDA_HOME="",
+        GNAFORGE_JIT="warn",
+    )
+    text = "\n".join(out)
+    assert text.startswith("BuildError: no C++ compiler found") and "`gnaforge doctor`" in text
+    assert "NoKernelError" in text and "it can't be compiled now: no C++ compiler found" in text
+
+
+def test_without_nvcc_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    import gnaforge
+
+    monkeypatch.setenv("GNAFORGE_TOOLCHAIN", "system")
+    monkeypatch.setenv("CUDA_HOME", "/nonexistent")
+    monkeypatch.setattr("gnaforge.build_tools.cuda._system_candidates", lambda: [])
+    with pytest.raises(gnaforge.BuildError) as caught:
+        gnaforge.register("gna_forward-sm90-r1-bf16-d64-q64-kv64")
+    assert "pip install 'gnaforge[cuda]'" in str(caught.value) and "gnaforge doctor" in str(caught.value)
+
+
+MISS = """
+from gnaforge.arch import ARCHES
+ARCHES["cpu"].default_tiles[1] = ((8,), (8,))
+"""
+
+
+@pytest.mark.parametrize("policy", ["never", "warn", "always", "", "sometimes"])
+def test_what_a_call_does_that_no_kernel_fits(run, compiled, policy: str) -> None:
+    code = (
+        "print(said(lambda: right(gnaforge.na1d(x, x, x, 3))))\nprint(said(lambda: right(gnaforge.na1d(x, x, x, 3))))"
+    )
+    out, err = run(MISS + code, GNAFORGE_JIT=policy)
+    if policy == "sometimes":
+        assert out[0] == "ValueError: GNAFORGE_JIT is 'sometimes'; it must be one of never, warn, always"
+    elif policy == "never":
+        assert out[0].startswith("NoKernelError: gnaforge: no kernel fits this problem: rank 1, fp32, head_dim 8,")
+        assert "calls don't compile (GNAFORGE_JIT=never)" in out
+        assert f"or build one with: gnaforge build {SMALL.key}" in out
+        call = 'gnaforge.register(rank=1, head_dim=8, dtype="fp32", arch="cpu", tokens=9, window=3, heads=1)'
+        assert f"register one with: {call}" in out
+    else:
+        assert out == ["True", "True"]
+    assert compiled() == (policy in ("warn", "always", ""))
+    if policy in ("warn", ""):
+        assert len(err) == 1
+        assert re.fullmatch(rf"gnaforge: compiled {SMALL.key} in \d+\.\d s: no kernel .*\(GNAFORGE_JIT=warn\)", err[0])
+    else:
+        assert err == []
+
+
+def test_the_policy_can_be_set_and_the_named_call_registers(run, compiled) -> None:
+    out, _ = run(
+        MISS
+        + """
+print(register(policy="never"))
+text = said(lambda: gnaforge.na1d(x, x, x, 3))
+(call,) = [line.removeprefix("register one with: ") for line in text.splitlines() if line.startswith("register one")]
+from gnaforge import fit
+import gnaforge.simulator.fitting
+keys = eval(call.replace("tokens=9, window=3", "q_tile=8, kv_tile=8").replace(", heads=1", ""))
+print(keys, right(gnaforge.na1d(x, x, x, 3)))
+""",
+        GNAFORGE_JIT="warn",
+    )
+    assert out == ["[]", f"['{SMALL.key}'] True"] and compiled() == 1
+
+
+def test_a_pinned_kernel_and_pinned_tiles_are_made(run, compiled) -> None:
+    out, _ = run(
+        """
+print(right(gnaforge.na1d(x, x, x, 3, kernel=KEY)))
+print(right(gnaforge.na1d(x, x, x, 3, q_tile_shape=(8,), kv_tile_shape=(8,))))
+register(policy="never")
+print(said(lambda: gnaforge.na1d(x, x, x, 3, kernel=KEY.replace("q8", "q16"))))
+print(said(lambda: gnaforge.na1d(x, x, x, 3, q_tile_shape=(16,))))
+""",
+        GNAFORGE_JIT="always",
+    )
+    assert out[:2] == ["True", "True"] and compiled() == 1
+    text = "\n".join(out)
+    assert f'register it with: gnaforge.register("{SMALL.key.replace("q8", "q16")}")' in text
+    assert "no kernel with q_tile_shape (16,)" in text and "calls don't compile (GNAFORGE_JIT=never)" in text
+
+
+def test_calls_use_fitted_tiles_and_small_ones_the_default() -> None:
+    from gnaforge import fit
+    from gnaforge.arch import ARCHES
+    from gnaforge.register import config_for
+    from gnaforge.runtime.lookup import Problem, Request
+
+    def request(*tokens: int, **fields: object) -> Request:
+        ones = (1,) * len(tokens)
+        problem = Problem(tokens, (7,) * len(tokens), ones, ones, (False,) * len(tokens), 4, 4, 1)
+        return Request("gna_forward", len(tokens), "fp32", 32, 32, "cpu", problem=problem, **fields)
+
+    large = config_for(request(56, 56), fit=True)
+    best = fit({"tokens": (56, 56), "window": (7, 7), "heads": 4}, arch="cpu", head_dim=32, dtype="fp32").tiles[0]
+    assert (large.q_tile, large.kv_tile) == (best.q, best.kv) != ARCHES["cpu"].default_tiles[2]
+    small = config_for(request(9, 9), fit=True)
+    assert (small.q_tile, small.kv_tile) == ARCHES["cpu"].default_tiles[2]
+    asked = config_for(request(56, 56, q_tile=(4, 4)), fit=True)
+    assert (asked.q_tile, asked.kv_tile) == ((4, 4), ARCHES["cpu"].default_tiles[2][1])
+
+
+def test_nothing_is_compiled_while_torch_traces(run, compiled) -> None:
+    out, _ = run(
+        """
+from torch._subclasses.fake_tensor import FakeTensorMode
+def attend(x):
+    return gnaforge.na1d(x, x, x, 3)
+def pinned(x):
+    return gnaforge.na1d(x, x, x, 3, kernel=KEY)
+class Module(torch.nn.Module):
+    def forward(self, x):
+        return attend(x)
+def registering(x):
+    register(KEY)
+    return x
+gnaforge.na1d and gnaforge.runtime.ops._load_operators()
+for trace in (lambda: torch.compile(attend, backend="eager", fullgraph=True)(x),
+              lambda: torch.compile(attend, backend="eager", dynamic=True)(x),
+              lambda: torch.compile(pinned, backend="eager", fullgraph=True)(x),
+              lambda: torch.export.export(Module(), (x,)),
+              lambda: torch.compile(registering, backend="eager", fullgraph=True)(x)):
+    print(said(trace).replace("\\n", " | "))
+    torch._dynamo.reset()
+with FakeTensorMode() as mode:
+    fake = torch.empty(1, 9, 1, 8)
+    print(said(lambda: attend(fake)).replace("\\n", " | "))
+print(len(gnaforge.registry))
+register(KEY)
+print(right(torch.compile(attend, backend="eager", fullgraph=True)(x)))
+""",
+        GNAFORGE_JIT="always",
+    )
+    call = 'gnaforge.register(rank=1, head_dim=8, dtype="fp32", arch="cpu"'
+    assert all("and none is compiled meanwhile" in line for line in out[:4]), out
+    assert all(f"register one before: {call}, tokens=9, window=3, heads=1)" in out[i] for i in (0, 3, 5)), out
+    assert call in out[1] and f'register one before: gnaforge.register("{SMALL.key}")' in out[2], out
+    assert "torch is tracing" in out[4], out
+    assert out[6:] == ["0", "True"] and compiled() == 1
+
+
+def test_a_compiled_graph_that_misses_its_kernel_names_the_call(run, compiled) -> None:
+    """A graph exported elsewhere calls the operator with no Python around it."""
+    out, _ = run(
+        """
+gnaforge.na1d and gnaforge.runtime.ops._load_operators()
+print(said(lambda: torch.ops.gnaforge.forward(x, x, x, [3, 1, 1, 0])).replace("\\n", " | "))
+y = torch.randn(2, 8, 9, 4, 16, dtype=torch.bfloat16)
+v = torch.randn(2, 8, 9, 2, 32, dtype=torch.bfloat16)
+print(said(lambda: torch.ops.gnaforge.forward(y, y[:, :, :, :2], v, [3, 4, 2, 1, 1, 2, 0, 1])).replace("\\n", " | "))
+from gnaforge.runtime import lookup
+print(lookup.request_of(y, y[:, :, :, :2], v, [3, 4, 2, 1, 1, 2, 0, 1]).register_call())
+""",
+        GNAFORGE_JIT="always",
+    )
+    assert out[0].startswith("RuntimeError: gnaforge: no kernel fits this problem") and compiled() == 0
+    assert out[1].split("register one with: ")[1] == out[2]
+    assert out[2] == (
+        'gnaforge.register(rank=2, head_dim=16, value_head_dim=32, dtype="bf16", arch="cpu", tokens=(8, 9), '
+        "window=(3, 4), stride=(2, 1), dilation=(1, 2), causal=(False, True), heads=4, kv_heads=2, batch=2)"
+    )
+
+
+def test_nothing_is_compiled_or_loaded_under_capture(run, compiled) -> None:
+    """What torch says of a capture is set by hand: this needs no GPU."""
+    out, _ = run(
+        """
+register(KEY)  # in the cache, so a call could load it
+""",
+        GNAFORGE_JIT="always",
+    )
+    out, _ = run(
+        """
+torch.cuda.is_initialized = torch.cuda.is_current_stream_capturing = lambda: True
+print(said(lambda: gnaforge.na1d(x, x, x, 3)).replace("\\n", " | "))
+print(said(lambda: register(KEY)))
+print(len(gnaforge.runtime.core.table()))
+torch.cuda.is_current_stream_capturing = lambda: False
+register(KEY)
+torch.cuda.is_current_stream_capturing = lambda: True
+print(right(gnaforge.na1d(x, x, x, 3)))
+""",
+        GNAFORGE_JIT="always",
+    )
+    assert "a CUDA graph is being captured" in out[0] and "register one with: gnaforge.register(" in out[0]
+    assert out[1].startswith("RuntimeError: gnaforge.register: a CUDA graph is being captured")
+    assert out[2:] == ["0", "True"] and compiled() == 1
+
+
+def test_threads_that_miss_one_kernel_compile_it_once(run, compiled) -> None:
+    out, err = run(
+        MISS
+        + """
+go = threading.Barrier(8)
+done = []
+def call(i):
+    go.wait()
+    y = x.repeat(1, 1 + i, 1, 1)
+    gnaforge.na1d(y, y, y, 3)
+    done.append(right(gnaforge.na1d(x, x, x, 3)))
+threads = [threading.Thread(target=call, args=(i,)) for i in range(8)]
+[t.start() for t in threads]; [t.join() for t in threads]
+print(done, [c.key for c in gnaforge.registry] == [KEY])
+""",
+        GNAFORGE_JIT="warn",
+    )
+    assert out == [f"{[True] * 8} True"] and compiled() == 1 and len(err) == 1
+
+
+def test_threads_register_while_others_call_and_compile(run, compiled) -> None:
+    """Several kernels at once, one of them asked for by all; operators run and are traced meanwhile."""
+    out, _ = run(
+        """
+register(KEY)
+others = [KEY.replace("q8-kv8", f"q8-kv{n}") for n in (16, 24)]
+import gnaforge.build as building
+stop, errors = threading.Event(), []
+def calling():
+    while not stop.is_set():
+        assert right(gnaforge.na1d(x, x, x, 3))
+def tracing():
+    compiled = torch.compile(lambda x: gnaforge.na1d(x, x, x, 3), backend="eager", fullgraph=True)
+    assert right(compiled(x))
+def registering(i):
+    assert register(KEY) == [KEY]
+def guarded(body, *arguments):
+    def work():
+        try:
+            body(*arguments)
+        except BaseException as error:
+            errors.append(repr(error))
+    return threading.Thread(target=work)
+caller = guarded(calling)
+caller.start()
+threads = [guarded(registering, i) for i in range(7)] + [guarded(tracing)]
+[t.start() for t in threads]; [t.join() for t in threads]
+stop.set(); caller.join()
+print(errors)
+"""
+    )
+    assert out == ["[]"] and compiled() == 1
