@@ -92,8 +92,7 @@ def _nvcc() -> str:
 
 
 def _cutlass() -> str:
-    cutlass = find_cutlass()
-    return f"{cutlass.version}, {cutlass.include}"
+    return f"{version('nvidia-cutlass')}, {find_cutlass().include}"
 
 
 def _cache() -> str:

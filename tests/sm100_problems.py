@@ -11,7 +11,7 @@ import oracle
 import sm90_problems
 from gnaforge.runtime.config import KernelConfig
 
-MAX_TILES = 12  # Q tiles of all heads, batch entries and dilation groups; the emulator takes about 0.5 s for each
+MAX_TILES = 12  # Q tiles of all heads, batch entries and dilation groups
 
 
 def q_tiles(problem: oracle.Problem, config: KernelConfig) -> int:

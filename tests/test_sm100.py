@@ -172,7 +172,7 @@ def test_other_devices_are_refused(libraries: dict[KernelConfig, Path]) -> None:
 
 def test_facts_of_a_build(libraries: dict[KernelConfig, Path]) -> None:
     for config, path in libraries.items():
-        record = json.loads(path.with_name("build.json").read_text())
+        record = json.loads(path.with_name("record.json").read_text())
         channels = 64 if config.head_dim == 64 else 128
         assert record["registers"] == 128 and record["spill_bytes"] <= 256
         # Q, three stages of K or V, output; barriers and what masks remember
