@@ -107,7 +107,9 @@ def kernel_compiler(config: KernelConfig, host: Compiler, stand_in: Path | None 
         BuildError: the kernel needs nvcc, and there is none.
     """
     arch = ARCHES[config.arch]
-    return cuda_compiler(host, arch.target, stand_in) if arch.compiler == "nvcc" else host
+    if arch.compiler != "nvcc":
+        return host
+    return cuda_compiler(host, arch.target, stand_in, cutlass=arch.cutlass)
 
 
 def is_emulated(compiler: Compiler | CudaCompiler) -> bool:
@@ -156,11 +158,9 @@ def build_kernels(
         The artifact of each config, and the configs that were compiled now.
 
     Raises:
-        InputError: a config's arch is not available.
         BuildError: no compiler, an unusable cache folder, or a compilation failed; other kernels are kept.
     """
     listener = listener or Listener()
-    refuse_unavailable(configs)
     cache = user_cache()
     artifacts, pending = split_cached(make_jobs(sorted(configs), cxx_compiler(), stand_in))
     compiled: list[KernelConfig] = []

@@ -179,7 +179,8 @@ def _plain_config(fields: dict[str, Any], arch: Any) -> KernelConfig | None:
         if tiles == (None, None):
             tiles = family.default_boxes(fields["rank"], fields["head_dim"])
         q_tile, kv_tile = map(_box, tiles)
-        config = KernelConfig(OPS[0], arch, fields["rank"], fields["dtype"], fields["head_dim"], q_tile, kv_tile)
+        names = (fields["rank"], fields["dtype"], fields["head_dim"])
+        config = KernelConfig(OPS[0], arch, *names, q_tile, kv_tile, variant=family.variants[0])
     except (ValueError, TypeError, KeyError):
         return None  # the spec's models say what is wrong, and better
     return None if family.problems(config) or config.head_dim == 0 else family.built(config)
@@ -326,6 +327,7 @@ def config_for(request: Request, *, fit: bool) -> KernelConfig:
             q_tile,
             kv_tile,
             request.value_head_dim,
+            arch.variants[0],
         )
     except ValueError as error:
         raise InputError(str(error)) from None

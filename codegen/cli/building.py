@@ -36,11 +36,9 @@ def generate(
     Example: [bold]gnaforge generate hunyuan-video -o generated[/]
     """
     from .. import generate as generating
-    from ..build import refuse_unavailable
 
     plan = plan_of(spec, arch)
     _say_notes(plan)
-    refuse_unavailable(plan.configs)
     if not check:
         folder = generating.generate(plan, out)
         print(f"{len(plan.configs)} kernels in {folder}")
@@ -78,7 +76,6 @@ def build(
 
     plan = plan_of(spec, arch)
     _say_notes(plan)
-    building.refuse_unavailable(plan.configs)
     if dry_run:
         _dry_run(plan)
         return

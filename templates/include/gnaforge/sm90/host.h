@@ -1,4 +1,5 @@
-// The sm90 forward kernel's entry: checks a call, encodes tensor maps, launches. Host only.
+// The entry of a forward kernel of sm90, or of another arch that takes the same Params: checks a call, encodes tensor
+// maps, launches. Host only.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -21,10 +22,10 @@ constexpr gnaforge_device tensor_device = GNAFORGE_CPU;
 constexpr gnaforge_device tensor_device = GNAFORGE_CUDA;
 #endif
 
-/// `Config` is as in entry.h, and has `static const void* kernel()`, the kernel as the runtime knows it.
-template <class Config>
+/// `Config` is as in entry.h, and has `static const void* kernel()`, the kernel as the runtime knows it. `L` is its
+/// Layout.
+template <class Config, class L>
 struct Entry {
-  using L = Layout<Config>;
   using QTile = typename Config::QTile;
   using KvTile = typename Config::KvTile;
   static constexpr int rank = L::rank;
@@ -40,8 +41,9 @@ struct Entry {
       cudaGetLastError();  // or the next call of somebody else would report it
       return reason.refuse("can't ask device %d: %s", device, cudaGetErrorString(error));
     }
-    if (major != 9 || minor != 0)
-      return reason.refuse("device %d has compute capability %d.%d, this kernel needs 9.0", device, major, minor);
+    if (!L::runs_on(major, minor))
+      return reason.refuse("device %d has compute capability %d.%d, this kernel needs %s", device, major, minor,
+                           L::needs);
     return true;
   }
 
@@ -55,13 +57,11 @@ struct Entry {
         !check::layout<rank>("value", *args->v, problem, problem.kv_heads, reason) ||
         !check::layout<rank>("out", *args->out, problem, problem.heads, reason))
       return false;
-    if (launch_tiles(problem, axes) > max_tiles)
+    if (launch_tiles(problem, axes) > L::max_tiles)
       return reason.refuse("%.0f Q tiles of all heads and batch entries, at most %d", launch_tiles(problem, axes),
-                           max_tiles);
+                           L::max_tiles);
     return check_device(*args, reason);
   }
-
-  static constexpr int max_tiles = (1 << 30) - 1;
 
   static double launch_tiles(const gnaforge_problem& problem, const Axis (&axes)[rank]) {
     return static_cast<double>(problem.batch) * static_cast<double>(problem.heads) *
@@ -152,9 +152,9 @@ struct Entry {
     for (int d = 0; d < rank; ++d) {
       params.length[index][d] = group_length(axes[d], slice.group[d]);
       tiles *= ceil_div(params.length[index][d], QTile::extent(d));
-      q_box[d] = QTile::extent(d);
+      q_box[d] = L::q_box(d);
       kv_box[d] = KvTile::extent(d);
-      out_box[d] = d == 0 ? L::out_extent : QTile::extent(d);
+      out_box[d] = L::out_box(d);
     }
     if (wants_log_sum_exp(args))
       params.log_sum_exp[index] = static_cast<float*>(data_of(*args.log_sum_exp, slice, sizeof(float)));
@@ -197,7 +197,7 @@ struct Entry {
       cudaGetLastError();
       return reason.refuse("can't prepare device %d: %s", device, cudaGetErrorString(error));
     }
-    const bool folded = rank == 3 && problem.batch > 1 && foldable(*args.q, problem.heads, L::head_dim) &&
+    const bool folded = rank == 3 && L::may_fold && problem.batch > 1 && foldable(*args.q, problem.heads, L::head_dim) &&
                         foldable(*args.k, problem.kv_heads, L::head_dim) &&
                         foldable(*args.v, problem.kv_heads, L::value_head_dim) &&
                         foldable(*args.out, problem.heads, L::value_head_dim);
@@ -229,12 +229,11 @@ struct Entry {
   }
 };
 
-template <class Config>
+template <class Config, class L = Layout<Config>>
 constexpr gnaforge_entry make_entry() {
-  using E = Entry<Config>;
-  return {sizeof(gnaforge_entry), Layout<Config>::threads, Layout<Config>::shared_bytes,
-          GNAFORGE_CUDA,          Config::key,             E::can_run,
-          E::workspace_bytes,     E::visited_work,         E::run};
+  using E = Entry<Config, L>;
+  return {sizeof(gnaforge_entry), L::threads,      L::shared_bytes, GNAFORGE_CUDA, Config::key, E::can_run,
+          E::workspace_bytes,     E::visited_work, E::run};
 }
 
 }  // namespace gnaforge::sm90

@@ -22,6 +22,11 @@ constexpr int warpgroup_threads = 128;
 /// `Config` is as in entry.h.
 template <class Config>
 struct Layout {
+  static constexpr const char* needs = "9.0";
+  static constexpr bool runs_on(int major, int minor) { return major == 9 && minor == 0; }
+  static constexpr int max_tiles = (1 << 30) - 1;  ///< Q tiles of one launch.
+  static constexpr bool may_fold = true;           ///< Heads into channels; see maps.h.
+
   using QTile = typename Config::QTile;
   using KvTile = typename Config::KvTile;
   static constexpr int rank = QTile::rank;
@@ -85,6 +90,10 @@ struct Layout {
   /// Queries along the outermost axis that one warpgroup stores.
   static constexpr int out_extent =
       out_by_warpgroup ? QTile::extent(0) / warpgroups : QTile::extent(0);
+
+  /// Extents of what one copy loads of Q and stores of the output.
+  static constexpr int q_box(int axis) { return QTile::extents[axis]; }
+  static constexpr int out_box(int axis) { return axis == 0 ? out_extent : QTile::extents[axis]; }
 
   /// Registers per thread after launch, shared out of what it gave: 384 x 168, 512 x 128 or, of two blocks on a
   /// multiprocessor, 256 x 128. More copies per tile take the producer more addresses.
