@@ -91,18 +91,38 @@ def find_nvcc() -> Nvcc:
     )
 
 
-def find_cutlass() -> Path:
-    """The include folder of the ``nvidia-cutlass`` package.
+@dataclass(frozen=True)
+class Cutlass:
+    """The sources of the ``nvidia-cutlass`` package.
+
+    Attributes:
+        include: CUTLASS's and CuTe's headers.
+        fmha: example 77, whose headers are the attention kernels for sm100.
+    """
+
+    include: Path
+    fmha: Path
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """What to compile with: ``-I``."""
+        return self.include, self.include.parent / "tools" / "util" / "include", self.fmha
+
+
+def find_cutlass() -> Cutlass:
+    """Where the ``nvidia-cutlass`` package has its sources.
 
     Raises:
-        BuildError: it isn't installed.
+        BuildError: it isn't installed, or not whole.
     """
     spec = importlib.util.find_spec("cutlass_library")
     if spec is not None and spec.origin is not None:
-        include = Path(spec.origin).parent / "source" / "include"
-        if (include / "cutlass" / "version.h").is_file():
-            return include
-    raise BuildError("the CUTLASS headers are missing: pip install 'gnaforge[cuda]'")
+        source = Path(spec.origin).parent / "source"
+        found = Cutlass(source / "include", source / "examples" / "77_blackwell_fmha")
+        mainloop = found.fmha / "collective" / "sm100_fmha_fwd_mainloop_tma_warpspecialized.hpp"
+        if (found.include / "cutlass" / "version.h").is_file() and mainloop.is_file():
+            return found
+    raise BuildError("the CUTLASS sources are missing or not whole: pip install 'gnaforge[cuda]'")
 
 
 def cutlass_version() -> str:
@@ -114,4 +134,4 @@ def cutlass_version() -> str:
     try:
         return version("nvidia-cutlass")
     except PackageNotFoundError as error:
-        raise BuildError("the CUTLASS headers are missing: pip install 'gnaforge[cuda]'") from error
+        raise BuildError("the CUTLASS sources are missing or not whole: pip install 'gnaforge[cuda]'") from error

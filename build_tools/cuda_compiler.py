@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import BuildError
-from .cuda import Nvcc, find_nvcc
+from .cuda import Cutlass, Nvcc, find_cutlass, find_nvcc
 from .sass import Sass, read_cubin
 from .toolchain import Compiler
 
 _HOST_FLAGS = "-fPIC,-fvisibility=hidden,-Wall,-Wextra"
 NVCC_FLAGS = ("-std=c++17", "-O3", "-Xptxas=-v", f"-Xcompiler={_HOST_FLAGS}")
+# What CUTLASS's own examples are compiled with, as far as it bears on device code.
+CUTLASS_FLAGS = ("-DNDEBUG", "-ftz=true", "--expt-relaxed-constexpr")
 NVCC_LINK_FLAGS = (
     "-shared",
     "--no-device-link",
@@ -41,22 +43,24 @@ class CudaCompiler:
         host: what compiles host code; nvcc calls it.
         target: the architecture as in ``sm_<target>``.
         stand_in: the emulator's stand-in for the CUDA runtime, to link to; None links the static runtime.
+        cutlass: where kernels find CUTLASS, if they are made of it.
     """
 
     nvcc: Nvcc
     host: Compiler
     target: str
     stand_in: Path | None = None
+    cutlass: Cutlass | None = None
 
     def compile_command(self, source: str, output: str, include_dir: Path) -> list[str]:
         """Compiles ``source`` to the object ``output``; leaves the machine code beside it, with suffix ``.cubin``."""
         folder = str(Path(output).parent)
         return [
             str(self.nvcc.path),
-            *NVCC_FLAGS,
-            *self._code_flags(),
+            *self._flags(),
             f"-ccbin={self.host.path}",
             f"-I{include_dir}",
+            *(f"-I{folder}" for folder in (self.cutlass.folders if self.cutlass else ())),
             "--keep",
             f"--keep-dir={folder}",
             "-c",
@@ -80,7 +84,7 @@ class CudaCompiler:
         return {
             "compiler": f"nvcc {self.nvcc.version}",
             "host_compiler": self.host.version,
-            "compile_flags": [*NVCC_FLAGS, *self._code_flags()],
+            "compile_flags": self._flags(),
             "link_flags": list(NVCC_LINK_FLAGS),
             # The stand-in's folder is named by the digest of what it is made of.
             "runtime": "static" if self.stand_in is None else self.stand_in.parent.name,
@@ -90,6 +94,9 @@ class CudaCompiler:
     def version(self) -> str:
         """For messages."""
         return f"nvcc {self.nvcc.version} ({self.nvcc.source}), {self.host.version}"
+
+    def _flags(self) -> list[str]:
+        return [*NVCC_FLAGS, *(CUTLASS_FLAGS if self.cutlass else ()), *self._code_flags()]
 
     def _code_flags(self) -> list[str]:
         if self.stand_in is None:
@@ -103,20 +110,21 @@ class CudaCompiler:
         ]
 
 
-def cuda_compiler(host: Compiler, target: str, stand_in: Path | None = None) -> CudaCompiler:
-    """nvcc for ``target``.
+def cuda_compiler(host: Compiler, target: str, stand_in: Path | None = None, *, cutlass: bool = False) -> CudaCompiler:
+    """nvcc for ``target``, with CUTLASS if kernels are made of it.
 
     Raises:
-        BuildError: there is none.
+        BuildError: one of them is missing.
     """
-    return CudaCompiler(find_nvcc(), host, target, stand_in)
+    return CudaCompiler(find_nvcc(), host, target, stand_in, find_cutlass() if cutlass else None)
 
 
-def kernel_facts(log: str) -> KernelFacts:
+def kernel_facts(log: str, spill_limit: int = 0) -> KernelFacts:
     """Reads what ``ptxas -v`` printed about the one kernel of an object.
 
     Raises:
-        BuildError: it serialised matrix products, the kernel spills registers, or the report has another form.
+        BuildError: it serialised matrix products, the kernel spills more than ``spill_limit`` bytes of registers, or
+            the report has another form.
     """
     if (warning := _SERIALISED.search(log)) is not None:
         raise BuildError(f"ptxas serialised the kernel's matrix products: {warning[0].strip()}")
@@ -124,7 +132,7 @@ def kernel_facts(log: str) -> KernelFacts:
     if len(used) != 1 or len(spills) != 1:
         raise BuildError(f"ptxas reported on {len(used)} kernels, expected 1:\n{log}")
     stack, stores, loads = map(int, spills[0])
-    if stack or stores or loads:
+    if max(stack, stores, loads) > spill_limit:
         raise BuildError(
             f"the kernel spills registers: {stores} bytes of stores and {loads} of loads, {stack} bytes of stack; "
             "give it smaller tiles"

@@ -1,4 +1,4 @@
-"""Reads machine code of sm_90 as far as the checks of a build need: which instructions a kernel has, in which order.
+"""Reads machine code of sm_90 and sm_100 as far as the checks of a build need: which instructions, in which order.
 
 A cubin is an ELF file with a section ``.text.<kernel>`` of 128-bit instructions, whose low 12 bits are the opcode. The
 toolkit's disassembler would say more, but the pip wheels of the compiler don't bring it.
@@ -16,7 +16,9 @@ _SECTION = struct.Struct("<IIQQQQIIQQ")
 
 # Opcodes as nvdisasm 13 names them.
 HGMMA_SHARED, HGMMA_REGISTERS = 0x9F0, 0xDF0  # where the left factor is
+UTCHMMA_SHARED, UTCHMMA_TENSOR = 0x5EA, 0x9EA  # likewise: shared or tensor memory
 MUFU = 0x308
+LOCAL_LOAD, LOCAL_STORE = 0x983, 0x387
 _WARPGROUP = 0x9C5  # ARRIVE, or DEPBAR where bit 47 is set
 _DEPBAR = 1 << 47
 

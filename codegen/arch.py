@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from types import MappingProxyType
 
 from .errors import InputError
 from .runtime.config import ANY_HEAD_DIM, OPS, KernelConfig
 
+QBoxLimit = Callable[[tuple[int, ...]], "str | None"]
+"""Why a Q tile of these extents does not fit; None if it does."""
+
 TileLimit = Callable[[int, int, int, int], "str | None"]
 """Why a tile of (query rows, key columns) does not fit with (head dim, value head dim); None if it does."""
 
 
-_SHARED_MEMORY = (
-    227 * 1024
-)  # of one thread block on sm90 and sm100 (CUDA C Programming Guide, technical specifications)
+_SHARED_MEMORY = 227 * 1024  # of one thread block on sm90 (CUDA C Programming Guide, technical specifications)
+
+
+def _any_q_box(box: tuple[int, ...]) -> None:
+    return None
 
 
 def _any_tile(rows: int, columns: int, head_dim: int, value_head_dim: int) -> None:
@@ -35,24 +41,19 @@ def _sm90_tile(rows: int, columns: int, head_dim: int, value_head_dim: int) -> s
         return f"needs {memory:,} bytes of shared memory, of which there are {_SHARED_MEMORY:,}"
     # Of a row: scores of the next tile (fp32), probabilities of this one (16 bit), output (fp32), over half a quad of
     # threads. The limits are what compiles without a spill at rank 3, which needs most besides, with nvcc 13.0: at head
-    # dim 128, 128x160 does and 128x176 doesn't; at 64, 128x208 and 192x112; at 256, 128x64, whose producer needs more.
+    # dim 128, 128x176 does and 128x192 doesn't always; at 64, 128x224 and 192x128; at 256, 128x64, whose producer needs
+    # more.
     registers = columns // 2 + columns // 4 + value_head_dim // 2
-    limit = 116 if rows > 128 else 180 if q + v > 256 else 188
+    limit = 128 if rows > 128 else 180 if q + v > 256 else 200
     if registers > limit:
         return f"needs {registers} accumulator registers a thread, of which there are {limit}"
     return None
 
 
-def _sm100_tile(rows: int, columns: int, head_dim: int, value_head_dim: int) -> str | None:
-    halves = -(-rows // 128)
-    tensor_memory = halves * (columns + value_head_dim)  # per half of the Q tile: scores and output, fp32
-    if tensor_memory > 512:
-        return f"needs {tensor_memory} columns of tensor memory, of which there are 512"
-    q, v = _channels(head_dim), _channels(value_head_dim)
-    memory = 2 * (rows * (q + v) + 3 * columns * max(q, v)) + 1024  # Q, O, three stages of K or V
-    if memory > _SHARED_MEMORY:
-        return f"needs {memory:,} bytes of shared memory, of which there are {_SHARED_MEMORY:,}"
-    return None
+def _sm100_q_box(box: tuple[int, ...]) -> str | None:
+    # The kernel computes two halves of 128 rows, each a box of its own, cut across one axis; odd ones are rounded up.
+    half = min(prod(box) // extent * -(-extent // 2) for extent in box)
+    return None if half <= 128 else f"can't be cut into two boxes of at most 128 tokens: the best has {half}"
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,13 @@ class Arch:
 
     ``max_q_rows`` and ``max_kv_columns`` bound the products of the tile extents; ``kv_multiple`` is what the KV
     product must be divisible by (the MMA's N granularity); ``row_multiple`` is what query rows are padded to (its M, or
-    the lanes of vectors); ``tile_limit`` knows registers and memory. ``clips_tiles`` says that keys of a KV tile
-    beyond those that the Q tile sees cost nothing; ``fit_multiple`` is what fitted KV products are a multiple of.
-    ``variants`` names the kernel families, default first; ``target`` is what nvcc compiles for; ``capabilities`` are
-    the CUDA compute capabilities that its kernels run on; ``job_memory_gb`` is what one compilation may take;
-    ``default_tiles`` are the query and key boxes, by rank, to take where nothing is known of the shapes.
+    the lanes of vectors); ``tile_limit`` knows registers and memory, ``q_box_limit`` which boxes can be. ``kv_padding``
+    is what KV columns are padded to; a tile with padding is masked whatever it holds. ``clips_tiles`` says that keys of
+    a KV tile beyond those that the Q tile sees cost nothing; ``fit_multiple`` is what fitted KV products are a multiple
+    of. ``variants`` names the kernel families, default first; ``target`` is what nvcc compiles for, ``cutlass`` whether
+    with CUTLASS; ``capabilities`` are the CUDA compute capabilities that its kernels run on; ``job_memory_gb`` is what
+    one compilation may take; ``default_tiles`` are the query and key boxes, by rank, to take where nothing is known of
+    the shapes.
     """
 
     name: str
@@ -78,10 +81,13 @@ class Arch:
     kv_multiple: int
     row_multiple: int
     tile_limit: TileLimit = _any_tile
+    q_box_limit: QBoxLimit = _any_q_box
+    kv_padding: int = 1
     clips_tiles: bool = False
     fit_multiple: int = 16
     variants: tuple[str, ...] = ("",)
     target: str = ""
+    cutlass: bool = False
     capabilities: tuple[tuple[int, int], ...] = ()
     head_dim_at_run_time: bool = False
     available: bool = True
@@ -106,12 +112,14 @@ class Arch:
             if dim == ANY_HEAD_DIM:
                 if name == "head_dim" and not self.head_dim_at_run_time:
                     found.append((name, f"{self.name} kernels are built for one head dim; give a number"))
-            elif dim % self.head_dim_multiple or dim > self.max_head_dim:
-                found.append(
-                    (name, f"{dim} must be a multiple of {self.head_dim_multiple}, at most {self.max_head_dim}")
-                )
+            elif dim % self.head_dim_multiple:
+                found.append((name, f"{dim} must be a multiple of {self.head_dim_multiple}"))
+            elif dim > self.max_head_dim:
+                found.append((name, f"{dim} is too large; {self.name} takes at most {self.max_head_dim}"))
         if config.q_rows > self.max_q_rows:
             found.append(("q_tile", f"holds {config.q_rows} query tokens; {self.name} takes at most {self.max_q_rows}"))
+        elif reason := self.q_box_limit(config.q_tile):
+            found.append(("q_tile", reason))
         if config.kv_columns > self.max_kv_columns:
             found.append(
                 ("kv_tile", f"holds {config.kv_columns} key tokens; {self.name} takes at most {self.max_kv_columns}")
@@ -133,9 +141,28 @@ class Arch:
         columns = range(self.max_kv_columns, 0, -self.kv_multiple)
         return next((n for n in columns if self._limit(config, n) is None), 0)
 
+    def default_boxes(
+        self, rank: int, head_dim: int = ANY_HEAD_DIM, value_head_dim: int = ANY_HEAD_DIM
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The query and key boxes to take where nothing is known of the shapes: ``default_tiles``, the key box halved
+        along its longest sides until it fits the head dims."""
+        q_tile, kv_tile = self.default_tiles[rank]
+        rows = self.padded_rows(prod(q_tile))
+        while prod(kv_tile) > self.kv_multiple and self.tile_limit(
+            rows, prod(kv_tile), head_dim, value_head_dim or head_dim
+        ):
+            longest = kv_tile.index(max(kv_tile))
+            kv_tile = (*kv_tile[:longest], kv_tile[longest] // 2, *kv_tile[longest + 1 :])
+        return q_tile, kv_tile
+
     def padded_rows(self, tokens: int) -> int:
         """The rows that a Q tile of so many tokens is computed as."""
         return -(-tokens // self.row_multiple) * self.row_multiple
+
+    def padded_columns(self, tokens: int) -> int:
+        """The columns that a KV tile of so many tokens is computed as."""
+        multiple = max(self.kv_multiple, self.kv_padding)
+        return -(-tokens // multiple) * multiple
 
     def _limit(self, config: KernelConfig, columns: int) -> str | None:
         value_head_dim = config.value_head_dim or config.head_dim
@@ -144,6 +171,7 @@ class Arch:
 
 _CPU_TILES = {1: ((64,), (64,)), 2: ((8, 8), (8, 8)), 3: ((4, 4, 4), (4, 8, 8))}
 _SM90_TILES = {1: ((128,), (128,)), 2: ((8, 16), (8, 16)), 3: ((2, 8, 8), (2, 8, 8))}
+_SM100_TILES = {1: ((256,), (128,)), 2: ((16, 16), (16, 8)), 3: ((4, 8, 8), (2, 8, 8))}
 
 ARCHES: Mapping[str, Arch] = MappingProxyType(
     {
@@ -153,9 +181,9 @@ ARCHES: Mapping[str, Arch] = MappingProxyType(
                  clips_tiles=True, head_dim_at_run_time=True, job_memory_gb=1.0, default_tiles=_CPU_TILES),
             Arch("sm90", "sm90/kernel.cu.j2", "nvcc", "cuda", ("bf16", "fp16"), 192, 256, 16, 64,
                  _sm90_tile, target="90a", capabilities=((9, 0),), default_tiles=_SM90_TILES),
-            Arch("sm100", "sm100/kernel.cu.j2", "nvcc", "cuda", ("bf16", "fp16"), 256, 256, 16, 128,
-                 _sm100_tile, available=False, target="100f", capabilities=((10, 0), (10, 3)),
-                 variants=("", "cutlass", "lean")),
+            Arch("sm100", "sm100/kernel.cu.j2", "nvcc", "cuda", ("bf16", "fp16"), 256, 128, 16, 256,
+                 q_box_limit=_sm100_q_box, kv_padding=128, target="100f", cutlass=True,
+                 capabilities=((10, 0), (10, 3)), variants=("cutlass",), default_tiles=_SM100_TILES, max_head_dim=128),
         )
     }
 )  # fmt: skip

@@ -1,24 +1,28 @@
-"""Benchmarks on the CPU: builds the kernels that problems need, times them, and makes rows of the results."""
+"""Benchmarks: builds the kernels that problems need, times them, and makes rows of the report."""
 
 from __future__ import annotations
 
-import sys
+import json
 from collections.abc import Sequence
 from math import prod
+from pathlib import Path
 from typing import Any
 
 from .arch import ARCHES
 from .build import LIBRARY_FILE, build_kernels
 from .errors import InputError
-from .runtime.bench import CONTENDERS, Problem, make_problem, matmul_gflops, run
+from .runtime.bench import DEFAULT_CONTENDERS, REPORT_SCHEMA, make_problem, matmul_gflops, report
+from .runtime.bench_contenders import CONTENDERS, Problem
 from .runtime.config import ANY_HEAD_DIM, KernelConfig
 from .runtime.core import load_library
+from .simulator.fitting import simulate_fitted
+from .simulator.model import make_workload
 from .spec import load_spec
 
 _BYTES_LIMIT = 8e9  # of Q, K and V: beyond it the problem is one for a GPU
 
 
-def _checked(fields: dict[str, Any]) -> Problem:
+def _checked(fields: dict[str, Any], arch: str) -> Problem:
     from .geometry import axes
 
     try:
@@ -27,28 +31,32 @@ def _checked(fields: dict[str, Any]) -> Problem:
         axes(problem.tokens, pattern.window, pattern.stride, pattern.dilation, pattern.causal)
     except (ValueError, SystemExit) as error:
         raise InputError(str(error).removeprefix("error: ")) from error
-    if problem.dtype not in ARCHES["cpu"].dtypes:
-        raise InputError(f"--dtype {problem.dtype}: the cpu has {', '.join(ARCHES['cpu'].dtypes)}")
+    if problem.dtype not in ARCHES[arch].dtypes:
+        raise InputError(f"--dtype {problem.dtype}: the {arch} has {', '.join(ARCHES[arch].dtypes)}")
     if problem.heads < 1 or problem.kv_heads < 1 or problem.heads % problem.kv_heads:
         raise InputError(f"--kv-heads {problem.kv_heads} must divide --heads {problem.heads}")
     if problem.head_dim % 8 or not 8 <= problem.head_dim <= 256:
         raise InputError(f"--head-dim {problem.head_dim} must be a multiple of 8, at most 256")
-    if 12.0 * prod(problem.tokens) * problem.heads * problem.head_dim > _BYTES_LIMIT:
+    if arch == "cpu" and 12.0 * prod(problem.tokens) * problem.heads * problem.head_dim > _BYTES_LIMIT:
         raise InputError(f"{'x'.join(map(str, problem.tokens))} tokens with {problem.heads} heads are too much here")
     return problem
 
 
-def problems_of_fields(fields: dict[str, Any], dtypes: Sequence[str]) -> list[Problem]:
+def problems_of_fields(fields: dict[str, Any], dtypes: Sequence[str], arch: str) -> list[Problem]:
     """One problem per dtype, from the options of the command line.
 
     Raises:
-        InputError: the fields don't fit each other; names the option.
+        InputError: the fields don't fit each other, or the arch; names the option.
     """
-    return [_checked({**fields, "dtype": dtype}) for dtype in dtypes]
+    return [_checked({**fields, "dtype": dtype}, arch) for dtype in dtypes]
 
 
-def problems_of_spec(source: str, dtypes: Sequence[str]) -> list[Problem]:
-    """The shapes of a spec with one head each, so that they fit a CPU, at the spec's first head dim."""
+def problems_of_spec(source: str, dtypes: Sequence[str], arch: str) -> list[Problem]:
+    """The shapes of a spec at its first head dim; on a CPU with one head each, so that they fit.
+
+    Raises:
+        InputError: as `problems_of_fields`; also if the spec has no shapes.
+    """
     spec = load_spec(source)
     problems = []
     for entry in spec.kernels:
@@ -56,56 +64,120 @@ def problems_of_spec(source: str, dtypes: Sequence[str]) -> list[Problem]:
             pattern = {name: tuple(getattr(shape, name)) for name in ("window", "stride", "dilation", "causal")}
             head_dim = entry.head_dim[0] or 64  # 0: taken at run time
             fields = {"tokens": tuple(shape.tokens), **pattern, "head_dim": head_dim}
-            problems += problems_of_fields(fields, dtypes)
+            if arch != "cpu":
+                kv_heads = shape.kv_heads or shape.heads
+                fields |= {"heads": shape.heads, "kv_heads": kv_heads, "batch": shape.batch}
+            problems += problems_of_fields(fields, dtypes, arch)
     if not problems:
         raise InputError(f"{source} lists no shapes to time")
     return problems
 
 
 def run_all(
-    problems: Sequence[Problem], contenders: Sequence[str], seconds: float, kernel: str | None
-) -> list[dict[str, Any]]:
-    """Times each problem; a row per problem and contender.
+    problems: Sequence[Problem],
+    contenders: Sequence[str],
+    seconds: float,
+    kernel: str | None,
+    arch: str,
+    path: Path | None,
+) -> dict[str, Any]:
+    """Builds what is missing and measures each problem. Returns the report, which ``path`` takes as well.
 
     Raises:
-        InputError: a contender is unknown.
+        InputError: a contender is unknown, or there is no GPU of this arch.
     """
     for name in contenders:
         if name not in CONTENDERS:
-            raise InputError(f"--against {name}: unknown; there are {', '.join(CONTENDERS[1:])}")
-    configs = {_config(problem) for problem in problems} if kernel is None else {KernelConfig.parse(kernel)}
+            raise InputError(f"--against {name}: unknown; there are {', '.join(list(CONTENDERS)[1:])}")
+    device = ARCHES[arch].device
+    check_gpu(arch)
+    configs = {_config(problem, arch) for problem in problems} if kernel is None else {KernelConfig.parse(kernel)}
     artifacts, _ = build_kernels(sorted(configs))
     for artifact in artifacts.values():
         load_library(artifact.verified(LIBRARY_FILE))
-    rows = []
-    for problem in problems:
-        pattern = problem.pattern
-        name = "x".join(map(str, problem.tokens)) + " w" + "x".join(map(str, pattern.window))
-        if set(pattern.stride) != {1}:
-            name += " s" + "x".join(map(str, pattern.stride))
-        print(f"timing {name}, {problem.dtype} ...", file=sys.stderr)
-        peak = matmul_gflops()
-        timings = run(problem, contenders, seconds, kernel)
-        for timing in timings:
-            rows.append(
+    found = report(problems, contenders, seconds * len(problems), kernel, device, path)
+    if device == "cpu":
+        found["machine"]["matmul_gflops"] = matmul_gflops()
+    return found
+
+
+def others(arch: str) -> list[str]:
+    """The contenders beside gnaforge that suit an arch."""
+    return list(DEFAULT_CONTENDERS[ARCHES[arch].device][1:])
+
+
+def check_gpu(arch: str) -> None:
+    """Raises InputError if the arch is one of GPUs and torch sees none."""
+    import torch
+
+    if ARCHES[arch].device == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"--arch {arch}: torch sees no GPU here; cpu kernels can be timed with --arch cpu")
+
+
+def rows(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row per problem and contender of a report."""
+    made = []
+    peak = found["machine"].get("matmul_gflops")
+    for row in found["problems"]:
+        problem = row["problem"]
+        pattern = problem["pattern"]
+        name = "x".join(map(str, problem["tokens"])) + " w" + "x".join(map(str, pattern["window"]))
+        if set(pattern["stride"]) != {1}:
+            name += " s" + "x".join(map(str, pattern["stride"]))
+        if set(pattern["dilation"]) != {1}:
+            name += " d" + "x".join(map(str, pattern["dilation"]))
+        if "error" in row:
+            raise InputError(f"{name}: {row['error']}")
+        ours = next((t["seconds"] for t in row["timings"] if t["contender"] == "gnaforge"), None)
+        for timing in row["timings"]:
+            made.append(
                 {
                     "problem": name,
-                    "heads x dim": f"{problem.heads}x{problem.head_dim}",
-                    "dtype": problem.dtype,
-                    "sparsity": f"{problem.sparsity():.1%}",
-                    "contender": timing.contender,
-                    "ms": timing.seconds * 1e3,
-                    "times ours": timing.seconds / timings[0].seconds,
-                    "useful GFLOP/s": timing.useful_gflops,
-                    "of fp32 matmul": f"{timing.useful_gflops / peak:.0%}",
-                    "difference": timing.difference,
-                    "rounds": timing.rounds,
+                    "heads x dim": f"{problem['heads']}x{problem['head_dim']}",
+                    "dtype": problem["dtype"],
+                    "sparsity": f"{1 - 1 / row['flop_bound']:.1%}",
+                    "contender": timing["contender"],
+                    "ms": timing["seconds"] * 1e3,
+                    "times ours": timing["seconds"] / ours if ours else None,
+                    "work bound": row.get("work_bound"),
+                    "useful GFLOP/s": timing["useful_gflops"],
+                    **({"of fp32 matmul": f"{timing['useful_gflops'] / peak:.0%}"} if peak else {}),
+                    "difference": timing["difference"],
+                    "rounds": timing["rounds"],
                 }
             )
-    return rows
+    return made
 
 
-def _config(problem: Problem) -> KernelConfig:
-    arch = ARCHES["cpu"]
-    q_tile, kv_tile = arch.default_tiles[problem.pattern.rank]
-    return KernelConfig("gna_forward", arch.name, problem.pattern.rank, problem.dtype, ANY_HEAD_DIM, q_tile, kv_tile)
+def read_report(path: Path) -> dict[str, Any]:
+    """A report that `report` wrote.
+
+    Raises:
+        InputError: the file is missing or no report of this version.
+    """
+    try:
+        found = json.loads(path.read_text())
+        if found["schema"] != REPORT_SCHEMA:
+            raise InputError(f"{path}: report of schema {found['schema']}, this version reads {REPORT_SCHEMA}")
+        found["machine"], found["problems"]
+    except OSError as error:
+        raise InputError(f"can't read {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is no report of `gnaforge bench --report`") from error
+    return found  # type: ignore[no-any-return]
+
+
+def _config(problem: Problem, arch: str) -> KernelConfig:
+    """The kernel to build for a problem: default tiles on a CPU, fitted ones on a GPU."""
+    family = ARCHES[arch]
+    pattern = problem.pattern
+    q_tile, kv_tile = family.default_boxes(pattern.rank)
+    if not family.head_dim_at_run_time:
+        fields = {name: getattr(problem, name) for name in ("heads", "kv_heads", "batch", "head_dim", "dtype")}
+        workload = make_workload(
+            problem.tokens, pattern.window, pattern.stride, pattern.dilation, pattern.causal, **fields
+        )
+        fitted = simulate_fitted(workload, arch).tiles
+        q_tile, kv_tile = fitted.q, fitted.kv
+    head_dim = ANY_HEAD_DIM if family.head_dim_at_run_time else problem.head_dim
+    return KernelConfig("gna_forward", arch, pattern.rank, problem.dtype, head_dim, q_tile, kv_tile)

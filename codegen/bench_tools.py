@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .build import LIBRARY_FILE, build_kernels
+from .errors import InputError
 from .runtime.config import ANY_HEAD_DIM, KernelConfig
 
 
@@ -120,15 +121,28 @@ def tool_times() -> list[dict[str, Any]]:
     return rows
 
 
-def calibration() -> list[dict[str, Any]]:
-    """The cpu's constants of the time model, fitted to runs on this machine, beside those that it has."""
-    from .simulator.calibration import calibrate_cpu
+def calibration(arch: str, report: Path | None) -> list[dict[str, Any]]:
+    """An arch's constants of the time model, fitted to runs, beside those that it has: the cpu's to runs on this
+    machine, a GPU's to those of a report.
+
+    Raises:
+        InputError: a GPU's are asked for without a report of runs.
+    """
+    from .simulator.calibration import calibrate_cpu, calibrate_report
     from .simulator.machines import MACHINES
 
-    found = calibrate_cpu()
+    if arch == "cpu":
+        found = calibrate_cpu()
+    elif report is None:
+        raise InputError(f"--calibrate --arch {arch} needs --from FILE, a report of `gnaforge bench --report` on a GPU")
+    else:
+        from .bench_run import read_report
+
+        found = calibrate_report(read_report(report), arch)
+    machine = MACHINES[arch]
     rows = [
-        {"constant": name, "fitted here": value, "in use": getattr(MACHINES["cpu"], name)}
-        for name, value in found.constants.items()
+        {"constant": name, "fitted": value, "in use": getattr(machine, name)} for name, value in found.constants.items()
     ]
     errors = {f"rms error of {found.runs} runs": found.rms_error, "largest error": found.largest_error}
-    return [*rows, *({"constant": name, "fitted here": value, "in use": ""} for name, value in errors.items())]
+    rows += [{"constant": name, "fitted": value, "in use": ""} for name, value in errors.items()]
+    return [*rows, {"constant": "source", "fitted": "these runs", "in use": machine.source}]

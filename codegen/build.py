@@ -107,7 +107,9 @@ def kernel_compiler(config: KernelConfig, host: Compiler, stand_in: Path | None 
         BuildError: the kernel needs nvcc, and there is none.
     """
     arch = ARCHES[config.arch]
-    return cuda_compiler(host, arch.target, stand_in) if arch.compiler == "nvcc" else host
+    if arch.compiler != "nvcc":
+        return host
+    return cuda_compiler(host, arch.target, stand_in, cutlass=arch.cutlass)
 
 
 def is_emulated(compiler: Compiler | CudaCompiler) -> bool:
@@ -156,11 +158,9 @@ def build_kernels(
         The artifact of each config, and the configs that were compiled now.
 
     Raises:
-        InputError: a config's arch is not available.
         BuildError: no compiler, an unusable cache folder, or a compilation failed; other kernels are kept.
     """
     listener = listener or Listener()
-    refuse_unavailable(configs)
     cache = user_cache()
     artifacts, pending = split_cached(make_jobs(sorted(configs), cxx_compiler(), stand_in))
     compiled: list[KernelConfig] = []
@@ -251,7 +251,7 @@ def _record(job: Job, seconds: dict[str, float], scratch: Path) -> dict[str, Any
     """
     name = job.config.key
     folder = scratch / name
-    facts = {"registers": None, "spill_bytes": None, "shared_memory": None}  # of GPU kernels
+    facts: dict[str, Any] = {"registers": None, "spill_bytes": None, "shared_memory": None, "code": {}}  # of GPUs
     if isinstance(job.compiler, CudaCompiler):
         facts = check_kernel(job.config, folder)
     keep = {"kernel" + source_suffix(job.config), "kernel.o", "library.cpp", "library.o", LIBRARY_FILE}
@@ -358,13 +358,13 @@ def _link(plan: Plan, artifacts: dict[KernelConfig, Artifact], path: Path) -> bo
         "digest": digest,
         "sha256": file_digest(path),
         "library": plan.library,
-        "kernels": [{name: artifacts[config].record[name] for name in _LISTED} for config in plan.configs],
+        "kernels": [{name: artifacts[config].record.get(name) for name in _LISTED} for config in plan.configs],
     }
     write_atomic(record_path, (json.dumps(record, indent=1) + "\n").encode())
     return True
 
 
-_LISTED = ("key", "seconds", "library_bytes", "registers", "spill_bytes", "shared_memory")
+_LISTED = ("key", "seconds", "library_bytes", "registers", "spill_bytes", "shared_memory", "code")
 
 
 def _write_compile_commands(plan: Plan, out: Path) -> None:

@@ -92,7 +92,7 @@ def _nvcc() -> str:
 
 
 def _cutlass() -> str:
-    return f"{version('nvidia-cutlass')}, {find_cutlass()}"
+    return f"{version('nvidia-cutlass')}, {find_cutlass().include}"
 
 
 def _cache() -> str:

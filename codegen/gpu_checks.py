@@ -6,9 +6,23 @@ from pathlib import Path
 from typing import Any
 
 from .build_tools.cuda_compiler import kernel_facts, machine_code
-from .build_tools.sass import HGMMA_REGISTERS, HGMMA_SHARED, MUFU
+from .build_tools.sass import (
+    HGMMA_REGISTERS,
+    HGMMA_SHARED,
+    LOCAL_LOAD,
+    LOCAL_STORE,
+    MUFU,
+    UTCHMMA_SHARED,
+    UTCHMMA_TENSOR,
+    Sass,
+)
 from .errors import BuildError
 from .runtime.config import KernelConfig
+
+_SM100_REGISTERS = 65_536 // 512  # of a thread before the warps share them out anew
+
+# Bytes. Example 77 as it is spills 128 to 140; ours spills in the epilogue, where a Q tile ends, not among KV tiles.
+_SM100_SPILLS = 128
 
 
 def check_kernel(config: KernelConfig, folder: Path) -> dict[str, Any]:
@@ -17,27 +31,46 @@ def check_kernel(config: KernelConfig, folder: Path) -> dict[str, Any]:
     Raises:
         BuildError: spills, serialised products, or machine code that is not what the kernel was written for.
     """
-    facts = kernel_facts((folder / "kernel.o.log").read_text(errors="replace"))
-    if config.arch == "sm90":
-        _check_sm90(config, folder)
+    limit = _SM100_SPILLS if config.arch == "sm100" else 0
+    facts = kernel_facts((folder / "kernel.o.log").read_text(errors="replace"), limit)
+    code = machine_code(folder)
+    counts = _check_sm100(code, facts.registers) if config.arch == "sm100" else _check_sm90(config, code)
     return {
         "registers": facts.registers,
         "spill_bytes": facts.spill_bytes,
         "shared_memory": _shared_memory(folder),
+        "code": {"instructions": len(code.instructions), "bytes": 16 * len(code.instructions), **counts},
     }
 
 
-def _check_sm90(config: KernelConfig, folder: Path) -> None:
-    code = machine_code(folder)
+def _check_sm90(config: KernelConfig, code: Sass) -> dict[str, int]:
+    """Counts of the kernel's instructions, for the record."""
     for opcode, product in ((HGMMA_SHARED, "Q K^T"), (HGMMA_REGISTERS, "P V")):
         if not code.count(opcode):
             raise BuildError(f"the machine code has no tensor core instruction (HGMMA) for {product}")
+    if local := code.count(LOCAL_LOAD) + code.count(LOCAL_STORE):
+        raise BuildError(f"the machine code has {local} accesses to local memory")
     # One exp2 per score of a thread, while P V of the tile before is under way.
     wanted, found = config.kv_columns // 2, code.overlapped(MUFU)
     if found < wanted:
         raise BuildError(
             f"ptxas moved a wait above the softmax: {found} of {wanted} exponentials overlap with a product"
         )
+    return {
+        "hgmma": code.count(HGMMA_SHARED) + code.count(HGMMA_REGISTERS),
+        "mufu": code.count(MUFU),
+        "mufu_under_product": found,
+    }
+
+
+def _check_sm100(code: Sass, registers: int) -> dict[str, int]:
+    """As `_check_sm90`; a product runs beside the softmax whatever waits ptxas sets, for other warps issue it."""
+    for opcode, product in ((UTCHMMA_SHARED, "Q K^T"), (UTCHMMA_TENSOR, "P V")):
+        if not code.count(opcode):
+            raise BuildError(f"the machine code has no tensor core instruction (UTCHMMA) for {product}")
+    if registers > _SM100_REGISTERS:
+        raise BuildError(f"the kernel takes {registers} registers a thread at its start, planned: {_SM100_REGISTERS}")
+    return {"utchmma": code.count(UTCHMMA_SHARED) + code.count(UTCHMMA_TENSOR), "mufu": code.count(MUFU)}
 
 
 def _shared_memory(folder: Path) -> int:

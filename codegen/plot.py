@@ -300,7 +300,7 @@ def _draw_windows(plot: Any, layout: Sequence[Axis], queries: Sequence[tuple[int
 
 
 def draw_bars(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes a bar chart of benchmark rows (see `bench_run.run_all`): useful GFLOP/s by problem and contender."""
+    """Writes a bar chart of benchmark rows (see `bench_run.rows`): useful GFLOP/s by problem and contender."""
     from matplotlib.figure import Figure
 
     problems = list(dict.fromkeys(f"{row['problem']}\n{row['dtype']}" for row in rows))
@@ -308,9 +308,11 @@ def draw_bars(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     figure = Figure(figsize=(max(6, 2 * len(problems)), 4.5), layout="constrained")
     plot = figure.subplots()
     width = 0.8 / len(contenders)
-    for i, (contender, colour) in enumerate(zip(contenders, (GREEN, SKY, ORANGE), strict=False)):
-        heights = [row["useful GFLOP/s"] for row in rows if row["contender"] == contender]
+    rates = {(f"{row['problem']}\n{row['dtype']}", row["contender"]): row["useful GFLOP/s"] for row in rows}
+    for i, contender in enumerate(contenders):
+        heights = [rates.get((problem, contender), 0.0) for problem in problems]  # 0: it was not timed
         places = np.arange(len(problems)) + i * width
+        colour = {"gnaforge": GREEN, "sdpa": SKY, "flex": ORANGE}.get(contender, f"C{i}")
         plot.bar_label(plot.bar(places, heights, width, label=contender, color=colour), fmt="%.0f")
     plot.set_xticks(np.arange(len(problems)) + width * (len(contenders) - 1) / 2, problems)
     plot.set_ylabel("useful GFLOP/s (visible pairs only)")

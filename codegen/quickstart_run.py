@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from .build import BuildResult
 from .cli.tables import print_table
-from .runtime.bench import Problem, run
+from .runtime.bench import run
+from .runtime.bench_contenders import Problem
 from .runtime.config import KernelConfig
 from .runtime.core import load_library
 from .runtime.ops import neighborhood_attention

@@ -41,9 +41,11 @@ def source_digest(config: KernelConfig) -> str:
     """
     flags = [CXX_FLAGS, LINK_FLAGS]
     if ARCHES[config.arch].compiler == "nvcc":
-        from .build_tools.cuda_compiler import NVCC_FLAGS, NVCC_LINK_FLAGS
+        from .build_tools.cuda_compiler import CUTLASS_FLAGS, NVCC_FLAGS, NVCC_LINK_FLAGS
 
         flags += [NVCC_FLAGS, NVCC_LINK_FLAGS]
+        if ARCHES[config.arch].cutlass:
+            flags.append(CUTLASS_FLAGS)
     templates = _template_closure(ARCHES[config.arch].template, LIBRARY_TEMPLATE)
     return digest_of(
         {

@@ -176,8 +176,11 @@ def _plain_config(fields: dict[str, Any], arch: Any) -> KernelConfig | None:
     if family is None or (tiles[0] is None) != (tiles[1] is None):
         return None
     try:
-        q_tile, kv_tile = map(_box, family.default_tiles[fields["rank"]] if tiles == (None, None) else tiles)
-        config = KernelConfig(OPS[0], arch, fields["rank"], fields["dtype"], fields["head_dim"], q_tile, kv_tile)
+        if tiles == (None, None):
+            tiles = family.default_boxes(fields["rank"], fields["head_dim"])
+        q_tile, kv_tile = map(_box, tiles)
+        names = (fields["rank"], fields["dtype"], fields["head_dim"])
+        config = KernelConfig(OPS[0], arch, *names, q_tile, kv_tile, variant=family.variants[0])
     except (ValueError, TypeError, KeyError):
         return None  # the spec's models say what is wrong, and better
     return None if family.problems(config) or config.head_dim == 0 else family.built(config)
@@ -308,7 +311,7 @@ def config_for(request: Request, *, fit: bool) -> KernelConfig:
     if request.key:
         return checked(request.key)
     arch = ARCHES[machine_arch(request.device, request.device_index)]
-    q_tile, kv_tile = arch.default_tiles[request.rank]
+    q_tile, kv_tile = arch.default_boxes(request.rank, request.head_dim, request.value_head_dim)
     p = request.problem
     if request.q_tile or request.kv_tile:
         q_tile, kv_tile = request.q_tile or q_tile, request.kv_tile or kv_tile
@@ -324,6 +327,7 @@ def config_for(request: Request, *, fit: bool) -> KernelConfig:
             q_tile,
             kv_tile,
             request.value_head_dim,
+            arch.variants[0],
         )
     except ValueError as error:
         raise InputError(str(error)) from None

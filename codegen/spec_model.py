@@ -336,7 +336,7 @@ class KernelEntry(_Model):
                 value_head_dim=value,
                 q_tile=tile.q,
                 kv_tile=tile.kv,
-                variant=variant,
+                variant=variant or ARCHES[arch].variants[0],
             )
             origins: dict[str, YamlPath] = {
                 "op": ("direction", i),

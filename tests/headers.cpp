@@ -3,7 +3,10 @@
 #include "gnaforge/mask.h"
 #include "gnaforge/problem.h"
 #include "gnaforge/tiles.h"
+#include "gnaforge/walk.h"
 #include "gnaforge/window.h"
+
+#include <vector>
 
 using namespace gnaforge;
 
@@ -26,9 +29,39 @@ bool has_row(const cpu::RowSet<Tile>& set, int row) {
   return (set.word[row / 64] >> (row % 64) & 1) != 0;
 }
 
+/// Tiles of a list that a walk does not come by exactly once, interior ones first and in the list's order.
+template <int Rank>
+int walk_errors(const TileList<Rank>& list) {
+  TileWalk<Rank> walk;
+  int errors = 0;
+  std::vector<int> visits(static_cast<unsigned>(list.count));
+  for (int index = 0; index < list.count; ++index) {
+    if (index == 0 && list.interior > 0) {
+      walk.begin_interior(list);
+    } else if (index < list.interior) {
+      walk.next_interior(list);
+    } else if (index == list.interior) {
+      walk.begin_shell(list);
+    } else {
+      walk.next_shell(list);
+    }
+    int flat = 0, listed[Rank];
+    bool inside = true, same = true;
+    list.coordinates(index, listed);
+    for (int d = 0; d < Rank; ++d) {
+      flat = flat * list.axis[d].count + walk.tile[d];
+      inside = inside && walk.tile[d] >= list.axis[d].interior.begin && walk.tile[d] < list.axis[d].interior.end;
+      same = same && walk.tile[d] == listed[d];
+    }
+    if (flat < 0 || flat >= list.count) return errors + 1;
+    errors += visits[static_cast<unsigned>(flat)]++ != 0 || inside != (index < list.interior) || (inside && !same);
+  }
+  return errors;
+}
+
 /// What a kernel would do with one dilation group per axis. The arrays [queries, keys] say of each pair how often it
 /// was visited, how often RowMask and RowSet call it visible, and which tile of its Q tile's list it is in. The arrays
-/// [Q tiles] hold the lengths of the lists. Returns how often a mask shows a pair that does not exist.
+/// [Q tiles] hold the lengths of the lists. Returns how often a mask shows a pair that does not exist, or a walk errs.
 struct Visits {
   int* visits;
   int* row_mask;
@@ -64,6 +97,7 @@ int visit(const Axis* groups, const Visits& out) {
     const cpu::TileWindows<QTile> windows(axis, q_begin);
     out.count[q_tile] = list.count;
     out.interior[q_tile] = list.interior;
+    stray += walk_errors(list);
     for (int index = 0; index < list.count; ++index) {
       Coordinates<KvTile> origin;
       list.coordinates(index, origin);

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from functools import cache, reduce
 from math import prod
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from gnaforge.verification.problems import Problem, random_axis, random_problem
-from hypothesis import strategies as st
+
+if TYPE_CHECKING:
+    from hypothesis.strategies import SearchStrategy
 
 __all__ = ["Problem", "random_axis", "random_problem"]
 
@@ -136,6 +139,8 @@ def count_tiles(
     return q_tiles, visited, interior
 
 
-def problems(**kwargs: int) -> st.SearchStrategy[Problem]:
+def problems(**kwargs: int) -> SearchStrategy[Problem]:
     """Hypothesis strategy over `random_problem`, which takes ``kwargs``; it shrinks."""
-    return st.randoms(use_true_random=False).map(lambda rng: random_problem(rng, **kwargs))
+    from hypothesis import strategies  # not on a machine that is lent for its GPU
+
+    return strategies.randoms(use_true_random=False).map(lambda rng: random_problem(rng, **kwargs))

@@ -10,94 +10,24 @@ import gnaforge
 import oracle
 import pytest
 import torch
+from abi import SIZE_1_0, Args, Entry, Host, I64x3, Problem, entries, view, view_lse
 from gnaforge.build import LIBRARY_FILE, build_kernels
 from kernel_set import cpu_config
-
-I64x3 = c.c_int64 * 3
-
-
-class Tensor(c.Structure):
-    _fields_ = (
-        ("struct_size", c.c_uint32),
-        ("dtype", c.c_uint32),
-        ("data", c.c_void_p),
-        ("batch_stride", c.c_int64),
-        ("token_stride", I64x3),
-        ("head_stride", c.c_int64),
-    )
-
-
-class Problem(c.Structure):
-    _fields_ = (
-        ("struct_size", c.c_uint32),
-        ("rank", c.c_int32),
-        ("batch", c.c_int64),
-        *((name, I64x3) for name in ("tokens", "window", "stride", "dilation", "causal")),
-        *((name, c.c_int64) for name in ("heads", "kv_heads", "head_dim", "value_head_dim")),
-        ("scale", c.c_double),
-    )
-
-
-class Host(c.Structure):
-    _fields_ = (("struct_size", c.c_uint32), ("threads", c.c_int32), ("parallel_for", c.c_void_p))
-
-
-class Args(c.Structure):
-    _fields_ = (
-        ("struct_size", c.c_uint32),
-        ("device", c.c_uint32),
-        ("device_index", c.c_int32),
-        ("reserved", c.c_uint32),
-        ("features", c.c_uint64),
-        ("problem", c.POINTER(Problem)),
-        *((name, c.POINTER(Tensor)) for name in ("q", "k", "v", "out", "log_sum_exp")),
-        ("host", c.POINTER(Host)),
-        ("from_the_future", c.c_uint64 * 8),  # what a later minor version may append
-    )
-
-
-SIZE_1_0 = Args.from_the_future.offset
-Reasoned = c.CFUNCTYPE(c.c_int, c.POINTER(Args), c.c_char_p, c.c_size_t)
-
-
-class Entry(c.Structure):
-    _fields_ = (
-        *((name, c.c_uint32) for name in ("struct_size", "threads", "shared_memory", "device")),
-        ("key", c.c_char_p),
-        ("can_run", Reasoned),
-        ("workspace_bytes", c.CFUNCTYPE(c.c_int64, c.POINTER(Args))),
-        ("visited_work", c.CFUNCTYPE(c.c_double, c.POINTER(Args))),
-        ("run", c.CFUNCTYPE(c.c_int, c.POINTER(Args), c.c_void_p, c.c_void_p, c.c_char_p, c.c_size_t)),
-    )
-
-
-class Library(c.Structure):
-    _fields_ = (
-        *((name, c.c_uint32) for name in ("struct_size", "abi", "flags", "count")),
-        ("entries", c.POINTER(c.POINTER(Entry))),
-    )
 
 
 @pytest.fixture(scope="module")
 def entry(kernel_set: None) -> Entry:
     config = cpu_config(2, "fp32", (8, 8), (8, 8))
     artifacts, _ = build_kernels([config])
-    loaded = c.CDLL(str(artifacts[config].folder / LIBRARY_FILE))
-    loaded.gnaforge_library_v1.restype = c.POINTER(Library)
-    library = loaded.gnaforge_library_v1().contents
-    assert (library.abi, library.flags, library.count) == (1 << 16, 0, 1)
-    found = library.entries[0].contents
+    path = artifacts[config].folder / LIBRARY_FILE
+    (found,) = entries(path).values()
     assert found.key.decode() == config.key
-    found.library = loaded  # keeps it alive
+    library = found.library.gnaforge_library_v1().contents
+    assert (library.abi, library.flags, library.count) == (1 << 16, 0, 1)
     return found
 
 
 PROBLEM = oracle.Problem((9, 10), (5, 3), (2, 1), (1, 2), (False, True), heads=4, kv_heads=2)
-
-
-def view(tensor: torch.Tensor) -> Tensor:
-    stride = tensor.stride()
-    return Tensor(c.sizeof(Tensor), 1, tensor.data_ptr(), stride[0], I64x3(*stride[1:3]), stride[3])
 
 
 def make_args(change: Callable[[Args], object] = lambda args: None) -> tuple[Args, Any]:
@@ -116,7 +46,7 @@ def make_args(change: Callable[[Args], object] = lambda args: None) -> tuple[Arg
         0,
         c.pointer(problem),
         *views,
-        c.pointer(view(lse.unsqueeze(-1).expand(*lse.shape, 1))),
+        c.pointer(view_lse(lse)),
         c.pointer(host),
     )
     change(args)

@@ -15,7 +15,7 @@ from gnaforge.build_tools import includes, toolchain
 from gnaforge.build_tools.cache import Cache, cache_layers, read_artifact, user_cache
 from gnaforge.build_tools.compile import Step, run_steps
 from gnaforge.build_tools.toolchain import cxx_compiler
-from gnaforge.errors import BuildError, InputError
+from gnaforge.errors import BuildError
 from gnaforge.generate import generate
 from gnaforge.library_file import read_library
 from gnaforge.plan import Plan
@@ -25,7 +25,6 @@ from kernel_set import cpu_config
 
 ONE = cpu_config(1, "fp32", (8,), (8,))
 TWO = cpu_config(1, "fp32", (8,), (16,))
-SM100 = KernelConfig("gna_forward", "sm100", 2, "bf16", 128, (16, 8), (16, 8))
 
 
 @pytest.fixture(scope="module")
@@ -181,12 +180,6 @@ def test_killed_compilers_run_once_more_alone(tmp_path: Path) -> None:
     steps = [Step(name, ("in",), ("sh", "-c", script.format(name))) for name in ("a", "b")]
     assert run_steps(tmp_path, steps, 2, lambda *_: None, notes.append) == []
     assert len(notes) == 1 and "one at a time" in notes[0]
-
-
-def test_unavailable_archs_say_so(own_cache: Path) -> None:
-    with pytest.raises(InputError, match="sm100: arch not available in this version, which has cpu, sm90"):
-        build_kernels([ONE, SM100])
-    assert not own_cache.exists()
 
 
 def test_no_compiler_is_explained(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

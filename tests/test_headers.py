@@ -120,7 +120,7 @@ def check_visits(headers, index: int, q_tile: list[int], kv_tile: list[int], pro
     arrays = (ctypes.c_void_p * 6)(*(pointer(a).value for a in (visits, row_mask, row_set, tile, count, interior)))
     stray = headers.visit_tiles(index, (Axis * len(axes))(*axes), arrays)
 
-    assert stray == 0, f"a mask shows a pair that does not exist: {case}"
+    assert stray == 0, f"a mask shows a pair that does not exist, or a walk leaves the list: {case}"
     assert visits.max() == 1, f"a pair is visited twice: {case}"
     assert np.array_equal(row_mask, seen), f"RowMask: {case}"
     assert np.array_equal(row_set, seen), f"rows_that_see: {case}"

@@ -115,11 +115,14 @@ print((asked[1].q_tile, asked[1].kv_tile) == (fitted.q, fitted.kv), asked[1] != 
         ("rank=2", "InputError: head_dim: is required\ndtype: is required"),
         (
             "**{**FIELDS, 'head_dim': 70}",
-            "InputError: head_dim: 70 must be a multiple of 8, at most 256; did you mean 72?",
+            "InputError: head_dim: 70 must be a multiple of 8; did you mean 72?",
         ),
         ("**{**FIELDS, 'dtype': 'bf15'}", "dtype: 'bf15' is no dtype; allowed: fp32, bf16, fp16; did you mean 'bf16'?"),
         ("**{**FIELDS, 'arch': 'sm9'}", "arch: 'sm9' is no arch; allowed: cpu, sm90, sm100; did you mean 'sm90'?"),
-        ("**{**FIELDS, 'arch': 'sm100', 'dtype': 'bf16', 'kv_tile': 16}", "sm100: arch not available in this version"),
+        (
+            "**{**FIELDS, 'arch': 'sm100', 'dtype': 'bf16', 'kv_tile': 144}",
+            "kv_tile: holds 144 key tokens; sm100 takes",
+        ),
         ("**{**FIELDS, 'q_tile': (8, 8)}", "InputError: q_tile: [8, 8] has 2 entries; rank 1 needs 1"),
         ("**{**FIELDS, 'q_tile': 999}", "InputError: q_tile: holds 999 query tokens; cpu takes at most 256"),
         ("**{**FIELDS, 'kv_tile': None}", "InputError: kv_tile: is required"),

@@ -148,8 +148,8 @@ REFUSED = {
     ),
     "variant": (
         "direction:",
-        "variant: «leaner\n    direction:",
-        "kernels[0].variant: 'leaner' is no variant; allowed: cutlass, lean; did you mean 'lean'?",
+        "variant: «cutlas\n    direction:",
+        "kernels[0].variant: 'cutlas' is no variant; allowed: cutlass; did you mean 'cutlass'?",
     ),
     "rank": ("rank: 3", "rank: «4", "kernels[0].rank: 4 is too large; at most 3"),
     "rank as text": ("rank: 3", "rank: «'3'", f"kernels[0].rank: '3' {INTEGER}"),
@@ -313,17 +313,21 @@ OFF_LIMITS = {
     "head dim": (
         "[64, 128]",
         "[64, «70]",
-        ["kernels[0].head_dim[1]: 70 must be a multiple of 8, at most 256; did you mean 72?"],
+        ["kernels[0].head_dim[1]: 70 must be a multiple of 8; did you mean 72?"],
     ),
     "large head dim": (
         "[64, 128]",
         "«264",
-        ["kernels[0].head_dim: 264 must be a multiple of 8, at most 256; did you mean 256?"],
+        [
+            "kernels[0].head_dim: 264 is too large; cpu takes at most 256; did you mean 256?",
+            "kernels[0].head_dim: 264 is too large; sm100 takes at most 128; did you mean 128?",
+            "kernels[0].head_dim: 264 is too large; sm90 takes at most 256; did you mean 256?",
+        ],
     ),
     "value head dim": (
         "dtype:",
         "value_head_dim: [8, «9]\n    dtype:",
-        ["kernels[0].value_head_dim[1]: 9 must be a multiple of 8, at most 256; did you mean 16?"],
+        ["kernels[0].value_head_dim[1]: 9 must be a multiple of 8; did you mean 16?"],
     ),
     "head dim at run time": (
         "[64, 128]",
@@ -350,7 +354,7 @@ OFF_LIMITS = {
         "kv: [2, 8, 8]",
         "kv: «[8, 8, 8]",
         [
-            "kernels[0].tiles[0].kv: holds 512 key tokens; sm100 takes at most 256",
+            "kernels[0].tiles[0].kv: holds 512 key tokens; sm100 takes at most 128",
             "kernels[0].tiles[0].kv: holds 512 key tokens; sm90 takes at most 256",
         ],
     ),
@@ -364,10 +368,10 @@ OFF_LIMITS = {
     ),
     "variant": (
         "dtype:",
-        "variant: «lean\n    dtype:",
+        "variant: «cutlass\n    dtype:",
         [
-            "kernels[0].variant: 'lean' is not a variant of cpu; it has ''",
-            "kernels[0].variant: 'lean' is not a variant of sm90; it has ''",
+            "kernels[0].variant: 'cutlass' is not a variant of cpu; it has ''",
+            "kernels[0].variant: 'cutlass' is not a variant of sm90; it has ''",
         ],
     ),
 }

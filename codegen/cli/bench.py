@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,7 +34,16 @@ def bench(
     kv_heads: KvHeadsOption = None,
     head_dim: int = 64,
     dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16; several with commas.")] = "bf16",
-    against: Annotated[str, typer.Option(help="Contenders beside gnaforge: sdpa, flex.")] = "sdpa,flex",
+    arch: Annotated[str, typer.Option(help="cpu, or the GPU's: sm90.")] = "cpu",
+    batch: int = 1,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            help="Contenders beside gnaforge: sdpa (with the mask), flex, natten; dense attention: gnaforge dense, "
+            "cudnn dense, flash dense. Default: sdpa,flex on the cpu, all on a GPU.",
+            show_default=False,
+        ),
+    ] = None,
     kernel: Annotated[
         str | None, typer.Option(metavar="KEY", help="Time this kernel, not the one with the least work.")
     ] = None,
@@ -41,54 +51,95 @@ def bench(
     overhead: Annotated[bool, typer.Option("--overhead", help="Time a call's fixed cost instead.")] = False,
     tools: Annotated[bool, typer.Option("--tools", help="Time the command line itself instead.")] = False,
     calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="Fit the cpu's constants of the simulator's time model instead.")
+        bool,
+        typer.Option("--calibrate", help="Fit the arch's constants of the simulator's time model instead, see --from."),
     ] = False,
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="FILE", help="Show or plot this report, or calibrate by it, and time nothing."),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write times, checks and versions to a file that says all by itself."),
+    ] = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Also draw the results.")] = None,
     json: JsonOption = False,
 ) -> None:
-    """Time kernels on the CPU beside torch's SDPA with the same mask and compiled FlexAttention.
+    """Time kernels beside torch's SDPA with the same mask, compiled FlexAttention, NATTEN and dense attention.
 
-    Kernels that a problem needs and the cache lacks are built first, with default tiles. Contenders take turns; times
-    are medians, and GFLOP/s count visible pairs only.
+    Kernels that a problem needs and the cache lacks are built first: with default tiles for the cpu, fitted ones for a
+    GPU. Contenders take turns; times are medians, and GFLOP/s count visible pairs only (all pairs for dense ones).
+    Where there is no gnaforge, [bold]python -m gnaforge.runtime.bench[/] of a built wheel measures the same.
 
-    Example: [bold]gnaforge bench --tokens 56,56 --window 7,7 --head-dim 32 --heads 4 --dtype fp32,bf16[/]
+    Examples: [bold]gnaforge bench --tokens 56,56 --window 7,7 --head-dim 32 --heads 4 --dtype fp32,bf16[/],
+    [bold]gnaforge bench --preset hunyuan-video --arch sm90 --report mine.json[/],
+    [bold]gnaforge bench --calibrate --arch sm90 --from mine.json[/]
     """
     from ..errors import InputError
+    from ..simulator.model import check_arch
 
+    check_arch(arch)
+    for option, path in (("--plot", plot), ("--report", report)):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise InputError(f"{option} {path}: there is no folder {path.absolute().parent}")
+    if plot is not None:
+        check_png("--plot", plot)
     if overhead or tools or calibrate:
         from .. import bench_tools
 
-        what = bench_tools.call_overhead if overhead else bench_tools.tool_times if tools else bench_tools.calibration
-        _show(what(), json)
+        _show(
+            bench_tools.call_overhead()
+            if overhead
+            else bench_tools.tool_times()
+            if tools
+            else bench_tools.calibration(arch, source),
+            json,
+        )
         return
-    if plot is not None:
-        check_png("--plot", plot)
-    if (preset is None) == (tokens is None or window is None):
-        raise InputError("give either --preset, or --tokens and --window; see gnaforge bench --help")
-    contenders = ["gnaforge", *(name for name in against.split(",") if name)]
     from .. import bench_run  # imports torch
 
-    dtypes = dtype.split(",")
-    if tokens is None or window is None:
-        problems = bench_run.problems_of_spec(str(preset), dtypes)
+    if source is not None:
+        rows = bench_run.rows(bench_run.read_report(source))
     else:
-        fields: dict[str, Any] = {
-            "tokens": numbers("--tokens", tokens),
-            "window": numbers("--window", window),
-            "stride": numbers("--stride", stride),
-            "dilation": numbers("--dilation", dilation),
-            "causal": numbers("--causal", causal),
-            "heads": heads,
-            "kv_heads": kv_heads or heads,
-            "head_dim": head_dim,
-        }
-        problems = bench_run.problems_of_fields(fields, dtypes)
-    results = bench_run.run_all(problems, contenders, seconds, kernel)
-    _show(results, json)
+        problems = _problems(
+            arch,
+            preset,
+            dtype.split(","),
+            {
+                "tokens": tokens,
+                "window": window,
+                "stride": stride,
+                "dilation": dilation,
+                "causal": causal,
+            },
+            {"heads": heads, "kv_heads": kv_heads or heads, "head_dim": head_dim, "batch": batch},
+        )
+        names = against.split(",") if against is not None else bench_run.others(arch)
+        contenders = ["gnaforge", *(name for name in names if name)]
+        found = bench_run.run_all(problems, contenders, seconds, kernel, arch, report)
+        rows = bench_run.rows(found)
+        for row in found["problems"]:
+            for name, why in row["notes"].items():
+                print(f"not timed: {name}: {why}", file=sys.stderr)
+    _show(rows, json)
     if plot is not None:
         from ..plot import draw_bars
 
-        draw_bars(plot, results)
+        draw_bars(plot, rows)
+
+
+def _problems(
+    arch: str, preset: str | None, dtypes: list[str], lists: dict[str, str | None], fields: dict[str, Any]
+) -> list[Any]:
+    from .. import bench_run
+    from ..errors import InputError
+
+    if (preset is None) == (lists["tokens"] is None or lists["window"] is None):
+        raise InputError("give either --preset, or --tokens and --window; see gnaforge bench --help")
+    if preset is not None:
+        return list(bench_run.problems_of_spec(preset, dtypes, arch))
+    numbered = {name: numbers(f"--{name}", str(text)) for name, text in lists.items()}
+    return list(bench_run.problems_of_fields({**numbered, **fields}, dtypes, arch))
 
 
 def _show(rows: list[dict[str, Any]], json: bool) -> None:

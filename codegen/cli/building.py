@@ -51,11 +51,9 @@ def generate(
     Example: [bold]gnaforge generate hunyuan-video -o generated[/]
     """
     from .. import generate as generating
-    from ..build import refuse_unavailable
 
     plan = plan_of(spec, arch)
     say_notes(plan)
-    refuse_unavailable(plan.configs)
     if not check:
         folder = generating.generate(plan, out)
         print(f"{len(plan.configs)} kernels in {folder}")
@@ -103,7 +101,6 @@ def build(
     set_launcher(launcher)
     plan = plan_of(spec, arch)
     say_notes(plan)
-    building.refuse_unavailable(plan.configs)
     if shard is not None:
         plan = shard_of(plan, shard)
     if dry_run:

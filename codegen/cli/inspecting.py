@@ -30,7 +30,7 @@ def _cached_rows() -> list[dict[str, Any]]:
         for artifact in cache.artifacts():
             try:
                 config = KernelConfig.parse(artifact.record["key"])
-                current = source_digest(config) if ARCHES[config.arch].available else None
+                current = None if ARCHES[config.arch].problems(config) else source_digest(config)
             except (ValueError, KeyError):  # the core, or a kernel of another version
                 continue
             state = "built" if artifact.record.get("source_digest") == current else "stale"
@@ -48,7 +48,7 @@ def _row(raw: dict[str, Any]) -> dict[str, Any]:
     from ..runtime.config import KernelConfig
 
     config = KernelConfig.parse(raw["key"])
-    facts = ("seconds", "library_bytes", "registers", "spill_bytes", "shared_memory")
+    facts = ("seconds", "library_bytes", "registers", "spill_bytes", "shared_memory", "code")
     return {
         "key": config.key,
         "state": raw["state"],
@@ -69,9 +69,16 @@ def list_kernels(
             show_default=False,
         ),
     ] = None,
+    static: Annotated[
+        bool, typer.Option("--static", help="Show what the build found in the machine code of GPU kernels.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """List kernels: keys, tiles, and what is known of the compiled ones. Needs no compiler.
+
+    With [bold]--static[/]: registers after launch, bytes spilled, shared memory per thread block, and of the machine
+    code the instructions, matrix products (HGMMA; UTCHMMA on sm100), special functions (MUFU, nearly all of them exp2),
+    and, on sm90, how many of those run while a product is under way.
 
     Examples: [bold]gnaforge list[/], [bold]gnaforge list hunyuan-video[/],
     [bold]gnaforge list generated/quickstart/lib/quickstart.so[/]
@@ -92,7 +99,32 @@ def list_kernels(
         print("no kernels yet: try `gnaforge quickstart`, or `gnaforge build PRESET`; presets:")
         _print_presets()
         return
-    _print_table(rows)
+    (_print_static if static else _print_table)(rows)
+
+
+def _print_static(rows: list[dict[str, Any]]) -> None:
+    print_table(
+        ("kernel", "registers", "spills", "shared memory", "instructions", "products", "MUFU", "under a product"),
+        (
+            (
+                row["key"],
+                str(row["registers"]),
+                f"{row['spill_bytes']} B",
+                f"{row['shared_memory']} B",
+                *_counts(row["code"] or {}),
+            )
+            for row in rows
+            if row["registers"]
+        ),
+    )
+
+
+def _counts(code: dict[str, int]) -> list[str]:
+    products = code.get("hgmma", code.get("utchmma", ""))
+    return [
+        str(n)
+        for n in (code.get("instructions", ""), products, code.get("mufu", ""), code.get("mufu_under_product", ""))
+    ]
 
 
 def _print_presets() -> None:

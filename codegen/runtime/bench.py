@@ -1,191 +1,105 @@
-"""Times kernels beside what torch offers for the same mask. ``python -m gnaforge.runtime.bench --help``.
+"""Times kernels beside what torch offers for the same mask, and beside dense attention.
 
 Contenders take turns within a round, so that a change of the machine's speed hits all of them; medians over rounds.
-Useful work counts visible pairs only: 2 * heads * pairs * (head_dim + head_dim_v) floating-point operations.
+Inputs rotate among several sets, as many as it takes to leave no input in a GPU's cache. Useful work counts visible
+pairs only: 2 * heads * pairs * (head_dim + head_dim_v) floating-point operations; dense contenders are charged with all
+pairs. On a GPU time is taken with CUDA events. Each problem's result is checked on some queries in float64.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
+import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
-from math import prod
+from math import ceil, prod
+from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from .config import DTYPES
-from .ops import DTYPE_NAMES, neighborhood_attention
-from .reference import Pattern, mask_rows, windows
+from . import core
+from .bench_contenders import CONTENDERS, DENSE, HEADS_FIRST, MASKED, Call, Problem, Tensors, excluded, heads_first
+from .config import DTYPES, KernelConfig
+from .kernels import registry
+from .ops import neighborhood_attention
+from .reference import Pattern, attention_of_query, visited_pairs
 
-_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
-CONTENDERS = ("gnaforge", "sdpa", "flex")
-_MASK_ELEMENTS = 2**28  # a mask slice of SDPA: 1 GB once torch has made floats of it
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What is timed. ``tokens`` and the pattern have one entry per token dimension."""
-
-    tokens: tuple[int, ...]
-    pattern: Pattern
-    heads: int = 1
-    kv_heads: int = 1
-    head_dim: int = 64
-    batch: int = 1
-    dtype: str = "bf16"
-
-    def tensors(self, device: str = "cpu") -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Random query, key and value, heads-last."""
-        generator = torch.Generator(device).manual_seed(0)
-        shapes = [(self.batch, *self.tokens, heads, self.head_dim) for heads in (self.heads, *[self.kv_heads] * 2)]
-        q, k, v = (torch.randn(shape, generator=generator, device=device) for shape in shapes)
-        dtype = _DTYPES[self.dtype]
-        return q.to(dtype), k.to(dtype), v.to(dtype)
-
-    def visible_pairs(self) -> int:
-        """(query, key) pairs that the mask lets through, per batch entry and head."""
-        pairs = 1
-        for d, length in enumerate(self.tokens):
-            single = Pattern(*(((field[d],)) for field in vars(self.pattern).values()))
-            step = max(1, 2**24 // length)
-            pairs *= sum(
-                int(mask_rows((length,), single, i, min(i + step, length)).sum()) for i in range(0, length, step)
-            )
-        return pairs
-
-    def sparsity(self) -> float:
-        """Share of all pairs that the mask hides."""
-        return 1 - self.visible_pairs() / prod(self.tokens) ** 2
-
-    def useful_flop(self) -> float:
-        """Floating-point operations of the visible pairs."""
-        return 4.0 * self.batch * self.heads * self.visible_pairs() * self.head_dim
+REPORT_SCHEMA = 1
+DEFAULT_CONTENDERS = {"cpu": ("gnaforge", "sdpa", "flex"), "cuda": tuple(CONTENDERS)}
+_ROW_MULTIPLE = {"cpu": 32, "sm90": 64, "sm100": 128}  # as in the arch table, which a wheel doesn't carry
+_FLUSH_BYTES = 2**28  # of input sets together: several times a GPU's L2 cache
+_MOST_SETS = 16
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Median seconds of a contender, and its largest difference from gnaforge's output."""
+    """Median seconds of a contender, the fastest round, and its largest difference from gnaforge's output."""
 
     contender: str
     seconds: float
+    fastest: float
     useful_gflops: float
     rounds: int
     difference: float | None
 
 
-def _gnaforge(problem: Problem, kernel: str | None, q: Any, k: Any, v: Any) -> Callable[[], torch.Tensor]:
-    return lambda: neighborhood_attention(q, k, v, **problem.pattern.arguments(), kernel=kernel)
-
-
-def _heads_first(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.flatten(1, -3).transpose(1, 2).contiguous()
-
-
-def _tokens_first(out: torch.Tensor, tokens: tuple[int, ...]) -> torch.Tensor:
-    out = out.transpose(1, 2)
-    return out.reshape(out.shape[0], *tokens, *out.shape[2:])
-
-
-def _sdpa(problem: Problem, q: Any, k: Any, v: Any) -> Callable[[], torch.Tensor]:
-    """SDPA with the boolean mask, made beforehand, in slices of queries where it would not fit memory whole."""
-    count = prod(problem.tokens)
-    rows = max(1, min(count, _MASK_ELEMENTS // count))
-    slices = [(i, min(i + rows, count)) for i in range(0, count, rows)]
-    # A mask in slices is made anew in each call, outside of the time that SDPA is charged for: see `_timed`.
-    whole = mask_rows(problem.tokens, problem.pattern, 0, count) if len(slices) == 1 else None
-    q, k, v = _heads_first(q), _heads_first(k), _heads_first(v)
-    gqa = problem.heads != problem.kv_heads
-
-    def run() -> torch.Tensor:
-        parts = []
-        for begin, end in slices:
-            with _excluded():
-                mask = mask_rows(problem.tokens, problem.pattern, begin, end) if whole is None else whole
-            parts.append(
-                torch.nn.functional.scaled_dot_product_attention(
-                    q[:, :, begin:end], k, v, attn_mask=mask, enable_gqa=gqa
-                )
-            )
-        out = torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
-        return _tokens_first(out, problem.tokens)
-
-    return run
-
-
-def _flex(problem: Problem, q: Any, k: Any, v: Any) -> Callable[[], torch.Tensor]:
-    """Compiled FlexAttention with its block mask, both made beforehand."""
-    tokens, pattern = problem.tokens, problem.pattern
-    count = prod(tokens)
-
-    # Tables instead of divisions: the mask function runs once per element of each partial block.
-    tables = []
-    token = torch.arange(count, device=q.device)
-    for d in reversed(range(len(tokens))):
-        at, token = token % tokens[d], token // tokens[d]
-        dilation = pattern.dilation[d]
-        begin, end = windows(at, tokens[d], pattern.window[d], pattern.stride[d], dilation, pattern.causal[d])
-        tables.append((begin, end, at // dilation, at % dilation if dilation > 1 else None))
-
-    def mask_mod(b: Any, h: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        seen = None
-        for begin, end, position, group in tables:
-            axis = (position[key] >= begin[query]) & (position[key] < end[query])
-            if group is not None:
-                axis = axis & (group[query] == group[key])
-            seen = axis if seen is None else seen & axis
-        assert seen is not None
-        return seen
-
-    make = torch.compile(create_block_mask) if count > 2**14 else create_block_mask
-    blocks = make(mask_mod, None, None, count, count, device=q.device)
-    compiled = torch.compile(flex_attention, dynamic=False)
-    q, k, v = _heads_first(q), _heads_first(k), _heads_first(v)
-    call = partial(compiled, q, k, v, block_mask=blocks, enable_gqa=problem.heads != problem.kv_heads)
-    return lambda: _tokens_first(call(), tokens)
-
-
-_excluded_seconds = 0.0
-
-
-class _excluded:
-    """Time spent inside is not the contender's."""
-
-    def __enter__(self) -> None:
-        self._start = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        global _excluded_seconds
-        _excluded_seconds += time.perf_counter() - self._start
-
-
-def _timed(call: Callable[[], object], repeats: int) -> float:
-    global _excluded_seconds
-    _excluded_seconds = 0.0
+def _clock(call: Callable[[], object], repeats: int, device: str) -> float:
+    """Seconds per call."""
+    if device == "cuda":
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        for _ in range(repeats):
+            call()
+        end.record()
+        end.synchronize()
+        return float(begin.elapsed_time(end)) / 1e3 / repeats
+    excluded.seconds = 0.0
     start = time.perf_counter()
     for _ in range(repeats):
         call()
-    return (time.perf_counter() - start - _excluded_seconds) / repeats
+    return (time.perf_counter() - start - excluded.seconds) / repeats
 
 
 def matmul_gflops() -> float:
-    """Rate of torch's own fp32 matrix product, GFLOP/s, best of five: the yardstick for what the machine gives."""
+    """Rate of torch's own fp32 matrix product on the CPU, GFLOP/s, best of five: what the machine gives."""
     a = torch.randn(1536, 1536)
     a @ a
-    return 2 * 1536**3 / min(_timed(lambda: a @ a, 1) for _ in range(5)) / 1e9
+    return 2 * 1536**3 / min(_clock(lambda: a @ a, 1, "cpu") for _ in range(5)) / 1e9
+
+
+def _input_sets(problem: Problem, device: str) -> list[Tensors]:
+    first = problem.tensors(device)
+    if device == "cpu":
+        return [first]
+    size = sum(x.numel() * x.element_size() for x in first)
+    return [first, *(problem.tensors(device, seed) for seed in range(1, min(_MOST_SETS, ceil(_FLUSH_BYTES / size))))]
+
+
+class _Rotation:
+    """A contender's call, with the next input set each time."""
+
+    def __init__(self, call: Call, sets: Sequence[Tensors]) -> None:
+        self.call, self.sets, self.next = call, sets, 0
+
+    def __call__(self) -> torch.Tensor:
+        self.next = (self.next + 1) % len(self.sets)
+        return self.call(self.sets[self.next])
 
 
 def run(
     problem: Problem,
-    contenders: Sequence[str] = CONTENDERS,
+    contenders: Sequence[str] = DEFAULT_CONTENDERS["cpu"],
     budget_seconds: float = 20.0,
     kernel: str | None = None,
+    device: str = "cpu",
+    notes: dict[str, str] | None = None,
 ) -> list[Timing]:
     """Times contenders in turn.
 
@@ -195,41 +109,164 @@ def run(
         budget_seconds: how long the rounds may take in all; there are at least three, or a single one where that
             alone takes longer.
         kernel: key of the gnaforge kernel; default: the one with the least work.
+        device: ``cpu`` or ``cuda``.
+        notes: takes why a contender is left out, by name; without it the error is raised.
 
     Returns:
-        A timing for each contender, in the order given.
+        A timing for each contender that runs, in the order given.
     """
-    q, k, v = problem.tensors()
-    makers: dict[str, Callable[..., Callable[[], torch.Tensor]]] = {
-        "gnaforge": lambda p, *qkv: _gnaforge(p, kernel, *qkv),
-        "sdpa": _sdpa,
-        "flex": _flex,
-    }
-    calls = {name: makers[name](problem, q, k, v) for name in contenders}
+    sets = _input_sets(problem, device)
+    torch_sets = [heads_first(x) for x in sets] if HEADS_FIRST & set(contenders) else []
+    calls: dict[str, _Rotation] = {}
+    outputs: dict[str, torch.Tensor] = {}
     with torch.no_grad():
-        outputs = {name: call() for name, call in calls.items()}  # the warm-up, compilation included
+        for name in contenders:
+            own = torch_sets if name in HEADS_FIRST else sets
+            try:
+                call = CONTENDERS[name](problem, kernel, sets[0])
+                out = call(own[0])  # the warm-up, compilation included
+                if device == "cuda":
+                    torch.cuda.synchronize()
+            except Exception as error:
+                if notes is None or (name == "gnaforge" and len(contenders) == 1):
+                    raise
+                notes[name] = (f"{type(error).__name__}: {error}".splitlines() or ["?"])[0][:300]
+                continue
+            calls[name] = _Rotation(call, own)
+            if name in MASKED:
+                outputs[name] = out
         ours = outputs.get("gnaforge")
         differences = {
             name: None if ours is None else float((out.float() - ours.float()).abs().max())
             for name, out in outputs.items()
         }
         del outputs, ours
-        seconds = {name: [_timed(call, 1)] for name, call in calls.items()}
-        # A fast contender repeats within its turn until the turn is long enough for the clock.
-        repeats = {name: max(1, int(0.05 / first)) for name, (first,) in seconds.items()}
-        turn = sum(first * repeats[name] for name, (first,) in seconds.items())
-        rounds = max(0 if turn > budget_seconds else 3, min(30, int(budget_seconds / turn)))
-        if rounds:
-            seconds = {name: [] for name in calls}
-        for _ in range(rounds):
-            for name, call in calls.items():
-                seconds[name].append(_timed(call, repeats[name]))
-    flop = problem.useful_flop()
+        seconds = _rounds(calls, budget_seconds, device)
+    pairs = {name: prod(problem.tokens) ** 2 if name in DENSE else problem.visible_pairs() for name in calls}
+    work = 4.0 * problem.batch * problem.heads * problem.head_dim
     return [
-        Timing(name, median, flop / median / 1e9, len(seconds[name]), differences[name])
-        for name in calls
-        for median in (statistics.median(seconds[name]),)
+        Timing(name, median, min(times), work * pairs[name] / median / 1e9, len(times), differences.get(name))
+        for name, times in seconds.items()
+        for median in (statistics.median(times),)
     ]
+
+
+def _rounds(calls: dict[str, _Rotation], budget_seconds: float, device: str) -> dict[str, list[float]]:
+    """Seconds per call of each contender, by round."""
+    seconds = {name: [_clock(call, 1, device)] for name, call in calls.items()}
+    # A fast contender repeats within its turn until the turn is long enough for the clock.
+    turn_seconds = 0.05 if device == "cpu" else 0.01
+    repeats = {name: max(1, int(turn_seconds / first)) for name, (first,) in seconds.items()}
+    turn = sum(first * repeats[name] for name, (first,) in seconds.items())
+    rounds = max(0 if turn > budget_seconds else 3, min(30, int(budget_seconds / turn))) if calls else 0
+    if rounds:
+        seconds = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            seconds[name].append(_clock(call, repeats[name], device))
+    return seconds
+
+
+def computed_pairs(problem: Problem, config: KernelConfig) -> int:
+    """Scores that a kernel computes of a problem, per batch entry and head: its bound is all pairs over these."""
+    tiles = config.q_tile, config.kv_tile
+    return visited_pairs(problem.tokens, problem.pattern, *tiles, _ROW_MULTIPLE[config.arch], config.arch == "cpu")
+
+
+def choose_kernel(problem: Problem, device: str) -> KernelConfig | None:
+    """The kernel of this process with the least work, as dispatch chooses; None if none fits."""
+    fitting = [
+        kernel.config
+        for kernel in registry.values()
+        if (kernel.config.rank, kernel.config.dtype) == (problem.pattern.rank, problem.dtype)
+        and kernel.device == device
+        and kernel.config.head_dim in (0, problem.head_dim)
+        and kernel.config.value_head_dim in (0, problem.head_dim)
+    ]
+    return min(fitting, key=lambda config: computed_pairs(problem, config), default=None)
+
+
+def check(problem: Problem, kernel: str | None, device: str, queries: int = 16) -> float:
+    """Largest error of some queries' output, relative to half a unit in the last place of the largest value: a few at
+    most, where a kernel is right."""
+    tensors = problem.tensors(device)
+    out = neighborhood_attention(*tensors, **problem.pattern.arguments(), kernel=kernel)
+    unit = torch.finfo(out.dtype).eps / 2 * float(tensors[2].abs().max())
+    rng = Random(0)
+    worst = 0.0
+    for _ in range(queries):
+        at = (rng.randrange(problem.batch), *(rng.randrange(n) for n in problem.tokens))
+        exact, _ = attention_of_query(*tensors, problem.pattern, at)
+        error = float((out[at].double() - exact).abs().max())
+        worst = max(worst, error / unit) if error == error else float("inf")
+    return worst
+
+
+def overhead(kernel: str | None, device: str, dtype: str, rank: int, head_dim: int) -> dict[str, float]:
+    """Microseconds of the host per call of the smallest problem, and of two allocations."""
+    problem = make_problem((1,) * rank, (1,) * rank, head_dim=head_dim, dtype=dtype)
+    q, k, v = problem.tensors(device)
+    calls: dict[str, Callable[[], object]] = {
+        "call": lambda: neighborhood_attention(q, k, v, 1, kernel=kernel),
+        "two torch.empty": lambda: (torch.empty_like(q), torch.empty(q.shape[:-1], device=device)),
+    }
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    with torch.no_grad():
+        for _ in range(15):
+            for name, call in calls.items():
+                start = time.perf_counter()
+                for _ in range(200):
+                    call()
+                found[name].append((time.perf_counter() - start) / 200 * 1e6)
+                if device == "cuda":
+                    torch.cuda.synchronize()
+    return {name: statistics.median(times) for name, times in found.items()}
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What the times are of: versions, the device and its clock."""
+    found: dict[str, Any] = {
+        "device": device,
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+    if device == "cuda":
+        gpu = torch.cuda.get_device_properties(0)
+        found |= {
+            "gpu": gpu.name,
+            "compute_capability": f"{gpu.major}.{gpu.minor}",
+            "processors": gpu.multi_processor_count,
+            "memory_bytes": gpu.total_memory,
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+        }
+    return found
+
+
+def measure(
+    problem: Problem, contenders: Sequence[str], budget_seconds: float, kernel: str | None, device: str
+) -> dict[str, Any]:
+    """One problem of a report: times, bounds, ratios and the check."""
+    chosen = KernelConfig.parse(kernel) if kernel else choose_kernel(problem, device)
+    row: dict[str, Any] = {"problem": asdict(problem), "kernel": chosen.key if chosen else None, "notes": {}}
+    if chosen is None:
+        row["notes"]["gnaforge"] = "no kernel is loaded for this problem"
+        contenders = [name for name in contenders if not name.startswith("gnaforge")]
+    else:
+        row["error_units"] = check(problem, chosen.key, device)
+        row["work_bound"] = prod(problem.tokens) ** 2 / computed_pairs(problem, chosen)
+    row["flop_bound"] = prod(problem.tokens) ** 2 / problem.visible_pairs()
+    timings = run(problem, contenders, budget_seconds, chosen.key if chosen else None, device, row["notes"])
+    row["timings"] = [asdict(timing) for timing in timings]
+    seconds = {timing.contender: timing.seconds for timing in timings}
+    ours = seconds.get("gnaforge")
+    if ours:
+        row["speedups"] = {name: took / ours for name, took in seconds.items() if name != "gnaforge"}
+        if "gnaforge dense" in seconds and "work_bound" in row:
+            row["share_of_work_bound"] = seconds["gnaforge dense"] / ours / row["work_bound"]
+    return row
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -245,26 +282,71 @@ def _per_dim(values: tuple[int, ...], rank: int, name: str) -> tuple[int, ...]:
 
 
 def make_problem(
-    tokens: tuple[int, ...],
-    window: tuple[int, ...],
-    stride: tuple[int, ...] = (1,),
-    dilation: tuple[int, ...] = (1,),
-    causal: tuple[int, ...] = (0,),
+    tokens: Sequence[int],
+    window: Sequence[int],
+    stride: Sequence[int] = (1,),
+    dilation: Sequence[int] = (1,),
+    causal: Sequence[int] = (0,),
     **rest: Any,
 ) -> Problem:
-    """A problem from per-dimension tuples; a tuple of one entry counts for all dimensions."""
+    """A problem from per-dimension sequences; one of a single entry counts for all dimensions."""
     rank = len(tokens)
     fields = {"window": window, "stride": stride, "dilation": dilation, "causal": causal}
-    full = {name: _per_dim(values, rank, name) for name, values in fields.items()}
+    full = {name: _per_dim(tuple(values), rank, name) for name, values in fields.items()}
     pattern = Pattern(full["window"], full["stride"], full["dilation"], tuple(bool(c) for c in full["causal"]))
-    return Problem(tokens, pattern, **rest)
+    return Problem(tuple(tokens), pattern, **rest)
+
+
+def report(
+    problems: Sequence[Problem],
+    contenders: Sequence[str],
+    seconds: float,
+    kernel: str | None,
+    device: str,
+    path: Path | None,
+) -> dict[str, Any]:
+    """Measures problems, within ``seconds`` for the rounds of all. With ``path``, what is done so far is there at any
+    time."""
+    found: dict[str, Any] = {
+        "schema": REPORT_SCHEMA,
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "machine": machine(device),
+        "kernels": sorted(kernel.key for kernel in registry.values()),
+        "problems": [],
+        "complete": False,
+    }
+    end = time.monotonic() + seconds
+    for done, problem in enumerate(problems):
+        name = "x".join(map(str, problem.tokens)) + " window " + "x".join(map(str, problem.pattern.window))
+        print(f"{done + 1} of {len(problems)}: {name}, {problem.heads} heads of {problem.head_dim}", file=sys.stderr)
+        left = max(0.0, end - time.monotonic()) / (len(problems) - done)
+        try:
+            row = measure(problem, contenders, left, kernel, device)
+        except Exception as error:
+            row = {"problem": asdict(problem), "error": f"{type(error).__name__}: {error}"[:1000]}
+        found["problems"].append(row)
+        if device == "cuda":
+            torch.cuda.empty_cache()
+        if path is not None:
+            path.write_text(json.dumps(found, indent=1) + "\n")
+        if time.monotonic() > end + seconds / 4:
+            break
+    first = next((row["kernel"] for row in found["problems"] if row.get("kernel")), None)
+    if first is not None:
+        config = KernelConfig.parse(first)
+        found["overhead_us"] = overhead(first, device, config.dtype, config.rank, config.head_dim or 64)
+    found["complete"] = len(found["problems"]) == len(problems)
+    if path is not None:
+        path.write_text(json.dumps(found, indent=1) + "\n")
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line of this module."""
     parser = argparse.ArgumentParser(prog="python -m gnaforge.runtime.bench", description=__doc__)
-    parser.add_argument("--tokens", type=_numbers, required=True, help="token layout, for example 56,56")
-    parser.add_argument("--window", type=_numbers, required=True, help="window, for example 7,7")
+    parser.add_argument("--problems", type=Path, metavar="FILE.json", help="list of objects with the fields below")
+    parser.add_argument("--tokens", type=_numbers, help="token layout, for example 56,56")
+    parser.add_argument("--window", type=_numbers, help="window, for example 7,7")
     for name in ("stride", "dilation"):
         parser.add_argument(f"--{name}", type=_numbers, default=(1,))
     parser.add_argument("--causal", type=_numbers, default=(0,), help="0 or 1 per dimension")
@@ -273,17 +355,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--head-dim", type=int, default=64)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
-    parser.add_argument("--contenders", default=",".join(CONTENDERS))
-    parser.add_argument("--seconds", type=float, default=20.0, help="budget of the timed rounds")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--contenders", help=f"default: all that suit the device; there are {', '.join(CONTENDERS)}")
+    parser.add_argument("--seconds", type=float, default=20.0, help="budget of the timed rounds of all problems")
     parser.add_argument("--kernel", help="key of the gnaforge kernel")
+    parser.add_argument("--library", action="append", default=[], help="kernel library to load first")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="where to write the report; default: stdout")
     options = vars(parser.parse_args(arguments))
-    contenders = options.pop("contenders").split(",")
+    device, file, path = options.pop("device"), options.pop("problems"), options.pop("report")
+    contenders = options.pop("contenders")
+    names = contenders.split(",") if contenders else DEFAULT_CONTENDERS[device]
+    if unknown := [name for name in names if name not in CONTENDERS]:
+        parser.error(f"--contenders: {unknown[0]!r} is unknown; there are {', '.join(CONTENDERS)}")
     budget, kernel = options.pop("seconds"), options.pop("kernel")
-    options["kv_heads"] = options["kv_heads"] or options["heads"]
-    problem = make_problem(**options)
-    timings = run(problem, contenders, budget, kernel)
-    json.dump({"problem": asdict(problem), "timings": [asdict(t) for t in timings]}, sys.stdout, indent=1)
-    print()
+    for library in options.pop("library"):
+        core.load_library(library)
+    if file is None and (options["tokens"] is None or options["window"] is None):
+        parser.error("give --tokens and --window, or --problems")
+    fields = json.loads(file.read_text()) if file is not None else [options]
+    problems = [make_problem(**{**each, "kv_heads": each.get("kv_heads") or each.get("heads", 1)}) for each in fields]
+    found = report(problems, names, budget, kernel, device, path)
+    if path is None:
+        json.dump(found, sys.stdout, indent=1)
+        print()
 
 
 if __name__ == "__main__":

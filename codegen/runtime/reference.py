@@ -62,15 +62,17 @@ def visible(
     return (position >= begin) & (position < end) & (key % dilation == query % dilation)
 
 
-def mask_rows(tokens: Sequence[int], pattern: Pattern, begin: int, end: int) -> torch.Tensor:
+def mask_rows(
+    tokens: Sequence[int], pattern: Pattern, begin: int, end: int, device: torch.device | str = "cpu"
+) -> torch.Tensor:
     """Rows ``[begin, end)`` of the visibility mask, bool ``[end - begin, prod(tokens)]``; tokens in row-major order."""
-    rest = torch.arange(begin, end)
-    rows = torch.ones((end - begin, *[1] * len(tokens)), dtype=torch.bool)
+    rest = torch.arange(begin, end, device=device)
+    rows = torch.ones((end - begin, *[1] * len(tokens)), dtype=torch.bool, device=device)
     for d in reversed(range(len(tokens))):
         position, rest = rest % tokens[d], rest // tokens[d]
         axis = visible(
             position[:, None],
-            torch.arange(tokens[d])[None, :],
+            torch.arange(tokens[d], device=device)[None, :],
             tokens[d],
             pattern.window[d],
             pattern.stride[d],
@@ -102,12 +104,66 @@ def attention(
     for begin in range(0, count, rows):
         end = min(begin + rows, count)
         scores = (q[:, :, begin:end] @ k.mT) * scale
-        scores.masked_fill_(~mask_rows(tokens, pattern, begin, end), float("-inf"))
+        scores.masked_fill_(~mask_rows(tokens, pattern, begin, end, query.device), float("-inf"))
         sums.append(torch.logsumexp(scores, dim=-1))
         outputs.append(torch.softmax(scores, dim=-1) @ v)
     out = torch.cat(outputs, dim=2).transpose(1, 2)
     lse = torch.cat(sums, dim=2).transpose(1, 2)
     return out.reshape(*query.shape[:-1], value.shape[-1]), lse.reshape(query.shape[:-1])
+
+
+def visited_pairs(
+    tokens: Sequence[int],
+    pattern: Pattern,
+    q_tile: Sequence[int],
+    kv_tile: Sequence[int],
+    row_multiple: int,
+    clips: bool,
+) -> int:
+    """Scores that a kernel with these tiles computes per batch entry and head, padding included. KV tiles are laid from
+    where a Q tile's first window begins; ``row_multiple`` is what query rows are padded to, and ``clips`` says that the
+    last KV tile ends where the keys do."""
+    rows = -(-prod(q_tile) // row_multiple) * row_multiple
+    step = (1,) * len(kv_tile) if clips else kv_tile
+    visited = 1
+    for d, length in enumerate(tokens):
+        axis = [field[d] for field in vars(pattern).values()]
+        dilation, total = axis[2], 0
+        for group in range(dilation):
+            count = (length - group + dilation - 1) // dilation
+            first = torch.arange(0, count, q_tile[d])
+            last = torch.clamp(first + q_tile[d], max=count) - 1
+            begin, _ = windows(first * dilation + group, length, *axis)
+            _, end = windows(last * dilation + group, length, *axis)
+            total += int(((end - begin + step[d] - 1) // step[d]).sum())
+        visited *= total
+    return visited * rows * prod(step)
+
+
+def attention_of_query(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    pattern: Pattern,
+    at: Sequence[int],
+    scale: float | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `attention` gives for one query of a problem of any size; ``at`` is its batch entry and token.
+
+    Returns output ``[heads, head_dim_v]`` and log-sum-exp ``[heads]``, both float64.
+    """
+    batch, *token = at
+    box: list[int | slice] = [batch]
+    for d, position in enumerate(token):
+        axis = [field[d] for field in vars(pattern).values()]
+        dilation, group = axis[2], position % axis[2]
+        begin, end = (int(x) for x in windows(torch.tensor(position), key.shape[1 + d], *axis))
+        box.append(slice(begin * dilation + group, (end - 1) * dilation + group + 1, dilation))
+    group_size = query.shape[-2] // key.shape[-2]
+    k, v = (x[tuple(box)].flatten(0, -3).double().repeat_interleave(group_size, dim=1) for x in (key, value))
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = torch.einsum("hd,khd->hk", query[tuple(at)].double(), k) * scale
+    return torch.einsum("hk,khd->hd", torch.softmax(scores, -1), v), torch.logsumexp(scores, -1)
 
 
 def error_bound(

@@ -1,4 +1,5 @@
-"""Fits the cpu's constants of the time model to runs of cpu kernels on this machine.
+"""Fits an arch's constants of the time model to runs of its kernels: the cpu's to runs on this machine, a GPU's to
+those in a report of `gnaforge bench --report`.
 
 The model is linear in its constants, so what a run would take with one of them set to 1 and the others to 0 is a
 column of a least-squares problem.
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 
 from ..arch import ARCHES
 from ..build import LIBRARY_FILE, build_kernels
+from ..errors import InputError
 from ..runtime.config import ANY_HEAD_DIM, KernelConfig
 from ..runtime.core import load_library
 from ..runtime.ops import DTYPE_NAMES, neighborhood_attention
@@ -45,13 +47,22 @@ _PROBLEMS = (
     ((16, 22, 40), (8, 12, 12), 1, 64),
     ((8, 24, 24), (4, 7, 7), 1, 128),
 )
-_CONSTANTS = (
+_CPU_CONSTANTS = (
     "flop_per_cycle",
     "score_cycles",
     "tile_cycles",
     "mask_cycles",
     "mask_tile_cycles",
     "key_cycles",
+    "q_tile_cycles",
+)
+# A GPU's clock is what its table row says, and rescaling counts lanes: times alone can't tell them from the rest.
+_GPU_CONSTANTS = (
+    "flop_per_cycle",
+    "score_cycles",
+    "tile_cycles",
+    "mask_cycles",
+    "mask_tile_cycles",
     "q_tile_cycles",
 )
 
@@ -78,22 +89,65 @@ class Calibration:
 def calibrate_cpu(seconds_per_run: float = 0.5) -> Calibration:
     """Times cpu kernels on one core, about two minutes, and fits the model to them."""
     runs = list(_time_runs(seconds_per_run))
-    return fit_constants(runs, MACHINES["cpu"])
+    return fit_constants(runs, replace(MACHINES["cpu"], units=1), _CPU_CONSTANTS)
 
 
-def fit_constants(runs: Sequence[Run], machine: Machine) -> Calibration:
-    """The constants with which the model comes nearest to ``runs``, none negative; cycles are those of ``machine``."""
-    nothing: dict[str, Any] = {**dict.fromkeys(_CONSTANTS, 0.0), "flop_per_cycle": inf, "load_bytes_per_cycle": inf}
-    empty = replace(machine, units=1, memory_gb_s=inf, launch_us=0.0, **nothing)
-    ones: list[dict[str, Any]] = [{name: 1.0} for name in _CONSTANTS]
-    with np.errstate(divide="ignore", invalid="ignore"):  # what a mask costs beside nothing is of no interest
-        columns = np.array([[_seconds(replace(empty, **one), run) for one in ones] for run in runs])
+def runs_of_report(found: Mapping[str, Any]) -> list[Run]:
+    """The runs in a report: of each problem, and of dense attention with its kernel."""
+    runs = []
+    for row in found["problems"]:
+        if not row.get("kernel") or "timings" not in row:
+            continue
+        config = KernelConfig.parse(row["kernel"])
+        fields = {name: row["problem"][name] for name in ("heads", "kv_heads", "batch", "head_dim", "dtype")}
+        tokens, pattern = row["problem"]["tokens"], row["problem"]["pattern"]
+        for timing in row["timings"]:
+            if timing["contender"] == "gnaforge":
+                workload = make_workload(tokens, *(pattern[name] for name in _PATTERN), **fields)
+            elif timing["contender"] == "gnaforge dense":
+                workload = make_workload(tokens, tokens, **fields)
+            else:
+                continue
+            runs.append(Run(config, workload, timing["seconds"]))
+    return runs
+
+
+def calibrate_report(found: Mapping[str, Any], arch: str) -> Calibration:
+    """Fits a GPU's constants to the runs in a report.
+
+    Raises:
+        InputError: they are of another arch, or fewer than there are constants.
+    """
+    runs = [run for run in runs_of_report(found) if run.config.arch == arch]
+    if len(runs) < len(_GPU_CONSTANTS):
+        raise InputError(
+            f"the report holds {len(runs)} runs of {arch} kernels; "
+            f"{len(_GPU_CONSTANTS)} constants need as many at least"
+        )
+    machine = replace(MACHINES[arch], units=found["machine"].get("processors", MACHINES[arch].units))
+    return fit_constants(runs, machine, _GPU_CONSTANTS)
+
+
+_PATTERN = ("window", "stride", "dilation", "causal")
+
+
+def fit_constants(runs: Sequence[Run], machine: Machine, names: Sequence[str] = _CPU_CONSTANTS) -> Calibration:
+    """The constants ``names`` with which the model comes nearest to ``runs``, none negative; the rest, the clock
+    included, is as in ``machine``."""
+    nothing: dict[str, Any] = {name: inf if name == "flop_per_cycle" else 0.0 for name in names}
+    empty = replace(machine, memory_gb_s=inf, load_bytes_per_cycle=inf, launch_us=0.0, **nothing)
+    ones: list[dict[str, Any]] = [{name: 1.0} for name in names]
     launch = machine.launch_us * 1e-6
+    with np.errstate(divide="ignore", invalid="ignore"):  # what a mask costs beside nothing is of no interest
+        fixed = np.array([_seconds(empty, run) for run in runs])
+        columns = np.array([[_seconds(replace(empty, **one), run) for one in ones] for run in runs]) - fixed[:, None]
+    fixed += launch
     measured = np.array([run.seconds for run in runs])
-    weights = _non_negative(columns / measured[:, None], 1 - launch / measured)
-    errors = columns @ weights / measured + launch / measured - 1
-    constants = dict(zip(_CONSTANTS, map(float, weights), strict=True))
-    constants["flop_per_cycle"] = 1 / constants["flop_per_cycle"]
+    weights = _non_negative(columns / measured[:, None], 1 - fixed / measured)
+    errors = columns @ weights / measured + fixed / measured - 1
+    constants = dict(zip(names, map(float, weights), strict=True))
+    rate = constants["flop_per_cycle"]
+    constants["flop_per_cycle"] = 1 / rate if rate else inf
     return Calibration(constants, len(runs), float(np.sqrt(np.mean(errors**2))), float(np.abs(errors).max()))
 
 

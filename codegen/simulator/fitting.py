@@ -175,6 +175,7 @@ class Candidates:
         # A Q tile longer than the axis only pads; a KV tile may have to be, for its tokens to be a whole multiple.
         multiple = arch.fit_multiple
         q = _boxes(arch.max_q_rows, tuple(min(MAX_EXTENT, n) for n in longest), 1)
+        q = q[[arch.q_box_limit(tuple(map(int, box))) is None for box in q]]
         kv_caps = tuple(min(MAX_EXTENT, n + multiple - 1) for n in longest)
         kv = _boxes(min(arch.max_kv_columns, MAX_EXTENT), kv_caps, multiple)
         fits = np.ones((len(q), len(kv)), dtype=np.bool_)

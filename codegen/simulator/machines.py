@@ -111,7 +111,7 @@ MACHINES: Mapping[str, Machine] = MappingProxyType(
             # NATTEN 0.20, perfectly block-sparse: 13.01 ms (HunyuanVideo) and 4.114 ms (FLUX) are 3820 and 3670 cycles
             # per 256x128 tile pair, 2048 of them matrix work. Other warps than those of the softmax rescale the output.
             score_cycles=0.047,
-            solo_factor=2.0,
+            solo_factor=1.0,  # a Q tile always has two halves
             tile_cycles=200.0,
             rescale_cycles=0.0,
             mask_cycles=0.02,
@@ -123,7 +123,7 @@ MACHINES: Mapping[str, Machine] = MappingProxyType(
             launch_us=3.0,
             dense_rows=256,
             source=(
-                "softmax from NATTEN's published block-sparse times on B200; masks, solo_factor, loads and fixed costs "
+                "softmax from NATTEN's published block-sparse times on B200; masks, loads and fixed costs "
                 "estimated; no kernel of ours was run"
             ),
         ),

@@ -158,8 +158,12 @@ def costs(
 ) -> Costs:
     """`Costs` from the counts of `TileCounts` and the tokens of the tiles; numbers or arrays that broadcast."""
     rows = np.ceil(np.asarray(q_product, dtype=float) / arch.row_multiple) * arch.row_multiple
-    columns = np.ceil(np.asarray(kv_product, dtype=float) / arch.kv_multiple) * arch.kv_multiple
+    multiple = arch.padded_columns(1)
+    columns = np.ceil(np.asarray(kv_product, dtype=float) / multiple) * multiple
     visited, interior = np.asarray(visited, dtype=float), np.asarray(interior, dtype=float)
+    if arch.kv_padding > 1:
+        whole = columns == kv_product
+        interior, most_interior = np.where(whole, interior, 0.0), np.where(whole, most_interior, 0.0)
     computed = np.asarray(keys, dtype=float) if arch.clips_tiles else visited * columns
     return Costs(
         rows=rows,
@@ -302,7 +306,7 @@ class Simulation:
         """Dense scores over scores computed in all visited tiles, padding of rows and columns included."""
         arch = ARCHES[self.arch]
         rows = arch.padded_rows(prod(self.tiles.q))
-        columns = -(-prod(self.tiles.kv) // arch.kv_multiple) * arch.kv_multiple
+        columns = arch.padded_columns(prod(self.tiles.kv))
         computed = self.counts.keys if arch.clips_tiles else self.counts.visited * columns
         return self.workload.tokens**2 / (computed * rows)
 
@@ -387,6 +391,7 @@ def refusal(workload: Workload, arch: Arch, tiles: Tiles | None = None, tiling: 
             value_head_dim=workload.value_head_dim,
             q_tile=tiles.q,
             kv_tile=tiles.kv,
+            variant=arch.variants[0],
         )
     except ValueError as error:
         raise InputError(str(error)) from None

@@ -6,45 +6,53 @@
 
 namespace gnaforge {
 
-/// Bits [begin, end) of a 32-bit word; bounds outside 0..32 are clipped.
-GNAFORGE_HD constexpr unsigned range_bits(int begin, int end) {
+/// Bits `begin` and above of a 32-bit word.
+GNAFORGE_HD unsigned bits_from(int begin) {
   begin = max_int(begin, 0);
-  end = min_int(end, 32);
-  if (begin >= end) return 0;
-  return (~0u >> (32 - (end - begin))) << begin;
+#if defined(__CUDA_ARCH__)
+  return __funnelshift_lc(0u, ~0u, static_cast<unsigned>(begin));  // one instruction that takes 32 and more
+#else
+  return begin < 32 ? ~0u << begin : 0u;
+#endif
+}
+
+/// Bits [begin, end) of a 32-bit word; bounds outside 0..32 are clipped.
+GNAFORGE_HD unsigned range_bits(int begin, int end) {
+  return bits_from(begin) & ~bits_from(end);
 }
 
 /// What one query sees of one KV tile: a range of positions per axis, within 0 .. extent of the tile.
 /// The row-major tile column c is visible iff each of its coordinates is in range.
 template <class KvTile>
 struct RowMask {
-  Interval range[KvTile::rank];
+  static constexpr int rank = KvTile::rank;
+  Interval range[rank];
 
-  /// Visible columns 32 * index .. 32 * index + 31, one bit each; columns past the tile read 0.
+  /// Visible columns 32 * index .. 32 * index + 31, one bit each; columns past the tile read 0. With a
+  /// constant index all of it is shifts, ANDs and at most one product per axis.
   GNAFORGE_HD unsigned word(int index) const {
-    constexpr int inner = KvTile::rank - 1;
-    constexpr int line = KvTile::extent(inner);
-    const int begin = 32 * index;
-    const int end = min_int(begin + 32, KvTile::volume);
-    unsigned bits = 0;
-    // One step per line of the box that crosses this word; with a constant index all of it folds to shifts and ANDs.
-    for (int column = begin; column < end; column += line - column % line) {
-      const int x = column % line;
-      const unsigned visible = range_bits(range[inner].begin - x, range[inner].end - x);
-      if (line_visible(column / line)) bits |= visible << (column - begin);
-    }
+    unsigned bits = ~0u;
+    GNAFORGE_UNROLL
+    for (int d = 0; d < rank; ++d) bits &= axis_word(d, 32 * index);
     return bits;
   }
 
  private:
-  GNAFORGE_HD bool line_visible(int index) const {
-    bool visible = true;
-    for (int d = KvTile::rank - 2; d >= 0; --d) {
-      const int position = index % KvTile::extent(d);
-      index /= KvTile::extent(d);
-      visible = visible && position >= range[d].begin && position < range[d].end;
+  /// Columns from `first` on whose coordinate along `d` is in range: runs of (end - begin) * pitch columns, which repeat
+  /// with a period of extent * pitch.
+  GNAFORGE_HD unsigned axis_word(int d, int first) const {
+    const int pitch = KvTile::pitch(d), period = KvTile::extent(d) * pitch;
+    const int begin = range[d].begin * pitch, end = range[d].end * pitch;
+    if (d == 0) return range_bits(begin - first, end - first);  // does not repeat
+    if (32 % period == 0) {  // the same in every word
+      const unsigned copies = ~0u / (~0u >> (32 - period));  // 2^0 + 2^period + ...
+      return range_bits(begin, end) * copies;
     }
-    return visible;
+    const int phase = first % period;
+    unsigned bits = 0;
+    GNAFORGE_UNROLL
+    for (int start = -phase; start < 32; start += period) bits |= range_bits(start + begin, start + end);
+    return bits;
   }
 };
 

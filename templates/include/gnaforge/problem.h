@@ -52,8 +52,8 @@ struct Box {
 
   /// Elements between neighbours along `axis` when the box is stored row-major.
   GNAFORGE_HD static constexpr int pitch(int axis) {
-    int elements = 1;
-    for (int inner = axis + 1; inner < rank; ++inner) elements *= extent(inner);
+    int elements = 1, index = 0;  // without a loop, which device code would run
+    ((elements *= index++ > axis ? Extents : 1), ...);
     return elements;
   }
 };

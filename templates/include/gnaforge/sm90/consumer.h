@@ -87,7 +87,8 @@ struct Consumer {
   }
 
   __device__ __forceinline__ void store_log_sum_exp(const TileFacts<rank>& work, const Softmax& softmax) const {
-    if (params.log_sum_exp == nullptr || lane() % 4 != 0) return;
+    float* const log_sum_exp = params.log_sum_exp[work.slice];
+    if (log_sum_exp == nullptr || lane() % 4 != 0) return;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int row = first_row() + lane() / 4 + 8 * r;
@@ -96,10 +97,10 @@ struct Consumer {
 #pragma unroll
       for (int d = 0; d < rank; ++d) {
         const int position = work.q_begin[d] + row / QTile::pitch(d) % QTile::extent(d);
-        exists = exists && position < params.axis[d].length;
+        exists = exists && position < params.length[work.slice][d];
         offset += position * params.lse_token_stride[d];
       }
-      if (exists) params.log_sum_exp[offset] = softmax.max[r] * params.scale + logf(softmax.sum[r]);
+      if (exists) log_sum_exp[offset] = softmax.max[r] * params.scale + logf(softmax.sum[r]);
     }
   }
 
@@ -153,7 +154,7 @@ struct Consumer {
       for (int c = 0; c < L::v_chunks; ++c) {
         int at[map_rank(rank)];
         map_coordinates<rank>(at, params.folded, L::value_head_dim, c * chunk_channels, work.head, token, work.batch);
-        tensor_store(&params.out, region + skipped + c * L::q_chunk_bytes, at);
+        tensor_store(&params.maps[work.slice].out, region + skipped + c * L::q_chunk_bytes, at);
       }
       bulk_commit();
       if constexpr (!L::out_apart) {
@@ -175,7 +176,7 @@ struct Consumer {
       const TileFacts<rank> work = TileFacts<rank>::load(slot);
       interior = work.interior;
       count = work.count;
-      if (interior < count) windows.compute(params, work.q_begin, first_row());
+      if (interior < count) windows.compute(params, work, first_row());
     }
     // Of the tile whose scores are ready: frees K, masks.
     const auto release_and_mask = [&](bool shell) {
@@ -187,7 +188,7 @@ struct Consumer {
       int origin[rank];
 #pragma unroll
       for (int d = 0; d < rank; ++d) origin[d] = keys[d];
-      windows.apply(scores, params, TileFacts<rank>::load(slot).q_begin, first_row(), origin);
+      windows.apply(scores, params, slot, first_row(), origin);
     };
 
     mark<Marker::tile_begins>();
@@ -252,7 +253,7 @@ struct Consumer {
     std::uint32_t q_parity = 0;
     // The first turn is warpgroup 0's.
     if (L::warpgroups > 1 && warpgroup == L::warpgroups - 1) pass_turn();
-    for (int index = blockIdx.x; index < params.tiles; index += gridDim.x) {
+    for (int index = blockIdx.x; index < params.tiles(); index += gridDim.x) {
       mbarrier_wait(shared + L::q_full, q_parity);
       tile(shared + L::work_slots + 32 * q_parity, at);
       q_parity ^= 1;

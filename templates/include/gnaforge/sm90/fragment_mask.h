@@ -18,30 +18,34 @@ struct RowWindows {
 
   int begin[rank];
 
-  /// Position of the lane's row. Rows of tokens that don't exist get the last one's; nobody stores them.
-  static __device__ __forceinline__ int position(const Axis& axis, int d, int q_begin, int first_row) {
+  /// Position of the lane's row.
+  static __device__ __forceinline__ int position(int d, int q_begin, int first_row) {
     const int row = first_row + thread_again() % 16;
-    return min_int(q_begin + row / QTile::pitch(d) % QTile::extent(d), axis.length - 1);
+    return q_begin + row / QTile::pitch(d) % QTile::extent(d);
   }
 
-  /// `first_row` is the warp's, within the Q tile.
-  __device__ __forceinline__ void compute(const Params<rank>& params, const int (&q_begin)[rank], int first_row) {
+  /// `first_row` is the warp's, within the Q tile. Rows of tokens that don't exist get the last one's windows; nobody
+  /// stores them.
+  __device__ __forceinline__ void compute(const Params<rank>& params, const TileFacts<rank>& work, int first_row) {
 #pragma unroll
-    for (int d = 0; d < rank; ++d)
-      begin[d] = window(params.axis[d], position(params.axis[d], d, q_begin[d], first_row)).begin;
+    for (int d = 0; d < rank; ++d) {
+      const Axis axis = params.axis_of(work.slice, d);
+      begin[d] = window(axis, min_int(position(d, work.q_begin[d], first_row), axis.length - 1)).begin;
+    }
   }
 
   /// Sets scores of keys that a row doesn't see to -infinity; `origin` is the KV tile's first key.
   template <int N>
-  __device__ __forceinline__ void apply(float (&scores)[N], const Params<rank>& params, const int (&q_begin)[rank],
+  __device__ __forceinline__ void apply(float (&scores)[N], const Params<rank>& params, SharedAddress slot,
                                         int first_row, const int (&origin)[rank]) const {
     static_assert(N == KvTile::volume / 2, "one accumulator per tile");
     const int lane = threadIdx.x % 32;
+    const TileFacts<rank> work = TileFacts<rank>::load(slot);
     Interval keys[rank];
 #pragma unroll
     for (int d = 0; d < rank; ++d) {
       const Axis& axis = params.axis[d];
-      const int end = axis.causal ? position(axis, d, q_begin[d], first_row) + 1 : begin[d] + axis.window;
+      const int end = axis.causal ? position(d, work.q_begin[d], first_row) + 1 : begin[d] + axis.window;
       keys[d] = {begin[d] - origin[d], end - origin[d]};
     }
 #pragma unroll

@@ -1,9 +1,9 @@
-// The sm90 forward kernel's entry: checks a call, encodes tensor maps, launches. Host only.
+// The entry of a forward kernel of sm90, or of another arch that takes the same Params: checks a call, encodes tensor
+// maps, launches. Host only.
 #pragma once
 
 #include <cuda_runtime_api.h>
 
-#include <algorithm>
 #include <atomic>
 #include <cstdint>
 
@@ -22,10 +22,10 @@ constexpr gnaforge_device tensor_device = GNAFORGE_CPU;
 constexpr gnaforge_device tensor_device = GNAFORGE_CUDA;
 #endif
 
-/// `Config` is as in entry.h, and has `static const void* kernel()`, the kernel as the runtime knows it.
-template <class Config>
+/// `Config` is as in entry.h, and has `static const void* kernel()`, the kernel as the runtime knows it. `L` is its
+/// Layout.
+template <class Config, class L>
 struct Entry {
-  using L = Layout<Config>;
   using QTile = typename Config::QTile;
   using KvTile = typename Config::KvTile;
   static constexpr int rank = L::rank;
@@ -41,8 +41,9 @@ struct Entry {
       cudaGetLastError();  // or the next call of somebody else would report it
       return reason.refuse("can't ask device %d: %s", device, cudaGetErrorString(error));
     }
-    if (major != 9 || minor != 0)
-      return reason.refuse("device %d has compute capability %d.%d, this kernel needs 9.0", device, major, minor);
+    if (!L::runs_on(major, minor))
+      return reason.refuse("device %d has compute capability %d.%d, this kernel needs %s", device, major, minor,
+                           L::needs);
     return true;
   }
 
@@ -56,13 +57,11 @@ struct Entry {
         !check::layout<rank>("value", *args->v, problem, problem.kv_heads, reason) ||
         !check::layout<rank>("out", *args->out, problem, problem.heads, reason))
       return false;
-    if (launch_tiles(problem, axes) > max_tiles)
+    if (launch_tiles(problem, axes) > L::max_tiles)
       return reason.refuse("%.0f Q tiles of all heads and batch entries, at most %d", launch_tiles(problem, axes),
-                           max_tiles);
+                           L::max_tiles);
     return check_device(*args, reason);
   }
-
-  static constexpr int max_tiles = (1 << 30) - 1;
 
   static double launch_tiles(const gnaforge_problem& problem, const Axis (&axes)[rank]) {
     return static_cast<double>(problem.batch) * static_cast<double>(problem.heads) *
@@ -112,7 +111,7 @@ struct Entry {
     Extents<rank> extents{head_dim, heads, {}, slice.batch};
     std::int64_t token_stride[rank];
     for (int d = 0; d < rank; ++d) {
-      extents.tokens[d] = params.axis[d].length;
+      extents.tokens[d] = params.length[params.slices][d];
       token_stride[d] = tensor.token_stride[d] * axes[d].dilation;
     }
     const CUresult result = encode_map<rank>(encode, out, tensor, data_of(tensor, slice, element_bytes), extents,
@@ -121,47 +120,66 @@ struct Entry {
     return reason.refuse("the driver refuses a tensor map of %s (CUresult %d)", name, static_cast<int>(result));
   }
 
-  static bool launch(const gnaforge_args& args, const Axis (&axes)[rank], const Slice& slice, bool folded,
-                     EncodeTiled encode, int processors, void* stream, const Reason& reason) {
+  /// What all slices of a call have in common.
+  static Params<rank> common_params(const gnaforge_args& args, const Axis (&axes)[rank], bool folded) {
     const gnaforge_problem& problem = *args.problem;
     Params<rank> params{};
     params.folded = folded;
-    std::int64_t tiles = slice.batch * problem.heads;
-    int q_box[rank], kv_box[rank], out_box[rank];
-    for (int d = 0; d < rank; ++d) {
-      params.axis[d] = group_axis(axes[d], slice.group[d]);
-      params.q_tiles[d] = ceil_div(params.axis[d].length, QTile::extent(d));
-      tiles *= params.q_tiles[d];
-      q_box[d] = QTile::extent(d);
-      kv_box[d] = KvTile::extent(d);
-      out_box[d] = d == 0 ? L::out_extent : QTile::extent(d);
-    }
-    params.tiles = static_cast<int>(tiles);
     params.kv_heads = static_cast<int>(problem.kv_heads);
     params.heads_per_kv_head = static_cast<int>(problem.heads / problem.kv_heads);
     params.scale = static_cast<float>(problem.scale);
     params.scale_log2 = static_cast<float>(problem.scale * 1.4426950408889634);
-    if (args.log_sum_exp != nullptr && args.log_sum_exp->data != nullptr) {
+    for (int d = 0; d < rank; ++d) params.axis[d] = group_axis(axes[d], 0);
+    if (wants_log_sum_exp(args)) {
       const gnaforge_tensor& lse = *args.log_sum_exp;
-      params.log_sum_exp = static_cast<float*>(data_of(lse, slice, sizeof(float)));
       params.lse_batch_stride = lse.batch_stride;
       params.lse_head_stride = lse.head_stride;
       for (int d = 0; d < rank; ++d) params.lse_token_stride[d] = lse.token_stride[d] * axes[d].dilation;
     }
-    if (!map(encode, params.q, "query", *args.q, params, axes, slice, problem.heads, L::head_dim, q_box, reason) ||
-        !map(encode, params.k, "key", *args.k, params, axes, slice, problem.kv_heads, L::head_dim, kv_box, reason) ||
-        !map(encode, params.v, "value", *args.v, params, axes, slice, problem.kv_heads, L::value_head_dim, kv_box,
+    return params;
+  }
+
+  static bool wants_log_sum_exp(const gnaforge_args& args) {
+    return args.log_sum_exp != nullptr && args.log_sum_exp->data != nullptr;
+  }
+
+  static bool add_slice(Params<rank>& params, const gnaforge_args& args, const Axis (&axes)[rank], const Slice& slice,
+                        EncodeTiled encode, const Reason& reason) {
+    const gnaforge_problem& problem = *args.problem;
+    const int index = params.slices;
+    std::int64_t tiles = slice.batch * problem.heads;
+    int q_box[rank], kv_box[rank], out_box[rank];
+    for (int d = 0; d < rank; ++d) {
+      params.length[index][d] = group_length(axes[d], slice.group[d]);
+      tiles *= ceil_div(params.length[index][d], QTile::extent(d));
+      q_box[d] = L::q_box(d);
+      kv_box[d] = KvTile::extent(d);
+      out_box[d] = L::out_box(d);
+    }
+    if (wants_log_sum_exp(args))
+      params.log_sum_exp[index] = static_cast<float*>(data_of(*args.log_sum_exp, slice, sizeof(float)));
+    Maps& maps = params.maps[index];
+    if (!map(encode, maps.q, "query", *args.q, params, axes, slice, problem.heads, L::head_dim, q_box, reason) ||
+        !map(encode, maps.k, "key", *args.k, params, axes, slice, problem.kv_heads, L::head_dim, kv_box, reason) ||
+        !map(encode, maps.v, "value", *args.v, params, axes, slice, problem.kv_heads, L::value_head_dim, kv_box,
              reason) ||
-        !map(encode, params.out, "out", *args.out, params, axes, slice, problem.heads, L::value_head_dim, out_box,
+        !map(encode, maps.out, "out", *args.out, params, axes, slice, problem.heads, L::value_head_dim, out_box,
              reason))
       return false;
+    params.first_tile[index + 1] = params.first_tile[index] + static_cast<int>(tiles);
+    params.slices = index + 1;
+    return true;
+  }
+
+  static bool launch(Params<rank>& params, int processors, void* stream, const Reason& reason) {
     cudaLaunchConfig_t launch{};
-    launch.gridDim = dim3(static_cast<unsigned>(std::min<std::int64_t>(tiles, processors)));
+    launch.gridDim = dim3(static_cast<unsigned>(min_int(params.tiles(), processors * L::blocks_per_processor)));
     launch.blockDim = dim3(L::threads);
     launch.dynamicSmemBytes = L::shared_bytes;
     launch.stream = static_cast<cudaStream_t>(stream);
     void* arguments[] = {&params};
     const cudaError_t error = cudaLaunchKernelExC(&launch, Config::kernel(), arguments);
+    params.slices = 0;
     if (error == cudaSuccess) return true;
     cudaGetLastError();
     return reason.refuse("the launch failed: %s", cudaGetErrorString(error));
@@ -179,19 +197,22 @@ struct Entry {
       cudaGetLastError();
       return reason.refuse("can't prepare device %d: %s", device, cudaGetErrorString(error));
     }
-    const bool folded = rank == 3 && problem.batch > 1 && foldable(*args.q, problem.heads, L::head_dim) &&
+    const bool folded = rank == 3 && L::may_fold && problem.batch > 1 && foldable(*args.q, problem.heads, L::head_dim) &&
                         foldable(*args.k, problem.kv_heads, L::head_dim) &&
                         foldable(*args.v, problem.kv_heads, L::value_head_dim) &&
                         foldable(*args.out, problem.heads, L::value_head_dim);
     const std::int64_t batch_step = rank == 3 && !folded ? 1 : problem.batch;
+    Params<rank> params = common_params(args, axes, folded);
     Slice slice{};
     slice.batch = batch_step;
     for (;;) {  // all dilation groups
-      for (slice.batch_begin = 0; slice.batch_begin < problem.batch; slice.batch_begin += batch_step)
-        if (!launch(args, axes, slice, folded, encode, processors, stream, reason)) return false;
+      for (slice.batch_begin = 0; slice.batch_begin < problem.batch; slice.batch_begin += batch_step) {
+        if (params.slices == max_slices && !launch(params, processors, stream, reason)) return false;
+        if (!add_slice(params, args, axes, slice, encode, reason)) return false;
+      }
       int d = rank - 1;
       while (d >= 0 && ++slice.group[d] == axes[d].dilation) slice.group[d--] = 0;
-      if (d < 0) return true;
+      if (d < 0) return launch(params, processors, stream, reason);
     }
   }
 
@@ -208,12 +229,11 @@ struct Entry {
   }
 };
 
-template <class Config>
+template <class Config, class L = Layout<Config>>
 constexpr gnaforge_entry make_entry() {
-  using E = Entry<Config>;
-  return {sizeof(gnaforge_entry), Layout<Config>::threads, Layout<Config>::shared_bytes,
-          GNAFORGE_CUDA,          Config::key,             E::can_run,
-          E::workspace_bytes,     E::visited_work,         E::run};
+  using E = Entry<Config, L>;
+  return {sizeof(gnaforge_entry), L::threads,      L::shared_bytes, GNAFORGE_CUDA, Config::key, E::can_run,
+          E::workspace_bytes,     E::visited_work, E::run};
 }
 
 }  // namespace gnaforge::sm90

@@ -49,10 +49,10 @@ __device__ __forceinline__ void forward(const Params<Config::QTile::rank>& param
   extern __shared__ __align__(1024) unsigned char memory[];
   const SharedAddress shared = shared_address(memory);
   if (threadIdx.x == 0) {
-    prefetch_map(&params.q);
-    prefetch_map(&params.k);
-    prefetch_map(&params.v);
-    prefetch_map(&params.out);
+    prefetch_map(&params.maps[0].q);
+    prefetch_map(&params.maps[0].k);
+    prefetch_map(&params.maps[0].v);
+    prefetch_map(&params.maps[0].out);
     init_barriers<Config>(shared);
   }
   clear_padding<Config>(memory);

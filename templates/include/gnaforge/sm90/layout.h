@@ -9,6 +9,7 @@
 namespace gnaforge::sm90 {
 
 constexpr int shared_memory_limit = 227 * 1024;
+constexpr int half_shared_memory_limit = 113 * 1024;  ///< Of two blocks on one multiprocessor; each takes 1 KB more.
 
 /// Channels of one tensor copy: a row of 128 bytes, the span of the swizzle.
 constexpr int chunk_channels = 64;
@@ -21,6 +22,11 @@ constexpr int warpgroup_threads = 128;
 /// `Config` is as in entry.h.
 template <class Config>
 struct Layout {
+  static constexpr const char* needs = "9.0";
+  static constexpr bool runs_on(int major, int minor) { return major == 9 && minor == 0; }
+  static constexpr int max_tiles = (1 << 30) - 1;  ///< Q tiles of one launch.
+  static constexpr bool may_fold = true;           ///< Heads into channels; see maps.h.
+
   using QTile = typename Config::QTile;
   using KvTile = typename Config::KvTile;
   static constexpr int rank = QTile::rank;
@@ -44,13 +50,18 @@ struct Layout {
   static constexpr int barrier_bytes = 512;
   static constexpr int alignment = 1024;  ///< Of the swizzle's pattern, and so of every region.
 
+  /// Two thread blocks on a multiprocessor where each has one warpgroup only, and so nothing else that computes while
+  /// its softmax runs or its output leaves.
+  static constexpr int blocks_per_processor =
+      warpgroups == 1 && q_bytes + out_bytes + 2 * (k_bytes + v_bytes) + barrier_bytes <= half_shared_memory_limit ? 2 : 1;
+  static constexpr int block_limit = blocks_per_processor == 2 ? half_shared_memory_limit : shared_memory_limit;
+
   /// Room of its own lets the next Q load while this output is stored; without, the output takes the place of Q.
-  static constexpr bool out_apart =
-      q_bytes + out_bytes + 2 * (k_bytes + v_bytes) + barrier_bytes <= shared_memory_limit;
+  static constexpr bool out_apart = q_bytes + out_bytes + 2 * (k_bytes + v_bytes) + barrier_bytes <= block_limit;
   static constexpr int q_region = out_apart ? q_bytes : max_int(q_bytes, out_bytes);
   static constexpr int fixed_bytes = q_region + (out_apart ? out_bytes : 0) + barrier_bytes;
   static constexpr int stages =
-      max_int(2, min_int(4, (shared_memory_limit - fixed_bytes) / (k_bytes + v_bytes)));
+      max_int(2, min_int(4, (block_limit - fixed_bytes) / (k_bytes + v_bytes)));
 
   static constexpr int q_offset = 0;
   static constexpr int out_offset = out_apart ? q_region : 0;
@@ -80,13 +91,18 @@ struct Layout {
   static constexpr int out_extent =
       out_by_warpgroup ? QTile::extent(0) / warpgroups : QTile::extent(0);
 
-  /// Registers per thread after launch, shared out of what it gave: 384 x 168 or 512 x 128. More copies per tile take
-  /// the producer more addresses.
+  /// Extents of what one copy loads of Q and stores of the output.
+  static constexpr int q_box(int axis) { return QTile::extents[axis]; }
+  static constexpr int out_box(int axis) { return axis == 0 ? out_extent : QTile::extents[axis]; }
+
+  /// Registers per thread after launch, shared out of what it gave: 384 x 168, 512 x 128 or, of two blocks on a
+  /// multiprocessor, 256 x 128. More copies per tile take the producer more addresses.
   static constexpr bool many_copies = qk_chunks + v_chunks > 4;
   static constexpr int producer_registers = warpgroups == 3 ? 32 : many_copies ? 40 : 24;
-  static constexpr int consumer_registers = warpgroups == 3 ? 160 : many_copies ? 232 : 240;
-  /// One consumer and one producer need no sharing out: both may have 255.
-  static constexpr bool shares_registers = warpgroups > 1;
+  static constexpr int consumer_registers =
+      warpgroups == 3 ? 160 : warpgroups == 1 ? 256 - producer_registers : many_copies ? 232 : 240;
+  /// One consumer and one producer that have the multiprocessor for themselves may both have 255.
+  static constexpr bool shares_registers = warpgroups > 1 || blocks_per_processor > 1;
   static_assert(warpgroups <= 3, "at most 192 query rows");
 };
 

@@ -2,7 +2,7 @@
 //
 // A map has five dims at most, innermost first: channels, heads, tokens (innermost axis first), batch. Rank 3 would
 // need six. Where a head's channels fill whole copies and heads are adjacent, heads fold into the channels: both loads'
-// zero fill and stores' clipping still end at the head. Elsewhere each batch entry of rank 3 is a launch of its own.
+// zero fill and stores' clipping still end at the head. Elsewhere each batch entry of rank 3 has maps of its own.
 #pragma once
 
 #include <cuda.h>

@@ -46,13 +46,13 @@ struct Producer {
     mbarrier_wait(shared + L::k_empty + 8 * at.stage, at.parity);
     store_shared(shared + L::origins + 16 * at.stage, origin[0], rank > 1 ? origin[min_int(1, rank - 1)] : 0,
                  rank > 2 ? origin[rank - 1] : 0, 0);
-    load<L::qk_chunks>(params.k, shared + L::k_full + 8 * at.stage, shared + L::k_offset + at.stage * L::k_bytes,
+    load<L::qk_chunks>(params.maps[work.slice].k, shared + L::k_full + 8 * at.stage, shared + L::k_offset + at.stage * L::k_bytes,
                        L::kv_chunk_bytes, L::kv_chunk_bytes, L::head_dim, work.kv_head, origin, work.batch);
   }
 
   __device__ __forceinline__ void load_v(const Work<Config>& work, RingPosition at, const int (&origin)[rank]) {
     mbarrier_wait(shared + L::v_empty + 8 * at.stage, at.parity);
-    load<L::v_chunks>(params.v, shared + L::v_full + 8 * at.stage, shared + L::v_offset + at.stage * L::v_bytes,
+    load<L::v_chunks>(params.maps[work.slice].v, shared + L::v_full + 8 * at.stage, shared + L::v_offset + at.stage * L::v_bytes,
                       L::kv_chunk_bytes, L::kv_chunk_bytes, L::value_head_dim, work.kv_head, origin, work.batch);
   }
 
@@ -60,7 +60,7 @@ struct Producer {
     // A wait for the phase before the first returns at once: every stage is empty.
     RingPosition at{0, 1};
     std::uint32_t q_parity = 1;
-    for (int index = blockIdx.x; index < params.tiles; index += gridDim.x) {
+    for (int index = blockIdx.x; index < params.tiles(); index += gridDim.x) {
       const Work<Config> work(params, index);
       TileWalk<rank> walk;
       if (work.list.interior > 0)
@@ -77,7 +77,7 @@ struct Producer {
           mbarrier_wait(shared + L::q_empty, q_parity);
           q_parity ^= 1;
           TileFacts<rank>::store(shared + L::work_slots + 32 * q_parity, work);
-          load<L::qk_chunks>(params.q, shared + L::q_full, shared + L::q_offset, L::q_chunk_bytes,
+          load<L::qk_chunks>(params.maps[work.slice].q, shared + L::q_full, shared + L::q_offset, L::q_chunk_bytes,
                              Config::QTile::volume * row_bytes, L::head_dim, work.head, work.q_begin, work.batch);
         }
         load_v(work, at, origin);

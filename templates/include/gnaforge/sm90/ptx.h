@@ -31,6 +31,11 @@ __device__ __forceinline__ void mbarrier_arrive_expect(SharedAddress barrier, in
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 
+/// Counts `bytes` as copied, which no copy brings.
+__device__ __forceinline__ void mbarrier_complete(SharedAddress barrier, int bytes) {
+  asm volatile("mbarrier.complete_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+
 __device__ __forceinline__ bool mbarrier_try_wait(SharedAddress barrier, std::uint32_t parity) {
   std::uint32_t done;
   asm volatile(

@@ -14,25 +14,32 @@ struct Work {
   using KvTile = typename Config::KvTile;
   static constexpr int rank = QTile::rank;
 
-  int batch, head, kv_head;
+  int slice, batch, head, kv_head;  ///< Batch entry within the slice.
   int q_begin[rank];
   TileList<rank> list;
 
   /// Query heads that share keys come next to each other, then neighbouring tiles: thread blocks that run at the same
   /// time share K and V in the L2 cache. Causal axes run backwards: their last tiles see most keys and take longest.
   __device__ __forceinline__ Work(const Params<rank>& params, int index) {
+    slice = 0;
+    while (index >= params.first_tile[slice + 1]) ++slice;
+    index -= params.first_tile[slice];
+    Axis axis[rank];
+#pragma unroll
+    for (int d = 0; d < rank; ++d) axis[d] = params.axis_of(slice, d);
     const int member = index % params.heads_per_kv_head;
     index /= params.heads_per_kv_head;
 #pragma unroll
     for (int d = rank - 1; d >= 0; --d) {
-      const int tile = index % params.q_tiles[d];
-      index /= params.q_tiles[d];
-      q_begin[d] = (params.axis[d].causal ? params.q_tiles[d] - 1 - tile : tile) * QTile::extent(d);
+      const int tiles = ceil_div(axis[d].length, QTile::extent(d));
+      const int tile = index % tiles;
+      index /= tiles;
+      q_begin[d] = (axis[d].causal ? tiles - 1 - tile : tile) * QTile::extent(d);
     }
     kv_head = index % params.kv_heads;
     batch = index / params.kv_heads;
     head = kv_head * params.heads_per_kv_head + member;
-    list = tile_list<QTile, KvTile>(params.axis, q_begin);
+    list = tile_list<QTile, KvTile>(axis, q_begin);
   }
 };
 
@@ -41,14 +48,14 @@ struct Work {
 template <int Rank>
 struct TileFacts {
   int q_begin[Rank];
-  int head, batch;
+  int slice, head, batch;
   int interior, count;  ///< KV tiles, as in TileList.
 
   template <class Config>
   static __device__ __forceinline__ void store(SharedAddress slot, const Work<Config>& work) {
     const int* q = work.q_begin;
     store_shared(slot, q[0], Rank > 1 ? q[min_int(1, Rank - 1)] : 0, Rank > 2 ? q[Rank - 1] : 0, work.head);
-    store_shared(slot + 16, work.batch, work.list.interior, work.list.count, 0);
+    store_shared(slot + 16, work.batch, work.list.interior, work.list.count, work.slice);
   }
 
   static __device__ __forceinline__ TileFacts load(SharedAddress slot) {
@@ -61,6 +68,7 @@ struct TileFacts {
     facts.batch = b.x;
     facts.interior = b.y;
     facts.count = b.z;
+    facts.slice = b.w;
     return facts;
   }
 };

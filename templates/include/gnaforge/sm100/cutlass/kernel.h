@@ -1,0 +1,83 @@
+// The forward kernel of the variant `cutlass`: the mainloop of CUTLASS's example 77, which comes with the package
+// nvidia-cutlass and stays as it is, with our mask, loads and stores. Device only.
+#pragma once
+
+#include <cutlass/cutlass.h>
+#include <cutlass/kernel_hardware_info.h>
+
+#include "gnaforge/sm100/cutlass/load.h"
+
+#include <collective/sm100_fmha_fwd_mainloop_tma_warpspecialized.hpp>
+#include <kernel/fmha_tile_scheduler.hpp>
+#include <kernel/sm100_fmha_fwd_kernel_tma_warpspecialized.hpp>
+
+#include "gnaforge/sm100/cutlass/epilogue.h"
+
+namespace gnaforge::sm100 {
+
+/// Example 77's roles of warps. The registers of the four kinds of warpgroups add up to 512 a thread; persistent
+/// correction warps need more than there, and the softmax can spare them.
+struct Schedule : cutlass::fmha::kernel::Sm100FmhaCtxKernelWarpspecializedSchedule {
+  static const int NumRegsSoftmax = 184;
+  static const int NumRegsCorrection = 112;
+  static const int NumRegsOther = 32;
+};
+
+/// The types of example 77 for one config.
+template <class Config>
+struct Parts {
+  using L = Layout<Config>;
+  using Element = std::conditional_t<Config::dtype == GNAFORGE_BF16, cutlass::bfloat16_t, cutlass::half_t>;
+  using Tile = cute::Shape<cute::Int<L::rows>, cute::Int<L::columns>, cute::Int<L::channels>>;
+  using Heads = cute::tuple<cute::tuple<cute::_1, cute::_1>, cute::_1>;
+  /// Rows of all Q tiles; keys, where 1 says that there are some: were it not static, the mainloop would compile a branch
+  /// for none, with what is left in it of debugging; channels; heads and batch entries, which count as Q tiles.
+  using Shape = cute::tuple<int, cute::_1, cute::Int<L::channels>, Heads, Problem<L::rank>>;
+  /// Strides only say which dim is contiguous: copies are ours.
+  using StrideQ = cute::tuple<int, cute::_1, cute::tuple<cute::tuple<int, int>, int>>;
+  using StrideK = cute::tuple<int, cute::_1, cute::tuple<cute::tuple<cute::_0, int>, int>>;
+  using Mainloop =
+      cutlass::fmha::collective::Sm100FmhaFwdMainloopTmaWarpspecialized<Element, float, float, Tile, StrideQ, StrideK,
+                                                                        StrideK, Mask<Config>>;
+  using Scheduler = cutlass::fmha::kernel::PersistentTileScheduler;
+  using Kernel = cutlass::fmha::kernel::Sm100FmhaFwdKernelTmaWarpspecialized<Shape, Mainloop, Epilogue<Config, Element>,
+                                                                            Scheduler, Schedule>;
+  static_assert(Kernel::MaxThreadsPerBlock == L::threads && Kernel::SharedStorageSize <= L::state_offset,
+                "the host part launches what the kernel needs");
+  static_assert(sizeof(MaskState<L::rank>) * L::softmax_warps <= L::state_bytes, "room for the states");
+  static_assert(Mainloop::StageCountKV == kv_stages, "the ring of K and V");
+  static_assert(static_cast<int>(Mainloop::TmemAllocation::kEnd) <= 512, "columns of tensor memory");
+};
+
+/// Clears rows of `blocks` blocks of 128 from row `first` on; a row has 128 bytes.
+template <int Threads>
+__device__ __forceinline__ void clear_rows(unsigned char* memory, int blocks, int first) {
+  const int pieces = (half_rows - first) * row_bytes / 16;
+  for (int i = threadIdx.x; i < blocks * pieces; i += Threads)
+    reinterpret_cast<uint4*>(memory + i / pieces * half_rows * row_bytes + first * row_bytes)[i % pieces] =
+        uint4{0, 0, 0, 0};
+}
+
+template <class Config>
+__device__ __forceinline__ void forward(const Params<Config::QTile::rank>& params) {
+  using P = Parts<Config>;
+  using L = Layout<Config>;
+  extern __shared__ __align__(1024) unsigned char memory[];
+  // MMAs read whole tiles; nobody writes the rows that boxes lack.
+  constexpr bool short_q = L::Half::volume < half_rows, short_kv = Config::KvTile::volume < columns;
+  if constexpr (short_q) clear_rows<L::threads>(memory + L::q_offset, halves * L::chunks, L::Half::volume);
+  if constexpr (short_kv) clear_rows<L::threads>(memory + L::kv_offset, kv_stages * L::chunks, Config::KvTile::volume);
+  if constexpr (short_q || short_kv) sm90::fence_shared_to_async();
+
+  auto* const states = reinterpret_cast<MaskState<L::rank>*>(memory + L::state_offset);
+  const typename P::Shape shape{params.tiles() * L::rows, {}, {}, {}, Problem<L::rank>{&params, states + threadIdx.x / 32, false, {}}};
+  // One dim of blocks, all Q tiles of all heads and batch entries.
+  const typename P::Scheduler::Params schedule{params.tiles(), {L::max_tiles + 1}, {1}, {1}, {}};
+  const typename P::Kernel::Params given{shape,
+                                         {{&params}, params.scale, params.scale_log2, 1.0f},
+                                         {&params, {&params, 0}, {}},
+                                         schedule};
+  typename P::Kernel()(given, reinterpret_cast<char*>(memory));
+}
+
+}  // namespace gnaforge::sm100

@@ -1,0 +1,29 @@
+"""Where things are, on this machine and on the one with the GPU, where gnaforge need not be installed: its runtime asks
+for torch and the standard library only."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+CARRIED = HERE / "carried"
+LIBRARY, CORE, FACTS = CARRIED / "gpu_suite.so", CARRIED / "core.so", CARRIED / "facts.json"
+
+
+def set_up() -> None:
+    """Makes ``gnaforge.runtime`` and the tests' modules importable, and lets the runtime take the core from `CORE`."""
+    sys.path[:0] = [str(HERE), str(HERE.parent)]
+    if importlib.util.find_spec("gnaforge") is None:
+        folder = Path(tempfile.mkdtemp(prefix="gnaforge-"))
+        (folder / "gnaforge").symlink_to(ROOT / "codegen")
+        sys.path.insert(0, str(folder))
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+    if CORE.is_file():
+        from gnaforge.runtime import core
+
+        core.set_core_path(lambda: CORE)

@@ -1,0 +1,74 @@
+#!/usr/bin/env python3
+"""Builds what the suite takes to a machine with a GPU and without gnaforge: the kernels, the core extension, facts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+from paths import CARRIED, CORE, FACTS, LIBRARY, ROOT
+
+sys.path.insert(0, str(ROOT / "tests"))
+
+from gnaforge.build import build, library_path
+from gnaforge.core_extension import core_path
+from gnaforge.generate import generate
+from gnaforge.plan import Plan, plan
+from gnaforge.runtime.config import KernelConfig
+from gnaforge.spec import load_spec
+from sm90_kernels import CONFIGS
+
+# What bench.py times: these presets' shapes with kernels fitted to them, and dense attention.
+PRESETS = ("hunyuan-video", "flux-4k", "wan-720p", "cosmos", "vit-56")
+DENSE = {64: "q192-kv128", 72: "q128-kv128", 96: "q128-kv128", 112: "q128-kv128", 128: "q128-kv128", 256: "q128-kv64"}
+DENSE_KERNELS = [f"gna_forward-sm90-r1-bf16-d{dim}-{tiles}" for dim, tiles in DENSE.items()] + [
+    "gna_forward-sm90-r1-bf16-d128-q128-kv176",
+    "gna_forward-sm90-r1-bf16-d64-q128-kv128",
+]
+
+
+def _problems() -> list[dict[str, object]]:
+    """For `gnaforge.runtime.bench --problems`: dense at head dim 128 first, then the presets, then other head dims."""
+
+    def dense(tokens: int, heads: int, head_dim: int) -> dict[str, object]:
+        return {"tokens": [tokens], "window": [tokens], "heads": heads, "head_dim": head_dim}
+
+    found = [dense(16384, 16, 128), dense(75600, 24, 128)]
+    for name in PRESETS:
+        for entry in load_spec(name).kernels:
+            for shape in entry.shapes:
+                fields = ("tokens", "window", "stride", "dilation", "heads", "kv_heads", "batch")
+                row = {field: getattr(shape, field) for field in fields}
+                found.append({**row, "causal": [int(x) for x in shape.causal], "head_dim": entry.head_dim[0]})
+    return found + [dense(16384, 16, dim) for dim in DENSE if dim != 128]
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def main() -> None:
+    CARRIED.mkdir(exist_ok=True)
+    fitted = {config for name in PRESETS for config in plan(load_spec(name), ["sm90"]).configs}
+    facts: dict[str, object] = {"commit": _git("rev-parse", "HEAD"), "uncommitted": _git("status", "--short")}
+    for name, configs in (
+        ("gpu_suite", sorted(CONFIGS)),
+        ("gpu_bench", sorted(fitted | set(map(KernelConfig.parse, DENSE_KERNELS)))),
+    ):
+        made = Plan(name, tuple(configs))
+        generate(made, CARRIED)
+        result = build(made, CARRIED)
+        shutil.copy(library_path(CARRIED, name), LIBRARY.with_name(f"{name}.so"))
+        facts[name] = result.records
+        print(f"{name}.so: {len(configs)} kernels, {len(result.compiled)} compiled in {result.seconds:.0f} s")
+        shutil.rmtree(CARRIED / name)
+    shutil.copy(core_path(), CORE)
+    (CARRIED / "problems.json").write_text(json.dumps(_problems(), indent=1) + "\n")
+    FACTS.write_text(json.dumps(facts, indent=1) + "\n")
+    print(f"{sum(path.stat().st_size for path in CARRIED.iterdir()) / 2**20:.1f} MB in {CARRIED}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""Reports of `gnaforge bench`, and what is fitted to them. Times themselves are nobody's matter here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import oracle
+import pytest
+from gnaforge.arch import ARCHES
+from gnaforge.errors import InputError
+from gnaforge.runtime.bench import computed_pairs, make_problem
+from gnaforge.runtime.config import KernelConfig
+from gnaforge.simulator.calibration import calibrate_report
+from gnaforge.simulator.counts import count_tiles
+from gnaforge.simulator.machines import MACHINES
+from gnaforge.simulator.model import Tiles, make_workload, model_time, simulate_tiles, tile_costs
+
+CONFIGS = {
+    1: ("r1-bf16-d128-q128-kv128", "r1-bf16-d64-q64-kv208"),
+    2: ("r2-bf16-d128-q8x16-kv8x16", "r2-bf16-d64-q7x9-kv4x8"),
+    3: ("r3-bf16-d128-q2x8x8-kv2x8x8", "r3-bf16-d72-q3x5x4-kv2x4x8"),
+}
+
+
+@pytest.mark.parametrize("arch", ["sm90", "cpu"])
+def test_the_bound_of_a_report_is_the_simulators(arch: str) -> None:
+    rng = Random(1)
+    for seed in range(60):
+        problem = oracle.random_problem(rng, rank=seed % 3 + 1, max_tokens=400)
+        key = CONFIGS[len(problem.tokens)][seed % 2]
+        config = KernelConfig.parse(f"gna_forward-{arch}-{key}")
+        found = simulate_tiles(
+            make_workload(problem.tokens, *problem.pattern, head_dim=config.head_dim),
+            Tiles(config.q_tile, config.kv_tile),
+            arch,
+        )
+        timed = make_problem(problem.tokens, *problem.pattern)
+        pairs = found.workload.tokens**2
+        assert pairs / computed_pairs(timed, config) == pytest.approx(found.work_bound)
+        assert pairs / timed.visible_pairs() == pytest.approx(found.flop_speedup)
+
+
+PROBLEMS = (
+    ((16384,), (16384,), (1,)),
+    ((16384,), (2048,), (1,)),
+    ((16384,), (2048,), (256,)),
+    ((128, 128), (40, 40), (1, 1)),
+    ((128, 128), (40, 40), (8, 8)),
+    ((96, 96), (13, 13), (1, 1)),
+    ((30, 48, 80), (18, 24, 24), (1, 1, 1)),
+    ((30, 48, 80), (18, 24, 24), (16, 8, 8)),
+)
+
+
+def synthetic(machine: Any, noise: float) -> dict[str, Any]:
+    """The report that a GPU would give whose times are the model's, each off by up to ``noise``."""
+    rng = Random(0)
+    rows = []
+    for tokens, window, stride in PROBLEMS:
+        for key in CONFIGS[len(tokens)]:
+            config = KernelConfig.parse(f"gna_forward-sm90-{key}")
+            problem = make_problem(tokens, window, stride, heads=24, kv_heads=24, head_dim=config.head_dim)
+            workload = make_workload(tokens, window, stride, heads=24, head_dim=config.head_dim)
+            cost = tile_costs(
+                ARCHES["sm90"],
+                Tiles(config.q_tile, config.kv_tile),
+                count_tiles(workload.axes, config.q_tile, config.kv_tile),
+            )
+            seconds = float(model_time(machine, ARCHES["sm90"], workload, cost).seconds) * rng.uniform(
+                1 - noise, 1 + noise
+            )
+            timing = {"contender": "gnaforge", "seconds": seconds}
+            rows.append({"problem": asdict(problem), "kernel": config.key, "timings": [timing, {"contender": "flex"}]})
+    return json.loads(json.dumps({"machine": {"processors": machine.units}, "problems": rows}))
+
+
+def test_constants_are_found_again_in_times_that_the_model_gives() -> None:
+    truth = replace(
+        MACHINES["sm90"], units=120, flop_per_cycle=3600.0, score_cycles=0.08, tile_cycles=200.0, mask_cycles=0.03,
+        mask_tile_cycles=400.0, q_tile_cycles=3000.0, load_bytes_per_cycle=1e9,
+    )  # fmt: skip
+    exact = calibrate_report(synthetic(truth, 0), "sm90")
+    assert exact.runs == 16 and exact.largest_error < 1e-3
+    assert all(value == pytest.approx(getattr(truth, name), rel=0.01) for name, value in exact.constants.items())
+    noisy = calibrate_report(synthetic(truth, 0.03), "sm90")
+    assert 0.005 < noisy.rms_error < 0.03
+    assert noisy.constants["flop_per_cycle"] == pytest.approx(3600, rel=0.1)
+
+
+def test_too_few_runs() -> None:
+    found = synthetic(MACHINES["sm90"], 0)
+    found["problems"] = found["problems"][:4]
+    with pytest.raises(InputError, match="the report holds 4 runs of sm90 kernels; 6 constants"):
+        calibrate_report(found, "sm90")
+    with pytest.raises(InputError, match="0 runs of sm100 kernels"):
+        calibrate_report(found, "sm100")
+
+
+def test_a_report_says_all_by_itself(cli: Callable[..., Any], tmp_path: Path) -> None:
+    problem = ["--tokens", "12,10", "--window", "5,3", "--head-dim", "16", "--dtype", "fp32", "--seconds", "0.1"]
+    done = cli("bench", *problem, "--against", "gnaforge dense,natten", "--report", "report.json")
+    assert done.returncode == 0, done.stderr
+    assert "not timed: natten" in done.stderr
+    found = json.loads((tmp_path / "report.json").read_text())
+    (row,) = found["problems"]
+    assert found["complete"] and found["machine"]["torch"] and found["overhead_us"]["call"] > 0
+    assert row["kernel"] == "gna_forward-cpu-r2-fp32-dany-q8x8-kv8x8"
+    assert 0 < row["error_units"] < 20 and row["flop_bound"] == 8
+    assert [timing["contender"] for timing in row["timings"]] == ["gnaforge", "gnaforge dense"]
+    again = cli("bench", "--from", "report.json", "--json", "--plot", "bars.png")
+    assert [each["contender"] for each in json.loads(again.stdout)] == ["gnaforge", "gnaforge dense"]
+    assert (tmp_path / "bars.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--calibrate", "--arch", "sm90"], "needs --from FILE"),
+        (["--from", "absent.json"], "can't read absent.json: No such file"),
+        (["--tokens", "8", "--window", "3", "--report", "no/where.json"], "there is no folder"),
+        (["--arch", "sm90", "--tokens", "8", "--window", "3"], "torch sees no GPU here"),
+        (["--arch", "sm91", "--tokens", "8", "--window", "3"], "'sm91' is unknown"),
+    ],
+)
+def test_bad_input(cli: Callable[..., Any], arguments: list[str], message: str) -> None:
+    done = cli("bench", *arguments)
+    assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,199 @@
+"""The sm100 kernels in the emulator, and the checks that their build makes. Nothing here ran on hardware."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from gnaforge.arch import ARCHES
+from gnaforge.emulated import emulated_libraries
+from gnaforge.errors import BuildError
+from gnaforge.runtime.config import KernelConfig
+from test_sm90 import MODES
+
+# Whole tiles; short ones, of which MMAs read padding; an odd Q box, whose halves share tokens; head dims with padding.
+KEYS = (
+    "gna_forward-sm100-r3-bf16-d128-q4x8x8-kv2x8x8-cutlass",
+    "gna_forward-sm100-r3-bf16-d72v40-q3x5x9-kv2x6x8-cutlass",
+    "gna_forward-sm100-r2-fp16-d64-q12x20-kv8x14-cutlass",
+    "gna_forward-sm100-r1-bf16-d128-q256-kv128-cutlass",
+)
+CONFIGS = [KernelConfig.parse(key) for key in KEYS]
+
+
+@pytest.fixture(scope="module")
+def libraries(session_cache: Path) -> dict[KernelConfig, Path]:
+    try:
+        return emulated_libraries(CONFIGS)
+    except BuildError as error:
+        if "no CUDA compiler" in str(error) or "CUTLASS sources are missing" in str(error):
+            pytest.skip(str(error))
+        raise
+
+
+def run(code: str | list[str], mode: str = "random", device: str = "b200") -> str:
+    """Runs Python in a process of its own; it must succeed. Returns what it printed."""
+    settings = {"MEMORY": "mapped", "TIMING": mode, "ORDER": MODES[mode], "SEED": "0", "DEVICE": device}
+    settings["RELAXED_TENSOR_WAITS"] = "1"  # example 77 relies on them
+    arguments = ["-c", code] if isinstance(code, str) else code
+    here = Path(__file__).parent
+    path = os.pathsep.join([str(here), *filter(None, [os.environ.get("PYTHONPATH")])])
+    names = {f"GNAFORGE_EMULATOR_{name}": value for name, value in settings.items()}
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=here,
+        env={**os.environ, **names, "PYTHONPATH": path},
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+PRELUDE = """
+import torch, gnaforge
+from gnaforge.runtime.config import KernelConfig
+config = KernelConfig.parse("{key}")
+gnaforge.load_library("{library}")
+torch.manual_seed(0)
+def attend(q, k, v, *pattern):
+    return gnaforge.neighborhood_attention(q, k, v, *pattern, return_lse=True, kernel=config)
+"""
+
+
+def prelude(libraries: dict[KernelConfig, Path], key: str) -> str:
+    return PRELUDE.format(key=key, library=libraries[KernelConfig.parse(key)])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_random_problems(libraries: dict[KernelConfig, Path], mode: str) -> None:
+    first = 1000 * list(MODES).index(mode)
+    said = run(["sm100_problems.py", str(first), "6", *map(str, libraries.values())], mode)
+    assert said == "24 problems, 0 wrong\n"
+
+
+@pytest.mark.parametrize(
+    ("key", "fields"),
+    [
+        # More Q tiles than the 148 processors have room for, so CTAs take several; as folded heads and per batch entry.
+        (KEYS[0], [[8, 8, 8], [2, 5, 4], [2, 1, 3], [1, 1, 1], [False, True, False], 2, 38, 19, 128, 128]),
+        (KEYS[1], [[6, 10, 9], [3, 3, 7], [1, 2, 1], [1, 1, 1], [False] * 3, 2, 38, 2, 72, 40]),
+        (KEYS[2], [[20, 41], [20, 41], [1, 1], [1, 1], [False] * 2, 1, 2, 2, 64, 64]),  # dense
+        # 18 slices in three launches: nine dilation groups, and the batch doesn't fold.
+        (KEYS[1], [[5, 7, 8], [2, 2, 3], [1, 1, 1], [1, 3, 3], [False] * 3, 2, 1, 1, 72, 40]),
+    ],
+)
+def test_larger_problems(libraries: dict[KernelConfig, Path], key: str, fields: list[object], tmp_path: Path) -> None:
+    jobs = tmp_path / "jobs"
+    jobs.write_text(json.dumps({"kind": "given", "kernel": key, "problem": fields, "layout": "heads last"}))
+    library = libraries[KernelConfig.parse(key)]
+    said = run(["gpu/worker.py", "--device=cpu", f"--library={library}", f"--jobs={jobs}"])
+    assert json.loads(said)["ok"], said
+
+
+def test_every_element_is_written(libraries: dict[KernelConfig, Path]) -> None:
+    """Fresh memory holds NaN; tiles cross every border."""
+    code = """
+torch.use_deterministic_algorithms(True)
+torch.utils.deterministic.fill_uninitialized_memory = True
+assert torch.empty(4).isnan().all()
+q, k = (torch.randn(1, 4, 7, 11, 2, 72).bfloat16() for _ in range(2))
+v = torch.randn(1, 4, 7, 11, 2, 40).bfloat16()
+out, lse = attend(q, k, v, (3, 5, 6), (1, 2, 1))
+assert out.isfinite().all() and lse.isfinite().all()
+"""
+    run(prelude(libraries, KEYS[1]) + code)
+
+
+@pytest.mark.parametrize("key", [KEYS[0], KEYS[1]])
+def test_foreign_and_masked_values_have_no_effect(libraries: dict[KernelConfig, Path], key: str) -> None:
+    """NaN in other heads and batch entries, and in K of masked tokens; large V in masked tokens of visited boxes."""
+    code = """
+dims = config.head_dim, config.head_dim, config.value_head_dim or config.head_dim
+q, k, v = (torch.randn(2, 4, 9, 10, 3, dim).bfloat16() for dim in dims)
+clean = attend(q, k, v, (3, 5, 4))
+k2, v2 = k.clone(), v.clone()
+for x in (k2, v2):
+    x[1], x[0, ..., 0, :], x[0, ..., 2, :] = (float("nan"),) * 3
+k2[0, 1, 1, 5], v2[0, 1, 1, 5] = float("nan"), 3e38
+poisoned = attend(q, k2, v2, (3, 5, 4))
+sees = torch.zeros(4, 9, 10, dtype=torch.bool)
+sees[:, :4, 4:8] = True
+for got, want in zip(poisoned, clean):
+    assert torch.equal(got[0, ..., 1, :][~sees] if got.dim() == 6 else got[0, ..., 1][~sees],
+                       want[0, ..., 1, :][~sees] if want.dim() == 6 else want[0, ..., 1][~sees])
+assert poisoned[0][0, ..., 1, :][sees].isnan().all()
+"""
+    run(prelude(libraries, key) + code)
+
+
+@pytest.mark.parametrize("key", [KEYS[0], KEYS[1]])
+def test_layouts_need_no_copy(libraries: dict[KernelConfig, Path], key: str) -> None:
+    """Heads first, and slices give the very result of contiguous tensors. Batch of 2, rank 3."""
+    code = """
+def compare(q, k, v):
+    want = attend(q.contiguous(), k.contiguous(), v.contiguous(), (3, 5, 4))
+    for got, exact in zip(attend(q, k, v, (3, 5, 4)), want):
+        assert torch.equal(got, exact)
+dims = config.head_dim, config.head_dim, config.value_head_dim or config.head_dim
+compare(*(torch.randn(2, 2, 4, 7, 9, d).bfloat16().permute(0, 2, 3, 4, 1, 5) for d in dims))
+compare(*(torch.randn(2, 8, 9, 20, 2, d + 8).bfloat16()[:, ::2, 2:, 1:19:2, :, :d] for d in dims))
+"""
+    run(prelude(libraries, key) + code)
+
+
+REFUSED = """
+x = torch.randn(1, 300, 2, 136).bfloat16()
+try:
+    {call}
+except Exception as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        ("attend(x[..., 4:132], x[..., :128], x[..., :128], 3)", "query is not aligned to 16 bytes"),
+        ("attend(*[x[..., :64]] * 3, 3)", "head_dim is 64, this kernel takes 128"),
+        ("attend(*[x[..., :128]] * 3, 3, 1, 1, False, -1.0)", "scale is -1, this kernel takes positive ones"),
+    ],
+)
+def test_refusals_say_why(libraries: dict[KernelConfig, Path], call: str, reason: str) -> None:
+    assert reason in run(prelude(libraries, KEYS[3]) + REFUSED.format(call=call))
+
+
+def test_other_devices_are_refused(libraries: dict[KernelConfig, Path]) -> None:
+    said = run(prelude(libraries, KEYS[3]) + REFUSED.format(call="attend(*[x[..., :128]] * 3, 3)"), device="h100")
+    assert "device 0 has compute capability 9.0, this kernel needs 10.0 or 10.3" in said
+
+
+def test_facts_of_a_build(libraries: dict[KernelConfig, Path]) -> None:
+    for config, path in libraries.items():
+        record = json.loads(path.with_name("record.json").read_text())
+        channels = 64 if config.head_dim == 64 else 128
+        assert record["registers"] == 128 and record["spill_bytes"] <= 256
+        # Q, three stages of K or V, output; barriers and what masks remember
+        assert record["shared_memory"] == 2 * channels * (256 + 3 * 128 + 256) + 2048
+
+
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    [
+        ("r1-bf16-d128-q257-kv128-cutlass", "q_tile: holds 257 query tokens; sm100 takes at most 256"),
+        ("r1-bf16-d128-q256-kv144-cutlass", "kv_tile: holds 144 key tokens; sm100 takes at most 128"),
+        ("r1-bf16-d128-q256-kv120-cutlass", "kv_tile: holds 120 key tokens; sm100 needs a multiple of 16"),
+        ("r1-bf16-d136-q256-kv128-cutlass", "head_dim: 136 is too large; sm100 takes at most 128"),
+        ("r1-bf16-d128v192-q256-kv128-cutlass", "value_head_dim: 192 is too large; sm100 takes at most 128"),
+        ("r3-bf16-d128-q5x7x7-kv2x8x8-cutlass", "q_tile: can't be cut into two boxes of at most 128 tokens"),
+        ("r1-bf16-d128-q256-kv128", "variant: '' is not a variant of sm100; it has 'cutlass'"),
+    ],
+)
+def test_limits(key: str, reason: str) -> None:
+    found = ARCHES["sm100"].problems(KernelConfig.parse(f"gna_forward-sm100-{key}"))
+    assert len(found) == 1 and ": ".join(found[0]).startswith(reason)
