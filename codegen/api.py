@@ -42,7 +42,7 @@ class CacheSource:
         try:
             return f"or build one with: gnaforge build {config_for(request, fit=False)}"
         except InputError as error:
-            has = ", ".join(name for name, arch in ARCHES.items() if arch.available)
+            has = ", ".join(ARCHES)
             return f"this version has kernels for {has} only: {error}"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 from types import MappingProxyType
@@ -90,7 +90,6 @@ class Arch:
     cutlass: bool = False
     capabilities: tuple[tuple[int, int], ...] = ()
     head_dim_at_run_time: bool = False
-    available: bool = True
     ops: tuple[str, ...] = ("gna_forward",)
     job_memory_gb: float = 4.0
     default_tiles: Mapping[int, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
@@ -187,17 +186,6 @@ ARCHES: Mapping[str, Arch] = MappingProxyType(
         )
     }
 )  # fmt: skip
-
-
-def refuse_unavailable(configs: Sequence[KernelConfig]) -> None:
-    """Raises InputError if a config's arch has no kernels in this version."""
-    missing = sorted({config.arch for config in configs if not ARCHES[config.arch].available})
-    if missing:
-        names = ", ".join(missing)
-        has = [name for name, arch in ARCHES.items() if arch.available]
-        rest = [name for name in has if any(config.arch == name for config in configs)]
-        hint = f"; build the rest with {' '.join(f'--arch {name}' for name in rest)}" if rest else ""
-        raise InputError(f"{names}: arch not available in this version, which has {', '.join(has)}{hint}")
 
 
 def checked(config: KernelConfig | str) -> KernelConfig:

@@ -91,7 +91,7 @@ def run_all(
             raise InputError(f"--against {name}: unknown; there are {', '.join(list(CONTENDERS)[1:])}")
     device = ARCHES[arch].device
     check_gpu(arch)
-    configs = {_config(problem, arch) for problem in problems} if kernel is None else {KernelConfig.parse(kernel)}
+    configs = {config_of(problem, arch) for problem in problems} if kernel is None else {KernelConfig.parse(kernel)}
     artifacts, _ = build_kernels(sorted(configs))
     for artifact in artifacts.values():
         load_library(artifact.verified(LIBRARY_FILE))
@@ -167,7 +167,7 @@ def read_report(path: Path) -> dict[str, Any]:
     return found  # type: ignore[no-any-return]
 
 
-def _config(problem: Problem, arch: str) -> KernelConfig:
+def config_of(problem: Problem, arch: str) -> KernelConfig:
     """The kernel to build for a problem: default tiles on a CPU, fitted ones on a GPU."""
     family = ARCHES[arch]
     pattern = problem.pattern
@@ -180,4 +180,6 @@ def _config(problem: Problem, arch: str) -> KernelConfig:
         fitted = simulate_fitted(workload, arch).tiles
         q_tile, kv_tile = fitted.q, fitted.kv
     head_dim = ANY_HEAD_DIM if family.head_dim_at_run_time else problem.head_dim
-    return KernelConfig("gna_forward", arch, pattern.rank, problem.dtype, head_dim, q_tile, kv_tile)
+    return KernelConfig(
+        "gna_forward", arch, pattern.rank, problem.dtype, head_dim, q_tile, kv_tile, variant=family.variants[0]
+    )

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arch import ARCHES, refuse_unavailable as refuse_unavailable
+from .arch import ARCHES
 from .build_tools.cache import Artifact, Cache, digest_of, find_in_layers, user_cache
 from .build_tools.compile import Failure, Step, run_steps, step_seconds
 from .build_tools.cuda import cutlass_version

@@ -36,7 +36,6 @@ def may_serve(config: KernelConfig, request: Request) -> bool:
     dims = (config.head_dim, config.value_head_dim or config.head_dim)
     return (
         arch is not None
-        and arch.available
         and arch.device == request.device
         and (config.op, config.rank, config.dtype) == (request.op, request.rank, request.dtype)
         and dims in ((ANY_HEAD_DIM, ANY_HEAD_DIM), (request.head_dim, request.value_head_dim))

@@ -22,9 +22,9 @@ def machine_arch(device: str = "", index: int | None = None) -> str:
         return "cpu"
     capability = torch.cuda.get_device_capability(index)
     for name, arch in ARCHES.items():
-        if capability in arch.capabilities and arch.available:
+        if capability in arch.capabilities:
             return name
-    has = ", ".join(name for name, arch in ARCHES.items() if arch.available)
+    has = ", ".join(ARCHES)
     raise InputError(
         f"arch: this machine's GPU is sm{capability[0]}{capability[1]}, which this version has no kernels for; "
         f"it has {has}"

@@ -12,6 +12,7 @@ from typing import Any
 import oracle
 import pytest
 from gnaforge.arch import ARCHES
+from gnaforge.bench_run import config_of
 from gnaforge.errors import InputError
 from gnaforge.runtime.bench import computed_pairs, make_problem
 from gnaforge.runtime.config import KernelConfig
@@ -21,19 +22,20 @@ from gnaforge.simulator.machines import MACHINES
 from gnaforge.simulator.model import Tiles, make_workload, model_time, simulate_tiles, tile_costs
 
 CONFIGS = {
-    1: ("r1-bf16-d128-q128-kv128", "r1-bf16-d64-q64-kv208"),
+    1: ("r1-bf16-d128-q128-kv128", "r1-bf16-d64-q64-kv112"),
     2: ("r2-bf16-d128-q8x16-kv8x16", "r2-bf16-d64-q7x9-kv4x8"),
     3: ("r3-bf16-d128-q2x8x8-kv2x8x8", "r3-bf16-d72-q3x5x4-kv2x4x8"),
 }
 
 
-@pytest.mark.parametrize("arch", ["sm90", "cpu"])
+@pytest.mark.parametrize("arch", list(ARCHES))
 def test_the_bound_of_a_report_is_the_simulators(arch: str) -> None:
     rng = Random(1)
     for seed in range(60):
         problem = oracle.random_problem(rng, rank=seed % 3 + 1, max_tokens=400)
         key = CONFIGS[len(problem.tokens)][seed % 2]
         config = KernelConfig.parse(f"gna_forward-{arch}-{key}")
+        config = replace(config, variant=ARCHES[arch].variants[0])
         found = simulate_tiles(
             make_workload(problem.tokens, *problem.pattern, head_dim=config.head_dim),
             Tiles(config.q_tile, config.kv_tile),
@@ -43,6 +45,12 @@ def test_the_bound_of_a_report_is_the_simulators(arch: str) -> None:
         pairs = found.workload.tokens**2
         assert pairs / computed_pairs(timed, config) == pytest.approx(found.work_bound)
         assert pairs / timed.visible_pairs() == pytest.approx(found.flop_speedup)
+
+
+@pytest.mark.parametrize("arch", list(ARCHES))
+def test_the_kernel_that_is_timed_can_be_built(arch: str) -> None:
+    for tokens, window, head_dim in (((4096,), (100,), 64), ((64, 64), (9, 9), 128), ((30, 48, 80), (18, 24, 24), 128)):
+        assert ARCHES[arch].problems(config_of(make_problem(tokens, window, head_dim=head_dim), arch)) == []
 
 
 PROBLEMS = (

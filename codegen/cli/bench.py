@@ -34,7 +34,7 @@ def bench(
     kv_heads: KvHeadsOption = None,
     head_dim: int = 64,
     dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16; several with commas.")] = "bf16",
-    arch: Annotated[str, typer.Option(help="cpu, or the GPU's: sm90.")] = "cpu",
+    arch: Annotated[str, typer.Option(help="cpu, or the GPU's: sm90 or sm100.")] = "cpu",
     batch: int = 1,
     against: Annotated[
         str | None,

@@ -33,7 +33,8 @@ from .reference import Pattern, attention_of_query, visited_pairs
 
 REPORT_SCHEMA = 1
 DEFAULT_CONTENDERS = {"cpu": ("gnaforge", "sdpa", "flex"), "cuda": tuple(CONTENDERS)}
-_ROW_MULTIPLE = {"cpu": 32, "sm90": 64, "sm100": 128}  # as in the arch table, which a wheel doesn't carry
+# What query rows and key columns are padded to, as in the arch table, which a wheel doesn't carry.
+_MULTIPLES = {"cpu": (32, 1), "sm90": (64, 16), "sm100": (256, 128)}
 _FLUSH_BYTES = 2**28  # of input sets together: several times a GPU's L2 cache
 _MOST_SETS = 16
 
@@ -170,7 +171,7 @@ def _rounds(calls: dict[str, _Rotation], budget_seconds: float, device: str) -> 
 def computed_pairs(problem: Problem, config: KernelConfig) -> int:
     """Scores that a kernel computes of a problem, per batch entry and head: its bound is all pairs over these."""
     tiles = config.q_tile, config.kv_tile
-    return visited_pairs(problem.tokens, problem.pattern, *tiles, _ROW_MULTIPLE[config.arch], config.arch == "cpu")
+    return visited_pairs(problem.tokens, problem.pattern, *tiles, _MULTIPLES[config.arch], config.arch == "cpu")
 
 
 def choose_kernel(problem: Problem, device: str) -> KernelConfig | None:

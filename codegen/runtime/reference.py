@@ -117,13 +117,12 @@ def visited_pairs(
     pattern: Pattern,
     q_tile: Sequence[int],
     kv_tile: Sequence[int],
-    row_multiple: int,
+    multiples: tuple[int, int],
     clips: bool,
 ) -> int:
     """Scores that a kernel with these tiles computes per batch entry and head, padding included. KV tiles are laid from
-    where a Q tile's first window begins; ``row_multiple`` is what query rows are padded to, and ``clips`` says that the
-    last KV tile ends where the keys do."""
-    rows = -(-prod(q_tile) // row_multiple) * row_multiple
+    where a Q tile's first window begins; ``multiples`` is what query rows and key columns are padded to, and
+    ``clips`` says that the last KV tile ends where the keys do."""
     step = (1,) * len(kv_tile) if clips else kv_tile
     visited = 1
     for d, length in enumerate(tokens):
@@ -137,7 +136,10 @@ def visited_pairs(
             _, end = windows(last * dilation + group, length, *axis)
             total += int(((end - begin + step[d] - 1) // step[d]).sum())
         visited *= total
-    return visited * rows * prod(step)
+    rows, columns = (
+        -(-prod(box) // multiple) * multiple for box, multiple in zip((q_tile, step), multiples, strict=True)
+    )
+    return visited * rows * columns
 
 
 def attention_of_query(

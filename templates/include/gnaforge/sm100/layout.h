@@ -17,7 +17,7 @@ constexpr int columns = 128;
 constexpr int kv_stages = 3;
 
 /// One half of a Q tile, cut across the axis where halves are smallest. Across an odd extent both halves hold the tokens
-/// in the middle: both compute and store them, with the same result.
+/// in the middle: both compute and store them, with the same result (the log-sum-exp only the first).
 template <class QTile>
 struct HalfTile {
   static constexpr int rank = QTile::rank;
@@ -35,6 +35,8 @@ struct HalfTile {
   static constexpr int axis = cut_axis();
   static constexpr int volume = volume_across(axis);
   static constexpr int offset = QTile::extent(axis) - ceil_div(QTile::extent(axis), halves);  ///< Of the second half.
+
+  static constexpr int common = ceil_div(QTile::extent(axis), halves) - offset;  ///< Along the axis, of both halves.
 
   GNAFORGE_HD static constexpr int extent(int d) {
     return d == axis ? ceil_div(QTile::extent(d), halves) : QTile::extent(d);

@@ -45,7 +45,9 @@ struct LogSumExp {
     std::int64_t offset = work.batch * params->lse_batch_stride + work.head * params->lse_head_stride;
 #pragma unroll
     for (int d = 0; d < rank; ++d) {
-      const int position = work.q_begin[d] + Half::begin(half, d) + in_half / Half::pitch(d) % Half::extent(d);
+      const int token = in_half / Half::pitch(d) % Half::extent(d);
+      if (Half::common > 0 && d == Half::axis) exists = exists && (half == 0 || token >= Half::common);
+      const int position = work.q_begin[d] + Half::begin(half, d) + token;
       exists = exists && position < params->length[work.slice][d];
       offset += position * params->lse_token_stride[d];
     }
@@ -103,6 +105,7 @@ struct Epilogue {
     for (int half = 0; half < halves; ++half) {
       pipeline.consumer_wait(state);
       ++state;
+      if (L::Half::common > 0 && half > 0) sm90::bulk_wait();  // two stores to the tokens that both halves hold
       if (leader) {
         int token[rank];
 #pragma unroll
