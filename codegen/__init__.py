@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         neighborhood_attention,
         registry,
     )
-    from .register import register, warmup
+    from .registration import register, warmup
     from .simulator import fit, simulate
 
 __version__ = "0.1.0"
@@ -57,7 +57,7 @@ __all__ = [
     "warmup",
 ]
 
-_MODULES = {"fit": ".simulator", "simulate": ".simulator", "register": ".register", "warmup": ".register"}
+_MODULES = {"fit": ".simulator", "simulate": ".simulator", "register": ".registration", "warmup": ".registration"}
 
 
 def __getattr__(name: str) -> Any:

@@ -31,13 +31,13 @@ class CacheSource:
 
     def make(self, request: lookup.Request, *, quiet: bool) -> lookup.Made:
         """Compiles a kernel for the request."""
-        from .register import make_for_call
+        from .registration import make_for_call
 
         return make_for_call(request, quiet=quiet)
 
     def remedy(self, request: lookup.Request) -> str:
         """The command that builds a kernel for the request."""
-        from .register import config_for
+        from .registration import config_for
 
         try:
             return f"or build one with: gnaforge build {config_for(request, fit=False)}"

@@ -49,7 +49,7 @@ def compiled(name: str) -> Path:
         BuildError: no compiler, no nvidia-cutlass, no examples in it, or the compilation failed.
     """
     source, arch, example = SOURCES[name]
-    nvcc, include, library = find_nvcc(), find_cutlass(), stand_in().path
+    nvcc, include, library = find_nvcc(), find_cutlass().include, stand_in().path
     examples = include.parent / "examples" / example
     if not examples.is_dir():
         raise BuildError(f"nvidia-cutlass holds no {examples}")

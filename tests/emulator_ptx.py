@@ -30,7 +30,8 @@ DTYPES = {
 # Kernel, CTA, line of the PTX, instruction, line of the source, thread; of a deadlock the same for every waiting warp.
 _LINE = r"ptx:\d+: .+ \(kernel\.cu:7\): "
 PLACED = re.compile(
-    rf"test, CTA \d+,\d+,\d+: ({_LINE}thread \d+: .|(deadlock|hung): .*(\n  warps?( \d+)+: {_LINE}.*)+$)"
+    rf"test, CTA \d+,\d+,\d+: ({_LINE}thread \d+: .|"
+    rf"(deadlock|hung): .*(\n  warps?( \d+)+: {_LINE}.*)+(\n  (mbarrier 0x|warps that have exited: ).*)*$)"
 )
 
 # Every schedule that the options offer, each once.

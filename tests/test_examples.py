@@ -37,7 +37,7 @@ def curand_include(nvcc: Path) -> Path:
 
 def compiled(name: str, arch: str, folder: Path, *defines: str) -> Path:
     """The program of example ``name``, such as ``88_hopper_fmha``."""
-    nvcc, include = find_nvcc().path, find_cutlass()
+    nvcc, include = find_nvcc().path, find_cutlass().include
     example = include.parent / "examples" / name
     folders = [include, include.parent / "tools" / "util" / "include", example.parent / "common", example]
     program = folder / name

@@ -91,8 +91,7 @@ def test_tiles_are_fitted_to_a_problem_or_the_archs_default(forked) -> None:
     done = forked(
         PRELUDE
         + """
-import gnaforge.register as _  # the module
-module = sys.modules["gnaforge.register"]
+import gnaforge.registration as module
 asked = []
 module._have = lambda configs: asked.extend(configs)
 import gnaforge as g
@@ -255,7 +254,7 @@ print(said(lambda: gnaforge.na1d(x, x, x, 3, q_tile_shape=(16,))))
 def test_calls_use_fitted_tiles_and_small_ones_the_default() -> None:
     from gnaforge import fit
     from gnaforge.arch import ARCHES
-    from gnaforge.register import config_for
+    from gnaforge.registration import config_for
     from gnaforge.runtime.lookup import Problem, Request
 
     def request(*tokens: int, **fields: object) -> Request:

@@ -419,7 +419,7 @@ class TestCalibration:
             one_core = replace(known, units=1, memory_gb_s=float("inf"))
             seconds = float(model_time(one_core, ARCHES["cpu"], workload, cost).seconds)
             runs.append(Run(config, workload, seconds))
-        found = fit_constants(runs, MACHINES["cpu"])
+        found = fit_constants(runs, replace(MACHINES["cpu"], units=1))
         assert found.largest_error < 1e-6
         for name, value in found.constants.items():
             assert value == pytest.approx(getattr(known, name), rel=1e-3, abs=1e-6), name

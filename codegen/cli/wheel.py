@@ -47,12 +47,11 @@ def wheel(
     Example: [bold]gnaforge wheel vit-56 --arch cpu --out dist[/]
     """
     from .. import wheel as making
-    from ..build import Listener, refuse_unavailable
+    from ..build import Listener
 
     set_launcher(launcher)
     plan = plan_of(spec, arch)
     say_notes(plan)
-    refuse_unavailable(plan.configs)
     options = [part for chosen in arch or () for part in ("--arch", chosen)]
     options += ["--name", name] if name else []
     rebuild = shlex.join(["gnaforge", "wheel", Path(spec).name, *options])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..arch import ARCHES
-from ..build import LIBRARY_FILE, Listener, build_kernels, refuse_unavailable
+from ..build import LIBRARY_FILE, Listener, build_kernels
 from ..emulated import emulated_libraries
 from ..errors import InputError
 from ..library_file import read_library
@@ -52,7 +52,6 @@ def targets_of_plan(
     Raises:
         InputError, BuildError: as `build_kernels`.
     """
-    refuse_unavailable(configs)
     gpu = [config for config in configs if ARCHES[config.arch].compiler == "nvcc"]
     libraries = emulated_libraries(gpu, jobs=jobs, listener=listener) if gpu else {}
     native = [config for config in configs if config not in libraries]
