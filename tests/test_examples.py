@@ -1,8 +1,8 @@
 """CUTLASS's example programs, whole and unmodified, in the emulator: ``pytest -m examples -n 0``.
 
-They check their own results with ``--verify`` and print a line per kernel. Compiled as NVIDIA's users do, but for PTX in
-place of machine code, and linked to the shared CUDA runtime, which the stand-in replaces when they run. A program takes
-about 5 minutes of a core and 11 GB to compile, so this is for changes of the emulator; `examples.md` holds results.
+They check their own results with ``--verify`` and print a line per kernel. They are compiled to PTX instead of machine
+code, and linked to the shared CUDA runtime, which the stand-in replaces when they run. A program takes about 5 minutes
+and 11 GB to compile, so this is for changes of the emulator; `examples.md` holds results.
 """
 
 from __future__ import annotations
