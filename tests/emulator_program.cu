@@ -21,6 +21,8 @@ __global__ void reverse(int* data) {
   data[threadIdx.x] = room[blockDim.x - 1 - threadIdx.x];
 }
 
+__global__ void unordered(int* data) { *data = 1; }
+
 static int failed(cudaError_t error) {
   std::printf("error %d %s\n", static_cast<int>(error), cudaGetErrorString(error));
   return 1;
@@ -129,6 +131,15 @@ static int cluster() {
   return 2;
 }
 
+static int race() {
+  int* data;
+  CHECK(cudaMalloc(&data, sizeof(int)));
+  unordered<<<2, 1>>>(data);
+  CHECK(cudaGetLastError());
+  std::puts("ok");
+  return 0;
+}
+
 int main(int, char** arguments) {
   std::string name = arguments[1];
   if (name == "everything") return everything();
@@ -137,5 +148,6 @@ int main(int, char** arguments) {
   if (name == "too-much-shared") return too_much_shared();
   if (name == "bad-tensor-map") return bad_tensor_map();
   if (name == "cluster") return cluster();
+  if (name == "race") return race();
   return 3;
 }

@@ -193,3 +193,31 @@ def test_what_looks_like_a_race_and_is_none(options: Options) -> None:
     store = element_address("%d9", "%p0", 4) + "st.global.u32 [%d9], %r3;"
     run(body + store, [out], threads=64, declarations=SHARED, options=options)
     assert (out == 77).all()
+
+
+def test_kernels_of_one_module_share_no_shared_memory_and_no_registers() -> None:
+    # Each has 8 bytes of its own and then what the launch adds, 1,024 aligned where nothing static comes first.
+    kernel = """
+.visible .entry {name}(.param .u64 p0)
+{{
+  .reg .b32 %r<{registers}>;
+  .reg .b64 %d<2>;
+  {static}
+  ld.param.u64 %d1, [p0];
+  mov.u32 %r{last}, %tid.x;
+  mov.u32 %r1, room;
+  add.u32 %r1, %r1, %r{last};
+  st.global.u32 [%d1], %r1;
+  ret;
+}}
+"""
+    head = ".version 8.7\n.target sm_90a\n.address_size 64\n.extern .shared .align 16 .b8 room[];\n"
+    first = kernel.format(name="first", registers=9, last=8, static=".shared .align 8 .b8 own[40];")
+    second = kernel.format(name="second", registers=3, last=2, static="")
+    helper = ".func helper()\n{\n  .reg .b32 %r<2>;\n  mov.u32 %r1, room;\n  ret;\n}\n"
+    out = np.zeros(1, np.uint32)
+    for text, places in ((first + second, (0x430, 0x400)), (first + second + helper, (0x430, 0x430))):
+        module = load(head + text)
+        for name, place in zip(("first", "second"), places, strict=True):
+            module.launch([1], [1], [out], kernel=name, shared_bytes=64)
+            assert out[0] == place, (name, hex(out[0]))

@@ -98,6 +98,15 @@ def test_memory_streams_events_and_symbols(program: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "NVIDIA H100 (emulated) 9.0 132\nok\n"
     assert execute(program, "everything", DEVICE="h200").stdout.startswith("NVIDIA H200 (emulated) 9.0 132\n")
+    assert execute(program, "everything", PROCESSORS="3").stdout.startswith("NVIDIA H100 (emulated) 9.0 3\n")
+
+
+def test_checks_are_left_out_for_kernels_that_are_named(program: Path) -> None:
+    done = execute(program, "race")
+    assert done.returncode == 1 and "race: write to global memory" in done.stderr
+    assert execute(program, "race", UNCHECKED="reverse,scale").returncode == 1
+    done = execute(program, "race", UNCHECKED="reverse,unordered")
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", "ok\n")
 
 
 @pytest.mark.parametrize(

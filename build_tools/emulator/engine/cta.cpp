@@ -64,9 +64,10 @@ uint64_t special_value(const std::string& name, const Cta& cta, const Warp& warp
 Cta::Cta(const Launch& launch_, const uint32_t (&id_)[3], Counters& counters_)
     : launch(launch_),
       module(*launch_.module),
+      needs(launch_.function->needs),
       id{id_[0], id_[1], id_[2]},
       linear_id(id_[0] + launch_.grid[0] * (id_[1] + launch_.grid[1] * id_[2])),
-      shared(launch_.module->dynamic_shared + launch_.dynamic_shared, launch_.options.checks),
+      shared(needs.dynamic_shared + launch_.dynamic_shared, launch_.options.checks),
       counters(counters_),
       fences(launch_.threads()),
       init_fences(launch_.threads()),
@@ -81,18 +82,14 @@ Cta::Cta(const Launch& launch_, const uint32_t (&id_)[3], Counters& counters_)
   if (launch.options.trace) trace = std::make_unique<Trace>(module, static_cast<size_t>((threads + kWarpSize - 1) / kWarpSize));
   mbarriers.trace = trace.get();
   mbarriers.clock = &clock;
-  auto uses = [&](const char* opcode) {
-    return std::any_of(module.code.begin(), module.code.end(), [&](const Instruction& i) { return i.parts[0] == opcode; });
-  };
-  if (uses("tcgen05")) tensor_memory = std::make_unique<TensorMemory>();
-  bool matrices = tensor_memory || uses("wgmma");
+  if (needs.tcgen05) tensor_memory = std::make_unique<TensorMemory>();
   for (int first = 0; first < threads; first += kWarpSize) {
     int lanes = std::min(kWarpSize, threads - first);
     uint32_t alive = lanes == kWarpSize ? ~0u : (1u << lanes) - 1;
     warps.push_back(std::make_unique<Warp>(*this, first / kWarpSize, alive));
     Warp& warp = *warps.back();
-    if (matrices) warp.matrix = std::make_unique<MatrixState>(module.register_count);
-    for (const Module::SpecialRegister& special : module.specials) {
+    if (needs.wgmma || needs.tcgen05) warp.matrix = std::make_unique<MatrixState>(needs.register_count);
+    for (const Needs::SpecialRegister& special : needs.specials) {
       Operand op;
       op.kind = Operand::Kind::reg;
       op.slot = special.slot;
@@ -354,8 +351,8 @@ const uint8_t* Cta::read(Warp& warp, Space space, uint64_t address, uint32_t siz
     return shared.read(shared_address(space, address), size, warp.clock, warp.epoch(strong));
   if (space == Space::local || window == kLocalWindow) {
     uint64_t offset = address & ~kWindowMask;
-    if (offset + size > module.local_bytes) throw EmulationError("local memory out of bounds: " + hex(offset));
-    return warp.local.data() + static_cast<size_t>(warp.lane) * module.local_bytes + offset;
+    if (offset + size > needs.local_bytes) throw EmulationError("local memory out of bounds: " + hex(offset));
+    return warp.local.data() + static_cast<size_t>(warp.lane) * needs.local_bytes + offset;
   }
   if (space == Space::param && window == 0) address |= kParamWindow;
   if (space == Space::global && window != 0) throw EmulationError(hex(address) + " is not an address in global memory");
@@ -372,8 +369,8 @@ uint8_t* Cta::write(Warp& warp, Space space, uint64_t address, uint32_t size, bo
                         warp.epoch(strong));
   if (space == Space::local || window == kLocalWindow) {
     uint64_t offset = address & ~kWindowMask;
-    if (offset + size > module.local_bytes) throw EmulationError("local memory out of bounds: " + hex(offset));
-    return warp.local.data() + static_cast<size_t>(warp.lane) * module.local_bytes + offset;
+    if (offset + size > needs.local_bytes) throw EmulationError("local memory out of bounds: " + hex(offset));
+    return warp.local.data() + static_cast<size_t>(warp.lane) * needs.local_bytes + offset;
   }
   if (window != 0 || space == Space::param || space == Space::constant)
     throw EmulationError("write to read-only memory at " + hex(address));

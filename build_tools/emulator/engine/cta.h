@@ -95,6 +95,7 @@ class Cta {
 
   const Launch& launch;
   const Module& module;
+  const Needs& needs;
   uint32_t id[3], linear_id;
   SharedMemory shared;
   Mbarriers mbarriers;
@@ -111,7 +112,7 @@ class Cta {
   uint32_t bulk_stores = 0;   // so far
   std::vector<std::deque<std::shared_ptr<AsyncGroup>>> bulk_groups, copy_groups;  // per thread, the last one open
   std::vector<std::vector<std::function<void()>>> after_copies;  // per thread: when its cp.async have landed
-  std::unique_ptr<TensorMemory> tensor_memory;  // null unless the module uses it
+  std::unique_ptr<TensorMemory> tensor_memory;  // null unless the kernel, or a function that it may call, uses it
   std::vector<WarpgroupLog> warpgroups;
   DecodedMatrices decoded;
   struct ClusterBarrier {  // barrier.cluster, in a cluster of one

@@ -17,7 +17,7 @@ void check(const Launch& launch) {
       throw EmulationError(f.name + " requires another block size (.reqntid)");
   }
   if (launch.threads() > 1024) throw EmulationError("a block of " + std::to_string(launch.threads()) + " threads exceeds 1024");
-  uint32_t shared = launch.module->dynamic_shared - kSharedStart + launch.dynamic_shared;
+  uint32_t shared = f.needs.dynamic_shared - kSharedStart + launch.dynamic_shared;
   if (shared > kMaxShared) throw EmulationError(std::to_string(shared) + " bytes of shared memory exceed " + std::to_string(kMaxShared));
   if (launch.params.size() != f.param_bytes)
     throw EmulationError(f.name + " takes " + std::to_string(f.param_bytes) + " bytes of parameters, got " + std::to_string(launch.params.size()));

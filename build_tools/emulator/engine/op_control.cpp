@@ -45,7 +45,7 @@ Status branch_indexed(Warp& warp, const Instruction& in, uint32_t mask) {
 void decode_brx(Instruction& in) { in.run = branch_indexed; }
 
 uint8_t* local_at(Warp& warp, int lane, uint64_t address) {
-  return warp.local.data() + static_cast<size_t>(lane) * warp.cta.module.local_bytes + (address & ~kWindowMask);
+  return warp.local.data() + static_cast<size_t>(lane) * warp.cta.needs.local_bytes + (address & ~kWindowMask);
 }
 
 /// The text that an address in device memory points to.

@@ -64,12 +64,16 @@ class Parser {
   Parser(const std::string& text, const std::string& name) : text_(text), module_(std::make_shared<Module>()) {
     module_->name = name;
     scopes_.push_back({-1, {}, {}, {}, {}, {}});
-    module_->shared_bytes = 0;
   }
 
   std::shared_ptr<Module> run() {
     try {
       while (skip(), position_ < text_.size()) module_statement();
+      // Functions first: they may be called by all kernels, whose registers and memory come behind theirs.
+      for (const Body& body : bodies_)
+        if (!body.kernel) function(body);
+      for (const Body& body : bodies_)
+        if (body.kernel) kernel(body);
       finish();
     } catch (const EmulationError& error) {
       throw EmulationError(module_->name + ":" + std::to_string(line_) + ": " + error.what());
@@ -86,7 +90,17 @@ class Parser {
   std::deque<Scope> scopes_;
   int scope_ = 0;
   std::vector<LabelUse> label_uses_;
-  std::vector<std::string> extern_shared_;
+  /// A function to be read: what is before its brace, and where its statements begin.
+  struct Body {
+    std::string head;
+    bool kernel;
+    size_t position;
+    int line;
+  };
+  std::vector<Body> bodies_;
+  Needs needs_;             // of the module's scope and device functions, then of the kernel that is read
+  int special_scope_ = 0;   // where special registers are known by name
+  uint32_t extern_align_ = 16;
 
   // --- characters
 
@@ -193,12 +207,8 @@ class Parser {
       file_statement();
     } else if (begins(".section")) {
       until("{");
-      int depth = 0;
-      do {
-        char c = text_[position_++];
-        line_ += c == '\n';
-        depth += (c == '{') - (c == '}');
-      } while (depth > 0 && position_ < text_.size());
+      ++position_;
+      skip_body();
     } else {
       std::string statement = until("{;");
       // An initialiser's brace belongs to its variable, not to a function.
@@ -208,7 +218,9 @@ class Parser {
       if (statement.find(".entry") != std::string::npos || statement.find(".func") != std::string::npos) {
         bool body = text_[position_] == '{';
         ++position_;
-        if (body) function(statement);
+        if (!body) return;
+        bodies_.push_back({statement, statement.find(".entry") != std::string::npos, position_, line_});
+        skip_body();
       } else if (text_[position_] == ';') {
         ++position_;
         if (statement.find(".pragma") == std::string::npos && statement.find(".alias") == std::string::npos)
@@ -216,6 +228,14 @@ class Parser {
       } else {
         throw EmulationError("unexpected: " + text_.substr(start, 40));
       }
+    }
+  }
+
+  /// To behind the brace that closes the one that was just opened.
+  void skip_body() {
+    for (int depth = 1; depth > 0; ++position_) {
+      until("{}");
+      depth += text_[position_] == '{' ? 1 : -1;
     }
   }
 
@@ -289,19 +309,18 @@ class Parser {
     Scope& scope = scopes_[scope_];
     if (shared) {
       if (external || d.open) {
-        module_->dynamic_shared = std::max(module_->dynamic_shared, d.align);
-        extern_shared_.push_back(d.name);
-        scope.symbols[d.name] = {-1};
+        extern_align_ = std::max(extern_align_, d.align);
+        scope.symbols[d.name] = {kDynamicMark};
         return;
       }
-      module_->shared_bytes = aligned(module_->shared_bytes, d.align);
-      scope.symbols[d.name] = {static_cast<int64_t>(kSharedStart + module_->shared_bytes)};
-      module_->shared_bytes += d.bytes();
+      needs_.shared_bytes = aligned(needs_.shared_bytes, d.align);
+      scope.symbols[d.name] = {static_cast<int64_t>(kSharedStart + needs_.shared_bytes)};
+      needs_.shared_bytes += d.bytes();
     } else if (local || param) {
-      module_->local_bytes = aligned(module_->local_bytes, std::max(d.align, 8u));
+      needs_.local_bytes = aligned(needs_.local_bytes, std::max(d.align, 8u));
       // What a call passes lives in local memory; .local symbols are offsets, as the state space wants them.
-      scope.symbols[d.name] = {static_cast<int64_t>(module_->local_bytes + (param ? kLocalWindow : 0))};
-      module_->local_bytes += d.bytes();
+      scope.symbols[d.name] = {static_cast<int64_t>(needs_.local_bytes + (param ? kLocalWindow : 0))};
+      needs_.local_bytes += d.bytes();
     } else {
       constexpr uint64_t kAlign = 256;
       Variable v;
@@ -338,10 +357,22 @@ class Parser {
     return scope_ = static_cast<int>(scopes_.size()) - 1;
   }
 
-  void function(const std::string& head) {
+  void kernel(const Body& body) {
+    Needs common = needs_;
+    special_scope_ = static_cast<int>(scopes_.size());  // its own, opened next
+    function(body);
+    module_->functions.back().needs = std::move(needs_);
+    needs_ = std::move(common);
+  }
+
+  void function(const Body& from) {
+    const std::string& head = from.head;
+    position_ = from.position;
+    line_ = from.line;
+    site_ = -1;
     Function f;
-    f.kernel = head.find(".entry") != std::string::npos;
-    f.first = module_->code.size();
+    f.kernel = from.kernel;
+    f.first = static_cast<uint32_t>(module_->code.size());
     open_scope();
     int outer = scopes_[scope_].parent;
     size_t at = head.find(f.kernel ? ".entry" : ".func") + (f.kernel ? 6 : 5);
@@ -390,9 +421,9 @@ class Parser {
       if (item.empty()) continue;
       if (item.find(".param") == std::string::npos) throw EmulationError("only .param formals are supported: " + item);
       Declared d = declaration(item.substr(item.find(".param") + 6));
-      module_->local_bytes = aligned(module_->local_bytes, std::max(d.align, 8u));
-      int64_t address = static_cast<int64_t>(kLocalWindow + module_->local_bytes);
-      module_->local_bytes += d.bytes();
+      needs_.local_bytes = aligned(needs_.local_bytes, std::max(d.align, 8u));
+      int64_t address = static_cast<int64_t>(kLocalWindow + needs_.local_bytes);
+      needs_.local_bytes += d.bytes();
       scopes_[scope_].symbols[d.name] = {address};
       names.push_back(std::to_string(address));
       sizes.push_back(d.bytes());
@@ -495,8 +526,8 @@ class Parser {
 
   Register new_register(Type type) {
     uint32_t bytes = type == Type::pred ? 4 : static_cast<uint32_t>(size_of(type)) * kWarpSize;
-    Register made{type, module_->register_bytes, module_->register_count++};
-    module_->register_bytes += aligned(bytes, 64);
+    Register made{type, needs_.register_bytes, needs_.register_count++};
+    needs_.register_bytes += aligned(bytes, 64);
     return made;
   }
 
@@ -524,17 +555,11 @@ class Parser {
       auto found = scopes_[s].symbols.find(name);
       if (found == scopes_[s].symbols.end()) continue;
       value = found->second.value;
-      if (value < 0 && !extern_shared_.empty()) value = dynamic_start();
       return true;
     }
     return false;
   }
 
-  int64_t dynamic_start() {
-    uses_dynamic_ = true;
-    return kDynamicMark;
-  }
-  bool uses_dynamic_ = false;
   static constexpr int64_t kDynamicMark = int64_t{1} << 40;  // replaced once all static shared memory is known
 
   // --- operands
@@ -619,14 +644,15 @@ class Parser {
                                                        {"%is_explicit_cluster", Type::pred}};
     Register reg;
     std::string key = "\x01" + name;  // apart from what a program may declare
-    auto found = scopes_[0].registers.find(key);
-    if (found != scopes_[0].registers.end()) {
+    auto& known = scopes_[static_cast<size_t>(special_scope_)].registers;
+    auto found = known.find(key);
+    if (found != known.end()) {
       reg = found->second;
     } else {
       check_special(name);
       auto type = kTypes.find(name);
-      reg = scopes_[0].registers[key] = new_register(type == kTypes.end() ? Type::u32 : type->second);
-      module_->specials.push_back({name, reg.slot});
+      reg = known[key] = new_register(type == kTypes.end() ? Type::u32 : type->second);
+      needs_.specials.push_back({name, reg.slot});
     }
     Operand op;
     op.kind = Operand::Kind::reg;
@@ -725,6 +751,8 @@ class Parser {
     for (const std::string& item : list(rest))
       if (!item.empty()) in.args.push_back(operand(item));
     decode(in);
+    needs_.wgmma |= in.parts[0] == "wgmma";
+    needs_.tcgen05 |= in.parts[0] == "tcgen05";
     uint32_t index = module_->code.size();
     if (in.parts[0] == "bra" || in.parts[0] == "brx" || in.parts[0] == "call") label_uses_.push_back({index, scope_});
     if (in.text.size() > 160) in.text = in.text.substr(0, 157) + "...";
@@ -758,19 +786,32 @@ class Parser {
         resolve_call(in);
       }
     }
-    // Dynamic shared memory follows what is static, aligned as declared; the first KiB is the system's.
-    uint32_t align = std::max(module_->dynamic_shared, 16u);
-    module_->dynamic_shared = aligned(kSharedStart + module_->shared_bytes, align);
-    if (!uses_dynamic_) return;
-    auto fix = [&](Operand& op, auto& self) -> void {
-      if (op.value >= kDynamicMark / 2 && op.value < kDynamicMark * 2 && !op.symbol.empty()) {
-        op.value += module_->dynamic_shared - kDynamicMark;
+    place_dynamic_shared();
+  }
+
+  /// Dynamic shared memory follows what a kernel has of static, aligned as declared; the first KiB is the system's. Where a
+  /// device function uses it, all kernels that may call it have it at one place.
+  void place_dynamic_shared() {
+    auto moved = [](Operand& op, uint32_t by, auto& self) -> bool {
+      bool marked = op.value >= kDynamicMark / 2 && op.value < kDynamicMark * 2 && !op.symbol.empty();
+      if (marked) {
+        op.value += by - kDynamicMark;
         if (op.lanes) broadcast(op);
       }
-      for (Operand& part : op.parts) self(part, self);
+      for (Operand& part : op.parts) marked |= self(part, by, self);
+      return marked;
     };
-    for (Instruction& in : module_->code)
-      for (Operand& op : in.args) fix(op, fix);
+    std::vector<Function>& functions = module_->functions;
+    uint32_t widest = needs_.shared_bytes;
+    for (const Function& f : functions) widest = std::max(widest, f.needs.shared_bytes);
+    bool one_place = false;
+    for (size_t i = 0; i < functions.size(); ++i) {
+      Function& f = functions[i];
+      size_t end = i + 1 < functions.size() ? functions[i + 1].first : module_->code.size();
+      f.needs.dynamic_shared = aligned(kSharedStart + (f.kernel && !one_place ? f.needs.shared_bytes : widest), extern_align_);
+      for (size_t at = f.first; at < end; ++at)
+        for (Operand& op : module_->code[at].args) one_place |= moved(op, f.needs.dynamic_shared, moved) && !f.kernel;
+    }
   }
 
   void branch_list(Instruction& in, int scope) {

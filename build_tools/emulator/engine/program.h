@@ -68,6 +68,20 @@ struct Param {
   uint32_t offset, size, align;
 };
 
+/// What a kernel needs, together with the functions that it may call. Kernels never run at once, so theirs overlap.
+struct Needs {
+  struct SpecialRegister {
+    std::string name;
+    uint32_t slot;
+  };
+  uint32_t register_bytes = 0, register_count = 0;
+  uint32_t local_bytes = 0;
+  uint32_t shared_bytes = 0;    // static
+  uint32_t dynamic_shared = 0;  // where extern shared memory begins
+  bool wgmma = false, tcgen05 = false;
+  std::vector<SpecialRegister> specials;
+};
+
 struct Function {
   std::string name;
   bool kernel = false;
@@ -77,6 +91,7 @@ struct Function {
   std::vector<std::string> param_names, return_names;  // of a device function: symbols in the local window
   std::vector<uint32_t> param_sizes, return_sizes;
   int required_threads[3] = {0, 0, 0};  // .reqntid
+  Needs needs;                          // of a kernel
 };
 
 /// A module-scope variable in global or constant space.
@@ -94,15 +109,6 @@ struct Module {
   std::vector<Variable> variables;
   std::unordered_map<int, std::string> files;
   std::vector<Site> sites;
-  uint32_t register_bytes = 0, register_count = 0;
-  uint32_t shared_bytes = 0;      // static
-  uint32_t dynamic_shared = 0;    // where extern shared memory begins
-  uint32_t local_bytes = 0;
-  struct SpecialRegister {
-    std::string name;
-    uint32_t slot;
-  };
-  std::vector<SpecialRegister> specials;
 
   const Function* find(const std::string& function) const {
     for (const Function& candidate : functions)

@@ -11,9 +11,9 @@ constexpr uint64_t kFairShare = 4096;  // instructions before another group of a
 }
 
 Warp::Warp(Cta& owner, int index_, uint32_t alive_)
-    : cta(owner), index(index_), alive(alive_), calls(kWarpSize), local(size_t{kWarpSize} * owner.module.local_bytes) {
+    : cta(owner), index(index_), alive(alive_), calls(kWarpSize), local(size_t{kWarpSize} * owner.needs.local_bytes) {
   groups.push_back({owner.launch.function->first, alive_, kRunnable, 0});
-  uint32_t bytes = owner.module.register_bytes;
+  uint32_t bytes = owner.needs.register_bytes;
   clock.at[static_cast<size_t>(index)] = 1;
   storage_ = std::make_unique<uint8_t[]>(bytes + 64);
   registers_ = storage_.get() + (64 - reinterpret_cast<uintptr_t>(storage_.get()) % 64) % 64;

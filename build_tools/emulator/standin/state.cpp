@@ -1,5 +1,6 @@
 #include "state.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -48,9 +49,21 @@ uint32_t choice(const char* name, std::initializer_list<const char*> choices) {
   std::abort();
 }
 
+/// What is between commas.
+std::vector<std::string> split(const std::string& list) {
+  std::vector<std::string> items;
+  for (size_t start = 0; start < list.size();) {
+    size_t comma = std::min(list.find(',', start), list.size());
+    if (comma > start) items.push_back(list.substr(start, comma - start));
+    start = comma + 1;
+  }
+  return items;
+}
+
 Settings read_settings() {
   Settings settings{};
   settings.device = kDevices[choice("DEVICE", {"h100", "h200", "b200"})];
+  if (int processors = std::atoi(setting("PROCESSORS", "0").c_str()); processors > 0) settings.device.processors = processors;
   settings.launch.timing = choice("TIMING", {"eager", "lazy", "random"});
   settings.launch.order = choice("ORDER", {"round-robin", "depth-first", "random"});
   settings.launch.seed = std::strtoull(setting("SEED", "0").c_str(), nullptr, 10);
@@ -62,6 +75,7 @@ Settings read_settings() {
   settings.launch.patience = std::strtoull(setting("PATIENCE", "20000000").c_str(), nullptr, 10);
   settings.trace = setting("TRACE", "0") != "0";
   settings.keep = setting("KEEP", "");
+  settings.unchecked = split(setting("UNCHECKED", ""));
   settings.launch.trace = settings.trace;
   settings.counters = setting("COUNTERS", "");
   return settings;
@@ -184,6 +198,7 @@ cudaError_t State::launch(Kernel& kernel, dim3 grid, dim3 block, void** argument
   how.block[1] = block.y;
   how.block[2] = block.z;
   how.dynamic_shared = static_cast<uint32_t>(shared);
+  for (const std::string& part : settings.unchecked) how.unchecked |= kernel.name.find(part) != std::string::npos;
   if (!settings.keep.empty()) keep(kernel, how, params);
   GnaforgeEmulatorCounters counted{};
   std::vector<uint64_t> executed(gnaforge_emulator_instructions(module));

@@ -22,6 +22,7 @@ struct Device {
 struct Settings {
   Device device;
   GnaforgeEmulatorLaunch launch;  // the schedule's fields
+  std::vector<std::string> unchecked;  // parts of names: kernels that run without checks
   std::string keep;               // folder that gets every launch, to be repeated from there; empty: none
   bool trace;                     // one line on stderr per launch
   std::string counters;           // file that gets a line of JSON per launch; empty: none
