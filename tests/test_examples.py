@@ -1,8 +1,8 @@
 """CUTLASS's example programs, whole and unmodified, in the emulator: ``pytest -m examples -n 0``.
 
 They check their own results with ``--verify`` and print a line per kernel. They are compiled to PTX instead of machine
-code, and linked to the shared CUDA runtime, which the stand-in replaces when they run. A program takes about 5 minutes
-and 11 GB to compile, so this is for changes of the emulator; `examples.md` holds results.
+code, and linked to the shared CUDA runtime, which the stand-in replaces when they run. A program takes 6 to 15 minutes
+and 11 GB to compile, so this is for changes of the emulator; `examples.md` beside this file holds results.
 """
 
 from __future__ import annotations
@@ -52,26 +52,43 @@ def hopper(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compiled("88_hopper_fmha", "90a", tmp_path_factory.mktemp("example"))
 
 
+@pytest.fixture(scope="module", params=["FP16", "FP8"])
+def blackwell(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compiled("77_blackwell_fmha", "100a", tmp_path_factory.mktemp("example"), f"-D{request.param}")
+
+
 def verdicts(program: Path, schedule: str, device: str, *arguments: str, **settings: str) -> list[str]:
-    """The lines that the program prints, one per kernel, after it has compared its results with its own reference."""
-    settings = {"DEVICE": device, "HOST_THREADS": "2", **SCHEDULES[schedule], **settings}
-    environment = {f"GNAFORGE_EMULATOR_{name}": value for name, value in settings.items()}
+    """The lines that the program prints, one per kernel, after it has compared its results with its own reference.
+
+    The reference's last step reads global memory with an ordinary load while other CTAs change it with ``atomicCAS``.
+    That is a race, so this kernel runs without checks. With two SMs, persistent kernels take several tiles per CTA, and
+    the random inputs are made by few threads.
+    """
+    settings = {"DEVICE": device, "PROCESSORS": "2", "HOST_THREADS": "2", "UNCHECKED": "reference_abs_diff"} | settings
+    environment = {f"GNAFORGE_EMULATOR_{name}": value for name, value in (settings | SCHEDULES[schedule]).items()}
     environment["LD_LIBRARY_PATH"] = str(stand_in().path.parent)
     done = subprocess.run(
-        [str(program), "--verify", "--iterations=1", *arguments],
+        [str(program), "--verify", "--iterations=1", "--b=1", "--h=2", "--k=256", *arguments],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
         timeout=1800,
     )
-    assert done.returncode == 0 and not done.stderr, done.stdout + done.stderr
+    assert done.returncode == 0 and "gnaforge emulator" not in done.stderr, done.stdout + done.stderr
     return [line for line in done.stdout.splitlines() if line.lstrip().startswith("[")]
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("mask", ["no", "causal", "residual"])
-@pytest.mark.parametrize(("head_dim", "kernels"), [(64, 3), (128, 4), (256, 3)])
+@pytest.mark.parametrize(("head_dim", "kernels"), [(64, 3), (128, 2), (256, 1)])
 def test_hopper_forward(hopper: Path, head_dim: int, kernels: int, mask: str, schedule: str) -> None:
-    arguments = ("--b=1", "--h=2", "--q=128", "--k=256", f"--d={head_dim}", f"--mask={mask}")
-    lines = verdicts(hopper, schedule, "h100", *arguments)
+    lines = verdicts(hopper, schedule, "h100", "--q=128", f"--d={head_dim}", f"--mask={mask}")
     assert len(lines) == kernels and all("[OK]" in line for line in lines), lines
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("mask", ["no", "causal", "residual"])
+@pytest.mark.parametrize("shape", [("--q=512", "--d=64", "--persistent"), ("--q=256", "--d=128")], ids=["64", "128"])
+def test_blackwell_forward(blackwell: Path, shape: tuple[str, ...], mask: str, schedule: str) -> None:
+    lines = verdicts(blackwell, schedule, "b200", f"--mask={mask}", *shape, RELAXED_TENSOR_WAITS="1")
+    assert len(lines) == 1 and "[OK]" in lines[0], lines
