@@ -47,6 +47,9 @@ def load_library_table(path: Path) -> tuple[ctypes.CDLL, abi.Library]:
         raise InputError(
             f"{path} speaks gnaforge ABI {library.abi >> 16}, this gnaforge {abi.ABI_MAJOR}; build it again"
         )
+    for i in range(library.count):
+        if library.entries[i].contents.struct_size < ctypes.sizeof(abi.Entry):
+            raise InputError(f"{path} holds an incomplete kernel entry; build it again")
     return loaded, library
 
 
