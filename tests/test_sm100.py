@@ -85,7 +85,7 @@ def test_random_problems(libraries: dict[KernelConfig, Path], mode: str) -> None
         (KEYS[1], [[6, 10, 9], [3, 3, 7], [1, 2, 1], [1, 1, 1], [False] * 3, 2, 38, 2, 72, 40]),
         (KEYS[2], [[20, 41], [20, 41], [1, 1], [1, 1], [False] * 2, 1, 2, 2, 64, 64]),  # dense
         # 18 slices in three launches: nine dilation groups, and the batch doesn't fold.
-        (KEYS[1], [[5, 7, 8], [2, 2, 3], [1, 1, 1], [1, 3, 3], [False] * 3, 2, 1, 1, 72, 40]),
+        (KEYS[1], [[5, 7, 8], [2, 2, 2], [1, 1, 1], [1, 3, 3], [False] * 3, 2, 1, 1, 72, 40]),
     ],
 )
 def test_larger_problems(libraries: dict[KernelConfig, Path], key: str, fields: list[object], tmp_path: Path) -> None:
