@@ -49,7 +49,7 @@ def main() -> int:
         for seed in range(first, first + count):
             problem, layout = random_problem(config, seed)
             try:
-                checks.check_problem(entry, config, problem, layout, "cpu", seed, poison=seed % 3 == 0)
+                checks.check_problem(entry, config, problem, layout, "cpu", seed, poison=True)
             except checks.Wrong as error:
                 wrong += 1
                 print(f"{key} seed {seed}: {error}; {layout}; {problem}")

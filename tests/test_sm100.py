@@ -6,13 +6,21 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from cutlass_kernels import Example, Problem
 from gnaforge.arch import ARCHES
+from gnaforge.build_tools.emulator import Counters, Options
 from gnaforge.emulated import emulated_libraries
 from gnaforge.errors import BuildError
 from gnaforge.runtime.config import KernelConfig
+from gnaforge.runtime.reference import Pattern, attention, error_bound
+from gnaforge.verification.counters import WorkCounters
+from gnaforge.verification.emulated_kernel import EmulatedKernel
+from gnaforge.verification.schedules import Schedule
 from test_sm90 import MODES
 
 # Whole tiles; short ones, of which MMAs read padding; an odd Q box, whose halves share tokens; head dims with padding.
@@ -20,7 +28,7 @@ KEYS = (
     "gna_forward-sm100-r3-bf16-d128-q4x8x8-kv2x8x8-cutlass",
     "gna_forward-sm100-r3-bf16-d72v40-q3x5x9-kv2x6x8-cutlass",
     "gna_forward-sm100-r2-fp16-d64-q12x20-kv8x14-cutlass",
-    "gna_forward-sm100-r1-bf16-d128-q256-kv128-cutlass",
+    "gna_forward-sm100-r1-fp16-d128-q256-kv128-cutlass",  # as example 77's is
 )
 CONFIGS = [KernelConfig.parse(key) for key in KEYS]
 
@@ -72,9 +80,10 @@ def prelude(libraries: dict[KernelConfig, Path], key: str) -> str:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_random_problems(libraries: dict[KernelConfig, Path], mode: str) -> None:
+    """Other ones in each mode, 300 in all; each also with poison, see `gpu/checks.py`."""
     first = 1000 * list(MODES).index(mode)
-    said = run(["sm100_problems.py", str(first), "6", *map(str, libraries.values())], mode)
-    assert said == "24 problems, 0 wrong\n"
+    said = run(["sm100_problems.py", str(first), "25", *map(str, libraries.values())], mode)
+    assert said == "100 problems, 0 wrong\n"
 
 
 @pytest.mark.parametrize(
@@ -94,6 +103,94 @@ def test_larger_problems(libraries: dict[KernelConfig, Path], key: str, fields: 
     library = libraries[KernelConfig.parse(key)]
     said = run(["gpu/worker.py", "--device=cpu", f"--library={library}", f"--jobs={jobs}"])
     assert json.loads(said)["ok"], said
+
+
+class Control:
+    """Example 77's forward kernel, unmodified, for dense attention beside ours."""
+
+    def __init__(self) -> None:
+        self.example = Example("blackwell", "forward")
+        self.module = self.example.module()
+
+    def attend(self, problem: Problem, mode: str) -> tuple[torch.Tensor, torch.Tensor, Counters]:
+        """Output and log-sum-exp, heads last."""
+        o, lse, counters = self.example.attend(self.module, problem, Options(mode, MODES[mode]))
+        return torch.from_numpy(o), torch.from_numpy(lse).transpose(1, 2), counters
+
+
+@pytest.fixture(scope="module")
+def control(libraries: dict[KernelConfig, Path]) -> Control:
+    return Control()
+
+
+@pytest.fixture(scope="module")
+def kernel(libraries: dict[KernelConfig, Path]) -> Callable[[int, str], EmulatedKernel]:
+    """The kernel of that key among `KEYS`, to be called in that mode."""
+    kernels = [EmulatedKernel(libraries[config]) for config in CONFIGS]
+
+    def choose(index: int, mode: str) -> EmulatedKernel:
+        kernels[index].schedule = Schedule(mode, MODES[mode])
+        return kernels[index]
+
+    return choose
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_dense_beside_example_77(control: Control, kernel: Callable[[int, str], EmulatedKernel], mode: str) -> None:
+    """The same problem, within the same bound: tokens that fill no tile, two heads to a key head."""
+    problem = Problem(1, 2, 1, 300, 300)
+    q, k, v = map(torch.from_numpy, problem.inputs[:3])
+    pattern = Pattern((300,), (1,), (1,), (False,))
+    exact = attention(q, k, v, pattern)
+    limits = error_bound(q, k, v, pattern, exact, rounds_probabilities=True)
+    for results in (kernel(3, mode)(q, k, v, 300), control.attend(problem, mode)[:2]):
+        for got, want, limit in zip(results, exact, limits, strict=True):
+            assert ((got.double() - want).abs() <= limit).all()
+
+
+def work(counters: Counters | WorkCounters) -> dict[str, int]:
+    """What of a launch is compared: all warps' instructions; exponentials of threads; MMAs; bytes of loads by TMA."""
+    opcodes = counters.opcodes
+
+    def of(prefix: str) -> int:
+        return sum(count for opcode, count in opcodes.items() if opcode.startswith(prefix))
+
+    # What a wait takes depends on the schedule.
+    waits = of("mbarrier.try_wait")
+    return {
+        "instructions": counters.instructions - waits,
+        "MMAs": of("tcgen05.mma"),
+        "exp2": 32 * of("ex2."),
+        "bytes": counters.async_load_bytes,
+    }
+
+
+def per_tile(more: Counters | WorkCounters, less: Counters | WorkCounters, tiles: int) -> dict[str, float]:
+    """What a KV tile takes, of launches that differ in so many interior tiles and nothing else."""
+    return {name: (count - work(less)[name]) / tiles for name, count in work(more).items()}
+
+
+def test_interior_tiles_cost_what_example_77s_do(control: Control, kernel: Callable[[int, str], EmulatedKernel]) -> None:
+    """Within 5 %: two Q tiles that each see two KV tiles, and four. `pytest -s` prints the table of the README."""
+    runs = [control.attend(Problem(1, 1, 1, 512, keys), "eager")[2] for keys in (512, 256)]
+    theirs = per_tile(*runs, 4)
+    table = {"example 77": theirs}
+    for index, tokens, blocks in ((3, (512,), ((512,), (256,))), (0, (8, 8, 8), ((8, 8, 8), (4, 8, 8)))):
+        own = kernel(index, "eager")
+        x = torch.randn(1, *tokens, 1, 128).to(torch.float16 if own.config.dtype == "fp16" else torch.bfloat16)
+        counted = []
+        for block in blocks:
+            own(x, x, x, block, block)
+            assert own.counters is not None and own.counters.shell_tiles == 0
+            counted.append(own.counters)
+        assert counted[0].interior_tiles - counted[1].interior_tiles == 4
+        table[own.config.key] = per_tile(*counted, 4)
+    for name, row in table.items():
+        print(f"\n{name}: " + ", ".join(f"{count:,.1f} {what}" for what, count in row.items()), end="")
+        for what, count in row.items():
+            assert count == pytest.approx(theirs[what], rel=0.05), (name, what)
+    # Two halves of 128 rows by 128 keys; K and V of 128 keys.
+    assert theirs["exp2"] >= 2 * 128 * 128 and theirs["bytes"] == 2 * 128 * 128 * 2
 
 
 def test_every_element_is_written(libraries: dict[KernelConfig, Path]) -> None:
@@ -148,7 +245,7 @@ compare(*(torch.randn(2, 8, 9, 20, 2, d + 8).bfloat16()[:, ::2, 2:, 1:19:2, :, :
 
 
 REFUSED = """
-x = torch.randn(1, 300, 2, 136).bfloat16()
+x = torch.randn(1, 300, 2, 136).half()
 try:
     {call}
 except Exception as error:
