@@ -1,22 +1,22 @@
-"""Our sm100 kernels beside example 77's forward kernel, which CUTLASS's own headers give: what compiling each takes, how
-large the library is, and what ptxas made of the kernel. One after the other, with the same compiler, flags and target.
+"""Our sm100 kernels beside CUTLASS's example 77, forward kernel alone, from its own headers: processor seconds of
+compiling and linking, size of the library, and what ptxas spilled. One after the other, with the same compiler, flags
+and target.
 
 ``python compare_builds.py [KEY...]``; needs the CUDA compiler, CUTLASS's sources, and about a minute per kernel.
 """
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from cutlass_kernels import FOLDER, SOURCES
 from gnaforge.arch import ARCHES
 from gnaforge.build import include_dir
 from gnaforge.build_tools.cuda_compiler import CudaCompiler, cuda_compiler, kernel_facts, machine_code
-from gnaforge.build_tools.sass import LOCAL_LOAD, LOCAL_STORE
 from gnaforge.build_tools.toolchain import cxx_compiler
 from gnaforge.render import render_kernel, render_library
 from gnaforge.runtime.config import KernelConfig
@@ -29,30 +29,40 @@ KEYS = (
     "gna_forward-sm100-r3-bf16-d128-q4x8x8-kv2x8x8-cutlass",
 )
 ELEMENTS = {"fp16": "cutlass::half_t", "bf16": "cutlass::bfloat16_t"}
-HEADER = ("kernel", "seconds", "library", "registers", "stack, spill stores, loads", "local accesses", "instructions")
+HEADER = (
+    "kernel",
+    "processor seconds",
+    "library",
+    "bytes of stack, spill stores, loads",
+    "local accesses by registers",
+)
 
 
-def measured(name: str, compiler: CudaCompiler, commands: list[list[str]], folder: Path) -> tuple[str, ...]:
+def processor_seconds() -> float:
+    """Of all processes that this one has waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def measured(name: str, commands: list[list[str]], folder: Path) -> tuple[str, ...]:
     """Runs the commands in ``folder``, where they compile kernel.cu and link out.so; a line of the table."""
-    start = time.perf_counter()
+    start = processor_seconds()
     log = ""
     for command in commands:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         log += done.stdout + done.stderr
         if done.returncode:
             sys.exit(log)
-    seconds = time.perf_counter() - start
-    registers = kernel_facts(log, spill_limit=1 << 20).registers
+    seconds = processor_seconds() - start
+    kernel_facts(log, spill_limit=1 << 20)
     spills = next(line for line in log.splitlines() if "bytes stack frame" in line)
-    code = machine_code(folder)
+    local = machine_code(folder).local_accesses()
     return (
         name,
         f"{seconds:.0f}",
         f"{(folder / 'out.so').stat().st_size / 1024:,.0f} KiB",
-        str(registers),
         ", ".join(word for word in spills.split() if word.isdigit()),
-        str(code.count(LOCAL_LOAD) + code.count(LOCAL_STORE)),
-        f"{len(code.instructions):,}",
+        ", ".join(f"{count} of {registers}" for registers, count in local.items()),
     )
 
 
@@ -65,7 +75,7 @@ def example(dtype: str, head_dim: int, compiler: CudaCompiler) -> tuple[str, ...
         kernel.write_text(f'#include "{FOLDER / source}.cu"\n')
         compile_it = [*compiler.compile_command(str(kernel), str(kernel.with_suffix(".o")), FOLDER), *defines]
         link_it = compiler.link_command(["kernel.o"], "out.so")
-        return measured(f"example {number[:2]}, {dtype}, head dim {head_dim}", compiler, [compile_it, link_it], Path(folder))
+        return measured(f"example {number[:2]}, {dtype}, head dim {head_dim}", [compile_it, link_it], Path(folder))
 
 
 def ours(config: KernelConfig, compiler: CudaCompiler) -> tuple[str, ...]:
@@ -79,7 +89,7 @@ def ours(config: KernelConfig, compiler: CudaCompiler) -> tuple[str, ...]:
             compiler.host.compile_command(str(library), str(library.with_suffix(".o")), include_dir()),
             compiler.link_command(["kernel.o", "library.o"], "out.so"),
         ]
-        return measured(config.key, compiler, commands, Path(folder))
+        return measured(config.key, commands, Path(folder))
 
 
 def main(keys: list[str]) -> None:
