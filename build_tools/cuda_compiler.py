@@ -60,7 +60,7 @@ class CudaCompiler:
             *self._flags(),
             f"-ccbin={self.host.path}",
             f"-I{include_dir}",
-            *(f"-I{folder}" for folder in (self.cutlass.folders if self.cutlass else ())),
+            *(f"-isystem={path}" for path in (self.cutlass.folders if self.cutlass else ())),  # mutes its warnings
             "--keep",
             f"--keep-dir={folder}",
             "-c",
