@@ -6,7 +6,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import ninja
 
 from ..errors import BuildError
+from .process import start
 
 _STATUS = re.compile(r"^@(\d+)@(\d+)@")
 _ERROR_LINE = re.compile(r"\berror\b|undefined reference|No such file|No space left|cannot execute", re.IGNORECASE)
@@ -74,9 +74,7 @@ def _ninja(folder: Path, jobs: int, progress: Progress) -> str:
     environment = {**os.environ, "NINJA_STATUS": "@%f@%t@"}
     environment["LC_ALL"] = "C.UTF-8"  # compilers translate their messages, and errors are found by their words
     said = []
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment
-    ) as process:
+    with start(command, environment) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if match := _STATUS.match(line):

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from ..errors import BuildError, InputError
+from .process import output_of
 
 POLICIES = ("auto", "system", "pip")
 _REMEDY = (
@@ -81,7 +82,7 @@ def find_nvcc() -> Nvcc:
             looked.append(str(path))
             continue
         try:
-            text = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
+            text = output_of([str(path), "--version"])
         except (OSError, subprocess.CalledProcessError) as error:
             raise BuildError(f"{path} doesn't run: {error}") from error
         match = re.search(r"release [\d.]+, V([\d.]+)", text)

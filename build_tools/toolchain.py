@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from ..errors import BuildError
+from .process import output_of
 
 # -ffast-math would let the compiler assume that no infinity occurs, and masks are made of them.
 CXX_FLAGS = (
@@ -68,8 +69,7 @@ def cxx_compiler() -> Compiler:
         if path is None:
             continue
         try:
-            printed = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True).stdout
-            machine = subprocess.run([*command, "-dumpmachine"], capture_output=True, text=True, check=True).stdout
+            printed, machine = (output_of([*command, option]) for option in ("--version", "-dumpmachine"))
         except (OSError, subprocess.CalledProcessError) as error:
             raise BuildError(f"the C++ compiler {path} doesn't run: {error}") from error
         version = f"{printed.splitlines()[0].strip() if printed else path} [{machine.strip()}]"

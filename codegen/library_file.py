@@ -8,35 +8,11 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from . import abi
 from .build import RECORD_FILE
 from .errors import InputError
 
-_EMULATED = 1  # GNAFORGE_LIBRARY_EMULATED
 _ELF_HEADER = struct.Struct("<16s2xH4x8x8xQ4x2x4xHH2x")
-
-
-class _Entry(ctypes.Structure):
-    """gnaforge_entry of abi.h, as far as its facts go."""
-
-    _fields_ = (
-        ("struct_size", ctypes.c_uint32),
-        ("threads", ctypes.c_uint32),
-        ("shared_memory", ctypes.c_uint32),
-        ("device", ctypes.c_uint32),
-        ("key", ctypes.c_char_p),
-    )
-
-
-class _Library(ctypes.Structure):
-    """gnaforge_library of abi.h."""
-
-    _fields_ = (
-        ("struct_size", ctypes.c_uint32),
-        ("abi", ctypes.c_uint32),
-        ("flags", ctypes.c_uint32),
-        ("count", ctypes.c_uint32),
-        ("entries", ctypes.POINTER(ctypes.POINTER(_Entry))),
-    )
 
 
 def _check_whole(path: Path) -> None:
@@ -53,19 +29,28 @@ def _check_whole(path: Path) -> None:
         raise InputError(f"{path} is truncated: {size} bytes of {sections + entry_size * count}; build it again")
 
 
-_EMULATED = 1  # GNAFORGE_LIBRARY_EMULATED of abi.h
+def load_library_table(path: Path) -> tuple[ctypes.CDLL, abi.Library]:
+    """A kernel library and its table, which lives as long as the library.
 
-
-def _load(path: Path) -> _Library:
+    Raises:
+        InputError: the file is missing, damaged, no kernel library, or one of another version of the contract.
+    """
     _check_whole(path)
     try:
         loaded = ctypes.CDLL(str(path.resolve()))
         table = loaded.gnaforge_library_v1
     except (OSError, AttributeError) as error:
         raise InputError(f"{path} is no gnaforge kernel library: {error}") from error
-    table.restype = ctypes.POINTER(_Library)
-    library: _Library = table().contents
-    return library
+    table.restype = ctypes.POINTER(abi.Library)
+    library: abi.Library = table().contents
+    if library.abi >> 16 != abi.ABI_MAJOR:
+        raise InputError(
+            f"{path} speaks gnaforge ABI {library.abi >> 16}, this gnaforge {abi.ABI_MAJOR}; build it again"
+        )
+    for i in range(library.count):
+        if library.entries[i].contents.struct_size < ctypes.sizeof(abi.Entry):
+            raise InputError(f"{path} holds an incomplete kernel entry; build it again")
+    return loaded, library
 
 
 def is_emulated(path: Path) -> bool:
@@ -74,7 +59,7 @@ def is_emulated(path: Path) -> bool:
     Raises:
         InputError: the file is missing, damaged, or no kernel library.
     """
-    return bool(_load(path).flags & _EMULATED)
+    return bool(load_library_table(path)[1].flags & abi.EMULATED)
 
 
 def read_library(path: Path) -> list[dict[str, Any]]:
@@ -83,14 +68,14 @@ def read_library(path: Path) -> list[dict[str, Any]]:
     Raises:
         InputError: the file is missing, damaged, or no kernel library.
     """
-    library = _load(path)
+    _, library = load_library_table(path)
     records = _records(path.with_name(RECORD_FILE))
     kernels = []
     for i in range(library.count):
         entry = library.entries[i].contents
         key = entry.key.decode()
         facts: dict[str, Any] = {"key": key, "threads": entry.threads, "shared_memory": entry.shared_memory}
-        facts["emulated"] = bool(library.flags & _EMULATED)
+        facts["emulated"] = bool(library.flags & abi.EMULATED)
         kernels.append({**records.get(key, {}), **facts})
     return kernels
 

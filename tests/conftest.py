@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -102,30 +103,55 @@ def python(tmp_path: Path) -> Run:
     return run
 
 
+class ForkServer:
+    """See fork_server.py. A job that hangs ends with the server and all that it started; the next job has a new one."""
+
+    _process: subprocess.Popen[str] | None = None
+
+    def run(self, job: dict[str, object]) -> int:
+        """The exit status of a job, -9 after 5 minutes."""
+        if self._process is None:
+            self._process = subprocess.Popen(
+                [sys.executable, str(Path(__file__).with_name("fork_server.py"))],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+        assert self._process.stdin is not None and self._process.stdout is not None
+        print(json.dumps(job), file=self._process.stdin, flush=True)
+        timer = threading.Timer(300, os.killpg, (self._process.pid, signal.SIGKILL))
+        timer.start()
+        answer = self._process.stdout.readline()
+        timer.cancel()
+        if not answer:
+            self.kill()
+        return int(answer or -9)
+
+    def kill(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+
 @pytest.fixture(scope="session")
-def fork_server() -> Iterator[subprocess.Popen[str]]:
-    """See fork_server.py."""
-    script = str(Path(__file__).with_name("fork_server.py"))
-    with subprocess.Popen([sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
-        yield server
-        server.kill()
+def fork_server() -> Iterator[ForkServer]:
+    server = ForkServer()
+    yield server
+    server.kill()
 
 
 @pytest.fixture
-def forked(tmp_path: Path, fork_server: subprocess.Popen[str]) -> Run:
+def forked(tmp_path: Path, fork_server: ForkServer) -> Run:
     """As `python`, with torch imported already, which saves its two seconds."""
 
     def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
         files = {name: str(tmp_path / f".{name}") for name in ("stdout", "stderr")}
         job = {"code": code, "cwd": str(tmp_path), "environment": {**os.environ, **environment}, **files}
-        assert fork_server.stdin is not None and fork_server.stdout is not None
-        print(json.dumps(job), file=fork_server.stdin, flush=True)
-        timer = threading.Timer(300, fork_server.kill)
-        timer.start()
-        answer = fork_server.stdout.readline()
-        timer.cancel()
+        status = fork_server.run(job)
         printed = (Path(files[name]).read_text() for name in ("stdout", "stderr"))
-        return subprocess.CompletedProcess(code, int(answer or -9), *printed)
+        return subprocess.CompletedProcess(code, status, *printed)
 
     return run
 

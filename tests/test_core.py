@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
 import pytest
+from gnaforge.errors import InputError
+from gnaforge.library_file import read_library
 
 TOY = "gna_forward-cpu-r2-fp32-d8-q{0}x8-kv8x8"
 
@@ -156,6 +159,8 @@ def test_libraries_that_must_not_load(python, toy, tmp_path: Path, damage: str, 
     assert out[0].startswith("LibraryError: ")
     assert expected in out[0]
     assert str(path) in out[0]
+    with pytest.raises(InputError, match=re.escape(str(path))):  # `gnaforge list` and `verify` refuse them too
+        read_library(path)
 
 
 @pytest.fixture

@@ -1,0 +1,49 @@
+"""Processes that are started while another thread forks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+
+import pytest
+from gnaforge.build_tools.process import output_of, start
+
+
+def test_a_fork_keeps_no_pipe_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits until the pipes of a process that is being started have one end here: else their reader would wait for
+    the forked process."""
+    pipes_exist, forks = threading.Event(), threading.Event()
+    execute = subprocess.Popen._execute_child
+
+    def slowly(self: subprocess.Popen[str], *arguments: object) -> None:
+        pipes_exist.set()
+        forks.wait(0.3)  # never set: time for the fork to happen, if it doesn't wait
+        execute(self, *arguments)
+
+    monkeypatch.setattr(subprocess.Popen, "_execute_child", slowly)
+    printed: list[str] = []
+    thread = threading.Thread(target=lambda: printed.append(output_of(["echo", "done"])), daemon=True)
+    thread.start()
+    pipes_exist.wait()
+    child = os.fork()
+    if child == 0:
+        signal.pause()
+    try:
+        thread.join(20)
+        assert printed == ["done\n"]
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_output_and_errors() -> None:
+    both = ["sh", "-c", "echo out; echo err >&2; exit $0", "0"]
+    assert output_of(both) == "out\n"
+    with start(both) as process:
+        assert process.stdout is not None and sorted(process.stdout) == ["err\n", "out\n"]
+    with pytest.raises(subprocess.CalledProcessError):
+        output_of([*both[:-1], "3"])
+    with pytest.raises(FileNotFoundError):
+        output_of(["/nonexistent/program"])
