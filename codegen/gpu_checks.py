@@ -23,8 +23,8 @@ _SM100_REGISTERS = 65_536 // 512  # of a thread before the warps share them out 
 # Of a thread of each kind of warpgroup, as sm100/cutlass/kernel.h has them.
 _SM100_SOFTMAX, _SM100_CORRECTION, _SM100_OTHER = 184, 112, 32
 
-# Bytes of stack, stores or loads. Example 77 as it is, at head dim 128, has 200, 160 and 196 of them with nvcc 13.0
-# (tests/compare_builds.py). Ours spills in the epilogue, where a Q tile ends, not among KV tiles.
+# Bytes of stack, stores or loads. Example 77 as it is, at head dim 128, has 200, 160 and 196 of them with nvcc 13.0, in
+# correction warps (tests/compare_builds.py). Ours spills in the epilogue, where a Q tile ends, not among KV tiles.
 _SM100_SPILLS = 128
 
 
