@@ -60,7 +60,7 @@ class CudaCompiler:
             *self._flags(),
             f"-ccbin={self.host.path}",
             f"-I{include_dir}",
-            *(f"-I{folder}" for folder in (self.cutlass.folders if self.cutlass else ())),
+            *(f"-isystem={path}" for path in (self.cutlass.folders if self.cutlass else ())),  # mutes its warnings
             "--keep",
             f"--keep-dir={folder}",
             "-c",
@@ -133,9 +133,10 @@ def kernel_facts(log: str, spill_limit: int = 0) -> KernelFacts:
         raise BuildError(f"ptxas reported on {len(used)} kernels, expected 1:\n{log}")
     stack, stores, loads = map(int, spills[0])
     if max(stack, stores, loads) > spill_limit:
+        advice = f"there may be at most {spill_limit} of each" if spill_limit else "give it smaller tiles"
         raise BuildError(
             f"the kernel spills registers: {stores} bytes of stores and {loads} of loads, {stack} bytes of stack; "
-            "give it smaller tiles"
+            + advice
         )
     return KernelFacts(int(used[0]), stores + loads)
 

@@ -18,6 +18,7 @@ _SECTION = struct.Struct("<IIQQQQIIQQ")
 HGMMA_SHARED, HGMMA_REGISTERS = 0x9F0, 0xDF0  # where the left factor is
 UTCHMMA_SHARED, UTCHMMA_TENSOR = 0x5EA, 0x9EA  # likewise: shared or tensor memory
 MUFU = 0x308
+_SET_REGISTERS = 0x9C8  # USETMAXREG; the number is in bits 32 to 40
 LOCAL_LOAD, LOCAL_STORE = 0x983, 0x387
 _WARPGROUP = 0x9C5  # ARRIVE, or DEPBAR where bit 47 is set
 _DEPBAR = 1 << 47
@@ -32,6 +33,19 @@ class Sass:
     def count(self, opcode: int) -> int:
         """How many instructions have this opcode."""
         return sum(low & 0xFFF == opcode for low, _ in self.instructions)
+
+    def local_accesses(self) -> dict[int, int]:
+        """Accesses to local memory, which is where registers are spilled, by the registers a thread that the
+        setmaxnreg before them set; 0 stands for code before the first. Warpgroups with roles of their own set them
+        first, and the compiler leaves their code behind that, but for a few blocks at the kernel's end."""
+        registers, found = 0, {0: 0}
+        for low, _ in self.instructions:
+            if low & 0xFFF == _SET_REGISTERS:
+                registers = low >> 32 & 0x1FF
+                found.setdefault(registers, 0)
+            elif low & 0xFFF in (LOCAL_LOAD, LOCAL_STORE):
+                found[registers] += 1
+        return found
 
     def overlapped(self, opcode: int) -> int:
         """Instructions of this opcode while a product is under way: the most between a wait that leaves one pending

@@ -95,7 +95,7 @@ def _print_counters(counted: Sequence[WorkCounters]) -> None:
         return sum(int(getattr(one, name)) for one in counted)
 
     def rate(over: str, under: str, factor: int = 1) -> str:
-        return f"{factor * total(over) / total(under):,.4g}" if total(under) else "-"
+        return f"{factor * total(over) / total(under):,.4g}" if total(over) and total(under) else "-"
 
     print(
         f"  warp instructions: {rate('interior_instructions', 'interior_tiles')} per interior tile, "

@@ -49,7 +49,8 @@ class WorkCounters:
         load_bytes, store_bytes: bytes of ordinary loads and stores of all threads, shared memory included.
         interior_tiles, shell_tiles: KV tiles visited without and with a mask; 0 if the kernel has no markers.
         interior_instructions, shell_instructions: executed on them, by all warps that compute. In a pipelined loop,
-            the product with V of a tile is counted with the tile after it.
+            the product with V of a tile is counted with the tile after it. 0 if the markers only count tiles, as in
+            the variant ``cutlass`` of sm100, whose loops are CUTLASS's.
     """
 
     launches: int
@@ -86,7 +87,7 @@ class WorkCounters:
             "mma_operations_per_tile": (self.mma_operations, self.tiles),
             "async_load_bytes_per_tile": (self.async_load_bytes, self.tiles),
         }
-        return {name: over / under for name, (over, under) in pairs.items() if under}
+        return {name: over / under for name, (over, under) in pairs.items() if under and over}
 
     def as_json(self) -> dict[str, Any]:
         """All of it, for JSON."""

@@ -8,6 +8,7 @@ from math import ceil, prod
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from ..arch import ARCHES
 from ..geometry import axes as make_axes
 from ..runtime.config import ANY_HEAD_DIM, KernelConfig
 from ..simulator.counts import TileCounts, count_tiles
@@ -93,7 +94,9 @@ class Problem:
     def tile_counts(self, config: KernelConfig) -> TileCounts:
         """Tiles of one batch entry and head, by the simulator's model of the kernel."""
         axes = make_axes(self.tokens, self.window, self.stride, self.dilation, self.causal)
-        return count_tiles(axes, config.q_tile, config.kv_tile)
+        counts = count_tiles(axes, config.q_tile, config.kv_tile)
+        padded = ARCHES[config.arch].padded_columns(config.kv_columns) > config.kv_columns
+        return replace(counts, interior=0) if padded else counts  # padding is masked in every tile
 
 
 def with_head_dims(problem: Problem, config: KernelConfig) -> Problem:

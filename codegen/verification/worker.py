@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from ..arch import ARCHES
 from ..build_tools.emulator.library import LaunchOptions
 from ..build_tools.emulator.module import ORDERS, TIMINGS
 from ..runtime.config import KernelConfig
@@ -41,9 +42,10 @@ class Failure(Exception):
 
 
 class Emulator:
-    """The stand-in that an emulated kernel is linked to."""
+    """The stand-in that an emulated kernel is linked to. ``relaxed_tensor_waits`` is as in `emulator.Options`."""
 
-    def __init__(self, kernel: Kernel) -> None:
+    def __init__(self, kernel: Kernel, relaxed_tensor_waits: bool) -> None:
+        self._relaxed_tensor_waits = int(relaxed_tensor_waits)
         try:
             self._reset = kernel.function("gnaforge_standin_reset")
             self._announce = kernel.function("gnaforge_standin_announce")
@@ -68,6 +70,7 @@ class Emulator:
             host_threads=1,
             patience=schedule["patience"],
             trace=int(schedule["trace"]),
+            relaxed_tensor_waits=self._relaxed_tensor_waits,
         )
         self._reset(c.byref(how))
 
@@ -168,9 +171,13 @@ class Server:
 
     def open(self, request: Json) -> Json:
         """Loads a kernel: ``library``, ``key``."""
-        self.kernel = Kernel(Path(request["library"]), request["key"])
         self.config = KernelConfig.parse(request["key"])
-        self.emulator = Emulator(self.kernel) if self.kernel.emulated else None
+        arch = ARCHES[self.config.arch]
+        if arch.emulated_device:  # the stand-in reads it when it is loaded
+            os.environ.setdefault("GNAFORGE_EMULATOR_DEVICE", arch.emulated_device)
+        self.kernel = Kernel(Path(request["library"]), request["key"])
+        relaxed = self.config.variant in arch.relaxed_tensor_waits
+        self.emulator = Emulator(self.kernel, relaxed) if self.kernel.emulated else None
         return {"emulated": self.kernel.emulated}
 
     def ready(self, _: Json) -> Json:

@@ -1,4 +1,5 @@
-// The kernels of CUTLASS's example 77 for head dim 128, from NVIDIA's own headers, without their host programs.
+// The kernels of CUTLASS's example 77 for head dim 128, from NVIDIA's own headers, without their host programs. With
+// GNAFORGE_FORWARD_DIM, the forward kernel alone, for that head dim.
 #include "launch.h"
 
 #include "collective/fmha_fusion.hpp"
@@ -7,6 +8,12 @@
 #include "kernel/fmha_tile_scheduler.hpp"
 #include "kernel/sm100_fmha_bwd_kernel_tma_warpspecialized.hpp"
 #include "kernel/sm100_fmha_fwd_kernel_tma_warpspecialized.hpp"
+
+#ifdef GNAFORGE_FORWARD_DIM
+constexpr int dim = GNAFORGE_FORWARD_DIM;
+#else
+constexpr int dim = 128;
+#endif
 
 using namespace cute;
 using namespace cutlass::fmha;
@@ -17,25 +24,27 @@ using Queries = cute::tuple<int, _1, cute::tuple<cute::tuple<int, int>, int>>;  
 using Keys = cute::tuple<int, _1, cute::tuple<cute::tuple<_0, int>, int>>;
 using Rows = cute::tuple<_1, cute::tuple<cute::tuple<int, int>, int>>;
 
-using Mainloop = collective::Sm100FmhaFwdMainloopTmaWarpspecialized<Element, float, float, Shape<_256, _128, _128>, Queries, Keys, Keys,
+using Mainloop = collective::Sm100FmhaFwdMainloopTmaWarpspecialized<Element, float, float, Shape<_256, _128, Int<dim>>, Queries, Keys, Keys,
                                                                     collective::ResidualMask>;
 using Epilogue = collective::Sm100FmhaFwdEpilogueTmaWarpspecialized<Element, float, Mainloop::TileShapePV, Queries, Rows>;
 using Forward = kernel::Sm100FmhaFwdKernelTmaWarpspecialized<Problem, Mainloop, Epilogue, kernel::IndividualTileScheduler>;
+#ifndef GNAFORGE_FORWARD_DIM
 using Backward = kernel::Sm100FmhaBwdKernelTmaWarpSpecialized<BackwardProblem, Element, float, Shape<_128, _128, _128, _128>,
                                                               collective::ResidualMaskForBackward>;
 
-GNAFORGE_KERNEL(Forward);
 GNAFORGE_KERNEL(Backward);
+#endif
+GNAFORGE_KERNEL(Forward);
 
 namespace {
 
 Queries queries(const Sizes& size) {
-  int share = size.heads / size.key_heads, row = size.heads * 128;
-  return {row, _1{}, make_stride(make_stride(128, share * 128), size.queries * row)};
+  int share = size.heads / size.key_heads, row = size.heads * dim;
+  return {row, _1{}, make_stride(make_stride(dim, share * dim), size.queries * row)};
 }
 Keys keys(const Sizes& size) {
-  int row = size.key_heads * 128;
-  return {row, _1{}, make_stride(make_stride(_0{}, 128), size.keys * row)};
+  int row = size.key_heads * dim;
+  return {row, _1{}, make_stride(make_stride(_0{}, dim), size.keys * row)};
 }
 Rows rows(const Sizes& size) {
   int share = size.heads / size.key_heads;
@@ -48,13 +57,14 @@ auto heads_and_batch(const Sizes& size) { return make_tuple(make_tuple(size.head
 /// tensors: q, k, v, o, lse.
 GNAFORGE_EXPORT void forward(const Sizes& size, void* const* tensors, Launch* launch) {
   auto at = [&](int i) { return static_cast<Element*>(tensors[i]); };
-  Forward::Arguments arguments{{size.queries, size.keys, 128, heads_and_batch(size)},
+  Forward::Arguments arguments{{size.queries, size.keys, dim, heads_and_batch(size)},
                                {{at(0), queries(size), at(1), keys(size), at(2), keys(size)}},
                                {at(3), queries(size), static_cast<float*>(tensors[4]), rows(size)},
                                {}};
   describe<Forward>(Forward::to_underlying_arguments(arguments, nullptr), launch);
 }
 
+#ifndef GNAFORGE_FORWARD_DIM
 /// tensors: q, k, v, dO, -log2(e) lse, -rowsum(o dO), dQ in fp32 as [batch][heads][queries][128], dK, dV.
 GNAFORGE_EXPORT void backward(const Sizes& size, void* const* tensors, Launch* launch) {
   auto at = [&](int i) { return static_cast<Element*>(tensors[i]); };
@@ -68,3 +78,4 @@ GNAFORGE_EXPORT void backward(const Sizes& size, void* const* tensors, Launch* l
                                 {}};
   describe<Backward>(Backward::to_underlying_arguments(arguments, nullptr), launch);
 }
+#endif

@@ -10,7 +10,10 @@
 #include "cutlass/device_kernel.h"
 #include "cutlass/kernel_hardware_info.h"
 
-using Element = cutlass::half_t;  // as the examples have it
+#ifndef GNAFORGE_ELEMENT
+#define GNAFORGE_ELEMENT cutlass::half_t  // as the examples have it
+#endif
+using Element = GNAFORGE_ELEMENT;
 
 /// A launch, as Python reads it.
 struct Launch {
@@ -18,7 +21,7 @@ struct Launch {
   unsigned char parameters[4096];  // starts at a multiple of 8 bytes; tensor maps in it are moved to one of 64 by the caller
 };
 
-/// A problem: [batch][tokens][heads][128] of fp16, [batch][heads][queries] of fp32; `key_heads` divides `heads`.
+/// A problem: [batch][tokens][heads][head dim] of Element, [batch][heads][queries] of fp32; `key_heads` divides `heads`.
 struct Sizes {
   int batch, heads, key_heads, queries, keys;
 };

@@ -38,6 +38,7 @@ template <class Element, class StrideQ, class StrideK, class StrideV, class MmaQ
 struct Sm100FmhaLoadTmaWarpspecialized<Element, StrideQ, StrideK, StrideV, MmaQK, MmaPV, LayoutQ, LayoutK, LayoutV,
                                        TensorStorage, PipelineQ, PipelineKV, gnaforge::sm100::Mask<Config>, TileShape> {
   using L = gnaforge::sm100::Layout<Config>;
+  using Mask = gnaforge::sm100::Mask<Config>;
   using Half = typename L::Half;
   using KvTile = typename Config::KvTile;
   static constexpr int rank = L::rank;
@@ -115,6 +116,11 @@ struct Sm100FmhaLoadTmaWarpspecialized<Element, StrideQ, StrideK, StrideV, MmaQK
       int origin[rank];
       CUTLASS_PRAGMA_UNROLL
       for (int d = 0; d < rank; ++d) origin[d] = walk.template origin<KvTile>(work.list, d);
+      if (leader) {  // tiles can be counted here alone: CUTLASS's loops over them can't be marked
+        gnaforge::sm90::mark<gnaforge::sm90::Marker::tile_begins>();
+        if (index >= Mask::unmasked(work.list)) gnaforge::sm90::mark<gnaforge::sm90::Marker::tile_is_shell>();
+        gnaforge::sm90::mark<gnaforge::sm90::Marker::tile_ends>();
+      }
       load_kv(maps.k, L::head_dim, origin);
       if (index == 0) load_q(1);
       load_kv(maps.v, L::value_head_dim, origin);

@@ -1,0 +1,51 @@
+"""What the build refuses of sm100: machine code that is not as it must be, and configs. Needs no compiler."""
+
+from __future__ import annotations
+
+import pytest
+from gnaforge.arch import ARCHES
+from gnaforge.build_tools.cuda_compiler import kernel_facts
+from gnaforge.build_tools.sass import LOCAL_STORE, UTCHMMA_SHARED, UTCHMMA_TENSOR, Sass
+from gnaforge.errors import BuildError
+from gnaforge.gpu_checks import _check_sm100
+from gnaforge.runtime.config import KernelConfig
+
+
+def test_checks_of_machine_code() -> None:
+    """Code that lacks one thing at a time."""
+    shared, tensor, spill = (UTCHMMA_SHARED, 0), (UTCHMMA_TENSOR, 0), (LOCAL_STORE, 0)
+    softmax, correction, other = ((registers << 32 | 0x9C8, 0) for registers in (184, 112, 32))
+    good = (shared, tensor, other, correction, spill, softmax, other, spill)
+    assert _check_sm100(Sass(good), 128)["utchmma"] == 2
+    assert Sass((spill, *good)).local_accesses() == {0: 1, 32: 1, 112: 1, 184: 0}
+    for code, registers, reason in (
+        (good[1:], 128, r"no tensor core instruction \(UTCHMMA\) for Q K"),
+        ((shared, *good[2:]), 128, r"no tensor core instruction \(UTCHMMA\) for P V"),
+        (good, 136, "takes 136 registers a thread at its start, planned: 128"),
+        ((shared, tensor, other, correction), 128, "no warps set 184 registers a thread, as planned for softmax warps"),
+        ((shared, tensor, softmax), 128, "as planned for correction warps; set: 184"),
+        ((shared, tensor), 128, "set: none"),
+        ((*good[:6], spill, *good[6:]), 128, "softmax warps spill registers: 1 accesses to local memory"),
+    ):
+        with pytest.raises(BuildError, match=reason):
+            _check_sm100(Sass(code), registers)
+    spills = "136 bytes stack frame, 120 bytes spill stores, 96 bytes spill loads\nUsed 128 registers"
+    with pytest.raises(BuildError, match=r"120 bytes of stores and 96 of loads, 136 bytes .* at most 128 of each"):
+        kernel_facts(spills, spill_limit=128)
+
+
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    [
+        ("r1-bf16-d128-q257-kv128-cutlass", "q_tile: holds 257 query tokens; sm100 takes at most 256"),
+        ("r1-bf16-d128-q256-kv144-cutlass", "kv_tile: holds 144 key tokens; sm100 takes at most 128"),
+        ("r1-bf16-d128-q256-kv120-cutlass", "kv_tile: holds 120 key tokens; sm100 needs a multiple of 16"),
+        ("r1-bf16-d136-q256-kv128-cutlass", "head_dim: 136 is too large; sm100 takes at most 128"),
+        ("r1-bf16-d128v192-q256-kv128-cutlass", "value_head_dim: 192 is too large; sm100 takes at most 128"),
+        ("r3-bf16-d128-q5x7x7-kv2x8x8-cutlass", "q_tile: can't be cut into two boxes of at most 128 tokens"),
+        ("r1-bf16-d128-q256-kv128", "variant: '' is not a variant of sm100; it has 'cutlass'"),
+    ],
+)
+def test_limits(key: str, reason: str) -> None:
+    found = ARCHES["sm100"].problems(KernelConfig.parse(f"gna_forward-sm100-{key}"))
+    assert len(found) == 1 and ": ".join(found[0]).startswith(reason)
