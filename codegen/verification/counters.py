@@ -106,6 +106,10 @@ def count_work(launches: Sequence[Mapping[str, Any]]) -> WorkCounters:
     def total(name: str) -> int:
         return sum(int(launch[name]) for launch in launches)
 
+    def on_tiles(kind: str) -> int:
+        count = total(f"{kind}_instructions")
+        return count if count >= total(f"{kind}_tiles") else 0  # nothing between markers that only count tiles
+
     return WorkCounters(
         launches=len(launches),
         instructions=total("instructions"),
@@ -120,7 +124,7 @@ def count_work(launches: Sequence[Mapping[str, Any]]) -> WorkCounters:
         store_bytes=total("store_bytes"),
         interior_tiles=total("interior_tiles"),
         shell_tiles=total("shell_tiles"),
-        interior_instructions=total("interior_instructions"),
-        shell_instructions=total("shell_instructions"),
+        interior_instructions=on_tiles("interior"),
+        shell_instructions=on_tiles("shell"),
         opcodes=dict(sorted(opcodes.items())),
     )

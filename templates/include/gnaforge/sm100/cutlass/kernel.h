@@ -46,7 +46,8 @@ struct Parts {
                 "the host part launches what the kernel needs");
   static_assert(sizeof(MaskState<L::rank>) * L::softmax_warps <= L::state_bytes, "room for the states");
   static_assert(Mainloop::StageCountKV == kv_stages, "the ring of K and V");
-  static_assert(static_cast<int>(Mainloop::TmemAllocation::kEnd) <= 512, "columns of tensor memory");
+  static_assert(static_cast<int>(Mainloop::TmemAllocation::kEnd) <= 512,
+                "scores and outputs fit the 512 columns of tensor memory");
 };
 
 /// Clears rows of `blocks` blocks of 128 from row `first` on; a row has 128 bytes.

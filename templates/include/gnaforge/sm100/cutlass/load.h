@@ -73,6 +73,19 @@ struct Sm100FmhaLoadTmaWarpspecialized<Element, StrideQ, StrideK, StrideV, MmaQK
     gnaforge::sm90::prefetch_map(&params.kernel->maps[0].v);
   }
 
+  /// For the emulator: tiles can be counted, but no instructions on them, for CUTLASS's loops over them can't be marked.
+  static __device__ __forceinline__ void count_tile(bool shell) {
+    using gnaforge::sm90::mark, gnaforge::sm90::Marker;
+    if (shell) {
+      mark<Marker::tile_begins>();
+      mark<Marker::tile_is_shell>();
+      mark<Marker::tile_ends>();
+    } else {
+      mark<Marker::tile_begins>();
+      mark<Marker::tile_ends>();
+    }
+  }
+
   template <class Block, class Shape, class ParamsShape>
   __device__ __forceinline__ void load(const Block& block, const Shape&, const Params& given, const ParamsShape&,
                                        TensorStorage& storage, PipelineQ& q_pipeline,
@@ -116,11 +129,7 @@ struct Sm100FmhaLoadTmaWarpspecialized<Element, StrideQ, StrideK, StrideV, MmaQK
       int origin[rank];
       CUTLASS_PRAGMA_UNROLL
       for (int d = 0; d < rank; ++d) origin[d] = walk.template origin<KvTile>(work.list, d);
-      if (leader) {  // tiles can be counted here alone: CUTLASS's loops over them can't be marked
-        gnaforge::sm90::mark<gnaforge::sm90::Marker::tile_begins>();
-        if (index >= Mask::unmasked(work.list)) gnaforge::sm90::mark<gnaforge::sm90::Marker::tile_is_shell>();
-        gnaforge::sm90::mark<gnaforge::sm90::Marker::tile_ends>();
-      }
+      if (leader) count_tile(index >= Mask::unmasked(work.list));
       load_kv(maps.k, L::head_dim, origin);
       if (index == 0) load_q(1);
       load_kv(maps.v, L::value_head_dim, origin);
