@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from emulator_ptx import SCHEDULES, copy_to_shared, dynamic_shared, run
-from gnaforge.build_tools.emulator import EmulationError, Options
+from gnaforge.build_tools.emulator import Counters, EmulationError, Options
 from test_emulator_matrix import SIZE, k_major, row_major, values
 
 DECLARATIONS = ".shared .align 8 .b8 barriers[16];\n.shared .align 4 .b8 slot[16];\n" + dynamic_shared()
@@ -49,8 +49,8 @@ def registers(count: int, first: int = 150) -> str:
     return "{" + ", ".join(f"%r{first + i}" for i in range(count)) + "}"
 
 
-def launch(body: str, arrays: list[np.ndarray], shared_bytes: int = 0, options: Options | None = None) -> None:
-    run(
+def launch(body: str, arrays: list[np.ndarray], shared_bytes: int = 0, options: Options | None = None) -> Counters:
+    return run(
         body,
         arrays,
         threads=128,
@@ -222,7 +222,8 @@ def multiply(
     fragments = np.zeros((128, 32), np.uint8)
     at = np.arange(rows) if rows == 128 else np.arange(64) // 16 * 32 + np.arange(64) % 16
     fragments[at] = np.ascontiguousarray(a_bits).view(np.uint8).reshape(rows, 32)
-    launch(body, [np.frombuffer(image, np.uint8), out, fragments], len(image), options)
+    counters = launch(body, [np.frombuffer(image, np.uint8), out, fragments], len(image), options)
+    assert counters.mma_operations == 2 * 2 * rows * columns * depth
     if rows == 128:
         got = out.T
     else:
@@ -379,7 +380,8 @@ CHANGES = {
 def test_misuse(name: str, options: Options) -> None:
     data = np.zeros(16384, np.uint8)
     if name == "nothing":
-        return launch(CORRECT, [data], 32768, options)
+        launch(CORRECT, [data], 32768, options)
+        return
     (old, new), message = CHANGES[name]
     assert old in CORRECT
     with pytest.raises(EmulationError, match=message):

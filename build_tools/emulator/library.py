@@ -58,7 +58,7 @@ class Counted(ctypes.Structure):
         (name, ctypes.c_uint64)
         for name in (
             *("instructions", "async_load_bytes", "async_store_bytes", "load_bytes", "store_bytes"),
-            *("interior_tiles", "shell_tiles", "interior_instructions", "shell_instructions"),
+            *("interior_tiles", "shell_tiles", "interior_instructions", "shell_instructions", "mma_operations"),
         )
     )
 

@@ -6,7 +6,7 @@ import ctypes
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -110,23 +110,11 @@ class Counters:
     shell_tiles: int = 0
     interior_instructions: int = 0
     shell_instructions: int = 0
-    mma_operations: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        total = sum(count * mma_operations(opcode) for opcode, count in self.opcodes.items())
-        object.__setattr__(self, "mma_operations", total)
+    mma_operations: int = 0
 
     def of(self, prefix: str) -> int:
         """Warp instructions whose opcode starts with ``prefix``."""
         return sum(count for opcode, count in self.opcodes.items() if opcode.startswith(prefix))
-
-
-def mma_operations(opcode: str) -> int:
-    """Operations of one warp's share of a wgmma: 16 of the 64 rows."""
-    if not opcode.startswith("wgmma.mma_async"):
-        return 0
-    _, columns, depth = opcode.split(".")[4].replace("n", " ").replace("k", " ").split()
-    return 2 * 16 * int(columns) * int(depth)
 
 
 class TensorMap:
@@ -361,4 +349,5 @@ class Module:
             counted.shell_tiles,
             counted.interior_instructions,
             counted.shell_instructions,
+            counted.mma_operations,
         )

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..build_tools.emulator.module import mma_operations
-
 # First part of an opcode; the first class that has it. What is left is integer and logic.
 _CLASSES: dict[str, frozenset[str]] = {
     "matrix": frozenset({"wgmma", "tcgen05", "mma"}),
@@ -115,7 +113,7 @@ def count_work(launches: Sequence[Mapping[str, Any]]) -> WorkCounters:
         instructions=total("instructions"),
         classes=dict(classes.most_common()),
         mma_instructions=sum(n for opcode, n in opcodes.items() if ".mma" in opcode or opcode.startswith("mma.")),
-        mma_operations=sum(n * mma_operations(opcode) for opcode, n in opcodes.items()),
+        mma_operations=total("mma_operations"),
         # A packed exponential would be two; there is none for f32.
         exp2=32 * sum(n for opcode, n in opcodes.items() if opcode.startswith("ex2.")),
         async_load_bytes=total("async_load_bytes"),

@@ -145,7 +145,7 @@ int gnaforge_emulator_launch(void* module, const char* kernel, const GnaforgeEmu
     run_launch(launch, how->host_threads, counters);
     if (counted)
       *counted = {counters.instructions, counters.async_load_bytes, counters.async_store_bytes,    counters.load_bytes,          counters.store_bytes,
-                  counters.tiles[0],     counters.tiles[1],         counters.tile_instructions[0], counters.tile_instructions[1]};
+                  counters.tiles[0],     counters.tiles[1],         counters.tile_instructions[0], counters.tile_instructions[1], counters.mma_operations};
     if (executed) std::copy(counters.executed.begin(), counters.executed.end(), executed);
     if (waited) std::copy(counters.waited.begin(), counters.waited.end(), waited);
   });

@@ -14,7 +14,7 @@ struct GnaforgeEmulatorLaunch {
 /// What was counted; mirrored in Python.
 struct GnaforgeEmulatorCounters {
   uint64_t instructions, async_load_bytes, async_store_bytes, load_bytes, store_bytes;
-  uint64_t interior_tiles, shell_tiles, interior_instructions, shell_instructions;
+  uint64_t interior_tiles, shell_tiles, interior_instructions, shell_instructions, mma_operations;
 };
 
 /// The last error of this thread.

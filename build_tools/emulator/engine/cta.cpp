@@ -18,6 +18,7 @@ void Counters::add(const Counters& other) {
   async_store_bytes += other.async_store_bytes;
   load_bytes += other.load_bytes;
   store_bytes += other.store_bytes;
+  mma_operations += other.mma_operations;
   for (int i = 0; i < 2; ++i) {
     tiles[i] += other.tiles[i];
     tile_instructions[i] += other.tile_instructions[i];

@@ -42,6 +42,7 @@ struct Counters {
   std::vector<uint64_t> executed;  // by instruction
   std::vector<uint64_t> waited;    // by instruction: how often an mbarrier wait found its phase open
   uint64_t instructions = 0, async_load_bytes = 0, async_store_bytes = 0, load_bytes = 0, store_bytes = 0;
+  uint64_t mma_operations = 0;  // multiplications and additions
   // Of KV tiles between markers, interior ones and shell ones: how many, and what the warps that mark executed in them.
   uint64_t tiles[2] = {}, tile_instructions[2] = {};
   void add(const Counters& other);

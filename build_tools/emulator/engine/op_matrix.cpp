@@ -248,6 +248,7 @@ Status issue(Warp& warp, const Instruction& in, uint32_t mask) {
   ++state.busy;
   state.last = &in;
   state.open.push_back(std::move(mma));
+  warp.cta.counters.mma_operations += 2ull * 16 * static_cast<uint64_t>(in.detail[0]) * static_cast<uint64_t>(in.detail[1]);  // 16 of the 64 rows
   bool now = warp.cta.timing() == Timing::eager || (warp.cta.timing() == Timing::random && warp.cta.chance(0.5));
   while (now && compute_oldest(warp)) {
   }

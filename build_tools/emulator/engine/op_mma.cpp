@@ -53,6 +53,7 @@ Status multiply(Warp& warp, const Instruction& in, uint32_t mask) {
     }
   }
   multiply_add(kRows, kColumns, depth, a, b, c);
+  warp.cta.counters.mma_operations += 2ull * kRows * kColumns * depth;
   uint32_t results[4][kWarpSize];
   for (uint32_t i = 0; i < 4; ++i)
     for (uint32_t lane = 0; lane < kWarpSize; ++lane) {

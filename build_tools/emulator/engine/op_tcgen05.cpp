@@ -233,6 +233,7 @@ Status multiply(Warp& warp, const Instruction& in, uint32_t mask) {
   uint32_t keep[4] = {};
   if (in.detail[2])
     for (size_t i = 0; i < 4; ++i) keep[i] = static_cast<uint32_t>(warp.bits(in.args[4].parts.at(i), lane));
+  cta.counters.mma_operations += 2ull * mma.rows * mma.columns * mma.depth;
   Epoch user{++memory.issued, kTensorAgent};
   memory.begin_mma(d_region, true, warp.clock, user);
   if (accumulate)

@@ -251,6 +251,7 @@ void State::record(void* module, const Kernel& kernel, const GnaforgeEmulatorLau
   number("shell_tiles", counted.shell_tiles);
   number("interior_instructions", counted.interior_instructions);
   number("shell_instructions", counted.shell_instructions);
+  number("mma_operations", counted.mma_operations);
   line += std::string(",\"opcodes\":") + gnaforge_emulator_opcode_counts(module, executed.data()) + "}";
   if (!settings.counters.empty()) {
     std::ofstream file(settings.counters, std::ios::app);
