@@ -386,7 +386,6 @@ def test_misuse(name: str, options: Options) -> None:
     assert old in CORRECT
     with pytest.raises(EmulationError, match=message):
         launch(CORRECT.replace(old, new, 1), [data], 32768, options)
-    return None
 
 
 def test_waits_may_be_left_to_the_hardware() -> None:
