@@ -1,6 +1,6 @@
-"""Our sm100 kernels beside CUTLASS's example 77, forward kernel alone, from its own headers: processor seconds of
-compiling and linking, size of the library, and what ptxas spilled. One after the other, with the same compiler, flags
-and target.
+"""Our GPU kernels beside the forward kernel alone of CUTLASS's example for their arch, from its own headers: processor
+seconds of compiling and linking, size of the library, and what ptxas spilled. One after the other, with the same
+compiler, flags and target.
 
 ``python compare_builds.py [KEY...]``; needs the CUDA compiler, CUTLASS's sources, and about a minute per kernel.
 """
@@ -16,18 +16,22 @@ from pathlib import Path
 from cutlass_kernels import FOLDER, SOURCES
 from gnaforge.arch import ARCHES
 from gnaforge.build import include_dir
-from gnaforge.build_tools.cuda_compiler import CudaCompiler, cuda_compiler, kernel_facts, machine_code
+from gnaforge.build_tools.cuda import find_cutlass
+from gnaforge.build_tools.cuda_compiler import cuda_compiler, kernel_facts, machine_code
 from gnaforge.build_tools.toolchain import cxx_compiler
 from gnaforge.render import render_kernel, render_library
 from gnaforge.runtime.config import KernelConfig
 
 KEYS = (
+    "gna_forward-sm90-r1-bf16-d128-q128-kv128",
+    "gna_forward-sm90-r3-bf16-d128-q2x8x8-kv2x8x8",
     "gna_forward-sm100-r1-fp16-d128-q256-kv128-cutlass",
     "gna_forward-sm100-r1-bf16-d128-q256-kv128-cutlass",
     "gna_forward-sm100-r1-bf16-d64-q256-kv128-cutlass",
     "gna_forward-sm100-r2-bf16-d128-q16x16-kv16x8-cutlass",
     "gna_forward-sm100-r3-bf16-d128-q4x8x8-kv2x8x8-cutlass",
 )
+EXAMPLES = {"sm90": "hopper", "sm100": "blackwell"}
 ELEMENTS = {"fp16": "cutlass::half_t", "bf16": "cutlass::bfloat16_t"}
 HEADER = (
     "kernel",
@@ -66,20 +70,24 @@ def measured(name: str, commands: list[list[str]], folder: Path) -> tuple[str, .
     )
 
 
-def example(dtype: str, head_dim: int, compiler: CudaCompiler) -> tuple[str, ...]:
+def example(arch: str, dtype: str, head_dim: int) -> tuple[str, ...]:
     """The thin forward host of `cutlass/`."""
-    source, _, number = SOURCES["blackwell"]
+    source, _, number = SOURCES[EXAMPLES[arch]]
+    compiler = cuda_compiler(cxx_compiler(), ARCHES[arch].target, cutlass=True)
     defines = [f"-DGNAFORGE_ELEMENT={ELEMENTS[dtype]}", f"-DGNAFORGE_FORWARD_DIM={head_dim}"]
     with tempfile.TemporaryDirectory() as folder:
         kernel = Path(folder) / "kernel.cu"
         kernel.write_text(f'#include "{FOLDER / source}.cu"\n')
-        compile_it = [*compiler.compile_command(str(kernel), str(kernel.with_suffix(".o")), FOLDER), *defines]
+        headers = f"-I{find_cutlass().include.parent / 'examples' / number}"
+        compile_it = [*compiler.compile_command(str(kernel), str(kernel.with_suffix(".o")), FOLDER), headers, *defines]
         link_it = compiler.link_command(["kernel.o"], "out.so")
         return measured(f"example {number[:2]}, {dtype}, head dim {head_dim}", [compile_it, link_it], Path(folder))
 
 
-def ours(config: KernelConfig, compiler: CudaCompiler) -> tuple[str, ...]:
+def ours(config: KernelConfig) -> tuple[str, ...]:
     """One of our kernels, with the table of its library."""
+    arch = ARCHES[config.arch]
+    compiler = cuda_compiler(cxx_compiler(), arch.target, cutlass=arch.cutlass)
     with tempfile.TemporaryDirectory() as folder:
         kernel, library = Path(folder) / "kernel.cu", Path(folder) / "library.cpp"
         kernel.write_text(render_kernel(config))
@@ -94,15 +102,15 @@ def ours(config: KernelConfig, compiler: CudaCompiler) -> tuple[str, ...]:
 
 def main(keys: list[str]) -> None:
     configs = [KernelConfig.parse(key) for key in keys or KEYS]
-    compiler = cuda_compiler(cxx_compiler(), ARCHES["sm100"].target, cutlass=True)
     print("| " + " | ".join(HEADER) + " |\n|" + "---|" * len(HEADER), flush=True)
     seen = set()
     for config in configs:
         channels = 64 if max(config.head_dim, config.value_head_dim) <= 64 else 128
-        if (config.dtype, channels) not in seen:
-            print("| " + " | ".join(example(config.dtype, channels, compiler)) + " |", flush=True)
-            seen.add((config.dtype, channels))
-        print("| " + " | ".join(ours(config, compiler)) + " |", flush=True)
+        beside = (config.arch, config.dtype, channels)
+        if beside not in seen:
+            print("| " + " | ".join(example(*beside)) + " |", flush=True)
+            seen.add(beside)
+        print("| " + " | ".join(ours(config)) + " |", flush=True)
 
 
 if __name__ == "__main__":
