@@ -190,6 +190,7 @@ class Progress:
             Remaining(),
             console=self._console,
             transient=True,
+            disable=not self._console.is_terminal,  # else a log gets empty lines
         )
         self._task = self._bar.add_task("compiling", total=None, visible=False)
 

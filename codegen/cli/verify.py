@@ -255,7 +255,8 @@ def _run(work: Sequence[_Work], settings: Settings, seed: int, jobs: int | None)
     from ..verification.runner import Verifier
 
     columns = (TextColumn("verifying"), BarColumn(), MofNCompleteColumn(), TextColumn("runs"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         per_problem = len(settings.schedules) + settings.poison
         total = sum((len(one.problems) + one.random) * per_problem for one in work)
         task = bar.add_task("verifying", total=total)
