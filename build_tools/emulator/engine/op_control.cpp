@@ -358,12 +358,14 @@ void decode_nothing(Instruction& in) { in.run = nothing; }
 // a mask, 3 ends it. Markers are no work and are not counted.
 enum Marker { tile_begins = 1, tile_is_shell = 2, tile_ends = 3 };
 
-Status mark(Warp& warp, const Instruction& in, uint32_t) {
+Status mark(Warp& warp, const Instruction& in, uint32_t mask) {
   TileMarks& marks = warp.marks;
   int64_t what = in.args.empty() ? 0 : in.args[0].value;
-  if (what == tile_begins || what == tile_ends) marks.end();
-  if (what == tile_begins) marks.begin();
-  if (what == tile_is_shell) marks.shell = true;
+  if (mask & 1) {  // lanes that have diverged come one after the other
+    if (what == tile_begins || what == tile_ends) marks.end();
+    if (what == tile_begins) marks.begin();
+    if (what == tile_is_shell) marks.shell = true;
+  }
   --marks.executed;  // the scheduler is about to count this one
   --warp.cta.clock;
   return Status::next;
