@@ -7,9 +7,11 @@ import platform
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 
+from .arch import ARCHES, Arch
 from .build_tools.cache import cache_layers, user_cache
 from .build_tools.cuda import find_cutlass, find_nvcc
 from .build_tools.toolchain import available_memory_gb, cxx_compiler, job_limit
@@ -86,9 +88,9 @@ def _ninja() -> str:
     return f"{version('ninja')} in {ninja.BIN_DIR}"
 
 
-def _nvcc() -> str:
-    nvcc = find_nvcc()
-    return f"{nvcc.version} ({nvcc.source}), {nvcc.path}"
+def _nvcc(arch: Arch) -> str:
+    nvcc = find_nvcc(arch.nvcc)
+    return f"{nvcc.version} ({nvcc.source}), {nvcc.path}; needed: {arch.nvcc[0]}.{arch.nvcc[1]}"
 
 
 def _cutlass() -> str:
@@ -121,6 +123,7 @@ def _packages() -> str:
 def examine() -> list[Finding]:
     """Looks at everything; takes a few seconds, because torch is imported to ask for GPUs."""
     run, cpu, gpu = GROUPS
+    policy = os.environ.get("GNAFORGE_TOOLCHAIN", "auto")
     python = f"{platform.python_version()} in {sys.prefix} on {platform.platform()}"
     return [
         Finding("python", run, True, python),
@@ -132,6 +135,10 @@ def examine() -> list[Finding]:
         _find("cache", cpu, _cache),
         _find("cache layers", run, _layers),
         _find("kernel packages", run, _packages),
-        _find(f"CUDA compiler (GNAFORGE_TOOLCHAIN={os.environ.get('GNAFORGE_TOOLCHAIN', 'auto')})", gpu, _nvcc),
+        *(
+            _find(f"CUDA compiler for {arch.name} (GNAFORGE_TOOLCHAIN={policy})", gpu, partial(_nvcc, arch))
+            for arch in ARCHES.values()
+            if arch.compiler == "nvcc"
+        ),
         _find("CUTLASS headers", gpu, _cutlass),
     ]

@@ -119,6 +119,7 @@ def _of_spec(spec: str, arch: list[str] | None) -> tuple[list[Artifact], str]:
 
 def _misfits(records: Sequence[dict[str, Any]]) -> list[str]:
     """What keeps imported kernels from being used here."""
+    from ..arch import ARCHES
     from ..build import source_digest
     from ..build_tools.cuda import find_nvcc
     from ..build_tools.toolchain import cxx_compiler
@@ -127,7 +128,7 @@ def _misfits(records: Sequence[dict[str, Any]]) -> list[str]:
     stale, foreign, own = 0, set(), set()
     try:
         own.add(cxx_compiler().version)
-        own.add(f"nvcc {find_nvcc().version}")
+        own.update(f"nvcc {find_nvcc(arch.nvcc).version}" for arch in ARCHES.values() if arch.compiler == "nvcc")
     except GnaforgeError:
         pass
     for record in records:
