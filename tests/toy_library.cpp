@@ -1,4 +1,5 @@
 // A kernel library whose kernels are trivial, to test the contract: what it claims is set on the command line.
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -19,6 +20,15 @@
 #endif
 #ifndef TOY_STATEMENT
 #define TOY_STATEMENT
+#endif
+// What the stand-in for CUDA would report of a call, as JSON: then the library is one of the emulator's.
+#ifdef TOY_REPORT
+extern "C" {
+void gnaforge_standin_reset(const void*) {}
+void gnaforge_standin_announce(uint64_t, uint64_t, const char*) {}
+void gnaforge_standin_withdraw(uint64_t) {}
+const char* gnaforge_standin_report() { return TOY_REPORT; }
+}
 #endif
 #ifndef TOY_ENTRY_SIZE
 #define TOY_ENTRY_SIZE sizeof(gnaforge_entry)
