@@ -72,6 +72,12 @@ def test_doctor_says_which_arch_lacks_a_compiler(nvcc: NvccOf) -> None:
     assert not missing.ok and "which is 12.4.131: needs 12.9 or newer" in missing.detail
 
 
+def test_doctor_names_a_compiler_for_all_archs_once(nvcc: NvccOf) -> None:
+    nvcc("system", "12.9.86")
+    (found,) = (finding for finding in doctor.examine() if finding.name.startswith("CUDA compiler"))
+    assert found.ok and found.name == "CUDA compiler for sm90, sm100 (GNAFORGE_TOOLCHAIN=auto)"
+
+
 def test_every_gpu_arch_states_what_it_needs() -> None:
     """PTX of sm_90a came with CUDA 12.0, family targets such as sm_100f with 12.9."""
     for arch in ARCHES.values():
