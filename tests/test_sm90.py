@@ -96,9 +96,9 @@ def prelude(libraries: dict[KernelConfig, Path], key: str) -> str:
     [
         # CTAs take many Q tiles; as folded heads and per batch entry.
         (KEYS[0], [[9, 9, 10], [5, 4, 9], [2, 1, 3], [1, 1, 1], [False, True, False], 3, 4, 2, 128, 128]),
-        (KEYS[3], [[7, 9, 16], [3, 3, 7], [1, 2, 1], [1, 2, 1], [False] * 3, 2, 12, 3, 72, 72]),
-        (KEYS[9], [[580], [150], [5], [1], [True], 4, 8, 1, 128, 128]),
-        (KEYS[4], [[20, 18], [20, 18], [1, 1], [1, 1], [False] * 2, 1, 23, 23, 128, 128]),  # dense
+        (KEYS[3], [[7, 9, 16], [3, 3, 7], [1, 2, 1], [1, 2, 1], [False] * 3, 2, 6, 3, 72, 72]),
+        (KEYS[9], [[580], [150], [5], [1], [True], 2, 4, 1, 128, 128]),
+        (KEYS[4], [[20, 18], [20, 18], [1, 1], [1, 1], [False] * 2, 1, 5, 5, 128, 128]),  # dense
     ],
 )
 def test_larger_problems(libraries: dict[KernelConfig, Path], key: str, fields: list[object], tmp_path: Path) -> None:

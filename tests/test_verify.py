@@ -174,10 +174,8 @@ def test_verify_a_cpu_kernel(cli) -> None:
 
 
 @needs_nvcc
-def test_a_kernel_that_is_wrong_from_a_ctas_second_tile_on(changed_kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_that_is_wrong_from_a_ctas_second_tile_on(changed_kernel) -> None:
     """The first of two Q tiles in a row leaves the parity for the second: a default problem must come to one."""
-    for setting, value in {"MEMORY": "mapped", "CHECKS": "0", "UNCHECKED": "gnaforge"}.items():
-        monkeypatch.setenv(f"GNAFORGE_EMULATOR_{setting}", value)  # left from something else: must have no effect
     library = changed_kernel("consumer.h", "      q_parity ^= 1;\n", "")
     config = KernelConfig.parse(SMALL)
     with Verifier(config, library, Settings([Schedule("eager", "round-robin")])) as verifier:
@@ -205,8 +203,15 @@ def toy_problem(**changes: object) -> Problem:
     return replace(Problem((20,), (5,), (1,), (1,), (False,)), **changes)
 
 
+SETTINGS = """
+for (const char* name : {"DEVICE", "MEMORY", "UNCHECKED"})
+  if (const char* text = std::getenv((std::string("GNAFORGE_EMULATOR_") + name).c_str()))
+    std::snprintf(err + std::strlen(err), n, "%s ", text);
+return 1
+""".replace("\n", " ")
 WRONG = (
     ("", "wrong", "elements of out are further from exact than rounding allows; worst: 1 at batch entry 0, token "),
+    (SETTINGS, "launch", "b200 "),
     (
         "return 0",
         "unwritten",
@@ -218,8 +223,10 @@ WRONG = (
 )
 
 
-def test_what_can_be_wrong_on_the_cpu(toy, tmp_path: Path) -> None:
-    """One process after another kernel."""
+def test_what_can_be_wrong_on_the_cpu(toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process after another kernel. Settings left from something else may not switch checks off."""
+    for setting, value in {"DEVICE": "b200", "MEMORY": "mapped", "UNCHECKED": "gna_"}.items():
+        monkeypatch.setenv(f"GNAFORGE_EMULATOR_{setting}", value)
     run = {"layout": "contiguous", "schedule": None}
     asked = {"do": "verify", "problem": toy_problem().as_json(), "seed": 0, **run}
     inputs, outputs = str(tmp_path / "inputs.pt"), str(tmp_path / "outputs.pt")
@@ -233,6 +240,7 @@ def test_what_can_be_wrong_on_the_cpu(toy, tmp_path: Path) -> None:
             assert worker.request(60, do="open", library=str(library), key=TOY) == {"emulated": False}
             said = worker.request(60, **asked)
             assert said["failed"] == failed and expected in said["message"], said
+            assert "mapped" not in said["message"] and "gna_" not in said["message"]
             if failed not in ("", "wrong"):  # the call of the pytest fixture, which compares nothing, sees the same
                 said = worker.request(60, **called)
                 assert said["failed"] == failed and expected in said["message"], said
