@@ -20,7 +20,7 @@ import oracle
 from gnaforge.runtime.config import KernelConfig
 from gnaforge.verification.problems import widened
 
-MAX_TILES = 12  # Q tiles of all heads, batch entries and dilation groups
+MAX_TILES = 8  # Q tiles of all heads, batch entries and dilation groups
 
 
 def q_tiles(problem: oracle.Problem, config: KernelConfig) -> int:

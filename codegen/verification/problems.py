@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 EMULATED_TILES = 300
 # Problems are small: only on few processors does a CTA of a persistent kernel come to a second Q tile.
 EMULATED_PROCESSORS = 3
-_CTAS = 2 * EMULATED_PROCESSORS  # at most
+_CTAS = 2 * EMULATED_PROCESSORS  # at once, at most
 # Pairs of tokens for which exact attention by brute force takes a few seconds.
 _REFERENCE_PAIRS = 2**26
 
@@ -151,8 +151,8 @@ def random_problem(rng: Random, rank: int | None = None, max_tokens: int = 256, 
 
 
 def widened(problem: Problem, config: KernelConfig, rng: Random) -> Problem:
-    """The problem with tokens and window for KV tiles that need no mask, and some after them that do; and with heads
-    for more Q tiles than there are CTAs at once."""
+    """The problem with what random ones seldom have: tokens and window for KV tiles that need no mask, and some after
+    them that do; heads for more Q tiles than there are CTAs at once."""
     tokens = tuple(rng.randint(extent, 2 * extent) for extent in config.kv_tile)
     window = tuple(max(n - rng.randint(0, 1), 1) for n in tokens)
     one = (1,) * config.rank
@@ -166,7 +166,7 @@ def widened(problem: Problem, config: KernelConfig, rng: Random) -> Problem:
 def random_problem_for(config: KernelConfig, seed: int, max_tokens: int = 400) -> Problem:
     """A random problem of a kernel's rank and head dims. The same for equal arguments.
 
-    One of three seeds in a row gives a problem as `widened`, which random windows and lengths seldom do.
+    One of three seeds in a row gives a `widened` one.
     """
     rng = Random(f"{config.key} {seed}")
     problem = random_problem(rng, config.rank, max_tokens)
