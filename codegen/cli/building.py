@@ -145,6 +145,9 @@ def _build_shard(plan: Plan, spec: str, arch: list[str] | None, shard: str, jobs
         f"shard {shard}: {count} kernel{'' if count == 1 else 's'}{' and the core extension' if first else ''} "
         f"in {user_cache().root}; {len(compiled)} compiled, {count - len(compiled)} from the cache"
     )
+    if not count:
+        print("this part has no kernel: there is nothing to export")
+        return
     chosen = [part for name in arch or () for part in ("--arch", name)]
     export = ["gnaforge", "cache", "export", f"part-{shard.replace('/', '-of-')}.zip", "--spec", spec, *chosen]
     print(f"next: {shlex.join(export)}")

@@ -53,6 +53,11 @@ def _state() -> _State:
     return cast(_State, sys.modules.setdefault(_STATE_NAME, fresh))
 
 
+def process_lock() -> threading.RLock:
+    """The lock that all copies of the runtime in this process share, and that a fork waits for."""
+    return _state().lock
+
+
 # A fork waits until no thread is loading the core, so that a child finds it whole or not begun.
 os.register_at_fork(
     before=lambda: _state().lock.acquire(),
