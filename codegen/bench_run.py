@@ -95,7 +95,7 @@ def run_all(
     artifacts, _ = build_kernels(sorted(configs))
     for artifact in artifacts.values():
         load_library(artifact.verified(LIBRARY_FILE))
-    found = report(problems, contenders, seconds * len(problems), kernel, device, path)
+    found = report(problems, contenders, seconds * len(problems), [kernel] * len(problems), device, path)
     if device == "cpu":
         found["machine"]["matmul_gflops"] = matmul_gflops()
     return found
