@@ -228,3 +228,13 @@ def test_registers_that_a_block_has_not_got() -> None:
     assert _check_sm90(config, Sass(code), 128)["mufu"] == 8
     with pytest.raises(BuildError, match=r"takes 120 .* 4 warpgroups ask for 32 and 3 x 160, 32 more than they have"):
         _check_sm90(config, Sass(code), 120)
+
+
+def test_the_output_takes_the_place_of_q_when_nobody_reads_it(libraries: dict[KernelConfig, Path]) -> None:
+    """PTX doesn't say that a warp waits for other warps' parts of a product, which the emulator lets it do: so by the
+    text, of kernels of either layout, that a barrier lies between the last wait and the output."""
+    for key in (KEYS[0], KEYS[10]):
+        text = libraries[KernelConfig.parse(key)].read_bytes().decode("latin-1")
+        text = text[text.rindex(".visible .entry") :]  # the PTX lies in the library as it is
+        before = text[: text.index("stmatrix.sync")]
+        assert "barrier.cta.sync" in before[before.rindex("wgmma.wait_group") :], key
