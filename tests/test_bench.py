@@ -20,7 +20,7 @@ import prepare
 import pytest
 import torch
 from gnaforge.arch import ARCHES
-from gnaforge.bench_run import config_of
+from gnaforge.bench_run import config_of, missing
 from gnaforge.errors import InputError
 from gnaforge.runtime import bench
 from gnaforge.runtime.bench import computed_pairs, make_problem
@@ -95,6 +95,7 @@ def test_problems_that_pin_their_kernels(monkeypatch: pytest.MonkeyPatch, tmp_pa
         return {"problem": {}, "kernel": None}
 
     monkeypatch.setattr(bench, "measure", measure)
+    monkeypatch.setattr(bench, "machine", lambda device: {})
     monkeypatch.setattr(bench, "registry", {})
     (tmp_path / "problems.json").write_text(json.dumps(given))
     options = [f"--problems={tmp_path / 'problems.json'}", f"--report={tmp_path / 'report.json'}", "--device=cpu"]
@@ -117,7 +118,7 @@ def test_a_gpu_that_is_lost_between_problems(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(bench, "machine", lambda device: {})
     monkeypatch.setattr(bench, "overhead", lambda *arguments: pytest.fail("the GPU is lost"))
-    monkeypatch.setattr(bench, "measure", lambda *arguments: {"kernel": CONFIG})
+    monkeypatch.setattr(bench, "measure", lambda problem, *arguments: {"problem": asdict(problem), "kernel": CONFIG})
     monkeypatch.setattr(bench, "registry", {})
     problems = [make_problem((8,), (3,))] * 3
     bench.report(problems, ["gnaforge"], 9, [None] * 3, "cuda", path)
@@ -125,6 +126,8 @@ def test_a_gpu_that_is_lost_between_problems(monkeypatch: pytest.MonkeyPatch, tm
     assert [len(rows) for rows in seen] == [1, 2]
     assert "fault" not in found["problems"][0] and "illegal memory access" in found["problems"][1]["fault"]
     assert len(found["problems"]) == 2 and not found["complete"]
+    (line,) = missing(found)
+    assert line.startswith("failed: 8 w3: the GPU can't be used any more: CUDA error")
 
 
 def test_a_gpu_that_is_lost_at_the_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -132,6 +135,7 @@ def test_a_gpu_that_is_lost_at_the_end(monkeypatch: pytest.MonkeyPatch, tmp_path
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr(bench, "overhead", overhead)
+    monkeypatch.setattr(bench, "machine", lambda device: {})
     monkeypatch.setattr(bench, "measure", lambda *arguments: {"kernel": CONFIG})
     monkeypatch.setattr(bench, "registry", {})
     bench.report([make_problem((8,), (3,))], ["gnaforge"], 9, [None], "cpu", tmp_path / "report.json")
@@ -235,12 +239,46 @@ def test_a_report_says_all_by_itself(cli: Callable[..., Any], tmp_path: Path) ->
     assert (tmp_path / "bars.png").stat().st_size > 1000
 
 
+def test_a_report_with_holes_shows_the_rest_and_says_what_is_missing(cli: Callable[..., Any], tmp_path: Path) -> None:
+    assert cli("bench", *ONE, "--seconds", "0.01", "--against", "", "--report", "good.json").returncode == 0
+    good = json.loads((tmp_path / "good.json").read_text())
+    assert good["machine"]["matmul_gflops"] > 0
+    (row,) = good["problems"]
+    failed = {"problem": row["problem"], "error": "OutOfMemoryError: 3 GiB"}
+    for problems, complete, code, said in (
+        ([row, failed], True, 1, "failed: 8 w3: OutOfMemoryError: 3 GiB"),
+        ([row], False, 0, "incomplete: time ran out after 1 problem; raise --seconds"),
+    ):
+        (tmp_path / "holes.json").write_text(json.dumps({**good, "problems": problems, "complete": complete}))
+        done = cli("bench", "--from", "holes.json")
+        assert done.returncode == code and said in done.stderr and "8 w3" in done.stdout
+    for problems, said in (([], "holds no problem that was measured"), ([{"problem": 1}], "is no report of")):
+        (tmp_path / "holes.json").write_text(json.dumps({**good, "problems": problems}))
+        done = cli("bench", "--from", "holes.json")
+        assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
+
+
+ONE = ("--tokens", "8", "--window", "3")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--calibrate", "--arch", "sm90"], "needs --from FILE"),
         (["--from", "absent.json"], "can't read absent.json: No such file"),
-        (["--tokens", "8", "--window", "3", "--report", "no/where.json"], "there is no folder"),
+        ([*ONE, "--report", "no/where.json"], "/no: No such file or directory"),
+        ([*ONE, "--report", "."], "--report . is a folder"),
+        ([*ONE, "--plot", "/proc/x.png"], "can't write to /proc"),
+        ([*ONE, "--seconds", "nan"], "--seconds nan: give a number above 0"),
+        ([*ONE, "--batch", "0"], "Invalid value for '--batch'"),
+        ([*ONE, "--heads", "-1"], "Invalid value for '--heads'"),
+        ([*ONE, "--kernel", "nosuch"], "is no kernel key"),
+        ([*ONE, "--kernel", "gna_forward-sm90-r1-bf16-d64-q128-kv128"], "is for sm90, not for --arch cpu"),
+        (["--preset", "vit-56", "--stride", "2", "--heads", "8"], "--stride, --heads: no effect beside --preset"),
+        (["--preset", "vit-56", "--window", "7"], "--window: no effect beside --preset"),
+        (["--tools", "--report", "x.json"], "--report: no effect beside --tools"),
+        (["--overhead", "--tools"], "give one of --overhead, --tools"),
+        (["--from", "x.json", "--tokens", "8"], "--tokens: no effect beside --from"),
         (["--arch", "sm90", "--tokens", "8", "--window", "3"], "torch sees no GPU here"),
         (["--arch", "sm91", "--tokens", "8", "--window", "3"], "'sm91' is unknown"),
     ],
