@@ -283,6 +283,7 @@ def test_a_key_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
         parsed.append(text)
         return parse(text)
 
+    gnaforge.na2d(X, X, X, 3, kernel=key)  # which may load it, and parse for that
     monkeypatch.setattr(gnaforge.KernelConfig, "parse", counting)
     ops._parsed_key.cache_clear()
     for _ in range(3):
