@@ -348,8 +348,14 @@ def report(
     }
 
     def save() -> None:
-        if path is not None:
-            path.write_text(json.dumps(found, indent=1) + "\n")
+        if path is None:
+            return
+        # A file is replaced whole; a link, a pipe or a device is written through.
+        through = path.is_symlink() or (path.exists() and not path.is_file())
+        target = path if through else path.with_name(f".{path.name}.partial")
+        target.write_text(json.dumps(found, indent=1) + "\n")
+        if not through:
+            target.replace(path)
 
     end = time.monotonic() + seconds
     fault = None
