@@ -16,9 +16,10 @@ from gnaforge import build as building
 from gnaforge.build import build_kernels, include_dir
 from gnaforge.build_tools import includes
 from gnaforge.build_tools.cuda_compiler import kernel_facts
-from gnaforge.build_tools.sass import MUFU, Sass, read_cubin
+from gnaforge.build_tools.sass import HGMMA_REGISTERS, HGMMA_SHARED, MUFU, Sass, read_cubin
 from gnaforge.emulated import emulated_libraries
 from gnaforge.errors import BuildError
+from gnaforge.gpu_checks import _check_sm90
 from gnaforge.runtime.config import KernelConfig
 from sm90_kernels import CONFIGS, KEYS
 
@@ -217,3 +218,24 @@ def test_machine_code_is_read_in_order() -> None:
     assert code.count(0x308) == 7 and code.overlapped(MUFU) == 2
     with pytest.raises(BuildError, match="no 64-bit ELF file"):
         read_cubin(b"text")
+
+
+def test_registers_that_a_block_has_not_got() -> None:
+    """Warps that ask for more registers than the block has given up or never had wait for ever, on hardware only."""
+    config = KernelConfig.parse("gna_forward-sm90-r1-bf16-d64-q192-kv16")
+    product, wait, exp = ((opcode, 0) for opcode in (HGMMA_SHARED, 0x8000000079C5, MUFU))
+    up, down = ((registers << 32 | 0x9C8, 0) for registers in (160, 32))
+    code = (up, product, (HGMMA_REGISTERS, 0), (wait[0], 0x10100), *[exp] * 8, wait, down)
+    assert _check_sm90(config, Sass(code), 128)["mufu"] == 8
+    with pytest.raises(BuildError, match=r"takes 120 .* 4 warpgroups ask for 32 and 3 x 160, 32 more than they have"):
+        _check_sm90(config, Sass(code), 120)
+
+
+def test_the_output_takes_the_place_of_q_when_nobody_reads_it(libraries: dict[KernelConfig, Path]) -> None:
+    """PTX doesn't say that a warp waits for other warps' parts of a product, which the emulator lets it do: so by the
+    text, of kernels of either layout, that a barrier lies between the last wait and the output."""
+    for key in (KEYS[0], KEYS[10]):
+        text = libraries[KernelConfig.parse(key)].read_bytes().decode("latin-1")
+        text = text[text.rindex(".visible .entry") :]  # the PTX lies in the library as it is
+        before = text[: text.index("stmatrix.sync")]
+        assert "barrier.cta.sync" in before[before.rindex("wgmma.wait_group") :], key

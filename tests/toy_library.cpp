@@ -42,6 +42,10 @@ int can_run(const gnaforge_args* args, char* why, size_t n) {
                   static_cast<int>(args->problem->head_dim));
     return 0;
   }
+  if (!(args->problem->scale > 0)) {
+    std::snprintf(why, n, "the toy takes positive scales, got %g", args->problem->scale);
+    return 0;
+  }
   return 1;
 }
 
