@@ -525,6 +525,66 @@ def test_float_atomics_and_compare_and_swap() -> None:
 
 
 @pytest.mark.parametrize(
+    ("literal", "value"),
+    [
+        ("0b1010", 10),
+        ("0x1fU", 31),
+        ("017", 15),
+        ("-5", -5),
+        ("0f3F800000", 0x3F800000),
+        ("+0f3F800000", 0x3F800000),
+        ("-0f3F800000", 0xBF800000),
+        ("-0d3FF0000000000000", 0xBFF0000000000000),
+    ],
+)
+def test_constants(literal: str, value: int) -> None:
+    out = np.zeros(1, np.uint64)
+    run(f"mov.b64 %d1, {literal}; st.global.u64 [%p0], %d1;", [out], threads=1)
+    assert out[0] == value % 2**64
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "mov.f32 %f1, 0.5;",
+        "mov.u32 %r1, 8+4;",
+        "mov.u32 %r1, 0x;",
+        "mov.u32 %r1, 09;",
+        "mov.u32 %r1, 12x;",
+        "mov.u32 %r1, 0f3F80;",
+        "mov.u64 %d1, 0x10000000000000000;",
+        "ld.global.u32 %r1, [%p0+8+4];",
+        "ld.global.u32 %r1, [%p0+4*2];",
+        "ld.global.u32 %r1, [%p0+];",
+        "mov.u32 %r1, shared+4+4;",
+    ],
+)
+def test_what_is_not_understood_to_its_end_is_refused(text: str) -> None:
+    with pytest.raises(EmulationError, match="can't read the (constant|address|operand)"):
+        run(text, [np.zeros(4, np.uint32)], declarations=".shared .align 4 .b8 shared[16];")
+
+
+@pytest.mark.parametrize(
+    ("kinds", "value"),
+    [
+        ("s32.f32", 0),
+        ("u16.f32", 0),
+        ("s64.f32", 1 << 63),
+        ("u64.f32", 1 << 63),
+        ("s32.f64", 1 << 31),
+        ("u32.f64", 1 << 31),
+        ("s64.f64", 1 << 63),
+    ],
+)
+def test_not_a_number_becomes_an_integer(kinds: str, value: int) -> None:
+    """PTX ISA, cvt: 0 from f16 and f32 to at most 32 bits, else the top bit alone."""
+    to, source = kinds.split(".")
+    bits = np.full(LANES, np.nan, DTYPES[source])
+    got = lanewise(f"cvt.rni.{kinds} {{d}}, {{a}};", to, [bits], [source])
+    assert (got.view(f"u{got.itemsize}") == value).all()
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("frobnicate.u32 %r1, %r2;", "unknown opcode"),

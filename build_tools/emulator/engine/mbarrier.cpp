@@ -64,12 +64,13 @@ bool Mbarriers::arrive(uint32_t address, uint32_t count, const Clock& clock, boo
   return settle(address, barrier);
 }
 
-void Mbarriers::expect(uint32_t address, int64_t bytes) {
+bool Mbarriers::expect(uint32_t address, int64_t bytes) {
   Mbarrier& barrier = at(address);
   barrier.transactions += bytes;
   if (trace) note("", bytes, " bytes are expected", address);
   if (barrier.transactions > kMaxCount)
     throw EmulationError("mbarrier's transaction count exceeds 2^20-1: " + describe(address));
+  return settle(address, barrier);
 }
 
 bool Mbarriers::complete(uint32_t address, int64_t bytes, const Clock& clock) {

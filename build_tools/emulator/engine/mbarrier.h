@@ -41,7 +41,7 @@ class Mbarriers {
   void invalidate(uint32_t address);
   /// True if the phase completed.
   bool arrive(uint32_t address, uint32_t count, const Clock& clock, bool drop = false);
-  void expect(uint32_t address, int64_t bytes);
+  bool expect(uint32_t address, int64_t bytes);  // may complete it too: the bytes may have come before
   bool complete(uint32_t address, int64_t bytes, const Clock& clock);
   Mbarrier& at(uint32_t address);
   /// The mbarrier, for a warp that must have synchronised with its initialisation.

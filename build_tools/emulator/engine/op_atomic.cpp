@@ -45,6 +45,7 @@ uint64_t reduced(Reduction operation, Type type, uint64_t old, uint64_t a, uint6
   uint64_t keep = size >= 8 ? ~uint64_t{0} : (uint64_t{1} << (8 * size)) - 1;
   old &= keep;
   a &= keep;
+  if (operation == Reduction::add && !is_float(type)) return (old + a) & keep;  // signed types wrap too
   switch (operation) {
     case Reduction::inc: return old >= a ? 0 : old + 1;
     case Reduction::dec: return old == 0 || old > a ? a : old - 1;
@@ -66,8 +67,7 @@ uint64_t reduced(Reduction operation, Type type, uint64_t old, uint64_t a, uint6
       return reduced(operation, one, old & 0xffff, a & 0xffff) | reduced(operation, one, old >> 16, a >> 16) << 16;
     }
     case Type::s32: return static_cast<uint32_t>(combined(operation, static_cast<int32_t>(old), static_cast<int32_t>(a)));
-    case Type::s64: return static_cast<uint64_t>(operation == Reduction::add ? static_cast<int64_t>(old + a)
-                                                                            : combined(operation, static_cast<int64_t>(old), static_cast<int64_t>(a)));
+    case Type::s64: return static_cast<uint64_t>(combined(operation, static_cast<int64_t>(old), static_cast<int64_t>(a)));
     default: return combined(operation, old, a) & keep;
   }
 }

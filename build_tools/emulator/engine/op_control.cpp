@@ -284,12 +284,7 @@ Status cluster_arrive(Warp& warp, const Instruction& in, uint32_t mask) {
     ++cluster.arrived;
   });
   cluster.history.join(in.has("relaxed") ? warp.fenced : warp.publish());
-  if (cluster.arrived + cta.exited >= cta.launch.threads()) {
-    cluster.arrived = 0;
-    cluster.published = cluster.history;
-    ++cluster.generation;
-    cta.event();
-  }
+  cta.check_cluster_barrier();
   return Status::next;
 }
 Status cluster_wait(Warp& warp, const Instruction& in, uint32_t mask) {
@@ -358,12 +353,14 @@ void decode_nothing(Instruction& in) { in.run = nothing; }
 // a mask, 3 ends it. Markers are no work and are not counted.
 enum Marker { tile_begins = 1, tile_is_shell = 2, tile_ends = 3 };
 
-Status mark(Warp& warp, const Instruction& in, uint32_t) {
+Status mark(Warp& warp, const Instruction& in, uint32_t mask) {
   TileMarks& marks = warp.marks;
   int64_t what = in.args.empty() ? 0 : in.args[0].value;
-  if (what == tile_begins || what == tile_ends) marks.end();
-  if (what == tile_begins) marks.begin();
-  if (what == tile_is_shell) marks.shell = true;
+  if (mask & 1) {  // lane 0 speaks for its warp: lanes that have diverged come here in several groups
+    if (what == tile_begins || what == tile_ends) marks.end();
+    if (what == tile_begins) marks.begin();
+    if (what == tile_is_shell) marks.shell = true;
+  }
   --marks.executed;  // the scheduler is about to count this one
   --warp.cta.clock;
   return Status::next;

@@ -8,8 +8,6 @@
 namespace gnaforge::emulator {
 namespace {
 
-bool is_float(Type type) { return type >= Type::f16; }
-
 /// An integer source: low bits of the register, sign-extended for signed types.
 __int128 integer_source(uint64_t bits, Type type) {
   int width = 8 * size_of(type);
@@ -44,10 +42,10 @@ Mode mode_of(const Instruction& in) {
           (in.detail[1] & 8) != 0};
 }
 
-/// To an integer type, clamped to its range; NaN gives 0.
-uint64_t to_integer(double x, Type type, Rounding rounding) {
-  if (std::isnan(x)) return type == Type::s64 || type == Type::u64 ? uint64_t{1} << 63 : 0;
+/// To an integer type, clamped to its range. NaN gives 0, but with 64 bits on either side the top bit alone.
+uint64_t to_integer(double x, Type type, Type from, Rounding rounding) {
   int width = 8 * size_of(type);
+  if (std::isnan(x)) return from == Type::f64 || width == 64 ? uint64_t{1} << (width - 1) : 0;
   double low = is_signed(type) ? -std::ldexp(1.0, width - 1) : 0.0;
   double high = std::ldexp(1.0, is_signed(type) ? width - 1 : width);
   double rounded = round_to_integer(x, rounding);
@@ -115,7 +113,7 @@ Status convert(Warp& warp, const Instruction& in, uint32_t mask) {
         if (mode.integral) value = round_to_integer(value, mode.rounding);
         out = float_result(value, to, mode);
       } else {
-        out = to_integer(value, to, mode.rounding);
+        out = to_integer(value, to, from, mode.rounding);
       }
     }
     warp.put_bits(in.args[0], lane, out);

@@ -109,8 +109,8 @@ Status store_tensor(Warp& warp, const Instruction& in, uint32_t mask) {
   each_lane(warp, mask, [&](int lane) {
     auto thread = static_cast<uint16_t>(warp.thread(lane));
     TensorCopy copy = tensor_copy(warp, in, in.args[0], in.args[1], lane);
-    cta.shared.begin_async_read(copy.shared, copy.shared_bytes(), thread, Reader::bulk_store, warp.clock, warp.epoch(),
-                                [&](uint16_t of) { return cta.fences[of]; });
+    cta.shared.begin_async_read(copy.shared, copy.shared_bytes(), thread, Reader::bulk_store, warp.clock,
+                                {cta.bulk_stores, kBulkReadAgent}, [&](uint16_t of) { return cta.fences[of]; });
     AsyncGroup& group = open_group(cta.bulk_groups[thread]);
     std::shared_ptr<AsyncGroup> holder = cta.bulk_groups[thread].back();
     group.reads.push_back({copy.shared, copy.shared_bytes()});
@@ -211,7 +211,8 @@ Status bulk_store(Warp& warp, const Instruction& in, uint32_t mask) {
     check_bulk(to, from, size);
     cta.check_bulk_store(to, size, warp.clock, operation != Reduction::none);
     auto thread = static_cast<uint16_t>(warp.thread(lane));
-    cta.shared.begin_async_read(from, size, thread, Reader::bulk_store, warp.clock, warp.epoch(), [&](uint16_t of) { return cta.fences[of]; });
+    cta.shared.begin_async_read(from, size, thread, Reader::bulk_store, warp.clock, {cta.bulk_stores, kBulkReadAgent},
+                                [&](uint16_t of) { return cta.fences[of]; });
     AsyncGroup& group = open_group(cta.bulk_groups[thread]);
     std::shared_ptr<AsyncGroup> holder = cta.bulk_groups[thread].back();
     group.reads.push_back({from, size});
@@ -281,8 +282,10 @@ Status wait_groups(Warp& warp, const Instruction& in, uint32_t mask) {
     for (size_t i = 0; i < count; ++i) {
       for (const auto& range : groups[i]->reads) cta.shared.end_async_read(range.first, range.second, Reader::bulk_store);
       groups[i]->reads.clear();
-      uint32_t& seen = warp.clock.at[kBulkStoreAgent];
-      if (!reads_only) seen = std::max(seen, groups[i]->bulk_stores);
+      auto see = [&](size_t agent, uint32_t stamp) { warp.clock.at[agent] = std::max(warp.clock.at[agent], stamp); };
+      see(kBulkReadAgent, groups[i]->bulk_stores);
+      if (!reads_only) see(kBulkStoreAgent, groups[i]->bulk_stores);
+      see(kFirstCopyAgent + static_cast<size_t>(warp.index), groups[i]->copies);
     }
     // A group that has only been read from still has to be waited for as a whole, so it stays in the count.
     while (!reads_only && count-- > 0) groups.pop_front();
@@ -294,6 +297,7 @@ Status wait_groups(Warp& warp, const Instruction& in, uint32_t mask) {
 
 Status copy_small(Warp& warp, const Instruction& in, uint32_t mask) {
   Cta& cta = warp.cta;
+  Epoch by{++warp.copies, static_cast<uint8_t>(kFirstCopyAgent + warp.index)};  // until somebody has waited
   each_lane(warp, mask, [&](int lane) {
     uint32_t to = cta.shared_address(Space::shared, warp.address(in.args[0], lane) & ~kWindowMask);
     uint64_t from = warp.address(in.args[1], lane);
@@ -308,16 +312,15 @@ Status copy_small(Warp& warp, const Instruction& in, uint32_t mask) {
     if (used > size) throw EmulationError("cp.async with a source size of " + std::to_string(used) + " of " + std::to_string(size));
     if (used) cta.check_bulk_load(warp, from, used);
     auto thread = static_cast<uint16_t>(warp.thread(lane));
-    Clock seen = warp.clock;
-    Epoch by = warp.epoch();
-    cta.shared.check_bounds(to, size, "cp.async");
+    cta.shared.write(to, size, cta.clock, thread, warp.clock, by);
     AsyncGroup& group = open_group(cta.copy_groups[thread]);
     std::shared_ptr<AsyncGroup> holder = cta.copy_groups[thread].back();
+    group.copies = by.stamp;
     ++group.writes_pending;
     cta.counters.async_load_bytes += used;
     cta.submit([=, &cta] {
-      // Through the generic proxy; small copies may share 16 bytes, so they are not tracked as landing.
-      uint8_t* target = cta.shared.write(to, size, cta.clock, thread, seen, by);
+      // Small copies may share 16 bytes, so they are not tracked as landing.
+      uint8_t* target = cta.shared.overwrite(to, size, cta.clock, thread);
       std::memset(target, 0, size);
       if (used) std::memcpy(target, reinterpret_cast<const void*>(from), used);
       --holder->writes_pending;
@@ -341,7 +344,9 @@ Status arrive_after_copies(Warp& warp, const Instruction& in, uint32_t mask) {
     auto thread = static_cast<size_t>(warp.thread(lane));
     uint32_t barrier = cta.shared_address(in.space, warp.address(in.args[0], lane));
     if (!in.detail[0]) ++cta.mbarriers.at(barrier).pending;
-    auto act = [&cta, barrier, seen = warp.publish()] {
+    Clock seen = warp.publish();
+    seen.at[static_cast<size_t>(kFirstCopyAgent + warp.index)] = warp.copies;
+    auto act = [&cta, barrier, seen] {
       if (cta.mbarriers.arrive(barrier, 1, seen)) cta.event();
     };
     bool landed = true;

@@ -106,7 +106,7 @@ struct MulWide16 {
 };
 template <class T, class W>
 struct MadWide16 {
-  W operator()(T a, T b, W c) const { return static_cast<W>(static_cast<uint32_t>(a * b) + static_cast<uint32_t>(c)); }
+  W operator()(T a, T b, W c) const { return static_cast<W>(static_cast<uint32_t>(MulWide16<T, W>{}(a, b)) + static_cast<uint32_t>(c)); }
 };
 
 void decode_add(Instruction& in) {

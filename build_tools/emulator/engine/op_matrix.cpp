@@ -112,7 +112,7 @@ void compute(Warp& warp, PendingMma& mma) {
 }
 
 void mark_registers(MatrixState& state, const Instruction& in, int by) {
-  auto mark = [&](const Operand& op) { state.in_flight[op.reg_index] = static_cast<uint8_t>(state.in_flight[op.reg_index] + by); };
+  auto mark = [&](const Operand& op) { state.in_flight[op.reg_index] = static_cast<uint16_t>(state.in_flight[op.reg_index] + by); };
   for (const Operand& op : in.args[0].parts) mark(op);
   if (in.detail[3] & kRegistersA)
     for (const Operand& op : in.args[1].parts) mark(op);

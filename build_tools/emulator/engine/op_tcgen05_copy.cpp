@@ -43,7 +43,9 @@ Status copy(Warp& warp, const Instruction& in, uint32_t mask) {
   auto thread = static_cast<uint16_t>(warp.thread(warp.lane));
   for (uint32_t chunk : *chunks)
     cta.shared.begin_async_read(chunk, kGranule, thread, Reader::mma, warp.clock, user, [&](uint16_t of) { return cta.fences[of]; });
-  memory.release_on_commit.push_back([&cta, &memory, chunks, region] {
+  TensorMemory::Issued& issued = memory.issued_by[thread];
+  issued.last = memory.issued;
+  issued.releases.push_back([&cta, &memory, chunks, region] {
     for (uint32_t chunk : *chunks) cta.shared.end_async_read(chunk, kGranule, Reader::mma);
     memory.end_mma(region);
   });
