@@ -481,7 +481,7 @@ def test_a_bulk_store_reads_until_its_wait(waits_first: bool, options: Options) 
     if waits_first:
         launch()
         return
-    with pytest.raises(EmulationError, match="which a bulk store has read|a bulk store may still read"):
+    with pytest.raises(EmulationError, match=r"which a bulk store has read|a bulk store may still read"):
         launch()
 
 

@@ -435,7 +435,7 @@ def test_a_load_goes_on_until_its_wait(waits_first: bool, options: Options) -> N
     if waits_first:
         launch(body, [np.zeros(16384, np.uint8)], 32768, options)
         return
-    with pytest.raises(EmulationError, match="race: tcgen05.mma of .* has read|not followed by tcgen05.wait::ld"):
+    with pytest.raises(EmulationError, match=r"race: tcgen05.mma of .* has read|not followed by tcgen05.wait::ld"):
         launch(body, [np.zeros(16384, np.uint8)], 32768, options)
 
 

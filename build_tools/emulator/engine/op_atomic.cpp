@@ -103,7 +103,6 @@ Status atomic(Warp& warp, const Instruction& in, uint32_t mask) {
 }
 
 void decode_atomic(Instruction& in) {
-  if (in.has("async")) return;
   in.detail[1] = in.parts[0] == "atom" ? 1 : 0;
   in.width = in.has("v2") ? 2 : in.has("v4") ? 4 : in.has("v8") ? 8 : 1;
   Reduction operation = reduction_named(in.parts);
@@ -119,9 +118,12 @@ void decode_atomic(Instruction& in) {
 }  // namespace
 
 std::vector<Opcode> atomic_opcodes() {
+  static const char* const kModifiers =
+      "add min max inc dec and or xor exch cas noftz relaxed acquire release acq_rel cta cluster gpu sys "
+      "global shared shared::cta shared::cluster v2 v4 v8 L2::cache_hint";
   return {
-      {"atom", "Parallel Synchronization: atom", decode_atomic},
-      {"red", "Parallel Synchronization: red", decode_atomic},
+      {"atom", "Parallel Synchronization: atom", decode_atomic, kModifiers},
+      {"red", "Parallel Synchronization: red", decode_atomic, kModifiers},
   };
 }
 

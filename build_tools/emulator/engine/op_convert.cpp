@@ -193,7 +193,8 @@ Status convert_tf32(Warp& warp, const Instruction& in, uint32_t mask) {
 
 void decode_cvt(Instruction& in) {
   Type to = in.type2, from = in.type;
-  if (to == Type::none || in.has("rs") || in.has("scaled")) return;
+  bool eights = to == Type::e4m3x2 || to == Type::e5m2x2;  // these saturate, and all say so
+  if (to == Type::none || in.has("satfinite") != eights) return;
   bool integral = false;
   Rounding rounding = is_float(to) ? Rounding::nearest_even : Rounding::zero;
   struct Named {
@@ -218,14 +219,17 @@ void decode_cvt(Instruction& in) {
   in.detail[1] = integral | flush << 1 | saturate << 2 | relu << 3;
   bool plain = !integral && !flush && !saturate && !relu && rounding == Rounding::nearest_even;
 
+  bool pair = to == Type::f16x2 || to == Type::bf16x2;
+  if ((pair || eights || to == Type::tf32) && (flush || saturate || integral)) return;
+  if (eights && rounding != Rounding::nearest_even) return;
   if (to == Type::tf32) {
     in.detail[2] = in.has("rna");
-    if (relu || in.has("rz")) return;
+    if (relu || !(in.has("rna") || in.has("rn"))) return;
     expect_sizes(in, {4, 4});
     in.run = convert_tf32;
     return;
   }
-  if (to == Type::e4m3x2 || to == Type::e5m2x2) {
+  if (eights) {
     if (from == Type::f32) {
       expect_count(in, 3, 3);
       expect_sizes(in, {2, 4, 4});
@@ -236,7 +240,7 @@ void decode_cvt(Instruction& in) {
     }
     return;
   }
-  if (to == Type::f16x2 || to == Type::bf16x2) {
+  if (pair) {
     if (from == Type::f32) {
       expect_count(in, 3, 3);
       if (plain && to == Type::bf16x2) return lanewise<TwoFloatsToBrain, uint32_t, float, float>(in);
@@ -269,7 +273,8 @@ void decode_cvt(Instruction& in) {
 }  // namespace
 
 std::vector<Opcode> convert_opcodes() {
-  return {{"cvt", "Data Movement and Conversion: cvt", decode_cvt}};
+  return {{"cvt", "Data Movement and Conversion: cvt", decode_cvt,
+           "rn rz rm rp rna rni rzi rmi rpi ftz sat relu satfinite"}};
 }
 
 }  // namespace gnaforge::emulator

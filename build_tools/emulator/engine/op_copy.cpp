@@ -372,14 +372,13 @@ void decode_cp(Instruction& in) {
     if (in.has("arrive")) {
       in.detail[0] = in.has("noinc");
       in.run = arrive_after_copies;
-    } else if (in.parts[1] == "async" && (in.has("ca") || in.has("cg"))) {
+    } else if (in.mode() == "async" && (in.has("ca") || in.has("cg"))) {
       expect_count(in, 3, 5);
       in.run = copy_small;
     }
     return;
   }
-  bool reduce = in.parts[0] == "cp" && in.parts[1] == "reduce";
-  if (in.has("im2col") || in.has("gather4") || in.has("scatter4") || in.has("cp_mask") || in.has("im2col_no_offs")) return;
+  bool reduce = in.mode() == "reduce";
   size_t global = 0, shared = 0, shared_count = 0;
   for (size_t i = 0; i < in.parts.size(); ++i) {
     if (in.parts[i] == "global") global = i;
@@ -421,7 +420,10 @@ void decode_cp(Instruction& in) {
 }  // namespace
 
 std::vector<Opcode> copy_opcodes() {
-  return {{"cp", "Data Movement: asynchronous copy", decode_cp}};
+  return {{"cp", "Data Movement: asynchronous copy", decode_cp,
+           "async bulk reduce prefetch tensor 1d 2d 3d 4d 5d tile cta_group::1 commit_group bulk_group wait_group wait_all read "
+           "mbarrier mbarrier::complete_tx::bytes arrive noinc multicast::cluster add min max inc dec and or xor noftz ca cg "
+           "global shared shared::cta shared::cluster L2 L2::cache_hint L2::64B L2::128B L2::256B"}};
 }
 
 }  // namespace gnaforge::emulator

@@ -135,7 +135,7 @@ Status pending_count(Warp& warp, const Instruction& in, uint32_t mask) {
 }
 
 void decode_mbarrier(Instruction& in) {
-  const std::string& what = in.parts[1];
+  const std::string what = in.mode();
   if (what == "init") {
     expect_count(in, 2, 2);
     in.run = init;
@@ -168,7 +168,9 @@ void decode_mbarrier(Instruction& in) {
 }  // namespace
 
 std::vector<Opcode> mbarrier_opcodes() {
-  return {{"mbarrier", "Parallel Synchronization: mbarrier", decode_mbarrier}};
+  return {{"mbarrier", "Parallel Synchronization: mbarrier", decode_mbarrier,
+           "init inval arrive arrive_drop expect_tx complete_tx try_wait test_wait pending_count parity noComplete "
+           "relaxed acquire release cta cluster shared shared::cta shared::cluster"}};
 }
 
 }  // namespace gnaforge::emulator

@@ -330,8 +330,7 @@ Status commit(Warp& warp, const Instruction& in, uint32_t mask) {
 Status nothing(Warp&, const Instruction&, uint32_t) { return Status::next; }
 
 void decode_tcgen05(Instruction& in) {
-  const std::string& what = in.parts[1];
-  if (in.has("cta_group::2")) return;
+  const std::string what = in.mode();
   if (what == "alloc") {
     expect_count(in, 2, 2);
     in.run = allocate;
@@ -341,7 +340,6 @@ void decode_tcgen05(Instruction& in) {
   } else if (what == "relinquish_alloc_permit") {
     in.run = relinquish;
   } else if (what == "ld" || what == "st") {
-    if (in.has("red")) return;
     in.detail[0] = -1;
     in.detail[2] = in.has("pack::16b") || in.has("unpack::16b");
     in.detail[3] = what == "ld" ? 2 : 1;
@@ -366,7 +364,6 @@ void decode_tcgen05(Instruction& in) {
     expect_count(in, 1, 2);
     in.run = commit;
   } else if (what == "mma") {
-    if (in.has("sp") || in.has("ws") || in.has("block_scale")) return;
     in.detail[0] = in.has("kind::f16") ? 0 : in.has("kind::tf32") ? 1 : in.has("kind::f8f6f4") ? 2 : -1;
     if (in.detail[0] < 0) return;
     in.detail[2] = in.args.size() > 5 && in.args[4].kind == Operand::Kind::vector;
@@ -378,6 +375,12 @@ void decode_tcgen05(Instruction& in) {
 
 }  // namespace
 
-std::vector<Opcode> tcgen05_opcodes() { return {{"tcgen05", "TensorCore 5th Generation Family Instructions", decode_tcgen05}}; }
+std::vector<Opcode> tcgen05_opcodes() {
+  return {{"tcgen05", "TensorCore 5th Generation Family Instructions", decode_tcgen05,
+           "alloc dealloc relinquish_alloc_permit ld st wait::ld wait::st fence::before_thread_sync fence::after_thread_sync "
+           "commit mma sync aligned cta_group::1 shared::cta shared::cluster mbarrier::arrive::one multicast::cluster "
+           "kind::f16 kind::tf32 kind::f8f6f4 collector::a::discard pack::16b unpack::16b "
+           "32x32b 16x64b 16x128b 16x256b 16x32bx2 x1 x2 x4 x8 x16 x32 x64 x128"}};
+}
 
 }  // namespace gnaforge::emulator
