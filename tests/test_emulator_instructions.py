@@ -666,7 +666,9 @@ def test_modifiers_that_are_unknown_are_refused(marked: str) -> None:
     """Never left out in silence; those of PTX that are not emulated are refused like any other."""
     modifier = marked[marked.index("<") + 1 : marked.index(">")]
     text = re.sub("[<>]", "", marked)
-    with pytest.raises(EmulationError, match=rf"ptx:\d+: the modifier \.{modifier} of .* is unknown or not emulated") as caught:
+    with pytest.raises(
+        EmulationError, match=rf"ptx:\d+: the modifier \.{modifier} of .* is unknown or not emulated"
+    ) as caught:
         load(module_text(f"\n\n{text}\n"))
     assert text.rstrip(";") in str(caught.value)
 
