@@ -262,21 +262,30 @@ def test_barrier_misuse(body: str, message: str) -> None:
         result(body, 64)
 
 
+@pytest.mark.parametrize("leaves", ["first", "last"])
 @every_schedule
-def test_barrier_cluster_waits_for_the_threads_that_are_left(options: Options) -> None:
-    # Warp 3 leaves without arriving, warp 2 after its arrival; warp 1 reads what warp 0 writes, long after.
-    body = """
+def test_barrier_cluster_waits_for_the_threads_that_are_left(leaves: str, options: Options) -> None:
+    # Warp 3 leaves without arriving, warp 2 after its arrival; warp 1 comes later and reads what warp 0 writes after that.
+    sleep = "nanosleep.u32 100;"
+    body = f"""
       mov.u32 %r1, shared; mov.u32 %r0, 0; mov.u32 %r3, 42;
       shr.u32 %r2, %tid, 5;
-      setp.eq.u32 %q3, %r2, 3; @%q3 ret;
-      setp.eq.u32 %q0, %r2, 0; @!%q0 bra ARRIVE;
-      nanosleep.u32 100; nanosleep.u32 100; nanosleep.u32 100; nanosleep.u32 100;
+      setp.eq.u32 %q2, %r2, 2; @%q2 bra ARRIVE;
+      setp.eq.u32 %q3, %r2, 3; @%q3 bra LEAVE;
+      {3 * sleep}
+      setp.eq.u32 %q1, %r2, 1; @%q1 bra ARRIVE;
+      {3 * sleep}
       st.shared.u32 [%r1], %r3;
     ARRIVE:
       barrier.cluster.arrive.aligned;
-      setp.eq.u32 %q2, %r2, 2; @%q2 ret;
+      @%q2 ret;
       barrier.cluster.wait.aligned;
       ld.shared.u32 %r0, [%r1];
+      bra END;
+    LEAVE:
+      {9 * sleep if leaves == "last" else ""}
+      ret;
+    END:
     """
     out = result(body, 128, options, ".shared .align 16 .b8 shared[16];")
     np.testing.assert_array_equal(out, np.repeat([42, 42, 0, 0], 32))
