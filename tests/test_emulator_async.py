@@ -445,7 +445,7 @@ def test_small_copies_are_waited_for(between: str, place: str, fine: bool, optio
         launch()
         return
     # What the other warp has yet to copy isn't there at all.
-    race = r"race: read of shared memory at .*, which a cp\.async of warp [01] has written"
+    race = r"race: read of shared memory at .*, which an asynchronous copy has written"
     with pytest.raises(EmulationError, match=race + ("|uninitialised" if place == OTHER else "")):
         launch()
 

@@ -11,8 +11,7 @@ void Mbarriers::init(uint32_t address, uint32_t count, Warp& warp) {
   Mbarrier& barrier = barriers_[address];
   barrier.expected = count;
   barrier.pending = count;
-  barrier.agent = static_cast<uint8_t>(agents_);
-  agents_ = std::min(agents_ + 1, kAgents - 1);
+  barrier.agent = new_agent();
   auto agent = static_cast<uint8_t>(kFirstInitAgent + warp.index);
   barrier.init = {++warp.clock.at[agent], agent};
   barrier.initialised = warp.cta.clock;

@@ -36,6 +36,8 @@ class Mbarriers {
   Trace* trace = nullptr;   // hears of everything, if there is one
   const uint64_t* clock = nullptr;
 
+  /// Stands for copies that complete together. There are not many: the last one is everybody's.
+  uint8_t new_agent() { return static_cast<uint8_t>(agents_ < kAgents - 1 ? agents_++ : agents_); }
   /// mbarrier.init by the thread `warp.lane`.
   void init(uint32_t address, uint32_t count, Warp& warp);
   void invalidate(uint32_t address);
@@ -56,7 +58,7 @@ class Mbarriers {
   bool settle(uint32_t address, Mbarrier& barrier);
   void note(const char* what, int64_t number, const char* of, uint32_t address) const;
   std::unordered_map<uint32_t, Mbarrier> barriers_;
-  int agents_ = kFirstBarrierAgent;
+  int agents_ = kFirstCopyAgent;
 };
 
 }  // namespace gnaforge::emulator

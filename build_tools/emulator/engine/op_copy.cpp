@@ -285,7 +285,7 @@ Status wait_groups(Warp& warp, const Instruction& in, uint32_t mask) {
       auto see = [&](size_t agent, uint32_t stamp) { warp.clock.at[agent] = std::max(warp.clock.at[agent], stamp); };
       see(kBulkReadAgent, groups[i]->bulk_stores);
       if (!reads_only) see(kBulkStoreAgent, groups[i]->bulk_stores);
-      see(kFirstCopyAgent + static_cast<size_t>(warp.index), groups[i]->copies);
+      if (warp.copy_agent) see(warp.copy_agent, groups[i]->copies);
     }
     // A group that has only been read from still has to be waited for as a whole, so it stays in the count.
     while (!reads_only && count-- > 0) groups.pop_front();
@@ -297,7 +297,8 @@ Status wait_groups(Warp& warp, const Instruction& in, uint32_t mask) {
 
 Status copy_small(Warp& warp, const Instruction& in, uint32_t mask) {
   Cta& cta = warp.cta;
-  Epoch by{++warp.copies, static_cast<uint8_t>(kFirstCopyAgent + warp.index)};  // until somebody has waited
+  if (!warp.copy_agent) warp.copy_agent = cta.mbarriers.new_agent();
+  Epoch by{++warp.copies, warp.copy_agent};
   each_lane(warp, mask, [&](int lane) {
     uint32_t to = cta.shared_address(Space::shared, warp.address(in.args[0], lane) & ~kWindowMask);
     uint64_t from = warp.address(in.args[1], lane);
@@ -345,7 +346,7 @@ Status arrive_after_copies(Warp& warp, const Instruction& in, uint32_t mask) {
     uint32_t barrier = cta.shared_address(in.space, warp.address(in.args[0], lane));
     if (!in.detail[0]) ++cta.mbarriers.at(barrier).pending;
     Clock seen = warp.publish();
-    seen.at[static_cast<size_t>(kFirstCopyAgent + warp.index)] = warp.copies;
+    if (warp.copy_agent) seen.at[warp.copy_agent] = std::max(seen.at[warp.copy_agent], warp.copies);
     auto act = [&cta, barrier, seen] {
       if (cta.mbarriers.arrive(barrier, 1, seen)) cta.event();
     };
