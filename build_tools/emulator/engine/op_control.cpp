@@ -401,8 +401,11 @@ std::vector<Opcode> control_opcodes() {
       {"nanosleep", "Miscellaneous: nanosleep", decode_nanosleep},
       {"setmaxnreg", "Miscellaneous: setmaxnreg", decode_setmaxnreg, "inc dec sync aligned"},
       {"bar", "Parallel Synchronization: bar, bar.warp.sync", decode_barrier, "sync arrive red warp cta and or popc"},
-      {"barrier", "Parallel Synchronization: barrier, barrier.cluster", decode_barrier, "sync arrive wait red cluster cta aligned relaxed acquire release and or popc"},
-      {"fence", "Parallel Synchronization: fence", decode_fence, "sc acq_rel acquire release cta cluster gpu sys mbarrier_init proxy alias async global shared::cta shared::cluster tensormap::generic"},
+      {"barrier", "Parallel Synchronization: barrier, barrier.cluster", decode_barrier,
+       "sync arrive wait red cluster cta aligned relaxed acquire release and or popc"},
+      {"fence", "Parallel Synchronization: fence", decode_fence,
+       "sc acq_rel acquire release cta cluster gpu sys mbarrier_init proxy alias async global shared::cta shared::cluster "
+       "tensormap::generic"},
       {"membar", "Parallel Synchronization: membar", decode_fence, "cta gl sys proxy alias"},
       {"griddepcontrol", "Parallel Synchronization: griddepcontrol", decode_nothing, "launch_dependents wait"},
   };

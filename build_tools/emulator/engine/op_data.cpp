@@ -275,18 +275,22 @@ std::vector<Opcode> data_opcodes() {
       " L1::evict_normal L1::evict_unchanged L1::evict_first L1::evict_last L1::no_allocate"
       " L2::evict_normal L2::evict_first L2::evict_last L2::cache_hint L2::64B L2::128B L2::256B";
   static const std::string kPlaces = " cta cluster gpu sys global local shared shared::cta shared::cluster v2 v4 v8";
-  static const std::string kLoads = "weak relaxed acquire volatile nc ca cg cs lu cv param param::entry param::func const" + kPlaces + kHints;
+  static const std::string kLoads =
+      "weak relaxed acquire volatile nc ca cg cs lu cv param param::entry param::func const" + kPlaces + kHints;
   static const std::string kStores = "weak relaxed release volatile wb cg cs wt param param::func" + kPlaces + kHints;
   return {
       {"mov", "Data Movement: mov", decode_mov},
       {"ld", "Data Movement: ld", decode_ld, kLoads.c_str()},
       {"ldu", "Data Movement: ldu", decode_ld, "global v2 v4"},
       {"st", "Data Movement: st", decode_st, kStores.c_str()},
-      {"cvta", "Data Movement: cvta", decode_cvta, "to global local shared shared::cta shared::cluster const param param::entry"},
-      {"isspacep", "Data Movement: isspacep", decode_isspacep, "global local shared shared::cta shared::cluster param param::entry"},
+      {"cvta", "Data Movement: cvta", decode_cvta,
+       "to global local shared shared::cta shared::cluster const param param::entry"},
+      {"isspacep", "Data Movement: isspacep", decode_isspacep,
+       "global local shared shared::cta shared::cluster param param::entry"},
       {"mapa", "Data Movement: mapa", decode_mapa, "shared::cluster"},
       {"getctarank", "Data Movement: getctarank", decode_getctarank, "shared::cluster"},
-      {"prefetch", "Data Movement: prefetch", decode_hint, "global local param const tensormap L1 L2 L2::evict_last L2::evict_normal"},
+      {"prefetch", "Data Movement: prefetch", decode_hint,
+       "global local param const tensormap L1 L2 L2::evict_last L2::evict_normal"},
       {"prefetchu", "Data Movement: prefetchu", decode_hint, "L1"},
       {"applypriority", "Data Movement: applypriority", decode_hint, "global L2::evict_normal"},
       {"discard", "Data Movement: discard", decode_hint, "global L2"},
