@@ -55,11 +55,20 @@ class Artifact:
             if reason:
                 raise BuildError(f"{path} {reason}; delete {self.folder}")
             intact = stat.S_ISREG(info.st_mode) and file_digest(path) == self.record["files"][name]
+        except FileNotFoundError:
+            raise BuildError(f"{path} is gone") from None
         except (OSError, KeyError):
             intact = False
         if not intact:
             raise BuildError(f"{path} is damaged: its content is not what the record says; delete {self.folder}")
         return path
+
+    def made_of(self, source_digest: str, parts: Mapping[str, str]) -> bool:
+        """Whether it was made of these sources, and of these parts where it has parts of such names."""
+        recorded = self.record.get("parts")
+        own = recorded if isinstance(recorded, dict) else {}
+        same = all(own.get(name, value) == value for name, value in parts.items())
+        return same and self.record.get("source_digest") == source_digest
 
     def intact(self) -> bool:
         """Whether every file is there with the content that the record says."""

@@ -36,7 +36,7 @@ _LOCKS = ".locks"
 _SCRATCH = ".build-"
 _DIGITS = 16  # of the digest, in a folder's name
 _PATIENCE = 5.0  # seconds to wait for another process before saying so
-_ATTEMPTS = 3  # at making something in a cache that is deleted meanwhile
+ATTEMPTS = 3  # at making something in a cache that is deleted meanwhile
 REMEDY = "set GNAFORGE_CACHE_DIR to a folder of your own"
 
 T = TypeVar("T")
@@ -56,7 +56,10 @@ class Cache:
     """
 
     def __init__(self, root: Path, clock: Callable[[], float] = time.time) -> None:
-        self.root = root.expanduser().absolute()  # commands run in other folders
+        try:
+            self.root = root.expanduser().absolute()  # commands run in other folders
+        except RuntimeError as error:  # no such user
+            raise BuildError(f"the cache folder {root}: {error}; {REMEDY}") from error
         self.clock = clock
 
     def make_ready(self) -> None:
@@ -92,6 +95,26 @@ class Cache:
             return False
         return stat.S_ISDIR(info.st_mode) and not mistrust(info)
 
+    def exists(self) -> bool:
+        """Whether there is a folder that can be reached."""
+        try:
+            return self.root.is_dir()
+        except OSError:
+            return False
+
+    def contents(self) -> list[Path]:
+        """What is in the folder, sorted; nothing if it isn't there.
+
+        Raises:
+            BuildError: it can't be read.
+        """
+        try:
+            return sorted(self.root.iterdir())
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise BuildError(f"can't read the cache folder {self.root}: {error.strerror}; {REMEDY}") from error
+
     def folder(self, name: str, digest: str) -> Path:
         """Where the artifact of that name and digest is or would be."""
         return self.root / f"{name}-{digest[:_DIGITS]}"
@@ -122,13 +145,13 @@ class Cache:
         found = [artifact for entry in sorted(own) if (artifact := read_artifact(self.root / entry)) is not None]
         return sorted(found, key=Artifact.serial, reverse=True)
 
-    def current(self, name: str, source_digest: str, file: str) -> Path | None:
-        """The verified ``file`` of the latest artifact of that name that was made of these sources, if there is one.
+    def current(self, name: str, source_digest: str, file: str, parts: Mapping[str, str]) -> Path | None:
+        """The verified ``file`` of the latest artifact of that name that is `Artifact.made_of` these, if there is one.
 
         No compiler is asked for, so this also works where there is none.
         """
         for artifact in self.named(name) if self.trusted() else ():
-            if artifact.record.get("source_digest") == source_digest:
+            if artifact.made_of(source_digest, parts):
                 try:
                     path = artifact.verified(file)
                 except BuildError:
@@ -263,14 +286,16 @@ class Cache:
         Raises:
             BuildError: the folder can't be used or is full, or whatever ``work`` raises.
         """
-        for attempt in range(1, _ATTEMPTS + 1):
+        for attempt in range(1, ATTEMPTS + 1):
             self.make_ready()
             try:
                 return work()
-            except (CacheVanished, FileNotFoundError):
-                if attempt == _ATTEMPTS:
+            except CacheVanished:
+                if attempt == ATTEMPTS:
                     raise
             except OSError as error:
+                if isinstance(error, FileNotFoundError) and attempt < ATTEMPTS:
+                    continue
                 reason = error.strerror or error
                 raise BuildError(f"can't write to the cache folder {self.root}: {reason}; {REMEDY}") from error
         raise AssertionError("unreachable")
@@ -320,7 +345,7 @@ def find_in_layers(name: str, digest: str) -> Artifact | None:
     return next((artifact for artifact in found if artifact is not None), None)
 
 
-def current_in_layers(name: str, source_digest: str, file: str) -> Path | None:
+def current_in_layers(name: str, source_digest: str, file: str, parts: Mapping[str, str] | None = None) -> Path | None:
     """As `Cache.current`, in the first layer that has it."""
-    found = (cache.current(name, source_digest, file) for cache in cache_layers())
+    found = (cache.current(name, source_digest, file, parts or {}) for cache in cache_layers())
     return next((path for path in found if path is not None), None)

@@ -9,12 +9,13 @@ import re
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import BuildError, InputError
-from .cache import RECORD, SCHEMA, Artifact, Cache
+from ..errors import BuildError, GnaforgeError, InputError
+from .artifact import mistrust, read_artifact
+from .cache import RECORD, REMEDY, SCHEMA, Artifact, Cache
 from .wheel_file import write_zip
 
 _FOLDER = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)-(?P<digest>[0-9a-f]{16})")
@@ -30,13 +31,17 @@ def export_artifacts(artifacts: Sequence[Artifact], target: Path) -> None:
         InputError: ``target`` can't be written, or its name says neither.
     """
     try:
-        if target.suffix == _SUFFIX:
+        if target.suffix.lower() == _SUFFIX:
             _write_archive(artifacts, target)
         elif target.suffix in (".tar", ".gz", ".tgz", ".xz", ".zst", ".whl"):
             raise InputError(f"{target}: name a {_SUFFIX} file, or a folder")
         else:
             cache = Cache(target)
-            cache.make_ready()
+            try:
+                cache.make_ready()
+            except BuildError as error:
+                text = str(error).replace("the cache folder ", "").replace(f"; {REMEDY}", "")
+                raise InputError(f"can't export to a folder: {text}") from error
             for artifact in artifacts:
                 _adopt(cache, artifact.folder.name, artifact.record, _contents(artifact))
     except OSError as error:
@@ -67,10 +72,17 @@ def _write_archive(artifacts: Sequence[Artifact], target: Path) -> None:
         raise
 
 
-def import_artifacts(source: Path, cache: Cache) -> tuple[list[Artifact], int]:
+def import_artifacts(
+    source: Path, cache: Cache, needs: Callable[[str], set[str]] = lambda name: set()
+) -> tuple[list[Artifact], int]:
     """Brings the artifacts of a zip file or folder that `export_artifacts` wrote into ``cache``.
 
     Digests show damage, not malice: code will be loaded from what is imported.
+
+    Args:
+        source: the file or folder.
+        cache: where to.
+        needs: the files that an artifact of a name must have.
 
     Returns:
         The artifacts that are new to the cache, and how many it had already.
@@ -84,11 +96,11 @@ def import_artifacts(source: Path, cache: Cache) -> tuple[list[Artifact], int]:
     known = 0
     try:
         for folder, record, contents in _read_folder(source) if source.is_dir() else _read_archive(source):
-            artifact = _adopt(cache, folder, record, contents)
+            artifact = _adopt(cache, folder, record, contents, needs)
             known += artifact is None
             new += [artifact] if artifact is not None else []
     except OSError as error:
-        if error.filename is not None and str(error.filename).startswith(str(source)):
+        if error.filename is not None and Path(error.filename).absolute().is_relative_to(source.absolute()):
             raise InputError(f"can't read {source}: {error.strerror}") from error
         raise BuildError(f"can't write to the cache folder {cache.root}: {error.strerror}") from error
     if not new and not known:
@@ -100,13 +112,18 @@ _Found = tuple[str, dict[str, Any], dict[str, bytes]]
 
 
 def _read_folder(source: Path) -> Iterator[_Found]:
-    for artifact in Cache(source).artifacts():
-        if _FOLDER.fullmatch(artifact.folder.name):
-            try:
-                contents = {name: (artifact.folder / Path(name).name).read_bytes() for name in artifact.record["files"]}
-            except FileNotFoundError as error:
-                raise InputError(f"{source}: {artifact.folder.name} is damaged: {error.filename} is missing") from error
-            yield artifact.folder.name, artifact.record, contents
+    if reason := mistrust(source.stat()):
+        raise InputError(f"{source} {reason}; copy it, or chmod -R go-w it")
+    for folder in sorted(path for path in source.iterdir() if _FOLDER.fullmatch(path.name)):
+        artifact = read_artifact(folder)
+        if artifact is None:
+            reasons = [reason for path in (folder, *folder.glob(RECORD)) if (reason := mistrust(path.lstat()))]
+            raise InputError(f"{folder} {reasons[0] if reasons else 'is damaged: it has no record that can be read'}")
+        try:
+            contents = {name: (folder / Path(name).name).read_bytes() for name in artifact.record["files"]}
+        except FileNotFoundError as error:
+            raise InputError(f"{source}: {folder.name} is damaged: {error.filename} is missing") from error
+        yield folder.name, artifact.record, contents
 
 
 def _read_archive(source: Path) -> Iterator[_Found]:
@@ -122,23 +139,37 @@ def _read_archive(source: Path) -> Iterator[_Found]:
                 if not members.issuperset(names):
                     raise InputError(f"{source}: {folder} is incomplete")
                 yield folder, record, {name.partition("/")[2]: archive.read(name) for name in names}
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise InputError(f"{source} is no zip file, or a damaged one: {error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, InputError):
-            raise
+    except GnaforgeError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{source}: a record in it is damaged") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: encrypted
+        raise InputError(f"{source} is no zip file, or a damaged one: {error}") from error
 
 
-def _adopt(cache: Cache, folder: str, record: dict[str, Any], contents: dict[str, bytes]) -> Artifact | None:
+def _adopt(
+    cache: Cache,
+    folder: str,
+    record: dict[str, Any],
+    contents: dict[str, bytes],
+    needs: Callable[[str], set[str]] = lambda name: set(),
+) -> Artifact | None:
     """Publishes an artifact; None if the cache has it. Raises InputError unless it is what its record says."""
     match = _FOLDER.fullmatch(folder)
     digest = str(record.get("digest"))
     whole = match and re.fullmatch("[0-9a-f]{64}", digest) and digest.startswith(match["digest"])
     if not match or not whole or record.get("schema") != SCHEMA or record.get("key") != match["name"]:
         raise InputError(f"{folder} is no artifact of this version's cache")
+    files, parts = record.get("files"), record.get("parts", {})
+    if (
+        not isinstance(files, dict)
+        or not isinstance(parts, dict)
+        or files.keys() != contents.keys()
+        or not needs(match["name"]) <= contents.keys()
+    ):
+        raise InputError(f"{folder} is damaged: its record is incomplete")
     for name, data in contents.items():
-        if not _FILE.fullmatch(name) or hashlib.sha256(data).hexdigest() != record["files"][name]:
+        if not _FILE.fullmatch(name) or hashlib.sha256(data).hexdigest() != files[name]:
             raise InputError(f"{folder} is damaged: {name} is not what its record says")
     if cache.find(match["name"], digest) is not None:
         return None

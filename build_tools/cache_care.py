@@ -28,7 +28,7 @@ class Doomed:
 def broken(cache: Cache) -> list[Doomed]:
     """Folders that look like artifacts and hold none that may be used: damaged, or writable by others."""
     found = []
-    for folder in sorted(cache.root.iterdir()) if cache.root.is_dir() else ():
+    for folder in cache.contents():
         if _FOLDER.fullmatch(folder.name) and not folder.name.startswith("."):
             artifact = read_artifact(folder)
             if artifact is None or not artifact.intact():
@@ -75,7 +75,7 @@ def to_prune(
 
 def everything(cache: Cache) -> list[Doomed]:
     """All artifacts, whole or not, and the kept folders of failed builds."""
-    folders = [folder for folder in sorted(cache.root.iterdir()) if _FOLDER.fullmatch(folder.name)]
+    folders = [folder for folder in cache.contents() if _FOLDER.fullmatch(folder.name)]
     failed = cache.root / FAILED
     return [Doomed(folder, "", _size(folder)) for folder in (*folders, *([failed] if failed.is_dir() else []))]
 

@@ -71,10 +71,8 @@ def _ninja(folder: Path, jobs: int, progress: Progress) -> str:
     if executable is None:
         raise BuildError("ninja is missing: pip install ninja")
     command = [executable, "-C", os.fspath(folder), "-k", "0", "-j", str(jobs)]
-    environment = {**os.environ, "NINJA_STATUS": "@%f@%t@"}
-    environment["LC_ALL"] = "C.UTF-8"  # compilers translate their messages, and errors are found by their words
     said = []
-    with start(command, environment) as process:
+    with start(command, variables={"NINJA_STATUS": "@%f@%t@"}) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if match := _STATUS.match(line):

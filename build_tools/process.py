@@ -6,24 +6,50 @@ import os
 import subprocess
 import threading
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ..runtime.core import process_lock
 
 # Held while this process has both ends of a child's pipes. A fork then would keep the writing end open in the forked
 # process, and whoever reads to the pipe's end would wait for it: for ever, if it waits for the reader's lock.
 _starting = threading.RLock()
-os.register_at_fork(before=_starting.acquire, after_in_parent=_starting.release, after_in_child=_starting.release)
+# Options that compilers take from here are in no digest: they would change objects that keep their names.
+_UNSEEN = ("CPATH", "C_INCLUDE_PATH", "CPLUS_INCLUDE_PATH", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS")
+
+
+def _before_fork() -> None:
+    process_lock().acquire()  # first: who loads the core has it, and may start a compiler to build it
+    _starting.acquire()
+
+
+def _after_fork() -> None:
+    _starting.release()
+    process_lock().release()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
 
 
 def start(
-    command: Sequence[str], environment: Mapping[str, str] | None = None, stderr: int = subprocess.STDOUT
+    command: Sequence[str],
+    *,
+    variables: Mapping[str, str] | None = None,
+    stderr: int = subprocess.STDOUT,
+    folder: Path | None = None,
 ) -> subprocess.Popen[str]:
-    """Starts ``command`` with its output as text on the pipe ``stdout``, its errors too.
+    """Starts ``command`` in ``folder`` with its output as text on the pipe ``stdout``, its errors too.
+
+    It gets this process's environment with ``variables``, without options for compilers, and speaks English, since
+    errors are found by their words.
 
     Raises:
         OSError: it can't be started.
     """
+    environment = {name: value for name, value in os.environ.items() if name not in _UNSEEN}
+    environment |= {"LC_ALL": "C.UTF-8", **(variables or {})}
     with _starting:
         return subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=stderr, text=True, errors="replace", env=environment
+            command, stdout=subprocess.PIPE, stderr=stderr, text=True, errors="replace", env=environment, cwd=folder
         )
 
 

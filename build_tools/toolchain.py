@@ -50,9 +50,15 @@ class Compiler:
         """Links objects to a stripped shared library that leaves no symbol undefined."""
         return [*self.command, *LINK_FLAGS, *objects, "-o", output]
 
+    @property
+    def options(self) -> dict[str, object]:
+        """The options that it is called with besides ours, as in ``CXX="g++ -march=native"``: nothing if none."""
+        return {"compiler_options": list(self.command[1:])} if self.command[1:] else {}
+
     def identity(self) -> dict[str, object]:
         """What of this compiler decides the bytes of an object."""
-        return {"compiler": self.version, "compile_flags": list(CXX_FLAGS), "link_flags": list(LINK_FLAGS)}
+        flags = {"compile_flags": list(CXX_FLAGS), "link_flags": list(LINK_FLAGS)}
+        return {"compiler": self.version, **self.options, **flags}
 
 
 @lru_cache(maxsize=1)
@@ -63,7 +69,7 @@ def cxx_compiler() -> Compiler:
         BuildError: there is none, or it doesn't run; says where was looked and what to install.
     """
     configured = os.environ.get("CXX")
-    candidates = [shlex.split(configured)] if configured else [["g++"], ["c++"], ["clang++"]]
+    candidates = [_split(configured, "CXX")] if configured else [["g++"], ["c++"], ["clang++"]]
     for command in candidates:
         path = shutil.which(command[0]) if command else None
         if path is None:
@@ -81,6 +87,15 @@ def cxx_compiler() -> Compiler:
     )
 
 
+def _split(text: str, what: str) -> list[str]:
+    """A command's words. Compilations run in other folders, so a program named by its path gets an absolute one."""
+    try:
+        command = shlex.split(text)
+    except ValueError as error:
+        raise BuildError(f"{what} is {text!r}: {error}") from error
+    return [str(Path(command[0]).absolute()), *command[1:]] if command and "/" in command[0] else command
+
+
 LAUNCHER = "GNAFORGE_COMPILER_LAUNCHER"
 
 
@@ -92,11 +107,7 @@ def launcher() -> tuple[str, ...]:
     Raises:
         BuildError: there is no such program, or quotes don't match.
     """
-    text = os.environ.get(LAUNCHER, "")
-    try:
-        command = shlex.split(text)
-    except ValueError as error:
-        raise BuildError(f"the compiler launcher {text!r} ({LAUNCHER}, --launcher): {error}") from error
+    command = _split(os.environ.get(LAUNCHER, ""), f"the compiler launcher ({LAUNCHER}, --launcher)")
     if command and shutil.which(command[0]) is None:
         raise BuildError(
             f"the compiler launcher {command[0]!r} ({LAUNCHER}, --launcher) is no program on PATH; install it "

@@ -8,7 +8,6 @@ libc; libstdc++'s headers call a few functions that only its newer releases have
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from ..errors import BuildError
 from .elf import Elf, Symbol, read_elf
+from .process import output_of, start
 from .toolchain import Compiler
 from .wheel_abi import too_new
 
@@ -52,9 +52,7 @@ class Older:
 @cache
 def _libc(compiler: Compiler) -> Elf:
     """The C library that ``compiler`` links with."""
-    command = [*compiler.command, "-print-file-name=libc.so.6"]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    return read_elf(Path(printed))
+    return read_elf(Path(output_of([*compiler.command, "-print-file-name=libc.so.6"]).strip()))
 
 
 def _older_version(name: str, libc: Elf) -> str | None:
@@ -120,10 +118,11 @@ def run_in(folder: Path, what: str) -> Run:
 
     def run(command: list[str]) -> None:
         try:
-            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace")
+            with start(command, folder=folder) as process:
+                printed, _ = process.communicate()
         except OSError as error:
             raise BuildError(f"{what} did not link: {command[0]}: {error.strerror}") from error
-        if done.returncode:
-            raise BuildError(f"{what} did not link:\n{done.stderr.strip() or done.stdout.strip()}")
+        if process.returncode:
+            raise BuildError(f"{what} did not link:\n{printed.strip()}")
 
     return run

@@ -8,10 +8,10 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from .arch import ARCHES
+from .arch import ARCHES, checked
 from .build import LIBRARY_FILE, build_kernels
 from .errors import InputError
-from .runtime.bench import DEFAULT_CONTENDERS, REPORT_SCHEMA, make_problem, matmul_gflops, report
+from .runtime.bench import DEFAULT_CONTENDERS, REPORT_SCHEMA, make_problem, report
 from .runtime.bench_contenders import CONTENDERS, Problem
 from .runtime.config import ANY_HEAD_DIM, KernelConfig
 from .runtime.core import load_library
@@ -91,14 +91,13 @@ def run_all(
             raise InputError(f"--against {name}: unknown; there are {', '.join(list(CONTENDERS)[1:])}")
     device = ARCHES[arch].device
     check_gpu(arch)
-    configs = {config_of(problem, arch) for problem in problems} if kernel is None else {KernelConfig.parse(kernel)}
+    configs = {config_of(problem, arch) for problem in problems} if kernel is None else {checked(kernel)}
+    if others := {config.arch for config in configs} - {arch}:
+        raise InputError(f"--kernel {kernel} is for {others.pop()}, not for --arch {arch}")
     artifacts, _ = build_kernels(sorted(configs))
     for artifact in artifacts.values():
         load_library(artifact.verified(LIBRARY_FILE))
-    found = report(problems, contenders, seconds * len(problems), kernel, device, path)
-    if device == "cpu":
-        found["machine"]["matmul_gflops"] = matmul_gflops()
-    return found
+    return report(problems, contenders, seconds * len(problems), kernel, device, path)
 
 
 def others(arch: str) -> list[str]:
@@ -114,20 +113,36 @@ def check_gpu(arch: str) -> None:
         raise InputError(f"--arch {arch}: torch sees no GPU here; cpu kernels can be timed with --arch cpu")
 
 
+FAILED = "failed: "
+
+
+def missing(found: dict[str, Any]) -> list[str]:
+    """What a report has no times of, and why, a line each; those of problems that failed begin with `FAILED`."""
+    lines = [f"not timed: {name}: {why}" for row in found["problems"] for name, why in row.get("notes", {}).items()]
+    lines += [f"{FAILED}{_name(row['problem'])}: {row['error']}" for row in found["problems"] if "error" in row]
+    if not found["complete"]:
+        done = len(found["problems"])
+        lines.append(f"incomplete: time ran out after {done} problem{'' if done == 1 else 's'}; raise --seconds")
+    return lines
+
+
+def _name(problem: dict[str, Any]) -> str:
+    pattern = problem["pattern"]
+    name = "x".join(map(str, problem["tokens"])) + " w" + "x".join(map(str, pattern["window"]))
+    for field in ("stride", "dilation"):
+        if set(pattern[field]) != {1}:
+            name += f" {field[0]}" + "x".join(map(str, pattern[field]))
+    return name
+
+
 def rows(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row per problem and contender of a report."""
+    """A row per problem and contender of a report, but for problems that failed."""
     made = []
     peak = found["machine"].get("matmul_gflops")
     for row in found["problems"]:
-        problem = row["problem"]
-        pattern = problem["pattern"]
-        name = "x".join(map(str, problem["tokens"])) + " w" + "x".join(map(str, pattern["window"]))
-        if set(pattern["stride"]) != {1}:
-            name += " s" + "x".join(map(str, pattern["stride"]))
-        if set(pattern["dilation"]) != {1}:
-            name += " d" + "x".join(map(str, pattern["dilation"]))
         if "error" in row:
-            raise InputError(f"{name}: {row['error']}")
+            continue
+        problem, name = row["problem"], _name(row["problem"])
         ours = next((t["seconds"] for t in row["timings"] if t["contender"] == "gnaforge"), None)
         for timing in row["timings"]:
             made.append(
@@ -159,11 +174,15 @@ def read_report(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text())
         if found["schema"] != REPORT_SCHEMA:
             raise InputError(f"{path}: report of schema {found['schema']}, this version reads {REPORT_SCHEMA}")
-        found["machine"], found["problems"]
+        rows(found), missing(found)
     except OSError as error:
         raise InputError(f"can't read {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise InputError(f"{path} is no report of `gnaforge bench --report`") from error
+    if not found["problems"]:
+        raise InputError(f"{path} holds no problem that was measured")
     return found  # type: ignore[no-any-return]
 
 

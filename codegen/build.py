@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .arch import ARCHES
-from .build_tools.cache import Artifact, Cache, digest_of, find_in_layers, user_cache
+from .build_tools.cache import ATTEMPTS, Artifact, Cache, digest_of, find_in_layers, user_cache
 from .build_tools.compile import Failure, Step, run_steps, step_seconds
 from .build_tools.cuda import cutlass_version
 from .build_tools.cuda_compiler import CudaCompiler, cuda_compiler
@@ -162,8 +162,9 @@ def build_kernels(
     """
     listener = listener or Listener()
     cache = user_cache()
-    artifacts, pending = split_cached(make_jobs(sorted(configs), cxx_compiler(), stand_in))
-    compiled: list[KernelConfig] = []
+    all_jobs = make_jobs(sorted(configs), cxx_compiler(), stand_in)
+    artifacts, pending = split_cached(all_jobs)
+    compiled: dict[KernelConfig, None] = {}
 
     def have(batch: Sequence[Job], start: int) -> None:
         with _locked(cache, batch):
@@ -171,11 +172,15 @@ def build_kernels(
             artifacts.update(found)
             if missing:
                 artifacts.update(_compile(missing, cache, jobs, listener, start, len(pending)))
-                compiled.extend(job.config for job in missing)
+                compiled.update(dict.fromkeys(job.config for job in missing))
 
-    for start in range(0, len(pending), _BATCH):
-        cache.making(partial(have, pending[start : start + _BATCH], start))
-    return artifacts, compiled
+    for _ in range(ATTEMPTS):
+        for start in range(0, len(pending), _BATCH):
+            cache.making(partial(have, pending[start : start + _BATCH], start))
+        pending = [job for job in all_jobs if not artifacts[job.config].folder.is_dir()]
+        if not pending:  # else the cache was deleted meanwhile
+            break
+    return artifacts, list(compiled)
 
 
 @contextlib.contextmanager
@@ -341,19 +346,22 @@ def _link(plan: Plan, artifacts: dict[KernelConfig, Artifact], path: Path) -> bo
         if record["digest"] == digest and record["sha256"] == file_digest(path):
             return False
     path.parent.mkdir(parents=True, exist_ok=True)
-    with user_cache().scratch() as scratch:
-        (scratch / "library.cpp").write_text(source)
-        compile_step = Step(
-            "library.o",
-            ("library.cpp",),
-            tuple(host.compile_command("library.cpp", "library.o", include_dir())),
-        )
-        objects = [str(artifacts[config].verified("kernel.o")) for config in plan.configs]
-        link_step = Step("out.so", ("library.o",), tuple(linker.link_command(["library.o", *objects], "out.so")))
-        failures = run_steps(scratch, [compile_step, link_step], 1, lambda *_: None, lambda _: None)
-        if failures:
-            raise BuildError(f"linking {path.name} failed: {failures[0].cause}\n{failures[0].text}")
-        write_atomic(path, (scratch / "out.so").read_bytes())
+
+    def linked() -> bytes:
+        with user_cache().scratch() as scratch:
+            (scratch / "library.cpp").write_text(source)
+            compiled = host.compile_command("library.cpp", "library.o", include_dir())
+            objects = [str(artifacts[config].verified("kernel.o")) for config in plan.configs]
+            steps = [
+                Step("library.o", ("library.cpp",), tuple(compiled)),
+                Step("out.so", ("library.o",), tuple(linker.link_command(["library.o", *objects], "out.so"))),
+            ]
+            failures = run_steps(scratch, steps, 1, lambda *_: None, lambda _: None)
+            if failures:
+                raise BuildError(f"linking {path.name} failed: {failures[0].cause}\n{failures[0].text}")
+            return (scratch / "out.so").read_bytes()
+
+    write_atomic(path, user_cache().making(linked))
     record = {
         "digest": digest,
         "sha256": file_digest(path),

@@ -15,21 +15,20 @@ from .build_tools.cache_care import broken
 from .build_tools.toolchain import cxx_compiler
 from .core_extension import CORE_NAME, core_source_digest
 from .errors import BuildError
-from .recipe import source_digest
+from .recipe import installed_parts, source_digest
 from .render import render_kernel, render_library
 from .runtime.config import KernelConfig
 
 
 def is_stale(artifact: Artifact) -> bool:
     """Whether no call of this version would take the artifact; parts of the emulator never count as stale."""
-    made_of = artifact.record.get("source_digest")
     key = str(artifact.record.get("key", ""))
     if key == CORE_NAME:
-        return bool(made_of != core_source_digest())
+        return not artifact.made_of(core_source_digest(), {})
     config = _config(key.removeprefix("emulated."))
     if config is None:
         return key.startswith("gna_")
-    return config.arch not in ARCHES or bool(made_of != source_digest(config))
+    return config.arch not in ARCHES or not artifact.made_of(source_digest(config), installed_parts(config))
 
 
 def _config(key: str) -> KernelConfig | None:
@@ -53,7 +52,7 @@ def summary(cache: Cache) -> dict[str, Any]:
     damaged = broken(cache) if cache.trusted() else []
     return {
         "folder": str(cache.root),
-        "exists": cache.root.is_dir(),
+        "exists": cache.exists(),
         "trusted": cache.trusted(),
         **{kind: {"count": counts[kind], "bytes": sizes[kind]} for kind in ("kernels", "stale", "other")},
         "damaged": {"count": len(damaged), "bytes": sum(item.size for item in damaged)},

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from .arch import ARCHES
 from .build_tools.cache import cache_layers, current_in_layers
-from .recipe import LIBRARY_FILE, source_digest
+from .recipe import LIBRARY_FILE, installed_parts, source_digest
 from .runtime.config import ANY_HEAD_DIM, KernelConfig
 from .runtime.lookup import Request
 
 
 def find_kernel(config: KernelConfig) -> Path | None:
     """The library of a kernel that was compiled before."""
-    return current_in_layers(config.key, source_digest(config), LIBRARY_FILE)
+    return current_in_layers(config.key, source_digest(config), LIBRARY_FILE, installed_parts(config))
 
 
 def find_kernels(request: Request) -> list[Path]:

@@ -15,6 +15,7 @@ from .build_tools.cuda import find_cutlass, find_nvcc
 from .build_tools.toolchain import available_memory_gb, cxx_compiler, job_limit
 from .core_extension import torch_dir
 from .errors import GnaforgeError
+from .runtime.core import CPU_ISAS
 
 GROUPS = ("run", "build cpu kernels", "build GPU kernels")
 
@@ -72,6 +73,11 @@ def _cpu() -> str:
         isa = "AVX2"
     else:
         isa = "portable vectors"
+    wanted = os.environ.get("GNAFORGE_CPU_ISA", "")
+    if wanted not in CPU_ISAS:
+        raise OSError(f"GNAFORGE_CPU_ISA is {wanted!r}; it must be one of {', '.join(CPU_ISAS[1:])}")
+    if wanted == "portable" or (wanted == "avx2" and isa == "AVX-512"):
+        isa = f"{wanted} vectors, by GNAFORGE_CPU_ISA ({isa} is there)"
     return f"{platform.machine()}, kernels use {isa}; {available_memory_gb():.0f} GB free, {job_limit(1.0)} build jobs"
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .build_tools.files import write_atomic
+from .errors import InputError
 from .geometry import Axis, Tiling, attended, axes, tiles_from
 
 # Okabe and Ito's palette: told apart with any colour vision.
@@ -184,7 +185,10 @@ def save(figure: Any, path: Path) -> None:
     """Writes a figure as PNG; ``path`` is never half a picture."""
     data = BytesIO()
     figure.savefig(data, format="png", dpi=130, bbox_inches="tight")
-    write_atomic(path, data.getvalue())
+    try:
+        write_atomic(path, data.getvalue())
+    except OSError as error:
+        raise InputError(f"can't write {path}: {error.strerror}") from error
 
 
 def _add(plot: Any, boxes: Sequence[Box], **style: Any) -> None:

@@ -5,8 +5,10 @@ A process that finds its kernels in the cache needs no more than this, so it imp
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from .arch import ARCHES
@@ -43,7 +45,7 @@ def source_digest(config: KernelConfig) -> str:
     if ARCHES[config.arch].compiler == "nvcc":
         from .build_tools.cuda_compiler import CUTLASS_FLAGS, NVCC_FLAGS, NVCC_LINK_FLAGS
 
-        flags += [NVCC_FLAGS, NVCC_LINK_FLAGS]
+        flags += [NVCC_FLAGS, NVCC_LINK_FLAGS, (ARCHES[config.arch].target,)]
         if ARCHES[config.arch].cutlass:
             flags.append(CUTLASS_FLAGS)
     templates = _template_closure(ARCHES[config.arch].template, LIBRARY_TEMPLATE)
@@ -56,6 +58,17 @@ def source_digest(config: KernelConfig) -> str:
             "flags": flags,
         }
     )
+
+
+def installed_parts(config: KernelConfig) -> dict[str, str]:
+    """What a kernel in the cache was made of besides, as far as this machine has another: the CUTLASS package.
+
+    It is no part of `source_digest`, so that kernels that were made elsewhere serve where there is no CUTLASS.
+    """
+    if ARCHES[config.arch].compiler == "nvcc":
+        with contextlib.suppress(PackageNotFoundError):
+            return {"cutlass": version("nvidia-cutlass")}
+    return {}
 
 
 def _template_closure(*names: str) -> dict[str, str]:

@@ -245,8 +245,12 @@ def _field_name(path: tuple[int | str, ...], fields: Mapping[str, Any]) -> str:
     return path_text(own)
 
 
-def _listed(arch: str | Sequence[str]) -> list[str]:
-    return [arch] if isinstance(arch, str) else list(arch)
+def _listed(arch: object) -> list[str]:
+    if isinstance(arch, str):
+        return [arch]
+    if isinstance(arch, list | tuple) and arch:
+        return list(arch)
+    raise InputError(f"arch: {arch!r} is neither a name nor a list of names; there are {', '.join(ARCHES)}")
 
 
 def _have(configs: Sequence[KernelConfig]) -> None:
@@ -270,8 +274,9 @@ def _run_once(config: KernelConfig) -> None:
 
     from .runtime.ops import DTYPE_NAMES, neighborhood_attention
 
-    device = ARCHES[config.arch].device
-    if device == "cuda" and not torch.cuda.is_available():
+    arch = ARCHES[config.arch]
+    device = arch.device
+    if device == "cuda" and not (torch.cuda.is_available() and torch.cuda.get_device_capability() in arch.capabilities):
         return
     dtype = next(dtype for dtype, name in DTYPE_NAMES.items() if name == config.dtype)
     tokens = tuple(map(max, config.q_tile, config.kv_tile))

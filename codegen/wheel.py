@@ -22,7 +22,7 @@ from .build_tools.wheel_abi import Tag, check_abi, platform_tag
 from .build_tools.wheel_file import check_version, file_time, package_name, wheel_bytes
 from .build_tools.wheel_link import Older, link_for_wheel, run_in
 from .core_extension import core_link_command, core_object
-from .errors import BuildError, InputError
+from .errors import InputError
 from .library_file import is_emulated
 from .render import render_library, render_wheel, wheel_package_templates
 from .runtime.package import CORE, LIBRARY, METADATA
@@ -89,14 +89,11 @@ def build_wheel(
     distribution = package_name(name or f"gnaforge_{plan.library}")
     check_version(version)
     file_time()
-    if budget_mb is not None and budget_mb <= 0:
+    if budget_mb is not None and not budget_mb > 0:  # NaN is neither
         raise InputError(f"--budget-mb {budget_mb}: give a number of megabytes above 0")
     _check_writable(out)
     artifacts, compiled = build_kernels(plan.configs, jobs=jobs, listener=listener)
-    try:
-        linked = _link_both(plan, artifacts)
-    except OSError as error:
-        raise BuildError(f"can't link in the cache folder {user_cache().root}: {error.strerror}") from error
+    linked = user_cache().making(lambda: _link_both(plan, artifacts))
     check_abi({file: (elf, EXPORTS[file]) for file, elf in linked.elves.items()})
     tag = platform_tag(linked.elves)
     sizes = {config.key: read_elf(artifacts[config].verified("kernel.o")).loaded_bytes for config in plan.configs}
@@ -132,7 +129,10 @@ def build_wheel(
 
 def _check_writable(out: Path) -> None:
     """Refuses a folder that can't be written before anything is compiled for it."""
-    existing = next(path for path in (out, *out.absolute().parents) if path.exists() or path.is_symlink())
+    try:
+        existing = next(path for path in (out, *out.absolute().parents) if path.exists() or path.is_symlink())
+    except OSError as error:
+        raise InputError(f"can't write to {out}: {error.strerror}") from error
     if not existing.is_dir():
         raise InputError(f"can't write to {out}: {existing} is not a folder")
     if not os.access(existing, os.W_OK | os.X_OK):

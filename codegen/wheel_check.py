@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .build_tools.elf import parse_elf
-from .build_tools.wheel_abi import Tag, abi_problems, platform_tag
+from .build_tools.wheel_abi import abi_problems, platform_tag
 from .build_tools.wheel_file import record_digest
 from .errors import GnaforgeError, InputError
 from .runtime.availability import why_not
@@ -182,15 +182,17 @@ def _library_problems(files: Mapping[str, bytes], name: str, metadata: Mapping[s
 
 def _why_not_here(platform_name: str) -> str:
     """Why a wheel of that platform can't be used with this Python; empty if it can."""
-    tag = Tag(platform_name, ())
-    machine = platform_name.split("_", 3)[-1]
+    match = re.fullmatch(r"manylinux_(\d+)_(\d+)_(\w+)", platform_name)
+    if match is None:
+        return f"its platform, {platform_name}, is none that gnaforge writes"
+    least, machine = (int(match[1]), int(match[2])), match[3]
     if sys.platform != "linux" or platform.machine() != machine:
         return f"built for Linux on {machine}, this is {platform.system()} on {platform.machine()}"
     library, libc = platform.libc_ver()
     found = tuple(int(part) for part in libc.split(".")[:2]) if library == "glibc" else None
-    if found is None or found < tag.glibc:
+    if found is None or found < least:
         has = f"{library or 'another C library'} {libc}".strip()
-        return f"needs glibc {tag.glibc[0]}.{tag.glibc[1]}, this system has {has}"
+        return f"needs glibc {least[0]}.{least[1]}, this system has {has}"
     try:
         torch = installed_version("torch")
     except PackageNotFoundError:

@@ -37,7 +37,7 @@ def make_args(change: Callable[[Args], object] = lambda args: None) -> tuple[Arg
     columns = [I64x3(*x) for x in (PROBLEM.tokens, *PROBLEM.pattern)]
     problem = Problem(c.sizeof(Problem), 2, 1, *columns, 4, 2, 8, 8, 8**-0.5)
     views = [c.pointer(view(x)) for x in (q, k, v, out)]
-    host = Host(c.sizeof(Host), 1, None)
+    host = Host(c.sizeof(Host), 1)
     args = Args(
         SIZE_1_0,
         0,

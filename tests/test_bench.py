@@ -125,12 +125,46 @@ def test_a_report_says_all_by_itself(cli: Callable[..., Any], tmp_path: Path) ->
     assert (tmp_path / "bars.png").stat().st_size > 1000
 
 
+def test_a_report_with_holes_shows_the_rest_and_says_what_is_missing(cli: Callable[..., Any], tmp_path: Path) -> None:
+    assert cli("bench", *ONE, "--seconds", "0.01", "--against", "", "--report", "good.json").returncode == 0
+    good = json.loads((tmp_path / "good.json").read_text())
+    assert good["machine"]["matmul_gflops"] > 0
+    (row,) = good["problems"]
+    failed = {"problem": row["problem"], "error": "OutOfMemoryError: 3 GiB"}
+    for problems, complete, code, said in (
+        ([row, failed], True, 1, "failed: 8 w3: OutOfMemoryError: 3 GiB"),
+        ([row], False, 0, "incomplete: time ran out after 1 problem; raise --seconds"),
+    ):
+        (tmp_path / "holes.json").write_text(json.dumps({**good, "problems": problems, "complete": complete}))
+        done = cli("bench", "--from", "holes.json")
+        assert done.returncode == code and said in done.stderr and "8 w3" in done.stdout
+    for problems, said in (([], "holds no problem that was measured"), ([{"problem": 1}], "is no report of")):
+        (tmp_path / "holes.json").write_text(json.dumps({**good, "problems": problems}))
+        done = cli("bench", "--from", "holes.json")
+        assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
+
+
+ONE = ("--tokens", "8", "--window", "3")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--calibrate", "--arch", "sm90"], "needs --from FILE"),
         (["--from", "absent.json"], "can't read absent.json: No such file"),
-        (["--tokens", "8", "--window", "3", "--report", "no/where.json"], "there is no folder"),
+        ([*ONE, "--report", "no/where.json"], "/no: No such file or directory"),
+        ([*ONE, "--report", "."], "--report . is a folder"),
+        ([*ONE, "--plot", "/proc/x.png"], "can't write to /proc"),
+        ([*ONE, "--seconds", "nan"], "--seconds nan: give a number above 0"),
+        ([*ONE, "--batch", "0"], "Invalid value for '--batch'"),
+        ([*ONE, "--heads", "-1"], "Invalid value for '--heads'"),
+        ([*ONE, "--kernel", "nosuch"], "is no kernel key"),
+        ([*ONE, "--kernel", "gna_forward-sm90-r1-bf16-d64-q128-kv128"], "is for sm90, not for --arch cpu"),
+        (["--preset", "vit-56", "--stride", "2", "--heads", "8"], "--stride, --heads: no effect beside --preset"),
+        (["--preset", "vit-56", "--window", "7"], "--window: no effect beside --preset"),
+        (["--tools", "--report", "x.json"], "--report: no effect beside --tools"),
+        (["--overhead", "--tools"], "give one of --overhead, --tools"),
+        (["--from", "x.json", "--tokens", "8"], "--tokens: no effect beside --from"),
         (["--arch", "sm90", "--tokens", "8", "--window", "3"], "torch sees no GPU here"),
         (["--arch", "sm91", "--tokens", "8", "--window", "3"], "'sm91' is unknown"),
     ],

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gnaforge import build as building, recipe
@@ -140,6 +141,30 @@ def test_what_changes_the_digest_and_what_does_not(monkeypatch: pytest.MonkeyPat
     assert other.digest != before.digest and source_digest(ONE) == source
     moved = toolchain.Compiler(("/elsewhere/g++",), Path("/elsewhere/g++"), compiler.version)
     assert make_jobs([ONE], moved)[0].digest == before.digest
+    told = toolchain.Compiler((*compiler.command, "-march=native"), compiler.path, compiler.version)
+    assert make_jobs([ONE], told)[0].digest != before.digest
+
+
+def test_options_from_the_environment_do_not_reach_compilers(own_cache: Path, tmp_path: Path, monkeypatch) -> None:
+    """They are in no digest."""
+    (tmp_path / "cmath").write_text("#error found\n")
+    for name in ("CPATH", "CPLUS_INCLUDE_PATH"):
+        monkeypatch.setenv(name, str(tmp_path))
+    assert build_kernels([ONE])[1] == [ONE]
+
+
+def test_kernels_that_vanish_during_a_build_are_made_again(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build_kernels([ONE])
+    compile_ = building._compile
+
+    def delete_first(*arguments: Any) -> Any:
+        monkeypatch.setattr(building, "_compile", compile_)
+        shutil.rmtree(next(own_cache.glob(f"{ONE.key}-*")))
+        return compile_(*arguments)
+
+    monkeypatch.setattr(building, "_compile", delete_first)
+    artifacts, compiled = build_kernels([ONE, TWO])
+    assert compiled == [TWO, ONE] and all(artifact.intact() for artifact in artifacts.values())
 
 
 def test_the_first_error_comes_with_log_and_command(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,6 +219,10 @@ def test_no_compiler_is_explained(own_cache: Path, monkeypatch: pytest.MonkeyPat
         monkeypatch.setenv("CXX", "no-such-compiler -m64")
         toolchain.cxx_compiler.cache_clear()
         with pytest.raises(BuildError, match="CXX=no-such-compiler"):
+            build_kernels([ONE])
+        monkeypatch.setenv("CXX", '"g++')
+        toolchain.cxx_compiler.cache_clear()
+        with pytest.raises(BuildError, match="CXX is '\"g\\+\\+': No closing quotation"):
             build_kernels([ONE])
     finally:
         toolchain.cxx_compiler.cache_clear()

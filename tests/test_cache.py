@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,26 @@ def test_the_compiler_is_part_of_the_key_but_no_lookup_asks_for_it(filled: Path,
     assert build_kernels([SMALL])[1] == [] and find_kernel(SMALL) == second
 
 
+def test_kernels_made_with_another_cutlass_are_not_taken(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless there is none here: then they serve as they are."""
+    (record,) = filled.glob(f"{SMALL.key}-*/record.json")
+    content = json.loads(record.read_text())
+    record.write_text(json.dumps({**content, "parts": {**content["parts"], "cutlass": "1.0"}}))
+    assert find_kernel(SMALL) is not None  # SMALL itself has nothing to do with CUTLASS
+    for installed, found in (("1.0", True), ("2.0", False)):
+        monkeypatch.setattr("gnaforge.cached_kernels.installed_parts", lambda _, it=installed: {"cutlass": it})
+        assert (find_kernel(SMALL) is not None) == found
+    gpu = KernelConfig.parse("gna_forward-sm90-r2-bf16-d64-q8x16-kv8x16")
+    assert recipe.installed_parts(gpu).keys() <= {"cutlass"} and recipe.installed_parts(SMALL) == {}
+
+
+def test_the_gpu_target_is_part_of_what_a_kernel_is_made_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = KernelConfig.parse("gna_forward-sm90-r2-bf16-d64-q8x16-kv8x16")
+    before = source_digest(gpu)
+    monkeypatch.setattr(recipe, "ARCHES", {**recipe.ARCHES, "sm90": replace(recipe.ARCHES["sm90"], target="90")})
+    assert source_digest(gpu) != before
+
+
 def test_what_is_published_is_readable_by_all_and_writable_by_nobody(no_kernels: Path, fake_cxx, monkeypatch) -> None:
     monkeypatch.setenv("CXX", f"'{fake_cxx()}'")
     cxx_compiler.cache_clear()
@@ -198,6 +219,12 @@ def test_bad_input_and_strange_caches(filled: Path, cli, tmp_path: Path) -> None
     for command in (["info"], ["clear"], ["prune"]):
         done = cli("cache", *command, GNAFORGE_CACHE_DIR=str(tmp_path / "none"))
         assert done.returncode == 0 and not (tmp_path / "none").exists(), done.stderr
+    strange = cli("cache", "info", GNAFORGE_CACHE_DIR="~no-such-user/x")
+    assert strange.returncode == 1 and strange.stderr.startswith("error: the cache folder ~no-such-user/x: ")
+    (tmp_path / "file").write_text("")
+    for command in ("info", "clear", "prune"):
+        done = cli("cache", command, GNAFORGE_CACHE_DIR=str(tmp_path / "file" / "x"))
+        assert done.returncode == (0 if command == "info" else 1) and "Traceback" not in done.stderr, done.stderr
     filled.chmod(0o777)
     assert "NOT USED" in cli("cache", "info").stdout
     refused = cli("cache", "clear")

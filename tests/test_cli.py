@@ -78,6 +78,7 @@ def test_build_a_spec_list_it_and_build_again(cli, tmp_path: Path) -> None:
     assert ONE in cli("list").stdout
     assert [row["state"] for row in json.loads(cli("list", "small.yaml", "--json").stdout)] == ["built"]
     assert {row["state"] for row in json.loads(cli("list", "vit-56", "--json").stdout)} == {"not built"}
+    assert "no GPU kernel among these is built yet" in cli("list", "vit-56", "--static").stderr
     dry = cli("build", "small.yaml", "--dry-run")
     assert f"cached   {ONE}" in dry.stdout and "0 of 1 kernels to compile" in dry.stdout
     assert not (tmp_path / "generated").exists()
@@ -97,6 +98,7 @@ def test_generate_check_and_arch(cli, tmp_path: Path) -> None:
     source.write_text("edited")
     stale = cli("generate", "small.yaml", "--arch", "cpu", "--check")
     assert stale.returncode == 1 and f"changed: {source.relative_to(tmp_path)}" in stale.stderr
+    assert "run `gnaforge generate small.yaml --arch cpu -o generated`" in stale.stderr
     assert source.read_text() == "edited"
 
 
@@ -122,6 +124,7 @@ def test_generate_check_and_arch(cli, tmp_path: Path) -> None:
         (["bench", "--tokens", "8,8", "--window", "3,3,3"], "window has 3 entries, tokens have 2"),
         (["bench", "--tokens", "8", "--window", "3", "--against", "magic"], "--against magic: unknown"),
         (["quickstart", "--plot", "picture.txt"], "--plot picture.txt: give the name of a .png file"),
+        (["quickstart", "--plot", "none/picture.png"], "none: No such file or directory"),
         (["nonsense"], "No such command 'nonsense'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -171,6 +174,8 @@ def test_doctor(cli) -> None:
     missing = cli("doctor", PATH="/nonexistent", CXX="")
     assert missing.returncode == 1
     assert "MISSING C++ compiler: no C++ compiler found" in missing.stdout and "apt install g++" in missing.stdout
+    assert "portable vectors, by GNAFORGE_CPU_ISA" in cli("doctor", GNAFORGE_CPU_ISA="portable").stdout
+    assert "it must be one of portable, avx2, avx512" in cli("doctor", GNAFORGE_CPU_ISA="sse9").stdout
     assert cli("doctor", GNAFORGE_TOOLCHAIN="magic").stdout.count("it must be one of auto, system, pip") == 1
 
 

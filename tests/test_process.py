@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import threading
 
 import pytest
 from gnaforge.build_tools.process import output_of, start
+from gnaforge.runtime.core import process_lock
 
 
 def test_a_fork_keeps_no_pipe_open(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,6 +38,29 @@ def test_a_fork_keeps_no_pipe_open(monkeypatch: pytest.MonkeyPatch) -> None:
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+
+
+def test_a_fork_takes_locks_in_the_order_of_who_builds_the_core() -> None:
+    """Loading the core holds the process's lock while it starts a compiler."""
+    loading = threading.Event()
+
+    def load() -> None:
+        with process_lock():
+            loading.set()
+            threading.Event().wait(0.3)  # never set: time for the fork
+            output_of(["true"])
+
+    thread = threading.Thread(target=load, daemon=True)
+    faulthandler.dump_traceback_later(60, exit=True)
+    thread.start()
+    loading.wait()
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    faulthandler.cancel_dump_traceback_later()
+    thread.join(20)
+    assert not thread.is_alive()
 
 
 def test_output_and_errors() -> None:

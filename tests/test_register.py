@@ -138,6 +138,8 @@ print((asked[1].q_tile, asked[1].kv_tile) == (fitted.q, fitted.kv), asked[1] != 
         ),
         ("KEY, rank=1", "InputError: rank: can't be given beside"),
         ("KEY, arch='sm90'", "InputError: arch: 'sm90' excludes"),
+        ("**{**FIELDS, 'arch': 5}", "InputError: arch: 5 is neither a name nor a list of names; there are cpu, sm90"),
+        ("**{**FIELDS, 'arch': []}", "InputError: arch: [] is neither a name nor a list of names"),
         ("KEY + '-odd'", "variant: 'odd' is not a variant of cpu"),
         ("'gna_forward-cpu'", "is no kernel key; a key looks like"),
         ("'vit-57'", "did you mean 'vit-56'?"),
@@ -155,6 +157,20 @@ def test_errors_name_the_field(call: str, expected: str) -> None:
     with pytest.raises(gnaforge.InputError) as caught:
         eval(f"gnaforge.register({call})", {"gnaforge": gnaforge, "FIELDS": fields, "KEY": SMALL.key})
     assert expected in f"InputError: {caught.value}"
+
+
+def test_warming_up_runs_no_kernel_of_another_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    from gnaforge import registration
+    from gnaforge.runtime.config import KernelConfig
+
+    config = KernelConfig.parse("gna_forward-sm100-r2-bf16-d64-q16x16-kv8x16-cutlass")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    registration._run_once(config)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (10, 3))
+    with pytest.raises((AssertionError, RuntimeError)):  # torch has no CUDA: it tried
+        registration._run_once(config)
 
 
 def test_without_a_toolchain_the_error_says_how_to_get_one(run) -> None:

@@ -14,7 +14,8 @@ import pytest
 from gnaforge.build_tools.cache import Cache
 from gnaforge.build_tools.cache_archive import import_artifacts
 from gnaforge.cli import app
-from gnaforge.errors import BuildError, GnaforgeError, InputError
+from gnaforge.cli.cache_moving import needed_files
+from gnaforge.errors import BuildError, InputError
 
 SPEC = """\
 spec_version: 1
@@ -81,9 +82,12 @@ def test_shards_make_up_the_whole_and_nothing_is_compiled_twice(cli, counted, tm
     assert "0 compiled, 3 from the cache" in run("home", "wheel", "three.yaml")
     assert sources(noted()) == []
 
-    # An exported folder is a cache layer as it is.
-    layered = cli("list", GNAFORGE_CACHE_DIR=str(tmp_path / "empty"), GNAFORGE_CACHE_PATH=str(tmp_path / "part 2"))
-    assert KEYS[1] in layered.stdout
+    # An exported folder is a cache layer as it is: also where there is no cache of one's own yet.
+    layers = {"GNAFORGE_CACHE_DIR": str(tmp_path / "empty"), "GNAFORGE_CACHE_PATH": str(tmp_path / "part 2")}
+    assert KEYS[1] in cli("list", **layers).stdout
+    assert "0 compiled, 1 from the cache" in cli("build", KEYS[1], **layers, **environment).stdout
+    exported = cli("cache", "export", "again.zip", "--spec", KEYS[1], **layers, **environment)
+    assert "again.zip: 1 kernel" in exported.stdout, exported.stderr
     # Exporting again gives the same bytes.
     before = (tmp_path / "part-1.zip").read_bytes()
     run("machine 1", "cache", "export", "part-1.zip", "--spec", "three.yaml")
@@ -149,6 +153,18 @@ def escape(files: dict[str, bytes]) -> None:
     rewrite(files, files={"../../evil": "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"})
 
 
+def nest(files: dict[str, bytes]) -> None:
+    (name,) = (name for name in files if name.endswith("/record.json"))
+    files[name] = b'{"files": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+
+
+def without_library(files: dict[str, bytes]) -> None:
+    (name,) = (name for name in files if name.endswith("/kernel.so"))
+    del files[name]
+    (record,) = (name for name in files if name.endswith("/record.json"))
+    rewrite(files, files={"kernel.o": json.loads(files[record])["files"]["kernel.o"]})
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -160,17 +176,63 @@ def escape(files: dict[str, bytes]) -> None:
         (lambda files: files.pop(next(name for name in files if name.endswith("/kernel.o"))), "is incomplete"),
         (lambda files: files.clear(), "holds no artifact"),
         (lambda files: rewrite(files, files=3), "a record in it is damaged"),
+        (lambda files: rewrite(files, files=["kernel.so"]), "its record is incomplete"),
+        (lambda files: rewrite(files, parts="text"), "its record is incomplete"),
+        (nest, "a record in it is damaged"),
+        (without_library, "its record is incomplete"),
     ],
-    ids=["flipped", "escaping", "key", "digest", "schema", "lost", "empty", "record"],
+    ids=[
+        "flipped",
+        "escaping",
+        "key",
+        "digest",
+        "schema",
+        "lost",
+        "empty",
+        "record",
+        "list",
+        "parts",
+        "deep",
+        "partial",
+    ],
 )
 def test_imports_that_must_not_be(exported: Path, tmp_path: Path, change, expected: str) -> None:
     cache = Cache(tmp_path / "cache")
     bad = changed(exported, tmp_path / "bad.zip", change)
     with pytest.raises(InputError, match=expected):
-        import_artifacts(bad, cache)
+        import_artifacts(bad, cache, needed_files)
     assert list(cache.artifacts()) == [] and not list(tmp_path.rglob("evil"))
     assert [path.name for path in cache.root.iterdir() if path.name != ".locks"] == []
     assert len(import_artifacts(exported, cache)[0]) == 1
+
+
+def test_an_encrypted_archive_is_refused(exported: Path, tmp_path: Path) -> None:
+    data = bytearray(exported.read_bytes())
+    for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # bit 0 of each entry's flags
+        at = data.find(signature)
+        while at >= 0:
+            data[at + flags] |= 1
+            at = data.find(signature, at + 4)
+    (tmp_path / "locked.zip").write_bytes(data)
+    with pytest.raises(InputError, match=r"is no zip file, or a damaged one: .*encrypted"):
+        import_artifacts(tmp_path / "locked.zip", Cache(tmp_path / "cache"))
+
+
+def test_a_folder_that_others_may_write_is_not_imported(exported: Path, tmp_path: Path) -> None:
+    (artifact,), _ = import_artifacts(exported, Cache(tmp_path / "source"))
+    for folder in (artifact.folder, tmp_path / "source"):
+        folder.chmod(0o775)
+        with pytest.raises(InputError, match=f"{folder} can be written by others"):
+            import_artifacts(tmp_path / "source", Cache(tmp_path / "cache"))
+        folder.chmod(0o755)
+    (artifact.folder / "record.json").write_text("{")
+    with pytest.raises(InputError, match="is damaged: it has no record that can be read"):
+        import_artifacts(tmp_path / "source", Cache(tmp_path / "cache"))
+
+
+def test_a_part_without_kernels_has_nothing_to_export(cli, counted, tmp_path: Path) -> None:
+    done = cli("build", "three.yaml", "--shard", "4/4", GNAFORGE_CACHE_DIR=str(tmp_path / "cache"), **counted[0])
+    assert done.returncode == 0 and "next:" not in done.stdout and "nothing to export" in done.stdout
 
 
 def test_bad_sources_and_targets_are_explained(own_cache: Path, exported: Path, tmp_path: Path, monkeypatch) -> None:
@@ -187,25 +249,27 @@ def test_bad_sources_and_targets_are_explained(own_cache: Path, exported: Path, 
         (("export", "all.zip", "--spec", "vit-56", "--arch", "cpu"), "holds no kernel of vit-56: nothing was written"),
         (("export", "all.zip", "--arch", "cpu"), "give --spec too"),
         (("export", "all.zip", "--spec", "no-such"), "no-such"),
+        (("import", "text.zip/x.zip"), "can't read text.zip/x.zip: Not a directory"),
     ):
         with pytest.raises(InputError, match=re.escape(expected)):
             app(["cache", *arguments])
     app(["cache", "import", str(exported)], standalone_mode=False)
     (tmp_path / "file").write_text("")
     for target in ("all.tar.gz", "file", "file/all.zip"):
-        with pytest.raises(GnaforgeError):
+        with pytest.raises(InputError, match=r"name a \.zip file|can't export to a folder: .*file is not|can't write"):
             app(["cache", "export", target])
     assert not (tmp_path / "all.zip").exists() and (tmp_path / "file").read_text() == ""
 
 
 def test_an_import_says_what_will_not_be_used(cli, own_cache: Path, exported: Path, tmp_path: Path) -> None:
     def older(files: dict[str, bytes]) -> None:
-        rewrite(files, source_digest="0" * 64, parts={"compiler": "g++ 4.1"})
+        parts = {"compiler": "nvcc 9", "host_compiler": "g++ 4.0", "cutlass": "1.0"}
+        rewrite(files, source_digest="0" * 64, parts=parts)
 
     changed(exported, tmp_path / "older.zip", older)
     text = cli("cache", "import", "older.zip").stdout
     assert "1 of the kernels imported come from another gnaforge version's sources: they will not be used" in text
-    assert "compiled by g++ 4.1, which this machine lacks" in text
+    assert "compiled by or with CUTLASS 1.0; g++ 4.0; nvcc 9, which this machine lacks" in text
 
 
 def test_a_full_disk_stops_an_export_cleanly(exported: Path, tmp_path: Path) -> None:
@@ -253,5 +317,8 @@ def test_a_missing_launcher_is_explained(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("GNAFORGE_COMPILER_LAUNCHER", "'open")
     with pytest.raises(BuildError, match="No closing quotation"):
         launcher()
+    monkeypatch.chdir("/")  # compilations run elsewhere
+    monkeypatch.setenv("GNAFORGE_COMPILER_LAUNCHER", f"./{str(shutil.which('env'))[1:]}")
+    assert launcher() == (shutil.which("env"),)
     monkeypatch.setenv("GNAFORGE_COMPILER_LAUNCHER", f"{shutil.which('env')} A=b")
     assert launcher()[1:] == ("A=b",)

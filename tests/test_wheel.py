@@ -132,6 +132,33 @@ def test_it_works_under_torch_compile(bare) -> None:
     assert lines == ["True"]
 
 
+def test_a_fork_while_one_of_two_packages_looks_for_kernels(bare) -> None:
+    """Forking takes the locks of both: so does whoever has one of them, or the two would wait for each other."""
+    out = bare(
+        """
+import faulthandler, os, threading, gnaforge_first, gnaforge_second
+lookup = sys.modules["gnaforge_first._runtime.lookup"]
+inside, searched = threading.Event(), lookup.entry_points
+def slowly(**group):
+    inside.set()
+    threading.Event().wait(0.3)  # never set: time for the fork
+    return searched(**group)
+lookup.entry_points = slowly
+faulthandler.dump_traceback_later(60, exit=True)
+thread = threading.Thread(target=gnaforge_first.kernels)
+thread.start()
+inside.wait()
+child = os.fork()
+if child == 0:
+    os._exit(0)
+os.waitpid(child, 0)
+thread.join()
+print("done")
+"""
+    )
+    assert out == ["done"]
+
+
 def test_without_distribution_data_it_still_finds_its_own(wheels, tmp_path: Path, python) -> None:
     with zipfile.ZipFile(wheels["first"].path) as archive:
         archive.extractall(tmp_path, [name for name in archive.namelist() if ".dist-info" not in name])
@@ -322,6 +349,8 @@ def test_versions_that_can_not_be(version: str) -> None:
         (("--name", "torch"), "there is a package 'torch' already"),
         (("--version", "newest"), "is no canonical version (PEP 440)"),
         (("--budget-mb", "0"), "give a number of megabytes above 0"),
+        (("--budget-mb", "nan"), "give a number of megabytes above 0"),
+        (("--out", "x" * 300), "can't write to"),
         (("--out", "file/dist"), "file is not a folder"),
         (("--arch", "sm90"), "arch 'sm90' is not in the spec"),
         (("--launcher", "no-such-program"), "is no program on PATH"),
@@ -364,6 +393,15 @@ def test_a_full_disk_leaves_nothing(session_cache: Path, wheels, tmp_path: Path)
         assert list(small.iterdir()) == []
     finally:
         subprocess.run(["umount", str(small)], check=True)
+
+
+def test_kernels_of_a_layer_make_a_wheel_where_no_cache_is_yet(
+    session_cache: Path, wheels, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setenv("GNAFORGE_CACHE_PATH", str(session_cache))
+    monkeypatch.setenv("GNAFORGE_CACHE_DIR", str(tmp_path / "none yet"))
+    again = build_wheel(FIRST, tmp_path, rebuild="x", version="2.0")
+    assert again.compiled == [] and check(again.path).problems == ()
 
 
 def test_over_the_budget_names_the_biggest(wheels, tmp_path: Path) -> None:
@@ -463,6 +501,17 @@ def test_a_wheel_for_a_newer_system_says_so(wheels, monkeypatch) -> None:
     monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.17"))
     report = check(wheels["first"].path)
     assert not report.good and set(report.reasons.values()) == {"needs glibc 2.27, this system has glibc 2.17"}
+
+
+def test_a_wheel_under_another_platforms_name_says_so(wheels, tmp_path: Path) -> None:
+    good = wheels["first"].path
+    for platform in ("any", "linux_x86_64", "manylinux_x_y_x86_64"):
+        renamed = tmp_path / f"{good.name.partition('-py3-none-')[0]}-py3-none-{platform}.whl"
+        renamed.write_bytes(good.read_bytes())
+        report = check(renamed)
+        assert report.problems and set(report.reasons.values()) == {
+            f"its platform, {platform}, is none that gnaforge writes"
+        }
 
 
 def test_reading_elf_files() -> None:

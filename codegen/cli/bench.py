@@ -17,25 +17,32 @@ from .options import (
     StrideOption,
     TokensOption,
     WindowOption,
-    check_png,
+    check_output,
+    given,
     numbers,
+    refuse_beside,
 )
 from .tables import print_table
 
+_MODES = ("overhead", "tools", "calibrate")
+_PROBLEM = ("tokens", "window", "stride", "dilation", "causal", "heads", "kv_heads", "head_dim", "batch")
+_RUN = ("preset", *_PROBLEM, "dtype", "against", "kernel", "seconds", "report")
+
 
 def bench(
+    context: typer.Context,
     preset: PresetOption = None,
     tokens: TokensOption = None,
     window: WindowOption = None,
     stride: StrideOption = "1",
     dilation: DilationOption = "1",
     causal: CausalOption = "0",
-    heads: int = 1,
+    heads: Annotated[int, typer.Option(min=1, help="Query heads.")] = 1,
     kv_heads: KvHeadsOption = None,
-    head_dim: int = 64,
+    head_dim: Annotated[int, typer.Option(help="Channels per head, a multiple of 8.")] = 64,
     dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16; several with commas.")] = "bf16",
     arch: Annotated[str, typer.Option(help="cpu, or the GPU's: sm90 or sm100.")] = "cpu",
-    batch: int = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Batch entries.")] = 1,
     against: Annotated[
         str | None,
         typer.Option(
@@ -67,6 +74,9 @@ def bench(
 ) -> None:
     """Time kernels beside torch's SDPA with the same mask, compiled FlexAttention, NATTEN and dense attention.
 
+    Shapes of a preset are timed at its first head dim and in the dtypes of --dtype; on the cpu with one head and batch
+    1, so that they fit.
+
     Kernels that a problem needs and the cache lacks are built first: with default tiles for the cpu, fitted ones for a
     GPU. Contenders take turns; times are medians, and GFLOP/s count visible pairs only (all pairs for dense ones).
     Where there is no gnaforge, [bold]python -m gnaforge.runtime.bench[/] of a built wheel measures the same.
@@ -79,12 +89,21 @@ def bench(
     from ..simulator.model import check_arch
 
     check_arch(arch)
-    for option, path in (("--plot", plot), ("--report", report)):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise InputError(f"{option} {path}: there is no folder {path.absolute().parent}")
-    if plot is not None:
-        check_png("--plot", plot)
-    if overhead or tools or calibrate:
+    modes = given(context, _MODES)
+    if len(modes) > 1:
+        raise InputError(f"give one of {', '.join(modes)}")
+    if modes:
+        refuse_beside(context, (*_RUN, "plot", *(() if calibrate else ("source", "arch"))), modes[0])
+    elif source is not None:
+        refuse_beside(context, (*_RUN, "arch"), "--from")
+    elif preset is not None:
+        refuse_beside(context, _PROBLEM, "--preset")
+    if not seconds > 0:  # NaN is neither
+        raise InputError(f"--seconds {seconds}: give a number above 0")
+    for option, path, suffix in (("--plot", plot, ".png"), ("--report", report, "")):
+        if path is not None:
+            check_output(option, path, suffix)
+    if modes:
         from .. import bench_tools
 
         _show(
@@ -99,7 +118,7 @@ def bench(
     from .. import bench_run  # imports torch
 
     if source is not None:
-        rows = bench_run.rows(bench_run.read_report(source))
+        found = bench_run.read_report(source)
     else:
         problems = _problems(
             arch,
@@ -117,15 +136,18 @@ def bench(
         names = against.split(",") if against is not None else bench_run.others(arch)
         contenders = ["gnaforge", *(name for name in names if name)]
         found = bench_run.run_all(problems, contenders, seconds, kernel, arch, report)
-        rows = bench_run.rows(found)
-        for row in found["problems"]:
-            for name, why in row["notes"].items():
-                print(f"not timed: {name}: {why}", file=sys.stderr)
-    _show(rows, json)
-    if plot is not None:
+    rows = bench_run.rows(found)
+    if rows or json:
+        _show(rows, json)
+    missing = bench_run.missing(found)
+    for line in missing:
+        print(line, file=sys.stderr)
+    if plot is not None and rows:
         from ..plot import draw_bars
 
         draw_bars(plot, rows)
+    if any(line.startswith(bench_run.FAILED) for line in missing):
+        raise typer.Exit(1)
 
 
 def _problems(
@@ -134,7 +156,7 @@ def _problems(
     from .. import bench_run
     from ..errors import InputError
 
-    if (preset is None) == (lists["tokens"] is None or lists["window"] is None):
+    if preset is None and (lists["tokens"] is None or lists["window"] is None):
         raise InputError("give either --preset, or --tokens and --window; see gnaforge bench --help")
     if preset is not None:
         return list(bench_run.problems_of_spec(preset, dtypes, arch))

@@ -66,7 +66,8 @@ def generate(
     for what, names in (("missing", drift.missing), ("changed", drift.changed), ("orphan", drift.orphans)):
         for name in names:
             print(f"{what}: {folder / name}", file=sys.stderr)
-    print(f"{folder} is stale: run `gnaforge generate {spec} -o {out}`", file=sys.stderr)
+    command = ["gnaforge", "generate", spec, *_arch_options(arch), "-o", str(out)]
+    print(f"{folder} is stale: run `{shlex.join(command)}`", file=sys.stderr)
     raise typer.Exit(1)
 
 
@@ -120,6 +121,10 @@ def build(
     print("na1d, na2d and na3d find these kernels by themselves; elsewhere: gnaforge.load_library(path)")
 
 
+def _arch_options(arch: list[str] | None) -> list[str]:
+    return [part for name in arch or () for part in ("--arch", name)]
+
+
 def set_launcher(command: str | None) -> None:
     """Makes ``--launcher`` what compilations run through, and says at once if there is no such program."""
     from ..build_tools.toolchain import LAUNCHER, launcher
@@ -145,8 +150,11 @@ def _build_shard(plan: Plan, spec: str, arch: list[str] | None, shard: str, jobs
         f"shard {shard}: {count} kernel{'' if count == 1 else 's'}{' and the core extension' if first else ''} "
         f"in {user_cache().root}; {len(compiled)} compiled, {count - len(compiled)} from the cache"
     )
-    chosen = [part for name in arch or () for part in ("--arch", name)]
-    export = ["gnaforge", "cache", "export", f"part-{shard.replace('/', '-of-')}.zip", "--spec", spec, *chosen]
+    if not count:
+        print("this part has no kernel: there is nothing to export")
+        return
+    archive = f"part-{shard.replace('/', '-of-')}.zip"
+    export = ["gnaforge", "cache", "export", archive, "--spec", spec, *_arch_options(arch)]
     print(f"next: {shlex.join(export)}")
 
 

@@ -69,8 +69,7 @@ def clear(dry_run: DryRunOption = False) -> None:
     from ..build_tools.cache import user_cache
     from ..build_tools.cache_care import everything
 
-    cache = user_cache()
-    _delete(everything(cache) if cache.root.is_dir() else [], dry_run)
+    _delete(everything(user_cache()), dry_run)
 
 
 @app.command()
@@ -107,7 +106,7 @@ def _delete(doomed: list[Doomed], dry_run: bool) -> None:
 
     for item in doomed:
         print(item.folder.name + (f": {item.reason}" if item.reason else ""))
-    if user_cache().root.is_dir() and not dry_run:
+    if user_cache().exists() and not dry_run:
         remove(user_cache(), doomed)
     what = "would be deleted" if dry_run else "deleted"
     print(f"{len(doomed)} folders {what}, {sum(item.size for item in doomed) / 1e6:.1f} MB")

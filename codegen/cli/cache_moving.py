@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -66,11 +67,21 @@ def import_(
 
     new: list[Artifact] = []
     for source in sources:
-        found, known = import_artifacts(source, user_cache())
+        found, known = import_artifacts(source, user_cache(), needed_files)
         print(f"{source}: {_counted(found)} imported, {known} there already")
         new += found
     for note in _misfits([artifact.record for artifact in new]):
         print(f"note: {note}")
+
+
+def needed_files(name: str) -> set[str]:
+    """The files without which an artifact is of no use."""
+    from ..core_extension import CORE_FILE, CORE_NAME
+    from ..recipe import LIBRARY_FILE
+
+    if name == CORE_NAME:
+        return {CORE_FILE, "core.o"}
+    return {LIBRARY_FILE, "kernel.o"} if _config(name.removeprefix("emulated.")) else set()
 
 
 def _counted(artifacts: Sequence[Artifact]) -> str:
@@ -79,14 +90,14 @@ def _counted(artifacts: Sequence[Artifact]) -> str:
     return text if kernels == len(artifacts) else text + " and the core extension"
 
 
-def _config(record: dict[str, Any]) -> Any:
-    """The config of a kernel's record; None of any other artifact's."""
+def _config(key: object) -> Any:
+    """The config of a kernel's key; None of any other artifact's."""
     from ..arch import ARCHES
     from ..runtime.config import KernelConfig
 
     try:
-        config = KernelConfig.parse(record["key"])
-    except (ValueError, KeyError):
+        config = KernelConfig.parse(str(key))
+    except ValueError:
         return None
     return config if config.arch in ARCHES else None
 
@@ -95,24 +106,22 @@ def _portable() -> list[Artifact]:
     """The intact kernels and cores of the user cache."""
     from ..build_tools.cache import user_cache
 
-    return [
-        artifact
-        for artifact in user_cache().artifacts()
-        if (artifact.record.get("key") == "core" or _config(artifact.record) is not None) and artifact.intact()
-    ]
+    def portable(key: object) -> bool:
+        return key == "core" or _config(key) is not None
+
+    return [each for each in user_cache().artifacts() if portable(each.record.get("key")) and each.intact()]
 
 
 def _of_spec(spec: str, arch: list[str] | None) -> tuple[list[Artifact], str]:
     """The artifacts of a spec's kernels, with the core for this torch, and how many kernels the spec has."""
     from importlib.metadata import version
 
-    from ..build import make_jobs
-    from ..build_tools.cache import user_cache
+    from ..build import make_jobs, split_cached
     from ..build_tools.toolchain import cxx_compiler
 
-    cache, plan = user_cache(), plan_of(spec, arch)
-    found = [cache.find(job.name, job.digest) for job in make_jobs(plan.configs, cxx_compiler())]
-    kernels = [artifact for artifact in found if artifact is not None]
+    plan = plan_of(spec, arch)
+    found, _ = split_cached(make_jobs(plan.configs, cxx_compiler()))
+    kernels = [found[config] for config in plan.configs if config in found]
     cores = [artifact for artifact in _portable() if artifact.record.get("torch") == version("torch")]
     return kernels + (cores if kernels else []), f" of the {len(plan.configs)} of {spec}"
 
@@ -120,21 +129,30 @@ def _of_spec(spec: str, arch: list[str] | None) -> tuple[list[Artifact], str]:
 def _misfits(records: Sequence[dict[str, Any]]) -> list[str]:
     """What keeps imported kernels from being used here."""
     from ..build import source_digest
-    from ..build_tools.cuda import find_nvcc
+    from ..build_tools.cuda import cutlass_version, find_nvcc
     from ..build_tools.toolchain import cxx_compiler
     from ..errors import GnaforgeError
 
+    def own_compiler() -> str:
+        return cxx_compiler().version
+
+    def own_nvcc() -> str:
+        return f"nvcc {find_nvcc().version}"
+
+    def own_cutlass() -> str:
+        return f"CUTLASS {cutlass_version()}"
+
     stale, foreign, own = 0, set(), set()
-    try:
-        own.add(cxx_compiler().version)
-        own.add(f"nvcc {find_nvcc().version}")
-    except GnaforgeError:
-        pass
+    for find in (own_compiler, own_nvcc, own_cutlass):
+        with contextlib.suppress(GnaforgeError):
+            own.add(find())
     for record in records:
-        config = _config(record)
+        config = _config(record.get("key"))
         if config is not None:
             stale += record.get("source_digest") != source_digest(config)
-            foreign.add(record["parts"]["compiler"])
+            parts = record.get("parts", {})
+            foreign |= {str(parts[name]) for name in ("compiler", "host_compiler") if name in parts}
+            foreign |= {f"CUTLASS {parts['cutlass']}"} if "cutlass" in parts else set()
     notes = []
     if stale:
         notes.append(
@@ -142,7 +160,6 @@ def _misfits(records: Sequence[dict[str, Any]]) -> list[str]:
         )
     if others := sorted(foreign - own):
         notes.append(
-            f"compiled by {'; '.join(others)}, which this machine lacks: calls use these kernels, "
-            "but build and wheel here compile their own"
+            f"compiled by or with {'; '.join(others)}, which this machine lacks: build and wheel here compile their own"
         )
     return notes

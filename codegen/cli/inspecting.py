@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -103,6 +104,10 @@ def list_kernels(
 
 
 def _print_static(rows: list[dict[str, Any]]) -> None:
+    rows = [row for row in rows if row["registers"]]
+    if not rows:
+        print("no GPU kernel among these is built yet: gnaforge build SPEC --arch sm90", file=sys.stderr)
+        return
     print_table(
         ("kernel", "registers", "spills", "shared memory", "instructions", "products", "MUFU", "under a product"),
         (
@@ -114,7 +119,6 @@ def _print_static(rows: list[dict[str, Any]]) -> None:
                 *_counts(row["code"] or {}),
             )
             for row in rows
-            if row["registers"]
         ),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,7 +37,9 @@ WindowOption = Annotated[str | None, typer.Option(help="Window, for example 7,7;
 StrideOption = Annotated[str, typer.Option(help="One number, or one per dimension.")]
 DilationOption = Annotated[str, typer.Option(help="One number, or one per dimension.")]
 CausalOption = Annotated[str, typer.Option(help="0 or 1, once or per dimension.")]
-KvHeadsOption = Annotated[int | None, typer.Option(show_default="as --heads")]
+KvHeadsOption = Annotated[
+    int | None, typer.Option(min=1, help="Heads of K and V; divide --heads.", show_default="as --heads")
+]
 
 
 def numbers(option: str, text: str) -> tuple[int, ...]:
@@ -53,16 +56,44 @@ def numbers(option: str, text: str) -> tuple[int, ...]:
         raise InputError(f"{option}: {text!r} is no list of whole numbers; write for example 56,56") from None
 
 
-def check_png(option: str, path: Path) -> None:
-    """Whether a picture can be written to ``path``.
+def check_output(option: str, path: Path, suffix: str = "") -> None:
+    """Whether a file can be written to ``path``: asked before the work whose result it takes.
 
     Raises:
-        InputError: its name does not end in .png, or its folder does not exist.
+        InputError: it can't, or its name has another suffix.
+    """
+    import tempfile
+
+    from ..errors import InputError
+
+    if suffix and path.suffix.lower() != suffix:
+        raise InputError(f"{option} {path}: give the name of a {suffix} file")
+    try:
+        if path.is_dir():
+            raise InputError(f"{option} {path} is a folder; give the name of a file")
+        with tempfile.TemporaryFile(dir=path.absolute().parent):
+            pass
+    except OSError as error:
+        raise InputError(f"{option} {path}: can't write to {path.absolute().parent}: {error.strerror}") from error
+
+
+def refuse_beside(context: typer.Context, names: Iterable[str], beside: str) -> None:
+    """Refuses options that were given though they have no effect beside another one.
+
+    Raises:
+        InputError: there is one; names all.
     """
     from ..errors import InputError
 
-    if path.suffix.lower() != ".png" or not path.parent.is_dir():
-        raise InputError(f"{option} {path}: give the name of a .png file in an existing folder")
+    if found := given(context, names):
+        raise InputError(f"{', '.join(found)}: no effect beside {beside}; see {context.command_path} --help")
+
+
+def given(context: typer.Context, names: Iterable[str]) -> list[str]:
+    """The options among parameters of these names that the command line has, as the user writes them."""
+    own = {parameter.name: parameter.opts[0] for parameter in context.command.params}
+    sources = {name: context.get_parameter_source(name) for name in names}
+    return [own[name] for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
 
 
 def plan_of(spec: str, arches: list[str] | None) -> Plan:

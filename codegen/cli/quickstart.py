@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .options import OutOption, check_png
+from .options import OutOption, check_output
 
 _PRESET = "quickstart"
 
@@ -30,7 +30,7 @@ def quickstart(
     from ..spec import load_spec
     from .building import Progress
 
-    check_png("--plot", plot)
+    check_output("--plot", plot, ".png")
     spec = load_spec(_PRESET)
     kernels = plan(spec)
     print(f"1. Building {len(kernels.configs)} kernels of the preset {_PRESET!r} ...", file=sys.stderr)

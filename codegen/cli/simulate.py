@@ -17,7 +17,7 @@ from .options import (
     StrideOption,
     TokensOption,
     WindowOption,
-    check_png,
+    check_output,
     numbers,
 )
 
@@ -106,7 +106,8 @@ def simulate(
     from ..simulator.model import choose_arch
     from ..simulator.sweep import sweep_strides, with_stride
 
-    if (preset is None) == (tokens is None or window is None):
+    problem = (tokens is not None, window is not None)
+    if problem != ((preset is None),) * 2:
         raise InputError("give either --preset, or --tokens and --window; see gnaforge simulate --help")
     _refuse_unused(
         {
@@ -118,7 +119,7 @@ def simulate(
         }
     )
     if plot is not None:
-        check_png("--plot", plot)
+        check_output("--plot", plot, ".png")
     overrides = {"heads": heads, "kv_heads": kv_heads, "batch": batch, "head_dim": head_dim, "dtype": dtype}
     given = {name: value for name, value in overrides.items() if value is not None}
     if tokens is None or window is None:

@@ -243,6 +243,8 @@ def machine(device: str) -> dict[str, Any]:
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),
         }
+    else:
+        found["matmul_gflops"] = matmul_gflops()
     return found
 
 

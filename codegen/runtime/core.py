@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import threading
+import warnings
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -23,6 +24,8 @@ from .errors import LibraryError
 ABI_MAJOR = 1
 _STATE_NAME = f"_gnaforge_process_v{ABI_MAJOR}"
 _TEXT_SIZE = 4096
+CPU_ISAS = ("", "portable", "avx2", "avx512")
+"""What ``GNAFORGE_CPU_ISA`` may be: the best instruction set that cpu kernels use where the machine has it."""
 
 _core_path: Callable[[], Path] | None = None
 _own_libraries: list[Path] = []  # that are not loaded yet
@@ -51,6 +54,11 @@ def _state() -> _State:
     fresh.lock = threading.RLock()
     fresh.core = None
     return cast(_State, sys.modules.setdefault(_STATE_NAME, fresh))
+
+
+def process_lock() -> threading.RLock:
+    """The lock that all copies of the runtime in this process share, and that a fork waits for."""
+    return _state().lock
 
 
 # A fork waits until no thread is loading the core, so that a child finds it whole or not begun.
@@ -82,6 +90,10 @@ def core() -> ctypes.CDLL:
 
 def _load_core() -> ctypes.CDLL:
     import torch  # noqa: F401  (the core's torch symbols come from the libraries that this loads)
+
+    wanted = os.environ.get("GNAFORGE_CPU_ISA", "")
+    if wanted not in CPU_ISAS:
+        warnings.warn(f"GNAFORGE_CPU_ISA is {wanted!r}, which is none of {', '.join(CPU_ISAS[1:])}", stacklevel=2)
 
     from .torch_ops import register_python_parts
 

@@ -7,8 +7,6 @@ only `jit` asks for that.
 
 from __future__ import annotations
 
-import os
-import threading
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +14,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from .core import load_library
+from .core import load_library, process_lock
 
 if TYPE_CHECKING:
     import torch
@@ -119,7 +117,6 @@ class Source(Protocol):
 
 _source: Source | None = None
 _package_remedy: Callable[[Request], str] | None = None
-_lock = threading.RLock()
 _entry_points_done = False
 
 
@@ -168,7 +165,7 @@ def request_of(
 def load_entry_points() -> int:
     """Loads the libraries of installed packages, once per process; a broken one is a warning. Returns new kernels."""
     global _entry_points_done
-    with _lock:
+    with process_lock():  # one for all copies: each would hold its own and wait for the other's when a fork does
         if _entry_points_done:
             return 0
         _entry_points_done = True
@@ -203,6 +200,3 @@ def remedy(request: Request) -> str:
     if _source is None:
         return "this package holds only the kernels above; build another with gnaforge"
     return _source.remedy(request)
-
-
-os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)  # as in core

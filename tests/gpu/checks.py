@@ -107,7 +107,7 @@ def call(
     sizes = (problem.heads, problem.kv_heads, problem.head_dim, problem.value_head_dim)
     factor = problem.head_dim**-0.5 if scale is None else scale
     asked = abi.Problem(c.sizeof(abi.Problem), rank, problem.batch, *columns, *sizes, factor)
-    host = abi.Host(c.sizeof(abi.Host), 1, None)
+    host = abi.Host(c.sizeof(abi.Host), 1)
     on_gpu = q.device.type == "cuda"
     views = [c.pointer(abi.view(x)) for x in (*tensors, out)]
     args = abi.Args(abi.SIZE_1_0, int(on_gpu), q.device.index or 0, 0, 0, c.pointer(asked), *views)
