@@ -138,6 +138,40 @@ def test_mbarrier_misuse(body: str, message: str) -> None:
         run(INIT[1] + body, [np.zeros(4, np.uint32)], threads=1, declarations=INIT[0])
 
 
+def test_expected_bytes_that_came_before_end_the_phase() -> None:
+    body = """
+      mbarrier.complete_tx.shared::cta.b64 [%r100], 16;
+      mbarrier.arrive.shared::cta.b64 _, [%r100];
+      mbarrier.test_wait.parity.shared::cta.b64 %q1, [%r100], 0;
+      mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%r100], 16;
+      mbarrier.test_wait.parity.shared::cta.b64 %q2, [%r100], 0;
+      selp.u32 %r1, 1, 0, %q1; selp.u32 %r2, 1, 0, %q2;
+      st.global.v2.u32 [%p0], {%r1, %r2};
+    """
+    out = np.full(2, 9, np.uint32)
+    run(INIT[1] + body, [out], threads=1, declarations=INIT[0])
+    np.testing.assert_array_equal(out, [0, 1])
+
+
+@every_schedule
+def test_try_wait_gives_up_in_the_end(options: Options) -> None:
+    # A kernel may count its tries and go on without the phase, which nobody ends here.
+    body = """
+      mov.u32 %r0, 0;
+    TRY:
+      add.u32 %r0, %r0, 1;
+      mbarrier.try_wait.parity.shared::cta.b64 %q1, [%r100], 0;
+      @%q1 bra END;
+      setp.lt.u32 %q2, %r0, 3;
+      @%q2 bra TRY;
+    END:
+      mul.wide.u32 %d9, %tid, 4; add.s64 %d9, %d9, %p0; st.global.u32 [%d9], %r0;
+    """
+    out = np.zeros(64, np.uint32)
+    run(INIT[1] + body, [out], threads=64, declarations=INIT[0], options=options)
+    assert (out == 3).all()
+
+
 def test_a_swapped_phase_is_a_deadlock_report() -> None:
     # Nobody ever arrives, and the waiter waits for parity 0: the report has to say all a kernel author needs.
     body = INIT[1] + wait("%r100", "0", "FULL")
@@ -369,6 +403,88 @@ def test_small_asynchronous_copies(options: Options) -> None:
     np.testing.assert_array_equal(out, wanted)
 
 
+COPIES = """
+  mov.u32 %r101, shared;
+  mad.lo.u32 %r102, %tid, 16, %r101;
+  mul.wide.u32 %d1, %tid, 16; add.s64 %d1, %d1, %p0;
+  cp.async.ca.shared.global [%r102], [%d1], 16;
+  cp.async.commit_group;
+  cp.async.ca.shared.global [%r102+1024], [%d1], 16;
+  cp.async.commit_group;
+"""
+OWN, OTHER = "[%r102]", "[%r101]"  # what this thread copied, and what thread 0 did
+
+
+@every_schedule
+@pytest.mark.parametrize(
+    ("between", "place", "fine"),
+    [
+        ("cp.async.wait_group 1;", OWN, True),
+        ("cp.async.wait_all;", OWN, True),
+        ("", OWN, False),
+        ("bar.sync 0;", OWN, False),
+        ("cp.async.wait_group 2;", OWN, False),
+        ("cp.async.wait_group 1;", "[%r102+1024]", False),
+        ("cp.async.wait_group 1; bar.sync 0;", OTHER, True),
+        ("cp.async.wait_group 1;", OTHER, False),
+        ("bar.sync 0; cp.async.wait_group 0;", OTHER, False),
+        (f"cp.async.mbarrier.arrive.noinc.shared.b64 [%r100];{wait('%r100', '0', 'LANDED')}", OTHER, True),
+        (f"mbarrier.arrive.shared.b64 _, [%r100];{wait('%r100', '0', 'LANDED')}", OTHER, False),
+    ],
+)
+def test_small_copies_are_waited_for(between: str, place: str, fine: bool, options: Options) -> None:
+    # Two groups of copies by each thread of two warps; the threads of warp 1 then read.
+    init = INIT[1].replace("[%r100], 1;", "[%r100], 64;")
+    body = f"{init}{COPIES}{between}\nsetp.ge.u32 %q5, %tid, 32; @%q5 ld.shared.u32 %r1, {place}; cp.async.wait_all;"
+
+    def launch() -> None:
+        data = np.zeros(1024, np.uint8)
+        run(body, [data], threads=64, shared_bytes=2048, declarations=INIT[0] + dynamic_shared(), options=options)
+
+    if fine:
+        launch()
+        return
+    # What the other warp has yet to copy isn't there at all.
+    race = r"race: read of shared memory at .*, which an asynchronous copy has written"
+    with pytest.raises(EmulationError, match=race + ("|uninitialised" if place == OTHER else "")):
+        launch()
+
+
+@pytest.mark.parametrize("waits_first", [True, False])
+@every_schedule
+def test_a_bulk_store_reads_until_its_wait(waits_first: bool, options: Options) -> None:
+    # Thread 0 stores and tells warp 1, which writes to the bytes that are stored.
+    steps = ["cp.async.bulk.wait_group.read 0;", "mbarrier.arrive.shared::cta.b64 _, [%r100];"]
+    body = f"""
+      {INIT[1]}
+      mov.u32 %r101, shared;
+      setp.ge.u32 %q1, %tid, 32;
+      @%q1 bra WRITER;
+      @%q30 bra END;
+      st.shared.v4.u32 [%r101], {{%r100, %r100, %r100, %r100}};
+      fence.proxy.async.shared::cta;
+      cp.async.bulk.global.shared::cta.bulk_group [%p0], [%r101], 16;
+      cp.async.bulk.commit_group;
+      {" ".join(steps if waits_first else steps[::-1])}
+      bra END;
+    WRITER:
+      {"nanosleep.u32 100; " * 4}
+      {wait("%r100", "0", "STORED")}
+      st.shared.u32 [%r101], %r100;
+    END:
+    """
+
+    def launch() -> None:
+        data = np.zeros(16, np.uint8)
+        run(body, [data], threads=64, shared_bytes=16, declarations=BARRIERS + dynamic_shared(), options=options)
+
+    if waits_first:
+        launch()
+        return
+    with pytest.raises(EmulationError, match=r"which a bulk store has read|a bulk store may still read"):
+        launch()
+
+
 MISUSE = {
     "a read before the copy has landed": (
         (
@@ -406,6 +522,10 @@ MISUSE = {
     "a copy of uninitialised memory": (
         "cp.async.bulk.global.shared::cta.bulk_group [%p0], [%r101], 16;",
         "read of uninitialised shared memory",
+    ),
+    "the end before a copy has landed": (
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%r101], [%p0], 256, [%r100];",
+        r"cp\.async\.bulk\.shared.* the CTA ended while this copy into its shared memory was under way",
     ),
     "an odd size": (
         "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%r101], [%p0], 24, [%r100];",

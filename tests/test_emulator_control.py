@@ -262,6 +262,74 @@ def test_barrier_misuse(body: str, message: str) -> None:
         result(body, 64)
 
 
+@pytest.mark.parametrize("leaves", ["first", "last"])
+@every_schedule
+def test_barrier_cluster_waits_for_the_threads_that_are_left(leaves: str, options: Options) -> None:
+    # Warp 3 leaves without arriving, at once (and warp 2 after its arrival) or after all others have arrived.
+    # Warp 1 reads what warp 0 writes, which arrives later.
+    sleep = "nanosleep.u32 100;"
+    body = f"""
+      mov.u32 %r1, shared; mov.u32 %r0, 0; mov.u32 %r3, 42;
+      shr.u32 %r2, %tid, 5;
+      setp.eq.u32 %q2, %r2, 2; @%q2 bra ARRIVE;
+      setp.eq.u32 %q3, %r2, 3; @%q3 bra LEAVE;
+      {3 * sleep}
+      setp.eq.u32 %q1, %r2, 1; @%q1 bra ARRIVE;
+      {3 * sleep}
+      st.shared.u32 [%r1], %r3;
+    ARRIVE:
+      barrier.cluster.arrive.aligned;
+      {"@%q2 ret;" if leaves == "first" else ""}
+      barrier.cluster.wait.aligned;
+      ld.shared.u32 %r0, [%r1];
+      bra END;
+    LEAVE:
+      {9 * sleep if leaves == "last" else ""}
+      ret;
+    END:
+    """
+    out = result(body, 128, options, ".shared .align 16 .b8 shared[16];")
+    np.testing.assert_array_equal(out, np.repeat([42, 42, 0 if leaves == "first" else 42, 0], 32))
+
+
+def test_a_deadlock_at_barrier_cluster_is_reported() -> None:
+    # Warp 1 waits at another barrier. On several host threads, where nothing but the report may end the launch.
+    body = """
+      setp.ge.u32 %q1, %tid, 32;
+      @%q1 bra OTHER;
+      barrier.cluster.arrive.aligned;
+      barrier.cluster.wait.aligned;
+    OTHER:
+      bar.sync 1, 64;
+    """
+    with pytest.raises(EmulationError, match=r"deadlock(.|\n)*warp 0: .*barrier\.cluster\.wait.*: waits"):
+        result(body, 64, Options(host_threads=2))
+
+
+@pytest.mark.parametrize("instruction", ["bar.warp.sync 0xffffffff;", "bar.red.popc.u32 %r0, 1, 64, %q1;"])
+def test_a_deadlock_names_the_barrier(instruction: str) -> None:
+    body = f"setp.ne.u32 %q1, %tid, 0; @%q1 bra END; SPIN: {instruction} END: bar.warp.sync 0xffffffff;"
+    with pytest.raises(EmulationError, match="deadlock") as caught:
+        result(body)
+    assert "waits for the other lanes of its warp before barrier 1" in str(caught.value) or "bar.warp" in instruction
+    assert "bar.warp.sync 0xffffffff (kernel.cu:7): waits for other lanes of its warp" in str(caught.value)
+
+
+def test_tiles_are_counted_once_however_lanes_diverge() -> None:
+    body = """
+      mov.u32 %r0, 0;
+      setp.ge.u32 %q1, %lane, 16;
+      @%q1 bra LATE;
+      pmevent 1; pmevent 2; add.u32 %r0, %r0, 1; pmevent 3;
+      bra END;
+    LATE:
+      pmevent 1; pmevent 2; add.u32 %r0, %r0, 1; pmevent 3;
+    END:
+    """
+    counters = run(body, [], threads=32)
+    assert (counters.interior_tiles, counters.shell_tiles) == (0, 1)
+
+
 def test_a_seed_repeats_its_run() -> None:
     # Order of atomic increments shows the schedule.
     module = module_of("atom.global.add.u32 %r0, [%p1], 1;".replace("1;", "%r1;") + STORE, 2)

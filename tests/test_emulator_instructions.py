@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from emulator_ptx import DTYPES, bf16, element_address, f16, from_bf16, run
-from gnaforge.build_tools.emulator import EmulationError
+from emulator_ptx import DTYPES, bf16, element_address, f16, from_bf16, module_text, run
+from gnaforge.build_tools.emulator import EmulationError, load
 
 LANES = 1024
 REGISTER = {1: "%h", 2: "%h", 4: "%r", 8: "%d"}
@@ -525,6 +526,66 @@ def test_float_atomics_and_compare_and_swap() -> None:
 
 
 @pytest.mark.parametrize(
+    ("literal", "value"),
+    [
+        ("0b1010", 10),
+        ("0x1fU", 31),
+        ("017", 15),
+        ("-5", -5),
+        ("0f3F800000", 0x3F800000),
+        ("+0f3F800000", 0x3F800000),
+        ("-0f3F800000", 0xBF800000),
+        ("-0d3FF0000000000000", 0xBFF0000000000000),
+    ],
+)
+def test_constants(literal: str, value: int) -> None:
+    out = np.zeros(1, np.uint64)
+    run(f"mov.b64 %d1, {literal}; st.global.u64 [%p0], %d1;", [out], threads=1)
+    assert out[0] == value % 2**64
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "mov.f32 %f1, 0.5;",
+        "mov.u32 %r1, 8+4;",
+        "mov.u32 %r1, 0x;",
+        "mov.u32 %r1, 09;",
+        "mov.u32 %r1, 12x;",
+        "mov.u32 %r1, 0f3F80;",
+        "mov.u64 %d1, 0x10000000000000000;",
+        "ld.global.u32 %r1, [%p0+8+4];",
+        "ld.global.u32 %r1, [%p0+4*2];",
+        "ld.global.u32 %r1, [%p0+];",
+        "mov.u32 %r1, shared+4+4;",
+    ],
+)
+def test_what_is_not_understood_to_its_end_is_refused(text: str) -> None:
+    with pytest.raises(EmulationError, match=r"can't read the (constant|address|operand)"):
+        run(text, [np.zeros(4, np.uint32)], declarations=".shared .align 4 .b8 shared[16];")
+
+
+@pytest.mark.parametrize(
+    ("kinds", "value"),
+    [
+        ("s32.f32", 0),
+        ("u16.f32", 0),
+        ("s64.f32", 1 << 63),
+        ("u64.f32", 1 << 63),
+        ("s32.f64", 1 << 31),
+        ("u32.f64", 1 << 31),
+        ("s64.f64", 1 << 63),
+    ],
+)
+def test_not_a_number_becomes_an_integer(kinds: str, value: int) -> None:
+    """PTX ISA, cvt: 0 from f16 and f32 to at most 32 bits, else the top bit alone."""
+    to, source = kinds.split(".")
+    bits = np.full(LANES, np.nan, DTYPES[source])
+    got = lanewise(f"cvt.rni.{kinds} {{d}}, {{a}};", to, [bits], [source])
+    assert (got.view(f"u{got.itemsize}") == value).all()
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("frobnicate.u32 %r1, %r2;", "unknown opcode"),
@@ -538,3 +599,96 @@ def test_what_is_not_emulated_is_an_error_with_its_line(text: str, message: str)
     with pytest.raises(EmulationError, match=message) as caught:
         run(f"\n\n{text}\n", [np.zeros(1, np.uint32)])
     assert "ptx:" in str(caught.value)
+
+
+UNKNOWN = [
+    "add.<bogus>.u32 %r1, %r2, %r3;",
+    "max.<relu>.s32 %r1, %r2, %r3;",
+    "mad.lo.<bogus>.u32 %r1, %r2, %r3, %r4;",
+    "shl.<bogus>.b32 %r1, %r2, %r3;",
+    "lop3.<bogus>.b32 %r1, %r2, %r3, %r4, 1;",
+    "setp.eq.<bogus>.u32 %q1, %r2, %r3;",
+    "ex2.approx.<bogus>.f32 %f1, %f2;",
+    "cvt.<bogus>.f32.u32 %f1, %r2;",
+    "mov.<bogus>.u32 %r1, %r2;",
+    "ld.<bogus>.global.u32 %r1, [%p0];",
+    "st.<bogus>.global.u32 [%p0], %r1;",
+    "cvta.to.<bogus>.global.u64 %d1, %p0;",
+    "atom.<bogus>.global.add.u32 %r1, [%p0], %r2;",
+    "red.<async>.relaxed.cluster.shared::cluster.mbarrier::complete_tx::bytes.inc.u32 [%r1], %r2, [%r3];",
+    "bra.<bogus> END;",
+    "bar.<bogus> 0;",
+    "barrier.cluster.<bogus>;",
+    "fence.<bogus>;",
+    "membar.<bogus>;",
+    "setmaxnreg.<bogus>.sync.aligned.u32 40;",
+    "shfl.sync.<bogus>.b32 %r1, %r2, 0, 31, 0xffffffff;",
+    "vote.sync.<bogus>.b32 %r1, %q1, 0xffffffff;",
+    "match.<bogus>.sync.b32 %r1, %r2, 0xffffffff;",
+    "redux.sync.min.<abs>.f32 %f1, %f2, 0xffffffff;",
+    "mbarrier.arrive.<bogus>.shared.b64 _, [%r1];",
+    "cp.async.<bogus>.wait_all;",
+    "cp.async.bulk.tensor.2d.shared::cta.global.<tile::gather4>.mbarrier::complete_tx::bytes [%r1], [%p0], [%r2];",
+    "cp.async.bulk.tensor.2d.global.shared::cta.<tile::scatter4>.bulk_group [%p0, {0, 0}], [%r1];",
+    "cp.async.bulk.tensor.3d.shared::cta.global.<im2col::w>.mbarrier::complete_tx::bytes [%r1], [%p0], [%r2];",
+    "cp.async.bulk.tensor.2d.shared::cta.global.mbarrier::complete_tx::bytes.<cta_group::2> [%r1], [%p0], [%r2];",
+    "wgmma.fence.<bogus>.sync.aligned;",
+    "ldmatrix.sync.aligned.m8n8.x1.<bogus>.shared.b16 {%r1}, [%r2];",
+    "tcgen05.ld.sync.aligned.32x32b.x1.<bogus>.b32 {%r1}, [%r2];",
+    "tcgen05.mma.cta_group::1.kind::f16.<ashift> [%r1], %d1, %d2, %r3, %q1;",
+    "tcgen05.cp.<cta_group::2>.128x256b [%r1], %d1;",
+    "min.<abs>.f32 %f1, %f2, %f3, %f4;",
+    "min.<xorsign>.abs.f32 %f1, %f2, %f3;",
+    "fma.rn.<oob>.f16 %h1, %h2, %h3, %h4;",
+]
+# Each modifier is known, and the form isn't.
+FORMS = [
+    "bar 0;",
+    "shfl.sync.b32 %r1, %r2, 0, 31, 0xffffffff;",
+    "vote.sync.b32 %r1, %q1, 0xffffffff;",
+    "shf.l.b32 %r1, %r2, %r3, %r4;",
+    "fence.proxy;",
+    "mad.hi.sat.s32 %r1, %r2, %r3, %r4;",
+    "max.ftz.s32 %r1, %r2, %r3;",
+    "add.rz.f16 %h1, %h2, %h3;",
+    "fma.rn.relu.f32 %f1, %f2, %f3, %f4;",
+    "add.rn.sat.f32x2 %d1, %d2, %d3;",
+    "cvt.rn.satfinite.f16.f32 %h1, %f1;",
+    "cvt.rn.satfinite.f16x2.f32 %r1, %f1, %f2;",
+    "cvt.rn.satfinite.bf16x2.f32 %r1, %f1, %f2;",
+    "cvt.rna.satfinite.tf32.f32 %r1, %f1;",
+    "cvt.rn.e4m3x2.f32 %h1, %f1, %f2;",
+]
+
+
+@pytest.mark.parametrize("marked", UNKNOWN)
+def test_modifiers_that_are_unknown_are_refused(marked: str) -> None:
+    """Never left out in silence; those of PTX that are not emulated are refused like any other."""
+    modifier = marked[marked.index("<") + 1 : marked.index(">")]
+    text = re.sub("[<>]", "", marked)
+    with pytest.raises(
+        EmulationError, match=rf"ptx:\d+: the modifier \.{modifier} of .* is unknown or not emulated"
+    ) as caught:
+        load(module_text(f"\n\n{text}\n"))
+    assert text.rstrip(";") in str(caught.value)
+
+
+@pytest.mark.parametrize("text", FORMS)
+def test_forms_that_are_not_emulated_are_refused(text: str) -> None:
+    with pytest.raises(EmulationError, match=r"ptx:\d+: this form of .* is not emulated"):
+        load(module_text(text))
+
+
+def test_flushing_of_halves() -> None:
+    """.ftz: subnormal operands and results count as zero of their sign."""
+    tiny, least = np.uint16(0x8001), np.uint16(0x0400)
+    a = np.resize(np.array([tiny, least, 0x3C00], np.uint16), LANES)
+    one, half = np.full(LANES, 0x3C00, np.uint16), np.full(LANES, 0x3800, np.uint16)
+    got = lanewise("mul.ftz.f16 {d}, {a}, {b};", "f16", [a, one], ["f16", "f16"])
+    np.testing.assert_array_equal(got, np.where(a == tiny, 0x8000, a))
+    got = lanewise("mul.ftz.f16 {d}, {a}, {b};", "f16", [a, half], ["f16", "f16"])
+    np.testing.assert_array_equal(got, np.select([a == tiny, a == least], [0x8000, 0], 0x3800))
+    got = lanewise("mul.f16 {d}, {a}, {b};", "f16", [a, half], ["f16", "f16"])
+    np.testing.assert_array_equal(got, np.select([a == tiny, a == least], [0x8000, 0x0200], 0x3800))
+    got = lanewise("neg.ftz.f16 {d}, {a};", "f16", [a], ["f16"])
+    np.testing.assert_array_equal(got, np.where(a == tiny, 0, a ^ 0x8000))

@@ -294,6 +294,14 @@ def test_misuse(name: str, options: Options) -> None:
         launch(body.replace(old, new))
 
 
+def test_more_wgmmas_in_flight_than_a_byte_counts() -> None:
+    start, end = (CORRECT.index(text) for text in ("  wgmma.mma_async", "  wgmma.commit"))
+    body = copy_to_shared("%p0", 8192, 128) + CORRECT[:start] + 256 * CORRECT[start:end]
+    body += CORRECT[end:].replace("// between", "add.f32 %f5, %f2, %f2;")
+    with pytest.raises(EmulationError, match="register that a matrix instruction in flight still uses"):
+        run(body, [np.zeros(8192, np.uint8)], threads=128, shared_bytes=16384, declarations=dynamic_shared())
+
+
 # --- ldmatrix and stmatrix
 
 

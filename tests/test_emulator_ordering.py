@@ -259,6 +259,21 @@ def test_the_last_cta_reads_what_others_wrote(split: str) -> None:
     )
 
 
+def test_a_relaxed_store_of_another_cta_ends_what_was_released() -> None:
+    # CTA 0 writes and releases; CTA 1 stores to the flag, relaxed; CTA 2 acquires that, which brings nothing.
+    body = """
+      mov.u32 %r1, %ctaid.x; mov.u32 %r2, 7;
+      setp.eq.u32 %q0, %r1, 0; setp.eq.u32 %q1, %r1, 1; setp.eq.u32 %q2, %r1, 2;
+      @%q0 st.global.u32 [%p0], %r2;
+      @%q0 st.release.gpu.global.u32 [%p0+4], %r2;
+      @%q1 st.relaxed.gpu.global.u32 [%p0+4], %r2;
+      @%q2 ld.acquire.gpu.global.u32 %r3, [%p0+4];
+      @%q2 ld.global.u32 %r4, [%p0];
+    """
+    with pytest.raises(EmulationError, match=r"race: read of global memory .* of CTA number 0 has written"):
+        run(body, [np.zeros(2, np.uint32)], threads=1, grid=3)
+
+
 def test_ctas_that_write_the_same_place() -> None:
     body = "st.global.u32 [%p0], %tid;"
     check(body, False, Options(), "race: write to global memory", grid=2, threads=1)

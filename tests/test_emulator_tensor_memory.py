@@ -327,6 +327,8 @@ ISSUED:
     + freed(128)
 )
 
+COMMIT = "tcgen05.commit.cta_group::1.mbarrier::arrive::one.shared::cluster.b64 [%r100];\n"
+WAIT = "ISSUED:\n  mbarrier.try_wait.parity.shared::cta.b64 %q4, [%r100], 0;\n  @!%q4 bra ISSUED;\n"
 CHANGES = {
     "no wait for the MMA": (
         ("mbarrier.try_wait.parity.shared::cta.b64 %q4, [%r100], 0;\n  @!%q4 bra ISSUED;", ""),
@@ -362,7 +364,26 @@ CHANGES = {
         ("aligned.b32 %r40, 128;", "aligned.b32 %r40, 32;"),
         "which tcgen05.alloc did not give",
     ),
-    "use after dealloc": (("// after", freed(128).replace("FREED", "EARLY")), "not allocated"),
+    "use after dealloc": (
+        ("// after", freed(128).replace("FREED", "EARLY")),
+        "not allocated|race: tcgen05.dealloc of tensor memory, .* has read",
+    ),
+    "a dealloc that nothing orders after other warps' loads": (
+        (freed(128), freed(128).replace("bar.sync 0;", "nanosleep.u32 100;\n" * 4)),
+        "race: tcgen05.dealloc of tensor memory|not allocated|a load or store that was not waited for",
+    ),
+    "a commit by another thread": (
+        (
+            COMMIT + WAIT,
+            f"""
+            ISSUED: bar.sync 1;
+              setp.ne.u32 %q5, %tid, 1;
+              @!%q5 {COMMIT}
+            {WAIT.replace("ISSUED", "COMMITTED")}
+            """,
+        ),
+        "whose tcgen05.commit has not arrived",
+    ),
     "an odd number of columns": (("[%r42], 128;", "[%r42], 48;"), "no power of two in 32..512"),
     "a second allocation": (
         ("bar.sync 0;", "@!%q1 tcgen05.alloc.cta_group::1.sync.aligned.shared::cta.b32 [%r42], 32; bar.sync 0;"),
@@ -386,6 +407,36 @@ def test_misuse(name: str, options: Options) -> None:
     assert old in CORRECT
     with pytest.raises(EmulationError, match=message):
         launch(CORRECT.replace(old, new, 1), [data], 32768, options)
+
+
+@pytest.mark.parametrize("waits_first", [True, False])
+@pytest.mark.parametrize("options", SCHEDULES[:4], ids=lambda o: f"{o.timing}-{o.order}")
+def test_a_load_goes_on_until_its_wait(waits_first: bool, options: Options) -> None:
+    # Warps 1 to 3 load and tell warp 0, whose MMA then overwrites what they loaded.
+    steps = ["tcgen05.wait::ld.sync.aligned;", "bar.arrive 1, 128;"]
+    body = CORRECT[: CORRECT.index("  // loaded")]
+    body += f"""
+      setp.lt.u32 %q5, %tid, 32;
+      @%q5 bra FIRST;
+      {" ".join(steps if waits_first else steps[::-1])}
+      bra AGAIN;
+    FIRST:
+      tcgen05.wait::ld.sync.aligned;
+      {"nanosleep.u32 100; " * 4}
+      bar.sync 1, 128;
+      @%q2 bra AGAIN;
+      tcgen05.mma.cta_group::1.kind::f16 [%r40], %d21, %d21, 0x8100490, %q3;
+      {COMMIT}
+    AGAIN:
+      mbarrier.try_wait.parity.shared::cta.b64 %q4, [%r100], 1;
+      @!%q4 bra AGAIN;
+      {freed(128)}
+    """
+    if waits_first:
+        launch(body, [np.zeros(16384, np.uint8)], 32768, options)
+        return
+    with pytest.raises(EmulationError, match=r"race: tcgen05.mma of .* has read|not followed by tcgen05.wait::ld"):
+        launch(body, [np.zeros(16384, np.uint8)], 32768, options)
 
 
 def test_waits_may_be_left_to_the_hardware() -> None:

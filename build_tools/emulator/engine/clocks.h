@@ -11,9 +11,10 @@
 namespace gnaforge::emulator {
 
 // Who acts: warps, their mbarrier.inits (which have a fence of their own), the tensor core (in order), the wgmmas of each
-// warpgroup, bulk stores, the copies that complete on each mbarrier.
-constexpr int kFirstInitAgent = 32, kTensorAgent = 64, kFirstWarpgroupAgent = 65, kBulkStoreAgent = 73, kFirstBarrierAgent = 74,
-              kAgents = 160;
+// warpgroup, bulk stores and apart from them their reads; then, as they come, the copies that complete on an mbarrier and the
+// cp.async of a warp.
+constexpr int kFirstInitAgent = 32, kTensorAgent = 64, kFirstWarpgroupAgent = 65, kBulkStoreAgent = 73, kBulkReadAgent = 74,
+              kFirstCopyAgent = 75, kAgents = 160;
 
 using Stamps = std::array<uint32_t, kAgents>;
 inline void join(Stamps& into, const Stamps& other) {

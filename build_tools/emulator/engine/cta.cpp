@@ -141,7 +141,7 @@ bool Cta::complete_one() {
   origin_ = work.origin;
   try {
     work.complete();
-  } catch (const EmulationError& error) {
+  } catch (const std::exception& error) {
     throw EmulationError(place(origin_) + "when its asynchronous work completed: " + error.what());
   }
   return true;
@@ -152,7 +152,11 @@ void Cta::run() {
   try {
     while (exited < launch.threads()) {
       if (!step()) {
-        if (!complete_one()) deadlock("deadlock: no warp can go on and no asynchronous work is left");
+        if (complete_one()) continue;
+        // try_wait blocks for a limited time only, so nothing is stuck before each had its chances to give up.
+        constexpr int kRounds = 8;
+        if (rounds_++ == kRounds) deadlock("deadlock: no warp can go on and no asynchronous work is left");
+        give_up = ++events;
         continue;
       }
       if (timing() == Timing::random && chance(0.25)) {
@@ -165,6 +169,7 @@ void Cta::run() {
       if (quiet > 100'000 && complete_one()) continue;
       if (quiet > launch.options.patience) deadlock("hung: instructions run, but nothing changes that another warp could see");
     }
+    check_landings();
     while (complete_one()) {
     }
     check_end();
@@ -211,7 +216,7 @@ bool Cta::step() {
   running_ = &warp;
   try {
     warp.run(budget);
-  } catch (const EmulationError& error) {
+  } catch (const std::exception& error) {
     throw EmulationError(place(origin()) + error.what());
   }
   // In depth-first order a warp that yields or spins must not keep the others out.
@@ -249,8 +254,8 @@ std::string Cta::describe_wait(Warp& warp, const Group& group, std::set<uint32_t
     std::string wanted = in.has("parity") ? " for the end of a phase of parity " + std::to_string(warp.bits(in.args[2], lane)) : "";
     return "waits" + wanted + " at " + mbarriers.describe(address);
   }
-  if (name == "bar" || name == "barrier") {
-    const Operand& which = in.args.at(0);
+  if ((name == "bar" || name == "barrier") && in.parts[1] != "warp" && in.parts[1] != "cluster") {
+    const Operand& which = in.args.at(in.has("red") ? 1 : 0);
     uint32_t barrier = static_cast<uint32_t>(warp.bits(which, lane));
     if (group.token == 0) return "waits for the other lanes of its warp before barrier " + std::to_string(barrier);
     return "waits at barrier " + std::to_string(barrier) + " (" + std::to_string(barriers[barrier % 16].arrived) + " of " +
@@ -281,6 +286,14 @@ void Cta::deadlock(const char* what) {
   if (!gone.empty()) report += "\n  warps that have exited:" + gone;
   for (uint32_t mbarrier : barriers_waited_for) report += describe_history(mbarrier);
   throw EmulationError(report);
+}
+
+void Cta::check_landings() const {
+  for (const Work& work : pending_) {
+    const Instruction& in = module.code[work.origin.pc];
+    if (in.parts[0] == "cp" && in.space == Space::shared)
+      throw EmulationError(place(work.origin) + "the CTA ended while this copy into its shared memory was under way: nobody waited for it");
+  }
 }
 
 void Cta::check_end() {
@@ -315,6 +328,19 @@ void Cta::barrier_released(NamedBarrier& barrier) {
 void Cta::check_exit_barriers() {
   for (NamedBarrier& barrier : barriers)
     if (barrier.whole_cta && barrier.arrived > 0 && barrier.arrived >= launch.threads() - exited) barrier_released(barrier);
+  check_cluster_barrier();
+}
+
+void Cta::check_cluster_barrier() {
+  ClusterBarrier& cluster = cluster_barrier;
+  if (cluster.arrived == 0) return;
+  for (const auto& warp : warps)
+    for (uint32_t rest = warp->alive; rest; rest &= rest - 1)
+      if (cluster.waiting_for[static_cast<size_t>(warp->thread(__builtin_ctz(rest)))] <= cluster.generation) return;
+  cluster.arrived = 0;
+  cluster.published = cluster.history;
+  ++cluster.generation;
+  event();
 }
 
 uint32_t Cta::shared_address(Space space, uint64_t address) const {

@@ -73,6 +73,7 @@ struct AsyncGroup {
   bool committed = false;
   uint32_t bulk_stores = 0;  // the number of the last one in it
   Origin origin;             // the same
+  uint32_t copies = 0;       // the number of its warp's last cp.async in it
   int reads_pending = 0, writes_pending = 0;  // operations that have not yet read, or not yet written
   std::vector<std::pair<uint32_t, uint32_t>> reads;  // shared memory that they may read until somebody waits
 };
@@ -106,6 +107,7 @@ class Cta {
   Counters& counters;
   std::mt19937_64 random;
   uint64_t events = 0;        // anything that may let a blocked warp go on
+  uint64_t give_up = ~uint64_t{0};  // the event at which each blocked try_wait returns false
   uint64_t clock = 0;         // instructions executed
   uint32_t exited = 0;        // threads
   SyncPlaces places;          // in shared memory
@@ -127,6 +129,7 @@ class Cta {
   Timing timing() const { return launch.options.timing; }
   void event() {
     ++events;
+    rounds_ = 0;
     last_event_ = clock;
   }
   /// Something changed that only a polling thread could see.
@@ -159,6 +162,8 @@ class Cta {
   std::string place(const Origin& origin) const { return module.place(origin.pc) + ": " + thread_name(origin.thread) + ": "; }
   void barrier_released(NamedBarrier& barrier);
   void check_exit_barriers();
+  /// Releases barrier.cluster once no thread that is left has yet to arrive.
+  void check_cluster_barrier();
 
  private:
   bool step();
@@ -167,6 +172,8 @@ class Cta {
   std::string describe_wait(Warp& warp, const Group& group, std::set<uint32_t>& waited);
   std::string describe_history(uint32_t mbarrier) const;
   void count_tiles();
+  /// At the end: copies into shared memory that are still under way.
+  void check_landings() const;
   void check_end();
 
   struct Work {
@@ -179,6 +186,7 @@ class Cta {
   Origin origin_;  // of the asynchronous work that completes now
   uint64_t last_event_ = 0;
   size_t turn_ = 0;
+  int rounds_ = 0;  // of try_waits that gave up, since the last event
 };
 
 }  // namespace gnaforge::emulator

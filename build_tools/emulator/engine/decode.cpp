@@ -1,4 +1,5 @@
 // Finds the decoder of an instruction, and lists the registers it touches.
+#include <sstream>
 #include <unordered_map>
 #include <unordered_set>
 
@@ -8,14 +9,37 @@ namespace gnaforge::emulator {
 
 namespace {
 
-const std::unordered_multimap<std::string, Opcode>& table() {
+struct Entry {
+  Opcode opcode;
+  std::unordered_set<std::string> modifiers;
+  std::vector<std::string> prefixes;
+
+  explicit Entry(const Opcode& of) : opcode(of) {
+    std::istringstream words(of.modifiers);
+    for (std::string word; words >> word;) {
+      if (word.back() == '*')
+        prefixes.push_back(word.substr(0, word.size() - 1));
+      else
+        modifiers.insert(word);
+    }
+  }
+  bool knows(const std::string& part) const {
+    auto begins = [&](const std::string& prefix) { return part.compare(0, prefix.size(), prefix) == 0; };
+    return modifiers.count(part) || type_named(part) != Type::none || std::any_of(prefixes.begin(), prefixes.end(), begins);
+  }
+  bool knows_all(const Instruction& in) const {
+    return std::all_of(in.parts.begin() + 1, in.parts.end(), [&](const std::string& part) { return knows(part); });
+  }
+};
+
+const std::unordered_multimap<std::string, Entry>& table() {
   static const auto all = [] {
-    std::unordered_multimap<std::string, Opcode> map;
+    std::unordered_multimap<std::string, Entry> map;
     for (const auto& family :
          {integer_opcodes(), logic_opcodes(), float_opcodes(), convert_opcodes(), data_opcodes(), atomic_opcodes(),
           control_opcodes(), warp_opcodes(), mbarrier_opcodes(), copy_opcodes(), matrix_opcodes(), mma_opcodes(),
           tcgen05_opcodes(), tcgen05_copy_opcodes()})
-      for (const Opcode& opcode : family) map.emplace(opcode.name, opcode);
+      for (const Opcode& opcode : family) map.emplace(opcode.name, Entry(opcode));
     return map;
   }();
   return all;
@@ -32,6 +56,16 @@ bool writes_first(const Instruction& in) {
   if (name == "mbarrier") return !in.args.empty() && in.args[0].kind != Operand::Kind::address;
   if (name == "bar" || name == "barrier") return in.has("red");
   return !kNever.count(name);
+}
+
+/// Says what it is that no entry of the opcode has.
+template <class Entries>
+[[noreturn]] void refuse(const Instruction& in, Entries first, Entries last) {
+  std::string section = in.parts[0] + " (PTX ISA: " + first->second.opcode.section + ")";
+  for (size_t i = 1; i < in.parts.size(); ++i)
+    if (std::none_of(first, last, [&](const auto& entry) { return entry.second.knows(in.parts[i]); }))
+      throw EmulationError("the modifier ." + in.parts[i] + " of " + section + " is unknown or not emulated: " + in.text);
+  throw EmulationError("this form of " + section + " is not emulated: " + in.text);
 }
 
 void collect(const Operand& op, std::vector<uint32_t>& out) {
@@ -76,12 +110,10 @@ Space space_of(const Instruction& in) {
 void decode(Instruction& in) {
   in.space = space_of(in);
   auto range = table().equal_range(in.parts[0]);
-  for (auto entry = range.first; entry != range.second && !in.run; ++entry) entry->second.decode(in);
-  if (!in.run) {
-    if (range.first == range.second) throw EmulationError("unknown opcode: " + in.text);
-    throw EmulationError("this form of " + in.parts[0] + " (PTX ISA: " + range.first->second.section +
-                         ") is not emulated: " + in.text);
-  }
+  if (range.first == range.second) throw EmulationError("unknown opcode: " + in.text);
+  for (auto entry = range.first; entry != range.second && !in.run; ++entry)
+    if (entry->second.knows_all(in)) entry->second.opcode.decode(in);
+  if (!in.run) refuse(in, range.first, range.second);
   bool writes = writes_first(in);
   for (size_t i = 0; i < in.args.size(); ++i) {
     if (in.parts[0] == "wgmma" && i <= 1) continue;  // accumulators and A have rules of their own

@@ -46,7 +46,7 @@ void run_launch(const Launch& request, uint32_t threads, Counters& counters) {
                         static_cast<uint32_t>(i / (uint64_t{launch.grid[0]} * launch.grid[1]))};
       try {
         Cta(launch, id, mine).run();
-      } catch (const EmulationError& e) {
+      } catch (const std::exception& e) {
         std::lock_guard<std::mutex> lock(results);
         if (!failed.exchange(true)) error = launch.function->name + ", " + e.what();
       }

@@ -25,7 +25,7 @@ struct MmaGroup {
 
 struct MatrixState {
   explicit MatrixState(uint32_t registers) : in_flight(registers), written(registers, 0) {}
-  std::vector<uint8_t> in_flight;   // per register: wgmmas that use it
+  std::vector<uint16_t> in_flight;  // per register: wgmmas that use it
   std::vector<uint32_t> written;    // per register: the fence epoch of its last ordinary write
   uint32_t epoch = 1;               // counts wgmma.fence
   int busy = 0;                     // wgmmas in flight

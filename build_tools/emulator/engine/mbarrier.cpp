@@ -11,8 +11,7 @@ void Mbarriers::init(uint32_t address, uint32_t count, Warp& warp) {
   Mbarrier& barrier = barriers_[address];
   barrier.expected = count;
   barrier.pending = count;
-  barrier.agent = static_cast<uint8_t>(agents_);
-  agents_ = std::min(agents_ + 1, kAgents - 1);
+  barrier.agent = new_agent();
   auto agent = static_cast<uint8_t>(kFirstInitAgent + warp.index);
   barrier.init = {++warp.clock.at[agent], agent};
   barrier.initialised = warp.cta.clock;
@@ -64,12 +63,13 @@ bool Mbarriers::arrive(uint32_t address, uint32_t count, const Clock& clock, boo
   return settle(address, barrier);
 }
 
-void Mbarriers::expect(uint32_t address, int64_t bytes) {
+bool Mbarriers::expect(uint32_t address, int64_t bytes) {
   Mbarrier& barrier = at(address);
   barrier.transactions += bytes;
   if (trace) note("", bytes, " bytes are expected", address);
   if (barrier.transactions > kMaxCount)
     throw EmulationError("mbarrier's transaction count exceeds 2^20-1: " + describe(address));
+  return settle(address, barrier);
 }
 
 bool Mbarriers::complete(uint32_t address, int64_t bytes, const Clock& clock) {

@@ -36,12 +36,14 @@ class Mbarriers {
   Trace* trace = nullptr;   // hears of everything, if there is one
   const uint64_t* clock = nullptr;
 
+  /// Stands for copies that complete together. There are not many: the last one is everybody's.
+  uint8_t new_agent() { return static_cast<uint8_t>(agents_ < kAgents - 1 ? agents_++ : agents_); }
   /// mbarrier.init by the thread `warp.lane`.
   void init(uint32_t address, uint32_t count, Warp& warp);
   void invalidate(uint32_t address);
   /// True if the phase completed.
   bool arrive(uint32_t address, uint32_t count, const Clock& clock, bool drop = false);
-  void expect(uint32_t address, int64_t bytes);
+  bool expect(uint32_t address, int64_t bytes);  // may complete it too: the bytes may have come before
   bool complete(uint32_t address, int64_t bytes, const Clock& clock);
   Mbarrier& at(uint32_t address);
   /// The mbarrier, for a warp that must have synchronised with its initialisation.
@@ -56,7 +58,7 @@ class Mbarriers {
   bool settle(uint32_t address, Mbarrier& barrier);
   void note(const char* what, int64_t number, const char* of, uint32_t address) const;
   std::unordered_map<uint32_t, Mbarrier> barriers_;
-  int agents_ = kFirstBarrierAgent;
+  int agents_ = kFirstCopyAgent;
 };
 
 }  // namespace gnaforge::emulator

@@ -71,6 +71,13 @@ class SharedMemory {
   uint8_t* write(uint32_t address, uint32_t size, uint64_t when, uint16_t thread, const Clock& clock, Epoch by) {
     check_bounds(address, size, "write");
     note(Event::write, address, size);
+    uint8_t* bytes = overwrite(address, size, when, thread);
+    check_write(address, size, clock, by);
+    mark_valid(address, size);
+    return bytes;
+  }
+  /// The bytes of a cp.async arrive, through the generic proxy. It was a `write` when issued.
+  uint8_t* overwrite(uint32_t address, uint32_t size, uint64_t when, uint16_t thread) {
     ++version_;
     for (uint32_t g = address / kGranule; g <= (address + size - 1) / kGranule; ++g) {
       Granule& granule = granules_[g];
@@ -80,8 +87,6 @@ class SharedMemory {
       granule.written = when;
       granule.writer = thread;
     }
-    check_write(address, size, clock, by);
-    mark_valid(address, size);
     return bytes_.data() + address;
   }
 

@@ -45,6 +45,7 @@ uint64_t reduced(Reduction operation, Type type, uint64_t old, uint64_t a, uint6
   uint64_t keep = size >= 8 ? ~uint64_t{0} : (uint64_t{1} << (8 * size)) - 1;
   old &= keep;
   a &= keep;
+  if (operation == Reduction::add && !is_float(type)) return (old + a) & keep;  // signed types wrap too
   switch (operation) {
     case Reduction::inc: return old >= a ? 0 : old + 1;
     case Reduction::dec: return old == 0 || old > a ? a : old - 1;
@@ -66,8 +67,7 @@ uint64_t reduced(Reduction operation, Type type, uint64_t old, uint64_t a, uint6
       return reduced(operation, one, old & 0xffff, a & 0xffff) | reduced(operation, one, old >> 16, a >> 16) << 16;
     }
     case Type::s32: return static_cast<uint32_t>(combined(operation, static_cast<int32_t>(old), static_cast<int32_t>(a)));
-    case Type::s64: return static_cast<uint64_t>(operation == Reduction::add ? static_cast<int64_t>(old + a)
-                                                                            : combined(operation, static_cast<int64_t>(old), static_cast<int64_t>(a)));
+    case Type::s64: return static_cast<uint64_t>(combined(operation, static_cast<int64_t>(old), static_cast<int64_t>(a)));
     default: return combined(operation, old, a) & keep;
   }
 }
@@ -103,7 +103,6 @@ Status atomic(Warp& warp, const Instruction& in, uint32_t mask) {
 }
 
 void decode_atomic(Instruction& in) {
-  if (in.has("async")) return;
   in.detail[1] = in.parts[0] == "atom" ? 1 : 0;
   in.width = in.has("v2") ? 2 : in.has("v4") ? 4 : in.has("v8") ? 8 : 1;
   Reduction operation = reduction_named(in.parts);
@@ -119,9 +118,12 @@ void decode_atomic(Instruction& in) {
 }  // namespace
 
 std::vector<Opcode> atomic_opcodes() {
+  static const char* const kModifiers =
+      "add min max inc dec and or xor exch cas noftz relaxed acquire release acq_rel cta cluster gpu sys "
+      "global shared shared::cta shared::cluster v2 v4 v8 L2::cache_hint";
   return {
-      {"atom", "Parallel Synchronization: atom", decode_atomic},
-      {"red", "Parallel Synchronization: red", decode_atomic},
+      {"atom", "Parallel Synchronization: atom", decode_atomic, kModifiers},
+      {"red", "Parallel Synchronization: red", decode_atomic, kModifiers},
   };
 }
 

@@ -284,12 +284,7 @@ Status cluster_arrive(Warp& warp, const Instruction& in, uint32_t mask) {
     ++cluster.arrived;
   });
   cluster.history.join(in.has("relaxed") ? warp.fenced : warp.publish());
-  if (cluster.arrived + cta.exited >= cta.launch.threads()) {
-    cluster.arrived = 0;
-    cluster.published = cluster.history;
-    ++cluster.generation;
-    cta.event();
-  }
+  cta.check_cluster_barrier();
   return Status::next;
 }
 Status cluster_wait(Warp& warp, const Instruction& in, uint32_t mask) {
@@ -310,16 +305,17 @@ Status cluster_wait(Warp& warp, const Instruction& in, uint32_t mask) {
 }
 
 void decode_barrier(Instruction& in) {
-  if (in.parts[1] == "warp") {
-    expect_count(in, 1, 1);
-    in.run = warp_barrier;
-    return;
-  }
-  if (in.parts[1] == "cluster") {
-    in.run = in.has("arrive") ? cluster_arrive : cluster_wait;
-    return;
-  }
   bool reduces = in.has("red");
+  if (in.mode() == "warp") {
+    expect_count(in, 1, 1);
+    if (in.has("sync")) in.run = warp_barrier;
+    return;
+  }
+  if (in.mode() == "cluster") {
+    if (in.has("arrive") != in.has("wait")) in.run = in.has("arrive") ? cluster_arrive : cluster_wait;
+    return;
+  }
+  if (in.has("sync") + in.has("arrive") + reduces != 1) return;
   in.detail[0] = in.has("arrive") ? arrive : !reduces ? sync : in.has("popc") ? reduce_count : in.has("and") ? reduce_and : reduce_or;
   in.detail[1] = in.parts[0] == "bar" || in.has("aligned");
   expect_count(in, reduces ? 3 : in.detail[0] == arrive ? 2 : 1, reduces ? 4 : 2);
@@ -347,6 +343,7 @@ Status thread_fence(Warp& warp, const Instruction& in, uint32_t) {
 Status nothing(Warp&, const Instruction&, uint32_t) { return Status::next; }
 void decode_fence(Instruction& in) {
   in.detail[0] = ordering_of(in, false).bits();
+  if (in.has("proxy") && !in.has("async") && !in.has("alias") && !in.has("tensormap::generic")) return;
   if (in.has("proxy"))  // fences of other proxies than the async one order nothing that is tracked
     in.run = in.has("async") && !in.has("global") ? proxy_fence : nothing;
   else
@@ -361,7 +358,7 @@ enum Marker { tile_begins = 1, tile_is_shell = 2, tile_ends = 3 };
 Status mark(Warp& warp, const Instruction& in, uint32_t mask) {
   TileMarks& marks = warp.marks;
   int64_t what = in.args.empty() ? 0 : in.args[0].value;
-  if (mask & 1) {  // lanes that have diverged come one after the other
+  if (mask & 1) {  // lane 0 speaks for its warp: lanes that have diverged come here in several groups
     if (what == tile_begins || what == tile_ends) marks.end();
     if (what == tile_begins) marks.begin();
     if (what == tile_is_shell) marks.shell = true;
@@ -393,21 +390,24 @@ void decode_setmaxnreg(Instruction& in) {
 
 std::vector<Opcode> control_opcodes() {
   return {
-      {"bra", "Control Flow: bra", decode_bra},
-      {"brx", "Control Flow: brx.idx", decode_brx},
-      {"call", "Control Flow: call", decode_call},
-      {"ret", "Control Flow: ret", decode_leave},
+      {"bra", "Control Flow: bra", decode_bra, "uni"},
+      {"brx", "Control Flow: brx.idx", decode_brx, "idx uni"},
+      {"call", "Control Flow: call", decode_call, "uni"},
+      {"ret", "Control Flow: ret", decode_leave, "uni"},
       {"exit", "Control Flow: exit", decode_leave},
       {"trap", "Miscellaneous: trap", decode_trap},
       {"brkpt", "Miscellaneous: brkpt", decode_nothing},
       {"pmevent", "Miscellaneous: pmevent", decode_marker},
       {"nanosleep", "Miscellaneous: nanosleep", decode_nanosleep},
-      {"setmaxnreg", "Miscellaneous: setmaxnreg", decode_setmaxnreg},
-      {"bar", "Parallel Synchronization: bar, bar.warp.sync", decode_barrier},
-      {"barrier", "Parallel Synchronization: barrier, barrier.cluster", decode_barrier},
-      {"fence", "Parallel Synchronization: fence", decode_fence},
-      {"membar", "Parallel Synchronization: membar", decode_fence},
-      {"griddepcontrol", "Parallel Synchronization: griddepcontrol", decode_nothing},
+      {"setmaxnreg", "Miscellaneous: setmaxnreg", decode_setmaxnreg, "inc dec sync aligned"},
+      {"bar", "Parallel Synchronization: bar, bar.warp.sync", decode_barrier, "sync arrive red warp cta and or popc"},
+      {"barrier", "Parallel Synchronization: barrier, barrier.cluster", decode_barrier,
+       "sync arrive wait red cluster cta aligned relaxed acquire release and or popc"},
+      {"fence", "Parallel Synchronization: fence", decode_fence,
+       "sc acq_rel acquire release cta cluster gpu sys mbarrier_init proxy alias async global shared::cta shared::cluster "
+       "tensormap::generic"},
+      {"membar", "Parallel Synchronization: membar", decode_fence, "cta gl sys proxy alias"},
+      {"griddepcontrol", "Parallel Synchronization: griddepcontrol", decode_nothing, "launch_dependents wait"},
   };
 }
 

@@ -8,8 +8,6 @@
 namespace gnaforge::emulator {
 namespace {
 
-bool is_float(Type type) { return type >= Type::f16; }
-
 /// An integer source: low bits of the register, sign-extended for signed types.
 __int128 integer_source(uint64_t bits, Type type) {
   int width = 8 * size_of(type);
@@ -44,10 +42,10 @@ Mode mode_of(const Instruction& in) {
           (in.detail[1] & 8) != 0};
 }
 
-/// To an integer type, clamped to its range; NaN gives 0.
-uint64_t to_integer(double x, Type type, Rounding rounding) {
-  if (std::isnan(x)) return type == Type::s64 || type == Type::u64 ? uint64_t{1} << 63 : 0;
+/// To an integer type, clamped to its range. NaN gives 0, but with 64 bits on either side the top bit alone.
+uint64_t to_integer(double x, Type type, Type from, Rounding rounding) {
   int width = 8 * size_of(type);
+  if (std::isnan(x)) return from == Type::f64 || width == 64 ? uint64_t{1} << (width - 1) : 0;
   double low = is_signed(type) ? -std::ldexp(1.0, width - 1) : 0.0;
   double high = std::ldexp(1.0, is_signed(type) ? width - 1 : width);
   double rounded = round_to_integer(x, rounding);
@@ -115,7 +113,7 @@ Status convert(Warp& warp, const Instruction& in, uint32_t mask) {
         if (mode.integral) value = round_to_integer(value, mode.rounding);
         out = float_result(value, to, mode);
       } else {
-        out = to_integer(value, to, mode.rounding);
+        out = to_integer(value, to, from, mode.rounding);
       }
     }
     warp.put_bits(in.args[0], lane, out);
@@ -195,7 +193,8 @@ Status convert_tf32(Warp& warp, const Instruction& in, uint32_t mask) {
 
 void decode_cvt(Instruction& in) {
   Type to = in.type2, from = in.type;
-  if (to == Type::none || in.has("rs") || in.has("scaled")) return;
+  bool eights = to == Type::e4m3x2 || to == Type::e5m2x2;  // these saturate, and all say so
+  if (to == Type::none || in.has("satfinite") != eights) return;
   bool integral = false;
   Rounding rounding = is_float(to) ? Rounding::nearest_even : Rounding::zero;
   struct Named {
@@ -220,14 +219,17 @@ void decode_cvt(Instruction& in) {
   in.detail[1] = integral | flush << 1 | saturate << 2 | relu << 3;
   bool plain = !integral && !flush && !saturate && !relu && rounding == Rounding::nearest_even;
 
+  bool pair = to == Type::f16x2 || to == Type::bf16x2;
+  if ((pair || eights || to == Type::tf32) && (flush || saturate || integral)) return;
+  if (eights && rounding != Rounding::nearest_even) return;
   if (to == Type::tf32) {
     in.detail[2] = in.has("rna");
-    if (relu || in.has("rz")) return;
+    if (relu || !(in.has("rna") || in.has("rn"))) return;
     expect_sizes(in, {4, 4});
     in.run = convert_tf32;
     return;
   }
-  if (to == Type::e4m3x2 || to == Type::e5m2x2) {
+  if (eights) {
     if (from == Type::f32) {
       expect_count(in, 3, 3);
       expect_sizes(in, {2, 4, 4});
@@ -238,7 +240,7 @@ void decode_cvt(Instruction& in) {
     }
     return;
   }
-  if (to == Type::f16x2 || to == Type::bf16x2) {
+  if (pair) {
     if (from == Type::f32) {
       expect_count(in, 3, 3);
       if (plain && to == Type::bf16x2) return lanewise<TwoFloatsToBrain, uint32_t, float, float>(in);
@@ -271,7 +273,8 @@ void decode_cvt(Instruction& in) {
 }  // namespace
 
 std::vector<Opcode> convert_opcodes() {
-  return {{"cvt", "Data Movement and Conversion: cvt", decode_cvt}};
+  return {{"cvt", "Data Movement and Conversion: cvt", decode_cvt,
+           "rn rz rm rp rna rni rzi rmi rpi ftz sat relu satfinite"}};
 }
 
 }  // namespace gnaforge::emulator

@@ -109,8 +109,8 @@ Status store_tensor(Warp& warp, const Instruction& in, uint32_t mask) {
   each_lane(warp, mask, [&](int lane) {
     auto thread = static_cast<uint16_t>(warp.thread(lane));
     TensorCopy copy = tensor_copy(warp, in, in.args[0], in.args[1], lane);
-    cta.shared.begin_async_read(copy.shared, copy.shared_bytes(), thread, Reader::bulk_store, warp.clock, warp.epoch(),
-                                [&](uint16_t of) { return cta.fences[of]; });
+    cta.shared.begin_async_read(copy.shared, copy.shared_bytes(), thread, Reader::bulk_store, warp.clock,
+                                {cta.bulk_stores, kBulkReadAgent}, [&](uint16_t of) { return cta.fences[of]; });
     AsyncGroup& group = open_group(cta.bulk_groups[thread]);
     std::shared_ptr<AsyncGroup> holder = cta.bulk_groups[thread].back();
     group.reads.push_back({copy.shared, copy.shared_bytes()});
@@ -211,7 +211,8 @@ Status bulk_store(Warp& warp, const Instruction& in, uint32_t mask) {
     check_bulk(to, from, size);
     cta.check_bulk_store(to, size, warp.clock, operation != Reduction::none);
     auto thread = static_cast<uint16_t>(warp.thread(lane));
-    cta.shared.begin_async_read(from, size, thread, Reader::bulk_store, warp.clock, warp.epoch(), [&](uint16_t of) { return cta.fences[of]; });
+    cta.shared.begin_async_read(from, size, thread, Reader::bulk_store, warp.clock, {cta.bulk_stores, kBulkReadAgent},
+                                [&](uint16_t of) { return cta.fences[of]; });
     AsyncGroup& group = open_group(cta.bulk_groups[thread]);
     std::shared_ptr<AsyncGroup> holder = cta.bulk_groups[thread].back();
     group.reads.push_back({from, size});
@@ -281,8 +282,10 @@ Status wait_groups(Warp& warp, const Instruction& in, uint32_t mask) {
     for (size_t i = 0; i < count; ++i) {
       for (const auto& range : groups[i]->reads) cta.shared.end_async_read(range.first, range.second, Reader::bulk_store);
       groups[i]->reads.clear();
-      uint32_t& seen = warp.clock.at[kBulkStoreAgent];
-      if (!reads_only) seen = std::max(seen, groups[i]->bulk_stores);
+      auto see = [&](size_t agent, uint32_t stamp) { warp.clock.at[agent] = std::max(warp.clock.at[agent], stamp); };
+      see(kBulkReadAgent, groups[i]->bulk_stores);
+      if (!reads_only) see(kBulkStoreAgent, groups[i]->bulk_stores);
+      if (warp.copy_agent) see(warp.copy_agent, groups[i]->copies);
     }
     // A group that has only been read from still has to be waited for as a whole, so it stays in the count.
     while (!reads_only && count-- > 0) groups.pop_front();
@@ -294,6 +297,8 @@ Status wait_groups(Warp& warp, const Instruction& in, uint32_t mask) {
 
 Status copy_small(Warp& warp, const Instruction& in, uint32_t mask) {
   Cta& cta = warp.cta;
+  if (!warp.copy_agent) warp.copy_agent = cta.mbarriers.new_agent();
+  Epoch by{++warp.copies, warp.copy_agent};
   each_lane(warp, mask, [&](int lane) {
     uint32_t to = cta.shared_address(Space::shared, warp.address(in.args[0], lane) & ~kWindowMask);
     uint64_t from = warp.address(in.args[1], lane);
@@ -308,16 +313,15 @@ Status copy_small(Warp& warp, const Instruction& in, uint32_t mask) {
     if (used > size) throw EmulationError("cp.async with a source size of " + std::to_string(used) + " of " + std::to_string(size));
     if (used) cta.check_bulk_load(warp, from, used);
     auto thread = static_cast<uint16_t>(warp.thread(lane));
-    Clock seen = warp.clock;
-    Epoch by = warp.epoch();
-    cta.shared.check_bounds(to, size, "cp.async");
+    cta.shared.write(to, size, cta.clock, thread, warp.clock, by);
     AsyncGroup& group = open_group(cta.copy_groups[thread]);
     std::shared_ptr<AsyncGroup> holder = cta.copy_groups[thread].back();
+    group.copies = by.stamp;
     ++group.writes_pending;
     cta.counters.async_load_bytes += used;
     cta.submit([=, &cta] {
-      // Through the generic proxy; small copies may share 16 bytes, so they are not tracked as landing.
-      uint8_t* target = cta.shared.write(to, size, cta.clock, thread, seen, by);
+      // Small copies may share 16 bytes, so they are not tracked as landing.
+      uint8_t* target = cta.shared.overwrite(to, size, cta.clock, thread);
       std::memset(target, 0, size);
       if (used) std::memcpy(target, reinterpret_cast<const void*>(from), used);
       --holder->writes_pending;
@@ -341,7 +345,9 @@ Status arrive_after_copies(Warp& warp, const Instruction& in, uint32_t mask) {
     auto thread = static_cast<size_t>(warp.thread(lane));
     uint32_t barrier = cta.shared_address(in.space, warp.address(in.args[0], lane));
     if (!in.detail[0]) ++cta.mbarriers.at(barrier).pending;
-    auto act = [&cta, barrier, seen = warp.publish()] {
+    Clock seen = warp.publish();
+    if (warp.copy_agent) seen.at[warp.copy_agent] = std::max(seen.at[warp.copy_agent], warp.copies);
+    auto act = [&cta, barrier, seen] {
       if (cta.mbarriers.arrive(barrier, 1, seen)) cta.event();
     };
     bool landed = true;
@@ -367,14 +373,13 @@ void decode_cp(Instruction& in) {
     if (in.has("arrive")) {
       in.detail[0] = in.has("noinc");
       in.run = arrive_after_copies;
-    } else if (in.parts[1] == "async" && (in.has("ca") || in.has("cg"))) {
+    } else if (in.mode() == "async" && (in.has("ca") || in.has("cg"))) {
       expect_count(in, 3, 5);
       in.run = copy_small;
     }
     return;
   }
-  bool reduce = in.parts[0] == "cp" && in.parts[1] == "reduce";
-  if (in.has("im2col") || in.has("gather4") || in.has("scatter4") || in.has("cp_mask") || in.has("im2col_no_offs")) return;
+  bool reduce = in.mode() == "reduce";
   size_t global = 0, shared = 0, shared_count = 0;
   for (size_t i = 0; i < in.parts.size(); ++i) {
     if (in.parts[i] == "global") global = i;
@@ -416,7 +421,10 @@ void decode_cp(Instruction& in) {
 }  // namespace
 
 std::vector<Opcode> copy_opcodes() {
-  return {{"cp", "Data Movement: asynchronous copy", decode_cp}};
+  return {{"cp", "Data Movement: asynchronous copy", decode_cp,
+           "async bulk reduce prefetch tensor 1d 2d 3d 4d 5d tile cta_group::1 commit_group bulk_group wait_group wait_all read "
+           "mbarrier mbarrier::complete_tx::bytes arrive noinc multicast::cluster add min max inc dec and or xor noftz ca cg "
+           "global shared shared::cta shared::cluster L2 L2::cache_hint L2::64B L2::128B L2::256B"}};
 }
 
 }  // namespace gnaforge::emulator

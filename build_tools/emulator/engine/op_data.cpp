@@ -181,7 +181,7 @@ bool memory_form(Instruction& in, size_t address, size_t data) {
   const Operand& values = in.args[data];
   if (in.args[address].kind != Operand::Kind::address) throw EmulationError("no address: " + in.text);
   if (in.width > 1 && values.parts.size() != in.width) throw EmulationError("vector length differs: " + in.text);
-  return size_of(in.type) > 0 && !in.has("mmio");
+  return size_of(in.type) > 0;
 }
 
 void decode_ld(Instruction& in) {
@@ -194,7 +194,7 @@ void decode_ld(Instruction& in) {
   if (fixed && size_of(in.type) == 8) in.run = load_param<uint64_t>;
 }
 void decode_st(Instruction& in) {
-  if (in.has("async") || in.has("bulk") || !memory_form(in, 0, 1)) return;
+  if (!memory_form(in, 0, 1)) return;
   in.run = store;
 }
 
@@ -271,20 +271,31 @@ void decode_createpolicy(Instruction& in) { in.run = make_policy; }
 }  // namespace
 
 std::vector<Opcode> data_opcodes() {
+  static const std::string kHints =
+      " L1::evict_normal L1::evict_unchanged L1::evict_first L1::evict_last L1::no_allocate"
+      " L2::evict_normal L2::evict_first L2::evict_last L2::cache_hint L2::64B L2::128B L2::256B";
+  static const std::string kPlaces = " cta cluster gpu sys global local shared shared::cta shared::cluster v2 v4 v8";
+  static const std::string kLoads =
+      "weak relaxed acquire volatile nc ca cg cs lu cv param param::entry param::func const" + kPlaces + kHints;
+  static const std::string kStores = "weak relaxed release volatile wb cg cs wt param param::func" + kPlaces + kHints;
   return {
       {"mov", "Data Movement: mov", decode_mov},
-      {"ld", "Data Movement: ld", decode_ld},
-      {"ldu", "Data Movement: ldu", decode_ld},
-      {"st", "Data Movement: st", decode_st},
-      {"cvta", "Data Movement: cvta", decode_cvta},
-      {"isspacep", "Data Movement: isspacep", decode_isspacep},
-      {"mapa", "Data Movement: mapa", decode_mapa},
-      {"getctarank", "Data Movement: getctarank", decode_getctarank},
-      {"prefetch", "Data Movement: prefetch", decode_hint},
-      {"prefetchu", "Data Movement: prefetchu", decode_hint},
-      {"applypriority", "Data Movement: applypriority", decode_hint},
-      {"discard", "Data Movement: discard", decode_hint},
-      {"createpolicy", "Data Movement: createpolicy", decode_createpolicy},
+      {"ld", "Data Movement: ld", decode_ld, kLoads.c_str()},
+      {"ldu", "Data Movement: ldu", decode_ld, "global v2 v4"},
+      {"st", "Data Movement: st", decode_st, kStores.c_str()},
+      {"cvta", "Data Movement: cvta", decode_cvta,
+       "to global local shared shared::cta shared::cluster const param param::entry"},
+      {"isspacep", "Data Movement: isspacep", decode_isspacep,
+       "global local shared shared::cta shared::cluster param param::entry"},
+      {"mapa", "Data Movement: mapa", decode_mapa, "shared::cluster"},
+      {"getctarank", "Data Movement: getctarank", decode_getctarank, "shared::cluster"},
+      {"prefetch", "Data Movement: prefetch", decode_hint,
+       "global local param const tensormap L1 L2 L2::evict_last L2::evict_normal"},
+      {"prefetchu", "Data Movement: prefetchu", decode_hint, "L1"},
+      {"applypriority", "Data Movement: applypriority", decode_hint, "global L2::evict_normal"},
+      {"discard", "Data Movement: discard", decode_hint, "global L2"},
+      {"createpolicy", "Data Movement: createpolicy", decode_createpolicy,
+       "fractional range cvt global L2 L2::evict_last L2::evict_normal L2::evict_first L2::evict_unchanged"},
   };
 }
 

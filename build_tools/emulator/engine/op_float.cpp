@@ -100,19 +100,22 @@ Status half(Warp& warp, const Instruction& in, uint32_t mask) {
   const Word* b = kSources > 1 ? warp.in<Word>(in.args[2]) : a;
   const Word* c = kSources > 2 ? warp.in<Word>(in.args[3]) : a;
   Word result[kWarpSize];
-  auto widen = [](Word w, int half) {
-    auto bits = static_cast<uint16_t>(w >> (16 * half));
-    return static_cast<double>(Brain ? from_bf16(bits) : from_f16(bits));
+  bool flushes = in.detail[0] & kFlush;
+  auto flushed = [flushes](uint16_t bits) {
+    bool subnormal = !(bits & (Brain ? 0x7f80 : 0x7c00));
+    return static_cast<uint16_t>(flushes && subnormal ? bits & 0x8000 : bits);
   };
+  auto part = [&](Word w, int half) { return flushed(static_cast<uint16_t>(w >> (16 * half))); };
+  auto widen = [&](Word w, int half) { return static_cast<double>(Brain ? from_bf16(part(w, half)) : from_f16(part(w, half))); };
   for (int i = 0; i < kWarpSize; ++i) {
     Word out = 0;
     for (int h = 0; h < Lanes; ++h) {
       double x = widen(a[i], h), y = widen(b[i], h), z = widen(c[i], h);
       double value = finish(evaluate<O>(x, y, z), in.detail[0] & ~kFlush);
       if ((in.detail[0] & kNan) && (x != x || y != y)) value = NAN;
-      uint16_t bits = Brain ? to_bf16(value, Rounding::nearest_even) : to_f16(value);
+      uint16_t bits = flushed(Brain ? to_bf16(value, Rounding::nearest_even) : to_f16(value));
       if constexpr (O == Op::neg || O == Op::abs) {  // these act on the sign bit alone
-        bits = static_cast<uint16_t>(a[i] >> (16 * h));
+        bits = part(a[i], h);
         bits = O == Op::neg ? bits ^ 0x8000 : bits & 0x7fff;
       }
       out = static_cast<Word>(out | static_cast<Word>(bits) << (16 * h));
@@ -160,7 +163,8 @@ void decode_float(Instruction& in) {
   constexpr bool kExact = O == Op::add || O == Op::sub || O == Op::mul || O == Op::fma || O == Op::div || O == Op::sqrt || O == Op::rcp;
   in.detail[0] = (in.has("ftz") ? kFlush : 0) | (in.has("sat") ? kSaturate : 0) | (in.has("relu") ? kRelu : 0) |
                  (in.has("NaN") ? kNan : 0);
-  if (in.has("xorsign")) return;
+  bool half_type = in.type >= Type::f16 && in.type <= Type::bf16x2, directed = in.has("rz") || in.has("rm") || in.has("rp");
+  if (half_type ? directed : in.has("relu")) return;
   int size = size_of(in.type);
   auto sizes = [&] {
     expect_count(in, 1 + kSources, 1 + kSources);
@@ -184,7 +188,7 @@ void decode_float(Instruction& in) {
       break;
     case Type::f32x2:
       if constexpr (O == Op::add || O == Op::sub || O == Op::mul || O == Op::fma) {
-        if (!in.has("rz") && !in.has("rm") && !in.has("rp")) {
+        if (!directed && !in.has("sat")) {
           sizes();
           in.run = packed<O>;
         }
@@ -230,7 +234,7 @@ Status test_property(Warp& warp, const Instruction& in, uint32_t mask) {
 void decode_testp(Instruction& in) {
   static const char* const kNames[] = {"finite", "infinite", "number", "notanumber", "normal", "subnormal"};
   for (int i = 0; i < 6; ++i)
-    if (in.parts[1] == kNames[i] && in.type == Type::f32) {
+    if (in.mode() == kNames[i] && in.type == Type::f32) {
       in.detail[0] = i;
       in.run = test_property;
     }
@@ -240,26 +244,26 @@ void decode_testp(Instruction& in) {
 
 std::vector<Opcode> float_opcodes() {
   return {
-      {"add", "Floating Point: add", decode_float<Op::add>},
-      {"sub", "Floating Point: sub", decode_float<Op::sub>},
-      {"mul", "Floating Point: mul", decode_float<Op::mul>},
-      {"fma", "Floating Point: fma", decode_float<Op::fma>},
-      {"mad", "Floating Point: mad", decode_float<Op::fma>},
-      {"div", "Floating Point: div", decode_float<Op::div>},
-      {"min", "Floating Point: min", decode_float<Op::min>},
-      {"max", "Floating Point: max", decode_float<Op::max>},
-      {"abs", "Floating Point: abs", decode_float<Op::abs>},
-      {"neg", "Floating Point: neg", decode_float<Op::neg>},
-      {"rcp", "Floating Point: rcp", decode_float<Op::rcp>},
-      {"sqrt", "Floating Point: sqrt", decode_float<Op::sqrt>},
-      {"rsqrt", "Floating Point: rsqrt", decode_float<Op::rsqrt>},
-      {"ex2", "Floating Point: ex2", decode_float<Op::ex2>},
-      {"lg2", "Floating Point: lg2", decode_float<Op::lg2>},
-      {"sin", "Floating Point: sin", decode_float<Op::sin>},
-      {"cos", "Floating Point: cos", decode_float<Op::cos>},
-      {"tanh", "Floating Point: tanh", decode_float<Op::tanh>},
+      {"add", "Floating Point: add", decode_float<Op::add>, "rn rz rm rp ftz sat"},
+      {"sub", "Floating Point: sub", decode_float<Op::sub>, "rn rz rm rp ftz sat"},
+      {"mul", "Floating Point: mul", decode_float<Op::mul>, "rn rz rm rp ftz sat"},
+      {"fma", "Floating Point: fma", decode_float<Op::fma>, "rn rz rm rp ftz sat relu"},
+      {"mad", "Floating Point: mad", decode_float<Op::fma>, "rn rz rm rp ftz sat"},
+      {"div", "Floating Point: div", decode_float<Op::div>, "approx full rn rz rm rp ftz"},
+      {"min", "Floating Point: min", decode_float<Op::min>, "ftz NaN"},
+      {"max", "Floating Point: max", decode_float<Op::max>, "ftz NaN"},
+      {"abs", "Floating Point: abs", decode_float<Op::abs>, "ftz"},
+      {"neg", "Floating Point: neg", decode_float<Op::neg>, "ftz"},
+      {"rcp", "Floating Point: rcp", decode_float<Op::rcp>, "approx rn rz rm rp ftz"},
+      {"sqrt", "Floating Point: sqrt", decode_float<Op::sqrt>, "approx rn rz rm rp ftz"},
+      {"rsqrt", "Floating Point: rsqrt", decode_float<Op::rsqrt>, "approx ftz"},
+      {"ex2", "Floating Point: ex2", decode_float<Op::ex2>, "approx ftz"},
+      {"lg2", "Floating Point: lg2", decode_float<Op::lg2>, "approx ftz"},
+      {"sin", "Floating Point: sin", decode_float<Op::sin>, "approx ftz"},
+      {"cos", "Floating Point: cos", decode_float<Op::cos>, "approx ftz"},
+      {"tanh", "Floating Point: tanh", decode_float<Op::tanh>, "approx"},
       {"copysign", "Floating Point: copysign", decode_float<Op::copysign>},
-      {"testp", "Floating Point: testp", decode_testp},
+      {"testp", "Floating Point: testp", decode_testp, "finite infinite number notanumber normal subnormal"},
   };
 }
 

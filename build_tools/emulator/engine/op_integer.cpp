@@ -106,11 +106,10 @@ struct MulWide16 {
 };
 template <class T, class W>
 struct MadWide16 {
-  W operator()(T a, T b, W c) const { return static_cast<W>(static_cast<uint32_t>(a * b) + static_cast<uint32_t>(c)); }
+  W operator()(T a, T b, W c) const { return static_cast<W>(static_cast<uint32_t>(MulWide16<T, W>{}(a, b)) + static_cast<uint32_t>(c)); }
 };
 
 void decode_add(Instruction& in) {
-  if (in.has("cc")) return;
   if (in.has("sat")) {
     if (in.type == Type::s32) lanewise<AddSaturated, int32_t, int32_t, int32_t>(in);
     return;
@@ -118,7 +117,6 @@ void decode_add(Instruction& in) {
   integer_lanewise<Add, 2>(in);
 }
 void decode_sub(Instruction& in) {
-  if (in.has("cc")) return;
   if (in.has("sat")) {
     if (in.type == Type::s32) lanewise<SubSaturated, int32_t, int32_t, int32_t>(in);
     return;
@@ -135,7 +133,6 @@ void decode_mul(Instruction& in) {
   if (in.type == Type::s16) lanewise<MulWide16<int16_t, int32_t>, int32_t, int16_t, int16_t>(in);
 }
 void decode_mad(Instruction& in) {
-  if (in.has("cc")) return;
   if (in.has("lo")) return integer_lanewise<MadLo, 3>(in);
   if (in.has("hi")) return integer_lanewise<MadHi, 3>(in);
   if (!in.has("wide")) return;
@@ -273,7 +270,7 @@ struct PermuteBytes {
   }
 };
 void decode_prmt(Instruction& in) {
-  if (in.parts.size() == 2) lanewise<PermuteBytes, uint32_t, uint32_t, uint32_t, uint32_t>(in);
+  lanewise<PermuteBytes, uint32_t, uint32_t, uint32_t, uint32_t>(in);
 }
 
 template <template <class> class F, int N>
@@ -285,10 +282,10 @@ void decode_integer(Instruction& in) {
 
 std::vector<Opcode> integer_opcodes() {
   return {
-      {"add", "Integer Arithmetic: add", decode_add},
-      {"sub", "Integer Arithmetic: sub", decode_sub},
-      {"mul", "Integer Arithmetic: mul", decode_mul},
-      {"mad", "Integer Arithmetic: mad", decode_mad},
+      {"add", "Integer Arithmetic: add", decode_add, "sat"},
+      {"sub", "Integer Arithmetic: sub", decode_sub, "sat"},
+      {"mul", "Integer Arithmetic: mul", decode_mul, "lo hi wide"},
+      {"mad", "Integer Arithmetic: mad", decode_mad, "lo hi wide"},
       {"div", "Integer Arithmetic: div", decode_integer<Div, 2>},
       {"rem", "Integer Arithmetic: rem", decode_integer<Rem, 2>},
       {"abs", "Integer Arithmetic: abs", decode_integer<Abs, 1>},
@@ -296,14 +293,14 @@ std::vector<Opcode> integer_opcodes() {
       {"min", "Integer Arithmetic: min", decode_integer<Min, 2>},
       {"max", "Integer Arithmetic: max", decode_integer<Max, 2>},
       {"sad", "Integer Arithmetic: sad", decode_integer<Sad, 3>},
-      {"add", "Extended-Precision Arithmetic: add.cc", decode_carry},
-      {"addc", "Extended-Precision Arithmetic: addc", decode_carry},
-      {"sub", "Extended-Precision Arithmetic: sub.cc", decode_carry},
-      {"subc", "Extended-Precision Arithmetic: subc", decode_carry},
+      {"add", "Extended-Precision Arithmetic: add.cc", decode_carry, "cc"},
+      {"addc", "Extended-Precision Arithmetic: addc", decode_carry, "cc"},
+      {"sub", "Extended-Precision Arithmetic: sub.cc", decode_carry, "cc"},
+      {"subc", "Extended-Precision Arithmetic: subc", decode_carry, "cc"},
       {"popc", "Integer Arithmetic: popc", decode_popc},
       {"clz", "Integer Arithmetic: clz", decode_clz},
       {"brev", "Integer Arithmetic: brev", decode_brev},
-      {"bfind", "Integer Arithmetic: bfind", decode_bfind},
+      {"bfind", "Integer Arithmetic: bfind", decode_bfind, "shiftamt"},
       {"bfe", "Integer Arithmetic: bfe", decode_bfe},
       {"bfi", "Integer Arithmetic: bfi", decode_bfi},
       {"prmt", "Data Movement: prmt", decode_prmt},

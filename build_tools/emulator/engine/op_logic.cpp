@@ -92,6 +92,7 @@ struct FunnelShift {
 };
 void decode_shf(Instruction& in) {
   bool left = in.has("l"), wrap = in.has("wrap");
+  if (left == in.has("r") || wrap == in.has("clamp")) return;
   if (left && wrap) lanewise<FunnelShift<true, true>, uint32_t, uint32_t, uint32_t, uint32_t>(in);
   if (left && !wrap) lanewise<FunnelShift<true, false>, uint32_t, uint32_t, uint32_t, uint32_t>(in);
   if (!left && wrap) lanewise<FunnelShift<false, true>, uint32_t, uint32_t, uint32_t, uint32_t>(in);
@@ -111,7 +112,6 @@ Status lop3(Warp& warp, const Instruction& in, uint32_t mask) {
   return Status::next;
 }
 void decode_lop3(Instruction& in) {
-  if (in.parts.size() != 2) return;  // no .BoolOp
   expect_sizes(in, {4, 4, 4, 4, 4});
   in.run = lop3;
 }
@@ -216,9 +216,9 @@ bool find_comparison(Instruction& in) {
   static const char* const kUnsigned[] = {"lo", "ls", "hi", "hs"};
   in.detail[0] = -1;
   for (int i = 0; i < 14; ++i)
-    if (in.parts[1] == kNames[i]) in.detail[0] = i;
+    if (in.mode() == kNames[i]) in.detail[0] = i;
   for (int i = 0; i < 4; ++i)
-    if (in.parts[1] == kUnsigned[i]) in.detail[0] = lt + i;
+    if (in.mode() == kUnsigned[i]) in.detail[0] = lt + i;
   in.detail[1] = in.has("and") ? 1 : in.has("or") ? 2 : in.has("xor") ? 3 : 0;
   in.detail[2] = in.has("ftz");
   int size = size_of(in.type);
@@ -241,6 +241,7 @@ void decode_set(Instruction& in) {
 }  // namespace
 
 std::vector<Opcode> logic_opcodes() {
+  static const char* const kComparisons = "eq ne lt le gt ge equ neu ltu leu gtu geu num nan lo ls hi hs and or xor ftz";
   return {
       {"and", "Logic and Shift: and", decode_logic<And>},
       {"or", "Logic and Shift: or", decode_logic<Or>},
@@ -250,10 +251,10 @@ std::vector<Opcode> logic_opcodes() {
       {"lop3", "Logic and Shift: lop3", decode_lop3},
       {"shl", "Logic and Shift: shl", decode_shl},
       {"shr", "Logic and Shift: shr", decode_shr},
-      {"shf", "Logic and Shift: shf", decode_shf},
+      {"shf", "Logic and Shift: shf", decode_shf, "l r wrap clamp"},
       {"selp", "Comparison and Selection: selp", decode_selp},
-      {"setp", "Comparison and Selection: setp", decode_setp},
-      {"set", "Comparison and Selection: set", decode_set},
+      {"setp", "Comparison and Selection: setp", decode_setp, kComparisons},
+      {"set", "Comparison and Selection: set", decode_set, kComparisons},
   };
 }
 

@@ -112,7 +112,7 @@ void compute(Warp& warp, PendingMma& mma) {
 }
 
 void mark_registers(MatrixState& state, const Instruction& in, int by) {
-  auto mark = [&](const Operand& op) { state.in_flight[op.reg_index] = static_cast<uint8_t>(state.in_flight[op.reg_index] + by); };
+  auto mark = [&](const Operand& op) { state.in_flight[op.reg_index] = static_cast<uint16_t>(state.in_flight[op.reg_index] + by); };
   for (const Operand& op : in.args[0].parts) mark(op);
   if (in.detail[3] & kRegistersA)
     for (const Operand& op : in.args[1].parts) mark(op);
@@ -275,7 +275,7 @@ Status wait(Warp& warp, const Instruction& in, uint32_t mask) {
 }
 
 void decode_wgmma(Instruction& in) {
-  const std::string& what = in.parts[1];
+  const std::string what = in.mode();
   if (what == "fence") in.run = fence;
   if (what == "commit_group") in.run = commit;
   if (what == "wait_group") {
@@ -284,7 +284,8 @@ void decode_wgmma(Instruction& in) {
   }
   if (what != "mma_async" || in.parts.size() != 8) return;
   int rows, columns, depth;
-  if (std::sscanf(in.parts[4].c_str(), "m%dn%dk%d", &rows, &columns, &depth) != 3) return;
+  int read = 0;
+  if (std::sscanf(in.parts[4].c_str(), "m%dn%dk%d%n", &rows, &columns, &depth, &read) != 3 || in.parts[4][static_cast<size_t>(read)]) return;
   Type d = type_named(in.parts[5]), a = type_named(in.parts[6]), b = type_named(in.parts[7]);
   int size = size_of(a);
   bool known = (a == b && (a == Type::bf16 || a == Type::f16 || a == Type::tf32)) ||
@@ -415,10 +416,12 @@ void retire_groups(Warp& warp, size_t keep) {
 }
 
 std::vector<Opcode> matrix_opcodes() {
+  static const char* const kMatrices = "sync aligned m8n8 x1 x2 x4 trans shared shared::cta";
   return {
-      {"wgmma", "Asynchronous Warpgroup Level Matrix Instructions", decode_wgmma},
-      {"ldmatrix", "Warp Level Matrix Load: ldmatrix", decode_matrices},
-      {"stmatrix", "Warp Level Matrix Store: stmatrix", decode_matrices},
+      {"wgmma", "Asynchronous Warpgroup Level Matrix Instructions", decode_wgmma,
+       "fence commit_group wait_group mma_async sync aligned m64n*"},
+      {"ldmatrix", "Warp Level Matrix Load: ldmatrix", decode_matrices, kMatrices},
+      {"stmatrix", "Warp Level Matrix Store: stmatrix", decode_matrices, kMatrices},
   };
 }
 

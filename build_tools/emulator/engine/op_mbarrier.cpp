@@ -50,7 +50,7 @@ Status arrive(Warp& warp, const Instruction& in, uint32_t mask) {
       auto value = static_cast<uint32_t>(warp.bits(in.args[at + 1], lane));
       if (in.detail[0] & kExpects) {
         note(Event::expect, address, state >> 32);
-        cta.mbarriers.expect(address, value);
+        if (cta.mbarriers.expect(address, value)) cta.event();
       } else {
         count = value;
       }
@@ -71,7 +71,7 @@ Status transactions(Warp& warp, const Instruction& in, uint32_t mask) {
     auto bytes = static_cast<int64_t>(static_cast<uint32_t>(warp.bits(in.args[1], lane)));
     note(in.detail[0] ? Event::expect : Event::complete, address, warp.cta.mbarriers.at(address).phase);
     if (in.detail[0]) {
-      warp.cta.mbarriers.expect(address, bytes);
+      if (warp.cta.mbarriers.expect(address, bytes)) warp.cta.event();
     } else if (warp.cta.mbarriers.complete(address, bytes, warp.fenced)) {
       warp.cta.event();
     }
@@ -110,8 +110,9 @@ Status wait(Warp& warp, const Instruction& in, uint32_t mask) {
   });
   uint32_t open = mask & ~complete;
   if (open) ++cta.counters.waited[warp.group().pc];
-  // try_wait may also give up at any time.
-  bool gives_up = !in.detail[0] || (cta.timing() != Timing::eager && cta.chance(0.1));
+  // try_wait may also give up at any time, and does where nothing else is left to happen.
+  bool stuck = cta.events == cta.give_up && warp.group().blocked_at != kRunnable;
+  bool gives_up = !in.detail[0] || stuck || (cta.timing() != Timing::eager && cta.chance(0.1));
   if (open && gives_up) {
     warp.put_predicate(in.args[0], mask, complete);
     warp.yields = true;
@@ -134,7 +135,7 @@ Status pending_count(Warp& warp, const Instruction& in, uint32_t mask) {
 }
 
 void decode_mbarrier(Instruction& in) {
-  const std::string& what = in.parts[1];
+  const std::string what = in.mode();
   if (what == "init") {
     expect_count(in, 2, 2);
     in.run = init;
@@ -167,7 +168,9 @@ void decode_mbarrier(Instruction& in) {
 }  // namespace
 
 std::vector<Opcode> mbarrier_opcodes() {
-  return {{"mbarrier", "Parallel Synchronization: mbarrier", decode_mbarrier}};
+  return {{"mbarrier", "Parallel Synchronization: mbarrier", decode_mbarrier,
+           "init inval arrive arrive_drop expect_tx complete_tx try_wait test_wait pending_count parity noComplete "
+           "relaxed acquire release cta cluster shared shared::cta shared::cluster"}};
 }
 
 }  // namespace gnaforge::emulator

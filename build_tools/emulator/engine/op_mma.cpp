@@ -99,6 +99,7 @@ void decode_mma(Instruction& in) {
 
 }  // namespace
 
-std::vector<Opcode> mma_opcodes() { return {{"mma", "Warp Level Matrix Instructions: mma", decode_mma}}; }
+std::vector<Opcode> mma_opcodes() { return {{"mma", "Warp Level Matrix Instructions: mma", decode_mma,
+           "sync aligned row col m16n8k4 m16n8k8 m16n8k16 m16n8k32"}}; }
 
 }  // namespace gnaforge::emulator

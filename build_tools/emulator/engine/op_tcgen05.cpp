@@ -31,8 +31,10 @@ Status allocate(Warp& warp, const Instruction& in, uint32_t mask) {
 
 Status deallocate(Warp& warp, const Instruction& in, uint32_t mask) {
   if (!whole_warp(warp, mask)) return Status::blocked;
-  warp.cta.tensor_memory->deallocate(warp.uniform(in.args[0], mask, "the address"), warp.uniform(in.args[1], mask, "the number of columns"), warp.cta.launch.options.relaxed_tensor_frees);
-  warp.cta.event();
+  Cta& cta = warp.cta;
+  uint32_t address = warp.uniform(in.args[0], mask, "the address"), columns = warp.uniform(in.args[1], mask, "the number of columns");
+  cta.tensor_memory->deallocate(address, columns, cta.launch.options.relaxed_tensor_frees, warp.clock, warp.epoch());
+  cta.event();
   return Status::next;
 }
 
@@ -167,7 +169,7 @@ Status wait_loads(Warp& warp, const Instruction&, uint32_t mask) {
     --state.in_flight[reg];
     --state.busy;
   }
-  for (const TensorRegion& region : state.loads) warp.cta.tensor_memory->end_load(region);
+  for (const TensorRegion& region : state.loads) warp.cta.tensor_memory->wait_load(region, warp.clock, warp.epoch());
   state.loading.clear();
   state.loads.clear();
   return Status::next;
@@ -175,7 +177,7 @@ Status wait_loads(Warp& warp, const Instruction&, uint32_t mask) {
 
 Status wait_stores(Warp& warp, const Instruction&, uint32_t mask) {
   if (!whole_warp(warp, mask)) return Status::blocked;
-  for (const TensorRegion& region : warp.matrix->stores) warp.cta.tensor_memory->end_store(region);
+  for (const TensorRegion& region : warp.matrix->stores) warp.cta.tensor_memory->wait_store(region, warp.clock, warp.epoch());
   warp.matrix->stores.clear();
   return Status::next;
 }
@@ -258,7 +260,9 @@ Status multiply(Warp& warp, const Instruction& in, uint32_t mask) {
   matrix_chunks(tcgen05_layout(b_descriptor), static_cast<uint32_t>(size_of(mma.b)), 0, mma.columns, mma.depth, mma.transpose_b, *chunks);
   auto thread = static_cast<uint16_t>(warp.thread(lane));
   for (uint32_t chunk : *chunks) cta.shared.begin_async_read(chunk, kGranule, thread, Reader::mma, warp.clock, user, [&](uint16_t of) { return cta.fences[of]; });
-  memory.release_on_commit.push_back([&cta, &memory, chunks, d_region, a_region, a_in_memory] {
+  TensorMemory::Issued& issued = memory.issued_by[thread];
+  issued.last = memory.issued;
+  issued.releases.push_back([&cta, &memory, chunks, d_region, a_region, a_in_memory] {
     for (uint32_t chunk : *chunks) cta.shared.end_async_read(chunk, kGranule, Reader::mma);
     memory.end_mma(d_region);
     if (a_in_memory) memory.end_mma(a_region);
@@ -305,9 +309,10 @@ Status commit(Warp& warp, const Instruction& in, uint32_t mask) {
     cta.mbarriers.used_by(barrier, warp);
     if (in.args.size() > 1 && warp.bits(in.args[1], lane) != 1) throw EmulationError("tcgen05.commit to other CTAs in a cluster of one");
     Clock seen = warp.publish();
-    seen.at[kTensorAgent] = cta.tensor_memory->issued;
-    auto releases = std::make_shared<std::vector<std::function<void()>>>(std::move(cta.tensor_memory->release_on_commit));
-    cta.tensor_memory->release_on_commit.clear();
+    TensorMemory::Issued& issued = cta.tensor_memory->issued_by[warp.thread(lane)];
+    seen.at[kTensorAgent] = std::max(seen.at[kTensorAgent], issued.last);
+    auto releases = std::make_shared<std::vector<std::function<void()>>>(std::move(issued.releases));
+    issued.releases.clear();
     auto index = static_cast<uint32_t>(warp.index);
     uint32_t issuer = recorder ? recorder->instruction : 0;
     cta.submit_ordered([&cta, barrier, releases, seen, index, issuer] {
@@ -325,8 +330,7 @@ Status commit(Warp& warp, const Instruction& in, uint32_t mask) {
 Status nothing(Warp&, const Instruction&, uint32_t) { return Status::next; }
 
 void decode_tcgen05(Instruction& in) {
-  const std::string& what = in.parts[1];
-  if (in.has("cta_group::2")) return;
+  const std::string what = in.mode();
   if (what == "alloc") {
     expect_count(in, 2, 2);
     in.run = allocate;
@@ -336,7 +340,6 @@ void decode_tcgen05(Instruction& in) {
   } else if (what == "relinquish_alloc_permit") {
     in.run = relinquish;
   } else if (what == "ld" || what == "st") {
-    if (in.has("red")) return;
     in.detail[0] = -1;
     in.detail[2] = in.has("pack::16b") || in.has("unpack::16b");
     in.detail[3] = what == "ld" ? 2 : 1;
@@ -361,7 +364,6 @@ void decode_tcgen05(Instruction& in) {
     expect_count(in, 1, 2);
     in.run = commit;
   } else if (what == "mma") {
-    if (in.has("sp") || in.has("ws") || in.has("block_scale")) return;
     in.detail[0] = in.has("kind::f16") ? 0 : in.has("kind::tf32") ? 1 : in.has("kind::f8f6f4") ? 2 : -1;
     if (in.detail[0] < 0) return;
     in.detail[2] = in.args.size() > 5 && in.args[4].kind == Operand::Kind::vector;
@@ -373,6 +375,12 @@ void decode_tcgen05(Instruction& in) {
 
 }  // namespace
 
-std::vector<Opcode> tcgen05_opcodes() { return {{"tcgen05", "TensorCore 5th Generation Family Instructions", decode_tcgen05}}; }
+std::vector<Opcode> tcgen05_opcodes() {
+  return {{"tcgen05", "TensorCore 5th Generation Family Instructions", decode_tcgen05,
+           "alloc dealloc relinquish_alloc_permit ld st wait::ld wait::st fence::before_thread_sync fence::after_thread_sync "
+           "commit mma sync aligned cta_group::1 shared::cta shared::cluster mbarrier::arrive::one multicast::cluster "
+           "kind::f16 kind::tf32 kind::f8f6f4 collector::a::discard pack::16b unpack::16b "
+           "32x32b 16x64b 16x128b 16x256b 16x32bx2 x1 x2 x4 x8 x16 x32 x64 x128"}};
+}
 
 }  // namespace gnaforge::emulator

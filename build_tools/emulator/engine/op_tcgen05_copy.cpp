@@ -43,7 +43,9 @@ Status copy(Warp& warp, const Instruction& in, uint32_t mask) {
   auto thread = static_cast<uint16_t>(warp.thread(warp.lane));
   for (uint32_t chunk : *chunks)
     cta.shared.begin_async_read(chunk, kGranule, thread, Reader::mma, warp.clock, user, [&](uint16_t of) { return cta.fences[of]; });
-  memory.release_on_commit.push_back([&cta, &memory, chunks, region] {
+  TensorMemory::Issued& issued = memory.issued_by[thread];
+  issued.last = memory.issued;
+  issued.releases.push_back([&cta, &memory, chunks, region] {
     for (uint32_t chunk : *chunks) cta.shared.end_async_read(chunk, kGranule, Reader::mma);
     memory.end_mma(region);
   });
@@ -58,7 +60,7 @@ Status copy(Warp& warp, const Instruction& in, uint32_t mask) {
 }
 
 void decode_copy(Instruction& in) {
-  if (in.parts[1] != "cp" || in.has("cta_group::2")) return;
+  if (in.mode() != "cp") return;
   expect_count(in, 2, 2);
   size_t expected = 4;  // tcgen05, cp, cta_group, shape; then a multicast. Formats that unpack are left out.
   for (int i = 0; i < 5; ++i) {
@@ -72,7 +74,8 @@ void decode_copy(Instruction& in) {
 }  // namespace
 
 std::vector<Opcode> tcgen05_copy_opcodes() {
-  return {{"tcgen05", "TensorCore 5th Generation Family Instructions: tcgen05.cp", decode_copy}};
+  return {{"tcgen05", "TensorCore 5th Generation Family Instructions: tcgen05.cp", decode_copy,
+           "cp cta_group::1 128x256b 128x128b 64x128b 32x128b warpx2::02_13 warpx2::01_23 warpx4"}};
 }
 
 }  // namespace gnaforge::emulator

@@ -78,12 +78,14 @@ Status shuffle(Warp& warp, const Instruction& in, uint32_t mask) {
   });
 }
 void decode_shfl(Instruction& in) {
-  if (in.parts[1] != "sync") return;
+  static const char* const kModes[] = {"up", "down", "bfly", "idx"};  // in the order of Shuffle
   expect_count(in, 5, 5);
   expect_sizes(in, {-1, 4});
-  const std::string& mode = in.parts[2];
-  in.detail[0] = mode == "up" ? up : mode == "down" ? down : mode == "bfly" ? butterfly : index;
-  in.run = shuffle;
+  for (int i = up; i <= index; ++i)
+    if (in.has("sync") && in.has(kModes[i])) {
+      in.detail[0] = i;
+      in.run = shuffle;
+    }
 }
 
 Status vote(Warp& warp, const Instruction& in, uint32_t mask) {
@@ -98,10 +100,13 @@ Status vote(Warp& warp, const Instruction& in, uint32_t mask) {
   });
 }
 void decode_vote(Instruction& in) {
-  if (in.parts[1] != "sync") return;
+  static const char* const kModes[] = {"all", "any", "uni", "ballot"};
   expect_count(in, 3, 3);
-  in.detail[0] = in.has("all") ? 0 : in.has("any") ? 1 : in.has("uni") ? 2 : 3;
-  in.run = vote;
+  for (int i = 0; i < 4; ++i)
+    if (in.has("sync") && in.has(kModes[i])) {
+      in.detail[0] = i;
+      in.run = vote;
+    }
 }
 
 Status match(Warp& warp, const Instruction& in, uint32_t mask) {
@@ -121,7 +126,7 @@ Status match(Warp& warp, const Instruction& in, uint32_t mask) {
 void decode_match(Instruction& in) {
   expect_count(in, 3, 3);
   in.detail[0] = in.has("all");
-  in.run = match;
+  if (in.has("all") != in.has("any")) in.run = match;
 }
 
 Status active_mask(Warp& warp, const Instruction& in, uint32_t mask) {
@@ -172,21 +177,21 @@ void decode_redux(Instruction& in) {
   expect_count(in, 3, 3);
   in.detail[0] = -1;
   for (int i = 0; i < 6; ++i)
-    if (in.parts[2] == kNames[i]) in.detail[0] = i;
-  bool plain_float = in.type == Type::f32 && !in.has("NaN") && !in.has("abs") && (in.detail[0] == 1 || in.detail[0] == 2);
-  if (in.detail[0] >= 0 && (in.type != Type::f32 || plain_float)) in.run = reduce;
+    if (in.has(kNames[i])) in.detail[0] = i;
+  bool ordered = in.detail[0] == 1 || in.detail[0] == 2;
+  if (in.detail[0] >= 0 && (in.type != Type::f32 || ordered)) in.run = reduce;
 }
 
 }  // namespace
 
 std::vector<Opcode> warp_opcodes() {
   return {
-      {"shfl", "Data Movement: shfl.sync", decode_shfl},
-      {"vote", "Parallel Synchronization: vote.sync", decode_vote},
-      {"match", "Parallel Synchronization: match.sync", decode_match},
+      {"shfl", "Data Movement: shfl.sync", decode_shfl, "sync up down bfly idx"},
+      {"vote", "Parallel Synchronization: vote.sync", decode_vote, "sync all any uni ballot"},
+      {"match", "Parallel Synchronization: match.sync", decode_match, "sync all any"},
       {"activemask", "Parallel Synchronization: activemask", decode_activemask},
-      {"elect", "Parallel Synchronization: elect.sync", decode_elect},
-      {"redux", "Parallel Synchronization: redux.sync", decode_redux},
+      {"elect", "Parallel Synchronization: elect.sync", decode_elect, "sync"},
+      {"redux", "Parallel Synchronization: redux.sync", decode_redux, "sync add min max and or xor"},
   };
 }
 

@@ -17,6 +17,7 @@ struct Opcode {
   const char* name;
   const char* section;
   void (*decode)(Instruction&);
+  const char* modifiers = "";  // that it knows, types apart: with any other it isn't asked. "m64n*": whatever follows
 };
 
 std::vector<Opcode> integer_opcodes();

@@ -19,7 +19,7 @@ Ordering ordering_of(const Instruction& in, bool weak_by_default) {
 void SyncPlaces::publish(uint64_t address, Warp& warp, Ordering order, bool replaces) {
   Place& place = places_[address];
   uint32_t cta = warp.cta.linear_id;
-  if (replaces && place.writer != &warp) place = {};
+  if (replaces && (place.writer != &warp || place.cta != cta)) place = {};  // warps of CTAs that are over leave their addresses to others
   if (place.cta != cta) place.narrow = {};
   place.writer = &warp;
   place.cta = cta;

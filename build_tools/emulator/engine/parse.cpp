@@ -1,4 +1,5 @@
 // PTX text to a Module. Covers the statements that nvcc writes and inline assembly with scopes of its own.
+#include <algorithm>
 #include <cctype>
 #include <cstring>
 #include <deque>
@@ -571,21 +572,32 @@ class Parser {
       for (int lane = 0; lane < kWarpSize; ++lane, at += size) std::memcpy(at, &op.value, size);
   }
 
+  /// A constant; false if it is none. What begins like one and isn't understood to its end is refused.
   static bool number(const std::string& s, int64_t& value) {
-    if (s.empty()) return false;
-    size_t start = s[0] == '-' || s[0] == '+' ? 1 : 0;
+    size_t start = !s.empty() && (s[0] == '-' || s[0] == '+') ? 1 : 0;
     while (start < s.size() && s[start] == ' ') ++start;
     if (start >= s.size() || !std::isdigit(static_cast<unsigned char>(s[start]))) return false;
-    if (s.compare(start, 2, "0f") == 0 || s.compare(start, 2, "0F") == 0) {
-      value = static_cast<int64_t>(std::stoul(s.substr(start + 2), nullptr, 16));
-      if (start) value ^= int64_t{1} << 31;
-    } else if (s.compare(start, 2, "0d") == 0 || s.compare(start, 2, "0D") == 0) {
-      value = static_cast<int64_t>(std::stoull(s.substr(start + 2), nullptr, 16));
-    } else {
-      value = static_cast<int64_t>(std::stoull(s.substr(start), nullptr, 0));
-      if (s[0] == '-') value = -value;
+    bool minus = s[0] == '-';
+    char kind = s[start] == '0' && start + 1 < s.size() ? static_cast<char>(std::tolower(static_cast<unsigned char>(s[start + 1]))) : ' ';
+    bool bits = kind == 'f' || kind == 'd';  // of a float
+    int base = bits || kind == 'x' ? 16 : kind == 'b' ? 2 : kind == ' ' ? 10 : 8;
+    size_t digits = start + (base == 8 || base == 10 ? 0 : 2), end = digits;
+    uint64_t magnitude = 0;
+    bool fits = true;
+    for (; end < s.size() && digit(s[end]) < base; ++end) {
+      fits &= !__builtin_mul_overflow(magnitude, static_cast<uint64_t>(base), &magnitude);
+      fits &= !__builtin_add_overflow(magnitude, static_cast<uint64_t>(digit(s[end])), &magnitude);
     }
+    bool whole = bits ? end - digits == (kind == 'f' ? 8 : 16) : end > digits;
+    if (!bits && end < s.size() && s[end] == 'U') ++end;
+    if (!whole || !fits || end != s.size()) throw EmulationError("can't read the constant " + s);
+    if (minus) magnitude = bits ? magnitude ^ uint64_t{1} << (kind == 'f' ? 31 : 63) : uint64_t{0} - magnitude;
+    value = static_cast<int64_t>(magnitude);
     return true;
+  }
+  static int digit(char c) {
+    if (std::isdigit(static_cast<unsigned char>(c))) return c - '0';
+    return std::isxdigit(static_cast<unsigned char>(c)) ? std::tolower(static_cast<unsigned char>(c)) - 'a' + 10 : 99;
   }
 
   Operand operand(const std::string& raw) {
@@ -627,7 +639,8 @@ class Parser {
     size_t plus = s.find('+');
     if (find_symbol(trimmed(s.substr(0, plus)), op.value)) {
       int64_t extra = 0;
-      if (plus != std::string::npos && number(trimmed(s.substr(plus + 1)), extra)) op.value += extra;
+      if (plus != std::string::npos && !number(trimmed(s.substr(plus + 1)), extra)) throw EmulationError("can't read the operand " + s);
+      op.value += extra;
       op.kind = Operand::Kind::immediate;
       op.symbol = s;
       broadcast(op);
@@ -687,13 +700,11 @@ class Parser {
       base = trimmed(base.substr(0, plus));
     }
     if (!rest.empty()) {
-      std::string digits;
-      bool minus = false;
-      for (char c : rest) {
-        if (c == '-') minus = true;
-        if (is_name(c)) digits += c;
-      }
-      if (!number(digits, op.value)) throw EmulationError("can't read the address [" + inside + "]");
+      // One offset with its signs: "+8", "-8", "+-8".
+      size_t digits = rest.find_first_not_of("+- ");
+      bool minus = std::count(rest.begin(), rest.begin() + static_cast<std::ptrdiff_t>(std::min(digits, rest.size())), '-') % 2 != 0;
+      if (digits == std::string::npos || !number(rest.substr(digits), op.value))
+        throw EmulationError("can't read the address [" + inside + "]");
       if (minus) op.value = -op.value;
     }
     Operand root = operand(base);

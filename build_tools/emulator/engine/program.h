@@ -51,6 +51,8 @@ struct Instruction {
   int line = 0;               // in the PTX
   int site = -1;              // of Module::sites
 
+  /// The opcode's first modifier; empty if it has none.
+  std::string mode() const { return parts.size() > 1 ? parts[1] : ""; }
   bool has(const char* modifier) const {
     for (const std::string& part : parts)
       if (part == modifier) return true;

@@ -36,7 +36,7 @@ bool TensorMemory::allocate(uint32_t columns, uint32_t& address, const std::stri
   return false;
 }
 
-void TensorMemory::deallocate(uint32_t address, uint32_t columns, bool early) {
+void TensorMemory::deallocate(uint32_t address, uint32_t columns, bool early, const Clock& clock, Epoch by) {
   if (address >= kTensorColumns || allocation_[address] != columns)
     throw EmulationError("tcgen05.dealloc of " + std::to_string(columns) + " columns at " + hex(address) + ", which tcgen05.alloc did not give");
   if (early) {
@@ -47,6 +47,7 @@ void TensorMemory::deallocate(uint32_t address, uint32_t columns, bool early) {
   if (any(all, &Use::mmas) || any(all, &Use::loads) || any(all, &Use::stores))
     throw EmulationError("tcgen05.dealloc of " + describe(all) + " while work there is not complete: " +
                          (any(all, &Use::mmas) ? "an MMA whose tcgen05.commit has not arrived" : "a load or store that was not waited for"));
+  access(all, true, clock, by, "tcgen05.dealloc");
   std::fill_n(&allocation_[address], columns, 0u);
 }
 
@@ -120,6 +121,16 @@ void TensorMemory::begin_store(const TensorRegion& r, const Clock& clock, Epoch 
   if (any(r, &Use::loads)) throw EmulationError("tcgen05.st to " + describe(r) + ", where tcgen05.ld was not followed by tcgen05.wait::ld");
   access(r, true, clock, writer, "tcgen05.st");
   count(r, &Use::stores, 1);
+}
+
+void TensorMemory::wait_load(const TensorRegion& r, const Clock& clock, Epoch reader) {
+  access(r, false, clock, reader, "tcgen05.ld");
+  end_load(r);
+}
+
+void TensorMemory::wait_store(const TensorRegion& r, const Clock& clock, Epoch writer) {
+  access(r, true, clock, writer, "tcgen05.st");
+  end_store(r);
 }
 
 void TensorMemory::begin_mma(const TensorRegion& r, bool writes, const Clock& clock, Epoch user) {

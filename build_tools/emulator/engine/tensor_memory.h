@@ -27,7 +27,7 @@ class TensorMemory {
   // `where` says who allocates, for messages.
   bool allocate(uint32_t columns, uint32_t& address, const std::string& where);
   /// `early`: work there may go on, and the columns stay.
-  void deallocate(uint32_t address, uint32_t columns, bool early);
+  void deallocate(uint32_t address, uint32_t columns, bool early, const Clock& clock, Epoch by);
   void relinquish() { may_allocate_ = false; }
   void check_end() const;
 
@@ -42,12 +42,19 @@ class TensorMemory {
   void end_load(const TensorRegion& region) { count(region, &Use::loads, -1); }
   void begin_store(const TensorRegion& region, const Clock& clock, Epoch writer);
   void end_store(const TensorRegion& region) { count(region, &Use::stores, -1); }
+  /// The same by tcgen05.wait: counts as accessed until now, so that what was released since the issue doesn't cover it.
+  void wait_load(const TensorRegion& region, const Clock& clock, Epoch reader);
+  void wait_store(const TensorRegion& region, const Clock& clock, Epoch writer);
   void begin_mma(const TensorRegion& region, bool writes, const Clock& clock, Epoch user);
   void end_mma(const TensorRegion& region) { count(region, &Use::mmas, -1); }
 
   uint32_t issued = 0;  // MMAs so far: the tensor core's count
-  /// What tcgen05.mma left to do when the next tcgen05.commit arrives: regions and shared memory in use.
-  std::vector<std::function<void()>> release_on_commit;
+  /// What a thread has issued since its last tcgen05.commit, which covers no other thread's.
+  struct Issued {
+    uint32_t last = 0;                            // by the tensor core's count
+    std::vector<std::function<void()>> releases;  // of regions and shared memory in use, once the commit arrives
+  };
+  std::map<int, Issued> issued_by;  // thread
 
  private:
   struct Use {

@@ -29,6 +29,7 @@ enum class Type : uint8_t {
 Type type_named(const std::string& name);
 /// Bytes of one value; 0 for pred and none.
 int size_of(Type type);
+inline bool is_float(Type type) { return type >= Type::f16; }
 inline bool is_signed(Type type) { return type >= Type::s8 && type <= Type::s64; }
 
 enum class Space : uint8_t { generic, global, shared, local, param, constant };

@@ -67,6 +67,8 @@ class Warp {
   Clock observed;                  // what relaxed reads have found published: counts from the next fence on
   Clock fenced, fenced_wide;       // what came before the last fence, of any scope or one beyond the CTA: follows relaxed writes
   uint32_t carry = 0;              // condition codes of the lanes
+  uint32_t copies = 0;             // cp.async so far, and who stands for them; 0: nobody yet
+  uint8_t copy_agent = 0;
   std::unique_ptr<MatrixState> matrix;  // wgmma in flight
   TileMarks marks;
 
