@@ -61,8 +61,9 @@ def _pip_candidate() -> Path | None:
     return Path(found) if found and "nvidia" in Path(found).parts else None
 
 
-def find_nvcc() -> Nvcc:
-    """The CUDA compiler that `toolchain_policy` selects; ``auto`` prefers the system's.
+def find_nvcc(at_least: tuple[int, int] = (0, 0)) -> Nvcc:
+    """The CUDA compiler that `toolchain_policy` selects; ``auto`` prefers the system's, if its version is ``at_least``
+    that (major, minor).
 
     Raises:
         BuildError: there is none, or it doesn't run; lists where was looked.
@@ -85,7 +86,10 @@ def find_nvcc() -> Nvcc:
             text = output_of([str(path), "--version"])
         except (OSError, subprocess.CalledProcessError) as error:
             raise BuildError(f"{path} doesn't run: {error}") from error
-        match = re.search(r"release [\d.]+, V([\d.]+)", text)
+        match = re.search(r"release [\d.]+, V((\d+)\.(\d+)[\d.]*)", text)
+        if match and (int(match[2]), int(match[3])) < at_least:
+            looked.append(f"{path}, which is {match[1]}: needs {at_least[0]}.{at_least[1]} or newer")
+            continue
         return Nvcc(path, match[1] if match else text.strip().splitlines()[-1], source)
     raise BuildError(
         f"no CUDA compiler found with GNAFORGE_TOOLCHAIN={policy} (looked in {'; '.join(looked)}). {_REMEDY}"

@@ -111,13 +111,20 @@ class CudaCompiler:
         ]
 
 
-def cuda_compiler(host: Compiler, target: str, stand_in: Path | None = None, *, cutlass: bool = False) -> CudaCompiler:
-    """nvcc for ``target``, with CUTLASS if kernels are made of it.
+def cuda_compiler(
+    host: Compiler,
+    target: str,
+    stand_in: Path | None = None,
+    *,
+    cutlass: bool = False,
+    at_least: tuple[int, int] = (0, 0),
+) -> CudaCompiler:
+    """nvcc for ``target``, of a version ``at_least`` that, with CUTLASS if kernels are made of it.
 
     Raises:
         BuildError: one of them is missing.
     """
-    return CudaCompiler(find_nvcc(), host, target, stand_in, find_cutlass() if cutlass else None)
+    return CudaCompiler(find_nvcc(at_least), host, target, stand_in, find_cutlass() if cutlass else None)
 
 
 def kernel_facts(log: str, spill_limit: int = 0) -> KernelFacts:

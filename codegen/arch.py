@@ -65,11 +65,11 @@ class Arch:
     the lanes of vectors); ``tile_limit`` knows registers and memory, ``q_box_limit`` which boxes can be. ``kv_padding``
     is what KV columns are padded to; a tile with padding is masked whatever it holds. ``clips_tiles`` says that keys of
     a KV tile beyond those that the Q tile sees cost nothing; ``fit_multiple`` is what fitted KV products are a multiple
-    of. ``variants`` names the kernel families, default first; ``target`` is what nvcc compiles for, ``cutlass`` whether
-    with CUTLASS; ``capabilities`` are the CUDA compute capabilities that its kernels run on; ``emulated_device`` is the
-    emulator's GPU for them, ``relaxed_tensor_waits`` names the variants that need that option of the emulator;
-    ``job_memory_gb`` is what one compilation may take; ``default_tiles`` are the query and key boxes, by rank, to take
-    where nothing is known of the shapes.
+    of. ``variants`` names the kernel families, default first; ``target`` is what nvcc compiles for, ``nvcc`` the first
+    release that can, ``cutlass`` whether with CUTLASS; ``capabilities`` are the CUDA compute capabilities that its
+    kernels run on; ``emulated_device`` is the emulator's GPU for them, ``relaxed_tensor_waits`` names the variants that
+    need that option of the emulator; ``job_memory_gb`` is what one compilation may take; ``default_tiles`` are the
+    query and key boxes, by rank, to take where nothing is known of the shapes.
     """
 
     name: str
@@ -88,6 +88,7 @@ class Arch:
     fit_multiple: int = 16
     variants: tuple[str, ...] = ("",)
     target: str = ""
+    nvcc: tuple[int, int] = (0, 0)
     cutlass: bool = False
     capabilities: tuple[tuple[int, int], ...] = ()
     emulated_device: str = ""
@@ -182,10 +183,10 @@ ARCHES: Mapping[str, Arch] = MappingProxyType(
             Arch("cpu", "cpu/kernel.cpp.j2", "c++", "cpu", ("fp32", "bf16", "fp16"), 256, 512, 1, 32,
                  clips_tiles=True, head_dim_at_run_time=True, job_memory_gb=1.0, default_tiles=_CPU_TILES),
             Arch("sm90", "sm90/kernel.cu.j2", "nvcc", "cuda", ("bf16", "fp16"), 192, 256, 16, 64,
-                 _sm90_tile, target="90a", capabilities=((9, 0),), emulated_device="h100",
+                 _sm90_tile, target="90a", nvcc=(12, 0), capabilities=((9, 0),), emulated_device="h100",
                  default_tiles=_SM90_TILES),
             Arch("sm100", "sm100/kernel.cu.j2", "nvcc", "cuda", ("bf16", "fp16"), 256, 128, 16, 256,
-                 q_box_limit=_sm100_q_box, kv_padding=128, target="100f", cutlass=True,
+                 q_box_limit=_sm100_q_box, kv_padding=128, target="100f", nvcc=(12, 9), cutlass=True,
                  capabilities=((10, 0), (10, 3)), variants=("cutlass",), emulated_device="b200",
                  relaxed_tensor_waits=("cutlass",), default_tiles=_SM100_TILES, max_head_dim=128),
         )

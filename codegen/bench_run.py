@@ -97,7 +97,7 @@ def run_all(
     artifacts, _ = build_kernels(sorted(configs))
     for artifact in artifacts.values():
         load_library(artifact.verified(LIBRARY_FILE))
-    return report(problems, contenders, seconds * len(problems), kernel, device, path)
+    return report(problems, contenders, seconds * len(problems), [kernel] * len(problems), device, path)
 
 
 def others(arch: str) -> list[str]:
@@ -119,8 +119,9 @@ FAILED = "failed: "
 def missing(found: dict[str, Any]) -> list[str]:
     """What a report has no times of, and why, a line each; those of problems that failed begin with `FAILED`."""
     lines = [f"not timed: {name}: {why}" for row in found["problems"] for name, why in row.get("notes", {}).items()]
-    lines += [f"{FAILED}{_name(row['problem'])}: {row['error']}" for row in found["problems"] if "error" in row]
-    if not found["complete"]:
+    for row in found["problems"]:
+        lines += [f"{FAILED}{_name(row['problem'])}: {row[field]}" for field in ("error", "fault") if field in row]
+    if not found["complete"] and not any("fault" in row for row in found["problems"]):
         done = len(found["problems"])
         lines.append(f"incomplete: time ran out after {done} problem{'' if done == 1 else 's'}; raise --seconds")
     return lines

@@ -109,7 +109,7 @@ def kernel_compiler(config: KernelConfig, host: Compiler, stand_in: Path | None 
     arch = ARCHES[config.arch]
     if arch.compiler != "nvcc":
         return host
-    return cuda_compiler(host, arch.target, stand_in, cutlass=arch.cutlass)
+    return cuda_compiler(host, arch.target, stand_in, cutlass=arch.cutlass, at_least=arch.nvcc)
 
 
 def is_emulated(compiler: Compiler | CudaCompiler) -> bool:
@@ -324,9 +324,10 @@ def build(plan: Plan, out: Path, *, jobs: int | None = None, listener: Listener 
 
 
 def library_linker(configs: Sequence[KernelConfig], host: Compiler) -> Compiler | CudaCompiler:
-    """What links a library of these kernels: nvcc with one GPU kernel, since it knows where the CUDA runtime is."""
-    gpu = next((config for config in configs if ARCHES[config.arch].compiler == "nvcc"), None)
-    return host if gpu is None else kernel_compiler(gpu, host)
+    """What links a library of these kernels: nvcc with one GPU kernel, since it knows where the CUDA runtime is. The
+    newest, where archs have different ones."""
+    gpu = [config for config in configs if ARCHES[config.arch].compiler == "nvcc"]
+    return kernel_compiler(max(gpu, key=lambda config: ARCHES[config.arch].nvcc), host) if gpu else host
 
 
 def _link(plan: Plan, artifacts: dict[KernelConfig, Artifact], path: Path) -> bool:

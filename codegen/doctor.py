@@ -6,10 +6,12 @@ import os
 import platform
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 
+from .arch import ARCHES
 from .build_tools.cache import cache_layers, user_cache
 from .build_tools.cuda import find_cutlass, find_nvcc
 from .build_tools.toolchain import available_memory_gb, cxx_compiler, job_limit
@@ -92,9 +94,22 @@ def _ninja() -> str:
     return f"{version('ninja')} in {ninja.BIN_DIR}"
 
 
-def _nvcc() -> str:
-    nvcc = find_nvcc()
+def _nvcc(at_least: tuple[int, int]) -> str:
+    nvcc = find_nvcc(at_least)
     return f"{nvcc.version} ({nvcc.source}), {nvcc.path}"
+
+
+def _nvccs(group: str) -> list[Finding]:
+    """One for all archs that have the same CUDA compiler, or lack one for the same reason."""
+    archs: dict[Finding, list[str]] = {}
+    for arch in ARCHES.values():
+        if arch.compiler == "nvcc":
+            archs.setdefault(_find("", group, partial(_nvcc, arch.nvcc)), []).append(arch.name)
+    policy = os.environ.get("GNAFORGE_TOOLCHAIN", "auto")
+    return [
+        replace(found, name=f"CUDA compiler for {', '.join(names)} (GNAFORGE_TOOLCHAIN={policy})")
+        for found, names in archs.items()
+    ]
 
 
 def _cutlass() -> str:
@@ -138,6 +153,6 @@ def examine() -> list[Finding]:
         _find("cache", cpu, _cache),
         _find("cache layers", run, _layers),
         _find("kernel packages", run, _packages),
-        _find(f"CUDA compiler (GNAFORGE_TOOLCHAIN={os.environ.get('GNAFORGE_TOOLCHAIN', 'auto')})", gpu, _nvcc),
+        *_nvccs(gpu),
         _find("CUTLASS headers", gpu, _cutlass),
     ]

@@ -37,7 +37,10 @@ def check_kernel(config: KernelConfig, folder: Path) -> dict[str, Any]:
     limit = _SM100_SPILLS if config.arch == "sm100" else 0
     facts = kernel_facts((folder / "kernel.o.log").read_text(errors="replace"), limit)
     code = machine_code(folder)
-    counts = _check_sm100(code, facts.registers) if config.arch == "sm100" else _check_sm90(config, code)
+    if config.arch == "sm100":
+        counts = _check_sm100(code, facts.registers)
+    else:
+        counts = _check_sm90(config, code, facts.registers)
     return {
         "registers": facts.registers,
         "spill_bytes": facts.spill_bytes,
@@ -46,13 +49,22 @@ def check_kernel(config: KernelConfig, folder: Path) -> dict[str, Any]:
     }
 
 
-def _check_sm90(config: KernelConfig, code: Sass) -> dict[str, int]:
+def _check_sm90(config: KernelConfig, code: Sass, registers: int) -> dict[str, int]:
     """Counts of the kernel's instructions, for the record."""
     for opcode, product in ((HGMMA_SHARED, "Q K^T"), (HGMMA_REGISTERS, "P V")):
         if not code.count(opcode):
             raise BuildError(f"the machine code has no tensor core instruction (HGMMA) for {product}")
     if local := code.count(LOCAL_LOAD) + code.count(LOCAL_STORE):
         raise BuildError(f"the machine code has {local} accesses to local memory")
+    consumers = -(-config.q_rows // 64)  # warpgroups, beside the one that loads
+    if asked := sorted(code.local_accesses().keys() - {0}):
+        # Warps would wait for ever for what the block hasn't got.
+        given, wanted = (consumers + 1) * registers, asked[0] + consumers * asked[-1]
+        if given < wanted:
+            raise BuildError(
+                f"the kernel takes {registers} registers a thread at its start; its {consumers + 1} warpgroups ask for "
+                f"{asked[0]} and {consumers} x {asked[-1]}, {wanted - given} more than they have together"
+            )
     # One exp2 per score of a thread, while P V of the tile before is under way.
     wanted, found = config.kv_columns // 2, code.overlapped(MUFU)
     if found < wanted:
@@ -71,7 +83,8 @@ def _check_sm100(code: Sass, registers: int) -> dict[str, int]:
     for opcode, product in ((UTCHMMA_SHARED, "Q K^T"), (UTCHMMA_TENSOR, "P V")):
         if not code.count(opcode):
             raise BuildError(f"the machine code has no tensor core instruction (UTCHMMA) for {product}")
-    if registers > _SM100_REGISTERS:
+    # With more it can't start; with fewer, warps would wait for ever for the registers that they ask for.
+    if registers != _SM100_REGISTERS:
         raise BuildError(f"the kernel takes {registers} registers a thread at its start, planned: {_SM100_REGISTERS}")
     local = code.local_accesses()
     for role, planned in (("softmax", _SM100_SOFTMAX), ("correction", _SM100_CORRECTION), ("other", _SM100_OTHER)):

@@ -73,7 +73,7 @@ def measured(name: str, commands: list[list[str]], folder: Path) -> tuple[str, .
 def example(arch: str, dtype: str, head_dim: int) -> tuple[str, ...]:
     """The thin forward host of `cutlass/`."""
     source, _, number = SOURCES[EXAMPLES[arch]]
-    compiler = cuda_compiler(cxx_compiler(), ARCHES[arch].target, cutlass=True)
+    compiler = cuda_compiler(cxx_compiler(), ARCHES[arch].target, cutlass=True, at_least=ARCHES[arch].nvcc)
     defines = [f"-DGNAFORGE_ELEMENT={ELEMENTS[dtype]}", f"-DGNAFORGE_FORWARD_DIM={head_dim}"]
     with tempfile.TemporaryDirectory() as folder:
         kernel = Path(folder) / "kernel.cu"
@@ -87,7 +87,7 @@ def example(arch: str, dtype: str, head_dim: int) -> tuple[str, ...]:
 def ours(config: KernelConfig) -> tuple[str, ...]:
     """One of our kernels, with the table of its library."""
     arch = ARCHES[config.arch]
-    compiler = cuda_compiler(cxx_compiler(), arch.target, cutlass=arch.cutlass)
+    compiler = cuda_compiler(cxx_compiler(), arch.target, cutlass=arch.cutlass, at_least=arch.nvcc)
     with tempfile.TemporaryDirectory() as folder:
         kernel, library = Path(folder) / "kernel.cu", Path(folder) / "library.cpp"
         kernel.write_text(render_kernel(config))

@@ -158,17 +158,39 @@ TileCounts count(const Axis* axes) {
   return count_tiles<QTile, KvTile>(axis);
 }
 
+/// Q tiles of all dilation groups, in closed form. Numbered, each has its place in its own group.
+template <class QTile>
+std::int64_t q_tiles(const Axis* axes, int* errors) {
+  std::int64_t total = 1;
+  *errors = 0;
+  for (int d = 0; d < QTile::rank; ++d) {
+    const AxisQTiles tiles(axes[d], QTile::extent(d));
+    std::int64_t index = 0;
+    for (int of = 0; of < axes[d].dilation; ++of)
+      for (int at = 0; at * QTile::extent(d) < group_length(axes[d], of); ++at) {
+        int group = -1, tile = -1;
+        tiles.locate(index++, group, tile);
+        *errors += group != of || tile != at;
+      }
+    *errors += index != tiles.count;
+    total *= tiles.count;
+  }
+  return total;
+}
+
 struct Shape {
   int rank;
   const int* q_tile;
   const int* kv_tile;
   int (*visit)(const Axis*, const Visits&);
   TileCounts (*count)(const Axis*);
+  std::int64_t (*q_tiles)(const Axis*, int*);
 };
 
 template <class QTile, class KvTile>
 constexpr Shape shape() {
-  return {QTile::rank, QTile::extents, KvTile::extents, visit<QTile, KvTile>, count<QTile, KvTile>};
+  return {QTile::rank, QTile::extents, KvTile::extents, visit<QTile, KvTile>, count<QTile, KvTile>,
+          q_tiles<QTile>};
 }
 
 const Shape shapes[] = {
@@ -197,6 +219,7 @@ int shape_count() { return static_cast<int>(sizeof(shapes) / sizeof(shapes[0]));
 const Shape* shape_at(int index) { return &shapes[index]; }
 int visit_tiles(int index, const Axis* groups, const Visits* out) { return shapes[index].visit(groups, *out); }
 void count_all_tiles(int index, const Axis* axes, TileCounts* out) { *out = shapes[index].count(axes); }
+std::int64_t count_q_tiles(int index, const Axis* axes, int* errors) { return shapes[index].q_tiles(axes, errors); }
 
 /// Fills one entry per position of a dilation group; returns the length of the group.
 int all_windows(const Axis* axis, int group, Interval* windows, Interval* transposed) {
@@ -227,5 +250,9 @@ __global__ void on_device(Axis x, Axis y, Axis z, int first_query, unsigned* out
   }
   *out++ = static_cast<unsigned>(transposed_window(axis[0], first_query).end + QTile::pitch(first_query));
   *out++ = static_cast<unsigned>(count_tiles<QTile, KvTile>(axis).visited);
+  int group, tile;
+  const AxisQTiles tiles(x, QTile::extent(0));
+  tiles.locate(first_query, group, tile);
+  *out++ = static_cast<unsigned>(tiles.count + group + tile);
 }
 #endif

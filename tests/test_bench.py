@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
+from math import prod
 from pathlib import Path
 from random import Random
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent / "gpu"))
+
 import oracle
+import prepare
 import pytest
+import torch
 from gnaforge.arch import ARCHES
-from gnaforge.bench_run import config_of
+from gnaforge.bench_run import config_of, missing
 from gnaforge.errors import InputError
+from gnaforge.runtime import bench
 from gnaforge.runtime.bench import computed_pairs, make_problem
+from gnaforge.runtime.bench_contenders import CONTENDERS, heads_first
 from gnaforge.runtime.config import KernelConfig
+from gnaforge.runtime.reference import attention
 from gnaforge.simulator.calibration import calibrate_report
 from gnaforge.simulator.counts import count_tiles
 from gnaforge.simulator.machines import MACHINES
 from gnaforge.simulator.model import Tiles, make_workload, model_time, simulate_tiles, tile_costs
 
+CONFIG = "gna_forward-cpu-r1-fp32-dany-q8-kv8"
 CONFIGS = {
     1: ("r1-bf16-d128-q128-kv128", "r1-bf16-d64-q64-kv112"),
     2: ("r2-bf16-d128-q8x16-kv8x16", "r2-bf16-d64-q7x9-kv4x8"),
@@ -45,6 +57,108 @@ def test_the_bound_of_a_report_is_the_simulators(arch: str) -> None:
         pairs = found.workload.tokens**2
         assert pairs / computed_pairs(timed, config) == pytest.approx(found.work_bound)
         assert pairs / timed.visible_pairs() == pytest.approx(found.flop_speedup)
+
+
+def scores(tokens: Sequence[int], pattern: Sequence[Any], config: KernelConfig) -> int:
+    """Elements of Q K^T that an sm90 kernel computes, padding included, by the oracle's tiles."""
+    problem = oracle.Problem(tuple(tokens), *pattern, 1, 1, 1, 8, 8)
+    _, visited, _ = oracle.count_tiles(problem, config.q_tile, config.kv_tile)
+    return visited * -(-config.q_rows // 64) * 64 * config.kv_columns
+
+
+@pytest.mark.parametrize("stride", [(1, 1, 1), (16, 8, 8)])
+def test_all_that_the_work_bound_promises(stride: tuple[int, ...]) -> None:
+    """Where time is that of the computed scores, padding included, a kernel reaches its bound: not more, not less."""
+    config = KernelConfig.parse("gna_forward-sm90-r3-bf16-d128-q2x8x8-kv2x8x8")
+    tokens, one, no = (15, 20, 21), (1,) * 3, (False,) * 3
+    window = (16, 8, 8) if stride[0] > 1 else (5, 9, 6)
+    window, stride = tuple(map(min, window, tokens)), tuple(map(min, stride, tokens))
+    dense = scores(tokens, (tokens, one, one, no), config)
+    assert dense > 1.2 * prod(tokens) ** 2
+    problem = make_problem(tokens, window, stride)
+    found = bench.share_of_work_bound(
+        problem, config, scores(tokens, (window, stride, one, no), config) / 1e9, dense / 1e9
+    )
+    assert found == pytest.approx(1)
+
+
+def test_problems_that_pin_their_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As the hardware suite's do: each dense kernel has a row of its own, though all compute the same problem."""
+    given = prepare._problems()
+    assert Counter(row["kernel"] for row in given if row.get("tokens") == [16384]) == Counter(prepare.DENSE_KERNELS)
+    measured = []
+
+    def measure(
+        problem: Any, contenders: Any, budget_seconds: float, kernel: str | None, device: str
+    ) -> dict[str, Any]:
+        measured.append((problem.head_dim, kernel))
+        return {"problem": {}, "kernel": None}
+
+    monkeypatch.setattr(bench, "measure", measure)
+    monkeypatch.setattr(bench, "machine", lambda device: {})
+    monkeypatch.setattr(bench, "registry", {})
+    (tmp_path / "problems.json").write_text(json.dumps(given))
+    options = [f"--problems={tmp_path / 'problems.json'}", f"--report={tmp_path / 'report.json'}", "--device=cpu"]
+    bench.main([*options, "--kernel=default"])
+    assert measured == [(row["head_dim"], row.get("kernel", "default")) for row in given]
+    assert all(f"-d{head_dim}-" in kernel for head_dim, kernel in measured if kernel != "default")
+
+
+def test_a_gpu_that_is_lost_between_problems(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What was measured is in the file, and why there is no more."""
+    path = tmp_path / "report.json"
+    seen = []
+
+    def synchronize() -> None:
+        seen.append(json.loads(path.read_text())["problems"])
+        if len(seen) == 2:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(bench, "machine", lambda device: {})
+    monkeypatch.setattr(bench, "overhead", lambda *arguments: pytest.fail("the GPU is lost"))
+    monkeypatch.setattr(bench, "measure", lambda problem, *arguments: {"problem": asdict(problem), "kernel": CONFIG})
+    monkeypatch.setattr(bench, "registry", {})
+    problems = [make_problem((8,), (3,))] * 3
+    bench.report(problems, ["gnaforge"], 9, [None] * 3, "cuda", path)
+    found = json.loads(path.read_text())
+    assert [len(rows) for rows in seen] == [1, 2]
+    assert "fault" not in found["problems"][0] and "illegal memory access" in found["problems"][1]["fault"]
+    assert len(found["problems"]) == 2 and not found["complete"]
+    (line,) = missing(found)
+    assert line.startswith("failed: 8 w3: the GPU can't be used any more: CUDA error")
+
+
+def test_a_gpu_that_is_lost_at_the_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def overhead(*arguments: Any) -> dict[str, float]:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(bench, "overhead", overhead)
+    monkeypatch.setattr(bench, "machine", lambda device: {})
+    monkeypatch.setattr(bench, "measure", lambda *arguments: {"kernel": CONFIG})
+    monkeypatch.setattr(bench, "registry", {})
+    bench.report([make_problem((8,), (3,))], ["gnaforge"], 9, [None], "cpu", tmp_path / "report.json")
+    found = json.loads((tmp_path / "report.json").read_text())
+    assert "illegal memory access" in found["overhead_error"] and found["problems"] == [{"kernel": CONFIG}]
+
+
+def test_flex_attention_is_compiled_for_each_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there were before: dynamo gives up on functions that it has compiled a few times."""
+    from torch._dynamo import config
+    from torch._dynamo.testing import CompileCounter
+
+    counter = CompileCounter()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
+    with config.patch(recompile_limit=1), torch.no_grad():
+        for number, length in enumerate((128, 256), 1):
+            problem = make_problem((length,), (9,), head_dim=16, dtype="fp32")
+            tensors = heads_first(problem.tensors())
+            found = CONTENDERS["flex"](problem, None, tensors)(tensors)
+            assert counter.frame_count == number
+    exact, _ = attention(*problem.tensors(), problem.pattern)
+    assert float((found - exact).abs().max()) < 1e-4
+    torch.compiler.reset()
 
 
 @pytest.mark.parametrize("arch", list(ARCHES))

@@ -111,6 +111,24 @@ print(message(lambda: gnaforge.na2d(x[..., :4], x[..., :4], x[..., :4], 3)))
     assert "no kernel fits this problem: rank 2, fp32, head_dim 4, heads 2, tokens 8x8, window 3x3" in text
 
 
+def test_a_choice_is_remembered_for_its_scale_only(python, toy) -> None:
+    """Kernels may refuse a scale; a call that is like an earlier one but for that must not run unasked."""
+    path = toy("scale", TOY_KEY=f'"{toy_key(7)}"')
+    out = lines(
+        python(
+            PREAMBLE
+            + f"""
+core.load_library({str(path)!r})
+for scale in (-1.0, 1.0, -1.0, 2.0, float("nan")):
+    print(message(lambda: gnaforge.na2d(x, x, x, 3, scale=scale, kernel={toy_key(7)!r}).max().item()))
+"""
+        )
+    )
+    refused, *rest = (line for line in out if line.startswith(("returned", "NoKernelError")))
+    assert refused.endswith("the toy takes positive scales, got -1")
+    assert rest == ["returned 1.0", refused, "returned 1.0", refused.replace("got -1", "got nan")]
+
+
 def test_emulated_kernels_run_only_when_named(python, toy) -> None:
     path = toy("emulated", TOY_KEY=f'"{toy_key(5)}"', TOY_FLAGS="GNAFORGE_LIBRARY_EMULATED")
     out = "\n".join(

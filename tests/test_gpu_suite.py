@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
+import json
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -75,21 +80,96 @@ def test_tiles_that_hold_a_key() -> None:
 
 
 WORKER = """
-import sys, time
+import json, sys, time
 for line in sys.stdin:
-    if "hang" in line: time.sleep(60)
-    if "die" in line: sys.exit(3)
-    print('{"ok": true}', flush=True)
+    job = json.loads(line)
+    if job.get("kernel") == "hangs": time.sleep(60)
+    if job.get("kernel") == "dies": sys.exit(3)
+    faults = job.get("kernel") == "faults"
+    print(json.dumps({"ok": not faults, "error": "", **({"ended": True} if faults else {})}), flush=True)
+    if faults: time.sleep(0.2); sys.exit(3)
 """
 
 
-def test_jobs_that_hang_or_die(tmp_path: Path) -> None:
-    def ask(kind: str) -> dict[str, object]:
-        worker = suite.Worker([sys.executable, "-c", WORKER], tmp_path / "log")
-        assert worker.ask({"kind": "fine"}, 20) == {"ok": True}
-        answer = worker.ask({"kind": kind}, 0.3)
-        assert worker.process.poll() is not None
-        return answer
+@pytest.fixture
+def hardware_suite(tmp_path: Path) -> suite.Suite:
+    options = argparse.Namespace(seconds=600, job_seconds=1.0, device="cpu", library=[], out=tmp_path / "suite.json")
+    found = suite.Suite(options)
+    found.command = [sys.executable, "-c", WORKER]
+    return found
 
-    assert "it hangs" in str(ask("hang")["error"])
-    assert "ended with status 3" in str(ask("die")["error"])
+
+@pytest.mark.parametrize(("kernel", "error"), [("hangs", "it hangs"), ("dies", "ended with status 3"), ("faults", "")])
+def test_a_kernel_that_ends_its_worker(hardware_suite: suite.Suite, kernel: str, error: str) -> None:
+    """It takes the blame twice, and is left out then. No other kernel does, and no worker lives on."""
+    assert hardware_suite.start()["ok"] and hardware_suite.worker is not None
+    process = hardware_suite.worker.process
+    answer = hardware_suite.ask({"kind": "random", "kernel": kernel})
+    assert answer["ended"] and error in str(answer["error"])
+    assert process.poll() is not None
+    kernels = ("A", kernel, kernel, "B", "C")
+    hardware_suite.run(iter([{"kind": "random", "section": "all", "kernel": name} for name in kernels]))
+    hardware_suite.drop()
+    assert hardware_suite.deaths == {kernel: 2}
+    found = hardware_suite.results["sections"]["all"]
+    assert (found["passed"], found["failed"]) == (3, 1)
+    assert found["skipped"] == {"this kernel hung or faulted before": 1}
+
+
+def test_no_worker_starts(hardware_suite: suite.Suite) -> None:
+    hardware_suite.command = [sys.executable, "-c", "raise SystemExit(5)"]
+    answer = hardware_suite.ask({"kind": "random", "kernel": "A"})
+    assert answer["error"] == "no worker starts: the process ended with status 5"
+    assert hardware_suite.deaths == {}
+
+
+FAULTING = """
+import os, sys
+sys.path.insert(0, {folder!r})
+sys.argv = ["worker.py", "--device=cpu", "--library=none", "--jobs=jobs"]
+import checks, worker
+class Kernels(worker.Worker):
+    def __init__(self, libraries, device):
+        self.dead = False
+    def random(self, kernel):
+        os.system("echo of a child")
+        os.write(1, b"of C\\n")
+        print("of Python")
+        if kernel == "faults":
+            raise checks.Wrong("illegal address")
+        return {{}}
+worker.Worker = Kernels
+worker.gpu_lives = lambda device: False
+worker.main()
+"""
+
+
+def test_what_a_worker_prints(forked: Callable[..., Any], tmp_path: Path) -> None:
+    """Answers and nothing else, and that it ends, with the kernel that took its GPU along."""
+    jobs = [{"kind": "random", "kernel": name} for name in ("right", "faults", "right")]
+    (tmp_path / "jobs").write_text("".join(json.dumps(job) + "\n" for job in jobs))
+    done = forked(FAULTING.format(folder=str(Path(suite.__file__).parent)))
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert "SystemExit: 3" in done.stderr, done.stderr
+    assert all(answer.pop("seconds") >= 0 for answer in answers)
+    assert answers == [{"ok": True}, {"ok": False, "error": "illegal address", "ended": True}]
+    assert done.stderr.splitlines().count("of C") == done.stderr.splitlines().count("of a child") == 2
+
+
+def test_the_sanitizer_sees_each_allocation(
+    hardware_suite: suite.Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "compute-sanitizer"
+    tool.write_text('#!/bin/sh\necho "ERROR SUMMARY: cache off: $PYTORCH_NO_CUDA_MEMORY_CACHING"\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    hardware_suite.options.device = "cuda"
+    hardware_suite.sanitize(["A"])
+    found = hardware_suite.results["sanitizer"]
+    assert found["memcheck"]["summary"] == ["ERROR SUMMARY: cache off: 1"]
+
+
+def test_a_command_that_hangs_ends_with_its_children() -> None:
+    """The child holds the pipe, which is read to its end."""
+    said = suite._output(["sh", "-c", "echo begins; sleep 50 & sleep 50; echo ends"], 1, {})
+    assert said == "begins\n\ntimed out"

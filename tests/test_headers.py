@@ -54,6 +54,7 @@ def headers(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     assert done.returncode == 0, done.stderr
     loaded = ctypes.CDLL(str(library))
     loaded.shape_at.restype = ctypes.POINTER(Shape)
+    loaded.count_q_tiles.restype = ctypes.c_int64
     return loaded
 
 
@@ -100,6 +101,9 @@ def check_counts(headers, index: int, q_tile: list[int], kv_tile: list[int], pro
     counts = (ctypes.c_double * 3)()
     headers.count_all_tiles(index, (Axis * len(q_tile))(*problem.axes), counts)
     assert tuple(counts) == oracle.count_tiles(problem, tuple(q_tile), tuple(kv_tile)), case
+    errors = ctypes.c_int()
+    found = headers.count_q_tiles(index, (Axis * len(q_tile))(*problem.axes), ctypes.byref(errors))
+    assert (found, errors.value) == (counts[0], 0), case
 
 
 def check_visits(headers, index: int, q_tile: list[int], kv_tile: list[int], problem, groups, case: str) -> None:

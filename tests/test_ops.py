@@ -275,6 +275,24 @@ def test_fullgraph_compile_over_many_resolutions() -> None:
     assert graphs <= 2
 
 
+def test_a_key_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parsing takes longer than all the rest of a call; a bad key is refused each time."""
+    key, parsed, parse = CONFIGS[9].key, [], gnaforge.KernelConfig.parse
+
+    def counting(text: str) -> gnaforge.KernelConfig:
+        parsed.append(text)
+        return parse(text)
+
+    gnaforge.na2d(X, X, X, 3, kernel=key)  # which may load it, and parse for that
+    monkeypatch.setattr(gnaforge.KernelConfig, "parse", counting)
+    ops._parsed_key.cache_clear()
+    for _ in range(3):
+        gnaforge.na2d(X, X, X, 3, kernel=key)
+        with pytest.raises(ValueError, match="is no kernel key"):
+            gnaforge.na2d(X, X, X, 3, kernel="no key")
+    assert parsed == [key, *["no key"] * 3]
+
+
 def test_compile_with_inductor_tiles_and_gradients() -> None:
     torch._dynamo.reset()
     compiled = torch.compile(lambda x: gnaforge.na2d(x, x, x, 3, q_tile_shape=(8, 8), return_lse=True), fullgraph=True)

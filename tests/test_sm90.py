@@ -16,9 +16,10 @@ from gnaforge import build as building
 from gnaforge.build import build_kernels, include_dir
 from gnaforge.build_tools import includes
 from gnaforge.build_tools.cuda_compiler import kernel_facts
-from gnaforge.build_tools.sass import MUFU, Sass, read_cubin
+from gnaforge.build_tools.sass import HGMMA_REGISTERS, HGMMA_SHARED, MUFU, Sass, read_cubin
 from gnaforge.emulated import emulated_libraries
 from gnaforge.errors import BuildError
+from gnaforge.gpu_checks import _check_sm90
 from gnaforge.runtime.config import KernelConfig
 from sm90_kernels import CONFIGS, KEYS
 
@@ -37,6 +38,7 @@ def libraries(session_cache: Path) -> dict[KernelConfig, Path]:
 
 def environment(mode: str = "random", seed: int = 0) -> dict[str, str]:
     settings = {"MEMORY": "mapped", "TIMING": mode, "ORDER": MODES[mode], "SEED": str(seed)}
+    settings["PROCESSORS"] = "3"  # so that CTAs take several Q tiles
     return {f"GNAFORGE_EMULATOR_{name}": value for name, value in settings.items()}
 
 
@@ -93,11 +95,11 @@ def prelude(libraries: dict[KernelConfig, Path], key: str) -> str:
 @pytest.mark.parametrize(
     ("key", "fields"),
     [
-        # More Q tiles than the 132 processors have room for, so CTAs take several; as folded heads and per batch entry.
+        # CTAs take many Q tiles; as folded heads and per batch entry.
         (KEYS[0], [[9, 9, 10], [5, 4, 9], [2, 1, 3], [1, 1, 1], [False, True, False], 3, 4, 2, 128, 128]),
-        (KEYS[3], [[7, 9, 16], [3, 3, 7], [1, 2, 1], [1, 2, 1], [False] * 3, 2, 12, 3, 72, 72]),
-        (KEYS[9], [[580], [150], [5], [1], [True], 4, 8, 1, 128, 128]),
-        (KEYS[4], [[20, 18], [20, 18], [1, 1], [1, 1], [False] * 2, 1, 23, 23, 128, 128]),  # dense
+        (KEYS[3], [[7, 9, 16], [3, 3, 7], [1, 2, 1], [1, 2, 1], [False] * 3, 2, 6, 3, 72, 72]),
+        (KEYS[9], [[580], [150], [5], [1], [True], 2, 4, 1, 128, 128]),
+        (KEYS[4], [[20, 18], [20, 18], [1, 1], [1, 1], [False] * 2, 1, 5, 5, 128, 128]),  # dense
     ],
 )
 def test_larger_problems(libraries: dict[KernelConfig, Path], key: str, fields: list[object], tmp_path: Path) -> None:
@@ -216,3 +218,24 @@ def test_machine_code_is_read_in_order() -> None:
     assert code.count(0x308) == 7 and code.overlapped(MUFU) == 2
     with pytest.raises(BuildError, match="no 64-bit ELF file"):
         read_cubin(b"text")
+
+
+def test_registers_that_a_block_has_not_got() -> None:
+    """Warps that ask for more registers than the block has given up or never had wait for ever, on hardware only."""
+    config = KernelConfig.parse("gna_forward-sm90-r1-bf16-d64-q192-kv16")
+    product, wait, exp = ((opcode, 0) for opcode in (HGMMA_SHARED, 0x8000000079C5, MUFU))
+    up, down = ((registers << 32 | 0x9C8, 0) for registers in (160, 32))
+    code = (up, product, (HGMMA_REGISTERS, 0), (wait[0], 0x10100), *[exp] * 8, wait, down)
+    assert _check_sm90(config, Sass(code), 128)["mufu"] == 8
+    with pytest.raises(BuildError, match=r"takes 120 .* 4 warpgroups ask for 32 and 3 x 160, 32 more than they have"):
+        _check_sm90(config, Sass(code), 120)
+
+
+def test_the_output_takes_the_place_of_q_when_nobody_reads_it(libraries: dict[KernelConfig, Path]) -> None:
+    """PTX doesn't say that a warp waits for other warps' parts of a product, which the emulator lets it do: so by the
+    text, of kernels of either layout, that a barrier lies between the last wait and the output."""
+    for key in (KEYS[0], KEYS[10]):
+        text = libraries[KernelConfig.parse(key)].read_bytes().decode("latin-1")
+        text = text[text.rindex(".visible .entry") :]  # the PTX lies in the library as it is
+        before = text[: text.index("stmatrix.sync")]
+        assert "barrier.cta.sync" in before[before.rindex("wgmma.wait_group") :], key

@@ -14,21 +14,25 @@ import oracle
 import pytest
 import torch
 from gnaforge import build as building
+from gnaforge.arch import ARCHES
 from gnaforge.build import include_dir
 from gnaforge.build_tools import includes
 from gnaforge.build_tools.cuda import find_nvcc
 from gnaforge.build_tools.emulator import EmulationError
+from gnaforge.cli.verify_text import print_results
 from gnaforge.emulated import emulated_libraries
 from gnaforge.errors import BuildError
 from gnaforge.runtime.config import KernelConfig
 from gnaforge.runtime.reference import Pattern, attention, error_bound
-from gnaforge.verification.counters import class_of, count_work
+from gnaforge.verification.counters import REPORTED, class_of, count_work
 from gnaforge.verification.layouts import guarded
-from gnaforge.verification.problems import Problem, cut_down, random_problem_for
+from gnaforge.verification.problems import EMULATED_TILES, Problem, cut_down, random_problem_for
 from gnaforge.verification.process import Worker, WorkerError
-from gnaforge.verification.runner import Settings, Verifier
+from gnaforge.verification.runner import KernelResult, ProblemResult, Settings, Verifier
 from gnaforge.verification.schedules import Schedule, schedules
 from gnaforge.verification.targets import targets_of_plan
+from sm90_kernels import KEYS
+from test_sm100 import KEYS as SM100_KEYS
 
 SMALL = "gna_forward-sm90-r1-bf16-d32-q64-kv32"
 RANK_3 = "gna_forward-sm90-r3-bf16-d64-q2x4x8-kv2x2x8"
@@ -164,17 +168,55 @@ def test_wrong_results_are_explained(changed_kernel) -> None:
 
 
 def test_verify_a_cpu_kernel(cli) -> None:
-    done = cli("verify", CPU, "--random", "3")
+    arguments = ("--tokens", "9,9", "--window", "3", "--head-dim", "24", "--value-head-dim", "40", "--random", "2")
+    done = cli("verify", CPU, *arguments, "--json")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "good, on this CPU" in done.stdout and "Emulated" not in done.stdout
+    (kernel,) = json.loads(done.stdout)
+    assert kernel["good"] and not kernel["wrong"] and not kernel["emulated"] and len(kernel["problems"]) == 3
+    given = kernel["problems"][0]["problem"]
+    assert (given["head_dim"], given["value_head_dim"]) == (24, 40)
+
+
+@needs_nvcc
+def test_a_kernel_that_is_wrong_from_a_ctas_second_tile_on(changed_kernel) -> None:
+    """The first of two Q tiles in a row leaves the parity for the second: a default problem must come to one."""
+    library = changed_kernel("consumer.h", "      q_parity ^= 1;\n", "")
+    config = KernelConfig.parse(SMALL)
+    with Verifier(config, library, Settings([Schedule("eager", "round-robin")])) as verifier:
+        found = verifier.verify(cut_down(random_problem_for(config, 0), config))
+    assert found.failed == "emulator" and "deadlock" in found.message, found.message
+
+
+@pytest.mark.parametrize("key", [SMALL, RANK_3, *KEYS, *SM100_KEYS, CPU])
+def test_random_problems_have_tiles_of_all_kinds(key: str) -> None:
+    """By the model: among any three in a row, interior KV tiles and masked ones, as they are emulated."""
+    config = KernelConfig.parse(key)
+    for first in range(3):
+        problems = [
+            cut_down(random_problem_for(config, seed), config, EMULATED_TILES) for seed in range(first, first + 3)
+        ]
+        counts = [problem.tile_counts(config) for problem in problems]
+        padded = ARCHES[config.arch].padded_columns(config.kv_columns) > config.kv_columns  # masked in every tile
+        assert padded != any(count.interior for count in counts)
+        assert any(count.visited > count.interior for count in counts)
+        tiles = [p.batch * p.heads * count.q_tiles for p, count in zip(problems, counts, strict=True)]
+        assert max(tiles) > 6  # two CTAs on each of three processors
 
 
 def toy_problem(**changes: object) -> Problem:
     return replace(Problem((20,), (5,), (1,), (1,), (False,)), **changes)
 
 
+SETTINGS = """
+const char* names[] = {"GNAFORGE_EMULATOR_DEVICE", "GNAFORGE_EMULATOR_MEMORY", "GNAFORGE_EMULATOR_UNCHECKED"};
+for (const char* name : names)
+  if (const char* text = std::getenv(name))
+    std::snprintf(err + std::strlen(err), n, "%s ", text);
+return 1
+""".replace("\n", " ")
 WRONG = (
     ("", "wrong", "elements of out are further from exact than rounding allows; worst: 1 at batch entry 0, token "),
+    (SETTINGS, "launch", "b200 "),
     (
         "return 0",
         "unwritten",
@@ -186,15 +228,27 @@ WRONG = (
 )
 
 
-def test_what_can_be_wrong_on_the_cpu(toy) -> None:
-    """One process after another kernel."""
-    asked = {"do": "verify", "problem": toy_problem().as_json(), "seed": 0, "layout": "contiguous", "schedule": None}
+def test_what_can_be_wrong_on_the_cpu(toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process after another kernel. Settings left from something else may not switch checks off."""
+    for setting, value in {"DEVICE": "b200", "MEMORY": "mapped", "UNCHECKED": "gna_"}.items():
+        monkeypatch.setenv(f"GNAFORGE_EMULATOR_{setting}", value)
+    run = {"layout": "contiguous", "schedule": None}
+    asked = {"do": "verify", "problem": toy_problem().as_json(), "seed": 0, **run}
+    inputs, outputs = str(tmp_path / "inputs.pt"), str(tmp_path / "outputs.pt")
+    torch.save([torch.randn(1, 20, 1, 8) for _ in range(3)], inputs)
+    pattern = {"window": [5], "stride": [1], "dilation": [1], "causal": [False]}
+    called = {"do": "call", "inputs": inputs, "outputs": outputs, **pattern, **run}
     with Worker() as worker:
+        assert worker.request(60, do="ready") == {}
         for number, (statement, failed, expected) in enumerate(WRONG):
             library = toy(f"verify_{number}", TOY_KEY=f'"{TOY}"', TOY_STATEMENT=statement)
             assert worker.request(60, do="open", library=str(library), key=TOY) == {"emulated": False}
             said = worker.request(60, **asked)
             assert said["failed"] == failed and expected in said["message"], said
+            assert "mapped" not in said["message"] and "gna_" not in said["message"]
+            if failed not in ("", "wrong"):  # the call of the pytest fixture, which compares nothing, sees the same
+                said = worker.request(60, **called)
+                assert said["failed"] == failed and expected in said["message"], said
         hangs = toy("verify_hangs", TOY_KEY=f'"{TOY}"', TOY_STATEMENT="for (volatile int i = 0;;) i = 0")
         worker.request(60, do="open", library=str(hangs), key=TOY)
         with pytest.raises(WorkerError, match=r"no result within 0\.5 s: the kernel or its host code hangs"):
@@ -212,6 +266,79 @@ def test_a_crash_is_a_result(cli, toy) -> None:
     assert "last words" in done.stdout
 
 
+# With a window of one token, the output is V, and the log-sum-exp the score.
+RIGHT = """
+const auto *q = static_cast<float*>(args->q->data), *k = static_cast<float*>(args->k->data);
+for (int64_t i = 0; i < args->problem->tokens[0]; ++i) {
+  float score = 0;
+  for (int c = 0; c < 8; ++c) score += q[8 * i + c] * k[8 * i + c];
+  static_cast<float*>(args->log_sum_exp->data)[i] = score * static_cast<float>(args->problem->scale);
+}
+std::memcpy(args->out->data, args->v->data, 32 * args->problem->tokens[0]);
+return 0
+""".replace("\n", " ")
+LAUNCH = dict.fromkeys(REPORTED, 0) | {"opcodes": {}, "kernel": "toy", "grid": [1, 1, 1]}
+
+
+def emulated_toy(toy, name: str, **launch: object) -> Path:
+    """A kernel that is right, linked to an emulator that reports this launch."""
+    report = json.dumps(json.dumps({"messages": [], "launches": [launch]}))
+    return toy(name, TOY_KEY=f'"{TOY}"', TOY_FLAGS="GNAFORGE_LIBRARY_EMULATED", TOY_STATEMENT=RIGHT, TOY_REPORT=report)
+
+
+def test_other_tiles_than_the_models_are_said_of_their_schedule(toy) -> None:
+    library = emulated_toy(toy, "verify_tiles", **LAUNCH | {"shell_tiles": 7})
+    settings = Settings([Schedule("eager", "round-robin"), Schedule("lazy", "round-robin")], gaps=False)
+    with Verifier(KernelConfig.parse(TOY), library, settings) as verifier:
+        found = verifier.verify(toy_problem(window=(1,)))
+    assert found.failed == "tiles" and "went through {'visited': 7, 'interior': 0} KV tiles" in found.message
+    assert found.runs == 1 and found.schedule == settings.schedules[0] and verifier.result.wrong
+
+
+def test_an_older_emulator_is_named(toy) -> None:
+    """One that counts less, and one without the functions that drive it."""
+    known = {name: value for name, value in LAUNCH.items() if name != "mma_operations"}
+    schedule = Schedule("eager", "round-robin").as_json(False)
+    asked = {"do": "verify", "seed": 0, "layout": "contiguous", "schedule": schedule}
+    expected = {"failed": "library", "message": "the library is linked to an older emulator; build it again"}
+    with Worker() as worker:
+        assert worker.open(60, emulated_toy(toy, "verify_counts", **LAUNCH), TOY) == {"emulated": True}
+        said = worker.request(60, problem=toy_problem(window=(1,)).as_json(), **asked)
+        assert said["launches"] == [LAUNCH]
+        worker.open(60, emulated_toy(toy, "verify_counts_less", **known), TOY)
+        assert worker.request(60, problem=toy_problem(window=(1,)).as_json(), **asked) == expected
+        library = toy("verify_undriven", TOY_KEY=f'"{TOY}"', TOY_FLAGS="GNAFORGE_LIBRARY_EMULATED")
+        assert worker.open(60, library, TOY) == expected
+
+
+def test_slow_exact_attention_is_no_fault_of_the_kernel(cli) -> None:
+    """Neither is it one that its process takes longer to start than a run may take."""
+    done = cli("verify", CPU, "--tokens", "200,200", "--window", "90", "--timeout", "1")
+    assert done.returncode == 2 and f"{CPU}: NOT VERIFIED, on this CPU" in done.stdout, done.stdout + done.stderr
+    assert "Emulated" not in done.stdout
+    assert "FAILED (reference)" in done.stdout and "hangs" not in done.stdout
+    said = "exact attention of this problem takes longer than --timeout 1; use --max-tiles or fewer tokens"
+    assert said in done.stdout
+
+
+def test_the_command_that_runs_it_again_has_both_head_dims(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of kernels that take any: random problems draw them too."""
+    for dims, options in (
+        ((24, 40), " --head-dim 24 --value-head-dim 40 --trace"),
+        ((24, 24), " --head-dim 24 --trace"),
+    ):
+        problem = Problem((9, 9), (3, 3), (1, 1), (1, 1), (False,) * 2, head_dim=dims[0], value_head_dim=dims[1])
+        failed = ProblemResult(problem, failed="wrong", message="some")
+        print_results([KernelResult(KernelConfig.parse(CPU), None, problems=[failed])], {}, CPU, False)
+        assert f"again: gnaforge verify {CPU} --tokens 9,9 --window 3,3{options}\n" in capsys.readouterr().out
+
+
+def test_without_a_compiler_nothing_is_said_of_the_kernel(cli) -> None:
+    """Exit status 1 is for kernels that are wrong."""
+    done = cli("verify", SMALL, GNAFORGE_TOOLCHAIN="system", CUDA_HOME="", CUDA_PATH="", PATH="/nonexistent")
+    assert done.returncode == 2 and "error: no C" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_what_a_kernel_refuses_is_no_error_of_random_problems(toy) -> None:
     library = toy("verify_refuses", TOY_KEY=f'"{TOY}"')
     with Verifier(KernelConfig.parse(TOY), library, Settings([])) as verifier:
@@ -219,7 +346,7 @@ def test_what_a_kernel_refuses_is_no_error_of_random_problems(toy) -> None:
         assert found.failed == "refused" and "got head_dim 16" in found.message
         verifier.verify_random(lambda _: toy_problem(head_dim=16), 1, 0)
         assert verifier.result.problems == [] and "refused 20 random problems in a row" in verifier.result.note
-        assert not verifier.result.good
+        assert not verifier.result.good and not verifier.result.wrong
 
 
 @needs_nvcc
@@ -244,6 +371,9 @@ def test_a_library_for_a_gpu_can_only_be_verified_by_key(cli, tmp_path: Path) ->
         ([CPU, "--timing", "slow"], "--timing slow: unknown; there are eager, lazy, random"),
         ([CPU, "--order", "lazy"], "--order lazy: unknown"),
         ([CPU, "--dtype", "fp16"], "none of the 1 kernels"),
+        ([CPU, "--preset", "hunyuan-video"], f"--preset hunyuan-video has no shape of rank 2, which {CPU} is for"),
+        ([CPU, "--value-head-dim", "12", "--tokens", "8,8", "--window", "3"], "--value-head-dim 12 must be a multiple"),
+        ([SMALL, "--value-head-dim", "40"], "none of the 1 kernels"),
         ([CPU, "--random", "0"], "Invalid value for '--random'"),
         (["nothing.so"], "nothing.so: No such file"),
         (["text.so"], "text.so is no shared library"),
@@ -262,11 +392,18 @@ def test_bad_input(cli, tmp_path: Path, arguments: list[str], expected: str) -> 
 def test_cut_down_problems_stay_of_their_kind() -> None:
     config = KernelConfig.parse("gna_forward-sm90-r3-bf16-d128-q2x8x8-kv2x8x8")
     whole = Problem((30, 48, 80), (18, 24, 24), (16, 8, 8), (1, 2, 1), (False,) * 3, 2, 24, 8, 128, 128)
-    small = cut_down(whole, config, 100)
-    assert small.batch * small.heads * small.tile_counts(config).visited <= 100
-    assert (small.batch, small.heads, small.kv_heads, small.dilation) == (1, 2, 1, (1, 2, 1))
-    assert all(1 < stride <= window for window, stride in zip(small.window, small.stride, strict=True))
-    assert cut_down(small, config, 100) == small
+    for problem, tiles, heads, kv_heads in (
+        (whole, 600, 4, 2),
+        (whole, 300, 2, 1),  # a K/V head goes before the interior tiles do
+        (replace(whole, kv_heads=24), 300, 2, 2),
+        (whole, 100, 4, 2),
+    ):
+        small = cut_down(problem, config, tiles)
+        counts = small.tile_counts(config)
+        assert small.batch * small.heads * counts.visited <= tiles and bool(counts.interior) == (tiles >= 300)
+        assert (small.batch, small.heads, small.kv_heads, small.dilation) == (1, heads, kv_heads, (1, 2, 1))
+        assert all(1 < stride <= window for window, stride in zip(small.window, small.stride, strict=True))
+        assert cut_down(small, config, tiles) == small
     rng = Random(0)
     for _ in range(200):
         problem = oracle.random_problem(rng, rank=3, max_tokens=4000)

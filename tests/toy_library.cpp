@@ -1,4 +1,5 @@
 // A kernel library whose kernels are trivial, to test the contract: what it claims is set on the command line.
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -20,6 +21,15 @@
 #ifndef TOY_STATEMENT
 #define TOY_STATEMENT
 #endif
+// What the stand-in for CUDA would report of a call, as JSON: then the library is one of the emulator's.
+#ifdef TOY_REPORT
+extern "C" {
+void gnaforge_standin_reset(const void*) {}
+void gnaforge_standin_announce(uint64_t, uint64_t, const char*) {}
+void gnaforge_standin_withdraw(uint64_t) {}
+const char* gnaforge_standin_report() { return TOY_REPORT; }
+}
+#endif
 #ifndef TOY_ENTRY_SIZE
 #define TOY_ENTRY_SIZE sizeof(gnaforge_entry)
 #endif
@@ -30,6 +40,10 @@ int can_run(const gnaforge_args* args, char* why, size_t n) {
   if (args->features != 0 || args->q->dtype != GNAFORGE_FP32 || args->problem->head_dim != 8) {
     std::snprintf(why, n, "the toy takes fp32 and head_dim 8, got head_dim %d",
                   static_cast<int>(args->problem->head_dim));
+    return 0;
+  }
+  if (!(args->problem->scale > 0)) {
+    std::snprintf(why, n, "the toy takes positive scales, got %g", args->problem->scale);
     return 0;
   }
   return 1;

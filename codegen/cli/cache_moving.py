@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -128,6 +129,7 @@ def _of_spec(spec: str, arch: list[str] | None) -> tuple[list[Artifact], str]:
 
 def _misfits(records: Sequence[dict[str, Any]]) -> list[str]:
     """What keeps imported kernels from being used here."""
+    from ..arch import ARCHES
     from ..build import source_digest
     from ..build_tools.cuda import cutlass_version, find_nvcc
     from ..build_tools.toolchain import cxx_compiler
@@ -136,14 +138,16 @@ def _misfits(records: Sequence[dict[str, Any]]) -> list[str]:
     def own_compiler() -> str:
         return cxx_compiler().version
 
-    def own_nvcc() -> str:
-        return f"nvcc {find_nvcc().version}"
+    def own_nvcc(at_least: tuple[int, int]) -> str:
+        return f"nvcc {find_nvcc(at_least).version}"
 
     def own_cutlass() -> str:
         return f"CUTLASS {cutlass_version()}"
 
     stale, foreign, own = 0, set(), set()
-    for find in (own_compiler, own_nvcc, own_cutlass):
+    finders: list[Callable[[], str]] = [own_compiler, own_cutlass]
+    finders += [partial(own_nvcc, arch.nvcc) for arch in ARCHES.values() if arch.compiler == "nvcc"]
+    for find in finders:
         with contextlib.suppress(GnaforgeError):
             own.add(find())
     for record in records:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ..verification.targets import Target, Targets
 
 _RANDOM_BY_DEFAULT = 3
+_UNTRIED = 2  # exit status: no kernel is wrong, but not all could be tried
 
 
 def verify(
@@ -53,6 +54,9 @@ def verify(
     head_dim: Annotated[
         int | None, typer.Option(help="Only kernels that take this head dim.", show_default="each kernel's, or 64")
     ] = None,
+    value_head_dim: Annotated[
+        int | None, typer.Option(help="Only kernels that take this head dim of V.", show_default="as --head-dim")
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="Only kernels of this dtype.", show_default="all")] = None,
     random: Annotated[
         int | None,
@@ -69,7 +73,7 @@ def verify(
             metavar="N",
             min=1,
             help="Cut problems down until they visit at most N pairs of tiles.",
-            show_default="150; problems given by --tokens as they are",
+            show_default="300; problems given by --tokens as they are",
         ),
     ] = None,
     timing: Annotated[
@@ -85,7 +89,10 @@ def verify(
         bool, typer.Option("--gaps/--no-gaps", help="Also put gaps between tokens, heads and channels, full of NaN.")
     ] = True,
     poison: Annotated[
-        bool, typer.Option("--poison/--no-poison", help="Also put NaN into all batch entries and heads but one.")
+        bool,
+        typer.Option(
+            "--poison/--no-poison", help="Also put NaN into all batch entries and heads but one, if there are several."
+        ),
     ] = True,
     trace: Annotated[
         bool,
@@ -103,7 +110,10 @@ def verify(
     GPU kernels are compiled for the emulator (once, into the cache) and run under every timing of asynchronous work
     with every order of warps. Reported are wrong numbers, broken rules of PTX (races, missing fences, wrong phases),
     deadlocks with who waits for what, accesses out of bounds, elements that were not written. Kernels for the cpu run
-    as they are. Nothing is said about speed on hardware. Exit status 1 if anything is wrong.
+    as they are. Nothing is said about speed on hardware.
+
+    Exit status: 0 if all kernels are good; 1 if one is wrong; 2 if none is, but not all could be tried: bad input, no
+    compiler, a kernel that doesn't compile or refuses a problem.
 
     Problems: --tokens and --window; or the shapes of the spec (or of --preset), cut down to what can be emulated; and
     --random N.
@@ -116,8 +126,8 @@ def verify(
 
       [bold]gnaforge verify KEY --tokens 30,40 --window 12,16 --stride 4 --timing lazy --seed 7 --trace[/]
     """
-    from ..errors import InputError
-    from ..verification.targets import matches, problem_of_options
+    from ..errors import GnaforgeError, InputError
+    from ..verification.targets import FREE_HEAD_DIM, matches, problem_of_options
 
     if preset is not None and tokens is not None:
         raise InputError("give either --preset or --tokens, not both")
@@ -128,24 +138,36 @@ def verify(
     if tokens is None and any(unused.values()):
         names = ", ".join(option for option, given in unused.items() if given)
         raise InputError(f"{names}: has no effect without --tokens and --window; see gnaforge verify --help")
+    head_dims = (head_dim or FREE_HEAD_DIM, value_head_dim or head_dim or FREE_HEAD_DIM)
     problem = None
     if tokens is not None and window is not None:
         pattern = {"tokens": tokens, "window": window, "stride": stride, "dilation": dilation, "causal": causal}
         parsed = {name: numbers(f"--{name}", text) for name, text in pattern.items()}
-        given = {**parsed, "batch": batch, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
+        given = {**parsed, "batch": batch, "heads": heads, "kv_heads": kv_heads, "head_dims": head_dims}
         problem = problem_of_options(given)
     settings = _settings(timing, order, seeds, seed, data_seed, gaps, poison, trace, timeout)
 
-    def wanted(config: KernelConfig) -> bool:
-        return matches(config, problem, head_dim, dtype)
-
-    targets = _targets(target, arch, wanted, head_dim, jobs)
     shapes = _shapes_of(preset) if preset is not None else None
-    work = [_work(one, problem, shapes, random, max_tiles, head_dim) for one in targets.targets]
+
+    def wanted(config: KernelConfig) -> bool:
+        if not matches(config, problem, head_dim, value_head_dim, dtype):
+            return False
+        if shapes is not None and not any(len(shape.tokens) == config.rank for shape in shapes):
+            raise InputError(f"--preset {preset} has no shape of rank {config.rank}, which {config.key} is for")
+        return True
+
+    try:
+        targets = _targets(target, arch, wanted, head_dims, jobs)
+    except GnaforgeError as error:
+        error.exit_code = _UNTRIED
+        raise
+    work = [_work(one, problem, shapes, random, max_tiles, head_dims) for one in targets.targets]
     results = _run(work, settings, seed, jobs)
     _report(results, targets, target, trace, json)
-    if targets.skipped or not all(result.good for result in results):
+    if any(result.wrong for result in results):
         raise typer.Exit(1)
+    if targets.skipped or not all(result.good for result in results):
+        raise typer.Exit(_UNTRIED)
 
 
 def _settings(
@@ -176,7 +198,11 @@ def _settings(
 
 
 def _targets(
-    target: str, arch: list[str] | None, wanted: Callable[[KernelConfig], bool], head_dim: int | None, jobs: int | None
+    target: str,
+    arch: list[str] | None,
+    wanted: Callable[[KernelConfig], bool],
+    head_dims: tuple[int, int],
+    jobs: int | None,
 ) -> Targets:
     from ..build import Listener
     from ..errors import InputError
@@ -195,7 +221,7 @@ def _targets(
         if configs:
             with Progress() as progress:
                 listener = Listener(progress.update, progress.note)
-                found = targets_of_plan(configs, plan.shapes, head_dim=head_dim, jobs=jobs, listener=listener)
+                found = targets_of_plan(configs, plan.shapes, head_dims=head_dims, jobs=jobs, listener=listener)
                 chosen = found.targets
     if not chosen:
         raise InputError(f"none of the {len(kernels)} kernels of {target} is for that rank, head dim, dtype and arch")
@@ -225,7 +251,7 @@ def _work(
     shapes: list[Any] | None,
     random: int | None,
     max_tiles: int | None,
-    head_dim: int | None,
+    head_dims: tuple[int, int],
 ) -> _Work:
     from ..verification.problems import EMULATED_TILES, cut_down, with_head_dims
     from ..verification.targets import problem_of_shape
@@ -234,7 +260,7 @@ def _work(
     most = max_tiles or (EMULATED_TILES if config.arch != "cpu" else 100 * EMULATED_TILES)
     whole: Sequence[Problem] = target.problems if random is None or shapes else ()
     if shapes is not None:
-        whole = [problem_of_shape(shape, config, head_dim) for shape in shapes if len(shape.tokens) == config.rank]
+        whole = [problem_of_shape(shape, config, head_dims) for shape in shapes if len(shape.tokens) == config.rank]
     if problem is not None:
         whole = [with_head_dims(problem, config)]
     pairs: list[tuple[Problem, Problem | None]] = []
@@ -282,7 +308,10 @@ def _report(results: Sequence[KernelResult], targets: Targets, target: str, trac
         from json import dumps
 
         rows = [result.as_json() for result in results]
-        rows += [{"key": key, "good": False, "note": why, "problems": []} for key, why in targets.skipped.items()]
+        rows += [
+            {"key": key, "good": False, "wrong": False, "note": why, "problems": []}
+            for key, why in targets.skipped.items()
+        ]
         print(dumps(rows, indent=1))
         return
     from .verify_text import print_results

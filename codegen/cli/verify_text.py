@@ -26,7 +26,7 @@ def print_results(results: Sequence[KernelResult], skipped: Mapping[str, str], t
 
 def _print_kernel(result: KernelResult, target: str, trace: bool) -> None:
     where = "in the emulator" if result.emulated else "on this CPU"
-    print(f"{result.config.key}: {'good' if result.good else 'WRONG'}, {where}")
+    print(f"{result.config.key}: {'good' if result.good else 'WRONG' if result.wrong else 'NOT VERIFIED'}, {where}")
     if result.note:
         print(f"  note: {result.note}")
     fine = [problem for problem in result.problems if not problem.failed]
@@ -116,12 +116,15 @@ def _print_counters(counted: Sequence[WorkCounters]) -> None:
 
 def _print_failure(result: KernelResult, found: ProblemResult, target: str) -> None:
     problem = found.problem
-    print(f"\n  FAILED ({found.failed}): {described(problem)}; head dim {problem.head_dim}")
+    other = problem.value_head_dim != problem.head_dim
+    of_values = f", of V {problem.value_head_dim}" if other else ""
+    print(f"\n  FAILED ({found.failed}): {described(problem)}; head dim {problem.head_dim}{of_values}")
     if found.cut_from:
         print(f"  cut down from {described(found.cut_from)}")
     again = f"gnaforge verify {target} {problem.options()}"
     if result.config.head_dim == 0:
         again += f" --head-dim {problem.head_dim}"
+        again += f" --value-head-dim {problem.value_head_dim}" if other else ""
     if found.schedule:
         print(f"  with {found.schedule}, tensors {found.layout}; run {found.runs}")
         again += f" --timing {found.schedule.timing} --order {found.schedule.order} --seed {found.schedule.seed}"

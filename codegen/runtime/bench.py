@@ -16,7 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import ceil, prod
 from pathlib import Path
 from random import Random
@@ -174,6 +174,16 @@ def computed_pairs(problem: Problem, config: KernelConfig) -> int:
     return visited_pairs(problem.tokens, problem.pattern, *tiles, _MULTIPLES[config.arch], config.arch == "cpu")
 
 
+def share_of_work_bound(problem: Problem, config: KernelConfig, seconds: float, dense_seconds: float) -> float:
+    """How much of what it saves in scores a kernel saves in time, against itself on all pairs of the same tokens.
+
+    Padding counts on both sides: the dense run computes more than all pairs, where tiles leave the tokens' box.
+    """
+    rank = problem.pattern.rank
+    whole = replace(problem, pattern=Pattern(problem.tokens, (1,) * rank, (1,) * rank, (False,) * rank))
+    return dense_seconds / seconds * computed_pairs(problem, config) / computed_pairs(whole, config)
+
+
 def choose_kernel(problem: Problem, device: str) -> KernelConfig | None:
     """The kernel of this process with the least work, as dispatch chooses; None if none fits."""
     fitting = [
@@ -267,8 +277,8 @@ def measure(
     ours = seconds.get("gnaforge")
     if ours:
         row["speedups"] = {name: took / ours for name, took in seconds.items() if name != "gnaforge"}
-        if "gnaforge dense" in seconds and "work_bound" in row:
-            row["share_of_work_bound"] = seconds["gnaforge dense"] / ours / row["work_bound"]
+        if "gnaforge dense" in seconds and chosen is not None:
+            row["share_of_work_bound"] = share_of_work_bound(problem, chosen, ours, seconds["gnaforge dense"])
     return row
 
 
@@ -300,16 +310,34 @@ def make_problem(
     return Problem(tuple(tokens), pattern, **rest)
 
 
+def _gpu_fault() -> str | None:
+    """Gives torch's unused memory back, between problems; what is wrong where a kernel has ended the GPU's context."""
+    try:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+    except RuntimeError as error:
+        return f"the GPU can't be used any more: {error}"[:1000]
+    return None
+
+
 def report(
     problems: Sequence[Problem],
     contenders: Sequence[str],
     seconds: float,
-    kernel: str | None,
+    kernels: Sequence[str | None],
     device: str,
     path: Path | None,
 ) -> dict[str, Any]:
-    """Measures problems, within ``seconds`` for the rounds of all. With ``path``, what is done so far is there at any
-    time."""
+    """Measures problems, within ``seconds`` for the rounds of all.
+
+    Args:
+        problems: what to measure.
+        contenders: as in `run`.
+        seconds: budget of the rounds of all problems.
+        kernels: of each problem the key of the gnaforge kernel; None takes the one with the least work.
+        device: ``cpu`` or ``cuda``.
+        path: takes what is done so far, at any time.
+    """
     found: dict[str, Any] = {
         "schema": REPORT_SCHEMA,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -318,8 +346,20 @@ def report(
         "problems": [],
         "complete": False,
     }
+
+    def save() -> None:
+        if path is None:
+            return
+        # A file is replaced whole; a link, a pipe or a device is written through.
+        through = path.is_symlink() or (path.exists() and not path.is_file())
+        target = path if through else path.with_name(f".{path.name}.partial")
+        target.write_text(json.dumps(found, indent=1) + "\n")
+        if not through:
+            target.replace(path)
+
     end = time.monotonic() + seconds
-    for done, problem in enumerate(problems):
+    fault = None
+    for done, (problem, kernel) in enumerate(zip(problems, kernels, strict=True)):
         name = "x".join(map(str, problem.tokens)) + " window " + "x".join(map(str, problem.pattern.window))
         print(f"{done + 1} of {len(problems)}: {name}, {problem.heads} heads of {problem.head_dim}", file=sys.stderr)
         left = max(0.0, end - time.monotonic()) / (len(problems) - done)
@@ -328,26 +368,30 @@ def report(
         except Exception as error:
             row = {"problem": asdict(problem), "error": f"{type(error).__name__}: {error}"[:1000]}
         found["problems"].append(row)
-        if device == "cuda":
-            torch.cuda.empty_cache()
-        if path is not None:
-            path.write_text(json.dumps(found, indent=1) + "\n")
+        save()
+        if device == "cuda" and (fault := _gpu_fault()):
+            row["fault"] = fault
+            break
         if time.monotonic() > end + seconds / 4:
             break
+    found["complete"] = len(found["problems"]) == len(problems) and not fault
     first = next((row["kernel"] for row in found["problems"] if row.get("kernel")), None)
-    if first is not None:
+    if first is not None and not fault:
+        save()
         config = KernelConfig.parse(first)
-        found["overhead_us"] = overhead(first, device, config.dtype, config.rank, config.head_dim or 64)
-    found["complete"] = len(found["problems"]) == len(problems)
-    if path is not None:
-        path.write_text(json.dumps(found, indent=1) + "\n")
+        try:
+            found["overhead_us"] = overhead(first, device, config.dtype, config.rank, config.head_dim or 64)
+        except RuntimeError as error:
+            found["overhead_error"] = str(error)[:1000]
+    save()
     return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line of this module."""
     parser = argparse.ArgumentParser(prog="python -m gnaforge.runtime.bench", description=__doc__)
-    parser.add_argument("--problems", type=Path, metavar="FILE.json", help="list of objects with the fields below")
+    fields = "list of objects whose fields are the options from --tokens to --dtype, and --kernel"
+    parser.add_argument("--problems", type=Path, metavar="FILE.json", help=fields)
     parser.add_argument("--tokens", type=_numbers, help="token layout, for example 56,56")
     parser.add_argument("--window", type=_numbers, help="window, for example 7,7")
     for name in ("stride", "dilation"):
@@ -361,7 +405,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--contenders", help=f"default: all that suit the device; there are {', '.join(CONTENDERS)}")
     parser.add_argument("--seconds", type=float, default=20.0, help="budget of the timed rounds of all problems")
-    parser.add_argument("--kernel", help="key of the gnaforge kernel")
+    parser.add_argument("--kernel", help="key of the gnaforge kernel; default: the one with the least work")
     parser.add_argument("--library", action="append", default=[], help="kernel library to load first")
     parser.add_argument("--report", type=Path, metavar="FILE", help="where to write the report; default: stdout")
     options = vars(parser.parse_args(arguments))
@@ -375,9 +419,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         core.load_library(library)
     if file is None and (options["tokens"] is None or options["window"] is None):
         parser.error("give --tokens and --window, or --problems")
-    fields = json.loads(file.read_text()) if file is not None else [options]
-    problems = [make_problem(**{**each, "kv_heads": each.get("kv_heads") or each.get("heads", 1)}) for each in fields]
-    found = report(problems, names, budget, kernel, device, path)
+    given = json.loads(file.read_text()) if file is not None else [options]
+    kernels = [each.pop("kernel", None) or kernel for each in given]
+    problems = [make_problem(**{**each, "kv_heads": each.get("kv_heads") or each.get("heads", 1)}) for each in given]
+    found = report(problems, names, budget, kernels, device, path)
     if path is None:
         json.dump(found, sys.stdout, indent=1)
         print()

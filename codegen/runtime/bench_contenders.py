@@ -129,6 +129,8 @@ def _sdpa_dense(backend: SDPBackend, problem: Problem, kernel: str | None, tenso
 
 def _flex(problem: Problem, kernel: str | None, tensors: Tensors) -> Call:
     """Compiled FlexAttention with its block mask, both made beforehand."""
+    # Each problem compiles the same functions anew, and after 8 times dynamo would run them uncompiled without a word.
+    torch.compiler.reset()
     tokens, pattern = problem.tokens, problem.pattern
     count = prod(tokens)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -159,9 +160,14 @@ def _kernel_key(rank: int, query: torch.Tensor, kernel: KernelConfig | str | Non
     return key
 
 
+@cache
+def _parsed_key(key: str) -> str:
+    return KernelConfig.parse(key).key
+
+
 @_constant_result
 def _checked_key(key: str) -> str:
-    return KernelConfig.parse(key).key
+    return _parsed_key(key)
 
 
 @_constant_result

@@ -109,7 +109,7 @@ class EmulatedKernel:
         try:
             if self._worker is None:
                 self._worker = Worker()
-                opened = self._worker.request(self._timeout, do="open", library=str(self.library), key=self.config.key)
+                opened = self._worker.open(self._timeout, self.library, self.config.key)
                 if "failed" in opened:
                     raise InputError(opened["message"])
             return self._worker.request(self._timeout, **what)

@@ -16,8 +16,11 @@ from ..simulator.counts import TileCounts, count_tiles
 if TYPE_CHECKING:
     import torch
 
-# One visited pair of tiles takes the emulator 2 to 5 ms.
-EMULATED_TILES = 150
+# One visited pair of tiles takes the emulator 2 to 5 ms. So many hold a small problem for two K/V heads.
+EMULATED_TILES = 300
+# Problems are small: only on few processors does a CTA of a persistent kernel come to a second Q tile.
+EMULATED_PROCESSORS = 3
+_CTAS = 2 * EMULATED_PROCESSORS  # at once, at most
 # Pairs of tokens for which exact attention by brute force takes a few seconds.
 _REFERENCE_PAIRS = 2**26
 
@@ -147,18 +150,37 @@ def random_problem(rng: Random, rank: int | None = None, max_tokens: int = 256, 
     )
 
 
+def widened(problem: Problem, config: KernelConfig, rng: Random) -> Problem:
+    """The problem with what random ones seldom have: tokens and window for KV tiles that need no mask, and some after
+    them that do; heads for more Q tiles than there are CTAs at once."""
+    tokens = tuple(rng.randint(extent, 2 * extent) for extent in config.kv_tile)
+    window = tuple(max(n - rng.randint(0, 1), 1) for n in tokens)
+    one = (1,) * config.rank
+    wide = replace(problem, tokens=tokens, window=window, stride=one, dilation=one, causal=(False,) * config.rank)
+    counts = wide.tile_counts(config)
+    heads = max(problem.heads, _CTAS // (problem.batch * counts.q_tiles) + 1)
+    heads = -(-heads // problem.kv_heads) * problem.kv_heads
+    return replace(wide, heads=heads, window=wide.window if counts.interior else tokens)
+
+
 def random_problem_for(config: KernelConfig, seed: int, max_tokens: int = 400) -> Problem:
-    """A random problem of a kernel's rank and head dims. The same for equal arguments."""
-    return with_head_dims(random_problem(Random(f"{config.key} {seed}"), config.rank, max_tokens), config)
+    """A random problem of a kernel's rank and head dims. The same for equal arguments.
+
+    One of three seeds in a row gives a `widened` one.
+    """
+    rng = Random(f"{config.key} {seed}")
+    problem = random_problem(rng, config.rank, max_tokens)
+    return with_head_dims(widened(problem, config, rng) if seed % 3 == 0 else problem, config)
 
 
 def cut_down(problem: Problem, config: KernelConfig, most_tiles: int = EMULATED_TILES) -> Problem:
     """A problem of the same kind that visits at most ``most_tiles`` pairs of tiles; itself if it does so already and
     exact attention can be computed for it.
 
-    First to go are batch entries and heads (grouped ones keep a group of at most two), then tokens and window of all
-    dimensions, in proportion, but windows not below what has interior tiles, unless nothing else helps. Stride and
-    dilation stay as long as they fit.
+    First to go are batch entries and heads (at most two of K and V stay, each with a group of at most two), then
+    tokens, window and dilation of all dimensions, in proportion, but no window below what has interior tiles, and no
+    dilation below 2. If that isn't enough, one of the K/V heads goes, so that interior tiles stay; and if that doesn't
+    help either, they go. Strides stay as long as they fit.
     """
 
     def small_enough(of: Problem) -> bool:
@@ -169,23 +191,32 @@ def cut_down(problem: Problem, config: KernelConfig, most_tiles: int = EMULATED_
 
     if small_enough(problem):
         return problem
-    alone = replace(problem, batch=1, heads=min(2, problem.heads // problem.kv_heads), kv_heads=1)
+
+    def with_kv_heads(count: int) -> Problem:
+        return replace(problem, batch=1, heads=count * min(2, problem.heads // problem.kv_heads), kv_heads=count)
+
+    two, one = with_kv_heads(min(2, problem.kv_heads)), with_kv_heads(1)
     with_interior = [q + kv for q, kv in zip(config.q_tile, config.kv_tile, strict=True)]
-    small = alone
-    for floors in (with_interior, [1] * config.rank):
-        scale = 1.0
-        while not small_enough(small) and scale > 0.001:
-            small = _scaled(alone, scale, floors)
-            scale *= 0.9
-    return small
+    anything = [1] * config.rank
+    for alone, floors, dilation in (
+        (two, with_interior, 2),
+        (one, with_interior, 2),
+        (two, anything, 2),
+        (one, anything, 1),
+    ):
+        least = _scaled(alone, 0.0, floors, dilation)
+        if small_enough(least):
+            scales = (0.9**i for i in range(70))
+            return next((s for at in scales if small_enough(s := _scaled(alone, at, floors, dilation))), least)
+    return least
 
 
-def _scaled(problem: Problem, scale: float, floors: Sequence[int]) -> Problem:
+def _scaled(problem: Problem, scale: float, floors: Sequence[int], least_dilation: int) -> Problem:
     columns: dict[str, list[int]] = {"tokens": [], "window": [], "stride": [], "dilation": []}
     for (length, window, stride, dilation, _), floor in zip(problem.axes, floors, strict=True):
         new = min(window, max(2, floor, ceil(window * scale)))
         # A dilation that is a good part of the axis shrinks with it.
-        apart = min(dilation, max(1, ceil(length * scale) // new))
+        apart = min(dilation, max(least_dilation, ceil(length * scale) // new))
         columns["window"].append(new)
         columns["stride"].append(min(stride, new))
         columns["dilation"].append(apart)

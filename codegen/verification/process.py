@@ -9,10 +9,16 @@ import signal
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from ..errors import GnaforgeError
+
+# Settings of the emulator that a verified kernel may run with; others switch checks off, or are asked for otherwise.
+_KEPT = {f"GNAFORGE_EMULATOR_{name}" for name in ("DEVICE", "PROCESSORS", "COUNTERS", "KEEP")}
+_START_SECONDS = 60.0  # it imports torch
+_HANGS = "no result within {} s: the kernel or its host code hangs"
 
 
 class WorkerError(GnaforgeError):
@@ -22,7 +28,7 @@ class WorkerError(GnaforgeError):
 class Worker:
     """A child process; see `worker`. Start a new one after a WorkerError."""
 
-    def __init__(self, environment: dict[str, str] | None = None) -> None:
+    def __init__(self) -> None:
         self._said = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the process)
         # Its own process group: Ctrl-C reaches this process, which then ends the other.
         self._process = subprocess.Popen(
@@ -30,7 +36,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
-            env={**os.environ, **(environment or {})},
+            env={k: v for k, v in os.environ.items() if not k.startswith("GNAFORGE_EMULATOR_") or k in _KEPT},
             start_new_session=True,
         )
         self._buffer = b""
@@ -50,11 +56,21 @@ class Worker:
             if stream is not None:
                 stream.close()
 
-    def request(self, timeout: float, **what: Any) -> dict[str, Any]:
+    def open(self, timeout: float, library: Path, key: str) -> dict[str, Any]:
+        """Loads a kernel, before all other requests. Also waits for the process to start, ``timeout`` or not.
+
+        Raises:
+            WorkerError: as `request`.
+        """
+        late = "the process for the kernel did not start, or not load it, within {} s"
+        return self.request(max(timeout, _START_SECONDS), late=late, do="open", library=str(library), key=key)
+
+    def request(self, timeout: float, *, late: str = _HANGS, **what: Any) -> dict[str, Any]:
         """Asks and waits for the reply.
 
         Raises:
-            WorkerError: none came within ``timeout`` seconds, or the process ended.
+            WorkerError: none came within ``timeout`` seconds, which ``late`` words (``{}``: the seconds); or the
+                process ended.
         """
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None and stdout is not None
@@ -66,7 +82,7 @@ class Worker:
         while b"\n" not in self._buffer:
             if not select.select([stdout], [], [], timeout)[0]:
                 self._process.kill()
-                raise WorkerError(f"no result within {timeout:g} s: the kernel or its host code hangs")
+                raise WorkerError(late.format(f"{timeout:g}"))
             read = os.read(stdout.fileno(), 1 << 16)
             if not read:
                 raise WorkerError(self._ended())

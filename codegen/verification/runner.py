@@ -14,6 +14,8 @@ from .process import Worker, WorkerError
 from .schedules import Schedule
 
 _DRAWS = 20  # tries per random problem that a kernel has to take
+_UNTRIED = frozenset({"refused", "library", "reference"})  # failures that say nothing of what a kernel computes
+_LATE = "exact attention of this problem takes longer than --timeout {}; use --max-tiles or fewer tokens"
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class ProblemResult:
         runs: how often the kernel ran.
         failed: None, or in which way it is wrong: ``emulator`` (a rule of PTX is broken, or it hangs), ``wrong``
             (numerics), ``unwritten``, ``guard``, ``tiles`` (other tiles than the simulator's model has), ``launch``,
-            ``crash``, ``library``, ``refused``.
+            ``crash``; or why it could not be tried: ``library``, ``refused``, ``reference`` (exact attention takes too
+            long).
         message: on failure, everything that is known.
         schedule: on failure, under which one; None for kernels on the CPU.
         layout: on failure, of the tensors.
@@ -109,6 +112,11 @@ class KernelResult:
         return bool(self.problems) and not any(result.failed for result in self.problems)
 
     @property
+    def wrong(self) -> bool:
+        """Whether it ran, and something was wrong. A kernel is neither good nor wrong if it could not be tried."""
+        return any(result.failed and result.failed not in _UNTRIED for result in self.problems)
+
+    @property
     def runs(self) -> int:
         """Runs of all problems."""
         return sum(result.runs for result in self.problems)
@@ -120,6 +128,7 @@ class KernelResult:
             "library": str(self.library) if self.library else None,
             "emulated": self.emulated,
             "good": self.good,
+            "wrong": self.wrong,
             "note": self.note,
             "problems": [result.as_json() for result in self.problems],
         }
@@ -156,7 +165,7 @@ class Verifier:
         self, config: KernelConfig, library: Path, settings: Settings, progress: Callable[[], None] = lambda: None
     ) -> None:
         self.result = KernelResult(config, library)
-        self._settings, self._progress = settings, progress
+        self._library, self._settings, self._progress = library, settings, progress
         self._worker: Worker | None = None
 
     def __enter__(self) -> Verifier:
@@ -175,9 +184,7 @@ class Verifier:
         try:
             if self._worker is None:
                 self._worker = Worker()
-                opened = self._worker.request(
-                    self._settings.timeout, do="open", library=str(self.result.library), key=self.result.config.key
-                )
+                opened = self._worker.open(self._settings.timeout, self._library, self.result.config.key)
                 if "failed" in opened:
                     return opened
                 self.result.emulated = opened["emulated"]
@@ -198,13 +205,23 @@ class Verifier:
             self.result.problems.append(found)
         return found
 
+    def _prepare(self, found: ProblemResult) -> bool:
+        """Has exact attention computed, which takes longer than the kernel does where this runs on the CPU itself."""
+        problem = found.problem.as_json()
+        said = self._ask(do="prepare", problem=problem, seed=found.data_seed, late=_LATE)
+        if "failed" in said:
+            found.failed, found.message = "reference", said["message"]
+        return not found.failed
+
     def _try_all(self, found: ProblemResult) -> None:
+        if not self._prepare(found):
+            return
         digests = set()
         for run in _runs(found.problem, self._settings, self.result.emulated):
             said = self._ask(
                 do="verify",
                 problem=found.problem.as_json(),
-                seed=self._settings.seed,
+                seed=found.data_seed,
                 layout=run.layout,
                 poisoned=run.poisoned,
                 schedule=run.schedule.as_json(self._settings.trace) if run.schedule else None,
@@ -216,6 +233,8 @@ class Verifier:
                 found.failed, found.message = "refused", said["refused"]
             elif "failed" in said:
                 found.failed, found.message = said["failed"], said["message"]
+            elif found.counters is None and said["launches"]:
+                self._count(found, said["launches"])
             if found.failed:
                 return
             for name in ("out", "lse"):
@@ -224,8 +243,6 @@ class Verifier:
                     setattr(found, name, said[name])
             if not run.poisoned:
                 digests.add(said["digest"])
-            if found.counters is None and said["launches"]:
-                self._count(found, said["launches"])
         found.identical = len(digests) == 1
 
     def _count(self, found: ProblemResult, launches: list[dict[str, Any]]) -> None:

@@ -18,7 +18,7 @@ from .problems import Problem, with_head_dims
 if TYPE_CHECKING:
     from ..spec import Shape
 
-_FREE_HEAD_DIM = 64  # of kernels that take any
+FREE_HEAD_DIM = 64  # of kernels that take any
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ def targets_of_plan(
     configs: Sequence[KernelConfig],
     shapes: Mapping[KernelConfig, Sequence[Shape]],
     *,
-    head_dim: int | None = None,
+    head_dims: tuple[int, int] = (FREE_HEAD_DIM, FREE_HEAD_DIM),
     jobs: int | None = None,
     listener: Listener | None = None,
 ) -> Targets:
-    """Kernels by config, compiled if the cache has none: for the CPU, or in emulated form. ``head_dim`` is for kernels
-    that take any.
+    """Kernels by config, compiled if the cache has none: for the CPU, or in emulated form. ``head_dims`` are those of
+    Q and K, and of V, for kernels that take any.
 
     Raises:
         InputError, BuildError: as `build_kernels`.
@@ -60,7 +60,7 @@ def targets_of_plan(
         libraries |= {config: artifact.verified(LIBRARY_FILE) for config, artifact in artifacts.items()}
 
     def problems(config: KernelConfig) -> tuple[Problem, ...]:
-        return tuple(problem_of_shape(shape, config, head_dim) for shape in shapes.get(config, ()))
+        return tuple(problem_of_shape(shape, config, head_dims) for shape in shapes.get(config, ()))
 
     return Targets(tuple(Target(config, libraries[config], problems(config)) for config in configs))
 
@@ -87,8 +87,10 @@ def targets_of_library(path: Path) -> Targets:
     return Targets(tuple(found), skipped)
 
 
-def problem_of_shape(shape: Shape, config: KernelConfig, head_dim: int | None = None) -> Problem:
-    """A spec's shape, with the head dims of a kernel, or with ``head_dim`` if the kernel takes any."""
+def problem_of_shape(
+    shape: Shape, config: KernelConfig, head_dims: tuple[int, int] = (FREE_HEAD_DIM, FREE_HEAD_DIM)
+) -> Problem:
+    """A spec's shape, with the head dims of a kernel, or with ``head_dims`` if the kernel takes any."""
     problem = Problem(
         tuple(shape.tokens),
         tuple(shape.window),
@@ -98,8 +100,8 @@ def problem_of_shape(shape: Shape, config: KernelConfig, head_dim: int | None = 
         batch=shape.batch,
         heads=shape.heads,
         kv_heads=shape.kv_heads,
-        head_dim=head_dim or _FREE_HEAD_DIM,
-        value_head_dim=head_dim or _FREE_HEAD_DIM,
+        head_dim=head_dims[0],
+        value_head_dim=head_dims[1],
     )
     return with_head_dims(problem, config)
 
@@ -125,11 +127,12 @@ def problem_of_options(given: Mapping[str, Any]) -> Problem:
     columns = {name: per_dim(name) for name in ("window", "stride", "dilation", "causal")}
     if not set(columns["causal"]) <= {0, 1}:
         raise InputError("--causal is 0 or 1, once or per dimension")
-    heads, kv_heads, head_dim = given["heads"], given["kv_heads"] or given["heads"], given["head_dim"] or _FREE_HEAD_DIM
+    heads, kv_heads, head_dims = given["heads"], given["kv_heads"] or given["heads"], given["head_dims"]
     if min(heads, kv_heads, given["batch"]) < 1 or heads % kv_heads:
         raise InputError("--heads, --kv-heads and --batch are at least 1, and --kv-heads divides --heads")
-    if head_dim % 8 or not 8 <= head_dim <= 256:
-        raise InputError(f"--head-dim {head_dim} must be a multiple of 8, at most 256")
+    for option, dim in zip(("--head-dim", "--value-head-dim"), head_dims, strict=True):
+        if dim % 8 or not 8 <= dim <= 256:
+            raise InputError(f"{option} {dim} must be a multiple of 8, at most 256")
     causal = tuple(flag == 1 for flag in columns.pop("causal"))
     try:
         axes(tokens, columns["window"], columns["stride"], columns["dilation"], causal)
@@ -144,15 +147,24 @@ def problem_of_options(given: Mapping[str, Any]) -> Problem:
         batch=given["batch"],
         heads=heads,
         kv_heads=kv_heads,
-        head_dim=head_dim,
-        value_head_dim=head_dim,
+        head_dim=head_dims[0],
+        value_head_dim=head_dims[1],
     )
 
 
-def matches(config: KernelConfig, problem: Problem | None, head_dim: int | None, dtype: str | None) -> bool:
+def matches(
+    config: KernelConfig,
+    problem: Problem | None,
+    head_dim: int | None,
+    value_head_dim: int | None,
+    dtype: str | None,
+) -> bool:
     """Whether a kernel is one that the options mean."""
     if problem is not None and len(problem.tokens) != config.rank:
         return False
     if head_dim is not None and config.head_dim not in (ANY_HEAD_DIM, head_dim):
+        return False
+    own = config.value_head_dim or config.head_dim
+    if value_head_dim is not None and own not in (ANY_HEAD_DIM, value_head_dim):
         return False
     return dtype in (None, config.dtype)

@@ -25,8 +25,9 @@ from ..runtime.config import KernelConfig
 from ..runtime.ops import DTYPE_NAMES
 from ..runtime.reference import Pattern, attention, error_bound
 from .contract import Kernel, Refused
+from .counters import OLDER_EMULATOR, REPORTED
 from .layouts import Guarded, guarded
-from .problems import Problem
+from .problems import EMULATED_PROCESSORS, Problem
 
 _TORCH_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
@@ -52,7 +53,7 @@ class Emulator:
             self._withdraw = kernel.function("gnaforge_standin_withdraw")
             self._report = kernel.function("gnaforge_standin_report")
         except AttributeError as error:
-            raise ValueError("the library is linked to an older emulator; build it again") from error
+            raise ValueError(OLDER_EMULATOR) from error
         self._announce.argtypes = [c.c_uint64, c.c_uint64, c.c_char_p]
         self._withdraw.argtypes = [c.c_uint64]
         self._report.restype = c.c_char_p
@@ -80,8 +81,15 @@ class Emulator:
         self._known.append(address)
 
     def report(self) -> Json:
-        """Messages and launches since `start`."""
-        return dict(json.loads(self._report()))
+        """Messages and launches since `start`.
+
+        Raises:
+            ValueError: the emulator counts less than is wanted of it.
+        """
+        said = dict(json.loads(self._report()))
+        if any(REPORTED - launch.keys() for launch in said["launches"]):
+            raise ValueError(OLDER_EMULATOR)
+        return said
 
 
 @lru_cache(maxsize=4)
@@ -116,13 +124,21 @@ def _poison(problem: Problem, memory: dict[str, Guarded], seed: int) -> tuple[in
     return batch, head
 
 
-def _check_memory(memory: dict[str, Guarded]) -> None:
+def _inputs(memory: dict[str, Guarded]) -> dict[str, torch.Tensor]:
+    """All bytes of Q, K and V and of what is around them."""
+    return {name: memory[name].storage.view(torch.uint8) for name in ("query", "key", "value")}
+
+
+def _check_memory(memory: dict[str, Guarded], before: dict[str, torch.Tensor]) -> None:
+    for name, now in _inputs(memory).items():
+        if not torch.equal(now, before[name]):
+            raise Failure("guard", f"the kernel wrote into {name}, or around it")
     for name in ("out", "lse"):
         missing = memory[name].unwritten()
         if missing.any():
             first = memory[name].place(missing.nonzero()[0].tolist())
             raise Failure("unwritten", f"{int(missing.sum())} elements of {name} were never written; first: {first}")
-    for one in memory.values():
+    for one in (memory["out"], memory["lse"]):
         outside = one.outside()
         if len(outside):
             raise Failure(
@@ -175,6 +191,7 @@ class Server:
         arch = ARCHES[self.config.arch]
         if arch.emulated_device:  # the stand-in reads it when it is loaded
             os.environ.setdefault("GNAFORGE_EMULATOR_DEVICE", arch.emulated_device)
+            os.environ.setdefault("GNAFORGE_EMULATOR_PROCESSORS", str(EMULATED_PROCESSORS))
         self.kernel = Kernel(Path(request["library"]), request["key"])
         relaxed = self.config.variant in arch.relaxed_tensor_waits
         self.emulator = Emulator(self.kernel, relaxed) if self.kernel.emulated else None
@@ -185,7 +202,7 @@ class Server:
         return {}
 
     def _run(self, problem: Problem, memory: dict[str, Guarded], request: Json) -> Json:
-        """Runs the kernel; returns what the emulator counted.
+        """Runs the kernel, and checks what it wrote; returns what the emulator counted, and the seconds that it took.
 
         Raises:
             Refused, Failure
@@ -197,39 +214,43 @@ class Server:
                 self.emulator.announce(one.name, *one.extent)
         tensors = {name: one.tensor for name, one in memory.items()}
         announce = self.emulator.announce if self.emulator else lambda *_: None
+        before = {name: one.clone() for name, one in _inputs(memory).items()}
+        start = time.perf_counter()
         try:
             self.kernel.call(problem, tensors, request.get("scale"), announce)
         except RuntimeError as error:
             said = self.emulator.report()["messages"] if self.emulator else []
             raise Failure("emulator" if said else "launch", "\n".join(said) or str(error)) from error
-        return {"launches": self.emulator.report()["launches"] if self.emulator else []}
+        seconds = time.perf_counter() - start
+        _check_memory(memory, before)
+        return {"launches": self.emulator.report()["launches"] if self.emulator else [], "seconds": seconds}
+
+    def prepare(self, request: Json) -> Json:
+        """Computes exact attention for `verify`, which asks for it in a request of its own: it is no kernel's time."""
+        self._exact(request)
+        return {}
+
+    def _exact(self, request: Json) -> tuple[Any, Any, Any]:
+        rounds = self.config.arch != "cpu"  # tensor cores take probabilities in 16 bits
+        return _expected(Problem.from_json(request["problem"]), self.config.dtype, request["seed"], rounds)
 
     def verify(self, request: Json) -> Json:
         """Runs the kernel on a ``problem`` with data of ``seed`` in a ``layout``, and compares with exact attention."""
         problem = Problem.from_json(request["problem"])
-        config = self.config
-        rounds = config.arch != "cpu"  # tensor cores take probabilities in 16 bits
-        inputs, exact, bounds = _expected(problem, config.dtype, request["seed"], rounds)
+        inputs, exact, bounds = self._exact(request)
         memory = _allocate(problem, inputs, request["layout"])
         part: Any = ...
         if request.get("poisoned"):
             batch, head = _poison(problem, memory, request["seed"])
             group = problem.heads // problem.kv_heads
             part = (batch, *[slice(None)] * len(problem.tokens), slice(head * group, (head + 1) * group))
-        before = [memory[name].storage.view(torch.uint8).clone() for name in ("query", "key", "value")]
-        start = time.perf_counter()
         counted = self._run(problem, memory, request)
-        seconds = time.perf_counter() - start
-        for name, old in zip(("query", "key", "value"), before, strict=True):
-            if not torch.equal(memory[name].storage.view(torch.uint8), old):
-                raise Failure("guard", f"the kernel wrote into {name}, or around it")
-        _check_memory({name: memory[name] for name in ("out", "lse")})
         found = {
             name: _compare(memory[name], wanted, bound, part)
             for name, wanted, bound in zip(("out", "lse"), exact, bounds, strict=True)
         }
         bits = b"".join(memory[name].tensor.contiguous().view(torch.uint8).numpy().tobytes() for name in ("out", "lse"))
-        return {**found, **counted, "seconds": seconds, "digest": hashlib.sha256(bits).hexdigest()}
+        return {**found, **counted, "digest": hashlib.sha256(bits).hexdigest()}
 
     def call(self, request: Json) -> Json:
         """Runs the kernel on tensors in a file, and leaves its results in another: for the pytest fixture."""
@@ -246,7 +267,6 @@ class Server:
         )
         memory = _allocate(problem, (q, k, v), request["layout"])
         counted = self._run(problem, memory, request)
-        _check_memory({name: memory[name] for name in ("out", "lse")})
         torch.save(tuple(memory[name].tensor.contiguous() for name in ("out", "lse")), request["outputs"])
         return counted
 

@@ -233,6 +233,10 @@ struct Signature {
     push(p.kv_heads);
     push(p.head_dim);
     push(p.value_head_dim);
+    int64_t scale;
+    static_assert(sizeof(scale) == sizeof(p.scale), "its bits are a number");
+    std::memcpy(&scale, &p.scale, sizeof(scale));
+    push(scale);
     for (int d = 0; d < p.rank; ++d) {
       push(p.tokens[d]);
       push(p.window[d]);

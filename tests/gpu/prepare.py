@@ -22,27 +22,40 @@ from sm90_kernels import CONFIGS
 
 # What bench.py times: these presets' shapes with kernels fitted to them, and dense attention.
 PRESETS = ("hunyuan-video", "flux-4k", "wan-720p", "cosmos", "vit-56")
-DENSE = {64: "q192-kv128", 72: "q128-kv128", 96: "q128-kv128", 112: "q128-kv128", 128: "q128-kv128", 256: "q128-kv64"}
-DENSE_KERNELS = [f"gna_forward-sm90-r1-bf16-d{dim}-{tiles}" for dim, tiles in DENSE.items()] + [
-    "gna_forward-sm90-r1-bf16-d128-q128-kv176",
-    "gna_forward-sm90-r1-bf16-d64-q128-kv128",
+DENSE_KERNELS = [
+    f"gna_forward-sm90-r1-bf16-{tiles}"
+    for tiles in (
+        "d128-q128-kv128",
+        "d128-q128-kv176",
+        "d64-q192-kv128",
+        "d64-q128-kv128",
+        "d72-q128-kv128",
+        "d96-q128-kv128",
+        "d112-q128-kv128",
+        "d256-q128-kv64",
+    )
 ]
 
 
 def _problems() -> list[dict[str, object]]:
-    """For `gnaforge.runtime.bench --problems`: dense at head dim 128 first, then the presets, then other head dims."""
+    """For `gnaforge.runtime.bench --problems`: dense at head dim 128 first, then the presets, then other head dims.
 
-    def dense(tokens: int, heads: int, head_dim: int) -> dict[str, object]:
-        return {"tokens": [tokens], "window": [tokens], "heads": heads, "head_dim": head_dim}
+    Each dense kernel has a row of its own: the choice by least work would always be that of the smallest tiles.
+    """
 
-    found = [dense(16384, 16, 128), dense(75600, 24, 128)]
+    def dense(kernel: str, tokens: int = 16384, heads: int = 16) -> dict[str, object]:
+        head_dim = KernelConfig.parse(kernel).head_dim
+        return {"tokens": [tokens], "window": [tokens], "heads": heads, "head_dim": head_dim, "kernel": kernel}
+
+    first = [key for key in DENSE_KERNELS if KernelConfig.parse(key).head_dim == 128]
+    found = [*map(dense, first), dense(first[0], 75600, 24)]
     for name in PRESETS:
         for entry in load_spec(name).kernels:
             for shape in entry.shapes:
                 fields = ("tokens", "window", "stride", "dilation", "heads", "kv_heads", "batch")
                 row = {field: getattr(shape, field) for field in fields}
                 found.append({**row, "causal": [int(x) for x in shape.causal], "head_dim": entry.head_dim[0]})
-    return found + [dense(16384, 16, dim) for dim in DENSE if dim != 128]
+    return found + [dense(key) for key in DENSE_KERNELS if key not in first]
 
 
 def _git(*arguments: str) -> str:

@@ -14,6 +14,7 @@ import os
 import platform
 import queue
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -121,7 +122,7 @@ class Worker:
             self.process.stdin.flush()
             line = self.answers.get(timeout=limit + (60 if self.fresh else 0))
         except queue.Empty:
-            self.stop()
+            self.stop(0)
             return {"ok": False, "ended": True, "error": f"no answer in {time.perf_counter() - start:.0f} s: it hangs"}
         except OSError:
             line = b""
@@ -131,12 +132,12 @@ class Worker:
         self.fresh = False
         return json.loads(line)
 
-    def stop(self) -> None:
-        """Ends the process, whatever it does."""
+    def stop(self, patience: float = 10) -> None:
+        """Ends the process, whatever it does, after as many seconds as it may take to end by itself."""
         if self.process.stdin is not None:
             try:
                 self.process.stdin.close()
-                self.process.wait(0.5 if self.fresh else 10)
+                self.process.wait(patience)
             except (OSError, subprocess.TimeoutExpired):
                 pass
         self.process.kill()
@@ -167,13 +168,29 @@ class Suite:
             "sanitizer": {},
         }
 
+    def start(self) -> dict[str, Any]:
+        """A new worker says what runs here. It has had time to start then, so no job gets more time than another."""
+        self.worker = Worker(self.command, self.options.out.with_suffix(".log"))
+        answer = self.worker.ask({"kind": "about"}, self.options.job_seconds)
+        if answer.get("ended"):
+            self.drop()
+        return answer
+
+    def drop(self) -> None:
+        """Ends the worker: one whose GPU died may have said so and live on for a moment."""
+        if self.worker is not None:
+            self.worker.stop()
+        self.worker = None
+
     def ask(self, job: Job) -> dict[str, Any]:
         """The answer to a job, from a process that is alive."""
         if self.worker is None:
-            self.worker = Worker(self.command, self.options.out.with_suffix(".log"))
+            started = self.start()
+            if self.worker is None:
+                return {**started, "error": f"no worker starts: {started['error']}"}
         answer = self.worker.ask(job, self.options.job_seconds)
         if answer.get("ended"):
-            self.worker = None
+            self.drop()
             kernel = job.get("kernel", "")
             self.deaths[kernel] = self.deaths.get(kernel, 0) + 1
         return answer
@@ -239,11 +256,8 @@ class Suite:
                 self.results["sanitizer"][check] = "no time left"
                 continue
             command = [tool, "--tool", check, "--kernel-regex", "kns=gna_forward", *self.command, "--jobs", str(jobs)]
-            try:
-                done = subprocess.run(command, capture_output=True, text=True, timeout=min(left, 90))
-                text = done.stdout + done.stderr
-            except subprocess.TimeoutExpired as error:
-                text = (error.stdout or b"").decode(errors="replace") + "\ntimed out"
+            # Without torch's cache each tensor is an allocation of its own, whose end memcheck knows.
+            text = _output(command, min(left, 90), {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
             summary = [line.strip() for line in text.splitlines() if "SUMMARY" in line or "timed out" in line]
             answered = text.count('"ok": true'), text.count('"ok": false')
             self.results["sanitizer"][check] = {"summary": summary, "passed": answered[0], "failed": answered[1]}
@@ -253,6 +267,26 @@ class Suite:
 
     def save(self) -> None:
         self.options.out.write_text(json.dumps(self.results, indent=1) + "\n")
+
+
+def _output(command: list[str], seconds: float, environment: dict[str, str]) -> str:
+    """All that a command prints within its time, after which it ends with the processes that it has started."""
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, **environment},
+        start_new_session=True,
+    )
+    try:
+        return process.communicate(timeout=seconds)[0].decode(errors="replace")
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+    try:
+        printed = process.communicate(timeout=10)[0]
+    except subprocess.TimeoutExpired as error:  # a process that left the group holds the pipe
+        printed = error.stdout or b""
+    return printed.decode(errors="replace") + "\ntimed out"
 
 
 def _driver() -> str:
@@ -282,7 +316,7 @@ def main() -> int:
         return 2
     options.out.parent.mkdir(parents=True, exist_ok=True)
     suite = Suite(options)
-    about = suite.ask({"kind": "about"})
+    about = suite.start()
     if not about.get("ok"):
         print(f"error: no worker runs: {about.get('error')}; see {options.out.with_suffix('.log')}", file=sys.stderr)
         return 2
@@ -291,8 +325,7 @@ def main() -> int:
     print(json.dumps(about), flush=True)
     jobs = jobs_of(keys, options.problems, options.device == "cuda", options.first_seed)
     suite.run(job for job in jobs if options.only is None or job["section"] in options.only)
-    if suite.worker is not None:
-        suite.worker.stop()
+    suite.drop()
     if options.only is None or "sanitizer" in options.only:
         suite.sanitize(keys[::4])
     suite.save()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 import traceback
@@ -269,7 +270,10 @@ def main() -> None:
     parser.add_argument("--jobs", type=Path, help="read jobs from this file instead")
     options = parser.parse_args()
     worker = Worker(options.library, options.device)
-    answers, sys.stdout = sys.stdout, sys.stderr  # whatever else prints
+    # Whatever else prints, C code and child processes included, prints to stderr.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
     lines = options.jobs.read_text().splitlines() if options.jobs else sys.stdin
     for line in lines:
         job = json.loads(line)
@@ -289,11 +293,14 @@ def main() -> None:
         except Exception as error:
             answer = {"ok": False, "error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()[-2000:]}
             fatal = not gpu_lives(options.device)
-        print(json.dumps({**answer, "seconds": round(time.perf_counter() - start, 4)}), file=answers, flush=True)
-        if options.device == "cuda" and job["kind"] in ("large", "far_strides"):
-            torch.cuda.empty_cache()
+        if fatal:
+            answer["ended"] = True
+        answer["seconds"] = round(time.perf_counter() - start, 4)
+        print(json.dumps(answer), file=answers, flush=True)
         if fatal:
             sys.exit(3)
+        if options.device == "cuda" and job["kind"] in ("large", "far_strides"):
+            torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":

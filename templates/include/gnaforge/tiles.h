@@ -2,6 +2,8 @@
 // on a fixed grid, so fewer are needed. Host and device, no torch, no STL.
 #pragma once
 
+#include <cstdint>
+
 #include "gnaforge/window.h"
 
 namespace gnaforge {
@@ -98,6 +100,30 @@ GNAFORGE_HD TileList<QTile::rank> tile_list(const Axis (&axis)[QTile::rank], con
   list.finish();
   return list;
 }
+
+/// The Q tiles of one axis over all its dilation groups, numbered: groups one after the other. The first
+/// length % dilation groups are one token longer than the rest.
+struct AxisQTiles {
+  std::int64_t long_groups, tiles_per_long, tiles_per_short;
+  std::int64_t count;
+
+  AxisQTiles() = default;
+  GNAFORGE_HD AxisQTiles(const Axis& axis, int extent)
+      : long_groups(axis.length % axis.dilation),
+        tiles_per_long(ceil_div(axis.length / axis.dilation + 1, extent)),
+        tiles_per_short(ceil_div(axis.length / axis.dilation, extent)),
+        count(long_groups * tiles_per_long + (axis.dilation - long_groups) * tiles_per_short) {}
+
+  /// Dilation group and tile within it of Q tile `index`.
+  GNAFORGE_HD void locate(std::int64_t index, int& group, int& tile) const {
+    const std::int64_t in_long = long_groups * tiles_per_long;
+    const bool is_long = index < in_long;
+    const std::int64_t per_group = is_long ? tiles_per_long : tiles_per_short;
+    const std::int64_t rest = is_long ? index : index - in_long;
+    group = static_cast<int>((is_long ? 0 : long_groups) + rest / per_group);
+    tile = static_cast<int>(rest % per_group);
+  }
+};
 
 /// A KV box of one token, of any rank: with it, count_tiles counts the keys in the box that each Q tile sees.
 struct OneKey {

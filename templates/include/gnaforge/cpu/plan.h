@@ -5,6 +5,7 @@
 
 #include "gnaforge/abi.h"
 #include "gnaforge/problem.h"
+#include "gnaforge/tiles.h"
 
 namespace gnaforge::cpu {
 
@@ -77,30 +78,6 @@ struct Scratch {
   }
 };
 
-/// The Q tiles of one axis over all its dilation groups, numbered: groups one after the other. The first
-/// length % dilation groups are one token longer than the rest.
-struct AxisTasks {
-  std::int64_t long_groups, tiles_per_long, tiles_per_short;
-  std::int64_t count;
-
-  AxisTasks() = default;
-  AxisTasks(const Axis& axis, int extent)
-      : long_groups(axis.length % axis.dilation),
-        tiles_per_long(ceil_div(axis.length / axis.dilation + 1, extent)),
-        tiles_per_short(ceil_div(axis.length / axis.dilation, extent)),
-        count(long_groups * tiles_per_long + (axis.dilation - long_groups) * tiles_per_short) {}
-
-  /// Dilation group and tile within it of task `index`.
-  void locate(std::int64_t index, int& group, int& tile) const {
-    const std::int64_t in_long = long_groups * tiles_per_long;
-    const bool is_long = index < in_long;
-    const std::int64_t per_group = is_long ? tiles_per_long : tiles_per_short;
-    const std::int64_t rest = is_long ? index : index - in_long;
-    group = static_cast<int>((is_long ? 0 : long_groups) + rest / per_group);
-    tile = static_cast<int>(rest % per_group);
-  }
-};
-
 /// A checked call.
 template <class Config>
 struct Plan {
@@ -117,7 +94,7 @@ struct Plan {
   View<const Element, rank> q, k, v;
   View<Element, rank> out;
   View<float, rank> log_sum_exp;  ///< Its data is null where the caller wants none.
-  AxisTasks axis_tasks[rank];
+  AxisQTiles q_tiles[rank];
   std::int64_t tasks;
   Scratch scratch;
 
@@ -136,8 +113,8 @@ struct Plan {
     if (args.log_sum_exp != nullptr) log_sum_exp = View<float, rank>(*args.log_sum_exp);
     for (int d = 0; d < rank; ++d) {
       axis[d] = axes[d];
-      axis_tasks[d] = AxisTasks(axes[d], QTile::extents[d]);
-      tasks *= axis_tasks[d].count;
+      q_tiles[d] = AxisQTiles(axes[d], QTile::extents[d]);
+      tasks *= q_tiles[d].count;
     }
   }
 };
@@ -158,8 +135,8 @@ struct Task {
     index /= plan.heads_per_kv_head;
     for (int d = rank - 1; d >= 0; --d) {
       int tile;
-      plan.axis_tasks[d].locate(index % plan.axis_tasks[d].count, group[d], tile);
-      index /= plan.axis_tasks[d].count;
+      plan.q_tiles[d].locate(index % plan.q_tiles[d].count, group[d], tile);
+      index /= plan.q_tiles[d].count;
       q_begin[d] = tile * Config::QTile::extents[d];
       axis[d] = group_axis(plan.axis[d], group[d]);
     }

@@ -121,8 +121,10 @@ struct Consumer {
     const float inverse[2] = {1 / softmax.sum[0], 1 / softmax.sum[1]};
     if constexpr (L::out_apart) {
       if (stores_out()) bulk_wait_read();
-      sync_out();
     }
+    // Nobody reads any more what the output overwrites: the store of the last one or, where it takes the place of Q, a
+    // product's part that is another warp's, which PTX doesn't say that this warp has waited for.
+    sync_out();
     const SharedAddress region = shared + L::out_offset;
     const int row = first_row() + lane() % 16;
     const SharedAddress line = region + row * row_bytes;

@@ -64,8 +64,9 @@ struct Entry {
   }
 
   static double launch_tiles(const gnaforge_problem& problem, const Axis (&axes)[rank]) {
-    return static_cast<double>(problem.batch) * static_cast<double>(problem.heads) *
-           count_tiles<QTile, KvTile>(axes).q_tiles;
+    double tiles = static_cast<double>(problem.batch) * static_cast<double>(problem.heads);
+    for (int d = 0; d < rank; ++d) tiles *= static_cast<double>(AxisQTiles(axes[d], QTile::extent(d)).count);
+    return tiles;
   }
 
   static int can_run(const gnaforge_args* args, char* why, std::size_t n) {
