@@ -69,23 +69,25 @@ class Cache:
             BuildError: it can't be created or written, is a link, or others could write to it: code is loaded from
                 here, so nobody else may place any.
         """
+        if reason := self.unusable():
+            raise BuildError(f"the cache folder {self.root} {reason}; {REMEDY}")
+
+    def unusable(self) -> str:
+        """Why nothing can be made here, after trying to create the folder; empty if all is well."""
         try:
             self.root.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileExistsError):
                 self.root.mkdir(mode=0o700)
             info = self.root.lstat()
         except OSError as error:
-            raise BuildError(f"can't create the cache folder {self.root}: {error.strerror}; {REMEDY}") from error
+            return f"can't be created: {error.strerror}"
         if stat.S_ISLNK(info.st_mode):
-            raise BuildError(f"the cache folder {self.root} is a symbolic link; {REMEDY}")
+            return "is a symbolic link"
         if not stat.S_ISDIR(info.st_mode):
-            raise BuildError(f"the cache folder {self.root} is not a folder; {REMEDY}")
-        if info.st_uid != os.getuid():
-            raise BuildError(f"the cache folder {self.root} {mistrust(info, or_root=False)}; {REMEDY}")
-        if info.st_mode & 0o022:
-            raise BuildError(f"others may write to the cache folder {self.root}: chmod 700 it, or {REMEDY}")
-        if not os.access(self.root, os.W_OK | os.X_OK):
-            raise BuildError(f"the cache folder {self.root} is read-only; {REMEDY}")
+            return "is not a folder"
+        if reason := mistrust(info, or_root=False):
+            return reason + (": chmod 700 it" if info.st_uid == os.getuid() else "")
+        return "" if os.access(self.root, os.W_OK | os.X_OK) else "is read-only"
 
     def trusted(self) -> bool:
         """Whether code may be loaded from here: a real folder that nobody but its owner, you or root, can write."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import BuildError, GnaforgeError, InputError
 from .artifact import mistrust, read_artifact
-from .cache import RECORD, REMEDY, SCHEMA, Artifact, Cache
+from .cache import RECORD, SCHEMA, Artifact, Cache
 from .wheel_file import write_zip
 
 _FOLDER = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)-(?P<digest>[0-9a-f]{16})")
@@ -27,8 +27,8 @@ def export_artifacts(artifacts: Sequence[Artifact], target: Path) -> None:
     """Writes artifacts to the zip file or cache folder ``target``; a zip file is written whole or not at all.
 
     Raises:
-        BuildError: an artifact is damaged, or the folder can't be trusted as a cache.
-        InputError: ``target`` can't be written, or its name says neither.
+        BuildError: an artifact is damaged.
+        InputError: ``target`` can't be written or trusted as a cache, or its name says neither.
     """
     try:
         if target.suffix.lower() == _SUFFIX:
@@ -37,13 +37,10 @@ def export_artifacts(artifacts: Sequence[Artifact], target: Path) -> None:
             raise InputError(f"{target}: name a {_SUFFIX} file, or a folder")
         else:
             cache = Cache(target)
-            try:
-                cache.make_ready()
-            except BuildError as error:
-                text = str(error).replace("the cache folder ", "").replace(f"; {REMEDY}", "")
-                raise InputError(f"can't export to a folder: {text}") from error
+            if reason := cache.unusable():
+                raise InputError(f"can't export to {target}, which {reason}; name another folder, or a {_SUFFIX} file")
             for artifact in artifacts:
-                _adopt(cache, artifact.folder.name, artifact.record, _contents(artifact))
+                _adopt(cache, artifact.folder.name, artifact.record, _contents(artifact), _nothing)
     except OSError as error:
         raise InputError(f"can't write {target}: {error.strerror}") from error
 
@@ -72,8 +69,13 @@ def _write_archive(artifacts: Sequence[Artifact], target: Path) -> None:
         raise
 
 
+def _nothing(name: str) -> set[str]:
+    """What an artifact must have where that isn't asked."""
+    return set()
+
+
 def import_artifacts(
-    source: Path, cache: Cache, needs: Callable[[str], set[str]] = lambda name: set()
+    source: Path, cache: Cache, needs: Callable[[str], set[str]] = _nothing
 ) -> tuple[list[Artifact], int]:
     """Brings the artifacts of a zip file or folder that `export_artifacts` wrote into ``cache``.
 
@@ -152,7 +154,7 @@ def _adopt(
     folder: str,
     record: dict[str, Any],
     contents: dict[str, bytes],
-    needs: Callable[[str], set[str]] = lambda name: set(),
+    needs: Callable[[str], set[str]],
 ) -> Artifact | None:
     """Publishes an artifact; None if the cache has it. Raises InputError unless it is what its record says."""
     match = _FOLDER.fullmatch(folder)

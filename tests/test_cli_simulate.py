@@ -105,7 +105,7 @@ def test_long_dimensions(cli) -> None:
     [
         ((), "give either --preset, or --tokens and --window"),
         (("--tokens", "8"), "give either --preset, or --tokens and --window"),
-        (("--preset", "cosmos", "--tokens", "8", "--window", "3"), "give either --preset"),
+        (("--preset", "cosmos", "--tokens", "8", "--window", "3"), "--tokens, --window: has no effect"),
         (("--preset", "cosmo"), "did you mean 'cosmos'?"),
         (("--preset", "no-shapes.yaml"), "no-shapes.yaml lists no shapes to simulate"),
         (("--preset", "cosmos", "--plot", "x.png"), "--plot draws one problem, cosmos has 3"),
@@ -141,7 +141,7 @@ def test_long_dimensions(cli) -> None:
         (("--tokens", "8", "--window", "3", "--plot", "x.pdf"), "--plot x.pdf: give the name of a .png file"),
         (("--tokens", "8", "--window", "3", "--plot", "none/x.png"), "none: No such file or directory"),
         (("--tokens", "8", "--window", "3", "--plot", "/proc/x.png"), "can't write to /proc"),
-        (("--preset", "vit-56", "--window", "7"), "give either --preset"),
+        (("--preset", "vit-56", "--window", "7"), "--window: has no effect beside --preset"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

@@ -20,7 +20,7 @@ from .options import (
     check_output,
     given,
     numbers,
-    refuse_beside,
+    refuse_unused,
 )
 from .tables import print_table
 
@@ -93,11 +93,11 @@ def bench(
     if len(modes) > 1:
         raise InputError(f"give one of {', '.join(modes)}")
     if modes:
-        refuse_beside(context, (*_RUN, "plot", *(() if calibrate else ("source", "arch"))), modes[0])
+        refuse_unused(context, (*_RUN, "plot", *(() if calibrate else ("source", "arch"))), f"beside {modes[0]}")
     elif source is not None:
-        refuse_beside(context, (*_RUN, "arch"), "--from")
+        refuse_unused(context, (*_RUN, "arch"), "beside --from")
     elif preset is not None:
-        refuse_beside(context, _PROBLEM, "--preset")
+        refuse_unused(context, _PROBLEM, "beside --preset")
     if not seconds > 0:  # NaN is neither
         raise InputError(f"--seconds {seconds}: give a number above 0")
     for option, path, suffix in (("--plot", plot, ".png"), ("--report", report, "")):

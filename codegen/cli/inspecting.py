@@ -23,7 +23,7 @@ def _cached_rows() -> list[dict[str, Any]]:
     """Compiled kernels; those made from sources of another version, which calls don't use, are marked stale."""
     from ..arch import ARCHES
     from ..build_tools.cache import cache_layers
-    from ..recipe import source_digest
+    from ..recipe import installed_parts, source_digest
     from ..runtime.config import KernelConfig
 
     rows = []
@@ -31,11 +31,11 @@ def _cached_rows() -> list[dict[str, Any]]:
         for artifact in cache.artifacts():
             try:
                 config = KernelConfig.parse(artifact.record["key"])
-                current = None if ARCHES[config.arch].problems(config) else source_digest(config)
+                known = not ARCHES[config.arch].problems(config)
             except (ValueError, KeyError):  # the core, or a kernel of another version
                 continue
-            state = "built" if artifact.record.get("source_digest") == current else "stale"
-            rows.append({**artifact.record, "state": state, "where": str(artifact.folder)})
+            current = known and artifact.made_of(source_digest(config), installed_parts(config))
+            rows.append({**artifact.record, "state": "built" if current else "stale", "where": str(artifact.folder)})
     return rows
 
 

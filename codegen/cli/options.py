@@ -77,16 +77,21 @@ def check_output(option: str, path: Path, suffix: str = "") -> None:
         raise InputError(f"{option} {path}: can't write to {path.absolute().parent}: {error.strerror}") from error
 
 
-def refuse_beside(context: typer.Context, names: Iterable[str], beside: str) -> None:
-    """Refuses options that were given though they have no effect beside another one.
+def refuse_unused(context: typer.Context, names: Iterable[str], why: str) -> None:
+    """Refuses options that would be ignored: nobody should believe that they had an effect.
+
+    Args:
+        context: of the command.
+        names: parameters that have no effect now.
+        why: for the message, as in ``beside --preset``.
 
     Raises:
-        InputError: there is one; names all.
+        InputError: one of them was given; names all that were.
     """
     from ..errors import InputError
 
     if found := given(context, names):
-        raise InputError(f"{', '.join(found)}: no effect beside {beside}; see {context.command_path} --help")
+        raise InputError(f"{', '.join(found)}: has no effect {why}; see {context.command_path} --help")
 
 
 def given(context: typer.Context, names: Iterable[str]) -> list[str]:

@@ -19,6 +19,7 @@ from .options import (
     WindowOption,
     check_output,
     numbers,
+    refuse_unused,
 )
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 
 def simulate(
+    context: typer.Context,
     preset: PresetOption = None,
     tokens: TokensOption = None,
     window: WindowOption = None,
@@ -106,18 +108,16 @@ def simulate(
     from ..simulator.model import choose_arch
     from ..simulator.sweep import sweep_strides, with_stride
 
-    problem = (tokens is not None, window is not None)
-    if problem != ((preset is None),) * 2:
+    if preset is not None:
+        refuse_unused(context, ("tokens", "window", "stride", "dilation", "causal"), "beside --preset")
+    elif tokens is None or window is None:
         raise InputError("give either --preset, or --tokens and --window; see gnaforge simulate --help")
-    _refuse_unused(
-        {
-            "--stride": stride != "1" and (preset is not None or sweep_stride),
-            "--dilation": dilation != "1" and preset is not None,
-            "--causal": causal != "0" and preset is not None,
-            "--objective": objective != "time" and (q_tile is not None or sweep_stride),
-            "--dense-steps": dense_steps != "0/1" and end_to_end is None,
-        }
-    )
+    if sweep_stride:
+        refuse_unused(context, ("stride", "objective"), "beside --sweep-stride")
+    if q_tile is not None:
+        refuse_unused(context, ("objective",), "beside --q-tile")
+    if end_to_end is None:
+        refuse_unused(context, ("dense_steps",), "without --end-to-end")
     if plot is not None:
         check_output("--plot", plot, ".png")
     overrides = {"heads": heads, "kv_heads": kv_heads, "batch": batch, "head_dim": head_dim, "dtype": dtype}
@@ -166,15 +166,6 @@ def simulate(
         print_many(simulations, rows)
     if plot is not None:
         print(f"\npicture  {plot}")
-
-
-def _refuse_unused(options: Mapping[str, bool]) -> None:
-    """Refuses options that would be ignored: nobody should believe that they had an effect."""
-    from ..errors import InputError
-
-    unused = [option for option, given in options.items() if given]
-    if unused:
-        raise InputError(f"{', '.join(unused)}: has no effect beside the other options; see gnaforge simulate --help")
 
 
 def _workload(tokens: str, window: str, stride: str, dilation: str, causal: str, given: Mapping[str, Any]) -> Workload:

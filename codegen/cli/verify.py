@@ -20,6 +20,7 @@ from .options import (
     WindowOption,
     numbers,
     plan_of,
+    refuse_unused,
 )
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ _UNTRIED = 2  # exit status: no kernel is wrong, but not all could be tried
 
 
 def verify(
+    context: typer.Context,
     target: Annotated[
         str,
         typer.Argument(
@@ -133,11 +135,9 @@ def verify(
         raise InputError("give either --preset or --tokens, not both")
     if (tokens is None) != (window is None):
         raise InputError("--tokens and --window go together; see gnaforge verify --help")
-    unused = {"--stride": stride != "1", "--dilation": dilation != "1", "--causal": causal != "0"}
-    unused |= {"--batch": batch != 1, "--heads": heads != 1, "--kv-heads": kv_heads is not None}
-    if tokens is None and any(unused.values()):
-        names = ", ".join(option for option, given in unused.items() if given)
-        raise InputError(f"{names}: has no effect without --tokens and --window; see gnaforge verify --help")
+    if tokens is None:
+        pattern_options = ("stride", "dilation", "causal", "batch", "heads", "kv_heads")
+        refuse_unused(context, pattern_options, "without --tokens and --window")
     head_dims = (head_dim or FREE_HEAD_DIM, value_head_dim or head_dim or FREE_HEAD_DIM)
     problem = None
     if tokens is not None and window is not None:

@@ -74,6 +74,7 @@ struct Sm100FmhaLoadTmaWarpspecialized<Element, StrideQ, StrideK, StrideV, MmaQK
   }
 
   /// For the emulator: tiles can be counted, but no instructions on them, for CUTLASS's loops over them can't be marked.
+  /// So nothing may stand between the marks, a branch neither.
   static __device__ __forceinline__ void count_tile(bool shell) {
     using gnaforge::sm90::mark, gnaforge::sm90::Marker;
     if (shell) {
