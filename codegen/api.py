@@ -5,10 +5,10 @@ The public names are listed in ``gnaforge.__all__``; here they only pass through
 
 from __future__ import annotations
 
-from .arch import ARCHES
-from .cached_kernels import find_kernels
-from .core_extension import core_path
+from .build.cached import find_kernels
+from .build.core import core_path
 from .errors import BuildError as BuildError, InputError as InputError
+from .families.arch import ARCHES
 from .runtime import core, lookup
 from .runtime.config import KernelConfig as KernelConfig
 from .runtime.core import load_library as load_library

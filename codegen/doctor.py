@@ -11,12 +11,12 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 
-from .arch import ARCHES
+from .build.core import torch_dir
 from .build_tools.cache import cache_layers, user_cache
 from .build_tools.cuda import find_cutlass, find_nvcc
 from .build_tools.toolchain import available_memory_gb, cxx_compiler, job_limit
-from .core_extension import torch_dir
 from .errors import GnaforgeError
+from .families.arch import ARCHES
 from .runtime.core import CPU_ISAS
 
 GROUPS = ("run", "build cpu kernels", "build GPU kernels")

@@ -9,13 +9,13 @@ from functools import lru_cache
 from itertools import product
 from types import MappingProxyType
 
-from .arch import ARCHES
 from .errors import InputError
+from .families.arch import ARCHES
 from .runtime.config import KernelConfig
 from .simulator.fitting import Fit, fit_workloads
 from .simulator.model import workload_of_shape
 from .spec import KernelEntry, Shape, Spec
-from .spec_yaml import did_you_mean
+from .spec.yaml import did_you_mean
 
 _ANY_STANDS_FOR = 64  # the head dim to fit tiles for where the spec leaves it open
 

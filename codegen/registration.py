@@ -9,11 +9,11 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arch import ARCHES, checked, is_key
-from .cached_kernels import find_kernel
+from .build.cached import find_kernel
+from .build.progress import compiling
 from .errors import InputError
-from .machine import machine_arch
-from .progress import compiling
+from .families.arch import ARCHES, checked, is_key
+from .families.machine import machine_arch
 from .runtime import core, jit
 from .runtime.config import OPS, KernelConfig
 from .runtime.kernels import registry
@@ -233,7 +233,7 @@ def _complete(shape: dict[str, Any]) -> dict[str, Any]:
 
 def _field_name(path: tuple[int | str, ...], fields: Mapping[str, Any]) -> str:
     """How the caller knows the place in the spec that stands for the fields."""
-    from .spec_yaml import path_text
+    from .spec.yaml import path_text
 
     own = path[2:] if path[:1] == ("kernels",) else path
     if own[:1] == ("tiles",) and "tiles" not in fields:
@@ -259,7 +259,7 @@ def _have(configs: Sequence[KernelConfig]) -> None:
     paths = {config: find_kernel(config) for config in missing}
     absent = [config for config in missing if paths[config] is None]
     if absent:
-        from .build import LIBRARY_FILE, build_kernels
+        from .build.kernels import LIBRARY_FILE, build_kernels
 
         with compiling([config.key for config in absent]):
             artifacts, _ = build_kernels(absent)
@@ -294,7 +294,7 @@ def make_for_call(request: Request, *, quiet: bool) -> Made:
         InputError: this version has no kernels for it.
         BuildError: as `register`.
     """
-    from .build import LIBRARY_FILE, build_kernels
+    from .build.kernels import LIBRARY_FILE, build_kernels
 
     begin = time.monotonic()
     config = config_for(request, fit=True)

@@ -6,7 +6,7 @@ import ctypes as c
 import os
 
 import torch
-from gnaforge.abi import DTYPES, Args as Args1_0, Entry, Host, I64x3, Library, Problem, Tensor
+from gnaforge.build.abi import DTYPES, Args as Args1_0, Entry, Host, I64x3, Library, Problem, Tensor
 from gnaforge.runtime.ops import DTYPE_NAMES
 
 SIZE_1_0 = c.sizeof(Args1_0)

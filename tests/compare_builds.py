@@ -14,12 +14,12 @@ import tempfile
 from pathlib import Path
 
 from cutlass_kernels import FOLDER, SOURCES
-from gnaforge.arch import ARCHES
-from gnaforge.build import include_dir
+from gnaforge.build.kernels import include_dir
+from gnaforge.build.render import render_kernel, render_library
 from gnaforge.build_tools.cuda import find_cutlass
 from gnaforge.build_tools.cuda_compiler import cuda_compiler, kernel_facts, machine_code
 from gnaforge.build_tools.toolchain import cxx_compiler
-from gnaforge.render import render_kernel, render_library
+from gnaforge.families.arch import ARCHES
 from gnaforge.runtime.config import KernelConfig
 
 KEYS = (

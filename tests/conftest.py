@@ -42,7 +42,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def kernel_set(session_cache: Path) -> None:
     """All cpu kernels that tests of the operators use, compiled in one go."""
-    from gnaforge.build import build_kernels
+    from gnaforge.build.kernels import build_kernels
     from kernel_set import CONFIGS
 
     build_kernels(CONFIGS)
@@ -51,7 +51,7 @@ def kernel_set(session_cache: Path) -> None:
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Compiles toy_library.cpp with the given macros: ``toy("name", TOY_KEY='"..."', ...)``."""
-    from gnaforge.build import include_dir
+    from gnaforge.build.kernels import include_dir
     from gnaforge.build_tools.toolchain import cxx_compiler
 
     folder = tmp_path_factory.mktemp("toys")
@@ -73,7 +73,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 @pytest.fixture
 def no_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache that holds the core extension and no kernel."""
-    from gnaforge.core_extension import core_path
+    from gnaforge.build.core import core_path
 
     core = core_path().parent
     folder = tmp_path / "no-kernels"
@@ -176,7 +176,7 @@ def cli(tmp_path: Path) -> Run:
 @pytest.fixture(scope="session")
 def small_kernel(session_cache: Path) -> Path:
     """The library of `kernel_set.SMALL`, compiled for real."""
-    from gnaforge.build import LIBRARY_FILE, build_kernels
+    from gnaforge.build.kernels import LIBRARY_FILE, build_kernels
     from kernel_set import SMALL
 
     artifacts, _ = build_kernels([SMALL])

@@ -19,16 +19,16 @@ import oracle
 import prepare
 import pytest
 import torch
-from gnaforge.arch import ARCHES
-from gnaforge.bench_run import config_of, missing
+from gnaforge.bench.run import config_of, missing
 from gnaforge.errors import InputError
+from gnaforge.families.arch import ARCHES
+from gnaforge.gna.counts import count_tiles
 from gnaforge.runtime import bench
 from gnaforge.runtime.bench import computed_pairs, make_problem
 from gnaforge.runtime.bench_contenders import CONTENDERS, heads_first
 from gnaforge.runtime.config import KernelConfig
 from gnaforge.runtime.reference import attention
 from gnaforge.simulator.calibration import calibrate_report
-from gnaforge.simulator.counts import count_tiles
 from gnaforge.simulator.machines import MACHINES
 from gnaforge.simulator.model import Tiles, make_workload, model_time, simulate_tiles, tile_costs
 

@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gnaforge import build as building, recipe
-from gnaforge.build import build, build_kernels, library_path, make_jobs
+from gnaforge.build import identity as recipe, kernels as building
+from gnaforge.build.identity import source_digest
+from gnaforge.build.kernels import build, build_kernels, library_path, make_jobs
+from gnaforge.build.library_file import read_library
+from gnaforge.build.sources import generate
 from gnaforge.build_tools import includes, toolchain
 from gnaforge.build_tools.cache import Cache, cache_layers, read_artifact, user_cache
 from gnaforge.build_tools.compile import Step, run_steps
 from gnaforge.build_tools.toolchain import cxx_compiler
 from gnaforge.errors import BuildError
-from gnaforge.generate import generate
-from gnaforge.library_file import read_library
 from gnaforge.plan import Plan
-from gnaforge.recipe import source_digest
 from gnaforge.runtime.config import KernelConfig
 from kernel_set import cpu_config
 
@@ -285,7 +285,7 @@ def test_kernels_in_a_cache_layer_are_found_without_a_compiler(python, copied_ca
 def test_a_kernel_built_after_a_miss_is_found(python, own_cache: Path) -> None:
     done = python(
         "import torch, gnaforge\n"
-        "from gnaforge.build import build_kernels\n"
+        "from gnaforge.build.kernels import build_kernels\n"
         "x = torch.randn(1, 9, 1, 8)\n"
         "for _ in range(2):\n"
         "    try:\n"

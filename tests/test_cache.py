@@ -9,15 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from gnaforge import recipe
-from gnaforge.build import build_kernels, make_jobs
+from gnaforge.build import identity as recipe
+from gnaforge.build.cached import find_kernel
+from gnaforge.build.identity import source_digest
+from gnaforge.build.kernels import build_kernels, make_jobs
 from gnaforge.build_tools import includes, toolchain
 from gnaforge.build_tools.artifact import read_artifact
 from gnaforge.build_tools.cache import Cache, user_cache
 from gnaforge.build_tools.cache_care import remove, to_prune
 from gnaforge.build_tools.toolchain import cxx_compiler
-from gnaforge.cached_kernels import find_kernel
-from gnaforge.recipe import source_digest
 from gnaforge.runtime.config import KernelConfig
 from kernel_set import SMALL, cpu_config
 
@@ -60,7 +60,7 @@ def test_an_upgrade_changes_the_key_and_touching_does_not(templates: Path, monke
     for name in ("include/gnaforge/cpu/forward.h", "include/gnaforge/abi.h"):
         (templates / name).write_text((templates / name).read_text() + "// newer\n")
         seen.add(digests())
-    monkeypatch.setattr("gnaforge.build.SOURCE_SCHEMA", 99)
+    monkeypatch.setattr("gnaforge.build.kernels.SOURCE_SCHEMA", 99)
     monkeypatch.setattr(recipe, "SOURCE_SCHEMA", 99)
     seen.add(digests())
     monkeypatch.setattr(toolchain, "CXX_FLAGS", (*toolchain.CXX_FLAGS, "-g"))
@@ -74,14 +74,14 @@ def test_an_upgrade_changes_the_key_and_touching_does_not(templates: Path, monke
 
 
 def test_the_table_of_a_kernels_library_is_part_of_its_key() -> None:
-    from gnaforge.build import source_parts
+    from gnaforge.build.kernels import source_parts
 
     assert source_parts(SMALL, "a", "b") != source_parts(SMALL, "a", "c")
 
 
 def test_cutlass_is_part_of_the_key_of_what_includes_it(templates: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     version = "4.2.0"
-    monkeypatch.setattr("gnaforge.build.cutlass_version", lambda: version)
+    monkeypatch.setattr("gnaforge.build.kernels.cutlass_version", lambda: version)
     plain = digests()
     header = templates / "include/gnaforge/window.h"
     header.write_text("#include <cute/tensor.hpp>\n" + header.read_text())
@@ -113,7 +113,7 @@ def test_kernels_made_with_another_cutlass_are_not_taken(filled: Path, monkeypat
     record.write_text(json.dumps({**content, "parts": {**content["parts"], "cutlass": "1.0"}}))
     assert find_kernel(SMALL) is not None  # SMALL itself has nothing to do with CUTLASS
     for installed, found in (("1.0", True), ("2.0", False)):
-        monkeypatch.setattr("gnaforge.cached_kernels.installed_parts", lambda _, it=installed: {"cutlass": it})
+        monkeypatch.setattr("gnaforge.build.cached.installed_parts", lambda _, it=installed: {"cutlass": it})
         assert (find_kernel(SMALL) is not None) == found
     gpu = KernelConfig.parse("gna_forward-sm90-r2-bf16-d64-q8x16-kv8x16")
     assert recipe.installed_parts(gpu).keys() <= {"cutlass"} and recipe.installed_parts(SMALL) == {}

@@ -7,7 +7,7 @@ import re
 from math import prod
 
 import pytest
-from gnaforge.arch import ARCHES
+from gnaforge.families.arch import ARCHES
 from gnaforge.runtime.config import ANY_HEAD_DIM, DTYPES, OPS, KernelConfig
 from hypothesis import assume, given, strategies as st
 

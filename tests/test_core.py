@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from gnaforge.build.library_file import read_library
 from gnaforge.errors import InputError
-from gnaforge.library_file import read_library
 
 TOY = "gna_forward-cpu-r2-fp32-d8-q{0}x8-kv8x8"
 
@@ -185,7 +185,7 @@ def test_libraries_that_must_not_load(python, toy, tmp_path: Path, damage: str, 
 def two_packages(tmp_path: Path) -> Path:
     """Two packages in the manner of slim wheels: each with its own copy of the runtime and of the core."""
     import gnaforge.runtime
-    from gnaforge.core_extension import core_path
+    from gnaforge.build.core import core_path
 
     for name in ("pack_a", "pack_b"):
         package = tmp_path / name
@@ -232,7 +232,7 @@ def test_the_core_needs_no_python_symbols_and_no_newer_torch() -> None:
     """Built for 2.10: of the shims that came later, none; of CUDA, only the weak stream getter."""
     import subprocess
 
-    from gnaforge.core_extension import core_path
+    from gnaforge.build.core import core_path
 
     listing = subprocess.run(
         ["nm", "-D", "--undefined-only", core_path()], capture_output=True, text=True, check=True

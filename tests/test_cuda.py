@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 from gnaforge import doctor
-from gnaforge.arch import ARCHES
-from gnaforge.build import kernel_compiler, library_linker
+from gnaforge.build.kernels import kernel_compiler, library_linker
 from gnaforge.build_tools import cuda
 from gnaforge.build_tools.cuda_compiler import CudaCompiler
 from gnaforge.build_tools.toolchain import cxx_compiler
 from gnaforge.errors import BuildError
+from gnaforge.families.arch import ARCHES
 from gnaforge.runtime.config import KernelConfig
 
 SM90 = KernelConfig.parse("gna_forward-sm90-r1-bf16-d64-q64-kv64")

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 from cutlass_kernels import Example, Problem
+from gnaforge.build.emulated import emulated_libraries
 from gnaforge.build_tools.emulator import Module, Mutant, Options
 from gnaforge.build_tools.emulator.survey import survey
-from gnaforge.emulated import emulated_libraries
 from gnaforge.runtime.config import KernelConfig
 
 pytestmark = pytest.mark.survey

@@ -11,8 +11,8 @@ import gnaforge
 import numpy as np
 import oracle
 import pytest
-from gnaforge.arch import ARCHES
 from gnaforge.errors import InputError
+from gnaforge.families.arch import ARCHES
 from gnaforge.plan import plan
 from gnaforge.runtime.config import KernelConfig
 from gnaforge.simulator.fitting import MAX_EXTENT, Candidates, _cover, _greedy_cover, fit_workloads

@@ -7,10 +7,10 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
+from gnaforge.build.render import render_all, render_kernel
+from gnaforge.build.sources import MANIFEST, check, generate, source_dir
 from gnaforge.errors import InputError
-from gnaforge.generate import MANIFEST, check, generate, source_dir
 from gnaforge.plan import Plan
-from gnaforge.render import render_all, render_kernel
 from kernel_set import CONFIGS, cpu_config
 
 PLAN = Plan(library="mine", configs=tuple(sorted(CONFIGS[:3])))

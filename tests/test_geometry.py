@@ -7,8 +7,8 @@ from itertools import product
 import numpy as np
 import oracle
 import pytest
-from gnaforge import geometry
-from gnaforge.geometry import Axis
+from gnaforge.gna import axes as geometry
+from gnaforge.gna.axes import Axis
 from hypothesis import given, settings, strategies as st
 
 few = settings(max_examples=150, deadline=None)

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gnaforge import plot as plots
-from gnaforge.geometry import tile_list
+from gnaforge.gna import plot as plots
+from gnaforge.gna.axes import tile_list
 from gnaforge.simulator import Simulation, simulate
 from gnaforge.simulator.model import simulate_tiles
 from gnaforge.simulator.pictures import draw_tiles, spread, tiles_figure

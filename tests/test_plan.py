@@ -5,8 +5,8 @@ from __future__ import annotations
 from math import prod
 
 import pytest
-from gnaforge.arch import ARCHES
 from gnaforge.errors import InputError
+from gnaforge.families.arch import ARCHES
 from gnaforge.plan import Plan, plan
 from gnaforge.runtime.config import ANY_HEAD_DIM, DTYPES, KernelConfig
 from gnaforge.spec import KernelEntry, Shape, Spec, Tile

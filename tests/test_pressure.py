@@ -12,18 +12,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from gnaforge.build import build_kernels
+from gnaforge.build.identity import source_digest
+from gnaforge.build.kernels import build_kernels
 from gnaforge.build_tools.artifact import read_artifact
 from gnaforge.build_tools.cache import user_cache
 from gnaforge.errors import BuildError
-from gnaforge.recipe import source_digest
 from gnaforge.runtime.config import KernelConfig
 from kernel_set import SMALL
 
 PRELUDE = f"""
 import os, random, shutil, signal, sys, threading, time
 from pathlib import Path
-import torch, gnaforge, gnaforge.build, filelock
+import torch, gnaforge, gnaforge.build.kernels, filelock
 from gnaforge import register
 KEY = {SMALL.key!r}
 cache = Path(os.environ["GNAFORGE_CACHE_DIR"])
@@ -276,7 +276,7 @@ assert status(child(have)) == 0
 (folder,) = cache.glob("gna_*")
 library = folder / "kernel.so"
 {DAMAGES[damage]}
-from gnaforge.cached_kernels import find_kernel
+from gnaforge.build.cached import find_kernel
 print(find_kernel(gnaforge.KernelConfig.parse(KEY)), have(), find_kernel(gnaforge.KernelConfig.parse(KEY)) == library)
 """,
         compiler,
@@ -347,7 +347,7 @@ print(found, have())
 
 
 AS_NOBODY = """
-import ninja, jinja2, platformdirs, gnaforge.cache_report
+import ninja, jinja2, platformdirs, gnaforge.build.cache_report
 gnaforge.na1d
 b"x".decode("unicode-escape")  # what Python and jinja2 import late may be out of reach afterwards
 def drop():
@@ -442,8 +442,8 @@ print(said(lambda: register(KEY)))
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
 def test_what_belongs_to_somebody_else_is_not_loaded(no_kernels: Path, fake_cxx, monkeypatch) -> None:
+    from gnaforge.build.cached import find_kernel
     from gnaforge.build_tools.cache import Cache
-    from gnaforge.cached_kernels import find_kernel
 
     build_kernels([SMALL])
     path = find_kernel(SMALL)

@@ -79,7 +79,7 @@ before = set(sys.modules)
 register(**FIELDS)
 gnaforge.na1d(x, x, x, 3)
 heavy = {"pydantic", "jinja2", "typer", "yaml", "ninja", "filelock", "matplotlib", "torch._dynamo", "subprocess"}
-print(sorted(heavy & (set(sys.modules) - before)), "gnaforge.build" in sys.modules)
+print(sorted(heavy & (set(sys.modules) - before)), "gnaforge.build.kernels" in sys.modules)
 """,
         CXX="/nonexistent/g++",
         PATH="/nonexistent",
@@ -204,7 +204,7 @@ def test_without_nvcc_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch)
 
 
 MISS = """
-from gnaforge.arch import ARCHES
+from gnaforge.families.arch import ARCHES
 ARCHES["cpu"].default_tiles[1] = ((8,), (8,))
 """
 
@@ -269,7 +269,7 @@ print(said(lambda: gnaforge.na1d(x, x, x, 3, q_tile_shape=(16,))))
 
 def test_calls_use_fitted_tiles_and_small_ones_the_default() -> None:
     from gnaforge import fit
-    from gnaforge.arch import ARCHES
+    from gnaforge.families.arch import ARCHES
     from gnaforge.registration import config_for
     from gnaforge.runtime.lookup import Problem, Request
 
@@ -400,7 +400,7 @@ def test_threads_register_while_others_call_and_compile(run, compiled) -> None:
         """
 register(KEY)
 others = [KEY.replace("q8-kv8", f"q8-kv{n}") for n in (16, 24)]
-import gnaforge.build as building
+import gnaforge.build.kernels as building
 stop, errors = threading.Event(), []
 def calling():
     while not stop.is_set():

@@ -117,7 +117,7 @@ def test_every_kernel_is_in_one_shard() -> None:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory, session_cache: Path) -> Path:
     """An export of one kernel."""
-    from gnaforge.build import build_kernels
+    from gnaforge.build.kernels import build_kernels
     from gnaforge.build_tools.cache_archive import export_artifacts
     from gnaforge.runtime.config import KernelConfig
 

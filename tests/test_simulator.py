@@ -15,16 +15,16 @@ import gnaforge
 import numpy as np
 import oracle
 import pytest
-from gnaforge import geometry
-from gnaforge.arch import ARCHES
-from gnaforge.build import include_dir
+from gnaforge.build.kernels import include_dir
+from gnaforge.build.render import render_kernel, render_library
 from gnaforge.build_tools.toolchain import cxx_compiler
-from gnaforge.geometry import Axis
-from gnaforge.render import render_kernel, render_library
+from gnaforge.families.arch import ARCHES
+from gnaforge.gna import axes as geometry
+from gnaforge.gna.axes import Axis
+from gnaforge.gna.counts import axis_counts, count_tiles, visible_pairs
+from gnaforge.gna.flat import count_flat_tiles
 from gnaforge.runtime.config import KernelConfig
 from gnaforge.simulator.calibration import Run, fit_constants
-from gnaforge.simulator.counts import axis_counts, count_tiles, visible_pairs
-from gnaforge.simulator.flat import count_flat_tiles
 from gnaforge.simulator.machines import MACHINES
 from gnaforge.simulator.model import (
     Tiles,

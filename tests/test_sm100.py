@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 from cutlass_kernels import Example, Problem
+from gnaforge.build.emulated import emulated_libraries
 from gnaforge.build_tools.emulator import Counters, Options
-from gnaforge.emulated import emulated_libraries
 from gnaforge.errors import BuildError
 from gnaforge.runtime.config import KernelConfig
 from gnaforge.runtime.reference import Pattern, attention, error_bound

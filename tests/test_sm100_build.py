@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from gnaforge.arch import ARCHES
 from gnaforge.build_tools.cuda_compiler import kernel_facts
 from gnaforge.build_tools.sass import LOCAL_STORE, UTCHMMA_SHARED, UTCHMMA_TENSOR, Sass
 from gnaforge.errors import BuildError
-from gnaforge.gpu_checks import _check_sm100
+from gnaforge.families.arch import ARCHES
+from gnaforge.families.gpu_checks import _check_sm100
 from gnaforge.runtime.config import KernelConfig
 
 

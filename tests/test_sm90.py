@@ -12,14 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from gnaforge import build as building
-from gnaforge.build import build_kernels, include_dir
+from gnaforge.build import kernels as building
+from gnaforge.build.emulated import emulated_libraries
+from gnaforge.build.kernels import build_kernels, include_dir
 from gnaforge.build_tools import includes
 from gnaforge.build_tools.cuda_compiler import kernel_facts
 from gnaforge.build_tools.sass import HGMMA_REGISTERS, HGMMA_SHARED, MUFU, Sass, read_cubin
-from gnaforge.emulated import emulated_libraries
 from gnaforge.errors import BuildError
-from gnaforge.gpu_checks import _check_sm90
+from gnaforge.families.gpu_checks import _check_sm90
 from gnaforge.runtime.config import KernelConfig
 from sm90_kernels import CONFIGS, KEYS
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
-from gnaforge import geometry
-from gnaforge.arch import ARCHES
 from gnaforge.errors import InputError
+from gnaforge.families.arch import ARCHES
+from gnaforge.gna import axes as geometry
 from gnaforge.plan import plan
 from gnaforge.spec import json_schema, load_spec, parse_spec, presets
-from gnaforge.spec_model import MAX_COUNT
-from gnaforge.spec_yaml import MAX_BYTES
+from gnaforge.spec.model import MAX_COUNT
+from gnaforge.spec.yaml import MAX_BYTES
 from hypothesis import given, settings, strategies as st
 from spec_text import VALID, marked, problems, replaced
 

@@ -13,15 +13,15 @@ from random import Random
 import oracle
 import pytest
 import torch
-from gnaforge import build as building
-from gnaforge.arch import ARCHES
-from gnaforge.build import include_dir
+from gnaforge.build import kernels as building
+from gnaforge.build.emulated import emulated_libraries
+from gnaforge.build.kernels import include_dir
 from gnaforge.build_tools import includes
 from gnaforge.build_tools.cuda import find_nvcc
 from gnaforge.build_tools.emulator import EmulationError
 from gnaforge.cli.verify_text import print_results
-from gnaforge.emulated import emulated_libraries
 from gnaforge.errors import BuildError
+from gnaforge.families.arch import ARCHES
 from gnaforge.runtime.config import KernelConfig
 from gnaforge.runtime.reference import Pattern, attention, error_bound
 from gnaforge.verification.counters import REPORTED, class_of, count_work

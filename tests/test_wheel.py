@@ -12,8 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from gnaforge import wheel as making
-from gnaforge.build import build_kernels
+from gnaforge.build.kernels import build_kernels
 from gnaforge.build_tools import wheel_abi
 from gnaforge.build_tools.elf import Elf, Symbol, parse_elf, read_elf
 from gnaforge.build_tools.wheel_file import check_version, package_name
@@ -21,8 +20,8 @@ from gnaforge.errors import InputError
 from gnaforge.plan import Plan
 from gnaforge.runtime.availability import runs_on
 from gnaforge.runtime.package import CORE, LIBRARY
-from gnaforge.wheel import Wheel, build_wheel
-from gnaforge.wheel_check import check
+from gnaforge.wheel.build import Wheel, build as making, build_wheel
+from gnaforge.wheel.check import check
 from kernel_set import cpu_config
 
 ONE = cpu_config(1, "fp32", (8,), (8,))
@@ -265,7 +264,7 @@ def test_its_libraries_need_little(wheels) -> None:
 
 def test_the_list_of_shims_is_that_of_torchs_headers() -> None:
     """Every name of the list is declared by the installed torch; none is one that came after 2.10."""
-    from gnaforge.core_extension import torch_dir
+    from gnaforge.build.core import torch_dir
 
     headers = torch_dir() / "include/torch/csrc"
     text = "".join((headers / name).read_text() for name in ("stable/c/shim.h", "inductor/aoti_torch/c/shim.h"))
@@ -370,7 +369,7 @@ def test_a_folder_without_permission(request: pytest.FixtureRequest) -> None:
     folder.chmod(0o555)
     request.addfinalizer(folder.rmdir)
     code = (
-        "import os, sys\nfrom pathlib import Path\nfrom gnaforge.wheel import _check_writable\n"
+        "import os, sys\nfrom pathlib import Path\nfrom gnaforge.wheel.build import _check_writable\n"
         "if os.getuid() == 0:\n    os.setuid(65534)\n"
         "folder = Path(sys.argv[1])\nassert not os.access(folder, os.W_OK)\n"
         "for target in (folder, folder / 'new'):\n"

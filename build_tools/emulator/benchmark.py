@@ -142,7 +142,7 @@ def measure_key(key: str, repeats: int) -> dict[str, Measured]:
     Raises:
         InputError, BuildError: as `emulated.emulated_libraries`.
     """
-    from ...emulated import emulated_libraries  # the emulator itself needs no kernels
+    from ...build.emulated import emulated_libraries  # the emulator itself needs no kernels
     from ...runtime.config import KernelConfig
 
     (library,) = emulated_libraries([KernelConfig.parse(key)]).values()

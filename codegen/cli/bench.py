@@ -104,7 +104,7 @@ def bench(
         if path is not None:
             check_output(option, path, suffix)
     if modes:
-        from .. import bench_tools
+        from ..bench import tools as bench_tools
 
         _show(
             bench_tools.call_overhead()
@@ -115,7 +115,7 @@ def bench(
             json,
         )
         return
-    from .. import bench_run  # imports torch
+    from ..bench import run as bench_run  # imports torch
 
     if source is not None:
         found = bench_run.read_report(source)
@@ -143,7 +143,7 @@ def bench(
     for line in missing:
         print(line, file=sys.stderr)
     if plot is not None and rows:
-        from ..plot import draw_bars
+        from ..gna.plot import draw_bars
 
         draw_bars(plot, rows)
     if any(line.startswith(bench_run.FAILED) for line in missing):
@@ -153,7 +153,7 @@ def bench(
 def _problems(
     arch: str, preset: str | None, dtypes: list[str], lists: dict[str, str | None], fields: dict[str, Any]
 ) -> list[Any]:
-    from .. import bench_run
+    from ..bench import run as bench_run
     from ..errors import InputError
 
     if preset is None and (lists["tokens"] is None or lists["window"] is None):

@@ -50,7 +50,7 @@ def generate(
 
     Example: [bold]gnaforge generate hunyuan-video -o generated[/]
     """
-    from .. import generate as generating
+    from ..build import sources as generating
 
     plan = plan_of(spec, arch)
     say_notes(plan)
@@ -97,7 +97,7 @@ def build(
 
     Examples: [bold]gnaforge build hunyuan-video --arch cpu[/], [bold]gnaforge build cosmos --arch sm90 --shard 2/3[/]
     """
-    from .. import build as building, generate as generating
+    from ..build import kernels as building, sources as generating
 
     set_launcher(launcher)
     plan = plan_of(spec, arch)
@@ -136,9 +136,9 @@ def set_launcher(command: str | None) -> None:
 
 def _build_shard(plan: Plan, spec: str, arch: list[str] | None, shard: str, jobs: int | None) -> None:
     """Compiles a part of a plan into the cache; the first part brings the core extension too."""
-    from ..build import Listener, build_kernels
+    from ..build.core import core_path
+    from ..build.kernels import Listener, build_kernels
     from ..build_tools.cache import user_cache
-    from ..core_extension import core_path
 
     with Progress() as progress:
         _, compiled = build_kernels(plan.configs, jobs=jobs, listener=Listener(progress.update, progress.note))
@@ -159,7 +159,7 @@ def _build_shard(plan: Plan, spec: str, arch: list[str] | None, shard: str, jobs
 
 
 def _dry_run(plan: Plan) -> None:
-    from ..build import make_jobs, split_cached
+    from ..build.kernels import make_jobs, split_cached
     from ..build_tools.toolchain import cxx_compiler, job_limit
 
     jobs = make_jobs(plan.configs, cxx_compiler())

@@ -28,7 +28,7 @@ def info(json: JsonOption = False) -> None:
 
     Example: [bold]gnaforge cache info[/]
     """
-    from ..cache_report import summaries
+    from ..build.cache_report import summaries
 
     rows = summaries()
     if json:
@@ -87,9 +87,9 @@ def prune(
 
     Examples: [bold]gnaforge cache prune[/], [bold]gnaforge cache prune --older-than 30 --keep-mb 500[/]
     """
+    from ..build.cache_report import is_stale
     from ..build_tools.cache import user_cache
     from ..build_tools.cache_care import to_prune
-    from ..cache_report import is_stale
 
     doomed = to_prune(
         user_cache(),
@@ -121,8 +121,8 @@ def explain(
 
     Example: [bold]gnaforge cache explain gna_forward-cpu-r2-fp32-dany-q8x8-kv8x8[/]
     """
-    from ..arch import checked
-    from ..cache_report import explain as explained
+    from ..build.cache_report import explain as explained
+    from ..families.arch import checked
 
     config = checked(key)
     found = explained(config)

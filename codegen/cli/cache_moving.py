@@ -77,8 +77,8 @@ def import_(
 
 def needed_files(name: str) -> set[str]:
     """The files without which an artifact is of no use."""
-    from ..core_extension import CORE_FILE, CORE_NAME
-    from ..recipe import LIBRARY_FILE
+    from ..build.core import CORE_FILE, CORE_NAME
+    from ..build.identity import LIBRARY_FILE
 
     if name == CORE_NAME:
         return {CORE_FILE, "core.o"}
@@ -93,7 +93,7 @@ def _counted(artifacts: Sequence[Artifact]) -> str:
 
 def _config(key: object) -> Any:
     """The config of a kernel's key; None of any other artifact's."""
-    from ..arch import ARCHES
+    from ..families.arch import ARCHES
     from ..runtime.config import KernelConfig
 
     try:
@@ -117,7 +117,7 @@ def _of_spec(spec: str, arch: list[str] | None) -> tuple[list[Artifact], str]:
     """The artifacts of a spec's kernels, with the core for this torch, and how many kernels the spec has."""
     from importlib.metadata import version
 
-    from ..build import make_jobs, split_cached
+    from ..build.kernels import make_jobs, split_cached
     from ..build_tools.toolchain import cxx_compiler
 
     plan = plan_of(spec, arch)
@@ -129,11 +129,11 @@ def _of_spec(spec: str, arch: list[str] | None) -> tuple[list[Artifact], str]:
 
 def _misfits(records: Sequence[dict[str, Any]]) -> list[str]:
     """What keeps imported kernels from being used here."""
-    from ..arch import ARCHES
-    from ..build import source_digest
+    from ..build.kernels import source_digest
     from ..build_tools.cuda import cutlass_version, find_nvcc
     from ..build_tools.toolchain import cxx_compiler
     from ..errors import GnaforgeError
+    from ..families.arch import ARCHES
 
     def own_compiler() -> str:
         return cxx_compiler().version

@@ -21,9 +21,9 @@ def print_json(value: object) -> None:
 
 def _cached_rows() -> list[dict[str, Any]]:
     """Compiled kernels; those made from sources of another version, which calls don't use, are marked stale."""
-    from ..arch import ARCHES
+    from ..build.identity import installed_parts, source_digest
     from ..build_tools.cache import cache_layers
-    from ..recipe import installed_parts, source_digest
+    from ..families.arch import ARCHES
     from ..runtime.config import KernelConfig
 
     rows = []
@@ -84,7 +84,7 @@ def list_kernels(
     Examples: [bold]gnaforge list[/], [bold]gnaforge list hunyuan-video[/],
     [bold]gnaforge list generated/quickstart/lib/quickstart.so[/]
     """
-    from ..library_file import read_library
+    from ..build.library_file import read_library
 
     if source is None:
         raw = _cached_rows()

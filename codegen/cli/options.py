@@ -107,8 +107,8 @@ def plan_of(spec: str, arches: list[str] | None) -> Plan:
     Raises:
         InputError: it is none of them, or what it names is wrong.
     """
-    from ..arch import checked, is_key
     from ..errors import InputError
+    from ..families.arch import checked, is_key
     from ..plan import Plan, plan
     from ..spec import load_spec
 

@@ -24,9 +24,9 @@ def quickstart(
     Builds the preset [bold]quickstart[/], runs its problem, compares with exact attention in float64, times it beside
     torch's SDPA with the same mask, and draws what queries attend to.
     """
-    from .. import build as building, generate as generating
+    from ..build import kernels as building, sources as generating
+    from ..gna.plot import draw_pattern
     from ..plan import plan
-    from ..plot import draw_pattern
     from ..spec import load_spec
     from .building import Progress
 
@@ -38,7 +38,7 @@ def quickstart(
     with Progress() as progress:
         result = building.build(kernels, out, listener=building.Listener(progress.update, progress.note))
     print("2. Running them beside exact attention in float64 and torch's SDPA ...", file=sys.stderr)
-    from .. import quickstart_run  # imports torch
+    from ..bench import quickstart as quickstart_run  # imports torch
 
     shape = next(iter(kernels.shapes.values()))[0]
     rows = quickstart_run.check_and_time(result.library, kernels.configs, shape)

@@ -23,7 +23,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..geometry import Tiling
+    from ..gna.axes import Tiling
     from ..simulator.fitting import Objective
     from ..simulator.model import Simulation, Tiles, Workload
 

@@ -204,7 +204,7 @@ def _targets(
     head_dims: tuple[int, int],
     jobs: int | None,
 ) -> Targets:
-    from ..build import Listener
+    from ..build.kernels import Listener
     from ..errors import InputError
     from ..verification.targets import Targets, targets_of_library, targets_of_plan
     from .building import Progress

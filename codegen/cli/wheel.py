@@ -13,8 +13,8 @@ from .options import ArchOption, JsonOption, SpecArgument, plan_of
 from .tables import print_table
 
 if TYPE_CHECKING:
-    from ..wheel import Wheel
-    from ..wheel_check import Report
+    from ..wheel.build import Wheel
+    from ..wheel.check import Report
 
 _SHOWN = 20
 _CAN_NOT_RUN = 3  # exit code
@@ -46,8 +46,8 @@ def wheel(
 
     Example: [bold]gnaforge wheel vit-56 --arch cpu --out dist[/]
     """
-    from .. import wheel as making
-    from ..build import Listener
+    from ..build.kernels import Listener
+    from ..wheel import build as making
 
     set_launcher(launcher)
     plan = plan_of(spec, arch)
@@ -100,7 +100,7 @@ def check_wheel(
 
     Example: [bold]gnaforge check-wheel dist/gnaforge_vit_56-1.0-py3-none-manylinux_2_27_x86_64.whl[/]
     """
-    from ..wheel_check import check
+    from ..wheel.check import check
 
     report = check(file)
     if json:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from ..geometry import Tiling
+from ..gna.axes import Tiling
 from .fitting import Fit, Objective, fit_workloads, simulate_workload
 from .model import Flat, Simulation, Tiles, make_workload
 

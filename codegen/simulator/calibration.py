@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..arch import ARCHES
-from ..build import LIBRARY_FILE, build_kernels
+from ..build.kernels import LIBRARY_FILE, build_kernels
 from ..errors import InputError
+from ..families.arch import ARCHES
+from ..gna.counts import count_tiles
 from ..runtime.config import ANY_HEAD_DIM, KernelConfig
 from ..runtime.core import load_library
 from ..runtime.ops import DTYPE_NAMES, neighborhood_attention
-from .counts import count_tiles
 from .machines import MACHINES, Machine
 from .model import Floats, Tiles, Workload, make_workload, model_time, tile_costs
 

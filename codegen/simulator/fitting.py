@@ -10,11 +10,11 @@ from typing import Literal
 
 import numpy as np
 
-from ..arch import Arch
 from ..errors import InputError
-from ..geometry import Axis, BoolArray, IntArray, Tiling
-from .counts import axis_counts
-from .flat import BLOCK
+from ..families.arch import Arch
+from ..gna.axes import Axis, BoolArray, IntArray, Tiling
+from ..gna.counts import axis_counts
+from ..gna.flat import BLOCK
 from .machines import MACHINES
 from .model import (
     Flat,

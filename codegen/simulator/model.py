@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ..arch import ARCHES, Arch
 from ..errors import InputError
-from ..geometry import Axis, Tiling, axes as make_axes
+from ..families.arch import ARCHES, Arch
+from ..gna.axes import Axis, Tiling, axes as make_axes
+from ..gna.counts import TileCounts, axis_counts, count_tiles, visible_pairs
+from ..gna.flat import count_flat_tiles
 from ..runtime.config import KernelConfig
-from .counts import TileCounts, axis_counts, count_tiles, visible_pairs
-from .flat import count_flat_tiles
 from .machines import MACHINES, Machine
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from ..geometry import Axis, tiles_from
-from ..plot import (
+from ..gna.axes import Axis, tiles_from
+from ..gna.plot import (
     BLUE,
     MOST_TILES,
     ORANGE,

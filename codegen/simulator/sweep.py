@@ -9,8 +9,8 @@ from math import prod
 
 import numpy as np
 
-from ..geometry import Axis, Tiling
-from .counts import axis_counts
+from ..gna.axes import Axis, Tiling
+from ..gna.counts import axis_counts
 from .fitting import Candidates, best_of
 from .model import Simulation, Tiles, Workload, check_arch, check_tiling, simulate_tiles
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..plot import BLUE, ORANGE, YELLOW, describe, extents, save
+from ..gna.plot import BLUE, ORANGE, YELLOW, describe, extents, save
 from .machines import MACHINES
 from .model import Simulation
 from .pictures import label_above, page

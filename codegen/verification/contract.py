@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from .. import abi
-from ..library_file import load_library_table
+from ..build import abi
+from ..build.library_file import load_library_table
 from ..runtime.ops import DTYPE_NAMES
 from .problems import Problem
 

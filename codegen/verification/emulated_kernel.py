@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
+from ..build.emulated import emulated_libraries
+from ..build.library_file import read_library
 from ..build_tools.emulator import EmulationError
-from ..emulated import emulated_libraries
 from ..errors import InputError
-from ..library_file import read_library
 from ..runtime.config import KernelConfig
 from .counters import WorkCounters, count_work
 from .process import Worker, WorkerError

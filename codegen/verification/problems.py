@@ -8,10 +8,10 @@ from math import ceil, prod
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from ..arch import ARCHES
-from ..geometry import axes as make_axes
+from ..families.arch import ARCHES
+from ..gna.axes import axes as make_axes
+from ..gna.counts import TileCounts, count_tiles
 from ..runtime.config import ANY_HEAD_DIM, KernelConfig
-from ..simulator.counts import TileCounts, count_tiles
 
 if TYPE_CHECKING:
     import torch

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..arch import ARCHES
-from ..build import LIBRARY_FILE, Listener, build_kernels
-from ..emulated import emulated_libraries
+from ..build.emulated import emulated_libraries
+from ..build.kernels import LIBRARY_FILE, Listener, build_kernels
+from ..build.library_file import read_library
 from ..errors import InputError
-from ..library_file import read_library
+from ..families.arch import ARCHES
 from ..runtime.config import ANY_HEAD_DIM, KernelConfig
 from .problems import Problem, with_head_dims
 
@@ -112,7 +112,7 @@ def problem_of_options(given: Mapping[str, Any]) -> Problem:
     Raises:
         InputError: they don't fit each other; names the field.
     """
-    from ..geometry import axes
+    from ..gna.axes import axes
 
     tokens = tuple(given["tokens"])
 

@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
-from ..arch import ARCHES
 from ..build_tools.emulator.library import LaunchOptions
 from ..build_tools.emulator.module import ORDERS, TIMINGS
+from ..families.arch import ARCHES
 from ..runtime.config import KernelConfig
 from ..runtime.ops import DTYPE_NAMES
 from ..runtime.reference import Pattern, attention, error_bound

@@ -12,9 +12,9 @@ from paths import CARRIED, CORE, FACTS, LIBRARY, ROOT
 
 sys.path.insert(0, str(ROOT / "tests"))
 
-from gnaforge.build import build, library_path
-from gnaforge.core_extension import core_path
-from gnaforge.generate import generate
+from gnaforge.build.core import core_path
+from gnaforge.build.kernels import build, library_path
+from gnaforge.build.sources import generate
 from gnaforge.plan import Plan, plan
 from gnaforge.runtime.config import KernelConfig
 from gnaforge.spec import load_spec

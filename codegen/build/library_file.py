@@ -8,9 +8,9 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from ..errors import InputError
 from . import abi
-from .build import RECORD_FILE
-from .errors import InputError
+from .kernels import RECORD_FILE
 
 _ELF_HEADER = struct.Struct("<16s2xH4x8x8xQ4x2x4xHH2x")
 

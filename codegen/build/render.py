@@ -8,9 +8,9 @@ from pathlib import Path
 
 import jinja2
 
-from .arch import ARCHES
-from .recipe import LIBRARY_TEMPLATE, template_dir
-from .runtime.config import KernelConfig
+from ..families.arch import ARCHES
+from ..runtime.config import KernelConfig
+from .identity import LIBRARY_TEMPLATE, template_dir
 
 
 @lru_cache(maxsize=1)

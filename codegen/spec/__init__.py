@@ -10,9 +10,9 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from .errors import InputError
-from .spec_model import KernelEntry, Shape, Spec, Tile
-from .spec_yaml import MAX_BYTES, Document, YamlPath, did_you_mean, failure, path_text, read_yaml, shown
+from ..errors import InputError
+from .model import KernelEntry, Shape, Spec, Tile
+from .yaml import MAX_BYTES, Document, YamlPath, did_you_mean, failure, path_text, read_yaml, shown
 
 __all__ = ["KernelEntry", "Shape", "Spec", "Tile", "json_schema", "load_spec", "parse_spec", "presets", "spec_of"]
 

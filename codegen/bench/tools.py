@@ -14,9 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .build import LIBRARY_FILE, build_kernels
-from .errors import InputError
-from .runtime.config import ANY_HEAD_DIM, KernelConfig
+from ..build.kernels import LIBRARY_FILE, build_kernels
+from ..errors import InputError
+from ..runtime.config import ANY_HEAD_DIM, KernelConfig
 
 
 def _alternate(calls: dict[str, Callable[[], object]], rounds: int = 15, repeats: int = 1000) -> dict[str, float]:
@@ -36,8 +36,8 @@ def call_overhead() -> list[dict[str, Any]]:
     and the same operator wrapped by ``torch.library.custom_op``."""
     import torch
 
-    from .runtime.core import load_library
-    from .runtime.ops import na1d
+    from ..runtime.core import load_library
+    from ..runtime.ops import na1d
 
     artifacts, _ = build_kernels([KernelConfig("gna_forward", "cpu", 1, "fp32", ANY_HEAD_DIM, (1,), (1,))])
     for artifact in artifacts.values():
@@ -128,15 +128,15 @@ def calibration(arch: str, report: Path | None) -> list[dict[str, Any]]:
     Raises:
         InputError: a GPU's are asked for without a report of runs.
     """
-    from .simulator.calibration import calibrate_cpu, calibrate_report
-    from .simulator.machines import MACHINES
+    from ..simulator.calibration import calibrate_cpu, calibrate_report
+    from ..simulator.machines import MACHINES
 
     if arch == "cpu":
         found = calibrate_cpu()
     elif report is None:
         raise InputError(f"--calibrate --arch {arch} needs --from FILE, a report of `gnaforge bench --report` on a GPU")
     else:
-        from .bench_run import read_report
+        from .run import read_report
 
         found = calibrate_report(read_report(report), arch)
     machine = MACHINES[arch]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ..errors import InputError
 from .arch import ARCHES
-from .errors import InputError
 
 
 def machine_arch(device: str = "", index: int | None = None) -> str:

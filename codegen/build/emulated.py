@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from .build import LIBRARY_FILE, Listener, build_kernels
-from .build_tools.emulator import stand_in
-from .runtime.config import KernelConfig
+from ..build_tools.emulator import stand_in
+from ..runtime.config import KernelConfig
+from .kernels import LIBRARY_FILE, Listener, build_kernels
 
 
 def emulated_libraries(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .build_tools.cuda_compiler import kernel_facts, machine_code
-from .build_tools.sass import (
+from ..build_tools.cuda_compiler import kernel_facts, machine_code
+from ..build_tools.sass import (
     HGMMA_REGISTERS,
     HGMMA_SHARED,
     LOCAL_LOAD,
@@ -16,8 +16,8 @@ from .build_tools.sass import (
     UTCHMMA_TENSOR,
     Sass,
 )
-from .errors import BuildError
-from .runtime.config import KernelConfig
+from ..errors import BuildError
+from ..runtime.config import KernelConfig
 
 _SM100_REGISTERS = 65_536 // 512  # of a thread before the warps share them out anew
 # Of a thread of each kind of warpgroup, as sm100/cutlass/kernel.h has them.
@@ -97,7 +97,7 @@ def _check_sm100(code: Sass, registers: int) -> dict[str, int]:
 
 
 def _shared_memory(folder: Path) -> int:
-    from .library_file import read_library
+    from ..build.library_file import read_library
 
     (kernel,) = read_library(folder / "kernel.so")
     return int(kernel["shared_memory"])

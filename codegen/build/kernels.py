@@ -13,28 +13,28 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arch import ARCHES
-from .build_tools.cache import ATTEMPTS, Artifact, Cache, digest_of, find_in_layers, user_cache
-from .build_tools.compile import Failure, Step, run_steps, step_seconds
-from .build_tools.cuda import cutlass_version
-from .build_tools.cuda_compiler import CudaCompiler, cuda_compiler
-from .build_tools.files import file_digest, write_atomic
-from .build_tools.includes import include_closure, uses_cutlass
-from .build_tools.toolchain import Compiler, cxx_compiler, job_limit, launcher
-from .errors import BuildError, InputError
-from .generate import source_dir
-from .gpu_checks import check_kernel
-from .recipe import (
+from ..build_tools.cache import ATTEMPTS, Artifact, Cache, digest_of, find_in_layers, user_cache
+from ..build_tools.compile import Failure, Step, run_steps, step_seconds
+from ..build_tools.cuda import cutlass_version
+from ..build_tools.cuda_compiler import CudaCompiler, cuda_compiler
+from ..build_tools.files import file_digest, write_atomic
+from ..build_tools.includes import include_closure, uses_cutlass
+from ..build_tools.toolchain import Compiler, cxx_compiler, job_limit, launcher
+from ..errors import BuildError, InputError
+from ..families.arch import ARCHES
+from ..families.gpu_checks import check_kernel
+from ..runtime.config import KernelConfig
+from .identity import (
     LIBRARY_FILE as LIBRARY_FILE,
     SOURCE_SCHEMA,
     include_dir as include_dir,
     source_digest as source_digest,
 )
 from .render import render_kernel, render_library, source_suffix
-from .runtime.config import KernelConfig
+from .sources import source_dir
 
 if TYPE_CHECKING:
-    from .plan import Plan
+    from ..plan import Plan
 
 RECORD_FILE = "build.json"
 _BATCH = 200  # locks are held per batch: a process may have 1,024 files open

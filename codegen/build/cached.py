@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .arch import ARCHES
-from .build_tools.cache import cache_layers, current_in_layers
-from .recipe import LIBRARY_FILE, installed_parts, source_digest
-from .runtime.config import ANY_HEAD_DIM, KernelConfig
-from .runtime.lookup import Request
+from ..build_tools.cache import cache_layers, current_in_layers
+from ..families.arch import ARCHES
+from ..runtime.config import ANY_HEAD_DIM, KernelConfig
+from ..runtime.lookup import Request
+from .identity import LIBRARY_FILE, installed_parts, source_digest
 
 
 def find_kernel(config: KernelConfig) -> Path | None:

@@ -11,11 +11,11 @@ import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from .arch import ARCHES
-from .build_tools.cache import digest_of
-from .build_tools.includes import include_closure
-from .build_tools.toolchain import CXX_FLAGS, LINK_FLAGS
-from .runtime.config import KernelConfig
+from ..build_tools.cache import digest_of
+from ..build_tools.includes import include_closure
+from ..build_tools.toolchain import CXX_FLAGS, LINK_FLAGS
+from ..families.arch import ARCHES
+from ..runtime.config import KernelConfig
 
 SOURCE_SCHEMA = 2
 LIBRARY_FILE = "kernel.so"
@@ -25,7 +25,7 @@ _NESTED = re.compile(r"{%-?\s*(?:include|import|from|extends)\s+[\"']([^\"']+)[\
 
 def template_dir() -> Path:
     """Folder of the templates; C++ headers are in its ``include/``."""
-    from . import templates
+    from .. import templates
 
     return Path(templates.__file__).parent
 
@@ -43,7 +43,7 @@ def source_digest(config: KernelConfig) -> str:
     """
     flags = [CXX_FLAGS, LINK_FLAGS]
     if ARCHES[config.arch].compiler == "nvcc":
-        from .build_tools.cuda_compiler import CUTLASS_FLAGS, NVCC_FLAGS, NVCC_LINK_FLAGS
+        from ..build_tools.cuda_compiler import CUTLASS_FLAGS, NVCC_FLAGS, NVCC_LINK_FLAGS
 
         flags += [NVCC_FLAGS, NVCC_LINK_FLAGS, (ARCHES[config.arch].target,)]
         if ARCHES[config.arch].cutlass:

@@ -8,22 +8,22 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from .arch import ARCHES, checked
-from .build import LIBRARY_FILE, build_kernels
-from .errors import InputError
-from .runtime.bench import DEFAULT_CONTENDERS, REPORT_SCHEMA, make_problem, report
-from .runtime.bench_contenders import CONTENDERS, Problem
-from .runtime.config import ANY_HEAD_DIM, KernelConfig
-from .runtime.core import load_library
-from .simulator.fitting import simulate_fitted
-from .simulator.model import make_workload
-from .spec import load_spec
+from ..build.kernels import LIBRARY_FILE, build_kernels
+from ..errors import InputError
+from ..families.arch import ARCHES, checked
+from ..runtime.bench import DEFAULT_CONTENDERS, REPORT_SCHEMA, make_problem, report
+from ..runtime.bench_contenders import CONTENDERS, Problem
+from ..runtime.config import ANY_HEAD_DIM, KernelConfig
+from ..runtime.core import load_library
+from ..simulator.fitting import simulate_fitted
+from ..simulator.model import make_workload
+from ..spec import load_spec
 
 _BYTES_LIMIT = 8e9  # of Q, K and V: beyond it the problem is one for a GPU
 
 
 def _checked(fields: dict[str, Any], arch: str) -> Problem:
-    from .geometry import axes
+    from ..gna.axes import axes
 
     try:
         problem = make_problem(**fields)

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .arch import ARCHES
-from .build import make_jobs, source_parts
-from .build_tools.cache import Artifact, Cache, cache_layers, find_in_layers, user_cache
-from .build_tools.cache_care import broken
-from .build_tools.toolchain import cxx_compiler
-from .core_extension import CORE_NAME, core_source_digest
-from .errors import BuildError
-from .recipe import installed_parts, source_digest
+from ..build_tools.cache import Artifact, Cache, cache_layers, find_in_layers, user_cache
+from ..build_tools.cache_care import broken
+from ..build_tools.toolchain import cxx_compiler
+from ..errors import BuildError
+from ..families.arch import ARCHES
+from ..runtime.config import KernelConfig
+from .core import CORE_NAME, core_source_digest
+from .identity import installed_parts, source_digest
+from .kernels import make_jobs, source_parts
 from .render import render_kernel, render_library
-from .runtime.config import KernelConfig
 
 
 def is_stale(artifact: Artifact) -> bool:
@@ -89,7 +89,7 @@ class Explanation:
 
 def explain(config: KernelConfig) -> Explanation:
     """Explains a kernel's cache key."""
-    from .cached_kernels import find_kernel
+    from .cached import find_kernel
 
     notes = []
     try:

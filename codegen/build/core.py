@@ -9,11 +9,11 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from .build_tools.cache import current_in_layers, digest_of, read_artifact, user_cache
-from .build_tools.includes import include_closure
-from .build_tools.toolchain import CXX_FLAGS, LINK_FLAGS, Compiler, cxx_compiler, launcher
-from .errors import BuildError
-from .recipe import include_dir, template_dir
+from ..build_tools.cache import current_in_layers, digest_of, read_artifact, user_cache
+from ..build_tools.includes import include_closure
+from ..build_tools.toolchain import CXX_FLAGS, LINK_FLAGS, Compiler, cxx_compiler, launcher
+from ..errors import BuildError
+from .identity import include_dir, template_dir
 
 CORE_FILE = "core.so"
 CORE_NAME = "core"
@@ -89,7 +89,7 @@ def _build(source_digest: str) -> Path:
     compiler = cxx_compiler()
 
     def make(scratch: Path, folder: Path) -> dict[str, str]:
-        from .build_tools.compile import Step, run_steps
+        from ..build_tools.compile import Step, run_steps
 
         print("gnaforge: building its torch extension, once for this torch ...", file=sys.stderr, flush=True)
         for name, text in _sources().items():

@@ -14,7 +14,7 @@ from math import lcm, prod
 
 import numpy as np
 
-from ..geometry import Axis, IntArray, Tiling, check_rank, tiles_from
+from .axes import Axis, IntArray, Tiling, check_rank, tiles_from
 
 _CHUNK = 1 << 20  # counts made at a time, which bounds the memory
 

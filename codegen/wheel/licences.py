@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from .build_tools.includes import uses_cutlass
-from .errors import BuildError
-from .recipe import include_dir
-from .render import render_kernel
-from .runtime.config import KernelConfig
+from ..build.identity import include_dir
+from ..build.render import render_kernel
+from ..build_tools.includes import uses_cutlass
+from ..errors import BuildError
+from ..runtime.config import KernelConfig
 
 _CUDA_NOTE = """\
 kernels.so contains the CUDA runtime library ({version}), linked statically (libcudart_static).

@@ -11,26 +11,26 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arch import ARCHES
-from .build import Listener, build_kernels, include_dir, library_linker
-from .build_tools.cache import Artifact, user_cache
-from .build_tools.cuda_compiler import CudaCompiler
-from .build_tools.elf import Elf, read_elf
-from .build_tools.files import write_atomic
-from .build_tools.toolchain import cxx_compiler
-from .build_tools.wheel_abi import Tag, check_abi, platform_tag
-from .build_tools.wheel_file import check_version, file_time, package_name, wheel_bytes
-from .build_tools.wheel_link import Older, link_for_wheel, run_in
-from .core_extension import core_link_command, core_object
-from .errors import InputError
-from .library_file import is_emulated
-from .render import render_library, render_wheel, wheel_package_templates
-from .runtime.package import CORE, LIBRARY, METADATA
-from .wheel_licences import Licence, expression, includes_cutlass, licences
+from ..build.core import core_link_command, core_object
+from ..build.kernels import Listener, build_kernels, include_dir, library_linker
+from ..build.library_file import is_emulated
+from ..build.render import render_library, render_wheel, wheel_package_templates
+from ..build_tools.cache import Artifact, user_cache
+from ..build_tools.cuda_compiler import CudaCompiler
+from ..build_tools.elf import Elf, read_elf
+from ..build_tools.files import write_atomic
+from ..build_tools.toolchain import cxx_compiler
+from ..build_tools.wheel_abi import Tag, check_abi, platform_tag
+from ..build_tools.wheel_file import check_version, file_time, package_name, wheel_bytes
+from ..build_tools.wheel_link import Older, link_for_wheel, run_in
+from ..errors import InputError
+from ..families.arch import ARCHES
+from ..runtime.package import CORE, LIBRARY, METADATA
+from .licences import Licence, expression, includes_cutlass, licences
 
 if TYPE_CHECKING:
-    from .plan import Plan
-    from .runtime.config import KernelConfig
+    from ..plan import Plan
+    from ..runtime.config import KernelConfig
 
 METADATA_SCHEMA = 1
 EXPORTS = {CORE: ("gnaforge_core_abi", "gnaforge_core_init", "gnaforge_core_load"), LIBRARY: ("gnaforge_library_v1",)}
@@ -199,14 +199,14 @@ def _kernel_row(config: KernelConfig, artifact: Artifact, size: int) -> dict[str
 
 
 def _own_version() -> str:
-    from . import __version__
+    from .. import __version__
 
     return __version__
 
 
 def _package(facts: Mapping[str, Any], libraries: Mapping[str, bytes]) -> dict[str, bytes]:
     """The files to install: the package, the runtime inside it, the libraries and what is known of them."""
-    from . import runtime
+    from .. import runtime
 
     package = facts["name"]
     values = {**facts, "package": package, "summary": _summary(facts)}

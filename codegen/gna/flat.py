@@ -15,7 +15,7 @@ from math import prod
 import numpy as np
 
 from ..errors import InputError
-from ..geometry import Axis, IntArray, tiles_from
+from .axes import Axis, IntArray, tiles_from
 from .counts import TileCounts
 
 BLOCK = 128

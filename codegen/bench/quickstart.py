@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .build import BuildResult
-from .cli.tables import print_table
-from .runtime.bench import run
-from .runtime.bench_contenders import Problem
-from .runtime.config import KernelConfig
-from .runtime.core import load_library
-from .runtime.ops import neighborhood_attention
-from .runtime.reference import Pattern, attention, error_bound
+from ..build.kernels import BuildResult
+from ..cli.tables import print_table
+from ..runtime.bench import run
+from ..runtime.bench_contenders import Problem
+from ..runtime.config import KernelConfig
+from ..runtime.core import load_library
+from ..runtime.ops import neighborhood_attention
+from ..runtime.reference import Pattern, attention, error_bound
 
 if TYPE_CHECKING:
-    from .spec import Shape
+    from ..spec import Shape
 
 _HEAD_DIM = 64
 

@@ -21,9 +21,9 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError, core_schema
 
-from .arch import ARCHES
-from .runtime.config import ANY_HEAD_DIM, DTYPES, OPS, KernelConfig
-from .spec_yaml import YamlPath, did_you_mean, path_text, shown
+from ..families.arch import ARCHES
+from ..runtime.config import ANY_HEAD_DIM, DTYPES, OPS, KernelConfig
+from .yaml import YamlPath, did_you_mean, path_text, shown
 
 SPEC_VERSION = 1
 MAX_CONFIGS = 10_000

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from types import MappingProxyType
 
-from .errors import InputError
-from .runtime.config import ANY_HEAD_DIM, OPS, KernelConfig
+from ..errors import InputError
+from ..runtime.config import ANY_HEAD_DIM, OPS, KernelConfig
 
 QBoxLimit = Callable[[tuple[int, ...]], "str | None"]
 """Why a Q tile of these extents does not fit; None if it does."""

@@ -15,9 +15,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from .build_tools.files import write_atomic
-from .errors import InputError
-from .geometry import Axis, Tiling, attended, axes, tiles_from
+from ..build_tools.files import write_atomic
+from ..errors import InputError
+from .axes import Axis, Tiling, attended, axes, tiles_from
 
 # Okabe and Ito's palette: told apart with any colour vision.
 BLUE, SKY, GREEN, YELLOW, ORANGE = "#0072b2", "#56b4e9", "#009e73", "#f0e442", "#d55e00"

@@ -15,13 +15,13 @@ from importlib.metadata import PackageNotFoundError, version as installed_versio
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from .build_tools.elf import parse_elf
-from .build_tools.wheel_abi import abi_problems, platform_tag
-from .build_tools.wheel_file import record_digest
-from .errors import GnaforgeError, InputError
-from .runtime.availability import why_not
-from .runtime.package import METADATA
-from .wheel import EXPORTS, METADATA_SCHEMA
+from ..build_tools.elf import parse_elf
+from ..build_tools.wheel_abi import abi_problems, platform_tag
+from ..build_tools.wheel_file import record_digest
+from ..errors import GnaforgeError, InputError
+from ..runtime.availability import why_not
+from ..runtime.package import METADATA
+from .build import EXPORTS, METADATA_SCHEMA
 
 _FILE_NAME = re.compile(r"(?P<name>[a-z0-9_]+)-(?P<version>[^-]+)-py3-none-(?P<platform>[a-z0-9_]+)\.whl")
 _MOST_BYTES = 4 << 30  # unpacked: more than any wheel that an index takes

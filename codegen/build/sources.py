@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .build_tools.files import write_atomic
-from .errors import InputError
+from ..build_tools.files import write_atomic
+from ..errors import InputError
 from .render import render_all, source_suffix
 
 if TYPE_CHECKING:
-    from .plan import Plan
+    from ..plan import Plan
 
 MANIFEST = "manifest.json"
 _SCHEMA = 1

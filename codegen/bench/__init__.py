@@ -1,0 +1,1 @@
+"""Times kernels beside other attention; `gnaforge bench` and `gnaforge quickstart`."""

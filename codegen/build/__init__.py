@@ -1,0 +1,1 @@
+"""From configs to kernels in the cache and libraries that hold them."""

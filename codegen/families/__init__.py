@@ -1,0 +1,1 @@
+"""Kernel families and the hardware that they run on."""

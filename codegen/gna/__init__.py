@@ -1,0 +1,1 @@
+"""Windows, tiles and masks of Generalized Neighborhood Attention in NumPy, and pictures of them."""

@@ -1,0 +1,1 @@
+"""Wheels of kernels: building and checking them."""
