@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class GnaforgeError(Exception):
     """Base of all errors that carry a message for the user; ``exit_code`` is the CLI's exit status."""
@@ -17,3 +20,14 @@ class InputError(GnaforgeError, ValueError):
 
 class BuildError(GnaforgeError, RuntimeError):
     """A compiler or linker failed, or a tool that a build needs is missing."""
+
+
+@contextmanager
+def as_input_error() -> Iterator[None]:
+    """Makes an InputError with the same message of a ValueError about what the user gave."""
+    try:
+        yield
+    except GnaforgeError:
+        raise
+    except ValueError as error:
+        raise InputError(str(error)) from None

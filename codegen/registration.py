@@ -17,7 +17,8 @@ from .families.machine import machine_arch
 from .runtime import core, jit
 from .runtime.config import OPS, KernelConfig
 from .runtime.kernels import registry
-from .runtime.lookup import Made, Request
+from .runtime.lookup import Made
+from .runtime.request import Request
 
 if TYPE_CHECKING:
     import torch

@@ -22,33 +22,13 @@ from ..spec import load_spec
 _BYTES_LIMIT = 8e9  # of Q, K and V: beyond it the problem is one for a GPU
 
 
-def _checked(fields: dict[str, Any], arch: str) -> Problem:
-    from ..gna.axes import axes
-
-    try:
-        problem = make_problem(**fields)
-        pattern = problem.pattern
-        axes(problem.tokens, pattern.window, pattern.stride, pattern.dilation, pattern.causal)
-    except (ValueError, SystemExit) as error:
-        raise InputError(str(error).removeprefix("error: ")) from error
-    if problem.dtype not in ARCHES[arch].dtypes:
-        raise InputError(f"--dtype {problem.dtype}: the {arch} has {', '.join(ARCHES[arch].dtypes)}")
-    if problem.heads < 1 or problem.kv_heads < 1 or problem.heads % problem.kv_heads:
-        raise InputError(f"--kv-heads {problem.kv_heads} must divide --heads {problem.heads}")
-    if problem.head_dim % 8 or not 8 <= problem.head_dim <= 256:
-        raise InputError(f"--head-dim {problem.head_dim} must be a multiple of 8, at most 256")
-    if arch == "cpu" and 12.0 * prod(problem.tokens) * problem.heads * problem.head_dim > _BYTES_LIMIT:
-        raise InputError(f"{'x'.join(map(str, problem.tokens))} tokens with {problem.heads} heads are too much here")
-    return problem
-
-
-def problems_of_fields(fields: dict[str, Any], dtypes: Sequence[str], arch: str) -> list[Problem]:
+def problems_of_fields(fields: Mapping[str, Any], dtypes: Sequence[str], arch: str) -> list[Problem]:
     """One problem per dtype, from the options of the command line.
 
     Raises:
         InputError: the fields don't fit each other, or the arch; names the option.
     """
-    return [_checked({**fields, "dtype": dtype}, arch) for dtype in dtypes]
+    return [_require_arch(problem_of_options({**fields, "dtype": dtype}), arch) for dtype in dtypes]
 
 
 def problems_of_spec(source: str, dtypes: Sequence[str], arch: str) -> list[Problem]:
@@ -57,20 +37,32 @@ def problems_of_spec(source: str, dtypes: Sequence[str], arch: str) -> list[Prob
     Raises:
         InputError: as `problems_of_fields`; also if the spec has no shapes.
     """
-    spec = load_spec(source)
+    small = {"heads": 1, "kv_heads": 1, "batch": 1} if arch == "cpu" else {}
     problems = []
-    for entry in spec.kernels:
-        for shape in entry.shapes:
-            pattern = {name: tuple(getattr(shape, name)) for name in ("window", "stride", "dilation", "causal")}
-            head_dim = entry.head_dim[0] or 64  # 0: taken at run time
-            fields = {"tokens": tuple(shape.tokens), **pattern, "head_dim": head_dim}
-            if arch != "cpu":
-                kv_heads = shape.kv_heads or shape.heads
-                fields |= {"heads": shape.heads, "kv_heads": kv_heads, "batch": shape.batch}
-            problems += problems_of_fields(fields, dtypes, arch)
+    for entry in load_spec(source).kernels:
+        for shape, dtype in product(entry.shapes, dtypes):
+            with as_input_error():
+                problem = shape.problem(head_dim=entry.head_dim[0] or 64, dtype=dtype, **small)  # 0: taken at run time
+            problems.append(_require_arch(problem, arch))
     if not problems:
         raise InputError(f"{source} lists no shapes to time")
     return problems
+
+
+def _require_arch(problem: Problem, arch: str) -> Problem:
+    """The problem, if an arch can be timed with it.
+
+    Raises:
+        InputError: it can't.
+    """
+    family = ARCHES[arch]
+    if reason := refusal(problem, family):
+        raise InputError(reason)
+    if problem.value_head_dim != problem.head_dim:
+        raise InputError("value_head_dim: others than K's are not timed")
+    if arch == "cpu" and 12.0 * problem.token_count * problem.heads * problem.head_dim > _BYTES_LIMIT:
+        raise InputError(f"{problem} is too much here")
+    return problem
 
 
 def run_all(
@@ -120,20 +112,15 @@ def missing(found: dict[str, Any]) -> list[str]:
     """What a report has no times of, and why, a line each; those of problems that failed begin with `FAILED`."""
     lines = [f"not timed: {name}: {why}" for row in found["problems"] for name, why in row.get("notes", {}).items()]
     for row in found["problems"]:
-        lines += [f"{FAILED}{_name(row['problem'])}: {row[field]}" for field in ("error", "fault") if field in row]
+        lines += [f"{FAILED}{_text(row['problem'])}: {row[field]}" for field in ("error", "fault") if field in row]
     if not found["complete"] and not any("fault" in row for row in found["problems"]):
         done = len(found["problems"])
         lines.append(f"incomplete: time ran out after {done} problem{'' if done == 1 else 's'}; raise --seconds")
     return lines
 
 
-def _name(problem: dict[str, Any]) -> str:
-    pattern = problem["pattern"]
-    name = "x".join(map(str, problem["tokens"])) + " w" + "x".join(map(str, pattern["window"]))
-    for field in ("stride", "dilation"):
-        if set(pattern[field]) != {1}:
-            name += f" {field[0]}" + "x".join(map(str, pattern[field]))
-    return name
+def _text(problem: dict[str, Any]) -> str:
+    return Problem.from_json(problem).pattern_text()
 
 
 def rows(found: dict[str, Any]) -> list[dict[str, Any]]:
@@ -143,7 +130,7 @@ def rows(found: dict[str, Any]) -> list[dict[str, Any]]:
     for row in found["problems"]:
         if "error" in row:
             continue
-        problem, name = row["problem"], _name(row["problem"])
+        problem, name = row["problem"], _text(row["problem"])
         ours = next((t["seconds"] for t in row["timings"] if t["contender"] == "gnaforge"), None)
         for timing in row["timings"]:
             made.append(
@@ -190,16 +177,11 @@ def read_report(path: Path) -> dict[str, Any]:
 def config_of(problem: Problem, arch: str) -> KernelConfig:
     """The kernel to build for a problem: default tiles on a CPU, fitted ones on a GPU."""
     family = ARCHES[arch]
-    pattern = problem.pattern
-    q_tile, kv_tile = family.default_boxes(pattern.rank)
+    q_tile, kv_tile = family.default_boxes(problem.rank)
     if not family.head_dim_at_run_time:
-        fields = {name: getattr(problem, name) for name in ("heads", "kv_heads", "batch", "head_dim", "dtype")}
-        workload = make_workload(
-            problem.tokens, pattern.window, pattern.stride, pattern.dilation, pattern.causal, **fields
-        )
-        fitted = simulate_fitted(workload, arch).tiles
+        fitted = simulate_fitted(problem, arch).tiles
         q_tile, kv_tile = fitted.q, fitted.kv
     head_dim = ANY_HEAD_DIM if family.head_dim_at_run_time else problem.head_dim
     return KernelConfig(
-        "gna_forward", arch, pattern.rank, problem.dtype, head_dim, q_tile, kv_tile, variant=family.variants[0]
+        "gna_forward", arch, problem.rank, problem.dtype, head_dim, q_tile, kv_tile, variant=family.variants[0]
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any, TypeVar
 
@@ -18,6 +19,8 @@ from . import core, jit, lookup
 from .config import KernelConfig
 from .errors import NoKernelError
 from .kernels import registry
+from .problem import dtype_name
+from .request import Request, request_of
 
 DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
@@ -122,7 +125,7 @@ def _recover(error: RuntimeError, operator: Any, *arguments: Any) -> tuple[torch
     query, key, value, pattern, _, pinned = arguments
     if busy := jit.busy():
         raise NoKernelError(f"{message}\n{busy}") from None
-    request = lookup.request_of(query, key, value, pattern, pinned)
+    request = request_of(query, key, value, pattern, pinned)
     lookup.load_matching(request)
     result = attempt()  # also where nothing new came: another thread may have loaded it
     if isinstance(result, str) and pinned and "is loaded" not in result:
@@ -140,7 +143,14 @@ def _recover(error: RuntimeError, operator: Any, *arguments: Any) -> tuple[torch
     return result  # type: ignore[no-any-return]
 
 
-def _kernel_key(rank: int, query: torch.Tensor, kernel: KernelConfig | str | None, q_tile: Any, kv_tile: Any) -> str:
+def _kernel_key(
+    rank: int,
+    query: torch.Tensor,
+    value: torch.Tensor,
+    kernel: KernelConfig | str | None,
+    q_tile: Any,
+    kv_tile: Any,
+) -> str:
     if isinstance(kernel, str):
         checked: str = _checked_key(kernel)
         return checked
@@ -150,8 +160,9 @@ def _kernel_key(rank: int, query: torch.Tensor, kernel: KernelConfig | str | Non
         return ""
     key: str = _key_with_tiles(
         rank,
-        DTYPE_NAMES.get(query.dtype, str(query.dtype)),
+        dtype_name(query.dtype),
         int(query.shape[-1]),
+        int(value.shape[-1]),
         query.device.type,
         None if q_tile is None else tuple(q_tile),
         None if kv_tile is None else tuple(kv_tile),
@@ -175,6 +186,7 @@ def _key_with_tiles(
     rank: int,
     dtype: str,
     head_dim: int,
+    value_head_dim: int,
     device: str,
     q_tile: tuple[int, ...] | None,
     kv_tile: tuple[int, ...] | None,
@@ -185,36 +197,27 @@ def _key_with_tiles(
     Raises:
         NoKernelError: there is none; lists the tiles that there are.
     """
-    request = lookup.Request("gna_forward", rank, dtype, head_dim, head_dim, device, q_tile, kv_tile)
+    request = Request("gna_forward", rank, dtype, head_dim, value_head_dim, device, q_tile, kv_tile)
 
-    def fitting() -> list[KernelConfig]:
-        return [
-            kernel.config
-            for kernel in registry.values()
-            if (kernel.config.rank, kernel.config.dtype, kernel.device) == (rank, dtype, device)
-            and kernel.config.head_dim in (0, head_dim)
-            and not kernel.emulated
-        ]
+    def fitting(request: Request) -> list[KernelConfig]:
+        return [kernel.config for kernel in registry.values() if not kernel.refusal(request)]
 
-    def with_tiles() -> list[KernelConfig]:
-        return [c for c in fitting() if q_tile in (None, c.q_tile) and kv_tile in (None, c.kv_tile)]
-
-    found = with_tiles()
+    found = fitting(request)
     if not found:
         lookup.load_matching(request)
-        found = with_tiles()
+        found = fitting(request)
     reason = ""
     if not found and not tracing and not (reason := jit.busy()):
         with jit.one_thread(request):
-            reason = "" if with_tiles() else jit.make_kernel(request)
-        found = with_tiles()
+            reason = "" if fitting(request) else jit.make_kernel(request)
+        found = fitting(request)
     if found:
         return found[0].key
-    listing = "".join(f"\n  {config}" for config in fitting()) or " none"
+    listing = "".join(f"\n  {config}" for config in fitting(replace(request, q_tile=None, kv_tile=None)))
+    listing = listing or " none"
     raise NoKernelError(
-        f"no kernel with q_tile_shape {q_tile} and kv_tile_shape {kv_tile} is loaded for rank {rank}, {dtype}, "
-        f"head_dim {head_dim} on {device}; there are:{listing}\n"
-        + "\n".join(filter(None, [reason, lookup.remedy(request)]))
+        f"no kernel with q_tile_shape {q_tile} and kv_tile_shape {kv_tile} is loaded for {request}; "
+        f"there are:{listing}\n" + "\n".join(filter(None, [reason, lookup.remedy(request)]))
     )
 
 
@@ -311,7 +314,7 @@ def neighborhood_attention(
     rank = query.dim() - 3
     if not 1 <= rank <= 3:
         raise ValueError(f"query must be [batch, 1 to 3 token dims, heads, head_dim], got {tuple(query.shape)}")
-    pinned = _kernel_key(rank, query, kernel, q_tile_shape, kv_tile_shape)
+    pinned = _kernel_key(rank, query, value, kernel, q_tile_shape, kv_tile_shape)
     return _attention(rank, query, key, value, kernel_size, stride, dilation, is_causal, scale, return_lse, pinned)
 
 
@@ -343,7 +346,7 @@ def _fixed_rank(rank: int, layout: str) -> Callable[..., Any]:
             _refuse_additional(additional_keys, additional_values)
         pinned = ""
         if kernel is not None or q_tile_shape is not None or kv_tile_shape is not None:
-            pinned = _kernel_key(rank, query, kernel, q_tile_shape, kv_tile_shape)
+            pinned = _kernel_key(rank, query, value, kernel, q_tile_shape, kv_tile_shape)
         return _attention(rank, query, key, value, kernel_size, stride, dilation, is_causal, scale, return_lse, pinned)
 
     operator.__name__ = operator.__qualname__ = f"na{rank}d"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .problem_rules import SCALARS, Dimension, ProblemError, dimension_faults, head_faults, require_types
 
@@ -43,6 +43,16 @@ _PATTERN = ("stride", "dilation", "causal", "edge", "sink", "grid", "q_offset", 
 
 Ints = int | Sequence[int]
 Causal = bool | str
+
+
+class PlainAxis(NamedTuple):
+    """One token dimension of a plain problem."""
+
+    length: int
+    window: int
+    stride: int
+    dilation: int
+    causal: bool
 
 
 @dataclass(frozen=True, init=False)
@@ -209,15 +219,15 @@ class Problem:
         return tuple(Dimension(*entries) for entries in zip(*columns, strict=True))
 
     @property
-    def axes(self) -> tuple[tuple[int, int, int, int, bool], ...]:
-        """(length, window, stride, dilation, causal) of each token dimension of a plain problem.
+    def axes(self) -> tuple[PlainAxis, ...]:
+        """The token dimensions of a plain problem.
 
         Raises:
             ProblemError: it is not plain.
         """
         self.require_features(())
         columns = (self.tokens, self.window, self.stride, self.dilation, self.causal)
-        return tuple((n, w, s, d, c is True) for n, w, s, d, c in zip(*columns, strict=True))
+        return tuple(PlainAxis(n, w, s, d, c is True) for n, w, s, d, c in zip(*columns, strict=True))
 
     @property
     def pattern(self) -> list[int]:
@@ -285,6 +295,26 @@ class Problem:
             raise ProblemError(name, "is no field of a problem" if name in data else "is required")
         return cls(**data)
 
+    @classmethod
+    def from_options(cls, given: Mapping[str, Any]) -> Problem:
+        """The problem that options of a command line describe, by field; None stands for an option that wasn't given.
+        What has an entry per dimension may be a text: ``30,48,80`` or ``30x48x80``, one number for all; causal: 0 or 1.
+
+        Raises:
+            ProblemError: a text is no list of numbers, or the fields are wrong.
+        """
+        fields = {name: value for name, value in given.items() if value is not None}
+        for name in _PLAIN:
+            if isinstance(text := fields.get(name), str):
+                numbers = parse_numbers(name, text)
+                fields[name] = numbers[0] if len(numbers) == 1 else numbers
+        if "causal" in fields:
+            flags = fields["causal"] if isinstance(fields["causal"], tuple) else (fields["causal"],)
+            if not set(flags) <= {0, 1}:
+                raise ProblemError("causal", f"{given['causal']!r} is not 0 or 1, once or per dimension")
+            fields["causal"] = flags[0] == 1 if len(flags) == 1 else tuple(flag == 1 for flag in flags)
+        return cls.from_json(fields)
+
     def __str__(self) -> str:
         """In one line, for people, without dtype and head dim: ``30x48x80, window 18x24x24, 24 heads``."""
         return ", ".join([self.pattern_text(), *self._head_texts()])
@@ -331,6 +361,18 @@ class Problem:
     def _said(self, names: Iterable[str]) -> list[str]:
         """Those of some fields that aren't neutral."""
         return [name for name in names if not self._is_neutral(name)]
+
+
+def parse_numbers(field: str, text: str) -> tuple[int, ...]:
+    """The whole numbers that a text lists, separated by commas or ``x``.
+
+    Raises:
+        ProblemError: it lists something else; blames ``field``.
+    """
+    try:
+        return tuple(int(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        raise ProblemError(field, f"{text!r} is no list of whole numbers; write for example 56,56") from None
 
 
 def dtype_name(dtype: torch.dtype) -> str:
