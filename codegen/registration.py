@@ -341,7 +341,7 @@ def config_for(request: Request, *, fit: bool) -> KernelConfig:
 
 def _fitted(request: Request, arch: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     from .simulator.fitting import fit_workloads
-    from .simulator.model import make_workload
+    from .simulator.workload import make_workload
 
     assert request.problem is not None
     workload = make_workload(

@@ -16,7 +16,7 @@ from ..runtime.bench_contenders import CONTENDERS, Problem
 from ..runtime.config import ANY_HEAD_DIM, KernelConfig
 from ..runtime.core import load_library
 from ..simulator.fitting import simulate_fitted
-from ..simulator.model import make_workload
+from ..simulator.workload import make_workload
 from ..spec import load_spec
 
 _BYTES_LIMIT = 8e9  # of Q, K and V: beyond it the problem is one for a GPU

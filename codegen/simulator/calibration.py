@@ -24,8 +24,10 @@ from ..gna.counts import count_tiles
 from ..runtime.config import ANY_HEAD_DIM, KernelConfig
 from ..runtime.core import load_library
 from ..runtime.ops import DTYPE_NAMES, neighborhood_attention
+from .cost import Floats, Tiles, tile_costs
 from .machines import MACHINES, Machine
-from .model import Floats, Tiles, Workload, make_workload, model_time, tile_costs
+from .time import model_time
+from .workload import Workload, make_workload
 
 # Boxes of 32 and more rows, whose padding the model knows.
 _TILES = (
