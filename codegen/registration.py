@@ -18,6 +18,7 @@ from .runtime import core, jit
 from .runtime.config import OPS, KernelConfig
 from .runtime.kernels import registry
 from .runtime.lookup import Made
+from .runtime.problem import PATTERN_FIELDS, per_dim
 from .runtime.request import Request
 
 if TYPE_CHECKING:
@@ -222,14 +223,11 @@ def _default_tiles(arch: str, fields: Mapping[str, Any]) -> list[dict[str, Any]]
 
 
 def _complete(shape: dict[str, Any]) -> dict[str, Any]:
-    """A shape with one number per dimension where one was given for all."""
+    """A shape with one entry per dimension where one value was given for all."""
     tokens = shape.get("tokens")
     rank = len(tokens) if isinstance(tokens, list | tuple) else 1
-    whole = dict(shape)
-    for name in ("window", "stride", "dilation", "causal"):
-        if type(whole.get(name)) in (int, bool):
-            whole[name] = (whole[name],) * rank
-    return whole
+    columns = {name: shape[name] for name in PATTERN_FIELDS if name in shape}
+    return {**shape, **{n: v if isinstance(v, list | tuple) else per_dim(n, v, rank) for n, v in columns.items()}}
 
 
 def _field_name(path: tuple[int | str, ...], fields: Mapping[str, Any]) -> str:
@@ -320,7 +318,7 @@ def config_for(request: Request, *, fit: bool) -> KernelConfig:
     p = request.problem
     if request.q_tile or request.kv_tile:
         q_tile, kv_tile = request.q_tile or q_tile, request.kv_tile or kv_tile
-    elif fit and p is not None and prod(p.tokens) >= _WORTH_FITTING * prod(q_tile) and request.dtype in arch.dtypes:
+    elif fit and p is not None and p.token_count >= _WORTH_FITTING * prod(q_tile) and request.dtype in arch.dtypes:
         q_tile, kv_tile = _fitted(request, arch.name)
     try:
         config = KernelConfig(
@@ -341,14 +339,8 @@ def config_for(request: Request, *, fit: bool) -> KernelConfig:
 
 def _fitted(request: Request, arch: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     from .simulator.fitting import fit_workloads
-    from .simulator.workload import make_workload
+    from .simulator.workload import workload_of_problem
 
     assert request.problem is not None
-    workload = make_workload(
-        **request.problem._asdict(),
-        head_dim=request.head_dim,
-        value_head_dim=request.value_head_dim,
-        dtype=request.dtype,
-    )
-    tiles = fit_workloads([workload], arch).tiles[0]
+    tiles = fit_workloads([workload_of_problem(request.problem)], arch).tiles[0]
     return tiles.q, tiles.kv

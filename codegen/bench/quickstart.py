@@ -45,7 +45,8 @@ def check_and_time(library: Path, configs: Sequence[KernelConfig], shape: Shape)
     for config in configs:
         problem, op = shape.problem(head_dim=_HEAD_DIM, dtype=config.dtype), OPS[config.op]
         inputs = op.random_inputs(problem)
-        results = neighborhood_attention(*inputs.values(), **problem.arguments(), kernel=config, return_lse=True)
+        q, k, v = inputs.values()
+        results = neighborhood_attention(q, k, v, **problem.arguments(), kernel=config, return_lse=True)
         exact = op.exact(problem, inputs)
         bounds = op.bound(problem, inputs, exact, rounds_probabilities=False)
         errors, shares = {}, []

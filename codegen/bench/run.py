@@ -4,38 +4,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from math import prod
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from ..build.kernels import LIBRARY_FILE, build_kernels
-from ..errors import InputError
+from ..errors import InputError, as_input_error
 from ..families.arch import ARCHES, checked
-from ..runtime.bench import DEFAULT_CONTENDERS, REPORT_SCHEMA, make_problem, report
-from ..runtime.bench_contenders import CONTENDERS, Problem
+from ..runtime.bench import DEFAULT_CONTENDERS, REPORT_SCHEMA, report
+from ..runtime.bench_contenders import CONTENDERS
 from ..runtime.config import ANY_HEAD_DIM, KernelConfig
 from ..runtime.core import load_library
+from ..runtime.problem import Problem
 from ..simulator.fitting import simulate_fitted
-from ..simulator.workload import make_workload
+from ..simulator.simulation import refusal
+from ..simulator.workload import workload_of_problem
 from ..spec import load_spec
 
 _BYTES_LIMIT = 8e9  # of Q, K and V: beyond it the problem is one for a GPU
-
-
-def problems_of_fields(fields: Mapping[str, Any], dtypes: Sequence[str], arch: str) -> list[Problem]:
-    """One problem per dtype, from the options of the command line.
-
-    Raises:
-        InputError: the fields don't fit each other, or the arch; names the option.
-    """
-    return [_require_arch(problem_of_options({**fields, "dtype": dtype}), arch) for dtype in dtypes]
 
 
 def problems_of_spec(source: str, dtypes: Sequence[str], arch: str) -> list[Problem]:
     """The shapes of a spec at its first head dim; on a CPU with one head each, so that they fit.
 
     Raises:
-        InputError: as `problems_of_fields`; also if the spec has no shapes.
+        InputError: the spec has no shapes, or one is wrong or not for the arch.
     """
     small = {"heads": 1, "kv_heads": 1, "batch": 1} if arch == "cpu" else {}
     problems = []
@@ -43,26 +36,22 @@ def problems_of_spec(source: str, dtypes: Sequence[str], arch: str) -> list[Prob
         for shape, dtype in product(entry.shapes, dtypes):
             with as_input_error():
                 problem = shape.problem(head_dim=entry.head_dim[0] or 64, dtype=dtype, **small)  # 0: taken at run time
-            problems.append(_require_arch(problem, arch))
+            require_arch(problem, arch)
+            problems.append(problem)
     if not problems:
         raise InputError(f"{source} lists no shapes to time")
     return problems
 
 
-def _require_arch(problem: Problem, arch: str) -> Problem:
-    """The problem, if an arch can be timed with it.
-
-    Raises:
-        InputError: it can't.
-    """
+def require_arch(problem: Problem, arch: str) -> None:
+    """Raises an InputError if no kernel of an arch can be timed with the problem; says why."""
     family = ARCHES[arch]
-    if reason := refusal(problem, family):
+    if reason := refusal(workload_of_problem(problem), family):
         raise InputError(reason)
     if problem.value_head_dim != problem.head_dim:
         raise InputError("value_head_dim: others than K's are not timed")
     if arch == "cpu" and 12.0 * problem.token_count * problem.heads * problem.head_dim > _BYTES_LIMIT:
-        raise InputError(f"{problem} is too much here")
-    return problem
+        raise InputError(f"tokens: {problem} is too much here")
 
 
 def run_all(
@@ -179,7 +168,7 @@ def config_of(problem: Problem, arch: str) -> KernelConfig:
     family = ARCHES[arch]
     q_tile, kv_tile = family.default_boxes(problem.rank)
     if not family.head_dim_at_run_time:
-        fitted = simulate_fitted(problem, arch).tiles
+        fitted = simulate_fitted(workload_of_problem(problem), arch).tiles
         q_tile, kv_tile = fitted.q, fitted.kv
     head_dim = ANY_HEAD_DIM if family.head_dim_at_run_time else problem.head_dim
     return KernelConfig(

@@ -16,7 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from math import ceil
 from pathlib import Path
 from random import Random
@@ -187,9 +187,7 @@ def share_of_work_bound(problem: Problem, config: KernelConfig, seconds: float, 
 
     Padding counts on both sides: the dense run computes more than all pairs, where tiles leave the tokens' box.
     """
-    one = (1,) * problem.rank
-    whole = replace(problem, window=problem.tokens, stride=one, dilation=one, causal=(False,) * problem.rank)
-    return dense_seconds / seconds * computed_pairs(problem, config) / computed_pairs(whole, config)
+    return dense_seconds / seconds * computed_pairs(problem, config) / computed_pairs(problem.dense(), config)
 
 
 def choose_kernel(problem: Problem, device: str) -> KernelConfig | None:

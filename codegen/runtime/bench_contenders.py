@@ -31,8 +31,7 @@ def _gnaforge(problem: Problem, kernel: str | None, tensors: Tensors) -> Call:
 
 
 def _gnaforge_dense(problem: Problem, kernel: str | None, tensors: Tensors) -> Call:
-    scale = problem.scale
-    return lambda qkv: neighborhood_attention(*qkv, problem.tokens, scale=scale, kernel=kernel)
+    return _gnaforge(problem.dense(), kernel, tensors)
 
 
 def heads_first(tensors: Tensors) -> Tensors:

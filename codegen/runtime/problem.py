@@ -6,7 +6,7 @@ Standard library only: built wheels carry this module. Tensors are looked at, ne
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,7 +27,10 @@ _FEATURE_FIELDS = {
 FEATURES = tuple(_FEATURE_FIELDS)
 """What a problem may need beyond plain GNA: GNAFORGE_FEATURE_* of abi.h, in lower case."""
 
-_PLAIN = ("tokens", "window", "stride", "dilation", "causal")
+PATTERN_FIELDS = ("window", "stride", "dilation", "causal")
+"""The fields of a plain pattern, in the order of the torch operator."""
+
+_PLAIN = ("tokens", *PATTERN_FIELDS)
 # What each field of a pattern is along a dimension where it says nothing.
 _NEUTRAL: dict[str, Any] = {
     "stride": 1,
@@ -137,15 +140,15 @@ class Problem:
         if not 1 <= len(whole) <= 3:
             raise ProblemError("tokens", f"{whole} has {len(whole)} entries; one to three dimensions are possible")
         rank = len(whole)
-        keys = None if kv_tokens is None else _per_dim("kv_tokens", kv_tokens, rank)
+        keys = None if kv_tokens is None else per_dim("kv_tokens", kv_tokens, rank)
         keys = None if keys == whole else keys
-        field = _per_dim("grid", grid, rank) if grid is not None else None
+        field = per_dim("grid", grid, rank) if grid is not None else None
         values: dict[str, Any] = {
             "tokens": whole,
-            "window": _per_dim("window", window, rank),
-            "stride": _per_dim("stride", stride, rank),
-            "dilation": _per_dim("dilation", dilation, rank),
-            "causal": tuple(True if x == "token" else x for x in _per_dim("causal", causal, rank)),
+            "window": per_dim("window", window, rank),
+            "stride": per_dim("stride", stride, rank),
+            "dilation": per_dim("dilation", dilation, rank),
+            "causal": tuple(True if x == "token" else x for x in per_dim("causal", causal, rank)),
             "heads": heads,
             "kv_heads": heads if kv_heads is None else kv_heads,
             "head_dim": head_dim,
@@ -153,19 +156,19 @@ class Problem:
             "batch": batch,
             "dtype": dtype,
             "scale": scale,
-            "edge": _per_dim("edge", edge, rank),
-            "sink": _per_dim("sink", sink, rank),
+            "edge": per_dim("edge", edge, rank),
+            "sink": per_dim("sink", sink, rank),
             "grid": None if field == (keys or whole) else field,
-            "q_offset": _per_dim("q_offset", q_offset, rank),
+            "q_offset": per_dim("q_offset", q_offset, rank),
             "kv_tokens": keys,
-            "kv_offset": _per_dim("kv_offset", kv_offset, rank),
-            "kv_sink": _per_dim("kv_sink", kv_sink, rank),
+            "kv_offset": per_dim("kv_offset", kv_offset, rank),
+            "kv_sink": per_dim("kv_sink", kv_sink, rank),
             "extra_tokens": tuple(extra_tokens),
         }
         require_types(values)
         for name, value in values.items():
             object.__setattr__(self, name, value)
-        faults = [fault for d, axis in enumerate(self.dimensions) for fault in dimension_faults(d, axis)]
+        faults = [fault for d, axis in enumerate(self.dimensions) for fault in dimension_faults(axis, d)]
         for fault in (*faults, *head_faults(self.heads, self.kv_heads)):
             raise ProblemError(fault.field, fault.text)
 
@@ -261,6 +264,11 @@ class Problem:
                 field = next(filter(self._needs, _FEATURE_FIELDS[name]))
                 raise ProblemError(field, f"{who} does not have the feature {name}")
 
+    def dense(self) -> Problem:
+        """Attention of all queries to all keys, by the same tensors."""
+        one = (1,) * self.rank
+        return replace(self, window=self.tokens, stride=one, dilation=one, causal=(False,) * self.rank)
+
     def arguments(self) -> dict[str, Any]:
         """The pattern and scale as keyword arguments of `neighborhood_attention`.
 
@@ -331,8 +339,8 @@ class Problem:
         grouped = f" ({self.kv_heads} of K, V)" if self.kv_heads != self.heads else ""
         return parts + ([f"{self.heads} heads{grouped}"] if self.heads > 1 or grouped else [])
 
-    def options(self) -> str:
-        """The command line's options that give this problem.
+    def options(self, *, elements: bool = True) -> str:
+        """The command line's options that give this problem; ``elements``: with head dims and dtype.
 
         Raises:
             ProblemError: the problem is not plain.
@@ -342,9 +350,11 @@ class Problem:
         given += [f"--heads {self.heads}"] if self.heads > 1 else []
         given += [f"--kv-heads {self.kv_heads}"] if self.kv_heads != self.heads else []
         given += [f"--batch {self.batch}"] if self.batch > 1 else []
-        given += [f"--head-dim {self.head_dim}"]
-        given += [f"--value-head-dim {self.value_head_dim}"] if self.value_head_dim != self.head_dim else []
-        return " ".join([*given, f"--dtype {self.dtype}"])
+        if elements:
+            given += [f"--head-dim {self.head_dim}"]
+            given += [f"--value-head-dim {self.value_head_dim}"] if self.value_head_dim != self.head_dim else []
+            given += [f"--dtype {self.dtype}"]
+        return " ".join(given)
 
     def register_arguments(self) -> list[str]:
         """The arguments of `gnaforge.register` that fit tiles to this problem: ``window=(18, 24, 24)``, ...
@@ -383,12 +393,17 @@ def dtype_name(dtype: torch.dtype) -> str:
 _TORCH_NAMES = {"torch.float32": "fp32", "torch.bfloat16": "bf16", "torch.float16": "fp16"}
 
 
-def _per_dim(name: str, value: Any, rank: int) -> tuple[Any, ...]:
-    """One entry per dimension."""
+def per_dim(name: str, value: Any, rank: int) -> tuple[Any, ...]:
+    """One entry per token dimension: those given, or the value for all.
+
+    Raises:
+        ProblemError: there are more or fewer; blames the field ``name``.
+    """
     if isinstance(value, str) or not isinstance(value, Sequence):
         return (value,) * rank
     if len(value) != rank:
-        raise ProblemError(name, f"{tuple(value)} has {len(value)} entries for {rank} dimension{'s' * (rank > 1)}")
+        entries = "1 entry" if len(value) == 1 else f"{len(value)} entries"
+        raise ProblemError(name, f"{tuple(value)} has {entries} for {rank} dimension{'s' * (rank > 1)}")
     return tuple(value)
 
 

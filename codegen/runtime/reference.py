@@ -174,7 +174,7 @@ def _bounds(
     exact: Pair,
     magnitude: torch.Tensor | None,
 ) -> Pair:
-    """As `error_bound` says; ``magnitude``, where probabilities are rounded, is attention with the values' magnitudes."""
+    """As `error_bound` says; ``magnitude``: attention with the values' magnitudes, where probabilities are rounded."""
     u = 2.0**-24
     n = prod(problem.window)
     lengths = [tensor.double().norm(dim=-1).max().item() for tensor in (query, key)]

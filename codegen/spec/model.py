@@ -214,7 +214,7 @@ class Shape(_Model):
         # Columns of unequal length end at the shortest: their entry reports the length.
         columns = zip(self.tokens, self.window, self.stride, self.dilation, strict=False)
         for dim, extents in enumerate(columns):
-            for fault in dimension_faults(dim, Dimension(*extents)):
+            for fault in dimension_faults(Dimension(*extents), dim):
                 yield (fault.field, dim), fault.text
 
     def _head_faults(self) -> Iterator[Fault]:

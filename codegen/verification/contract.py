@@ -12,7 +12,8 @@ import torch
 from ..build import abi
 from ..build.library_file import load_library_table
 from ..runtime.ops import DTYPE_NAMES
-from .problems import Problem
+from ..runtime.problem import Problem
+from ..runtime.reference import scale_of
 
 _TEXT = 4096
 
@@ -67,7 +68,6 @@ class Kernel:
         self,
         problem: Problem,
         tensors: dict[str, torch.Tensor],
-        scale: float | None = None,
         memory: Callable[[str, int, int], None] = lambda *_: None,
     ) -> None:
         """Runs the kernel.
@@ -75,7 +75,6 @@ class Kernel:
         Args:
             problem: what it computes.
             tensors: ``query``, ``key``, ``value``, ``out`` and ``lse``, of any strides.
-            scale: of the scores; default head_dim ** -0.5.
             memory: hears of the workspace before the kernel runs: name, address, bytes.
 
         Raises:
@@ -88,7 +87,7 @@ class Kernel:
             setattr(described, name, abi.I64x3(*map(int, getattr(problem, name))))
         described.heads, described.kv_heads = problem.heads, problem.kv_heads
         described.head_dim, described.value_head_dim = problem.head_dim, problem.value_head_dim
-        described.scale = problem.head_dim**-0.5 if scale is None else scale
+        described.scale = scale_of(problem)
         held = [self._tensor(tensors[name]) for name in ("query", "key", "value", "out", "lse")]
         pointers = map(c.pointer, (described, *held, self._host))
         args = abi.Args(c.sizeof(abi.Args), abi.DEVICE_CPU, 0, 0, 0, *pointers)
