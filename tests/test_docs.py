@@ -12,6 +12,7 @@ from gnaforge.simulator.fitting import simulate_fitted
 from gnaforge.simulator.model import Simulation, Tiles, make_workload, simulate_tiles, workload_of_shape
 from gnaforge.simulator.natten import simulate_natten
 from gnaforge.spec import load_spec
+from kernel_set import FAMILIES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -29,7 +30,7 @@ def fitted_row(preset: str, found: Simulation) -> str:
     for name in ("stride", "dilation"):
         values = tuple(getattr(axis, name) for axis in axes)
         problem += f", {name} {box(values)}" if set(values) != {1} else ""
-    natten = simulate_natten(found.workload, found.arch)
+    natten = simulate_natten(found.workload, found.family)
     assert natten is not None
     ours, theirs = (f"{box(each.tiles.q)}, {box(each.tiles.kv)} | {each.work_bound:.2f}x" for each in (found, natten))
     return f"| {problem} | {found.flop_speedup:.2f}x | {ours} | {theirs} |"
@@ -40,7 +41,7 @@ def test_fitted_tiles_beside_nattens(preset: str) -> None:
     for entry in load_spec(preset).kernels:
         for shape in entry.shapes:
             workload = workload_of_shape(shape, head_dim=entry.head_dim[0], dtype=entry.dtype[0])
-            assert fitted_row(preset, simulate_fitted(workload, "sm90")) in README
+            assert fitted_row(preset, simulate_fitted(workload, FAMILIES["sm90"])) in README
 
 
 def test_worked_example() -> None:
@@ -73,7 +74,7 @@ def test_model_beside_published_times() -> None:
         (hunyuan, Tiles((4, 8, 8), (2, 8, 8)), "sm100"),
         (flux, Tiles((16, 16), (16, 8)), "sm100"),
     ):
-        seconds = float(simulate_tiles(workload, tiles, arch, "static").time.seconds)
+        seconds = float(simulate_tiles(workload, tiles, FAMILIES[arch], "static").time.seconds)
         assert f"| {seconds * 1e3:.2f} ms |" in SIMULATOR
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from ..build_tools.cache import digest_of
 from ..build_tools.includes import include_closure
 from ..build_tools.toolchain import CXX_FLAGS, LINK_FLAGS
-from ..families.arch import ARCHES
+from ..families import family_of
 from ..runtime.config import KernelConfig
 
 SOURCE_SCHEMA = 2
@@ -41,14 +41,15 @@ def source_digest(config: KernelConfig) -> str:
     That is its key, its templates, the headers that they reach and the flags: a kernel in the cache with another
     digest was made by another version.
     """
+    family = family_of(config)
     flags = [CXX_FLAGS, LINK_FLAGS]
-    if ARCHES[config.arch].compiler == "nvcc":
+    if family.target.compiler == "nvcc":
         from ..build_tools.cuda_compiler import CUTLASS_FLAGS, NVCC_FLAGS, NVCC_LINK_FLAGS
 
-        flags += [NVCC_FLAGS, NVCC_LINK_FLAGS, (ARCHES[config.arch].target,)]
-        if ARCHES[config.arch].cutlass:
+        flags += [NVCC_FLAGS, NVCC_LINK_FLAGS, (family.target.nvcc_target,)]
+        if family.cutlass:
             flags.append(CUTLASS_FLAGS)
-    templates = _template_closure(ARCHES[config.arch].template, LIBRARY_TEMPLATE)
+    templates = _template_closure(family.template, LIBRARY_TEMPLATE)
     return digest_of(
         {
             "schema": SOURCE_SCHEMA,
@@ -65,7 +66,7 @@ def installed_parts(config: KernelConfig) -> dict[str, str]:
 
     It is no part of `source_digest`, so that kernels that were made elsewhere serve where there is no CUTLASS.
     """
-    if ARCHES[config.arch].compiler == "nvcc":
+    if family_of(config).target.compiler == "nvcc":
         with contextlib.suppress(PackageNotFoundError):
             return {"cutlass": version("nvidia-cutlass")}
     return {}

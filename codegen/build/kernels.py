@@ -21,9 +21,9 @@ from ..build_tools.files import file_digest, write_atomic
 from ..build_tools.includes import include_closure, uses_cutlass
 from ..build_tools.toolchain import Compiler, cxx_compiler, job_limit, launcher
 from ..errors import BuildError, InputError
-from ..families.arch import ARCHES
-from ..families.gpu_checks import check_kernel
+from ..families import family_of
 from ..runtime.config import KernelConfig
+from .gpu_check import check_kernel
 from .identity import (
     LIBRARY_FILE as LIBRARY_FILE,
     SOURCE_SCHEMA,
@@ -106,10 +106,11 @@ def kernel_compiler(config: KernelConfig, host: Compiler, stand_in: Path | None 
     Raises:
         BuildError: the kernel needs nvcc, and there is none.
     """
-    arch = ARCHES[config.arch]
-    if arch.compiler != "nvcc":
+    family = family_of(config)
+    target = family.target
+    if target.compiler != "nvcc":
         return host
-    return cuda_compiler(host, arch.target, stand_in, cutlass=arch.cutlass, at_least=arch.nvcc)
+    return cuda_compiler(host, target.nvcc_target, stand_in, cutlass=family.cutlass, at_least=target.nvcc)
 
 
 def is_emulated(compiler: Compiler | CudaCompiler) -> bool:
@@ -119,10 +120,10 @@ def is_emulated(compiler: Compiler | CudaCompiler) -> bool:
 
 def make_jobs(configs: Sequence[KernelConfig], host: Compiler, stand_in: Path | None = None) -> list[Job]:
     """Sources and digests of configs; with ``stand_in``, of kernels that run in the emulator."""
-    compilers = {config.arch: kernel_compiler(config, host, stand_in) for config in configs}
+    compilers = {family_of(config): kernel_compiler(config, host, stand_in) for config in configs}
     jobs = []
     for config in configs:
-        compiler = compilers[config.arch]
+        compiler = compilers[family_of(config)]
         source = render_kernel(config)
         library = render_library(config.key, [config], emulated=is_emulated(compiler))
         parts = {**source_parts(config, source, library), **compiler.identity()}
@@ -200,7 +201,7 @@ def _compile(
         failures = run_steps(
             scratch,
             steps,
-            limit or job_limit(max(ARCHES[job.config.arch].job_memory_gb for job in jobs)),
+            limit or job_limit(max(family_of(job.config).target.job_memory_gb for job in jobs)),
             lambda done, _: listener.progress(done_before + done // per_kernel, total),
             listener.note,
         )
@@ -326,8 +327,8 @@ def build(plan: Plan, out: Path, *, jobs: int | None = None, listener: Listener 
 def library_linker(configs: Sequence[KernelConfig], host: Compiler) -> Compiler | CudaCompiler:
     """What links a library of these kernels: nvcc with one GPU kernel, since it knows where the CUDA runtime is. The
     newest, where archs have different ones."""
-    gpu = [config for config in configs if ARCHES[config.arch].compiler == "nvcc"]
-    return kernel_compiler(max(gpu, key=lambda config: ARCHES[config.arch].nvcc), host) if gpu else host
+    gpu = [config for config in configs if family_of(config).target.is_gpu]
+    return kernel_compiler(max(gpu, key=lambda config: family_of(config).target.nvcc), host) if gpu else host
 
 
 def _link(plan: Plan, artifacts: dict[KernelConfig, Artifact], path: Path) -> bool:

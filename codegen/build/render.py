@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jinja2
 
-from ..families.arch import ARCHES
+from ..families import family_of
 from ..runtime.config import KernelConfig
 from .identity import LIBRARY_TEMPLATE, template_dir
 
@@ -27,12 +27,12 @@ def _environment() -> jinja2.Environment:
 
 def source_suffix(config: KernelConfig) -> str:
     """``.cpp`` or ``.cu``."""
-    return Path(ARCHES[config.arch].template).suffixes[0]
+    return Path(family_of(config).template).suffixes[0]
 
 
 def render_kernel(config: KernelConfig) -> str:
     """Source of one kernel: a translation unit that defines the entry named ``config.symbol``."""
-    return _environment().get_template(ARCHES[config.arch].template).render(config=config)
+    return _environment().get_template(family_of(config).template).render(config=config)
 
 
 def render_library(library: str, configs: Iterable[KernelConfig], *, emulated: bool = False) -> str:

@@ -9,8 +9,9 @@ import re
 from dataclasses import dataclass, fields
 from math import prod
 
+from .dtypes import DTYPES
+
 OPS = ("gna_forward", "gna_backward")
-DTYPES = ("fp32", "bf16", "fp16")
 ANY_HEAD_DIM = 0
 
 _BOX = r"\d+(?:x\d+)*"
@@ -27,14 +28,14 @@ class KernelConfig:
 
     Attributes:
         op: ``gna_forward`` or ``gna_backward``.
-        arch: name in the arch table: ``cpu``, ``sm90``, ``sm100``.
+        arch: name of the target: ``cpu``, ``sm90``, ``sm100``.
         rank: number of token dimensions, 1 to 3.
         dtype: element type of Q, K, V and O: ``fp32``, ``bf16`` or ``fp16``.
         head_dim: channels per head of Q and K, or `ANY_HEAD_DIM` (0) where the kernel takes it at run time.
         q_tile: query tokens per tile, one extent per token dimension, in the order of the tensor's dims.
         kv_tile: key tokens per tile, likewise.
         value_head_dim: channels per head of V and O; 0 (the default) means equal to ``head_dim``.
-        variant: kernel family where an arch has several; empty for the default one.
+        variant: tells the kernel families of an op and arch apart; empty for the one that has none.
 
     Raises:
         ValueError: a field is malformed; the message names it. Limits of an arch are not checked here.

@@ -12,12 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
-from ..families.arch import ARCHES, Arch
+from ..families import Family, choose_family, families
+from ..families.family import TimeConstants
 from ..gna.axes import Axis, Tiling, axes as make_axes
 from ..gna.counts import TileCounts, axis_counts, count_tiles, visible_pairs
 from ..gna.flat import count_flat_tiles
-from ..runtime.config import KernelConfig
-from .machines import MACHINES, Machine
+from ..runtime.config import OPS, KernelConfig
+from ..runtime.dtypes import DTYPES
+from ..runtime.family import Padding
 
 if TYPE_CHECKING:
     from ..spec import Shape
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
 Flat = Literal["flat"]
 """Tiles of consecutive tokens in row-major order, on a grid: see `flat`."""
 
-_ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 _DENSE_COLUMNS = 128  # key columns of the dense kernel that times are compared with
 
 
@@ -57,7 +58,7 @@ class Workload:
         """Q, K, V and O once, and the LSE in fp32."""
         channels = self.heads + self.kv_heads
         elements = channels * (self.head_dim + self.value_head_dim)
-        return self.batch * self.tokens * (elements * _ELEMENT_BYTES[self.dtype] + 4 * self.heads)
+        return self.batch * self.tokens * (elements * DTYPES[self.dtype].bytes + 4 * self.heads)
 
 
 def make_workload(
@@ -100,8 +101,8 @@ def make_workload(
             raise InputError(f"{name}: {value!r} is not a positive integer below 2^30")
     if heads % kv_heads:
         raise InputError(f"kv_heads: {kv_heads} does not divide the {heads} heads")
-    if dtype not in _ELEMENT_BYTES:
-        raise InputError(f"dtype: {dtype!r} is not one of {', '.join(_ELEMENT_BYTES)}")
+    if dtype not in DTYPES:
+        raise InputError(f"dtype: {dtype!r} is not one of {', '.join(DTYPES)}")
     return Workload(axes, heads, kv_heads, batch, head_dim, value_head_dim, dtype)
 
 
@@ -146,7 +147,7 @@ class Costs:
 
 
 def costs(
-    arch: Arch,
+    padding: Padding,
     q_product: Any,
     kv_product: Any,
     q_tiles: Any,
@@ -157,14 +158,13 @@ def costs(
     most_interior: Any,
 ) -> Costs:
     """`Costs` from the counts of `TileCounts` and the tokens of the tiles; numbers or arrays that broadcast."""
-    rows = np.ceil(np.asarray(q_product, dtype=float) / arch.row_multiple) * arch.row_multiple
-    multiple = arch.padded_columns(1)
-    columns = np.ceil(np.asarray(kv_product, dtype=float) / multiple) * multiple
+    rows = np.ceil(np.asarray(q_product, dtype=float) / padding.rows) * padding.rows
+    columns = np.ceil(np.asarray(kv_product, dtype=float) / padding.columns) * padding.columns
     visited, interior = np.asarray(visited, dtype=float), np.asarray(interior, dtype=float)
-    if arch.kv_padding > 1:
+    if padding.columns > 1:
         whole = columns == kv_product
         interior, most_interior = np.where(whole, interior, 0.0), np.where(whole, most_interior, 0.0)
-    computed = np.asarray(keys, dtype=float) if arch.clips_tiles else visited * columns
+    computed = np.asarray(keys, dtype=float) if padding.clips else visited * columns
     return Costs(
         rows=rows,
         columns=columns,
@@ -189,10 +189,10 @@ class Tiles:
         return f"q {'x'.join(map(str, self.q))}, kv {'x'.join(map(str, self.kv))}"
 
 
-def tile_costs(arch: Arch, tiles: Tiles, counts: TileCounts) -> Costs:
+def tile_costs(padding: Padding, tiles: Tiles, counts: TileCounts) -> Costs:
     """`Costs` of one pair of tiles."""
     return costs(
-        arch,
+        padding,
         prod(tiles.q),
         prod(tiles.kv),
         counts.q_tiles,
@@ -221,44 +221,44 @@ class Time:
     masked_tile_factor: Floats
 
 
-def model_time(machine: Machine, arch: Arch, workload: Workload, cost: Costs) -> Time:
-    """The time that ``machine`` takes, by the model that the README beside this file describes."""
+def model_time(constants: TimeConstants, padding: Padding, workload: Workload, cost: Costs) -> Time:
+    """The time of a call, by the model that the README beside this file describes."""
     channels = workload.head_dim + workload.value_head_dim
-    softmax = machine.score_cycles * np.where(cost.rows > arch.row_multiple, 1.0, machine.solo_factor)
-    per_score = 2 * channels / machine.flop_per_cycle + softmax
-    load = cost.columns * channels * _ELEMENT_BYTES[workload.dtype] / machine.load_bytes_per_cycle
-    convert = channels * machine.key_cycles / cost.rows  # per score: a key is converted once for all rows
-    fixed = machine.tile_cycles + cost.rows * workload.value_head_dim * machine.rescale_cycles
+    softmax = constants.score_cycles * np.where(cost.rows > padding.rows, 1.0, constants.solo_factor)
+    per_score = 2 * channels / constants.flop_per_cycle + softmax
+    load = cost.columns * channels * DTYPES[workload.dtype].bytes / constants.load_bytes_per_cycle
+    convert = channels * constants.key_cycles / cost.rows  # per score: a key is converted once for all rows
+    fixed = constants.tile_cycles + cost.rows * workload.value_head_dim * constants.rescale_cycles
 
     def cycles(scores: Floats, tiles: Floats, masked: bool) -> Floats:
-        compute = scores * (per_score + convert + masked * machine.mask_cycles)
-        return np.maximum(compute + tiles * (fixed + masked * machine.mask_tile_cycles), tiles * load)
+        compute = scores * (per_score + convert + masked * constants.mask_cycles)
+        return np.maximum(compute + tiles * (fixed + masked * constants.mask_tile_cycles), tiles * load)
 
     interior = cycles(cost.interior_scores, cost.interior, masked=False)
     shell = cycles(cost.shell_scores, cost.shell, masked=True)
     one_interior = interior / np.maximum(cost.interior, 1)
     one_shell = shell / np.maximum(cost.shell, 1)
-    mean = (interior + shell) / cost.q_tiles + machine.q_tile_cycles
-    longest = cost.most_interior * one_interior + (cost.most - cost.most_interior) * one_shell + machine.q_tile_cycles
-    waves = cost.q_tiles * workload.heads * workload.batch / machine.units
-    busy = np.maximum(np.ceil(waves) * mean, longest) / (machine.ghz * 1e9)
-    memory = workload.bytes / (machine.memory_gb_s * 1e9)
+    mean = (interior + shell) / cost.q_tiles + constants.q_tile_cycles
+    longest = cost.most_interior * one_interior + (cost.most - cost.most_interior) * one_shell + constants.q_tile_cycles
+    waves = cost.q_tiles * workload.heads * workload.batch / constants.units
+    busy = np.maximum(np.ceil(waves) * mean, longest) / (constants.ghz * 1e9)
+    memory = workload.bytes / (constants.memory_gb_s * 1e9)
     whole, one = cost.rows * cost.columns, np.ones_like(cost.rows)
     return Time(
-        seconds=np.maximum(busy, memory) + machine.launch_us * 1e-6,
+        seconds=np.maximum(busy, memory) + constants.launch_us * 1e-6,
         memory_seconds=memory,
         waves=waves,
         masked_tile_factor=cycles(whole, one, masked=True) / cycles(whole, one, masked=False),
     )
 
 
-def dense_time(machine: Machine, arch: Arch, workload: Workload) -> float:
+def dense_time(constants: TimeConstants, padding: Padding, workload: Workload) -> float:
     """Modelled seconds of dense attention over the same tokens, by a kernel of the same family."""
-    rows = machine.dense_rows
+    rows = constants.dense_rows
     q_tiles, kv_tiles = -(-workload.tokens // rows), -(-workload.tokens // _DENSE_COLUMNS)
     tiles = q_tiles * kv_tiles
-    cost = costs(arch, rows, _DENSE_COLUMNS, q_tiles, tiles * _DENSE_COLUMNS, tiles, tiles, kv_tiles, kv_tiles)
-    return float(model_time(machine, arch, workload, cost).seconds)
+    cost = costs(padding, rows, _DENSE_COLUMNS, q_tiles, tiles * _DENSE_COLUMNS, tiles, tiles, kv_tiles, kv_tiles)
+    return float(model_time(constants, padding, workload, cost).seconds)
 
 
 @dataclass(frozen=True)
@@ -266,7 +266,7 @@ class Simulation:
     """What a problem costs with given tiles. Bounds are exact, `time` is a model.
 
     Attributes:
-        workload, arch, tiles, tiling: what was simulated.
+        workload, family, tiles, tiling: what was simulated.
         fitted: whether the tiles were fitted, not given.
         counts: Q tiles, and KV tiles that they visit, of one batch entry and head.
         worst_static: KV tiles of the Q tile that visits the most with KV tiles on a grid.
@@ -274,7 +274,7 @@ class Simulation:
     """
 
     workload: Workload
-    arch: str
+    family: Family
     tiles: Tiles
     tiling: Tiling | Flat
     fitted: bool
@@ -282,6 +282,11 @@ class Simulation:
     worst_static: int
     time: Time = field(repr=False)
     dense_seconds: float
+
+    @property
+    def arch(self) -> str:
+        """The target's name."""
+        return self.family.arch
 
     @property
     def sparsity(self) -> float:
@@ -304,10 +309,10 @@ class Simulation:
     @property
     def work_bound(self) -> float:
         """Dense scores over scores computed in all visited tiles, padding of rows and columns included."""
-        arch = ARCHES[self.arch]
-        rows = arch.padded_rows(prod(self.tiles.q))
-        columns = arch.padded_columns(prod(self.tiles.kv))
-        computed = self.counts.keys if arch.clips_tiles else self.counts.visited * columns
+        padding = self.family.padding
+        rows = padding.padded_rows(prod(self.tiles.q))
+        columns = padding.padded_columns(prod(self.tiles.kv))
+        computed = self.counts.keys if padding.clips else self.counts.visited * columns
         return self.workload.tokens**2 / (computed * rows)
 
     @property
@@ -322,7 +327,7 @@ class Simulation:
 
     def as_json(self) -> dict[str, Any]:
         """Everything as plain values; the README beside this file documents the keys."""
-        machine = MACHINES[self.arch]
+        constants = self.family.time_constants()
         work, axes = self.workload, self.workload.axes
         return {
             "tokens": [axis.length for axis in axes],
@@ -336,7 +341,8 @@ class Simulation:
             "head_dim": work.head_dim,
             "value_head_dim": work.value_head_dim,
             "dtype": work.dtype,
-            "arch": self.arch,
+            "arch": self.family.arch,
+            "variant": self.family.variant,
             "tiling": self.tiling,
             "tiles": {"q": list(self.tiles.q), "kv": list(self.tiles.kv), "fitted": self.fitted},
             "sparsity": self.sparsity,
@@ -350,8 +356,8 @@ class Simulation:
             "shell_tiles": self.counts.shell,
             "most_tiles": self.counts.most,
             "model": {
-                "device": machine.device,
-                "source": machine.source,
+                "device": constants.device,
+                "source": constants.source,
                 "seconds": float(self.time.seconds),
                 "dense_seconds": self.dense_seconds,
                 "speedup": self.model_speedup,
@@ -362,70 +368,75 @@ class Simulation:
         }
 
 
-def check_arch(name: str) -> Arch:
-    """The arch of this name.
-
-    Raises:
-        InputError: there is none.
-    """
-    if name not in ARCHES:
-        raise InputError(f"arch: {name!r} is unknown; there are {', '.join(ARCHES)}")
-    return ARCHES[name]
-
-
-def refusal(workload: Workload, arch: Arch, tiles: Tiles | None = None, tiling: Tiling | Flat = "dynamic") -> str:
-    """Why ``arch`` can have no kernel with these tiles (None: with any) for this workload; empty if it can.
+def refusal(workload: Workload, family: Family, tiles: Tiles | None = None, tiling: Tiling | Flat = "dynamic") -> str:
+    """Why ``family`` can have no kernel with these tiles (None: with any) for this workload; empty if it can.
 
     Raises:
         InputError: the tiles have not one positive extent per dimension.
     """
+    return "; ".join(f"{field}: {reason}" for field, reason in family.faults(_config(workload, family, tiles, tiling)))
+
+
+def _config(workload: Workload, family: Family, tiles: Tiles | None, tiling: Tiling | Flat) -> KernelConfig:
     rank = 1 if tiling == "flat" else len(workload.axes)
-    tiles = tiles or Tiles((1,) * rank, (*(1,) * (rank - 1), arch.kv_multiple))
+    tiles = tiles or Tiles(*family.smallest_boxes(rank))
     try:
-        config = KernelConfig(
-            op="gna_forward",
-            arch=arch.name,
+        return KernelConfig(
+            op=family.op,
+            arch=family.arch,
             rank=rank,
             dtype=workload.dtype,
             head_dim=workload.head_dim,
             value_head_dim=workload.value_head_dim,
             q_tile=tiles.q,
             kv_tile=tiles.kv,
-            variant=arch.variants[0],
+            variant=family.variant,
         )
     except ValueError as error:
         raise InputError(str(error)) from None
-    return "; ".join(f"{field}: {reason}" for field, reason in arch.problems(config))
 
 
-def choose_arch(workload: Workload, tiles: Tiles | None, tiling: Tiling | Flat = "dynamic") -> str:
-    """The first GPU arch that can have a kernel with these tiles (None: with any).
+def family_for(
+    workload: Workload,
+    tiles: Tiles | None,
+    arch: str | None = None,
+    variant: str | None = None,
+    tiling: Tiling | Flat = "dynamic",
+) -> Family:
+    """The family to simulate: the one of this arch and variant. Without a variant, of those of the arch the first that
+    can have a kernel with these tiles (None: with any); without an arch, likewise of those for GPUs.
 
     Raises:
         InputError: there is none.
     """
-    gpus = [arch for arch in ARCHES.values() if arch.device == "cuda"]
-    refusals = {arch.name: refusal(workload, arch, tiles, tiling) for arch in gpus}
-    for name, reason in refusals.items():
+    op = OPS[0]
+    if arch is not None:
+        return choose_family(op, arch, variant, lambda family: _config(workload, family, tiles, tiling))[0]
+    candidates = [family for family in families() if family.op == op and family.target.is_gpu]
+    candidates = [family for family in candidates if variant in (None, family.variant)]
+    if not candidates:
+        raise InputError(f"variant: no GPU has a kernel family {variant!r}")
+    refusals = {family: refusal(workload, family, tiles, tiling) for family in candidates}
+    for family, reason in refusals.items():
         if not reason:
-            return name
+            return family
     raise InputError("; ".join(dict.fromkeys(refusals.values())) + " (or name another arch)")
 
 
 def simulate_tiles(
-    workload: Workload, tiles: Tiles, arch: str, tiling: Tiling | Flat = "dynamic", *, fitted: bool = False
+    workload: Workload, tiles: Tiles, family: Family, tiling: Tiling | Flat = "dynamic", *, fitted: bool = False
 ) -> Simulation:
     """Simulates ``workload`` with these tiles. With flat tiling they have one extent whatever the dimensions.
 
     Raises:
-        InputError: no kernel of the arch can have them, or the arch or the tiling is unknown.
+        InputError: no kernel of the family can have them, it has no time constants, or the tiling is unknown.
     """
-    family = check_arch(arch)
     if tiling != "flat":
         check_tiling(tiling)
     reason = refusal(workload, family, tiles, tiling)
     if reason:
         raise InputError(reason)
+    constants = family.time_constants()
     if tiling == "flat":
         counts = count_flat_tiles(workload.axes, tiles.q[0], tiles.kv[0])
         worst = counts.most
@@ -435,14 +446,14 @@ def simulate_tiles(
         worst = prod(int(axis_counts(axis, q, [kv], "static").most[0]) for axis, q, kv in extents)
     return Simulation(
         workload=workload,
-        arch=arch,
+        family=family,
         tiles=tiles,
         tiling=tiling,
         fitted=fitted,
         counts=counts,
         worst_static=worst,
-        time=model_time(MACHINES[arch], family, workload, tile_costs(family, tiles, counts)),
-        dense_seconds=dense_time(MACHINES[arch], family, workload),
+        time=model_time(constants, family.padding, workload, tile_costs(family.padding, tiles, counts)),
+        dense_seconds=dense_time(constants, family.padding, workload),
     )
 
 

@@ -24,7 +24,7 @@ from ..build_tools.wheel_abi import Tag, check_abi, platform_tag
 from ..build_tools.wheel_file import check_version, file_time, package_name, wheel_bytes
 from ..build_tools.wheel_link import Older, link_for_wheel, run_in
 from ..errors import InputError
-from ..families.arch import ARCHES
+from ..families import family_of
 from ..runtime.package import CORE, LIBRARY, METADATA
 from .licences import Licence, expression, includes_cutlass, licences
 
@@ -110,6 +110,7 @@ def build_wheel(
         "rebuild": rebuild,
         "cuda_runtime": runtime,
         "cutlass": installed_version("nvidia-cutlass") if any(map(includes_cutlass, plan.configs)) else None,
+        "families": {family.name: family.facts.as_json() for family in dict.fromkeys(map(family_of, plan.configs))},
         "kernels": [_kernel_row(config, artifacts[config], sizes[config.key]) for config in plan.configs],
         "files": {file: hashlib.sha256(data).hexdigest() for file, data in linked.files.items()},
         "licences": [{"spdx": x.spdx, "covers": x.covers, "file": f"licenses/{x.file}"} for x in found],
@@ -182,12 +183,10 @@ def _cuda_runtime(configs: Sequence[KernelConfig]) -> str | None:
 
 def _kernel_row(config: KernelConfig, artifact: Artifact, size: int) -> dict[str, Any]:
     parts = artifact.record["parts"]
-    arch = ARCHES[config.arch]
     row = {
         "key": config.key,
         "arch": config.arch,
-        "target": arch.target,
-        "device": arch.device,
+        "family": family_of(config).name,
         "digest": artifact.record["digest"],
         "source_digest": artifact.record["source_digest"],
         "bytes": size,
