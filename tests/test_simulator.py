@@ -15,7 +15,7 @@ import gnaforge
 import numpy as np
 import oracle
 import pytest
-from gnaforge.build.kernels import include_dir
+from gnaforge.build.identity import include_dir
 from gnaforge.build.render import render_kernel, render_library
 from gnaforge.build_tools.toolchain import cxx_compiler
 from gnaforge.families.arch import ARCHES

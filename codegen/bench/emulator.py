@@ -140,12 +140,12 @@ def measure_key(key: str, repeats: int) -> dict[str, Measured]:
     """A kernel of the toolkit on about 256 tokens, one head, half of them per axis in the window.
 
     Raises:
-        InputError, BuildError: as `emulated.emulated_libraries`.
+        InputError, BuildError: as `build.kernels.build_kernels`.
     """
-    from ..build.emulated import emulated_libraries  # the emulator itself needs no kernels
+    from ..build.kernels import find_libraries  # the emulator itself needs no kernels
     from ..runtime.config import KernelConfig
 
-    (library,) = emulated_libraries([KernelConfig.parse(key)]).values()
+    (library,) = find_libraries([KernelConfig.parse(key)], emulated=True).values()
     best: dict[str, Measured] = {}
     for name, options in SCHEDULES.items():
         command = [sys.executable, "-c", _CHILD, key, str(library), str(repeats)]

@@ -8,7 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from ..build.kernels import LIBRARY_FILE, build_kernels
+from ..build.kernels import find_libraries
 from ..errors import InputError
 from ..families.arch import ARCHES, checked
 from ..runtime.bench import DEFAULT_CONTENDERS, REPORT_SCHEMA, make_problem, report
@@ -94,9 +94,8 @@ def run_all(
     configs = {config_of(problem, arch) for problem in problems} if kernel is None else {checked(kernel)}
     if others := {config.arch for config in configs} - {arch}:
         raise InputError(f"--kernel {kernel} is for {others.pop()}, not for --arch {arch}")
-    artifacts, _ = build_kernels(sorted(configs))
-    for artifact in artifacts.values():
-        load_library(artifact.verified(LIBRARY_FILE))
+    for library in find_libraries(sorted(configs)).values():
+        load_library(library)
     return report(problems, contenders, seconds * len(problems), [kernel] * len(problems), device, path)
 
 

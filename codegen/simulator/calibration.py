@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..build.kernels import LIBRARY_FILE, build_kernels
+from ..build.kernels import find_libraries
 from ..errors import InputError
 from ..families.arch import ARCHES
 from ..gna.counts import count_tiles
@@ -180,9 +180,8 @@ def _time_runs(seconds_per_run: float) -> list[Run]:
         for tiles in _TILES
         for dtype in dtypes
     ]
-    artifacts, _ = build_kernels(configs)
-    for artifact in artifacts.values():
-        load_library(artifact.verified(LIBRARY_FILE))
+    for library in find_libraries(configs).values():
+        load_library(library)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
