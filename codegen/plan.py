@@ -14,7 +14,7 @@ from .families import Family, family_of
 from .runtime.config import KernelConfig
 from .runtime.dtypes import DTYPES
 from .simulator.fitting import Fit, fit_workloads
-from .simulator.model import workload_of_shape
+from .simulator.workload import workload_of_shape
 from .spec import KernelEntry, Shape, Spec
 from .spec.yaml import did_you_mean
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from gnaforge.build.kernels import include_dir
+from gnaforge.build.identity import include_dir
 from gnaforge.build_tools.includes import forget_headers, include_closure
 
 

@@ -9,7 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from ..build.kernels import LIBRARY_FILE, build_kernels
+from ..build.kernels import find_libraries
 from ..errors import InputError
 from ..families import Family, choose_family, families_of, require_config, require_target
 from ..runtime.bench import DEFAULT_CONTENDERS, REPORT_SCHEMA, make_problem, report
@@ -17,7 +17,7 @@ from ..runtime.bench_contenders import CONTENDERS, Problem
 from ..runtime.config import OPS, KernelConfig
 from ..runtime.core import load_library
 from ..simulator.fitting import simulate_fitted
-from ..simulator.model import make_workload
+from ..simulator.workload import make_workload
 from ..spec import load_spec
 
 _BYTES_LIMIT = 8e9  # of Q, K and V: beyond it the problem is one for a GPU
@@ -102,9 +102,8 @@ def run_all(
         configs = {require_config(kernel)}
     if others := {config.arch for config in configs} - {arch}:
         raise InputError(f"--kernel {kernel} is for {others.pop()}, not for --arch {arch}")
-    artifacts, _ = build_kernels(sorted(configs))
-    for artifact in artifacts.values():
-        load_library(artifact.verified(LIBRARY_FILE))
+    for library in find_libraries(sorted(configs)).values():
+        load_library(library)
     # Of a named variant each problem has its own kernel; else the one with the least work is taken, whosever it is.
     keys = [kernel if variant is None else config_of(problem, arch, variant).key for problem in problems]
     return report(problems, contenders, seconds * len(problems), keys, require_target(arch).device, path)

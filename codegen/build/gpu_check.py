@@ -8,6 +8,7 @@ from typing import Any
 from ..build_tools.cuda_compiler import kernel_facts, machine_code
 from ..families import family_of
 from ..runtime.config import KernelConfig
+from .library import read_library
 
 
 def check_kernel(config: KernelConfig, folder: Path) -> dict[str, Any]:
@@ -24,8 +25,6 @@ def check_kernel(config: KernelConfig, folder: Path) -> dict[str, Any]:
     facts = kernel_facts(log, demands.spill_bytes if demands else 0)
     code = machine_code(folder)
     counts = demands.check(config, code, facts.registers) if demands else {}
-    from .library_file import read_library
-
     (kernel,) = read_library(folder / "kernel.so")
     return {
         "registers": facts.registers,

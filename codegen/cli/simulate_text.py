@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..simulator.model import Simulation
+from ..simulator.simulation import Simulation
 from .tables import print_table
 
 

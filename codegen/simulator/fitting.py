@@ -15,20 +15,10 @@ from ..families import Family
 from ..gna.axes import Axis, BoolArray, IntArray, Tiling
 from ..gna.counts import axis_counts
 from ..gna.flat import BLOCK
-from .model import (
-    Costs,
-    Flat,
-    Floats,
-    Simulation,
-    Tiles,
-    Workload,
-    check_tiling,
-    costs,
-    family_for,
-    model_time,
-    refusal,
-    simulate_tiles,
-)
+from .cost import Costs, Floats, Tiles, costs
+from .simulation import Flat, Simulation, check_tiling, family_for, refusal, simulate_tiles
+from .time import model_time
+from .workload import Workload
 
 Objective = Literal["time", "work"]
 """What is best: the least modelled time (of tiles within 1 % of it, those with the least work), or the least work (of
