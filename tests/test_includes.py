@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from gnaforge.build.kernels import include_dir
+from gnaforge.build.identity import include_dir
 from gnaforge.build_tools.includes import forget_headers, include_closure
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 from gnaforge.build import kernels as building
-from gnaforge.build.emulated import emulated_libraries
-from gnaforge.build.kernels import build_kernels, include_dir
+from gnaforge.build.identity import include_dir
+from gnaforge.build.kernels import build_kernels, find_libraries
 from gnaforge.build_tools import includes
 from gnaforge.build_tools.cuda_compiler import kernel_facts
 from gnaforge.build_tools.sass import HGMMA_REGISTERS, HGMMA_SHARED, MUFU, Sass, read_cubin
@@ -29,7 +29,7 @@ MODES = {"eager": "round-robin", "lazy": "depth-first", "random": "random"}
 @pytest.fixture(scope="module")
 def libraries(session_cache: Path) -> dict[KernelConfig, Path]:
     try:
-        return emulated_libraries(CONFIGS)
+        return find_libraries(CONFIGS, emulated=True)
     except BuildError as error:
         if "no CUDA compiler" in str(error):
             pytest.skip(str(error))

@@ -14,8 +14,8 @@ import oracle
 import pytest
 import torch
 from gnaforge.build import kernels as building
-from gnaforge.build.emulated import emulated_libraries
-from gnaforge.build.kernels import include_dir
+from gnaforge.build.identity import include_dir
+from gnaforge.build.kernels import find_libraries
 from gnaforge.build_tools import includes
 from gnaforge.build_tools.cuda import find_nvcc
 from gnaforge.build_tools.emulator import EmulationError
@@ -60,7 +60,7 @@ def changed_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[
         monkeypatch.setattr(building, "include_dir", lambda: headers)
         includes.forget_headers()
         config = KernelConfig.parse(SMALL)
-        return emulated_libraries([config])[config]
+        return find_libraries([config], emulated=True)[config]
 
     yield make
     includes.forget_headers()

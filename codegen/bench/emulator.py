@@ -1,4 +1,4 @@
-"""``python -m gnaforge.build_tools.emulator.benchmark``: how fast the emulator runs kernels, by schedule.
+"""``python -m gnaforge.bench.emulator``: how fast the emulator runs kernels, by schedule.
 
 Runs a small kernel of its own (loads, stores, shared memory, barriers and arithmetic), then kernels of the toolkit by
 their keys. Times are the processor's, the best of several runs; ratios are against the first schedule.
@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...errors import BuildError, GnaforgeError
-from .module import Counters, Options, load
+from ..build_tools.emulator.module import Counters, Options, load
+from ..errors import BuildError, GnaforgeError
 
 SCHEDULES = {
     "without checks": Options(checks=False),
@@ -140,12 +140,12 @@ def measure_key(key: str, repeats: int) -> dict[str, Measured]:
     """A kernel of the toolkit on about 256 tokens, one head, half of them per axis in the window.
 
     Raises:
-        InputError, BuildError: as `emulated.emulated_libraries`.
+        InputError, BuildError: as `build.kernels.build_kernels`.
     """
-    from ...build.emulated import emulated_libraries  # the emulator itself needs no kernels
-    from ...runtime.config import KernelConfig
+    from ..build.kernels import find_libraries  # the emulator itself needs no kernels
+    from ..runtime.config import KernelConfig
 
-    (library,) = emulated_libraries([KernelConfig.parse(key)]).values()
+    (library,) = find_libraries([KernelConfig.parse(key)], emulated=True).values()
     best: dict[str, Measured] = {}
     for name, options in SCHEDULES.items():
         command = [sys.executable, "-c", _CHILD, key, str(library), str(repeats)]
@@ -173,7 +173,7 @@ def report(best: dict[str, Measured]) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m gnaforge.build_tools.emulator.benchmark", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m gnaforge.bench.emulator", description=__doc__)
     parser.add_argument(
         "keys",
         nargs="*",

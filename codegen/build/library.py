@@ -10,8 +10,8 @@ from typing import Any
 
 from ..errors import InputError
 from . import abi
-from .kernels import RECORD_FILE
 
+RECORD_FILE = "build.json"
 _ELF_HEADER = struct.Struct("<16s2xH4x8x8xQ4x2x4xHH2x")
 
 
