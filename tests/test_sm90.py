@@ -178,11 +178,11 @@ def test_a_wait_above_the_softmax_fails_the_build(
     """The loop without its rotation: ptxas does what the rotation is there to prevent, and the check sees it."""
     headers = tmp_path / "include"
     shutil.copytree(include_dir(), headers)
-    consumer = headers / "gnaforge" / "sm90" / "consumer.h"
+    consumer = headers / "gnaforge" / "sm90" / "forward" / "consumer.h"
     text = consumer.read_text()
     after = "      release_and_mask(j >= interior);\n      softmax.step(scores, params.scale_log2);\n"
     assert text.count(after) == 1
-    consumer.write_text(text.replace(after, after + "      wgmma_wait<0>();\n      hold(out);\n"))
+    consumer.write_text(text.replace(after, after + "      ptx::wgmma_wait<0>();\n      ptx::hold(out);\n"))
     monkeypatch.setattr(building, "include_dir", lambda: headers)
     includes.forget_headers()
     try:

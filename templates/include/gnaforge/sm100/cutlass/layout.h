@@ -2,13 +2,13 @@
 #pragma once
 
 #include "gnaforge/abi.h"
-#include "gnaforge/problem.h"
-#include "gnaforge/sm90/layout.h"
+#include "gnaforge/gna/axis.h"
+#include "gnaforge/gpu/shared_memory.h"
 
 namespace gnaforge::sm100 {
 
-using sm90::chunk_channels;
-using sm90::row_bytes;
+using gpu::chunk_channels;
+using gpu::row_bytes;
 
 /// The tile of CUTLASS's example 77, which is fixed: two halves of query rows, which share the keys.
 constexpr int halves = 2;
@@ -52,7 +52,7 @@ struct HalfTile {
   static_assert(volume <= half_rows, "a half of the Q tile has at most 128 queries");
 };
 
-/// `Config` is as in entry.h. What sm90's host part wants to know is named as there.
+/// `Config` is as in entry.h; what the host part wants to know is named in gpu/host.h.
 template <class Config>
 struct Layout {
   using QTile = typename Config::QTile;
@@ -92,7 +92,7 @@ struct Layout {
   static constexpr int state_offset = out_offset + halves * half_bytes + barrier_bytes;
   static constexpr int state_bytes = 1024;  ///< Of the masks; see cutlass/mask.h.
   static constexpr int shared_bytes = state_offset + state_bytes;
-  static_assert(shared_bytes <= sm90::shared_memory_limit, "the tiles fit shared memory");
+  static_assert(shared_bytes <= gpu::shared_memory_limit, "the tiles fit shared memory");
 
   static constexpr int threads = 512;
   static constexpr int blocks_per_processor = 1;

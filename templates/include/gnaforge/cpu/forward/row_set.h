@@ -2,7 +2,7 @@
 // it. Host only.
 #pragma once
 
-#include "gnaforge/window.h"
+#include "gnaforge/gna/window.h"
 
 namespace gnaforge::cpu {
 

@@ -1,25 +1,25 @@
 // The sm90 forward kernel: one warpgroup loads, the others compute. Device only.
 #pragma once
 
-#include "gnaforge/sm90/consumer.h"
-#include "gnaforge/sm90/producer.h"
+#include "gnaforge/sm90/forward/consumer.h"
+#include "gnaforge/sm90/forward/producer.h"
 
 namespace gnaforge::sm90 {
 
 template <class Config>
-__device__ __forceinline__ void init_barriers(SharedAddress shared) {
+__device__ __forceinline__ void init_barriers(ptx::SharedAddress shared) {
   using L = Layout<Config>;
   constexpr int warps = L::warpgroups * 4;
   constexpr int storing_threads = L::out_by_warpgroup ? L::warpgroups : 1;
-  mbarrier_init(shared + L::q_full, 1);
-  mbarrier_init(shared + L::q_empty, L::out_apart ? warps : storing_threads);
+  ptx::mbarrier_init(shared + L::q_full, 1);
+  ptx::mbarrier_init(shared + L::q_empty, L::out_apart ? warps : storing_threads);
   for (int stage = 0; stage < L::stages; ++stage) {
-    mbarrier_init(shared + L::k_full + 8 * stage, 1);
-    mbarrier_init(shared + L::v_full + 8 * stage, 1);
-    mbarrier_init(shared + L::k_empty + 8 * stage, warps);
-    mbarrier_init(shared + L::v_empty + 8 * stage, warps);
+    ptx::mbarrier_init(shared + L::k_full + 8 * stage, 1);
+    ptx::mbarrier_init(shared + L::v_full + 8 * stage, 1);
+    ptx::mbarrier_init(shared + L::k_empty + 8 * stage, warps);
+    ptx::mbarrier_init(shared + L::v_empty + 8 * stage, warps);
   }
-  fence_mbarrier_init();
+  ptx::fence_mbarrier_init();
 }
 
 template <int Threads>
@@ -40,19 +40,19 @@ __device__ __forceinline__ void clear_padding(unsigned char* memory) {
                         (L::rows - volume) * row_bytes);
   if constexpr (channels)
     clear<L::threads>(memory + L::out_offset + (L::v_chunks - 1) * L::q_chunk_bytes, volume * row_bytes);
-  if constexpr (volume < L::rows || channels) fence_shared_to_async();
+  if constexpr (volume < L::rows || channels) ptx::fence_shared_to_async();
 }
 
 template <class Config, class Mma>
-__device__ __forceinline__ void forward(const Params<Config::QTile::rank>& params) {
+__device__ __forceinline__ void forward(const gpu::Params<Config::QTile::rank>& params) {
   using L = Layout<Config>;
   extern __shared__ __align__(1024) unsigned char memory[];
-  const SharedAddress shared = shared_address(memory);
+  const ptx::SharedAddress shared = ptx::shared_address(memory);
   if (threadIdx.x == 0) {
-    prefetch_map(&params.maps[0].q);
-    prefetch_map(&params.maps[0].k);
-    prefetch_map(&params.maps[0].v);
-    prefetch_map(&params.maps[0].out);
+    ptx::prefetch_map(&params.maps[0].q);
+    ptx::prefetch_map(&params.maps[0].k);
+    ptx::prefetch_map(&params.maps[0].v);
+    ptx::prefetch_map(&params.maps[0].out);
     init_barriers<Config>(shared);
   }
   clear_padding<Config>(memory);
@@ -60,10 +60,10 @@ __device__ __forceinline__ void forward(const Params<Config::QTile::rank>& param
   // The same in all lanes, and so the compiler knows.
   const int warpgroup = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / warpgroup_threads, 0);
   if (warpgroup == 0) {
-    if constexpr (L::shares_registers) registers_down<L::producer_registers>();
+    if constexpr (L::shares_registers) ptx::registers_down<L::producer_registers>();
     if (threadIdx.x == 0) Producer<Config>{params, shared}.run();
   } else {
-    if constexpr (L::shares_registers) registers_up<L::consumer_registers>();
+    if constexpr (L::shares_registers) ptx::registers_up<L::consumer_registers>();
     Consumer<Config, Mma>{params, shared, warpgroup - 1}.run();
   }
 }

@@ -1,5 +1,4 @@
-// The entry of a forward kernel of sm90, or of another arch that takes the same Params: checks a call, encodes tensor
-// maps, launches. Host only.
+// The entry of a forward kernel that takes Params: checks a call, encodes tensor maps, launches. Host only.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -8,12 +7,11 @@
 #include <cstdint>
 
 #include "gnaforge/entry.h"
-#include "gnaforge/sm90/layout.h"
-#include "gnaforge/sm90/maps.h"
-#include "gnaforge/sm90/params.h"
-#include "gnaforge/tiles.h"
+#include "gnaforge/gpu/maps.h"
+#include "gnaforge/gpu/params.h"
+#include "gnaforge/gna/tiles.h"
 
-namespace gnaforge::sm90 {
+namespace gnaforge::gpu {
 
 // The emulator runs on the caller's memory, so its builds take CPU tensors.
 #if defined(GNAFORGE_EMULATED)
@@ -22,8 +20,16 @@ constexpr gnaforge_device tensor_device = GNAFORGE_CPU;
 constexpr gnaforge_device tensor_device = GNAFORGE_CUDA;
 #endif
 
-/// `Config` is as in entry.h, and has `static const void* kernel()`, the kernel as the runtime knows it. `L` is its
-/// Layout.
+/// `Config` is as in entry.h, and has `static const void* kernel()`, the kernel as the runtime knows it. `L` is what the
+/// family makes of it, its Layout:
+///   rank, head_dim, value_head_dim;          // of Config, value_head_dim as it is and not 0
+///   runs_on(major, minor), needs;            // compute capabilities, and how a refusal names them
+///   max_tiles;                               // Q tiles of one launch, at most
+///   rows, columns;                           // of the products for a Q tile and a KV tile, with padding
+///   may_fold;                                // whether heads may be folded into the maps' channels; see maps.h
+///   q_box(axis), out_box(axis);              // what one copy loads of Q, and stores of the output
+///   threads, shared_bytes;                   // of a thread block
+///   blocks_per_processor;                    // that fit a multiprocessor
 template <class Config, class L>
 struct Entry {
   using QTile = typename Config::QTile;
@@ -230,11 +236,11 @@ struct Entry {
   }
 };
 
-template <class Config, class L = Layout<Config>>
+template <class Config, class L>
 constexpr gnaforge_entry make_entry() {
   using E = Entry<Config, L>;
   return {sizeof(gnaforge_entry), L::threads,      L::shared_bytes, GNAFORGE_CUDA, Config::key, E::can_run,
           E::workspace_bytes,     E::visited_work, E::run};
 }
 
-}  // namespace gnaforge::sm90
+}  // namespace gnaforge::gpu

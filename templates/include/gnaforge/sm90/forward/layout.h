@@ -4,16 +4,15 @@
 #include <cstdint>
 
 #include "gnaforge/abi.h"
-#include "gnaforge/problem.h"
+#include "gnaforge/gna/axis.h"
+#include "gnaforge/gpu/shared_memory.h"
 
 namespace gnaforge::sm90 {
 
-constexpr int shared_memory_limit = 227 * 1024;
-constexpr int half_shared_memory_limit = 113 * 1024;  ///< Of two blocks on one multiprocessor; each takes 1 KB more.
+using gpu::chunk_channels;
+using gpu::row_bytes;
 
-/// Channels of one tensor copy: a row of 128 bytes, the span of the swizzle.
-constexpr int chunk_channels = 64;
-constexpr int row_bytes = 128;
+constexpr int half_shared_memory_limit = 113 * 1024;  ///< Of two blocks on one multiprocessor; each takes 1 KB more.
 
 /// Rows of one wgmma, and so of one consumer warpgroup.
 constexpr int warpgroup_rows = 64;
@@ -54,7 +53,7 @@ struct Layout {
   /// its softmax runs or its output leaves.
   static constexpr int blocks_per_processor =
       warpgroups == 1 && q_bytes + out_bytes + 2 * (k_bytes + v_bytes) + barrier_bytes <= half_shared_memory_limit ? 2 : 1;
-  static constexpr int block_limit = blocks_per_processor == 2 ? half_shared_memory_limit : shared_memory_limit;
+  static constexpr int block_limit = blocks_per_processor == 2 ? half_shared_memory_limit : gpu::shared_memory_limit;
 
   /// Room of its own lets the next Q load while this output is stored; without, the output takes the place of Q.
   static constexpr bool out_apart = q_bytes + out_bytes + 2 * (k_bytes + v_bytes) + barrier_bytes <= block_limit;
@@ -69,7 +68,7 @@ struct Layout {
   static constexpr int v_offset = k_offset + stages * k_bytes;
   static constexpr int barrier_offset = v_offset + stages * v_bytes;
   static constexpr int shared_bytes = barrier_offset + barrier_bytes;
-  static_assert(shared_bytes <= shared_memory_limit, "the tiles don't fit shared memory");
+  static_assert(shared_bytes <= gpu::shared_memory_limit, "the tiles don't fit shared memory");
 
   // Barriers, 8 bytes each.
   static constexpr int q_full = barrier_offset;

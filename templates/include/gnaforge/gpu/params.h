@@ -5,9 +5,9 @@
 
 #include <cstdint>
 
-#include "gnaforge/problem.h"
+#include "gnaforge/gna/axis.h"
 
-namespace gnaforge::sm90 {
+namespace gnaforge::gpu {
 
 /// What one slice is read and written by: a dilation group of all batch entries or of one (see maps.h). Maps hold base
 /// addresses and strides, so positions are within the group.
@@ -46,4 +46,4 @@ struct Params {
 };
 static_assert(sizeof(Params<3>) <= 4096, "room for parameters");
 
-}  // namespace gnaforge::sm90
+}  // namespace gnaforge::gpu

@@ -3,7 +3,7 @@
 // Positions are within a dilation group (see group_axis). Host and device, no torch, no STL.
 #pragma once
 
-#include "gnaforge/problem.h"
+#include "gnaforge/gna/axis.h"
 
 namespace gnaforge {
 

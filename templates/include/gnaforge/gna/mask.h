@@ -2,7 +2,7 @@
 // mask is a few bit fields, one per axis, combined with AND. Host and device, no torch, no STL.
 #pragma once
 
-#include "gnaforge/window.h"
+#include "gnaforge/gna/window.h"
 
 namespace gnaforge {
 

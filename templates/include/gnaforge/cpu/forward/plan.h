@@ -4,8 +4,8 @@
 #include <cstdint>
 
 #include "gnaforge/abi.h"
-#include "gnaforge/problem.h"
-#include "gnaforge/tiles.h"
+#include "gnaforge/gna/axis.h"
+#include "gnaforge/gna/tiles.h"
 
 namespace gnaforge::cpu {
 

@@ -12,9 +12,9 @@
 #include <cstdint>
 
 #include "gnaforge/entry.h"
-#include "gnaforge/sm90/layout.h"
+#include "gnaforge/gpu/shared_memory.h"
 
-namespace gnaforge::sm90 {
+namespace gnaforge::gpu {
 
 constexpr int element_bytes = 2;
 
@@ -108,4 +108,4 @@ CUresult encode_map(EncodeTiled encode, CUtensorMap& map, const gnaforge_tensor&
                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
 }
 
-}  // namespace gnaforge::sm90
+}  // namespace gnaforge::gpu

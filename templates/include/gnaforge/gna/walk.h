@@ -1,7 +1,7 @@
 // The tiles of a TileList one after the other, without divisions. Host and device, no torch, no STL.
 #pragma once
 
-#include "gnaforge/tiles.h"
+#include "gnaforge/gna/tiles.h"
 
 namespace gnaforge {
 

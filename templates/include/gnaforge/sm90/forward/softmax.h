@@ -1,8 +1,8 @@
 // Online softmax of the two rows that a thread shares with three others. Device only.
 #pragma once
 
-#include "gnaforge/problem.h"
-#include "gnaforge/sm90/ptx.h"
+#include "gnaforge/gna/axis.h"
+#include "gnaforge/ptx/math.h"
 
 namespace gnaforge::sm90 {
 
@@ -37,15 +37,15 @@ struct Softmax {
       top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
       // A row that has seen no key yet: infinity minus infinity must not occur.
       const float shift = top == -INFINITY ? 0.0f : top * scale;
-      rescale[r] = exp2_fast(fmaf(max[r], scale, -shift));
+      rescale[r] = ptx::exp2_fast(fmaf(max[r], scale, -shift));
       max[r] = top;
       float even = sum[r] * rescale[r], odd = 0;
 #pragma unroll
       for (int i = 0; i < N / 4; ++i) {
         float& a = scores[element(i, r, 0)];
         float& b = scores[element(i, r, 1)];
-        a = exp2_fast(fmaf(a, scale, -shift));
-        b = exp2_fast(fmaf(b, scale, -shift));
+        a = ptx::exp2_fast(fmaf(a, scale, -shift));
+        b = ptx::exp2_fast(fmaf(b, scale, -shift));
         even += a;
         odd += b;
       }

@@ -1,9 +1,12 @@
 // The warpgroups that compute: each has 64 rows of the Q tile. Device only.
 #pragma once
 
-#include "gnaforge/sm90/fragment_mask.h"
-#include "gnaforge/sm90/producer.h"
-#include "gnaforge/sm90/softmax.h"
+#include "gnaforge/ptx/barrier.h"
+#include "gnaforge/ptx/marker.h"
+#include "gnaforge/ptx/wgmma.h"
+#include "gnaforge/sm90/forward/fragment_mask.h"
+#include "gnaforge/sm90/forward/producer.h"
+#include "gnaforge/sm90/forward/softmax.h"
 
 namespace gnaforge::sm90 {
 
@@ -21,72 +24,72 @@ struct Consumer {
   static constexpr int turn_barrier = 1;  ///< First of one named barrier per warpgroup.
   static constexpr int out_barrier = turn_barrier + L::warpgroups;
 
-  const Params<rank>& params;
-  SharedAddress shared;
+  const gpu::Params<rank>& params;
+  ptx::SharedAddress shared;
   int warpgroup;
 
   __device__ __forceinline__ int thread() const { return threadIdx.x % warpgroup_threads; }
   __device__ __forceinline__ int lane() const { return threadIdx.x % 32; }
-  __device__ __forceinline__ int first_row() const { return warpgroup * warpgroup_rows + thread_again() % warpgroup_threads / 32 * 16; }
+  __device__ __forceinline__ int first_row() const { return warpgroup * warpgroup_rows + ptx::reload_thread_index() % warpgroup_threads / 32 * 16; }
 
   __device__ __forceinline__ void wait(int barriers, RingPosition at) const {
-    mbarrier_wait(shared + barriers + 8 * at.stage, at.parity);
+    ptx::mbarrier_wait(shared + barriers + 8 * at.stage, at.parity);
   }
 
   /// One arrival per warp.
   __device__ __forceinline__ void release(int barrier) const {
-    if (lane() == 0) mbarrier_arrive(shared + barrier);
+    if (lane() == 0) ptx::mbarrier_arrive(shared + barrier);
   }
 
   // Warpgroups take turns at issuing products, so that the tensor cores work on one's while another computes its
   // softmax.
   __device__ __forceinline__ void await_turn() const {
-    if constexpr (L::warpgroups > 1) barrier_sync(turn_barrier + warpgroup, 2 * warpgroup_threads);
+    if constexpr (L::warpgroups > 1) ptx::barrier_sync(turn_barrier + warpgroup, 2 * warpgroup_threads);
   }
   __device__ __forceinline__ void pass_turn() const {
     if constexpr (L::warpgroups > 1)
-      barrier_arrive(turn_barrier + (warpgroup + 1 == L::warpgroups ? 0 : warpgroup + 1), 2 * warpgroup_threads);
+      ptx::barrier_arrive(turn_barrier + (warpgroup + 1 == L::warpgroups ? 0 : warpgroup + 1), 2 * warpgroup_threads);
   }
 
   /// Issues scores = Q K^T.
   __device__ __forceinline__ void multiply_qk(float (&scores)[score_registers], int stage) const {
-    const std::uint64_t q = descriptor(shared + L::q_offset + warpgroup * warpgroup_rows * row_bytes, 16);
-    const std::uint64_t k = descriptor(shared + L::k_offset + stage * L::k_bytes, 16);
-    hold(scores);
-    wgmma_fence();
+    const std::uint64_t q = ptx::descriptor(shared + L::q_offset + warpgroup * warpgroup_rows * row_bytes, 16);
+    const std::uint64_t k = ptx::descriptor(shared + L::k_offset + stage * L::k_bytes, 16);
+    ptx::hold(scores);
+    ptx::wgmma_fence();
 #pragma unroll
     for (int step = 0; step < ceil_div(L::head_dim, 16); ++step) {
       const int chunk = step / 4, within = step % 4 * 32;
       Mma::scores(scores, q + (chunk * L::q_chunk_bytes + within) / 16, k + (chunk * L::kv_chunk_bytes + within) / 16,
                   step > 0);
     }
-    wgmma_commit();
-    hold(scores);
+    ptx::wgmma_commit();
+    ptx::hold(scores);
   }
 
   /// Issues out += P V.
   __device__ __forceinline__ void multiply_pv(float (&out)[out_registers],
                                               std::uint32_t (&probabilities)[probability_registers], int stage) const {
-    const std::uint64_t v = descriptor(shared + L::v_offset + stage * L::v_bytes, L::kv_chunk_bytes);
-    hold(probabilities);
-    hold(out);
-    wgmma_fence();
+    const std::uint64_t v = ptx::descriptor(shared + L::v_offset + stage * L::v_bytes, L::kv_chunk_bytes);
+    ptx::hold(probabilities);
+    ptx::hold(out);
+    ptx::wgmma_fence();
 #pragma unroll
     for (int step = 0; step < L::columns / 16; ++step)
       Mma::values(out, probabilities + 4 * step, v + step * 16 * row_bytes / 16);
-    wgmma_commit();
-    hold(out);
-    hold(probabilities);
+    ptx::wgmma_commit();
+    ptx::hold(out);
+    ptx::hold(probabilities);
   }
 
   __device__ __forceinline__ void round(std::uint32_t (&probabilities)[probability_registers],
                                         const float (&scores)[score_registers]) const {
 #pragma unroll
     for (int i = 0; i < probability_registers; ++i)
-      probabilities[i] = pack<L::bf16>(scores[2 * i], scores[2 * i + 1]);
+      probabilities[i] = ptx::pack<L::bf16>(scores[2 * i], scores[2 * i + 1]);
   }
 
-  __device__ __forceinline__ void store_log_sum_exp(const TileFacts<rank>& work, const Softmax& softmax) const {
+  __device__ __forceinline__ void store_log_sum_exp(const gpu::TileFacts<rank>& work, const Softmax& softmax) const {
     float* const log_sum_exp = params.log_sum_exp[work.slice];
     if (log_sum_exp == nullptr || lane() % 4 != 0) return;
 #pragma unroll
@@ -106,9 +109,9 @@ struct Consumer {
 
   __device__ __forceinline__ void sync_out() const {
     if constexpr (L::out_by_warpgroup)
-      barrier_sync(out_barrier + warpgroup, warpgroup_threads);
+      ptx::barrier_sync(out_barrier + warpgroup, warpgroup_threads);
     else
-      barrier_sync(out_barrier, L::warpgroups * warpgroup_threads);
+      ptx::barrier_sync(out_barrier, L::warpgroups * warpgroup_threads);
   }
 
   __device__ __forceinline__ bool stores_out() const {
@@ -116,18 +119,18 @@ struct Consumer {
   }
 
   /// Normalises the output, rounds it, and stores it by way of shared memory; the copy clips at the tensor's borders.
-  __device__ __forceinline__ void store_out(const TileFacts<rank>& work, const Softmax& softmax,
+  __device__ __forceinline__ void store_out(const gpu::TileFacts<rank>& work, const Softmax& softmax,
                                             float (&out)[out_registers]) const {
     const float inverse[2] = {1 / softmax.sum[0], 1 / softmax.sum[1]};
     if constexpr (L::out_apart) {
-      if (stores_out()) bulk_wait_read();
+      if (stores_out()) ptx::bulk_wait_read();
     }
     // Nobody reads any more what the output overwrites: the store of the last one or, where it takes the place of Q, a
     // product's part that is another warp's, which PTX doesn't say that this warp has waited for.
     sync_out();
-    const SharedAddress region = shared + L::out_offset;
+    const ptx::SharedAddress region = shared + L::out_offset;
     const int row = first_row() + lane() % 16;
-    const SharedAddress line = region + row * row_bytes;
+    const ptx::SharedAddress line = region + row * row_bytes;
 #pragma unroll
     for (int c = 0; c < ceil_div(out_registers, 8); ++c) {  // 16 channels each, or the last 8
       const int groups = min_int(2, out_registers / 4 - 2 * c);
@@ -136,15 +139,15 @@ struct Consumer {
       for (int g = 0; g < groups; ++g)
 #pragma unroll
         for (int r = 0; r < 2; ++r)
-          parts[2 * g + r] = pack<L::bf16>(out[element(2 * c + g, r, 0)] * inverse[r], out[element(2 * c + g, r, 1)] * inverse[r]);
+          parts[2 * g + r] = ptx::pack<L::bf16>(out[element(2 * c + g, r, 0)] * inverse[r], out[element(2 * c + g, r, 1)] * inverse[r]);
       const int piece = c % 4 * 2 + lane() / 16;  // of 16 bytes
       if (groups == 2)
-        store_matrices(line + c / 4 * L::q_chunk_bytes + ((piece ^ (row % 8)) << 4), parts[0], parts[1], parts[2],
+        ptx::store_matrices(line + c / 4 * L::q_chunk_bytes + ((piece ^ (row % 8)) << 4), parts[0], parts[1], parts[2],
                        parts[3]);
       else  // addresses come from lanes 0 to 15
-        store_matrices(line + c / 4 * L::q_chunk_bytes + (((c % 4 * 2) ^ (row % 8)) << 4), parts[0], parts[1]);
+        ptx::store_matrices(line + c / 4 * L::q_chunk_bytes + (((c % 4 * 2) ^ (row % 8)) << 4), parts[0], parts[1]);
     }
-    fence_shared_to_async();
+    ptx::fence_shared_to_async();
     sync_out();
     if (stores_out()) {
       int token[rank];
@@ -154,38 +157,38 @@ struct Consumer {
       const int skipped = L::out_by_warpgroup ? warpgroup * warpgroup_rows * row_bytes : 0;
 #pragma unroll
       for (int c = 0; c < L::v_chunks; ++c) {
-        int at[map_rank(rank)];
-        map_coordinates<rank>(at, params.folded, L::value_head_dim, c * chunk_channels, work.head, token, work.batch);
-        tensor_store(&params.maps[work.slice].out, region + skipped + c * L::q_chunk_bytes, at);
+        int at[gpu::map_rank(rank)];
+        gpu::map_coordinates<rank>(at, params.folded, L::value_head_dim, c * chunk_channels, work.head, token, work.batch);
+        ptx::tensor_store(&params.maps[work.slice].out, region + skipped + c * L::q_chunk_bytes, at);
       }
-      bulk_commit();
+      ptx::bulk_commit();
       if constexpr (!L::out_apart) {
-        bulk_wait_read();
-        mbarrier_arrive(shared + L::q_empty);
+        ptx::bulk_wait_read();
+        ptx::mbarrier_arrive(shared + L::q_empty);
       }
     }
   }
 
   /// One Q tile, whose facts are in `slot`; `at` is where its first KV tile is in the ring, and then where the next
   /// one's will be.
-  __device__ __forceinline__ void tile(SharedAddress slot, RingPosition& at) const {
+  __device__ __forceinline__ void tile(ptx::SharedAddress slot, RingPosition& at) const {
     float scores[score_registers], out[out_registers];
     std::uint32_t probabilities[probability_registers];
     Softmax softmax;
     RowWindows<Config> windows;
     int interior, count;
     {
-      const TileFacts<rank> work = TileFacts<rank>::load(slot);
+      const gpu::TileFacts<rank> work = gpu::TileFacts<rank>::load(slot);
       interior = work.interior;
       count = work.count;
       if (interior < count) windows.compute(params, work, first_row());
     }
     // Of the tile whose scores are ready: frees K, masks.
     const auto release_and_mask = [&](bool shell) {
-      const int4 first_key = load_shared(shared + L::origins + 16 * at.stage);
+      const int4 first_key = ptx::load_shared(shared + L::origins + 16 * at.stage);
       release(L::k_empty + 8 * at.stage);
       if (!shell) return;
-      mark<Marker::tile_is_shell>();
+      ptx::mark<ptx::Marker::tile_is_shell>();
       const int keys[3] = {first_key.x, first_key.y, first_key.z};
       int origin[rank];
 #pragma unroll
@@ -193,12 +196,12 @@ struct Consumer {
       windows.apply(scores, params, slot, first_row(), origin);
     };
 
-    mark<Marker::tile_begins>();
+    ptx::mark<ptx::Marker::tile_begins>();
     softmax.begin();
     wait(L::k_full, at);
     multiply_qk(scores, at.stage);
-    wgmma_wait<0>();
-    hold(scores);
+    ptx::wgmma_wait<0>();
+    ptx::hold(scores);
     release_and_mask(interior == 0);
     softmax.step(scores, params.scale_log2);
 #pragma unroll
@@ -207,12 +210,12 @@ struct Consumer {
     int last_stage = -1;  // whose V the product under way reads
 #pragma unroll 1
     for (int j = 1; j < count; ++j) {
-      mark<Marker::tile_begins>();  // of this tile, and the product with V of the one before
+      ptx::mark<ptx::Marker::tile_begins>();  // of this tile, and the product with V of the one before
       // The loop is rotated: were this wait at the end of the body, ptxas would move it above the softmax, and the
       // product with V would overlap with nothing.
-      wgmma_wait<0>();
-      hold(out);
-      hold(probabilities);
+      ptx::wgmma_wait<0>();
+      ptx::hold(out);
+      ptx::hold(probabilities);
       if (last_stage >= 0) release(L::v_empty + 8 * last_stage);
       round(probabilities, scores);
       softmax.apply(out);
@@ -225,26 +228,26 @@ struct Consumer {
       wait(L::v_full, current);
       multiply_pv(out, probabilities, current.stage);
       pass_turn();
-      wgmma_wait<1>();
-      hold(scores);
+      ptx::wgmma_wait<1>();
+      ptx::hold(scores);
       release_and_mask(j >= interior);
       softmax.step(scores, params.scale_log2);
     }
-    wgmma_wait<0>();
-    hold(out);
-    hold(probabilities);
+    ptx::wgmma_wait<0>();
+    ptx::hold(out);
+    ptx::hold(probabilities);
     if (last_stage >= 0) release(L::v_empty + 8 * last_stage);
     if constexpr (L::out_apart) release(L::q_empty);
     round(probabilities, scores);
     softmax.apply(out);
     wait(L::v_full, at);
     multiply_pv(out, probabilities, at.stage);
-    mark<Marker::tile_ends>();
+    ptx::mark<ptx::Marker::tile_ends>();
     softmax.finish();
-    const TileFacts<rank> work = TileFacts<rank>::load(slot);
+    const gpu::TileFacts<rank> work = gpu::TileFacts<rank>::load(slot);
     store_log_sum_exp(work, softmax);
-    wgmma_wait<0>();
-    hold(out);
+    ptx::wgmma_wait<0>();
+    ptx::hold(out);
     release(L::v_empty + 8 * at.stage);
     at.template advance<L::stages>();
     store_out(work, softmax, out);
@@ -256,11 +259,11 @@ struct Consumer {
     // The first turn is warpgroup 0's.
     if (L::warpgroups > 1 && warpgroup == L::warpgroups - 1) pass_turn();
     for (int index = blockIdx.x; index < params.tiles(); index += gridDim.x) {
-      mbarrier_wait(shared + L::q_full, q_parity);
+      ptx::mbarrier_wait(shared + L::q_full, q_parity);
       tile(shared + L::work_slots + 32 * q_parity, at);
       q_parity ^= 1;
     }
-    if (stores_out()) bulk_wait();
+    if (stores_out()) ptx::bulk_wait();
   }
 };
 

@@ -1,12 +1,11 @@
 // One Q tile of one head: where it lies and which KV tiles it visits. Device only.
 #pragma once
 
-#include "gnaforge/sm90/layout.h"
-#include "gnaforge/sm90/params.h"
-#include "gnaforge/sm90/ptx.h"
-#include "gnaforge/walk.h"
+#include "gnaforge/gpu/params.h"
+#include "gnaforge/ptx/shared.h"
+#include "gnaforge/gna/walk.h"
 
-namespace gnaforge::sm90 {
+namespace gnaforge::gpu {
 
 template <class Config>
 struct Work {
@@ -52,14 +51,14 @@ struct TileFacts {
   int interior, count;  ///< KV tiles, as in TileList.
 
   template <class Config>
-  static __device__ __forceinline__ void store(SharedAddress slot, const Work<Config>& work) {
+  static __device__ __forceinline__ void store(ptx::SharedAddress slot, const Work<Config>& work) {
     const int* q = work.q_begin;
-    store_shared(slot, q[0], Rank > 1 ? q[min_int(1, Rank - 1)] : 0, Rank > 2 ? q[Rank - 1] : 0, work.head);
-    store_shared(slot + 16, work.batch, work.list.interior, work.list.count, work.slice);
+    ptx::store_shared(slot, q[0], Rank > 1 ? q[min_int(1, Rank - 1)] : 0, Rank > 2 ? q[Rank - 1] : 0, work.head);
+    ptx::store_shared(slot + 16, work.batch, work.list.interior, work.list.count, work.slice);
   }
 
-  static __device__ __forceinline__ TileFacts load(SharedAddress slot) {
-    const int4 a = load_shared(slot), b = load_shared(slot + 16);
+  static __device__ __forceinline__ TileFacts load(ptx::SharedAddress slot) {
+    const int4 a = ptx::load_shared(slot), b = ptx::load_shared(slot + 16);
     const int q[3] = {a.x, a.y, a.z};
     TileFacts facts;
 #pragma unroll
@@ -96,4 +95,4 @@ __device__ __forceinline__ void map_coordinates(int (&at)[map_rank(Rank)], bool 
   }
 }
 
-}  // namespace gnaforge::sm90
+}  // namespace gnaforge::gpu

@@ -1,8 +1,10 @@
 // The warpgroup that loads: one thread issues the tensor copies of Q, K and V. Device only.
 #pragma once
 
-#include "gnaforge/sm90/ptx.h"
-#include "gnaforge/sm90/work.h"
+#include "gnaforge/gpu/work.h"
+#include "gnaforge/ptx/mbarrier.h"
+#include "gnaforge/ptx/tma.h"
+#include "gnaforge/sm90/forward/layout.h"
 
 namespace gnaforge::sm90 {
 
@@ -26,32 +28,32 @@ struct Producer {
   using KvTile = typename Config::KvTile;
   static constexpr int rank = L::rank;
 
-  const Params<rank>& params;
-  SharedAddress shared;
+  const gpu::Params<rank>& params;
+  ptx::SharedAddress shared;
 
   /// All chunks of one box, to `to`; `barrier` hears of `chunks * box_bytes` bytes.
   template <int Chunks>
-  __device__ __forceinline__ void load(const CUtensorMap& map, SharedAddress barrier, SharedAddress to, int chunk_bytes,
+  __device__ __forceinline__ void load(const CUtensorMap& map, ptx::SharedAddress barrier, ptx::SharedAddress to, int chunk_bytes,
                                        int box_bytes, int head_dim, int head, const int (&token)[rank], int batch) {
-    mbarrier_arrive_expect(barrier, Chunks * box_bytes);
+    ptx::mbarrier_arrive_expect(barrier, Chunks * box_bytes);
 #pragma unroll
     for (int c = 0; c < Chunks; ++c) {
-      int at[map_rank(rank)];
-      map_coordinates<rank>(at, params.folded, head_dim, c * chunk_channels, head, token, batch);
-      tensor_load(to + c * chunk_bytes, &map, barrier, at);
+      int at[gpu::map_rank(rank)];
+      gpu::map_coordinates<rank>(at, params.folded, head_dim, c * chunk_channels, head, token, batch);
+      ptx::tensor_load(to + c * chunk_bytes, &map, barrier, at);
     }
   }
 
-  __device__ __forceinline__ void load_k(const Work<Config>& work, RingPosition at, const int (&origin)[rank]) {
-    mbarrier_wait(shared + L::k_empty + 8 * at.stage, at.parity);
-    store_shared(shared + L::origins + 16 * at.stage, origin[0], rank > 1 ? origin[min_int(1, rank - 1)] : 0,
+  __device__ __forceinline__ void load_k(const gpu::Work<Config>& work, RingPosition at, const int (&origin)[rank]) {
+    ptx::mbarrier_wait(shared + L::k_empty + 8 * at.stage, at.parity);
+    ptx::store_shared(shared + L::origins + 16 * at.stage, origin[0], rank > 1 ? origin[min_int(1, rank - 1)] : 0,
                  rank > 2 ? origin[rank - 1] : 0, 0);
     load<L::qk_chunks>(params.maps[work.slice].k, shared + L::k_full + 8 * at.stage, shared + L::k_offset + at.stage * L::k_bytes,
                        L::kv_chunk_bytes, L::kv_chunk_bytes, L::head_dim, work.kv_head, origin, work.batch);
   }
 
-  __device__ __forceinline__ void load_v(const Work<Config>& work, RingPosition at, const int (&origin)[rank]) {
-    mbarrier_wait(shared + L::v_empty + 8 * at.stage, at.parity);
+  __device__ __forceinline__ void load_v(const gpu::Work<Config>& work, RingPosition at, const int (&origin)[rank]) {
+    ptx::mbarrier_wait(shared + L::v_empty + 8 * at.stage, at.parity);
     load<L::v_chunks>(params.maps[work.slice].v, shared + L::v_full + 8 * at.stage, shared + L::v_offset + at.stage * L::v_bytes,
                       L::kv_chunk_bytes, L::kv_chunk_bytes, L::value_head_dim, work.kv_head, origin, work.batch);
   }
@@ -61,7 +63,7 @@ struct Producer {
     RingPosition at{0, 1};
     std::uint32_t q_parity = 1;
     for (int index = blockIdx.x; index < params.tiles(); index += gridDim.x) {
-      const Work<Config> work(params, index);
+      const gpu::Work<Config> work(params, index);
       TileWalk<rank> walk;
       if (work.list.interior > 0)
         walk.begin_interior(work.list);
@@ -74,9 +76,9 @@ struct Producer {
         load_k(work, at, origin);
         // The first K is under way before Q waits for the last tile's output to leave.
         if (j == 0) {
-          mbarrier_wait(shared + L::q_empty, q_parity);
+          ptx::mbarrier_wait(shared + L::q_empty, q_parity);
           q_parity ^= 1;
-          TileFacts<rank>::store(shared + L::work_slots + 32 * q_parity, work);
+          gpu::TileFacts<rank>::store(shared + L::work_slots + 32 * q_parity, work);
           load<L::qk_chunks>(params.maps[work.slice].q, shared + L::q_full, shared + L::q_offset, L::q_chunk_bytes,
                              Config::QTile::volume * row_bytes, L::head_dim, work.head, work.q_begin, work.batch);
         }

@@ -14,10 +14,10 @@
 #include <immintrin.h>
 #endif
 
-#include "gnaforge/cpu/plan.h"
-#include "gnaforge/cpu/row_set.h"
+#include "gnaforge/cpu/forward/plan.h"
+#include "gnaforge/cpu/forward/row_set.h"
 #include "gnaforge/entry.h"
-#include "gnaforge/tiles.h"
+#include "gnaforge/gna/tiles.h"
 
 #if defined(GNAFORGE_COUNT_TILES)
 // What the kernel really did, for tests.
@@ -37,7 +37,7 @@ constexpr int block_rows = 8, block_channels = 8;
 constexpr int block_rows = 6, block_channels = 4;
 #endif
 }  // namespace gnaforge::cpu::portable
-#include "gnaforge/cpu/isa.h"
+#include "gnaforge/cpu/forward/isa.h"
 
 #if defined(__x86_64__)
 
@@ -54,7 +54,7 @@ constexpr int block_rows = 6, block_channels = 4;
 namespace gnaforge::cpu::avx2 {
 constexpr int block_rows = 6, block_channels = 4;
 }
-#include "gnaforge/cpu/isa.h"
+#include "gnaforge/cpu/forward/isa.h"
 #if defined(__clang__)
 #pragma clang attribute pop
 #else
@@ -73,7 +73,7 @@ constexpr int block_rows = 6, block_channels = 4;
 namespace gnaforge::cpu::avx512 {
 constexpr int block_rows = 8, block_channels = 8;
 }
-#include "gnaforge/cpu/isa.h"
+#include "gnaforge/cpu/forward/isa.h"
 #if defined(__clang__)
 #pragma clang attribute pop
 #else

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "gnaforge/window.h"
+#include "gnaforge/gna/window.h"
 
 namespace gnaforge {
 

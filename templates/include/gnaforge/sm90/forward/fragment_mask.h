@@ -1,10 +1,10 @@
 // Masks of shell tiles in the layout of wgmma's accumulator. Device only.
 #pragma once
 
-#include "gnaforge/mask.h"
-#include "gnaforge/sm90/layout.h"
-#include "gnaforge/sm90/softmax.h"
-#include "gnaforge/sm90/work.h"
+#include "gnaforge/gna/mask.h"
+#include "gnaforge/gpu/work.h"
+#include "gnaforge/ptx/registers.h"
+#include "gnaforge/sm90/forward/softmax.h"
 
 namespace gnaforge::sm90 {
 
@@ -20,13 +20,13 @@ struct RowWindows {
 
   /// Position of the lane's row.
   static __device__ __forceinline__ int position(int d, int q_begin, int first_row) {
-    const int row = first_row + thread_again() % 16;
+    const int row = first_row + ptx::reload_thread_index() % 16;
     return q_begin + row / QTile::pitch(d) % QTile::extent(d);
   }
 
   /// `first_row` is the warp's, within the Q tile. Rows of tokens that don't exist get the last one's windows; nobody
   /// stores them.
-  __device__ __forceinline__ void compute(const Params<rank>& params, const TileFacts<rank>& work, int first_row) {
+  __device__ __forceinline__ void compute(const gpu::Params<rank>& params, const gpu::TileFacts<rank>& work, int first_row) {
 #pragma unroll
     for (int d = 0; d < rank; ++d) {
       const Axis axis = params.axis_of(work.slice, d);
@@ -36,11 +36,11 @@ struct RowWindows {
 
   /// Sets scores of keys that a row doesn't see to -infinity; `origin` is the KV tile's first key.
   template <int N>
-  __device__ __forceinline__ void apply(float (&scores)[N], const Params<rank>& params, SharedAddress slot,
+  __device__ __forceinline__ void apply(float (&scores)[N], const gpu::Params<rank>& params, ptx::SharedAddress slot,
                                         int first_row, const int (&origin)[rank]) const {
     static_assert(N == KvTile::volume / 2, "one accumulator per tile");
     const int lane = threadIdx.x % 32;
-    const TileFacts<rank> work = TileFacts<rank>::load(slot);
+    const gpu::TileFacts<rank> work = gpu::TileFacts<rank>::load(slot);
     Interval keys[rank];
 #pragma unroll
     for (int d = 0; d < rank; ++d) {
