@@ -38,5 +38,6 @@ def may_serve(config: KernelConfig, request: Request) -> bool:
         family is not None
         and family.target.device == request.device
         and (config.op, config.rank, config.dtype) == (request.op, request.rank, request.dtype)
+        and config.output_dtype == request.dtype
         and dims in ((ANY_HEAD_DIM, ANY_HEAD_DIM), (request.head_dim, request.value_head_dim))
     )

@@ -54,6 +54,7 @@ def source_digest(config: KernelConfig) -> str:
         {
             "schema": SOURCE_SCHEMA,
             "key": config.key,
+            "facts": family.template_facts(config),
             "templates": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in templates.items()},
             "headers": include_closure("\n".join(templates.values()), include_dir()),
             "flags": flags,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jinja2
 
+from ..errors import InputError
 from ..families import family_of
 from ..runtime.config import KernelConfig
 from .identity import LIBRARY_TEMPLATE, template_dir
@@ -42,7 +43,11 @@ def source_suffix(config: KernelConfig) -> str:
 
 def render_kernel(config: KernelConfig) -> str:
     """Source of one kernel: a translation unit that defines the entry named ``config.symbol``."""
-    return _environment().get_template(family_of(config).template).render(config=config)
+    family = family_of(config)
+    try:
+        return _environment().get_template(family.template).render(config=config, facts=family.template_facts(config))
+    except jinja2.UndefinedError as error:
+        raise InputError(f"{config}: the kernel family {family.name} can't render it: {error}") from error
 
 
 def render_library(library: str, configs: Iterable[KernelConfig], *, emulated: bool = False) -> str:

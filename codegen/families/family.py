@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..runtime.config import ANY_HEAD_DIM, KernelConfig
+from ..runtime.dtypes import DTYPES
 from ..runtime.family import FamilyFacts, Padding
 from .target import Target
 
@@ -127,6 +128,7 @@ class Family:
         default: whether it serves where no variant is named. Of an op and target one family is the default; another
             one serves where the default can't.
         dtypes: element types of the inputs.
+        out_dtypes: of an input type, the element types that outputs may have beside it.
         limits: its tiles and head dims.
         padding: what its tiles are computed as.
         default_tiles: query and key box, by rank, to take where nothing is known of the problem.
@@ -148,6 +150,7 @@ class Family:
     default_tiles: Mapping[int, tuple[Box, Box]]
     variant: str = ""
     default: bool = False
+    out_dtypes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     features: tuple[str, ...] = ()
     head_dim_at_run_time: bool = False
     rounds_probabilities: bool = False
@@ -182,6 +185,9 @@ class Family:
         found: list[Fault] = []
         if config.dtype not in self.dtypes:
             found.append(("dtype", f"{self} has no {config.dtype} kernels; it has {', '.join(self.dtypes)}"))
+        elif config.output_dtype not in (own := (config.dtype, *self.out_dtypes.get(config.dtype, ()))):
+            reason = f"{self} kernels of {config.dtype} write {', '.join(own)}, not {config.output_dtype}"
+            found.append(("out_dtype", reason))
         for name in ("head_dim", "value_head_dim"):
             dim = getattr(config, name)
             if dim == ANY_HEAD_DIM:
@@ -243,6 +249,17 @@ class Family:
                 "give tiles to build with, or `time` in the family's file"
             )
         return self.time
+
+    def template_facts(self, config: KernelConfig) -> dict[str, Any]:
+        """Everything that the template of a kernel gets beside its config: plain values, which are part of what names
+        the compiled kernel in the cache."""
+        return {
+            "dtype": DTYPES[config.dtype].names(),
+            "out_dtype": DTYPES[config.output_dtype].names(),
+            "features": list(self.features),
+            "capabilities": [10 * major + minor for major, minor in self.target.capabilities],
+            "needs": self.target.needs,
+        }
 
     @property
     def facts(self) -> FamilyFacts:

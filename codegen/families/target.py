@@ -41,6 +41,12 @@ class Target:
         """Whether its kernels run on a GPU."""
         return self.device == "cuda"
 
+    @property
+    def needs(self) -> str:
+        """The compute capabilities as a refusal names them; empty for a CPU."""
+        names = " or ".join(f"{major}.{minor}" for major, minor in self.capabilities)
+        return f"{names} ({self.gpus})" if names else ""
+
 
 TARGETS: Mapping[str, Target] = MappingProxyType(
     {

@@ -20,7 +20,7 @@ class Dtype:
         bytes: of one element.
         code: value of the enumerator.
         torch_name: name in torch, without ``torch.``.
-        ptx: name in PTX's matrix instructions; empty where they don't take it as 16-bit factors.
+        ptx: name in PTX's matrix instructions; empty where they don't take it.
     """
 
     name: str
@@ -29,10 +29,11 @@ class Dtype:
     torch_name: str
     ptx: str = ""
 
-    @property
-    def enumerator(self) -> str:
-        """Name of its constant in abi.h."""
-        return f"GNAFORGE_{self.name.upper()}"
+    def names(self) -> dict[str, str]:
+        """Its names in C++ and PTX, for templates; one that it doesn't have is missing, so that no template can take
+        it by mistake."""
+        found = {"enumerator": f"GNAFORGE_{self.name.upper()}", "ptx": self.ptx}
+        return {key: name for key, name in found.items() if name}
 
     @property
     def torch(self) -> torch.dtype:

@@ -27,12 +27,12 @@ from ..build_tools.wheel_file import check_version, file_time, package_name, whe
 from ..build_tools.wheel_link import Older, link_for_wheel, run_in
 from ..errors import InputError
 from ..families import family_of
+from ..runtime.config import KernelConfig
 from ..runtime.package import CORE, LIBRARY, METADATA
 from .licences import Licence, expression, includes_cutlass, licences
 
 if TYPE_CHECKING:
     from ..plan import Plan
-    from ..runtime.config import KernelConfig
 
 METADATA_SCHEMA = 1
 EXPORTS = {CORE: ("gnaforge_core_abi", "gnaforge_core_init", "gnaforge_core_load"), LIBRARY: ("gnaforge_library_v1",)}
@@ -221,7 +221,7 @@ def _package(facts: Mapping[str, Any], libraries: Mapping[str, bytes]) -> dict[s
 def _info(facts: Mapping[str, Any], found: Sequence[Licence]) -> dict[str, bytes]:
     """The files of ``.dist-info`` but for WHEEL and RECORD."""
     kernels = [
-        {"key": row["key"], "rank": row["key"].split("-r")[1][0], "size": f"{row['bytes'] / 1e3:.0f} KB"}
+        {"key": row["key"], "rank": KernelConfig.parse(row["key"]).rank, "size": f"{row['bytes'] / 1e3:.0f} KB"}
         for row in facts["kernels"]
     ]
     values = {**facts, "package": facts["name"], "summary": _summary(facts), "kernels": kernels}
