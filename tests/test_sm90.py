@@ -183,7 +183,7 @@ def test_a_wait_above_the_softmax_fails_the_build(
     after = "      release_and_mask(j >= interior);\n      softmax.step(scores, params.scale_log2);\n"
     assert text.count(after) == 1
     consumer.write_text(text.replace(after, after + "      ptx::wgmma_wait<0>();\n      ptx::hold(out);\n"))
-    monkeypatch.setattr(building, "include_dir", lambda: headers)
+    monkeypatch.setattr(building, "include_dirs", lambda _: (headers,))
     includes.forget_headers()
     try:
         with pytest.raises(BuildError, match="ptxas moved a wait above the softmax"):

@@ -57,7 +57,7 @@ def changed_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[
         path = headers / "gnaforge" / "sm90" / "forward" / header
         assert path.read_text().count(old) == 1
         path.write_text(path.read_text().replace(old, new))
-        monkeypatch.setattr(building, "include_dir", lambda: headers)
+        monkeypatch.setattr(building, "include_dirs", lambda _: (headers,))
         includes.forget_headers()
         config = KernelConfig.parse(SMALL)
         return find_libraries([config], emulated=True)[config]

@@ -24,7 +24,7 @@ from .gpu_check import check_kernel
 from .identity import (
     LIBRARY_FILE as LIBRARY_FILE,
     SOURCE_SCHEMA,
-    include_dir as include_dir,
+    include_dirs,
     source_digest as source_digest,
 )
 from .render import render_kernel, render_library, source_suffix
@@ -68,14 +68,15 @@ class Listener:
 
 def source_parts(config: KernelConfig, source: str, library: str) -> dict[str, object]:
     """What of a kernel's sources decides its bytes: the rendered texts and the headers that they reach."""
+    folders = include_dirs(family_of(config))
     parts: dict[str, object] = {
         "schema": SOURCE_SCHEMA,
         "key": config.key,
         "source": hashlib.sha256(source.encode()).hexdigest(),
         "library": hashlib.sha256(library.encode()).hexdigest(),
-        "headers": include_closure(source + library, include_dir()),
+        "headers": include_closure(source + library, *folders),
     }
-    if uses_cutlass(source, include_dir()):
+    if uses_cutlass(source, *folders):
         parts["cutlass"] = cutlass_version()
     return parts
 
@@ -244,12 +245,14 @@ def _steps(job: Job, scratch: Path) -> list[Step]:
     (folder / kernel).write_text(job.source)
     (folder / "library.cpp").write_text(job.library)
 
+    folders = include_dirs(family_of(job.config))
+
     def compile_step(compiler: Compiler | CudaCompiler, source: str) -> Step:
         output = f"{name}/{Path(source).stem}.o"
         return Step(
             output,
             (f"{name}/{source}",),
-            (*launcher(), *compiler.compile_command(f"{name}/{source}", output, include_dir())),
+            (*launcher(), *compiler.compile_command(f"{name}/{source}", output, *folders)),
         )
 
     host = job.compiler.host if isinstance(job.compiler, CudaCompiler) else job.compiler

@@ -20,7 +20,7 @@ from ..build_tools.toolchain import Compiler, cxx_compiler
 from ..errors import BuildError, InputError
 from ..families import family_of
 from ..runtime.config import KernelConfig
-from .identity import include_dir
+from .identity import include_dir, include_dirs
 from .kernels import Listener, build_kernels, kernel_compiler
 from .library import RECORD_FILE
 from .render import Sources, render_sources
@@ -139,7 +139,9 @@ def _write_compile_commands(plan: Plan, out: Path) -> None:
             {
                 "directory": str(folder),
                 "file": source,
-                "arguments": kernel_compiler(config, host).compile_command(source, f"{config.key}.o", include_dir()),
+                "arguments": kernel_compiler(config, host).compile_command(
+                    source, f"{config.key}.o", *include_dirs(family_of(config))
+                ),
             }
         )
     data = (json.dumps(entries, indent=1) + "\n").encode()

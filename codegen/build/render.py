@@ -12,7 +12,7 @@ import jinja2
 from ..errors import InputError
 from ..families import family_of
 from ..runtime.config import KernelConfig
-from .identity import LIBRARY_TEMPLATE, template_dir
+from .identity import LIBRARY_TEMPLATE, template_dir, template_dirs
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class Sources:
     table: str
 
 
-@lru_cache(maxsize=1)
-def _environment() -> jinja2.Environment:
+@lru_cache(maxsize=16)
+def _environment(*folders: Path) -> jinja2.Environment:
     return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(template_dir()),
+        loader=jinja2.FileSystemLoader(folders or template_dir()),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -45,9 +45,12 @@ def render_kernel(config: KernelConfig) -> str:
     """Source of one kernel: a translation unit that defines the entry named ``config.symbol``."""
     family = family_of(config)
     try:
-        return _environment().get_template(family.template).render(config=config, facts=family.template_facts(config))
+        template = _environment(*template_dirs(family)).get_template(family.template)
+        return template.render(config=config, facts=family.template_facts(config))
     except jinja2.UndefinedError as error:
         raise InputError(f"{config}: the kernel family {family.name} can't render it: {error}") from error
+    except jinja2.TemplateNotFound as error:
+        raise InputError(f"{config}: the kernel family {family.name} has no template {error}") from error
 
 
 def render_library(library: str, configs: Iterable[KernelConfig], *, emulated: bool = False) -> str:

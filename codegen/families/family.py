@@ -199,15 +199,15 @@ class Family:
                 found.append((name, f"{dim} is too large; {self} takes at most {limits.head_dim}"))
         if config.q_rows > limits.q_rows:
             found.append(("q_tile", f"holds {config.q_rows} query tokens; {self} takes at most {limits.q_rows}"))
-        elif reason := limits.q_box(config.q_tile):
-            found.append(("q_tile", reason))
+        elif misfit := limits.q_box(config.q_tile):
+            found.append(("q_tile", misfit))
         columns = config.kv_columns
         if columns > limits.kv_columns:
             found.append(("kv_tile", f"holds {columns} key tokens; {self} takes at most {limits.kv_columns}"))
         if columns % limits.kv_multiple:
             found.append(("kv_tile", f"holds {columns} key tokens; {self} needs a multiple of {limits.kv_multiple}"))
-        if not found and config.head_dim != ANY_HEAD_DIM and (reason := self._misfit(config, columns)):
-            found.append(("kv_tile", f"beside {config.q_rows} query tokens {reason}"))
+        if not found and config.head_dim != ANY_HEAD_DIM and (misfit := self._misfit(config, columns)):
+            found.append(("kv_tile", f"beside {config.q_rows} query tokens {misfit}"))
         return found
 
     def serving(self, config: KernelConfig) -> KernelConfig:
