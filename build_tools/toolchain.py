@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from ..errors import BuildError
+from .errors import BuildError
 from .process import output_of
 
 # -ffast-math would let the compiler assume that no infinity occurs, and masks are made of them.
@@ -42,9 +42,9 @@ class Compiler:
     path: Path
     version: str
 
-    def compile_command(self, source: str, output: str, include_dir: Path) -> list[str]:
+    def compile_command(self, source: str, output: str, *include_dirs: Path) -> list[str]:
         """Compiles ``source`` to the object ``output``."""
-        return [*self.command, *CXX_FLAGS, f"-I{include_dir}", "-c", source, "-o", output]
+        return [*self.command, *CXX_FLAGS, *(f"-I{path}" for path in include_dirs), "-c", source, "-o", output]
 
     def link_command(self, objects: list[str], output: str) -> list[str]:
         """Links objects to a stripped shared library that leaves no symbol undefined."""

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ..build.kernels import LIBRARY_FILE, build_kernels
+from ..build.kernels import find_libraries
 from ..errors import InputError, as_input_error
-from ..families.arch import ARCHES, checked
+from ..families import Family, choose_family, require_config, require_target
 from ..runtime.bench import DEFAULT_CONTENDERS, REPORT_SCHEMA, report
 from ..runtime.bench_contenders import CONTENDERS
-from ..runtime.config import ANY_HEAD_DIM, KernelConfig
+from ..runtime.config import OPS, KernelConfig
 from ..runtime.core import load_library
 from ..runtime.problem import Problem
 from ..simulator.fitting import simulate_fitted
-from ..simulator.simulation import refusal
 from ..simulator.workload import workload_of_problem
 from ..spec import load_spec
 
@@ -30,7 +31,7 @@ def problems_of_spec(source: str, dtypes: Sequence[str], arch: str) -> list[Prob
     Raises:
         InputError: the spec has no shapes, or one is wrong or not for the arch.
     """
-    small = {"heads": 1, "kv_heads": 1, "batch": 1} if arch == "cpu" else {}
+    small = {} if require_target(arch).is_gpu else {"heads": 1, "kv_heads": 1, "batch": 1}
     problems = []
     for entry in load_spec(source).kernels:
         for shape, dtype in product(entry.shapes, dtypes):
@@ -45,13 +46,21 @@ def problems_of_spec(source: str, dtypes: Sequence[str], arch: str) -> list[Prob
 
 def require_arch(problem: Problem, arch: str) -> None:
     """Raises an InputError if no kernel of an arch can be timed with the problem; says why."""
-    family = ARCHES[arch]
-    if reason := refusal(workload_of_problem(problem), family):
-        raise InputError(reason)
+    _, faults = choose_family(OPS[0], arch, None, partial(_smallest, problem))
+    if faults:
+        raise InputError("; ".join(f"{field}: {reason}" for field, reason in faults))
     if problem.value_head_dim != problem.head_dim:
         raise InputError("value_head_dim: others than K's are not timed")
-    if arch == "cpu" and 12.0 * problem.token_count * problem.heads * problem.head_dim > _BYTES_LIMIT:
+    too_much = 12.0 * problem.token_count * problem.heads * problem.head_dim > _BYTES_LIMIT
+    if too_much and not require_target(arch).is_gpu:
         raise InputError(f"tokens: {problem} is too much here")
+
+
+def _smallest(problem: Problem, family: Family) -> KernelConfig:
+    """The kernel with the smallest tiles that a family can have for a problem."""
+    tiles = family.smallest_boxes(problem.rank)
+    names = family.op, family.arch, problem.rank, problem.dtype, problem.head_dim
+    return KernelConfig(*names, *tiles, variant=family.variant)
 
 
 def run_all(
@@ -61,6 +70,7 @@ def run_all(
     kernel: str | None,
     arch: str,
     path: Path | None,
+    variant: str | None = None,
 ) -> dict[str, Any]:
     """Builds what is missing and measures each problem. Returns the report, which ``path`` takes as well.
 
@@ -70,27 +80,30 @@ def run_all(
     for name in contenders:
         if name not in CONTENDERS:
             raise InputError(f"--against {name}: unknown; there are {', '.join(list(CONTENDERS)[1:])}")
-    device = ARCHES[arch].device
     check_gpu(arch)
-    configs = {config_of(problem, arch) for problem in problems} if kernel is None else {checked(kernel)}
+    if kernel is None:
+        configs = {config_of(problem, arch, variant) for problem in problems}
+    else:
+        configs = {require_config(kernel)}
     if others := {config.arch for config in configs} - {arch}:
         raise InputError(f"--kernel {kernel} is for {others.pop()}, not for --arch {arch}")
-    artifacts, _ = build_kernels(sorted(configs))
-    for artifact in artifacts.values():
-        load_library(artifact.verified(LIBRARY_FILE))
-    return report(problems, contenders, seconds * len(problems), [kernel] * len(problems), device, path)
+    for library in find_libraries(sorted(configs)).values():
+        load_library(library)
+    # Of a named variant each problem has its own kernel; else the one with the least work is taken, whosever it is.
+    keys = [kernel if variant is None else config_of(problem, arch, variant).key for problem in problems]
+    return report(problems, contenders, seconds * len(problems), keys, require_target(arch).device, path)
 
 
 def others(arch: str) -> list[str]:
     """The contenders beside gnaforge that suit an arch."""
-    return list(DEFAULT_CONTENDERS[ARCHES[arch].device][1:])
+    return list(DEFAULT_CONTENDERS[require_target(arch).device][1:])
 
 
 def check_gpu(arch: str) -> None:
     """Raises InputError if the arch is one of GPUs and torch sees none."""
     import torch
 
-    if ARCHES[arch].device == "cuda" and not torch.cuda.is_available():
+    if require_target(arch).is_gpu and not torch.cuda.is_available():
         raise InputError(f"--arch {arch}: torch sees no GPU here; cpu kernels can be timed with --arch cpu")
 
 
@@ -163,14 +176,18 @@ def read_report(path: Path) -> dict[str, Any]:
     return found  # type: ignore[no-any-return]
 
 
-def config_of(problem: Problem, arch: str) -> KernelConfig:
-    """The kernel to build for a problem: default tiles on a CPU, fitted ones on a GPU."""
-    family = ARCHES[arch]
-    q_tile, kv_tile = family.default_boxes(problem.rank)
-    if not family.head_dim_at_run_time:
-        fitted = simulate_fitted(workload_of_problem(problem), arch).tiles
+def config_of(problem: Problem, arch: str, variant: str | None = None) -> KernelConfig:
+    """The kernel to build for a problem, of the family of this variant, or of the first of the arch's that can have
+    one. Its tiles are fitted to the problem, but the default ones where the family has no time constants, or takes
+    head dims at run time.
+
+    Raises:
+        InputError: no family can have one, or there is no such variant.
+    """
+    smallest = partial(_smallest, problem)
+    family, _ = choose_family(OPS[0], arch, variant, smallest)
+    q_tile, kv_tile = family.default_boxes(problem.rank, problem.head_dim)
+    if not family.head_dim_at_run_time and family.time is not None:
+        fitted = simulate_fitted(workload_of_problem(problem), family).tiles
         q_tile, kv_tile = fitted.q, fitted.kv
-    head_dim = ANY_HEAD_DIM if family.head_dim_at_run_time else problem.head_dim
-    return KernelConfig(
-        "gna_forward", arch, problem.rank, problem.dtype, head_dim, q_tile, kv_tile, variant=family.variants[0]
-    )
+    return family.serving(replace(smallest(family), q_tile=q_tile, kv_tile=kv_tile))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..build_tools.cache import cache_layers, current_in_layers
-from ..families.arch import ARCHES
+from ..families import find_family
 from ..runtime.config import KernelConfig
 from ..runtime.request import Request, refusal
 from .identity import LIBRARY_FILE, installed_parts, source_digest
@@ -32,5 +32,5 @@ def _parse(name: str) -> KernelConfig | None:
 
 def may_serve(config: KernelConfig, request: Request) -> bool:
     """Whether a kernel may compute what a request asks for, as far as its key tells."""
-    arch = ARCHES.get(config.arch)
-    return arch is not None and not refusal(config, arch.device, request)
+    family = find_family(config)
+    return family is not None and not refusal(config, family.target.device, request, features=family.features)

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import jinja2
 
-from ..families.arch import ARCHES
+from ..errors import InputError
+from ..families import family_of
 from ..runtime.config import KernelConfig
-from .identity import LIBRARY_TEMPLATE, template_dir
+from .identity import LIBRARY_TEMPLATE, template_dir, template_dirs
 
 
-@lru_cache(maxsize=1)
-def _environment() -> jinja2.Environment:
+@dataclass(frozen=True)
+class Sources:
+    """The rendered sources of a library: the text of each kernel's translation unit, sorted, and of the table."""
+
+    library: str
+    kernels: Mapping[KernelConfig, str]
+    table: str
+
+
+@lru_cache(maxsize=16)
+def _environment(*folders: Path) -> jinja2.Environment:
     return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(template_dir()),
+        loader=jinja2.FileSystemLoader(folders or template_dir()),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -27,12 +38,19 @@ def _environment() -> jinja2.Environment:
 
 def source_suffix(config: KernelConfig) -> str:
     """``.cpp`` or ``.cu``."""
-    return Path(ARCHES[config.arch].template).suffixes[0]
+    return Path(family_of(config).template).suffixes[0]
 
 
 def render_kernel(config: KernelConfig) -> str:
     """Source of one kernel: a translation unit that defines the entry named ``config.symbol``."""
-    return _environment().get_template(ARCHES[config.arch].template).render(config=config)
+    family = family_of(config)
+    try:
+        template = _environment(*template_dirs(family)).get_template(family.template)
+        return template.render(config=config, facts=family.template_facts(config))
+    except jinja2.UndefinedError as error:
+        raise InputError(f"{config}: the kernel family {family.name} can't render it: {error}") from error
+    except jinja2.TemplateNotFound as error:
+        raise InputError(f"{config}: the kernel family {family.name} has no template {error}") from error
 
 
 def render_library(library: str, configs: Iterable[KernelConfig], *, emulated: bool = False) -> str:
@@ -41,12 +59,10 @@ def render_library(library: str, configs: Iterable[KernelConfig], *, emulated: b
     return template.render(library=library, configs=sorted(configs), emulated=emulated)
 
 
-def render_all(library: str, configs: Iterable[KernelConfig]) -> dict[str, str]:
-    """All sources of a library, by file name."""
+def render_sources(library: str, configs: Iterable[KernelConfig]) -> Sources:
+    """All sources of a library."""
     configs = sorted(configs)
-    sources = {config.key + source_suffix(config): render_kernel(config) for config in configs}
-    sources["library.cpp"] = render_library(library, configs)
-    return sources
+    return Sources(library, {config: render_kernel(config) for config in configs}, render_library(library, configs))
 
 
 def render_wheel(file: str, /, **values: object) -> str:

@@ -130,7 +130,7 @@ def verify(
       [bold]gnaforge verify KEY --tokens 30,40 --window 12,16 --stride 4 --timing lazy --seed 7 --trace[/]
     """
     from ..errors import GnaforgeError, InputError
-    from ..families.arch import checked
+    from ..families import require_config
     from ..runtime.config import ANY_HEAD_DIM
     from ..runtime.request import mismatch
     from ..verification.targets import FREE_HEAD_DIM
@@ -159,7 +159,7 @@ def verify(
         if mismatch(config, rank=rank, head_dim=head_dim, value_head_dim=value_head_dim, dtype=dtype):
             return False
         if config.head_dim == ANY_HEAD_DIM:
-            checked(replace(config, head_dim=head_dims[0], value_head_dim=head_dims[1]))
+            require_config(replace(config, head_dim=head_dims[0], value_head_dim=head_dims[1]))
         if shapes is not None and not any(len(shape.tokens) == config.rank for shape in shapes):
             raise InputError(f"--preset {preset} has no shape of rank {config.rank}, which {config.key} is for")
         return True
@@ -261,11 +261,12 @@ def _work(
     max_tiles: int | None,
     head_dims: tuple[int, int],
 ) -> _Work:
+    from ..families import family_of
     from ..verification.problems import EMULATED_TILES, cut_down, for_kernel
     from ..verification.targets import problem_of_shape
 
     config = target.config
-    most = max_tiles or (EMULATED_TILES if config.arch != "cpu" else 100 * EMULATED_TILES)
+    most = max_tiles or (EMULATED_TILES if family_of(config).target.is_gpu else 100 * EMULATED_TILES)
     whole: Sequence[Problem] = target.problems if random is None or shapes else ()
     if shapes is not None:
         whole = [problem_of_shape(shape, config, head_dims) for shape in shapes if len(shape.tokens) == config.rank]

@@ -26,7 +26,9 @@ import torch
 
 from . import core
 from .bench_contenders import CONTENDERS, DENSE, HEADS_FIRST, MASKED, Call, Tensors, excluded, heads_first
-from .config import DTYPES, KernelConfig
+from .config import KernelConfig
+from .dtypes import DTYPES
+from .family import facts_of
 from .kernels import registry
 from .op_table import FORWARD
 from .ops import neighborhood_attention
@@ -37,8 +39,6 @@ from .request import Request
 
 REPORT_SCHEMA = 2
 DEFAULT_CONTENDERS = {"cpu": ("gnaforge", "sdpa", "flex"), "cuda": tuple(CONTENDERS)}
-# What query rows and key columns are padded to, as in the arch table, which a wheel doesn't carry.
-_MULTIPLES = {"cpu": (32, 1), "sm90": (64, 16), "sm100": (256, 128)}
 _FLUSH_BYTES = 2**28  # of input sets together: several times a GPU's L2 cache
 _MOST_SETS = 16
 
@@ -179,7 +179,7 @@ def _rounds(calls: dict[str, _Rotation], budget_seconds: float, device: str) -> 
 
 def computed_pairs(problem: Problem, config: KernelConfig) -> int:
     """Scores that a kernel computes of a problem, per batch entry and head: its bound is all pairs over these."""
-    return visited_pairs(problem, config.q_tile, config.kv_tile, _MULTIPLES[config.arch], config.arch == "cpu")
+    return visited_pairs(problem, config.q_tile, config.kv_tile, facts_of(config).padding)
 
 
 def share_of_work_bound(problem: Problem, config: KernelConfig, seconds: float, dense_seconds: float) -> float:

@@ -10,14 +10,12 @@ from typing import Literal, Protocol
 
 import torch
 
+from .dtypes import DTYPES
 from .problem import Problem
 from .reference import attention, error_bound, query_sample
 
 Tensors = Mapping[str, torch.Tensor]
 """Tensors by role."""
-
-TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""torch's dtypes by the names that keys have."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class Role:
 
     def dtype(self, problem: Problem) -> torch.dtype:
         """The type of its elements in a problem."""
-        return TORCH_DTYPES[self.element or problem.dtype]
+        return DTYPES[self.element or problem.dtype].torch
 
 
 class Bound(Protocol):

@@ -17,12 +17,12 @@ import torch
 
 from . import core, jit, lookup
 from .config import KernelConfig
+from .dtypes import DTYPES, dtype_name
 from .errors import NoKernelError
 from .kernels import registry
-from .problem import dtype_name
 from .request import Request, request_of
 
-DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+DTYPE_NAMES = {dtype.torch: dtype.name for dtype in DTYPES.values()}
 
 _BAD_INPUT = "gnaforge: bad input: "
 _NO_KERNEL = "gnaforge: no kernel"

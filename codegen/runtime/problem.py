@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields, replace
 from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .dtypes import dtype_name
 from .problem_rules import SCALARS, Dimension, ProblemError, dimension_faults, head_faults, require_types
 
 if TYPE_CHECKING:
@@ -383,14 +384,6 @@ def parse_numbers(field: str, text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.replace("x", ",").split(","))
     except ValueError:
         raise ProblemError(field, f"{text!r} is no list of whole numbers; write for example 56,56") from None
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """The name of a torch dtype as keys have it: ``bf16``; torch's own where kernels have no such elements."""
-    return _TORCH_NAMES.get(str(dtype), str(dtype))
-
-
-_TORCH_NAMES = {"torch.float32": "fp32", "torch.bfloat16": "bf16", "torch.float16": "fp16"}
 
 
 def per_dim(name: str, value: Any, rank: int) -> tuple[Any, ...]:

@@ -11,6 +11,7 @@ from math import prod
 
 import torch
 
+from .family import Padding
 from .problem import Problem
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -92,13 +93,10 @@ def visible_pairs(problem: Problem) -> int:
     return pairs
 
 
-def visited_pairs(
-    problem: Problem, q_tile: Sequence[int], kv_tile: Sequence[int], multiples: tuple[int, int], clips: bool
-) -> int:
+def visited_pairs(problem: Problem, q_tile: Sequence[int], kv_tile: Sequence[int], padding: Padding) -> int:
     """Scores that a kernel with these tiles computes per batch entry and head, padding included. KV tiles are laid from
-    where a Q tile's first window begins; ``multiples`` is what query rows and key columns are padded to, and
-    ``clips`` says that the last KV tile ends where the keys do."""
-    step = (1,) * len(kv_tile) if clips else kv_tile
+    where a Q tile's first window begins."""
+    step = (1,) * len(kv_tile) if padding.clips else kv_tile
     visited = 1
     for d, axis in enumerate(problem.axes):
         dilation, total = axis.dilation, 0
@@ -110,10 +108,7 @@ def visited_pairs(
             _, end = windows(last * dilation + group, *axis)
             total += int(((end - begin + step[d] - 1) // step[d]).sum())
         visited *= total
-    rows, columns = (
-        -(-prod(box) // multiple) * multiple for box, multiple in zip((q_tile, step), multiples, strict=True)
-    )
-    return visited * rows * columns
+    return visited * padding.padded_rows(prod(q_tile)) * padding.padded_columns(prod(step))
 
 
 def error_bound(

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .config import ANY_HEAD_DIM, KernelConfig
-from .problem import Problem, dtype_name
+from .dtypes import dtype_name
+from .problem import Problem
 
 if TYPE_CHECKING:
     import torch
@@ -118,6 +119,7 @@ def refusal(
         value_head_dim=request.value_head_dim,
         q_tile=request.q_tile,
         kv_tile=request.kv_tile,
+        output_dtype=request.dtype,
     )
 
 

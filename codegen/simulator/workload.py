@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import as_input_error
 from ..gna.axes import Axis, axes_of
+from ..runtime.dtypes import DTYPES
 from ..runtime.problem import Problem
 
 if TYPE_CHECKING:
     from ..spec import Shape
-
-
-ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class Workload:
         """Q, K, V and O once, and the LSE in fp32."""
         channels = self.heads + self.kv_heads
         elements = channels * (self.head_dim + self.value_head_dim)
-        return self.batch * self.tokens * (elements * ELEMENT_BYTES[self.dtype] + 4 * self.heads)
+        return self.batch * self.tokens * (elements * DTYPES[self.dtype].bytes + 4 * self.heads)
 
 
 def make_workload(

@@ -7,7 +7,7 @@ from dataclasses import replace
 from math import ceil
 from random import Random
 
-from ..families.arch import ARCHES
+from ..families import family_of
 from ..gna.axes import axes_of
 from ..gna.counts import TileCounts, count_tiles
 from ..runtime.config import ANY_HEAD_DIM, KernelConfig
@@ -25,7 +25,7 @@ _REFERENCE_PAIRS = 2**26
 def tile_counts(problem: Problem, config: KernelConfig) -> TileCounts:
     """Tiles of one batch entry and head, by the simulator's model of the kernel."""
     counts = count_tiles(axes_of(problem), config.q_tile, config.kv_tile)
-    padded = ARCHES[config.arch].padded_columns(config.kv_columns) > config.kv_columns
+    padded = family_of(config).padding.padded_columns(config.kv_columns) > config.kv_columns
     return replace(counts, interior=0) if padded else counts  # padding is masked in every tile
 
 

@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..build.emulated import emulated_libraries
-from ..build.kernels import LIBRARY_FILE, Listener, build_kernels
-from ..build.library_file import read_library
+from ..build.kernels import Listener, find_libraries
+from ..build.library import read_library
 from ..errors import InputError
-from ..families.arch import ARCHES
+from ..families import family_of, find_family
 from ..runtime.config import KernelConfig
 from ..runtime.problem import Problem
 from .problems import for_kernel
@@ -53,12 +52,11 @@ def targets_of_plan(
     Raises:
         InputError, BuildError: as `build_kernels`.
     """
-    gpu = [config for config in configs if ARCHES[config.arch].compiler == "nvcc"]
-    libraries = emulated_libraries(gpu, jobs=jobs, listener=listener) if gpu else {}
+    gpu = [config for config in configs if family_of(config).target.is_gpu]
+    libraries = find_libraries(gpu, emulated=True, jobs=jobs, listener=listener) if gpu else {}
     native = [config for config in configs if config not in libraries]
     if native:
-        artifacts, _ = build_kernels(native, jobs=jobs, listener=listener)
-        libraries |= {config: artifact.verified(LIBRARY_FILE) for config, artifact in artifacts.items()}
+        libraries |= find_libraries(native, jobs=jobs, listener=listener)
 
     def problems(config: KernelConfig) -> tuple[Problem, ...]:
         return tuple(problem_of_shape(shape, config, head_dims) for shape in shapes.get(config, ()))
@@ -75,7 +73,8 @@ def targets_of_library(path: Path) -> Targets:
     found, skipped = [], {}
     for row in read_library(path):
         config = KernelConfig.parse(row["key"])
-        if config.arch in ARCHES and ARCHES[config.arch].compiler == "nvcc" and not row["emulated"]:
+        family = find_family(config)
+        if family is not None and family.target.is_gpu and not row["emulated"]:
             skipped[config.key] = "linked for a real GPU: machine code without PTX, which the emulator can't run"
         else:
             found.append(Target(config, path))

@@ -20,7 +20,7 @@ import torch
 
 from ..build_tools.emulator.library import LaunchOptions
 from ..build_tools.emulator.module import ORDERS, TIMINGS
-from ..families.arch import ARCHES
+from ..families import family_of
 from ..runtime.config import KernelConfig
 from ..runtime.op_table import FORWARD
 from ..runtime.problem import Problem
@@ -186,13 +186,12 @@ class Server:
     def open(self, request: Json) -> Json:
         """Loads a kernel: ``library``, ``key``."""
         self.config = KernelConfig.parse(request["key"])
-        arch = ARCHES[self.config.arch]
-        if arch.emulated_device:  # the stand-in reads it when it is loaded
-            os.environ.setdefault("GNAFORGE_EMULATOR_DEVICE", arch.emulated_device)
+        family = self.family = family_of(self.config)
+        if family.target.emulated_device:  # the stand-in reads it when it is loaded
+            os.environ.setdefault("GNAFORGE_EMULATOR_DEVICE", family.target.emulated_device)
             os.environ.setdefault("GNAFORGE_EMULATOR_PROCESSORS", str(EMULATED_PROCESSORS))
         self.kernel = Kernel(Path(request["library"]), request["key"])
-        relaxed = self.config.variant in arch.relaxed_tensor_waits
-        self.emulator = Emulator(self.kernel, relaxed) if self.kernel.emulated else None
+        self.emulator = Emulator(self.kernel, family.relaxed_tensor_waits) if self.kernel.emulated else None
         return {"emulated": self.kernel.emulated}
 
     def ready(self, _: Json) -> Json:
