@@ -17,9 +17,9 @@ def _forward_fake(
     pattern: list[int],
     scale: float | None = None,
     key: str = "",
-    descale_q: torch.Tensor | None = None,
-    descale_k: torch.Tensor | None = None,
-    descale_v: torch.Tensor | None = None,
+    extra_k: torch.Tensor | None = None,
+    extra_v: torch.Tensor | None = None,
+    extra_lengths: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     rank = len(pattern) // 4
     torch._check(q.dim() == rank + 3, lambda: f"gnaforge: query must have {rank + 3} dims, got {q.dim()}")
