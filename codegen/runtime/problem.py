@@ -1,0 +1,358 @@
+"""`Problem`: one attention problem, as every part of the package takes it.
+
+Standard library only: built wheels carry this module. Tensors are looked at, never made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from .problem_rules import SCALARS, Dimension, ProblemError, dimension_faults, head_faults, require_types
+
+if TYPE_CHECKING:
+    import torch
+
+_FEATURE_FIELDS = {
+    "edge": ("edge",),
+    "block_causal": ("causal",),
+    "sink": ("sink",),
+    "range": ("grid", "q_offset", "kv_tokens", "kv_offset"),
+    "kv_sink": ("kv_sink",),
+    "extra_keys": ("extra_tokens",),
+}
+
+FEATURES = tuple(_FEATURE_FIELDS)
+"""What a problem may need beyond plain GNA: GNAFORGE_FEATURE_* of abi.h, in lower case."""
+
+_PLAIN = ("tokens", "window", "stride", "dilation", "causal")
+# What each field of a pattern is along a dimension where it says nothing.
+_NEUTRAL: dict[str, Any] = {
+    "stride": 1,
+    "dilation": 1,
+    "causal": False,
+    "edge": "shift",
+    "sink": 0,
+    "q_offset": 0,
+    "kv_offset": 0,
+    "kv_sink": 0,
+}
+_PATTERN = ("stride", "dilation", "causal", "edge", "sink", "grid", "q_offset", "kv_tokens", "kv_offset", "kv_sink")
+
+Ints = int | Sequence[int]
+Causal = bool | str
+
+
+@dataclass(frozen=True, init=False)
+class Problem:
+    """One attention problem. Fields from ``tokens`` to ``causal``, and from ``edge`` to ``kv_sink``, have one entry per
+    token dimension, outermost first; a single value stands for all dimensions.
+
+    Q is [batch, *tokens, heads, head_dim]; K is [batch, *kv_tokens, kv_heads, head_dim]; V and the output have
+    ``value_head_dim`` channels. Semantics: GNA, arXiv 2504.16922; a key is visible iff it is along every dimension.
+
+    Attributes:
+        tokens: of the queries.
+        window: keys that a query sees (at most, where causal).
+        stride: consecutive queries that share one window.
+        dilation: tokens from one key of a window to the next.
+        causal: True (or ``token``): a query sees no key after itself; ``block``: none after its group of ``stride``
+            queries.
+        heads, kv_heads: of Q, and of K and V; by default as many.
+        head_dim, value_head_dim: channels of Q and K, and of V; by default equal.
+        batch: batch entries.
+        dtype: element type of Q, K and V.
+        scale: of the scores; None: head_dim ** -0.5.
+        edge: what a window does that would leave the grid, of `EDGES`.
+        sink: first keys of the grid that are seen beside the window.
+        grid: tokens that windows are laid in; None: those of the keys.
+        q_offset: where in the grid the queries begin.
+        kv_tokens: of the keys; None: as the queries.
+        kv_offset: where in the grid the keys begin.
+        kv_sink: keys [0, kv_sink) are the grid's first, the others begin at kv_offset.
+        extra_tokens: keys of each further piece that all queries see.
+
+    Raises:
+        ProblemError: (a ValueError) a field is malformed, or the fields break a rule of `problem_rules`.
+    """
+
+    tokens: tuple[int, ...]
+    window: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    causal: tuple[Causal, ...]
+    heads: int
+    kv_heads: int
+    head_dim: int
+    value_head_dim: int
+    batch: int
+    dtype: str
+    scale: float | None
+    edge: tuple[str, ...]
+    sink: tuple[int, ...]
+    grid: tuple[int, ...] | None
+    q_offset: tuple[int, ...]
+    kv_tokens: tuple[int, ...] | None
+    kv_offset: tuple[int, ...]
+    kv_sink: tuple[int, ...]
+    extra_tokens: tuple[int, ...]
+
+    def __init__(
+        self,
+        tokens: Ints,
+        window: Ints,
+        stride: Ints = 1,
+        dilation: Ints = 1,
+        causal: Causal | Sequence[Causal] = False,
+        *,
+        heads: int = 1,
+        kv_heads: int | None = None,
+        head_dim: int = 128,
+        value_head_dim: int | None = None,
+        batch: int = 1,
+        dtype: str = "bf16",
+        scale: float | None = None,
+        edge: str | Sequence[str] = "shift",
+        sink: Ints = 0,
+        grid: Ints | None = None,
+        q_offset: Ints = 0,
+        kv_tokens: Ints | None = None,
+        kv_offset: Ints = 0,
+        kv_sink: Ints = 0,
+        extra_tokens: Sequence[int] = (),
+    ) -> None:
+        whole = tuple(tokens) if isinstance(tokens, Sequence) and not isinstance(tokens, str) else (tokens,)
+        if not 1 <= len(whole) <= 3:
+            raise ProblemError("tokens", f"{whole} has {len(whole)} entries; one to three dimensions are possible")
+        rank = len(whole)
+        keys = None if kv_tokens is None else _per_dim("kv_tokens", kv_tokens, rank)
+        keys = None if keys == whole else keys
+        field = _per_dim("grid", grid, rank) if grid is not None else None
+        values: dict[str, Any] = {
+            "tokens": whole,
+            "window": _per_dim("window", window, rank),
+            "stride": _per_dim("stride", stride, rank),
+            "dilation": _per_dim("dilation", dilation, rank),
+            "causal": tuple(True if x == "token" else x for x in _per_dim("causal", causal, rank)),
+            "heads": heads,
+            "kv_heads": heads if kv_heads is None else kv_heads,
+            "head_dim": head_dim,
+            "value_head_dim": head_dim if value_head_dim is None else value_head_dim,
+            "batch": batch,
+            "dtype": dtype,
+            "scale": scale,
+            "edge": _per_dim("edge", edge, rank),
+            "sink": _per_dim("sink", sink, rank),
+            "grid": None if field == (keys or whole) else field,
+            "q_offset": _per_dim("q_offset", q_offset, rank),
+            "kv_tokens": keys,
+            "kv_offset": _per_dim("kv_offset", kv_offset, rank),
+            "kv_sink": _per_dim("kv_sink", kv_sink, rank),
+            "extra_tokens": tuple(extra_tokens),
+        }
+        require_types(values)
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+        faults = [fault for d, axis in enumerate(self.dimensions) for fault in dimension_faults(d, axis)]
+        for fault in (*faults, *head_faults(self.heads, self.kv_heads)):
+            raise ProblemError(fault.field, fault.text)
+
+    @classmethod
+    def of_tensors(
+        cls,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        window: Ints,
+        stride: Ints = 1,
+        dilation: Ints = 1,
+        causal: Causal | Sequence[Causal] = False,
+        **further: Any,
+    ) -> Problem:
+        """The problem that a call with these tensors computes; ``further`` are fields that they don't say.
+
+        Raises:
+            ProblemError: as the constructor; the tensors are not looked at beyond what a problem holds.
+        """
+        return cls(
+            tuple(query.shape[1:-2]),
+            window,
+            stride,
+            dilation,
+            causal,
+            heads=query.shape[-2],
+            kv_heads=key.shape[-2],
+            head_dim=query.shape[-1],
+            value_head_dim=value.shape[-1],
+            batch=query.shape[0],
+            dtype=dtype_name(query.dtype),
+            kv_tokens=tuple(key.shape[1:-2]),
+            **further,
+        )
+
+    @property
+    def rank(self) -> int:
+        """Number of token dimensions."""
+        return len(self.tokens)
+
+    @property
+    def token_count(self) -> int:
+        """Query tokens of one batch entry."""
+        return prod(self.tokens)
+
+    @property
+    def dimensions(self) -> tuple[Dimension, ...]:
+        """What the problem says of each token dimension."""
+        columns: list[Sequence[Any]] = [getattr(self, name) or (None,) * self.rank for name in Dimension._fields]
+        return tuple(Dimension(*entries) for entries in zip(*columns, strict=True))
+
+    @property
+    def axes(self) -> tuple[tuple[int, int, int, int, bool], ...]:
+        """(length, window, stride, dilation, causal) of each token dimension of a plain problem.
+
+        Raises:
+            ProblemError: it is not plain.
+        """
+        self.require_features(())
+        columns = (self.tokens, self.window, self.stride, self.dilation, self.causal)
+        return tuple((n, w, s, d, c is True) for n, w, s, d, c in zip(*columns, strict=True))
+
+    @property
+    def pattern(self) -> list[int]:
+        """The torch operator's ``pattern``: window, stride, dilation and causal of all dimensions.
+
+        Raises:
+            ProblemError: the problem is not plain.
+        """
+        self.require_features(())
+        return [*self.window, *self.stride, *self.dilation, *map(int, self.causal)]
+
+    def features(self) -> tuple[str, ...]:
+        """What it needs beyond plain GNA, of `FEATURES` and in that order."""
+        return tuple(name for name, wanted in _FEATURE_FIELDS.items() if any(map(self._needs, wanted)))
+
+    def _needs(self, field: str) -> bool:
+        return "block" in self.causal if field == "causal" else not self._is_neutral(field)
+
+    def _is_neutral(self, field: str) -> bool:
+        value = getattr(self, field)
+        return value is None or set(value) <= {_NEUTRAL.get(field)}
+
+    def require_features(self, has: Iterable[str], who: str = "this version") -> None:
+        """Refuses the problem for somebody that has only these features.
+
+        Raises:
+            ProblemError: it needs another one, which the message names.
+        """
+        for name in self.features():
+            if name not in has:
+                field = next(filter(self._needs, _FEATURE_FIELDS[name]))
+                raise ProblemError(field, f"{who} does not have the feature {name}")
+
+    def arguments(self) -> dict[str, Any]:
+        """The pattern and scale as keyword arguments of `neighborhood_attention`.
+
+        Raises:
+            ProblemError: the problem is not plain.
+        """
+        self.require_features(())
+        return {
+            "kernel_size": self.window,
+            "stride": self.stride,
+            "dilation": self.dilation,
+            "is_causal": self.causal,
+            **({} if self.scale is None else {"scale": self.scale}),
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields as plain values, for JSON; those beyond plain GNA only where they say something."""
+        names = [*_PLAIN, *SCALARS, "dtype", *(["scale"] if self.scale is not None else [])]
+        names += [name for name in (*_PATTERN, "extra_tokens") if name not in names and not self._is_neutral(name)]
+        values = {name: getattr(self, name) for name in names}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Problem:
+        """The problem of fields as `as_json` gives them; those that are missing have their default.
+
+        Raises:
+            ProblemError: a field is unknown, or wrong.
+        """
+        names = [field.name for field in fields(cls)]
+        for name in (*sorted(data.keys() - set(names)), *sorted({"tokens", "window"} - data.keys())):
+            raise ProblemError(name, "is no field of a problem" if name in data else "is required")
+        return cls(**data)
+
+    def __str__(self) -> str:
+        """In one line, for people, without dtype and head dim: ``30x48x80, window 18x24x24, 24 heads``."""
+        return ", ".join([self.pattern_text(), *self._head_texts()])
+
+    def pattern_text(self) -> str:
+        """Tokens and pattern in one line, for people: ``30x48x80, window 18x24x24``."""
+        said = [f"{name.replace('_', ' ')} {_box(getattr(self, name))}" for name in self._said(_PATTERN)]
+        return ", ".join([_box(self.tokens), f"window {_box(self.window)}", *said])
+
+    def _head_texts(self) -> list[str]:
+        parts = [f"extra keys {' and '.join(map(str, self.extra_tokens))}"] if self.extra_tokens else []
+        parts += [f"scale {self.scale:g}"] if self.scale is not None else []
+        parts += [f"batch {self.batch}"] if self.batch > 1 else []
+        grouped = f" ({self.kv_heads} of K, V)" if self.kv_heads != self.heads else ""
+        return parts + ([f"{self.heads} heads{grouped}"] if self.heads > 1 or grouped else [])
+
+    def options(self) -> str:
+        """The command line's options that give this problem.
+
+        Raises:
+            ProblemError: the problem is not plain.
+        """
+        self.require_features((), "the command line")
+        given = [f"--{name} {','.join(str(int(x)) for x in getattr(self, name))}" for name in self._said(_PLAIN)]
+        given += [f"--heads {self.heads}"] if self.heads > 1 else []
+        given += [f"--kv-heads {self.kv_heads}"] if self.kv_heads != self.heads else []
+        given += [f"--batch {self.batch}"] if self.batch > 1 else []
+        given += [f"--head-dim {self.head_dim}"]
+        given += [f"--value-head-dim {self.value_head_dim}"] if self.value_head_dim != self.head_dim else []
+        return " ".join([*given, f"--dtype {self.dtype}"])
+
+    def register_arguments(self) -> list[str]:
+        """The arguments of `gnaforge.register` that fit tiles to this problem: ``window=(18, 24, 24)``, ...
+
+        Raises:
+            ProblemError: the problem is not plain.
+        """
+        self.require_features((), "register")
+        found = [f"{name}={_tuple_text(getattr(self, name))}" for name in self._said(_PLAIN)]
+        found.append(f"heads={self.heads}")
+        found += [f"kv_heads={self.kv_heads}"] if self.kv_heads != self.heads else []
+        return found + ([f"batch={self.batch}"] if self.batch != 1 else [])
+
+    def _said(self, names: Iterable[str]) -> list[str]:
+        """Those of some fields that aren't neutral."""
+        return [name for name in names if not self._is_neutral(name)]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name of a torch dtype as keys have it: ``bf16``; torch's own where kernels have no such elements."""
+    return _TORCH_NAMES.get(str(dtype), str(dtype))
+
+
+_TORCH_NAMES = {"torch.float32": "fp32", "torch.bfloat16": "bf16", "torch.float16": "fp16"}
+
+
+def _per_dim(name: str, value: Any, rank: int) -> tuple[Any, ...]:
+    """One entry per dimension."""
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        return (value,) * rank
+    if len(value) != rank:
+        raise ProblemError(name, f"{tuple(value)} has {len(value)} entries for {rank} dimension{'s' * (rank > 1)}")
+    return tuple(value)
+
+
+def _box(values: Sequence[object]) -> str:
+    return "x".join(str(int(x)) if isinstance(x, bool) else str(x) for x in values)
+
+
+def _tuple_text(values: Sequence[object]) -> str:
+    return str(values[0]) if len(values) == 1 else f"({', '.join(map(str, values))})"

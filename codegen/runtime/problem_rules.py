@@ -1,0 +1,190 @@
+"""The rules that the fields of an attention problem keep among each other, each with the words for a break.
+
+Standard library only: built wheels carry this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from math import isfinite
+from typing import Any, NamedTuple
+
+from .config import DTYPES
+
+MAX_EXTENT = 2**30 - 1
+"""Most tokens along one dimension, as max_axis_length in problem.h; also the bound of heads, batch and channels."""
+
+EDGES = ("shift", "cut", "wrap")
+"""What a window does that would leave the grid: it is shifted inwards, is cut, or goes on at the other end."""
+
+
+SCALARS = ("heads", "kv_heads", "head_dim", "value_head_dim", "batch")
+"""Fields of one positive integer."""
+
+_POSITIVE = ("tokens", "window", "stride", "dilation")
+_COUNTED = ("sink", "q_offset", "kv_sink")  # 0 is neutral
+_MOST_PIECES = 2  # of extra keys
+
+
+class ProblemError(ValueError):
+    """A field of a problem is wrong; the message begins with it.
+
+    Attributes:
+        field: its name.
+        text: what is wrong, without the name.
+    """
+
+    def __init__(self, field: str, text: str) -> None:
+        super().__init__(field, text)
+        self.field, self.text = field, text
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.text}"
+
+
+class Fault(NamedTuple):
+    """A broken rule: the field to blame, its token dimension if it has one per dimension, and a sentence."""
+
+    field: str
+    dim: int | None
+    text: str
+
+
+class Dimension(NamedTuple):
+    """What one token dimension of a problem says; see `Problem` for the meaning. ``causal`` is False, True or
+    ``block``; ``tokens`` are those of the queries."""
+
+    tokens: int
+    window: int
+    stride: int = 1
+    dilation: int = 1
+    causal: bool | str = False
+    edge: str = "shift"
+    sink: int = 0
+    grid: int | None = None
+    q_offset: int = 0
+    kv_tokens: int | None = None
+    kv_offset: int = 0
+    kv_sink: int = 0
+
+    @property
+    def keys(self) -> int:
+        """Tokens of the keys."""
+        return self.tokens if self.kv_tokens is None else self.kv_tokens
+
+    @property
+    def length(self) -> int:
+        """Tokens of the grid that windows are laid in."""
+        return self.keys if self.grid is None else self.grid
+
+    @property
+    def dense(self) -> bool:
+        """Whether each query sees all of the grid, so that there may be any number of queries."""
+        return self.window == self.length and self.dilation == 1 and not self.causal and self.edge != "cut"
+
+
+def dimension_faults(dim: int, axis: Dimension) -> Iterator[Fault]:
+    """The rules that dimension ``dim`` breaks. Its fields have the right types, and are not negative."""
+    yield from _window_faults(dim, axis)
+    yield from _edge_faults(dim, axis)
+    yield from _range_faults(dim, axis)
+
+
+def head_faults(heads: int, kv_heads: int) -> Iterator[Fault]:
+    """The rule that the heads of K and V keep."""
+    if heads % kv_heads:
+        near = next(n for n in range(min(kv_heads, 1000), 0, -1) if heads % n == 0)
+        allowed = f"allowed: a divisor of heads, which is {heads}; did you mean {near}?"
+        yield Fault("kv_heads", None, f"{kv_heads} does not divide heads; {allowed}")
+
+
+def _window_faults(dim: int, axis: Dimension) -> Iterator[Fault]:
+    window, dilation = axis.window, axis.dilation
+    if axis.edge != "cut" and axis.causal != "block":  # these may have a window that is never full
+        there = f"more than the {axis.length} tokens of dimension {dim}; at most"
+        if dilation > axis.length:
+            yield Fault("dilation", dim, f"{dilation} is {there} {axis.length}")
+        elif window * dilation > axis.length:
+            spread = f" with dilation {dilation} spans {window * dilation} tokens and" if dilation > 1 else ""
+            yield Fault("window", dim, f"{window}{spread} is {there} {axis.length // dilation}")
+    if axis.stride > window:
+        text = f"{axis.stride} is more than the window of dimension {dim}; at most {window}"
+        yield Fault("stride", dim, text)
+
+
+def _edge_faults(dim: int, axis: Dimension) -> Iterator[Fault]:
+    if axis.edge == "wrap":
+        if axis.causal:
+            yield Fault("edge", dim, f"dimension {dim} wraps, so no key is after another; leave out causal there")
+        if axis.sink:
+            yield Fault("sink", dim, f"dimension {dim} wraps, so it has no first tokens; leave out sink there")
+        if axis.length % axis.dilation:
+            text = f"{axis.dilation} does not divide the {axis.length} tokens of dimension {dim}, which wraps"
+            yield Fault("dilation", dim, text)
+    if axis.sink and axis.dilation > 1:
+        yield Fault("sink", dim, f"can't be along dimension {dim}, which has dilation {axis.dilation}")
+
+
+def _range_faults(dim: int, axis: Dimension) -> Iterator[Fault]:
+    if axis.kv_sink > axis.keys:
+        yield Fault("kv_sink", dim, f"{axis.kv_sink} is more than the {axis.keys} key tokens of dimension {dim}")
+    elif axis.kv_sink and axis.kv_offset < axis.kv_sink:
+        text = f"{axis.kv_offset} is less than the {axis.kv_sink} first tokens of dimension {dim}, which kv_sink holds"
+        yield Fault("kv_offset", dim, text)
+    if axis.edge != "wrap":
+        if axis.kv_offset < 0:
+            yield Fault("kv_offset", dim, f"{axis.kv_offset} is less than 0, and dimension {dim} does not wrap")
+        elif axis.kv_offset + axis.keys - axis.kv_sink > axis.length:
+            there = f"beyond the grid of {axis.length} tokens of dimension {dim}"
+            yield Fault("kv_tokens", dim, f"{axis.keys} key tokens from {axis.kv_offset} on reach {there}")
+    if axis.dense:
+        if axis.keys != axis.length:
+            text = f"{axis.keys} key tokens are not the {axis.length} of dimension {dim} that every query sees"
+            yield Fault("kv_tokens", dim, text)
+    elif axis.grid is None and axis.keys != axis.tokens:
+        parts = f"{axis.keys} key tokens and {axis.tokens} query tokens along dimension {dim}"
+        yield Fault("kv_tokens", dim, f"{parts} are parts of a grid; say of which with grid")
+    elif axis.q_offset + axis.tokens > axis.length:
+        there = f"beyond the grid of {axis.length} tokens of dimension {dim}"
+        yield Fault("q_offset", dim, f"{axis.tokens} query tokens from {axis.q_offset} on reach {there}")
+
+
+def require_types(values: Mapping[str, Any]) -> None:
+    """Refuses fields of a problem, by name, that have a wrong type or are out of range whatever the others are.
+
+    Raises:
+        ProblemError: one does.
+    """
+    for name in _POSITIVE:
+        for dim, value in enumerate(values[name]):
+            if type(value) is not int or value < 1:
+                raise ProblemError(name, f"{value!r} is not a positive integer (dimension {dim})")
+            if value > MAX_EXTENT:
+                raise ProblemError(name, f"{value} is more than {MAX_EXTENT} (dimension {dim})")
+    for value in values["causal"]:
+        if type(value) is not bool and value != "block":
+            raise ProblemError("causal", f"{value!r} is not true or false, token or block")
+    for value in values["edge"]:
+        if value not in EDGES:
+            raise ProblemError("edge", f"{value!r} is not one of {', '.join(EDGES)}")
+    for name in _COUNTED:
+        for value in values[name]:
+            if type(value) is not int or not 0 <= value <= MAX_EXTENT:
+                raise ProblemError(name, f"{value!r} is not an integer from 0 to {MAX_EXTENT}")
+    for value in values["kv_offset"]:
+        if type(value) is not int or abs(value) > MAX_EXTENT:
+            raise ProblemError("kv_offset", f"{value!r} is not an integer up to {MAX_EXTENT}")
+    for name in ("grid", "kv_tokens", "extra_tokens"):
+        for value in values[name] or ():
+            if type(value) is not int or not 1 <= value <= MAX_EXTENT:
+                raise ProblemError(name, f"{value!r} is not a positive integer up to {MAX_EXTENT}")
+    if len(values["extra_tokens"]) > _MOST_PIECES:
+        raise ProblemError("extra_tokens", f"{values['extra_tokens']} has more than {_MOST_PIECES} entries")
+    for name in SCALARS:
+        if type(values[name]) is not int or not 1 <= values[name] <= MAX_EXTENT:
+            raise ProblemError(name, f"{values[name]!r} is not a positive integer below 2^30")
+    if values["dtype"] not in DTYPES:
+        raise ProblemError("dtype", f"{values['dtype']!r} is not one of {', '.join(DTYPES)}")
+    scale = values["scale"]
+    if scale is not None and not (isinstance(scale, int | float) and isfinite(scale)):
+        raise ProblemError("scale", f"{scale!r} is not a finite number")

@@ -1,0 +1,196 @@
+"""`Problem`: one constructor that broadcasts and refuses, what it needs of a kernel, and its four texts."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+from dataclasses import fields, replace
+from itertools import product
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+from gnaforge.runtime.problem import FEATURES, Problem
+from gnaforge.runtime.problem_rules import EDGES, ProblemError
+
+PLAIN = Problem((30, 48, 80), (18, 24, 24), (16, 8, 8), heads=24, kv_heads=8, head_dim=72, value_head_dim=80, batch=2)
+# One of each kind that plain GNA doesn't have, with the features that it needs.
+BEYOND = (
+    (Problem(9, 4, edge="cut"), ["edge"]),
+    (Problem((9, 8), 4, edge=("shift", "wrap")), ["edge"]),
+    (Problem(9, 20, edge="cut"), ["edge"]),
+    (Problem(9, 4, 3, causal="block"), ["block_causal"]),
+    (Problem((9, 8), (20, 3), 2, causal=("block", False)), ["block_causal"]),
+    (Problem(9, 4, sink=2), ["sink"]),
+    (Problem(4, 4, grid=12, q_offset=8, kv_tokens=7, kv_offset=5), ["range"]),
+    (Problem(10, 20, kv_tokens=20), ["range"]),
+    (Problem(4, 4, causal=True, grid=40, q_offset=36, kv_tokens=8, kv_offset=34, kv_sink=2, sink=2),
+     ["sink", "range", "kv_sink"]),
+    (Problem(9, 4, extra_tokens=(77, 5)), ["extra_keys"]),
+)  # fmt: skip
+
+
+def test_one_value_stands_for_all_dimensions() -> None:
+    whole = Problem((9, 11), (4, 4), (2, 2), (2, 2), (True, True), edge=("cut", "cut"), sink=(0, 0), q_offset=(0, 0))
+    assert Problem([9, 11], 4, 2, 2, True, edge="cut") == whole and hash(whole) == hash(
+        Problem((9, 11), 4, 2, 2, True, edge="cut")
+    )
+    assert Problem(9, 4) == Problem((9,), (4,), causal=(False,), kv_tokens=9, grid=(9,), kv_heads=1, value_head_dim=128)
+    assert Problem(9, 4, causal="token").causal == (True,)
+    assert Problem(9, 4, heads=6).kv_heads == 6 and Problem(9, 4, head_dim=24).value_head_dim == 24
+
+
+def test_plain_problems_are_those_that_gna_allows() -> None:
+    for length, window, stride, dilation, causal in product(range(1, 8), range(9), range(5), range(4), (False, True)):
+        allowed = 1 <= stride <= window and dilation >= 1 and window * dilation <= length
+        try:
+            problem = Problem((3, length), (1, window), (1, stride), (1, dilation), (False, causal))
+        except ProblemError as error:
+            assert not allowed and "dimension 1" in str(error)
+            continue
+        assert allowed and problem.features() == () and problem.axes[1] == (length, window, stride, dilation, causal)
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"tokens": ()}, "tokens: () has 0 entries; one to three dimensions are possible"),
+    ({"tokens": (2, 2, 2, 2)}, "tokens: (2, 2, 2, 2) has 4 entries; one to three dimensions are possible"),
+    ({"tokens": (9, 0)}, "tokens: 0 is not a positive integer (dimension 1)"),
+    ({"tokens": "99"}, "tokens: '99' is not a positive integer (dimension 0)"),
+    ({"tokens": 2**30}, "tokens: 1073741824 is more than 1073741823 (dimension 0)"),
+    ({"window": (7, 7)}, "window: (7, 7) has 2 entries for 1 dimension"),
+    ({"window": True}, "window: True is not a positive integer (dimension 0)"),
+    ({"window": 13}, "window: 13 is more than the 12 tokens of dimension 0; at most 12"),
+    ({"window": 5, "dilation": 3}, "window: 5 with dilation 3 spans 15 tokens and is more than the 12 tokens of"),
+    ({"dilation": 13}, "dilation: 13 is more than the 12 tokens of dimension 0; at most 12"),
+    ({"stride": 5}, "stride: 5 is more than the window of dimension 0; at most 4"),
+    ({"causal": 1}, "causal: 1 is not true or false, token or block"),
+    ({"heads": 24, "kv_heads": 5}, "kv_heads: 5 does not divide heads; allowed: a divisor of heads, which is 24; did"),
+    ({"heads": 0}, "heads: 0 is not a positive integer below 2^30"),
+    ({"batch": 1.0}, "batch: 1.0 is not a positive integer below 2^30"),
+    ({"head_dim": 2**30}, "head_dim: 1073741824 is not a positive integer below 2^30"),
+    ({"dtype": "fp64"}, "dtype: 'fp64' is not one of fp32, bf16, fp16"),
+    ({"scale": float("nan")}, "scale: nan is not a finite number"),
+    ({"edge": "mirror"}, "edge: 'mirror' is not one of shift, cut, wrap"),
+    ({"edge": "wrap", "causal": True}, "edge: dimension 0 wraps, so no key is after another"),
+    ({"edge": "wrap", "sink": 1}, "sink: dimension 0 wraps, so it has no first tokens"),
+    ({"edge": "wrap", "window": 2, "dilation": 5}, "dilation: 5 does not divide the 12 tokens of dimension 0, which"),
+    ({"sink": 2, "dilation": 2}, "sink: can't be along dimension 0, which has dilation 2"),
+    ({"sink": -1}, "sink: -1 is not an integer from 0 to 1073741823"),
+    ({"kv_tokens": 20}, "kv_tokens: 20 key tokens and 12 query tokens along dimension 0 are parts of a grid"),
+    ({"grid": 40, "q_offset": 30}, "q_offset: 12 query tokens from 30 on reach beyond the grid of 40 tokens"),
+    ({"grid": 40, "kv_offset": 30}, "kv_tokens: 12 key tokens from 30 on reach beyond the grid of 40 tokens"),
+    ({"grid": 40, "kv_offset": -1}, "kv_offset: -1 is less than 0, and dimension 0 does not wrap"),
+    ({"grid": 40, "kv_sink": 13}, "kv_sink: 13 is more than the 12 key tokens of dimension 0"),
+    ({"grid": 40, "kv_sink": 4, "kv_offset": 3}, "kv_offset: 3 is less than the 4 first tokens of dimension 0"),
+    ({"grid": 14, "window": 14}, "kv_tokens: 12 key tokens are not the 14 of dimension 0 that every query sees"),
+    ({"grid": 0}, "grid: 0 is not a positive integer"),
+    ({"extra_tokens": (1, 2, 3)}, "extra_tokens: (1, 2, 3) has more than 2 entries"),
+    ({"extra_tokens": (0,)}, "extra_tokens: 0 is not a positive integer"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("given", "message"), WRONG)
+def test_what_is_wrong_is_said_beginning_with_the_field(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError) as raised:
+        Problem(**{"tokens": 12, "window": 4, **given})
+    error = raised.value
+    assert isinstance(error, ProblemError) and str(error).startswith(message)
+    assert error.field == message.partition(":")[0] and str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+@pytest.mark.parametrize(("problem", "needed"), BEYOND)
+def test_what_a_problem_needs_of_a_kernel(problem: Problem, needed: list[str]) -> None:
+    assert list(problem.features()) == needed
+    problem.require_features(needed)
+    for name in needed:
+        with pytest.raises(ProblemError, match=f"that kernel does not have the feature {name}$"):
+            problem.require_features(set(FEATURES) - {name}, "that kernel")
+    for text in (lambda: problem.axes, lambda: problem.pattern, problem.arguments, problem.options):
+        with pytest.raises(ProblemError, match="does not have the feature"):
+            text()
+
+
+def test_features_are_all_fields_beyond_plain_gna() -> None:
+    assert {name for _, needed in BEYOND for name in needed} == set(FEATURES)
+    assert all(edge == "shift" or Problem(9, 3, edge=edge).features() == ("edge",) for edge in EDGES)
+
+
+@pytest.mark.parametrize("problem", [PLAIN, Problem(9, 4), *(problem for problem, _ in BEYOND)])
+def test_json_brings_a_problem_back(problem: Problem) -> None:
+    assert Problem.from_json(json.loads(json.dumps(problem.as_json()))) == problem
+    assert pickle.loads(pickle.dumps(problem)) == problem and replace(problem, batch=3).batch == 3
+    assert Problem.from_json({**problem.as_json(), "scale": 0.5}).scale == 0.5
+
+
+def test_json_of_another_kind() -> None:
+    with pytest.raises(ProblemError, match=r"^windows: is no field of a problem"):
+        Problem.from_json({"tokens": 9, "window": 3, "windows": 3})
+    with pytest.raises(ProblemError, match=r"^window: is required"):
+        Problem.from_json({"tokens": 9})
+
+
+def test_texts() -> None:
+    assert str(PLAIN) == "30x48x80, window 18x24x24, stride 16x8x8, batch 2, 24 heads (8 of K, V)"
+    assert str(Problem(9, 4, dilation=2, causal=True)) == "9, window 4, dilation 2, causal 1"
+    assert (
+        str(BEYOND[8][0]) == "4, window 4, causal 1, sink 2, grid 40, q offset 36, kv tokens 8, kv offset 34, kv sink 2"
+    )
+    assert str(BEYOND[9][0]) == "9, window 4, extra keys 77 and 5"
+    assert PLAIN.options() == (
+        "--tokens 30,48,80 --window 18,24,24 --stride 16,8,8 --heads 24 --kv-heads 8 --batch 2 --head-dim 72 "
+        "--value-head-dim 80 --dtype bf16"
+    )
+    causal = Problem((9, 8), 3, causal=(True, False))
+    assert causal.options().startswith("--tokens 9,8 --window 3,3 --causal 1,0 --head-dim")
+    assert causal.register_arguments() == ["tokens=(9, 8)", "window=(3, 3)", "causal=(True, False)", "heads=1"]
+    assert PLAIN.pattern == [18, 24, 24, 16, 8, 8, 1, 1, 1, 0, 0, 0]
+
+
+def test_register_arguments_are_fields() -> None:
+    rng = Random(5)
+    for _ in range(100):
+        rank = rng.randint(1, 3)
+        window = [rng.randint(1, 4) for _ in range(rank)]
+        problem = Problem(
+            [rng.randint(8, 20) for _ in range(rank)],
+            window,
+            [rng.randint(1, w) for w in window],
+            rng.randint(1, 2),
+            [rng.random() < 0.5 for _ in range(rank)],
+            heads=rng.choice((2, 4)),
+            kv_heads=rng.choice((1, 2)),
+            batch=rng.randint(1, 2),
+        )
+        assert eval(f"Problem({', '.join(problem.register_arguments())})") == problem
+
+
+def test_of_tensors() -> None:
+    q, k = torch.empty(2, 9, 8, 4, 24, dtype=torch.float16), torch.empty(2, 9, 8, 2, 24, dtype=torch.float16)
+    found = Problem.of_tensors(q, k, k[..., :16], (3, 4), causal=(True, False), scale=0.25)
+    assert found == Problem(
+        (9, 8), (3, 4), causal=(True, False), heads=4, kv_heads=2, head_dim=24, value_head_dim=16, batch=2,
+        dtype="fp16", scale=0.25,
+    )  # fmt: skip
+    assert found.arguments() == {
+        "kernel_size": (3, 4), "stride": (1, 1), "dilation": (1, 1), "is_causal": (True, False), "scale": 0.25,
+    }  # fmt: skip
+    with pytest.raises(ProblemError, match=r"^dtype: 'torch.float64' is not one of"):
+        Problem.of_tensors(q.double(), k, k, 3)
+    short = Problem.of_tensors(q[:, :2, :3], k, k, (9, 8))
+    assert short.kv_tokens == (9, 8) and short.features() == ("range",)
+
+
+def test_every_field_is_in_a_text_or_neutral() -> None:
+    """A field that a printer forgets would be lost where a problem is written down."""
+    said = set(Problem.from_json(BEYOND[8][0].as_json()).as_json()) | set(BEYOND[0][0].as_json())
+    said |= set(replace(BEYOND[9][0], scale=0.5).as_json()) | set(Problem(9, 2, 2, 2).as_json())
+    assert said == {field.name for field in fields(Problem)}
+
+
+def test_the_standard_library_is_enough() -> None:
+    code = "import sys, gnaforge.runtime.problem; print(sorted({'torch', 'numpy', 'pydantic'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
