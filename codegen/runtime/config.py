@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, fields
 from math import prod
 
-OPS = ("gna_forward", "gna_backward")
+OPS = ("gna_forward", "gna_backward_q", "gna_backward_kv")
 DTYPES = ("fp32", "bf16", "fp16")
 ANY_HEAD_DIM = 0
 
@@ -26,7 +26,7 @@ class KernelConfig:
     """Identity of one kernel. Window, stride, dilation and causal are run-time data and not part of it.
 
     Attributes:
-        op: ``gna_forward`` or ``gna_backward``.
+        op: what it computes, of `OPS`: outputs, gradients of Q, or gradients of K and V.
         arch: name in the arch table: ``cpu``, ``sm90``, ``sm100``.
         rank: number of token dimensions, 1 to 3.
         dtype: element type of Q, K, V and O: ``fp32``, ``bf16`` or ``fp16``.

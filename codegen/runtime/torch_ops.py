@@ -39,7 +39,6 @@ def _load_for_graph(request: lookup.Request) -> None:
     if request.device in ("cpu", "cuda") and not registry.serves(request):
         wanted = request.key or str(request)
         raise NoKernelError(
-            # Not in the core's words "no kernel": an eager call with fake tensors must not take it for a miss.
             f"gnaforge: torch is tracing, no kernel for {wanted} is loaded or in the cache, and none is compiled "
             f"meanwhile\nregister one before: {request.register_call()}"
         )

@@ -216,7 +216,7 @@ struct Entry {
   static int run(const gnaforge_args* args, void*, void* stream, char* error, std::size_t n) {
     const Reason reason{error, n};
     if (args->problem->batch == 0 || args->problem->heads == 0) return GNAFORGE_OK;
-    if (const gnaforge_code code = check::data(*args, reason)) return code;
+    if (const gnaforge_code code = gnaforge::check::data(*args, reason)) return code;
     Axis axes[rank];
     copy_axes(*args->problem, axes);
     return run_slices(*args, axes, stream, reason);
