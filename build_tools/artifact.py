@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import BuildError
+from .errors import BuildError
 from .files import file_digest
 
 RECORD = "record.json"

@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..errors import BuildError
 from .artifact import (
     RECORD as RECORD,
     SCHEMA as SCHEMA,
@@ -29,6 +28,7 @@ from .artifact import (
     mistrust,
     read_artifact as read_artifact,
 )
+from .errors import BuildError
 from .files import file_digest, sync_tree
 
 FAILED = ".failed"

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import BuildError, GnaforgeError, InputError
 from .artifact import mistrust, read_artifact
 from .cache import RECORD, SCHEMA, Artifact, Cache
+from .errors import BuildError, GnaforgeError, InputError
 from .wheel_file import write_zip
 
 _FOLDER = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)-(?P<digest>[0-9a-f]{16})")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import ninja
 
-from ..errors import BuildError
+from .errors import BuildError
 from .process import start
 
 _STATUS = re.compile(r"^@(\d+)@(\d+)@")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from ..errors import BuildError, InputError
+from .errors import BuildError, InputError
 from .process import output_of
 
 POLICIES = ("auto", "system", "pip")

@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import BuildError
 from .cuda import Cutlass, Nvcc, find_cutlass, find_nvcc
+from .errors import BuildError
 from .sass import Sass, read_cubin
 from .toolchain import Compiler
 

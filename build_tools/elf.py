@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import InputError
+from .errors import InputError
 
 MACHINES = {62: "x86_64", 183: "aarch64"}
 """e_machine, and the name that wheels and `platform.machine` have for it."""

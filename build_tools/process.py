@@ -8,8 +8,6 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..runtime.core import process_lock
-
 # Held while this process has both ends of a child's pipes. A fork then would keep the writing end open in the forked
 # process, and whoever reads to the pipe's end would wait for it: for ever, if it waits for the reader's lock.
 _starting = threading.RLock()
@@ -17,14 +15,29 @@ _starting = threading.RLock()
 _UNSEEN = ("CPATH", "C_INCLUDE_PATH", "CPLUS_INCLUDE_PATH", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS")
 
 
+_outer: tuple[threading.RLock, ...] = ()
+_held: tuple[threading.RLock, ...] = ()  # of `_outer`, those that a fork under way has taken
+
+
+def take_before_fork(lock: threading.RLock) -> None:
+    """Names a lock whose holders may start children: a fork takes it before this module's own, as they do."""
+    global _outer
+    if lock not in _outer:
+        _outer = (*_outer, lock)
+
+
 def _before_fork() -> None:
-    process_lock().acquire()  # first: who loads the core has it, and may start a compiler to build it
+    global _held
+    _held = _outer
+    for lock in _held:
+        lock.acquire()
     _starting.acquire()
 
 
 def _after_fork() -> None:
     _starting.release()
-    process_lock().release()
+    for lock in reversed(_held):
+        lock.release()
 
 
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from ..errors import BuildError
+from .errors import BuildError
 
 _HEADER = struct.Struct("<16s2xH4x8x8xQ4x2x4xHHH")
 _SECTION = struct.Struct("<IIQQQQIIQQ")

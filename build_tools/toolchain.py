@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from ..errors import BuildError
+from .errors import BuildError
 from .process import output_of
 
 # -ffast-math would let the compiler assume that no infinity occurs, and masks are made of them.

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from ..errors import BuildError, InputError
 from .elf import Elf, Symbol
+from .errors import BuildError, InputError
 
 # Newest symbol versions that a manylinux tag allows (PEP 600; the numbers are those of auditwheel 6.8). CXXABI and GCC
 # are left out: a libstdc++ or libgcc new enough in GLIBCXX has them.

@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Iterable, Mapping
 from typing import BinaryIO
 
-from ..errors import InputError
+from .errors import InputError
 
 _NAME = re.compile(r"[A-Za-z0-9]|[A-Za-z0-9][A-Za-z0-9._-]*[A-Za-z0-9]")  # PEP 508
 _NUMBER = r"(?:0|[1-9]\d*)"

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from ..errors import BuildError
 from .elf import Elf, Symbol, read_elf
+from .errors import BuildError
 from .process import output_of, start
 from .toolchain import Compiler
 from .wheel_abi import too_new

@@ -13,7 +13,7 @@ from .errors import InputError
 from .families.arch import ARCHES
 from .runtime.config import KernelConfig
 from .simulator.fitting import Fit, fit_workloads
-from .simulator.model import workload_of_shape
+from .simulator.workload import workload_of_shape
 from .spec import KernelEntry, Shape, Spec
 from .spec.yaml import did_you_mean
 

@@ -259,11 +259,10 @@ def _have(configs: Sequence[KernelConfig]) -> None:
     paths = {config: find_kernel(config) for config in missing}
     absent = [config for config in missing if paths[config] is None]
     if absent:
-        from .build.kernels import LIBRARY_FILE, build_kernels
+        from .build.kernels import find_libraries
 
         with compiling([config.key for config in absent]):
-            artifacts, _ = build_kernels(absent)
-        paths.update({config: artifact.verified(LIBRARY_FILE) for config, artifact in artifacts.items()})
+            paths.update(find_libraries(absent))
     for path in paths.values():
         assert path is not None
         core.load_library(path)
@@ -294,7 +293,8 @@ def make_for_call(request: Request, *, quiet: bool) -> Made:
         InputError: this version has no kernels for it.
         BuildError: as `register`.
     """
-    from .build.kernels import LIBRARY_FILE, build_kernels
+    from .build.identity import LIBRARY_FILE
+    from .build.kernels import build_kernels
 
     begin = time.monotonic()
     config = config_for(request, fit=True)
@@ -340,7 +340,7 @@ def config_for(request: Request, *, fit: bool) -> KernelConfig:
 
 def _fitted(request: Request, arch: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     from .simulator.fitting import fit_workloads
-    from .simulator.model import make_workload
+    from .simulator.workload import make_workload
 
     assert request.problem is not None
     workload = make_workload(

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from cutlass_kernels import FOLDER, SOURCES
-from gnaforge.build.kernels import include_dir
+from gnaforge.build.identity import include_dir
 from gnaforge.build.render import render_kernel, render_library
 from gnaforge.build_tools.cuda import find_cutlass
 from gnaforge.build_tools.cuda_compiler import cuda_compiler, kernel_facts, machine_code

@@ -53,7 +53,7 @@ def kernel_set(session_cache: Path) -> None:
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Compiles toy_library.cpp with the given macros: ``toy("name", TOY_KEY='"..."', ...)``."""
-    from gnaforge.build.kernels import include_dir
+    from gnaforge.build.identity import include_dir
     from gnaforge.build_tools.toolchain import cxx_compiler
 
     folder = tmp_path_factory.mktemp("toys")
@@ -178,11 +178,10 @@ def cli(tmp_path: Path) -> Run:
 @pytest.fixture(scope="session")
 def small_kernel(session_cache: Path) -> Path:
     """The library of `kernel_set.SMALL`, compiled for real."""
-    from gnaforge.build.kernels import LIBRARY_FILE, build_kernels
+    from gnaforge.build.kernels import find_libraries
     from kernel_set import SMALL
 
-    artifacts, _ = build_kernels([SMALL])
-    return artifacts[SMALL].verified(LIBRARY_FILE)
+    return find_libraries([SMALL])[SMALL]
 
 
 @pytest.fixture

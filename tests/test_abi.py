@@ -11,7 +11,8 @@ import oracle
 import pytest
 import torch
 from abi import SIZE_1_0, Args, Entry, Host, I64x3, Problem, entries, make_args, view, view_lse
-from gnaforge.build.kernels import LIBRARY_FILE, build_kernels
+from gnaforge.build.identity import LIBRARY_FILE
+from gnaforge.build.kernels import build_kernels
 from kernel_set import cpu_config
 
 

@@ -29,8 +29,11 @@ from gnaforge.runtime.bench_contenders import CONTENDERS, heads_first
 from gnaforge.runtime.config import KernelConfig
 from gnaforge.runtime.reference import attention
 from gnaforge.simulator.calibration import calibrate_report
+from gnaforge.simulator.cost import Tiles, tile_costs
 from gnaforge.simulator.machines import MACHINES
-from gnaforge.simulator.model import Tiles, make_workload, model_time, simulate_tiles, tile_costs
+from gnaforge.simulator.simulation import simulate_tiles
+from gnaforge.simulator.time import model_time
+from gnaforge.simulator.workload import make_workload
 
 CONFIG = "gna_forward-cpu-r1-fp32-dany-q8-kv8"
 CONFIGS = {

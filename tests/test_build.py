@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gnaforge.build import identity as recipe, kernels as building
+from gnaforge.build import identity as recipe, kernels as building, link as linking, render
 from gnaforge.build.identity import source_digest
-from gnaforge.build.kernels import build, build_kernels, library_path, make_jobs
-from gnaforge.build.library_file import read_library
-from gnaforge.build.sources import generate
+from gnaforge.build.kernels import build_kernels, make_jobs
+from gnaforge.build.library import read_library
+from gnaforge.build.link import build, library_path
 from gnaforge.build_tools import includes, toolchain
 from gnaforge.build_tools.cache import Cache, cache_layers, read_artifact, user_cache
 from gnaforge.build_tools.compile import Step, run_steps
@@ -54,12 +54,12 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("ninja was started")
 
-    monkeypatch.setattr(building, "run_steps", refuse)
+    for module in (building, linking):
+        monkeypatch.setattr(module, "run_steps", refuse)
 
 
 def test_build_writes_library_record_and_commands(copied_cache: Path, tmp_path: Path, monkeypatch) -> None:
     plan = Plan(library="pair", configs=(ONE, TWO))
-    generate(plan, tmp_path)
     result = build(plan, tmp_path)
     assert result.library == library_path(tmp_path, "pair") and result.linked
     assert result.compiled == [] and result.reused == [ONE, TWO]
@@ -72,6 +72,25 @@ def test_build_writes_library_record_and_commands(copied_cache: Path, tmp_path: 
     stamp = result.library.stat().st_mtime_ns
     again = build(plan, tmp_path)
     assert not again.linked and again.library.stat().st_mtime_ns == stamp
+
+
+def test_the_compiler_reads_what_the_folder_of_sources_shows(own_cache: Path, tmp_path: Path, monkeypatch) -> None:
+    """Rendered once per build: the files that a person reads and those that are compiled can't differ."""
+    rendered: list[KernelConfig] = []
+    render_kernel = render.render_kernel
+
+    def counting(config: KernelConfig) -> str:
+        rendered.append(config)
+        return render_kernel(config) + f"// rendering {len(rendered)}\n"
+
+    for module in (building, render):
+        monkeypatch.setattr(module, "render_kernel", counting)
+    build(Plan(library="pair", configs=(ONE, TWO)), tmp_path)
+    assert rendered == [ONE, TWO]
+    for config in (ONE, TWO):
+        shown = tmp_path / "pair" / "src" / f"{config.key}.cpp"
+        (compiled,) = own_cache.glob(f"{config.key}-*/kernel.cpp")
+        assert compiled.read_bytes() == shown.read_bytes()
 
 
 def test_a_damaged_library_is_linked_again(copied_cache: Path, tmp_path: Path) -> None:
@@ -89,7 +108,7 @@ def test_record_says_how_it_was_made(copied_cache: Path) -> None:
     record = artifact.record
     assert record["key"] == ONE.key and record["seconds"] > 0
     assert set(record["files"]) == {"kernel.cpp", "kernel.o", "kernel.so", "library.cpp", "library.o"}
-    assert "gnaforge/window.h" in record["parts"]["headers"]
+    assert "gnaforge/gna/window.h" in record["parts"]["headers"]
     assert record["parts"]["compiler"] == cxx_compiler().version
     assert str(copied_cache) not in json.dumps(record)
 
@@ -128,7 +147,7 @@ def test_what_changes_the_digest_and_what_does_not(monkeypatch: pytest.MonkeyPat
     includes.forget_headers()
     assert make_jobs([ONE], compiler)[0].digest == before.digest
 
-    window = copy / "include" / "gnaforge" / "window.h"
+    window = copy / "include" / "gnaforge" / "gna" / "window.h"
     window.write_text(window.read_text() + "// changed\n")
     includes.forget_headers()
     changed = make_jobs([ONE], compiler)[0]
@@ -255,7 +274,6 @@ def test_a_relative_cache_with_odd_letters_works(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GNAFORGE_CACHE_DIR", "ein Über $cache'")
     plan = Plan(library="odd", configs=(ONE,))
-    generate(plan, Path("o ü"))
     assert build(plan, Path("o ü")).library.is_file()
     assert build_kernels([ONE])[1] == []
 

@@ -57,7 +57,7 @@ def test_an_upgrade_changes_the_key_and_touching_does_not(templates: Path, monke
         os.utime(path, (1, 1))
     assert digests() == before
     seen = {before}
-    for name in ("include/gnaforge/cpu/forward.h", "include/gnaforge/abi.h"):
+    for name in ("include/gnaforge/cpu/forward/tile.h", "include/gnaforge/abi.h"):
         (templates / name).write_text((templates / name).read_text() + "// newer\n")
         seen.add(digests())
     monkeypatch.setattr("gnaforge.build.kernels.SOURCE_SCHEMA", 99)
@@ -83,7 +83,7 @@ def test_cutlass_is_part_of_the_key_of_what_includes_it(templates: Path, monkeyp
     version = "4.2.0"
     monkeypatch.setattr("gnaforge.build.kernels.cutlass_version", lambda: version)
     plain = digests()
-    header = templates / "include/gnaforge/window.h"
+    header = templates / "include/gnaforge/gna/window.h"
     header.write_text("#include <cute/tensor.hpp>\n" + header.read_text())
     (before, source) = digests()
     assert plain[0] != before
@@ -195,7 +195,7 @@ def test_info_explain_and_prune(filled: Path, cli, templates: Path) -> None:
     assert rows[0]["folder"] == str(filled) and rows[0]["kernels"]["bytes"] > 10_000
     found = cli("cache", "explain", SMALL.key)
     folder = find_kernel(SMALL).parent  # type: ignore[union-attr]
-    assert f"in the cache: {folder}" in found.stdout and "headers gnaforge/window.h" in found.stdout
+    assert f"in the cache: {folder}" in found.stdout and "headers gnaforge/gna/window.h" in found.stdout
     other = cli("cache", "explain", SMALL.key, CXX="g++").stdout
     assert f"nearest entry: {folder}" in other and "not in the cache; calls take what another compiler made" in other
     assert "  compiler: there fake 1.0 [fake]\n            now   g++" in other

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from gnaforge.build.library_file import read_library
+from gnaforge.build.library import read_library
 from gnaforge.errors import InputError
 
 TOY = "gna_forward-cpu-r2-fp32-d8-q{0}x8-kv8x8"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from gnaforge import doctor
-from gnaforge.build.kernels import kernel_compiler, library_linker
+from gnaforge.build.kernels import kernel_compiler
+from gnaforge.build.link import library_linker
 from gnaforge.build_tools import cuda
 from gnaforge.build_tools.cuda_compiler import CudaCompiler
 from gnaforge.build_tools.toolchain import cxx_compiler

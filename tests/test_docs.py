@@ -8,9 +8,11 @@ from pathlib import Path
 import gnaforge
 import pytest
 from gnaforge.cli import simulate as command
+from gnaforge.simulator.cost import Tiles
 from gnaforge.simulator.fitting import simulate_fitted
-from gnaforge.simulator.model import Simulation, Tiles, make_workload, simulate_tiles, workload_of_shape
 from gnaforge.simulator.natten import simulate_natten
+from gnaforge.simulator.simulation import Simulation, simulate_tiles
+from gnaforge.simulator.workload import make_workload, workload_of_shape
 from gnaforge.spec import load_spec
 
 ROOT = Path(__file__).parent.parent

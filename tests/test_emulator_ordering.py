@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from emulator_ptx import SCHEDULES, run
-from gnaforge.build_tools.emulator import EmulationError, Options, benchmark
+from gnaforge.bench import emulator as benchmark
+from gnaforge.build_tools.emulator import EmulationError, Options
 
 every_schedule = pytest.mark.parametrize("options", SCHEDULES[::3], ids=lambda o: f"{o.timing}-{o.order}-{o.seed}")
 SHARED = ".shared .align 16 .b32 box[8];\n.shared .align 8 .b64 barrier;\n"

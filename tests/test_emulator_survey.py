@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from cutlass_kernels import Example, Problem
-from gnaforge.build.emulated import emulated_libraries
+from gnaforge.build.kernels import find_libraries
 from gnaforge.build_tools.emulator import Module, Mutant, Options
 from gnaforge.build_tools.emulator.survey import survey
 from gnaforge.runtime.config import KernelConfig
@@ -39,7 +39,7 @@ def test_cutlass_forward(arch: str) -> None:
 
 
 def test_own_sm90_kernel() -> None:
-    library = emulated_libraries([KernelConfig.parse(KEY)])[KernelConfig.parse(KEY)]
+    library = find_libraries([KernelConfig.parse(KEY)], emulated=True)[KernelConfig.parse(KEY)]
     command = [sys.executable, "sm90_mutants.py", str(library), KEY, "1", "2"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
     print(done.stdout)

@@ -15,9 +15,12 @@ from gnaforge.errors import InputError
 from gnaforge.families.arch import ARCHES
 from gnaforge.plan import plan
 from gnaforge.runtime.config import KernelConfig
+from gnaforge.simulator.cost import Tiles, costs
 from gnaforge.simulator.fitting import MAX_EXTENT, Candidates, _cover, _greedy_cover, fit_workloads
 from gnaforge.simulator.machines import MACHINES
-from gnaforge.simulator.model import Tiles, Workload, costs, make_workload, model_time, simulate_tiles
+from gnaforge.simulator.simulation import simulate_tiles
+from gnaforge.simulator.time import model_time
+from gnaforge.simulator.workload import Workload, make_workload
 from gnaforge.spec import Spec, parse_spec
 
 

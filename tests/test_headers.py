@@ -13,7 +13,7 @@ from random import Random
 import numpy as np
 import oracle
 import pytest
-from gnaforge.build.kernels import include_dir
+from gnaforge.build.identity import include_dir
 from gnaforge.build_tools.cuda import find_nvcc
 from gnaforge.build_tools.toolchain import cxx_compiler
 from gnaforge.errors import BuildError

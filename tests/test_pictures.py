@@ -13,8 +13,8 @@ import pytest
 from gnaforge.gna import plot as plots
 from gnaforge.gna.axes import tile_list
 from gnaforge.simulator import Simulation, simulate
-from gnaforge.simulator.model import simulate_tiles
 from gnaforge.simulator.pictures import draw_tiles, spread, tiles_figure
+from gnaforge.simulator.simulation import simulate_tiles
 from gnaforge.simulator.sweep import with_stride
 from gnaforge.simulator.sweep_picture import draw_sweep, sweep_figure
 from hypothesis import given, strategies as st

@@ -15,7 +15,7 @@ import gnaforge
 import numpy as np
 import oracle
 import pytest
-from gnaforge.build.kernels import include_dir
+from gnaforge.build.identity import include_dir
 from gnaforge.build.render import render_kernel, render_library
 from gnaforge.build_tools.toolchain import cxx_compiler
 from gnaforge.families.arch import ARCHES
@@ -25,17 +25,13 @@ from gnaforge.gna.counts import axis_counts, count_tiles, visible_pairs
 from gnaforge.gna.flat import count_flat_tiles
 from gnaforge.runtime.config import KernelConfig
 from gnaforge.simulator.calibration import Run, fit_constants
+from gnaforge.simulator.cost import Tiles, tile_costs
+from gnaforge.simulator.end_to_end import end_to_end, published_rounding
 from gnaforge.simulator.machines import MACHINES
-from gnaforge.simulator.model import (
-    Tiles,
-    end_to_end,
-    make_workload,
-    model_time,
-    published_rounding,
-    simulate_tiles,
-    tile_costs,
-)
+from gnaforge.simulator.simulation import simulate_tiles
 from gnaforge.simulator.sweep import smallest_perfect_stride, sweep_strides
+from gnaforge.simulator.time import model_time
+from gnaforge.simulator.workload import make_workload
 from kernel_set import cpu_config
 
 PUBLISHED = json.loads((Path(__file__).parent / "data/published_bounds.json").read_text())

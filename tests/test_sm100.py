@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from cutlass_kernels import Example, Problem
-from gnaforge.build.emulated import emulated_libraries
+from gnaforge.build.kernels import find_libraries
 from gnaforge.build_tools.emulator import Counters, Options
 from gnaforge.errors import BuildError
 from gnaforge.runtime.config import KernelConfig
@@ -38,7 +38,7 @@ CONFIGS = [KernelConfig.parse(key) for key in KEYS]
 @pytest.fixture(scope="module")
 def libraries(session_cache: Path) -> dict[KernelConfig, Path]:
     try:
-        return emulated_libraries(CONFIGS)
+        return find_libraries(CONFIGS, emulated=True)
     except BuildError as error:
         if "no CUDA compiler" in str(error) or "CUTLASS sources are missing" in str(error):
             pytest.skip(str(error))

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 from gnaforge.build import kernels as building
-from gnaforge.build.emulated import emulated_libraries
-from gnaforge.build.kernels import build_kernels, include_dir
+from gnaforge.build.identity import include_dir
+from gnaforge.build.kernels import build_kernels, find_libraries
 from gnaforge.build_tools import includes
 from gnaforge.build_tools.cuda_compiler import kernel_facts
 from gnaforge.build_tools.sass import HGMMA_REGISTERS, HGMMA_SHARED, MUFU, Sass, read_cubin
@@ -29,7 +29,7 @@ MODES = {"eager": "round-robin", "lazy": "depth-first", "random": "random"}
 @pytest.fixture(scope="module")
 def libraries(session_cache: Path) -> dict[KernelConfig, Path]:
     try:
-        return emulated_libraries(CONFIGS)
+        return find_libraries(CONFIGS, emulated=True)
     except BuildError as error:
         if "no CUDA compiler" in str(error):
             pytest.skip(str(error))
@@ -178,11 +178,11 @@ def test_a_wait_above_the_softmax_fails_the_build(
     """The loop without its rotation: ptxas does what the rotation is there to prevent, and the check sees it."""
     headers = tmp_path / "include"
     shutil.copytree(include_dir(), headers)
-    consumer = headers / "gnaforge" / "sm90" / "consumer.h"
+    consumer = headers / "gnaforge" / "sm90" / "forward" / "consumer.h"
     text = consumer.read_text()
     after = "      release_and_mask(j >= interior);\n      softmax.step(scores, params.scale_log2);\n"
     assert text.count(after) == 1
-    consumer.write_text(text.replace(after, after + "      wgmma_wait<0>();\n      hold(out);\n"))
+    consumer.write_text(text.replace(after, after + "      ptx::wgmma_wait<0>();\n      ptx::hold(out);\n"))
     monkeypatch.setattr(building, "include_dir", lambda: headers)
     includes.forget_headers()
     try:

@@ -178,7 +178,7 @@ def test_json_schema_agrees_with_the_reader() -> None:
     validator = jsonschema.Draft202012Validator(json_schema())
     validator.check_schema(json_schema())
     for name in presets():
-        path = Path(geometry.__file__).parent / "presets" / f"{name}.yaml"
+        path = Path(__file__).parents[1] / "codegen" / "presets" / f"{name}.yaml"
         validator.validate(yaml.safe_load(path.read_text()))
     validator.validate(yaml.safe_load(VALID))
     validator.validate(yaml.safe_load(replaced("[{q: [2, 8, 8], kv: [2, 8, 8]}]", "auto\n    within: 10")))

@@ -14,8 +14,8 @@ import oracle
 import pytest
 import torch
 from gnaforge.build import kernels as building
-from gnaforge.build.emulated import emulated_libraries
-from gnaforge.build.kernels import include_dir
+from gnaforge.build.identity import include_dir
+from gnaforge.build.kernels import find_libraries
 from gnaforge.build_tools import includes
 from gnaforge.build_tools.cuda import find_nvcc
 from gnaforge.build_tools.emulator import EmulationError
@@ -54,13 +54,13 @@ def changed_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[
     def make(header: str, old: str, new: str) -> Path:
         headers = tmp_path / "include"
         shutil.copytree(include_dir(), headers)
-        path = headers / "gnaforge" / "sm90" / header
+        path = headers / "gnaforge" / "sm90" / "forward" / header
         assert path.read_text().count(old) == 1
         path.write_text(path.read_text().replace(old, new))
         monkeypatch.setattr(building, "include_dir", lambda: headers)
         includes.forget_headers()
         config = KernelConfig.parse(SMALL)
-        return emulated_libraries([config])[config]
+        return find_libraries([config], emulated=True)[config]
 
     yield make
     includes.forget_headers()
@@ -132,12 +132,12 @@ def test_a_swapped_phase_is_explained(cli, changed_kernel) -> None:
     where = {
         name: number
         for header in ("producer.h", "kernel.h")
-        for number, line in enumerate((include_dir() / "gnaforge/sm90" / header).read_text().splitlines(), 1)
+        for number, line in enumerate((include_dir() / "gnaforge/sm90/forward" / header).read_text().splitlines(), 1)
         for name, text in (("wait", "mbarrier_wait(shared + L::k_empty"), ("init", "L::k_empty + 8 * stage, warps"))
         if text in line
     }
     producer = re.search(
-        r"warp 0: ptx:\d+: mbarrier\.try_wait\.parity.*called at ptx\.h:\d+, "
+        r"warp 0: ptx:\d+: mbarrier\.try_wait\.parity.*called at mbarrier\.h:\d+, "
         rf"producer\.h:{where['wait']},.*waits for the end of a phase of parity 0 at mbarrier (0x\w+) "
         r"\(phase 0, parity 0, 4 of 4 arrivals and 0 bytes pending\), lanes 0x1",
         message,

@@ -20,7 +20,8 @@ from gnaforge.errors import InputError
 from gnaforge.plan import Plan
 from gnaforge.runtime.availability import runs_on
 from gnaforge.runtime.package import CORE, LIBRARY
-from gnaforge.wheel.build import Wheel, build as making, build_wheel
+from gnaforge.wheel import build as making
+from gnaforge.wheel.build import Wheel, build_wheel
 from gnaforge.wheel.check import check
 from kernel_set import cpu_config
 

@@ -9,9 +9,9 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 
-from ...errors import BuildError
 from ..cache import digest_of, user_cache
 from ..compile import Step, run_steps
+from ..errors import BuildError
 from ..toolchain import Compiler, cxx_compiler, job_limit
 
 ENGINE_FILE = "emulator.so"

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import GnaforgeError
+from ..errors import GnaforgeError
 from .library import Counted, LaunchOptions, engine
 
 TIMINGS = ("eager", "lazy", "random")

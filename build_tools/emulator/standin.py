@@ -7,10 +7,10 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...errors import BuildError
 from ..cache import digest_of, user_cache
 from ..compile import Step, run_steps
 from ..cuda import find_nvcc
+from ..errors import BuildError
 from ..toolchain import cxx_compiler, job_limit
 from .library import ENGINE_FILE, SOURCES, engine_path, source_files
 

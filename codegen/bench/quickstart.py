@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..build.kernels import BuildResult
+from ..build.link import BuildResult
 from ..cli.tables import print_table
 from ..runtime.bench import run
 from ..runtime.bench_contenders import Problem

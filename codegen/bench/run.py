@@ -8,7 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from ..build.kernels import LIBRARY_FILE, build_kernels
+from ..build.kernels import find_libraries
 from ..errors import InputError
 from ..families.arch import ARCHES, checked
 from ..runtime.bench import DEFAULT_CONTENDERS, REPORT_SCHEMA, make_problem, report
@@ -16,7 +16,7 @@ from ..runtime.bench_contenders import CONTENDERS, Problem
 from ..runtime.config import ANY_HEAD_DIM, KernelConfig
 from ..runtime.core import load_library
 from ..simulator.fitting import simulate_fitted
-from ..simulator.model import make_workload
+from ..simulator.workload import make_workload
 from ..spec import load_spec
 
 _BYTES_LIMIT = 8e9  # of Q, K and V: beyond it the problem is one for a GPU
@@ -94,9 +94,8 @@ def run_all(
     configs = {config_of(problem, arch) for problem in problems} if kernel is None else {checked(kernel)}
     if others := {config.arch for config in configs} - {arch}:
         raise InputError(f"--kernel {kernel} is for {others.pop()}, not for --arch {arch}")
-    artifacts, _ = build_kernels(sorted(configs))
-    for artifact in artifacts.values():
-        load_library(artifact.verified(LIBRARY_FILE))
+    for library in find_libraries(sorted(configs)).values():
+        load_library(library)
     return report(problems, contenders, seconds * len(problems), [kernel] * len(problems), device, path)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..build.kernels import LIBRARY_FILE, build_kernels
+from ..build.kernels import find_libraries
 from ..errors import InputError
 from ..runtime.config import ANY_HEAD_DIM, KernelConfig
 
@@ -39,9 +39,8 @@ def call_overhead() -> list[dict[str, Any]]:
     from ..runtime.core import load_library
     from ..runtime.ops import na1d
 
-    artifacts, _ = build_kernels([KernelConfig("gna_forward", "cpu", 1, "fp32", ANY_HEAD_DIM, (1,), (1,))])
-    for artifact in artifacts.values():
-        load_library(artifact.verified(LIBRARY_FILE))
+    for library in find_libraries([KernelConfig("gna_forward", "cpu", 1, "fp32", ANY_HEAD_DIM, (1,), (1,))]).values():
+        load_library(library)
     x = torch.randn(1, 1, 1, 8)
     na1d(x, x, x, 1)
     operator = torch.ops.gnaforge.forward.default

@@ -1,13 +1,11 @@
-"""From a plan to compiled kernels in the cache, and one library that holds them."""
+"""Compiled kernels in the cache: `build_kernels` compiles those that it lacks."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import shlex
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,10 +15,9 @@ from ..build_tools.cache import ATTEMPTS, Artifact, Cache, digest_of, find_in_la
 from ..build_tools.compile import Failure, Step, run_steps, step_seconds
 from ..build_tools.cuda import cutlass_version
 from ..build_tools.cuda_compiler import CudaCompiler, cuda_compiler
-from ..build_tools.files import file_digest, write_atomic
 from ..build_tools.includes import include_closure, uses_cutlass
 from ..build_tools.toolchain import Compiler, cxx_compiler, job_limit, launcher
-from ..errors import BuildError, InputError
+from ..errors import BuildError
 from ..families.arch import ARCHES
 from ..families.gpu_checks import check_kernel
 from ..runtime.config import KernelConfig
@@ -31,12 +28,10 @@ from .identity import (
     source_digest as source_digest,
 )
 from .render import render_kernel, render_library, source_suffix
-from .sources import source_dir
 
 if TYPE_CHECKING:
-    from ..plan import Plan
+    pass
 
-RECORD_FILE = "build.json"
 _BATCH = 200  # locks are held per batch: a process may have 1,024 files open
 
 
@@ -64,18 +59,6 @@ class Job:
     def name(self) -> str:
         """Of the artifact: no lookup takes an emulated kernel for one that runs on a GPU."""
         return f"emulated.{self.config.key}" if self.emulated else self.config.key
-
-
-@dataclass(frozen=True)
-class BuildResult:
-    """What a build did. ``records`` holds the build record of every kernel of the library, by key."""
-
-    library: Path
-    compiled: list[KernelConfig]
-    reused: list[KernelConfig]
-    linked: bool
-    seconds: float
-    records: dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -117,13 +100,20 @@ def is_emulated(compiler: Compiler | CudaCompiler) -> bool:
     return isinstance(compiler, CudaCompiler) and compiler.stand_in is not None
 
 
-def make_jobs(configs: Sequence[KernelConfig], host: Compiler, stand_in: Path | None = None) -> list[Job]:
-    """Sources and digests of configs; with ``stand_in``, of kernels that run in the emulator."""
+def make_jobs(
+    configs: Sequence[KernelConfig],
+    host: Compiler,
+    sources: Mapping[KernelConfig, str] | None = None,
+    *,
+    emulated: bool = False,
+) -> list[Job]:
+    """Sources and digests of configs, in order. Arguments as those of `build_kernels`."""
+    stand_in = find_stand_in() if emulated else None
     compilers = {config.arch: kernel_compiler(config, host, stand_in) for config in configs}
     jobs = []
     for config in configs:
         compiler = compilers[config.arch]
-        source = render_kernel(config)
+        source = render_kernel(config) if sources is None else sources[config]
         library = render_library(config.key, [config], emulated=is_emulated(compiler))
         parts = {**source_parts(config, source, library), **compiler.identity()}
         jobs.append(Job(config, source, library, parts, compiler))
@@ -142,17 +132,21 @@ def split_cached(jobs: Sequence[Job]) -> tuple[dict[KernelConfig, Artifact], lis
 def build_kernels(
     configs: Sequence[KernelConfig],
     *,
+    sources: Mapping[KernelConfig, str] | None = None,
+    emulated: bool = False,
     jobs: int | None = None,
     listener: Listener | None = None,
-    stand_in: Path | None = None,
 ) -> tuple[dict[KernelConfig, Artifact], list[KernelConfig]]:
-    """Has every kernel compiled and in the user cache.
+    """Compiles the kernels that the user cache lacks.
 
     Args:
         configs: the kernels.
+        sources: what `render_kernel` gives for each, where it is rendered already.
+        emulated: GPU kernels for the emulator, linked to its stand-in for the CUDA runtime. They take CPU tensors, and
+            only in a process where ``GNAFORGE_EMULATOR_MEMORY`` is ``mapped``; a call must name its kernel. Other
+            variables ``GNAFORGE_EMULATOR_*`` set the schedule. `verification` does without these variables.
         jobs: compilations at once; default: as many as processors and memory allow.
         listener: hears of progress.
-        stand_in: the emulator's stand-in for the CUDA runtime, for kernels that run in the emulator.
 
     Returns:
         The artifact of each config, and the configs that were compiled now.
@@ -162,7 +156,7 @@ def build_kernels(
     """
     listener = listener or Listener()
     cache = user_cache()
-    all_jobs = make_jobs(sorted(configs), cxx_compiler(), stand_in)
+    all_jobs = make_jobs(sorted(configs), cxx_compiler(), sources, emulated=emulated)
     artifacts, pending = split_cached(all_jobs)
     compiled: dict[KernelConfig, None] = {}
 
@@ -181,6 +175,25 @@ def build_kernels(
         if not pending:  # else the cache was deleted meanwhile
             break
     return artifacts, list(compiled)
+
+
+def find_libraries(
+    configs: Sequence[KernelConfig],
+    *,
+    emulated: bool = False,
+    jobs: int | None = None,
+    listener: Listener | None = None,
+) -> dict[KernelConfig, Path]:
+    """One library per kernel, compiled if the cache has none. Arguments and errors as those of `build_kernels`."""
+    artifacts, _ = build_kernels(configs, emulated=emulated, jobs=jobs, listener=listener)
+    return {config: artifact.verified(LIBRARY_FILE) for config, artifact in artifacts.items()}
+
+
+def find_stand_in() -> Path:
+    """The emulator's stand-in for the CUDA runtime, compiled if the cache has none."""
+    from ..build_tools.emulator import stand_in  # imports NumPy
+
+    return stand_in().path
 
 
 @contextlib.contextmanager
@@ -290,107 +303,3 @@ def _explain(failed: dict[str, Failure], cache: Cache, scratch: Path, compiler: 
     command = [part.removeprefix(name + "/") for part in failure.step.command]
     log = kept / failure.step.log.removeprefix(name + "/")
     return BuildError(f"{text}\n  full log: {log}\n  again:    cd {shlex.quote(str(kept))} && {shlex.join(command)}")
-
-
-def library_path(out: Path, library: str) -> Path:
-    """Where the library of that name is written below the output folder."""
-    return out / library / "lib" / f"{library}.so"
-
-
-def build(plan: Plan, out: Path, *, jobs: int | None = None, listener: Listener | None = None) -> BuildResult:
-    """Compiles what the cache lacks and links ``out/<library>/lib/<library>.so``.
-
-    Expects the sources in ``out/<library>/src`` (see `generate.generate`), for ``compile_commands.json`` only.
-
-    Raises:
-        InputError, BuildError: as `build_kernels`; also if ``out`` can't be written.
-    """
-    start = time.monotonic()
-    artifacts, compiled = build_kernels(plan.configs, jobs=jobs, listener=listener)
-    path = library_path(out, plan.library)
-    try:
-        linked = _link(plan, artifacts, path)
-        _write_compile_commands(plan, out)
-    except OSError as error:
-        raise InputError(f"can't write to {path.parent}: {error.strerror}") from error
-    return BuildResult(
-        library=path,
-        compiled=compiled,
-        reused=[config for config in plan.configs if config not in set(compiled)],
-        linked=linked,
-        seconds=time.monotonic() - start,
-        records={config.key: artifacts[config].record for config in plan.configs},
-    )
-
-
-def library_linker(configs: Sequence[KernelConfig], host: Compiler) -> Compiler | CudaCompiler:
-    """What links a library of these kernels: nvcc with one GPU kernel, since it knows where the CUDA runtime is. The
-    newest, where archs have different ones."""
-    gpu = [config for config in configs if ARCHES[config.arch].compiler == "nvcc"]
-    return kernel_compiler(max(gpu, key=lambda config: ARCHES[config.arch].nvcc), host) if gpu else host
-
-
-def _link(plan: Plan, artifacts: dict[KernelConfig, Artifact], path: Path) -> bool:
-    """Links the library unless it is there already, made of the same parts. Returns whether it linked."""
-    host = cxx_compiler()
-    linker = library_linker(plan.configs, host)
-    source = render_library(plan.library, plan.configs)
-    parts: dict[str, object] = {
-        "objects": {config.key: artifacts[config].record["files"]["kernel.o"] for config in plan.configs},
-        "source": hashlib.sha256(source.encode()).hexdigest(),
-        **linker.identity(),
-    }
-    digest = digest_of(parts)
-    record_path = path.parent / RECORD_FILE
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        record = json.loads(record_path.read_text())
-        if record["digest"] == digest and record["sha256"] == file_digest(path):
-            return False
-    path.parent.mkdir(parents=True, exist_ok=True)
-
-    def linked() -> bytes:
-        with user_cache().scratch() as scratch:
-            (scratch / "library.cpp").write_text(source)
-            compiled = host.compile_command("library.cpp", "library.o", include_dir())
-            objects = [str(artifacts[config].verified("kernel.o")) for config in plan.configs]
-            steps = [
-                Step("library.o", ("library.cpp",), tuple(compiled)),
-                Step("out.so", ("library.o",), tuple(linker.link_command(["library.o", *objects], "out.so"))),
-            ]
-            failures = run_steps(scratch, steps, 1, lambda *_: None, lambda _: None)
-            if failures:
-                raise BuildError(f"linking {path.name} failed: {failures[0].cause}\n{failures[0].text}")
-            return (scratch / "out.so").read_bytes()
-
-    write_atomic(path, user_cache().making(linked))
-    record = {
-        "digest": digest,
-        "sha256": file_digest(path),
-        "library": plan.library,
-        "kernels": [{name: artifacts[config].record.get(name) for name in _LISTED} for config in plan.configs],
-    }
-    write_atomic(record_path, (json.dumps(record, indent=1) + "\n").encode())
-    return True
-
-
-_LISTED = ("key", "seconds", "library_bytes", "registers", "spill_bytes", "shared_memory", "code")
-
-
-def _write_compile_commands(plan: Plan, out: Path) -> None:
-    """For editors and clang tools: how each rendered source compiles."""
-    folder = source_dir(out, plan.library).resolve()
-    host = cxx_compiler()
-    entries = []
-    for config in plan.configs:
-        source = config.key + source_suffix(config)
-        entries.append(
-            {
-                "directory": str(folder),
-                "file": source,
-                "arguments": kernel_compiler(config, host).compile_command(source, f"{config.key}.o", include_dir()),
-            }
-        )
-    data = (json.dumps(entries, indent=1) + "\n").encode()
-    path = folder.parent / "compile_commands.json"
-    if not path.is_file() or path.read_bytes() != data:
-        write_atomic(path, data)

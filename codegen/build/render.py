@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,6 +12,15 @@ import jinja2
 from ..families.arch import ARCHES
 from ..runtime.config import KernelConfig
 from .identity import LIBRARY_TEMPLATE, template_dir
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The rendered sources of a library: the text of each kernel's translation unit, sorted, and of the table."""
+
+    library: str
+    kernels: Mapping[KernelConfig, str]
+    table: str
 
 
 @lru_cache(maxsize=1)
@@ -41,12 +51,10 @@ def render_library(library: str, configs: Iterable[KernelConfig], *, emulated: b
     return template.render(library=library, configs=sorted(configs), emulated=emulated)
 
 
-def render_all(library: str, configs: Iterable[KernelConfig]) -> dict[str, str]:
-    """All sources of a library, by file name."""
+def render_sources(library: str, configs: Iterable[KernelConfig]) -> Sources:
+    """All sources of a library."""
     configs = sorted(configs)
-    sources = {config.key + source_suffix(config): render_kernel(config) for config in configs}
-    sources["library.cpp"] = render_library(library, configs)
-    return sources
+    return Sources(library, {config: render_kernel(config) for config in configs}, render_library(library, configs))
 
 
 def render_wheel(file: str, /, **values: object) -> str:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from ..build_tools.files import write_atomic
 from ..errors import InputError
-from .render import render_all, source_suffix
+from ..runtime.config import KernelConfig
+from .render import Sources, render_sources, source_suffix
 
 if TYPE_CHECKING:
     from ..plan import Plan
@@ -36,13 +37,19 @@ def source_dir(out: Path, library: str) -> Path:
     return out / library / "src"
 
 
-def _contents(plan: Plan) -> dict[str, bytes]:
-    files = {name: text.encode() for name, text in render_all(plan.library, plan.configs).items()}
+def kernel_file(config: KernelConfig) -> str:
+    """Name of the file that holds a kernel's source."""
+    return config.key + source_suffix(config)
+
+
+def _contents(sources: Sources) -> dict[str, bytes]:
+    files = {kernel_file(config): text.encode() for config, text in sources.kernels.items()}
+    files["library.cpp"] = sources.table.encode()
     manifest = {
         "made_by": "gnaforge",
         "schema": _SCHEMA,
-        "library": plan.library,
-        "kernels": {config.key: config.key + source_suffix(config) for config in plan.configs},
+        "library": sources.library,
+        "kernels": {config.key: kernel_file(config) for config in sources.kernels},
         "files": {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())},
     }
     files[MANIFEST] = (json.dumps(manifest, indent=1) + "\n").encode()
@@ -75,16 +82,16 @@ def _owned(folder: Path) -> set[str]:
     return {name for name in names if Path(name).name == name}
 
 
-def generate(plan: Plan, out: Path) -> Path:
-    """Writes the sources of a plan to ``out/<library>/src`` and removes those that an earlier run left over.
+def write_sources(sources: Sources, out: Path) -> Path:
+    """Writes sources to ``out/<library>/src`` and removes those that an earlier run left over.
 
     Files that already hold the right bytes are not touched. Returns the folder.
 
     Raises:
         InputError: the folder holds files that gnaforge did not write, or can't be written.
     """
-    folder = source_dir(out, plan.library)
-    contents = _contents(plan)
+    folder = source_dir(out, sources.library)
+    contents = _contents(sources)
     stale = _owned(folder) - contents.keys()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -99,10 +106,15 @@ def generate(plan: Plan, out: Path) -> Path:
     return folder
 
 
+def generate(plan: Plan, out: Path) -> Path:
+    """Renders a plan's sources and writes them: see `write_sources`."""
+    return write_sources(render_sources(plan.library, plan.configs), out)
+
+
 def check(plan: Plan, out: Path) -> Drift:
     """Compares ``out/<library>/src`` with what `generate` would write; writes nothing."""
     folder = source_dir(out, plan.library)
-    contents = _contents(plan)
+    contents = _contents(render_sources(plan.library, plan.configs))
     present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     return Drift(
         missing=sorted(contents.keys() - present),

@@ -86,7 +86,7 @@ def bench(
     [bold]gnaforge bench --calibrate --arch sm90 --from mine.json[/]
     """
     from ..errors import InputError
-    from ..simulator.model import check_arch
+    from ..simulator.simulation import check_arch
 
     check_arch(arch)
     modes = given(context, _MODES)

@@ -97,7 +97,8 @@ def build(
 
     Examples: [bold]gnaforge build hunyuan-video --arch cpu[/], [bold]gnaforge build cosmos --arch sm90 --shard 2/3[/]
     """
-    from ..build import kernels as building, sources as generating
+    from ..build import link as linking
+    from ..build.kernels import Listener
 
     set_launcher(launcher)
     plan = plan_of(spec, arch)
@@ -110,9 +111,8 @@ def build(
     if shard is not None:
         _build_shard(plan, spec, arch, shard, jobs)
         return
-    generating.generate(plan, out)
     with Progress() as progress:
-        result = building.build(plan, out, jobs=jobs, listener=building.Listener(progress.update, progress.note))
+        result = linking.build(plan, out, jobs=jobs, listener=Listener(progress.update, progress.note))
     size = result.library.stat().st_size / 1e6
     print(
         f"{result.library}: {len(plan.configs)} kernels, {size:.1f} MB; "

@@ -129,7 +129,7 @@ def _of_spec(spec: str, arch: list[str] | None) -> tuple[list[Artifact], str]:
 
 def _misfits(records: Sequence[dict[str, Any]]) -> list[str]:
     """What keeps imported kernels from being used here."""
-    from ..build.kernels import source_digest
+    from ..build.identity import source_digest
     from ..build_tools.cuda import cutlass_version, find_nvcc
     from ..build_tools.toolchain import cxx_compiler
     from ..errors import GnaforgeError

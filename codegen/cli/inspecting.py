@@ -84,7 +84,7 @@ def list_kernels(
     Examples: [bold]gnaforge list[/], [bold]gnaforge list hunyuan-video[/],
     [bold]gnaforge list generated/quickstart/lib/quickstart.so[/]
     """
-    from ..build.library_file import read_library
+    from ..build.library import read_library
 
     if source is None:
         raw = _cached_rows()

@@ -24,7 +24,8 @@ def quickstart(
     Builds the preset [bold]quickstart[/], runs its problem, compares with exact attention in float64, times it beside
     torch's SDPA with the same mask, and draws what queries attend to.
     """
-    from ..build import kernels as building, sources as generating
+    from ..build.kernels import Listener
+    from ..build.link import build
     from ..gna.plot import draw_pattern
     from ..plan import plan
     from ..spec import load_spec
@@ -34,9 +35,8 @@ def quickstart(
     spec = load_spec(_PRESET)
     kernels = plan(spec)
     print(f"1. Building {len(kernels.configs)} kernels of the preset {_PRESET!r} ...", file=sys.stderr)
-    generating.generate(kernels, out)
     with Progress() as progress:
-        result = building.build(kernels, out, listener=building.Listener(progress.update, progress.note))
+        result = build(kernels, out, listener=Listener(progress.update, progress.note))
     print("2. Running them beside exact attention in float64 and torch's SDPA ...", file=sys.stderr)
     from ..bench import quickstart as quickstart_run  # imports torch
 

@@ -24,8 +24,10 @@ from .options import (
 
 if TYPE_CHECKING:
     from ..gna.axes import Tiling
+    from ..simulator.cost import Tiles
     from ..simulator.fitting import Objective
-    from ..simulator.model import Simulation, Tiles, Workload
+    from ..simulator.simulation import Simulation
+    from ..simulator.workload import Workload
 
 
 def simulate(
@@ -105,7 +107,7 @@ def simulate(
     """
     from ..errors import InputError
     from ..simulator.fitting import simulate_workload
-    from ..simulator.model import choose_arch
+    from ..simulator.simulation import choose_arch
     from ..simulator.sweep import sweep_strides, with_stride
 
     if preset is not None:
@@ -170,7 +172,7 @@ def simulate(
 
 def _workload(tokens: str, window: str, stride: str, dilation: str, causal: str, given: Mapping[str, Any]) -> Workload:
     from ..errors import InputError
-    from ..simulator.model import make_workload
+    from ..simulator.workload import make_workload
 
     def field(option: str, text: str) -> int | tuple[int, ...]:
         values = numbers(option, text)
@@ -192,7 +194,7 @@ def _workload(tokens: str, window: str, stride: str, dilation: str, causal: str,
 def _workloads_of_spec(source: str, given: Mapping[str, Any]) -> list[Workload]:
     """One per shape of the spec, at the first head dim and dtype of its entry."""
     from ..errors import InputError
-    from ..simulator.model import workload_of_shape
+    from ..simulator.workload import workload_of_shape
     from ..spec import load_spec
 
     workloads = []
@@ -209,7 +211,7 @@ def _workloads_of_spec(source: str, given: Mapping[str, Any]) -> list[Workload]:
 
 def _tiles(q_tile: str | None, kv_tile: str | None) -> Tiles | None:
     from ..errors import InputError
-    from ..simulator.model import Tiles
+    from ..simulator.cost import Tiles
 
     if q_tile is None and kv_tile is None:
         return None
@@ -228,7 +230,7 @@ def _steps(text: str) -> tuple[int, int]:
 
 
 def _as_json(simulation: Simulation, share: tuple[float, int, int] | None) -> dict[str, Any]:
-    from ..simulator.model import end_to_end, published_rounding
+    from ..simulator.end_to_end import end_to_end, published_rounding
     from ..simulator.natten import simulate_natten
 
     row = simulation.as_json()

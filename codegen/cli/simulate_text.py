@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..simulator.machines import MACHINES
-from ..simulator.model import Simulation
+from ..simulator.simulation import Simulation
 from .tables import print_table
 
 

@@ -97,7 +97,7 @@ def _check_sm100(code: Sass, registers: int) -> dict[str, int]:
 
 
 def _shared_memory(folder: Path) -> int:
-    from ..build.library_file import read_library
+    from ..build.library import read_library
 
     (kernel,) = read_library(folder / "kernel.so")
     return int(kernel["shared_memory"])

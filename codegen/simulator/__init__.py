@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..gna.axes import Tiling
+from .cost import Tiles
 from .fitting import Fit, Objective, fit_workloads, simulate_workload
-from .model import Flat, Simulation, Tiles, make_workload
+from .simulation import Flat, Simulation
+from .workload import make_workload
 
 if TYPE_CHECKING:
     from ..spec import Shape

@@ -17,15 +17,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..build.kernels import LIBRARY_FILE, build_kernels
+from ..build.kernels import find_libraries
 from ..errors import InputError
 from ..families.arch import ARCHES
 from ..gna.counts import count_tiles
 from ..runtime.config import ANY_HEAD_DIM, KernelConfig
 from ..runtime.core import load_library
 from ..runtime.ops import DTYPE_NAMES, neighborhood_attention
+from .cost import Floats, Tiles, tile_costs
 from .machines import MACHINES, Machine
-from .model import Floats, Tiles, Workload, make_workload, model_time, tile_costs
+from .time import model_time
+from .workload import Workload, make_workload
 
 # Boxes of 32 and more rows, whose padding the model knows.
 _TILES = (
@@ -178,9 +180,8 @@ def _time_runs(seconds_per_run: float) -> list[Run]:
         for tiles in _TILES
         for dtype in dtypes
     ]
-    artifacts, _ = build_kernels(configs)
-    for artifact in artifacts.values():
-        load_library(artifact.verified(LIBRARY_FILE))
+    for library in find_libraries(configs).values():
+        load_library(library)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -15,21 +15,11 @@ from ..families.arch import Arch
 from ..gna.axes import Axis, BoolArray, IntArray, Tiling
 from ..gna.counts import axis_counts
 from ..gna.flat import BLOCK
+from .cost import Floats, Tiles, costs
 from .machines import MACHINES
-from .model import (
-    Flat,
-    Floats,
-    Simulation,
-    Tiles,
-    Workload,
-    check_arch,
-    check_tiling,
-    choose_arch,
-    costs,
-    model_time,
-    refusal,
-    simulate_tiles,
-)
+from .simulation import Flat, Simulation, check_arch, check_tiling, choose_arch, refusal, simulate_tiles
+from .time import model_time
+from .workload import Workload
 
 Objective = Literal["time", "work"]
 """What is best: the least modelled time (of tiles within 1 % of it, those with the least work), or the least work (of

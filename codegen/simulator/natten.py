@@ -5,7 +5,9 @@ From NATTEN 0.21, ``backends/configs/cutlass_hopper`` and ``cutlass_blackwell``.
 
 from __future__ import annotations
 
-from .model import Simulation, Tiles, Workload, simulate_tiles
+from .cost import Tiles
+from .simulation import Simulation, simulate_tiles
+from .workload import Workload
 
 _HOPPER_SMALL = {
     1: (Tiles((64,), (128,)),),

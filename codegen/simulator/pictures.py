@@ -32,7 +32,7 @@ from ..gna.plot import (
     save,
     visit,
 )
-from .model import Simulation
+from .simulation import Simulation
 
 _LEGEND: dict[Kind, str] = {
     "interior": "interior KV tile: every query of the Q tile sees every key, no mask",

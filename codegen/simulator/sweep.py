@@ -11,8 +11,10 @@ import numpy as np
 
 from ..gna.axes import Axis, Tiling
 from ..gna.counts import axis_counts
+from .cost import Tiles
 from .fitting import Candidates, best_of
-from .model import Simulation, Tiles, Workload, check_arch, check_tiling, simulate_tiles
+from .simulation import Simulation, check_arch, check_tiling, simulate_tiles
+from .workload import Workload
 
 _POOL = 200  # best tiles of each corner of the strides, from which each stride takes the best
 _SLACK = 0.2  # ... and that are at most so much worse than its best

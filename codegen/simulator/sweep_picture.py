@@ -11,8 +11,8 @@ import numpy as np
 
 from ..gna.plot import BLUE, ORANGE, YELLOW, describe, extents, save
 from .machines import MACHINES
-from .model import Simulation
 from .pictures import label_above, page
+from .simulation import Simulation
 
 
 def draw_sweep(path: Path, sweep: Sequence[Simulation]) -> None:

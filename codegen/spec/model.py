@@ -27,7 +27,7 @@ from .yaml import YamlPath, did_you_mean, path_text, shown
 
 SPEC_VERSION = 1
 MAX_CONFIGS = 10_000
-MAX_COUNT = 2**30 - 1  # tokens along one dimension, as max_axis_length in problem.h
+MAX_COUNT = 2**30 - 1  # tokens along one dimension, as max_axis_length in gna/axis.h
 
 _DIRECTIONS = {"forward": "gna_forward"}
 _PLANNED_DIRECTIONS = ["forward", "backward"]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..build import abi
-from ..build.library_file import load_library_table
+from ..build.library import load_library_table
 from ..runtime.ops import DTYPE_NAMES
 from .problems import Problem
 

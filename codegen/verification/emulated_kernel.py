@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from ..build.emulated import emulated_libraries
-from ..build.library_file import read_library
+from ..build.kernels import find_libraries
+from ..build.library import read_library
 from ..build_tools.emulator import EmulationError
 from ..errors import InputError
 from ..runtime.config import KernelConfig
@@ -50,7 +50,7 @@ class EmulatedKernel:
             self.config, self.library = KernelConfig.parse(rows[0]["key"]), kernel
         else:
             self.config = KernelConfig.parse(kernel) if isinstance(kernel, str) else kernel
-            self.library = emulated_libraries([self.config])[self.config]
+            self.library = find_libraries([self.config], emulated=True)[self.config]
         self.schedule = Schedule("eager", "round-robin")
         self.trace = False
         self.counters: WorkCounters | None = None

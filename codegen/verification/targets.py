@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..build.emulated import emulated_libraries
-from ..build.kernels import LIBRARY_FILE, Listener, build_kernels
-from ..build.library_file import read_library
+from ..build.kernels import Listener, find_libraries
+from ..build.library import read_library
 from ..errors import InputError
 from ..families.arch import ARCHES
 from ..runtime.config import ANY_HEAD_DIM, KernelConfig
@@ -53,11 +52,10 @@ def targets_of_plan(
         InputError, BuildError: as `build_kernels`.
     """
     gpu = [config for config in configs if ARCHES[config.arch].compiler == "nvcc"]
-    libraries = emulated_libraries(gpu, jobs=jobs, listener=listener) if gpu else {}
+    libraries = find_libraries(gpu, emulated=True, jobs=jobs, listener=listener) if gpu else {}
     native = [config for config in configs if config not in libraries]
     if native:
-        artifacts, _ = build_kernels(native, jobs=jobs, listener=listener)
-        libraries |= {config: artifact.verified(LIBRARY_FILE) for config, artifact in artifacts.items()}
+        libraries |= find_libraries(native, jobs=jobs, listener=listener)
 
     def problems(config: KernelConfig) -> tuple[Problem, ...]:
         return tuple(problem_of_shape(shape, config, head_dims) for shape in shapes.get(config, ()))

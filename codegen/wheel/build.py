@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..build.core import core_link_command, core_object
-from ..build.kernels import Listener, build_kernels, include_dir, library_linker
-from ..build.library_file import is_emulated
+from ..build.identity import include_dir
+from ..build.kernels import Listener, build_kernels
+from ..build.library import is_emulated
+from ..build.link import library_linker
 from ..build.render import render_library, render_wheel, wheel_package_templates
 from ..build_tools.cache import Artifact, user_cache
 from ..build_tools.cuda_compiler import CudaCompiler

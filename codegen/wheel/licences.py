@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from ..build.identity import include_dir
-from ..build.render import render_kernel
-from ..build_tools.includes import uses_cutlass
 from ..errors import BuildError
+from ..families.arch import ARCHES
 from ..runtime.config import KernelConfig
 
 _CUDA_NOTE = """\
@@ -32,7 +30,7 @@ class Licence:
 
 def includes_cutlass(config: KernelConfig) -> bool:
     """Whether a kernel is compiled with headers of CUTLASS."""
-    return uses_cutlass(render_kernel(config), include_dir())
+    return ARCHES[config.arch].cutlass
 
 
 def licences(configs: Sequence[KernelConfig], cuda_runtime: str | None) -> list[Licence]:

@@ -13,8 +13,7 @@ from paths import CARRIED, CORE, FACTS, LIBRARY, ROOT
 sys.path.insert(0, str(ROOT / "tests"))
 
 from gnaforge.build.core import core_path
-from gnaforge.build.kernels import build, library_path
-from gnaforge.build.sources import generate
+from gnaforge.build.link import build, library_path
 from gnaforge.plan import Plan, plan
 from gnaforge.runtime.config import KernelConfig
 from gnaforge.spec import load_spec
@@ -71,7 +70,6 @@ def main() -> None:
         ("gpu_bench", sorted(fitted | set(map(KernelConfig.parse, DENSE_KERNELS)))),
     ):
         made = Plan(name, tuple(configs))
-        generate(made, CARRIED)
         result = build(made, CARRIED)
         shutil.copy(library_path(CARRIED, name), LIBRARY.with_name(f"{name}.so"))
         facts[name] = result.records

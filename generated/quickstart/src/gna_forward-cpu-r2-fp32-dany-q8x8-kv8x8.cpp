@@ -1,5 +1,5 @@
 // gna_forward-cpu-r2-fp32-dany-q8x8-kv8x8
-#include "gnaforge/cpu/kernel.h"
+#include "gnaforge/cpu/forward/kernel.h"
 
 namespace {
 

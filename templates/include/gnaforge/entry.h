@@ -14,8 +14,8 @@
 #include <cstdint>
 
 #include "gnaforge/abi.h"
+#include "gnaforge/gna/axis.h"
 #include "gnaforge/names.h"
-#include "gnaforge/problem.h"
 #include "gnaforge/refusal.h"
 #include "gnaforge/rules.h"
 

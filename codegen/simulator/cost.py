@@ -1,0 +1,101 @@
+"""Work that a problem costs with given tiles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..families.arch import Arch
+from ..gna.counts import TileCounts
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What one (batch, head) of a problem costs with given tiles. Numbers, or arrays over many candidate tiles.
+
+    Attributes:
+        rows, columns: tokens of a Q tile, padded to what the matrix units take, and of a KV tile, likewise.
+        q_tiles, interior, shell: how many, as in `TileCounts`.
+        interior_scores, shell_scores: scores computed in them, padding included.
+        most, most_interior: KV tiles of the Q tile that visits the most.
+    """
+
+    rows: Floats
+    columns: Floats
+    q_tiles: Floats
+    interior: Floats
+    shell: Floats
+    interior_scores: Floats
+    shell_scores: Floats
+    most: Floats
+    most_interior: Floats
+
+    @property
+    def scores(self) -> Floats:
+        """All scores computed: the work."""
+        return self.interior_scores + self.shell_scores
+
+
+def costs(
+    arch: Arch,
+    q_product: Any,
+    kv_product: Any,
+    q_tiles: Any,
+    keys: Any,
+    visited: Any,
+    interior: Any,
+    most: Any,
+    most_interior: Any,
+) -> Costs:
+    """`Costs` from the counts of `TileCounts` and the tokens of the tiles; numbers or arrays that broadcast."""
+    rows = np.ceil(np.asarray(q_product, dtype=float) / arch.row_multiple) * arch.row_multiple
+    multiple = arch.padded_columns(1)
+    columns = np.ceil(np.asarray(kv_product, dtype=float) / multiple) * multiple
+    visited, interior = np.asarray(visited, dtype=float), np.asarray(interior, dtype=float)
+    if arch.kv_padding > 1:
+        whole = columns == kv_product
+        interior, most_interior = np.where(whole, interior, 0.0), np.where(whole, most_interior, 0.0)
+    computed = np.asarray(keys, dtype=float) if arch.clips_tiles else visited * columns
+    return Costs(
+        rows=rows,
+        columns=columns,
+        q_tiles=np.asarray(q_tiles, dtype=float),
+        interior=interior,
+        shell=visited - interior,
+        interior_scores=interior * columns * rows,
+        shell_scores=(computed - interior * columns) * rows,
+        most=np.asarray(most, dtype=float),
+        most_interior=np.asarray(most_interior, dtype=float),
+    )
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """A Q tile and a KV tile: tokens along each dimension."""
+
+    q: tuple[int, ...]
+    kv: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"q {'x'.join(map(str, self.q))}, kv {'x'.join(map(str, self.kv))}"
+
+
+def tile_costs(arch: Arch, tiles: Tiles, counts: TileCounts) -> Costs:
+    """`Costs` of one pair of tiles."""
+    return costs(
+        arch,
+        prod(tiles.q),
+        prod(tiles.kv),
+        counts.q_tiles,
+        counts.keys,
+        counts.visited,
+        counts.interior,
+        counts.most,
+        counts.most_interior,
+    )

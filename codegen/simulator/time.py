@@ -1,0 +1,71 @@
+"""A model of the time that a call takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..families.arch import Arch
+from .cost import Costs, Floats, costs
+from .machines import Machine
+from .workload import ELEMENT_BYTES, Workload
+
+_DENSE_COLUMNS = 128  # key columns of the dense kernel that times are compared with
+
+
+@dataclass(frozen=True)
+class Time:
+    """Modelled time of a call; numbers, or arrays over candidate tiles.
+
+    Attributes:
+        seconds: all of it.
+        memory_seconds: that main memory takes to move everything once.
+        waves: Q tiles, of all heads and batch entries, over units.
+        masked_tile_factor: cost of a KV tile that needs a mask, relative to one that doesn't.
+    """
+
+    seconds: Floats
+    memory_seconds: float
+    waves: Floats
+    masked_tile_factor: Floats
+
+
+def model_time(machine: Machine, arch: Arch, workload: Workload, cost: Costs) -> Time:
+    """The time that ``machine`` takes, by the model that the README beside this file describes."""
+    channels = workload.head_dim + workload.value_head_dim
+    softmax = machine.score_cycles * np.where(cost.rows > arch.row_multiple, 1.0, machine.solo_factor)
+    per_score = 2 * channels / machine.flop_per_cycle + softmax
+    load = cost.columns * channels * ELEMENT_BYTES[workload.dtype] / machine.load_bytes_per_cycle
+    convert = channels * machine.key_cycles / cost.rows  # per score: a key is converted once for all rows
+    fixed = machine.tile_cycles + cost.rows * workload.value_head_dim * machine.rescale_cycles
+
+    def cycles(scores: Floats, tiles: Floats, masked: bool) -> Floats:
+        compute = scores * (per_score + convert + masked * machine.mask_cycles)
+        return np.maximum(compute + tiles * (fixed + masked * machine.mask_tile_cycles), tiles * load)
+
+    interior = cycles(cost.interior_scores, cost.interior, masked=False)
+    shell = cycles(cost.shell_scores, cost.shell, masked=True)
+    one_interior = interior / np.maximum(cost.interior, 1)
+    one_shell = shell / np.maximum(cost.shell, 1)
+    mean = (interior + shell) / cost.q_tiles + machine.q_tile_cycles
+    longest = cost.most_interior * one_interior + (cost.most - cost.most_interior) * one_shell + machine.q_tile_cycles
+    waves = cost.q_tiles * workload.heads * workload.batch / machine.units
+    busy = np.maximum(np.ceil(waves) * mean, longest) / (machine.ghz * 1e9)
+    memory = workload.bytes / (machine.memory_gb_s * 1e9)
+    whole, one = cost.rows * cost.columns, np.ones_like(cost.rows)
+    return Time(
+        seconds=np.maximum(busy, memory) + machine.launch_us * 1e-6,
+        memory_seconds=memory,
+        waves=waves,
+        masked_tile_factor=cycles(whole, one, masked=True) / cycles(whole, one, masked=False),
+    )
+
+
+def dense_time(machine: Machine, arch: Arch, workload: Workload) -> float:
+    """Modelled seconds of dense attention over the same tokens, by a kernel of the same family."""
+    rows = machine.dense_rows
+    q_tiles, kv_tiles = -(-workload.tokens // rows), -(-workload.tokens // _DENSE_COLUMNS)
+    tiles = q_tiles * kv_tiles
+    cost = costs(arch, rows, _DENSE_COLUMNS, q_tiles, tiles * _DENSE_COLUMNS, tiles, tiles, kv_tiles, kv_tiles)
+    return float(model_time(machine, arch, workload, cost).seconds)
