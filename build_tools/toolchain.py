@@ -42,9 +42,9 @@ class Compiler:
     path: Path
     version: str
 
-    def compile_command(self, source: str, output: str, include_dir: Path) -> list[str]:
+    def compile_command(self, source: str, output: str, *include_dirs: Path) -> list[str]:
         """Compiles ``source`` to the object ``output``."""
-        return [*self.command, *CXX_FLAGS, f"-I{include_dir}", "-c", source, "-o", output]
+        return [*self.command, *CXX_FLAGS, *(f"-I{path}" for path in include_dirs), "-c", source, "-o", output]
 
     def link_command(self, objects: list[str], output: str) -> list[str]:
         """Links objects to a stripped shared library that leaves no symbol undefined."""

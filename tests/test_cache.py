@@ -18,6 +18,7 @@ from gnaforge.build_tools.artifact import read_artifact
 from gnaforge.build_tools.cache import Cache, user_cache
 from gnaforge.build_tools.cache_care import remove, to_prune
 from gnaforge.build_tools.toolchain import cxx_compiler
+from gnaforge.families import family_of
 from gnaforge.runtime.config import KernelConfig
 from kernel_set import SMALL, cpu_config
 
@@ -67,7 +68,8 @@ def test_an_upgrade_changes_the_key_and_touching_does_not(templates: Path, monke
     monkeypatch.setattr(recipe, "CXX_FLAGS", toolchain.CXX_FLAGS)
     seen.add(digests())
     assert len({full for full, _ in seen}) == len({source for _, source in seen}) == 5
-    for name in ("library/library.cpp.j2", "cpu/kernel.cpp.j2"):  # rendering keeps its templates, a new process doesn't
+    # Rendering keeps its templates, a new process doesn't.
+    for name in ("library/library.cpp.j2", "cpu_forward/kernel.cpp.j2"):
         before = digests()
         (templates / name).write_text((templates / name).read_text() + "// newer\n")
         assert digests()[1] != before[1]
@@ -122,7 +124,9 @@ def test_kernels_made_with_another_cutlass_are_not_taken(filled: Path, monkeypat
 def test_the_gpu_target_is_part_of_what_a_kernel_is_made_of(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = KernelConfig.parse("gna_forward-sm90-r2-bf16-d64-q8x16-kv8x16")
     before = source_digest(gpu)
-    monkeypatch.setattr(recipe, "ARCHES", {**recipe.ARCHES, "sm90": replace(recipe.ARCHES["sm90"], target="90")})
+    family = family_of(gpu)
+    other = replace(family, target=replace(family.target, nvcc_target="90"))
+    monkeypatch.setattr(recipe, "family_of", lambda _: other)
     assert source_digest(gpu) != before
 
 

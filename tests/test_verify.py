@@ -21,7 +21,7 @@ from gnaforge.build_tools.cuda import find_nvcc
 from gnaforge.build_tools.emulator import EmulationError
 from gnaforge.cli.verify_text import print_results
 from gnaforge.errors import BuildError
-from gnaforge.families.arch import ARCHES
+from gnaforge.families import family_of
 from gnaforge.runtime.config import KernelConfig
 from gnaforge.runtime.reference import Pattern, attention, error_bound
 from gnaforge.verification.counters import REPORTED, class_of, count_work
@@ -57,7 +57,7 @@ def changed_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[
         path = headers / "gnaforge" / "sm90" / "forward" / header
         assert path.read_text().count(old) == 1
         path.write_text(path.read_text().replace(old, new))
-        monkeypatch.setattr(building, "include_dir", lambda: headers)
+        monkeypatch.setattr(building, "include_dirs", lambda _: (headers,))
         includes.forget_headers()
         config = KernelConfig.parse(SMALL)
         return find_libraries([config], emulated=True)[config]
@@ -196,7 +196,7 @@ def test_random_problems_have_tiles_of_all_kinds(key: str) -> None:
             cut_down(random_problem_for(config, seed), config, EMULATED_TILES) for seed in range(first, first + 3)
         ]
         counts = [problem.tile_counts(config) for problem in problems]
-        padded = ARCHES[config.arch].padded_columns(config.kv_columns) > config.kv_columns  # masked in every tile
+        padded = family_of(config).padding.padded_columns(config.kv_columns) > config.kv_columns  # masked in every tile
         assert padded != any(count.interior for count in counts)
         assert any(count.visited > count.interior for count in counts)
         tiles = [p.batch * p.heads * count.q_tiles for p, count in zip(problems, counts, strict=True)]

@@ -9,7 +9,6 @@ ABI_MAJOR = 1
 EMULATED = 1  # GNAFORGE_LIBRARY_EMULATED
 CHECKED = 1  # GNAFORGE_ARGS_CHECKED
 DEVICES = {"cpu": 0, "cuda": 1}
-DTYPES = {"fp32": 1, "bf16": 2, "fp16": 3, "int32": 4}
 OPS = {"gna_forward": 1, "gna_backward_q": 2, "gna_backward_kv": 3}
 EDGES = {"shift": 0, "cut": 1, "wrap": 2}
 CAUSAL = {"none": 0, "token": 1, "block": 2}

@@ -20,10 +20,12 @@ constexpr gnaforge_device tensor_device = GNAFORGE_CPU;
 constexpr gnaforge_device tensor_device = GNAFORGE_CUDA;
 #endif
 
-/// `Config` is as in entry.h, and has `static const void* kernel()`, the kernel as the runtime knows it. `L` is what the
-/// family makes of it, its Layout:
+/// `Config` is as in entry.h, and has:
+///   capabilities[];                          // compute capabilities that it runs on, as 10 * major + minor
+///   needs;                                   // how a refusal names them
+///   static const void* kernel();             // the kernel as the runtime knows it
+/// `L` is what the family makes of it, its Layout:
 ///   rank, head_dim, value_head_dim;          // of Config, value_head_dim as it is and not 0
-///   runs_on(major, minor), needs;            // compute capabilities, and how a refusal names them
 ///   max_tiles;                               // Q tiles of one launch, at most
 ///   rows, columns;                           // of the products for a Q tile and a KV tile, with padding
 ///   may_fold;                                // whether heads may be folded into the maps' channels; see maps.h
@@ -47,10 +49,10 @@ struct Entry {
       cudaGetLastError();  // or the next call of somebody else would report it
       return reason.refuse(GNAFORGE_NO_HARDWARE, "can't ask device %d: %s", device, cudaGetErrorString(error));
     }
-    if (!L::runs_on(major, minor))
-      return reason.refuse(GNAFORGE_NO_HARDWARE, "device %d has compute capability %d.%d, this kernel needs %s", device,
-                           major, minor, L::needs);
-    return GNAFORGE_OK;
+    for (const int capability : Config::capabilities)
+      if (capability == 10 * major + minor) return GNAFORGE_OK;
+    return reason.refuse(GNAFORGE_NO_HARDWARE, "device %d has compute capability %d.%d, this kernel needs %s", device,
+                         major, minor, Config::needs);
   }
 
   static double launch_tiles(const gnaforge_problem& problem, const Axis (&axes)[rank]) {

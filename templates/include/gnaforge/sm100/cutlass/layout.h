@@ -62,8 +62,6 @@ struct Layout {
   static constexpr int head_dim = Config::head_dim;
   static constexpr int value_head_dim = Config::value_head_dim != 0 ? Config::value_head_dim : Config::head_dim;
 
-  static constexpr const char* needs = "10.0 or 10.3 (B200, GB200, B300, GB300)";
-  static constexpr bool runs_on(int major, int minor) { return major == 10 && (minor == 0 || minor == 3); }
   static constexpr int max_tiles = (1 << 23) - 1;  ///< Rows of all tiles are counted in an int.
 
   static constexpr int rows = halves * half_rows;

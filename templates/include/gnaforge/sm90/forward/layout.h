@@ -21,8 +21,6 @@ constexpr int warpgroup_threads = 128;
 /// `Config` is as in entry.h.
 template <class Config>
 struct Layout {
-  static constexpr const char* needs = "9.0";
-  static constexpr bool runs_on(int major, int minor) { return major == 9 && minor == 0; }
   static constexpr int max_tiles = (1 << 30) - 1;  ///< Q tiles of one launch.
   static constexpr bool may_fold = true;           ///< Heads into channels; see maps.h.
 
