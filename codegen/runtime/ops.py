@@ -24,9 +24,6 @@ from .request import Request, request_of
 
 DTYPE_NAMES = {dtype.torch: dtype.name for dtype in DTYPES.values()}
 
-_BAD_INPUT = "gnaforge: bad input: "
-_NO_KERNEL = "gnaforge: no kernel"
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -107,39 +104,41 @@ def _attention(
 
 def _recover(error: RuntimeError, operator: Any, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """After a failed call: loads or makes a kernel that fits and tries again, or raises what the caller can act on."""
-    message = str(error)
-    if message.startswith(_BAD_INPUT):
-        raise ValueError(message.removeprefix(_BAD_INPUT)) from None
-    if not message.startswith(_NO_KERNEL):
+    failure = core.failure_of(error)
+    if failure.code == core.ErrorCode.BAD_INPUT:
+        raise ValueError(failure.text) from None
+    if failure.code not in core.NO_KERNEL:
         raise error
 
     def attempt() -> Any:
-        """The operator's result, or what the core says of the kernels that it has."""
+        """The operator's result, or the core's `Failure` if it has no kernel for the call."""
         try:
             return operator(*arguments)
-        except RuntimeError as failed:
-            if not str(failed).startswith(_NO_KERNEL):
+        except RuntimeError as again:
+            found = core.failure_of(again)
+            if found.code not in core.NO_KERNEL:
                 raise
-            return str(failed)
+            return found
 
     query, key, value, pattern, _, pinned = arguments
     if busy := jit.busy():
-        raise NoKernelError(f"{message}\n{busy}") from None
+        raise NoKernelError(f"{failure.with_advice}\n{busy}") from None
     request = request_of(query, key, value, pattern, pinned)
     lookup.load_matching(request)
     result = attempt()  # also where nothing new came: another thread may have loaded it
-    if isinstance(result, str) and pinned and "is loaded" not in result:
-        raise NoKernelError(f"{result}\nleave out kernel= to let gnaforge choose one that fits") from None
-    if isinstance(result, str):
+    if isinstance(result, core.Failure) and pinned and result.code != core.ErrorCode.MISSING:
+        raise NoKernelError(f"{result.text}\nleave out kernel= to let gnaforge choose one that fits") from None
+    reason = ""
+    if isinstance(result, core.Failure):
         with jit.one_thread(request):
             result = attempt()
-            if isinstance(result, str):
+            if isinstance(result, core.Failure):
                 reason = jit.make_kernel(request)
                 result = attempt()
-    if isinstance(result, str):
-        if lookup.source() is None:  # a package of built kernels: the core's last line, how to register one, is no help
-            result = result.partition("\nregister ")[0]
-        raise NoKernelError("\n".join(filter(None, [result, reason, lookup.remedy(request)]))) from None
+    if isinstance(result, core.Failure):
+        # To register one is no help in a package of built kernels.
+        text = result.text if lookup.source() is None else result.with_advice
+        raise NoKernelError("\n".join(filter(None, [text, reason, lookup.remedy(request)]))) from None
     return result  # type: ignore[no-any-return]
 
 

@@ -32,6 +32,7 @@ SPEC_VERSION = 1
 MAX_CONFIGS = 10_000
 
 _DIRECTIONS = {op.removeprefix("gna_"): op for op in OPS}
+_PLANNED_DIRECTIONS = ["forward", "backward"]
 _LIBRARY = re.compile(r"[a-z][a-z0-9_]*")
 
 Fault = tuple[YamlPath, str]
@@ -156,7 +157,7 @@ _Count = Annotated[int, Field(ge=1, le=MAX_EXTENT)]
 _Rank = Annotated[int, Field(ge=1, le=3)]
 _Arch = Annotated[str, _OneOf("arch", lambda: TARGETS)]
 _Dtype = Annotated[str, _OneOf("dtype", lambda: DTYPES)]
-_Direction = Annotated[str, _OneOf("direction", _available_directions, planned=list(_DIRECTIONS))]
+_Direction = Annotated[str, _OneOf("direction", _available_directions, planned=_PLANNED_DIRECTIONS)]
 _Variant = Annotated[str, _OneOf("variant", _variants)]
 _Version = Annotated[int, PlainValidator(_version), WithJsonSchema({"const": SPEC_VERSION})]
 _Library = Annotated[
