@@ -47,7 +47,7 @@ def blocks_are_full(problem: oracle.Problem, q_tile: tuple[int, ...], kv_tile: t
 
     A key beyond the tokens is hidden too: a kernel that reads such a tile has to mask it.
     """
-    for q, kv, axis in zip(q_tile, kv_tile, axes_of(problem), strict=True):
+    for q, kv, axis in zip(q_tile, kv_tile, problem.axes, strict=True):
         for group in range(axis[3]):
             seen = oracle.axis_mask(*axis)[group :: axis[3], group :: axis[3]]
             for begin in range(0, len(seen), q):

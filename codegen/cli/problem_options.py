@@ -33,14 +33,14 @@ class ProblemOptions:
     stride: Annotated[str | None, typer.Option(help="One number, or one per dimension.", show_default="1")] = None
     dilation: Annotated[str | None, typer.Option(help="One number, or one per dimension.", show_default="1")] = None
     causal: Annotated[str | None, typer.Option(help="0 or 1, once or per dimension.", show_default="0")] = None
-    heads: Annotated[int | None, typer.Option(min=1, help="Query heads.", show_default="1")] = None
+    heads: Annotated[int | None, typer.Option(help="Query heads.", show_default="1")] = None
     kv_heads: Annotated[
-        int | None, typer.Option(min=1, help="Heads of K and V; divide --heads.", show_default="as --heads")
+        int | None, typer.Option(help="Heads of K and V; divide --heads.", show_default="as --heads")
     ] = None
-    batch: Annotated[int | None, typer.Option(min=1, help="Batch entries.", show_default="1")] = None
-    head_dim: Annotated[int | None, typer.Option(min=1, help="Channels per head of Q and K.")] = None
+    batch: Annotated[int | None, typer.Option(help="Batch entries.", show_default="1")] = None
+    head_dim: Annotated[int | None, typer.Option(help="Channels per head of Q and K.")] = None
     value_head_dim: Annotated[
-        int | None, typer.Option(min=1, help="Channels per head of V.", show_default="as --head-dim")
+        int | None, typer.Option(help="Channels per head of V.", show_default="as --head-dim")
     ] = None
     dtype: Annotated[str | None, typer.Option(help=f"One of {', '.join(DTYPES)}.")] = None
 
