@@ -55,6 +55,7 @@ class Failure(NamedTuple):
 
 
 _core_path: Callable[[], Path] | None = None
+_python_parts: Callable[[], None] | None = None
 _own_libraries: list[Path] = []  # that are not loaded yet
 
 
@@ -62,6 +63,22 @@ def set_core_path(provider: Callable[[], Path]) -> None:
     """Names where this package's core is; asked when the core is first needed and no other package brought one."""
     global _core_path
     _core_path = provider
+
+
+def set_python_parts(register: Callable[[], None]) -> None:
+    """Names what registers the operators' Python parts. It is called once per process, as soon as a core is loaded."""
+    global _python_parts
+    _python_parts = register
+    state = _state()
+    with state.lock:
+        if state.core is not None:
+            _register_python_parts(state)
+
+
+def _register_python_parts(state: _State) -> None:
+    if _python_parts is not None and not state.python_parts:
+        state.python_parts = True
+        _python_parts()
 
 
 def add_own_library(path: Path) -> None:
@@ -74,12 +91,14 @@ class _State(ModuleType):
 
     lock: threading.RLock
     core: ctypes.CDLL | None
+    python_parts: bool
 
 
 def _state() -> _State:
     fresh = _State(_STATE_NAME)
     fresh.lock = threading.RLock()
     fresh.core = None
+    fresh.python_parts = False
     return cast(_State, sys.modules.setdefault(_STATE_NAME, fresh))
 
 
@@ -109,6 +128,7 @@ def core() -> ctypes.CDLL:
         with state.lock:
             if state.core is None:
                 state.core = _load_core()
+                _register_python_parts(state)
             while _own_libraries:
                 _add_library(state.core, _own_libraries[0])
                 _own_libraries.pop(0)
@@ -121,8 +141,6 @@ def _load_core() -> ctypes.CDLL:
     wanted = os.environ.get("GNAFORGE_CPU_ISA", "")
     if wanted not in CPU_ISAS:
         warnings.warn(f"GNAFORGE_CPU_ISA is {wanted!r}, which is none of {', '.join(CPU_ISAS[1:])}", stacklevel=2)
-
-    from .torch_ops import register_python_parts
 
     if _core_path is None:
         # The package around this runtime has a module `api` that calls set_core_path.
@@ -146,7 +164,6 @@ def _load_core() -> ctypes.CDLL:
     text = ctypes.create_string_buffer(_TEXT_SIZE)
     if library.gnaforge_core_init(text, ctypes.c_size_t(_TEXT_SIZE)) != 0:
         raise LibraryError(f"can't start the gnaforge core {path}: {text.value.decode(errors='replace')}")
-    register_python_parts()
     return library
 
 
