@@ -97,11 +97,11 @@ def random_axis(rng: Random) -> Dimension:
         keys = set().union(*(seen_by(part, first + q) for q in range(tokens)))
     except ValueError:  # no such window
         return part
-    head = sink if sink and rng.random() < 0.5 else 0
+    head = sink if sink and rng.random() < 0.5 else rng.random() < 0.05
     body = {key for key in keys if key >= head} or {head}
     begin = min(body) + rng.choice((0, 0, 0, -1, -2, 1))
     end = max(body) + 1 + rng.choice((0, 0, 0, 1, 2, -1))
-    return part._replace(kv_offset=begin, kv_tokens=max(1, end - begin + head), kv_sink=head)
+    return part._replace(kv_offset=begin, kv_tokens=max(1, end - begin + int(head)), kv_sink=int(head))
 
 
 def kept(axis: Dimension) -> bool:
