@@ -41,17 +41,29 @@ class ErrorCode(IntEnum):
     MISSING = 65
     REFUSED = 66
 
+    @classmethod
+    def _missing_(cls, value: object) -> ErrorCode:
+        return cls.OTHER  # one of a newer core: the first in a process is everybody's
+
 
 NO_KERNEL = frozenset({ErrorCode.LAYOUT, ErrorCode.NONE_FITS, ErrorCode.MISSING, ErrorCode.REFUSED})
 """Codes of calls that another kernel, which isn't loaded, may compute."""
 
 
 class Failure(NamedTuple):
-    """An operator's error: its code, and its words without and with the advice to register a kernel."""
+    """An operator's error.
+
+    Attributes:
+        code: what kind it is.
+        reason: what is wrong, and nothing else.
+        text: the same, and whose error it is.
+        whole: the same, and how to register a kernel, where that may help.
+    """
 
     code: ErrorCode
+    reason: str
     text: str
-    with_advice: str
+    whole: str
 
 
 _core_path: Callable[[], Path] | None = None
@@ -158,7 +170,8 @@ def _load_core() -> ctypes.CDLL:
     abi.restype = ctypes.c_uint32
     if abi() >> 16 != ABI_MAJOR:
         raise LibraryError(f"{path} speaks gnaforge ABI {abi() >> 16}, this package needs {ABI_MAJOR}; reinstall it")
-    library.gnaforge_core_error.argtypes = [ctypes.c_char_p, ctypes.POINTER(ctypes.c_size_t)]
+    size = ctypes.POINTER(ctypes.c_size_t)
+    library.gnaforge_core_error.argtypes = [ctypes.c_char_p, size, size]
     library.gnaforge_core_generation.restype = ctypes.c_uint64
     library.gnaforge_core_kernels.restype = ctypes.c_size_t
     text = ctypes.create_string_buffer(_TEXT_SIZE)
@@ -196,13 +209,12 @@ def _add_library(library: ctypes.CDLL, path: str | os.PathLike[str]) -> int:
 
 def failure_of(error: RuntimeError) -> Failure:
     """What an error is that an operator raised last on this thread; its code is OTHER if the core didn't raise it."""
-    words = str(error).encode()
-    advice = ctypes.c_size_t(0)
-    code = core().gnaforge_core_error(words, ctypes.byref(advice))
-    text = words[: advice.value].decode(errors="replace") if code else str(error)
-    return Failure(
-        ErrorCode(code), text.removeprefix("gnaforge: ") if code == ErrorCode.BAD_INPUT else text, str(error)
-    )
+    whole = str(error).encode()
+    begin, end = ctypes.c_size_t(0), ctypes.c_size_t(len(whole))
+    code = ErrorCode(core().gnaforge_core_error(whole, ctypes.byref(begin), ctypes.byref(end)))
+    if code == ErrorCode.OTHER:
+        return Failure(code, *[str(error)] * 3)
+    return Failure(code, whole[begin.value : end.value].decode(), whole[: end.value].decode(), str(error))
 
 
 def generation() -> int:

@@ -108,7 +108,7 @@ def _recover(error: RuntimeError, operator: Any, *arguments: Any) -> tuple[torch
     """After a failed call: loads or makes a kernel that fits and tries again, or raises what the caller can act on."""
     failure = core.failure_of(error)
     if failure.code == core.ErrorCode.BAD_INPUT:
-        raise ValueError(failure.text) from None
+        raise ValueError(failure.reason) from None
     if failure.code not in core.NO_KERNEL:
         raise error
 
@@ -124,7 +124,7 @@ def _recover(error: RuntimeError, operator: Any, *arguments: Any) -> tuple[torch
 
     query, key, value, pattern, _, pinned = arguments
     if busy := jit.busy():
-        raise NoKernelError(f"{failure.with_advice}\n{busy}") from None
+        raise NoKernelError(f"{failure.whole}\n{busy}") from None
     request = request_of(query, key, value, pattern, pinned)
     lookup.load_matching(request)
     result = attempt()  # also where nothing new came: another thread may have loaded it
@@ -139,7 +139,7 @@ def _recover(error: RuntimeError, operator: Any, *arguments: Any) -> tuple[torch
                 result = attempt()
     if isinstance(result, core.Failure):
         # To register one is no help in a package of built kernels.
-        text = result.text if lookup.source() is None else result.with_advice
+        text = result.text if lookup.source() is None else result.whole
         raise NoKernelError("\n".join(filter(None, [text, reason, lookup.remedy(request)]))) from None
     return result  # type: ignore[no-any-return]
 
