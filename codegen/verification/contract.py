@@ -1,20 +1,24 @@
-"""Calls kernels through the C contract (abi.h), with every byte of their tensors under control."""
+"""Calls kernels through the C contract (abi.h), on whatever device they are for, with no torch operator in between."""
 
 from __future__ import annotations
 
 import ctypes as c
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from ..build import abi
 from ..build.library import load_library_table
-from ..runtime.dtypes import DTYPES
-from ..runtime.ops import DTYPE_NAMES
+from ..runtime.config import KernelConfig
+from ..runtime.dtypes import DTYPES, dtype_name
+from ..runtime.op_table import OPS
 from ..runtime.problem import Problem
 from ..runtime.reference import scale_of
+
+Device = Literal["cpu", "emulator", "cuda"]
+"""What runs a kernel: this processor, the emulator in its place of a GPU, or a GPU."""
 
 _TEXT = 4096
 
@@ -34,71 +38,91 @@ class Kernel:
     """One kernel of a library.
 
     Attributes:
-        key: its key.
-        emulated: whether it runs on the emulator, and so can be given schedules.
+        config: its identity.
+        op: what it computes.
+        device: what runs it. In the emulator it takes CPU tensors, and can be given schedules.
 
     Raises:
         InputError: it is no kernel library of this version of the contract.
-        ValueError: the library holds no such kernel.
+        ValueError: the library holds no such kernel, or one of an op that the op table doesn't have.
     """
 
     def __init__(self, library: Path, key: str) -> None:
         self._library, contents = load_library_table(library)
-        self.key = key
-        self.emulated = bool(contents.flags & abi.EMULATED)
+        self.config = KernelConfig.parse(key)
         entries = [contents.entries[i].contents for i in range(contents.count)]
         found = [entry for entry in entries if entry.key.decode() == key]
         if not found:
             raise ValueError(f"{library} has no kernel {key}")
+        if self.config.op not in OPS:
+            raise ValueError(f"{key}: nothing is known of the op; there are {', '.join(OPS)}")
+        self.op = OPS[self.config.op]
         self._entry = found[0]
-        self._host = abi.Host(c.sizeof(abi.Host), 1, _SERIALLY)
+        on_gpu = self._entry.device == abi.DEVICES["cuda"]
+        self.device: Device = "emulator" if contents.flags & abi.EMULATED else "cuda" if on_gpu else "cpu"
+
+    @property
+    def tensor_device(self) -> str:
+        """Where its tensors must be, for torch."""
+        return "cuda" if self.device == "cuda" else "cpu"
 
     def function(self, name: str) -> Any:
         """A function of the library or of what it is linked to; AttributeError if there is none."""
         return getattr(self._library, name)
 
-    def _tensor(self, tensor: torch.Tensor) -> abi.Tensor:
-        rank = self._rank
-        strides = tensor.stride()
-        filled = abi.Tensor(c.sizeof(abi.Tensor), DTYPES[DTYPE_NAMES[tensor.dtype]].code, tensor.data_ptr(), strides[0])
-        filled.token_stride = abi.I64x3(*strides[1 : 1 + rank])
-        filled.head_stride = strides[1 + rank]
-        return filled
-
     def call(
         self,
         problem: Problem,
-        tensors: dict[str, torch.Tensor],
+        tensors: Mapping[str, torch.Tensor],
         memory: Callable[[str, int, int], None] = lambda *_: None,
     ) -> None:
-        """Runs the kernel.
+        """Runs the kernel, on the current stream of a GPU.
 
         Args:
             problem: what it computes.
-            tensors: ``query``, ``key``, ``value``, ``out`` and ``lse``, of any strides.
+            tensors: inputs and results by role, of any strides.
             memory: hears of the workspace before the kernel runs: name, address, bytes.
 
         Raises:
             Refused: the kernel does not take this problem.
             RuntimeError: it failed; says why.
         """
-        rank = self._rank = len(problem.tokens)
-        described = abi.Problem(c.sizeof(abi.Problem), rank, problem.batch)
-        for name in ("tokens", "window", "stride", "dilation", "causal"):
-            setattr(described, name, abi.I64x3(*map(int, getattr(problem, name))))
-        described.heads, described.kv_heads = problem.heads, problem.kv_heads
-        described.head_dim, described.value_head_dim = problem.head_dim, problem.value_head_dim
-        described.scale = scale_of(problem)
-        roles = {"query": "q", "key": "k", "value": "v", "out": "out", "lse": "lse"}
-        held = {role: self._tensor(tensors[name]) for name, role in roles.items()}
-        args = abi.make_args("gna_forward", described, held, self._host)
+        views = {role.name: view_of(tensors[role.name], problem.rank) for role in (*self.op.inputs, *self.op.outputs)}
+        host = abi.Host(c.sizeof(abi.Host), 1, _SERIALLY)
+        args = abi.make_args(self.op.name, describe_problem(problem), views, host, self.tensor_device)
+        args.features = sum(1 << abi.FEATURES.index(name) for name in problem.features())
+        device = next(iter(tensors.values())).device
+        args.device_index = device.index or 0
         text = c.create_string_buffer(_TEXT)
         if self._entry.can_run(c.byref(args), text, _TEXT):
             raise Refused(text.value.decode(errors="replace"))
         size = self._entry.workspace_bytes(c.byref(args))
-        workspace = torch.full((size + 256,), 0xFF, dtype=torch.uint8)
+        workspace = torch.full((size + 256,), 0xFF, dtype=torch.uint8, device=device)
         at = (workspace.data_ptr() + 255) // 256 * 256
         if size:
             memory("workspace", at, size)
-        if self._entry.run(c.byref(args), at if size else None, None, text, _TEXT):
+        stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None
+        if self._entry.run(c.byref(args), at if size else None, stream, text, _TEXT):
             raise RuntimeError(text.value.decode(errors="replace"))
+
+
+def view_of(tensor: torch.Tensor, rank: int) -> abi.Tensor:
+    """The contract's form of a tensor [batch, *tokens, heads], with channels or without."""
+    strides = tensor.stride()
+    view = abi.Tensor(c.sizeof(abi.Tensor), DTYPES[dtype_name(tensor.dtype)].code, tensor.data_ptr(), strides[0])
+    view.token_stride = abi.I64x3(*strides[1 : 1 + rank])
+    view.head_stride = strides[1 + rank]
+    return view
+
+
+def describe_problem(problem: Problem) -> abi.Problem:
+    """The contract's form of a problem."""
+    sizes = (problem.batch, problem.heads, problem.kv_heads, problem.head_dim, problem.value_head_dim)
+    described = abi.Problem(c.sizeof(abi.Problem), problem.rank, *sizes, scale_of(problem))
+    for d, axis in enumerate(problem.dimensions):
+        numbers = axis._asdict() | {"grid": axis.length, "kv_tokens": axis.keys, "edge": abi.EDGES[axis.edge]}
+        numbers["causal"] = abi.CAUSAL[{False: "none", True: "token"}.get(axis.causal, str(axis.causal))]
+        for name, number in numbers.items():
+            getattr(described, name)[d] = number
+    described.extra_tokens = (c.c_int64 * abi.MAX_EXTRA)(*problem.extra_tokens)
+    return described

@@ -1,32 +1,42 @@
-"""Tensors with guard zones around them and, if wanted, gaps within: nothing there may be read or written."""
+"""Tensors of a call in memory of their own, in every layout that callers have: with guard zones around them, and gaps
+within, where nothing may be read or written."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 
 import torch
 
-LAYOUTS = ("contiguous", "gapped")
+from ..runtime.op_table import Op, Role
+from ..runtime.problem import Problem
+
+LAYOUTS = ("contiguous", "gapped", "heads first", "packed", "padded channels", "every second token")
+"""Ways in which the tensors of a call lie: heads last without gaps; with room behind each dimension; heads outside of the
+tokens; Q, K and V as parts of one tensor; channels of a wider tensor; a slice of the tokens."""
+
 _GUARD = 4096  # elements before and behind a tensor
 _ALIGNMENT = 256  # bytes
+_MORE_CHANNELS = 8  # a multiple, as kernels demand of strides
 # A NaN that no arithmetic makes: what still holds it was not written.
 _UNWRITTEN = {torch.float32: 0x7FC5A5A5, torch.bfloat16: 0x7FE5, torch.float16: 0x7EA5}
 _BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 
+View = Callable[[torch.Tensor], torch.Tensor]
+
 
 @dataclass(frozen=True)
 class Guarded:
-    """A heads-last tensor in memory of its own.
+    """A tensor of a call.
 
     Attributes:
-        name: for messages.
+        role: what it is to the op.
         tensor: [batch, *tokens, heads, channels], or without channels.
         storage: all of the memory: guard zones, gaps, and the tensor's elements; NaN at first.
     """
 
-    name: str
+    role: Role
     tensor: torch.Tensor
     storage: torch.Tensor
 
@@ -37,13 +47,17 @@ class Guarded:
         reach = sum((n - 1) * stride for n, stride in zip(self.tensor.shape, self.tensor.stride(), strict=True))
         return self.tensor.data_ptr(), (reach + 1) * size
 
+    def clear(self) -> None:
+        """Makes all of the memory unwritten again."""
+        _bits(self.storage).fill_(_UNWRITTEN[self.storage.dtype])
+
     def unwritten(self) -> torch.Tensor:
         """Which elements still hold what was there at first."""
         return _bits(self.tensor) == _UNWRITTEN[self.tensor.dtype]
 
     def outside(self) -> torch.Tensor:
         """Offsets of elements outside of the tensor that changed, relative to its first element."""
-        inside = torch.zeros(self.storage.shape, dtype=torch.bool)
+        inside = torch.zeros(self.storage.shape, dtype=torch.bool, device=self.storage.device)
         first = (self.tensor.data_ptr() - self.storage.data_ptr()) // self.storage.element_size()
         inside.as_strided(self.tensor.shape, self.tensor.stride(), first).fill_(True)
         changed = (_bits(self.storage) != _UNWRITTEN[self.storage.dtype]) & ~inside
@@ -51,37 +65,83 @@ class Guarded:
 
     def place(self, index: Sequence[int]) -> str:
         """An element's position, for messages."""
-        names = ["batch entry", *(["token"] if len(index) > 2 else []), "head", "channel"]
-        rank = self.tensor.dim() - (2 if self.name == "lse" else 3)
+        rank = self.tensor.dim() - (2 if self.role.channels is None else 3)
         token = ",".join(map(str, index[1 : 1 + rank]))
-        parts = [f"{names[0]} {index[0]}", f"token {token}", f"head {index[1 + rank]}"]
+        parts = [f"batch entry {index[0]}", f"token {token}", f"head {index[1 + rank]}"]
         return ", ".join(parts + [f"channel {i}" for i in index[2 + rank :]])
+
+
+Memory = dict[str, Guarded]
+"""The tensors of a call, by role."""
+
+
+def allocate(op: Op, problem: Problem, layout: str, device: torch.device | str = "cpu") -> Memory:
+    """Memory for all tensors of a call, filled with NaN. Only inputs are packed; results are contiguous then."""
+    memory: Memory = {}
+    if layout == "packed":
+        memory |= _pack([role for role in op.inputs if _is_packed(role, op.inputs[0])], problem, device)
+    for role in (*op.inputs, *op.outputs):
+        if role.name not in memory:
+            whole, view = _place(role.shape(problem), layout, channels=role.channels is not None)
+            storage, tensor = _make(whole, role.dtype(problem).torch, device)
+            memory[role.name] = Guarded(role, view(tensor), storage)
+    return memory
+
+
+def fill(memory: Memory, values: dict[str, torch.Tensor]) -> None:
+    """Copies values into tensors, by role."""
+    for name, tensor in values.items():
+        memory[name].tensor.copy_(tensor)
+
+
+def _is_packed(role: Role, first: Role) -> bool:
+    return role.channels is not None and role.element == first.element
+
+
+def _pack(roles: Sequence[Role], problem: Problem, device: torch.device | str) -> Memory:
+    """Tensors as heads of one; they have its tokens, and the first of its channels."""
+    shapes = [role.shape(problem) for role in roles]
+    heads = [shape[-2] for shape in shapes]
+    whole = (*shapes[0][:-2], sum(heads), max(shape[-1] for shape in shapes))
+    storage, tensor = _make(whole, roles[0].dtype(problem).torch, device)
+    parts = tensor.split(heads, dim=-2)
+    return {
+        role.name: Guarded(role, part[..., : shape[-1]], storage)
+        for role, part, shape in zip(roles, parts, shapes, strict=True)
+    }
+
+
+def _place(shape: tuple[int, ...], layout: str, *, channels: bool) -> tuple[tuple[int, ...], View]:
+    """The shape of contiguous memory around a tensor, and the tensor as a view of it."""
+    more = _MORE_CHANNELS if channels else 1
+    box = tuple(slice(n) for n in shape)
+    if layout == "gapped":
+        return (*(n + 1 for n in shape[:-1]), shape[-1] + more), lambda whole: whole[box]
+    if layout == "padded channels" and channels:
+        return (*shape[:-1], shape[-1] + more), lambda whole: whole[box]
+    tokens = slice(1, -2 if channels else -1)
+    rank, rest = len(shape[tokens]), (slice(None),) * (2 if channels else 1)
+    if layout == "heads first":
+        order = (0, *range(2, 2 + rank), 1, *range(2 + rank, len(shape)))
+        return tuple(shape[i] for i in (0, 1 + rank, *range(1, 1 + rank), *range(2 + rank, len(shape)))), (
+            lambda whole: whole.permute(order)
+        )
+    if layout == "every second token":
+        first, *others = shape[tokens]
+        inner = (slice(None), slice(1, None, 2), *[slice(1, None)] * (rank - 1), *rest)
+        whole = (shape[0], 2 * first + 1, *(n + 1 for n in others), *shape[1 + rank :])
+        return whole, lambda whole: whole[inner]
+    return shape, lambda whole: whole
+
+
+def _make(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Memory with guard zones, and the contiguous tensor between them."""
+    size = torch.empty((), dtype=dtype).element_size()
+    storage = torch.empty(prod(shape) + 2 * _GUARD + _ALIGNMENT // size, dtype=dtype, device=device)
+    _bits(storage).fill_(_UNWRITTEN[dtype])
+    first = _GUARD + (-(storage.data_ptr() + _GUARD * size) % _ALIGNMENT) // size
+    return storage, storage[first : first + prod(shape)].view(*shape)
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.view(_BITS[tensor.dtype])
-
-
-def guarded(name: str, shape: Sequence[int], dtype: torch.dtype, layout: str, channels: bool = True) -> Guarded:
-    """Memory for a tensor, filled with NaN.
-
-    Args:
-        name: for messages.
-        shape: [batch, *tokens, heads, channels], or without channels.
-        dtype: of the elements.
-        layout: ``contiguous``, or ``gapped``: with room behind the channels, the heads and every token dimension.
-        channels: whether the shape ends with channels. Their number is kept a multiple of 8, as kernels demand.
-    """
-    padded = list(shape)
-    if layout == "gapped":
-        padded = [n + 1 for n in shape]
-        if channels:
-            padded[-1] = shape[-1] + 8
-    count = prod(padded)
-    size = torch.empty((), dtype=dtype).element_size()
-    slack = _ALIGNMENT // size
-    storage = torch.empty(count + 2 * _GUARD + slack, dtype=dtype)
-    _bits(storage).fill_(_UNWRITTEN[dtype])
-    first = _GUARD + (-(storage.data_ptr() + _GUARD * size) % _ALIGNMENT) // size
-    strides = [prod(padded[i + 1 :]) for i in range(len(padded))]
-    return Guarded(name, storage.as_strided(tuple(shape), strides, first), storage)
