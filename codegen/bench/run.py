@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
@@ -11,13 +10,14 @@ from typing import Any
 from ..build.kernels import find_libraries
 from ..errors import InputError
 from ..families.arch import ARCHES, checked
-from ..runtime.bench import DEFAULT_CONTENDERS, REPORT_SCHEMA, make_problem, report
+from ..runtime.bench import DEFAULT_CONTENDERS, make_problem, report
 from ..runtime.bench_contenders import CONTENDERS, Problem
 from ..runtime.config import ANY_HEAD_DIM, KernelConfig
 from ..runtime.core import load_library
 from ..simulator.fitting import simulate_fitted
 from ..simulator.workload import make_workload
 from ..spec import load_spec
+from .report_file import load_report
 
 _BYTES_LIMIT = 8e9  # of Q, K and V: beyond it the problem is one for a GPU
 
@@ -168,22 +168,16 @@ def read_report(path: Path) -> dict[str, Any]:
     """A report that `report` wrote.
 
     Raises:
-        InputError: the file is missing or no report of this version.
+        InputError: as `load_report`; also if nothing in it was measured.
     """
+    found = load_report(path)
     try:
-        found = json.loads(path.read_text())
-        if found["schema"] != REPORT_SCHEMA:
-            raise InputError(f"{path}: report of schema {found['schema']}, this version reads {REPORT_SCHEMA}")
         rows(found), missing(found)
-    except OSError as error:
-        raise InputError(f"can't read {path}: {error.strerror}") from error
-    except InputError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
         raise InputError(f"{path} is no report of `gnaforge bench --report`") from error
     if not found["problems"]:
         raise InputError(f"{path} holds no problem that was measured")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def config_of(problem: Problem, arch: str) -> KernelConfig:

@@ -137,7 +137,19 @@ def calibration(arch: str, report: Path | None) -> list[dict[str, Any]]:
     else:
         from .run import read_report
 
-        found = calibrate_report(read_report(report), arch)
+        runs = read_report(report)
+        try:
+            found = calibrate_report(runs, arch)
+        except InputError:
+            raise
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            ArithmeticError,
+        ) as error:
+            raise InputError(f"{report}: no constants can be fitted to these runs: {error}") from error
     machine = MACHINES[arch]
     rows = [
         {"constant": name, "fitted": value, "in use": getattr(machine, name)} for name, value in found.constants.items()

@@ -88,7 +88,7 @@ def _build(source_digest: str) -> Path:
     torch = torch_dir()
     compiler = cxx_compiler()
 
-    def make(scratch: Path, folder: Path) -> dict[str, str]:
+    def make(scratch: Path, folder: Path) -> dict[str, object]:
         from ..build_tools.compile import Step, run_steps
 
         print("gnaforge: building its torch extension, once for this torch ...", file=sys.stderr, flush=True)
@@ -111,6 +111,7 @@ def _build(source_digest: str) -> Path:
             "torch": torch_version(),
             "compiler": compiler.version,
             "source_digest": source_digest,
+            "parts": compiler.identity(),
         }
 
     digest = digest_of({"source_digest": source_digest, **compiler.identity()})

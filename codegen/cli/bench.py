@@ -22,7 +22,7 @@ from .options import (
     numbers,
     refuse_unused,
 )
-from .tables import print_table
+from .tables import print_table, say
 
 _MODES = ("overhead", "tools", "calibrate")
 _PROBLEM = ("tokens", "window", "stride", "dilation", "causal", "heads", "kv_heads", "head_dim", "batch")
@@ -141,7 +141,7 @@ def bench(
         _show(rows, json)
     missing = bench_run.missing(found)
     for line in missing:
-        print(line, file=sys.stderr)
+        say(line, file=sys.stderr)
     if plot is not None and rows:
         from ..gna.plot import draw_bars
 
@@ -168,7 +168,7 @@ def _show(rows: list[dict[str, Any]], json: bool) -> None:
     if json:
         import json as format
 
-        print(format.dumps(rows, indent=1))
+        say(format.dumps(rows, indent=1))
         return
     cells = ([f"{x:.3g}" if isinstance(x, float) else str(x) for x in row.values()] for row in rows)
     print_table(list(rows[0]), cells)

@@ -21,6 +21,7 @@ from .options import (
     numbers,
     refuse_unused,
 )
+from .tables import say
 
 if TYPE_CHECKING:
     from ..gna.axes import Tiling
@@ -155,7 +156,7 @@ def simulate(
     if json:
         from json import dumps
 
-        print(dumps(rows if sweep_stride or preset is not None else rows[0], indent=1))
+        say(dumps(rows if sweep_stride or preset is not None else rows[0], indent=1))
         return
     from .simulate_text import print_many, print_one, print_sweep
 
@@ -167,7 +168,7 @@ def simulate(
     else:
         print_many(simulations, rows)
     if plot is not None:
-        print(f"\npicture  {plot}")
+        say(f"\npicture  {plot}")
 
 
 def _workload(tokens: str, window: str, stride: str, dilation: str, causal: str, given: Mapping[str, Any]) -> Workload:

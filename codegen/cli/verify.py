@@ -22,6 +22,7 @@ from .options import (
     plan_of,
     refuse_unused,
 )
+from .tables import say
 
 if TYPE_CHECKING:
     from ..runtime.config import KernelConfig
@@ -312,7 +313,7 @@ def _report(results: Sequence[KernelResult], targets: Targets, target: str, trac
             {"key": key, "good": False, "wrong": False, "note": why, "problems": []}
             for key, why in targets.skipped.items()
         ]
-        print(dumps(rows, indent=1))
+        say(dumps(rows, indent=1))
         return
     from .verify_text import print_results
 
