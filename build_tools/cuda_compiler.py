@@ -52,14 +52,14 @@ class CudaCompiler:
     stand_in: Path | None = None
     cutlass: Cutlass | None = None
 
-    def compile_command(self, source: str, output: str, include_dir: Path) -> list[str]:
+    def compile_command(self, source: str, output: str, *include_dirs: Path) -> list[str]:
         """Compiles ``source`` to the object ``output``; leaves the machine code beside it, with suffix ``.cubin``."""
         folder = str(Path(output).parent)
         return [
             str(self.nvcc.path),
             *self._flags(),
             f"-ccbin={self.host.path}",
-            f"-I{include_dir}",
+            *(f"-I{path}" for path in include_dirs),
             *(f"-isystem={path}" for path in (self.cutlass.folders if self.cutlass else ())),  # mutes its warnings
             "--keep",
             f"--keep-dir={folder}",

@@ -1,54 +1,70 @@
-"""Which of gnaforge's own headers a source includes, directly or not, and a digest of their content.
+"""The headers of kernels that a source includes, directly or not, and digests of their content.
 
-Only these decide whether a kernel is built again: a header of another arch never does.
+Only these decide whether a kernel is built again: a header of another kernel family never does.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-_INCLUDE = re.compile(r'[ \t]*#[ \t]*include[ \t]*[<"]((gnaforge|cutlass|cute)/[^">]+)[">]')
+_INCLUDE = re.compile(r'[ \t]*#[ \t]*include[ \t]*(?:"([^"]+)"|<((?:gnaforge|cutlass|cute)/[^>]+)>)')
+_CUTLASS = ("cutlass/", "cute/")
 
 
-def _included(text: str) -> list[tuple[str, str]]:
-    """What a text includes of gnaforge, CUTLASS and CuTe: names, and the folder that each begins with."""
+def _included(text: str) -> list[str]:
+    """Names that a text includes in quotes, and those of gnaforge, CUTLASS and CuTe in brackets."""
     lines = (line for line in text.splitlines() if "include" in line)
-    return [(match[1], match[2]) for line in lines if (match := _INCLUDE.match(line))]
+    return [match[1] or match[2] for line in lines if (match := _INCLUDE.match(line))]
 
 
 @cache
-def _header(path: Path) -> tuple[str, list[tuple[str, str]]]:
+def _header(path: Path) -> tuple[str, list[str]]:
     data = path.read_bytes()
     return hashlib.sha256(data).hexdigest(), _included(data.decode())
 
 
-def include_closure(source: str, include_dir: Path) -> dict[str, str]:
-    """Headers that ``source`` reaches through ``#include "gnaforge/..."``, conditional ones too.
+def include_closure(source: str, *folders: Path) -> dict[str, str]:
+    """Headers below ``folders`` that ``source`` reaches through ``#include "..."``, conditional ones too.
+
+    A header is named by its path below the first of the folders that has it; names in quotes that none of them has are
+    the compiler's business.
 
     Returns:
-        sha256 of each header's content by its name below ``include_dir``, sorted by name.
+        sha256 of each header's content by its name, sorted by name.
 
     Raises:
-        FileNotFoundError: an included header does not exist.
+        FileNotFoundError: an included header of gnaforge does not exist.
     """
-    digests: dict[str, str] = {}
+    return {name: digest for name, digest, _ in sorted(_walk(source, folders))}
+
+
+def _walk(source: str, folders: tuple[Path, ...]) -> Iterator[tuple[str, str, list[str]]]:
+    """(name, digest, names that it includes) of each header that is reached."""
+    seen: set[str] = set()
     pending = _included(source)
     while pending:
-        name, package = pending.pop()
-        if package == "gnaforge" and name not in digests:
-            digests[name], nested = _header(include_dir / name)
-            pending.extend(nested)
-    return dict(sorted(digests.items()))
+        name = pending.pop()
+        if name in seen or name.startswith(_CUTLASS):
+            continue
+        seen.add(name)
+        path = next((folder / name for folder in folders if (folder / name).is_file()), None)
+        if path is None:
+            if name.startswith("gnaforge/"):
+                raise FileNotFoundError(f"{name} is in none of {', '.join(map(str, folders))}")
+            continue
+        digest, nested = _header(path)
+        pending.extend(nested)
+        yield name, digest, nested
 
 
-def uses_cutlass(source: str, include_dir: Path) -> bool:
-    """Whether ``source``, or a header of ours that it reaches, includes headers of CUTLASS or CuTe."""
-    reached = include_closure(source, include_dir)
-    included = [_included(source), *(_header(include_dir / name)[1] for name in reached)]
-    return any(package != "gnaforge" for names in included for _, package in names)
+def uses_cutlass(source: str, *folders: Path) -> bool:
+    """Whether ``source``, or a header below ``folders`` that it reaches, includes headers of CUTLASS or CuTe."""
+    included = [_included(source), *(nested for _, _, nested in _walk(source, folders))]
+    return any(name.startswith(_CUTLASS) for names in included for name in names)
 
 
 def forget_headers() -> None:

@@ -45,9 +45,9 @@ class Compiler:
     version: str
     instruction_sets: tuple[str, ...] = ()
 
-    def compile_command(self, source: str, output: str, include_dir: Path) -> list[str]:
+    def compile_command(self, source: str, output: str, *include_dirs: Path) -> list[str]:
         """Compiles ``source`` to the object ``output``."""
-        return [*self.command, *CXX_FLAGS, f"-I{include_dir}", "-c", source, "-o", output]
+        return [*self.command, *CXX_FLAGS, *(f"-I{path}" for path in include_dirs), "-c", source, "-o", output]
 
     def link_command(self, objects: list[str], output: str) -> list[str]:
         """Links objects to a stripped shared library that leaves no symbol undefined."""
@@ -60,7 +60,7 @@ class Compiler:
 
     @property
     def target(self) -> dict[str, object]:
-        """What of this machine its objects are for: the C library, and instruction sets (``-march=native`` says none)."""
+        """What its objects need of a machine: its C library, and instruction sets (-march=native names none)."""
         sets = {"instruction_sets": list(self.instruction_sets)} if self.instruction_sets else {}
         return {"libc": own_libc(), **sets}
 

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from .errors import InputError
 from .files import open_regular
@@ -46,7 +46,7 @@ class Archive:
         """Unpacked bytes of a file."""
         return self._entries[name].file_size
 
-    def open(self, name: str) -> BinaryIO:
+    def open(self, name: str) -> IO[bytes]:
         """A file, to be read in blocks: its content is checked when the last one is read."""
         return self._archive.open(self._entries[name])
 
@@ -74,7 +74,7 @@ def open_archive(path: Path, what: str, most: int | None = UNPACKED_BYTES) -> It
     """
     try:
         open_regular(path).close()
-        with _Bounded(path) as file, zipfile.ZipFile(file) as archive:  # type: ignore[arg-type]
+        with _Bounded(path) as file, zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
             by_name = {entry.filename: entry for entry in entries}
             if len(by_name) != len(entries):

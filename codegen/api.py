@@ -8,8 +8,8 @@ from __future__ import annotations
 from .build.cached import find_kernels
 from .build.core import core_path
 from .errors import BuildError as BuildError, InputError as InputError
-from .families.arch import ARCHES
-from .runtime import core, lookup
+from .families import TARGETS, find_family
+from .runtime import core, family as family_facts, lookup
 from .runtime.config import KernelConfig as KernelConfig
 from .runtime.core import load_library as load_library
 from .runtime.errors import LibraryError as LibraryError, NoKernelError as NoKernelError
@@ -42,9 +42,15 @@ class CacheSource:
         try:
             return f"or build one with: gnaforge build {config_for(request, fit=False)}"
         except InputError as error:
-            has = ", ".join(ARCHES)
+            has = ", ".join(TARGETS)
             return f"this version has kernels for {has} only: {error}"
+
+
+def _facts(config: KernelConfig) -> family_facts.FamilyFacts | None:
+    family = find_family(config)
+    return family.facts if family else None
 
 
 core.set_core_path(core_path)
 lookup.set_source(CacheSource())
+family_facts.set_provider(_facts)

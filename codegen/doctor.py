@@ -16,7 +16,7 @@ from .build_tools.cache import cache_layers, user_cache
 from .build_tools.cuda import find_cutlass, find_nvcc
 from .build_tools.toolchain import available_memory_gb, cxx_compiler, job_limit
 from .errors import GnaforgeError
-from .families.arch import ARCHES
+from .families import TARGETS
 from .runtime.core import CPU_ISAS
 
 GROUPS = ("run", "build cpu kernels", "build GPU kernels")
@@ -100,15 +100,15 @@ def _nvcc(at_least: tuple[int, int]) -> str:
 
 
 def _nvccs(group: str) -> list[Finding]:
-    """One for all archs that have the same CUDA compiler, or lack one for the same reason."""
-    archs: dict[Finding, list[str]] = {}
-    for arch in ARCHES.values():
-        if arch.compiler == "nvcc":
-            archs.setdefault(_find("", group, partial(_nvcc, arch.nvcc)), []).append(arch.name)
+    """One for all targets that have the same CUDA compiler, or lack one for the same reason."""
+    targets: dict[Finding, list[str]] = {}
+    for target in TARGETS.values():
+        if target.compiler == "nvcc":
+            targets.setdefault(_find("", group, partial(_nvcc, target.nvcc)), []).append(target.name)
     policy = os.environ.get("GNAFORGE_TOOLCHAIN", "auto")
     return [
         replace(found, name=f"CUDA compiler for {', '.join(names)} (GNAFORGE_TOOLCHAIN={policy})")
-        for found, names in archs.items()
+        for found, names in targets.items()
     ]
 
 

@@ -10,8 +10,9 @@ from itertools import product
 from types import MappingProxyType
 
 from .errors import InputError
-from .families.arch import ARCHES
+from .families import Family, family_of
 from .runtime.config import KernelConfig
+from .runtime.dtypes import DTYPES
 from .simulator.fitting import Fit, fit_workloads
 from .simulator.workload import workload_of_shape
 from .spec import KernelEntry, Shape, Spec
@@ -65,12 +66,12 @@ def plan(spec: Spec, arches: Sequence[str] | None = None) -> Plan:
                     fits[note] = None
                 for config, problems in served:
                     asked[config] += 1
-                    shapes.setdefault(_built(config), {}).update(dict.fromkeys(problems))
+                    shapes.setdefault(_serving(config), {}).update(dict.fromkeys(problems))
 
-    built = Counter(map(_built, asked))
+    built = Counter(map(_serving, asked))
     extra: Counter[KernelConfig] = Counter()
     for config, times in asked.items():
-        extra[_built(config)] += times - 1
+        extra[_serving(config)] += times - 1
     return Plan(
         library=spec.library,
         configs=tuple(sorted(built)),
@@ -113,12 +114,12 @@ def _fitted(
     entry: KernelEntry, probe: KernelConfig, shapes: tuple[Shape, ...]
 ) -> tuple[list[tuple[KernelConfig, list[Shape]]], str]:
     """``probe`` with each of the tiles that fit the shapes, the shapes that each is for, and what was chosen."""
-    arch = ARCHES[probe.arch]
+    family = family_of(probe)
     dims = [(probe.head_dim, probe.value_head_dim)]
-    if arch.head_dim_at_run_time:  # one kernel for all of them: its tiles have to suit each
+    if family.head_dim_at_run_time:  # one kernel for all of them: its tiles have to suit each
         dims = list(product(entry.head_dim, entry.value_head_dim or (0,)))
     dims = [(head_dim or _ANY_STANDS_FOR, value or head_dim or _ANY_STANDS_FOR) for head_dim, value in dims]
-    found = _fit(shapes, probe.arch, tuple(dims), probe.dtype == "fp32", entry.within / 100)
+    found = _fit(shapes, family, tuple(dims), DTYPES[probe.dtype].bytes, entry.within / 100)
     served = [
         (
             replace(probe, q_tile=tiles.q, kv_tile=tiles.kv),
@@ -126,25 +127,27 @@ def _fitted(
         )
         for index, tiles in enumerate(found.tiles)
     ]
-    heads = "" if arch.head_dim_at_run_time else f" of head dim {probe.head_dim}"
+    heads = "" if family.head_dim_at_run_time else f" of head dim {probe.head_dim}"
     what = f"{len(shapes)} shape{'s' if len(shapes) > 1 else ''}"
-    return served, f"{probe.arch} tiles fitted to {what}{heads}: {'; '.join(map(str, found.tiles))}"
+    return served, f"{family} tiles fitted to {what}{heads}: {'; '.join(map(str, found.tiles))}"
 
 
 @lru_cache(maxsize=64)
-def _fit(shapes: tuple[Shape, ...], arch: str, dims: tuple[tuple[int, int], ...], wide: bool, within: float) -> Fit:
-    """Tiles for these shapes with each of these head dims, in that order; elements are 4 or 2 bytes ``wide``."""
-    dtype = "fp32" if wide else "bf16"
+def _fit(
+    shapes: tuple[Shape, ...], family: Family, dims: tuple[tuple[int, int], ...], element_bytes: int, within: float
+) -> Fit:
+    """Tiles for these shapes with each of these head dims, in that order. Types of equal size fit alike."""
+    dtype = next(name for name in family.dtypes if DTYPES[name].bytes == element_bytes)
     workloads = [
         workload_of_shape(shape, head_dim=head_dim, value_head_dim=value, dtype=dtype)
         for head_dim, value in dims
         for shape in shapes
     ]
-    return fit_workloads(workloads, arch, within=within)
+    return fit_workloads(workloads, family, within=within)
 
 
-def _built(config: KernelConfig) -> KernelConfig:
-    return ARCHES[config.arch].built(config)
+def _serving(config: KernelConfig) -> KernelConfig:
+    return family_of(config).serving(config)
 
 
 def _notes(arches: Sequence[str], served: Mapping[KernelConfig, int]) -> list[str]:

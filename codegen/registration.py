@@ -12,10 +12,20 @@ from typing import TYPE_CHECKING, Any
 from .build.cached import find_kernel
 from .build.progress import compiling
 from .errors import InputError
-from .families.arch import ARCHES, checked, is_key
-from .families.machine import machine_arch
+from .families import (
+    TARGETS,
+    Family,
+    choose_family,
+    families_of,
+    family_of,
+    is_key,
+    machine_target,
+    require_config,
+)
+from .families.family import Box
 from .runtime import core, jit
-from .runtime.config import OPS, KernelConfig
+from .runtime.config import ANY_HEAD_DIM, OPS, KernelConfig
+from .runtime.dtypes import DTYPES, dtype_name
 from .runtime.kernels import registry
 from .runtime.lookup import Made, Request
 
@@ -27,7 +37,6 @@ if TYPE_CHECKING:
 Numbers = int | Sequence[int]
 Flags = bool | Sequence[bool]
 
-_DTYPES = {"torch.float32": "fp32", "torch.bfloat16": "bf16", "torch.float16": "fp16"}
 _ENTRY_FIELDS = ("rank", "head_dim", "value_head_dim", "dtype", "variant")
 _SHAPE_FIELDS = ("tokens", "window", "stride", "dilation", "causal", "heads", "kv_heads", "batch")
 _WORTH_FITTING = 8  # default Q tiles that a call must have tokens for
@@ -127,7 +136,7 @@ def warmup(
 
 def _configs_of(kernel: object, arch: str | Sequence[str] | None) -> list[KernelConfig]:
     if isinstance(kernel, KernelConfig) or (isinstance(kernel, str) and is_key(kernel)):
-        config = checked(kernel)
+        config = require_config(kernel)
         if arch is not None and config.arch not in _listed(arch):
             raise InputError(f"arch: {arch!r} excludes {config}, which is for {config.arch}")
         return [config]
@@ -148,7 +157,7 @@ def _configs_of(kernel: object, arch: str | Sequence[str] | None) -> list[Kernel
 def _own_arch(spec: Spec) -> str:
     """The arch of a spec that runs on this machine: its GPU's, else cpu."""
     try:
-        own = machine_arch()
+        own = machine_target().name
     except InputError:
         own = "cpu"
     for arch in (own, "cpu"):
@@ -161,8 +170,9 @@ def _own_arch(spec: Spec) -> str:
 
 
 def _configs_of_fields(fields: dict[str, Any], arch: str | Sequence[str] | None) -> list[KernelConfig]:
-    fields = {name: _DTYPES.get(str(value), value) if name == "dtype" else value for name, value in fields.items()}
-    arch = machine_arch() if arch is None else arch
+    if str(fields.get("dtype")).startswith("torch."):
+        fields = {**fields, "dtype": dtype_name(fields["dtype"])}
+    arch = machine_target().name if arch is None else arch
     config = _plain_config(fields, arch)
     return [config] if config is not None else _configs_by_spec(fields, arch)
 
@@ -171,19 +181,21 @@ def _plain_config(fields: dict[str, Any], arch: Any) -> KernelConfig | None:
     """The one config that the fields name with its tiles, or None if it takes a spec to say what they name."""
     if not {"rank", "head_dim", "dtype"} <= fields.keys() <= {"rank", "head_dim", "dtype", "q_tile", "kv_tile"}:
         return None
-    family = ARCHES.get(arch) if isinstance(arch, str) else None
     tiles = (fields.get("q_tile"), fields.get("kv_tile"))
-    if family is None or (tiles[0] is None) != (tiles[1] is None):
+    if not isinstance(arch, str) or (tiles[0] is None) != (tiles[1] is None):
         return None
-    try:
-        if tiles == (None, None):
-            tiles = family.default_boxes(fields["rank"], fields["head_dim"])
-        q_tile, kv_tile = map(_box, tiles)
+
+    def config_of(family: Family) -> KernelConfig:
+        whole = tiles if tiles != (None, None) else family.default_boxes(fields["rank"], fields["head_dim"])
         names = (fields["rank"], fields["dtype"], fields["head_dim"])
-        config = KernelConfig(OPS[0], arch, *names, q_tile, kv_tile, variant=family.variants[0])
+        return KernelConfig(OPS[0], arch, *names, _box(whole[0]), _box(whole[1]), variant=family.variant)
+
+    try:
+        family, faults = choose_family(OPS[0], arch, None, config_of)
+        config = config_of(family)
     except (ValueError, TypeError, KeyError):
         return None  # the spec's models say what is wrong, and better
-    return None if family.problems(config) or config.head_dim == 0 else family.built(config)
+    return None if faults or config.head_dim == ANY_HEAD_DIM else family.serving(config)
 
 
 def _box(extents: Any) -> tuple[int, ...]:
@@ -214,7 +226,8 @@ def _configs_by_spec(fields: dict[str, Any], arch: str | Sequence[str]) -> list[
 
 def _default_tiles(arch: str, fields: Mapping[str, Any]) -> list[dict[str, Any]]:
     rank = fields.get("rank")
-    family = ARCHES.get(arch) or ARCHES["cpu"]
+    own = [family for family in families_of(OPS[0], arch) if fields.get("variant") in (None, family.variant)]
+    family = (own or families_of(OPS[0], "cpu"))[0]  # of an unknown name the spec's models say what is wrong
     ranks = [rank] if isinstance(rank, int) else rank if isinstance(rank, list | tuple) else []
     boxes = [family.default_tiles[r] for r in ranks if r in family.default_tiles] or [((1,), (1,))]
     return [{"q": list(q), "kv": list(kv)} for q, kv in boxes]
@@ -250,7 +263,7 @@ def _listed(arch: object) -> list[str]:
         return [arch]
     if isinstance(arch, list | tuple) and arch:
         return list(arch)
-    raise InputError(f"arch: {arch!r} is neither a name nor a list of names; there are {', '.join(ARCHES)}")
+    raise InputError(f"arch: {arch!r} is neither a name nor a list of names; there are {', '.join(TARGETS)}")
 
 
 def _have(configs: Sequence[KernelConfig]) -> None:
@@ -271,13 +284,13 @@ def _have(configs: Sequence[KernelConfig]) -> None:
 def _run_once(config: KernelConfig) -> None:
     import torch
 
-    from .runtime.ops import DTYPE_NAMES, neighborhood_attention
+    from .runtime.ops import neighborhood_attention
 
-    arch = ARCHES[config.arch]
-    device = arch.device
-    if device == "cuda" and not (torch.cuda.is_available() and torch.cuda.get_device_capability() in arch.capabilities):
+    target = family_of(config).target
+    device = target.device
+    if target.is_gpu and not (torch.cuda.is_available() and torch.cuda.get_device_capability() in target.capabilities):
         return
-    dtype = next(dtype for dtype, name in DTYPE_NAMES.items() if name == config.dtype)
+    dtype = DTYPES[config.dtype].torch
     tokens = tuple(map(max, config.q_tile, config.kv_tile))
     dim = config.head_dim or 64
     q = torch.zeros(1, *tokens, 1, dim, dtype=dtype, device=device)
@@ -307,38 +320,46 @@ def make_for_call(request: Request, *, quiet: bool) -> Made:
 def config_for(request: Request, *, fit: bool) -> KernelConfig:
     """The kernel to make for a request: with the tiles that it names, else fitted to its problem, else the default.
 
-    A small problem takes the default tiles: they cost it little, and the same kernel will be used for larger ones.
+    It is of the first family of the arch that can serve the request, the default one before others. A small problem
+    takes the default tiles: they cost it little, and the same kernel will be used for larger ones.
 
     Raises:
         InputError: this version has no such kernels; says what it has.
     """
     if request.key:
-        return checked(request.key)
-    arch = ARCHES[machine_arch(request.device, request.device_index)]
-    q_tile, kv_tile = arch.default_boxes(request.rank, request.head_dim, request.value_head_dim)
+        return require_config(request.key)
+    arch = machine_target(request.device, request.device_index).name
+
+    def with_boxes(family: Family, q_tile: Box, kv_tile: Box) -> KernelConfig:
+        try:
+            return KernelConfig(
+                request.op,
+                arch,
+                request.rank,
+                request.dtype,
+                request.head_dim,
+                request.q_tile or q_tile,
+                request.kv_tile or kv_tile,
+                request.value_head_dim,
+                family.variant,
+            )
+        except ValueError as error:
+            raise InputError(str(error)) from None
+
+    def with_default_boxes(family: Family) -> KernelConfig:
+        return with_boxes(family, *family.default_boxes(request.rank, request.head_dim, request.value_head_dim))
+
+    family, faults = choose_family(request.op, arch, None, with_default_boxes)
+    config = with_default_boxes(family)
     p = request.problem
-    if request.q_tile or request.kv_tile:
-        q_tile, kv_tile = request.q_tile or q_tile, request.kv_tile or kv_tile
-    elif fit and p is not None and prod(p.tokens) >= _WORTH_FITTING * prod(q_tile) and request.dtype in arch.dtypes:
-        q_tile, kv_tile = _fitted(request, arch.name)
-    try:
-        config = KernelConfig(
-            request.op,
-            arch.name,
-            request.rank,
-            request.dtype,
-            request.head_dim,
-            q_tile,
-            kv_tile,
-            request.value_head_dim,
-            arch.variants[0],
-        )
-    except ValueError as error:
-        raise InputError(str(error)) from None
-    return checked(arch.built(checked(config)))
+    tiles_asked = request.q_tile is not None or request.kv_tile is not None
+    fits = fit and not tiles_asked and not faults and family.time is not None
+    if fits and p is not None and prod(p.tokens) >= _WORTH_FITTING * config.q_rows:
+        config = with_boxes(family, *_fitted(request, family))
+    return family.serving(require_config(config))
 
 
-def _fitted(request: Request, arch: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _fitted(request: Request, family: Family) -> tuple[Box, Box]:
     from .simulator.fitting import fit_workloads
     from .simulator.workload import make_workload
 
@@ -349,5 +370,5 @@ def _fitted(request: Request, arch: str) -> tuple[tuple[int, ...], tuple[int, ..
         value_head_dim=request.value_head_dim,
         dtype=request.dtype,
     )
-    tiles = fit_workloads([workload], arch).tiles[0]
+    tiles = fit_workloads([workload], family).tiles[0]
     return tiles.q, tiles.kv

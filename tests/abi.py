@@ -6,7 +6,8 @@ import ctypes as c
 import os
 
 import torch
-from gnaforge.build.abi import DTYPES, Args as Args1_0, Entry, Host, I64x3, Library, Problem, Tensor
+from gnaforge.build.abi import Args as Args1_0, Entry, Host, I64x3, Library, Problem, Tensor
+from gnaforge.runtime.dtypes import DTYPES
 from gnaforge.runtime.ops import DTYPE_NAMES
 
 SIZE_1_0 = c.sizeof(Args1_0)
@@ -34,7 +35,7 @@ def entries(path: str | os.PathLike[str]) -> dict[str, Entry]:
 def view(tensor: torch.Tensor) -> Tensor:
     """A heads-last tensor [batch, *tokens, heads, channels]."""
     strides = tensor.stride()
-    dtype = DTYPES[DTYPE_NAMES[tensor.dtype]]
+    dtype = DTYPES[DTYPE_NAMES[tensor.dtype]].code
     return Tensor(c.sizeof(Tensor), dtype, tensor.data_ptr(), strides[0], I64x3(*strides[1:-2]), strides[-2])
 
 

@@ -19,7 +19,7 @@ from gnaforge.build.render import render_kernel, render_library
 from gnaforge.build_tools.cuda import find_cutlass
 from gnaforge.build_tools.cuda_compiler import cuda_compiler, kernel_facts, machine_code
 from gnaforge.build_tools.toolchain import cxx_compiler
-from gnaforge.families.arch import ARCHES
+from gnaforge.families import TARGETS, family_of
 from gnaforge.runtime.config import KernelConfig
 
 KEYS = (
@@ -73,7 +73,7 @@ def measured(name: str, commands: list[list[str]], folder: Path) -> tuple[str, .
 def example(arch: str, dtype: str, head_dim: int) -> tuple[str, ...]:
     """The thin forward host of `cutlass/`."""
     source, _, number = SOURCES[EXAMPLES[arch]]
-    compiler = cuda_compiler(cxx_compiler(), ARCHES[arch].target, cutlass=True, at_least=ARCHES[arch].nvcc)
+    compiler = cuda_compiler(cxx_compiler(), TARGETS[arch].nvcc_target, cutlass=True, at_least=TARGETS[arch].nvcc)
     defines = [f"-DGNAFORGE_ELEMENT={ELEMENTS[dtype]}", f"-DGNAFORGE_FORWARD_DIM={head_dim}"]
     with tempfile.TemporaryDirectory() as folder:
         kernel = Path(folder) / "kernel.cu"
@@ -86,8 +86,9 @@ def example(arch: str, dtype: str, head_dim: int) -> tuple[str, ...]:
 
 def ours(config: KernelConfig) -> tuple[str, ...]:
     """One of our kernels, with the table of its library."""
-    arch = ARCHES[config.arch]
-    compiler = cuda_compiler(cxx_compiler(), arch.target, cutlass=arch.cutlass, at_least=arch.nvcc)
+    family = family_of(config)
+    target = family.target
+    compiler = cuda_compiler(cxx_compiler(), target.nvcc_target, cutlass=family.cutlass, at_least=target.nvcc)
     with tempfile.TemporaryDirectory() as folder:
         kernel, library = Path(folder) / "kernel.cu", Path(folder) / "library.cpp"
         kernel.write_text(render_kernel(config))

@@ -1,10 +1,10 @@
 // C functions over the window, tile and mask headers, for test_headers.py. With nvcc: that they compile for a device.
-#include "gnaforge/cpu/row_set.h"
-#include "gnaforge/mask.h"
-#include "gnaforge/problem.h"
-#include "gnaforge/tiles.h"
-#include "gnaforge/walk.h"
-#include "gnaforge/window.h"
+#include "gnaforge/cpu/forward/row_set.h"
+#include "gnaforge/gna/mask.h"
+#include "gnaforge/gna/axis.h"
+#include "gnaforge/gna/tiles.h"
+#include "gnaforge/gna/walk.h"
+#include "gnaforge/gna/window.h"
 
 #include <vector>
 

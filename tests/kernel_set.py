@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from gnaforge.runtime.config import ANY_HEAD_DIM, DTYPES, KernelConfig
+from gnaforge.families import TARGETS, families_of
+from gnaforge.runtime.config import ANY_HEAD_DIM, KernelConfig
+from gnaforge.runtime.dtypes import DTYPES
 
 _TILES = {
     1: [((64,), (64,)), ((24,), (40,))],
@@ -18,3 +20,6 @@ def cpu_config(rank: int, dtype: str, q_tile: tuple[int, ...], kv_tile: tuple[in
 
 CONFIGS = [cpu_config(rank, dtype, q, kv) for rank, boxes in _TILES.items() for q, kv in boxes for dtype in DTYPES]
 SMALL = cpu_config(1, "fp32", (8,), (8,))  # what tests of the cache and of registration compile
+
+FAMILIES = {arch: families_of("gna_forward", arch)[0] for arch in TARGETS}
+"""The default forward family of each arch."""

@@ -21,7 +21,7 @@ import pytest
 import torch
 from gnaforge.bench.run import config_of, missing
 from gnaforge.errors import InputError
-from gnaforge.families.arch import ARCHES
+from gnaforge.families import TARGETS, faults_of
 from gnaforge.gna.counts import count_tiles
 from gnaforge.runtime import bench
 from gnaforge.runtime.bench import computed_pairs, make_problem
@@ -30,12 +30,13 @@ from gnaforge.runtime.config import KernelConfig
 from gnaforge.runtime.reference import attention
 from gnaforge.simulator.calibration import calibrate_report
 from gnaforge.simulator.cost import Tiles, tile_costs
-from gnaforge.simulator.machines import MACHINES
 from gnaforge.simulator.simulation import simulate_tiles
 from gnaforge.simulator.time import model_time
 from gnaforge.simulator.workload import make_workload
+from kernel_set import FAMILIES
 
 CONFIG = "gna_forward-cpu-r1-fp32-dany-q8-kv8"
+SM90 = FAMILIES["sm90"]
 CONFIGS = {
     1: ("r1-bf16-d128-q128-kv128", "r1-bf16-d64-q64-kv112"),
     2: ("r2-bf16-d128-q8x16-kv8x16", "r2-bf16-d64-q7x9-kv4x8"),
@@ -43,18 +44,18 @@ CONFIGS = {
 }
 
 
-@pytest.mark.parametrize("arch", list(ARCHES))
+@pytest.mark.parametrize("arch", list(TARGETS))
 def test_the_bound_of_a_report_is_the_simulators(arch: str) -> None:
     rng = Random(1)
     for seed in range(60):
         problem = oracle.random_problem(rng, rank=seed % 3 + 1, max_tokens=400)
         key = CONFIGS[len(problem.tokens)][seed % 2]
         config = KernelConfig.parse(f"gna_forward-{arch}-{key}")
-        config = replace(config, variant=ARCHES[arch].variants[0])
+        config = replace(config, variant=FAMILIES[arch].variant)
         found = simulate_tiles(
             make_workload(problem.tokens, *problem.pattern, head_dim=config.head_dim),
             Tiles(config.q_tile, config.kv_tile),
-            arch,
+            FAMILIES[arch],
         )
         timed = make_problem(problem.tokens, *problem.pattern)
         pairs = found.workload.tokens**2
@@ -164,10 +165,10 @@ def test_flex_attention_is_compiled_for_each_problem(monkeypatch: pytest.MonkeyP
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("arch", list(ARCHES))
+@pytest.mark.parametrize("arch", list(TARGETS))
 def test_the_kernel_that_is_timed_can_be_built(arch: str) -> None:
     for tokens, window, head_dim in (((4096,), (100,), 64), ((64, 64), (9, 9), 128), ((30, 48, 80), (18, 24, 24), 128)):
-        assert ARCHES[arch].problems(config_of(make_problem(tokens, window, head_dim=head_dim), arch)) == []
+        assert faults_of(config_of(make_problem(tokens, window, head_dim=head_dim), arch)) == []
 
 
 PROBLEMS = (
@@ -192,11 +193,11 @@ def synthetic(machine: Any, noise: float) -> dict[str, Any]:
             problem = make_problem(tokens, window, stride, heads=24, kv_heads=24, head_dim=config.head_dim)
             workload = make_workload(tokens, window, stride, heads=24, head_dim=config.head_dim)
             cost = tile_costs(
-                ARCHES["sm90"],
+                SM90.padding,
                 Tiles(config.q_tile, config.kv_tile),
                 count_tiles(workload.axes, config.q_tile, config.kv_tile),
             )
-            seconds = float(model_time(machine, ARCHES["sm90"], workload, cost).seconds) * rng.uniform(
+            seconds = float(model_time(machine, SM90.padding, workload, cost).seconds) * rng.uniform(
                 1 - noise, 1 + noise
             )
             timing = {"contender": "gnaforge", "seconds": seconds}
@@ -206,24 +207,24 @@ def synthetic(machine: Any, noise: float) -> dict[str, Any]:
 
 def test_constants_are_found_again_in_times_that_the_model_gives() -> None:
     truth = replace(
-        MACHINES["sm90"], units=120, flop_per_cycle=3600.0, score_cycles=0.08, tile_cycles=200.0, mask_cycles=0.03,
+        SM90.time_constants(), units=120, flop_per_cycle=3600.0, score_cycles=0.08, tile_cycles=200.0, mask_cycles=0.03,
         mask_tile_cycles=400.0, q_tile_cycles=3000.0, load_bytes_per_cycle=1e9,
     )  # fmt: skip
-    exact = calibrate_report(synthetic(truth, 0), "sm90")
+    exact = calibrate_report(synthetic(truth, 0), SM90)
     assert exact.runs == 16 and exact.largest_error < 1e-3
     assert all(value == pytest.approx(getattr(truth, name), rel=0.01) for name, value in exact.constants.items())
-    noisy = calibrate_report(synthetic(truth, 0.03), "sm90")
+    noisy = calibrate_report(synthetic(truth, 0.03), SM90)
     assert 0.005 < noisy.rms_error < 0.03
     assert noisy.constants["flop_per_cycle"] == pytest.approx(3600, rel=0.1)
 
 
 def test_too_few_runs() -> None:
-    found = synthetic(MACHINES["sm90"], 0)
+    found = synthetic(SM90.time_constants(), 0)
     found["problems"] = found["problems"][:4]
     with pytest.raises(InputError, match="the report holds 4 runs of sm90 kernels; 6 constants"):
-        calibrate_report(found, "sm90")
+        calibrate_report(found, SM90)
     with pytest.raises(InputError, match="0 runs of sm100 kernels"):
-        calibrate_report(found, "sm100")
+        calibrate_report(found, FAMILIES["sm100"])
 
 
 def test_a_report_says_all_by_itself(cli: Callable[..., Any], tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_record_says_how_it_was_made(copied_cache: Path) -> None:
     record = artifact.record
     assert record["key"] == ONE.key and record["seconds"] > 0
     assert set(record["files"]) == {"kernel.cpp", "kernel.o", "kernel.so", "library.cpp", "library.o"}
-    assert "gnaforge/window.h" in record["parts"]["headers"]
+    assert "gnaforge/gna/window.h" in record["parts"]["headers"]
     assert record["parts"]["compiler"] == cxx_compiler().version
     assert str(copied_cache) not in json.dumps(record)
 
@@ -147,7 +147,7 @@ def test_what_changes_the_digest_and_what_does_not(monkeypatch: pytest.MonkeyPat
     includes.forget_headers()
     assert make_jobs([ONE], compiler)[0].digest == before.digest
 
-    window = copy / "include" / "gnaforge" / "window.h"
+    window = copy / "include" / "gnaforge" / "gna" / "window.h"
     window.write_text(window.read_text() + "// changed\n")
     includes.forget_headers()
     changed = make_jobs([ONE], compiler)[0]

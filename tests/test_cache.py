@@ -18,6 +18,7 @@ from gnaforge.build_tools.artifact import read_artifact
 from gnaforge.build_tools.cache import Cache, user_cache
 from gnaforge.build_tools.cache_care import remove, to_prune
 from gnaforge.build_tools.toolchain import cxx_compiler
+from gnaforge.families import family_of
 from gnaforge.runtime.config import KernelConfig
 from kernel_set import SMALL, cpu_config
 
@@ -57,7 +58,7 @@ def test_an_upgrade_changes_the_key_and_touching_does_not(templates: Path, monke
         os.utime(path, (1, 1))
     assert digests() == before
     seen = {before}
-    for name in ("include/gnaforge/cpu/forward.h", "include/gnaforge/abi.h"):
+    for name in ("include/gnaforge/cpu/forward/tile.h", "include/gnaforge/abi.h"):
         (templates / name).write_text((templates / name).read_text() + "// newer\n")
         seen.add(digests())
     monkeypatch.setattr("gnaforge.build.kernels.SOURCE_SCHEMA", 99)
@@ -67,7 +68,8 @@ def test_an_upgrade_changes_the_key_and_touching_does_not(templates: Path, monke
     monkeypatch.setattr(recipe, "CXX_FLAGS", toolchain.CXX_FLAGS)
     seen.add(digests())
     assert len({full for full, _ in seen}) == len({source for _, source in seen}) == 5
-    for name in ("library/library.cpp.j2", "cpu/kernel.cpp.j2"):  # rendering keeps its templates, a new process doesn't
+    # Rendering keeps its templates, a new process doesn't.
+    for name in ("library/library.cpp.j2", "cpu_forward/kernel.cpp.j2"):
         before = digests()
         (templates / name).write_text((templates / name).read_text() + "// newer\n")
         assert digests()[1] != before[1]
@@ -83,7 +85,7 @@ def test_cutlass_is_part_of_the_key_of_what_includes_it(templates: Path, monkeyp
     version = "4.2.0"
     monkeypatch.setattr("gnaforge.build.kernels.cutlass_version", lambda: version)
     plain = digests()
-    header = templates / "include/gnaforge/window.h"
+    header = templates / "include/gnaforge/gna/window.h"
     header.write_text("#include <cute/tensor.hpp>\n" + header.read_text())
     (before, source) = digests()
     assert plain[0] != before
@@ -122,7 +124,9 @@ def test_kernels_made_with_another_cutlass_are_not_taken(filled: Path, monkeypat
 def test_the_gpu_target_is_part_of_what_a_kernel_is_made_of(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = KernelConfig.parse("gna_forward-sm90-r2-bf16-d64-q8x16-kv8x16")
     before = source_digest(gpu)
-    monkeypatch.setattr(recipe, "ARCHES", {**recipe.ARCHES, "sm90": replace(recipe.ARCHES["sm90"], target="90")})
+    family = family_of(gpu)
+    other = replace(family, target=replace(family.target, nvcc_target="90"))
+    monkeypatch.setattr(recipe, "family_of", lambda _: other)
     assert source_digest(gpu) != before
 
 
@@ -195,7 +199,7 @@ def test_info_explain_and_prune(filled: Path, cli, templates: Path) -> None:
     assert rows[0]["folder"] == str(filled) and rows[0]["kernels"]["bytes"] > 10_000
     found = cli("cache", "explain", SMALL.key)
     folder = find_kernel(SMALL).parent  # type: ignore[union-attr]
-    assert f"in the cache: {folder}" in found.stdout and "headers gnaforge/window.h" in found.stdout
+    assert f"in the cache: {folder}" in found.stdout and "headers gnaforge/gna/window.h" in found.stdout
     other = cli("cache", "explain", SMALL.key, CXX="g++").stdout
     assert f"nearest entry: {folder}" in other and "not in the cache; calls take what another compiler made" in other
     assert "  compiler: there fake 1.0 [fake]\n            now   g++" in other

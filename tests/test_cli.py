@@ -112,7 +112,7 @@ def test_generate_check_and_arch(cli, tmp_path: Path) -> None:
         (["generate", "small.yaml", "-o", "file"], "can't write to"),
         (["build", "gna_forward-cpu-r1-fp32"], "is no kernel key; a key looks like"),
         (["build", "gna_forward-cpu-r1-fp32-dany-q999-kv8"], "q_tile: holds 999 query tokens; cpu takes at most 256"),
-        (["build", "gna_forward-tpu-r1-fp32-d8-q8-kv8"], "unknown arch 'tpu'"),
+        (["build", "gna_forward-tpu-r1-fp32-d8-q8-kv8"], "arch: 'tpu' is unknown; there are cpu, sm90, sm100"),
         (["build", ONE, "--arch", "sm90"], "excludes this kernel, which is for cpu"),
         (["build", "small.yaml", "--jobs", "0"], "Invalid value for '-j' / '--jobs'"),
         (["list", "nothing.so"], "nothing.so: No such file"),

@@ -7,9 +7,11 @@ import re
 from math import prod
 
 import pytest
-from gnaforge.families.arch import ARCHES
-from gnaforge.runtime.config import ANY_HEAD_DIM, DTYPES, OPS, KernelConfig
+from gnaforge.families import TARGETS, families
+from gnaforge.runtime.config import ANY_HEAD_DIM, OPS, KernelConfig
+from gnaforge.runtime.dtypes import DTYPES
 from hypothesis import assume, given, strategies as st
+from kernel_set import FAMILIES
 
 EXTENTS = st.sampled_from([1, 8, 18, 81]) | st.integers(1, 300)  # the first ones look alike when run together
 NAMES = st.from_regex(r"[a-z][a-z0-9]{0,6}", fullmatch=True)
@@ -22,9 +24,9 @@ def configs(draw: st.DrawFn) -> KernelConfig:
     box = st.tuples(*[EXTENTS] * rank)
     return KernelConfig(
         op=draw(st.sampled_from(OPS)),
-        arch=draw(st.sampled_from(list(ARCHES)) | NAMES),
+        arch=draw(st.sampled_from(list(TARGETS)) | NAMES),
         rank=rank,
-        dtype=draw(st.sampled_from(DTYPES)),
+        dtype=draw(st.sampled_from(list(DTYPES))),
         head_dim=head_dim,
         value_head_dim=0 if head_dim == ANY_HEAD_DIM else draw(st.integers(0, 512)),
         q_tile=draw(box),
@@ -156,13 +158,14 @@ def test_config_is_immutable_and_takes_lists() -> None:
 
 
 def test_default_boxes_fit_every_head_dim() -> None:
-    for arch in ARCHES.values():
+    for family in families():
+        largest = family.limits.head_dim
         for rank in (1, 2, 3):
-            for head_dim in range(8, arch.max_head_dim + 1, 8):
-                for value_head_dim in (8, head_dim, arch.max_head_dim):
-                    q_tile, kv_tile = arch.default_boxes(rank, head_dim, value_head_dim)
-                    names = ("gna_forward", arch.name, rank, "bf16", head_dim)
-                    config = KernelConfig(*names, q_tile, kv_tile, value_head_dim, arch.variants[0])
-                    assert arch.problems(config) == []
-    assert ARCHES["sm90"].default_boxes(2, 128, 128) == ((8, 16), (8, 16))
-    assert ARCHES["sm90"].default_boxes(1, 256, 256) == ((128,), (64,))
+            for head_dim in range(8, largest + 1, 8):
+                for value_head_dim in (8, head_dim, largest):
+                    q_tile, kv_tile = family.default_boxes(rank, head_dim, value_head_dim)
+                    names = (family.op, family.arch, rank, "bf16", head_dim)
+                    config = KernelConfig(*names, q_tile, kv_tile, value_head_dim, family.variant)
+                    assert family.faults(config) == []
+    assert FAMILIES["sm90"].default_boxes(2, 128, 128) == ((8, 16), (8, 16))
+    assert FAMILIES["sm90"].default_boxes(1, 256, 256) == ((128,), (64,))

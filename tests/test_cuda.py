@@ -13,7 +13,7 @@ from gnaforge.build_tools import cuda
 from gnaforge.build_tools.cuda_compiler import CudaCompiler
 from gnaforge.build_tools.toolchain import cxx_compiler
 from gnaforge.errors import BuildError
-from gnaforge.families.arch import ARCHES
+from gnaforge.families import TARGETS
 from gnaforge.runtime.config import KernelConfig
 
 SM90 = KernelConfig.parse("gna_forward-sm90-r1-bf16-d64-q64-kv64")
@@ -81,6 +81,6 @@ def test_doctor_names_a_compiler_for_all_archs_once(nvcc: NvccOf) -> None:
 
 def test_every_gpu_arch_states_what_it_needs() -> None:
     """PTX of sm_90a came with CUDA 12.0, family targets such as sm_100f with 12.9."""
-    for arch in ARCHES.values():
-        assert (arch.nvcc >= (12, 0)) == (arch.compiler == "nvcc")
-        assert arch.nvcc >= (12, 9) or not arch.target.endswith("f")
+    for target in TARGETS.values():
+        assert (target.nvcc >= (12, 0)) == (target.compiler == "nvcc")
+        assert target.nvcc >= (12, 9) or not target.nvcc_target.endswith("f")

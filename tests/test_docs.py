@@ -14,6 +14,7 @@ from gnaforge.simulator.natten import simulate_natten
 from gnaforge.simulator.simulation import Simulation, simulate_tiles
 from gnaforge.simulator.workload import make_workload, workload_of_shape
 from gnaforge.spec import load_spec
+from kernel_set import FAMILIES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -31,7 +32,7 @@ def fitted_row(preset: str, found: Simulation) -> str:
     for name in ("stride", "dilation"):
         values = tuple(getattr(axis, name) for axis in axes)
         problem += f", {name} {box(values)}" if set(values) != {1} else ""
-    natten = simulate_natten(found.workload, found.arch)
+    natten = simulate_natten(found.workload, found.family)
     assert natten is not None
     ours, theirs = (f"{box(each.tiles.q)}, {box(each.tiles.kv)} | {each.work_bound:.2f}x" for each in (found, natten))
     return f"| {problem} | {found.flop_speedup:.2f}x | {ours} | {theirs} |"
@@ -42,7 +43,7 @@ def test_fitted_tiles_beside_nattens(preset: str) -> None:
     for entry in load_spec(preset).kernels:
         for shape in entry.shapes:
             workload = workload_of_shape(shape, head_dim=entry.head_dim[0], dtype=entry.dtype[0])
-            assert fitted_row(preset, simulate_fitted(workload, "sm90")) in README
+            assert fitted_row(preset, simulate_fitted(workload, FAMILIES["sm90"])) in README
 
 
 def test_worked_example() -> None:
@@ -75,7 +76,7 @@ def test_model_beside_published_times() -> None:
         (hunyuan, Tiles((4, 8, 8), (2, 8, 8)), "sm100"),
         (flux, Tiles((16, 16), (16, 8)), "sm100"),
     ):
-        seconds = float(simulate_tiles(workload, tiles, arch, "static").time.seconds)
+        seconds = float(simulate_tiles(workload, tiles, FAMILIES[arch], "static").time.seconds)
         assert f"| {seconds * 1e3:.2f} ms |" in SIMULATOR
 
 

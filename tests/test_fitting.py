@@ -12,16 +12,16 @@ import numpy as np
 import oracle
 import pytest
 from gnaforge.errors import InputError
-from gnaforge.families.arch import ARCHES
+from gnaforge.families import TARGETS, faults_of
 from gnaforge.plan import plan
 from gnaforge.runtime.config import KernelConfig
 from gnaforge.simulator.cost import Tiles, costs
 from gnaforge.simulator.fitting import MAX_EXTENT, Candidates, _cover, _greedy_cover, fit_workloads
-from gnaforge.simulator.machines import MACHINES
 from gnaforge.simulator.simulation import simulate_tiles
 from gnaforge.simulator.time import model_time
 from gnaforge.simulator.workload import Workload, make_workload
 from gnaforge.spec import Spec, parse_spec
+from kernel_set import FAMILIES
 
 
 def workload_of(problem: oracle.Problem, head_dim: int = 64) -> Workload:
@@ -34,30 +34,30 @@ def boxes(limits: list[int], largest: int) -> Iterator[tuple[int, ...]]:
 
 def every_tile(problem: oracle.Problem, arch: str, head_dim: int, static: bool) -> list[tuple[Tiles, int, float]]:
     """All tiles that an arch admits, with their work and modelled seconds, counted by the oracle."""
-    family, workload = ARCHES[arch], workload_of(problem, head_dim)
+    family, workload = FAMILIES[arch], workload_of(problem, head_dim)
     found = []
     kv_boxes = [
         kv
-        for kv in boxes([length + 15 for length in problem.tokens], family.max_kv_columns)
+        for kv in boxes([length + 15 for length in problem.tokens], family.limits.kv_columns)
         if prod(kv) % 16 == 0 and max(kv) <= MAX_EXTENT
     ]
-    for q in boxes(list(problem.tokens), family.max_q_rows):
+    for q in boxes(list(problem.tokens), family.limits.q_rows):
         for kv in kv_boxes:
-            variant = family.variants[0]
-            if family.problems(KernelConfig("gna_forward", arch, len(q), "bf16", head_dim, q, kv, variant=variant)):
+            variant = family.variant
+            if family.faults(KernelConfig("gna_forward", arch, len(q), "bf16", head_dim, q, kv, variant=variant)):
                 continue
             per_axis = [
                 oracle.count_axis_tiles(axis, *extents, static)
                 for axis, extents in zip(problem.axes, zip(q, kv, strict=True), strict=True)
             ]
             q_tiles, visited, interior = (prod(column) for column in zip(*per_axis, strict=True))
-            rows = -(-prod(q) // family.row_multiple) * family.row_multiple
-            columns = family.padded_columns(prod(kv))
+            rows = family.padding.padded_rows(prod(q))
+            columns = family.padding.padded_columns(prod(kv))
             found.append((Tiles(q, kv), q_tiles, visited, interior, rows * columns * visited))
     tiles, q_tiles, visited, interior, work = zip(*found, strict=True)
-    most = [simulate_tiles(workload, pair, arch, "static" if static else "dynamic").counts for pair in tiles]
+    most = [simulate_tiles(workload, pair, family, "static" if static else "dynamic").counts for pair in tiles]
     cost = costs(
-        family,
+        family.padding,
         [prod(pair.q) for pair in tiles],
         [prod(pair.kv) for pair in tiles],
         q_tiles,
@@ -67,7 +67,7 @@ def every_tile(problem: oracle.Problem, arch: str, head_dim: int, static: bool) 
         [counts.most for counts in most],
         [counts.most_interior for counts in most],
     )
-    seconds = model_time(MACHINES[arch], family, workload, cost).seconds
+    seconds = model_time(family.time_constants(), family.padding, workload, cost).seconds
     return list(zip(tiles, work, map(float, seconds), strict=True))
 
 
@@ -82,13 +82,13 @@ class TestBest:
             known = {tiles: (work, seconds) for tiles, work, seconds in every}
 
             least_work = min(work for _, work, _ in every)
-            found = fit_workloads([workload_of(problem, 64)], arch, tiling, "work")
+            found = fit_workloads([workload_of(problem, 64)], FAMILIES[arch], tiling, "work")
             work, seconds = known[found.tiles[0]]
             assert work == least_work
             assert seconds == pytest.approx(min(s for _, w, s in every if w == least_work))
 
             least_seconds = min(seconds for _, _, seconds in every)
-            found = fit_workloads([workload_of(problem, 64)], arch, tiling, "time")
+            found = fit_workloads([workload_of(problem, 64)], FAMILIES[arch], tiling, "time")
             work, seconds = known[found.tiles[0]]
             assert seconds <= least_seconds * 1.01
             assert work == min(w for _, w, s in every if s <= least_seconds * 1.01 * (1 - 1e-9))
@@ -106,7 +106,7 @@ class TestBest:
     )
     def test_what_the_search_leaves_out_is_worse(self, arch, tokens, window, stride, objective) -> None:
         workload = make_workload(tokens, window, stride, heads=4)
-        candidates = Candidates.admitted(ARCHES[arch], [workload])
+        candidates = Candidates.admitted(FAMILIES[arch], [workload])
         every = candidates.seconds_and_work(workload, "dynamic")
         found = candidates.search(workload, "dynamic", objective, 0.1)
         what = 0 if objective == "time" else 1
@@ -142,10 +142,10 @@ class TestBest:
             ]
             assert bounds[0] >= bounds[1]
 
-    @pytest.mark.parametrize("arch", list(ARCHES))
+    @pytest.mark.parametrize("arch", list(TARGETS))
     @pytest.mark.parametrize("head_dim", [8, 32, 64, 72, 96, 128, 192, 256])
     def test_fits_are_admitted(self, arch: str, head_dim: int) -> None:
-        if head_dim > ARCHES[arch].max_head_dim:
+        if head_dim > FAMILIES[arch].limits.head_dim:
             pytest.skip(f"{arch} has no kernel of head dim {head_dim}")
         dtype = "bf16"
         for shape in (
@@ -154,11 +154,11 @@ class TestBest:
             {"tokens": (9, 9, 9), "window": 3},
         ):
             [tiles] = gnaforge.fit(shape, arch=arch, head_dim=head_dim, dtype=dtype).tiles
-            variant = ARCHES[arch].variants[0]
+            variant = FAMILIES[arch].variant
             config = KernelConfig(
                 "gna_forward", arch, len(tiles.q), dtype, head_dim, tiles.q, tiles.kv, variant=variant
             )
-            assert not ARCHES[arch].problems(config)
+            assert not faults_of(config)
 
     def test_long_axes(self) -> None:
         n = 2**20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,28 @@ def test_every_include_of_our_headers_is_found() -> None:
         ours = [line for line in includes if "<" not in line]
         assert all('"gnaforge/' in line for line in ours), f"{header}: {ours}"
         assert len(include_closure(text, include_dir())) >= len(set(ours))
+
+
+# Which folders of headers each folder may include, itself apart. "" is gnaforge/ itself: the contract.
+ROLES = {
+    "": {"gna"},
+    "gna": set(),
+    "ptx": set(),
+    "gpu": {"", "gna", "ptx"},
+    "cpu": {"", "gna"},
+    "sm90": {"", "gna", "ptx", "gpu"},
+    "sm100": {"", "gna", "ptx", "gpu"},
+}
+
+
+def test_headers_include_only_what_their_role_allows() -> None:
+    """An arch's headers never name another arch's."""
+    for header in include_dir().rglob("*.h"):
+        own = header.relative_to(include_dir() / "gnaforge").parts
+        folder = own[0] if len(own) > 1 else ""
+        allowed = ROLES[folder] | {folder}
+        text = header.read_text()
+        for name in re.findall(r'#include "gnaforge/([^"]+)"', text):
+            assert (name.split("/")[0] if "/" in name else "") in allowed, f"{header} includes {name}"
+        for other in {"cpu", "sm90", "sm100"} - {folder}:
+            assert f"{other}::" not in text, f"{header} names {other}"

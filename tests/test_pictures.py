@@ -303,7 +303,7 @@ def test_grey_tells_interior_from_shell() -> None:
 def sweep_of(strides: list[tuple[int, ...]], **fields: Any) -> list[Simulation]:
     base = simulate(**fields)
     return [
-        simulate_tiles(with_stride(base.workload, stride), base.tiles, base.arch, base.tiling) for stride in strides
+        simulate_tiles(with_stride(base.workload, stride), base.tiles, base.family, base.tiling) for stride in strides
     ]
 
 

@@ -204,8 +204,8 @@ def test_without_nvcc_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch)
 
 
 MISS = """
-from gnaforge.families.arch import ARCHES
-ARCHES["cpu"].default_tiles[1] = ((8,), (8,))
+from gnaforge.families.cpu_forward import FAMILY
+FAMILY.default_tiles[1] = ((8,), (8,))
 """
 
 
@@ -269,7 +269,7 @@ print(said(lambda: gnaforge.na1d(x, x, x, 3, q_tile_shape=(16,))))
 
 def test_calls_use_fitted_tiles_and_small_ones_the_default() -> None:
     from gnaforge import fit
-    from gnaforge.families.arch import ARCHES
+    from gnaforge.families.cpu_forward import FAMILY
     from gnaforge.registration import config_for
     from gnaforge.runtime.lookup import Problem, Request
 
@@ -280,11 +280,11 @@ def test_calls_use_fitted_tiles_and_small_ones_the_default() -> None:
 
     large = config_for(request(56, 56), fit=True)
     best = fit({"tokens": (56, 56), "window": (7, 7), "heads": 4}, arch="cpu", head_dim=32, dtype="fp32").tiles[0]
-    assert (large.q_tile, large.kv_tile) == (best.q, best.kv) != ARCHES["cpu"].default_tiles[2]
+    assert (large.q_tile, large.kv_tile) == (best.q, best.kv) != FAMILY.default_tiles[2]
     small = config_for(request(9, 9), fit=True)
-    assert (small.q_tile, small.kv_tile) == ARCHES["cpu"].default_tiles[2]
+    assert (small.q_tile, small.kv_tile) == FAMILY.default_tiles[2]
     asked = config_for(request(56, 56, q_tile=(4, 4)), fit=True)
-    assert (asked.q_tile, asked.kv_tile) == ((4, 4), ARCHES["cpu"].default_tiles[2][1])
+    assert (asked.q_tile, asked.kv_tile) == ((4, 4), FAMILY.default_tiles[2][1])
 
 
 def test_nothing_is_compiled_while_torch_traces(run, compiled) -> None:

@@ -18,7 +18,7 @@ import pytest
 from gnaforge.build.identity import include_dir
 from gnaforge.build.render import render_kernel, render_library
 from gnaforge.build_tools.toolchain import cxx_compiler
-from gnaforge.families.arch import ARCHES
+from gnaforge.families import families
 from gnaforge.gna import axes as geometry
 from gnaforge.gna.axes import Axis
 from gnaforge.gna.counts import axis_counts, count_tiles, visible_pairs
@@ -27,12 +27,11 @@ from gnaforge.runtime.config import KernelConfig
 from gnaforge.simulator.calibration import Run, fit_constants
 from gnaforge.simulator.cost import Tiles, tile_costs
 from gnaforge.simulator.end_to_end import end_to_end, published_rounding
-from gnaforge.simulator.machines import MACHINES
 from gnaforge.simulator.simulation import simulate_tiles
 from gnaforge.simulator.sweep import smallest_perfect_stride, sweep_strides
 from gnaforge.simulator.time import model_time
 from gnaforge.simulator.workload import make_workload
-from kernel_set import cpu_config
+from kernel_set import FAMILIES, cpu_config
 
 PUBLISHED = json.loads((Path(__file__).parent / "data/published_bounds.json").read_text())
 TILINGS = ("dynamic", "static")
@@ -288,7 +287,7 @@ class TestPublished:
     def test_time_model_is_near_published_times(self, arch, tokens, window, stride, heads, q, kv, milliseconds) -> None:
         # NATTEN 0.20, perfectly block-sparse, so that masks, which it applies differently, play no part.
         workload = make_workload(tokens, window, stride, heads=heads)
-        found = simulate_tiles(workload, Tiles(q, kv), arch, "static")
+        found = simulate_tiles(workload, Tiles(q, kv), FAMILIES[arch], "static")
         assert found.perfectly_block_sparse
         assert float(found.time.seconds) * 1e3 == pytest.approx(milliseconds, rel=0.1)
 
@@ -335,7 +334,7 @@ class TestSimulate:
     def test_sweep(self) -> None:
         workload = make_workload((30, 48, 80), (18, 24, 24), heads=24)
         for tiles in (None, Tiles((2, 8, 8), (2, 8, 8))):
-            sweep = sweep_strides(workload, "sm90", tiles=tiles)
+            sweep = sweep_strides(workload, FAMILIES["sm90"], tiles=tiles)
             strides = [tuple(axis.stride for axis in found.workload.axes) for found in sweep]
             assert strides[0] == (1, 1, 1) and len(strides) > 3
             assert [prod(stride) for stride in strides] == sorted(prod(stride) for stride in strides)
@@ -345,19 +344,18 @@ class TestSimulate:
             if tiles:
                 assert perfect[0] == (2, 8, 8)
             for stride, found in zip(strides, sweep, strict=True):
-                again = simulate_tiles(found.workload, found.tiles, "sm90")
+                again = simulate_tiles(found.workload, found.tiles, FAMILIES["sm90"])
                 assert again.work_bound == found.work_bound, stride
 
     def test_sweep_keeps_a_perfect_stride_that_memory_makes_no_faster(self) -> None:
         workload = make_workload((65536,), 128, heads=64, batch=4)
-        sweep = sweep_strides(workload, "sm90", tiles=Tiles((128,), (128,)))
+        sweep = sweep_strides(workload, FAMILIES["sm90"], tiles=Tiles((128,), (128,)))
         assert [found.workload.axes[0].stride for found in sweep] == [1, 128]
         assert float(sweep[0].time.seconds) == float(sweep[1].time.seconds) > sweep[0].time.memory_seconds
         assert [found.perfectly_block_sparse for found in sweep] == [False, True]
 
-    def test_every_arch_has_a_machine(self) -> None:
-        assert MACHINES.keys() == ARCHES.keys()
-        assert all(machine.source for machine in MACHINES.values())
+    def test_every_family_has_time_constants_with_a_source(self) -> None:
+        assert all(family.time_constants().source for family in families())
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
@@ -403,7 +401,9 @@ class TestSimulate:
 
 class TestCalibration:
     def test_finds_the_constants_that_made_the_times(self) -> None:
-        known = replace(MACHINES["cpu"], flop_per_cycle=50.0, score_cycles=0.3, tile_cycles=70.0, mask_cycles=0.2)
+        cpu = FAMILIES["cpu"]
+        constants = cpu.time_constants()
+        known = replace(constants, flop_per_cycle=50.0, score_cycles=0.3, tile_cycles=70.0, mask_cycles=0.2)
         rng, runs = Random(11), []
         for _ in range(40):
             rank = rng.randint(1, 3)
@@ -411,11 +411,11 @@ class TestCalibration:
             config = cpu_config(rank, "fp32", tiles.q, tiles.kv)
             window = tuple(rng.randint(1, 9) for _ in range(rank))
             workload = make_workload((20,) * rank, window, heads=3, head_dim=rng.choice((32, 64, 128)), dtype="fp32")
-            cost = tile_costs(ARCHES["cpu"], tiles, count_tiles(workload.axes, tiles.q, tiles.kv))
+            cost = tile_costs(cpu.padding, tiles, count_tiles(workload.axes, tiles.q, tiles.kv))
             one_core = replace(known, units=1, memory_gb_s=float("inf"))
-            seconds = float(model_time(one_core, ARCHES["cpu"], workload, cost).seconds)
+            seconds = float(model_time(one_core, cpu.padding, workload, cost).seconds)
             runs.append(Run(config, workload, seconds))
-        found = fit_constants(runs, replace(MACHINES["cpu"], units=1))
+        found = fit_constants(runs, replace(constants, units=1))
         assert found.largest_error < 1e-6
         for name, value in found.constants.items():
             assert value == pytest.approx(getattr(known, name), rel=1e-3, abs=1e-6), name

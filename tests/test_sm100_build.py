@@ -6,9 +6,11 @@ import pytest
 from gnaforge.build_tools.cuda_compiler import kernel_facts
 from gnaforge.build_tools.sass import LOCAL_STORE, UTCHMMA_SHARED, UTCHMMA_TENSOR, Sass
 from gnaforge.errors import BuildError
-from gnaforge.families.arch import ARCHES
-from gnaforge.families.gpu_checks import _check_sm100
+from gnaforge.families import faults_of
+from gnaforge.families.sm100_cutlass_forward import check_machine_code
 from gnaforge.runtime.config import KernelConfig
+
+CONFIG = KernelConfig.parse("gna_forward-sm100-r1-bf16-d128-q256-kv128-cutlass")
 
 
 def test_checks_of_machine_code() -> None:
@@ -16,7 +18,7 @@ def test_checks_of_machine_code() -> None:
     shared, tensor, spill = (UTCHMMA_SHARED, 0), (UTCHMMA_TENSOR, 0), (LOCAL_STORE, 0)
     softmax, correction, other = ((registers << 32 | 0x9C8, 0) for registers in (184, 112, 32))
     good = (shared, tensor, other, correction, spill, softmax, other, spill)
-    assert _check_sm100(Sass(good), 128)["utchmma"] == 2
+    assert check_machine_code(CONFIG, Sass(good), 128)["utchmma"] == 2
     assert Sass((spill, *good)).local_accesses() == {0: 1, 32: 1, 112: 1, 184: 0}
     for code, registers, reason in (
         (good[1:], 128, r"no tensor core instruction \(UTCHMMA\) for Q K"),
@@ -29,7 +31,7 @@ def test_checks_of_machine_code() -> None:
         ((*good[:6], spill, *good[6:]), 128, "softmax warps spill registers: 1 accesses to local memory"),
     ):
         with pytest.raises(BuildError, match=reason):
-            _check_sm100(Sass(code), registers)
+            check_machine_code(CONFIG, Sass(code), registers)
     spills = "136 bytes stack frame, 120 bytes spill stores, 96 bytes spill loads\nUsed 128 registers"
     with pytest.raises(BuildError, match=r"120 bytes of stores and 96 of loads, 136 bytes .* at most 128 of each"):
         kernel_facts(spills, spill_limit=128)
@@ -48,5 +50,5 @@ def test_checks_of_machine_code() -> None:
     ],
 )
 def test_limits(key: str, reason: str) -> None:
-    found = ARCHES["sm100"].problems(KernelConfig.parse(f"gna_forward-sm100-{key}"))
+    found = faults_of(KernelConfig.parse(f"gna_forward-sm100-{key}"))
     assert len(found) == 1 and ": ".join(found[0]).startswith(reason)

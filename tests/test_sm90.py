@@ -19,7 +19,7 @@ from gnaforge.build_tools import includes
 from gnaforge.build_tools.cuda_compiler import kernel_facts
 from gnaforge.build_tools.sass import HGMMA_REGISTERS, HGMMA_SHARED, MUFU, Sass, read_cubin
 from gnaforge.errors import BuildError
-from gnaforge.families.gpu_checks import _check_sm90
+from gnaforge.families.sm90_forward import check_machine_code
 from gnaforge.runtime.config import KernelConfig
 from sm90_kernels import CONFIGS, KEYS
 
@@ -178,12 +178,12 @@ def test_a_wait_above_the_softmax_fails_the_build(
     """The loop without its rotation: ptxas does what the rotation is there to prevent, and the check sees it."""
     headers = tmp_path / "include"
     shutil.copytree(include_dir(), headers)
-    consumer = headers / "gnaforge" / "sm90" / "consumer.h"
+    consumer = headers / "gnaforge" / "sm90" / "forward" / "consumer.h"
     text = consumer.read_text()
     after = "      release_and_mask(j >= interior);\n      softmax.step(scores, params.scale_log2);\n"
     assert text.count(after) == 1
-    consumer.write_text(text.replace(after, after + "      wgmma_wait<0>();\n      hold(out);\n"))
-    monkeypatch.setattr(building, "include_dir", lambda: headers)
+    consumer.write_text(text.replace(after, after + "      ptx::wgmma_wait<0>();\n      ptx::hold(out);\n"))
+    monkeypatch.setattr(building, "include_dirs", lambda _: (headers,))
     includes.forget_headers()
     try:
         with pytest.raises(BuildError, match="ptxas moved a wait above the softmax"):
@@ -226,9 +226,9 @@ def test_registers_that_a_block_has_not_got() -> None:
     product, wait, exp = ((opcode, 0) for opcode in (HGMMA_SHARED, 0x8000000079C5, MUFU))
     up, down = ((registers << 32 | 0x9C8, 0) for registers in (160, 32))
     code = (up, product, (HGMMA_REGISTERS, 0), (wait[0], 0x10100), *[exp] * 8, wait, down)
-    assert _check_sm90(config, Sass(code), 128)["mufu"] == 8
+    assert check_machine_code(config, Sass(code), 128)["mufu"] == 8
     with pytest.raises(BuildError, match=r"takes 120 .* 4 warpgroups ask for 32 and 3 x 160, 32 more than they have"):
-        _check_sm90(config, Sass(code), 120)
+        check_machine_code(config, Sass(code), 120)
 
 
 def test_the_output_takes_the_place_of_q_when_nobody_reads_it(libraries: dict[KernelConfig, Path]) -> None:

@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 import yaml
 from gnaforge.errors import InputError
-from gnaforge.families.arch import ARCHES
+from gnaforge.families import faults_of
 from gnaforge.gna import axes as geometry
 from gnaforge.plan import plan
 from gnaforge.spec import json_schema, load_spec, parse_spec, presets
@@ -164,7 +164,7 @@ def test_preset(name: str) -> None:
     kernels = plan(spec)
     assert set(kernels.shapes) == set(kernels.configs)
     for config in kernels.configs:
-        assert not ARCHES[config.arch].problems(config)
+        assert not faults_of(config)
         for shape in kernels.shapes[config]:
             geometry.axes(shape.tokens, shape.window, shape.stride, shape.dilation, shape.causal)
 

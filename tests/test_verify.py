@@ -21,7 +21,7 @@ from gnaforge.build_tools.cuda import find_nvcc
 from gnaforge.build_tools.emulator import EmulationError
 from gnaforge.cli.verify_text import print_results
 from gnaforge.errors import BuildError
-from gnaforge.families.arch import ARCHES
+from gnaforge.families import family_of
 from gnaforge.runtime.config import KernelConfig
 from gnaforge.runtime.reference import Pattern, attention, error_bound
 from gnaforge.verification.counters import REPORTED, class_of, count_work
@@ -54,10 +54,10 @@ def changed_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[
     def make(header: str, old: str, new: str) -> Path:
         headers = tmp_path / "include"
         shutil.copytree(include_dir(), headers)
-        path = headers / "gnaforge" / "sm90" / header
+        path = headers / "gnaforge" / "sm90" / "forward" / header
         assert path.read_text().count(old) == 1
         path.write_text(path.read_text().replace(old, new))
-        monkeypatch.setattr(building, "include_dir", lambda: headers)
+        monkeypatch.setattr(building, "include_dirs", lambda _: (headers,))
         includes.forget_headers()
         config = KernelConfig.parse(SMALL)
         return find_libraries([config], emulated=True)[config]
@@ -132,12 +132,12 @@ def test_a_swapped_phase_is_explained(cli, changed_kernel) -> None:
     where = {
         name: number
         for header in ("producer.h", "kernel.h")
-        for number, line in enumerate((include_dir() / "gnaforge/sm90" / header).read_text().splitlines(), 1)
+        for number, line in enumerate((include_dir() / "gnaforge/sm90/forward" / header).read_text().splitlines(), 1)
         for name, text in (("wait", "mbarrier_wait(shared + L::k_empty"), ("init", "L::k_empty + 8 * stage, warps"))
         if text in line
     }
     producer = re.search(
-        r"warp 0: ptx:\d+: mbarrier\.try_wait\.parity.*called at ptx\.h:\d+, "
+        r"warp 0: ptx:\d+: mbarrier\.try_wait\.parity.*called at mbarrier\.h:\d+, "
         rf"producer\.h:{where['wait']},.*waits for the end of a phase of parity 0 at mbarrier (0x\w+) "
         r"\(phase 0, parity 0, 4 of 4 arrivals and 0 bytes pending\), lanes 0x1",
         message,
@@ -196,7 +196,7 @@ def test_random_problems_have_tiles_of_all_kinds(key: str) -> None:
             cut_down(random_problem_for(config, seed), config, EMULATED_TILES) for seed in range(first, first + 3)
         ]
         counts = [problem.tile_counts(config) for problem in problems]
-        padded = ARCHES[config.arch].padded_columns(config.kv_columns) > config.kv_columns  # masked in every tile
+        padded = family_of(config).padding.padded_columns(config.kv_columns) > config.kv_columns  # masked in every tile
         assert padded != any(count.interior for count in counts)
         assert any(count.visited > count.interior for count in counts)
         tiles = [p.batch * p.heads * count.q_tiles for p, count in zip(problems, counts, strict=True)]

@@ -17,8 +17,8 @@ from gnaforge.build_tools import wheel_abi
 from gnaforge.build_tools.elf import Elf, Symbol, parse_elf, read_elf
 from gnaforge.build_tools.wheel_file import check_version, package_name
 from gnaforge.errors import InputError
+from gnaforge.families import family_of
 from gnaforge.plan import Plan
-from gnaforge.runtime.availability import runs_on
 from gnaforge.runtime.package import CORE, LIBRARY
 from gnaforge.wheel import build as making
 from gnaforge.wheel.build import Wheel, build_wheel
@@ -197,26 +197,12 @@ def test_what_runs_here_is_said(bare, site: Path, python) -> None:
     if cuda := __import__("torch").version.cuda:
         pytest.skip(f"this torch has CUDA {cuda}")
     lines = bare(
-        "from gnaforge_first._runtime.availability import why_not\nprint(repr(why_not('')))\nprint(why_not('90a'))\n"
+        "from gnaforge_first._runtime.availability import why_not\n"
+        "from gnaforge_first._runtime.family import FamilyFacts, Padding\n"
+        "for facts in (('cpu', '', ()), ('cuda', '90a', ((9, 0),))):\n"
+        "    print(repr(why_not(FamilyFacts('a', *facts, Padding(1)))))\n"
     )
-    assert lines[0] == "''" and lines[1].endswith("is built without CUDA")
-
-
-@pytest.mark.parametrize(
-    ("target", "capability", "runs"),
-    [
-        ("90a", (9, 0), True),
-        ("90a", (9, 1), False),
-        ("90a", (10, 0), False),
-        ("100f", (10, 0), True),
-        ("100f", (10, 3), True),
-        ("100f", (12, 0), False),
-        ("90", (9, 0), True),
-        ("103a", (10, 0), False),
-    ],
-)
-def test_which_gpus_run_which_code(target: str, capability: tuple[int, int], runs: bool) -> None:
-    assert runs_on(target, capability) is runs
+    assert lines[0] == "''" and lines[1].endswith("is built without CUDA'")
 
 
 def test_the_same_kernels_give_the_same_bytes(wheels, no_kernels: Path, tmp_path: Path, monkeypatch) -> None:
@@ -421,7 +407,8 @@ def test_metadata_says_what_is_inside(wheels) -> None:
     assert report.good and report.problems == () and set(report.reasons.values()) == {""}
     facts = report.metadata
     assert [row["key"] for row in facts["kernels"]] == [ONE.key, TWO.key]
-    assert {"digest", "source_digest", "compiler", "bytes", "target"} <= facts["kernels"][0].keys()
+    assert {"digest", "source_digest", "compiler", "bytes", "family"} <= facts["kernels"][0].keys()
+    assert facts["families"] == json.loads(json.dumps({"cpu_forward": family_of(ONE).facts.as_json()}))
     assert facts["cutlass"] is None and facts["cuda_runtime"] is None
     assert [row["spdx"] for row in facts["licences"]] == ["MIT", "BSD-3-Clause"]
     with zipfile.ZipFile(wheels["first"].path) as archive:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from ..build.kernels import find_libraries
 from ..errors import InputError
-from ..families.arch import ARCHES, checked
+from ..families import Family, choose_family, families_of, require_config, require_target
 from ..runtime.bench import DEFAULT_CONTENDERS, make_problem, report
 from ..runtime.bench_contenders import CONTENDERS, Problem
-from ..runtime.config import ANY_HEAD_DIM, KernelConfig
+from ..runtime.config import OPS, KernelConfig
 from ..runtime.core import load_library
 from ..simulator.fitting import simulate_fitted
 from ..simulator.workload import make_workload
@@ -31,13 +32,17 @@ def _checked(fields: dict[str, Any], arch: str) -> Problem:
         axes(problem.tokens, pattern.window, pattern.stride, pattern.dilation, pattern.causal)
     except (ValueError, SystemExit) as error:
         raise InputError(str(error).removeprefix("error: ")) from error
-    if problem.dtype not in ARCHES[arch].dtypes:
-        raise InputError(f"--dtype {problem.dtype}: the {arch} has {', '.join(ARCHES[arch].dtypes)}")
+    dtypes = dict.fromkeys(dtype for family in families_of(OPS[0], arch) for dtype in family.dtypes)
+    if problem.dtype not in dtypes:
+        raise InputError(f"--dtype {problem.dtype}: the {arch} has {', '.join(dtypes)}")
     if problem.heads < 1 or problem.kv_heads < 1 or problem.heads % problem.kv_heads:
         raise InputError(f"--kv-heads {problem.kv_heads} must divide --heads {problem.heads}")
     if problem.head_dim % 8 or not 8 <= problem.head_dim <= 256:
         raise InputError(f"--head-dim {problem.head_dim} must be a multiple of 8, at most 256")
-    if arch == "cpu" and 12.0 * prod(problem.tokens) * problem.heads * problem.head_dim > _BYTES_LIMIT:
+    if (
+        not require_target(arch).is_gpu
+        and 12.0 * prod(problem.tokens) * problem.heads * problem.head_dim > _BYTES_LIMIT
+    ):
         raise InputError(f"{'x'.join(map(str, problem.tokens))} tokens with {problem.heads} heads are too much here")
     return problem
 
@@ -64,7 +69,7 @@ def problems_of_spec(source: str, dtypes: Sequence[str], arch: str) -> list[Prob
             pattern = {name: tuple(getattr(shape, name)) for name in ("window", "stride", "dilation", "causal")}
             head_dim = entry.head_dim[0] or 64  # 0: taken at run time
             fields = {"tokens": tuple(shape.tokens), **pattern, "head_dim": head_dim}
-            if arch != "cpu":
+            if require_target(arch).is_gpu:
                 kv_heads = shape.kv_heads or shape.heads
                 fields |= {"heads": shape.heads, "kv_heads": kv_heads, "batch": shape.batch}
             problems += problems_of_fields(fields, dtypes, arch)
@@ -80,6 +85,7 @@ def run_all(
     kernel: str | None,
     arch: str,
     path: Path | None,
+    variant: str | None = None,
 ) -> dict[str, Any]:
     """Builds what is missing and measures each problem. Returns the report, which ``path`` takes as well.
 
@@ -89,26 +95,30 @@ def run_all(
     for name in contenders:
         if name not in CONTENDERS:
             raise InputError(f"--against {name}: unknown; there are {', '.join(list(CONTENDERS)[1:])}")
-    device = ARCHES[arch].device
     check_gpu(arch)
-    configs = {config_of(problem, arch) for problem in problems} if kernel is None else {checked(kernel)}
+    if kernel is None:
+        configs = {config_of(problem, arch, variant) for problem in problems}
+    else:
+        configs = {require_config(kernel)}
     if others := {config.arch for config in configs} - {arch}:
         raise InputError(f"--kernel {kernel} is for {others.pop()}, not for --arch {arch}")
     for library in find_libraries(sorted(configs)).values():
         load_library(library)
-    return report(problems, contenders, seconds * len(problems), [kernel] * len(problems), device, path)
+    # Of a named variant each problem has its own kernel; else the one with the least work is taken, whosever it is.
+    keys = [kernel if variant is None else config_of(problem, arch, variant).key for problem in problems]
+    return report(problems, contenders, seconds * len(problems), keys, require_target(arch).device, path)
 
 
 def others(arch: str) -> list[str]:
     """The contenders beside gnaforge that suit an arch."""
-    return list(DEFAULT_CONTENDERS[ARCHES[arch].device][1:])
+    return list(DEFAULT_CONTENDERS[require_target(arch).device][1:])
 
 
 def check_gpu(arch: str) -> None:
     """Raises InputError if the arch is one of GPUs and torch sees none."""
     import torch
 
-    if ARCHES[arch].device == "cuda" and not torch.cuda.is_available():
+    if require_target(arch).is_gpu and not torch.cuda.is_available():
         raise InputError(f"--arch {arch}: torch sees no GPU here; cpu kernels can be timed with --arch cpu")
 
 
@@ -180,19 +190,29 @@ def read_report(path: Path) -> dict[str, Any]:
     return found
 
 
-def config_of(problem: Problem, arch: str) -> KernelConfig:
-    """The kernel to build for a problem: default tiles on a CPU, fitted ones on a GPU."""
-    family = ARCHES[arch]
+def config_of(problem: Problem, arch: str, variant: str | None = None) -> KernelConfig:
+    """The kernel to build for a problem, of the family of this variant, or of the first of the arch's that can have
+    one. Its tiles are fitted to the problem, but the default ones where the family has no time constants, or takes
+    head dims at run time.
+
+    Raises:
+        InputError: no family can have one, or there is no such variant.
+    """
     pattern = problem.pattern
-    q_tile, kv_tile = family.default_boxes(pattern.rank)
-    if not family.head_dim_at_run_time:
+
+    def smallest(family: Family) -> KernelConfig:
+        tiles = family.smallest_boxes(pattern.rank)
+        return KernelConfig(
+            family.op, arch, pattern.rank, problem.dtype, problem.head_dim, *tiles, variant=family.variant
+        )
+
+    family, _ = choose_family(OPS[0], arch, variant, smallest)
+    q_tile, kv_tile = family.default_boxes(pattern.rank, problem.head_dim)
+    if not family.head_dim_at_run_time and family.time is not None:
         fields = {name: getattr(problem, name) for name in ("heads", "kv_heads", "batch", "head_dim", "dtype")}
         workload = make_workload(
             problem.tokens, pattern.window, pattern.stride, pattern.dilation, pattern.causal, **fields
         )
-        fitted = simulate_fitted(workload, arch).tiles
+        fitted = simulate_fitted(workload, family).tiles
         q_tile, kv_tile = fitted.q, fitted.kv
-    head_dim = ANY_HEAD_DIM if family.head_dim_at_run_time else problem.head_dim
-    return KernelConfig(
-        "gna_forward", arch, pattern.rank, problem.dtype, head_dim, q_tile, kv_tile, variant=family.variants[0]
-    )
+    return family.serving(replace(smallest(family), q_tile=q_tile, kv_tile=kv_tile))

@@ -16,7 +16,8 @@ from typing import Any
 
 from ..build.kernels import find_libraries
 from ..errors import InputError
-from ..runtime.config import ANY_HEAD_DIM, KernelConfig
+from ..families import Family
+from ..runtime.config import ANY_HEAD_DIM, OPS, KernelConfig
 
 
 def _alternate(calls: dict[str, Callable[[], object]], rounds: int = 15, repeats: int = 1000) -> dict[str, float]:
@@ -39,7 +40,7 @@ def call_overhead() -> list[dict[str, Any]]:
     from ..runtime.core import load_library
     from ..runtime.ops import na1d
 
-    for library in find_libraries([KernelConfig("gna_forward", "cpu", 1, "fp32", ANY_HEAD_DIM, (1,), (1,))]).values():
+    for library in find_libraries([KernelConfig(OPS[0], "cpu", 1, "fp32", ANY_HEAD_DIM, (1,), (1,))]).values():
         load_library(library)
     x = torch.randn(1, 1, 1, 8)
     na1d(x, x, x, 1)
@@ -120,40 +121,36 @@ def tool_times() -> list[dict[str, Any]]:
     return rows
 
 
-def calibration(arch: str, report: Path | None) -> list[dict[str, Any]]:
-    """An arch's constants of the time model, fitted to runs, beside those that it has: the cpu's to runs on this
-    machine, a GPU's to those of a report.
+def calibration(family: Family, report: Path | None) -> list[dict[str, Any]]:
+    """A kernel family's constants of the time model, fitted to runs, beside those that it has: the cpu's to runs on
+    this machine, a GPU's to those of a report.
 
     Raises:
         InputError: a GPU's are asked for without a report of runs.
     """
     from ..simulator.calibration import calibrate_cpu, calibrate_report
-    from ..simulator.machines import MACHINES
 
-    if arch == "cpu":
+    if not family.target.is_gpu:
         found = calibrate_cpu()
     elif report is None:
-        raise InputError(f"--calibrate --arch {arch} needs --from FILE, a report of `gnaforge bench --report` on a GPU")
+        raise InputError(
+            f"--calibrate --arch {family.arch} needs --from FILE, a report of `gnaforge bench --report` on a GPU"
+        )
     else:
         from .run import read_report
 
         runs = read_report(report)
         try:
-            found = calibrate_report(runs, arch)
+            found = calibrate_report(runs, family)
         except InputError:
             raise
-        except (
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            ArithmeticError,
-        ) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
             raise InputError(f"{report}: no constants can be fitted to these runs: {error}") from error
-    machine = MACHINES[arch]
+    constants = family.time_constants()
     rows = [
-        {"constant": name, "fitted": value, "in use": getattr(machine, name)} for name, value in found.constants.items()
+        {"constant": name, "fitted": value, "in use": getattr(constants, name)}
+        for name, value in found.constants.items()
     ]
     errors = {f"rms error of {found.runs} runs": found.rms_error, "largest error": found.largest_error}
     rows += [{"constant": name, "fitted": value, "in use": ""} for name, value in errors.items()]
-    return [*rows, {"constant": "source", "fitted": "these runs", "in use": machine.source}]
+    return [*rows, {"constant": "source", "fitted": "these runs", "in use": constants.source}]

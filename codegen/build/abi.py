@@ -7,7 +7,6 @@ import ctypes as c
 ABI_MAJOR = 1
 EMULATED = 1  # GNAFORGE_LIBRARY_EMULATED
 DEVICE_CPU = 0
-DTYPES = {"fp32": 1, "bf16": 2, "fp16": 3}
 I64x3 = c.c_int64 * 3
 
 

@@ -12,7 +12,7 @@ from ..build_tools.cache import Artifact, Cache, cache_layers, find_in_layers, u
 from ..build_tools.cache_care import broken
 from ..build_tools.toolchain import cxx_compiler
 from ..errors import BuildError
-from ..families.arch import ARCHES
+from ..families import find_family
 from ..runtime.config import KernelConfig
 from .core import CORE_NAME, core_source_digest
 from .identity import installed_parts, source_digest
@@ -28,7 +28,7 @@ def is_stale(artifact: Artifact) -> bool:
     config = _config(key.removeprefix("emulated."))
     if config is None:
         return key.startswith("gna_")
-    return config.arch not in ARCHES or not artifact.made_of(source_digest(config), installed_parts(config))
+    return find_family(config) is None or not artifact.made_of(source_digest(config), installed_parts(config))
 
 
 def _config(key: str) -> KernelConfig | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..build_tools.cache import cache_layers, current_in_layers
-from ..families.arch import ARCHES
+from ..families import find_family
 from ..runtime.config import ANY_HEAD_DIM, KernelConfig
 from ..runtime.lookup import Request
 from .identity import LIBRARY_FILE, installed_parts, source_digest
@@ -32,11 +32,12 @@ def _parse(name: str) -> KernelConfig | None:
 
 def may_serve(config: KernelConfig, request: Request) -> bool:
     """Whether a kernel may compute what a request asks for, as far as its key tells."""
-    arch = ARCHES.get(config.arch)
+    family = find_family(config)
     dims = (config.head_dim, config.value_head_dim or config.head_dim)
     return (
-        arch is not None
-        and arch.device == request.device
+        family is not None
+        and family.target.device == request.device
         and (config.op, config.rank, config.dtype) == (request.op, request.rank, request.dtype)
+        and config.output_dtype == request.dtype
         and dims in ((ANY_HEAD_DIM, ANY_HEAD_DIM), (request.head_dim, request.value_head_dim))
     )

@@ -8,13 +8,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from ..build_tools.cache import digest_of
 from ..build_tools.includes import include_closure
 from ..build_tools.toolchain import CXX_FLAGS, LINK_FLAGS
-from ..families.arch import ARCHES
+from ..families import Family, family_of
 from ..runtime.config import KernelConfig
 
 SOURCE_SCHEMA = 2
@@ -35,26 +36,38 @@ def include_dir() -> Path:
     return template_dir() / "include"
 
 
+def include_dirs(family: Family) -> tuple[Path, ...]:
+    """The folders to compile a family's kernels with: ``-I``. Its own comes first, where it has one."""
+    return (*([family.root / "include"] if family.root else []), include_dir())
+
+
+def template_dirs(family: Family) -> tuple[Path, ...]:
+    """The folders that a family's templates are looked for in, in this order."""
+    return (*([family.root] if family.root else []), template_dir())
+
+
 def source_digest(config: KernelConfig) -> str:
     """Names what this version of gnaforge makes a kernel of, whatever compiles it.
 
     That is its key, its templates, the headers that they reach and the flags: a kernel in the cache with another
     digest was made by another version.
     """
+    family = family_of(config)
     flags = [CXX_FLAGS, LINK_FLAGS]
-    if ARCHES[config.arch].compiler == "nvcc":
+    if family.target.compiler == "nvcc":
         from ..build_tools.cuda_compiler import CUTLASS_FLAGS, NVCC_FLAGS, NVCC_LINK_FLAGS
 
-        flags += [NVCC_FLAGS, NVCC_LINK_FLAGS, (ARCHES[config.arch].target,)]
-        if ARCHES[config.arch].cutlass:
+        flags += [NVCC_FLAGS, NVCC_LINK_FLAGS, (family.target.nvcc_target,)]
+        if family.cutlass:
             flags.append(CUTLASS_FLAGS)
-    templates = _template_closure(ARCHES[config.arch].template, LIBRARY_TEMPLATE)
+    templates = _template_closure(template_dirs(family), family.template, LIBRARY_TEMPLATE)
     return digest_of(
         {
             "schema": SOURCE_SCHEMA,
             "key": config.key,
+            "facts": family.template_facts(config),
             "templates": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in templates.items()},
-            "headers": include_closure("\n".join(templates.values()), include_dir()),
+            "headers": include_closure("\n".join(templates.values()), *include_dirs(family)),
             "flags": flags,
         }
     )
@@ -65,19 +78,20 @@ def installed_parts(config: KernelConfig) -> dict[str, str]:
 
     It is no part of `source_digest`, so that kernels that were made elsewhere serve where there is no CUTLASS.
     """
-    if ARCHES[config.arch].compiler == "nvcc":
+    if family_of(config).target.compiler == "nvcc":
         with contextlib.suppress(PackageNotFoundError):
             return {"cutlass": version("nvidia-cutlass")}
     return {}
 
 
-def _template_closure(*names: str) -> dict[str, str]:
+def _template_closure(folders: Sequence[Path], *names: str) -> dict[str, str]:
     """The texts of templates and of those that they bring in, by name, sorted."""
     texts: dict[str, str] = {}
     pending = list(names)
     while pending:
         name = pending.pop()
         if name not in texts:
-            texts[name] = (template_dir() / name).read_text()
+            path = next((folder / name for folder in folders if (folder / name).is_file()), folders[0] / name)
+            texts[name] = path.read_text()
             pending += _NESTED.findall(texts[name])
     return dict(sorted(texts.items()))

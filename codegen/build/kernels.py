@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..build_tools.cache import ATTEMPTS, Artifact, Cache, digest_of, find_in_layers, user_cache
 from ..build_tools.compile import Failure, Step, run_steps, step_seconds
@@ -18,19 +18,16 @@ from ..build_tools.cuda_compiler import CudaCompiler, cuda_compiler
 from ..build_tools.includes import include_closure, uses_cutlass
 from ..build_tools.toolchain import Compiler, cxx_compiler, job_limit, launcher
 from ..errors import BuildError
-from ..families.arch import ARCHES
-from ..families.gpu_checks import check_kernel
+from ..families import family_of
 from ..runtime.config import KernelConfig
+from .gpu_check import check_kernel
 from .identity import (
     LIBRARY_FILE as LIBRARY_FILE,
     SOURCE_SCHEMA,
-    include_dir as include_dir,
+    include_dirs,
     source_digest as source_digest,
 )
 from .render import render_kernel, render_library, source_suffix
-
-if TYPE_CHECKING:
-    pass
 
 _BATCH = 200  # locks are held per batch: a process may have 1,024 files open
 
@@ -71,14 +68,15 @@ class Listener:
 
 def source_parts(config: KernelConfig, source: str, library: str) -> dict[str, object]:
     """What of a kernel's sources decides its bytes: the rendered texts and the headers that they reach."""
+    folders = include_dirs(family_of(config))
     parts: dict[str, object] = {
         "schema": SOURCE_SCHEMA,
         "key": config.key,
         "source": hashlib.sha256(source.encode()).hexdigest(),
         "library": hashlib.sha256(library.encode()).hexdigest(),
-        "headers": include_closure(source + library, include_dir()),
+        "headers": include_closure(source + library, *folders),
     }
-    if uses_cutlass(source, include_dir()):
+    if uses_cutlass(source, *folders):
         parts["cutlass"] = cutlass_version()
     return parts
 
@@ -89,10 +87,11 @@ def kernel_compiler(config: KernelConfig, host: Compiler, stand_in: Path | None 
     Raises:
         BuildError: the kernel needs nvcc, and there is none.
     """
-    arch = ARCHES[config.arch]
-    if arch.compiler != "nvcc":
+    family = family_of(config)
+    target = family.target
+    if target.compiler != "nvcc":
         return host
-    return cuda_compiler(host, arch.target, stand_in, cutlass=arch.cutlass, at_least=arch.nvcc)
+    return cuda_compiler(host, target.nvcc_target, stand_in, cutlass=family.cutlass, at_least=target.nvcc)
 
 
 def is_emulated(compiler: Compiler | CudaCompiler) -> bool:
@@ -109,10 +108,10 @@ def make_jobs(
 ) -> list[Job]:
     """Sources and digests of configs, in order. Arguments as those of `build_kernels`."""
     stand_in = find_stand_in() if emulated else None
-    compilers = {config.arch: kernel_compiler(config, host, stand_in) for config in configs}
+    compilers = {family_of(config): kernel_compiler(config, host, stand_in) for config in configs}
     jobs = []
     for config in configs:
-        compiler = compilers[config.arch]
+        compiler = compilers[family_of(config)]
         source = render_kernel(config) if sources is None else sources[config]
         library = render_library(config.key, [config], emulated=is_emulated(compiler))
         parts = {**source_parts(config, source, library), **compiler.identity()}
@@ -213,7 +212,7 @@ def _compile(
         failures = run_steps(
             scratch,
             steps,
-            limit or job_limit(max(ARCHES[job.config.arch].job_memory_gb for job in jobs)),
+            limit or job_limit(max(family_of(job.config).target.job_memory_gb for job in jobs)),
             lambda done, _: listener.progress(done_before + done // per_kernel, total),
             listener.note,
         )
@@ -246,12 +245,14 @@ def _steps(job: Job, scratch: Path) -> list[Step]:
     (folder / kernel).write_text(job.source)
     (folder / "library.cpp").write_text(job.library)
 
+    folders = include_dirs(family_of(job.config))
+
     def compile_step(compiler: Compiler | CudaCompiler, source: str) -> Step:
         output = f"{name}/{Path(source).stem}.o"
         return Step(
             output,
             (f"{name}/{source}",),
-            (*launcher(), *compiler.compile_command(f"{name}/{source}", output, include_dir())),
+            (*launcher(), *compiler.compile_command(f"{name}/{source}", output, *folders)),
         )
 
     host = job.compiler.host if isinstance(job.compiler, CudaCompiler) else job.compiler

@@ -19,9 +19,9 @@ from ..build_tools.files import file_digest, holds, write_atomic
 from ..build_tools.limits import RECORD_BYTES, parse_json, read_bounded
 from ..build_tools.toolchain import Compiler, cxx_compiler
 from ..errors import BuildError, InputError
-from ..families.arch import ARCHES
+from ..families import family_of
 from ..runtime.config import KernelConfig
-from .identity import include_dir
+from .identity import include_dir, include_dirs
 from .kernels import Listener, build_kernels, kernel_compiler
 from .library import RECORD_FILE
 from .render import Sources, render_sources
@@ -79,8 +79,8 @@ def build(plan: Plan, out: Path, *, jobs: int | None = None, listener: Listener 
 def library_linker(configs: Sequence[KernelConfig], host: Compiler) -> Compiler | CudaCompiler:
     """What links a library of these kernels: nvcc with one GPU kernel, since it knows where the CUDA runtime is. The
     newest, where archs have different ones."""
-    gpu = [config for config in configs if ARCHES[config.arch].compiler == "nvcc"]
-    return kernel_compiler(max(gpu, key=lambda config: ARCHES[config.arch].nvcc), host) if gpu else host
+    gpu = [config for config in configs if family_of(config).target.is_gpu]
+    return kernel_compiler(max(gpu, key=lambda config: family_of(config).target.nvcc), host) if gpu else host
 
 
 def _link(sources: Sources, artifacts: Mapping[KernelConfig, Artifact], path: Path) -> bool:
@@ -140,7 +140,9 @@ def _write_compile_commands(plan: Plan, out: Path) -> None:
             {
                 "directory": str(folder),
                 "file": source,
-                "arguments": kernel_compiler(config, host).compile_command(source, f"{config.key}.o", include_dir()),
+                "arguments": kernel_compiler(config, host).compile_command(
+                    source, f"{config.key}.o", *include_dirs(family_of(config))
+                ),
             }
         )
     data = (json.dumps(entries, indent=1) + "\n").encode()

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import jinja2
 
-from ..families.arch import ARCHES
+from ..errors import InputError
+from ..families import family_of
 from ..runtime.config import KernelConfig
-from .identity import LIBRARY_TEMPLATE, template_dir
+from .identity import LIBRARY_TEMPLATE, template_dir, template_dirs
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,10 @@ class Sources:
     table: str
 
 
-@lru_cache(maxsize=1)
-def _environment() -> jinja2.Environment:
+@lru_cache(maxsize=16)
+def _environment(*folders: Path) -> jinja2.Environment:
     return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(template_dir()),
+        loader=jinja2.FileSystemLoader(folders or template_dir()),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -37,12 +38,19 @@ def _environment() -> jinja2.Environment:
 
 def source_suffix(config: KernelConfig) -> str:
     """``.cpp`` or ``.cu``."""
-    return Path(ARCHES[config.arch].template).suffixes[0]
+    return Path(family_of(config).template).suffixes[0]
 
 
 def render_kernel(config: KernelConfig) -> str:
     """Source of one kernel: a translation unit that defines the entry named ``config.symbol``."""
-    return _environment().get_template(ARCHES[config.arch].template).render(config=config)
+    family = family_of(config)
+    try:
+        template = _environment(*template_dirs(family)).get_template(family.template)
+        return template.render(config=config, facts=family.template_facts(config))
+    except jinja2.UndefinedError as error:
+        raise InputError(f"{config}: the kernel family {family.name} can't render it: {error}") from error
+    except jinja2.TemplateNotFound as error:
+        raise InputError(f"{config}: the kernel family {family.name} has no template {error}") from error
 
 
 def render_library(library: str, configs: Iterable[KernelConfig], *, emulated: bool = False) -> str:

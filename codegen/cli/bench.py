@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ..families.target import TARGETS
+from ..runtime.dtypes import DTYPES
 from .options import (
     CausalOption,
     DilationOption,
@@ -16,6 +18,7 @@ from .options import (
     PresetOption,
     StrideOption,
     TokensOption,
+    VariantOption,
     WindowOption,
     check_output,
     given,
@@ -40,8 +43,9 @@ def bench(
     heads: Annotated[int, typer.Option(min=1, help="Query heads.")] = 1,
     kv_heads: KvHeadsOption = None,
     head_dim: Annotated[int, typer.Option(help="Channels per head, a multiple of 8.")] = 64,
-    dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16; several with commas.")] = "bf16",
-    arch: Annotated[str, typer.Option(help="cpu, or the GPU's: sm90 or sm100.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help=f"{', '.join(DTYPES)}; several with commas.")] = "bf16",
+    arch: Annotated[str, typer.Option(help=f"One of {', '.join(TARGETS)}.")] = "cpu",
+    variant: VariantOption = None,
     batch: Annotated[int, typer.Option(min=1, help="Batch entries.")] = 1,
     against: Annotated[
         str | None,
@@ -86,16 +90,19 @@ def bench(
     [bold]gnaforge bench --calibrate --arch sm90 --from mine.json[/]
     """
     from ..errors import InputError
-    from ..simulator.simulation import check_arch
+    from ..families import require_family
+    from ..runtime.config import OPS
 
-    check_arch(arch)
+    family = require_family(OPS[0], arch, variant)
     modes = given(context, _MODES)
     if len(modes) > 1:
         raise InputError(f"give one of {', '.join(modes)}")
     if modes:
-        refuse_unused(context, (*_RUN, "plot", *(() if calibrate else ("source", "arch"))), f"beside {modes[0]}")
+        refuse_unused(
+            context, (*_RUN, "plot", *(() if calibrate else ("source", "arch", "variant"))), f"beside {modes[0]}"
+        )
     elif source is not None:
-        refuse_unused(context, (*_RUN, "arch"), "beside --from")
+        refuse_unused(context, (*_RUN, "arch", "variant"), "beside --from")
     elif preset is not None:
         refuse_unused(context, _PROBLEM, "beside --preset")
     if not seconds > 0:  # NaN is neither
@@ -111,7 +118,7 @@ def bench(
             if overhead
             else bench_tools.tool_times()
             if tools
-            else bench_tools.calibration(arch, source),
+            else bench_tools.calibration(family, source),
             json,
         )
         return
@@ -133,9 +140,11 @@ def bench(
             },
             {"heads": heads, "kv_heads": kv_heads or heads, "head_dim": head_dim, "batch": batch},
         )
+        if kernel is not None:
+            refuse_unused(context, ("variant",), "beside --kernel")
         names = against.split(",") if against is not None else bench_run.others(arch)
         contenders = ["gnaforge", *(name for name in names if name)]
-        found = bench_run.run_all(problems, contenders, seconds, kernel, arch, report)
+        found = bench_run.run_all(problems, contenders, seconds, kernel, arch, report, variant)
     rows = bench_run.rows(found)
     if rows or json:
         _show(rows, json)

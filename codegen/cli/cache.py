@@ -123,9 +123,9 @@ def explain(
     Example: [bold]gnaforge cache explain gna_forward-cpu-r2-fp32-dany-q8x8-kv8x8[/]
     """
     from ..build.cache_report import explain as explained
-    from ..families.arch import checked
+    from ..families import require_config
 
-    config = checked(key)
+    config = require_config(key)
     found = explained(config)
     if json:
         from .inspecting import print_json

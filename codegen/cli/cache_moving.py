@@ -94,14 +94,14 @@ def _counted(artifacts: Sequence[Artifact]) -> str:
 
 def _config(key: object) -> Any:
     """The config of a kernel's key; None of any other artifact's."""
-    from ..families.arch import ARCHES
+    from ..families import find_family
     from ..runtime.config import KernelConfig
 
     try:
         config = KernelConfig.parse(str(key))
     except ValueError:
         return None
-    return config if config.arch in ARCHES else None
+    return config if find_family(config) else None
 
 
 def _portable() -> list[Artifact]:
@@ -134,7 +134,7 @@ def _misfits(records: Sequence[dict[str, Any]]) -> list[str]:
     from ..build_tools.cuda import cutlass_version, find_nvcc
     from ..build_tools.toolchain import cxx_compiler
     from ..errors import GnaforgeError
-    from ..families.arch import ARCHES
+    from ..families import TARGETS
 
     def own_compiler() -> str:
         return cxx_compiler().version
@@ -147,7 +147,7 @@ def _misfits(records: Sequence[dict[str, Any]]) -> list[str]:
 
     stale, foreign, own = 0, set(), set()
     finders: list[Callable[[], str]] = [own_compiler, own_cutlass]
-    finders += [partial(own_nvcc, arch.nvcc) for arch in ARCHES.values() if arch.compiler == "nvcc"]
+    finders += [partial(own_nvcc, target.nvcc) for target in TARGETS.values() if target.compiler == "nvcc"]
     for find in finders:
         with contextlib.suppress(GnaforgeError):
             own.add(find())

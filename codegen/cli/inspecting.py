@@ -23,7 +23,7 @@ def _cached_rows() -> list[dict[str, Any]]:
     """Compiled kernels; those made from sources of another version, which calls don't use, are marked stale."""
     from ..build.identity import installed_parts, source_digest
     from ..build_tools.cache import cache_layers
-    from ..families.arch import ARCHES
+    from ..families import faults_of
     from ..runtime.config import KernelConfig
 
     rows = []
@@ -31,7 +31,7 @@ def _cached_rows() -> list[dict[str, Any]]:
         for artifact in cache.artifacts():
             try:
                 config = KernelConfig.parse(artifact.record["key"])
-                known = not ARCHES[config.arch].problems(config)
+                known = not faults_of(config)
             except (ValueError, KeyError):  # the core, or a kernel of another version
                 continue
             current = known and artifact.made_of(source_digest(config), installed_parts(config))

@@ -26,6 +26,12 @@ ArchOption = Annotated[
     list[str] | None,
     typer.Option("--arch", metavar="ARCH", help="Take only these archs of the spec; may be given more than once."),
 ]
+VariantOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Kernel family, where an arch has several.", show_default="the first that can serve"
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 # The problem, as bench and simulate take it. Numbers are separated by commas or x.
@@ -108,13 +114,13 @@ def plan_of(spec: str, arches: list[str] | None) -> Plan:
         InputError: it is none of them, or what it names is wrong.
     """
     from ..errors import InputError
-    from ..families.arch import checked, is_key
+    from ..families import is_key, require_config
     from ..plan import Plan, plan
     from ..spec import load_spec
 
     if not is_key(spec):
         return plan(load_spec(spec), arches)
-    config = checked(spec)
+    config = require_config(spec)
     if arches and config.arch not in arches:
         raise InputError(f"{spec}: --arch {' '.join(arches)} excludes this kernel, which is for {config.arch}")
     return Plan(library="single", configs=(config,))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from ..families.target import TARGETS
 from .options import (
     CausalOption,
     DilationOption,
@@ -16,6 +17,7 @@ from .options import (
     PresetOption,
     StrideOption,
     TokensOption,
+    VariantOption,
     WindowOption,
     check_output,
     numbers,
@@ -47,10 +49,11 @@ def simulate(
     arch: Annotated[
         str | None,
         typer.Option(
-            help="Whose tile limits and time constants to take: cpu, sm90, sm100.",
-            show_default="sm90, or sm100 where only it can have the tiles",
+            help=f"Whose tile limits and time constants to take: {', '.join(TARGETS)}.",
+            show_default="the first GPU's that can have the tiles",
         ),
     ] = None,
+    variant: VariantOption = None,
     q_tile: Annotated[
         str | None, typer.Option(help="Query tokens per tile, for example 4,8,8.", show_default="fitted")
     ] = None,
@@ -108,7 +111,7 @@ def simulate(
     """
     from ..errors import InputError
     from ..simulator.fitting import simulate_workload
-    from ..simulator.simulation import choose_arch
+    from ..simulator.simulation import family_for
     from ..simulator.sweep import sweep_strides, with_stride
 
     if preset is not None:
@@ -137,11 +140,11 @@ def simulate(
     share = None if end_to_end is None else (end_to_end, *_steps(dense_steps))
     if sweep_stride:
         sweeps = [
-            sweep_strides(workload, arch or choose_arch(workload, tiles), cast("Tiling", tiling), tiles)
+            sweep_strides(workload, family_for(workload, tiles, arch, variant), cast("Tiling", tiling), tiles)
             for workload in workloads
         ]
     else:
-        what = (tiles, arch, cast("Tiling", tiling), cast("Objective", objective))
+        what = (tiles, arch, cast("Tiling", tiling), cast("Objective", objective), variant)
         sweeps = [[simulate_workload(workload, *what)] for workload in workloads]
     simulations = [simulation for sweep in sweeps for simulation in sweep]
     rows = [_as_json(simulation, share) for simulation in simulations]
@@ -235,7 +238,7 @@ def _as_json(simulation: Simulation, share: tuple[float, int, int] | None) -> di
     from ..simulator.natten import simulate_natten
 
     row = simulation.as_json()
-    natten = simulate_natten(simulation.workload, simulation.arch)
+    natten = simulate_natten(simulation.workload, simulation.family)
     if natten is not None:
         row["natten"] = {
             "tiles": {"q": list(natten.tiles.q), "kv": list(natten.tiles.kv)},

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..simulator.machines import MACHINES
 from ..simulator.simulation import Simulation
 from .tables import print_table, say
 
@@ -51,7 +50,7 @@ def _percent(part: int, whole: int) -> str:
 def print_one(found: Simulation, row: dict[str, Any]) -> None:
     """A problem with all that is known of it, a line each."""
     model, counts = row["model"], found.counts
-    origin = f"fitted to {found.arch}" if found.fitted else "as given"
+    origin = f"fitted to {found.family}" if found.fitted else "as given"
     lines = {
         "tiles": f"{found.tiles} ({origin}, {found.tiling} tiling)",
         "masked out": f"{_share(row['sparsity'])} of all pairs of tokens",
@@ -118,7 +117,7 @@ def print_many(simulations: Sequence[Simulation], rows: Sequence[dict[str, Any]]
             for found, row in zip(simulations, rows, strict=True)
         ),
     )
-    say(f"\nTiles for {simulations[0].arch}. Times are a model of {rows[0]['model']['device']}, no measurement.")
+    say(f"\nTiles for {simulations[0].family}. Times are a model of {rows[0]['model']['device']}, no measurement.")
 
 
 def print_sweep(sweep: Sequence[Simulation]) -> None:
@@ -149,4 +148,5 @@ def print_sweep(sweep: Sequence[Simulation]) -> None:
         say("No stride makes this perfectly block-sparse with these tiles.")
     else:
         say("* is the smallest stride that is perfectly block-sparse: no tile needs a mask.")
-    say(f"Listed are the strides that pay. Times are a model of {MACHINES[sweep[0].arch].device}, no measurement.")
+    device = sweep[0].family.time_constants().device
+    say(f"Listed are the strides that pay. Times are a model of {device}, no measurement.")

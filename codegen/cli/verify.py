@@ -254,11 +254,12 @@ def _work(
     max_tiles: int | None,
     head_dims: tuple[int, int],
 ) -> _Work:
+    from ..families import family_of
     from ..verification.problems import EMULATED_TILES, cut_down, with_head_dims
     from ..verification.targets import problem_of_shape
 
     config = target.config
-    most = max_tiles or (EMULATED_TILES if config.arch != "cpu" else 100 * EMULATED_TILES)
+    most = max_tiles or (EMULATED_TILES if family_of(config).target.is_gpu else 100 * EMULATED_TILES)
     whole: Sequence[Problem] = target.problems if random is None or shapes else ()
     if shapes is not None:
         whole = [problem_of_shape(shape, config, head_dims) for shape in shapes if len(shape.tokens) == config.rank]

@@ -1,1 +1,166 @@
-"""Kernel families and the hardware that they run on."""
+"""Kernel families: one module each, found by what this package holds, and the hardware that they run on.
+
+A module of this package that defines ``FAMILY`` is a family. More are read from the Python files that the environment
+variable ``GNAFORGE_FAMILIES`` lists, separated as in PATH: each defines ``FAMILY``, and the folder that it is in holds
+the family's template and headers. They are code that this process will run: list only files that you trust.
+"""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import MappingProxyType
+
+from ..errors import InputError
+from ..runtime.config import OPS, KernelConfig
+from .family import Family as Family, Fault as Fault
+from .target import TARGETS as TARGETS, machine_target as machine_target, require_target as require_target
+
+FILES_VARIABLE = "GNAFORGE_FAMILIES"
+
+_Identity = tuple[str, str, str]
+
+
+def families() -> tuple[Family, ...]:
+    """All families: by target, in the order of `TARGETS`, then op, the default one first, then variant.
+
+    Raises:
+        InputError: a file of ``GNAFORGE_FAMILIES`` can't be read, or two families have the same op, arch and variant.
+    """
+    return tuple(_table(os.environ.get(FILES_VARIABLE, "")).values())
+
+
+def families_of(op: str, arch: str) -> tuple[Family, ...]:
+    """The families of an op and arch, the default one first; none for an unknown arch."""
+    return tuple(family for family in families() if (family.op, family.arch) == (op, arch))
+
+
+def find_family(config: KernelConfig) -> Family | None:
+    """The family of a kernel; None where this version has no such family."""
+    return _table(os.environ.get(FILES_VARIABLE, "")).get((config.op, config.arch, config.variant))
+
+
+def family_of(config: KernelConfig) -> Family:
+    """The family of a kernel.
+
+    Raises:
+        InputError: there is none; names the op, the arch or the variant that is unknown.
+    """
+    family = find_family(config)
+    if family is None:
+        raise InputError("\n".join(f"{config}: {name}: {reason}" for name, reason in faults_of(config)))
+    return family
+
+
+def require_family(op: str, arch: str, variant: str | None = None) -> Family:
+    """The family of this variant; without one the default family.
+
+    Raises:
+        InputError: the arch is unknown, or has no such family.
+    """
+    require_target(arch)
+    own = families_of(op, arch)
+    for family in own:
+        if variant is None or family.variant == variant:
+            return family
+    if not own:
+        raise InputError(f"arch: {arch} has no {op} kernels")
+    raise InputError(f"variant: {_unknown_variant(variant, own)}")
+
+
+def choose_family(
+    op: str, arch: str, variant: str | None, config_of: Callable[[Family], KernelConfig]
+) -> tuple[Family, list[Fault]]:
+    """The family to take for a kernel: the one of this variant; without one, of the arch's families that can have
+    ``config_of(family)`` the first, default before others.
+
+    Returns:
+        The family, and its faults. Where none can have the config, that is the default family.
+
+    Raises:
+        InputError: the arch is unknown, or has no such family.
+    """
+    first = require_family(op, arch, variant)
+    found = first, first.faults(config_of(first))
+    if variant is None and found[1]:
+        for other in families_of(op, arch)[1:]:
+            if not (faults := other.faults(config_of(other))):
+                return other, faults
+    return found
+
+
+def faults_of(config: KernelConfig) -> list[Fault]:
+    """Why there can be no such kernel, as (field, reason) pairs; empty if there can."""
+    if (family := find_family(config)) is not None:
+        return family.faults(config)
+    if config.arch not in TARGETS:
+        return [("arch", f"{config.arch!r} is unknown; there are {', '.join(TARGETS)}")]
+    if own := families_of(config.op, config.arch):
+        return [("variant", _unknown_variant(config.variant, own))]
+    ops = dict.fromkeys(family.op for family in families() if family.arch == config.arch)
+    return [("op", f"{config.op} is not available on {config.arch}; available: {', '.join(ops)}")]
+
+
+def require_config(config: KernelConfig | str) -> KernelConfig:
+    """``config``, or the config of that key, if there can be such a kernel.
+
+    Raises:
+        InputError: it is no key, or no family has such kernels; a line for each reason.
+    """
+    try:
+        config = KernelConfig.parse(config) if isinstance(config, str) else config
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    if faults := faults_of(config):
+        raise InputError("\n".join(f"{config}: {name}: {reason}" for name, reason in faults))
+    return config
+
+
+def is_key(text: str) -> bool:
+    """Whether ``text`` is meant as a kernel's key, in place of a spec's name."""
+    return text.startswith(tuple(op + "-" for op in OPS))
+
+
+def _unknown_variant(variant: str | None, own: tuple[Family, ...]) -> str:
+    return f"{variant!r} is not a variant of {own[0].arch}; it has {', '.join(repr(family.variant) for family in own)}"
+
+
+@lru_cache(maxsize=8)
+def _table(files: str) -> Mapping[_Identity, Family]:
+    found = [*_own_families(), *(_family_in(Path(name)) for name in files.split(os.pathsep) if name)]
+    archs = list(TARGETS)
+    found.sort(key=lambda family: (archs.index(family.arch), OPS.index(family.op), not family.default, family.variant))
+    table: dict[_Identity, Family] = {}
+    for family in found:
+        other = table.setdefault((family.op, family.arch, family.variant), family)
+        if other is not family:
+            raise InputError(f"{FILES_VARIABLE}: there are two kernel families {family.name}")
+    return MappingProxyType(table)
+
+
+def _own_families() -> list[Family]:
+    modules = [import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
+    return [module.FAMILY for module in modules if hasattr(module, "FAMILY")]
+
+
+def _family_in(path: Path) -> Family:
+    """The family that a Python file outside of the package defines."""
+    from dataclasses import replace
+
+    spec = spec_from_file_location(f"gnaforge_family_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"{FILES_VARIABLE}: {path} is no Python file")
+    module = module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        family = module.FAMILY
+    except Exception as error:  # somebody's code
+        raise InputError(f"{FILES_VARIABLE}: {path}: {type(error).__name__}: {error}") from error
+    if not isinstance(family, Family):
+        raise InputError(f"{FILES_VARIABLE}: {path}: FAMILY is no gnaforge.families.Family")
+    return replace(family, root=family.root or path.absolute().parent)

@@ -28,7 +28,7 @@ Tiling = Literal["dynamic", "static"]
 grid from key 0 on (NATTEN's Hopper and Blackwell kernels)."""
 
 MAX_LENGTH = 2**30 - 1
-"""Longest token dimension, as max_axis_length in problem.h."""
+"""Longest token dimension, as max_axis_length in gna/axis.h."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def axis_tiles(axis: Axis, q_extent: int, kv_extent: int, tiling: Tiling = "dyna
 
 
 def tiles_from(axis: Axis, q_begin: IntArray, q_extent: int, kv_extent: int | IntArray, tiling: Tiling) -> AxisTiles:
-    """The KV tiles of the Q tiles that begin at ``q_begin``; as axis_tiles in tiles.h.
+    """The KV tiles of the Q tiles that begin at ``q_begin``; as axis_tiles in gna/tiles.h.
 
     With several KV extents, [KV extents, 1], all fields but ``begin`` and ``end`` are [KV extents, Q tiles].
     """
@@ -224,7 +224,7 @@ def tile_list(
 
     Returns:
         The first key of each tile, [tiles, rank], and how many tiles are interior; these come first. The
-        order is that of TileList::coordinates in tiles.h.
+        order is that of TileList::coordinates in gna/tiles.h.
 
     Raises:
         ValueError: as `axis_tiles`, a tile has not one extent per axis, or ``q_begin`` lies outside the axes.

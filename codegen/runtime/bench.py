@@ -26,15 +26,15 @@ import torch
 
 from . import core
 from .bench_contenders import CONTENDERS, DENSE, HEADS_FIRST, MASKED, Call, Problem, Tensors, excluded, heads_first
-from .config import DTYPES, KernelConfig
+from .config import KernelConfig
+from .dtypes import DTYPES
+from .family import facts_of
 from .kernels import registry
 from .ops import neighborhood_attention
 from .reference import Pattern, attention_of_query, visited_pairs
 
 REPORT_SCHEMA = 1
 DEFAULT_CONTENDERS = {"cpu": ("gnaforge", "sdpa", "flex"), "cuda": tuple(CONTENDERS)}
-# What query rows and key columns are padded to, as in the arch table, which a wheel doesn't carry.
-_MULTIPLES = {"cpu": (32, 1), "sm90": (64, 16), "sm100": (256, 128)}
 _FLUSH_BYTES = 2**28  # of input sets together: several times a GPU's L2 cache
 _MOST_SETS = 16
 
@@ -171,7 +171,8 @@ def _rounds(calls: dict[str, _Rotation], budget_seconds: float, device: str) -> 
 def computed_pairs(problem: Problem, config: KernelConfig) -> int:
     """Scores that a kernel computes of a problem, per batch entry and head: its bound is all pairs over these."""
     tiles = config.q_tile, config.kv_tile
-    return visited_pairs(problem.tokens, problem.pattern, *tiles, _MULTIPLES[config.arch], config.arch == "cpu")
+    padding = facts_of(config).padding
+    return visited_pairs(problem.tokens, problem.pattern, *tiles, (padding.rows, padding.columns), padding.clips)
 
 
 def share_of_work_bound(problem: Problem, config: KernelConfig, seconds: float, dense_seconds: float) -> float:

@@ -13,10 +13,10 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from .ops import DTYPE_NAMES, neighborhood_attention
+from .dtypes import DTYPES
+from .ops import neighborhood_attention
 from .reference import Pattern, mask_rows, windows
 
-_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 _MASK_ELEMENTS = 2**28  # a mask slice of SDPA: 1 GB once torch has made floats of it
 
 
@@ -41,7 +41,7 @@ class Problem:
         generator = torch.Generator(device).manual_seed(seed)
         shapes = [(self.batch, *self.tokens, heads, self.head_dim) for heads in (self.heads, *[self.kv_heads] * 2)]
         q, k, v = (torch.randn(shape, generator=generator, device=device) for shape in shapes)
-        dtype = _DTYPES[self.dtype]
+        dtype = DTYPES[self.dtype].torch
         return q.to(dtype), k.to(dtype), v.to(dtype)
 
     def visible_pairs(self) -> int:

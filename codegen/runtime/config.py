@@ -6,18 +6,74 @@ Standard library only: built wheels carry this module.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from math import prod
+from typing import Any, NamedTuple
+
+from .dtypes import DTYPES
 
 OPS = ("gna_forward", "gna_backward")
-DTYPES = ("fp32", "bf16", "fp16")
 ANY_HEAD_DIM = 0
 
-_BOX = r"\d+(?:x\d+)*"
+EXAMPLE_KEY = "gna_forward-sm90-r3-bf16-d128-q2x8x8-kv2x8x8"
+_NUMBER, _NAME, _BOX = r"\d+", r"[a-z][a-z0-9]*(?:_[a-z0-9]+)*", r"\d+(?:x\d+)*"
+
+
+class _Part(NamedTuple):
+    """How a field stands in the key.
+
+    Attributes:
+        field: of `KernelConfig`.
+        pattern: of its text.
+        prefix: before the text; ``-`` where the part begins.
+        parse: from the text to the value.
+        show: from the value to the text.
+        optional: whether the part is left out where the field has its neutral value, 0 or empty.
+    """
+
+    field: str
+    pattern: str
+    prefix: str = "-"
+    parse: Callable[[str], Any] = str
+    show: Callable[[Any], str] = str
+    optional: bool = False
+
+
+def _parse_head_dim(text: str) -> int:
+    return ANY_HEAD_DIM if text == "any" else int(text)
+
+
+def _show_head_dim(head_dim: int) -> str:
+    return "any" if head_dim == ANY_HEAD_DIM else str(head_dim)
+
+
+def _parse_box(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split("x")))
+
+
+def _show_box(box: tuple[int, ...]) -> str:
+    return "x".join(map(str, box))
+
+
+_PARTS = (
+    _Part("op", "|".join(OPS), prefix=""),
+    _Part("arch", r"[a-z][a-z0-9]*"),
+    _Part("rank", "[123]", "-r", int),
+    _Part("dtype", _NAME),
+    _Part("out_dtype", _NAME, "-o", optional=True),
+    _Part("head_dim", rf"{_NUMBER}|any", "-d", _parse_head_dim, _show_head_dim),
+    _Part("value_head_dim", _NUMBER, "v", int, optional=True),
+    _Part("q_tile", _BOX, "-q", _parse_box, _show_box),
+    _Part("kv_tile", _BOX, "-kv", _parse_box, _show_box),
+    _Part("variant", r"[a-z][a-z0-9_]*", optional=True),
+)
+"""The key, part by part: a further field is a further row."""
+
 _KEY = re.compile(
-    rf"(?P<op>{'|'.join(OPS)})-(?P<arch>[a-z][a-z0-9]*)-r(?P<rank>[123])-(?P<dtype>[a-z0-9]+)"
-    rf"-d(?P<head_dim>\d+|any)(?:v(?P<value_head_dim>\d+))?"
-    rf"-q(?P<q_tile>{_BOX})-kv(?P<kv_tile>{_BOX})(?:-(?P<variant>[a-z][a-z0-9_]*))?"
+    "".join(
+        f"(?:{re.escape(part.prefix)}(?P<{part.field}>{part.pattern})){'?' if part.optional else ''}" for part in _PARTS
+    )
 )
 
 
@@ -27,14 +83,15 @@ class KernelConfig:
 
     Attributes:
         op: ``gna_forward`` or ``gna_backward``.
-        arch: name in the arch table: ``cpu``, ``sm90``, ``sm100``.
+        arch: name of the target: ``cpu``, ``sm90``, ``sm100``.
         rank: number of token dimensions, 1 to 3.
-        dtype: element type of Q, K, V and O: ``fp32``, ``bf16`` or ``fp16``.
+        dtype: element type of Q, K, V and O, of `DTYPES`.
         head_dim: channels per head of Q and K, or `ANY_HEAD_DIM` (0) where the kernel takes it at run time.
         q_tile: query tokens per tile, one extent per token dimension, in the order of the tensor's dims.
         kv_tile: key tokens per tile, likewise.
         value_head_dim: channels per head of V and O; 0 (the default) means equal to ``head_dim``.
-        variant: kernel family where an arch has several; empty for the default one.
+        variant: tells the kernel families of an op and arch apart; empty for the one that has none.
+        out_dtype: element type of O, where it is another than ``dtype``; empty (the default) means equal.
 
     Raises:
         ValueError: a field is malformed; the message names it. Limits of an arch are not checked here.
@@ -49,16 +106,20 @@ class KernelConfig:
     kv_tile: tuple[int, ...]
     value_head_dim: int = 0
     variant: str = ""
+    out_dtype: str = ""
 
     def __post_init__(self) -> None:
         if self.value_head_dim == self.head_dim:
             object.__setattr__(self, "value_head_dim", 0)
+        if self.out_dtype == self.dtype:
+            object.__setattr__(self, "out_dtype", "")
         if self.head_dim == ANY_HEAD_DIM and self.value_head_dim:
             raise ValueError("value_head_dim: a kernel that takes head_dim at run time takes value_head_dim too")
         if self.head_dim < 0 or self.value_head_dim < 0:
             raise ValueError("head_dim: must not be negative")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype: {self.dtype!r} is not one of {', '.join(DTYPES)}")
+        for name in ("dtype", "out_dtype") if self.out_dtype else ("dtype",):
+            if getattr(self, name) not in DTYPES:
+                raise ValueError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(DTYPES)}")
         for name in ("q_tile", "kv_tile"):
             box = tuple(getattr(self, name))
             object.__setattr__(self, name, box)
@@ -71,19 +132,9 @@ class KernelConfig:
 
     @property
     def key(self) -> str:
-        """Canonical text form, for example ``gna_forward-sm90-r3-bf16-d128-q2x8x8-kv2x8x8``."""
-        head_dim = "any" if self.head_dim == ANY_HEAD_DIM else str(self.head_dim)
-        value = f"v{self.value_head_dim}" if self.value_head_dim else ""
-        parts = [
-            self.op,
-            self.arch,
-            f"r{self.rank}",
-            self.dtype,
-            f"d{head_dim}{value}",
-            "q" + "x".join(map(str, self.q_tile)),
-            "kv" + "x".join(map(str, self.kv_tile)),
-        ]
-        return "-".join([*parts, self.variant] if self.variant else parts)
+        """Canonical text form, as `EXAMPLE_KEY`."""
+        texts = ((part, getattr(self, part.field)) for part in _PARTS)
+        return "".join(part.prefix + part.show(value) for part, value in texts if value or not part.optional)
 
     @classmethod
     def parse(cls, key: str) -> KernelConfig:
@@ -94,19 +145,9 @@ class KernelConfig:
         """
         match = _KEY.fullmatch(key)
         if match is None:
-            raise ValueError(f"{key!r} is no kernel key; a key looks like gna_forward-sm90-r3-bf16-d128-q2x8x8-kv2x8x8")
-        part = match.groupdict()
-        config = cls(
-            op=part["op"],
-            arch=part["arch"],
-            rank=int(part["rank"]),
-            dtype=part["dtype"],
-            head_dim=ANY_HEAD_DIM if part["head_dim"] == "any" else int(part["head_dim"]),
-            value_head_dim=int(part["value_head_dim"] or 0),
-            q_tile=tuple(map(int, part["q_tile"].split("x"))),
-            kv_tile=tuple(map(int, part["kv_tile"].split("x"))),
-            variant=part["variant"] or "",
-        )
+            raise ValueError(f"{key!r} is no kernel key; a key looks like {EXAMPLE_KEY}")
+        texts = match.groupdict()
+        config = cls(**{part.field: part.parse(text) for part in _PARTS if (text := texts[part.field]) is not None})
         if config.key != key:
             raise ValueError(f"{key!r} is not canonical; write {config.key!r}")
         return config
@@ -115,6 +156,11 @@ class KernelConfig:
     def symbol(self) -> str:
         """C symbol of the kernel's entry in its object file."""
         return "gnaforge_entry_" + self.key.replace("-", "_")
+
+    @property
+    def output_dtype(self) -> str:
+        """Element type of O."""
+        return self.out_dtype or self.dtype
 
     @property
     def q_rows(self) -> int:

@@ -16,10 +16,11 @@ import torch
 
 from . import core, jit, lookup
 from .config import KernelConfig
+from .dtypes import DTYPES
 from .errors import NoKernelError
 from .kernels import registry
 
-DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+DTYPE_NAMES = {dtype.torch: dtype.name for dtype in DTYPES.values()}
 
 _BAD_INPUT = "gnaforge: bad input: "
 _NO_KERNEL = "gnaforge: no kernel"

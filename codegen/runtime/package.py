@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from . import core, lookup
+from . import core, family, lookup
 from .availability import why_not
+from .config import KernelConfig
 
 CORE = "core.so"
 LIBRARY = "kernels.so"
 METADATA = "metadata.json"
+
+
+def reasons_against(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Why each kernel of a wheel with this metadata can't run on this machine, by key; an empty text if it can."""
+    facts = {name: family.FamilyFacts.from_json(values) for name, values in metadata["families"].items()}
+    reasons = {name: why_not(one, metadata["cuda_runtime"] or "") for name, one in facts.items()}
+    return {row["key"]: reasons[row["family"]] for row in metadata["kernels"]}
 
 
 class Package:
@@ -26,6 +35,7 @@ class Package:
         core.set_core_path(lambda: folder / CORE)
         core.add_own_library(folder / LIBRARY)
         lookup.set_package_remedy(self.remedy)
+        family.set_provider(self._facts)
 
     def metadata(self) -> dict[str, Any]:
         """What is in the wheel: its kernels with their digests and sizes, compilers, licences. Do not change it."""
@@ -39,10 +49,12 @@ class Package:
 
     def status(self) -> dict[str, str]:
         """Why each of the wheel's kernels can't run on this machine, by key; an empty text if it can."""
+        return reasons_against(self.metadata())
+
+    def _facts(self, config: KernelConfig) -> family.FamilyFacts | None:
         found = self.metadata()
-        runtime = found["cuda_runtime"] or ""
-        reasons = {target: why_not(target, runtime) for target in {row["target"] for row in found["kernels"]}}
-        return {row["key"]: reasons[row["target"]] for row in found["kernels"]}
+        names = [row["family"] for row in found["kernels"] if row["key"] == config.key]
+        return family.FamilyFacts.from_json(found["families"][names[0]]) if names else None
 
     def report(self) -> str:
         """What the wheel holds and what of it runs here, as text."""

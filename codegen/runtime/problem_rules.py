@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from math import isfinite
 from typing import Any, NamedTuple
 
-from .config import DTYPES
+from .dtypes import DTYPES
 
 MAX_EXTENT = 2**30 - 1
 """Most tokens along one dimension, as max_axis_length in problem.h; also the bound of heads, batch and channels."""

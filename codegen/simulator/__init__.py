@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..gna.axes import Tiling
 from .cost import Tiles
 from .fitting import Fit, Objective, fit_workloads, simulate_workload
-from .simulation import Flat, Simulation
+from .simulation import Flat, Simulation, family_for
 from .workload import make_workload
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def simulate(
     kv_tile: Sequence[int] | None = None,
     tiling: Tiling | Flat = "dynamic",
     arch: str | None = None,
+    variant: str | None = None,
     heads: int = 1,
     kv_heads: int | None = None,
     batch: int = 1,
@@ -48,7 +49,8 @@ def simulate(
         tiling: ``dynamic`` (KV tiles begin where a Q tile's window does, as in our kernels) or ``static`` (on a fixed
             grid, as in NATTEN's for Hopper and Blackwell); or ``flat``: tiles are runs of consecutive tokens, as for
             kernels that know of one dimension only, with one extent each, 128 where none is given.
-        arch: whose tile limits and time constants to take; by default sm90, or sm100 where only it can have the tiles.
+        arch, variant: the kernel family whose tile limits and time constants to take; by default sm90's, or sm100's
+            where only that can have the tiles. An arch's own default is the first of its families that can have them.
         heads, kv_heads, batch, head_dim, value_head_dim, dtype: for the model of the time, and what tiles fit.
 
     Raises:
@@ -70,13 +72,14 @@ def simulate(
     if (q_tile is None) != (kv_tile is None):
         raise InputError("q_tile and kv_tile: give both, or neither to have them fitted")
     tiles = None if q_tile is None or kv_tile is None else Tiles(tuple(q_tile), tuple(kv_tile))
-    return simulate_workload(workload, tiles, arch, tiling)
+    return simulate_workload(workload, tiles, arch, tiling, variant=variant)
 
 
 def fit(
     shapes: Shape | Mapping[str, Any] | Sequence[Shape | Mapping[str, Any]],
     *,
     arch: str = "sm90",
+    variant: str | None = None,
     head_dim: int = 128,
     value_head_dim: int | None = None,
     dtype: str = "bf16",
@@ -110,4 +113,6 @@ def fit(
             raise InputError(f"shapes: a shape {what} {', '.join(sorted(unknown or missing))}")
         given = {name: value for name, value in fields.items() if value != ()}
         workloads.append(make_workload(**given, head_dim=head_dim, value_head_dim=value_head_dim, dtype=dtype))
-    return fit_workloads(workloads, arch, tiling, objective, within)
+    if not workloads:
+        raise InputError("shapes: there is none to fit tiles to")
+    return fit_workloads(workloads, family_for(workloads[0], None, arch, variant), tiling, objective, within)

@@ -19,13 +19,14 @@ import torch
 
 from ..build.kernels import find_libraries
 from ..errors import InputError
-from ..families.arch import ARCHES
+from ..families import Family, family_of, find_family, require_family
+from ..families.family import TimeConstants
 from ..gna.counts import count_tiles
-from ..runtime.config import ANY_HEAD_DIM, KernelConfig
+from ..runtime.config import ANY_HEAD_DIM, OPS, KernelConfig
 from ..runtime.core import load_library
-from ..runtime.ops import DTYPE_NAMES, neighborhood_attention
+from ..runtime.dtypes import DTYPES
+from ..runtime.ops import neighborhood_attention
 from .cost import Floats, Tiles, tile_costs
-from .machines import MACHINES, Machine
 from .time import model_time
 from .workload import Workload, make_workload
 
@@ -80,7 +81,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Constants of a `Machine`, by name, and the model's relative errors: root mean square, and largest."""
+    """`TimeConstants`, by name, and the model's relative errors: root mean square, and largest."""
 
     constants: dict[str, float]
     runs: int
@@ -91,7 +92,8 @@ class Calibration:
 def calibrate_cpu(seconds_per_run: float = 0.5) -> Calibration:
     """Times cpu kernels on one core, about two minutes, and fits the model to them."""
     runs = list(_time_runs(seconds_per_run))
-    return fit_constants(runs, replace(MACHINES["cpu"], units=1), _CPU_CONSTANTS)
+    family = require_family(OPS[0], "cpu")
+    return fit_constants(runs, replace(family.time_constants(), units=1), _CPU_CONSTANTS)
 
 
 def runs_of_report(found: Mapping[str, Any]) -> list[Run]:
@@ -114,32 +116,33 @@ def runs_of_report(found: Mapping[str, Any]) -> list[Run]:
     return runs
 
 
-def calibrate_report(found: Mapping[str, Any], arch: str) -> Calibration:
-    """Fits a GPU's constants to the runs in a report.
+def calibrate_report(found: Mapping[str, Any], family: Family) -> Calibration:
+    """Fits the constants of a GPU's kernel family to the runs in a report.
 
     Raises:
-        InputError: they are of another arch, or fewer than there are constants.
+        InputError: they are of another family, or fewer than there are constants.
     """
-    runs = [run for run in runs_of_report(found) if run.config.arch == arch]
+    runs = [run for run in runs_of_report(found) if find_family(run.config) is family]
     if len(runs) < len(_GPU_CONSTANTS):
         raise InputError(
-            f"the report holds {len(runs)} runs of {arch} kernels; "
+            f"the report holds {len(runs)} runs of {family} kernels; "
             f"{len(_GPU_CONSTANTS)} constants need as many at least"
         )
-    machine = replace(MACHINES[arch], units=found["machine"].get("processors", MACHINES[arch].units))
-    return fit_constants(runs, machine, _GPU_CONSTANTS)
+    constants = family.time_constants()
+    constants = replace(constants, units=found["machine"].get("processors", constants.units))
+    return fit_constants(runs, constants, _GPU_CONSTANTS)
 
 
 _PATTERN = ("window", "stride", "dilation", "causal")
 
 
-def fit_constants(runs: Sequence[Run], machine: Machine, names: Sequence[str] = _CPU_CONSTANTS) -> Calibration:
+def fit_constants(runs: Sequence[Run], start: TimeConstants, names: Sequence[str] = _CPU_CONSTANTS) -> Calibration:
     """The constants ``names`` with which the model comes nearest to ``runs``, none negative; the rest, the clock
-    included, is as in ``machine``."""
+    included, is as in ``start``."""
     nothing: dict[str, Any] = {name: inf if name == "flop_per_cycle" else 0.0 for name in names}
-    empty = replace(machine, memory_gb_s=inf, load_bytes_per_cycle=inf, launch_us=0.0, **nothing)
+    empty = replace(start, memory_gb_s=inf, load_bytes_per_cycle=inf, launch_us=0.0, **nothing)
     ones: list[dict[str, Any]] = [{name: 1.0} for name in names]
-    launch = machine.launch_us * 1e-6
+    launch = start.launch_us * 1e-6
     with np.errstate(divide="ignore", invalid="ignore"):  # what a mask costs beside nothing is of no interest
         fixed = np.array([_seconds(empty, run) for run in runs])
         columns = np.array([[_seconds(replace(empty, **one), run) for one in ones] for run in runs]) - fixed[:, None]
@@ -153,11 +156,11 @@ def fit_constants(runs: Sequence[Run], machine: Machine, names: Sequence[str] = 
     return Calibration(constants, len(runs), float(np.sqrt(np.mean(errors**2))), float(np.abs(errors).max()))
 
 
-def _seconds(machine: Machine, run: Run) -> float:
-    arch = ARCHES[run.config.arch]
+def _seconds(constants: TimeConstants, run: Run) -> float:
+    padding = family_of(run.config).padding
     tiles = Tiles(run.config.q_tile, run.config.kv_tile)
-    cost = tile_costs(arch, tiles, count_tiles(run.workload.axes, tiles.q, tiles.kv))
-    return float(model_time(machine, arch, run.workload, cost).seconds)
+    cost = tile_costs(padding, tiles, count_tiles(run.workload.axes, tiles.q, tiles.kv))
+    return float(model_time(constants, padding, run.workload, cost).seconds)
 
 
 def _non_negative(columns: Floats, wanted: Floats) -> Floats:
@@ -174,9 +177,9 @@ def _non_negative(columns: Floats, wanted: Floats) -> Floats:
 
 
 def _time_runs(seconds_per_run: float) -> list[Run]:
-    dtypes = {name: dtype for dtype, name in DTYPE_NAMES.items() if name in ("fp32", "bf16")}
+    dtypes = {name: DTYPES[name].torch for name in ("fp32", "bf16")}
     configs = [
-        KernelConfig("gna_forward", "cpu", len(tiles.q), dtype, ANY_HEAD_DIM, tiles.q, tiles.kv)
+        KernelConfig(OPS[0], "cpu", len(tiles.q), dtype, ANY_HEAD_DIM, tiles.q, tiles.kv)
         for tiles in _TILES
         for dtype in dtypes
     ]

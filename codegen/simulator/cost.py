@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..families.arch import Arch
 from ..gna.counts import TileCounts
+from ..runtime.family import Padding
 
 Floats = npt.NDArray[np.float64]
 
@@ -43,7 +43,7 @@ class Costs:
 
 
 def costs(
-    arch: Arch,
+    padding: Padding,
     q_product: Any,
     kv_product: Any,
     q_tiles: Any,
@@ -54,14 +54,13 @@ def costs(
     most_interior: Any,
 ) -> Costs:
     """`Costs` from the counts of `TileCounts` and the tokens of the tiles; numbers or arrays that broadcast."""
-    rows = np.ceil(np.asarray(q_product, dtype=float) / arch.row_multiple) * arch.row_multiple
-    multiple = arch.padded_columns(1)
-    columns = np.ceil(np.asarray(kv_product, dtype=float) / multiple) * multiple
+    rows = np.ceil(np.asarray(q_product, dtype=float) / padding.rows) * padding.rows
+    columns = np.ceil(np.asarray(kv_product, dtype=float) / padding.columns) * padding.columns
     visited, interior = np.asarray(visited, dtype=float), np.asarray(interior, dtype=float)
-    if arch.kv_padding > 1:
+    if padding.columns > 1:
         whole = columns == kv_product
         interior, most_interior = np.where(whole, interior, 0.0), np.where(whole, most_interior, 0.0)
-    computed = np.asarray(keys, dtype=float) if arch.clips_tiles else visited * columns
+    computed = np.asarray(keys, dtype=float) if padding.clips else visited * columns
     return Costs(
         rows=rows,
         columns=columns,
@@ -86,10 +85,10 @@ class Tiles:
         return f"q {'x'.join(map(str, self.q))}, kv {'x'.join(map(str, self.kv))}"
 
 
-def tile_costs(arch: Arch, tiles: Tiles, counts: TileCounts) -> Costs:
+def tile_costs(padding: Padding, tiles: Tiles, counts: TileCounts) -> Costs:
     """`Costs` of one pair of tiles."""
     return costs(
-        arch,
+        padding,
         prod(tiles.q),
         prod(tiles.kv),
         counts.q_tiles,

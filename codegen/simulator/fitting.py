@@ -11,13 +11,12 @@ from typing import Literal
 import numpy as np
 
 from ..errors import InputError
-from ..families.arch import Arch
+from ..families import Family
 from ..gna.axes import Axis, BoolArray, IntArray, Tiling
 from ..gna.counts import axis_counts
 from ..gna.flat import BLOCK
-from .cost import Floats, Tiles, costs
-from .machines import MACHINES
-from .simulation import Flat, Simulation, check_arch, check_tiling, choose_arch, refusal, simulate_tiles
+from .cost import Costs, Floats, Tiles, costs
+from .simulation import Flat, Simulation, check_tiling, family_for, refusal, simulate_tiles
 from .time import model_time
 from .workload import Workload
 
@@ -53,14 +52,14 @@ class Fit:
 
 def fit_workloads(
     workloads: Sequence[Workload],
-    arch: str,
+    family: Family,
     tiling: Tiling = "dynamic",
     objective: Objective = "time",
     within: float = 0.05,
 ) -> Fit:
     """The smallest set of tiles of which, for each problem, one is at most ``within`` worse than the best there is.
 
-    Searches every box that the arch admits: any extents, not only powers of two. The smallest set is exact for up to
+    Searches every box that the family admits: any extents, not only powers of two. The smallest set is exact for up to
     12 problems and greedy beyond. With one problem it is that problem's best.
 
     Args:
@@ -68,9 +67,10 @@ def fit_workloads(
         within: 0.05 for 5 %.
 
     Raises:
-        InputError: there is no problem, ranks differ, the arch is unknown or admits no tile for these head dims.
+        InputError: there is no problem, ranks differ, the family has no time constants or admits no tile for these
+            head dims.
     """
-    family = check_arch(arch)
+    family.time_constants()
     if not workloads:
         raise InputError("shapes: there is none to fit tiles to")
     if len({len(work.axes) for work in workloads}) != 1:
@@ -120,15 +120,15 @@ def best_of(seconds: Floats, work: Floats, objective: Objective) -> int:
 
 
 def simulate_fitted(
-    workload: Workload, arch: str, tiling: Tiling = "dynamic", objective: Objective = "time"
+    workload: Workload, family: Family, tiling: Tiling = "dynamic", objective: Objective = "time"
 ) -> Simulation:
     """Simulates ``workload`` with the tiles that fit it best.
 
     Raises:
         InputError: as `fit_workloads`.
     """
-    found = fit_workloads([workload], arch, tiling, objective)
-    return simulate_tiles(workload, found.tiles[0], arch, tiling, fitted=True)
+    found = fit_workloads([workload], family, tiling, objective)
+    return simulate_tiles(workload, found.tiles[0], family, tiling, fitted=True)
 
 
 def simulate_workload(
@@ -137,35 +137,37 @@ def simulate_workload(
     arch: str | None = None,
     tiling: Tiling | Flat = "dynamic",
     objective: Objective = "time",
+    variant: str | None = None,
 ) -> Simulation:
     """Simulates ``workload`` with these tiles or, if None, those that fit best (flat: blocks as FlexAttention's).
 
-    Without ``arch`` it is sm90, or sm100 where only that can have the tiles.
+    Without ``arch`` or ``variant`` it is the first family that can have the tiles, as `family_for` says.
 
     Raises:
         InputError: as `simulate_tiles` and `fit_workloads`.
     """
     if tiles is None and tiling == "flat":
         tiles = Tiles((BLOCK,), (BLOCK,))
+    family = family_for(workload, tiles, arch, variant, tiling)
     if tiles is not None:
-        return simulate_tiles(workload, tiles, arch or choose_arch(workload, tiles, tiling), tiling)
+        return simulate_tiles(workload, tiles, family, tiling)
     assert tiling != "flat"
-    return simulate_fitted(workload, arch or choose_arch(workload, None), tiling, objective)
+    return simulate_fitted(workload, family, tiling, objective)
 
 
 @dataclass(frozen=True)
 class Candidates:
     """Pairs of a Q box and a KV box: pair i is (q[q_index[i]], kv[kv_index[i]]); boxes are [boxes, rank]."""
 
-    arch: Arch
+    family: Family
     q: IntArray
     kv: IntArray
     q_index: IntArray
     kv_index: IntArray
 
     @classmethod
-    def admitted(cls, arch: Arch, workloads: Sequence[Workload]) -> Candidates:
-        """All that an arch admits for these problems.
+    def admitted(cls, family: Family, workloads: Sequence[Workload]) -> Candidates:
+        """All that a family admits for these problems.
 
         Raises:
             InputError: there is none.
@@ -173,24 +175,24 @@ class Candidates:
         spans = [[max(group.length for group, _ in axis.groups()) for axis in work.axes] for work in workloads]
         longest = [max(column) for column in zip(*spans, strict=True)]
         # A Q tile longer than the axis only pads; a KV tile may have to be, for its tokens to be a whole multiple.
-        multiple = arch.fit_multiple
-        q = _boxes(arch.max_q_rows, tuple(min(MAX_EXTENT, n) for n in longest), 1)
-        q = q[[arch.q_box_limit(tuple(map(int, box))) is None for box in q]]
+        limits, multiple = family.limits, family.limits.fit_multiple
+        q = _boxes(limits.q_rows, tuple(min(MAX_EXTENT, n) for n in longest), 1)
+        q = q[[limits.q_box(tuple(map(int, box))) is None for box in q]]
         kv_caps = tuple(min(MAX_EXTENT, n + multiple - 1) for n in longest)
-        kv = _boxes(min(arch.max_kv_columns, MAX_EXTENT), kv_caps, multiple)
+        kv = _boxes(min(limits.kv_columns, MAX_EXTENT), kv_caps, multiple)
         fits = np.ones((len(q), len(kv)), dtype=np.bool_)
         for head_dim, value_head_dim in {(work.head_dim, work.value_head_dim) for work in workloads}:
-            fits &= _fits(arch, q.prod(axis=1), kv.prod(axis=1), head_dim, value_head_dim)
+            fits &= _fits(family, q.prod(axis=1), kv.prod(axis=1), head_dim, value_head_dim)
         if not fits.any():
             dims = ", ".join(sorted({f"{work.head_dim}/{work.value_head_dim}" for work in workloads}))
-            raise InputError(f"head_dim: {arch.name} has no tile that fits head dims {dims} (Q and K / V)")
-        return cls(arch, q, kv, *np.nonzero(fits))
+            raise InputError(f"head_dim: {family} has no tile that fits head dims {dims} (Q and K / V)")
+        return cls(family, q, kv, *np.nonzero(fits))
 
     @classmethod
-    def of(cls, arch: Arch, tiles: Tiles) -> Candidates:
+    def of(cls, family: Family, tiles: Tiles) -> Candidates:
         """The one pair given."""
         first = np.zeros(1, dtype=np.int64)
-        return cls(arch, np.array([tiles.q]), np.array([tiles.kv]), first, first)
+        return cls(family, np.array([tiles.q]), np.array([tiles.kv]), first, first)
 
     def subset(self, indices: IntArray) -> Candidates:
         """Some of the pairs."""
@@ -217,12 +219,12 @@ class Candidates:
             return whole
 
         cost = costs(
-            self.arch,
+            self.family.padding,
             self.q.prod(axis=1)[self.q_index],
             self.kv.prod(axis=1)[self.kv_index],
             *(product(name) for name in ("q_tiles", "keys", "visited", "interior", "most", "most_interior")),
         )
-        return model_time(MACHINES[self.arch.name], self.arch, workload, cost).seconds, cost.scores
+        return self._seconds(workload, cost), cost.scores
 
     def search(self, workload: Workload, tiling: Tiling, objective: Objective, slack: float) -> tuple[Floats, Floats]:
         """As `seconds_and_work`, but infinite for pairs that are certainly more than ``slack`` worse than the best."""
@@ -244,9 +246,12 @@ class Candidates:
         tables = self._tables(workload, tiling)
         q_tiles = np.prod([table.q_tiles[self.q[:, d]] for d, table in enumerate(tables)], axis=0)
         keys = np.prod([table.keys[self.q[:, d]] for d, table in enumerate(tables)], axis=0)
-        seen = costs(self.arch, self.q.prod(axis=1), 1, q_tiles, keys, 0, 0, 0, 0)
+        seen = costs(self.family.padding, self.q.prod(axis=1), 1, q_tiles, keys, 0, 0, 0, 0)
         seen = replace(seen, interior_scores=keys * seen.rows, shell_scores=np.zeros_like(keys))
-        return model_time(MACHINES[self.arch.name], self.arch, workload, seen).seconds, seen.scores
+        return self._seconds(workload, seen), seen.scores
+
+    def _seconds(self, workload: Workload, cost: Costs) -> Floats:
+        return model_time(self.family.time_constants(), self.family.padding, workload, cost).seconds
 
     def _tables(self, workload: Workload, tiling: Tiling) -> list[_Table]:
         # What pairs share is looked up, not computed again.
@@ -288,11 +293,11 @@ def _boxes(limit: int, caps: tuple[int, ...], multiple: int) -> IntArray:
     return np.array(list(walk(limit, ())), dtype=np.int64)
 
 
-def _fits(arch: Arch, rows: IntArray, columns: IntArray, head_dim: int, value_head_dim: int) -> BoolArray:
-    """[Q boxes, KV boxes] whether a kernel with tiles of so many tokens fits the arch's registers and memory."""
-    padded = -(-rows // arch.row_multiple) * arch.row_multiple
+def _fits(family: Family, rows: IntArray, columns: IntArray, head_dim: int, value_head_dim: int) -> BoolArray:
+    """[Q boxes, KV boxes] whether a kernel with tiles of so many tokens fits the registers and memory."""
+    padded = -(-rows // family.padding.rows) * family.padding.rows
     (some_rows, row), (some_columns, column) = (np.unique(n, return_inverse=True) for n in (padded, columns))
-    fits = [[arch.tile_limit(r, c, head_dim, value_head_dim) is None for c in some_columns] for r in some_rows]
+    fits = [[family.limits.tile(r, c, head_dim, value_head_dim) is None for c in some_columns] for r in some_rows]
     return np.array(fits)[row[:, None], column[None, :]]
 
 

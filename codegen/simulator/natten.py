@@ -5,6 +5,7 @@ From NATTEN 0.21, ``backends/configs/cutlass_hopper`` and ``cutlass_blackwell``.
 
 from __future__ import annotations
 
+from ..families import Family
 from .cost import Tiles
 from .simulation import Simulation, simulate_tiles
 from .workload import Workload
@@ -53,13 +54,13 @@ _TILES = {
 }
 
 
-def simulate_natten(workload: Workload, arch: str) -> Simulation | None:
+def simulate_natten(workload: Workload, family: Family) -> Simulation | None:
     """``workload`` with those of NATTEN's tiles for this arch and head dim that have the largest work bound.
 
     None where NATTEN has no kernel: another arch or head dim, or value head dims that differ.
     """
     if workload.value_head_dim != workload.head_dim:
         return None
-    tiles = _TILES.get((arch, workload.head_dim), {}).get(len(workload.axes), ())
-    found = (simulate_tiles(workload, pair, arch, "static") for pair in tiles)
+    tiles = _TILES.get((family.arch, workload.head_dim), {}).get(len(workload.axes), ())
+    found = (simulate_tiles(workload, pair, family, "static") for pair in tiles)
     return max(found, key=lambda simulation: simulation.work_bound, default=None)

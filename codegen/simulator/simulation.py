@@ -7,13 +7,12 @@ from math import prod
 from typing import Any, Literal
 
 from ..errors import InputError
-from ..families.arch import ARCHES, Arch
+from ..families import Family, choose_family, families
 from ..gna.axes import Tiling
 from ..gna.counts import TileCounts, axis_counts, count_tiles, visible_pairs
 from ..gna.flat import count_flat_tiles
-from ..runtime.config import KernelConfig
+from ..runtime.config import OPS, KernelConfig
 from .cost import Tiles, tile_costs
-from .machines import MACHINES
 from .time import Time, dense_time, model_time
 from .workload import Workload
 
@@ -26,7 +25,7 @@ class Simulation:
     """What a problem costs with given tiles. Bounds are exact, `time` is a model.
 
     Attributes:
-        workload, arch, tiles, tiling: what was simulated.
+        workload, family, tiles, tiling: what was simulated.
         fitted: whether the tiles were fitted, not given.
         counts: Q tiles, and KV tiles that they visit, of one batch entry and head.
         worst_static: KV tiles of the Q tile that visits the most with KV tiles on a grid.
@@ -34,7 +33,7 @@ class Simulation:
     """
 
     workload: Workload
-    arch: str
+    family: Family
     tiles: Tiles
     tiling: Tiling | Flat
     fitted: bool
@@ -42,6 +41,11 @@ class Simulation:
     worst_static: int
     time: Time = field(repr=False)
     dense_seconds: float
+
+    @property
+    def arch(self) -> str:
+        """The target's name."""
+        return self.family.arch
 
     @property
     def sparsity(self) -> float:
@@ -64,10 +68,10 @@ class Simulation:
     @property
     def work_bound(self) -> float:
         """Dense scores over scores computed in all visited tiles, padding of rows and columns included."""
-        arch = ARCHES[self.arch]
-        rows = arch.padded_rows(prod(self.tiles.q))
-        columns = arch.padded_columns(prod(self.tiles.kv))
-        computed = self.counts.keys if arch.clips_tiles else self.counts.visited * columns
+        padding = self.family.padding
+        rows = padding.padded_rows(prod(self.tiles.q))
+        columns = padding.padded_columns(prod(self.tiles.kv))
+        computed = self.counts.keys if padding.clips else self.counts.visited * columns
         return self.workload.tokens**2 / (computed * rows)
 
     @property
@@ -82,7 +86,7 @@ class Simulation:
 
     def as_json(self) -> dict[str, Any]:
         """Everything as plain values; the README beside this file documents the keys."""
-        machine = MACHINES[self.arch]
+        constants = self.family.time_constants()
         work, axes = self.workload, self.workload.axes
         return {
             "tokens": [axis.length for axis in axes],
@@ -96,7 +100,8 @@ class Simulation:
             "head_dim": work.head_dim,
             "value_head_dim": work.value_head_dim,
             "dtype": work.dtype,
-            "arch": self.arch,
+            "arch": self.family.arch,
+            "variant": self.family.variant,
             "tiling": self.tiling,
             "tiles": {"q": list(self.tiles.q), "kv": list(self.tiles.kv), "fitted": self.fitted},
             "sparsity": self.sparsity,
@@ -110,8 +115,8 @@ class Simulation:
             "shell_tiles": self.counts.shell,
             "most_tiles": self.counts.most,
             "model": {
-                "device": machine.device,
-                "source": machine.source,
+                "device": constants.device,
+                "source": constants.source,
                 "seconds": float(self.time.seconds),
                 "dense_seconds": self.dense_seconds,
                 "speedup": self.model_speedup,
@@ -122,70 +127,75 @@ class Simulation:
         }
 
 
-def check_arch(name: str) -> Arch:
-    """The arch of this name.
-
-    Raises:
-        InputError: there is none.
-    """
-    if name not in ARCHES:
-        raise InputError(f"arch: {name!r} is unknown; there are {', '.join(ARCHES)}")
-    return ARCHES[name]
-
-
-def refusal(workload: Workload, arch: Arch, tiles: Tiles | None = None, tiling: Tiling | Flat = "dynamic") -> str:
-    """Why ``arch`` can have no kernel with these tiles (None: with any) for this workload; empty if it can.
+def refusal(workload: Workload, family: Family, tiles: Tiles | None = None, tiling: Tiling | Flat = "dynamic") -> str:
+    """Why ``family`` can have no kernel with these tiles (None: with any) for this workload; empty if it can.
 
     Raises:
         InputError: the tiles have not one positive extent per dimension.
     """
+    return "; ".join(f"{field}: {reason}" for field, reason in family.faults(_config(workload, family, tiles, tiling)))
+
+
+def _config(workload: Workload, family: Family, tiles: Tiles | None, tiling: Tiling | Flat) -> KernelConfig:
     rank = 1 if tiling == "flat" else len(workload.axes)
-    tiles = tiles or Tiles((1,) * rank, (*(1,) * (rank - 1), arch.kv_multiple))
+    tiles = tiles or Tiles(*family.smallest_boxes(rank))
     try:
-        config = KernelConfig(
-            op="gna_forward",
-            arch=arch.name,
+        return KernelConfig(
+            op=family.op,
+            arch=family.arch,
             rank=rank,
             dtype=workload.dtype,
             head_dim=workload.head_dim,
             value_head_dim=workload.value_head_dim,
             q_tile=tiles.q,
             kv_tile=tiles.kv,
-            variant=arch.variants[0],
+            variant=family.variant,
         )
     except ValueError as error:
         raise InputError(str(error)) from None
-    return "; ".join(f"{field}: {reason}" for field, reason in arch.problems(config))
 
 
-def choose_arch(workload: Workload, tiles: Tiles | None, tiling: Tiling | Flat = "dynamic") -> str:
-    """The first GPU arch that can have a kernel with these tiles (None: with any).
+def family_for(
+    workload: Workload,
+    tiles: Tiles | None,
+    arch: str | None = None,
+    variant: str | None = None,
+    tiling: Tiling | Flat = "dynamic",
+) -> Family:
+    """The family to simulate: the one of this arch and variant. Without a variant, of those of the arch the first that
+    can have a kernel with these tiles (None: with any); without an arch, likewise of those for GPUs.
 
     Raises:
         InputError: there is none.
     """
-    gpus = [arch for arch in ARCHES.values() if arch.device == "cuda"]
-    refusals = {arch.name: refusal(workload, arch, tiles, tiling) for arch in gpus}
-    for name, reason in refusals.items():
+    op = OPS[0]
+    if arch is not None:
+        return choose_family(op, arch, variant, lambda family: _config(workload, family, tiles, tiling))[0]
+    candidates = [family for family in families() if family.op == op and family.target.is_gpu]
+    candidates = [family for family in candidates if variant in (None, family.variant)]
+    if not candidates:
+        raise InputError(f"variant: no GPU has a kernel family {variant!r}")
+    refusals = {family: refusal(workload, family, tiles, tiling) for family in candidates}
+    for family, reason in refusals.items():
         if not reason:
-            return name
+            return family
     raise InputError("; ".join(dict.fromkeys(refusals.values())) + " (or name another arch)")
 
 
 def simulate_tiles(
-    workload: Workload, tiles: Tiles, arch: str, tiling: Tiling | Flat = "dynamic", *, fitted: bool = False
+    workload: Workload, tiles: Tiles, family: Family, tiling: Tiling | Flat = "dynamic", *, fitted: bool = False
 ) -> Simulation:
     """Simulates ``workload`` with these tiles. With flat tiling they have one extent whatever the dimensions.
 
     Raises:
-        InputError: no kernel of the arch can have them, or the arch or the tiling is unknown.
+        InputError: no kernel of the family can have them, it has no time constants, or the tiling is unknown.
     """
-    family = check_arch(arch)
     if tiling != "flat":
         check_tiling(tiling)
     reason = refusal(workload, family, tiles, tiling)
     if reason:
         raise InputError(reason)
+    constants = family.time_constants()
     if tiling == "flat":
         counts = count_flat_tiles(workload.axes, tiles.q[0], tiles.kv[0])
         worst = counts.most
@@ -195,14 +205,14 @@ def simulate_tiles(
         worst = prod(int(axis_counts(axis, q, [kv], "static").most[0]) for axis, q, kv in extents)
     return Simulation(
         workload=workload,
-        arch=arch,
+        family=family,
         tiles=tiles,
         tiling=tiling,
         fitted=fitted,
         counts=counts,
         worst_static=worst,
-        time=model_time(MACHINES[arch], family, workload, tile_costs(family, tiles, counts)),
-        dense_seconds=dense_time(MACHINES[arch], family, workload),
+        time=model_time(constants, family.padding, workload, tile_costs(family.padding, tiles, counts)),
+        dense_seconds=dense_time(constants, family.padding, workload),
     )
 
 

@@ -9,11 +9,12 @@ from math import prod
 
 import numpy as np
 
+from ..families import Family
 from ..gna.axes import Axis, Tiling
 from ..gna.counts import axis_counts
 from .cost import Tiles
 from .fitting import Candidates, best_of
-from .simulation import Simulation, check_arch, check_tiling, simulate_tiles
+from .simulation import Simulation, check_tiling, simulate_tiles
 from .workload import Workload
 
 _POOL = 200  # best tiles of each corner of the strides, from which each stride takes the best
@@ -22,7 +23,7 @@ _LONGEST_SEARCH = 4096  # strides beyond are not looked at one by one
 
 
 def sweep_strides(
-    workload: Workload, arch: str, tiling: Tiling = "dynamic", tiles: Tiles | None = None
+    workload: Workload, family: Family, tiling: Tiling = "dynamic", tiles: Tiles | None = None
 ) -> list[Simulation]:
     """The strides that pay: each is faster, by the time model, than all that group as many queries or fewer.
 
@@ -37,13 +38,12 @@ def sweep_strides(
     Raises:
         InputError: as `simulate_tiles`.
     """
-    family = check_arch(arch)
     check_tiling(tiling)
     if tiles is None:
-        candidates = _pool(workload, arch, tiling)
+        candidates = _pool(workload, family, tiling)
         choices = [_strides(axis.window) for axis in workload.axes]
     else:
-        simulate_tiles(workload, tiles, arch, tiling)  # refuses tiles that don't fit before they are looked at
+        simulate_tiles(workload, tiles, family, tiling)  # refuses tiles that don't fit before they are looked at
         candidates = Candidates.of(family, tiles)
         choices = [
             sorted({*_strides(axis.window), smallest_perfect_stride(axis, q, kv, tiling) or 1})
@@ -58,7 +58,7 @@ def sweep_strides(
         equal = times[best] <= fastest * (1 + 1e-9)
         if times[best] >= fastest and (perfect or not equal):
             continue
-        found = simulate_tiles(strided, candidates.tiles(best), arch, tiling, fitted=tiles is None)
+        found = simulate_tiles(strided, candidates.tiles(best), family, tiling, fitted=tiles is None)
         if times[best] < fastest or found.perfectly_block_sparse:
             steps.append(found)
             perfect = perfect or found.perfectly_block_sparse
@@ -94,9 +94,9 @@ def _strides(window: int) -> list[int]:
     return sorted({1, window, *(stride for stride in doubled if stride <= window)})
 
 
-def _pool(workload: Workload, arch: str, tiling: Tiling) -> Candidates:
+def _pool(workload: Workload, family: Family, tiling: Tiling) -> Candidates:
     """Tiles that are among the best where the stride is 1 or the window along each dimension."""
-    every = Candidates.admitted(check_arch(arch), [workload])
+    every = Candidates.admitted(family, [workload])
     kept = []
     for corner in product(*({1, axis.window} for axis in workload.axes)):
         seconds, _ = every.search(with_stride(workload, corner), tiling, "time", _SLACK)

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from ..gna.plot import BLUE, ORANGE, YELLOW, describe, extents, save
-from .machines import MACHINES
 from .pictures import label_above, page
 from .simulation import Simulation
 
@@ -31,7 +30,7 @@ def sweep_figure(sweep: Sequence[Simulation]) -> Any:
     model = np.array([simulation.model_speedup for simulation in sweep])
     flop = np.array([simulation.flop_speedup for simulation in sweep])
     masked = np.array([not simulation.perfectly_block_sparse for simulation in sweep])
-    device = MACHINES[sweep[0].arch].device
+    device = sweep[0].family.time_constants().device
     figure, body, foot = page(
         f"{describe(sweep[0].workload.axes, stride=False)}\nSpeed-up against stride",
         _sweep_caption(sweep),
@@ -112,7 +111,7 @@ def sweep_figure(sweep: Sequence[Simulation]) -> Any:
 
 def _sweep_caption(sweep: Sequence[Simulation]) -> list[str]:
     tiles = {str(simulation.tiles) for simulation in sweep}
-    which = tiles.pop() if len(tiles) == 1 else f"tiles fitted to each stride for {sweep[0].arch}"
+    which = tiles.pop() if len(tiles) == 1 else f"tiles fitted to each stride for {sweep[0].family}"
     advice = (
         "The queries of a stride group share one window. A larger stride means fewer masks and more speed, but coarser "
         "windows: take the leftmost that is fast enough."

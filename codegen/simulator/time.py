@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..families.arch import Arch
+from ..families.family import TimeConstants
+from ..runtime.dtypes import DTYPES
+from ..runtime.family import Padding
 from .cost import Costs, Floats, costs
-from .machines import Machine
-from .workload import ELEMENT_BYTES, Workload
+from .workload import Workload
 
 _DENSE_COLUMNS = 128  # key columns of the dense kernel that times are compared with
 
@@ -31,41 +32,41 @@ class Time:
     masked_tile_factor: Floats
 
 
-def model_time(machine: Machine, arch: Arch, workload: Workload, cost: Costs) -> Time:
-    """The time that ``machine`` takes, by the model that the README beside this file describes."""
+def model_time(constants: TimeConstants, padding: Padding, workload: Workload, cost: Costs) -> Time:
+    """The time of a call, by the model that the README beside this file describes."""
     channels = workload.head_dim + workload.value_head_dim
-    softmax = machine.score_cycles * np.where(cost.rows > arch.row_multiple, 1.0, machine.solo_factor)
-    per_score = 2 * channels / machine.flop_per_cycle + softmax
-    load = cost.columns * channels * ELEMENT_BYTES[workload.dtype] / machine.load_bytes_per_cycle
-    convert = channels * machine.key_cycles / cost.rows  # per score: a key is converted once for all rows
-    fixed = machine.tile_cycles + cost.rows * workload.value_head_dim * machine.rescale_cycles
+    softmax = constants.score_cycles * np.where(cost.rows > padding.rows, 1.0, constants.solo_factor)
+    per_score = 2 * channels / constants.flop_per_cycle + softmax
+    load = cost.columns * channels * DTYPES[workload.dtype].bytes / constants.load_bytes_per_cycle
+    convert = channels * constants.key_cycles / cost.rows  # per score: a key is converted once for all rows
+    fixed = constants.tile_cycles + cost.rows * workload.value_head_dim * constants.rescale_cycles
 
     def cycles(scores: Floats, tiles: Floats, masked: bool) -> Floats:
-        compute = scores * (per_score + convert + masked * machine.mask_cycles)
-        return np.maximum(compute + tiles * (fixed + masked * machine.mask_tile_cycles), tiles * load)
+        compute = scores * (per_score + convert + masked * constants.mask_cycles)
+        return np.maximum(compute + tiles * (fixed + masked * constants.mask_tile_cycles), tiles * load)
 
     interior = cycles(cost.interior_scores, cost.interior, masked=False)
     shell = cycles(cost.shell_scores, cost.shell, masked=True)
     one_interior = interior / np.maximum(cost.interior, 1)
     one_shell = shell / np.maximum(cost.shell, 1)
-    mean = (interior + shell) / cost.q_tiles + machine.q_tile_cycles
-    longest = cost.most_interior * one_interior + (cost.most - cost.most_interior) * one_shell + machine.q_tile_cycles
-    waves = cost.q_tiles * workload.heads * workload.batch / machine.units
-    busy = np.maximum(np.ceil(waves) * mean, longest) / (machine.ghz * 1e9)
-    memory = workload.bytes / (machine.memory_gb_s * 1e9)
+    mean = (interior + shell) / cost.q_tiles + constants.q_tile_cycles
+    longest = cost.most_interior * one_interior + (cost.most - cost.most_interior) * one_shell + constants.q_tile_cycles
+    waves = cost.q_tiles * workload.heads * workload.batch / constants.units
+    busy = np.maximum(np.ceil(waves) * mean, longest) / (constants.ghz * 1e9)
+    memory = workload.bytes / (constants.memory_gb_s * 1e9)
     whole, one = cost.rows * cost.columns, np.ones_like(cost.rows)
     return Time(
-        seconds=np.maximum(busy, memory) + machine.launch_us * 1e-6,
+        seconds=np.maximum(busy, memory) + constants.launch_us * 1e-6,
         memory_seconds=memory,
         waves=waves,
         masked_tile_factor=cycles(whole, one, masked=True) / cycles(whole, one, masked=False),
     )
 
 
-def dense_time(machine: Machine, arch: Arch, workload: Workload) -> float:
+def dense_time(constants: TimeConstants, padding: Padding, workload: Workload) -> float:
     """Modelled seconds of dense attention over the same tokens, by a kernel of the same family."""
-    rows = machine.dense_rows
+    rows = constants.dense_rows
     q_tiles, kv_tiles = -(-workload.tokens // rows), -(-workload.tokens // _DENSE_COLUMNS)
     tiles = q_tiles * kv_tiles
-    cost = costs(arch, rows, _DENSE_COLUMNS, q_tiles, tiles * _DENSE_COLUMNS, tiles, tiles, kv_tiles, kv_tiles)
-    return float(model_time(machine, arch, workload, cost).seconds)
+    cost = costs(padding, rows, _DENSE_COLUMNS, q_tiles, tiles * _DENSE_COLUMNS, tiles, tiles, kv_tiles, kv_tiles)
+    return float(model_time(constants, padding, workload, cost).seconds)

@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..gna.axes import Axis, axes as make_axes
+from ..runtime.dtypes import DTYPES
 
 if TYPE_CHECKING:
     from ..spec import Shape
-
-
-ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Workload:
         """Q, K, V and O once, and the LSE in fp32."""
         channels = self.heads + self.kv_heads
         elements = channels * (self.head_dim + self.value_head_dim)
-        return self.batch * self.tokens * (elements * ELEMENT_BYTES[self.dtype] + 4 * self.heads)
+        return self.batch * self.tokens * (elements * DTYPES[self.dtype].bytes + 4 * self.heads)
 
 
 def make_workload(
@@ -88,8 +86,8 @@ def make_workload(
             raise InputError(f"{name}: {value!r} is not a positive integer below 2^30")
     if heads % kv_heads:
         raise InputError(f"kv_heads: {kv_heads} does not divide the {heads} heads")
-    if dtype not in ELEMENT_BYTES:
-        raise InputError(f"dtype: {dtype!r} is not one of {', '.join(ELEMENT_BYTES)}")
+    if dtype not in DTYPES:
+        raise InputError(f"dtype: {dtype!r} is not one of {', '.join(DTYPES)}")
     return Workload(axes, heads, kv_heads, batch, head_dim, value_head_dim, dtype)
 
 

@@ -1,10 +1,10 @@
-"""What a kernel spec says, as pydantic models that check it against the arch table."""
+"""What a kernel spec says, as pydantic models that check it against the kernel families."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import product
 from math import prod
 from typing import Annotated, Any, TypeVar
@@ -21,17 +21,16 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError, core_schema
 
-from ..families.arch import ARCHES
-from ..runtime.config import ANY_HEAD_DIM, DTYPES, OPS, KernelConfig
+from ..families import TARGETS, Family, choose_family, families, families_of, faults_of, find_family
+from ..runtime.config import ANY_HEAD_DIM, OPS, KernelConfig
+from ..runtime.dtypes import DTYPES
 from .yaml import YamlPath, did_you_mean, path_text, shown
 
 SPEC_VERSION = 1
 MAX_CONFIGS = 10_000
-MAX_COUNT = 2**30 - 1  # tokens along one dimension, as max_axis_length in problem.h
+MAX_COUNT = 2**30 - 1  # tokens along one dimension, as max_axis_length in gna/axis.h
 
 _DIRECTIONS = {op.removeprefix("gna_"): op for op in OPS}
-_AVAILABLE = [name for name, op in _DIRECTIONS.items() if any(op in arch.ops for arch in ARCHES.values())]
-_VARIANTS = sorted({variant for arch in ARCHES.values() for variant in arch.variants if variant})
 _MAX_NAME = 100
 _LIBRARY = re.compile(rf"[a-z][a-z0-9_]{{0,{_MAX_NAME - 1}}}")  # files and a package are named by it
 
@@ -50,20 +49,22 @@ def _refuse(faults: list[Fault]) -> None:
 
 
 class _OneOf:
-    """Metadata of a field that takes a name out of a table. ``planned`` holds names of later versions."""
+    """Metadata of a field that takes a name out of a table, which is looked at anew each time. ``planned`` holds names
+    of later versions."""
 
-    def __init__(self, what: str, allowed: Sequence[str], planned: Sequence[str] = ()) -> None:
+    def __init__(self, what: str, allowed: Callable[[], Iterable[str]], planned: Sequence[str] = ()) -> None:
         self.what = what
-        self.allowed = list(allowed)
+        self.allowed = allowed
         self.planned = planned
 
     def check(self, value: Any) -> str:
-        if isinstance(value, str) and value in self.allowed:
+        allowed = list(self.allowed())
+        if isinstance(value, str) and value in allowed:
             return value
-        choice = f"allowed: {', '.join(self.allowed)}"
+        choice = f"allowed: {', '.join(allowed)}"
         if isinstance(value, str) and value in self.planned:
             raise _wrong(f"{value!r} is not available in this version; {choice}")
-        raise _wrong(f"{shown(value)} is no {self.what}; {choice}{did_you_mean(value, self.allowed)}")
+        raise _wrong(f"{shown(value)} is no {self.what}; {choice}{did_you_mean(value, allowed)}")
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         return core_schema.no_info_plain_validator_function(self.check)
@@ -71,7 +72,7 @@ class _OneOf:
     def __get_pydantic_json_schema__(
         self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        return {"type": "string", "enum": self.allowed}
+        return {"type": "string", "enum": list(self.allowed())}
 
 
 def _version(value: Any) -> int:
@@ -141,15 +142,24 @@ class _Listed:
         return {"anyOf": [array["items"], array]} if self.or_one else array
 
 
+def _available_directions() -> list[str]:
+    ops = {family.op for family in families()}
+    return [name for name, op in _DIRECTIONS.items() if op in ops]
+
+
+def _variants() -> list[str]:
+    return sorted({family.variant for family in families() if family.variant})
+
+
 T = TypeVar("T")
 _Axis = Annotated[tuple[T, ...], _Listed(or_one=True)]
 _List = Annotated[tuple[T, ...], _Listed(or_one=False)]
 _Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 _Rank = Annotated[int, Field(ge=1, le=3)]
-_Arch = Annotated[str, _OneOf("arch", list(ARCHES))]
-_Dtype = Annotated[str, _OneOf("dtype", DTYPES)]
-_Direction = Annotated[str, _OneOf("direction", _AVAILABLE, planned=list(_DIRECTIONS))]
-_Variant = Annotated[str, _OneOf("variant", _VARIANTS)]
+_Arch = Annotated[str, _OneOf("arch", lambda: TARGETS)]
+_Dtype = Annotated[str, _OneOf("dtype", lambda: DTYPES)]
+_Direction = Annotated[str, _OneOf("direction", _available_directions, planned=list(_DIRECTIONS))]
+_Variant = Annotated[str, _OneOf("variant", _variants)]
 _Version = Annotated[int, PlainValidator(_version), WithJsonSchema({"const": SPEC_VERSION})]
 _Library = Annotated[
     str, PlainValidator(_library_name), WithJsonSchema({"type": "string", "pattern": f"^{_LIBRARY.pattern}$"})
@@ -251,7 +261,7 @@ class KernelEntry(_Model):
     )
     variant: _Axis[_Variant] = Field(
         default_factory=lambda: ("",),  # no default in the JSON Schema: an editor has no name for it
-        description="Kernel family, where an arch has several; default: the arch's first.",
+        description="Kernel family, where an arch has several; default: the first that can have the kernel.",
     )
     shapes: _List[Shape] = Field(default_factory=tuple, description="Problems that the kernels are for.")
 
@@ -300,15 +310,14 @@ class KernelEntry(_Model):
                 if field in shape.model_fields_set and len(getattr(shape, field)) != rank:
                     yield fault(("shapes", i, field), getattr(shape, field), rank)
 
-    def _tile_axis(self, arch: str) -> Iterator[tuple[YamlPath, Tile]]:
-        """Every tile once for each time that its rank is listed, with its path; the rank follows from the tile."""
+    def _tile_axis(self) -> Iterator[tuple[YamlPath, int, Tile | None]]:
+        """Every tile once for each time that its rank is listed, with its path and rank; None if it is to be fitted."""
         ranks = Counter(self.rank)
         for t, tile in enumerate(self.tiles):
-            yield from [(("tiles", t), tile)] * ranks[len(tile.q)]
+            yield from [(("tiles", t), len(tile.q), tile)] * ranks[len(tile.q)]
         if not self.tiles:
-            smallest = ARCHES[arch].kv_multiple
             for rank in self.rank:
-                yield ("tiles",), Tile(q=(1,) * rank, kv=(*(1,) * (rank - 1), smallest))
+                yield ("tiles",), rank, None
 
     def count(self) -> int:
         """How many configs this entry has on one arch (with tiles: auto: at most), counted without listing them."""
@@ -320,27 +329,18 @@ class KernelEntry(_Model):
     def configs(self, arch: str) -> Iterator[tuple[KernelConfig, dict[str, YamlPath]]]:
         """Every config of this entry on ``arch``, with the path in the entry that each field comes from.
 
-        With ``tiles: auto`` each has the smallest tile there is, in place of those that will be fitted.
+        With ``tiles: auto`` each has the smallest tile there is, in place of those that will be fitted. Without a
+        variant it is of the first of the arch's families that can have the kernel.
         """
-        for (i, direction), (j, dtype), (k, head_dim), (m, value), (n, variant), (path, tile) in product(
+        for (i, direction), (j, dtype), (k, head_dim), (m, value), (n, variant), (path, rank, tile) in product(
             enumerate(self.direction),
             enumerate(self.dtype),
             enumerate(self.head_dim),
             enumerate(self.value_head_dim or (0,)),
             enumerate(self.variant),
-            self._tile_axis(arch),
+            self._tile_axis(),
         ):
-            config = KernelConfig(
-                op=_DIRECTIONS[direction],
-                arch=arch,
-                rank=len(tile.q),
-                dtype=dtype,
-                head_dim=head_dim,
-                value_head_dim=value,
-                q_tile=tile.q,
-                kv_tile=tile.kv,
-                variant=variant or ARCHES[arch].variants[0],
-            )
+            config = _config(_DIRECTIONS[direction], arch, rank, dtype, head_dim, value, tile, variant)
             origins: dict[str, YamlPath] = {
                 "op": ("direction", i),
                 "dtype": ("dtype", j),
@@ -351,6 +351,23 @@ class KernelEntry(_Model):
                 "kv_tile": (*path, "kv") if self.tiles else path,
             }
             yield config, origins
+
+
+def _config(
+    op: str, arch: str, rank: int, dtype: str, head_dim: int, value: int, tile: Tile | None, variant: str
+) -> KernelConfig:
+    """A config of the family of this variant, or of the first of the arch's that can have it."""
+
+    def of(variant: str, boxes: tuple[tuple[int, ...], tuple[int, ...]]) -> KernelConfig:
+        q_tile, kv_tile = (tile.q, tile.kv) if tile else boxes
+        return KernelConfig(op, arch, rank, dtype, head_dim, q_tile, kv_tile, value, variant)
+
+    def of_family(family: Family) -> KernelConfig:
+        return of(family.variant, family.smallest_boxes(rank))
+
+    if any(not variant or family.variant == variant for family in families_of(op, arch)):
+        return of_family(choose_family(op, arch, variant or None, of_family)[0])
+    return of(variant, ((1,) * rank, (1,) * rank))  # `faults_of` says what is wrong with it
 
 
 class Spec(_Model):
@@ -370,23 +387,26 @@ class Spec(_Model):
         faults: dict[Fault, None] = {}
         for (i, entry), arch in product(enumerate(self.kernels), dict.fromkeys(self.arch)):
             for config, origins in entry.configs(arch):
-                for field, reason in ARCHES[arch].problems(config):
+                for field, reason in faults_of(config):
                     faults[("kernels", i, *origins[field]), reason + _nearest(config, field)] = None
         _refuse(list(faults))
         return self
 
 
 def _nearest(config: KernelConfig, field: str) -> str:
-    """The nearest value that the arch of ``config`` takes, where a number is off."""
-    arch = ARCHES[config.arch]
-    if field in ("head_dim", "value_head_dim") and (dim := getattr(config, field)) != ANY_HEAD_DIM:
-        multiple = arch.head_dim_multiple
-        return f"; did you mean {min(-(-dim // multiple) * multiple, arch.max_head_dim)}?"
-    if field != "kv_tile" or config.kv_columns > arch.max_kv_columns:
+    """The nearest value that the family of ``config`` takes, where a number is off."""
+    family = find_family(config)
+    if family is None:
         return ""
-    if config.kv_columns % arch.kv_multiple:
-        below = config.kv_columns // arch.kv_multiple * arch.kv_multiple
-        near = [str(n) for n in (below, below + arch.kv_multiple) if 0 < n <= arch.max_kv_columns]
+    limits = family.limits
+    if field in ("head_dim", "value_head_dim") and (dim := getattr(config, field)) != ANY_HEAD_DIM:
+        multiple = limits.head_dim_multiple
+        return f"; did you mean {min(-(-dim // multiple) * multiple, limits.head_dim)}?"
+    if field != "kv_tile" or config.kv_columns > limits.kv_columns:
+        return ""
+    if config.kv_columns % limits.kv_multiple:
+        below = config.kv_columns // limits.kv_multiple * limits.kv_multiple
+        near = [str(n) for n in (below, below + limits.kv_multiple) if 0 < n <= limits.kv_columns]
         return f"; the nearest: {' or '.join(near)}"
-    most = arch.most_kv_columns(config)
+    most = family.most_kv_columns(config)
     return f"; at most {most} key tokens fit" if most else ""

@@ -11,6 +11,7 @@ import torch
 
 from ..build import abi
 from ..build.library import load_library_table
+from ..runtime.dtypes import DTYPES
 from ..runtime.ops import DTYPE_NAMES
 from .problems import Problem
 
@@ -58,7 +59,7 @@ class Kernel:
     def _tensor(self, tensor: torch.Tensor) -> abi.Tensor:
         rank = self._rank
         strides = tensor.stride()
-        filled = abi.Tensor(c.sizeof(abi.Tensor), abi.DTYPES[DTYPE_NAMES[tensor.dtype]], tensor.data_ptr(), strides[0])
+        filled = abi.Tensor(c.sizeof(abi.Tensor), DTYPES[DTYPE_NAMES[tensor.dtype]].code, tensor.data_ptr(), strides[0])
         filled.token_stride = abi.I64x3(*strides[1 : 1 + rank])
         filled.head_stride = strides[1 + rank]
         return filled

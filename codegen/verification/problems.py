@@ -8,7 +8,7 @@ from math import ceil, prod
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from ..families.arch import ARCHES
+from ..families import family_of
 from ..gna.axes import axes as make_axes
 from ..gna.counts import TileCounts, count_tiles
 from ..runtime.config import ANY_HEAD_DIM, KernelConfig
@@ -98,7 +98,7 @@ class Problem:
         """Tiles of one batch entry and head, by the simulator's model of the kernel."""
         axes = make_axes(self.tokens, self.window, self.stride, self.dilation, self.causal)
         counts = count_tiles(axes, config.q_tile, config.kv_tile)
-        padded = ARCHES[config.arch].padded_columns(config.kv_columns) > config.kv_columns
+        padded = family_of(config).padding.padded_columns(config.kv_columns) > config.kv_columns
         return replace(counts, interior=0) if padded else counts  # padding is masked in every tile
 
 

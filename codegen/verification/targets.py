@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..build.kernels import Listener, find_libraries
 from ..build.library import read_library
 from ..errors import InputError
-from ..families.arch import ARCHES
+from ..families import family_of, find_family
 from ..runtime.config import ANY_HEAD_DIM, KernelConfig
 from .problems import Problem, with_head_dims
 
@@ -51,7 +51,7 @@ def targets_of_plan(
     Raises:
         InputError, BuildError: as `build_kernels`.
     """
-    gpu = [config for config in configs if ARCHES[config.arch].compiler == "nvcc"]
+    gpu = [config for config in configs if family_of(config).target.is_gpu]
     libraries = find_libraries(gpu, emulated=True, jobs=jobs, listener=listener) if gpu else {}
     native = [config for config in configs if config not in libraries]
     if native:
@@ -72,7 +72,8 @@ def targets_of_library(path: Path) -> Targets:
     found, skipped = [], {}
     for row in read_library(path):
         config = KernelConfig.parse(row["key"])
-        if config.arch in ARCHES and ARCHES[config.arch].compiler == "nvcc" and not row["emulated"]:
+        family = find_family(config)
+        if family is not None and family.target.is_gpu and not row["emulated"]:
             skipped[config.key] = "linked for a real GPU: machine code without PTX, which the emulator can't run"
         else:
             found.append(Target(config, path))

@@ -20,16 +20,14 @@ import torch
 
 from ..build_tools.emulator.library import LaunchOptions
 from ..build_tools.emulator.module import ORDERS, TIMINGS
-from ..families.arch import ARCHES
+from ..families import family_of
 from ..runtime.config import KernelConfig
-from ..runtime.ops import DTYPE_NAMES
+from ..runtime.dtypes import DTYPES
 from ..runtime.reference import Pattern, attention, error_bound
 from .contract import Kernel, Refused
 from .counters import OLDER_EMULATOR, REPORTED
 from .layouts import Guarded, guarded
 from .problems import EMULATED_PROCESSORS, Problem
-
-_TORCH_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 Json = dict[str, Any]
 
@@ -95,7 +93,7 @@ class Emulator:
 @lru_cache(maxsize=4)
 def _expected(problem: Problem, dtype: str, seed: int, rounds: bool) -> tuple[Any, Any, Any]:
     """Inputs, exact results, and how far a kernel may be from them."""
-    q, k, v = problem.tensors(seed, _TORCH_DTYPES[dtype])
+    q, k, v = problem.tensors(seed, DTYPES[dtype].torch)
     pattern = Pattern(problem.window, problem.stride, problem.dilation, problem.causal)
     exact = attention(q, k, v, pattern)
     return (q, k, v), exact, error_bound(q, k, v, pattern, exact, rounds_probabilities=rounds)
@@ -188,13 +186,12 @@ class Server:
     def open(self, request: Json) -> Json:
         """Loads a kernel: ``library``, ``key``."""
         self.config = KernelConfig.parse(request["key"])
-        arch = ARCHES[self.config.arch]
-        if arch.emulated_device:  # the stand-in reads it when it is loaded
-            os.environ.setdefault("GNAFORGE_EMULATOR_DEVICE", arch.emulated_device)
+        family = self.family = family_of(self.config)
+        if family.target.emulated_device:  # the stand-in reads it when it is loaded
+            os.environ.setdefault("GNAFORGE_EMULATOR_DEVICE", family.target.emulated_device)
             os.environ.setdefault("GNAFORGE_EMULATOR_PROCESSORS", str(EMULATED_PROCESSORS))
         self.kernel = Kernel(Path(request["library"]), request["key"])
-        relaxed = self.config.variant in arch.relaxed_tensor_waits
-        self.emulator = Emulator(self.kernel, relaxed) if self.kernel.emulated else None
+        self.emulator = Emulator(self.kernel, family.relaxed_tensor_waits) if self.kernel.emulated else None
         return {"emulated": self.kernel.emulated}
 
     def ready(self, _: Json) -> Json:
@@ -231,7 +228,7 @@ class Server:
         return {}
 
     def _exact(self, request: Json) -> tuple[Any, Any, Any]:
-        rounds = self.config.arch != "cpu"  # tensor cores take probabilities in 16 bits
+        rounds = self.family.rounds_probabilities
         return _expected(Problem.from_json(request["problem"]), self.config.dtype, request["seed"], rounds)
 
     def verify(self, request: Json) -> Json:

@@ -26,13 +26,13 @@ from ..build_tools.wheel_abi import Tag, check_abi, platform_tag
 from ..build_tools.wheel_file import check_version, file_time, package_name, wheel_bytes
 from ..build_tools.wheel_link import Older, link_for_wheel, run_in
 from ..errors import InputError
-from ..families.arch import ARCHES
+from ..families import family_of
+from ..runtime.config import KernelConfig
 from ..runtime.package import CORE, LIBRARY, METADATA
 from .licences import Licence, expression, includes_cutlass, licences
 
 if TYPE_CHECKING:
     from ..plan import Plan
-    from ..runtime.config import KernelConfig
 
 METADATA_SCHEMA = 1
 EXPORTS = {CORE: ("gnaforge_core_abi", "gnaforge_core_init", "gnaforge_core_load"), LIBRARY: ("gnaforge_library_v1",)}
@@ -112,6 +112,7 @@ def build_wheel(
         "rebuild": rebuild,
         "cuda_runtime": runtime,
         "cutlass": installed_version("nvidia-cutlass") if any(map(includes_cutlass, plan.configs)) else None,
+        "families": {family.name: family.facts.as_json() for family in dict.fromkeys(map(family_of, plan.configs))},
         "kernels": [_kernel_row(config, artifacts[config], sizes[config.key]) for config in plan.configs],
         "files": {file: hashlib.sha256(data).hexdigest() for file, data in linked.files.items()},
         "licences": [{"spdx": x.spdx, "covers": x.covers, "file": f"licenses/{x.file}"} for x in found],
@@ -184,12 +185,10 @@ def _cuda_runtime(configs: Sequence[KernelConfig]) -> str | None:
 
 def _kernel_row(config: KernelConfig, artifact: Artifact, size: int) -> dict[str, Any]:
     parts = artifact.record["parts"]
-    arch = ARCHES[config.arch]
     row = {
         "key": config.key,
         "arch": config.arch,
-        "target": arch.target,
-        "device": arch.device,
+        "family": family_of(config).name,
         "digest": artifact.record["digest"],
         "source_digest": artifact.record["source_digest"],
         "bytes": size,
@@ -222,7 +221,7 @@ def _package(facts: Mapping[str, Any], libraries: Mapping[str, bytes]) -> dict[s
 def _info(facts: Mapping[str, Any], found: Sequence[Licence]) -> dict[str, bytes]:
     """The files of ``.dist-info`` but for WHEEL and RECORD."""
     kernels = [
-        {"key": row["key"], "rank": row["key"].split("-r")[1][0], "size": f"{row['bytes'] / 1e3:.0f} KB"}
+        {"key": row["key"], "rank": KernelConfig.parse(row["key"]).rank, "size": f"{row['bytes'] / 1e3:.0f} KB"}
         for row in facts["kernels"]
     ]
     values = {**facts, "package": facts["name"], "summary": _summary(facts), "kernels": kernels}

@@ -21,8 +21,8 @@ from ..build_tools.wheel_abi import abi_problems, platform_tag
 from ..build_tools.wheel_file import in_record
 from ..build_tools.zip_file import Archive, open_archive
 from ..errors import GnaforgeError, InputError
-from ..runtime.availability import why_not
-from ..runtime.package import METADATA
+from ..runtime.family import FamilyFacts
+from ..runtime.package import METADATA, reasons_against
 from .build import EXPORTS, METADATA_SCHEMA
 
 _FILE_NAME = re.compile(r"(?P<name>[a-z0-9_]+)-(?P<version>[^-]+)-py3-none-(?P<platform>[a-z0-9_]+)\.whl")
@@ -78,9 +78,7 @@ def check(path: Path) -> Report:
         problems.append(f"its metadata is that of {said}, not what the file's name says")
     problems += _library_problems(files, name, metadata)
     here = _why_not_here(tag)
-    runtime = metadata["cuda_runtime"] or ""
-    targets = {} if here else {row["target"]: why_not(row["target"], runtime) for row in metadata["kernels"]}
-    reasons = {row["key"]: here or targets[row["target"]] for row in metadata["kernels"]}
+    reasons = {row["key"]: here for row in metadata["kernels"]} if here else reasons_against(metadata)
     return Report(metadata, tuple(problems), reasons)
 
 
@@ -145,7 +143,9 @@ def _metadata(path: Path, data: bytes | None) -> dict[str, Any]:
         texts = ("name", "version", "platform", "torch", "gnaforge", "rebuild")
         rows = facts["kernels"]
         whole = all(isinstance(facts[key], str) for key in texts) and {"cuda_runtime", "cutlass"} <= facts.keys()
-        whole &= all(isinstance(row[key], str) for row in rows for key in ("key", "target", "compiler")) and bool(rows)
+        whole &= all(isinstance(row[key], str) for row in rows for key in ("key", "family", "compiler")) and bool(rows)
+        facts_of = {name: FamilyFacts.from_json(values) for name, values in facts["families"].items()}
+        whole &= {row["family"] for row in rows} <= facts_of.keys()
         whole &= all(isinstance(row["bytes"], int) for row in rows) and isinstance(facts["files"], dict)
         whole &= all(isinstance(row[key], str) for row in facts["licences"] for key in ("spdx", "covers", "file"))
         whole &= all(isinstance(facts[key], str | None) for key in ("cuda_runtime", "cutlass"))

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from ..errors import BuildError
-from ..families.arch import ARCHES
+from ..families import family_of
 from ..runtime.config import KernelConfig
 
 _CUDA_NOTE = """\
@@ -30,7 +30,7 @@ class Licence:
 
 def includes_cutlass(config: KernelConfig) -> bool:
     """Whether a kernel is compiled with headers of CUTLASS."""
-    return ARCHES[config.arch].cutlass
+    return family_of(config).cutlass
 
 
 def licences(configs: Sequence[KernelConfig], cuda_runtime: str | None) -> list[Licence]:

@@ -1,13 +1,14 @@
 // gna_forward-cpu-r2-bf16-dany-q8x8-kv8x8
-#include "gnaforge/cpu/kernel.h"
+#include "gnaforge/cpu/forward/kernel.h"
 
 namespace {
 
 struct Config {
   static constexpr const char* key = "gna_forward-cpu-r2-bf16-dany-q8x8-kv8x8";
   static constexpr gnaforge_dtype dtype = GNAFORGE_BF16;
-  static constexpr int head_dim = 0;              // 0: any
-  static constexpr int value_head_dim = 0;  // 0: as head_dim
+  static constexpr gnaforge_dtype out_dtype = GNAFORGE_BF16;
+  static constexpr int head_dim = 0;  // any
+  static constexpr int value_head_dim = 0;  // as head_dim
   using QTile = gnaforge::Box<8, 8>;
   using KvTile = gnaforge::Box<8, 8>;
 };

@@ -16,7 +16,7 @@
 #include <cstdio>
 
 #include "gnaforge/abi.h"
-#include "gnaforge/problem.h"
+#include "gnaforge/gna/axis.h"
 
 namespace gnaforge {
 

@@ -4,8 +4,8 @@
 #include <cute/tensor.hpp>
 #include <cutlass/pipeline/pipeline.hpp>
 
+#include "gnaforge/ptx/tma.h"
 #include "gnaforge/sm100/cutlass/mask.h"
-#include "gnaforge/sm90/ptx.h"
 
 namespace gnaforge::sm100 {
 
@@ -27,7 +27,7 @@ struct LogSumExp {
   using element_type = float;
   using reference = LogSumExpElement;
 
-  const Params<rank>* params;
+  const gpu::Params<rank>* params;
   int row;
 
   __device__ __forceinline__ bool operator!=(decltype(nullptr)) const { return params->log_sum_exp[0] != nullptr; }
@@ -39,7 +39,7 @@ struct LogSumExp {
     // Worked out anew: what the trip count shares with it would be spilled over the loop between them.
     int own = row;
     asm volatile("" : "+r"(own));
-    const Work<Config> work(*params, own / (halves * half_rows));
+    const gpu::Work<Config> work(*params, own / (halves * half_rows));
     const int half = own / half_rows % halves, in_half = own % half_rows;
     bool exists = in_half < Half::volume;
     std::int64_t offset = work.batch * params->lse_batch_stride + work.head * params->lse_head_stride;
@@ -78,7 +78,7 @@ struct Epilogue {
   };
 
   struct Params {
-    const sm90::Params<rank>* kernel;
+    const gpu::Params<rank>* kernel;
     LogSumExp<Config> ptr_LSE;
     StrideLSE dLSE;
   };
@@ -89,38 +89,38 @@ struct Epilogue {
   __device__ __forceinline__ explicit Epilogue(const Params& given) : params(given) {}
 
   static __device__ __forceinline__ void prefetch_tma_descriptors(const Params& params) {
-    sm90::prefetch_map(&params.kernel->maps[0].out);
+    ptx::prefetch_map(&params.kernel->maps[0].out);
   }
 
   template <class Block, class Shape, class ParamsShape>
   __device__ __forceinline__ void store(const Block& block, const Shape&, const Params& given, const ParamsShape&,
                                         TensorStorage& storage, Pipeline& pipeline,
                                         typename Pipeline::PipelineState& state) {
-    const sm90::Params<rank>& kernel = *given.kernel;
-    const Work<Config> work(kernel, cute::get<0>(block));
-    const sm90::SharedAddress memory = sm90::shared_address(storage.smem_o.data());
+    const gpu::Params<rank>& kernel = *given.kernel;
+    const gpu::Work<Config> work(kernel, cute::get<0>(block));
+    const ptx::SharedAddress memory = ptx::shared_address(storage.smem_o.data());
     const bool leader = cute::elect_one_sync();
     typename Pipeline::PipelineState stored = state;
 #pragma unroll
     for (int half = 0; half < halves; ++half) {
       pipeline.consumer_wait(state);
       ++state;
-      if (L::Half::common > 0 && half > 0) sm90::bulk_wait();  // two stores to the tokens that both halves hold
+      if (L::Half::common > 0 && half > 0) ptx::bulk_wait();  // two stores to the tokens that both halves hold
       if (leader) {
         int token[rank];
 #pragma unroll
         for (int d = 0; d < rank; ++d) token[d] = work.q_begin[d] + L::Half::begin(half, d);
 #pragma unroll
         for (int c = 0; c < L::v_chunks; ++c) {
-          int at[sm90::map_rank(rank)];
-          sm90::map_coordinates<rank>(at, kernel.folded, L::value_head_dim, c * chunk_channels, work.head, token,
+          int at[gpu::map_rank(rank)];
+          gpu::map_coordinates<rank>(at, kernel.folded, L::value_head_dim, c * chunk_channels, work.head, token,
                                       work.batch);
-          sm90::tensor_store(&kernel.maps[work.slice].out, memory + half * L::half_bytes + c * half_rows * row_bytes, at);
+          ptx::tensor_store(&kernel.maps[work.slice].out, memory + half * L::half_bytes + c * half_rows * row_bytes, at);
         }
       }
-      sm90::bulk_commit();
+      ptx::bulk_commit();
     }
-    sm90::bulk_wait_read();
+    ptx::bulk_wait_read();
 #pragma unroll
     for (int half = 0; half < halves; ++half) {
       pipeline.consumer_release(stored);

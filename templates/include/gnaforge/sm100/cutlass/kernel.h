@@ -60,7 +60,7 @@ __device__ __forceinline__ void clear_rows(unsigned char* memory, int blocks, in
 }
 
 template <class Config>
-__device__ __forceinline__ void forward(const Params<Config::QTile::rank>& params) {
+__device__ __forceinline__ void forward(const gpu::Params<Config::QTile::rank>& params) {
   using P = Parts<Config>;
   using L = Layout<Config>;
   extern __shared__ __align__(1024) unsigned char memory[];
@@ -68,7 +68,7 @@ __device__ __forceinline__ void forward(const Params<Config::QTile::rank>& param
   constexpr bool short_q = L::Half::volume < half_rows, short_kv = Config::KvTile::volume < columns;
   if constexpr (short_q) clear_rows<L::threads>(memory + L::q_offset, halves * L::chunks, L::Half::volume);
   if constexpr (short_kv) clear_rows<L::threads>(memory + L::kv_offset, kv_stages * L::chunks, Config::KvTile::volume);
-  if constexpr (short_q || short_kv) sm90::fence_shared_to_async();
+  if constexpr (short_q || short_kv) ptx::fence_shared_to_async();
 
   auto* const states = reinterpret_cast<MaskState<L::rank>*>(memory + L::state_offset);
   const typename P::Shape shape{params.tiles() * L::rows, {}, {}, {}, Problem<L::rank>{&params, states + threadIdx.x / 32, false, {}}};

@@ -5,27 +5,29 @@
 #include <collective/fmha_fusion.hpp>
 #include <collective/sm100_fmha_load_tma_warpspecialized.hpp>
 
+#include "gnaforge/ptx/marker.h"
+#include "gnaforge/ptx/mbarrier.h"
+#include "gnaforge/ptx/tma.h"
 #include "gnaforge/sm100/cutlass/mask.h"
-#include "gnaforge/sm90/ptx.h"
 
 namespace gnaforge::sm100 {
 
 /// One copy per 64 channels that the tensor has, or that the MMA wants: what is beyond the tensor's channels reads zero.
 template <class Config>
-__device__ __forceinline__ void load_box(const CUtensorMap& map, const Params<Config::QTile::rank>& params,
-                                         sm90::SharedAddress barrier, sm90::SharedAddress to, int chunk_bytes,
+__device__ __forceinline__ void load_box(const CUtensorMap& map, const gpu::Params<Config::QTile::rank>& params,
+                                         ptx::SharedAddress barrier, ptx::SharedAddress to, int chunk_bytes,
                                          int box_bytes, int head_dim, int head, const int (&token)[Config::QTile::rank],
                                          int batch) {
   constexpr int rank = Config::QTile::rank;
   constexpr int chunks = Layout<Config>::chunks;
 #pragma unroll
   for (int c = 0; c < chunks; ++c) {
-    int at[sm90::map_rank(rank)];
-    sm90::map_coordinates<rank>(at, params.folded, head_dim, c * chunk_channels, head, token, batch);
-    sm90::tensor_load(to + c * chunk_bytes, &map, barrier, at);
+    int at[gpu::map_rank(rank)];
+    gpu::map_coordinates<rank>(at, params.folded, head_dim, c * chunk_channels, head, token, batch);
+    ptx::tensor_load(to + c * chunk_bytes, &map, barrier, at);
   }
   // The mainloop's pipelines wait for a whole tile.
-  if (box_bytes < chunk_bytes) sm90::mbarrier_complete(barrier, chunks * (chunk_bytes - box_bytes));
+  if (box_bytes < chunk_bytes) ptx::mbarrier_complete(barrier, chunks * (chunk_bytes - box_bytes));
 }
 
 }  // namespace gnaforge::sm100
@@ -63,20 +65,20 @@ struct Sm100FmhaLoadTmaWarpspecialized<Element, StrideQ, StrideK, StrideV, MmaQK
   static_assert(at<LayoutV>(make_coord(_0{}, _0{}), _0{}, _0{}, _1{}) == L::chunks * kv_chunk, "V");
 
   struct Params {
-    const gnaforge::sm90::Params<rank>* kernel;
+    const gnaforge::gpu::Params<rank>* kernel;
   };
   using Arguments = Params;
 
   static __device__ __forceinline__ void prefetch_tma_descriptors(const Params& params) {
-    gnaforge::sm90::prefetch_map(&params.kernel->maps[0].q);
-    gnaforge::sm90::prefetch_map(&params.kernel->maps[0].k);
-    gnaforge::sm90::prefetch_map(&params.kernel->maps[0].v);
+    gnaforge::ptx::prefetch_map(&params.kernel->maps[0].q);
+    gnaforge::ptx::prefetch_map(&params.kernel->maps[0].k);
+    gnaforge::ptx::prefetch_map(&params.kernel->maps[0].v);
   }
 
   /// For the emulator: tiles can be counted, but no instructions on them, for CUTLASS's loops over them can't be marked.
   /// So nothing may stand between the marks, a branch neither.
   static __device__ __forceinline__ void count_tile(bool shell) {
-    using gnaforge::sm90::mark, gnaforge::sm90::Marker;
+    using gnaforge::ptx::mark, gnaforge::ptx::Marker;
     if (shell) {
       mark<Marker::tile_begins>();
       mark<Marker::tile_is_shell>();
@@ -92,12 +94,12 @@ struct Sm100FmhaLoadTmaWarpspecialized<Element, StrideQ, StrideK, StrideV, MmaQK
                                        TensorStorage& storage, PipelineQ& q_pipeline,
                                        typename PipelineQ::PipelineState& q_state, PipelineKV& kv_pipeline,
                                        typename PipelineKV::PipelineState& kv_state) {
-    const gnaforge::sm90::Params<rank>& params = *given.kernel;
-    const gnaforge::sm90::Work<Config> work(params, get<0>(block));
-    const gnaforge::sm90::Maps& maps = params.maps[work.slice];
+    const gnaforge::gpu::Params<rank>& params = *given.kernel;
+    const gnaforge::gpu::Work<Config> work(params, get<0>(block));
+    const gnaforge::gpu::Maps& maps = params.maps[work.slice];
     const bool leader = elect_one_sync();
-    const gnaforge::sm90::SharedAddress q_memory = gnaforge::sm90::shared_address(storage.smem_q.data());
-    const gnaforge::sm90::SharedAddress kv_memory = gnaforge::sm90::shared_address(storage.smem_k.data());
+    const gnaforge::ptx::SharedAddress q_memory = gnaforge::ptx::shared_address(storage.smem_q.data());
+    const gnaforge::ptx::SharedAddress kv_memory = gnaforge::ptx::shared_address(storage.smem_k.data());
 
     const auto load_q = [&](int half) {
       q_pipeline.producer_acquire(q_state);
@@ -106,7 +108,7 @@ struct Sm100FmhaLoadTmaWarpspecialized<Element, StrideQ, StrideK, StrideV, MmaQK
         CUTLASS_PRAGMA_UNROLL
         for (int d = 0; d < rank; ++d) token[d] = work.q_begin[d] + Half::begin(half, d);
         gnaforge::sm100::load_box<Config>(
-            maps.q, params, gnaforge::sm90::shared_address(q_pipeline.producer_get_barrier(q_state)),
+            maps.q, params, gnaforge::ptx::shared_address(q_pipeline.producer_get_barrier(q_state)),
             q_memory + q_state.index() * L::half_bytes, half_rows * row_bytes, Half::volume * row_bytes, L::head_dim,
             work.head, token, work.batch);
       }
@@ -116,7 +118,7 @@ struct Sm100FmhaLoadTmaWarpspecialized<Element, StrideQ, StrideK, StrideV, MmaQK
       kv_pipeline.producer_acquire(kv_state);
       if (leader)
         gnaforge::sm100::load_box<Config>(
-            map, params, gnaforge::sm90::shared_address(kv_pipeline.producer_get_barrier(kv_state)),
+            map, params, gnaforge::ptx::shared_address(kv_pipeline.producer_get_barrier(kv_state)),
             kv_memory + kv_state.index() * L::stage_bytes, columns * row_bytes, KvTile::volume * row_bytes, head_dim,
             work.kv_head, token, work.batch);
       ++kv_state;

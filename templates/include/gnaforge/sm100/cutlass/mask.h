@@ -4,14 +4,11 @@
 
 #include <cute/tensor.hpp>
 
-#include "gnaforge/mask.h"
-#include "gnaforge/sm100/layout.h"
-#include "gnaforge/sm90/work.h"
+#include "gnaforge/gna/mask.h"
+#include "gnaforge/gpu/work.h"
+#include "gnaforge/sm100/cutlass/layout.h"
 
 namespace gnaforge::sm100 {
-
-using sm90::Params;
-using sm90::Work;
 
 /// Where a softmax warp is among the tiles that it masks. In shared memory: beside a row of scores there is no room in
 /// registers for what is the same for all rows.
@@ -25,7 +22,7 @@ struct MaskState {
 /// tile, so that `begun` is of one Q tile.
 template <int Rank>
 struct Problem {
-  const Params<Rank>* params;
+  const gpu::Params<Rank>* params;
   MaskState<Rank>* state;  ///< The warp's own.
   mutable bool begun;
   mutable Interval keys[Rank];  ///< That the thread's row sees.
@@ -69,7 +66,7 @@ struct Mask {
 
   template <class Shape>
   static __device__ __forceinline__ TileList<rank> list(int tile, const Shape& shape) {
-    return Work<Config>(*problem(shape).params, tile).list;
+    return gpu::Work<Config>(*problem(shape).params, tile).list;
   }
 
   static __device__ __forceinline__ int unmasked(const TileList<rank>& list) { return padded ? 0 : list.interior; }
@@ -98,7 +95,7 @@ struct Mask {
 
   /// Before the first tile to be masked, for row `row` of all tiles.
   static __device__ __forceinline__ void begin(const Problem<rank>& own, int row, MaskState<rank>& state) {
-    const Work<Config> work(*own.params, row / (halves * half_rows));
+    const gpu::Work<Config> work(*own.params, row / (halves * half_rows));
     state.list = work.list;
     if (padded)
       begin_walk(state.walk, state.list);

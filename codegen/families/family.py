@@ -1,0 +1,274 @@
+"""`Family`: kernels that share a template, and everything that the rest of the package needs to know of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError
+from ..runtime.config import ANY_HEAD_DIM, KernelConfig
+from ..runtime.dtypes import DTYPES
+from ..runtime.family import FamilyFacts, Padding
+from .target import Target
+
+if TYPE_CHECKING:
+    from ..build_tools.sass import Sass
+
+Box = tuple[int, ...]
+Fault = tuple[str, str]
+"""A field of a config, and why its value can't be."""
+
+
+def any_q_box(box: Box) -> str | None:
+    """Admits every Q tile."""
+    return None
+
+
+def any_tile(rows: int, columns: int, head_dim: int, value_head_dim: int) -> str | None:
+    """Admits every pair of tiles."""
+    return None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The tiles and head dims that kernels of a family can have.
+
+    Attributes:
+        q_rows: most query tokens of a tile.
+        kv_columns: most key tokens of a tile.
+        kv_multiple: key tokens of a tile are a multiple of this: the N granularity of the matrix product.
+        fit_multiple: fitted tiles have a multiple of so many key tokens; itself a multiple of ``kv_multiple``.
+        head_dim: largest head dim.
+        head_dim_multiple: head dims are a multiple of this.
+        q_box: says why a Q tile of these extents does not fit; None if it does.
+        tile: says why a tile of (query rows with padding, key tokens) does not fit with (head dim, value head dim), for
+            lack of registers or memory; None if it does.
+    """
+
+    q_rows: int
+    kv_columns: int
+    kv_multiple: int = 16
+    fit_multiple: int = 16
+    head_dim: int = 256
+    head_dim_multiple: int = 8
+    q_box: Callable[[Box], str | None] = any_q_box
+    tile: Callable[[int, int, int, int], str | None] = any_tile
+
+
+@dataclass(frozen=True)
+class TimeConstants:
+    """Constants of the time model. Cycles are those of one unit: a streaming multiprocessor (SM), or a processor core.
+    A *score* is one element of Q K^T.
+
+    Attributes:
+        device: the machine that they stand for.
+        units: SMs, or cores.
+        ghz: clock under load.
+        flop_per_cycle: of the matrix units, per unit.
+        score_cycles: softmax that matrix work does not hide, per score.
+        solo_factor: times as much softmax shows where a Q tile has only one group of padded rows (`Padding.rows`),
+            which has no other one to overlap with.
+        tile_cycles: per visited KV tile: barriers, loop control.
+        rescale_cycles: per visited KV tile and element of the Q tile's output.
+        mask_cycles: per score of a tile that needs a mask.
+        mask_tile_cycles: per tile that needs a mask.
+        key_cycles: per channel of a key or value that a Q tile sees: converting it.
+        q_tile_cycles: per Q tile: first loads, last stores, nothing to overlap with.
+        load_bytes_per_cycle: K and V arriving at one unit, from the L2 cache.
+        memory_gb_s: main memory.
+        launch_us: a call's fixed cost.
+        dense_rows: query rows of a tile of the dense kernel that times are compared with.
+        source: where the constants come from.
+    """
+
+    device: str
+    units: int
+    ghz: float
+    flop_per_cycle: float
+    score_cycles: float
+    solo_factor: float
+    tile_cycles: float
+    rescale_cycles: float
+    mask_cycles: float
+    mask_tile_cycles: float
+    key_cycles: float
+    q_tile_cycles: float
+    load_bytes_per_cycle: float
+    memory_gb_s: float
+    launch_us: float
+    dense_rows: int
+    source: str
+
+
+@dataclass(frozen=True)
+class MachineCode:
+    """Demands on the machine code of a GPU kernel, without which it is not published.
+
+    Attributes:
+        check: takes the config, the machine code and the registers of a thread at the kernel's start; returns counts
+            for the build record, or raises a `BuildError` that says what is wrong.
+        spill_bytes: most bytes of stack, of spill stores and of spill loads that ptxas may report.
+    """
+
+    check: Callable[[KernelConfig, Sass, int], dict[str, int]]
+    spill_bytes: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Family:
+    """Kernels of one op for one target that share a template, and what the rest of the package knows of them.
+
+    Attributes:
+        op: ``gna_forward`` or ``gna_backward``.
+        target: the hardware.
+        variant: last part of the keys, which tells families of one op and target apart; one of them may have none.
+        default: whether it serves where no variant is named. Of an op and target one family is the default; another
+            one serves where the default can't.
+        dtypes: element types of the inputs.
+        out_dtypes: of an input type, the element types that outputs may have beside it.
+        limits: its tiles and head dims.
+        padding: what its tiles are computed as.
+        default_tiles: query and key box, by rank, to take where nothing is known of the problem.
+        features: names of the optional features that it has, as in ``GNAFORGE_FEATURE_<NAME>`` of abi.h.
+        head_dim_at_run_time: whether one kernel serves all head dims.
+        rounds_probabilities: whether softmax's result is rounded to the inputs' type before it meets V.
+        cutlass: whether kernels are compiled with CUTLASS.
+        relaxed_tensor_waits: whether the emulator has to run its kernels with that option.
+        time: constants of the time model; None where nobody has found them yet: then tiles can't be fitted.
+        machine_code: demands on its machine code; None on a CPU, or where nobody has stated them yet.
+        root: folder that holds its template and, in ``include/``, its headers; None for the package's own.
+    """
+
+    op: str
+    target: Target
+    dtypes: tuple[str, ...]
+    limits: Limits
+    padding: Padding
+    default_tiles: Mapping[int, tuple[Box, Box]]
+    variant: str = ""
+    default: bool = False
+    out_dtypes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    features: tuple[str, ...] = ()
+    head_dim_at_run_time: bool = False
+    rounds_probabilities: bool = False
+    cutlass: bool = False
+    relaxed_tensor_waits: bool = False
+    time: TimeConstants | None = None
+    machine_code: MachineCode | None = None
+    root: Path | None = field(default=None, repr=False)
+
+    @property
+    def name(self) -> str:
+        """Of its file in `gnaforge.families` and of its template's folder, for example ``sm100_cutlass_forward``."""
+        parts = (self.target.name, self.variant, self.op.removeprefix("gna_"))
+        return "_".join(part for part in parts if part)
+
+    @property
+    def arch(self) -> str:
+        """The target's name, as keys have it."""
+        return self.target.name
+
+    @property
+    def template(self) -> str:
+        """Its template, below ``root`` or the package's templates."""
+        return f"{self.name}/kernel.{'cu' if self.target.compiler == 'nvcc' else 'cpp'}.j2"
+
+    def __str__(self) -> str:
+        return self.arch if self.default else f"{self.arch} {self.variant}".rstrip()
+
+    def faults(self, config: KernelConfig) -> list[Fault]:
+        """Why ``config``, which is of this op, arch and variant, can't be one of its kernels; empty if it can."""
+        limits = self.limits
+        found: list[Fault] = []
+        if config.dtype not in self.dtypes:
+            found.append(("dtype", f"{self} has no {config.dtype} kernels; it has {', '.join(self.dtypes)}"))
+        elif config.output_dtype not in (own := (config.dtype, *self.out_dtypes.get(config.dtype, ()))):
+            reason = f"{self} kernels of {config.dtype} write {', '.join(own)}, not {config.output_dtype}"
+            found.append(("out_dtype", reason))
+        for name in ("head_dim", "value_head_dim"):
+            dim = getattr(config, name)
+            if dim == ANY_HEAD_DIM:
+                if name == "head_dim" and not self.head_dim_at_run_time:
+                    found.append((name, f"{self} kernels are built for one head dim; give a number"))
+            elif dim % limits.head_dim_multiple:
+                found.append((name, f"{dim} must be a multiple of {limits.head_dim_multiple}"))
+            elif dim > limits.head_dim:
+                found.append((name, f"{dim} is too large; {self} takes at most {limits.head_dim}"))
+        if config.q_rows > limits.q_rows:
+            found.append(("q_tile", f"holds {config.q_rows} query tokens; {self} takes at most {limits.q_rows}"))
+        elif misfit := limits.q_box(config.q_tile):
+            found.append(("q_tile", misfit))
+        columns = config.kv_columns
+        if columns > limits.kv_columns:
+            found.append(("kv_tile", f"holds {columns} key tokens; {self} takes at most {limits.kv_columns}"))
+        if columns % limits.kv_multiple:
+            found.append(("kv_tile", f"holds {columns} key tokens; {self} needs a multiple of {limits.kv_multiple}"))
+        if not found and config.head_dim != ANY_HEAD_DIM and (misfit := self._misfit(config, columns)):
+            found.append(("kv_tile", f"beside {config.q_rows} query tokens {misfit}"))
+        return found
+
+    def serving(self, config: KernelConfig) -> KernelConfig:
+        """The kernel that serves ``config``: one for all head dims where the family takes them at run time."""
+        return replace(config, head_dim=ANY_HEAD_DIM, value_head_dim=0) if self.head_dim_at_run_time else config
+
+    def most_kv_columns(self, config: KernelConfig) -> int:
+        """The most key tokens that fit beside the Q tile of ``config``; 0 if none do."""
+        columns = range(self.limits.kv_columns, 0, -self.limits.kv_multiple)
+        return next((n for n in columns if self._misfit(config, n) is None), 0)
+
+    def default_boxes(
+        self, rank: int, head_dim: int = ANY_HEAD_DIM, value_head_dim: int = ANY_HEAD_DIM
+    ) -> tuple[Box, Box]:
+        """The query and key boxes to take where nothing is known of the problem: ``default_tiles``, the key box halved
+        along its longest sides until it fits the head dims."""
+        q_tile, kv_tile = self.default_tiles[rank]
+        rows = self.padding.padded_rows(prod(q_tile))
+        while prod(kv_tile) > self.limits.kv_multiple and self.limits.tile(
+            rows, prod(kv_tile), head_dim, value_head_dim or head_dim
+        ):
+            longest = kv_tile.index(max(kv_tile))
+            kv_tile = (*kv_tile[:longest], kv_tile[longest] // 2, *kv_tile[longest + 1 :])
+        return q_tile, kv_tile
+
+    def smallest_boxes(self, rank: int) -> tuple[Box, Box]:
+        """The query and key boxes with the fewest tokens: if they don't fit, none do."""
+        return (1,) * rank, (*(1,) * (rank - 1), self.limits.kv_multiple)
+
+    def time_constants(self) -> TimeConstants:
+        """Constants of the time model.
+
+        Raises:
+            InputError: the family has none.
+        """
+        if self.time is None:
+            raise InputError(
+                f"arch: the kernel family {self.name} has no time constants, which simulating and fitting tiles take; "
+                "give tiles to build with, or `time` in the family's file"
+            )
+        return self.time
+
+    def template_facts(self, config: KernelConfig) -> dict[str, Any]:
+        """Everything that the template of a kernel gets beside its config: plain values, which are part of what names
+        the compiled kernel in the cache."""
+        return {
+            "dtype": DTYPES[config.dtype].names(),
+            "out_dtype": DTYPES[config.output_dtype].names(),
+            "features": list(self.features),
+            "capabilities": [10 * major + minor for major, minor in self.target.capabilities],
+            "needs": self.target.needs,
+        }
+
+    @property
+    def facts(self) -> FamilyFacts:
+        """What running its kernels takes to know."""
+        target = self.target
+        return FamilyFacts(
+            self.name, target.device, target.nvcc_target, target.capabilities, self.padding, self.features
+        )
+
+    def _misfit(self, config: KernelConfig, columns: int) -> str | None:
+        value_head_dim = config.value_head_dim or config.head_dim
+        return self.limits.tile(self.padding.padded_rows(config.q_rows), columns, config.head_dim, value_head_dim)

@@ -1,0 +1,113 @@
+"""The sm90 forward kernels: one producer warpgroup and up to three consumers with wgmma."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..errors import BuildError
+from ..runtime.config import KernelConfig
+from ..runtime.family import Padding
+from .family import Family, Limits, MachineCode, TimeConstants
+from .target import TARGETS
+
+if TYPE_CHECKING:
+    from ..build_tools.sass import Sass
+
+_SHARED_MEMORY = 227 * 1024  # of one thread block (CUDA C Programming Guide, technical specifications)
+_WARPGROUP_ROWS = 64
+
+
+def _channels(head_dim: int) -> int:
+    """Channels that a row takes in shared memory: whole 128-byte swizzle atoms of 16-bit elements."""
+    return -(-head_dim // 64) * 64
+
+
+def _tile(rows: int, columns: int, head_dim: int, value_head_dim: int) -> str | None:
+    q, v = _channels(head_dim), _channels(value_head_dim)
+    # O takes the place of Q; two stages of K and V, the least that hides their loads; barriers.
+    memory = 2 * (rows * max(q, v) + 2 * columns * (q + v)) + 1024
+    if memory > _SHARED_MEMORY:
+        return f"needs {memory:,} bytes of shared memory, of which there are {_SHARED_MEMORY:,}"
+    # Of a row: scores of the next tile (fp32), probabilities of this one (16 bit), output (fp32), over half a quad of
+    # threads. The limits are what compiles without a spill at rank 3, which needs most besides, with nvcc 13.0: at head
+    # dim 128, 128x176 does and 128x192 doesn't always; at 64, 128x224 and 192x128; at 256, 128x64, whose producer needs
+    # more.
+    registers = columns // 2 + columns // 4 + value_head_dim // 2
+    limit = 128 if rows > 128 else 180 if q + v > 256 else 200
+    if registers > limit:
+        return f"needs {registers} accumulator registers a thread, of which there are {limit}"
+    return None
+
+
+def check_machine_code(config: KernelConfig, code: Sass, registers: int) -> dict[str, int]:
+    """Counts of the kernel's instructions, for the record.
+
+    Raises:
+        BuildError: the kernel spills, its warpgroups ask for more registers than there are, or the softmax doesn't
+            overlap with products.
+    """
+    from ..build_tools.sass import HGMMA_REGISTERS, HGMMA_SHARED, LOCAL_LOAD, LOCAL_STORE, MUFU
+
+    for opcode, product in ((HGMMA_SHARED, "Q K^T"), (HGMMA_REGISTERS, "P V")):
+        if not code.count(opcode):
+            raise BuildError(f"the machine code has no tensor core instruction (HGMMA) for {product}")
+    if local := code.count(LOCAL_LOAD) + code.count(LOCAL_STORE):
+        raise BuildError(f"the machine code has {local} accesses to local memory")
+    consumers = -(-config.q_rows // _WARPGROUP_ROWS)  # warpgroups, beside the one that loads
+    if asked := sorted(code.local_accesses().keys() - {0}):
+        # Warps would wait for ever for what the block hasn't got.
+        given, wanted = (consumers + 1) * registers, asked[0] + consumers * asked[-1]
+        if given < wanted:
+            raise BuildError(
+                f"the kernel takes {registers} registers a thread at its start; its {consumers + 1} warpgroups ask for "
+                f"{asked[0]} and {consumers} x {asked[-1]}, {wanted - given} more than they have together"
+            )
+    # One exp2 per score of a thread, while P V of the tile before is under way.
+    wanted, found = config.kv_columns // 2, code.overlapped(MUFU)
+    if found < wanted:
+        raise BuildError(
+            f"ptxas moved a wait above the softmax: {found} of {wanted} exponentials overlap with a product"
+        )
+    return {
+        "hgmma": code.count(HGMMA_SHARED) + code.count(HGMMA_REGISTERS),
+        "mufu": code.count(MUFU),
+        "mufu_under_product": found,
+    }
+
+
+FAMILY = Family(
+    op="gna_forward",
+    target=TARGETS["sm90"],
+    default=True,
+    dtypes=("bf16", "fp16"),
+    limits=Limits(q_rows=192, kv_columns=256, tile=_tile),
+    padding=Padding(rows=_WARPGROUP_ROWS, columns=16),
+    default_tiles={1: ((128,), (128,)), 2: ((8, 16), (8, 16)), 3: ((2, 8, 8), (2, 8, 8))},
+    rounds_probabilities=True,
+    machine_code=MachineCode(check_machine_code),
+    time=TimeConstants(
+        device="H100 SXM",
+        units=132,
+        ghz=1.755,
+        flop_per_cycle=4096.0,
+        # 16k tokens, FlashAttention-3 at 1.83 GHz: 497, 648 and 756 TFLOP/s at head dims 64, 128 and 256 are 2048,
+        # 3126 and 5358 cycles per 128x128 scores. Less 1024, 2048 and 4096 of matrix work and what rescaling the
+        # output takes (one of 128 lanes per element and KV tile), about 0.05 per score and 128 per tile are left.
+        score_cycles=0.05,
+        solo_factor=2.0,
+        tile_cycles=128.0,
+        rescale_cycles=1 / 128,
+        mask_cycles=0.02,
+        mask_tile_cycles=300.0,
+        key_cycles=0.0,
+        q_tile_cycles=1000.0,
+        load_bytes_per_cycle=24.0,
+        memory_gb_s=3350.0,
+        launch_us=2.0,
+        dense_rows=128,
+        source=(
+            "softmax from FlashAttention-3's published dense times on H100; masks from instruction counts of a "
+            "scratch kernel; solo_factor, loads and fixed costs estimated; no kernel of ours was run"
+        ),
+    ),
+)

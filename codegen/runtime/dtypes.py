@@ -1,0 +1,64 @@
+"""The one table of element types. Standard library only: built wheels carry this module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Dtype:
+    """An element type, under its names everywhere.
+
+    Attributes:
+        name: in keys, specs and messages. Its enumerator in abi.h is ``GNAFORGE_<NAME>``.
+        bytes: of one element.
+        code: value of the enumerator.
+        torch_name: name in torch, without ``torch.``.
+        ptx: name in PTX's matrix instructions; empty where they don't take it.
+    """
+
+    name: str
+    bytes: int
+    code: int
+    torch_name: str
+    ptx: str = ""
+
+    def names(self) -> dict[str, str]:
+        """Its names in C++ and PTX, for templates; one that it doesn't have is missing, so that no template can take
+        it by mistake."""
+        found = {"enumerator": f"GNAFORGE_{self.name.upper()}", "ptx": self.ptx}
+        return {key: name for key, name in found.items() if name}
+
+    @property
+    def torch(self) -> torch.dtype:
+        """torch's object for it. Imports torch."""
+        import torch
+
+        dtype = getattr(torch, self.torch_name)
+        assert isinstance(dtype, torch.dtype)
+        return dtype
+
+
+DTYPES: Mapping[str, Dtype] = MappingProxyType(
+    {
+        dtype.name: dtype
+        for dtype in (
+            Dtype("fp32", bytes=4, code=1, torch_name="float32"),
+            Dtype("bf16", bytes=2, code=2, torch_name="bfloat16", ptx="bf16"),
+            Dtype("fp16", bytes=2, code=3, torch_name="float16", ptx="f16"),
+        )
+    }
+)
+
+_BY_TORCH_NAME = {f"torch.{dtype.torch_name}": dtype.name for dtype in DTYPES.values()}
+
+
+def dtype_name(dtype: object) -> str:
+    """The name in `DTYPES` of a torch dtype; of any other, and of what is no dtype, its text."""
+    return _BY_TORCH_NAME.get(str(dtype), str(dtype))

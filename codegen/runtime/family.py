@@ -1,0 +1,100 @@
+"""Facts of kernel families that running kernels takes; built wheels carry this module, and the facts as metadata.
+
+Standard library only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from typing import Any
+
+from .config import KernelConfig
+
+
+@dataclass(frozen=True)
+class Padding:
+    """What a tile is computed as.
+
+    Attributes:
+        rows: query rows are padded to a multiple of this: the M of the matrix product, or the lanes of vectors.
+        columns: key columns, likewise. A KV tile with padding is masked whatever it holds.
+        clips: whether keys of a KV tile beyond those that the Q tile sees cost nothing.
+    """
+
+    rows: int
+    columns: int = 1
+    clips: bool = False
+
+    def padded_rows(self, tokens: int) -> int:
+        """The rows that a Q tile of so many tokens is computed as."""
+        return -(-tokens // self.rows) * self.rows
+
+    def padded_columns(self, tokens: int) -> int:
+        """The columns that a KV tile of so many tokens is computed as."""
+        return -(-tokens // self.columns) * self.columns
+
+
+@dataclass(frozen=True)
+class FamilyFacts:
+    """What running kernels takes to know of their family.
+
+    Attributes:
+        name: of the family.
+        device: ``cpu`` or ``cuda``.
+        nvcc_target: what its machine code is for, as in ``sm_90a``; empty for a CPU.
+        capabilities: the CUDA compute capabilities that it runs on.
+        padding: what its tiles are computed as.
+        features: names of optional features that it has, as in ``GNAFORGE_FEATURE_<NAME>``.
+    """
+
+    name: str
+    device: str
+    nvcc_target: str
+    capabilities: tuple[tuple[int, int], ...]
+    padding: Padding
+    features: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, for a wheel's metadata."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> FamilyFacts:
+        """What `as_json` was made of, also after a way through JSON."""
+        return cls(
+            values["name"],
+            values["device"],
+            values["nvcc_target"],
+            tuple((major, minor) for major, minor in values["capabilities"]),
+            Padding(**values["padding"]),
+            tuple(values["features"]),
+        )
+
+
+Provider = Callable[[KernelConfig], "FamilyFacts | None"]
+_provider: Provider | None = None
+
+
+def set_provider(provider: Provider) -> None:
+    """Sets where facts come from: the families of the full package, or the metadata of a wheel. None for a kernel that
+    neither knows."""
+    global _provider
+    _provider = provider
+
+
+def facts_of(config: KernelConfig) -> FamilyFacts:
+    """The facts of a kernel's family.
+
+    Raises:
+        LookupError: this package doesn't know the family; names the kernel.
+    """
+    if _provider is None:
+        # The package around this runtime sets the provider when it is imported.
+        import_module(f"{__package__.rpartition('.')[0]}.api")
+    assert _provider is not None
+    facts = _provider(config)
+    if facts is None:
+        raise LookupError(f"{config}: this package doesn't know the kernel's family")
+    return facts

@@ -1,0 +1,187 @@
+// The cpu forward kernel: its entry, and the choice of instruction set. The kernel's body is compiled once per
+// instruction set, each in its own namespace, and the best that the machine has is picked at the first call.
+#pragma once
+
+// Everything that the bodies use is included here, before the target changes: an inline function compiled for AVX-512
+// may be the copy that the linker keeps for all.
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "gnaforge/cpu/forward/plan.h"
+#include "gnaforge/cpu/forward/row_set.h"
+#include "gnaforge/entry.h"
+#include "gnaforge/gna/tiles.h"
+
+#if defined(GNAFORGE_COUNT_TILES)
+// What the kernel really did, for tests.
+extern "C" {
+[[gnu::visibility("default")]] std::atomic<std::int64_t> gnaforge_visited_tiles;
+[[gnu::visibility("default")]] std::atomic<std::int64_t> gnaforge_interior_tiles;
+}
+#endif
+
+// block_rows and block_channels: accumulators of the two products, as many as registers take.
+#define GNAFORGE_ISA portable
+#define GNAFORGE_VECTOR_BYTES 16
+namespace gnaforge::cpu::portable {
+#if defined(__aarch64__)
+constexpr int block_rows = 8, block_channels = 8;
+#else
+constexpr int block_rows = 6, block_channels = 4;
+#endif
+}  // namespace gnaforge::cpu::portable
+#include "gnaforge/cpu/forward/isa.h"
+
+#if defined(__x86_64__)
+
+#define GNAFORGE_HAS_F16C
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+#endif
+#define GNAFORGE_ISA avx2
+#define GNAFORGE_VECTOR_BYTES 32
+namespace gnaforge::cpu::avx2 {
+constexpr int block_rows = 6, block_channels = 4;
+}
+#include "gnaforge/cpu/forward/isa.h"
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), \
+                             apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+#endif
+#define GNAFORGE_ISA avx512
+#define GNAFORGE_VECTOR_BYTES 64
+namespace gnaforge::cpu::avx512 {
+constexpr int block_rows = 8, block_channels = 8;
+}
+#include "gnaforge/cpu/forward/isa.h"
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+#endif
+
+namespace gnaforge::cpu {
+
+enum class Isa { portable, avx2, avx512 };
+
+/// The best instruction set of this machine, or a lower one that GNAFORGE_CPU_ISA names.
+inline Isa choose_isa() {
+  Isa best = Isa::portable;
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
+    best = Isa::avx2;
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+      best = Isa::avx512;
+  }
+#endif
+  const char* wanted = std::getenv("GNAFORGE_CPU_ISA");
+  if (wanted != nullptr && std::strcmp(wanted, "portable") == 0) return Isa::portable;
+  if (wanted != nullptr && std::strcmp(wanted, "avx2") == 0) return std::min(best, Isa::avx2);
+  return best;
+}
+
+template <class Config>
+struct Kernel {
+  static constexpr int rank = Config::QTile::rank;
+  using Body = void (*)(const Plan<Config>&, float*, std::atomic<std::int64_t>&);
+
+  static Body body() {
+    static const Body chosen = [] {
+      switch (choose_isa()) {
+#if defined(__x86_64__)
+        case Isa::avx512: return static_cast<Body>(avx512::Forward<Config>::run);
+        case Isa::avx2: return static_cast<Body>(avx2::Forward<Config>::run);
+#endif
+        default: return static_cast<Body>(portable::Forward<Config>::run);
+      }
+    }();
+    return chosen;
+  }
+
+  static int can_run(const gnaforge_args* args, char* why, std::size_t n) {
+    Axis axes[rank];
+    return check_call<Config>(args, GNAFORGE_CPU, axes, Reason{why, n});
+  }
+
+  static std::int64_t threads(const gnaforge_args& args) {
+    return args.host == nullptr ? 1 : std::max<std::int64_t>(args.host->threads, 1);
+  }
+
+  static std::int64_t workspace_bytes(const gnaforge_args* args) {
+    const Scratch scratch(Config::QTile::volume, static_cast<int>(args->problem->head_dim),
+                          static_cast<int>(args->problem->value_head_dim));
+    return threads(*args) * scratch.floats * static_cast<std::int64_t>(sizeof(float));
+  }
+
+  static double visited_work(const gnaforge_args* args) {
+    Axis axes[rank];
+    if (!check_call<Config>(args, GNAFORGE_CPU, axes, Reason{nullptr, 0})) return 0;
+    // Keys of a KV tile that no query of the Q tile sees are left out, so only those that it sees count.
+    constexpr int rows = ceil_div(Config::QTile::volume, row_padding) * row_padding;
+    return gnaforge::visited_work(*args->problem, count_tiles<typename Config::QTile, OneKey>(axes).visited * rows);
+  }
+
+  /// What the threads of one run share.
+  struct Shared {
+    const Plan<Config>& plan;
+    float* workspace;
+    std::atomic<std::int64_t> next;
+  };
+
+  static void work(std::int64_t begin, std::int64_t end, void* context) {
+    auto& shared = *static_cast<Shared*>(context);
+    for (std::int64_t slot = begin; slot < end; ++slot)
+      body()(shared.plan, shared.workspace + slot * shared.plan.scratch.floats, shared.next);
+  }
+
+  static int run(const gnaforge_args* args, void* workspace, void*, char* error, std::size_t n) {
+    const Reason reason{error, n};
+    Axis axes[rank];
+    if (!check_call<Config>(args, GNAFORGE_CPU, axes, reason)) return 1;
+    const Plan<Config> plan(*args, axes);
+    if (plan.tasks == 0) return 0;
+    if (workspace == nullptr || args->q->data == nullptr || args->k->data == nullptr || args->v->data == nullptr ||
+        args->out->data == nullptr) {
+      reason.refuse("a data pointer is null");
+      return 1;
+    }
+    Shared shared{plan, static_cast<float*>(workspace), {0}};
+    const std::int64_t slots = std::min(threads(*args), plan.tasks);
+    if (args->host == nullptr || args->host->parallel_for == nullptr || slots == 1)
+      work(0, slots, &shared);
+    else
+      args->host->parallel_for(0, slots, 1, work, &shared);
+    return 0;
+  }
+};
+
+template <class Config>
+constexpr gnaforge_entry make_entry() {
+  using K = Kernel<Config>;
+  return {sizeof(gnaforge_entry), 0, 0, GNAFORGE_CPU, Config::key, K::can_run, K::workspace_bytes, K::visited_work, K::run};
+}
+
+}  // namespace gnaforge::cpu

@@ -1,0 +1,160 @@
+// A call in the form that the kernel works on: tasks, addresses, scratch memory. Independent of the instruction set.
+#pragma once
+
+#include <cstdint>
+
+#include "gnaforge/abi.h"
+#include "gnaforge/gna/axis.h"
+#include "gnaforge/gna/tiles.h"
+
+namespace gnaforge::cpu {
+
+/// Storage of the 16-bit types; arithmetic is in float.
+struct Bf16 {
+  std::uint16_t bits;
+};
+struct Fp16 {
+  std::uint16_t bits;
+};
+
+template <gnaforge_dtype Dtype>
+struct ElementOf;
+template <>
+struct ElementOf<GNAFORGE_FP32> {
+  using type = float;
+};
+template <>
+struct ElementOf<GNAFORGE_BF16> {
+  using type = Bf16;
+};
+template <>
+struct ElementOf<GNAFORGE_FP16> {
+  using type = Fp16;
+};
+
+/// A tensor whose channels are contiguous.
+template <class T, int Rank>
+struct View {
+  T* data;
+  std::int64_t batch_stride;
+  std::int64_t token_stride[Rank];
+  std::int64_t head_stride;
+
+  explicit View(const gnaforge_tensor& tensor)
+      : data(static_cast<T*>(tensor.data)), batch_stride(tensor.batch_stride), head_stride(tensor.head_stride) {
+    for (int d = 0; d < Rank; ++d) token_stride[d] = tensor.token_stride[d];
+  }
+  View() : data(nullptr), batch_stride(0), token_stride{}, head_stride(0) {}
+};
+
+/// Keys that one step of online softmax takes. Their scores fit the first-level cache beside a panel of Q.
+constexpr int batch_keys = 64;
+
+/// Rows are padded to this many, so that any vector width divides them.
+constexpr int row_padding = 32;
+
+/// One thread's scratch, in floats from its start. Every part is a multiple of 64 bytes.
+struct Scratch {
+  std::int64_t q;       ///< Q^T of the tile.
+  std::int64_t out;     ///< O^T of the tile, not normalised.
+  std::int64_t max;     ///< Running maximum per row, in log2.
+  std::int64_t sum;     ///< Running sum per row.
+  std::int64_t scores;  ///< S^T, then P^T, of a batch of keys.
+  std::int64_t k;       ///< Keys of a batch, converted.
+  std::int64_t v;       ///< Values of a batch, converted.
+  std::int64_t floats;  ///< All of it.
+
+  Scratch(int rows, int head_dim, int value_head_dim) {
+    const std::int64_t padded = ceil_div(rows, row_padding) * row_padding;
+    q = 0;
+    out = q + head_dim * padded;
+    max = out + value_head_dim * padded;
+    sum = max + padded;
+    scores = sum + padded;
+    k = scores + (batch_keys + 16) * row_padding;
+    v = k + batch_keys * head_dim;
+    floats = v + batch_keys * value_head_dim;
+    floats = (floats + 63) / 64 * 64;
+  }
+};
+
+/// A checked call.
+template <class Config>
+struct Plan {
+  using QTile = typename Config::QTile;
+  using Element = typename ElementOf<Config::dtype>::type;
+  static constexpr int rank = QTile::rank;
+
+  Axis axis[rank];
+  int head_dim;
+  int value_head_dim;
+  std::int64_t heads;
+  std::int64_t heads_per_kv_head;
+  float scale;  ///< Of Q K^T, for a softmax in powers of two.
+  View<const Element, rank> q, k, v;
+  View<Element, rank> out;
+  View<float, rank> log_sum_exp;  ///< Its data is null where the caller wants none.
+  AxisQTiles q_tiles[rank];
+  std::int64_t tasks;
+  Scratch scratch;
+
+  Plan(const gnaforge_args& args, const Axis (&axes)[rank])
+      : head_dim(static_cast<int>(args.problem->head_dim)),
+        value_head_dim(static_cast<int>(args.problem->value_head_dim)),
+        heads(args.problem->heads),
+        heads_per_kv_head(heads == 0 ? 0 : heads / args.problem->kv_heads),
+        scale(static_cast<float>(args.problem->scale * 1.4426950408889634)),
+        q(*args.q),
+        k(*args.k),
+        v(*args.v),
+        out(*args.out),
+        tasks(args.problem->batch * args.problem->heads),
+        scratch(QTile::volume, head_dim, value_head_dim) {
+    if (args.log_sum_exp != nullptr) log_sum_exp = View<float, rank>(*args.log_sum_exp);
+    for (int d = 0; d < rank; ++d) {
+      axis[d] = axes[d];
+      q_tiles[d] = AxisQTiles(axes[d], QTile::extents[d]);
+      tasks *= q_tiles[d].count;
+    }
+  }
+};
+
+/// One Q tile of one head, with the dilation group that it lies in.
+template <class Config>
+struct Task {
+  static constexpr int rank = Config::QTile::rank;
+
+  std::int64_t batch, head, kv_head;
+  int group[rank];
+  int q_begin[rank];  ///< In-group position of the first query.
+  Axis axis[rank];    ///< The dilation group's.
+
+  /// Query heads that share keys come next to each other, then neighbouring tiles: consecutive tasks share K and V.
+  Task(const Plan<Config>& plan, std::int64_t index) {
+    const std::int64_t member = index % plan.heads_per_kv_head;
+    index /= plan.heads_per_kv_head;
+    for (int d = rank - 1; d >= 0; --d) {
+      int tile;
+      plan.q_tiles[d].locate(index % plan.q_tiles[d].count, group[d], tile);
+      index /= plan.q_tiles[d].count;
+      q_begin[d] = tile * Config::QTile::extents[d];
+      axis[d] = group_axis(plan.axis[d], group[d]);
+    }
+    const std::int64_t kv_heads = plan.heads / plan.heads_per_kv_head;
+    kv_head = index % kv_heads;
+    head = kv_head * plan.heads_per_kv_head + member;
+    batch = index / kv_heads;
+  }
+
+  /// Element that in-group position `position` of this batch entry and `of_head` begins at.
+  template <class T>
+  T* at(const View<T, rank>& view, std::int64_t of_head, const Axis (&whole)[rank],
+        const int (&position)[rank]) const {
+    std::int64_t offset = batch * view.batch_stride + of_head * view.head_stride;
+    for (int d = 0; d < rank; ++d)
+      offset += (group[d] + static_cast<std::int64_t>(position[d]) * whole[d].dilation) * view.token_stride[d];
+    return view.data + offset;
+  }
+};
+
+}  // namespace gnaforge::cpu

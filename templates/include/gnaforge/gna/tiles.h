@@ -1,0 +1,167 @@
+// Which KV tiles a Q tile visits. KV tiles are laid from where the Q tile's first window begins (dynamic tiling), not
+// on a fixed grid, so fewer are needed. Host and device, no torch, no STL.
+#pragma once
+
+#include <cstdint>
+
+#include "gnaforge/gna/window.h"
+
+namespace gnaforge {
+
+/// The KV tiles of one Q tile along one axis. Tile j holds keys [visited.begin + j * extent, + extent).
+struct AxisTiles {
+  Interval visited;   ///< Keys that some query of the Q tile sees.
+  Interval interior;  ///< Tiles in which every query sees every key; empty as {0, 0}.
+  int count;          ///< Tiles that cover `visited`.
+};
+
+/// Tiles of the queries [q_begin, q_begin + q_extent) of `axis`, a dilation group. Needs q_begin < axis.length;
+/// queries at or beyond axis.length do not exist and have no say.
+GNAFORGE_HD AxisTiles axis_tiles(const Axis& axis, int q_begin, int q_extent, int kv_extent) {
+  const Interval first = window(axis, q_begin);
+  const Interval last = window(axis, min_int(q_begin + q_extent, axis.length) - 1);
+  const int begin = first.begin;
+  const int interior_begin = ceil_div(last.begin - begin, kv_extent);
+  const int interior_end = (first.end - begin) / kv_extent;
+  const bool any = interior_begin < interior_end;
+  return {{begin, last.end},
+          {any ? interior_begin : 0, any ? interior_end : 0},
+          ceil_div(last.end - begin, kv_extent)};
+}
+
+/// The KV tiles of one Q tile: the product of its axes. Ordered with the interior tiles first.
+template <int Rank>
+struct TileList {
+  AxisTiles axis[Rank];
+  int count;     ///< All tiles.
+  int interior;  ///< Tiles that need no mask; they come first.
+
+  /// Computes count and interior from axis.
+  GNAFORGE_HD void finish() {
+    count = 1;
+    interior = 1;
+    GNAFORGE_UNROLL
+    for (int d = 0; d < Rank; ++d) {
+      count *= axis[d].count;
+      interior *= axis[d].interior.end - axis[d].interior.begin;
+    }
+  }
+
+  /// Position of tile `index` in the box of tiles, one coordinate per axis.
+  GNAFORGE_HD void coordinates(int index, int (&tile)[Rank]) const {
+    if (index < interior) {
+      for (int d = Rank - 1; d >= 0; --d) {
+        const int extent = axis[d].interior.end - axis[d].interior.begin;
+        tile[d] = axis[d].interior.begin + index % extent;
+        index /= extent;
+      }
+      return;
+    }
+    index -= interior;
+    // The shell splits into one slab per axis: interior along the axes before it, outside along it, any after it.
+    for (int slab = 0; slab < Rank; ++slab) {
+      int size = 1;
+      for (int d = 0; d < Rank; ++d) size *= slab_extent(slab, d);
+      if (index >= size) {
+        index -= size;
+        continue;
+      }
+      for (int d = Rank - 1; d >= 0; --d) {
+        const int extent = slab_extent(slab, d);
+        const int position = index % extent;
+        index /= extent;
+        const Interval inside = axis[d].interior;
+        if (d < slab) {
+          tile[d] = inside.begin + position;
+        } else if (d == slab && position >= inside.begin) {
+          tile[d] = position + inside.end - inside.begin;
+        } else {
+          tile[d] = position;
+        }
+      }
+      return;
+    }
+  }
+
+ private:
+  GNAFORGE_HD int slab_extent(int slab, int d) const {
+    const int inside = axis[d].interior.end - axis[d].interior.begin;
+    return d < slab ? inside : d == slab ? axis[d].count - inside : axis[d].count;
+  }
+};
+
+/// Tile list of the Q tile whose first query is q_begin; `axis` holds one dilation group per axis.
+template <class QTile, class KvTile>
+GNAFORGE_HD TileList<QTile::rank> tile_list(const Axis (&axis)[QTile::rank], const int (&q_begin)[QTile::rank]) {
+  TileList<QTile::rank> list;
+  GNAFORGE_UNROLL
+  for (int d = 0; d < QTile::rank; ++d)
+    list.axis[d] = axis_tiles(axis[d], q_begin[d], QTile::extent(d), KvTile::extent(d));
+  list.finish();
+  return list;
+}
+
+/// The Q tiles of one axis over all its dilation groups, numbered: groups one after the other. The first
+/// length % dilation groups are one token longer than the rest.
+struct AxisQTiles {
+  std::int64_t long_groups, tiles_per_long, tiles_per_short;
+  std::int64_t count;
+
+  AxisQTiles() = default;
+  GNAFORGE_HD AxisQTiles(const Axis& axis, int extent)
+      : long_groups(axis.length % axis.dilation),
+        tiles_per_long(ceil_div(axis.length / axis.dilation + 1, extent)),
+        tiles_per_short(ceil_div(axis.length / axis.dilation, extent)),
+        count(long_groups * tiles_per_long + (axis.dilation - long_groups) * tiles_per_short) {}
+
+  /// Dilation group and tile within it of Q tile `index`.
+  GNAFORGE_HD void locate(std::int64_t index, int& group, int& tile) const {
+    const std::int64_t in_long = long_groups * tiles_per_long;
+    const bool is_long = index < in_long;
+    const std::int64_t per_group = is_long ? tiles_per_long : tiles_per_short;
+    const std::int64_t rest = is_long ? index : index - in_long;
+    group = static_cast<int>((is_long ? 0 : long_groups) + rest / per_group);
+    tile = static_cast<int>(rest % per_group);
+  }
+};
+
+/// A KV box of one token, of any rank: with it, count_tiles counts the keys in the box that each Q tile sees.
+struct OneKey {
+  GNAFORGE_HD static constexpr int extent(int) { return 1; }
+};
+
+/// Tiles that all Q tiles of a problem visit, per batch entry and head.
+struct TileCounts {
+  double q_tiles;
+  double visited;
+  double interior;
+};
+
+/// Exact counts, all dilation groups included. Separable: the product over axes of sums over Q tiles, so the cost is
+/// the sum of the token extents over the tile extents, not their product.
+template <class QTile, class KvTile>
+GNAFORGE_HD TileCounts count_tiles(const Axis (&axis)[QTile::rank]) {
+  TileCounts total{1, 1, 1};
+  for (int d = 0; d < QTile::rank; ++d) {
+    TileCounts sum{0, 0, 0};
+    // Groups differ only by their length, and there are at most two lengths.
+    const int long_groups = axis[d].length % axis[d].dilation;
+    for (int kind = 0; kind < 2; ++kind) {
+      const int groups = kind == 0 ? long_groups : axis[d].dilation - long_groups;
+      if (groups == 0) continue;
+      const Axis group = group_axis(axis[d], kind == 0 ? 0 : long_groups);
+      for (int q = 0; q < group.length; q += QTile::extent(d)) {
+        const AxisTiles tiles = axis_tiles(group, q, QTile::extent(d), KvTile::extent(d));
+        sum.q_tiles += groups;
+        sum.visited += static_cast<double>(groups) * tiles.count;
+        sum.interior += static_cast<double>(groups) * (tiles.interior.end - tiles.interior.begin);
+      }
+    }
+    total.q_tiles *= sum.q_tiles;
+    total.visited *= sum.visited;
+    total.interior *= sum.interior;
+  }
+  return total;
+}
+
+}  // namespace gnaforge

@@ -1,0 +1,248 @@
+// The entry of a forward kernel that takes Params: checks a call, encodes tensor maps, launches. Host only.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <atomic>
+#include <cstdint>
+
+#include "gnaforge/entry.h"
+#include "gnaforge/gpu/maps.h"
+#include "gnaforge/gpu/params.h"
+#include "gnaforge/gna/tiles.h"
+
+namespace gnaforge::gpu {
+
+// The emulator runs on the caller's memory, so its builds take CPU tensors.
+#if defined(GNAFORGE_EMULATED)
+constexpr gnaforge_device tensor_device = GNAFORGE_CPU;
+#else
+constexpr gnaforge_device tensor_device = GNAFORGE_CUDA;
+#endif
+
+/// `Config` is as in entry.h, and has:
+///   capabilities[];                          // compute capabilities that it runs on, as 10 * major + minor
+///   needs;                                   // how a refusal names them
+///   static const void* kernel();             // the kernel as the runtime knows it
+/// `L` is what the family makes of it, its Layout:
+///   rank, head_dim, value_head_dim;          // of Config, value_head_dim as it is and not 0
+///   max_tiles;                               // Q tiles of one launch, at most
+///   rows, columns;                           // of the products for a Q tile and a KV tile, with padding
+///   may_fold;                                // whether heads may be folded into the maps' channels; see maps.h
+///   q_box(axis), out_box(axis);              // what one copy loads of Q, and stores of the output
+///   threads, shared_bytes;                   // of a thread block
+///   blocks_per_processor;                    // that fit a multiprocessor
+template <class Config, class L>
+struct Entry {
+  using QTile = typename Config::QTile;
+  using KvTile = typename Config::KvTile;
+  static constexpr int rank = L::rank;
+
+  static int device_of(const gnaforge_args& args) { return args.device == GNAFORGE_CUDA ? args.device_index : 0; }
+
+  static bool check_device(const gnaforge_args& args, const Reason& reason) {
+    int major = 0, minor = 0;
+    const int device = device_of(args);
+    cudaError_t error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+    if (error != cudaSuccess) {
+      cudaGetLastError();  // or the next call of somebody else would report it
+      return reason.refuse("can't ask device %d: %s", device, cudaGetErrorString(error));
+    }
+    for (const int capability : Config::capabilities)
+      if (capability == 10 * major + minor) return true;
+    return reason.refuse("device %d has compute capability %d.%d, this kernel needs %s", device, major, minor,
+                         Config::needs);
+  }
+
+  static bool check(const gnaforge_args* args, Axis (&axes)[rank], const Reason& reason) {
+    if (!check_call<Config>(args, tensor_device, axes, reason)) return false;
+    const gnaforge_problem& problem = *args->problem;
+    if (!(problem.scale > 0))
+      return reason.refuse("scale is %g, this kernel takes positive ones: it maximises before it scales", problem.scale);
+    if (!check::layout<rank>("query", *args->q, problem, problem.heads, reason) ||
+        !check::layout<rank>("key", *args->k, problem, problem.kv_heads, reason) ||
+        !check::layout<rank>("value", *args->v, problem, problem.kv_heads, reason) ||
+        !check::layout<rank>("out", *args->out, problem, problem.heads, reason))
+      return false;
+    if (launch_tiles(problem, axes) > L::max_tiles)
+      return reason.refuse("%.0f Q tiles of all heads and batch entries, at most %d", launch_tiles(problem, axes),
+                           L::max_tiles);
+    return check_device(*args, reason);
+  }
+
+  static double launch_tiles(const gnaforge_problem& problem, const Axis (&axes)[rank]) {
+    double tiles = static_cast<double>(problem.batch) * static_cast<double>(problem.heads);
+    for (int d = 0; d < rank; ++d) tiles *= static_cast<double>(AxisQTiles(axes[d], QTile::extent(d)).count);
+    return tiles;
+  }
+
+  static int can_run(const gnaforge_args* args, char* why, std::size_t n) {
+    Axis axes[rank];
+    return check(args, axes, Reason{why, n});
+  }
+
+  static std::int64_t workspace_bytes(const gnaforge_args*) { return 0; }
+
+  static double visited_work(const gnaforge_args* args) {
+    Axis axes[rank];
+    if (!check_call<Config>(args, tensor_device, axes, Reason{nullptr, 0})) return 0;
+    const double scores = count_tiles<QTile, KvTile>(axes).visited * L::rows * L::columns;
+    return gnaforge::visited_work(*args->problem, scores);
+  }
+
+  /// Once per device: the kernel may use more shared memory than kernels get by default.
+  static cudaError_t allow_shared_memory(int device) {
+    static std::atomic<std::uint64_t> done{0};
+    const std::uint64_t bit = std::uint64_t{1} << (device & 63);
+    if (device < 64 && (done.load(std::memory_order_relaxed) & bit)) return cudaSuccess;
+    const cudaError_t error =
+        cudaFuncSetAttribute(Config::kernel(), cudaFuncAttributeMaxDynamicSharedMemorySize, L::shared_bytes);
+    if (error == cudaSuccess && device < 64) done.fetch_or(bit, std::memory_order_relaxed);
+    return error;
+  }
+
+  /// One dilation group, of all batch entries or of one.
+  struct Slice {
+    int group[rank];
+    std::int64_t batch_begin, batch;
+  };
+
+  static void* data_of(const gnaforge_tensor& tensor, const Slice& slice, std::int64_t size) {
+    std::int64_t offset = slice.batch_begin * tensor.batch_stride;
+    for (int d = 0; d < rank; ++d) offset += slice.group[d] * tensor.token_stride[d];
+    return static_cast<char*>(tensor.data) + offset * size;
+  }
+
+  static bool map(EncodeTiled encode, CUtensorMap& out, const char* name, const gnaforge_tensor& tensor,
+                  const Params<rank>& params, const Axis (&axes)[rank], const Slice& slice, std::int64_t heads,
+                  std::int64_t head_dim, const int (&box)[rank], const Reason& reason) {
+    Extents<rank> extents{head_dim, heads, {}, slice.batch};
+    std::int64_t token_stride[rank];
+    for (int d = 0; d < rank; ++d) {
+      extents.tokens[d] = params.length[params.slices][d];
+      token_stride[d] = tensor.token_stride[d] * axes[d].dilation;
+    }
+    const CUresult result = encode_map<rank>(encode, out, tensor, data_of(tensor, slice, element_bytes), extents,
+                                             token_stride, box, params.folded != 0);
+    if (result == CUDA_SUCCESS) return true;
+    return reason.refuse("the driver refuses a tensor map of %s (CUresult %d)", name, static_cast<int>(result));
+  }
+
+  /// What all slices of a call have in common.
+  static Params<rank> common_params(const gnaforge_args& args, const Axis (&axes)[rank], bool folded) {
+    const gnaforge_problem& problem = *args.problem;
+    Params<rank> params{};
+    params.folded = folded;
+    params.kv_heads = static_cast<int>(problem.kv_heads);
+    params.heads_per_kv_head = static_cast<int>(problem.heads / problem.kv_heads);
+    params.scale = static_cast<float>(problem.scale);
+    params.scale_log2 = static_cast<float>(problem.scale * 1.4426950408889634);
+    for (int d = 0; d < rank; ++d) params.axis[d] = group_axis(axes[d], 0);
+    if (wants_log_sum_exp(args)) {
+      const gnaforge_tensor& lse = *args.log_sum_exp;
+      params.lse_batch_stride = lse.batch_stride;
+      params.lse_head_stride = lse.head_stride;
+      for (int d = 0; d < rank; ++d) params.lse_token_stride[d] = lse.token_stride[d] * axes[d].dilation;
+    }
+    return params;
+  }
+
+  static bool wants_log_sum_exp(const gnaforge_args& args) {
+    return args.log_sum_exp != nullptr && args.log_sum_exp->data != nullptr;
+  }
+
+  static bool add_slice(Params<rank>& params, const gnaforge_args& args, const Axis (&axes)[rank], const Slice& slice,
+                        EncodeTiled encode, const Reason& reason) {
+    const gnaforge_problem& problem = *args.problem;
+    const int index = params.slices;
+    std::int64_t tiles = slice.batch * problem.heads;
+    int q_box[rank], kv_box[rank], out_box[rank];
+    for (int d = 0; d < rank; ++d) {
+      params.length[index][d] = group_length(axes[d], slice.group[d]);
+      tiles *= ceil_div(params.length[index][d], QTile::extent(d));
+      q_box[d] = L::q_box(d);
+      kv_box[d] = KvTile::extent(d);
+      out_box[d] = L::out_box(d);
+    }
+    if (wants_log_sum_exp(args))
+      params.log_sum_exp[index] = static_cast<float*>(data_of(*args.log_sum_exp, slice, sizeof(float)));
+    Maps& maps = params.maps[index];
+    if (!map(encode, maps.q, "query", *args.q, params, axes, slice, problem.heads, L::head_dim, q_box, reason) ||
+        !map(encode, maps.k, "key", *args.k, params, axes, slice, problem.kv_heads, L::head_dim, kv_box, reason) ||
+        !map(encode, maps.v, "value", *args.v, params, axes, slice, problem.kv_heads, L::value_head_dim, kv_box,
+             reason) ||
+        !map(encode, maps.out, "out", *args.out, params, axes, slice, problem.heads, L::value_head_dim, out_box,
+             reason))
+      return false;
+    params.first_tile[index + 1] = params.first_tile[index] + static_cast<int>(tiles);
+    params.slices = index + 1;
+    return true;
+  }
+
+  static bool launch(Params<rank>& params, int processors, void* stream, const Reason& reason) {
+    cudaLaunchConfig_t launch{};
+    launch.gridDim = dim3(static_cast<unsigned>(min_int(params.tiles(), processors * L::blocks_per_processor)));
+    launch.blockDim = dim3(L::threads);
+    launch.dynamicSmemBytes = L::shared_bytes;
+    launch.stream = static_cast<cudaStream_t>(stream);
+    void* arguments[] = {&params};
+    const cudaError_t error = cudaLaunchKernelExC(&launch, Config::kernel(), arguments);
+    params.slices = 0;
+    if (error == cudaSuccess) return true;
+    cudaGetLastError();
+    return reason.refuse("the launch failed: %s", cudaGetErrorString(error));
+  }
+
+  static bool run_slices(const gnaforge_args& args, const Axis (&axes)[rank], void* stream, const Reason& reason) {
+    const gnaforge_problem& problem = *args.problem;
+    const EncodeTiled encode = find_encode_tiled();
+    if (encode == nullptr) return reason.refuse("the driver has no cuTensorMapEncodeTiled: it is older than CUDA 12");
+    const int device = device_of(args);
+    int processors = 0;
+    cudaError_t error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+    if (error == cudaSuccess) error = allow_shared_memory(device);
+    if (error != cudaSuccess) {
+      cudaGetLastError();
+      return reason.refuse("can't prepare device %d: %s", device, cudaGetErrorString(error));
+    }
+    const bool folded = rank == 3 && L::may_fold && problem.batch > 1 && foldable(*args.q, problem.heads, L::head_dim) &&
+                        foldable(*args.k, problem.kv_heads, L::head_dim) &&
+                        foldable(*args.v, problem.kv_heads, L::value_head_dim) &&
+                        foldable(*args.out, problem.heads, L::value_head_dim);
+    const std::int64_t batch_step = rank == 3 && !folded ? 1 : problem.batch;
+    Params<rank> params = common_params(args, axes, folded);
+    Slice slice{};
+    slice.batch = batch_step;
+    for (;;) {  // all dilation groups
+      for (slice.batch_begin = 0; slice.batch_begin < problem.batch; slice.batch_begin += batch_step) {
+        if (params.slices == max_slices && !launch(params, processors, stream, reason)) return false;
+        if (!add_slice(params, args, axes, slice, encode, reason)) return false;
+      }
+      int d = rank - 1;
+      while (d >= 0 && ++slice.group[d] == axes[d].dilation) slice.group[d--] = 0;
+      if (d < 0) return launch(params, processors, stream, reason);
+    }
+  }
+
+  static int run(const gnaforge_args* args, void*, void* stream, char* error, std::size_t n) {
+    const Reason reason{error, n};
+    Axis axes[rank];
+    if (!check(args, axes, reason)) return 1;
+    if (args->problem->batch == 0 || args->problem->heads == 0) return 0;
+    if (args->q->data == nullptr || args->k->data == nullptr || args->v->data == nullptr || args->out->data == nullptr) {
+      reason.refuse("a data pointer is null");
+      return 1;
+    }
+    return run_slices(*args, axes, stream, reason) ? 0 : 1;
+  }
+};
+
+template <class Config, class L>
+constexpr gnaforge_entry make_entry() {
+  using E = Entry<Config, L>;
+  return {sizeof(gnaforge_entry), L::threads,      L::shared_bytes, GNAFORGE_CUDA, Config::key, E::can_run,
+          E::workspace_bytes,     E::visited_work, E::run};
+}
+
+}  // namespace gnaforge::gpu

@@ -1,0 +1,111 @@
+// Tensor maps of heads-last tensors, and what TMA asks of their layout. Host only.
+//
+// A map has five dims at most, innermost first: channels, heads, tokens (innermost axis first), batch. Rank 3 would
+// need six. Where a head's channels fill whole copies and heads are adjacent, heads fold into the channels: both loads'
+// zero fill and stores' clipping still end at the head. Elsewhere each batch entry of rank 3 has maps of its own.
+#pragma once
+
+#include <cuda.h>
+#include <cuda_runtime_api.h>
+
+#include <atomic>
+#include <cstdint>
+
+#include "gnaforge/entry.h"
+#include "gnaforge/gpu/shared_memory.h"
+
+namespace gnaforge::gpu {
+
+constexpr int element_bytes = 2;
+
+/// Sizes of what one map shows: a dilation group of one batch entry or of all.
+template <int Rank>
+struct Extents {
+  std::int64_t head_dim, heads, tokens[Rank], batch;
+};
+
+namespace check {
+
+/// `size` is of the dim that `stride` belongs to: the stride of a dim of one element is never used.
+inline bool stride(const char* tensor, const char* dim, std::int64_t size, std::int64_t stride, const Reason& reason) {
+  if (size == 1) return true;
+  constexpr std::int64_t multiple = 16 / element_bytes;
+  if (stride <= 0 || stride % multiple != 0)
+    return reason.refuse(
+        "%s has stride %lld along its %s, must be a positive multiple of %lld; pass a contiguous copy", tensor,
+        static_cast<long long>(stride), dim, static_cast<long long>(multiple));
+  if (stride >= (std::int64_t{1} << 40) / element_bytes)
+    return reason.refuse("%s has stride %lld along its %s, must be below 2^39", tensor, static_cast<long long>(stride),
+                         dim);
+  return true;
+}
+
+template <int Rank>
+bool layout(const char* name, const gnaforge_tensor& tensor, const gnaforge_problem& problem, std::int64_t heads,
+            const Reason& reason) {
+  static constexpr const char* axis_names[] = {"first token dim", "second token dim", "third token dim"};
+  if (reinterpret_cast<std::uintptr_t>(tensor.data) % 16 != 0)
+    return reason.refuse("%s is not aligned to 16 bytes; pass a contiguous copy", name);
+  if (!stride(name, "batch", problem.batch, tensor.batch_stride, reason) ||
+      !stride(name, "heads", heads, tensor.head_stride, reason))
+    return false;
+  for (int d = 0; d < Rank; ++d)
+    if (!stride(name, axis_names[d], problem.tokens[d], tensor.token_stride[d], reason)) return false;
+  return true;
+}
+
+}  // namespace check
+
+/// True if the heads of `tensor` can be folded into its channels.
+inline bool foldable(const gnaforge_tensor& tensor, std::int64_t heads, int head_dim) {
+  return head_dim % chunk_channels == 0 && (heads == 1 || tensor.head_stride == head_dim);
+}
+
+using EncodeTiled = decltype(&cuTensorMapEncodeTiled);
+
+/// The driver's cuTensorMapEncodeTiled, found at run time so that nothing links to libcuda; null if there is no driver.
+inline EncodeTiled find_encode_tiled() {
+  static std::atomic<void*> found{nullptr};
+  void* function = found.load(std::memory_order_relaxed);
+  if (function == nullptr) {
+    cudaDriverEntryPointQueryResult result{};
+#if CUDART_VERSION >= 12050
+    const cudaError_t error =
+        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &result);
+#else
+    const cudaError_t error =
+        cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &function, cudaEnableDefault, &result);
+#endif
+    if (error != cudaSuccess || result != cudaDriverEntryPointSuccess) return nullptr;
+    found.store(function, std::memory_order_relaxed);
+  }
+  return reinterpret_cast<EncodeTiled>(function);
+}
+
+/// Encodes the map of `tensor`, whose data begins at `data`, for boxes of `box` tokens and 64 channels.
+template <int Rank>
+CUresult encode_map(EncodeTiled encode, CUtensorMap& map, const gnaforge_tensor& tensor, void* data,
+                    const Extents<Rank>& extents, const std::int64_t (&token_stride)[Rank], const int (&box)[Rank],
+                    bool folded) {
+  cuuint64_t dims[5], strides[5];
+  cuuint32_t boxes[5];
+  const cuuint32_t steps[5] = {1, 1, 1, 1, 1};
+  int rank = 0;
+  const auto add = [&](std::int64_t size, std::int64_t stride, int in_box) {
+    dims[rank] = static_cast<cuuint64_t>(size);
+    boxes[rank] = static_cast<cuuint32_t>(in_box);
+    // Any valid number will do where a dim has one element.
+    strides[rank] = static_cast<cuuint64_t>(size == 1 ? 16 : stride * element_bytes);
+    ++rank;
+  };
+  add(folded ? extents.head_dim * extents.heads : extents.head_dim, 1, chunk_channels);
+  if (!folded) add(extents.heads, tensor.head_stride, 1);
+  for (int d = Rank - 1; d >= 0; --d) add(extents.tokens[d], token_stride[d], box[d]);
+  if (Rank < 3 || folded) add(extents.batch, tensor.batch_stride, 1);
+  const auto type = tensor.dtype == GNAFORGE_BF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+  return encode(&map, type, static_cast<cuuint32_t>(rank), data, dims, strides + 1, boxes, steps,
+                CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+}
+
+}  // namespace gnaforge::gpu

@@ -1,0 +1,98 @@
+// One Q tile of one head: where it lies and which KV tiles it visits. Device only.
+#pragma once
+
+#include "gnaforge/gpu/params.h"
+#include "gnaforge/ptx/shared.h"
+#include "gnaforge/gna/walk.h"
+
+namespace gnaforge::gpu {
+
+template <class Config>
+struct Work {
+  using QTile = typename Config::QTile;
+  using KvTile = typename Config::KvTile;
+  static constexpr int rank = QTile::rank;
+
+  int slice, batch, head, kv_head;  ///< Batch entry within the slice.
+  int q_begin[rank];
+  TileList<rank> list;
+
+  /// Query heads that share keys come next to each other, then neighbouring tiles: thread blocks that run at the same
+  /// time share K and V in the L2 cache. Causal axes run backwards: their last tiles see most keys and take longest.
+  __device__ __forceinline__ Work(const Params<rank>& params, int index) {
+    slice = 0;
+    while (index >= params.first_tile[slice + 1]) ++slice;
+    index -= params.first_tile[slice];
+    Axis axis[rank];
+#pragma unroll
+    for (int d = 0; d < rank; ++d) axis[d] = params.axis_of(slice, d);
+    const int member = index % params.heads_per_kv_head;
+    index /= params.heads_per_kv_head;
+#pragma unroll
+    for (int d = rank - 1; d >= 0; --d) {
+      const int tiles = ceil_div(axis[d].length, QTile::extent(d));
+      const int tile = index % tiles;
+      index /= tiles;
+      q_begin[d] = (axis[d].causal ? tiles - 1 - tile : tile) * QTile::extent(d);
+    }
+    kv_head = index % params.kv_heads;
+    batch = index / params.kv_heads;
+    head = kv_head * params.heads_per_kv_head + member;
+    list = tile_list<QTile, KvTile>(axis, q_begin);
+  }
+};
+
+/// What consumers need to know of a Q tile. The producer works it out and leaves it in shared memory: in the
+/// consumers' registers there is no room for how.
+template <int Rank>
+struct TileFacts {
+  int q_begin[Rank];
+  int slice, head, batch;
+  int interior, count;  ///< KV tiles, as in TileList.
+
+  template <class Config>
+  static __device__ __forceinline__ void store(ptx::SharedAddress slot, const Work<Config>& work) {
+    const int* q = work.q_begin;
+    ptx::store_shared(slot, q[0], Rank > 1 ? q[min_int(1, Rank - 1)] : 0, Rank > 2 ? q[Rank - 1] : 0, work.head);
+    ptx::store_shared(slot + 16, work.batch, work.list.interior, work.list.count, work.slice);
+  }
+
+  static __device__ __forceinline__ TileFacts load(ptx::SharedAddress slot) {
+    const int4 a = ptx::load_shared(slot), b = ptx::load_shared(slot + 16);
+    const int q[3] = {a.x, a.y, a.z};
+    TileFacts facts;
+#pragma unroll
+    for (int d = 0; d < Rank; ++d) facts.q_begin[d] = q[d];
+    facts.head = a.w;
+    facts.batch = b.x;
+    facts.interior = b.y;
+    facts.count = b.z;
+    facts.slice = b.w;
+    return facts;
+  }
+};
+
+/// Dimensions of the tensor maps of a rank.
+GNAFORGE_HD constexpr int map_rank(int rank) { return rank == 1 ? 4 : 5; }
+
+/// Coordinates of a tensor copy: channel first, then head, tokens (innermost first) and batch entry. Rank 3 has one
+/// dimension too few for that: either heads are folded into the channels, or the maps are of one batch entry.
+template <int Rank>
+__device__ __forceinline__ void map_coordinates(int (&at)[map_rank(Rank)], bool folded, int head_dim, int channel,
+                                                int head, const int (&token)[Rank], int batch) {
+  if constexpr (Rank == 3) {
+    const int z = token[0], y = token[1], x = token[2];
+    at[0] = folded ? head * head_dim + channel : channel;
+    at[1] = folded ? x : head;
+    at[2] = folded ? y : x;
+    at[3] = folded ? z : y;
+    at[4] = folded ? batch : z;
+  } else {
+    at[0] = channel;
+    at[1] = head;
+    for (int d = 0; d < Rank; ++d) at[2 + d] = token[Rank - 1 - d];
+    at[Rank + 2] = batch;
+  }
+}
+
+}  // namespace gnaforge::gpu

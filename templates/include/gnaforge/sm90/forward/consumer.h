@@ -1,0 +1,270 @@
+// The warpgroups that compute: each has 64 rows of the Q tile. Device only.
+#pragma once
+
+#include "gnaforge/ptx/barrier.h"
+#include "gnaforge/ptx/marker.h"
+#include "gnaforge/ptx/wgmma.h"
+#include "gnaforge/sm90/forward/fragment_mask.h"
+#include "gnaforge/sm90/forward/producer.h"
+#include "gnaforge/sm90/forward/softmax.h"
+
+namespace gnaforge::sm90 {
+
+/// `Mma` has the products of this tile: scores(c, a, b, accumulate), 64 x columns x 16 with both factors in shared
+/// memory, and values(c, a, b), 64 x value_head_dim x 16 with the left factor in registers.
+template <class Config, class Mma>
+struct Consumer {
+  using L = Layout<Config>;
+  using QTile = typename Config::QTile;
+  using KvTile = typename Config::KvTile;
+  static constexpr int rank = L::rank;
+  static constexpr int score_registers = L::columns / 2;
+  static constexpr int out_registers = L::value_head_dim / 2;
+  static constexpr int probability_registers = L::columns / 4;
+  static constexpr int turn_barrier = 1;  ///< First of one named barrier per warpgroup.
+  static constexpr int out_barrier = turn_barrier + L::warpgroups;
+
+  const gpu::Params<rank>& params;
+  ptx::SharedAddress shared;
+  int warpgroup;
+
+  __device__ __forceinline__ int thread() const { return threadIdx.x % warpgroup_threads; }
+  __device__ __forceinline__ int lane() const { return threadIdx.x % 32; }
+  __device__ __forceinline__ int first_row() const { return warpgroup * warpgroup_rows + ptx::reload_thread_index() % warpgroup_threads / 32 * 16; }
+
+  __device__ __forceinline__ void wait(int barriers, RingPosition at) const {
+    ptx::mbarrier_wait(shared + barriers + 8 * at.stage, at.parity);
+  }
+
+  /// One arrival per warp.
+  __device__ __forceinline__ void release(int barrier) const {
+    if (lane() == 0) ptx::mbarrier_arrive(shared + barrier);
+  }
+
+  // Warpgroups take turns at issuing products, so that the tensor cores work on one's while another computes its
+  // softmax.
+  __device__ __forceinline__ void await_turn() const {
+    if constexpr (L::warpgroups > 1) ptx::barrier_sync(turn_barrier + warpgroup, 2 * warpgroup_threads);
+  }
+  __device__ __forceinline__ void pass_turn() const {
+    if constexpr (L::warpgroups > 1)
+      ptx::barrier_arrive(turn_barrier + (warpgroup + 1 == L::warpgroups ? 0 : warpgroup + 1), 2 * warpgroup_threads);
+  }
+
+  /// Issues scores = Q K^T.
+  __device__ __forceinline__ void multiply_qk(float (&scores)[score_registers], int stage) const {
+    const std::uint64_t q = ptx::descriptor(shared + L::q_offset + warpgroup * warpgroup_rows * row_bytes, 16);
+    const std::uint64_t k = ptx::descriptor(shared + L::k_offset + stage * L::k_bytes, 16);
+    ptx::hold(scores);
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int step = 0; step < ceil_div(L::head_dim, 16); ++step) {
+      const int chunk = step / 4, within = step % 4 * 32;
+      Mma::scores(scores, q + (chunk * L::q_chunk_bytes + within) / 16, k + (chunk * L::kv_chunk_bytes + within) / 16,
+                  step > 0);
+    }
+    ptx::wgmma_commit();
+    ptx::hold(scores);
+  }
+
+  /// Issues out += P V.
+  __device__ __forceinline__ void multiply_pv(float (&out)[out_registers],
+                                              std::uint32_t (&probabilities)[probability_registers], int stage) const {
+    const std::uint64_t v = ptx::descriptor(shared + L::v_offset + stage * L::v_bytes, L::kv_chunk_bytes);
+    ptx::hold(probabilities);
+    ptx::hold(out);
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int step = 0; step < L::columns / 16; ++step)
+      Mma::values(out, probabilities + 4 * step, v + step * 16 * row_bytes / 16);
+    ptx::wgmma_commit();
+    ptx::hold(out);
+    ptx::hold(probabilities);
+  }
+
+  __device__ __forceinline__ void round(std::uint32_t (&probabilities)[probability_registers],
+                                        const float (&scores)[score_registers]) const {
+#pragma unroll
+    for (int i = 0; i < probability_registers; ++i)
+      probabilities[i] = ptx::pack<L::bf16>(scores[2 * i], scores[2 * i + 1]);
+  }
+
+  __device__ __forceinline__ void store_log_sum_exp(const gpu::TileFacts<rank>& work, const Softmax& softmax) const {
+    float* const log_sum_exp = params.log_sum_exp[work.slice];
+    if (log_sum_exp == nullptr || lane() % 4 != 0) return;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int row = first_row() + lane() / 4 + 8 * r;
+      bool exists = row < QTile::volume;
+      std::int64_t offset = work.batch * params.lse_batch_stride + work.head * params.lse_head_stride;
+#pragma unroll
+      for (int d = 0; d < rank; ++d) {
+        const int position = work.q_begin[d] + row / QTile::pitch(d) % QTile::extent(d);
+        exists = exists && position < params.length[work.slice][d];
+        offset += position * params.lse_token_stride[d];
+      }
+      if (exists) log_sum_exp[offset] = softmax.max[r] * params.scale + logf(softmax.sum[r]);
+    }
+  }
+
+  __device__ __forceinline__ void sync_out() const {
+    if constexpr (L::out_by_warpgroup)
+      ptx::barrier_sync(out_barrier + warpgroup, warpgroup_threads);
+    else
+      ptx::barrier_sync(out_barrier, L::warpgroups * warpgroup_threads);
+  }
+
+  __device__ __forceinline__ bool stores_out() const {
+    return thread() == 0 && (L::out_by_warpgroup || warpgroup == 0);
+  }
+
+  /// Normalises the output, rounds it, and stores it by way of shared memory; the copy clips at the tensor's borders.
+  __device__ __forceinline__ void store_out(const gpu::TileFacts<rank>& work, const Softmax& softmax,
+                                            float (&out)[out_registers]) const {
+    const float inverse[2] = {1 / softmax.sum[0], 1 / softmax.sum[1]};
+    if constexpr (L::out_apart) {
+      if (stores_out()) ptx::bulk_wait_read();
+    }
+    // Nobody reads any more what the output overwrites: the store of the last one or, where it takes the place of Q, a
+    // product's part that is another warp's, which PTX doesn't say that this warp has waited for.
+    sync_out();
+    const ptx::SharedAddress region = shared + L::out_offset;
+    const int row = first_row() + lane() % 16;
+    const ptx::SharedAddress line = region + row * row_bytes;
+#pragma unroll
+    for (int c = 0; c < ceil_div(out_registers, 8); ++c) {  // 16 channels each, or the last 8
+      const int groups = min_int(2, out_registers / 4 - 2 * c);
+      std::uint32_t parts[4];
+#pragma unroll
+      for (int g = 0; g < groups; ++g)
+#pragma unroll
+        for (int r = 0; r < 2; ++r)
+          parts[2 * g + r] = ptx::pack<L::bf16>(out[element(2 * c + g, r, 0)] * inverse[r], out[element(2 * c + g, r, 1)] * inverse[r]);
+      const int piece = c % 4 * 2 + lane() / 16;  // of 16 bytes
+      if (groups == 2)
+        ptx::store_matrices(line + c / 4 * L::q_chunk_bytes + ((piece ^ (row % 8)) << 4), parts[0], parts[1], parts[2],
+                       parts[3]);
+      else  // addresses come from lanes 0 to 15
+        ptx::store_matrices(line + c / 4 * L::q_chunk_bytes + (((c % 4 * 2) ^ (row % 8)) << 4), parts[0], parts[1]);
+    }
+    ptx::fence_shared_to_async();
+    sync_out();
+    if (stores_out()) {
+      int token[rank];
+#pragma unroll
+      for (int d = 0; d < rank; ++d) token[d] = work.q_begin[d];
+      if constexpr (L::out_by_warpgroup) token[0] += warpgroup * L::out_extent;
+      const int skipped = L::out_by_warpgroup ? warpgroup * warpgroup_rows * row_bytes : 0;
+#pragma unroll
+      for (int c = 0; c < L::v_chunks; ++c) {
+        int at[gpu::map_rank(rank)];
+        gpu::map_coordinates<rank>(at, params.folded, L::value_head_dim, c * chunk_channels, work.head, token, work.batch);
+        ptx::tensor_store(&params.maps[work.slice].out, region + skipped + c * L::q_chunk_bytes, at);
+      }
+      ptx::bulk_commit();
+      if constexpr (!L::out_apart) {
+        ptx::bulk_wait_read();
+        ptx::mbarrier_arrive(shared + L::q_empty);
+      }
+    }
+  }
+
+  /// One Q tile, whose facts are in `slot`; `at` is where its first KV tile is in the ring, and then where the next
+  /// one's will be.
+  __device__ __forceinline__ void tile(ptx::SharedAddress slot, RingPosition& at) const {
+    float scores[score_registers], out[out_registers];
+    std::uint32_t probabilities[probability_registers];
+    Softmax softmax;
+    RowWindows<Config> windows;
+    int interior, count;
+    {
+      const gpu::TileFacts<rank> work = gpu::TileFacts<rank>::load(slot);
+      interior = work.interior;
+      count = work.count;
+      if (interior < count) windows.compute(params, work, first_row());
+    }
+    // Of the tile whose scores are ready: frees K, masks.
+    const auto release_and_mask = [&](bool shell) {
+      const int4 first_key = ptx::load_shared(shared + L::origins + 16 * at.stage);
+      release(L::k_empty + 8 * at.stage);
+      if (!shell) return;
+      ptx::mark<ptx::Marker::tile_is_shell>();
+      const int keys[3] = {first_key.x, first_key.y, first_key.z};
+      int origin[rank];
+#pragma unroll
+      for (int d = 0; d < rank; ++d) origin[d] = keys[d];
+      windows.apply(scores, params, slot, first_row(), origin);
+    };
+
+    ptx::mark<ptx::Marker::tile_begins>();
+    softmax.begin();
+    wait(L::k_full, at);
+    multiply_qk(scores, at.stage);
+    ptx::wgmma_wait<0>();
+    ptx::hold(scores);
+    release_and_mask(interior == 0);
+    softmax.step(scores, params.scale_log2);
+#pragma unroll
+    for (int i = 0; i < out_registers; ++i) out[i] = 0;
+
+    int last_stage = -1;  // whose V the product under way reads
+#pragma unroll 1
+    for (int j = 1; j < count; ++j) {
+      ptx::mark<ptx::Marker::tile_begins>();  // of this tile, and the product with V of the one before
+      // The loop is rotated: were this wait at the end of the body, ptxas would move it above the softmax, and the
+      // product with V would overlap with nothing.
+      ptx::wgmma_wait<0>();
+      ptx::hold(out);
+      ptx::hold(probabilities);
+      if (last_stage >= 0) release(L::v_empty + 8 * last_stage);
+      round(probabilities, scores);
+      softmax.apply(out);
+      const RingPosition current = at;
+      last_stage = at.stage;
+      at.template advance<L::stages>();
+      wait(L::k_full, at);
+      await_turn();
+      multiply_qk(scores, at.stage);
+      wait(L::v_full, current);
+      multiply_pv(out, probabilities, current.stage);
+      pass_turn();
+      ptx::wgmma_wait<1>();
+      ptx::hold(scores);
+      release_and_mask(j >= interior);
+      softmax.step(scores, params.scale_log2);
+    }
+    ptx::wgmma_wait<0>();
+    ptx::hold(out);
+    ptx::hold(probabilities);
+    if (last_stage >= 0) release(L::v_empty + 8 * last_stage);
+    if constexpr (L::out_apart) release(L::q_empty);
+    round(probabilities, scores);
+    softmax.apply(out);
+    wait(L::v_full, at);
+    multiply_pv(out, probabilities, at.stage);
+    ptx::mark<ptx::Marker::tile_ends>();
+    softmax.finish();
+    const gpu::TileFacts<rank> work = gpu::TileFacts<rank>::load(slot);
+    store_log_sum_exp(work, softmax);
+    ptx::wgmma_wait<0>();
+    ptx::hold(out);
+    release(L::v_empty + 8 * at.stage);
+    at.template advance<L::stages>();
+    store_out(work, softmax, out);
+  }
+
+  __device__ __forceinline__ void run() const {
+    RingPosition at{0, 0};
+    std::uint32_t q_parity = 0;
+    // The first turn is warpgroup 0's.
+    if (L::warpgroups > 1 && warpgroup == L::warpgroups - 1) pass_turn();
+    for (int index = blockIdx.x; index < params.tiles(); index += gridDim.x) {
+      ptx::mbarrier_wait(shared + L::q_full, q_parity);
+      tile(shared + L::work_slots + 32 * q_parity, at);
+      q_parity ^= 1;
+    }
+    if (stores_out()) ptx::bulk_wait();
+  }
+};
+
+}  // namespace gnaforge::sm90

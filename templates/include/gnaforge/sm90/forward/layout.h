@@ -1,0 +1,106 @@
+// What of a kernel follows from its config: threads, registers, and where things lie in shared memory. Host and device.
+#pragma once
+
+#include <cstdint>
+
+#include "gnaforge/abi.h"
+#include "gnaforge/gna/axis.h"
+#include "gnaforge/gpu/shared_memory.h"
+
+namespace gnaforge::sm90 {
+
+using gpu::chunk_channels;
+using gpu::row_bytes;
+
+constexpr int half_shared_memory_limit = 113 * 1024;  ///< Of two blocks on one multiprocessor; each takes 1 KB more.
+
+/// Rows of one wgmma, and so of one consumer warpgroup.
+constexpr int warpgroup_rows = 64;
+constexpr int warpgroup_threads = 128;
+
+/// `Config` is as in entry.h.
+template <class Config>
+struct Layout {
+  static constexpr int max_tiles = (1 << 30) - 1;  ///< Q tiles of one launch.
+  static constexpr bool may_fold = true;           ///< Heads into channels; see maps.h.
+
+  using QTile = typename Config::QTile;
+  using KvTile = typename Config::KvTile;
+  static constexpr int rank = QTile::rank;
+  static constexpr bool bf16 = Config::dtype == GNAFORGE_BF16;
+  static constexpr int head_dim = Config::head_dim;
+  static constexpr int value_head_dim = Config::value_head_dim != 0 ? Config::value_head_dim : Config::head_dim;
+
+  static constexpr int warpgroups = ceil_div(QTile::volume, warpgroup_rows);  ///< Consumers; one more loads.
+  static constexpr int rows = warpgroups * warpgroup_rows;                    ///< With padding.
+  static constexpr int columns = KvTile::volume;
+  static constexpr int threads = (warpgroups + 1) * warpgroup_threads;
+
+  static constexpr int qk_chunks = ceil_div(head_dim, chunk_channels);
+  static constexpr int v_chunks = ceil_div(value_head_dim, chunk_channels);
+  static constexpr int q_chunk_bytes = rows * row_bytes;
+  static constexpr int kv_chunk_bytes = columns * row_bytes;
+  static constexpr int q_bytes = qk_chunks * q_chunk_bytes;
+  static constexpr int out_bytes = v_chunks * q_chunk_bytes;
+  static constexpr int k_bytes = qk_chunks * kv_chunk_bytes;
+  static constexpr int v_bytes = v_chunks * kv_chunk_bytes;
+  static constexpr int barrier_bytes = 512;
+  static constexpr int alignment = 1024;  ///< Of the swizzle's pattern, and so of every region.
+
+  /// Two thread blocks on a multiprocessor where each has one warpgroup only, and so nothing else that computes while
+  /// its softmax runs or its output leaves.
+  static constexpr int blocks_per_processor =
+      warpgroups == 1 && q_bytes + out_bytes + 2 * (k_bytes + v_bytes) + barrier_bytes <= half_shared_memory_limit ? 2 : 1;
+  static constexpr int block_limit = blocks_per_processor == 2 ? half_shared_memory_limit : gpu::shared_memory_limit;
+
+  /// Room of its own lets the next Q load while this output is stored; without, the output takes the place of Q.
+  static constexpr bool out_apart = q_bytes + out_bytes + 2 * (k_bytes + v_bytes) + barrier_bytes <= block_limit;
+  static constexpr int q_region = out_apart ? q_bytes : max_int(q_bytes, out_bytes);
+  static constexpr int fixed_bytes = q_region + (out_apart ? out_bytes : 0) + barrier_bytes;
+  static constexpr int stages =
+      max_int(2, min_int(4, (block_limit - fixed_bytes) / (k_bytes + v_bytes)));
+
+  static constexpr int q_offset = 0;
+  static constexpr int out_offset = out_apart ? q_region : 0;
+  static constexpr int k_offset = q_region + (out_apart ? out_bytes : 0);
+  static constexpr int v_offset = k_offset + stages * k_bytes;
+  static constexpr int barrier_offset = v_offset + stages * v_bytes;
+  static constexpr int shared_bytes = barrier_offset + barrier_bytes;
+  static_assert(shared_bytes <= gpu::shared_memory_limit, "the tiles don't fit shared memory");
+
+  // Barriers, 8 bytes each.
+  static constexpr int q_full = barrier_offset;
+  static constexpr int q_empty = q_full + 8;
+  static constexpr int k_full = q_empty + 8;
+  static constexpr int k_empty = k_full + 8 * stages;
+  static constexpr int v_full = k_empty + 8 * stages;
+  static constexpr int v_empty = v_full + 8 * stages;
+
+  // What the producer tells the consumers, behind the barriers.
+  static constexpr int work_slots = barrier_offset + 192;  ///< Two, of 32 bytes: for this Q tile and the next.
+  static constexpr int origins = work_slots + 2 * 32;      ///< 16 bytes per stage: the first key of its tile.
+  static_assert(v_empty + 8 * stages <= work_slots && origins + 16 * stages <= shared_bytes, "they fit");
+
+  /// True if each warpgroup's rows are a box by themselves, which it stores without waiting for the others.
+  static constexpr bool out_by_warpgroup =
+      QTile::volume == rows && (warpgroups == 1 || warpgroup_rows % QTile::pitch(0) == 0);
+  /// Queries along the outermost axis that one warpgroup stores.
+  static constexpr int out_extent =
+      out_by_warpgroup ? QTile::extent(0) / warpgroups : QTile::extent(0);
+
+  /// Extents of what one copy loads of Q and stores of the output.
+  static constexpr int q_box(int axis) { return QTile::extents[axis]; }
+  static constexpr int out_box(int axis) { return axis == 0 ? out_extent : QTile::extents[axis]; }
+
+  /// Registers per thread after launch, shared out of what it gave: 384 x 168, 512 x 128 or, of two blocks on a
+  /// multiprocessor, 256 x 128. More copies per tile take the producer more addresses.
+  static constexpr bool many_copies = qk_chunks + v_chunks > 4;
+  static constexpr int producer_registers = warpgroups == 3 ? 32 : many_copies ? 40 : 24;
+  static constexpr int consumer_registers =
+      warpgroups == 3 ? 160 : warpgroups == 1 ? 256 - producer_registers : many_copies ? 232 : 240;
+  /// One consumer and one producer that have the multiprocessor for themselves may both have 255.
+  static constexpr bool shares_registers = warpgroups > 1 || blocks_per_processor > 1;
+  static_assert(warpgroups <= 3, "at most 192 query rows");
+};
+
+}  // namespace gnaforge::sm90
