@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -25,7 +26,8 @@ class _Bounded(io.FileIO):
     """A file of which no more than `DIRECTORY_BYTES` are read at once, as zipfile reads the list of an archive."""
 
     def read(self, size: int | None = -1, /) -> bytes:
-        if size is None or not 0 <= size <= DIRECTORY_BYTES:
+        rest = os.fstat(self.fileno()).st_size - self.tell()
+        if (rest if size is None or size < 0 else min(size, rest)) > DIRECTORY_BYTES:
             raise zipfile.BadZipFile(f"its list of files has more than {DIRECTORY_BYTES >> 20} MiB")
         return super().read(size) or b""
 

@@ -56,7 +56,7 @@ _KINDS = {
 def _state(row: dict[str, object]) -> str:
     if not row["exists"]:
         return ": not there yet"
-    return "" if row["trusted"] else ": NOT USED, others may write to it, or it is no folder of yours"
+    return "" if row["trusted"] else f": NOT USED, it {row['mistrusted']}"
 
 
 @app.command()
