@@ -96,8 +96,8 @@ def check_wheel(
 ) -> None:
     """Say what a wheel holds, whether it is intact, and whether this machine can run it. Runs nothing of it.
 
-    Exits with 1 if the wheel is damaged or would not run on every machine that its name promises, with 3 if it is
-    intact and none of its kernels can run here.
+    Exits with 1 if the wheel is damaged or would not run on every machine that its name promises, with 2 if the file is
+    no wheel of gnaforge's that can be read, with 3 if it is intact and none of its kernels can run here.
 
     Example: [bold]gnaforge check-wheel dist/gnaforge_vit_56-1.0-py3-none-manylinux_2_27_x86_64.whl[/]
     """

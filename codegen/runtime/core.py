@@ -106,11 +106,12 @@ def _load_core() -> ctypes.CDLL:
         # The package around this runtime has a module `api` that calls set_core_files.
         import_module(f"{__package__.rpartition('.')[0]}.api")
     assert _core_files is not None
+    path = ""
     failures: list[str] = []
     for file in _core_files():
-        path = str(file if isinstance(file, Path) else file.name)
         if failures:
-            _say_passed_over(failures[-1])
+            _say_passed_over(path, failures[-1])
+        path = str(file if isinstance(file, Path) else file.name)
         try:
             library = ctypes.CDLL(path if isinstance(file, Path) else _loader_name(file))
             break
@@ -164,11 +165,11 @@ def _with_paths(text: str) -> str:
 _passed_over: set[str] = set()
 
 
-def _say_passed_over(why: str) -> None:
+def _say_passed_over(path: str, why: str) -> None:
     """Says once that a library in the cache can't be loaded here; another is looked for, or made."""
-    if why not in _passed_over:
-        _passed_over.add(why)
-        print(f"gnaforge: passed over a library that can't be loaded here: {why}", file=sys.stderr, flush=True)
+    if path not in _passed_over:
+        _passed_over.add(path)
+        print(f"gnaforge: passed over {path}, which can't be loaded here: {why}", file=sys.stderr, flush=True)
 
 
 def load_library(path: str | os.PathLike[str]) -> int:
@@ -200,7 +201,7 @@ def load_first(builds: Iterable[BinaryIO]) -> int | None:
         try:
             return load_file(file)
         except LibraryError as error:
-            _say_passed_over(str(error))
+            _say_passed_over(file.name, str(error))
     return None
 
 
