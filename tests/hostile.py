@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import os
@@ -119,7 +120,7 @@ def spoil_json(data: bytes, random: Random) -> bytes:
         elif kind == 2 and raw is None:
             parent[place], raw = "@raw@", random.choice(RAW)
         else:
-            parent[place] = random.choice(NASTY)
+            parent[place] = copy.deepcopy(random.choice(NASTY))  # it may be spoiled further
     text = json.dumps(value, indent=random.choice((None, 1)), ensure_ascii=random.random() < 0.5)
     spoiled = text.encode("utf-8", "surrogatepass").replace(b'"@raw@"', raw or b"")
     return spoil_bytes(spoiled, random) if random.random() < 0.1 else spoiled
