@@ -223,7 +223,8 @@ def read_bench_report(data: bytes, folder: Path) -> object:
 
     (folder / "r.json").write_bytes(data)
     found = read_report(folder / "r.json")
-    bench_command._show(rows(found), False)
+    if timed := rows(found):
+        bench_command._show(timed, False)
     print(*(printable(line) for line in missing(found)), sep="\n")
     with contextlib.suppress(GnaforgeError):
         calibration(families_of("gna_forward", "sm90")[0], folder / "r.json")

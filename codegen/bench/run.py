@@ -183,7 +183,7 @@ def read_report(path: Path) -> dict[str, Any]:
     found = load_report(path)
     try:
         rows(found), missing(found)
-    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise InputError(f"{path} is no report of `gnaforge bench --report`") from error
     if not found["problems"]:
         raise InputError(f"{path} holds no problem that was measured")

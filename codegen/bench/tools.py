@@ -144,7 +144,7 @@ def calibration(family: Family, report: Path | None) -> list[dict[str, Any]]:
             found = calibrate_report(runs, family)
         except InputError:
             raise
-        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
             raise InputError(f"{report}: no constants can be fitted to these runs: {error}") from error
     constants = family.time_constants()
     rows = [
