@@ -33,6 +33,7 @@ from gnaforge.cli import bench as bench_command, inspecting, wheel as wheel_comm
 from gnaforge.cli.cache_moving import needed_files
 from gnaforge.errors import GnaforgeError
 from gnaforge.plan import Plan, plan
+from gnaforge.runtime.problem import Problem
 from gnaforge.spec import parse_spec
 from gnaforge.wheel.build import build_wheel
 from gnaforge.wheel.check import check
@@ -284,17 +285,16 @@ def readers(folder: Path) -> dict[str, Reader]:
 def bench_report(schema: int) -> dict[str, Any]:
     """A report of two problems, as `gnaforge bench --report` writes it."""
     timing = {"seconds": 1.5e-3, "useful_gflops": 10.0, "difference": 1e-6, "rounds": 3}
-    pattern = {"window": [3, 3], "stride": [1, 1], "dilation": [1, 1], "causal": [False, False]}
-    sizes = {"tokens": [8, 8], "heads": 1, "kv_heads": 1, "batch": 1, "head_dim": 64, "dtype": "bf16"}
+    problem = Problem((8, 8), (3, 3), (2, 1), heads=2, kv_heads=1, head_dim=64, dtype="bf16").as_json()
     row = {
-        "problem": {**sizes, "pattern": pattern},
+        "problem": problem,
         "kernel": "gna_forward-sm90-r2-bf16-d64-q8x8-kv8x8",
         "notes": {"flex": "not installed"},
         "flop_bound": 2.0,
         "work_bound": 1.5,
         "timings": [{"contender": name, **timing} for name in ("gnaforge", "sdpa")],
     }
-    failed = {"problem": row["problem"], "error": "RuntimeError: no memory"}
+    failed = {"problem": problem, "error": "RuntimeError: no memory"}
     machine = {"device": "cuda", "matmul_gflops": 100.0, "processors": 132}
     return {"schema": schema, "complete": True, "machine": machine, "kernels": [], "problems": [row, failed]}
 

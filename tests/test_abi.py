@@ -28,14 +28,14 @@ def entry(kernel_set: None) -> Entry:
     return found
 
 
-PROBLEM = oracle.Problem((9, 10), (5, 3), (2, 1), (1, 2), (False, True), heads=4, kv_heads=2)
+PROBLEM = oracle.Problem((9, 10), (5, 3), (2, 1), (1, 2), (False, True), heads=4, kv_heads=2, head_dim=8)
 
 
 def call_of(change: Callable[[Args], object] = lambda args: None) -> tuple[Args, Any]:
     """Arguments of PROBLEM, and the tensors that they point to."""
-    q, k, v = PROBLEM.tensors(0)
+    q, k, v = oracle.inputs(PROBLEM, 0)
     out, lse = torch.full((*q.shape[:-1], 8), torch.nan), torch.full(q.shape[:-1], torch.nan)
-    columns = [I64x3(*x) for x in (PROBLEM.tokens, *PROBLEM.pattern)]
+    columns = [I64x3(*column) for column in zip(*PROBLEM.axes, strict=True)]
     problem = Problem(c.sizeof(Problem), 2, 1, 4, 2, 8, 8, 8**-0.5, *columns)
     views = {name: view(x) for name, x in (("q", q), ("k", k), ("v", v), ("out", out))}
     made = make_args("gna_forward", problem, {**views, "lse": view_lse(lse)}, Host(c.sizeof(Host), 1))
@@ -64,13 +64,13 @@ def test_runs_for_callers_of_this_and_of_later_minor_versions(entry: Entry, size
     assert entry.can_run(c.byref(args), text, len(text)) == 0, text.value
     workspace = torch.empty(entry.workspace_bytes(c.byref(args)), dtype=torch.uint8)
     assert entry.run(c.byref(args), workspace.data_ptr(), None, text, len(text)) == 0, text.value
-    exact, exact_lse = oracle.reference(q, k, v, *PROBLEM.pattern)
+    exact, exact_lse = oracle.reference(PROBLEM, q, k, v)
     torch.testing.assert_close(out.double(), exact, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(lse.double(), exact_lse, rtol=1e-5, atol=1e-5)
 
     # Dispatch compares kernels by the work that the simulator counts.
     found = gnaforge.simulate(
-        PROBLEM.tokens, *PROBLEM.pattern, q_tile=(8, 8), kv_tile=(8, 8), arch="cpu", head_dim=PROBLEM.head_dim
+        *zip(*PROBLEM.axes, strict=True), q_tile=(8, 8), kv_tile=(8, 8), arch="cpu", head_dim=PROBLEM.head_dim
     )
     scores = found.counts.keys * 64 * PROBLEM.batch * PROBLEM.heads
     assert entry.visited_work(c.byref(args)) == scores * (PROBLEM.head_dim + PROBLEM.value_head_dim)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any, TypeVar
 
@@ -16,9 +17,10 @@ import torch
 
 from . import core, jit, lookup
 from .config import KernelConfig
-from .dtypes import DTYPES
+from .dtypes import DTYPES, dtype_name
 from .errors import NoKernelError
 from .kernels import registry
+from .request import Request, request_of
 
 DTYPE_NAMES = {dtype.torch: dtype.name for dtype in DTYPES.values()}
 
@@ -121,7 +123,7 @@ def _recover(error: RuntimeError, operator: Any, *arguments: Any) -> tuple[torch
     query, key, value, pattern, _, pinned = arguments
     if busy := jit.busy():
         raise NoKernelError(f"{failure.with_advice}\n{busy}") from None
-    request = lookup.request_of(query, key, value, pattern, pinned)
+    request = request_of(query, key, value, pattern, pinned)
     lookup.load_matching(request)
     result = attempt()  # also where nothing new came: another thread may have loaded it
     if isinstance(result, core.Failure) and pinned and result.code != core.ErrorCode.MISSING:
@@ -157,7 +159,7 @@ def _kernel_key(
         return ""
     key: str = _key_with_tiles(
         rank,
-        DTYPE_NAMES.get(query.dtype, str(query.dtype)),
+        dtype_name(query.dtype),
         int(query.shape[-1]),
         int(value.shape[-1]),
         query.device.type,
@@ -194,30 +196,27 @@ def _key_with_tiles(
     Raises:
         NoKernelError: there is none; lists the tiles that there are.
     """
-    request = lookup.Request("gna_forward", rank, dtype, head_dim, value_head_dim, device, q_tile, kv_tile)
+    request = Request("gna_forward", rank, dtype, head_dim, value_head_dim, device, q_tile, kv_tile)
 
-    def fitting() -> list[KernelConfig]:
-        return [kernel.config for kernel in registry.values() if kernel.may_serve(request)]
+    def fitting(request: Request) -> list[KernelConfig]:
+        return [kernel.config for kernel in registry.values() if not kernel.refusal(request)]
 
-    def with_tiles() -> list[KernelConfig]:
-        return [c for c in fitting() if q_tile in (None, c.q_tile) and kv_tile in (None, c.kv_tile)]
-
-    found = with_tiles()
+    found = fitting(request)
     if not found:
         lookup.load_matching(request)
-        found = with_tiles()
+        found = fitting(request)
     reason = ""
     if not found and not tracing and not (reason := jit.busy()):
         with jit.one_thread(request):
-            reason = "" if with_tiles() else jit.make_kernel(request)
-        found = with_tiles()
+            reason = "" if fitting(request) else jit.make_kernel(request)
+        found = fitting(request)
     if found:
         return found[0].key
-    listing = "".join(f"\n  {config}" for config in fitting()) or " none"
+    listing = "".join(f"\n  {config}" for config in fitting(replace(request, q_tile=None, kv_tile=None)))
+    listing = listing or " none"
     raise NoKernelError(
-        f"no kernel with q_tile_shape {q_tile} and kv_tile_shape {kv_tile} is loaded for rank {rank}, {dtype}, "
-        f"head_dim {head_dim} on {device}; there are:{listing}\n"
-        + "\n".join(filter(None, [reason, lookup.remedy(request)]))
+        f"no kernel with q_tile_shape {q_tile} and kv_tile_shape {kv_tile} is loaded for {request}; "
+        f"there are:{listing}\n" + "\n".join(filter(None, [reason, lookup.remedy(request)]))
     )
 
 

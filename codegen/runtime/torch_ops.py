@@ -8,6 +8,7 @@ import torch
 
 from . import lookup
 from .errors import NoKernelError
+from .request import Request, request_of
 
 
 def _forward_fake(
@@ -23,11 +24,11 @@ def _forward_fake(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     rank = len(pattern) // 4
     torch._check(q.dim() == rank + 3, lambda: f"gnaforge: query must have {rank + 3} dims, got {q.dim()}")
-    _load_for_graph(lookup.request_of(q, k, v, pattern, key))
+    _load_for_graph(request_of(q, k, v, pattern, key))
     return q.new_empty((*q.shape[:-1], v.shape[-1])), q.new_empty(q.shape[:-1], dtype=torch.float32)
 
 
-def _load_for_graph(request: lookup.Request) -> None:
+def _load_for_graph(request: Request) -> None:
     """A compiled graph calls the operator without Python: what it needs is loaded now, and must be there already.
 
     Raises:
