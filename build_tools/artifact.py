@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .errors import BuildError
-from .files import digest_of_open, open_regular
+from .files import digest_of_open, open_regular, read_at_most
 from .limits import RECORD_BYTES, parse_json
 from .machine import misfit
 from .trust import mistrust
@@ -134,7 +134,7 @@ def read_artifact(folder: Path) -> Artifact | None:
         with open_regular(folder / RECORD, follow=False) as file:
             if mistrust(os.fstat(file.fileno())):
                 return None
-            record = parse_json(file.read(RECORD_BYTES + 1), RECORD_BYTES)
+            record = parse_json(read_at_most(file, RECORD_BYTES), RECORD_BYTES)
         whole = record["schema"] == SCHEMA and isinstance(record["files"], dict)
         return Artifact(folder, record) if whole else None
     except (OSError, ValueError, KeyError, TypeError):

@@ -14,7 +14,7 @@ from typing import Any
 from .artifact import read_artifact
 from .cache import RECORD, SCHEMA, Artifact, Cache
 from .errors import BuildError, InputError
-from .files import open_regular
+from .files import open_regular, read_at_most
 from .limits import ARTIFACT_BYTES, RECORD_BYTES, parse_json
 from .text import printable
 from .trust import mistrust
@@ -128,7 +128,7 @@ def _read_folder(source: Path) -> Iterator[_Found]:
             contents, left = {}, ARTIFACT_BYTES
             for name in artifact.record["files"]:
                 with open_regular(folder / Path(name).name) as file:
-                    contents[name] = file.read(left + 1)
+                    contents[name] = read_at_most(file, left)
                 left -= len(contents[name])
                 if left < 0:
                     raise InputError(f"{source}: {folder.name} has more than {ARTIFACT_BYTES:,} bytes")

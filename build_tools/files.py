@@ -34,6 +34,12 @@ def holds(path: Path, data: bytes) -> bool:
         return False
 
 
+def read_at_most(file: BinaryIO, most: int) -> bytes:
+    """What an open file holds, or of a larger one its first ``most`` bytes and one more."""
+    size = os.fstat(file.fileno()).st_size  # read(n) would take n bytes of memory
+    return file.read(min(size, most) + 1)
+
+
 def sync_tree(folder: Path) -> None:
     """Flushes the files of ``folder`` and the folder itself to disk, so that a rename after it commits them."""
     for path in (*folder.iterdir(), folder):
@@ -48,7 +54,7 @@ def digest_of_open(file: BinaryIO) -> str:
     """sha256 of an open file's content, hexadecimal; the file is at its beginning afterwards."""
     digest = hashlib.sha256()
     file.seek(0)
-    while block := file.read(1 << 20):
+    while block := file.read(1 << 16):
         digest.update(block)
     file.seek(0)
     return digest.hexdigest()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError
-from .files import open_regular
+from .files import open_regular, read_at_most
 
 RECORD_BYTES = 4 << 20
 """Of a record, a manifest, a wheel's metadata or its RECORD."""
@@ -45,7 +45,7 @@ def read_bounded(path: Path, most: int) -> bytes:
     """
     try:
         with open_regular(path) as file:
-            data = file.read(most + 1)
+            data = read_at_most(file, most)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         raise InputError(f"can't read {path}: {getattr(error, 'strerror', None) or error}") from error
     if len(data) > most:

@@ -28,31 +28,31 @@ def mistrust_of_way(path: Path) -> str:
     """
     # Where a user namespace has no root (Apptainer, bubblewrap), root's folders seem to be the overflow user's.
     owners = {0, os.getuid(), Path("/").stat().st_uid}
-    folder, links = Path("/"), 0
-    pending = [*reversed(path.absolute().parent.parts[1:])]
+    folder, links = "", 0  # as text, since every lookup comes through here
+    pending = os.fspath(path.absolute().parent).split("/")[::-1]
     try:
-        info = folder.lstat()
-        while True:
-            if reason := _mistrust_of_folder(info, owners):
-                return f"is in {folder}, which {reason}"
-            if not pending:
-                return ""
+        while pending:
             part = pending.pop()
-            entry = folder.parent if part == ".." else folder / part
-            info = entry.lstat()
+            if part == ".." or (part in ("", ".") and folder):
+                folder = folder.rpartition("/")[0] if part == ".." else folder
+                continue
+            entry = f"{folder}/{part}" if part else "/"
+            info = os.lstat(entry)
             if not stat.S_ISLNK(info.st_mode):
-                folder = entry
+                if reason := _mistrust_of_folder(info, owners):
+                    return f"is in {entry}, which {reason}"
+                folder = "" if entry == "/" else entry
                 continue
             links += 1
             if links > _MOST_LINKS:
                 return "leads through too many symbolic links"
             if info.st_uid not in owners:
                 return f"leads through {entry}, a symbolic link that belongs to user {info.st_uid}, not to you"
-            target = entry.readlink()
-            if target.is_absolute():
-                folder = Path(target.anchor)
-            pending += reversed(target.parts[1:] if target.is_absolute() else target.parts)
-            info = folder.lstat()
+            target = os.fspath(Path(entry).readlink())
+            if target.startswith("/"):
+                folder = ""
+            pending += target.split("/")[::-1]
+        return ""
     except (FileNotFoundError, NotADirectoryError):
         return ""  # whoever makes or opens it says so
     except OSError as error:

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from ..build_tools.files import open_regular
+from ..build_tools.files import open_regular, read_at_most
 from ..errors import InputError
 from .model import KernelEntry, Shape, Spec, Tile
 from .yaml import MAX_BYTES, MAX_REPORTED, Document, YamlPath, did_you_mean, failure, path_text, read_yaml, shown
@@ -104,7 +104,7 @@ def _preset(name: str) -> bytes:
 def _read(path: Path) -> bytes:
     try:
         with open_regular(path) as file:
-            return file.read(MAX_BYTES + 1)
+            return read_at_most(file, MAX_BYTES)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; presets are named without .yaml: {', '.join(presets())}") from None
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
