@@ -368,9 +368,8 @@ def config_for(request: Request, *, fit: bool) -> KernelConfig:
 
 
 def _fitted(request: Request, family: Family) -> tuple[Box, Box]:
-    from .simulator.fitting import fit_workloads
-    from .simulator.workload import workload_of_problem
+    from .simulator.fitting import fit_problems
 
     assert request.problem is not None
-    tiles = fit_workloads([workload_of_problem(request.problem)], family).tiles[0]
+    tiles = fit_problems([request.problem], family).tiles[0]
     return tiles.q, tiles.kv

@@ -18,7 +18,6 @@ from ..runtime.config import OPS, KernelConfig
 from ..runtime.core import load_library
 from ..runtime.problem import Problem
 from ..simulator.fitting import simulate_fitted
-from ..simulator.workload import workload_of_problem
 from ..spec import load_spec
 from .report_file import load_report
 
@@ -182,6 +181,6 @@ def config_of(problem: Problem, arch: str, variant: str | None = None) -> Kernel
     family, _ = choose_family(OPS[0], arch, variant, smallest)
     q_tile, kv_tile = family.default_boxes(problem.rank, problem.head_dim)
     if not family.head_dim_at_run_time and family.time is not None:
-        fitted = simulate_fitted(workload_of_problem(problem), family).tiles
+        fitted = simulate_fitted(problem, family).tiles
         q_tile, kv_tile = fitted.q, fitted.kv
     return family.serving(replace(smallest(family), q_tile=q_tile, kv_tile=kv_tile))
