@@ -22,7 +22,11 @@ def _included(text: str) -> list[str]:
 
 
 @cache
-def _header(path: Path) -> tuple[str, list[str]]:
+def _header(name: str, folders: tuple[Path, ...]) -> tuple[str, list[str]] | None:
+    """Digest of a header, and the names that it includes; None if it is in none of the folders."""
+    path = next((folder / name for folder in folders if (folder / name).is_file()), None)
+    if path is None:
+        return None
     data = path.read_bytes()
     return hashlib.sha256(data).hexdigest(), _included(data.decode())
 
@@ -51,12 +55,12 @@ def _walk(source: str, folders: tuple[Path, ...]) -> Iterator[tuple[str, str, li
         if name in seen or name.startswith(_CUTLASS):
             continue
         seen.add(name)
-        path = next((folder / name for folder in folders if (folder / name).is_file()), None)
-        if path is None:
+        header = _header(name, folders)
+        if header is None:
             if name.startswith("gnaforge/"):
                 raise FileNotFoundError(f"{name} is in none of {', '.join(map(str, folders))}")
             continue
-        digest, nested = _header(path)
+        digest, nested = header
         pending.extend(nested)
         yield name, digest, nested
 

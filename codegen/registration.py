@@ -191,11 +191,11 @@ def _plain_config(fields: dict[str, Any], arch: Any) -> KernelConfig | None:
         return KernelConfig(OPS[0], arch, *names, _box(whole[0]), _box(whole[1]), variant=family.variant)
 
     try:
-        family, faults = choose_family(OPS[0], arch, None, config_of)
+        family = choose_family(OPS[0], arch, None, config_of)
         config = config_of(family)
     except (ValueError, TypeError, KeyError):
         return None  # the spec's models say what is wrong, and better
-    return None if faults or config.head_dim == ANY_HEAD_DIM else family.serving(config)
+    return None if family.faults(config) or config.head_dim == ANY_HEAD_DIM else family.serving(config)
 
 
 def _box(extents: Any) -> tuple[int, ...]:
@@ -349,11 +349,11 @@ def config_for(request: Request, *, fit: bool) -> KernelConfig:
     def with_default_boxes(family: Family) -> KernelConfig:
         return with_boxes(family, *family.default_boxes(request.rank, request.head_dim, request.value_head_dim))
 
-    family, faults = choose_family(request.op, arch, None, with_default_boxes)
+    family = choose_family(request.op, arch, None, with_default_boxes)
     config = with_default_boxes(family)
     p = request.problem
     tiles_asked = request.q_tile is not None or request.kv_tile is not None
-    fits = fit and not tiles_asked and not faults and family.time is not None
+    fits = fit and not tiles_asked and not family.faults(config) and family.time is not None
     if fits and p is not None and prod(p.tokens) >= _WORTH_FITTING * config.q_rows:
         config = with_boxes(family, *_fitted(request, family))
     return family.serving(require_config(config))

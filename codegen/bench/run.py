@@ -212,7 +212,7 @@ def config_of(problem: Problem, arch: str, variant: str | None = None) -> Kernel
             family.op, arch, pattern.rank, problem.dtype, problem.head_dim, *tiles, variant=family.variant
         )
 
-    family, _ = choose_family(OPS[0], arch, variant, smallest)
+    family = choose_family(OPS[0], arch, variant, smallest)
     q_tile, kv_tile = family.default_boxes(pattern.rank, problem.head_dim)
     if not family.head_dim_at_run_time and family.time is not None:
         fields = {name: getattr(problem, name) for name in ("heads", "kv_heads", "batch", "head_dim", "dtype")}

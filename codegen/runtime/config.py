@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import cached_property
 from math import prod
 from typing import Any, NamedTuple
 
@@ -130,7 +131,7 @@ class KernelConfig:
         if _KEY.fullmatch(self.key) is None:
             raise ValueError(f"{self.key!r} is no valid key: check op, arch, rank, dtype and variant")
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Canonical text form, as `EXAMPLE_KEY`."""
         texts = ((part, getattr(self, part.field)) for part in _PARTS)
