@@ -216,6 +216,9 @@ def _compile(
             lambda done, _: listener.progress(done_before + done // per_kernel, total),
             listener.note,
         )
+        for family in dict.fromkeys(family_of(job.config) for job in jobs):
+            if family.target.is_gpu and family.machine_code is None:
+                listener.note(f"the kernel family {family.name} demands nothing of its machine code but no spills")
         seconds = step_seconds(scratch)
         failed = {failure.step.output.split("/")[0]: failure for failure in failures}
         artifacts = {}

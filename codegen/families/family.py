@@ -109,7 +109,8 @@ class MachineCode:
 
     Attributes:
         check: takes the config, the machine code and the registers of a thread at the kernel's start; returns counts
-            for the build record, or raises a `BuildError` that says what is wrong.
+            for the build record and `gnaforge list --static` (``products``, ``mufu``, ``mufu_under_product`` as far as
+            they mean something), or raises a `BuildError` that says what is wrong.
         spill_bytes: most bytes of stack, of spill stores and of spill loads that ptxas may report.
     """
 

@@ -51,7 +51,7 @@ def check_machine_code(config: KernelConfig, code: Sass, registers: int) -> dict
             raise BuildError(f"no warps set {planned} registers a thread, as planned for {role} warps; set: {found}")
     if local[_SOFTMAX]:
         raise BuildError(f"softmax warps spill registers: {local[_SOFTMAX]} accesses to local memory")
-    return {"utchmma": code.count(UTCHMMA_SHARED) + code.count(UTCHMMA_TENSOR), "mufu": code.count(MUFU)}
+    return {"products": code.count(UTCHMMA_SHARED) + code.count(UTCHMMA_TENSOR), "mufu": code.count(MUFU)}
 
 
 FAMILY = Family(

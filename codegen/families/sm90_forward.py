@@ -69,7 +69,7 @@ def check_machine_code(config: KernelConfig, code: Sass, registers: int) -> dict
             f"ptxas moved a wait above the softmax: {found} of {wanted} exponentials overlap with a product"
         )
     return {
-        "hgmma": code.count(HGMMA_SHARED) + code.count(HGMMA_REGISTERS),
+        "products": code.count(HGMMA_SHARED) + code.count(HGMMA_REGISTERS),
         "mufu": code.count(MUFU),
         "mufu_under_product": found,
     }
