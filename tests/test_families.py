@@ -40,7 +40,7 @@ STATE = ROOT / "build_tools/emulator/standin/state.cpp"
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch) -> Family:
     """The toy family, beside the package's own."""
-    monkeypatch.setenv(package.FILES_VARIABLE, str(TOY))
+    monkeypatch.setenv("GNAFORGE_FAMILIES", str(TOY))
     return require_family(OPS[0], "cpu", "toy")
 
 
@@ -272,7 +272,7 @@ def test_a_file_that_holds_no_family_is_named(tmp_path: Path, monkeypatch, text:
     path = tmp_path / "mine.py"
     if text is not None:
         path.write_text(text)
-    monkeypatch.setenv(package.FILES_VARIABLE, os.pathsep.join([str(TOY), str(path)]))
+    monkeypatch.setenv("GNAFORGE_FAMILIES", os.pathsep.join([str(TOY), str(path)]))
     with pytest.raises(InputError, match=rf"GNAFORGE_FAMILIES: .*{reason}"):
         families()
 
@@ -280,7 +280,7 @@ def test_a_file_that_holds_no_family_is_named(tmp_path: Path, monkeypatch, text:
 def test_a_missing_template_is_named(toy: Family, tmp_path: Path, monkeypatch) -> None:
     copy = tmp_path / TOY.name
     copy.write_text(TOY.read_text())
-    monkeypatch.setenv(package.FILES_VARIABLE, str(copy))
+    monkeypatch.setenv("GNAFORGE_FAMILIES", str(copy))
     with pytest.raises(InputError, match=r"cpu_toy_forward has no template: 'cpu_toy_forward/kernel\.cpp\.j2'"):
         render_kernel(KernelConfig("gna_forward", "cpu", 1, "fp32", 0, (8,), (8,), variant="toy"))
 

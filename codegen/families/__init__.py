@@ -21,7 +21,9 @@ from ..runtime.config import OPS, KernelConfig
 from .family import Family as Family, Fault as Fault
 from .target import TARGETS as TARGETS, machine_target as machine_target, require_target as require_target
 
-FILES_VARIABLE = "GNAFORGE_FAMILIES"
+
+def _files() -> str:
+    return os.environ.get("GNAFORGE_FAMILIES", "")
 
 
 def families() -> tuple[Family, ...]:
@@ -30,17 +32,17 @@ def families() -> tuple[Family, ...]:
     Raises:
         InputError: a file of ``GNAFORGE_FAMILIES`` can't be read, or two families have the same op, arch and variant.
     """
-    return tuple(_table(os.environ.get(FILES_VARIABLE, "")).by_identity.values())
+    return tuple(_table(_files()).by_identity.values())
 
 
 def families_of(op: str, arch: str) -> tuple[Family, ...]:
     """The families of an op and arch, the default one first; none for an unknown arch."""
-    return _table(os.environ.get(FILES_VARIABLE, "")).by_arch.get((op, arch), ())
+    return _table(_files()).by_arch.get((op, arch), ())
 
 
 def find_family(config: KernelConfig) -> Family | None:
     """The family of a kernel; None where this version has no such family."""
-    return _table(os.environ.get(FILES_VARIABLE, "")).by_identity.get((config.op, config.arch, config.variant))
+    return _table(_files()).by_identity.get((config.op, config.arch, config.variant))
 
 
 def family_of(config: KernelConfig) -> Family:
@@ -138,11 +140,11 @@ def _table(files: str) -> _Table:
     for family in found:
         groups[family.op, family.arch] = (*groups.get((family.op, family.arch), ()), family)
         if table.setdefault((family.op, family.arch, family.variant), family) is not family:
-            raise InputError(f"{FILES_VARIABLE}: there are two kernel families {family.name}")
+            raise InputError(f"GNAFORGE_FAMILIES: there are two kernel families {family.name}")
     for (op, arch), own in groups.items():
         if (number := sum(family.default for family in own)) > 1:
             raise InputError(
-                f"{FILES_VARIABLE}: {number} kernel families say that they are the default of {op} on {arch}"
+                f"GNAFORGE_FAMILIES: {number} kernel families say that they are the default of {op} on {arch}"
             )
     return _Table(table, groups)
 
@@ -158,13 +160,13 @@ def _family_in(path: Path) -> Family:
 
     spec = spec_from_file_location(f"gnaforge_family_{path.stem}", path)
     if spec is None or spec.loader is None:
-        raise InputError(f"{FILES_VARIABLE}: {path} is no Python file")
+        raise InputError(f"GNAFORGE_FAMILIES: {path} is no Python file")
     module = module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
         family = module.FAMILY
     except Exception as error:  # somebody's code
-        raise InputError(f"{FILES_VARIABLE}: {path}: {type(error).__name__}: {error}") from error
+        raise InputError(f"GNAFORGE_FAMILIES: {path}: {type(error).__name__}: {error}") from error
     if not isinstance(family, Family):
-        raise InputError(f"{FILES_VARIABLE}: {path}: FAMILY is no gnaforge.families.Family")
+        raise InputError(f"GNAFORGE_FAMILIES: {path}: FAMILY is no gnaforge.families.Family")
     return replace(family, root=family.root or path.absolute().parent)
