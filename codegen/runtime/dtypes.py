@@ -56,9 +56,8 @@ DTYPES: Mapping[str, Dtype] = MappingProxyType(
     }
 )
 
-_BY_TORCH_NAME = {f"torch.{dtype.torch_name}": dtype.name for dtype in DTYPES.values()}
-
 
 def dtype_name(dtype: object) -> str:
     """The name in `DTYPES` of a torch dtype; of any other, and of what is no dtype, its text."""
-    return _BY_TORCH_NAME.get(str(dtype), str(dtype))
+    text = str(dtype)
+    return next((known.name for known in DTYPES.values() if text == f"torch.{known.torch_name}"), text)
