@@ -16,7 +16,7 @@ ABI = Path(__file__).parents[1] / "templates/include/gnaforge/abi.h"
 PRELUDE = """
 from types import MappingProxyType
 from gnaforge.runtime import dtypes
-NEW = dtypes.Dtype("fp8_e4m3", bytes=1, code=200, torch_name="float8_e4m3fn"{more})
+NEW = dtypes.Dtype("fp8_e4m3", bytes=1, code=200, torch_name="float8_e4m3fn", unwritten=0x7F{more})
 dtypes.DTYPES = MappingProxyType({{**dtypes.DTYPES, NEW.name: NEW}})
 
 import gnaforge, gnaforge.families as families

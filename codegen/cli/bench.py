@@ -22,7 +22,7 @@ from .options import (
     WindowOption,
     check_output,
     given,
-    numbers,
+    problem_of_options,
     refuse_unused,
 )
 from .tables import print_table
@@ -129,6 +129,7 @@ def bench(
     else:
         problems = _problems(
             arch,
+            variant,
             preset,
             dtype.split(","),
             {
@@ -160,7 +161,12 @@ def bench(
 
 
 def _problems(
-    arch: str, preset: str | None, dtypes: list[str], lists: dict[str, str | None], fields: dict[str, Any]
+    arch: str,
+    variant: str | None,
+    preset: str | None,
+    dtypes: list[str],
+    lists: dict[str, str | None],
+    fields: dict[str, Any],
 ) -> list[Any]:
     from ..bench import run as bench_run
     from ..errors import InputError
@@ -168,9 +174,12 @@ def _problems(
     if preset is None and (lists["tokens"] is None or lists["window"] is None):
         raise InputError("give either --preset, or --tokens and --window; see gnaforge bench --help")
     if preset is not None:
-        return list(bench_run.problems_of_spec(preset, dtypes, arch))
-    numbered = {name: numbers(f"--{name}", str(text)) for name, text in lists.items()}
-    return list(bench_run.problems_of_fields({**numbered, **fields}, dtypes, arch))
+        return list(bench_run.problems_of_spec(preset, dtypes, arch, variant))
+    options = {**lists, **fields}
+    found = [problem_of_options({**options, "dtype": one}) for one in dtypes]
+    for problem in found:
+        bench_run.require_arch(problem, arch, variant)
+    return found
 
 
 def _show(rows: list[dict[str, Any]], json: bool) -> None:

@@ -123,7 +123,7 @@ class Family:
     """Kernels of one op for one target that share a template, and what the rest of the package knows of them.
 
     Attributes:
-        op: ``gna_forward`` or ``gna_backward``.
+        op: what it computes, of `OPS` in runtime/config.py.
         target: the hardware.
         variant: last part of the keys, which tells families of one op and target apart; one of them may have none.
         default: whether it serves where no variant is named. Of an op and target one family is the default; another
@@ -133,7 +133,7 @@ class Family:
         limits: its tiles and head dims.
         padding: what its tiles are computed as.
         default_tiles: query and key box, by rank, to take where nothing is known of the problem.
-        features: names of the optional features that it has, as in ``GNAFORGE_FEATURE_<NAME>`` of abi.h.
+        features: the optional features that it has: GNAFORGE_FEATURE_* of abi.h, in lower case.
         head_dim_at_run_time: whether one kernel serves all head dims.
         rounds_probabilities: whether softmax's result is rounded to the inputs' type before it meets V.
         cutlass: whether kernels are compiled with CUTLASS.
@@ -257,7 +257,7 @@ class Family:
         return {
             "dtype": DTYPES[config.dtype].names(),
             "out_dtype": DTYPES[config.output_dtype].names(),
-            "features": list(self.features),
+            "features": [f"GNAFORGE_FEATURE_{name.upper()}" for name in self.features],
             "capabilities": [10 * major + minor for major, minor in self.target.capabilities],
             "needs": self.target.needs,
         }

@@ -60,6 +60,7 @@ FAMILY = Family(
     variant="cutlass",
     default=True,
     dtypes=("bf16", "fp16"),
+    features=("deterministic",),
     limits=Limits(q_rows=256, kv_columns=128, head_dim=128, q_box=_q_box),
     padding=Padding(rows=256, columns=128),
     default_tiles={1: ((256,), (128,)), 2: ((16, 16), (16, 8)), 3: ((4, 8, 8), (2, 8, 8))},

@@ -20,6 +20,7 @@ class Dtype:
         bytes: of one element.
         code: value of the enumerator.
         torch_name: name in torch, without ``torch.``.
+        unwritten: bits of a NaN that no arithmetic makes: what still holds it was not written.
         ptx: name in PTX's matrix instructions; empty where they don't take it.
     """
 
@@ -27,6 +28,7 @@ class Dtype:
     bytes: int
     code: int
     torch_name: str
+    unwritten: int
     ptx: str = ""
 
     def names(self) -> dict[str, str]:
@@ -49,9 +51,9 @@ DTYPES: Mapping[str, Dtype] = MappingProxyType(
     {
         dtype.name: dtype
         for dtype in (
-            Dtype("fp32", bytes=4, code=1, torch_name="float32"),
-            Dtype("bf16", bytes=2, code=2, torch_name="bfloat16", ptx="bf16"),
-            Dtype("fp16", bytes=2, code=3, torch_name="float16", ptx="f16"),
+            Dtype("fp32", bytes=4, code=1, torch_name="float32", unwritten=0x7FC5A5A5),
+            Dtype("bf16", bytes=2, code=2, torch_name="bfloat16", unwritten=0x7FE5, ptx="bf16"),
+            Dtype("fp16", bytes=2, code=3, torch_name="float16", unwritten=0x7EA5, ptx="f16"),
         )
     }
 )

@@ -46,7 +46,7 @@ class FamilyFacts:
         nvcc_target: what its machine code is for, as in ``sm_90a``; empty for a CPU.
         capabilities: the CUDA compute capabilities that it runs on.
         padding: what its tiles are computed as.
-        features: names of optional features that it has, as in ``GNAFORGE_FEATURE_<NAME>``.
+        features: the optional features that it has: GNAFORGE_FEATURE_* of abi.h, in lower case.
     """
 
     name: str

@@ -12,6 +12,7 @@ FAMILY = Family(
     target=TARGETS["cpu"],
     variant="toy",
     dtypes=("fp32",),
+    features=("deterministic",),
     limits=Limits(q_rows=1024, kv_columns=1024, kv_multiple=1),
     padding=Padding(rows=1, clips=True),
     default_tiles={1: ((32,), (32,)), 2: ((4, 8), (4, 8)), 3: ((2, 4, 4), (2, 4, 4))},
