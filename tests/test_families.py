@@ -25,8 +25,9 @@ from gnaforge.families import (
     require_family,
 )
 from gnaforge.plan import plan
-from gnaforge.runtime.config import OPS, KernelConfig
-from gnaforge.runtime.family import FamilyFacts, facts_of
+from gnaforge.runtime.config import FORWARD_OP, KernelConfig
+from gnaforge.runtime.family import FamilyFacts, facts_of, find_facts
+from gnaforge.runtime.problem import Problem
 from gnaforge.simulator.fitting import fit_workloads, simulate_workload
 from gnaforge.simulator.workload import make_workload
 from gnaforge.spec import spec_of
@@ -41,7 +42,7 @@ STATE = ROOT / "build_tools/emulator/standin/state.cpp"
 def toy(monkeypatch: pytest.MonkeyPatch) -> Family:
     """The toy family, beside the package's own."""
     monkeypatch.setenv("GNAFORGE_FAMILIES", str(TOY))
-    return require_family(OPS[0], "cpu", "toy")
+    return require_family(FORWARD_OP, "cpu", "toy")
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def without(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
     def make(**fields: object) -> Family:
         monkeypatch.setattr(own, "FAMILY", replace(own.FAMILY, **fields))
         package._table.cache_clear()
-        return require_family(OPS[0], "cpu")
+        return require_family(FORWARD_OP, "cpu")
 
     yield make
     monkeypatch.undo()
@@ -114,8 +115,10 @@ def test_facts_pass_through_json() -> None:
 
     for family in families():
         assert FamilyFacts.from_json(json.loads(json.dumps(family.facts.as_json()))) == family.facts
+    unknown = KernelConfig("gna_forward", "cpu", 1, "fp32", 0, (8,), (8,), variant="none")
+    assert find_facts(unknown) is None
     with pytest.raises(LookupError, match="doesn't know the kernel's family"):
-        facts_of(KernelConfig("gna_forward", "cpu", 1, "fp32", 0, (8,), (8,), variant="none"))
+        facts_of(unknown)
 
 
 # A second family on one arch.
@@ -180,7 +183,7 @@ class TestTwoFamilies:
 
     def test_registration_names_configs(self, toy: Family) -> None:
         from gnaforge.registration import _configs_of_fields, config_for
-        from gnaforge.runtime.lookup import Request
+        from gnaforge.runtime.request import Request
 
         fields = {"rank": 1, "head_dim": 64, "dtype": "fp32"}
         for more, variant in (
@@ -201,14 +204,15 @@ class TestTwoFamilies:
 
     def test_benchmarks_build_the_family_that_is_named(self, toy: Family) -> None:
         from gnaforge.bench.run import config_of
-        from gnaforge.runtime.bench import computed_pairs, make_problem
+        from gnaforge.runtime.bench import computed_pairs
+        from gnaforge.runtime.reference import visible_pairs
 
-        problem = make_problem((64,), (9,), head_dim=64, dtype="fp32")
+        problem = Problem((64,), (9,), head_dim=64, dtype="fp32")
         configs = [config_of(problem, "cpu", variant) for variant in (None, "toy")]
         assert [config.variant for config in configs] == ["", "toy"]
         # By its own padding: the toy computes no row and no key that nobody asked for.
-        assert computed_pairs(problem, replace(configs[1], q_tile=(1,))) == problem.visible_pairs()
-        assert computed_pairs(problem, replace(configs[0], q_tile=(1,))) == 32 * problem.visible_pairs()
+        assert computed_pairs(problem, replace(configs[1], q_tile=(1,))) == visible_pairs(problem)
+        assert computed_pairs(problem, replace(configs[0], q_tile=(1,))) == 32 * visible_pairs(problem)
 
 
 # What a family lacks is said by name.
@@ -240,14 +244,13 @@ def test_a_family_without_time_constants_says_so(without) -> None:
 def test_calls_and_benchmarks_of_a_family_without_time_constants_take_default_tiles(without) -> None:
     from gnaforge.bench.run import config_of
     from gnaforge.registration import config_for
-    from gnaforge.runtime.bench import make_problem
-    from gnaforge.runtime.lookup import Problem, Request
+    from gnaforge.runtime.request import Request
 
     family = without(time=None, head_dim_at_run_time=False)
-    problem = Problem((4096,), (64,), (1,), (1,), (False,), 1, 1, 1)
-    request = Request("gna_forward", 1, "fp32", 64, 64, "cpu", problem=problem)
+    problem = Problem((4096,), (64,), head_dim=64, dtype="fp32")
+    request = Request.of_problem("gna_forward", problem, "cpu")
     assert config_for(request, fit=True).q_tile == family.default_tiles[1][0]
-    assert config_of(make_problem((4096,), (64,), dtype="fp32"), "cpu").q_tile == family.default_tiles[1][0]
+    assert config_of(problem, "cpu").q_tile == family.default_tiles[1][0]
 
 
 SECOND_DEFAULT = """

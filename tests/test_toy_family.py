@@ -88,11 +88,12 @@ def test_a_wheel_carries_what_the_runtime_needs_of_it(tmp_path: Path, python, mo
     done = python(
         f"""
 import gnaforge_toys, torch
-from gnaforge_toys._runtime.bench import computed_pairs, make_problem
+from gnaforge_toys._runtime.bench import computed_pairs
 from gnaforge_toys._runtime.config import KernelConfig
+from gnaforge_toys._runtime.problem import Problem
 x = torch.randn(1, 9, 9, 1, 8)
 gnaforge_toys.na2d(x, x, x, 3)
-problem = make_problem((9, 9), (3, 3))
+problem = Problem((9, 9), 3)
 config = KernelConfig.parse({KEY!r})
 print(gnaforge_toys.kernels()[0].key, computed_pairs(problem, config), set(gnaforge_toys.status().values()))
 """,

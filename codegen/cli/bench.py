@@ -91,9 +91,9 @@ def bench(
     """
     from ..errors import InputError
     from ..families import require_family
-    from ..runtime.config import OPS
+    from ..runtime.config import FORWARD_OP
 
-    family = require_family(OPS[0], arch, variant)
+    family = require_family(FORWARD_OP, arch, variant)
     modes = given(context, _MODES)
     if len(modes) > 1:
         raise InputError(f"give one of {', '.join(modes)}")

@@ -22,7 +22,7 @@ from ..errors import InputError
 from ..families import Family, family_of, find_family, require_family
 from ..families.family import TimeConstants
 from ..gna.counts import count_tiles
-from ..runtime.config import ANY_HEAD_DIM, OPS, KernelConfig
+from ..runtime.config import ANY_HEAD_DIM, FORWARD_OP, KernelConfig
 from ..runtime.core import load_library
 from ..runtime.dtypes import DTYPES
 from ..runtime.ops import neighborhood_attention
@@ -93,7 +93,7 @@ class Calibration:
 def calibrate_cpu(seconds_per_run: float = 0.5) -> Calibration:
     """Times cpu kernels on one core, about two minutes, and fits the model to them."""
     runs = list(_time_runs(seconds_per_run))
-    family = require_family(OPS[0], "cpu")
+    family = require_family(FORWARD_OP, "cpu")
     return fit_constants(runs, replace(family.time_constants(), units=1), _CPU_CONSTANTS)
 
 
@@ -172,7 +172,7 @@ def _non_negative(columns: Floats, wanted: Floats) -> Floats:
 def _time_runs(seconds_per_run: float) -> list[Run]:
     dtypes = {name: DTYPES[name].torch for name in ("fp32", "bf16")}
     configs = [
-        KernelConfig(OPS[0], "cpu", len(tiles.q), dtype, ANY_HEAD_DIM, tiles.q, tiles.kv)
+        KernelConfig(FORWARD_OP, "cpu", len(tiles.q), dtype, ANY_HEAD_DIM, tiles.q, tiles.kv)
         for tiles in _TILES
         for dtype in dtypes
     ]

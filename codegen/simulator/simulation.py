@@ -11,7 +11,7 @@ from ..families import Family, choose_family, families
 from ..gna.axes import Tiling
 from ..gna.counts import TileCounts, axis_counts, count_tiles, visible_pairs
 from ..gna.flat import count_flat_tiles
-from ..runtime.config import OPS, KernelConfig
+from ..runtime.config import FORWARD_OP, KernelConfig
 from .cost import Tiles, tile_costs
 from .time import Time, dense_time, model_time
 from .workload import Workload
@@ -168,7 +168,7 @@ def family_for(
     Raises:
         InputError: there is none.
     """
-    op = OPS[0]
+    op = FORWARD_OP
     if arch is not None:
         return choose_family(op, arch, variant, lambda family: _config(workload, family, tiles, tiling))
     candidates = [family for family in families() if family.op == op and family.target.is_gpu]

@@ -24,7 +24,9 @@ struct Kernel {
   static double visited_work(const gnaforge_args* args) {
     gnaforge::Axis axes[rank];
     gnaforge::copy_axes(*args->problem, axes);
-    return gnaforge::visited_work(*args->problem, gnaforge::count_tiles<gnaforge::OneKey, gnaforge::OneKey>(axes).visited);
+    // As the family's padding says: all keys that a Q tile sees, for each of its queries.
+    const auto seen = gnaforge::count_tiles<typename Config::QTile, gnaforge::OneKey>(axes).visited;
+    return gnaforge::visited_work(*args->problem, static_cast<double>(seen) * Config::QTile::volume);
   }
 
   static int run(const gnaforge_args* args, void*, void*, char* error, std::size_t n) {
