@@ -79,7 +79,7 @@ def register(
         kernel: a config, a key or a spec; of a spec's archs the one that runs here is taken, unless ``arch`` is given.
         rank: token dimensions, 1 to 3.
         head_dim: channels per head of Q and K; ``value_head_dim`` of V, where it differs.
-        dtype: ``fp32``, ``bf16`` or ``fp16``, or torch's.
+        dtype: an element type, such as ``bf16``, or torch's.
         arch: ``cpu``, ``sm90``, ...; default: this machine's GPU, or ``cpu`` where there is none.
         q_tile, kv_tile: tokens per tile and dimension. Without them the tiles are fitted to ``tokens`` and
             ``window``; without those they are the arch's default.

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from .dtypes import DTYPES
 
-OPS = ("gna_forward", "gna_backward_q", "gna_backward_kv")
+OPS = ("gna_forward", "gna_backward_q", "gna_backward_kv")  # in the order of their codes in abi.h, from 1
 FORWARD_OP = "gna_forward"
 ANY_HEAD_DIM = 0
 

@@ -23,7 +23,7 @@ class Workload:
     Attributes:
         axes: token dimensions, outermost first.
         heads, kv_heads, batch, head_dim, value_head_dim: of Q, K and V.
-        dtype: ``fp32``, ``bf16`` or ``fp16``.
+        dtype: of `DTYPES`.
     """
 
     axes: tuple[Axis, ...]
