@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-_INCLUDE = re.compile(r'[ \t]*#[ \t]*include[ \t]*(?:"([^"]+)"|<((?:gnaforge|cutlass|cute)/[^>]+)>)')
-_CUTLASS = ("cutlass/", "cute/")
+_INCLUDE = re.compile(r'[ \t]*#[ \t]*include[ \t]*(?:"([^"]+)"|<(gnaforge/[^>]+)>)')
 
 
 def _included(text: str) -> list[str]:
-    """Names that a text includes in quotes, and those of gnaforge, CUTLASS and CuTe in brackets."""
+    """Names that a text includes in quotes, and those of gnaforge in brackets too."""
     lines = (line for line in text.splitlines() if "include" in line)
     return [match[1] or match[2] for line in lines if (match := _INCLUDE.match(line))]
 
@@ -43,32 +41,21 @@ def include_closure(source: str, *folders: Path) -> dict[str, str]:
     Raises:
         FileNotFoundError: an included header of gnaforge does not exist.
     """
-    return {name: digest for name, digest, _ in sorted(_walk(source, folders))}
-
-
-def _walk(source: str, folders: tuple[Path, ...]) -> Iterator[tuple[str, str, list[str]]]:
-    """(name, digest, names that it includes) of each header that is reached."""
+    digests: dict[str, str] = {}
     seen: set[str] = set()
     pending = _included(source)
     while pending:
         name = pending.pop()
-        if name in seen or name.startswith(_CUTLASS):
+        if name in seen:
             continue
         seen.add(name)
         header = _header(name, folders)
-        if header is None:
-            if name.startswith("gnaforge/"):
-                raise FileNotFoundError(f"{name} is in none of {', '.join(map(str, folders))}")
-            continue
-        digest, nested = header
-        pending.extend(nested)
-        yield name, digest, nested
-
-
-def uses_cutlass(source: str, *folders: Path) -> bool:
-    """Whether ``source``, or a header below ``folders`` that it reaches, includes headers of CUTLASS or CuTe."""
-    included = [_included(source), *(nested for _, _, nested in _walk(source, folders))]
-    return any(name.startswith(_CUTLASS) for names in included for name in names)
+        if header is not None:
+            digests[name], nested = header
+            pending.extend(nested)
+        elif name.startswith("gnaforge/"):
+            raise FileNotFoundError(f"{name} is in none of {', '.join(map(str, folders))}")
+    return dict(sorted(digests.items()))
 
 
 def forget_headers() -> None:

@@ -6,13 +6,15 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import gnaforge
 import pytest
 from gnaforge import families as package
 from gnaforge.build.render import render_kernel
-from gnaforge.errors import InputError
+from gnaforge.build_tools.includes import include_closure
+from gnaforge.errors import BuildError, InputError
 from gnaforge.families import (
     TARGETS,
     Family,
@@ -46,16 +48,16 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Family:
 
 
 @pytest.fixture
-def without(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
-    """Makes the toy family the only one of its arch, with other values: ``without(time=None)``."""
-    import gnaforge.families.cpu_forward as own
+def changed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Family]]:
+    """Gives a family of the package other values: ``changed("cpu_forward", time=None)``."""
 
-    def make(**fields: object) -> Family:
-        monkeypatch.setattr(own, "FAMILY", replace(own.FAMILY, **fields))
+    def change(name: str, **fields: object) -> Family:
+        module = import_module(f"gnaforge.families.{name}")
+        monkeypatch.setattr(module, "FAMILY", replace(module.FAMILY, **fields))
         package._table.cache_clear()
-        return require_family(FORWARD_OP, "cpu")
+        return require_family(FORWARD_OP, module.FAMILY.arch)
 
-    yield make
+    yield change
     monkeypatch.undo()
     package._table.cache_clear()
 
@@ -108,6 +110,15 @@ def test_kernels_take_their_capabilities_from_the_target() -> None:
         ("gna_forward-sm100-r1-bf16-d64-q256-kv128-cutlass", "capabilities[] = {100, 103};"),
     ):
         assert said in render_kernel(require_config(key))
+
+
+def test_families_that_include_cutlass_say_so() -> None:
+    """Only then are its headers found, its version part of a kernel's name in the cache, and its licence in wheels."""
+    for family in families():
+        template = (ROOT / "templates" / family.template).read_text()
+        headers = include_closure(template, ROOT / "templates/include")
+        texts = [template, *((ROOT / "templates/include" / name).read_text() for name in headers)]
+        assert family.cutlass == any(re.search(r"#\s*include\s*[<\"]cut(lass|e)/", text) for text in texts)
 
 
 def test_facts_pass_through_json() -> None:
@@ -218,8 +229,8 @@ class TestTwoFamilies:
 # What a family lacks is said by name.
 
 
-def test_a_family_without_time_constants_says_so(without) -> None:
-    family = without(time=None)
+def test_a_family_without_time_constants_says_so(changed) -> None:
+    family = changed("cpu_forward", time=None)
     said = "the kernel family cpu_forward has no time constants"
     workload = make_workload((64,), (9,), dtype="fp32")
     for call in (
@@ -241,12 +252,12 @@ def test_a_family_without_time_constants_says_so(without) -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_calls_and_benchmarks_of_a_family_without_time_constants_take_default_tiles(without) -> None:
+def test_calls_and_benchmarks_of_a_family_without_time_constants_take_default_tiles(changed) -> None:
     from gnaforge.bench.run import config_of
     from gnaforge.registration import config_for
     from gnaforge.runtime.request import Request
 
-    family = without(time=None, head_dim_at_run_time=False)
+    family = changed("cpu_forward", time=None, head_dim_at_run_time=False)
     problem = Problem((4096,), (64,), head_dim=64, dtype="fp32")
     request = Request.of_problem("gna_forward", problem, "cpu")
     assert config_for(request, fit=True).q_tile == family.default_tiles[1][0]
@@ -255,9 +266,27 @@ def test_calls_and_benchmarks_of_a_family_without_time_constants_take_default_ti
 
 SECOND_DEFAULT = """
 from dataclasses import replace
+from importlib import import_module
 from gnaforge.families import cpu_forward
 FAMILY = replace(cpu_forward.FAMILY, variant="mine")
 """
+
+
+def test_a_gpu_family_without_demands_on_machine_code_is_built_and_said_to_be(changed, own_cache: Path) -> None:
+    from gnaforge.build.kernels import Listener, build_kernels
+
+    changed("sm90_forward", machine_code=None)
+    config = require_config("gna_forward-sm90-r1-bf16-d64-q64-kv64")
+    notes: list[str] = []
+    try:
+        artifacts, _ = build_kernels([config], listener=Listener(note=notes.append))
+    except BuildError as error:
+        if "no CUDA compiler" in str(error):
+            pytest.skip(str(error))
+        raise
+    assert notes == ["the kernel family sm90_forward demands nothing of its machine code but no spills"]
+    record = artifacts[config].record
+    assert record["registers"] > 0 and record["spill_bytes"] == 0 and record["code"].keys() == {"instructions", "bytes"}
 
 
 @pytest.mark.parametrize(
