@@ -117,8 +117,8 @@ def test_kernels_made_with_another_cutlass_are_not_taken(filled: Path, monkeypat
     for installed, found in (("1.0", True), ("2.0", False)):
         monkeypatch.setattr("gnaforge.build.cached.installed_parts", lambda _, it=installed: {"cutlass": it})
         assert (find_kernel(SMALL) is not None) == found
-    gpu = KernelConfig.parse("gna_forward-sm90-r2-bf16-d64-q8x16-kv8x16")
-    assert recipe.installed_parts(gpu).keys() <= {"cutlass"} and recipe.installed_parts(SMALL) == {}
+    made_of_it = KernelConfig.parse("gna_forward-sm100-r1-bf16-d64-q256-kv128-cutlass")
+    assert recipe.installed_parts(made_of_it).keys() <= {"cutlass"} and recipe.installed_parts(SMALL) == {}
 
 
 def test_the_gpu_target_is_part_of_what_a_kernel_is_made_of(monkeypatch: pytest.MonkeyPatch) -> None:

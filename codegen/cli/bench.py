@@ -77,9 +77,9 @@ def bench(
     """
     from ..errors import InputError
     from ..families import require_family
-    from ..runtime.config import OPS
+    from ..runtime.config import FORWARD_OP
 
-    family = require_family(OPS[0], arch, variant)
+    family = require_family(FORWARD_OP, arch, variant)
     modes = given(context, _MODES)
     if len(modes) > 1:
         raise InputError(f"give one of {', '.join(modes)}")
@@ -113,7 +113,7 @@ def bench(
     if source is not None:
         found = bench_run.read_report(source)
     else:
-        problems = _problems(options, arch)
+        problems = _problems(options, arch, variant)
         if kernel is not None:
             refuse_unused(context, ("variant",), "beside --kernel")
         names = against.split(",") if against is not None else bench_run.others(arch)
@@ -133,19 +133,19 @@ def bench(
         raise typer.Exit(1)
 
 
-def _problems(options: ProblemOptions, arch: str) -> list[Problem]:
+def _problems(options: ProblemOptions, arch: str, variant: str | None) -> list[Problem]:
     """The problems to time: one per dtype and shape."""
     from ..bench import run as bench_run
     from ..errors import InputError
 
     dtypes = (options.dtype or "bf16").split(",")
     if options.preset is not None:
-        return bench_run.problems_of_spec(options.preset, dtypes, arch)
+        return bench_run.problems_of_spec(options.preset, dtypes, arch, variant)
     if options.tokens is None or options.window is None:
         raise InputError("give either --preset, or --tokens and --window; see gnaforge bench --help")
     problems = [replace(options, dtype=dtype).problem(head_dim=64) for dtype in dtypes]
     for problem in problems:
-        bench_run.require_arch(problem, arch)
+        bench_run.require_arch(problem, arch, variant)
     return problems
 
 

@@ -81,8 +81,8 @@ def list_kernels(
     """List kernels: keys, tiles, and what is known of the compiled ones. Needs no compiler.
 
     With [bold]--static[/]: registers after launch, bytes spilled, shared memory per thread block, and of the machine
-    code the instructions, matrix products (HGMMA; UTCHMMA on sm100), special functions (MUFU, nearly all of them exp2),
-    and, on sm90, how many of those run while a product is under way.
+    code the instructions, matrix products (HGMMA or UTCHMMA), special functions (MUFU, nearly all of them exp2), and,
+    where one warp does both, how many of those run while a product is under way.
 
     Examples: [bold]gnaforge list[/], [bold]gnaforge list hunyuan-video[/],
     [bold]gnaforge list generated/quickstart/lib/quickstart.so[/]
@@ -127,11 +127,7 @@ def _print_static(rows: list[dict[str, Any]]) -> None:
 
 
 def _counts(code: dict[str, int]) -> list[str]:
-    products = code.get("hgmma", code.get("utchmma", ""))
-    return [
-        str(n)
-        for n in (code.get("instructions", ""), products, code.get("mufu", ""), code.get("mufu_under_product", ""))
-    ]
+    return [str(code.get(name, "")) for name in ("instructions", "products", "mufu", "mufu_under_product")]
 
 
 def _print_presets() -> None:

@@ -70,7 +70,7 @@ def simulate(
 def fit(
     shapes: Shape | Mapping[str, Any] | Sequence[Shape | Mapping[str, Any]],
     *,
-    arch: str = "sm90",
+    arch: str | None = None,
     variant: str | None = None,
     head_dim: int = 128,
     value_head_dim: int | None = None,
@@ -87,6 +87,7 @@ def fit(
     Args:
         shapes: of one rank, each a mapping with the fields of a spec's shape: ``tokens``, ``window`` and optionally
             ``stride``, ``dilation``, ``causal``, ``heads``, ``kv_heads``, ``batch``.
+        arch, variant: as those of `simulate`.
         objective: ``time`` (the model of it) or ``work`` (the work bound).
 
     Raises:

@@ -165,7 +165,7 @@ def family_for(
     """
     op = FORWARD.name
     if arch is not None:
-        return choose_family(op, arch, variant, lambda family: _config(problem, family, tiles, tiling))[0]
+        return choose_family(op, arch, variant, lambda family: _config(problem, family, tiles, tiling))
     candidates = [family for family in families() if family.op == op and family.target.is_gpu]
     candidates = [family for family in candidates if variant in (None, family.variant)]
     if not candidates:

@@ -365,7 +365,7 @@ def _config(
         return of(family.variant, family.smallest_boxes(rank))
 
     if any(not variant or family.variant == variant for family in families_of(op, arch)):
-        return of_family(choose_family(op, arch, variant or None, of_family)[0])
+        return of_family(choose_family(op, arch, variant or None, of_family))
     return of(variant, ((1,) * rank, (1,) * rank))  # `faults_of` says what is wrong with it
 
 
