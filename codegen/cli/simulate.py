@@ -25,7 +25,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..gna.axes import Tiling
+    from ..gna.source import Tiling
     from ..simulator.cost import Tiles
     from ..simulator.fitting import Objective
     from ..simulator.simulation import Simulation

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from ..gna.axes import Tiling
+from ..gna.source import Tiling
 from .cost import Tiles
 from .fitting import Fit, Objective, fit_workloads, simulate_workload
 from .simulation import Flat, Simulation, family_for

@@ -12,9 +12,10 @@ import numpy as np
 
 from ..errors import InputError
 from ..families import Family
-from ..gna.axes import Axis, BoolArray, IntArray, Tiling
+from ..gna.axes import Axis
 from ..gna.counts import axis_counts
 from ..gna.flat import BLOCK
+from ..gna.source import BoolArray, IntArray, Tiling
 from .cost import Costs, Floats, Tiles, costs
 from .simulation import Flat, Simulation, check_tiling, family_for, refusal, simulate_tiles
 from .time import model_time

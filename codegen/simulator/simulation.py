@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from ..errors import InputError
 from ..families import Family, choose_family, families
-from ..gna.axes import Tiling
 from ..gna.counts import TileCounts, axis_counts, count_tiles, visible_pairs
 from ..gna.flat import count_flat_tiles
+from ..gna.source import Tiling
 from ..runtime.config import OPS, KernelConfig
 from .cost import Tiles, tile_costs
 from .time import Time, dense_time, model_time

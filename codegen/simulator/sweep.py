@@ -10,8 +10,9 @@ from math import prod
 import numpy as np
 
 from ..families import Family
-from ..gna.axes import Axis, Tiling
+from ..gna.axes import Axis
 from ..gna.counts import axis_counts
+from ..gna.source import Tiling
 from .cost import Tiles
 from .fitting import Candidates, best_of
 from .simulation import Simulation, check_tiling, simulate_tiles

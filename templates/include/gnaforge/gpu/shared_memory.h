@@ -9,4 +9,8 @@ constexpr int shared_memory_limit = 227 * 1024;  ///< Of one thread block.
 constexpr int chunk_channels = 64;
 constexpr int row_bytes = 128;
 
+/// Slots through which a producer tells consumers of a Q tile and of a KV tile; see work.h.
+constexpr int q_facts_bytes = 32;
+constexpr int kv_facts_bytes = 16;
+
 }  // namespace gnaforge::gpu

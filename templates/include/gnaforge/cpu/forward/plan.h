@@ -4,8 +4,7 @@
 #include <cstdint>
 
 #include "gnaforge/abi.h"
-#include "gnaforge/gna/axis.h"
-#include "gnaforge/gna/tiles.h"
+#include "gnaforge/gna/source.h"
 
 namespace gnaforge::cpu {
 
@@ -31,6 +30,10 @@ template <>
 struct ElementOf<GNAFORGE_FP16> {
   using type = Fp16;
 };
+
+/// Which KV tiles the kernel visits; see gna/source.h.
+template <class Config>
+using TileSource = WindowTiles<typename Config::QTile, typename Config::KvTile>;
 
 /// A tensor whose channels are contiguous.
 template <class T, int Rank>

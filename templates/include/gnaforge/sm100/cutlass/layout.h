@@ -2,7 +2,7 @@
 #pragma once
 
 #include "gnaforge/abi.h"
-#include "gnaforge/gna/axis.h"
+#include "gnaforge/gna/source.h"
 #include "gnaforge/gpu/shared_memory.h"
 
 namespace gnaforge::sm100 {
@@ -51,6 +51,10 @@ struct HalfTile {
 
   static_assert(volume <= half_rows, "a half of the Q tile has at most 128 queries");
 };
+
+/// Which KV tiles the kernel visits; see gna/source.h.
+template <class Config>
+using TileSource = WindowTiles<typename Config::QTile, typename Config::KvTile>;
 
 /// `Config` is as in entry.h; what the host part wants to know is named in gpu/host.h.
 template <class Config>

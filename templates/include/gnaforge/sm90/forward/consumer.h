@@ -18,6 +18,7 @@ struct Consumer {
   using QTile = typename Config::QTile;
   using KvTile = typename Config::KvTile;
   static constexpr int rank = L::rank;
+  using KvTileFacts = gpu::KvTileFacts<rank>;
   static constexpr int score_registers = L::columns / 2;
   static constexpr int out_registers = L::value_head_dim / 2;
   static constexpr int probability_registers = L::columns / 4;
@@ -89,7 +90,7 @@ struct Consumer {
       probabilities[i] = ptx::pack<L::bf16>(scores[2 * i], scores[2 * i + 1]);
   }
 
-  __device__ __forceinline__ void store_log_sum_exp(const gpu::TileFacts<rank>& work, const Softmax& softmax) const {
+  __device__ __forceinline__ void store_log_sum_exp(const gpu::QTileFacts<rank>& work, const Softmax& softmax) const {
     float* const log_sum_exp = params.log_sum_exp[work.slice];
     if (log_sum_exp == nullptr || lane() % 4 != 0) return;
 #pragma unroll
@@ -119,7 +120,7 @@ struct Consumer {
   }
 
   /// Normalises the output, rounds it, and stores it by way of shared memory; the copy clips at the tensor's borders.
-  __device__ __forceinline__ void store_out(const gpu::TileFacts<rank>& work, const Softmax& softmax,
+  __device__ __forceinline__ void store_out(const gpu::QTileFacts<rank>& work, const Softmax& softmax,
                                             float (&out)[out_registers]) const {
     const float inverse[2] = {1 / softmax.sum[0], 1 / softmax.sum[1]};
     if constexpr (L::out_apart) {
@@ -176,33 +177,29 @@ struct Consumer {
     std::uint32_t probabilities[probability_registers];
     Softmax softmax;
     RowWindows<Config> windows;
-    int interior, count;
+    int count;
     {
-      const gpu::TileFacts<rank> work = gpu::TileFacts<rank>::load(slot);
-      interior = work.interior;
+      const gpu::QTileFacts<rank> work = gpu::QTileFacts<rank>::load(slot);
       count = work.count;
-      if (interior < count) windows.compute(params, work, first_row());
+      if (work.masked) windows.compute(params, work, first_row());
     }
+    const auto load_facts = [&] { return KvTileFacts::load(shared + L::kv_facts + gpu::kv_facts_bytes * at.stage); };
     // Of the tile whose scores are ready: frees K, masks.
-    const auto release_and_mask = [&](bool shell) {
-      const int4 first_key = ptx::load_shared(shared + L::origins + 16 * at.stage);
+    const auto release_and_mask = [&](const KvTileFacts& facts) {
       release(L::k_empty + 8 * at.stage);
-      if (!shell) return;
+      if (facts.kind == TileKind::interior) return;
       ptx::mark<ptx::Marker::tile_is_shell>();
-      const int keys[3] = {first_key.x, first_key.y, first_key.z};
-      int origin[rank];
-#pragma unroll
-      for (int d = 0; d < rank; ++d) origin[d] = keys[d];
-      windows.apply(scores, params, slot, first_row(), origin);
+      windows.apply(scores, params, facts.origin);
     };
 
     ptx::mark<ptx::Marker::tile_begins>();
     softmax.begin();
     wait(L::k_full, at);
+    KvTileFacts facts = load_facts();
     multiply_qk(scores, at.stage);
     ptx::wgmma_wait<0>();
     ptx::hold(scores);
-    release_and_mask(interior == 0);
+    release_and_mask(facts);
     softmax.step(scores, params.scale_log2);
 #pragma unroll
     for (int i = 0; i < out_registers; ++i) out[i] = 0;
@@ -228,9 +225,10 @@ struct Consumer {
       wait(L::v_full, current);
       multiply_pv(out, probabilities, current.stage);
       pass_turn();
+      facts = load_facts();  // while the product runs
       ptx::wgmma_wait<1>();
       ptx::hold(scores);
-      release_and_mask(j >= interior);
+      release_and_mask(facts);
       softmax.step(scores, params.scale_log2);
     }
     ptx::wgmma_wait<0>();
@@ -244,7 +242,7 @@ struct Consumer {
     multiply_pv(out, probabilities, at.stage);
     ptx::mark<ptx::Marker::tile_ends>();
     softmax.finish();
-    const gpu::TileFacts<rank> work = gpu::TileFacts<rank>::load(slot);
+    const gpu::QTileFacts<rank> work = gpu::QTileFacts<rank>::load(slot);
     store_log_sum_exp(work, softmax);
     ptx::wgmma_wait<0>();
     ptx::hold(out);
@@ -260,7 +258,7 @@ struct Consumer {
     if (L::warpgroups > 1 && warpgroup == L::warpgroups - 1) pass_turn();
     for (int index = blockIdx.x; index < params.tiles(); index += gridDim.x) {
       ptx::mbarrier_wait(shared + L::q_full, q_parity);
-      tile(shared + L::work_slots + 32 * q_parity, at);
+      tile(shared + L::q_facts + gpu::q_facts_bytes * q_parity, at);
       q_parity ^= 1;
     }
     if (stores_out()) ptx::bulk_wait();
