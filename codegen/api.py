@@ -20,22 +20,23 @@ from .runtime.modules import (
     NeighborhoodAttention3D as NeighborhoodAttention3D,
 )
 from .runtime.ops import na1d as na1d, na2d as na2d, na3d as na3d, neighborhood_attention as neighborhood_attention
+from .runtime.request import Request
 
 
 class CacheSource:
     """Kernels in the compile cache, and the compiler."""
 
-    def libraries(self, request: lookup.Request) -> list[str]:
+    def libraries(self, request: Request) -> list[str]:
         """Libraries of the cache and its layers whose key may serve the request. Asks no compiler."""
         return [str(path) for path in find_kernels(request)]
 
-    def make(self, request: lookup.Request, *, quiet: bool) -> lookup.Made:
+    def make(self, request: Request, *, quiet: bool) -> lookup.Made:
         """Compiles a kernel for the request."""
         from .registration import make_for_call
 
         return make_for_call(request, quiet=quiet)
 
-    def remedy(self, request: lookup.Request) -> str:
+    def remedy(self, request: Request) -> str:
         """The command that builds a kernel for the request."""
         from .registration import config_for
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +26,9 @@ from .runtime import core, jit
 from .runtime.config import ANY_HEAD_DIM, OPS, KernelConfig
 from .runtime.dtypes import DTYPES, dtype_name
 from .runtime.kernels import registry
-from .runtime.lookup import Made, Request
+from .runtime.lookup import Made
+from .runtime.problem import PATTERN_FIELDS, per_dim
+from .runtime.request import Request
 
 if TYPE_CHECKING:
     import torch
@@ -234,14 +235,11 @@ def _default_tiles(arch: str, fields: Mapping[str, Any]) -> list[dict[str, Any]]
 
 
 def _complete(shape: dict[str, Any]) -> dict[str, Any]:
-    """A shape with one number per dimension where one was given for all."""
+    """A shape with one entry per dimension where one value was given for all."""
     tokens = shape.get("tokens")
     rank = len(tokens) if isinstance(tokens, list | tuple) else 1
-    whole = dict(shape)
-    for name in ("window", "stride", "dilation", "causal"):
-        if type(whole.get(name)) in (int, bool):
-            whole[name] = (whole[name],) * rank
-    return whole
+    columns = {name: shape[name] for name in PATTERN_FIELDS if name in shape}
+    return {**shape, **{n: v if isinstance(v, list | tuple) else per_dim(n, v, rank) for n, v in columns.items()}}
 
 
 def _field_name(path: tuple[int | str, ...], fields: Mapping[str, Any]) -> str:
@@ -354,21 +352,15 @@ def config_for(request: Request, *, fit: bool) -> KernelConfig:
     p = request.problem
     tiles_asked = request.q_tile is not None or request.kv_tile is not None
     fits = fit and not tiles_asked and not faults and family.time is not None
-    if fits and p is not None and prod(p.tokens) >= _WORTH_FITTING * config.q_rows:
+    if fits and p is not None and p.token_count >= _WORTH_FITTING * config.q_rows:
         config = with_boxes(family, *_fitted(request, family))
     return family.serving(require_config(config))
 
 
 def _fitted(request: Request, family: Family) -> tuple[Box, Box]:
     from .simulator.fitting import fit_workloads
-    from .simulator.workload import make_workload
+    from .simulator.workload import workload_of_problem
 
     assert request.problem is not None
-    workload = make_workload(
-        **request.problem._asdict(),
-        head_dim=request.head_dim,
-        value_head_dim=request.value_head_dim,
-        dtype=request.dtype,
-    )
-    tiles = fit_workloads([workload], family).tiles[0]
+    tiles = fit_workloads([workload_of_problem(request.problem)], family).tiles[0]
     return tiles.q, tiles.kv

@@ -84,7 +84,7 @@ def compiled(name: str) -> Path:
 
 
 @dataclass(frozen=True)
-class Problem:
+class Dense:
     """Random inputs in fp16, and exact attention and its gradients in float64. Heads share key heads."""
 
     batch: int
@@ -173,7 +173,7 @@ class Example:
             return {"relaxed_warpgroups": backward}
         return {"relaxed_tensor_waits": True, "relaxed_tensor_frees": backward}
 
-    def run(self, module: Module, problem: Problem, options: Options | None = None) -> tuple[bool, Counters]:
+    def run(self, module: Module, problem: Dense, options: Options | None = None) -> tuple[bool, Counters]:
         """Launches it. Returns whether all results are right, and the counters."""
         exact = problem.exact
         if self.direction == "forward":
@@ -192,7 +192,7 @@ class Example:
         right &= problem.close("dq", sums * (SCALE if self.arch == "blackwell" else 1))
         return right, counters
 
-    def attend(self, module: Module, problem: Problem, options: Options | None = None) -> tuple[Array, Array, Counters]:
+    def attend(self, module: Module, problem: Dense, options: Options | None = None) -> tuple[Array, Array, Counters]:
         """Launches the forward kernel. Returns O as [batch][tokens][heads][128], its log-sum-exp as
         [batch][heads][tokens], and the counters."""
         q, k, v, _ = problem.inputs
@@ -200,7 +200,7 @@ class Example:
         lse = np.full((problem.batch, problem.heads, problem.queries), np.nan, np.float32)
         return o, lse, self._launch(module, problem, [q, k, v, o, lse], options)
 
-    def _launch(self, module: Module, problem: Problem, tensors: list[Array], options: Options | None) -> Counters:
+    def _launch(self, module: Module, problem: Dense, tensors: list[Array], options: Options | None) -> Counters:
         host = ctypes.CDLL(str(compiled(self.arch) / "host.so"))
         launch = _Launch()
         sizes = (ctypes.c_int * 5)(problem.batch, problem.heads, problem.key_heads, problem.queries, problem.keys)

@@ -7,18 +7,26 @@ broadcasting.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache, reduce
 from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from gnaforge.verification.problems import Problem, random_axis, random_problem
+from gnaforge.runtime.op_table import OPS
+from gnaforge.runtime.problem import Problem
+from gnaforge.verification.problems import random_axis, random_problem
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
 
 __all__ = ["Problem", "random_axis", "random_problem"]
+
+
+def inputs(problem: Problem, seed: int, dtype: str = "fp32") -> tuple[torch.Tensor, ...]:
+    """Q, K and V of a problem with normally distributed elements."""
+    return tuple(OPS["gna_forward"].random_inputs(replace(problem, dtype=dtype), seed).values())
 
 
 def visible_keys(query: int, length: int, window: int, stride: int, dilation: int, causal: bool) -> list[int]:
@@ -66,31 +74,22 @@ def mask(problem: Problem) -> np.ndarray:
     return reduce(np.kron, [axis_mask(*axis) for axis in problem.axes])
 
 
-def reference(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    window: tuple[int, ...],
-    stride: tuple[int, ...],
-    dilation: tuple[int, ...],
-    causal: tuple[bool, ...],
-    scale: float | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def reference(problem: Problem, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention of a GNA problem in float64, differentiable; memory grows with the square of the tokens.
 
     Args:
+        problem: its pattern and scale; the rest is as the tensors say.
         q: [batch, *tokens, heads, head_dim]
         k: [batch, *tokens, kv_heads, head_dim]; kv_heads divides heads, and query head h reads key and value
             head h // (heads // kv_heads).
         v: [batch, *tokens, kv_heads, value_head_dim]
-        scale: factor of the scores, head_dim ** -0.5 by default.
 
     Returns:
         Output [batch, *tokens, heads, value_head_dim] and natural-log LSE [batch, *tokens, heads].
     """
     tokens = tuple(q.shape[1:-2])
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    visible = torch.tensor(mask(Problem(tokens, window, stride, dilation, causal)), device=q.device)
+    scale = q.shape[-1] ** -0.5 if problem.scale is None else problem.scale
+    visible = torch.tensor(mask(problem), device=q.device)
     repeats = q.shape[-2] // k.shape[-2]
     q, k, v = (x.double().flatten(1, -3) for x in (q, k, v))
     k, v = (x.repeat_interleave(repeats, dim=2) for x in (k, v))

@@ -24,21 +24,18 @@ import torch  # noqa: E402
 from gnaforge.build_tools.emulator import Module, Options  # noqa: E402
 from gnaforge.build_tools.emulator.survey import survey  # noqa: E402
 from gnaforge.runtime.config import KernelConfig  # noqa: E402
-from gnaforge.runtime.reference import Pattern, attention, error_bound  # noqa: E402
+from gnaforge.runtime.reference import attention, error_bound  # noqa: E402
 
 
 def main(library: str, key: str, every: int = 1, processes: int = 1) -> None:
     """Runs the kernel once for what a launch needs, then its mutants."""
     config = KernelConfig.parse(key)
     gnaforge.load_library(library)
-    problem = oracle.Problem(
-        (8, 9, 10), (5, 4, 5), (1,) * 3, (1,) * 3, (False,) * 3, 1, 1, 1, config.head_dim, config.head_dim
-    )
-    q, k, v = problem.tensors(0, getattr(torch, {"bf16": "bfloat16", "fp16": "float16"}[config.dtype]))
-    out, lse = gnaforge.neighborhood_attention(q, k, v, *problem.pattern, return_lse=True, kernel=config)
-    pattern = Pattern(*problem.pattern)
-    exact = attention(q, k, v, pattern)
-    limits = error_bound(q, k, v, pattern, exact, rounds_probabilities=True)
+    problem = oracle.Problem((8, 9, 10), (5, 4, 5), head_dim=config.head_dim)
+    q, k, v = oracle.inputs(problem, 0, config.dtype)
+    out, lse = gnaforge.neighborhood_attention(q, k, v, **problem.arguments(), return_lse=True, kernel=config)
+    exact = attention(problem, q, k, v)
+    limits = error_bound(problem, q, k, v, exact, rounds_probabilities=True)
 
     base = Path(KEPT.name) / "0"
     launch = json.loads(base.with_suffix(".json").read_text())

@@ -6,7 +6,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -24,15 +24,17 @@ from gnaforge.errors import InputError
 from gnaforge.families import TARGETS, faults_of
 from gnaforge.gna.counts import count_tiles
 from gnaforge.runtime import bench
-from gnaforge.runtime.bench import computed_pairs, make_problem
+from gnaforge.runtime.bench import computed_pairs
 from gnaforge.runtime.bench_contenders import CONTENDERS, heads_first
 from gnaforge.runtime.config import KernelConfig
-from gnaforge.runtime.reference import attention
+from gnaforge.runtime.op_table import FORWARD
+from gnaforge.runtime.problem import Problem
+from gnaforge.runtime.reference import attention, visible_pairs
 from gnaforge.simulator.calibration import calibrate_report
 from gnaforge.simulator.cost import Tiles, tile_costs
 from gnaforge.simulator.simulation import simulate_tiles
 from gnaforge.simulator.time import model_time
-from gnaforge.simulator.workload import make_workload
+from gnaforge.simulator.workload import workload_of_problem
 from kernel_set import FAMILIES
 
 CONFIG = "gna_forward-cpu-r1-fp32-dany-q8-kv8"
@@ -52,20 +54,16 @@ def test_the_bound_of_a_report_is_the_simulators(arch: str) -> None:
         key = CONFIGS[len(problem.tokens)][seed % 2]
         config = KernelConfig.parse(f"gna_forward-{arch}-{key}")
         config = replace(config, variant=FAMILIES[arch].variant)
-        found = simulate_tiles(
-            make_workload(problem.tokens, *problem.pattern, head_dim=config.head_dim),
-            Tiles(config.q_tile, config.kv_tile),
-            FAMILIES[arch],
-        )
-        timed = make_problem(problem.tokens, *problem.pattern)
-        pairs = found.workload.tokens**2
-        assert pairs / computed_pairs(timed, config) == pytest.approx(found.work_bound)
-        assert pairs / timed.visible_pairs() == pytest.approx(found.flop_speedup)
+        problem = replace(problem, head_dim=config.head_dim, value_head_dim=config.head_dim)
+        found = simulate_tiles(workload_of_problem(problem), Tiles(config.q_tile, config.kv_tile), FAMILIES[arch])
+        pairs = problem.token_count**2
+        assert pairs / computed_pairs(problem, config) == pytest.approx(found.work_bound)
+        assert pairs / visible_pairs(problem) == pytest.approx(found.flop_speedup)
 
 
 def scores(tokens: Sequence[int], pattern: Sequence[Any], config: KernelConfig) -> int:
     """Elements of Q K^T that an sm90 kernel computes, padding included, by the oracle's tiles."""
-    problem = oracle.Problem(tuple(tokens), *pattern, 1, 1, 1, 8, 8)
+    problem = Problem(tokens, *pattern)
     _, visited, _ = oracle.count_tiles(problem, config.q_tile, config.kv_tile)
     return visited * -(-config.q_rows // 64) * 64 * config.kv_columns
 
@@ -79,7 +77,7 @@ def test_all_that_the_work_bound_promises(stride: tuple[int, ...]) -> None:
     window, stride = tuple(map(min, window, tokens)), tuple(map(min, stride, tokens))
     dense = scores(tokens, (tokens, one, one, no), config)
     assert dense > 1.2 * prod(tokens) ** 2
-    problem = make_problem(tokens, window, stride)
+    problem = Problem(tokens, window, stride)
     found = bench.share_of_work_bound(
         problem, config, scores(tokens, (window, stride, one, no), config) / 1e9, dense / 1e9
     )
@@ -122,16 +120,16 @@ def test_a_gpu_that_is_lost_between_problems(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(bench, "machine", lambda device: {})
     monkeypatch.setattr(bench, "overhead", lambda *arguments: pytest.fail("the GPU is lost"))
-    monkeypatch.setattr(bench, "measure", lambda problem, *arguments: {"problem": asdict(problem), "kernel": CONFIG})
+    monkeypatch.setattr(bench, "measure", lambda problem, *arguments: {"problem": problem.as_json(), "kernel": CONFIG})
     monkeypatch.setattr(bench, "registry", {})
-    problems = [make_problem((8,), (3,))] * 3
+    problems = [Problem((8,), (3,))] * 3
     bench.report(problems, ["gnaforge"], 9, [None] * 3, "cuda", path)
     found = json.loads(path.read_text())
     assert [len(rows) for rows in seen] == [1, 2]
     assert "fault" not in found["problems"][0] and "illegal memory access" in found["problems"][1]["fault"]
     assert len(found["problems"]) == 2 and not found["complete"]
     (line,) = missing(found)
-    assert line.startswith("failed: 8 w3: the GPU can't be used any more: CUDA error")
+    assert line.startswith("failed: 8, window 3: the GPU can't be used any more: CUDA error")
 
 
 def test_a_gpu_that_is_lost_at_the_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -142,7 +140,7 @@ def test_a_gpu_that_is_lost_at_the_end(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setattr(bench, "machine", lambda device: {})
     monkeypatch.setattr(bench, "measure", lambda *arguments: {"kernel": CONFIG})
     monkeypatch.setattr(bench, "registry", {})
-    bench.report([make_problem((8,), (3,))], ["gnaforge"], 9, [None], "cpu", tmp_path / "report.json")
+    bench.report([Problem((8,), (3,))], ["gnaforge"], 9, [None], "cpu", tmp_path / "report.json")
     found = json.loads((tmp_path / "report.json").read_text())
     assert "illegal memory access" in found["overhead_error"] and found["problems"] == [{"kernel": CONFIG}]
 
@@ -156,11 +154,12 @@ def test_flex_attention_is_compiled_for_each_problem(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
     with config.patch(recompile_limit=1), torch.no_grad():
         for number, length in enumerate((128, 256), 1):
-            problem = make_problem((length,), (9,), head_dim=16, dtype="fp32")
-            tensors = heads_first(problem.tensors())
+            problem = Problem((length,), (9,), head_dim=16, dtype="fp32")
+            inputs = FORWARD.random_inputs(problem).values()
+            tensors = heads_first(tuple(inputs))
             found = CONTENDERS["flex"](problem, None, tensors)(tensors)
             assert counter.frame_count == number
-    exact, _ = attention(*problem.tensors(), problem.pattern)
+    exact, _ = attention(problem, *inputs)
     assert float((found - exact).abs().max()) < 1e-4
     torch.compiler.reset()
 
@@ -168,7 +167,7 @@ def test_flex_attention_is_compiled_for_each_problem(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("arch", list(TARGETS))
 def test_the_kernel_that_is_timed_can_be_built(arch: str) -> None:
     for tokens, window, head_dim in (((4096,), (100,), 64), ((64, 64), (9, 9), 128), ((30, 48, 80), (18, 24, 24), 128)):
-        assert faults_of(config_of(make_problem(tokens, window, head_dim=head_dim), arch)) == []
+        assert faults_of(config_of(Problem(tokens, window, head_dim=head_dim), arch)) == []
 
 
 PROBLEMS = (
@@ -190,8 +189,8 @@ def synthetic(machine: Any, noise: float) -> dict[str, Any]:
     for tokens, window, stride in PROBLEMS:
         for key in CONFIGS[len(tokens)]:
             config = KernelConfig.parse(f"gna_forward-sm90-{key}")
-            problem = make_problem(tokens, window, stride, heads=24, kv_heads=24, head_dim=config.head_dim)
-            workload = make_workload(tokens, window, stride, heads=24, head_dim=config.head_dim)
+            problem = Problem(tokens, window, stride, heads=24, kv_heads=24, head_dim=config.head_dim)
+            workload = workload_of_problem(problem)
             cost = tile_costs(
                 SM90.padding,
                 Tiles(config.q_tile, config.kv_tile),
@@ -201,7 +200,9 @@ def synthetic(machine: Any, noise: float) -> dict[str, Any]:
                 1 - noise, 1 + noise
             )
             timing = {"contender": "gnaforge", "seconds": seconds}
-            rows.append({"problem": asdict(problem), "kernel": config.key, "timings": [timing, {"contender": "flex"}]})
+            rows.append(
+                {"problem": problem.as_json(), "kernel": config.key, "timings": [timing, {"contender": "flex"}]}
+            )
     return json.loads(json.dumps({"machine": {"processors": machine.units}, "problems": rows}))
 
 
@@ -250,12 +251,12 @@ def test_a_report_with_holes_shows_the_rest_and_says_what_is_missing(cli: Callab
     (row,) = good["problems"]
     failed = {"problem": row["problem"], "error": "OutOfMemoryError: 3 GiB"}
     for problems, complete, code, said in (
-        ([row, failed], True, 1, "failed: 8 w3: OutOfMemoryError: 3 GiB"),
+        ([row, failed], True, 1, "failed: 8, window 3: OutOfMemoryError: 3 GiB"),
         ([row], False, 0, "incomplete: time ran out after 1 problem; raise --seconds"),
     ):
         (tmp_path / "holes.json").write_text(json.dumps({**good, "problems": problems, "complete": complete}))
         done = cli("bench", "--from", "holes.json")
-        assert done.returncode == code and said in done.stderr and "8 w3" in done.stdout
+        assert done.returncode == code and said in done.stderr and "8, window 3" in done.stdout
     for problems, said in (([], "holds no problem that was measured"), ([{"problem": 1}], "is no report of")):
         (tmp_path / "holes.json").write_text(json.dumps({**good, "problems": problems}))
         done = cli("bench", "--from", "holes.json")

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cutlass_kernels import SOURCES, Example, Problem, compiled
+from cutlass_kernels import SOURCES, Dense, Example, compiled
 from emulator_ptx import SCHEDULES
 from gnaforge.build_tools.emulator import EmulationError, Options
 from gnaforge.errors import BuildError
@@ -15,11 +15,11 @@ from gnaforge.errors import BuildError
 KERNELS = [Example(arch, direction) for arch in SOURCES for direction in ("forward", "backward")]
 # Whole tiles, and tiles that cross the ends of Q and K. Example 88 has no GQA, and this kernel of it no residual mask.
 PROBLEMS = {
-    ("hopper", "forward"): (Problem(1, 2, 2, 128, 384), Problem(2, 1, 1, 200, 256)),
+    ("hopper", "forward"): (Dense(1, 2, 2, 128, 384), Dense(2, 1, 1, 200, 256)),
     # No more than its two stages of Q: see test_smem_released_too_early.
-    ("hopper", "backward"): (Problem(1, 1, 1, 128, 256), Problem(1, 2, 2, 104, 128)),
-    ("blackwell", "forward"): (Problem(1, 2, 1, 300, 200), Problem(2, 1, 1, 256, 128)),
-    ("blackwell", "backward"): (Problem(1, 2, 1, 200, 136), Problem(1, 1, 1, 256, 256)),
+    ("hopper", "backward"): (Dense(1, 1, 1, 128, 256), Dense(1, 2, 2, 104, 128)),
+    ("blackwell", "forward"): (Dense(1, 2, 1, 300, 200), Dense(2, 1, 1, 256, 128)),
+    ("blackwell", "backward"): (Dense(1, 2, 1, 200, 136), Dense(1, 1, 1, 256, 256)),
 }
 
 
@@ -80,4 +80,4 @@ def test_smem_released_too_early(hosts: None) -> None:
     """Example 88's backward: warpgroup 0 hands Q's stage back after wgmma.wait_group 1, while its dK still reads it."""
     kernel = of("hopper", "backward")
     with pytest.raises(EmulationError, match=r"bulk tensor load to shared memory .* that an MMA may still read"):
-        kernel.run(kernel.module(), Problem(1, 1, 1, 192, 128))
+        kernel.run(kernel.module(), Dense(1, 1, 1, 192, 128))

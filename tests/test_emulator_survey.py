@@ -10,14 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from cutlass_kernels import Example, Problem
+from cutlass_kernels import Dense, Example
 from gnaforge.build.kernels import find_libraries
 from gnaforge.build_tools.emulator import Module, Mutant, Options
 from gnaforge.build_tools.emulator.survey import survey
 from gnaforge.runtime.config import KernelConfig
 
 pytestmark = pytest.mark.survey
-PROBLEMS = {"hopper": Problem(1, 1, 1, 256, 640), "blackwell": Problem(1, 1, 1, 300, 300)}
+PROBLEMS = {"hopper": Dense(1, 1, 1, 256, 640), "blackwell": Dense(1, 1, 1, 300, 300)}
 KEY = "gna_forward-sm90-r3-bf16-d128-q8x4x4-kv6x4x4"
 
 

@@ -25,7 +25,7 @@ from kernel_set import FAMILIES
 
 
 def workload_of(problem: oracle.Problem, head_dim: int = 64) -> Workload:
-    return make_workload(problem.tokens, *problem.pattern, heads=problem.heads, batch=problem.batch, head_dim=head_dim)
+    return make_workload(*zip(*problem.axes, strict=True), heads=problem.heads, batch=problem.batch, head_dim=head_dim)
 
 
 def boxes(limits: list[int], largest: int) -> Iterator[tuple[int, ...]]:

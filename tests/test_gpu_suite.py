@@ -21,7 +21,7 @@ import run as suite
 from gnaforge.runtime.config import KernelConfig
 
 CONFIG = KernelConfig.parse("gna_forward-sm90-r2-bf16-d8-q4x4-kv4x4")
-PROBLEM = oracle.Problem((9, 11), (4, 3), (2, 1), (2, 1), (False, True), 2, 4, 2, 8, 8)
+PROBLEM = oracle.Problem((9, 11), (4, 3), (2, 1), (2, 1), (False, True), batch=2, heads=4, kv_heads=2, head_dim=8)
 
 
 @pytest.mark.parametrize("layout", checks.LAYOUTS)
@@ -46,7 +46,7 @@ def exact(problem: oracle.Problem, tensors: list[torch.Tensor], spoil: str = "")
         k = k + 0 * k.sum(-2, keepdim=True)
     if spoil == "batch":
         q = q + 0 * q.sum(0, keepdim=True)
-    found = oracle.reference(q, k.nan_to_num() if spoil == "hides" else k, v.nan_to_num(), *problem.pattern)
+    found = oracle.reference(problem, q, k.nan_to_num() if spoil == "hides" else k, v.nan_to_num())
     return found[0].bfloat16(), found[1].float()
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from gnaforge.runtime.reference import Pattern, error_bound
+from gnaforge.runtime.reference import error_bound
 
 pytest.importorskip("natten")
 from natten.backends.flex import flex_fna_generic, get_na_flex_mask
@@ -42,7 +42,7 @@ def natten_outputs(problem: oracle.Problem, q: torch.Tensor, k: torch.Tensor, v:
     """
     # flex traces itself anew for each problem, 0.4 s for work of 0.02 s; force_eager stops that.
     with torch.compiler.set_stance("force_eager"):
-        return flex_fna_generic(q, k, v, *problem.pattern, return_lse=True)
+        return flex_fna_generic(q, k, v, **problem.arguments(), return_lse=True)
 
 
 @pytest.mark.usefixtures("kernel_set")
@@ -52,12 +52,12 @@ def test_outputs(batch: int) -> None:
     rng = Random(f"outputs {batch}")
     for number in range(50):
         problem = random_problem(rng)
-        dtype = rng.choice((torch.float32, torch.bfloat16, torch.float16))
-        q, k, v = problem.tensors(seed=number, dtype=dtype)
+        dtype = rng.choice(("fp32", "bf16", "fp16"))
+        q, k, v = oracle.inputs(problem, number, dtype)
         theirs = natten_outputs(problem, q.float(), k.float(), v.float())
-        exact = oracle.reference(q, k, v, *problem.pattern)
-        ours = gnaforge.neighborhood_attention(q, k, v, *problem.pattern, return_lse=True)
-        bounds = error_bound(q, k, v, Pattern(*problem.pattern), exact)
+        exact = oracle.reference(problem, q, k, v)
+        ours = gnaforge.neighborhood_attention(q, k, v, **problem.arguments(), return_lse=True)
+        bounds = error_bound(problem, q, k, v, exact)
         for name, natten, want, got, bound in zip(("output", "LSE"), theirs, exact, ours, bounds, strict=True):
             where = f"{name}, batch {batch}, {number}, {dtype}, {problem}"
             # fp32 rounding makes 1e-6 here, one key too many or too few makes 4e-3 or more.
@@ -71,7 +71,7 @@ def test_masks(batch: int) -> None:
     rng = Random(f"masks {batch}")
     for _ in range(250):
         problem = random_problem(rng)
-        block_mask = get_na_flex_mask("cpu", len(problem.tokens), problem.tokens, *problem.pattern)
+        block_mask = get_na_flex_mask("cpu", problem.rank, problem.tokens, *problem.arguments().values())
         tokens = int(np.prod(problem.tokens))
         theirs = create_mask(block_mask.mask_mod, 1, 1, tokens, tokens, device="cpu")
         assert np.array_equal(theirs[0, 0].numpy(), oracle.mask(problem)), problem

@@ -14,20 +14,19 @@ import oracle
 import pytest
 import torch
 from gnaforge.runtime import ops
-from gnaforge.runtime.reference import Pattern, attention, error_bound, mask_rows
+from gnaforge.runtime.problem import Problem
+from gnaforge.runtime.reference import attention, error_bound, mask_rows
 from kernel_set import CONFIGS, cpu_config
 
 pytestmark = pytest.mark.usefixtures("kernel_set")
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
 
 def check(problem: oracle.Problem, dtype: str, seed: int, kernel: object = None) -> None:
     """Output and LSE within the derived bound of the brute force."""
-    q, k, v = problem.tensors(seed, DTYPES[dtype])
-    out, lse = gnaforge.neighborhood_attention(q, k, v, *problem.pattern, return_lse=True, kernel=kernel)
-    exact = oracle.reference(q, k, v, *problem.pattern)
-    bounds = error_bound(q, k, v, Pattern(*problem.pattern), exact)
+    q, k, v = oracle.inputs(problem, seed, dtype)
+    out, lse = gnaforge.neighborhood_attention(q, k, v, **problem.arguments(), return_lse=True, kernel=kernel)
+    exact = oracle.reference(problem, q, k, v)
+    bounds = error_bound(problem, q, k, v, exact)
     assert out.dtype == q.dtype and lse.dtype == torch.float32
     for name, got, want, bound in zip(("out", "lse"), (out, lse), exact, bounds, strict=True):
         assert got.shape == want.shape
@@ -61,21 +60,21 @@ def test_lower_instruction_sets(isa: str) -> None:
 @pytest.mark.parametrize("seed", range(30))
 def test_the_package_reference_is_the_oracle(seed: int) -> None:
     problem = oracle.random_problem(Random(seed), max_tokens=200)
-    q, k, v = problem.tensors(seed)
-    ours = attention(q, k, v, Pattern(*problem.pattern))
-    for got, want in zip(ours, oracle.reference(q, k, v, *problem.pattern), strict=True):
+    q, k, v = oracle.inputs(problem, seed)
+    ours = attention(problem, q, k, v)
+    for got, want in zip(ours, oracle.reference(problem, q, k, v), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
-    rows = mask_rows(problem.tokens, Pattern(*problem.pattern), 0, q[0, ..., 0, 0].numel())
+    rows = mask_rows(problem, 0, problem.token_count)
     assert (rows.numpy() == oracle.mask(problem)).all()
 
 
 def test_a_wrong_result_would_be_noticed() -> None:
     """The bound is tight enough to see one key too many or too few."""
-    problem = oracle.Problem((64,), (9,), (1,), (1,), (False,), head_dim=32, value_head_dim=32)
-    q, k, v = problem.tensors(0, torch.bfloat16)
+    problem = Problem(64, 9, head_dim=32)
+    q, k, v = oracle.inputs(problem, 0, "bf16")
     out = gnaforge.na1d(q, k, v, 8)
-    exact = oracle.reference(q, k, v, *problem.pattern)
-    bound, _ = error_bound(q, k, v, Pattern(*problem.pattern), exact)
+    exact = oracle.reference(problem, q, k, v)
+    bound, _ = error_bound(problem, q, k, v, exact)
     assert ((out - exact[0]).abs() / bound).max() > 20
 
 
@@ -137,7 +136,7 @@ def test_masked_and_foreign_values_have_no_effect() -> None:
 def test_large_scores_stay_finite() -> None:
     q, k, v = (100 * torch.randn(1, 64, 2, 64) for _ in range(3))
     out, lse = gnaforge.na1d(q, k, v, 33, return_lse=True)
-    exact, exact_lse = attention(q, k, v, Pattern((33,), (1,), (1,), (False,)))
+    exact, exact_lse = attention(Problem.of_tensors(q, k, v, 33), q, k, v)
     torch.testing.assert_close(lse.double(), exact_lse, rtol=1e-5, atol=0)
     assert out.isfinite().all() and (out - exact).abs().max() < 1
 
@@ -333,7 +332,7 @@ def test_modules_take_nattens_parameters(rank: int) -> None:
     with torch.no_grad():
         out = module(x)
         q, k, v = module.qkv(x).view(2, *[7] * rank, 3, 4, 8).unbind(-3)
-        exact, _ = attention(q, k, v, Pattern((3,) * rank, (1,) * rank, (2,) * rank, (True,) * rank))
+        exact, _ = attention(Problem.of_tensors(q, k, v, 3, 1, 2, True), q, k, v)
         torch.testing.assert_close(out, module.proj(exact.float().flatten(-2)), rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match=rf"takes \[batch, {rank} token dims, 32\]"):
         module(x[..., :16])

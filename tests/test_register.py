@@ -271,12 +271,12 @@ def test_calls_use_fitted_tiles_and_small_ones_the_default() -> None:
     from gnaforge import fit
     from gnaforge.families.cpu_forward import FAMILY
     from gnaforge.registration import config_for
-    from gnaforge.runtime.lookup import Problem, Request
+    from gnaforge.runtime.problem import Problem
+    from gnaforge.runtime.request import Request
 
     def request(*tokens: int, **fields: object) -> Request:
-        ones = (1,) * len(tokens)
-        problem = Problem(tokens, (7,) * len(tokens), ones, ones, (False,) * len(tokens), 4, 4, 1)
-        return Request("gna_forward", len(tokens), "fp32", 32, 32, "cpu", problem=problem, **fields)
+        problem = Problem(tokens, 7, heads=4, head_dim=32, dtype="fp32")
+        return Request.of_problem("gna_forward", problem, "cpu", **fields)
 
     large = config_for(request(56, 56), fit=True)
     best = fit({"tokens": (56, 56), "window": (7, 7), "heads": 4}, arch="cpu", head_dim=32, dtype="fp32").tiles[0]
@@ -335,8 +335,8 @@ print(said(lambda: torch.ops.gnaforge.forward(x, x, x, [3, 1, 1, 0])).replace("\
 y = torch.randn(2, 8, 9, 4, 16, dtype=torch.bfloat16)
 v = torch.randn(2, 8, 9, 2, 32, dtype=torch.bfloat16)
 print(said(lambda: torch.ops.gnaforge.forward(y, y[:, :, :, :2], v, [3, 4, 2, 1, 1, 2, 0, 1])).replace("\\n", " | "))
-from gnaforge.runtime import lookup
-print(lookup.request_of(y, y[:, :, :, :2], v, [3, 4, 2, 1, 1, 2, 0, 1]).register_call())
+from gnaforge.runtime.request import request_of
+print(request_of(y, y[:, :, :, :2], v, [3, 4, 2, 1, 1, 2, 0, 1]).register_call())
 """,
         GNAFORGE_JIT="always",
     )

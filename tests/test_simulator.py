@@ -19,12 +19,12 @@ from gnaforge.build.identity import include_dir
 from gnaforge.build.render import render_kernel, render_library
 from gnaforge.build_tools.toolchain import cxx_compiler
 from gnaforge.families import families
-from gnaforge.gna import axes as geometry
-from gnaforge.gna.axes import Axis
+from gnaforge.gna.axes import Axis, axes_of
 from gnaforge.gna.counts import axis_counts, count_tiles, visible_pairs
 from gnaforge.gna.flat import count_flat_tiles
 from gnaforge.gna.source import WindowTiles, tile_list
 from gnaforge.runtime.config import KernelConfig
+from gnaforge.runtime.problem_rules import MAX_EXTENT
 from gnaforge.simulator.calibration import Run, fit_constants
 from gnaforge.simulator.cost import Tiles, tile_costs
 from gnaforge.simulator.end_to_end import end_to_end, published_rounding
@@ -36,10 +36,6 @@ from kernel_set import FAMILIES, cpu_config
 
 PUBLISHED = json.loads((Path(__file__).parent / "data/published_bounds.json").read_text())
 TILINGS = ("dynamic", "static")
-
-
-def axes_of(problem: oracle.Problem) -> tuple[Axis, ...]:
-    return geometry.axes(problem.tokens, *problem.pattern)
 
 
 def random_box(rng: Random, rank: int, largest: int = 9) -> tuple[int, ...]:
@@ -117,7 +113,7 @@ class TestCounts:
             assert visible_pairs(axes_of(problem)) == oracle.mask(problem).sum()
 
     def test_counts_add_up_over_tile_lists(self) -> None:
-        axes = geometry.axes((9, 14), (4, 5), (2, 1), (1, 2), (True, False))
+        axes = axes_of(oracle.Problem((9, 14), (4, 5), (2, 1), (1, 2), (True, False)))
         q_tile, kv_tile = (2, 3), (3, 2)
         lists = [
             tile_list([WindowTiles(group) for group in groups], q_tile, kv_tile, q_begin)
@@ -132,17 +128,18 @@ class TestCounts:
     @pytest.mark.parametrize("tiling", TILINGS)
     def test_exact_beyond_64_bits(self, tiling: str) -> None:
         n = 2**20
-        counts = count_tiles(geometry.axes((n, n, n), 4097, dilation=7), (1, 1, 1), (1, 1, 1), tiling)
+        counts = count_tiles(axes_of(oracle.Problem((n, n, n), 4097, dilation=7)), (1, 1, 1), (1, 1, 1), tiling)
         assert (counts.q_tiles, counts.visited, counts.interior) == (n**3, (n * 4097) ** 3, (n * 4097) ** 3)
-        longest = Axis(geometry.MAX_LENGTH, 2**29, 5)
+        longest = Axis(MAX_EXTENT, 2**29, 5)
         counts = count_tiles([longest] * 3, (1, 1, 1), (1, 1, 1), tiling)
-        assert counts.visited == (geometry.MAX_LENGTH * 2**29) ** 3
+        assert counts.visited == (MAX_EXTENT * 2**29) ** 3
 
     def test_hunyuan_video(self) -> None:
         # 18 x 24 x 24 keys are exactly 9 x 3 x 3 tiles of 2 x 8 x 8.
-        counts = count_tiles(geometry.axes((30, 48, 80), (18, 24, 24), (16, 8, 8)), (2, 8, 8), (2, 8, 8))
+        problem = oracle.Problem((30, 48, 80), (18, 24, 24), (16, 8, 8))
+        counts = count_tiles(axes_of(problem), (2, 8, 8), (2, 8, 8))
         assert (counts.q_tiles, counts.visited, counts.interior, counts.most) == (900, 900 * 81, 900 * 81, 81)
-        counts = count_tiles(geometry.axes((30, 48, 80), (18, 24, 24)), (4, 4, 8), (4, 4, 8))
+        counts = count_tiles(axes_of(replace(problem, stride=1)), (4, 4, 8), (4, 4, 8))
         assert round(counts.visited / counts.q_tiles, 1) == 129.7
 
     def test_bad_input(self) -> None:
@@ -230,7 +227,7 @@ class TestPerfectlyBlockSparse:
         ],
     )
     def test_smallest_stride_on_a_grid(self, tokens, window, q, kv, expected) -> None:
-        axes = geometry.axes(tokens, window)
+        axes = axes_of(oracle.Problem(tokens, window))
         strides = [smallest_perfect_stride(*each, "static") for each in zip(axes, q, kv, strict=True)]
         assert tuple(strides) == expected
 
@@ -305,7 +302,7 @@ class TestSimulate:
             q, kv = random_box(rng, rank, 5), random_box(rng, rank, 5)
             tiling = rng.choice(TILINGS)
             found = gnaforge.simulate(
-                problem.tokens, *problem.pattern, q_tile=q, kv_tile=kv, arch="cpu", tiling=tiling, head_dim=8
+                *zip(*problem.axes, strict=True), q_tile=q, kv_tile=kv, arch="cpu", tiling=tiling, head_dim=8
             )
             row = json.loads(json.dumps(found.as_json()))
             q_tiles, visited, interior = oracle.count_tiles(problem, q, kv, tiling == "static")
@@ -366,12 +363,15 @@ class TestSimulate:
         [
             ({"tokens": (8, 8, 8, 8)}, "tokens: (8, 8, 8, 8) has 4 entries; one to three dimensions are possible"),
             ({"tokens": (0, 8)}, "tokens: 0 is not a positive integer (dimension 0)"),
-            ({"tokens": (2**30,), "window": 3}, "tokens: 1073741824 is more than 1073741823 tokens (dimension 0)"),
-            ({"window": 9}, "window: 9 is more than the 8 tokens there are (dimension 0)"),
+            ({"tokens": (2**30,), "window": 3}, "tokens: 1073741824 is more than 1073741823 (dimension 0)"),
+            ({"window": 9}, "window: 9 is more than the 8 tokens of dimension 0; at most 8"),
             ({"window": (3, 3, 3)}, "window: (3, 3, 3) has 3 entries for 2 dimensions"),
-            ({"stride": 4}, "stride: 4 is more than the window of 3 (dimension 0)"),
+            ({"stride": 4}, "stride: 4 is more than the window of dimension 0; at most 3"),
             ({"heads": 0}, "heads: 0 is not a positive integer"),
-            ({"heads": 6, "kv_heads": 4}, "kv_heads: 4 does not divide the 6 heads"),
+            (
+                {"heads": 6, "kv_heads": 4},
+                "kv_heads: 4 does not divide heads; allowed: a divisor of heads, which is 6",
+            ),
             ({"head_dim": 70}, "head_dim: 70 must be a multiple of 8"),
             ({"dtype": "fp8"}, "dtype: 'fp8' is not one of fp32, bf16, fp16"),
             ({"dtype": "fp32"}, "dtype: sm90 has no fp32 kernels"),
@@ -442,11 +442,11 @@ class TestKernels:
         some_interior = 0
         for seed in range(60):
             problem = oracle.random_problem(rng, rank, max_tokens=1500)
-            q, k, v = problem.tensors(seed)
+            q, k, v = oracle.inputs(problem, seed)
             visited.value = interior.value = 0
-            gnaforge.neighborhood_attention(q, k, v, *problem.pattern, kernel=config)
+            gnaforge.neighborhood_attention(q, k, v, **problem.arguments(), kernel=config)
             found = gnaforge.simulate(
-                problem.tokens, *problem.pattern, q_tile=q_tile, kv_tile=kv_tile, arch="cpu", dtype="fp32", head_dim=8
+                *zip(*problem.axes, strict=True), q_tile=q_tile, kv_tile=kv_tile, arch="cpu", dtype="fp32", head_dim=8
             )
             calls = problem.batch * problem.heads
             assert visited.value == calls * found.counts.visited, problem

@@ -12,15 +12,16 @@ from typing import Any
 
 import pytest
 import torch
-from cutlass_kernels import Example, Problem
+from cutlass_kernels import Dense, Example
 from gnaforge.build.kernels import find_libraries
 from gnaforge.build_tools.emulator import Counters, Options
 from gnaforge.errors import BuildError
 from gnaforge.runtime.config import KernelConfig
-from gnaforge.runtime.reference import Pattern, attention, error_bound
+from gnaforge.runtime.problem import Problem
+from gnaforge.runtime.reference import attention, error_bound
 from gnaforge.verification.counters import WorkCounters
 from gnaforge.verification.emulated_kernel import EmulatedKernel
-from gnaforge.verification.problems import Problem as VerifiedProblem, with_head_dims
+from gnaforge.verification.problems import for_kernel
 from gnaforge.verification.runner import Settings, Verifier
 from gnaforge.verification.schedules import Schedule
 from test_sm90 import MODES
@@ -90,18 +91,19 @@ def test_random_problems(libraries: dict[KernelConfig, Path], mode: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("key", "fields"),
+    ("key", "problem"),
     [
         # CTAs take many Q tiles; as folded heads and per batch entry.
-        (KEYS[0], [[8, 8, 8], [2, 5, 4], [2, 1, 3], [1, 1, 1], [False, True, False], 2, 6, 3, 128, 128]),
-        (KEYS[1], [[6, 10, 9], [3, 3, 7], [1, 2, 1], [1, 1, 1], [False] * 3, 2, 6, 2, 72, 40]),
-        (KEYS[2], [[20, 41], [20, 41], [1, 1], [1, 1], [False] * 2, 1, 2, 2, 64, 64]),  # dense
+        (KEYS[0], Problem((8, 8, 8), (2, 5, 4), (2, 1, 3), 1, (False, True, False), batch=2, heads=6, kv_heads=3)),
+        (KEYS[1], Problem((6, 10, 9), (3, 3, 7), (1, 2, 1), batch=2, heads=6, kv_heads=2)),
+        (KEYS[2], Problem((20, 41), (20, 41), heads=2)),  # dense
         # 18 slices in three launches: nine dilation groups, and the batch doesn't fold.
-        (KEYS[1], [[5, 7, 8], [2, 2, 2], [1, 1, 1], [1, 3, 3], [False] * 3, 2, 1, 1, 72, 40]),
+        (KEYS[1], Problem((5, 7, 8), 2, 1, (1, 3, 3), batch=2)),
     ],
 )
-def test_larger_problems(libraries: dict[KernelConfig, Path], key: str, fields: list[object], tmp_path: Path) -> None:
+def test_larger_problems(libraries: dict[KernelConfig, Path], key: str, problem: Problem, tmp_path: Path) -> None:
     jobs = tmp_path / "jobs"
+    fields = for_kernel(problem, KernelConfig.parse(key)).as_json()
     jobs.write_text(json.dumps({"kind": "given", "kernel": key, "problem": fields, "layout": "heads last"}))
     library = libraries[KernelConfig.parse(key)]
     said = run(["gpu/worker.py", "--device=cpu", f"--library={library}", f"--jobs={jobs}"])
@@ -115,7 +117,7 @@ class Control:
         self.example = Example("blackwell", "forward")
         self.module = self.example.module()
 
-    def attend(self, problem: Problem, mode: str) -> tuple[torch.Tensor, torch.Tensor, Counters]:
+    def attend(self, problem: Dense, mode: str) -> tuple[torch.Tensor, torch.Tensor, Counters]:
         """Output and log-sum-exp, heads last."""
         o, lse, counters = self.example.attend(self.module, problem, Options(mode, MODES[mode]))
         return torch.from_numpy(o), torch.from_numpy(lse).transpose(1, 2), counters
@@ -141,11 +143,11 @@ def kernel(libraries: dict[KernelConfig, Path]) -> Callable[[int, str], Emulated
 @pytest.mark.parametrize("mode", MODES)
 def test_dense_beside_example_77(control: Control, kernel: Callable[[int, str], EmulatedKernel], mode: str) -> None:
     """The same problem, within the same bound: tokens that fill no tile, two heads to a key head."""
-    problem = Problem(1, 2, 1, 300, 300)
+    problem = Dense(1, 2, 1, 300, 300)
     q, k, v = map(torch.from_numpy, problem.inputs[:3])
-    pattern = Pattern((300,), (1,), (1,), (False,))
-    exact = attention(q, k, v, pattern)
-    limits = error_bound(q, k, v, pattern, exact, rounds_probabilities=True)
+    dense = Problem.of_tensors(q, k, v, 300)
+    exact = attention(dense, q, k, v)
+    limits = error_bound(dense, q, k, v, exact, rounds_probabilities=True)
     for results in (kernel(3, mode)(q, k, v, 300), control.attend(problem, mode)[:2]):
         for got, want, limit in zip(results, exact, limits, strict=True):
             assert ((got.double() - want).abs() <= limit).all()
@@ -177,7 +179,7 @@ def test_interior_tiles_cost_what_example_77s_do(
     control: Control, kernel: Callable[[int, str], EmulatedKernel]
 ) -> None:
     """Within 5 %: two Q tiles that each see two KV tiles, and four. `pytest -s` prints the table of the README."""
-    runs = [control.attend(Problem(1, 1, 1, 512, keys), "eager")[2] for keys in (512, 256)]
+    runs = [control.attend(Dense(1, 1, 1, 512, keys), "eager")[2] for keys in (512, 256)]
     theirs = per_tile(*runs, 4)
     table = {"example 77": theirs}
     for index, tokens, blocks in ((3, (512,), ((512,), (256,))), (0, (8, 8, 8), ((8, 8, 8), (4, 8, 8)))):
@@ -204,8 +206,8 @@ def test_tiles_are_those_of_the_simulators_model(libraries: dict[KernelConfig, P
     settings = Settings([Schedule("eager", "round-robin")], gaps=False, poison=False)
     with Verifier(config, libraries[config], settings) as verifier:
         for pattern in (((9, 9, 10), (7, 8, 9), (1, 1, 1)), ((8, 16, 8), (4, 8, 8), (4, 8, 8))):
-            problem = VerifiedProblem(pattern[0], *pattern[1:], (1, 1, 1), (False, True, False), heads=2, kv_heads=1)
-            found = verifier.verify(with_head_dims(problem, config))
+            problem = Problem(*pattern, 1, (False, True, False), heads=2, kv_heads=1)
+            found = verifier.verify(for_kernel(problem, config))
             assert not found.failed, found.message
             assert found.counters is not None and found.model is not None
             assert found.counters.tiles == found.model["visited"] > 0

@@ -21,6 +21,8 @@ from gnaforge.build_tools.sass import HGMMA_REGISTERS, HGMMA_SHARED, MUFU, Sass,
 from gnaforge.errors import BuildError
 from gnaforge.families.sm90_forward import check_machine_code
 from gnaforge.runtime.config import KernelConfig
+from gnaforge.runtime.problem import Problem
+from gnaforge.verification.problems import for_kernel
 from sm90_kernels import CONFIGS, KEYS
 
 MODES = {"eager": "round-robin", "lazy": "depth-first", "random": "random"}
@@ -80,6 +82,8 @@ def test_hardware_suite_in_the_emulator(libraries: dict[KernelConfig, Path], mod
 PRELUDE = """
 import sys, torch, gnaforge
 from gnaforge.runtime.config import KernelConfig
+from gnaforge.runtime.problem import Problem
+from gnaforge.verification.problems import for_kernel
 config = KernelConfig.parse(sys.argv[1] if len(sys.argv) > 1 else "{key}")
 gnaforge.load_library("{library}")
 torch.manual_seed(0)
@@ -93,17 +97,18 @@ def prelude(libraries: dict[KernelConfig, Path], key: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("key", "fields"),
+    ("key", "problem"),
     [
         # CTAs take many Q tiles; as folded heads and per batch entry.
-        (KEYS[0], [[9, 9, 10], [5, 4, 9], [2, 1, 3], [1, 1, 1], [False, True, False], 3, 4, 2, 128, 128]),
-        (KEYS[3], [[7, 9, 16], [3, 3, 7], [1, 2, 1], [1, 2, 1], [False] * 3, 2, 6, 3, 72, 72]),
-        (KEYS[9], [[580], [150], [5], [1], [True], 2, 4, 1, 128, 128]),
-        (KEYS[4], [[20, 18], [20, 18], [1, 1], [1, 1], [False] * 2, 1, 5, 5, 128, 128]),  # dense
+        (KEYS[0], Problem((9, 9, 10), (5, 4, 9), (2, 1, 3), 1, (False, True, False), batch=3, heads=4, kv_heads=2)),
+        (KEYS[3], Problem((7, 9, 16), (3, 3, 7), (1, 2, 1), (1, 2, 1), batch=2, heads=6, kv_heads=3)),
+        (KEYS[9], Problem(580, 150, 5, causal=True, batch=2, heads=4, kv_heads=1)),
+        (KEYS[4], Problem((20, 18), (20, 18), heads=5)),  # dense
     ],
 )
-def test_larger_problems(libraries: dict[KernelConfig, Path], key: str, fields: list[object], tmp_path: Path) -> None:
+def test_larger_problems(libraries: dict[KernelConfig, Path], key: str, problem: Problem, tmp_path: Path) -> None:
     jobs = tmp_path / "jobs"
+    fields = for_kernel(problem, KernelConfig.parse(key)).as_json()
     jobs.write_text(json.dumps({"kind": "given", "kernel": key, "problem": fields, "layout": "heads last"}))
     library = libraries[KernelConfig.parse(key)]
     said = run(["gpu/worker.py", "--device=cpu", f"--library={library}", f"--jobs={jobs}"])

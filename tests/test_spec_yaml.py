@@ -10,10 +10,8 @@ import pytest
 import yaml
 from gnaforge.errors import InputError
 from gnaforge.families import faults_of
-from gnaforge.gna import axes as geometry
 from gnaforge.plan import plan
 from gnaforge.spec import json_schema, load_spec, parse_spec, presets
-from gnaforge.spec.model import MAX_COUNT
 from gnaforge.spec.yaml import MAX_BYTES
 from hypothesis import given, settings, strategies as st
 from spec_text import VALID, marked, problems, replaced
@@ -166,7 +164,7 @@ def test_preset(name: str) -> None:
     for config in kernels.configs:
         assert not faults_of(config)
         for shape in kernels.shapes[config]:
-            geometry.axes(shape.tokens, shape.window, shape.stride, shape.dilation, shape.causal)
+            assert shape.problem().tokens == shape.tokens
 
 
 def test_known_presets() -> None:
@@ -202,10 +200,6 @@ def test_json_schema_describes_every_field() -> None:
     for model in (schema, *schema["$defs"].values()):
         for name, field in model["properties"].items():
             assert field.get("description"), name
-
-
-def test_longest_dimension_is_that_of_the_kernels() -> None:
-    assert MAX_COUNT == geometry.MAX_LENGTH
 
 
 _LINE = re.compile(r"f:(\d+):(\d+): .+|f: \d+ more problems are not shown")

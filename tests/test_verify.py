@@ -23,10 +23,11 @@ from gnaforge.cli.verify_text import print_results
 from gnaforge.errors import BuildError
 from gnaforge.families import family_of
 from gnaforge.runtime.config import KernelConfig
-from gnaforge.runtime.reference import Pattern, attention, error_bound
+from gnaforge.runtime.problem import Problem
+from gnaforge.runtime.reference import attention, error_bound
 from gnaforge.verification.counters import REPORTED, class_of, count_work
 from gnaforge.verification.layouts import guarded
-from gnaforge.verification.problems import EMULATED_TILES, Problem, cut_down, random_problem_for
+from gnaforge.verification.problems import EMULATED_TILES, cut_down, for_kernel, random_problem_for, tile_counts
 from gnaforge.verification.process import Worker, WorkerError
 from gnaforge.verification.runner import KernelResult, ProblemResult, Settings, Verifier
 from gnaforge.verification.schedules import Schedule, schedules
@@ -78,11 +79,11 @@ def test_tiles_are_those_of_the_simulators_model(key: str) -> None:
         verifier.verify_random(lambda seed: cut_down(random_problem_for(config, seed, 1200), config, 60), 8, 0)
         # Random windows are small: these two have interior tiles.
         for problem in (
-            Problem((300,), (200,), (64,), (1,), (False,)),
-            Problem((8, 12, 24), (6, 8, 16), (2, 4, 8), (1, 1, 1), (False,) * 3, heads=2),
+            Problem(300, 200, 64),
+            Problem((8, 12, 24), (6, 8, 16), (2, 4, 8), heads=2),
         ):
             if len(problem.tokens) == config.rank:
-                verifier.verify(replace(problem, head_dim=config.head_dim, value_head_dim=config.head_dim))
+                verifier.verify(for_kernel(problem, config))
         for found in verifier.result.problems:
             assert not found.failed, found.message
             assert found.counters is not None and found.model is not None
@@ -195,7 +196,7 @@ def test_random_problems_have_tiles_of_all_kinds(key: str) -> None:
         problems = [
             cut_down(random_problem_for(config, seed), config, EMULATED_TILES) for seed in range(first, first + 3)
         ]
-        counts = [problem.tile_counts(config) for problem in problems]
+        counts = [tile_counts(problem, config) for problem in problems]
         padded = family_of(config).padding.padded_columns(config.kv_columns) > config.kv_columns  # masked in every tile
         assert padded != any(count.interior for count in counts)
         assert any(count.visited > count.interior for count in counts)
@@ -204,7 +205,7 @@ def test_random_problems_have_tiles_of_all_kinds(key: str) -> None:
 
 
 def toy_problem(**changes: object) -> Problem:
-    return replace(Problem((20,), (5,), (1,), (1,), (False,)), **changes)
+    return replace(Problem(20, 5, head_dim=8, dtype="fp32"), **changes)
 
 
 SETTINGS = """
@@ -222,8 +223,8 @@ WRONG = (
         "unwritten",
         "160 elements of out were never written; first: batch entry 0, token 0, head 0, channel 0",
     ),
-    ("static_cast<float*>(args->out->data)[-1] = 0", "guard", "1 elements outside of out were written"),
-    ("static_cast<float*>(args->q->data)[3] = 0", "guard", "the kernel wrote into query, or around it"),
+    ("data(args, GNAFORGE_OUT)[-1] = 0", "guard", "1 elements outside of out were written"),
+    ("data(args, GNAFORGE_Q)[3] = 0", "guard", "the kernel wrote into query, or around it"),
     ('std::snprintf(err, n, "no luck"); return 1', "launch", "no luck"),
 )
 
@@ -236,8 +237,7 @@ def test_what_can_be_wrong_on_the_cpu(toy, tmp_path: Path, monkeypatch: pytest.M
     asked = {"do": "verify", "problem": toy_problem().as_json(), "seed": 0, **run}
     inputs, outputs = str(tmp_path / "inputs.pt"), str(tmp_path / "outputs.pt")
     torch.save([torch.randn(1, 20, 1, 8) for _ in range(3)], inputs)
-    pattern = {"window": [5], "stride": [1], "dilation": [1], "causal": [False]}
-    called = {"do": "call", "inputs": inputs, "outputs": outputs, **pattern, **run}
+    called = {**asked, "do": "call", "inputs": inputs, "outputs": outputs}
     with Worker() as worker:
         assert worker.request(60, do="ready") == {}
         for number, (statement, failed, expected) in enumerate(WRONG):
@@ -268,13 +268,13 @@ def test_a_crash_is_a_result(cli, toy) -> None:
 
 # With a window of one token, the output is V, and the log-sum-exp the score.
 RIGHT = """
-const auto *q = static_cast<float*>(args->q->data), *k = static_cast<float*>(args->k->data);
+const float *q = data(args, GNAFORGE_Q), *k = data(args, GNAFORGE_K);
 for (int64_t i = 0; i < args->problem->tokens[0]; ++i) {
   float score = 0;
   for (int c = 0; c < 8; ++c) score += q[8 * i + c] * k[8 * i + c];
-  static_cast<float*>(args->log_sum_exp->data)[i] = score * static_cast<float>(args->problem->scale);
+  data(args, GNAFORGE_LSE)[i] = score * static_cast<float>(args->problem->scale);
 }
-std::memcpy(args->out->data, args->v->data, 32 * args->problem->tokens[0]);
+std::memcpy(data(args, GNAFORGE_OUT), data(args, GNAFORGE_V), 32 * args->problem->tokens[0]);
 return 0
 """.replace("\n", " ")
 LAUNCH = dict.fromkeys(REPORTED, 0) | {"opcodes": {}, "kernel": "toy", "grid": [1, 1, 1]}
@@ -324,10 +324,10 @@ def test_slow_exact_attention_is_no_fault_of_the_kernel(cli) -> None:
 def test_the_command_that_runs_it_again_has_both_head_dims(capsys: pytest.CaptureFixture[str]) -> None:
     """Of kernels that take any: random problems draw them too."""
     for dims, options in (
-        ((24, 40), " --head-dim 24 --value-head-dim 40 --trace"),
-        ((24, 24), " --head-dim 24 --trace"),
+        ((24, 40), " --head-dim 24 --value-head-dim 40 --dtype fp32 --trace"),
+        ((24, 24), " --head-dim 24 --dtype fp32 --trace"),
     ):
-        problem = Problem((9, 9), (3, 3), (1, 1), (1, 1), (False,) * 2, head_dim=dims[0], value_head_dim=dims[1])
+        problem = Problem((9, 9), 3, head_dim=dims[0], value_head_dim=dims[1], dtype="fp32")
         failed = ProblemResult(problem, failed="wrong", message="some")
         print_results([KernelResult(KernelConfig.parse(CPU), None, problems=[failed])], {}, CPU, False)
         assert f"again: gnaforge verify {CPU} --tokens 9,9 --window 3,3{options}\n" in capsys.readouterr().out
@@ -342,9 +342,9 @@ def test_without_a_compiler_nothing_is_said_of_the_kernel(cli) -> None:
 def test_what_a_kernel_refuses_is_no_error_of_random_problems(toy) -> None:
     library = toy("verify_refuses", TOY_KEY=f'"{TOY}"')
     with Verifier(KernelConfig.parse(TOY), library, Settings([])) as verifier:
-        found = verifier.verify(toy_problem(head_dim=16))
+        found = verifier.verify(toy_problem(head_dim=16, value_head_dim=16))
         assert found.failed == "refused" and "got head_dim 16" in found.message
-        verifier.verify_random(lambda _: toy_problem(head_dim=16), 1, 0)
+        verifier.verify_random(lambda _: toy_problem(head_dim=16, value_head_dim=16), 1, 0)
         assert verifier.result.problems == [] and "refused 20 random problems in a row" in verifier.result.note
         assert not verifier.result.good and not verifier.result.wrong
 
@@ -363,16 +363,19 @@ def test_a_library_for_a_gpu_can_only_be_verified_by_key(cli, tmp_path: Path) ->
     [
         ([CPU, "--tokens", "8,8"], "--tokens and --window go together"),
         ([CPU, "--tokens", "8", "--window", "3"], "none of the 1 kernels"),
-        ([CPU, "--tokens", "8,8", "--window", "9"], "window: 9 is more than the 8 tokens"),
-        ([CPU, "--tokens", "8,8", "--window", "3,3,3"], "--window has 3 entries, --tokens 2"),
-        ([CPU, "--tokens", "8,8", "--window", "3", "--causal", "2"], "--causal is 0 or 1"),
-        ([CPU, "--tokens", "8,8", "--window", "3", "--heads", "3", "--kv-heads", "2"], "--kv-heads divides --heads"),
+        ([CPU, "--tokens", "8,8", "--window", "9"], "--window: 9 is more than the 8 tokens of dimension 0; at most 8"),
+        ([CPU, "--tokens", "8,8", "--window", "3,3,3"], "--window: (3, 3, 3) has 3 entries for 2 dimensions"),
+        ([CPU, "--tokens", "8,8", "--window", "3", "--causal", "2"], "--causal: '2' is not 0 or 1"),
+        (
+            [CPU, "--tokens", "8,8", "--window", "3", "--heads", "3", "--kv-heads", "2"],
+            "--kv-heads: 2 does not",
+        ),
         ([CPU, "--stride", "3", "--heads", "2"], "--stride, --heads: has no effect without --tokens"),
         ([CPU, "--timing", "slow"], "--timing slow: unknown; there are eager, lazy, random"),
         ([CPU, "--order", "lazy"], "--order lazy: unknown"),
         ([CPU, "--dtype", "fp16"], "none of the 1 kernels"),
         ([CPU, "--preset", "hunyuan-video"], f"--preset hunyuan-video has no shape of rank 2, which {CPU} is for"),
-        ([CPU, "--value-head-dim", "12", "--tokens", "8,8", "--window", "3"], "--value-head-dim 12 must be a multiple"),
+        ([CPU, "--value-head-dim", "12", "--tokens", "8,8", "--window", "3"], "value_head_dim: 12 must be a multiple"),
         ([SMALL, "--value-head-dim", "40"], "none of the 1 kernels"),
         ([CPU, "--random", "0"], "Invalid value for '--random'"),
         (["nothing.so"], "nothing.so: No such file"),
@@ -391,7 +394,7 @@ def test_bad_input(cli, tmp_path: Path, arguments: list[str], expected: str) -> 
 
 def test_cut_down_problems_stay_of_their_kind() -> None:
     config = KernelConfig.parse("gna_forward-sm90-r3-bf16-d128-q2x8x8-kv2x8x8")
-    whole = Problem((30, 48, 80), (18, 24, 24), (16, 8, 8), (1, 2, 1), (False,) * 3, 2, 24, 8, 128, 128)
+    whole = Problem((30, 48, 80), (18, 24, 24), (16, 8, 8), (1, 2, 1), batch=2, heads=24, kv_heads=8)
     for problem, tiles, heads, kv_heads in (
         (whole, 600, 4, 2),
         (whole, 300, 2, 1),  # a K/V head goes before the interior tiles do
@@ -399,7 +402,7 @@ def test_cut_down_problems_stay_of_their_kind() -> None:
         (whole, 100, 4, 2),
     ):
         small = cut_down(problem, config, tiles)
-        counts = small.tile_counts(config)
+        counts = tile_counts(small, config)
         assert small.batch * small.heads * counts.visited <= tiles and bool(counts.interior) == (tiles >= 300)
         assert (small.batch, small.heads, small.kv_heads, small.dilation) == (1, heads, kv_heads, (1, 2, 1))
         assert all(1 < stride <= window for window, stride in zip(small.window, small.stride, strict=True))
@@ -461,9 +464,9 @@ def test_fixture(emulated_kernel, causal: bool) -> None:
     kernel = emulated_kernel(SMALL)
     q, k, v = (torch.randn(1, 90, 2, 32, generator=torch.Generator().manual_seed(i)).bfloat16() for i in range(3))
     got = kernel(q, k, v, 33, stride=4, is_causal=causal, layout="gapped")
-    pattern = Pattern((33,), (4,), (1,), (causal,))
-    exact = attention(q, k, v, pattern)
-    limits = error_bound(q, k, v, pattern, exact, rounds_probabilities=True)
+    problem = Problem.of_tensors(q, k, v, 33, 4, 1, causal)
+    exact = attention(problem, q, k, v)
+    limits = error_bound(problem, q, k, v, exact, rounds_probabilities=True)
     for found, wanted, limit in zip(got, exact, limits, strict=True):
         assert ((found.double() - wanted).abs() <= limit).all()
     assert kernel.counters is not None and kernel.counters.tiles > 0

@@ -77,11 +77,12 @@ def bare(site: Path, python: Callable[..., subprocess.CompletedProcess[str]]) ->
 def test_it_computes_without_compiler_or_gnaforge(bare) -> None:
     lines = bare(
         "import gnaforge_first as package\n"
-        "from gnaforge_first._runtime.reference import Pattern, attention, error_bound\n"
+        "from gnaforge_first._runtime.problem import Problem\n"
+        "from gnaforge_first._runtime.reference import attention, error_bound\n"
         "found = package.na1d(q, k, v, 7, stride=2, dilation=3, is_causal=True, return_lse=True)\n"
-        "pattern = Pattern((7,), (2,), (3,), (True,))\n"
-        "exact = attention(q, k, v, pattern)\n"
-        "bounds = error_bound(q, k, v, pattern, exact)\n"
+        "problem = Problem.of_tensors(q, k, v, 7, 2, 3, True)\n"
+        "exact = attention(problem, q, k, v)\n"
+        "bounds = error_bound(problem, q, k, v, exact)\n"
         "print(*(bool(((x - y).abs() <= bound).all()) for x, y, bound in zip(found, exact, bounds)))\n"
         "print([kernel.key for kernel in package.kernels()])\n"
         "print(set(package.status().values()), package.metadata()['library'], package.__version__)\n"

@@ -5,77 +5,62 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from math import prod
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from ..build.kernels import find_libraries
-from ..errors import InputError
-from ..families import Family, choose_family, families_of, require_config, require_target
-from ..runtime.bench import DEFAULT_CONTENDERS, REPORT_SCHEMA, make_problem, report
-from ..runtime.bench_contenders import CONTENDERS, Problem
+from ..errors import InputError, as_input_error
+from ..families import Family, choose_family, require_config, require_target
+from ..runtime.bench import DEFAULT_CONTENDERS, REPORT_SCHEMA, report
+from ..runtime.bench_contenders import CONTENDERS
 from ..runtime.config import OPS, KernelConfig
 from ..runtime.core import load_library
+from ..runtime.problem import Problem
 from ..simulator.fitting import simulate_fitted
-from ..simulator.workload import make_workload
+from ..simulator.workload import workload_of_problem
 from ..spec import load_spec
 
 _BYTES_LIMIT = 8e9  # of Q, K and V: beyond it the problem is one for a GPU
-
-
-def _checked(fields: dict[str, Any], arch: str) -> Problem:
-    from ..gna.axes import axes
-
-    try:
-        problem = make_problem(**fields)
-        pattern = problem.pattern
-        axes(problem.tokens, pattern.window, pattern.stride, pattern.dilation, pattern.causal)
-    except (ValueError, SystemExit) as error:
-        raise InputError(str(error).removeprefix("error: ")) from error
-    dtypes = dict.fromkeys(dtype for family in families_of(OPS[0], arch) for dtype in family.dtypes)
-    if problem.dtype not in dtypes:
-        raise InputError(f"--dtype {problem.dtype}: the {arch} has {', '.join(dtypes)}")
-    if problem.heads < 1 or problem.kv_heads < 1 or problem.heads % problem.kv_heads:
-        raise InputError(f"--kv-heads {problem.kv_heads} must divide --heads {problem.heads}")
-    if problem.head_dim % 8 or not 8 <= problem.head_dim <= 256:
-        raise InputError(f"--head-dim {problem.head_dim} must be a multiple of 8, at most 256")
-    if (
-        not require_target(arch).is_gpu
-        and 12.0 * prod(problem.tokens) * problem.heads * problem.head_dim > _BYTES_LIMIT
-    ):
-        raise InputError(f"{'x'.join(map(str, problem.tokens))} tokens with {problem.heads} heads are too much here")
-    return problem
-
-
-def problems_of_fields(fields: dict[str, Any], dtypes: Sequence[str], arch: str) -> list[Problem]:
-    """One problem per dtype, from the options of the command line.
-
-    Raises:
-        InputError: the fields don't fit each other, or the arch; names the option.
-    """
-    return [_checked({**fields, "dtype": dtype}, arch) for dtype in dtypes]
 
 
 def problems_of_spec(source: str, dtypes: Sequence[str], arch: str) -> list[Problem]:
     """The shapes of a spec at its first head dim; on a CPU with one head each, so that they fit.
 
     Raises:
-        InputError: as `problems_of_fields`; also if the spec has no shapes.
+        InputError: the spec has no shapes, or one is wrong or not for the arch.
     """
-    spec = load_spec(source)
+    small = {} if require_target(arch).is_gpu else {"heads": 1, "kv_heads": 1, "batch": 1}
     problems = []
-    for entry in spec.kernels:
-        for shape in entry.shapes:
-            pattern = {name: tuple(getattr(shape, name)) for name in ("window", "stride", "dilation", "causal")}
-            head_dim = entry.head_dim[0] or 64  # 0: taken at run time
-            fields = {"tokens": tuple(shape.tokens), **pattern, "head_dim": head_dim}
-            if require_target(arch).is_gpu:
-                kv_heads = shape.kv_heads or shape.heads
-                fields |= {"heads": shape.heads, "kv_heads": kv_heads, "batch": shape.batch}
-            problems += problems_of_fields(fields, dtypes, arch)
+    for entry in load_spec(source).kernels:
+        for shape, dtype in product(entry.shapes, dtypes):
+            with as_input_error():
+                problem = shape.problem(head_dim=entry.head_dim[0] or 64, dtype=dtype, **small)  # 0: taken at run time
+            require_arch(problem, arch)
+            problems.append(problem)
     if not problems:
         raise InputError(f"{source} lists no shapes to time")
     return problems
+
+
+def require_arch(problem: Problem, arch: str) -> None:
+    """Raises an InputError if no kernel of an arch can be timed with the problem; says why."""
+    _, faults = choose_family(OPS[0], arch, None, partial(_smallest, problem))
+    if faults:
+        raise InputError("; ".join(f"{field}: {reason}" for field, reason in faults))
+    if problem.value_head_dim != problem.head_dim:
+        raise InputError("value_head_dim: others than K's are not timed")
+    too_much = 12.0 * problem.token_count * problem.heads * problem.head_dim > _BYTES_LIMIT
+    if too_much and not require_target(arch).is_gpu:
+        raise InputError(f"tokens: {problem} is too much here")
+
+
+def _smallest(problem: Problem, family: Family) -> KernelConfig:
+    """The kernel with the smallest tiles that a family can have for a problem."""
+    tiles = family.smallest_boxes(problem.rank)
+    names = family.op, family.arch, problem.rank, problem.dtype, problem.head_dim
+    return KernelConfig(*names, *tiles, variant=family.variant)
 
 
 def run_all(
@@ -129,20 +114,15 @@ def missing(found: dict[str, Any]) -> list[str]:
     """What a report has no times of, and why, a line each; those of problems that failed begin with `FAILED`."""
     lines = [f"not timed: {name}: {why}" for row in found["problems"] for name, why in row.get("notes", {}).items()]
     for row in found["problems"]:
-        lines += [f"{FAILED}{_name(row['problem'])}: {row[field]}" for field in ("error", "fault") if field in row]
+        lines += [f"{FAILED}{_text(row['problem'])}: {row[field]}" for field in ("error", "fault") if field in row]
     if not found["complete"] and not any("fault" in row for row in found["problems"]):
         done = len(found["problems"])
         lines.append(f"incomplete: time ran out after {done} problem{'' if done == 1 else 's'}; raise --seconds")
     return lines
 
 
-def _name(problem: dict[str, Any]) -> str:
-    pattern = problem["pattern"]
-    name = "x".join(map(str, problem["tokens"])) + " w" + "x".join(map(str, pattern["window"]))
-    for field in ("stride", "dilation"):
-        if set(pattern[field]) != {1}:
-            name += f" {field[0]}" + "x".join(map(str, pattern[field]))
-    return name
+def _text(problem: dict[str, Any]) -> str:
+    return Problem.from_json(problem).pattern_text()
 
 
 def rows(found: dict[str, Any]) -> list[dict[str, Any]]:
@@ -152,7 +132,7 @@ def rows(found: dict[str, Any]) -> list[dict[str, Any]]:
     for row in found["problems"]:
         if "error" in row:
             continue
-        problem, name = row["problem"], _name(row["problem"])
+        problem, name = row["problem"], _text(row["problem"])
         ours = next((t["seconds"] for t in row["timings"] if t["contender"] == "gnaforge"), None)
         for timing in row["timings"]:
             made.append(
@@ -204,21 +184,10 @@ def config_of(problem: Problem, arch: str, variant: str | None = None) -> Kernel
     Raises:
         InputError: no family can have one, or there is no such variant.
     """
-    pattern = problem.pattern
-
-    def smallest(family: Family) -> KernelConfig:
-        tiles = family.smallest_boxes(pattern.rank)
-        return KernelConfig(
-            family.op, arch, pattern.rank, problem.dtype, problem.head_dim, *tiles, variant=family.variant
-        )
-
+    smallest = partial(_smallest, problem)
     family, _ = choose_family(OPS[0], arch, variant, smallest)
-    q_tile, kv_tile = family.default_boxes(pattern.rank, problem.head_dim)
+    q_tile, kv_tile = family.default_boxes(problem.rank, problem.head_dim)
     if not family.head_dim_at_run_time and family.time is not None:
-        fields = {name: getattr(problem, name) for name in ("heads", "kv_heads", "batch", "head_dim", "dtype")}
-        workload = make_workload(
-            problem.tokens, pattern.window, pattern.stride, pattern.dilation, pattern.causal, **fields
-        )
-        fitted = simulate_fitted(workload, family).tiles
+        fitted = simulate_fitted(workload_of_problem(problem), family).tiles
         q_tile, kv_tile = fitted.q, fitted.kv
     return family.serving(replace(smallest(family), q_tile=q_tile, kv_tile=kv_tile))

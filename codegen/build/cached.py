@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ..build_tools.cache import cache_layers, current_in_layers
 from ..families import find_family
-from ..runtime.config import ANY_HEAD_DIM, KernelConfig
-from ..runtime.lookup import Request
+from ..runtime.config import KernelConfig
+from ..runtime.request import Request, refusal
 from .identity import LIBRARY_FILE, installed_parts, source_digest
 
 
@@ -33,11 +33,4 @@ def _parse(name: str) -> KernelConfig | None:
 def may_serve(config: KernelConfig, request: Request) -> bool:
     """Whether a kernel may compute what a request asks for, as far as its key tells."""
     family = find_family(config)
-    dims = (config.head_dim, config.value_head_dim or config.head_dim)
-    return (
-        family is not None
-        and family.target.device == request.device
-        and (config.op, config.rank, config.dtype) == (request.op, request.rank, request.dtype)
-        and config.output_dtype == request.dtype
-        and dims in ((ANY_HEAD_DIM, ANY_HEAD_DIM), (request.head_dim, request.value_head_dim))
-    )
+    return family is not None and not refusal(config, family.target.device, request, features=family.features)

@@ -22,7 +22,7 @@ from .options import (
     WindowOption,
     check_output,
     given,
-    numbers,
+    problem_of_options,
     refuse_unused,
 )
 from .tables import print_table
@@ -169,8 +169,11 @@ def _problems(
         raise InputError("give either --preset, or --tokens and --window; see gnaforge bench --help")
     if preset is not None:
         return list(bench_run.problems_of_spec(preset, dtypes, arch))
-    numbered = {name: numbers(f"--{name}", str(text)) for name, text in lists.items()}
-    return list(bench_run.problems_of_fields({**numbered, **fields}, dtypes, arch))
+    options = {**lists, **fields}
+    found = [problem_of_options({**options, "dtype": one}) for one in dtypes]
+    for problem in found:
+        bench_run.require_arch(problem, arch)
+    return found
 
 
 def _show(rows: list[dict[str, Any]], json: bool) -> None:

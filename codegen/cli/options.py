@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
     from ..plan import Plan
+    from ..runtime.problem import Problem
 
 SpecArgument = Annotated[
     str,
@@ -48,18 +49,40 @@ KvHeadsOption = Annotated[
 ]
 
 
-def numbers(option: str, text: str) -> tuple[int, ...]:
-    """The whole numbers that the value of an option lists.
+def problem_of_options(given: Mapping[str, Any]) -> Problem:
+    """The problem that options describe, by the field that each is for; None stands for one that wasn't given.
+
+    Raises:
+        InputError: they describe none; begins with the option.
+    """
+    from ..errors import InputError
+    from ..runtime.problem import Problem
+    from ..runtime.problem_rules import ProblemError
+
+    try:
+        return Problem.from_options(given)
+    except ProblemError as error:
+        raise InputError(f"{_option(error.field)}: {error.text}") from None
+
+
+def numbers(field: str, text: str) -> tuple[int, ...]:
+    """The whole numbers that the value of the option for a field lists.
 
     Raises:
         InputError: it lists something else.
     """
     from ..errors import InputError
+    from ..runtime.problem import parse_numbers
+    from ..runtime.problem_rules import ProblemError
 
     try:
-        return tuple(int(part) for part in text.replace("x", ",").split(","))
-    except ValueError:
-        raise InputError(f"{option}: {text!r} is no list of whole numbers; write for example 56,56") from None
+        return parse_numbers(field, text)
+    except ProblemError as error:
+        raise InputError(f"{_option(field)}: {error.text}") from None
+
+
+def _option(field: str) -> str:
+    return f"--{field.replace('_', '-')}"
 
 
 def check_output(option: str, path: Path, suffix: str = "") -> None:

@@ -21,6 +21,7 @@ from .options import (
     WindowOption,
     check_output,
     numbers,
+    problem_of_options,
     refuse_unused,
 )
 
@@ -174,24 +175,10 @@ def simulate(
 
 
 def _workload(tokens: str, window: str, stride: str, dilation: str, causal: str, given: Mapping[str, Any]) -> Workload:
-    from ..errors import InputError
-    from ..simulator.workload import make_workload
+    from ..simulator.workload import workload_of_problem
 
-    def field(option: str, text: str) -> int | tuple[int, ...]:
-        values = numbers(option, text)
-        return values[0] if len(values) == 1 else values
-
-    flags = numbers("--causal", causal)
-    if not set(flags) <= {0, 1}:
-        raise InputError(f"--causal: {causal!r} is not 0 or 1, once or per dimension")
-    return make_workload(
-        numbers("--tokens", tokens),
-        field("--window", window),
-        field("--stride", stride),
-        field("--dilation", dilation),
-        bool(flags[0]) if len(flags) == 1 else [flag == 1 for flag in flags],
-        **given,
-    )
+    pattern = {"tokens": tokens, "window": window, "stride": stride, "dilation": dilation, "causal": causal}
+    return workload_of_problem(problem_of_options({**pattern, **given}))
 
 
 def _workloads_of_spec(source: str, given: Mapping[str, Any]) -> list[Workload]:
@@ -220,7 +207,7 @@ def _tiles(q_tile: str | None, kv_tile: str | None) -> Tiles | None:
         return None
     if q_tile is None or kv_tile is None:
         raise InputError("give both --q-tile and --kv-tile, or neither to have them fitted")
-    return Tiles(numbers("--q-tile", q_tile), numbers("--kv-tile", kv_tile))
+    return Tiles(numbers("q_tile", q_tile), numbers("kv_tile", kv_tile))
 
 
 def _steps(text: str) -> tuple[int, int]:

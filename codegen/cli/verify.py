@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,14 +19,14 @@ from .options import (
     StrideOption,
     TokensOption,
     WindowOption,
-    numbers,
     plan_of,
+    problem_of_options,
     refuse_unused,
 )
 
 if TYPE_CHECKING:
     from ..runtime.config import KernelConfig
-    from ..verification.problems import Problem
+    from ..runtime.problem import Problem
     from ..verification.runner import KernelResult, Settings
     from ..verification.targets import Target, Targets
 
@@ -129,7 +130,10 @@ def verify(
       [bold]gnaforge verify KEY --tokens 30,40 --window 12,16 --stride 4 --timing lazy --seed 7 --trace[/]
     """
     from ..errors import GnaforgeError, InputError
-    from ..verification.targets import FREE_HEAD_DIM, matches, problem_of_options
+    from ..families import require_config
+    from ..runtime.config import ANY_HEAD_DIM
+    from ..runtime.request import mismatch
+    from ..verification.targets import FREE_HEAD_DIM
 
     if preset is not None and tokens is not None:
         raise InputError("give either --preset or --tokens, not both")
@@ -142,16 +146,20 @@ def verify(
     problem = None
     if tokens is not None and window is not None:
         pattern = {"tokens": tokens, "window": window, "stride": stride, "dilation": dilation, "causal": causal}
-        parsed = {name: numbers(f"--{name}", text) for name, text in pattern.items()}
-        given = {**parsed, "batch": batch, "heads": heads, "kv_heads": kv_heads, "head_dims": head_dims}
-        problem = problem_of_options(given)
+        further = {"batch": batch, "heads": heads, "kv_heads": kv_heads}
+        problem = problem_of_options(
+            {**pattern, **further, "head_dim": head_dims[0], "value_head_dim": head_dims[1], "dtype": dtype}
+        )
     settings = _settings(timing, order, seeds, seed, data_seed, gaps, poison, trace, timeout)
 
     shapes = _shapes_of(preset) if preset is not None else None
 
     def wanted(config: KernelConfig) -> bool:
-        if not matches(config, problem, head_dim, value_head_dim, dtype):
+        rank = None if problem is None else problem.rank
+        if mismatch(config, rank=rank, head_dim=head_dim, value_head_dim=value_head_dim, dtype=dtype):
             return False
+        if config.head_dim == ANY_HEAD_DIM:
+            require_config(replace(config, head_dim=head_dims[0], value_head_dim=head_dims[1]))
         if shapes is not None and not any(len(shape.tokens) == config.rank for shape in shapes):
             raise InputError(f"--preset {preset} has no shape of rank {config.rank}, which {config.key} is for")
         return True
@@ -254,7 +262,7 @@ def _work(
     head_dims: tuple[int, int],
 ) -> _Work:
     from ..families import family_of
-    from ..verification.problems import EMULATED_TILES, cut_down, with_head_dims
+    from ..verification.problems import EMULATED_TILES, cut_down, for_kernel
     from ..verification.targets import problem_of_shape
 
     config = target.config
@@ -263,7 +271,7 @@ def _work(
     if shapes is not None:
         whole = [problem_of_shape(shape, config, head_dims) for shape in shapes if len(shape.tokens) == config.rank]
     if problem is not None:
-        whole = [with_head_dims(problem, config)]
+        whole = [for_kernel(problem, config)]
     pairs: list[tuple[Problem, Problem | None]] = []
     for one in dict.fromkeys(whole):
         small = one if problem is not None and max_tiles is None else cut_down(one, config, most)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from ..runtime.config import ANY_HEAD_DIM
 from ..verification.counters import WorkCounters
-from ..verification.problems import Problem
 from ..verification.runner import KernelResult, ProblemResult
 from .tables import print_table
 
@@ -67,25 +67,10 @@ def _row(found: ProblemResult) -> list[str]:
     counters = found.counters
     tiles = f"{counters.tiles}, {counters.interior_tiles}" if counters and counters.tiles else "-"
     cut = " *" if found.cut_from else ""
-    row = [f"  {described(found.problem)}{cut}", str(found.runs)]
+    row = [f"  {found.problem}{cut}", str(found.runs)]
     for part in (found.out, found.lse):
         row += [f"{part['error']:.1e}", f"{part['share']:.0%}"]
     return [*row, "yes" if found.identical else "no", tiles]
-
-
-def described(problem: Problem) -> str:
-    """A problem in one line."""
-
-    def box(values: Sequence[int]) -> str:
-        return "x".join(str(int(value)) for value in values)
-
-    text = f"{box(problem.tokens)}, window {box(problem.window)}"
-    text += f", stride {box(problem.stride)}" if set(problem.stride) != {1} else ""
-    text += f", dilation {box(problem.dilation)}" if set(problem.dilation) != {1} else ""
-    text += f", causal {box(problem.causal)}" if any(problem.causal) else ""
-    text += f", batch {problem.batch}" if problem.batch > 1 else ""
-    text += f", {problem.heads} heads" if problem.heads > 1 else ""
-    return text + (f" ({problem.kv_heads} of K, V)" if problem.kv_heads != problem.heads else "")
 
 
 def _print_counters(counted: Sequence[WorkCounters]) -> None:
@@ -118,13 +103,11 @@ def _print_failure(result: KernelResult, found: ProblemResult, target: str) -> N
     problem = found.problem
     other = problem.value_head_dim != problem.head_dim
     of_values = f", of V {problem.value_head_dim}" if other else ""
-    print(f"\n  FAILED ({found.failed}): {described(problem)}; head dim {problem.head_dim}{of_values}")
+    print(f"\n  FAILED ({found.failed}): {problem}; head dim {problem.head_dim}{of_values}")
     if found.cut_from:
-        print(f"  cut down from {described(found.cut_from)}")
-    again = f"gnaforge verify {target} {problem.options()}"
-    if result.config.head_dim == 0:
-        again += f" --head-dim {problem.head_dim}"
-        again += f" --value-head-dim {problem.value_head_dim}" if other else ""
+        print(f"  cut down from {found.cut_from}")
+    free = result.config.head_dim == ANY_HEAD_DIM
+    again = f"gnaforge verify {target} {problem.options(elements=free)}"
     if found.schedule:
         print(f"  with {found.schedule}, tensors {found.layout}; run {found.runs}")
         again += f" --timing {found.schedule.timing} --order {found.schedule.order} --seed {found.schedule.seed}"

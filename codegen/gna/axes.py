@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-MAX_LENGTH = 2**30 - 1
-"""Longest token dimension, as max_axis_length in gna/axis.h."""
+from ..runtime.problem import Problem
+from ..runtime.problem_rules import MAX_EXTENT, Dimension, dimension_faults
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Axis:
 
     Raises:
         ValueError: a field is not a positive integer (``causal``: not a bool), or the fields break
-            stride <= window, window * dilation <= length <= MAX_LENGTH. The message begins with the field.
+            stride <= window, window * dilation <= length <= MAX_EXTENT. The message begins with the field.
     """
 
     length: int
@@ -42,13 +42,11 @@ class Axis:
             check_positive(field, getattr(self, field))
         if type(self.causal) is not bool:
             raise ValueError(f"causal: {self.causal!r} is not true or false")
-        if self.length > MAX_LENGTH:
-            raise ValueError(f"length: {self.length} is more than {MAX_LENGTH} tokens")
-        if self.stride > self.window:
-            raise ValueError(f"stride: {self.stride} is more than the window of {self.window}")
-        if self.window * self.dilation > self.length:
-            reach = f"{self.window} x dilation {self.dilation}" if self.dilation > 1 else f"{self.window}"
-            raise ValueError(f"window: {reach} is more than the {self.length} tokens there are")
+        if self.length > MAX_EXTENT:
+            raise ValueError(f"length: {self.length} is more than {MAX_EXTENT} tokens")
+        dimension = Dimension(self.length, self.window, self.stride, self.dilation, self.causal)
+        for fault in dimension_faults(dimension):
+            raise ValueError(f"{fault.field}: {fault.text}")
 
     def group(self, index: int) -> Axis:
         """Dilation group ``index`` (0 <= index < dilation) as an axis of its own, with dilation 1."""
@@ -61,32 +59,13 @@ class Axis:
         return [pair for pair in pairs if pair[1]]
 
 
-def axes(
-    tokens: Sequence[int],
-    window: int | Sequence[int],
-    stride: int | Sequence[int] = 1,
-    dilation: int | Sequence[int] = 1,
-    causal: bool | Sequence[bool] = False,
-) -> tuple[Axis, ...]:
-    """The axes of a problem; a single value holds for every token dimension, as in ``na1d`` to ``na3d``.
+def axes_of(problem: Problem) -> tuple[Axis, ...]:
+    """The axes of a plain problem.
 
     Raises:
-        ValueError: a sequence has not one entry per token dimension, or `Axis` refuses a dimension.
+        ProblemError: it is not plain.
     """
-    rank = len(tokens)
-    columns: list[Sequence[int]] = []
-    for name, value in (("window", window), ("stride", stride), ("dilation", dilation), ("causal", causal)):
-        column = list(value) if isinstance(value, Sequence) else [value] * rank
-        if len(column) != rank:
-            raise ValueError(f"{name}: {tuple(column)} has {len(column)} entries for {rank} dimensions")
-        columns.append(column)
-    result = []
-    for dim, (length, w, s, d, c) in enumerate(zip(tokens, *columns, strict=True)):
-        try:
-            result.append(Axis(length, w, s, d, c))
-        except ValueError as error:
-            raise ValueError(f"{error} (dimension {dim})") from None
-    return tuple(result)
+    return tuple(Axis(*axis) for axis in problem.axes)
 
 
 def group_length(length: int, dilation: int, group: int) -> int:

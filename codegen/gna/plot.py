@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from ..build_tools.files import write_atomic
 from ..errors import InputError
-from .axes import Axis, axes
+from ..runtime.problem import Problem
+from .axes import Axis, axes_of
 from .source import Tiling, WindowTiles, attended
 
 # Okabe and Ito's palette: told apart with any colour vision.
@@ -267,7 +268,7 @@ def draw_pattern(
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    layout = axes(tokens, window, stride, dilation, causal)
+    layout = axes_of(Problem(tokens, window, stride, dilation, causal))
     height, width = tokens
     figure = Figure(figsize=(9, 5.4), layout="constrained")
     left, right = figure.subplots(1, 2)

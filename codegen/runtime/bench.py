@@ -2,8 +2,8 @@
 
 Contenders take turns within a round, so that a change of the machine's speed hits all of them; medians over rounds.
 Inputs rotate among several sets, as many as it takes to leave no input in a GPU's cache. Useful work counts visible
-pairs only: 2 * heads * pairs * (head_dim + head_dim_v) floating-point operations; dense contenders are charged with all
-pairs. On a GPU time is taken with CUDA events. Each problem's result is checked on some queries in float64.
+pairs only, by the op table's floating-point operations of a pair; dense contenders are charged with all pairs. On a GPU
+time is taken with CUDA events. Each problem's result is checked on some queries in float64.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from math import ceil, prod
+from dataclasses import asdict, dataclass
+from math import ceil
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -25,15 +25,19 @@ from typing import Any
 import torch
 
 from . import core
-from .bench_contenders import CONTENDERS, DENSE, HEADS_FIRST, MASKED, Call, Problem, Tensors, excluded, heads_first
+from .bench_contenders import CONTENDERS, DENSE, HEADS_FIRST, MASKED, Call, Tensors, excluded, heads_first
 from .config import KernelConfig
 from .dtypes import DTYPES
 from .family import facts_of
 from .kernels import registry
+from .op_table import FORWARD
 from .ops import neighborhood_attention
-from .reference import Pattern, attention_of_query, visited_pairs
+from .problem import Problem
+from .problem_rules import ProblemError
+from .reference import visible_pairs, visited_pairs
+from .request import Request
 
-REPORT_SCHEMA = 1
+REPORT_SCHEMA = 2
 DEFAULT_CONTENDERS = {"cpu": ("gnaforge", "sdpa", "flex"), "cuda": tuple(CONTENDERS)}
 _FLUSH_BYTES = 2**28  # of input sets together: several times a GPU's L2 cache
 _MOST_SETS = 16
@@ -76,11 +80,16 @@ def matmul_gflops() -> float:
 
 
 def _input_sets(problem: Problem, device: str) -> list[Tensors]:
-    first = problem.tensors(device)
+    first = _inputs(problem, device)
     if device == "cpu":
         return [first]
     size = sum(x.numel() * x.element_size() for x in first)
-    return [first, *(problem.tensors(device, seed) for seed in range(1, min(_MOST_SETS, ceil(_FLUSH_BYTES / size))))]
+    return [first, *(_inputs(problem, device, seed) for seed in range(1, min(_MOST_SETS, ceil(_FLUSH_BYTES / size))))]
+
+
+def _inputs(problem: Problem, device: str, seed: int = 0) -> Tensors:
+    q, k, v = FORWARD.random_inputs(problem, seed, device).values()
+    return q, k, v
 
 
 class _Rotation:
@@ -143,8 +152,8 @@ def run(
         }
         del outputs, ours
         seconds = _rounds(calls, budget_seconds, device)
-    pairs = {name: prod(problem.tokens) ** 2 if name in DENSE else problem.visible_pairs() for name in calls}
-    work = 4.0 * problem.batch * problem.heads * problem.head_dim
+    pairs = {name: problem.token_count**2 if name in DENSE else visible_pairs(problem) for name in calls}
+    work = FORWARD.flop(problem)
     return [
         Timing(name, median, min(times), work * pairs[name] / median / 1e9, len(times), differences.get(name))
         for name, times in seconds.items()
@@ -170,9 +179,7 @@ def _rounds(calls: dict[str, _Rotation], budget_seconds: float, device: str) -> 
 
 def computed_pairs(problem: Problem, config: KernelConfig) -> int:
     """Scores that a kernel computes of a problem, per batch entry and head: its bound is all pairs over these."""
-    tiles = config.q_tile, config.kv_tile
-    padding = facts_of(config).padding
-    return visited_pairs(problem.tokens, problem.pattern, *tiles, (padding.rows, padding.columns), padding.clips)
+    return visited_pairs(problem, config.q_tile, config.kv_tile, facts_of(config).padding)
 
 
 def share_of_work_bound(problem: Problem, config: KernelConfig, seconds: float, dense_seconds: float) -> float:
@@ -180,44 +187,37 @@ def share_of_work_bound(problem: Problem, config: KernelConfig, seconds: float, 
 
     Padding counts on both sides: the dense run computes more than all pairs, where tiles leave the tokens' box.
     """
-    rank = problem.pattern.rank
-    whole = replace(problem, pattern=Pattern(problem.tokens, (1,) * rank, (1,) * rank, (False,) * rank))
-    return dense_seconds / seconds * computed_pairs(problem, config) / computed_pairs(whole, config)
+    return dense_seconds / seconds * computed_pairs(problem, config) / computed_pairs(problem.dense(), config)
 
 
 def choose_kernel(problem: Problem, device: str) -> KernelConfig | None:
     """The kernel of this process with the least work, as dispatch chooses; None if none fits."""
-    fitting = [
-        kernel.config
-        for kernel in registry.values()
-        if (kernel.config.rank, kernel.config.dtype) == (problem.pattern.rank, problem.dtype)
-        and kernel.device == device
-        and kernel.config.head_dim in (0, problem.head_dim)
-        and kernel.config.value_head_dim in (0, problem.head_dim)
-    ]
+    request = Request.of_problem(FORWARD.name, problem, device)
+    fitting = [kernel.config for kernel in registry.values() if not kernel.refusal(request)]
     return min(fitting, key=lambda config: computed_pairs(problem, config), default=None)
 
 
 def check(problem: Problem, kernel: str | None, device: str, queries: int = 16) -> float:
     """Largest error of some queries' output, relative to half a unit in the last place of the largest value: a few at
     most, where a kernel is right."""
-    tensors = problem.tensors(device)
-    out = neighborhood_attention(*tensors, **problem.pattern.arguments(), kernel=kernel)
+    tensors = _inputs(problem, device)
+    out = neighborhood_attention(*tensors, **problem.arguments(), kernel=kernel)
     unit = torch.finfo(out.dtype).eps / 2 * float(tensors[2].abs().max())
+    named = dict(zip((role.name for role in FORWARD.inputs), tensors, strict=True))
     rng = Random(0)
     worst = 0.0
     for _ in range(queries):
         at = (rng.randrange(problem.batch), *(rng.randrange(n) for n in problem.tokens))
-        exact, _ = attention_of_query(*tensors, problem.pattern, at)
-        error = float((out[at].double() - exact).abs().max())
+        exact, _ = FORWARD.sample(problem, named, at, rounds_probabilities=False)
+        error = float((out[at].double() - exact["out"]).abs().max())
         worst = max(worst, error / unit) if error == error else float("inf")
     return worst
 
 
 def overhead(kernel: str | None, device: str, dtype: str, rank: int, head_dim: int) -> dict[str, float]:
     """Microseconds of the host per call of the smallest problem, and of two allocations."""
-    problem = make_problem((1,) * rank, (1,) * rank, head_dim=head_dim, dtype=dtype)
-    q, k, v = problem.tensors(device)
+    problem = Problem((1,) * rank, 1, head_dim=head_dim, dtype=dtype)
+    q, k, v = _inputs(problem, device)
     calls: dict[str, Callable[[], object]] = {
         "call": lambda: neighborhood_attention(q, k, v, 1, kernel=kernel),
         "two torch.empty": lambda: (torch.empty_like(q), torch.empty(q.shape[:-1], device=device)),
@@ -264,14 +264,14 @@ def measure(
 ) -> dict[str, Any]:
     """One problem of a report: times, bounds, ratios and the check."""
     chosen = KernelConfig.parse(kernel) if kernel else choose_kernel(problem, device)
-    row: dict[str, Any] = {"problem": asdict(problem), "kernel": chosen.key if chosen else None, "notes": {}}
+    row: dict[str, Any] = {"problem": problem.as_json(), "kernel": chosen.key if chosen else None, "notes": {}}
     if chosen is None:
         row["notes"]["gnaforge"] = "no kernel is loaded for this problem"
         contenders = [name for name in contenders if not name.startswith("gnaforge")]
     else:
         row["error_units"] = check(problem, chosen.key, device)
-        row["work_bound"] = prod(problem.tokens) ** 2 / computed_pairs(problem, chosen)
-    row["flop_bound"] = prod(problem.tokens) ** 2 / problem.visible_pairs()
+        row["work_bound"] = problem.token_count**2 / computed_pairs(problem, chosen)
+    row["flop_bound"] = problem.token_count**2 / visible_pairs(problem)
     timings = run(problem, contenders, budget_seconds, chosen.key if chosen else None, device, row["notes"])
     row["timings"] = [asdict(timing) for timing in timings]
     seconds = {timing.contender: timing.seconds for timing in timings}
@@ -281,34 +281,6 @@ def measure(
         if "gnaforge dense" in seconds and chosen is not None:
             row["share_of_work_bound"] = share_of_work_bound(problem, chosen, ours, seconds["gnaforge dense"])
     return row
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.replace("x", ",").split(","))
-
-
-def _per_dim(values: tuple[int, ...], rank: int, name: str) -> tuple[int, ...]:
-    if len(values) == 1:
-        values *= rank
-    if len(values) != rank:
-        raise SystemExit(f"error: {name} has {len(values)} entries, tokens have {rank}")
-    return values
-
-
-def make_problem(
-    tokens: Sequence[int],
-    window: Sequence[int],
-    stride: Sequence[int] = (1,),
-    dilation: Sequence[int] = (1,),
-    causal: Sequence[int] = (0,),
-    **rest: Any,
-) -> Problem:
-    """A problem from per-dimension sequences; one of a single entry counts for all dimensions."""
-    rank = len(tokens)
-    fields = {"window": window, "stride": stride, "dilation": dilation, "causal": causal}
-    full = {name: _per_dim(tuple(values), rank, name) for name, values in fields.items()}
-    pattern = Pattern(full["window"], full["stride"], full["dilation"], tuple(bool(c) for c in full["causal"]))
-    return Problem(tuple(tokens), pattern, **rest)
 
 
 def _gpu_fault() -> str | None:
@@ -361,13 +333,12 @@ def report(
     end = time.monotonic() + seconds
     fault = None
     for done, (problem, kernel) in enumerate(zip(problems, kernels, strict=True)):
-        name = "x".join(map(str, problem.tokens)) + " window " + "x".join(map(str, problem.pattern.window))
-        print(f"{done + 1} of {len(problems)}: {name}, {problem.heads} heads of {problem.head_dim}", file=sys.stderr)
+        print(f"{done + 1} of {len(problems)}: {problem}, head dim {problem.head_dim}", file=sys.stderr)
         left = max(0.0, end - time.monotonic()) / (len(problems) - done)
         try:
             row = measure(problem, contenders, left, kernel, device)
         except Exception as error:
-            row = {"problem": asdict(problem), "error": f"{type(error).__name__}: {error}"[:1000]}
+            row = {"problem": problem.as_json(), "error": f"{type(error).__name__}: {error}"[:1000]}
         found["problems"].append(row)
         save()
         if device == "cuda" and (fault := _gpu_fault()):
@@ -391,17 +362,17 @@ def report(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line of this module."""
     parser = argparse.ArgumentParser(prog="python -m gnaforge.runtime.bench", description=__doc__)
-    fields = "list of objects whose fields are the options from --tokens to --dtype, and --kernel"
-    parser.add_argument("--problems", type=Path, metavar="FILE.json", help=fields)
-    parser.add_argument("--tokens", type=_numbers, help="token layout, for example 56,56")
-    parser.add_argument("--window", type=_numbers, help="window, for example 7,7")
+    parser.add_argument(
+        "--problems", type=Path, metavar="FILE.json", help="list of problems, each perhaps with a kernel"
+    )
+    parser.add_argument("--tokens", help="token layout, for example 56,56")
+    parser.add_argument("--window", help="window, for example 7,7; one number holds for all dimensions")
     for name in ("stride", "dilation"):
-        parser.add_argument(f"--{name}", type=_numbers, default=(1,))
-    parser.add_argument("--causal", type=_numbers, default=(0,), help="0 or 1 per dimension")
-    parser.add_argument("--heads", type=int, default=1)
-    parser.add_argument("--kv-heads", type=int)
+        parser.add_argument(f"--{name}", help="one number, or one per dimension")
+    parser.add_argument("--causal", help="0 or 1, once or per dimension")
+    for name in ("heads", "kv-heads", "value-head-dim", "batch"):
+        parser.add_argument(f"--{name}", type=int)
     parser.add_argument("--head-dim", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--contenders", help=f"default: all that suit the device; there are {', '.join(CONTENDERS)}")
@@ -420,9 +391,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         core.load_library(library)
     if file is None and (options["tokens"] is None or options["window"] is None):
         parser.error("give --tokens and --window, or --problems")
-    given = json.loads(file.read_text()) if file is not None else [options]
-    kernels = [each.pop("kernel", None) or kernel for each in given]
-    problems = [make_problem(**{**each, "kv_heads": each.get("kv_heads") or each.get("heads", 1)}) for each in given]
+    try:
+        if file is None:
+            kernels, problems = [kernel], [Problem.from_options(options)]
+        else:
+            rows = json.loads(file.read_text())
+            kernels = [row.pop("kernel", None) or kernel for row in rows]
+            problems = [Problem.from_json(row) for row in rows]
+    except ProblemError as error:
+        parser.error(str(error) if file else f"--{error.field.replace('_', '-')}: {error.text}")
     found = report(problems, names, budget, kernels, device, path)
     if path is None:
         json.dump(found, sys.stdout, indent=1)

@@ -1,65 +1,24 @@
-"""What `bench` times: a problem, and everybody who computes it, or dense attention over the same tokens."""
+"""What `bench` times: everybody who computes a problem, or dense attention over the same tokens."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from math import prod
 from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from .dtypes import DTYPES
 from .ops import neighborhood_attention
-from .reference import Pattern, mask_rows, windows
+from .problem import Problem
+from .reference import mask_rows, windows
 
 _MASK_ELEMENTS = 2**28  # a mask slice of SDPA: 1 GB once torch has made floats of it
 
-
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Call = Callable[[Tensors], torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What is timed. ``tokens`` and the pattern have one entry per token dimension."""
-
-    tokens: tuple[int, ...]
-    pattern: Pattern
-    heads: int = 1
-    kv_heads: int = 1
-    head_dim: int = 64
-    batch: int = 1
-    dtype: str = "bf16"
-
-    def tensors(self, device: str = "cpu", seed: int = 0) -> Tensors:
-        """Random query, key and value, heads-last."""
-        generator = torch.Generator(device).manual_seed(seed)
-        shapes = [(self.batch, *self.tokens, heads, self.head_dim) for heads in (self.heads, *[self.kv_heads] * 2)]
-        q, k, v = (torch.randn(shape, generator=generator, device=device) for shape in shapes)
-        dtype = DTYPES[self.dtype].torch
-        return q.to(dtype), k.to(dtype), v.to(dtype)
-
-    def visible_pairs(self) -> int:
-        """(query, key) pairs that the mask lets through, per batch entry and head."""
-        pairs = 1
-        for d, length in enumerate(self.tokens):
-            axis = [field[d] for field in vars(self.pattern).values()]
-            begin, end = windows(torch.arange(length), length, *axis)
-            pairs *= int((end - begin).sum())
-        return pairs
-
-    def sparsity(self) -> float:
-        """Share of all pairs that the mask hides."""
-        return 1 - self.visible_pairs() / prod(self.tokens) ** 2
-
-    def useful_flop(self) -> float:
-        """Floating-point operations of the visible pairs."""
-        return 4.0 * self.batch * self.heads * self.visible_pairs() * self.head_dim
 
 
 class Unavailable(Exception):
@@ -67,12 +26,12 @@ class Unavailable(Exception):
 
 
 def _gnaforge(problem: Problem, kernel: str | None, tensors: Tensors) -> Call:
-    arguments = problem.pattern.arguments()
+    arguments = problem.arguments()
     return lambda qkv: neighborhood_attention(*qkv, **arguments, kernel=kernel)
 
 
 def _gnaforge_dense(problem: Problem, kernel: str | None, tensors: Tensors) -> Call:
-    return lambda qkv: neighborhood_attention(*qkv, problem.tokens, kernel=kernel)
+    return _gnaforge(problem.dense(), kernel, tensors)
 
 
 def heads_first(tensors: Tensors) -> Tensors:
@@ -88,14 +47,14 @@ def _tokens_first(out: torch.Tensor, tokens: tuple[int, ...]) -> torch.Tensor:
 
 def _sdpa(problem: Problem, kernel: str | None, tensors: Tensors) -> Call:
     """SDPA with the boolean mask, made beforehand, in slices of queries where it would not fit memory whole."""
-    count = prod(problem.tokens)
+    count = problem.token_count
     rows = max(1, min(count, _MASK_ELEMENTS // count))
     slices = [(i, min(i + rows, count)) for i in range(0, count, rows)]
     device = tensors[0].device
     if len(slices) > 1 and device.type != "cpu":
         raise Unavailable("the mask doesn't fit memory")
     # A mask in slices is made anew in each call, outside of the time that SDPA is charged for.
-    whole = mask_rows(problem.tokens, problem.pattern, 0, count, device) if len(slices) == 1 else None
+    whole = mask_rows(problem, 0, count, device) if len(slices) == 1 else None
     gqa = problem.heads != problem.kv_heads
 
     def run(qkv: Tensors) -> torch.Tensor:
@@ -103,10 +62,10 @@ def _sdpa(problem: Problem, kernel: str | None, tensors: Tensors) -> Call:
         parts = []
         for begin, end in slices:
             with excluded:
-                mask = mask_rows(problem.tokens, problem.pattern, begin, end) if whole is None else whole
+                mask = mask_rows(problem, begin, end) if whole is None else whole
             parts.append(
                 torch.nn.functional.scaled_dot_product_attention(
-                    q[:, :, begin:end], k, v, attn_mask=mask, enable_gqa=gqa
+                    q[:, :, begin:end], k, v, attn_mask=mask, scale=problem.scale, enable_gqa=gqa
                 )
             )
         out = torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
@@ -121,7 +80,7 @@ def _sdpa_dense(backend: SDPBackend, problem: Problem, kernel: str | None, tenso
 
     def run(qkv: Tensors) -> torch.Tensor:
         with sdpa_kernel(backend):
-            out = torch.nn.functional.scaled_dot_product_attention(*qkv, enable_gqa=gqa)
+            out = torch.nn.functional.scaled_dot_product_attention(*qkv, scale=problem.scale, enable_gqa=gqa)
         return _tokens_first(out, problem.tokens)
 
     return run
@@ -131,18 +90,16 @@ def _flex(problem: Problem, kernel: str | None, tensors: Tensors) -> Call:
     """Compiled FlexAttention with its block mask, both made beforehand."""
     # Each problem compiles the same functions anew, and after 8 times dynamo would run them uncompiled without a word.
     torch.compiler.reset()
-    tokens, pattern = problem.tokens, problem.pattern
-    count = prod(tokens)
+    tokens, count = problem.tokens, problem.token_count
 
     # Tables instead of divisions: the mask function runs once per element of each partial block.
     tables = []
     device = tensors[0].device
     token = torch.arange(count, device=device)
-    for d in reversed(range(len(tokens))):
-        at, token = token % tokens[d], token // tokens[d]
-        dilation = pattern.dilation[d]
-        begin, end = windows(at, tokens[d], pattern.window[d], pattern.stride[d], dilation, pattern.causal[d])
-        tables.append((begin, end, at // dilation, at % dilation if dilation > 1 else None))
+    for axis in reversed(problem.axes):
+        at, token = token % axis.length, token // axis.length
+        group = at % axis.dilation if axis.dilation > 1 else None
+        tables.append((*windows(at, *axis), at // axis.dilation, group))
 
     def mask_mod(b: Any, h: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         seen = None
@@ -158,7 +115,11 @@ def _flex(problem: Problem, kernel: str | None, tensors: Tensors) -> Call:
     blocks = make(mask_mod, None, None, count, count, device=device)
     compiled = torch.compile(flex_attention, dynamic=False)
     gqa = problem.heads != problem.kv_heads
-    return lambda qkv: _tokens_first(compiled(*qkv, block_mask=blocks, enable_gqa=gqa), tokens)
+
+    def run(qkv: Tensors) -> torch.Tensor:
+        return _tokens_first(compiled(*qkv, block_mask=blocks, scale=problem.scale, enable_gqa=gqa), tokens)
+
+    return run
 
 
 def _natten(problem: Problem, kernel: str | None, tensors: Tensors) -> Call:
@@ -169,8 +130,8 @@ def _natten(problem: Problem, kernel: str | None, tensors: Tensors) -> Call:
         raise Unavailable(f"natten can't be imported: {error}") from None
     if tensors[0].device.type == "cpu":
         raise Unavailable("NATTEN's kernels need a GPU")
-    operator = {1: natten.na1d, 2: natten.na2d, 3: natten.na3d}[problem.pattern.rank]
-    arguments = problem.pattern.arguments()
+    operator = {1: natten.na1d, 2: natten.na2d, 3: natten.na3d}[problem.rank]
+    arguments = problem.arguments()
 
     def run(qkv: Tensors) -> torch.Tensor:
         q, k, v = qkv

@@ -18,11 +18,12 @@ import torch
 
 from . import lookup
 from .core import load_library
+from .request import Request
 
 POLICIES = ("never", "warn", "always")
 
 _policy: str | None = None
-_locks: dict[lookup.Request, threading.Lock] = {}
+_locks: dict[Request, threading.Lock] = {}
 
 
 def set_policy(policy: str | None) -> None:
@@ -59,14 +60,14 @@ def busy() -> str:
 
 
 @contextmanager
-def one_thread(request: lookup.Request) -> Iterator[None]:
+def one_thread(request: Request) -> Iterator[None]:
     """Of threads that miss the same kind of kernel one makes it, whatever their shapes: it serves the others too."""
     lock = _locks.setdefault(replace(request, problem=None), threading.Lock())
     with lock:
         yield
 
 
-def make_kernel(request: lookup.Request) -> str:
+def make_kernel(request: Request) -> str:
     """Compiles and loads a kernel for a call, if the policy says so. Returns why not; empty if it did."""
     chosen = policy()
     source = lookup.source()

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import core, lookup
-from .config import ANY_HEAD_DIM, KernelConfig
+from .config import KernelConfig
+from .request import Request, refusal
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Kernel:
         threads: threads per CTA; 0 on cpu.
         shared_memory: bytes per CTA; 0 on cpu.
         emulated: a GPU kernel that runs on the emulator and takes CPU tensors.
+        features: what it has beyond plain GNA, of `problem.FEATURES`.
     """
 
     config: KernelConfig
@@ -29,11 +31,16 @@ class Kernel:
     threads: int
     shared_memory: int
     emulated: bool
+    features: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
         """The config's key."""
         return self.config.key
+
+    def refusal(self, request: Request) -> str:
+        """Why it can't serve a request, as far as is known without asking it; empty if it may."""
+        return refusal(self.config, self.device, request, emulated=self.emulated, features=self.features)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Same arguments as `neighborhood_attention`, with this kernel pinned."""
@@ -71,18 +78,9 @@ class Registry(Mapping[KernelConfig, Kernel]):
     def __len__(self) -> int:
         return len(self._current())
 
-    def serves(self, request: lookup.Request) -> bool:
-        """Whether a kernel is loaded that may compute what a request asks for, as far as its key tells."""
-        if request.key:
-            return KernelConfig.parse(request.key) in self
-        dims = ((ANY_HEAD_DIM, ANY_HEAD_DIM), (request.head_dim, request.value_head_dim))
-        return any(
-            kernel.device == request.device
-            and not kernel.emulated
-            and (config.op, config.rank, config.dtype) == (request.op, request.rank, request.dtype)
-            and (config.head_dim, config.value_head_dim or config.head_dim) in dims
-            for config, kernel in self._current().items()
-        )
+    def serves(self, request: Request) -> bool:
+        """Whether a kernel is loaded that may compute what a request asks for, as far as is known without asking it."""
+        return any(not kernel.refusal(request) for kernel in self._current().values())
 
     def __repr__(self) -> str:
         return f"<gnaforge registry: {len(self)} kernels>"

@@ -10,6 +10,7 @@ from typing import Any
 from . import core, family, lookup
 from .availability import why_not
 from .config import KernelConfig
+from .request import Request
 
 CORE = "core.so"
 LIBRARY = "kernels.so"
@@ -68,7 +69,7 @@ class Package:
             lines.append(f"  {key}: {'can not run here: ' + reason if reason else 'runs here'}")
         return "\n".join(lines)
 
-    def remedy(self, request: lookup.Request) -> str:
+    def remedy(self, request: Request) -> str:
         """How to get a kernel for the request: another wheel, with one more entry in its spec."""
         found = self.metadata()
         arch = "cpu" if request.device == "cpu" else "your GPU's"

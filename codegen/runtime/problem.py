@@ -6,10 +6,11 @@ Standard library only: built wheels carry this module. Tensors are looked at, ne
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .dtypes import dtype_name
 from .problem_rules import SCALARS, Dimension, ProblemError, dimension_faults, head_faults, require_types
 
 if TYPE_CHECKING:
@@ -27,7 +28,10 @@ _FEATURE_FIELDS = {
 FEATURES = tuple(_FEATURE_FIELDS)
 """What a problem may need beyond plain GNA: GNAFORGE_FEATURE_* of abi.h, in lower case."""
 
-_PLAIN = ("tokens", "window", "stride", "dilation", "causal")
+PATTERN_FIELDS = ("window", "stride", "dilation", "causal")
+"""The fields of a plain pattern, in the order of the torch operator."""
+
+_PLAIN = ("tokens", *PATTERN_FIELDS)
 # What each field of a pattern is along a dimension where it says nothing.
 _NEUTRAL: dict[str, Any] = {
     "stride": 1,
@@ -43,6 +47,16 @@ _PATTERN = ("stride", "dilation", "causal", "edge", "sink", "grid", "q_offset", 
 
 Ints = int | Sequence[int]
 Causal = bool | str
+
+
+class PlainAxis(NamedTuple):
+    """One token dimension of a plain problem."""
+
+    length: int
+    window: int
+    stride: int
+    dilation: int
+    causal: bool
 
 
 @dataclass(frozen=True, init=False)
@@ -127,15 +141,15 @@ class Problem:
         if not 1 <= len(whole) <= 3:
             raise ProblemError("tokens", f"{whole} has {len(whole)} entries; one to three dimensions are possible")
         rank = len(whole)
-        keys = None if kv_tokens is None else _per_dim("kv_tokens", kv_tokens, rank)
+        keys = None if kv_tokens is None else per_dim("kv_tokens", kv_tokens, rank)
         keys = None if keys == whole else keys
-        field = _per_dim("grid", grid, rank) if grid is not None else None
+        field = per_dim("grid", grid, rank) if grid is not None else None
         values: dict[str, Any] = {
             "tokens": whole,
-            "window": _per_dim("window", window, rank),
-            "stride": _per_dim("stride", stride, rank),
-            "dilation": _per_dim("dilation", dilation, rank),
-            "causal": tuple(True if x == "token" else x for x in _per_dim("causal", causal, rank)),
+            "window": per_dim("window", window, rank),
+            "stride": per_dim("stride", stride, rank),
+            "dilation": per_dim("dilation", dilation, rank),
+            "causal": tuple(True if x == "token" else x for x in per_dim("causal", causal, rank)),
             "heads": heads,
             "kv_heads": heads if kv_heads is None else kv_heads,
             "head_dim": head_dim,
@@ -143,19 +157,19 @@ class Problem:
             "batch": batch,
             "dtype": dtype,
             "scale": scale,
-            "edge": _per_dim("edge", edge, rank),
-            "sink": _per_dim("sink", sink, rank),
+            "edge": per_dim("edge", edge, rank),
+            "sink": per_dim("sink", sink, rank),
             "grid": None if field == (keys or whole) else field,
-            "q_offset": _per_dim("q_offset", q_offset, rank),
+            "q_offset": per_dim("q_offset", q_offset, rank),
             "kv_tokens": keys,
-            "kv_offset": _per_dim("kv_offset", kv_offset, rank),
-            "kv_sink": _per_dim("kv_sink", kv_sink, rank),
+            "kv_offset": per_dim("kv_offset", kv_offset, rank),
+            "kv_sink": per_dim("kv_sink", kv_sink, rank),
             "extra_tokens": tuple(extra_tokens),
         }
         require_types(values)
         for name, value in values.items():
             object.__setattr__(self, name, value)
-        faults = [fault for d, axis in enumerate(self.dimensions) for fault in dimension_faults(d, axis)]
+        faults = [fault for d, axis in enumerate(self.dimensions) for fault in dimension_faults(axis, d)]
         for fault in (*faults, *head_faults(self.heads, self.kv_heads)):
             raise ProblemError(fault.field, fault.text)
 
@@ -209,15 +223,15 @@ class Problem:
         return tuple(Dimension(*entries) for entries in zip(*columns, strict=True))
 
     @property
-    def axes(self) -> tuple[tuple[int, int, int, int, bool], ...]:
-        """(length, window, stride, dilation, causal) of each token dimension of a plain problem.
+    def axes(self) -> tuple[PlainAxis, ...]:
+        """The token dimensions of a plain problem.
 
         Raises:
             ProblemError: it is not plain.
         """
         self.require_features(())
         columns = (self.tokens, self.window, self.stride, self.dilation, self.causal)
-        return tuple((n, w, s, d, c is True) for n, w, s, d, c in zip(*columns, strict=True))
+        return tuple(PlainAxis(n, w, s, d, c is True) for n, w, s, d, c in zip(*columns, strict=True))
 
     @property
     def pattern(self) -> list[int]:
@@ -250,6 +264,11 @@ class Problem:
             if name not in has:
                 field = next(filter(self._needs, _FEATURE_FIELDS[name]))
                 raise ProblemError(field, f"{who} does not have the feature {name}")
+
+    def dense(self) -> Problem:
+        """Attention of all queries to all keys, by the same tensors."""
+        one = (1,) * self.rank
+        return replace(self, window=self.tokens, stride=one, dilation=one, causal=(False,) * self.rank)
 
     def arguments(self) -> dict[str, Any]:
         """The pattern and scale as keyword arguments of `neighborhood_attention`.
@@ -285,6 +304,26 @@ class Problem:
             raise ProblemError(name, "is no field of a problem" if name in data else "is required")
         return cls(**data)
 
+    @classmethod
+    def from_options(cls, given: Mapping[str, Any]) -> Problem:
+        """The problem that options of a command line describe, by field; None stands for an option that wasn't given.
+        What has an entry per dimension may be a text: ``30,48,80`` or ``30x48x80``, one number for all; causal: 0 or 1.
+
+        Raises:
+            ProblemError: a text is no list of numbers, or the fields are wrong.
+        """
+        fields = {name: value for name, value in given.items() if value is not None}
+        for name in _PLAIN:
+            if isinstance(text := fields.get(name), str):
+                numbers = parse_numbers(name, text)
+                fields[name] = numbers[0] if len(numbers) == 1 else numbers
+        if "causal" in fields:
+            flags = fields["causal"] if isinstance(fields["causal"], tuple) else (fields["causal"],)
+            if not set(flags) <= {0, 1}:
+                raise ProblemError("causal", f"{given['causal']!r} is not 0 or 1, once or per dimension")
+            fields["causal"] = flags[0] == 1 if len(flags) == 1 else tuple(flag == 1 for flag in flags)
+        return cls.from_json(fields)
+
     def __str__(self) -> str:
         """In one line, for people, without dtype and head dim: ``30x48x80, window 18x24x24, 24 heads``."""
         return ", ".join([self.pattern_text(), *self._head_texts()])
@@ -301,8 +340,8 @@ class Problem:
         grouped = f" ({self.kv_heads} of K, V)" if self.kv_heads != self.heads else ""
         return parts + ([f"{self.heads} heads{grouped}"] if self.heads > 1 or grouped else [])
 
-    def options(self) -> str:
-        """The command line's options that give this problem.
+    def options(self, *, elements: bool = True) -> str:
+        """The command line's options that give this problem; ``elements``: with head dims and dtype.
 
         Raises:
             ProblemError: the problem is not plain.
@@ -312,9 +351,11 @@ class Problem:
         given += [f"--heads {self.heads}"] if self.heads > 1 else []
         given += [f"--kv-heads {self.kv_heads}"] if self.kv_heads != self.heads else []
         given += [f"--batch {self.batch}"] if self.batch > 1 else []
-        given += [f"--head-dim {self.head_dim}"]
-        given += [f"--value-head-dim {self.value_head_dim}"] if self.value_head_dim != self.head_dim else []
-        return " ".join([*given, f"--dtype {self.dtype}"])
+        if elements:
+            given += [f"--head-dim {self.head_dim}"]
+            given += [f"--value-head-dim {self.value_head_dim}"] if self.value_head_dim != self.head_dim else []
+            given += [f"--dtype {self.dtype}"]
+        return " ".join(given)
 
     def register_arguments(self) -> list[str]:
         """The arguments of `gnaforge.register` that fit tiles to this problem: ``window=(18, 24, 24)``, ...
@@ -333,20 +374,29 @@ class Problem:
         return [name for name in names if not self._is_neutral(name)]
 
 
-def dtype_name(dtype: torch.dtype) -> str:
-    """The name of a torch dtype as keys have it: ``bf16``; torch's own where kernels have no such elements."""
-    return _TORCH_NAMES.get(str(dtype), str(dtype))
+def parse_numbers(field: str, text: str) -> tuple[int, ...]:
+    """The whole numbers that a text lists, separated by commas or ``x``.
+
+    Raises:
+        ProblemError: it lists something else; blames ``field``.
+    """
+    try:
+        return tuple(int(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        raise ProblemError(field, f"{text!r} is no list of whole numbers; write for example 56,56") from None
 
 
-_TORCH_NAMES = {"torch.float32": "fp32", "torch.bfloat16": "bf16", "torch.float16": "fp16"}
+def per_dim(name: str, value: Any, rank: int) -> tuple[Any, ...]:
+    """One entry per token dimension: those given, or the value for all.
 
-
-def _per_dim(name: str, value: Any, rank: int) -> tuple[Any, ...]:
-    """One entry per dimension."""
+    Raises:
+        ProblemError: there are more or fewer; blames the field ``name``.
+    """
     if isinstance(value, str) or not isinstance(value, Sequence):
         return (value,) * rank
     if len(value) != rank:
-        raise ProblemError(name, f"{tuple(value)} has {len(value)} entries for {rank} dimension{'s' * (rank > 1)}")
+        entries = "1 entry" if len(value) == 1 else f"{len(value)} entries"
+        raise ProblemError(name, f"{tuple(value)} has {entries} for {rank} dimension{'s' * (rank > 1)}")
     return tuple(value)
 
 

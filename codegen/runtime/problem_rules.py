@@ -83,11 +83,18 @@ class Dimension(NamedTuple):
         return self.window == self.length and self.dilation == 1 and not self.causal and self.edge != "cut"
 
 
-def dimension_faults(dim: int, axis: Dimension) -> Iterator[Fault]:
-    """The rules that dimension ``dim`` breaks. Its fields have the right types, and are not negative."""
-    yield from _window_faults(dim, axis)
-    yield from _edge_faults(dim, axis)
-    yield from _range_faults(dim, axis)
+_FIRST_OF_RANGE = Dimension._fields.index("grid")
+_WHOLE = tuple(Dimension._field_defaults.values())[_FIRST_OF_RANGE - 2 :]  # two fields have no default
+
+
+def dimension_faults(axis: Dimension, dim: int | None = None) -> Iterator[Fault]:
+    """The rules that a dimension breaks, in words that name it by its number ``dim`` if it has one. Its fields have the
+    right types, and are not negative."""
+    yield from _window_faults(axis, dim)
+    if axis.edge != "shift" or axis.sink:
+        yield from _edge_faults(axis, dim)
+    if axis[_FIRST_OF_RANGE:] != _WHOLE:
+        yield from _range_faults(axis, dim)
 
 
 def head_faults(heads: int, kv_heads: int) -> Iterator[Fault]:
@@ -98,21 +105,22 @@ def head_faults(heads: int, kv_heads: int) -> Iterator[Fault]:
         yield Fault("kv_heads", None, f"{kv_heads} does not divide heads; {allowed}")
 
 
-def _window_faults(dim: int, axis: Dimension) -> Iterator[Fault]:
+def _window_faults(axis: Dimension, dim: int | None) -> Iterator[Fault]:
     window, dilation = axis.window, axis.dilation
+    name = "" if dim is None else f" of dimension {dim}"
     if axis.edge != "cut" and axis.causal != "block":  # these may have a window that is never full
-        there = f"more than the {axis.length} tokens of dimension {dim}; at most"
+        there = f"more than the {axis.length} tokens{name}; at most"
         if dilation > axis.length:
             yield Fault("dilation", dim, f"{dilation} is {there} {axis.length}")
         elif window * dilation > axis.length:
             spread = f" with dilation {dilation} spans {window * dilation} tokens and" if dilation > 1 else ""
             yield Fault("window", dim, f"{window}{spread} is {there} {axis.length // dilation}")
     if axis.stride > window:
-        text = f"{axis.stride} is more than the window of dimension {dim}; at most {window}"
+        text = f"{axis.stride} is more than the window{name}; at most {window}"
         yield Fault("stride", dim, text)
 
 
-def _edge_faults(dim: int, axis: Dimension) -> Iterator[Fault]:
+def _edge_faults(axis: Dimension, dim: int | None) -> Iterator[Fault]:
     if axis.edge == "wrap":
         if axis.causal:
             yield Fault("edge", dim, f"dimension {dim} wraps, so no key is after another; leave out causal there")
@@ -125,7 +133,7 @@ def _edge_faults(dim: int, axis: Dimension) -> Iterator[Fault]:
         yield Fault("sink", dim, f"can't be along dimension {dim}, which has dilation {axis.dilation}")
 
 
-def _range_faults(dim: int, axis: Dimension) -> Iterator[Fault]:
+def _range_faults(axis: Dimension, dim: int | None) -> Iterator[Fault]:
     if axis.kv_sink > axis.keys:
         yield Fault("kv_sink", dim, f"{axis.kv_sink} is more than the {axis.keys} key tokens of dimension {dim}")
     elif axis.kv_sink and axis.kv_offset < axis.kv_sink:

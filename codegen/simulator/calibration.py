@@ -26,9 +26,10 @@ from ..runtime.config import ANY_HEAD_DIM, OPS, KernelConfig
 from ..runtime.core import load_library
 from ..runtime.dtypes import DTYPES
 from ..runtime.ops import neighborhood_attention
+from ..runtime.problem import Problem
 from .cost import Floats, Tiles, tile_costs
 from .time import model_time
-from .workload import Workload, make_workload
+from .workload import Workload, make_workload, workload_of_problem
 
 # Boxes of 32 and more rows, whose padding the model knows.
 _TILES = (
@@ -103,16 +104,11 @@ def runs_of_report(found: Mapping[str, Any]) -> list[Run]:
         if not row.get("kernel") or "timings" not in row:
             continue
         config = KernelConfig.parse(row["kernel"])
-        fields = {name: row["problem"][name] for name in ("heads", "kv_heads", "batch", "head_dim", "dtype")}
-        tokens, pattern = row["problem"]["tokens"], row["problem"]["pattern"]
+        problem = Problem.from_json(row["problem"])
+        computed = {"gnaforge": problem, "gnaforge dense": problem.dense()}
         for timing in row["timings"]:
-            if timing["contender"] == "gnaforge":
-                workload = make_workload(tokens, *(pattern[name] for name in _PATTERN), **fields)
-            elif timing["contender"] == "gnaforge dense":
-                workload = make_workload(tokens, tokens, **fields)
-            else:
-                continue
-            runs.append(Run(config, workload, timing["seconds"]))
+            if timing["contender"] in computed:
+                runs.append(Run(config, workload_of_problem(computed[timing["contender"]]), timing["seconds"]))
     return runs
 
 
@@ -131,9 +127,6 @@ def calibrate_report(found: Mapping[str, Any], family: Family) -> Calibration:
     constants = family.time_constants()
     constants = replace(constants, units=found["machine"].get("processors", constants.units))
     return fit_constants(runs, constants, _GPU_CONSTANTS)
-
-
-_PATTERN = ("window", "stride", "dilation", "causal")
 
 
 def fit_constants(runs: Sequence[Run], start: TimeConstants, names: Sequence[str] = _CPU_CONSTANTS) -> Calibration:

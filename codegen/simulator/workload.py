@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
-from ..gna.axes import Axis, axes as make_axes
+from ..errors import as_input_error
+from ..gna.axes import Axis, axes_of
 from ..runtime.dtypes import DTYPES
+from ..runtime.problem import Problem
 
 if TYPE_CHECKING:
     from ..spec import Shape
@@ -65,30 +66,21 @@ def make_workload(
     Raises:
         InputError: the fields are wrong or don't fit each other; the message begins with the field.
     """
-    tokens = [tokens] if isinstance(tokens, int) else list(tokens)
-    if not 1 <= len(tokens) <= 3:
-        raise InputError(f"tokens: {tuple(tokens)} has {len(tokens)} entries; one to three dimensions are possible")
-    try:
-        axes = make_axes(tokens, window, stride, dilation, causal)
-    except ValueError as error:
-        raise InputError(str(error).replace("length: ", "tokens: ")) from None
-    kv_heads = heads if kv_heads is None else kv_heads
-    value_head_dim = head_dim if value_head_dim is None else value_head_dim
-    numbers = {
-        "heads": heads,
-        "kv_heads": kv_heads,
-        "batch": batch,
-        "head_dim": head_dim,
-        "value_head_dim": value_head_dim,
-    }
-    for name, value in numbers.items():
-        if type(value) is not int or not 1 <= value < 2**30:
-            raise InputError(f"{name}: {value!r} is not a positive integer below 2^30")
-    if heads % kv_heads:
-        raise InputError(f"kv_heads: {kv_heads} does not divide the {heads} heads")
-    if dtype not in DTYPES:
-        raise InputError(f"dtype: {dtype!r} is not one of {', '.join(DTYPES)}")
-    return Workload(axes, heads, kv_heads, batch, head_dim, value_head_dim, dtype)
+    with as_input_error():
+        problem = Problem(
+            tokens,
+            window,
+            stride,
+            dilation,
+            causal,
+            heads=heads,
+            kv_heads=kv_heads,
+            batch=batch,
+            head_dim=head_dim,
+            value_head_dim=value_head_dim,
+            dtype=dtype,
+        )
+        return workload_of_problem(problem)
 
 
 def workload_of_shape(shape: Shape, **fields: Any) -> Workload:
@@ -99,3 +91,11 @@ def workload_of_shape(shape: Shape, **fields: Any) -> Workload:
     """
     own = {name: value for name, value in shape.model_dump().items() if value != ()}
     return make_workload(**{**own, **fields})
+
+
+def workload_of_problem(problem: Problem) -> Workload:
+    """The workload that a plain problem is."""
+    problem.require_features((), "the simulator")
+    axes = axes_of(problem)
+    dims = problem.head_dim, problem.value_head_dim
+    return Workload(axes, problem.heads, problem.kv_heads, problem.batch, *dims, problem.dtype)

@@ -24,13 +24,15 @@ from pydantic_core import PydanticCustomError, core_schema
 from ..families import TARGETS, Family, choose_family, families, families_of, faults_of, find_family
 from ..runtime.config import ANY_HEAD_DIM, OPS, KernelConfig
 from ..runtime.dtypes import DTYPES
+from ..runtime.problem import Problem
+from ..runtime.problem_rules import MAX_EXTENT, Dimension, dimension_faults, head_faults
 from .yaml import YamlPath, did_you_mean, path_text, shown
 
 SPEC_VERSION = 1
 MAX_CONFIGS = 10_000
-MAX_COUNT = 2**30 - 1  # tokens along one dimension, as max_axis_length in gna/axis.h
 
 _DIRECTIONS = {op.removeprefix("gna_"): op for op in OPS}
+_PLANNED_DIRECTIONS = ["forward", "backward"]
 _LIBRARY = re.compile(r"[a-z][a-z0-9_]*")
 
 Fault = tuple[YamlPath, str]
@@ -151,11 +153,11 @@ def _variants() -> list[str]:
 T = TypeVar("T")
 _Axis = Annotated[tuple[T, ...], _Listed(or_one=True)]
 _List = Annotated[tuple[T, ...], _Listed(or_one=False)]
-_Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+_Count = Annotated[int, Field(ge=1, le=MAX_EXTENT)]
 _Rank = Annotated[int, Field(ge=1, le=3)]
 _Arch = Annotated[str, _OneOf("arch", lambda: TARGETS)]
 _Dtype = Annotated[str, _OneOf("dtype", lambda: DTYPES)]
-_Direction = Annotated[str, _OneOf("direction", _available_directions, planned=list(_DIRECTIONS))]
+_Direction = Annotated[str, _OneOf("direction", _available_directions, planned=_PLANNED_DIRECTIONS)]
 _Variant = Annotated[str, _OneOf("variant", _variants)]
 _Version = Annotated[int, PlainValidator(_version), WithJsonSchema({"const": SPEC_VERSION})]
 _Library = Annotated[
@@ -210,28 +212,25 @@ class Shape(_Model):
         _refuse([*self._extent_faults(), *self._head_faults()])
         return self
 
+    def problem(self, **fields: Any) -> Problem:
+        """The problem that the shape is; ``fields`` add to its own, or take their place.
+
+        Raises:
+            ProblemError: they don't fit each other.
+        """
+        own = {name: getattr(self, name) for name in type(self).model_fields}
+        return Problem(**{**own, "causal": self.causal or False, **fields})
+
     def _extent_faults(self) -> Iterator[Fault]:
         # Columns of unequal length end at the shortest: their entry reports the length.
         columns = zip(self.tokens, self.window, self.stride, self.dilation, strict=False)
-        for dim, (tokens, window, stride, dilation) in enumerate(columns):
-            if dilation > tokens:
-                text = f"{dilation} is more than the {tokens} tokens of dimension {dim}; at most {tokens}"
-                yield ("dilation", dim), text
-            elif window * dilation > tokens:
-                spread = f" with dilation {dilation} spans {window * dilation} tokens and" if dilation > 1 else ""
-                text = f"{window}{spread} is more than the {tokens} tokens of dimension {dim}"
-                yield ("window", dim), f"{text}; at most {tokens // dilation}"
-            if stride > window:
-                yield (
-                    ("stride", dim),
-                    f"{stride} is more than the window of dimension {dim}; at most {window}",
-                )
+        for dim, extents in enumerate(columns):
+            for fault in dimension_faults(Dimension(*extents), dim):
+                yield (fault.field, dim), fault.text
 
     def _head_faults(self) -> Iterator[Fault]:
-        if self.heads % self.kv_heads:
-            allowed = f"allowed: a divisor of heads, which is {self.heads}"
-            near = next(n for n in range(min(self.kv_heads, 1000), 0, -1) if self.heads % n == 0)
-            yield ("kv_heads",), f"{self.kv_heads} does not divide heads; {allowed}; did you mean {near}?"
+        for fault in head_faults(self.heads, self.kv_heads):
+            yield (fault.field,), fault.text
 
 
 class KernelEntry(_Model):

@@ -13,7 +13,8 @@ from ..build import abi
 from ..build.library import load_library_table
 from ..runtime.dtypes import DTYPES
 from ..runtime.ops import DTYPE_NAMES
-from .problems import Problem
+from ..runtime.problem import Problem
+from ..runtime.reference import scale_of
 
 _TEXT = 4096
 
@@ -68,7 +69,6 @@ class Kernel:
         self,
         problem: Problem,
         tensors: dict[str, torch.Tensor],
-        scale: float | None = None,
         memory: Callable[[str, int, int], None] = lambda *_: None,
     ) -> None:
         """Runs the kernel.
@@ -76,7 +76,6 @@ class Kernel:
         Args:
             problem: what it computes.
             tensors: ``query``, ``key``, ``value``, ``out`` and ``lse``, of any strides.
-            scale: of the scores; default head_dim ** -0.5.
             memory: hears of the workspace before the kernel runs: name, address, bytes.
 
         Raises:
@@ -89,12 +88,12 @@ class Kernel:
             setattr(described, name, abi.I64x3(*map(int, getattr(problem, name))))
         described.heads, described.kv_heads = problem.heads, problem.kv_heads
         described.head_dim, described.value_head_dim = problem.head_dim, problem.value_head_dim
-        described.scale = problem.head_dim**-0.5 if scale is None else scale
-        held = [self._tensor(tensors[name]) for name in ("query", "key", "value", "out", "lse")]
-        pointers = map(c.pointer, (described, *held, self._host))
-        args = abi.Args(c.sizeof(abi.Args), abi.DEVICE_CPU, 0, 0, 0, *pointers)
+        described.scale = scale_of(problem)
+        roles = {"query": "q", "key": "k", "value": "v", "out": "out", "lse": "lse"}
+        held = {role: self._tensor(tensors[name]) for name, role in roles.items()}
+        args = abi.make_args("gna_forward", described, held, self._host)
         text = c.create_string_buffer(_TEXT)
-        if not self._entry.can_run(c.byref(args), text, _TEXT):
+        if self._entry.can_run(c.byref(args), text, _TEXT):
             raise Refused(text.value.decode(errors="replace"))
         size = self._entry.workspace_bytes(c.byref(args))
         workspace = torch.full((size + 256,), 0xFF, dtype=torch.uint8)

@@ -14,13 +14,10 @@ from ..build.library import read_library
 from ..build_tools.emulator import EmulationError
 from ..errors import InputError
 from ..runtime.config import KernelConfig
+from ..runtime.problem import Problem
 from .counters import WorkCounters, count_work
 from .process import Worker, WorkerError
 from .schedules import Schedule
-
-
-def _per_dim(value: Any, rank: int) -> list[Any]:
-    return list(value) if isinstance(value, Sequence) else [value] * rank
 
 
 class EmulatedKernel:
@@ -79,9 +76,9 @@ class EmulatedKernel:
             EmulationError: the kernel broke a rule, wrote what it must not, or left elements out; the message says
                 where and why.
             WorkerError: its process crashed or hangs.
-            ValueError: it refuses this problem; says why.
+            ValueError: the arguments make no problem, or it refuses this one; says why.
         """
-        rank = query.dim() - 3
+        problem = Problem.of_tensors(query, key, value, kernel_size, stride, dilation, is_causal, scale=scale)
         with tempfile.TemporaryDirectory(prefix="gnaforge-") as folder:
             inputs, outputs = Path(folder) / "inputs.pt", Path(folder) / "outputs.pt"
             torch.save([tensor.detach().clone() for tensor in (query, key, value)], inputs)
@@ -89,11 +86,7 @@ class EmulatedKernel:
                 do="call",
                 inputs=str(inputs),
                 outputs=str(outputs),
-                window=_per_dim(kernel_size, rank),
-                stride=_per_dim(stride, rank),
-                dilation=_per_dim(dilation, rank),
-                causal=_per_dim(is_causal, rank),
-                scale=scale,
+                problem=problem.as_json(),
                 layout=layout,
                 schedule=self.schedule.as_json(self.trace),
             )

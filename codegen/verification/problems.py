@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from math import ceil, prod
+from dataclasses import replace
+from math import ceil
 from random import Random
-from typing import TYPE_CHECKING, Any
 
 from ..families import family_of
-from ..gna.axes import axes as make_axes
+from ..gna.axes import axes_of
 from ..gna.counts import TileCounts, count_tiles
 from ..runtime.config import ANY_HEAD_DIM, KernelConfig
-
-if TYPE_CHECKING:
-    import torch
+from ..runtime.problem import PlainAxis, Problem
 
 # One visited pair of tiles takes the emulator 2 to 5 ms. So many hold a small problem for two K/V heads.
 EMULATED_TILES = 300
@@ -25,92 +22,23 @@ _CTAS = 2 * EMULATED_PROCESSORS  # at once, at most
 _REFERENCE_PAIRS = 2**26
 
 
-@dataclass(frozen=True)
-class Problem:
-    """One attention problem.
-
-    Q is [batch, *tokens, heads, head_dim]; K and V have ``kv_heads`` heads; V and the output have
-    ``value_head_dim`` channels.
-    """
-
-    tokens: tuple[int, ...]
-    window: tuple[int, ...]
-    stride: tuple[int, ...]
-    dilation: tuple[int, ...]
-    causal: tuple[bool, ...]
-    batch: int = 1
-    heads: int = 1
-    kv_heads: int = 1
-    head_dim: int = 8
-    value_head_dim: int = 8
-
-    @property
-    def pattern(self) -> tuple[tuple[int, ...], ...]:
-        """(window, stride, dilation, causal)."""
-        return self.window, self.stride, self.dilation, self.causal
-
-    @property
-    def axes(self) -> list[tuple[int, int, int, int, bool]]:
-        """(length, window, stride, dilation, causal) of each token dimension."""
-        return list(zip(self.tokens, *self.pattern, strict=True))
-
-    def tensors(self, seed: int, dtype: torch.dtype | None = None) -> tuple[torch.Tensor, ...]:
-        """Q, K and V with normally distributed elements; float32 by default."""
-        import torch
-
-        generator = torch.Generator().manual_seed(seed)
-        shapes = (
-            (self.heads, self.head_dim),
-            (self.kv_heads, self.head_dim),
-            (self.kv_heads, self.value_head_dim),
-        )
-        return tuple(
-            torch.randn(self.batch, *self.tokens, *shape, generator=generator).to(dtype or torch.float32)
-            for shape in shapes
-        )
-
-    def as_json(self) -> dict[str, Any]:
-        """The fields, for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Problem:
-        """What `as_json` gave."""
-        values: dict[str, Any] = {f.name: tuple(v) if isinstance(v := data[f.name], list) else v for f in fields(cls)}
-        return cls(**values)
-
-    def options(self) -> str:
-        """The options of the command line that give this problem."""
-
-        def listed(values: Sequence[int]) -> str:
-            return ",".join(str(int(value)) for value in values)
-
-        given = [f"--tokens {listed(self.tokens)}", f"--window {listed(self.window)}"]
-        given += [f"--stride {listed(self.stride)}"] if set(self.stride) != {1} else []
-        given += [f"--dilation {listed(self.dilation)}"] if set(self.dilation) != {1} else []
-        given += [f"--causal {listed(self.causal)}"] if any(self.causal) else []
-        given += [f"--heads {self.heads}"] if self.heads > 1 else []
-        given += [f"--kv-heads {self.kv_heads}"] if self.kv_heads != self.heads else []
-        given += [f"--batch {self.batch}"] if self.batch > 1 else []
-        return " ".join(given)
-
-    def tile_counts(self, config: KernelConfig) -> TileCounts:
-        """Tiles of one batch entry and head, by the simulator's model of the kernel."""
-        axes = make_axes(self.tokens, self.window, self.stride, self.dilation, self.causal)
-        counts = count_tiles(axes, config.q_tile, config.kv_tile)
-        padded = family_of(config).padding.padded_columns(config.kv_columns) > config.kv_columns
-        return replace(counts, interior=0) if padded else counts  # padding is masked in every tile
+def tile_counts(problem: Problem, config: KernelConfig) -> TileCounts:
+    """Tiles of one batch entry and head, by the simulator's model of the kernel."""
+    counts = count_tiles(axes_of(problem), config.q_tile, config.kv_tile)
+    padded = family_of(config).padding.padded_columns(config.kv_columns) > config.kv_columns
+    return replace(counts, interior=0) if padded else counts  # padding is masked in every tile
 
 
-def with_head_dims(problem: Problem, config: KernelConfig) -> Problem:
-    """The problem with the head dims of a kernel, where those are fixed."""
+def for_kernel(problem: Problem, config: KernelConfig) -> Problem:
+    """The problem with the dtype of a kernel, and with its head dims where those are fixed."""
+    problem = replace(problem, dtype=config.dtype)
     if config.head_dim == ANY_HEAD_DIM:
         return problem
     return replace(problem, head_dim=config.head_dim, value_head_dim=config.value_head_dim or config.head_dim)
 
 
-def random_axis(rng: Random, max_length: int, min_window: int = 1) -> tuple[int, int, int, int, bool]:
-    """(length, window, stride, dilation, causal) of a token dimension.
+def random_axis(rng: Random, max_length: int, min_window: int = 1) -> PlainAxis:
+    """A token dimension.
 
     Edge cases get far more than their share: length 1, window 1 and as large as fits, stride 1 and equal to
     the window, small dilations and as large as fit, groups of unequal length.
@@ -121,7 +49,7 @@ def random_axis(rng: Random, max_length: int, min_window: int = 1) -> tuple[int,
     widest = length // dilation
     window = rng.choice((min_window, widest, *[rng.randint(min_window, widest)] * 4))
     stride = rng.choice((1, window, *[rng.randint(1, window)] * 3))
-    return length, window, stride, dilation, rng.random() < 0.3
+    return PlainAxis(length, window, stride, dilation, rng.random() < 0.3)
 
 
 def random_problem(rng: Random, rank: int | None = None, max_tokens: int = 256, min_window: int = 1) -> Problem:
@@ -157,7 +85,7 @@ def widened(problem: Problem, config: KernelConfig, rng: Random) -> Problem:
     window = tuple(max(n - rng.randint(0, 1), 1) for n in tokens)
     one = (1,) * config.rank
     wide = replace(problem, tokens=tokens, window=window, stride=one, dilation=one, causal=(False,) * config.rank)
-    counts = wide.tile_counts(config)
+    counts = tile_counts(wide, config)
     heads = max(problem.heads, _CTAS // (problem.batch * counts.q_tiles) + 1)
     heads = -(-heads // problem.kv_heads) * problem.kv_heads
     return replace(wide, heads=heads, window=wide.window if counts.interior else tokens)
@@ -170,7 +98,7 @@ def random_problem_for(config: KernelConfig, seed: int, max_tokens: int = 400) -
     """
     rng = Random(f"{config.key} {seed}")
     problem = random_problem(rng, config.rank, max_tokens)
-    return with_head_dims(widened(problem, config, rng) if seed % 3 == 0 else problem, config)
+    return for_kernel(widened(problem, config, rng) if seed % 3 == 0 else problem, config)
 
 
 def cut_down(problem: Problem, config: KernelConfig, most_tiles: int = EMULATED_TILES) -> Problem:
@@ -185,9 +113,9 @@ def cut_down(problem: Problem, config: KernelConfig, most_tiles: int = EMULATED_
 
     def small_enough(of: Problem) -> bool:
         times = of.batch * of.heads
-        if times * prod(of.tokens) ** 2 > _REFERENCE_PAIRS:
+        if times * of.token_count**2 > _REFERENCE_PAIRS:
             return False
-        return times * of.tile_counts(config).visited <= most_tiles
+        return times * tile_counts(of, config).visited <= most_tiles
 
     if small_enough(problem):
         return problem

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.config import KernelConfig
+from ..runtime.problem import Problem
 from .counters import WorkCounters, count_work
-from .problems import Problem
+from .problems import tile_counts
 from .process import Worker, WorkerError
 from .schedules import Schedule
 
@@ -251,7 +252,7 @@ class Verifier:
         if not found.counters.tiles:
             return
         problem = found.problem
-        per_head = problem.tile_counts(self.result.config)
+        per_head = tile_counts(problem, self.result.config)
         times = problem.batch * problem.heads
         found.model = {"visited": times * per_head.visited, "interior": times * per_head.interior}
         counted = {"visited": found.counters.tiles, "interior": found.counters.interior_tiles}

@@ -22,12 +22,13 @@ from ..build_tools.emulator.library import LaunchOptions
 from ..build_tools.emulator.module import ORDERS, TIMINGS
 from ..families import family_of
 from ..runtime.config import KernelConfig
-from ..runtime.dtypes import DTYPES
-from ..runtime.reference import Pattern, attention, error_bound
+from ..runtime.op_table import FORWARD
+from ..runtime.problem import Problem
+from ..runtime.reference import attention, error_bound
 from .contract import Kernel, Refused
 from .counters import OLDER_EMULATOR, REPORTED
 from .layouts import Guarded, guarded
-from .problems import EMULATED_PROCESSORS, Problem
+from .problems import EMULATED_PROCESSORS
 
 Json = dict[str, Any]
 
@@ -91,12 +92,11 @@ class Emulator:
 
 
 @lru_cache(maxsize=4)
-def _expected(problem: Problem, dtype: str, seed: int, rounds: bool) -> tuple[Any, Any, Any]:
+def _expected(problem: Problem, seed: int, rounds: bool) -> tuple[Any, Any, Any]:
     """Inputs, exact results, and how far a kernel may be from them."""
-    q, k, v = problem.tensors(seed, DTYPES[dtype].torch)
-    pattern = Pattern(problem.window, problem.stride, problem.dilation, problem.causal)
-    exact = attention(q, k, v, pattern)
-    return (q, k, v), exact, error_bound(q, k, v, pattern, exact, rounds_probabilities=rounds)
+    q, k, v = FORWARD.random_inputs(problem, seed).values()
+    exact = attention(problem, q, k, v)
+    return (q, k, v), exact, error_bound(problem, q, k, v, exact, rounds_probabilities=rounds)
 
 
 def _allocate(problem: Problem, inputs: Any, layout: str) -> dict[str, Guarded]:
@@ -214,7 +214,7 @@ class Server:
         before = {name: one.clone() for name, one in _inputs(memory).items()}
         start = time.perf_counter()
         try:
-            self.kernel.call(problem, tensors, request.get("scale"), announce)
+            self.kernel.call(problem, tensors, announce)
         except RuntimeError as error:
             said = self.emulator.report()["messages"] if self.emulator else []
             raise Failure("emulator" if said else "launch", "\n".join(said) or str(error)) from error
@@ -228,8 +228,8 @@ class Server:
         return {}
 
     def _exact(self, request: Json) -> tuple[Any, Any, Any]:
-        rounds = self.family.rounds_probabilities
-        return _expected(Problem.from_json(request["problem"]), self.config.dtype, request["seed"], rounds)
+        rounds = self.config.arch != "cpu"  # tensor cores take probabilities in 16 bits
+        return _expected(Problem.from_json(request["problem"]), request["seed"], rounds)
 
     def verify(self, request: Json) -> Json:
         """Runs the kernel on a ``problem`` with data of ``seed`` in a ``layout``, and compares with exact attention."""
@@ -252,16 +252,7 @@ class Server:
     def call(self, request: Json) -> Json:
         """Runs the kernel on tensors in a file, and leaves its results in another: for the pytest fixture."""
         q, k, v = torch.load(request["inputs"], weights_only=True)
-        pattern = {name: tuple(request[name]) for name in ("window", "stride", "dilation", "causal")}
-        problem = Problem(
-            tuple(q.shape[1:-2]),
-            **pattern,
-            batch=q.shape[0],
-            heads=q.shape[-2],
-            kv_heads=k.shape[-2],
-            head_dim=q.shape[-1],
-            value_head_dim=v.shape[-1],
-        )
+        problem = Problem.from_json(request["problem"])
         memory = _allocate(problem, (q, k, v), request["layout"])
         counted = self._run(problem, memory, request)
         torch.save(tuple(memory[name].tensor.contiguous() for name in ("out", "lse")), request["outputs"])

@@ -19,7 +19,7 @@ import abi
 import oracle
 import torch
 from gnaforge.runtime.config import KernelConfig
-from gnaforge.runtime.reference import Pattern, attention, attention_of_query, error_bound, visible, windows
+from gnaforge.runtime.reference import attention, error_bound, query_sample, scale_of, visible, windows
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 LAYOUTS = ("heads last", "heads first", "packed", "padded channels", "every second token")
@@ -94,7 +94,6 @@ def call(
     tensors: Sequence[torch.Tensor],
     out: torch.Tensor,
     lse: torch.Tensor,
-    scale: float | None = None,
 ) -> None:
     """Runs a kernel on the current stream.
 
@@ -103,17 +102,17 @@ def call(
     """
     q = tensors[0]
     rank = len(problem.tokens)
-    columns = [abi.I64x3(*values) for values in (problem.tokens, *problem.pattern)]
+    columns = [abi.I64x3(*column) for column in zip(*problem.axes, strict=True)]
     sizes = (problem.heads, problem.kv_heads, problem.head_dim, problem.value_head_dim)
-    factor = problem.head_dim**-0.5 if scale is None else scale
-    asked = abi.Problem(c.sizeof(abi.Problem), rank, problem.batch, *columns, *sizes, factor)
+    factor = scale_of(problem)
+    asked = abi.Problem(c.sizeof(abi.Problem), rank, problem.batch, *sizes, factor, *columns)
     host = abi.Host(c.sizeof(abi.Host), 1)
     on_gpu = q.device.type == "cuda"
-    views = [c.pointer(abi.view(x)) for x in (*tensors, out)]
-    args = abi.Args(abi.SIZE_1_0, int(on_gpu), q.device.index or 0, 0, 0, c.pointer(asked), *views)
-    args.log_sum_exp, args.host = c.pointer(abi.view_lse(lse)), c.pointer(host)
+    views = {name: abi.view(x) for name, x in zip(("q", "k", "v", "out"), (*tensors, out), strict=True)}
+    args = abi.make_args("gna_forward", asked, {**views, "lse": abi.view_lse(lse)}, host, q.device.type)
+    args.device_index = q.device.index or 0
     text = c.create_string_buffer(1024)
-    if not entry.can_run(c.byref(args), text, len(text)):
+    if entry.can_run(c.byref(args), text, len(text)):
         raise Wrong(f"refused: {text.value.decode()}")
     workspace = torch.empty(max(1, entry.workspace_bytes(c.byref(args))), dtype=torch.uint8, device=q.device)
     stream = torch.cuda.current_stream(q.device).cuda_stream if on_gpu else None
@@ -130,11 +129,11 @@ def results(problem: oracle.Problem, dtype: torch.dtype, device: str, layout: st
 
 
 def attend(
-    entry: abi.Entry, problem: oracle.Problem, tensors: Sequence[torch.Tensor], layout: str = "", scale: Any = None
+    entry: abi.Entry, problem: oracle.Problem, tensors: Sequence[torch.Tensor], layout: str = ""
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Output and log-sum-exp of a kernel; nothing else may be written."""
     out, lse = results(problem, tensors[0].dtype, str(tensors[0].device), layout)
-    call(entry, problem, tensors, out.view, lse.view, scale)
+    call(entry, problem, tensors, out.view, lse.view)
     out.check_rest("output")
     lse.check_rest("log-sum-exp")
     return out.view, lse.view
@@ -257,9 +256,8 @@ def check_problem(
     made = inputs(problem, DTYPES[config.dtype], device, layout, seed)
     tensors = [memory.view for memory in made]
     got = attend(entry, problem, tensors, layout)
-    pattern = Pattern(*problem.pattern)
-    exact = attention(*tensors, pattern)
-    found = shares(got, exact, bounds(*tensors, pattern, exact))
+    exact = attention(problem, *tensors)
+    found = shares(got, exact, bounds(problem, *tensors, exact))
     if max(found) > 1:
         raise Wrong(f"errors take {found[0]:.3g} of the output's bound and {found[1]:.3g} of the log-sum-exp's")
     for _ in range(repeats):
@@ -290,16 +288,11 @@ def check_samples(
     rng = Random(0)
     tokens = [(0,) * len(problem.tokens), tuple(n - 1 for n in problem.tokens)]
     tokens += [tuple(rng.randrange(n) for n in problem.tokens) for _ in range(samples)]
-    pattern = Pattern(*problem.pattern)
-    u = torch.finfo(q.dtype).eps / 2
     worst = 0.0
     for batch in {0, problem.batch - 1}:
         for token in tokens:
             at = (batch, *token)
-            exact = attention_of_query(q, k, v, pattern, at)
-            magnitude, _ = attention_of_query(q, k, v.abs(), pattern, at)
-            limits = error_bound(q[at], k[at], v[at], pattern, exact)
-            limits = limits[0] + 2 * u * magnitude + 2.0**-16, limits[1] + 2.0**-16
+            exact, limits = query_sample(problem, q, k, v, at, rounds_probabilities=True)
             got = out[at], lse[at]
             worst = max(worst, *shares(got, exact, limits))
             if worst > 1:

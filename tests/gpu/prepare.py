@@ -16,6 +16,7 @@ from gnaforge.build.core import core_path
 from gnaforge.build.link import build, library_path
 from gnaforge.plan import Plan, plan
 from gnaforge.runtime.config import KernelConfig
+from gnaforge.runtime.problem import Problem
 from gnaforge.spec import load_spec
 from sm90_kernels import CONFIGS
 
@@ -43,17 +44,15 @@ def _problems() -> list[dict[str, object]]:
     """
 
     def dense(kernel: str, tokens: int = 16384, heads: int = 16) -> dict[str, object]:
-        head_dim = KernelConfig.parse(kernel).head_dim
-        return {"tokens": [tokens], "window": [tokens], "heads": heads, "head_dim": head_dim, "kernel": kernel}
+        problem = Problem(tokens, tokens, heads=heads, head_dim=KernelConfig.parse(kernel).head_dim)
+        return {**problem.as_json(), "kernel": kernel}
 
     first = [key for key in DENSE_KERNELS if KernelConfig.parse(key).head_dim == 128]
     found = [*map(dense, first), dense(first[0], 75600, 24)]
     for name in PRESETS:
         for entry in load_spec(name).kernels:
             for shape in entry.shapes:
-                fields = ("tokens", "window", "stride", "dilation", "heads", "kv_heads", "batch")
-                row = {field: getattr(shape, field) for field in fields}
-                found.append({**row, "causal": [int(x) for x in shape.causal], "head_dim": entry.head_dim[0]})
+                found.append(shape.problem(head_dim=entry.head_dim[0]).as_json())
     return found + [dense(key) for key in DENSE_KERNELS if key not in first]
 
 

@@ -28,6 +28,8 @@ from paths import FACTS, HERE, LIBRARY, set_up
 set_up()
 
 from gnaforge.runtime.config import KernelConfig  # noqa: E402
+from gnaforge.runtime.problem import Problem  # noqa: E402
+from gnaforge.verification.problems import for_kernel  # noqa: E402
 
 Job = dict[str, Any]
 _FAR = 2**31 + 64  # elements
@@ -45,10 +47,9 @@ def _dense(rank: int, large: bool) -> list[int]:
 
 def _problem(
     tokens: list[int], window: list[int], batch: int, heads: int, kv_heads: int, config: KernelConfig
-) -> list[Any]:
-    one = [1] * len(tokens)
-    value_dim = config.value_head_dim or config.head_dim
-    return [tokens, window, one, one, [False] * len(tokens), batch, heads, kv_heads, config.head_dim, value_dim]
+) -> dict[str, Any]:
+    problem = Problem(tokens, window, batch=batch, heads=heads, kv_heads=kv_heads)
+    return for_kernel(problem, config).as_json()
 
 
 def jobs_of(keys: list[str], problems: int, large: bool, first: int) -> Iterator[Job]:

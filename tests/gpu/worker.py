@@ -27,6 +27,7 @@ import torch  # noqa: E402
 from gnaforge.runtime import core  # noqa: E402
 from gnaforge.runtime.config import KernelConfig  # noqa: E402
 from gnaforge.runtime.ops import neighborhood_attention  # noqa: E402
+from gnaforge.verification.problems import for_kernel  # noqa: E402
 
 Answer = dict[str, Any]
 
@@ -70,16 +71,16 @@ class Worker:
             raise checks.Wrong(f"{error}; {layout}; {problem}") from None
         return {"out": found[0], "lse": found[1]}
 
-    def given(self, kernel: str, problem: list[Any], layout: str, repeats: int = 0, poison: bool = False) -> Answer:
+    def given(self, kernel: str, problem: Answer, layout: str, repeats: int = 0, poison: bool = False) -> Answer:
         """A problem that is written down."""
-        whole = oracle.Problem(*(tuple(x) if isinstance(x, list) else x for x in problem))
+        whole = oracle.Problem.from_json(problem)
         config = self.config(kernel)
         found = checks.check_problem(self.entries[kernel], config, whole, layout, self.device, 0, repeats, poison)
         return {"out": found[0], "lse": found[1]}
 
-    def large(self, kernel: str, problem: list[Any], samples: int = 30) -> Answer:
+    def large(self, kernel: str, problem: Answer, samples: int = 30) -> Answer:
         """Contiguous tensors, of which some queries are checked."""
-        whole = oracle.Problem(*(tuple(x) if isinstance(x, list) else x for x in problem))
+        whole = oracle.Problem.from_json(problem)
         dtype = checks.DTYPES[self.config(kernel).dtype]
         start = (whole.batch, *whole.tokens)
         shapes = [
@@ -106,11 +107,8 @@ class Worker:
         """Batch entries ``stride`` elements apart. Pages that nobody touches cost nothing on a CPU."""
         config = self.config(kernel)
         tokens = {1: (70,), 2: (9, 11), 3: (5, 6, 7)}[config.rank]
-        one = (1,) * config.rank
-        problem = oracle.Problem(
-            tokens, tuple(n // 2 + 1 for n in tokens), one, one, (False,) * config.rank, 2, 2, 2,
-            config.head_dim, config.value_head_dim or config.head_dim,
-        )  # fmt: skip
+        half = tuple(n // 2 + 1 for n in tokens)
+        problem = for_kernel(oracle.Problem(tokens, half, batch=2, heads=2), config)
         dims = (problem.head_dim, problem.head_dim, problem.value_head_dim, problem.value_head_dim)
         dtype = checks.DTYPES[config.dtype]
         views = []
@@ -132,12 +130,10 @@ class Worker:
     def against_sdpa(self, kernel: str, tokens: list[int], heads: int) -> Answer:
         """Dense attention: errors against float64, ours beside torch's SDPA on the same data."""
         config = self.config(kernel)
-        one, no = (1,) * config.rank, (False,) * config.rank
-        problem = oracle.Problem(tuple(tokens), tuple(tokens), one, one, no, 1, heads, heads, config.head_dim,
-                                 config.value_head_dim or config.head_dim)  # fmt: skip
+        problem = for_kernel(oracle.Problem(tokens, tokens, heads=heads), config)
         tensors = [m.view for m in checks.inputs(problem, checks.DTYPES[config.dtype], self.device, "", 0)]
         ours, _ = checks.attend(self.entries[kernel], problem, tensors)
-        exact, _ = checks.attention(*tensors, checks.Pattern(*problem.pattern))
+        exact, _ = checks.attention(problem, *tensors)
         q, k, v = (x.flatten(1, -3).transpose(1, 2) for x in tensors)
         theirs = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(exact.shape)
         rms = [float((x.double() - exact).square().mean().sqrt()) for x in (ours, theirs)]
@@ -160,8 +156,9 @@ class Worker:
     def operator(self, kernel: str) -> Answer:
         """The operator gives what the kernel gives; without a name, a kernel is found as well."""
         tensors, attend = self._operands(kernel)
-        exact = checks.attention(*tensors, self._pattern(kernel))
-        found = checks.shares(attend(*tensors), exact, checks.bounds(*tensors, self._pattern(kernel), exact))
+        problem = oracle.Problem.of_tensors(*tensors, 5)
+        exact = checks.attention(problem, *tensors)
+        found = checks.shares(attend(*tensors), exact, checks.bounds(problem, *tensors, exact))
         if max(found) > 1:
             raise checks.Wrong(f"errors take {max(found):.3g} of their bound")
         if self.device == "cuda":
@@ -169,10 +166,6 @@ class Worker:
             if not chosen.isfinite().all():
                 raise checks.Wrong("the kernel that dispatch chose gives no finite numbers")
         return {"share": max(found)}
-
-    def _pattern(self, kernel: str) -> Any:
-        rank = self.config(kernel).rank
-        return checks.Pattern((5,) * rank, (1,) * rank, (1,) * rank, (False,) * rank)
 
     def stream(self, kernel: str) -> Answer:
         """The kernel runs on the current stream: after what is queued there before it, on which its input depends."""

@@ -1,0 +1,143 @@
+"""What each op reads and writes, exactly and within which bounds. Verification, benchmarks and callers of the contract
+loop over this table: none of them knows a tensor of an op by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+
+from .dtypes import DTYPES
+from .problem import Problem
+from .reference import attention, error_bound, query_sample
+
+Tensors = Mapping[str, torch.Tensor]
+"""Tensors by role."""
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a tensor is to an op, as gnaforge_role in abi.h: heads-last, [batch, *tokens, heads, channels].
+
+    Attributes:
+        name: that of the role, in lower case.
+        title: for people.
+        side: whose tokens and heads it has: ``q`` or ``kv``.
+        channels: the field of `Problem` that counts them; None: it has none.
+        element: its dtype; empty: the problem's.
+    """
+
+    name: str
+    title: str
+    side: Literal["q", "kv"]
+    channels: Literal["head_dim", "value_head_dim"] | None
+    element: str = ""
+
+    def shape(self, problem: Problem) -> tuple[int, ...]:
+        """Its extents in a problem."""
+        tokens = problem.tokens if self.side == "q" else problem.kv_tokens or problem.tokens
+        channels = () if self.channels is None else (int(getattr(problem, self.channels)),)
+        return (problem.batch, *tokens, self.heads(problem), *channels)
+
+    def heads(self, problem: Problem) -> int:
+        """Its heads in a problem."""
+        return problem.heads if self.side == "q" else problem.kv_heads
+
+    def dtype(self, problem: Problem) -> torch.dtype:
+        """The type of its elements in a problem."""
+        return DTYPES[self.element or problem.dtype].torch
+
+
+class Bound(Protocol):
+    """How far a kernel's results may be from the exact ones, elementwise, by role."""
+
+    def __call__(
+        self, problem: Problem, inputs: Tensors, exact: Tensors, *, rounds_probabilities: bool
+    ) -> dict[str, torch.Tensor]: ...
+
+
+class Sample(Protocol):
+    """Exact results and bounds at one query, a batch entry and a token, of a problem of any size, by role."""
+
+    def __call__(
+        self, problem: Problem, inputs: Tensors, at: Sequence[int], *, rounds_probabilities: bool
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]: ...
+
+
+@dataclass(frozen=True)
+class Op:
+    """One op.
+
+    Attributes:
+        name: as `KernelConfig.op` has it.
+        inputs, outputs: the roles of what it reads and writes, in the order of gnaforge_role.
+        exact: its results in float64, of a problem and its inputs.
+        bound, sample: see `Bound` and `Sample`.
+        flop: floating-point operations per visible pair of a query and a key, all heads of all batch entries together.
+    """
+
+    name: str
+    inputs: tuple[Role, ...]
+    outputs: tuple[Role, ...]
+    exact: Callable[[Problem, Tensors], dict[str, torch.Tensor]]
+    bound: Bound
+    sample: Sample
+    flop: Callable[[Problem], float]
+
+    def random_inputs(
+        self, problem: Problem, seed: int = 0, device: torch.device | str = "cpu"
+    ) -> dict[str, torch.Tensor]:
+        """Inputs with normally distributed elements, by role; the same for equal arguments."""
+        generator = torch.Generator(device).manual_seed(seed)
+        return {
+            role.name: torch.randn(role.shape(problem), generator=generator, device=device).to(role.dtype(problem))
+            for role in self.inputs
+        }
+
+
+Q = Role("q", "query", "q", "head_dim")
+K = Role("k", "key", "kv", "head_dim")
+V = Role("v", "value", "kv", "value_head_dim")
+OUT = Role("out", "output", "q", "value_head_dim")
+LSE = Role("lse", "LSE", "q", None, "fp32")
+
+
+def _forward(problem: Problem, inputs: Tensors) -> dict[str, torch.Tensor]:
+    return _named(attention(problem, inputs["q"], inputs["k"], inputs["v"]))
+
+
+def _forward_bound(
+    problem: Problem, inputs: Tensors, exact: Tensors, *, rounds_probabilities: bool
+) -> dict[str, torch.Tensor]:
+    qkv = inputs["q"], inputs["k"], inputs["v"]
+    pair = exact["out"], exact["lse"]
+    return _named(error_bound(problem, *qkv, pair, rounds_probabilities=rounds_probabilities))
+
+
+def _forward_sample(
+    problem: Problem, inputs: Tensors, at: Sequence[int], *, rounds_probabilities: bool
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    qkv = inputs["q"], inputs["k"], inputs["v"]
+    exact, bounds = query_sample(problem, *qkv, at, rounds_probabilities=rounds_probabilities)
+    return _named(exact), _named(bounds)
+
+
+def _named(pair: tuple[torch.Tensor, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {"out": pair[0], "lse": pair[1]}
+
+
+def _forward_flop(problem: Problem) -> float:
+    """Q K^T and P V."""
+    return 2.0 * problem.batch * problem.heads * (problem.head_dim + problem.value_head_dim)
+
+
+OPS: dict[str, Op] = {
+    op.name: op
+    for op in (Op("gna_forward", (Q, K, V), (OUT, LSE), _forward, _forward_bound, _forward_sample, _forward_flop),)
+}
+"""The ops by name."""
+
+FORWARD = OPS["gna_forward"]

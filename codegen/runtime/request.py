@@ -1,0 +1,136 @@
+"""`Request`: what a call needs of a kernel, and the one place that says whether a kernel serves it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .config import ANY_HEAD_DIM, KernelConfig
+from .dtypes import dtype_name
+from .problem import Problem
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a call needs of a kernel, as far as a kernel's key can tell; ``problem`` and ``key`` say more if known.
+
+    Attributes:
+        device: ``cpu`` or ``cuda``; ``device_index`` says which.
+        q_tile, kv_tile: the tiles that the call asks for, if it does.
+        key: the kernel that the call is pinned to, or empty.
+        problem: the call's problem; None while torch traces with sizes that aren't numbers.
+    """
+
+    op: str
+    rank: int
+    dtype: str
+    head_dim: int
+    value_head_dim: int
+    device: str
+    q_tile: tuple[int, ...] | None = None
+    kv_tile: tuple[int, ...] | None = None
+    device_index: int = 0
+    key: str = ""
+    problem: Problem | None = None
+
+    @classmethod
+    def of_problem(cls, op: str, problem: Problem, device: str, **further: Any) -> Request:
+        """The request of a call with this problem; ``further`` are fields that it doesn't say."""
+        dims = problem.head_dim, problem.value_head_dim
+        return cls(op, problem.rank, problem.dtype, *dims, device, problem=problem, **further)
+
+    def __str__(self) -> str:
+        value = f" (value {self.value_head_dim})" if self.value_head_dim != self.head_dim else ""
+        return f"rank {self.rank}, {self.dtype}, head_dim {self.head_dim}{value}, on {self.device}"
+
+    def register_call(self) -> str:
+        """The call that registers a kernel for it: the same text that the core's errors end with."""
+        if self.key:
+            return f'gnaforge.register("{self.key}")'
+        fields = [f"rank={self.rank}", f"head_dim={self.head_dim}"]
+        if self.value_head_dim != self.head_dim:
+            fields.append(f"value_head_dim={self.value_head_dim}")
+        fields.append(f'dtype="{self.dtype}"')
+        if self.device == "cpu":
+            fields.append('arch="cpu"')
+        if self.problem is not None:
+            fields += self.problem.register_arguments()
+        return f"gnaforge.register({', '.join(fields)})"
+
+
+def request_of(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pattern: Sequence[int], pinned: str = ""
+) -> Request:
+    """The request that a forward call with these tensors makes; ``pattern`` is window, stride, dilation, causal.
+
+    Raises:
+        ProblemError: the tensors and the pattern make no problem.
+    """
+    rank = len(pattern) // 4
+    sizes = (*query.shape, *key.shape, value.shape[-1])
+    problem = None
+    if all(type(size) is int and size for size in sizes):  # a size may be a symbol while torch traces, and 0
+        window, stride, dilation, causal = (tuple(pattern[i * rank : (i + 1) * rank]) for i in range(4))
+        problem = Problem.of_tensors(query, key, value, window, stride, dilation, tuple(map(bool, causal)))
+    return Request(
+        "gna_forward",
+        rank,
+        dtype_name(query.dtype),
+        int(query.shape[-1]),
+        int(value.shape[-1]),
+        query.device.type,
+        device_index=query.device.index or 0,
+        key=pinned,
+        problem=problem,
+    )
+
+
+def refusal(
+    config: KernelConfig, device: str, request: Request, *, emulated: bool = False, features: Collection[str] = ()
+) -> str:
+    """Why a kernel can't serve a request, as far as is known without asking it; empty if it may.
+
+    Args:
+        config: the kernel.
+        device: ``cpu`` or ``cuda``: where its tensors must be.
+        request: what is asked for.
+        emulated: whether it is a GPU kernel that runs on the emulator.
+        features: what it has beyond plain GNA, of `problem.FEATURES`.
+    """
+    if request.key:
+        return "" if config.key == request.key else f"{request.key} is asked for"
+    if emulated:
+        return "emulated, runs only when named"
+    if device != request.device:
+        return f"takes {device} tensors"
+    for name in request.problem.features() if request.problem is not None else ():
+        if name not in features:
+            return f"does not have the feature {name}"
+    return mismatch(
+        config,
+        op=request.op,
+        rank=request.rank,
+        dtype=request.dtype,
+        head_dim=request.head_dim,
+        value_head_dim=request.value_head_dim,
+        q_tile=request.q_tile,
+        kv_tile=request.kv_tile,
+        output_dtype=request.dtype,
+    )
+
+
+def mismatch(config: KernelConfig, **wanted: Any) -> str:
+    """Why a kernel's key is not of the kind that is wanted, by field of `KernelConfig`; None leaves a field open. Empty
+    if it is. Head dims are numbers, also those of values."""
+    own = {name: getattr(config, name) for name in wanted}
+    if "value_head_dim" in own:
+        own["value_head_dim"] = config.value_head_dim or config.head_dim
+    for name, value in wanted.items():
+        is_open = value is None or (name in ("head_dim", "value_head_dim") and own[name] == ANY_HEAD_DIM)
+        if not is_open and own[name] != value:
+            return f"{name} is {own[name]}, not {value}"
+    return ""
