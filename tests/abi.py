@@ -6,13 +6,13 @@ import ctypes as c
 import os
 
 import torch
-from gnaforge.build.abi import Args as Args1_0, Entry, Host, I64x3, Library, Problem, Tensor
+from gnaforge.build.abi import Args as Args1_0, Entry, Host, I64x3, Library, Problem, Tensor, make_args
 from gnaforge.runtime.dtypes import DTYPES
 from gnaforge.runtime.ops import DTYPE_NAMES
 
 SIZE_1_0 = c.sizeof(Args1_0)
 
-__all__ = ["SIZE_1_0", "Args", "Entry", "Host", "I64x3", "Problem", "entries", "view", "view_lse"]
+__all__ = ["SIZE_1_0", "Args", "Entry", "Host", "I64x3", "Problem", "entries", "make_args", "view", "view_lse"]
 
 
 class Args(Args1_0):

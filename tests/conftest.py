@@ -27,6 +27,8 @@ def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = root / "gnaforge-cache"
     os.environ["GNAFORGE_CACHE_DIR"] = str(folder)
     os.environ.pop("GNAFORGE_CACHE_PATH", None)
+    # Graphs that torch kept of an operator know its schema of then.
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(root / "inductor-cache")
     os.environ["GNAFORGE_JIT"] = "never"  # a test that misses a kernel shall fail, not build one
     yield folder
 

@@ -10,7 +10,7 @@ import gnaforge
 import oracle
 import pytest
 import torch
-from abi import SIZE_1_0, Args, Entry, Host, I64x3, Problem, entries, view, view_lse
+from abi import SIZE_1_0, Args, Entry, Host, I64x3, Problem, entries, make_args, view, view_lse
 from gnaforge.build.identity import LIBRARY_FILE
 from gnaforge.build.kernels import build_kernels
 from kernel_set import cpu_config
@@ -31,33 +31,24 @@ def entry(kernel_set: None) -> Entry:
 PROBLEM = oracle.Problem((9, 10), (5, 3), (2, 1), (1, 2), (False, True), heads=4, kv_heads=2)
 
 
-def make_args(change: Callable[[Args], object] = lambda args: None) -> tuple[Args, Any]:
+def call_of(change: Callable[[Args], object] = lambda args: None) -> tuple[Args, Any]:
     """Arguments of PROBLEM, and the tensors that they point to."""
     q, k, v = PROBLEM.tensors(0)
     out, lse = torch.full((*q.shape[:-1], 8), torch.nan), torch.full(q.shape[:-1], torch.nan)
     columns = [I64x3(*x) for x in (PROBLEM.tokens, *PROBLEM.pattern)]
-    problem = Problem(c.sizeof(Problem), 2, 1, *columns, 4, 2, 8, 8, 8**-0.5)
-    views = [c.pointer(view(x)) for x in (q, k, v, out)]
-    host = Host(c.sizeof(Host), 1)
-    args = Args(
-        SIZE_1_0,
-        0,
-        0,
-        0,
-        0,
-        c.pointer(problem),
-        *views,
-        c.pointer(view_lse(lse)),
-        c.pointer(host),
-    )
+    problem = Problem(c.sizeof(Problem), 2, 1, 4, 2, 8, 8, 8**-0.5, *columns)
+    views = {name: view(x) for name, x in (("q", q), ("k", k), ("v", v), ("out", out))}
+    made = make_args("gna_forward", problem, {**views, "lse": view_lse(lse)}, Host(c.sizeof(Host), 1))
+    args = Args.from_buffer_copy(bytes(made) + bytes(c.sizeof(Args) - SIZE_1_0))
+    args.made = made  # keeps what it points to alive
     change(args)
     return args, (q, k, v, out, lse)
 
 
 def refusal(entry: Entry, change: Callable[[Args], object]) -> str:
-    args, tensors = make_args(change)
+    args, tensors = call_of(change)
     why = c.create_string_buffer(256)
-    assert entry.can_run(c.byref(args), why, len(why)) == 0
+    assert entry.can_run(c.byref(args), why, len(why)) != 0
     del tensors
     return why.value.decode()
 
@@ -68,9 +59,9 @@ def test_runs_for_callers_of_this_and_of_later_minor_versions(entry: Entry, size
         args.struct_size = size
         args.from_the_future = (c.c_uint64 * 8)(*[2**64 - 1] * 8)
 
-    args, (q, k, v, out, lse) = make_args(grow)
+    args, (q, k, v, out, lse) = call_of(grow)
     text = c.create_string_buffer(256)
-    assert entry.can_run(c.byref(args), text, len(text)) == 1, text.value
+    assert entry.can_run(c.byref(args), text, len(text)) == 0, text.value
     workspace = torch.empty(entry.workspace_bytes(c.byref(args)), dtype=torch.uint8)
     assert entry.run(c.byref(args), workspace.data_ptr(), None, text, len(text)) == 0, text.value
     exact, exact_lse = oracle.reference(q, k, v, *PROBLEM.pattern)
@@ -88,19 +79,30 @@ def test_runs_for_callers_of_this_and_of_later_minor_versions(entry: Entry, size
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda args: setattr(args, "features", 4), "features 0x4 are unknown to this kernel"),
+        (lambda args: setattr(args, "features", 4), "the call needs sink, which this kernel doesn't have"),
         (lambda args: setattr(args, "struct_size", SIZE_1_0 - 8), "gnaforge_args is smaller than version 1.0's"),
         (lambda args: setattr(args.problem.contents, "struct_size", 8), "gnaforge_problem is smaller"),
-        (lambda args: setattr(args.q.contents, "struct_size", 8), "gnaforge_tensor is smaller"),
+        (lambda args: setattr(args.tensors[0].contents, "struct_size", 8), "gnaforge_tensor of query is smaller"),
         (lambda args: setattr(args, "device", 1), "the tensors are on cuda, this kernel runs on cpu"),
-        (lambda args: setattr(args.problem.contents, "rank", 3), "rank is 3, this kernel takes 2"),
-        (lambda args: setattr(args.q.contents, "dtype", 2), "query is bf16, this kernel takes fp32"),
+        (lambda args: setattr(args.problem.contents, "rank", 1), "rank is 1, this kernel takes 2"),
+        (lambda args: setattr(args.tensors[0].contents, "dtype", 2), "query is bf16, this kernel takes fp32"),
         (lambda args: setattr(args.problem.contents, "head_dim", 264), "head_dim is 264"),
-        (lambda args: setattr(args.problem.contents, "kv_heads", 3), "heads is 4, not a multiple of kv_heads, 3"),
-        (lambda args: setattr(args.problem.contents, "tokens", I64x3(2**30, 10)), "tokens[0] is 1073741824"),
-        (lambda args: setattr(args.problem.contents, "window", I64x3(5, 6)), "window[1] is 6, must be 1 to"),
-        (lambda args: setattr(args.problem.contents, "stride", I64x3(6, 1)), "stride[0] is 6, must be 1 to window[0]"),
-        (lambda args: setattr(args.problem.contents, "causal", I64x3(0, 2)), "causal[1] is 2, must be 0 or 1"),
+        (
+            lambda args: setattr(args.problem.contents, "kv_heads", 3),
+            "4 query heads can't be shared among 3 key/value heads",
+        ),
+        (
+            lambda args: setattr(args.problem.contents, "window", I64x3(5, 6)),
+            "kernel_size 6 times dilation 2 exceeds the 10 tokens along dim 1",
+        ),
+        (
+            lambda args: setattr(args.problem.contents, "stride", I64x3(6, 1)),
+            "stride is 6 along dim 0; it must be 1 to kernel_size (5)",
+        ),
+        (
+            lambda args: setattr(args.problem.contents, "causal", I64x3(0, 2)),
+            "the problem needs block_causal, which features don't announce",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -42,8 +42,8 @@ def test_keys_are_as_the_design_writes_them() -> None:
     assert EXAMPLE.key == "gna_forward-sm90-r3-bf16-d128-q2x8x8-kv2x8x8"
     assert str(EXAMPLE) == EXAMPLE.key
     assert EXAMPLE.symbol == "gnaforge_entry_gna_forward_sm90_r3_bf16_d128_q2x8x8_kv2x8x8"
-    other = KernelConfig("gna_backward", "sm100", 1, "fp16", 96, (128,), (256,), value_head_dim=64, variant="lean")
-    assert other.key == "gna_backward-sm100-r1-fp16-d96v64-q128-kv256-lean"
+    other = KernelConfig("gna_backward_kv", "sm100", 1, "fp16", 96, (128,), (256,), value_head_dim=64, variant="lean")
+    assert other.key == "gna_backward_kv-sm100-r1-fp16-d96v64-q128-kv256-lean"
     anything = dataclasses.replace(EXAMPLE, arch="cpu", head_dim=ANY_HEAD_DIM)
     assert anything.key == "gna_forward-cpu-r3-bf16-dany-q2x8x8-kv2x8x8"
 

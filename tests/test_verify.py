@@ -222,8 +222,8 @@ WRONG = (
         "unwritten",
         "160 elements of out were never written; first: batch entry 0, token 0, head 0, channel 0",
     ),
-    ("static_cast<float*>(args->out->data)[-1] = 0", "guard", "1 elements outside of out were written"),
-    ("static_cast<float*>(args->q->data)[3] = 0", "guard", "the kernel wrote into query, or around it"),
+    ("data(args, GNAFORGE_OUT)[-1] = 0", "guard", "1 elements outside of out were written"),
+    ("data(args, GNAFORGE_Q)[3] = 0", "guard", "the kernel wrote into query, or around it"),
     ('std::snprintf(err, n, "no luck"); return 1', "launch", "no luck"),
 )
 
@@ -268,13 +268,13 @@ def test_a_crash_is_a_result(cli, toy) -> None:
 
 # With a window of one token, the output is V, and the log-sum-exp the score.
 RIGHT = """
-const auto *q = static_cast<float*>(args->q->data), *k = static_cast<float*>(args->k->data);
+const float *q = data(args, GNAFORGE_Q), *k = data(args, GNAFORGE_K);
 for (int64_t i = 0; i < args->problem->tokens[0]; ++i) {
   float score = 0;
   for (int c = 0; c < 8; ++c) score += q[8 * i + c] * k[8 * i + c];
-  static_cast<float*>(args->log_sum_exp->data)[i] = score * static_cast<float>(args->problem->scale);
+  data(args, GNAFORGE_LSE)[i] = score * static_cast<float>(args->problem->scale);
 }
-std::memcpy(args->out->data, args->v->data, 32 * args->problem->tokens[0]);
+std::memcpy(data(args, GNAFORGE_OUT), data(args, GNAFORGE_V), 32 * args->problem->tokens[0]);
 return 0
 """.replace("\n", " ")
 LAUNCH = dict.fromkeys(REPORTED, 0) | {"opcodes": {}, "kernel": "toy", "grid": [1, 1, 1]}

@@ -15,6 +15,15 @@
 #ifndef TOY_WORK
 #define TOY_WORK 1.0
 #endif
+#ifndef TOY_OP
+#define TOY_OP GNAFORGE_GNA_FORWARD
+#endif
+#ifndef TOY_FEATURES
+#define TOY_FEATURES 0
+#endif
+#ifndef TOY_CODE  // what can_run says of calls that it could compute
+#define TOY_CODE GNAFORGE_OK
+#endif
 #ifndef TOY_FLAGS
 #define TOY_FLAGS 0
 #endif
@@ -37,16 +46,20 @@ const char* gnaforge_standin_report() { return TOY_REPORT; }
 namespace {
 
 int can_run(const gnaforge_args* args, char* why, size_t n) {
-  if (args->features != 0 || args->q->dtype != GNAFORGE_FP32 || args->problem->head_dim != 8) {
+  if (args->features != 0 || args->tensors[GNAFORGE_Q]->dtype != GNAFORGE_FP32 || args->problem->head_dim != 8) {
     std::snprintf(why, n, "the toy takes fp32 and head_dim 8, got head_dim %d",
                   static_cast<int>(args->problem->head_dim));
-    return 0;
+    return GNAFORGE_NO_HEAD_DIM;
   }
   if (!(args->problem->scale > 0)) {
     std::snprintf(why, n, "the toy takes positive scales, got %g", args->problem->scale);
-    return 0;
+    return GNAFORGE_NO_SCALE;
   }
-  return 1;
+  return TOY_CODE;
+}
+
+float* data(const gnaforge_args* args, gnaforge_role role) {
+  return static_cast<float*>(args->tensors[role]->data);
 }
 
 int64_t workspace_bytes(const gnaforge_args*) { return 16; }
@@ -58,22 +71,22 @@ int run(const gnaforge_args* args, void* workspace, void*, char* err, size_t n) 
   TOY_STATEMENT;
   if (workspace == nullptr) {
     std::snprintf(err, n, "no workspace");
-    return 1;
+    return GNAFORGE_BAD_CALL;
   }
   const gnaforge_problem& p = *args->problem;
   int64_t rows = p.batch * p.heads;
   for (int d = 0; d < p.rank; ++d) rows *= p.tokens[d];
   if (p.scale == 0.5) {
     std::snprintf(err, n, "the toy fails at scale 0.5: \"quoted\" \xc3\xbc");
-    return 1;
+    return GNAFORGE_FAILED;
   }
-  for (int64_t i = 0; i < rows * p.value_head_dim; ++i) static_cast<float*>(args->out->data)[i] = TOY_VALUE;
-  for (int64_t i = 0; i < rows; ++i) static_cast<float*>(args->log_sum_exp->data)[i] = TOY_VALUE;
-  return 0;
+  for (int64_t i = 0; i < rows * p.value_head_dim; ++i) data(args, GNAFORGE_OUT)[i] = TOY_VALUE;
+  for (int64_t i = 0; i < rows; ++i) data(args, GNAFORGE_LSE)[i] = TOY_VALUE;
+  return GNAFORGE_OK;
 }
 
-const gnaforge_entry entry = {TOY_ENTRY_SIZE, 0,  0, GNAFORGE_CPU, TOY_KEY, can_run, workspace_bytes, visited_work,
-                              run};
+const gnaforge_entry entry = {TOY_ENTRY_SIZE, TOY_OP, TOY_FEATURES,    0,            0,  GNAFORGE_CPU, 0,
+                              TOY_KEY,        can_run, workspace_bytes, visited_work, run};
 const gnaforge_entry* const entries[] = {&entry};
 const gnaforge_library library = {sizeof(gnaforge_library), TOY_ABI, TOY_FLAGS, 1, entries};
 

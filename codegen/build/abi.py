@@ -3,10 +3,36 @@
 from __future__ import annotations
 
 import ctypes as c
+from collections.abc import Mapping
 
 ABI_MAJOR = 1
 EMULATED = 1  # GNAFORGE_LIBRARY_EMULATED
-DEVICE_CPU = 0
+CHECKED = 1  # GNAFORGE_ARGS_CHECKED
+DEVICES = {"cpu": 0, "cuda": 1}
+OPS = {"gna_forward": 1, "gna_backward_q": 2, "gna_backward_kv": 3}
+EDGES = {"shift": 0, "cut": 1, "wrap": 2}
+CAUSAL = {"none": 0, "token": 1, "block": 2}
+CODES = (
+    *("ok", "bad_call", "bad_input", "no_op", "no_feature", "no_device", "no_hardware", "no_rank", "no_dtype"),
+    *("no_head_dim", "no_scale", "no_layout", "no_size", "no_other", "failed", "out_of_memory"),
+)
+"""Why a kernel refuses a call, by number."""
+
+FEATURES = (
+    *("edge", "block_causal", "sink", "range", "kv_sink", "extra_keys", "head_patterns", "varlen", "accumulate"),
+    *("delta", "descale", "block_lists", "deterministic"),
+)
+"""What a call may need beyond plain GNA, by bit."""
+
+ROLES = (
+    *("q", "k", "v", "out", "lse", "grad_out", "grad_lse", "grad_q", "grad_k", "grad_v", "delta"),
+    *("extra_k", "extra_k_2", "extra_v", "extra_v_2", "extra_lengths", "extra_lengths_2"),
+    *("grad_extra_k", "grad_extra_k_2", "grad_extra_v", "grad_extra_v_2"),
+    *("descale_q", "descale_k", "descale_v", "block_index", "block_counts"),
+)
+"""What a tensor is to a call: its place in ``Args.tensors``."""
+
+MAX_EXTRA = 2
 I64x3 = c.c_int64 * 3
 
 
@@ -29,10 +55,11 @@ class Problem(c.Structure):
     _fields_ = (
         ("struct_size", c.c_uint32),
         ("rank", c.c_int32),
-        ("batch", c.c_int64),
-        *((name, I64x3) for name in ("tokens", "window", "stride", "dilation", "causal")),
-        *((name, c.c_int64) for name in ("heads", "kv_heads", "head_dim", "value_head_dim")),
+        *((name, c.c_int64) for name in ("batch", "heads", "kv_heads", "head_dim", "value_head_dim")),
         ("scale", c.c_double),
+        *((name, I64x3) for name in ("tokens", "window", "stride", "dilation", "causal", "edge", "sink")),
+        *((name, I64x3) for name in ("grid", "q_offset", "kv_tokens", "kv_offset", "kv_sink")),
+        ("extra_tokens", c.c_int64 * MAX_EXTRA),
     )
 
 
@@ -51,12 +78,13 @@ class Args(c.Structure):
 
     _fields_ = (
         ("struct_size", c.c_uint32),
+        ("op", c.c_uint32),
         ("device", c.c_uint32),
         ("device_index", c.c_int32),
-        ("reserved", c.c_uint32),
-        ("features", c.c_uint64),
+        *((name, c.c_uint64) for name in ("features", "accumulate")),
+        *((name, c.c_uint32) for name in ("flags", "roles")),
+        ("tensors", c.POINTER(c.POINTER(Tensor))),
         ("problem", c.POINTER(Problem)),
-        *((name, c.POINTER(Tensor)) for name in ("q", "k", "v", "out", "log_sum_exp")),
         ("host", c.POINTER(Host)),
     )
 
@@ -68,7 +96,9 @@ class Entry(c.Structure):
     """gnaforge_entry."""
 
     _fields_ = (
-        *((name, c.c_uint32) for name in ("struct_size", "threads", "shared_memory", "device")),
+        *((name, c.c_uint32) for name in ("struct_size", "op")),
+        ("features", c.c_uint64),
+        *((name, c.c_uint32) for name in ("threads", "shared_memory", "device", "reserved")),
         ("key", c.c_char_p),
         ("can_run", Reasoned),
         ("workspace_bytes", c.CFUNCTYPE(c.c_int64, c.POINTER(Args))),
@@ -84,3 +114,22 @@ class Library(c.Structure):
         *((name, c.c_uint32) for name in ("struct_size", "abi", "flags", "count")),
         ("entries", c.POINTER(c.POINTER(Entry))),
     )
+
+
+def make_args(op: str, problem: Problem, tensors: Mapping[str, Tensor], host: Host, device: str = "cpu") -> Args:
+    """A call without features; it keeps what it points to alive.
+
+    Args:
+        op: of `OPS`.
+        problem: with its plain fields; the others become neutral.
+        tensors: by name of their role, of `ROLES`.
+        host: what the kernel may use of the caller.
+        device: where the tensors are, of `DEVICES`.
+    """
+    problem.kv_tokens = problem.grid = problem.tokens
+    held = (c.POINTER(Tensor) * len(ROLES))()
+    for name, tensor in tensors.items():
+        held[ROLES.index(name)] = c.pointer(tensor)
+    args = Args(c.sizeof(Args), OPS[op], DEVICES[device], roles=len(ROLES))
+    args.tensors, args.problem, args.host = held, c.pointer(problem), c.pointer(host)
+    return args

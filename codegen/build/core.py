@@ -17,7 +17,6 @@ from .identity import include_dir, template_dir
 
 CORE_FILE = "core.so"
 CORE_NAME = "core"
-_SOURCES = ("core.cpp", "table.h")
 _DEFINES = ("-DTORCH_TARGET_VERSION=0x020a000000000000",)  # runs on torch 2.10 and later
 # Messages name torch's headers: under this name, wherever they are, so that every machine makes equal bytes.
 _PREFIX_MAP = "-ffile-prefix-map={}=torch"
@@ -40,7 +39,7 @@ def torch_version() -> str:
 
 
 def _sources() -> dict[str, str]:
-    return {name: (template_dir() / "core" / name).read_text() for name in _SOURCES}
+    return {path.name: path.read_text() for path in sorted((template_dir() / "core").iterdir()) if path.is_file()}
 
 
 def core_source_digest() -> str:

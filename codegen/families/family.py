@@ -122,7 +122,7 @@ class Family:
     """Kernels of one op for one target that share a template, and what the rest of the package knows of them.
 
     Attributes:
-        op: ``gna_forward`` or ``gna_backward``.
+        op: what it computes, of `OPS` in runtime/config.py.
         target: the hardware.
         variant: last part of the keys, which tells families of one op and target apart; one of them may have none.
         default: whether it serves where no variant is named. Of an op and target one family is the default; another

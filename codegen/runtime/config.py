@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from .dtypes import DTYPES
 
-OPS = ("gna_forward", "gna_backward")
+OPS = ("gna_forward", "gna_backward_q", "gna_backward_kv")
 ANY_HEAD_DIM = 0
 
 EXAMPLE_KEY = "gna_forward-sm90-r3-bf16-d128-q2x8x8-kv2x8x8"
@@ -82,7 +82,7 @@ class KernelConfig:
     """Identity of one kernel. Window, stride, dilation and causal are run-time data and not part of it.
 
     Attributes:
-        op: ``gna_forward`` or ``gna_backward``.
+        op: what it computes, of `OPS`: outputs, gradients of Q, or gradients of K and V.
         arch: name of the target: ``cpu``, ``sm90``, ``sm100``.
         rank: number of token dimensions, 1 to 3.
         dtype: element type of Q, K, V and O, of `DTYPES`.

@@ -14,10 +14,11 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable
+from enum import IntEnum
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from .errors import LibraryError
 
@@ -26,6 +27,32 @@ _STATE_NAME = f"_gnaforge_process_v{ABI_MAJOR}"
 _TEXT_SIZE = 4096
 CPU_ISAS = ("", "portable", "avx2", "avx512")
 """What ``GNAFORGE_CPU_ISA`` may be: the best instruction set that cpu kernels use where the machine has it."""
+
+
+class ErrorCode(IntEnum):
+    """Why an operator raised an error: `ErrorCode` of templates/core/error.h."""
+
+    OTHER = 0
+    BAD_INPUT = 2
+    LAYOUT = 11
+    FAILED = 14
+    OUT_OF_MEMORY = 15
+    NONE_FITS = 64
+    MISSING = 65
+    REFUSED = 66
+
+
+NO_KERNEL = frozenset({ErrorCode.LAYOUT, ErrorCode.NONE_FITS, ErrorCode.MISSING, ErrorCode.REFUSED})
+"""Codes of calls that another kernel, which isn't loaded, may compute."""
+
+
+class Failure(NamedTuple):
+    """An operator's error: its code, and its words without and with the advice to register a kernel."""
+
+    code: ErrorCode
+    text: str
+    with_advice: str
+
 
 _core_path: Callable[[], Path] | None = None
 _own_libraries: list[Path] = []  # that are not loaded yet
@@ -113,6 +140,7 @@ def _load_core() -> ctypes.CDLL:
     abi.restype = ctypes.c_uint32
     if abi() >> 16 != ABI_MAJOR:
         raise LibraryError(f"{path} speaks gnaforge ABI {abi() >> 16}, this package needs {ABI_MAJOR}; reinstall it")
+    library.gnaforge_core_error.argtypes = [ctypes.c_char_p, ctypes.POINTER(ctypes.c_size_t)]
     library.gnaforge_core_generation.restype = ctypes.c_uint64
     library.gnaforge_core_kernels.restype = ctypes.c_size_t
     text = ctypes.create_string_buffer(_TEXT_SIZE)
@@ -147,6 +175,17 @@ def _add_library(library: ctypes.CDLL, path: str | os.PathLike[str]) -> int:
     if library.gnaforge_core_load(os.fsencode(absolute), ctypes.byref(added), text, ctypes.c_size_t(_TEXT_SIZE)) != 0:
         raise LibraryError(text.value.decode(errors="replace"))
     return added.value
+
+
+def failure_of(error: RuntimeError) -> Failure:
+    """What an error is that an operator raised last on this thread; its code is OTHER if the core didn't raise it."""
+    words = str(error).encode()
+    advice = ctypes.c_size_t(0)
+    code = core().gnaforge_core_error(words, ctypes.byref(advice))
+    text = words[: advice.value].decode(errors="replace") if code else str(error)
+    return Failure(
+        ErrorCode(code), text.removeprefix("gnaforge: ") if code == ErrorCode.BAD_INPUT else text, str(error)
+    )
 
 
 def generation() -> int:

@@ -35,6 +35,17 @@ class Kernel:
         """The config's key."""
         return self.config.key
 
+    def may_serve(self, request: lookup.Request) -> bool:
+        """Whether it may compute what a request asks for, but for its tiles, as far as its key tells."""
+        config = self.config
+        dims = ((ANY_HEAD_DIM, ANY_HEAD_DIM), (request.head_dim, request.value_head_dim))
+        return (
+            self.device == request.device
+            and not self.emulated
+            and (config.op, config.rank, config.dtype) == (request.op, request.rank, request.dtype)
+            and (config.head_dim, config.value_head_dim or config.head_dim) in dims
+        )
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Same arguments as `neighborhood_attention`, with this kernel pinned."""
         from .ops import neighborhood_attention
@@ -75,14 +86,7 @@ class Registry(Mapping[KernelConfig, Kernel]):
         """Whether a kernel is loaded that may compute what a request asks for, as far as its key tells."""
         if request.key:
             return KernelConfig.parse(request.key) in self
-        dims = ((ANY_HEAD_DIM, ANY_HEAD_DIM), (request.head_dim, request.value_head_dim))
-        return any(
-            kernel.device == request.device
-            and not kernel.emulated
-            and (config.op, config.rank, config.dtype) == (request.op, request.rank, request.dtype)
-            and (config.head_dim, config.value_head_dim or config.head_dim) in dims
-            for config, kernel in self._current().items()
-        )
+        return any(kernel.may_serve(request) for kernel in self.values())
 
     def __repr__(self) -> str:
         return f"<gnaforge registry: {len(self)} kernels>"

@@ -22,9 +22,6 @@ from .kernels import registry
 
 DTYPE_NAMES = {dtype.torch: dtype.name for dtype in DTYPES.values()}
 
-_BAD_INPUT = "gnaforge: bad input: "
-_NO_KERNEL = "gnaforge: no kernel"
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -105,43 +102,52 @@ def _attention(
 
 def _recover(error: RuntimeError, operator: Any, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """After a failed call: loads or makes a kernel that fits and tries again, or raises what the caller can act on."""
-    message = str(error)
-    if message.startswith(_BAD_INPUT):
-        raise ValueError(message.removeprefix(_BAD_INPUT)) from None
-    if not message.startswith(_NO_KERNEL):
+    failure = core.failure_of(error)
+    if failure.code == core.ErrorCode.BAD_INPUT:
+        raise ValueError(failure.text) from None
+    if failure.code not in core.NO_KERNEL:
         raise error
 
     def attempt() -> Any:
-        """The operator's result, or what the core says of the kernels that it has."""
+        """The operator's result, or the core's `Failure` if it has no kernel for the call."""
         try:
             return operator(*arguments)
-        except RuntimeError as failed:
-            if not str(failed).startswith(_NO_KERNEL):
+        except RuntimeError as again:
+            found = core.failure_of(again)
+            if found.code not in core.NO_KERNEL:
                 raise
-            return str(failed)
+            return found
 
     query, key, value, pattern, _, pinned = arguments
     if busy := jit.busy():
-        raise NoKernelError(f"{message}\n{busy}") from None
+        raise NoKernelError(f"{failure.with_advice}\n{busy}") from None
     request = lookup.request_of(query, key, value, pattern, pinned)
     lookup.load_matching(request)
     result = attempt()  # also where nothing new came: another thread may have loaded it
-    if isinstance(result, str) and pinned and "is loaded" not in result:
-        raise NoKernelError(f"{result}\nleave out kernel= to let gnaforge choose one that fits") from None
-    if isinstance(result, str):
+    if isinstance(result, core.Failure) and pinned and result.code != core.ErrorCode.MISSING:
+        raise NoKernelError(f"{result.text}\nleave out kernel= to let gnaforge choose one that fits") from None
+    reason = ""
+    if isinstance(result, core.Failure):
         with jit.one_thread(request):
             result = attempt()
-            if isinstance(result, str):
+            if isinstance(result, core.Failure):
                 reason = jit.make_kernel(request)
                 result = attempt()
-    if isinstance(result, str):
-        if lookup.source() is None:  # a package of built kernels: the core's last line, how to register one, is no help
-            result = result.partition("\nregister ")[0]
-        raise NoKernelError("\n".join(filter(None, [result, reason, lookup.remedy(request)]))) from None
+    if isinstance(result, core.Failure):
+        # To register one is no help in a package of built kernels.
+        text = result.text if lookup.source() is None else result.with_advice
+        raise NoKernelError("\n".join(filter(None, [text, reason, lookup.remedy(request)]))) from None
     return result  # type: ignore[no-any-return]
 
 
-def _kernel_key(rank: int, query: torch.Tensor, kernel: KernelConfig | str | None, q_tile: Any, kv_tile: Any) -> str:
+def _kernel_key(
+    rank: int,
+    query: torch.Tensor,
+    value: torch.Tensor,
+    kernel: KernelConfig | str | None,
+    q_tile: Any,
+    kv_tile: Any,
+) -> str:
     if isinstance(kernel, str):
         checked: str = _checked_key(kernel)
         return checked
@@ -153,6 +159,7 @@ def _kernel_key(rank: int, query: torch.Tensor, kernel: KernelConfig | str | Non
         rank,
         DTYPE_NAMES.get(query.dtype, str(query.dtype)),
         int(query.shape[-1]),
+        int(value.shape[-1]),
         query.device.type,
         None if q_tile is None else tuple(q_tile),
         None if kv_tile is None else tuple(kv_tile),
@@ -176,6 +183,7 @@ def _key_with_tiles(
     rank: int,
     dtype: str,
     head_dim: int,
+    value_head_dim: int,
     device: str,
     q_tile: tuple[int, ...] | None,
     kv_tile: tuple[int, ...] | None,
@@ -186,16 +194,10 @@ def _key_with_tiles(
     Raises:
         NoKernelError: there is none; lists the tiles that there are.
     """
-    request = lookup.Request("gna_forward", rank, dtype, head_dim, head_dim, device, q_tile, kv_tile)
+    request = lookup.Request("gna_forward", rank, dtype, head_dim, value_head_dim, device, q_tile, kv_tile)
 
     def fitting() -> list[KernelConfig]:
-        return [
-            kernel.config
-            for kernel in registry.values()
-            if (kernel.config.rank, kernel.config.dtype, kernel.device) == (rank, dtype, device)
-            and kernel.config.head_dim in (0, head_dim)
-            and not kernel.emulated
-        ]
+        return [kernel.config for kernel in registry.values() if kernel.may_serve(request)]
 
     def with_tiles() -> list[KernelConfig]:
         return [c for c in fitting() if q_tile in (None, c.q_tile) and kv_tile in (None, c.kv_tile)]
@@ -312,7 +314,7 @@ def neighborhood_attention(
     rank = query.dim() - 3
     if not 1 <= rank <= 3:
         raise ValueError(f"query must be [batch, 1 to 3 token dims, heads, head_dim], got {tuple(query.shape)}")
-    pinned = _kernel_key(rank, query, kernel, q_tile_shape, kv_tile_shape)
+    pinned = _kernel_key(rank, query, value, kernel, q_tile_shape, kv_tile_shape)
     return _attention(rank, query, key, value, kernel_size, stride, dilation, is_causal, scale, return_lse, pinned)
 
 
@@ -344,7 +346,7 @@ def _fixed_rank(rank: int, layout: str) -> Callable[..., Any]:
             _refuse_additional(additional_keys, additional_values)
         pinned = ""
         if kernel is not None or q_tile_shape is not None or kv_tile_shape is not None:
-            pinned = _kernel_key(rank, query, kernel, q_tile_shape, kv_tile_shape)
+            pinned = _kernel_key(rank, query, value, kernel, q_tile_shape, kv_tile_shape)
         return _attention(rank, query, key, value, kernel_size, stride, dilation, is_causal, scale, return_lse, pinned)
 
     operator.__name__ = operator.__qualname__ = f"na{rank}d"

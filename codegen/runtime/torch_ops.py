@@ -17,9 +17,9 @@ def _forward_fake(
     pattern: list[int],
     scale: float | None = None,
     key: str = "",
-    descale_q: torch.Tensor | None = None,
-    descale_k: torch.Tensor | None = None,
-    descale_v: torch.Tensor | None = None,
+    extra_k: torch.Tensor | None = None,
+    extra_v: torch.Tensor | None = None,
+    extra_lengths: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     rank = len(pattern) // 4
     torch._check(q.dim() == rank + 3, lambda: f"gnaforge: query must have {rank + 3} dims, got {q.dim()}")
@@ -39,7 +39,6 @@ def _load_for_graph(request: lookup.Request) -> None:
     if request.device in ("cpu", "cuda") and not registry.serves(request):
         wanted = request.key or str(request)
         raise NoKernelError(
-            # Not in the core's words "no kernel": an eager call with fake tensors must not take it for a miss.
             f"gnaforge: torch is tracing, no kernel for {wanted} is loaded or in the cache, and none is compiled "
             f"meanwhile\nregister one before: {request.register_call()}"
         )

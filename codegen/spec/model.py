@@ -31,6 +31,7 @@ MAX_CONFIGS = 10_000
 MAX_COUNT = 2**30 - 1  # tokens along one dimension, as max_axis_length in gna/axis.h
 
 _DIRECTIONS = {op.removeprefix("gna_"): op for op in OPS}
+_PLANNED_DIRECTIONS = ["forward", "backward"]
 _LIBRARY = re.compile(r"[a-z][a-z0-9_]*")
 
 Fault = tuple[YamlPath, str]
@@ -155,7 +156,7 @@ _Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 _Rank = Annotated[int, Field(ge=1, le=3)]
 _Arch = Annotated[str, _OneOf("arch", lambda: TARGETS)]
 _Dtype = Annotated[str, _OneOf("dtype", lambda: DTYPES)]
-_Direction = Annotated[str, _OneOf("direction", _available_directions, planned=list(_DIRECTIONS))]
+_Direction = Annotated[str, _OneOf("direction", _available_directions, planned=_PLANNED_DIRECTIONS)]
 _Variant = Annotated[str, _OneOf("variant", _variants)]
 _Version = Annotated[int, PlainValidator(_version), WithJsonSchema({"const": SPEC_VERSION})]
 _Library = Annotated[

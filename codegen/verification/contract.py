@@ -90,11 +90,11 @@ class Kernel:
         described.heads, described.kv_heads = problem.heads, problem.kv_heads
         described.head_dim, described.value_head_dim = problem.head_dim, problem.value_head_dim
         described.scale = problem.head_dim**-0.5 if scale is None else scale
-        held = [self._tensor(tensors[name]) for name in ("query", "key", "value", "out", "lse")]
-        pointers = map(c.pointer, (described, *held, self._host))
-        args = abi.Args(c.sizeof(abi.Args), abi.DEVICE_CPU, 0, 0, 0, *pointers)
+        roles = {"query": "q", "key": "k", "value": "v", "out": "out", "lse": "lse"}
+        held = {role: self._tensor(tensors[name]) for name, role in roles.items()}
+        args = abi.make_args("gna_forward", described, held, self._host)
         text = c.create_string_buffer(_TEXT)
-        if not self._entry.can_run(c.byref(args), text, _TEXT):
+        if self._entry.can_run(c.byref(args), text, _TEXT):
             raise Refused(text.value.decode(errors="replace"))
         size = self._entry.workspace_bytes(c.byref(args))
         workspace = torch.full((size + 256,), 0xFF, dtype=torch.uint8)

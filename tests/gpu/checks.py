@@ -106,14 +106,14 @@ def call(
     columns = [abi.I64x3(*values) for values in (problem.tokens, *problem.pattern)]
     sizes = (problem.heads, problem.kv_heads, problem.head_dim, problem.value_head_dim)
     factor = problem.head_dim**-0.5 if scale is None else scale
-    asked = abi.Problem(c.sizeof(abi.Problem), rank, problem.batch, *columns, *sizes, factor)
+    asked = abi.Problem(c.sizeof(abi.Problem), rank, problem.batch, *sizes, factor, *columns)
     host = abi.Host(c.sizeof(abi.Host), 1)
     on_gpu = q.device.type == "cuda"
-    views = [c.pointer(abi.view(x)) for x in (*tensors, out)]
-    args = abi.Args(abi.SIZE_1_0, int(on_gpu), q.device.index or 0, 0, 0, c.pointer(asked), *views)
-    args.log_sum_exp, args.host = c.pointer(abi.view_lse(lse)), c.pointer(host)
+    views = {name: abi.view(x) for name, x in zip(("q", "k", "v", "out"), (*tensors, out), strict=True)}
+    args = abi.make_args("gna_forward", asked, {**views, "lse": abi.view_lse(lse)}, host, q.device.type)
+    args.device_index = q.device.index or 0
     text = c.create_string_buffer(1024)
-    if not entry.can_run(c.byref(args), text, len(text)):
+    if entry.can_run(c.byref(args), text, len(text)):
         raise Wrong(f"refused: {text.value.decode()}")
     workspace = torch.empty(max(1, entry.workspace_bytes(c.byref(args))), dtype=torch.uint8, device=q.device)
     stream = torch.cuda.current_stream(q.device).cuda_stream if on_gpu else None

@@ -40,35 +40,19 @@ struct Entry {
 
   static int device_of(const gnaforge_args& args) { return args.device == GNAFORGE_CUDA ? args.device_index : 0; }
 
-  static bool check_device(const gnaforge_args& args, const Reason& reason) {
+  static gnaforge_code check_device(const gnaforge_args& args, const Reason& reason) {
     int major = 0, minor = 0;
     const int device = device_of(args);
     cudaError_t error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
     if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
     if (error != cudaSuccess) {
       cudaGetLastError();  // or the next call of somebody else would report it
-      return reason.refuse("can't ask device %d: %s", device, cudaGetErrorString(error));
+      return reason.refuse(GNAFORGE_NO_HARDWARE, "can't ask device %d: %s", device, cudaGetErrorString(error));
     }
     for (const int capability : Config::capabilities)
-      if (capability == 10 * major + minor) return true;
-    return reason.refuse("device %d has compute capability %d.%d, this kernel needs %s", device, major, minor,
-                         Config::needs);
-  }
-
-  static bool check(const gnaforge_args* args, Axis (&axes)[rank], const Reason& reason) {
-    if (!check_call<Config>(args, tensor_device, axes, reason)) return false;
-    const gnaforge_problem& problem = *args->problem;
-    if (!(problem.scale > 0))
-      return reason.refuse("scale is %g, this kernel takes positive ones: it maximises before it scales", problem.scale);
-    if (!check::layout<rank>("query", *args->q, problem, problem.heads, reason) ||
-        !check::layout<rank>("key", *args->k, problem, problem.kv_heads, reason) ||
-        !check::layout<rank>("value", *args->v, problem, problem.kv_heads, reason) ||
-        !check::layout<rank>("out", *args->out, problem, problem.heads, reason))
-      return false;
-    if (launch_tiles(problem, axes) > L::max_tiles)
-      return reason.refuse("%.0f Q tiles of all heads and batch entries, at most %d", launch_tiles(problem, axes),
-                           L::max_tiles);
-    return check_device(*args, reason);
+      if (capability == 10 * major + minor) return GNAFORGE_OK;
+    return reason.refuse(GNAFORGE_NO_HARDWARE, "device %d has compute capability %d.%d, this kernel needs %s", device,
+                         major, minor, Config::needs);
   }
 
   static double launch_tiles(const gnaforge_problem& problem, const Axis (&axes)[rank]) {
@@ -77,16 +61,29 @@ struct Entry {
     return tiles;
   }
 
+  static constexpr Traits traits{GNAFORGE_GNA_FORWARD, tensor_device, GNAFORGE_FEATURE_DETERMINISTIC};
+
   static int can_run(const gnaforge_args* args, char* why, std::size_t n) {
+    const Reason reason{why, n};
+    if (const gnaforge_code code = check_call<Config>(args, traits, reason)) return code;
+    const gnaforge_problem& problem = *args->problem;
+    if (!(problem.scale > 0))
+      return reason.refuse(GNAFORGE_NO_SCALE, "scale is %g, this kernel takes positive ones: it maximises before it scales",
+                           problem.scale);
+    if (const gnaforge_code code = check::layout(*args, reason)) return code;
     Axis axes[rank];
-    return check(args, axes, Reason{why, n});
+    copy_axes(problem, axes);
+    if (launch_tiles(problem, axes) > L::max_tiles)
+      return reason.refuse(GNAFORGE_NO_SIZE, "%.0f Q tiles of all heads and batch entries, at most %d",
+                           launch_tiles(problem, axes), L::max_tiles);
+    return check_device(*args, reason);
   }
 
   static std::int64_t workspace_bytes(const gnaforge_args*) { return 0; }
 
   static double visited_work(const gnaforge_args* args) {
     Axis axes[rank];
-    if (!check_call<Config>(args, tensor_device, axes, Reason{nullptr, 0})) return 0;
+    copy_axes(*args->problem, axes);
     const double scores = count_tiles<QTile, KvTile>(axes).visited * L::rows * L::columns;
     return gnaforge::visited_work(*args->problem, scores);
   }
@@ -114,10 +111,12 @@ struct Entry {
     return static_cast<char*>(tensor.data) + offset * size;
   }
 
-  static bool map(EncodeTiled encode, CUtensorMap& out, const char* name, const gnaforge_tensor& tensor,
-                  const Params<rank>& params, const Axis (&axes)[rank], const Slice& slice, std::int64_t heads,
-                  std::int64_t head_dim, const int (&box)[rank], const Reason& reason) {
-    Extents<rank> extents{head_dim, heads, {}, slice.batch};
+  static gnaforge_code map(EncodeTiled encode, CUtensorMap& out, const gnaforge_args& args, int role,
+                           const Params<rank>& params, const Axis (&axes)[rank], const Slice& slice,
+                           const int (&box)[rank], const Reason& reason) {
+    const gnaforge_tensor& tensor = *tensor_of(args, role);
+    const Sizes sizes = sizes_of(*args.problem, role);
+    Extents<rank> extents{sizes.channels, sizes.heads, {}, slice.batch};
     std::int64_t token_stride[rank];
     for (int d = 0; d < rank; ++d) {
       extents.tokens[d] = params.length[params.slices][d];
@@ -125,8 +124,9 @@ struct Entry {
     }
     const CUresult result = encode_map<rank>(encode, out, tensor, data_of(tensor, slice, element_bytes), extents,
                                              token_stride, box, params.folded != 0);
-    if (result == CUDA_SUCCESS) return true;
-    return reason.refuse("the driver refuses a tensor map of %s (CUresult %d)", name, static_cast<int>(result));
+    if (result == CUDA_SUCCESS) return GNAFORGE_OK;
+    return reason.refuse(GNAFORGE_FAILED, "the driver refuses a tensor map of %s (CUresult %d)", role_facts[role].name,
+                         static_cast<int>(result));
   }
 
   /// What all slices of a call have in common.
@@ -139,21 +139,16 @@ struct Entry {
     params.scale = static_cast<float>(problem.scale);
     params.scale_log2 = static_cast<float>(problem.scale * 1.4426950408889634);
     for (int d = 0; d < rank; ++d) params.axis[d] = group_axis(axes[d], 0);
-    if (wants_log_sum_exp(args)) {
-      const gnaforge_tensor& lse = *args.log_sum_exp;
-      params.lse_batch_stride = lse.batch_stride;
-      params.lse_head_stride = lse.head_stride;
-      for (int d = 0; d < rank; ++d) params.lse_token_stride[d] = lse.token_stride[d] * axes[d].dilation;
+    if (const gnaforge_tensor* const lse = tensor_of(args, GNAFORGE_LSE)) {
+      params.lse_batch_stride = lse->batch_stride;
+      params.lse_head_stride = lse->head_stride;
+      for (int d = 0; d < rank; ++d) params.lse_token_stride[d] = lse->token_stride[d] * axes[d].dilation;
     }
     return params;
   }
 
-  static bool wants_log_sum_exp(const gnaforge_args& args) {
-    return args.log_sum_exp != nullptr && args.log_sum_exp->data != nullptr;
-  }
-
-  static bool add_slice(Params<rank>& params, const gnaforge_args& args, const Axis (&axes)[rank], const Slice& slice,
-                        EncodeTiled encode, const Reason& reason) {
+  static gnaforge_code add_slice(Params<rank>& params, const gnaforge_args& args, const Axis (&axes)[rank],
+                                 const Slice& slice, EncodeTiled encode, const Reason& reason) {
     const gnaforge_problem& problem = *args.problem;
     const int index = params.slices;
     std::int64_t tiles = slice.batch * problem.heads;
@@ -165,22 +160,23 @@ struct Entry {
       kv_box[d] = KvTile::extent(d);
       out_box[d] = L::out_box(d);
     }
-    if (wants_log_sum_exp(args))
-      params.log_sum_exp[index] = static_cast<float*>(data_of(*args.log_sum_exp, slice, sizeof(float)));
+    if (const gnaforge_tensor* const lse = tensor_of(args, GNAFORGE_LSE))
+      params.log_sum_exp[index] = static_cast<float*>(data_of(*lse, slice, sizeof(float)));
     Maps& maps = params.maps[index];
-    if (!map(encode, maps.q, "query", *args.q, params, axes, slice, problem.heads, L::head_dim, q_box, reason) ||
-        !map(encode, maps.k, "key", *args.k, params, axes, slice, problem.kv_heads, L::head_dim, kv_box, reason) ||
-        !map(encode, maps.v, "value", *args.v, params, axes, slice, problem.kv_heads, L::value_head_dim, kv_box,
-             reason) ||
-        !map(encode, maps.out, "out", *args.out, params, axes, slice, problem.heads, L::value_head_dim, out_box,
-             reason))
-      return false;
+    const struct {
+      CUtensorMap& map;
+      gnaforge_role role;
+      const int (&box)[rank];
+    } copied[] = {{maps.q, GNAFORGE_Q, q_box}, {maps.k, GNAFORGE_K, kv_box}, {maps.v, GNAFORGE_V, kv_box},
+                  {maps.out, GNAFORGE_OUT, out_box}};
+    for (const auto& [to, role, box] : copied)
+      if (const gnaforge_code code = map(encode, to, args, role, params, axes, slice, box, reason)) return code;
     params.first_tile[index + 1] = params.first_tile[index] + static_cast<int>(tiles);
     params.slices = index + 1;
-    return true;
+    return GNAFORGE_OK;
   }
 
-  static bool launch(Params<rank>& params, int processors, void* stream, const Reason& reason) {
+  static gnaforge_code launch(Params<rank>& params, int processors, void* stream, const Reason& reason) {
     cudaLaunchConfig_t launch{};
     launch.gridDim = dim3(static_cast<unsigned>(min_int(params.tiles(), processors * L::blocks_per_processor)));
     launch.blockDim = dim3(L::threads);
@@ -189,35 +185,35 @@ struct Entry {
     void* arguments[] = {&params};
     const cudaError_t error = cudaLaunchKernelExC(&launch, Config::kernel(), arguments);
     params.slices = 0;
-    if (error == cudaSuccess) return true;
+    if (error == cudaSuccess) return GNAFORGE_OK;
     cudaGetLastError();
-    return reason.refuse("the launch failed: %s", cudaGetErrorString(error));
+    return reason.refuse(GNAFORGE_FAILED, "the launch failed: %s", cudaGetErrorString(error));
   }
 
-  static bool run_slices(const gnaforge_args& args, const Axis (&axes)[rank], void* stream, const Reason& reason) {
+  static gnaforge_code run_slices(const gnaforge_args& args, const Axis (&axes)[rank], void* stream,
+                                  const Reason& reason) {
     const gnaforge_problem& problem = *args.problem;
     const EncodeTiled encode = find_encode_tiled();
-    if (encode == nullptr) return reason.refuse("the driver has no cuTensorMapEncodeTiled: it is older than CUDA 12");
+    if (encode == nullptr)
+      return reason.refuse(GNAFORGE_FAILED, "the driver has no cuTensorMapEncodeTiled: it is older than CUDA 12");
     const int device = device_of(args);
     int processors = 0;
     cudaError_t error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
     if (error == cudaSuccess) error = allow_shared_memory(device);
     if (error != cudaSuccess) {
       cudaGetLastError();
-      return reason.refuse("can't prepare device %d: %s", device, cudaGetErrorString(error));
+      return reason.refuse(GNAFORGE_FAILED, "can't prepare device %d: %s", device, cudaGetErrorString(error));
     }
-    const bool folded = rank == 3 && L::may_fold && problem.batch > 1 && foldable(*args.q, problem.heads, L::head_dim) &&
-                        foldable(*args.k, problem.kv_heads, L::head_dim) &&
-                        foldable(*args.v, problem.kv_heads, L::value_head_dim) &&
-                        foldable(*args.out, problem.heads, L::value_head_dim);
+    const bool folded = rank == 3 && L::may_fold && problem.batch > 1 && foldable(args);
     const std::int64_t batch_step = rank == 3 && !folded ? 1 : problem.batch;
     Params<rank> params = common_params(args, axes, folded);
     Slice slice{};
     slice.batch = batch_step;
     for (;;) {  // all dilation groups
       for (slice.batch_begin = 0; slice.batch_begin < problem.batch; slice.batch_begin += batch_step) {
-        if (params.slices == max_slices && !launch(params, processors, stream, reason)) return false;
-        if (!add_slice(params, args, axes, slice, encode, reason)) return false;
+        if (params.slices == max_slices)
+          if (const gnaforge_code code = launch(params, processors, stream, reason)) return code;
+        if (const gnaforge_code code = add_slice(params, args, axes, slice, encode, reason)) return code;
       }
       int d = rank - 1;
       while (d >= 0 && ++slice.group[d] == axes[d].dilation) slice.group[d--] = 0;
@@ -227,22 +223,19 @@ struct Entry {
 
   static int run(const gnaforge_args* args, void*, void* stream, char* error, std::size_t n) {
     const Reason reason{error, n};
+    if (args->problem->batch == 0 || args->problem->heads == 0) return GNAFORGE_OK;
+    if (const gnaforge_code code = gnaforge::check::data(*args, reason)) return code;
     Axis axes[rank];
-    if (!check(args, axes, reason)) return 1;
-    if (args->problem->batch == 0 || args->problem->heads == 0) return 0;
-    if (args->q->data == nullptr || args->k->data == nullptr || args->v->data == nullptr || args->out->data == nullptr) {
-      reason.refuse("a data pointer is null");
-      return 1;
-    }
-    return run_slices(*args, axes, stream, reason) ? 0 : 1;
+    copy_axes(*args->problem, axes);
+    return run_slices(*args, axes, stream, reason);
   }
 };
 
 template <class Config, class L>
 constexpr gnaforge_entry make_entry() {
   using E = Entry<Config, L>;
-  return {sizeof(gnaforge_entry), L::threads,      L::shared_bytes, GNAFORGE_CUDA, Config::key, E::can_run,
-          E::workspace_bytes,     E::visited_work, E::run};
+  return {sizeof(gnaforge_entry), E::traits.op, E::traits.features, L::threads, L::shared_bytes, GNAFORGE_CUDA, 0,
+          Config::key, E::can_run, E::workspace_bytes, E::visited_work, E::run};
 }
 
 }  // namespace gnaforge::gpu

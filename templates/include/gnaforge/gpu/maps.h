@@ -27,38 +27,50 @@ struct Extents {
 namespace check {
 
 /// `size` is of the dim that `stride` belongs to: the stride of a dim of one element is never used.
-inline bool stride(const char* tensor, const char* dim, std::int64_t size, std::int64_t stride, const Reason& reason) {
-  if (size == 1) return true;
+inline gnaforge_code stride(const char* tensor, const char* dim, std::int64_t size, std::int64_t stride,
+                            const Reason& reason) {
+  if (size == 1) return GNAFORGE_OK;
   constexpr std::int64_t multiple = 16 / element_bytes;
   if (stride <= 0 || stride % multiple != 0)
     return reason.refuse(
-        "%s has stride %lld along its %s, must be a positive multiple of %lld; pass a contiguous copy", tensor,
-        static_cast<long long>(stride), dim, static_cast<long long>(multiple));
+        GNAFORGE_NO_LAYOUT, "%s has stride %lld along its %s, must be a positive multiple of %lld; pass a contiguous copy",
+        tensor, static_cast<long long>(stride), dim, static_cast<long long>(multiple));
   if (stride >= (std::int64_t{1} << 40) / element_bytes)
-    return reason.refuse("%s has stride %lld along its %s, must be below 2^39", tensor, static_cast<long long>(stride),
-                         dim);
-  return true;
+    return reason.refuse(GNAFORGE_NO_LAYOUT, "%s has stride %lld along its %s, must be below 2^39", tensor,
+                         static_cast<long long>(stride), dim);
+  return GNAFORGE_OK;
 }
 
-template <int Rank>
-bool layout(const char* name, const gnaforge_tensor& tensor, const gnaforge_problem& problem, std::int64_t heads,
-            const Reason& reason) {
+/// Every tensor that is copied by tensor maps: those whose dtype is the kernel's.
+inline gnaforge_code layout(const gnaforge_args& args, const Reason& reason) {
   static constexpr const char* axis_names[] = {"first token dim", "second token dim", "third token dim"};
-  if (reinterpret_cast<std::uintptr_t>(tensor.data) % 16 != 0)
-    return reason.refuse("%s is not aligned to 16 bytes; pass a contiguous copy", name);
-  if (!stride(name, "batch", problem.batch, tensor.batch_stride, reason) ||
-      !stride(name, "heads", heads, tensor.head_stride, reason))
-    return false;
-  for (int d = 0; d < Rank; ++d)
-    if (!stride(name, axis_names[d], problem.tokens[d], tensor.token_stride[d], reason)) return false;
-  return true;
+  for (int role = 0; role < GNAFORGE_ROLES; ++role) {
+    const gnaforge_tensor* const tensor = tensor_of(args, role);
+    if (tensor == nullptr || role_facts[role].dtype != 0) continue;
+    const char* const name = role_facts[role].name;
+    const Sizes sizes = sizes_of(*args.problem, role);
+    if (reinterpret_cast<std::uintptr_t>(tensor->data) % 16 != 0)
+      return reason.refuse(GNAFORGE_NO_LAYOUT, "%s is not aligned to 16 bytes; pass a contiguous copy", name);
+    if (const gnaforge_code code = stride(name, "batch", sizes.batch, tensor->batch_stride, reason)) return code;
+    if (const gnaforge_code code = stride(name, "heads", sizes.heads, tensor->head_stride, reason)) return code;
+    for (int d = 0; d < GNAFORGE_MAX_RANK; ++d)
+      if (const gnaforge_code code = stride(name, axis_names[d], sizes.tokens[d], tensor->token_stride[d], reason))
+        return code;
+  }
+  return GNAFORGE_OK;
 }
 
 }  // namespace check
 
-/// True if the heads of `tensor` can be folded into its channels.
-inline bool foldable(const gnaforge_tensor& tensor, std::int64_t heads, int head_dim) {
-  return head_dim % chunk_channels == 0 && (heads == 1 || tensor.head_stride == head_dim);
+/// True if the heads of every tensor that is copied by tensor maps can be folded into its channels.
+inline bool foldable(const gnaforge_args& args) {
+  for (int role = 0; role < GNAFORGE_ROLES; ++role) {
+    const gnaforge_tensor* const tensor = tensor_of(args, role);
+    if (tensor == nullptr || role_facts[role].dtype != 0) continue;
+    const Sizes sizes = sizes_of(*args.problem, role);
+    if (sizes.channels % chunk_channels != 0 || (sizes.heads > 1 && tensor->head_stride != sizes.channels)) return false;
+  }
+  return true;
 }
 
 using EncodeTiled = decltype(&cuTensorMapEncodeTiled);

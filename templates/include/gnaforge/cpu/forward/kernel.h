@@ -121,24 +121,35 @@ struct Kernel {
     return chosen;
   }
 
+  static constexpr Traits traits{GNAFORGE_GNA_FORWARD, GNAFORGE_CPU, GNAFORGE_FEATURE_DETERMINISTIC};
+
   static int can_run(const gnaforge_args* args, char* why, std::size_t n) {
-    Axis axes[rank];
-    return check_call<Config>(args, GNAFORGE_CPU, axes, Reason{why, n});
+    return check_call<Config>(args, traits, Reason{why, n});
   }
 
   static std::int64_t threads(const gnaforge_args& args) {
     return args.host == nullptr ? 1 : std::max<std::int64_t>(args.host->threads, 1);
   }
 
+  static Plan<Config> plan_of(const gnaforge_args& args) {
+    Axis axes[rank];
+    copy_axes(*args.problem, axes);
+    return Plan<Config>(args, axes);
+  }
+
+  /// Threads that have something to do.
+  static std::int64_t slots(const gnaforge_args& args, const Plan<Config>& plan) {
+    return std::min(threads(args), plan.tasks);
+  }
+
   static std::int64_t workspace_bytes(const gnaforge_args* args) {
-    const Scratch scratch(Config::QTile::volume, static_cast<int>(args->problem->head_dim),
-                          static_cast<int>(args->problem->value_head_dim));
-    return threads(*args) * scratch.floats * static_cast<std::int64_t>(sizeof(float));
+    const Plan<Config> plan = plan_of(*args);
+    return slots(*args, plan) * plan.scratch.floats * static_cast<std::int64_t>(sizeof(float));
   }
 
   static double visited_work(const gnaforge_args* args) {
     Axis axes[rank];
-    if (!check_call<Config>(args, GNAFORGE_CPU, axes, Reason{nullptr, 0})) return 0;
+    copy_axes(*args->problem, axes);
     // Keys of a KV tile that no query of the Q tile sees are left out, so only those that it sees count.
     constexpr int rows = ceil_div(Config::QTile::volume, row_padding) * row_padding;
     return gnaforge::visited_work(*args->problem, count_tiles<typename Config::QTile, OneKey>(axes).visited * rows);
@@ -158,30 +169,25 @@ struct Kernel {
   }
 
   static int run(const gnaforge_args* args, void* workspace, void*, char* error, std::size_t n) {
-    const Reason reason{error, n};
-    Axis axes[rank];
-    if (!check_call<Config>(args, GNAFORGE_CPU, axes, reason)) return 1;
-    const Plan<Config> plan(*args, axes);
-    if (plan.tasks == 0) return 0;
-    if (workspace == nullptr || args->q->data == nullptr || args->k->data == nullptr || args->v->data == nullptr ||
-        args->out->data == nullptr) {
-      reason.refuse("a data pointer is null");
-      return 1;
-    }
+    const Plan<Config> plan = plan_of(*args);
+    if (plan.tasks == 0) return GNAFORGE_OK;
+    if (const gnaforge_code code = check::data(*args, Reason{error, n})) return code;
+    if (workspace == nullptr) return Reason{error, n}.refuse(GNAFORGE_BAD_CALL, "the workspace is null");
     Shared shared{plan, static_cast<float*>(workspace), {0}};
-    const std::int64_t slots = std::min(threads(*args), plan.tasks);
-    if (args->host == nullptr || args->host->parallel_for == nullptr || slots == 1)
-      work(0, slots, &shared);
+    const std::int64_t used = slots(*args, plan);
+    if (args->host == nullptr || args->host->parallel_for == nullptr || used == 1)
+      work(0, used, &shared);
     else
-      args->host->parallel_for(0, slots, 1, work, &shared);
-    return 0;
+      args->host->parallel_for(0, used, 1, work, &shared);
+    return GNAFORGE_OK;
   }
 };
 
 template <class Config>
 constexpr gnaforge_entry make_entry() {
   using K = Kernel<Config>;
-  return {sizeof(gnaforge_entry), 0, 0, GNAFORGE_CPU, Config::key, K::can_run, K::workspace_bytes, K::visited_work, K::run};
+  return {sizeof(gnaforge_entry), K::traits.op, K::traits.features, 0, 0, GNAFORGE_CPU, 0, Config::key,
+          K::can_run, K::workspace_bytes, K::visited_work, K::run};
 }
 
 }  // namespace gnaforge::cpu

@@ -5,6 +5,7 @@
 
 #include "gnaforge/abi.h"
 #include "gnaforge/gna/source.h"
+#include "gnaforge/names.h"
 
 namespace gnaforge::cpu {
 
@@ -81,7 +82,7 @@ struct Scratch {
   }
 };
 
-/// A checked call.
+/// A call that can_run has accepted.
 template <class Config>
 struct Plan {
   using QTile = typename Config::QTile;
@@ -107,13 +108,14 @@ struct Plan {
         heads(args.problem->heads),
         heads_per_kv_head(heads == 0 ? 0 : heads / args.problem->kv_heads),
         scale(static_cast<float>(args.problem->scale * 1.4426950408889634)),
-        q(*args.q),
-        k(*args.k),
-        v(*args.v),
-        out(*args.out),
+        q(*tensor_of(args, GNAFORGE_Q)),
+        k(*tensor_of(args, GNAFORGE_K)),
+        v(*tensor_of(args, GNAFORGE_V)),
+        out(*tensor_of(args, GNAFORGE_OUT)),
         tasks(args.problem->batch * args.problem->heads),
         scratch(QTile::volume, head_dim, value_head_dim) {
-    if (args.log_sum_exp != nullptr) log_sum_exp = View<float, rank>(*args.log_sum_exp);
+    const gnaforge_tensor* const lse = tensor_of(args, GNAFORGE_LSE);
+    if (lse != nullptr) log_sum_exp = View<float, rank>(*lse);
     for (int d = 0; d < rank; ++d) {
       axis[d] = axes[d];
       q_tiles[d] = AxisQTiles(axes[d], QTile::extents[d]);

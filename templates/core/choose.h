@@ -1,0 +1,155 @@
+// Finding the kernel for a call, and the words for when there is none. No torch.
+#pragma once
+
+#include <algorithm>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "error.h"
+#include "gnaforge/names.h"
+#include "gnaforge/rules.h"
+#include "signature.h"
+#include "table.h"
+
+namespace gnaforge {
+
+/// What a lookup yields: kernels live as long as the process, so the pointer stays good.
+struct Choice {
+  const gnaforge_entry* entry;
+  int64_t workspace_bytes;
+};
+
+inline std::string describe(const gnaforge_args& args) {
+  const gnaforge_problem& p = *args.problem;
+  const auto list = [&p](const int64_t* values) {
+    std::string text;
+    for (int d = 0; d < p.rank; ++d) text += (d ? "x" : "") + std::to_string(values[d]);
+    return text;
+  };
+  std::string text = args.op == GNAFORGE_GNA_FORWARD ? "" : std::string(op_name(args.op)) + ", ";
+  text += "rank " + std::to_string(p.rank) + ", " + dtype_name(tensor_of(args, GNAFORGE_Q)->dtype) + ", head_dim " +
+          std::to_string(p.head_dim);
+  if (p.value_head_dim != p.head_dim) text += " (value " + std::to_string(p.value_head_dim) + ")";
+  text += ", heads " + std::to_string(p.heads);
+  if (p.kv_heads != p.heads) text += " (kv " + std::to_string(p.kv_heads) + ")";
+  text += ", tokens " + list(p.tokens) + ", window " + list(p.window) + ", stride " + list(p.stride) + ", dilation " +
+          list(p.dilation) + ", causal " + list(p.causal);
+  for (int feature = 0; feature < feature_count; ++feature)
+    if (args.features >> feature & 1) text += std::string(", with ") + feature_names[feature];
+  return text + (args.device == GNAFORGE_CUDA ? ", on cuda" : ", on cpu");
+}
+
+/// The Python call that registers a kernel for the problem; the runtime's Request.register_call says the same.
+inline std::string register_call(const gnaforge_args& args) {
+  const gnaforge_problem& p = *args.problem;
+  const auto field = [&p](const char* name, auto text_of) {
+    std::string text;
+    for (int d = 0; d < p.rank; ++d) text += (d ? ", " : "") + std::string(text_of(d));
+    return std::string(", ") + name + "=" + (p.rank == 1 ? text : "(" + text + ")");
+  };
+  const auto extents = [&field](const char* name, const int64_t* values) {
+    return field(name, [values](int d) { return std::to_string(values[d]); });
+  };
+  const auto most = [&p](const int64_t* values) { return *std::max_element(values, values + p.rank); };
+  std::string text = "gnaforge.register(rank=" + std::to_string(p.rank) + ", head_dim=" + std::to_string(p.head_dim);
+  if (p.value_head_dim != p.head_dim) text += ", value_head_dim=" + std::to_string(p.value_head_dim);
+  text += std::string(", dtype=\"") + dtype_name(tensor_of(args, GNAFORGE_Q)->dtype) + "\"";
+  if (args.device == GNAFORGE_CPU) text += ", arch=\"cpu\"";
+  text += extents("tokens", p.tokens) + extents("window", p.window);
+  if (most(p.stride) > 1) text += extents("stride", p.stride);
+  if (most(p.dilation) > 1) text += extents("dilation", p.dilation);
+  if (most(p.causal) > 0) text += field("causal", [&p](int d) { return p.causal[d] ? "True" : "False"; });
+  text += ", heads=" + std::to_string(p.heads);
+  if (p.kv_heads != p.heads) text += ", kv_heads=" + std::to_string(p.kv_heads);
+  if (p.batch != 1) text += ", batch=" + std::to_string(p.batch);
+  return text + ")";
+}
+
+/// GNAFORGE_OK if the kernel computes the call; else `why` says why not. Another op's entry is never asked, nor one
+/// without the features that the call needs: it may be older than they are.
+inline int can_run(const Kernel& kernel, const gnaforge_args& args, std::string& why) {
+  const auto refuse = [&why](gnaforge_code code, std::string text) {
+    why = std::move(text);
+    return static_cast<int>(code);
+  };
+  if (kernel.entry->op != args.op) return refuse(GNAFORGE_NO_OP, std::string("doesn't compute ") + op_name(args.op));
+  if (const uint64_t missing = args.features & ~kernel.entry->features)
+    return refuse(GNAFORGE_NO_FEATURE, std::string("doesn't have the feature ") + feature_name(missing));
+  if (kernel.tensor_device() != args.device)
+    return refuse(GNAFORGE_NO_DEVICE, args.device == GNAFORGE_CUDA ? "takes CPU tensors" : "takes CUDA tensors");
+  char text[512] = "";
+  const int code = kernel.entry->can_run(&args, text, sizeof(text));
+  if (code != GNAFORGE_OK) why = text;
+  return code;
+}
+
+/// The kernel named `key`, or for an empty key the one with the least work among those that can run.
+/// Emulated kernels run only when named. Raises an error that lists each kernel's reason for refusing.
+inline Choice choose(const Table& table, std::string_view key, const gnaforge_args& args) {
+  const auto kernels = table.kernels();
+  std::string why;
+  if (!key.empty()) {
+    const std::string name(key);
+    const auto found = kernels->find(name);
+    if (found == kernels->end())
+      raise(ErrorCode::missing, "no kernel " + name + " is loaded or in the cache",
+            "\nregister it with: gnaforge.register(\"" + name + "\")");
+    if (const int code = can_run(found->second, args, why))
+      raise(code == GNAFORGE_NO_LAYOUT ? ErrorCode::layout : ErrorCode::refused,
+            "no kernel fits: " + name + " was asked for and can't run this problem (" + describe(args) + "): " + why);
+    return {found->second.entry, found->second.entry->workspace_bytes(&args)};
+  }
+  const gnaforge_entry* best = nullptr;
+  double least = 0;
+  bool layout = false;
+  std::string refusals;
+  for (const auto& [name, kernel] : *kernels) {
+    if (kernel.entry->op != args.op) continue;
+    if (kernel.emulated) {
+      why = "emulated, runs only when named";
+    } else if (const int code = can_run(kernel, args, why)) {
+      layout = layout || code == GNAFORGE_NO_LAYOUT;
+    } else {
+      const double work = kernel.entry->visited_work(&args);
+      if (!best || work < least) {
+        best = kernel.entry;
+        least = work;
+      }
+      continue;
+    }
+    refusals += "\n  " + name + ": " + why;
+  }
+  if (!best)
+    raise(layout ? ErrorCode::layout : ErrorCode::none_fits,
+          "no kernel fits this problem: " + describe(args) + (refusals.empty() ? "\n  no kernel is loaded" : refusals),
+          "\nregister one with: " + register_call(args));
+  return {best, best->workspace_bytes(&args)};
+}
+
+/// Raises an error unless the call keeps the rules that no kernel can lift.
+inline void require_valid(const gnaforge_args& args) {
+  char text[512] = "";
+  if (const int code = rules::call(args, {text, sizeof(text)}))
+    raise(code == GNAFORGE_BAD_INPUT ? ErrorCode::bad_input : ErrorCode::other, text);
+}
+
+/// `choose` with a memo per thread, so that a repeated call costs one comparison, and is checked once.
+inline Choice choose_memoised(const Table& table, std::string_view key, const gnaforge_args& args) {
+  struct Slot {
+    Signature signature;
+    std::string key;
+    Choice choice;
+  };
+  constexpr size_t slots = 128;
+  thread_local std::unique_ptr<Slot> memo[slots];
+  const Signature signature(table.generation(), args);
+  std::unique_ptr<Slot>& slot = memo[signature.hash() % slots];
+  if (!slot || !(slot->signature == signature) || slot->key != key) {
+    require_valid(args);
+    slot.reset(new Slot{signature, std::string(key), choose(table, key, args)});
+  }
+  return slot->choice;
+}
+
+}  // namespace gnaforge

@@ -1,0 +1,42 @@
+// Why a call failed: words for people, and a number for the Python runtime, which must not read the words. No torch.
+#pragma once
+
+#include <cstddef>
+#include <stdexcept>
+#include <string>
+
+#include "gnaforge/abi.h"
+
+namespace gnaforge {
+
+/// Of errors that the operators raise; codegen/runtime/core.py has the same. Below 64: as gnaforge_code.
+enum class ErrorCode : int {
+  other = 0,
+  bad_input = GNAFORGE_BAD_INPUT,  ///< The call itself is wrong, whatever kernels there are.
+  layout = GNAFORGE_NO_LAYOUT,     ///< No kernel takes the tensors as they lie; one would take contiguous copies.
+  failed = GNAFORGE_FAILED,        ///< The kernel was chosen, and its run failed.
+  out_of_memory = GNAFORGE_OUT_OF_MEMORY,
+  none_fits = 64,  ///< No kernel that is loaded computes the call.
+  missing = 65,    ///< The kernel that is asked for by its key is not loaded.
+  refused = 66,    ///< It is loaded, and doesn't compute the call.
+};
+
+/// The last error that this thread raised. Torch makes a Python exception of its text alone.
+struct LastError {
+  ErrorCode code = ErrorCode::other;
+  std::string text;
+  size_t advice = 0;  ///< Where in the text the line begins that says how to register a kernel; its end if there is none.
+};
+
+inline LastError& last_error() {
+  thread_local LastError error;
+  return error;
+}
+
+[[noreturn]] inline void raise(ErrorCode code, const std::string& text, const std::string& advice = "") {
+  const std::string whole = "gnaforge: " + text;
+  last_error() = {code, whole + advice, whole.size()};
+  throw std::runtime_error(last_error().text);
+}
+
+}  // namespace gnaforge
