@@ -23,11 +23,25 @@ struct Schedule : cutlass::fmha::kernel::Sm100FmhaCtxKernelWarpspecializedSchedu
   static const int NumRegsOther = 32;
 };
 
+/// CUTLASS's name of a dtype that gpu/element.h has.
+template <gnaforge_dtype Dtype>
+struct CutlassElement {
+  static_assert(gpu::is_known<Dtype>, "CUTLASS's type of this dtype is not in sm100/cutlass/kernel.h");
+};
+template <>
+struct CutlassElement<GNAFORGE_BF16> {
+  using type = cutlass::bfloat16_t;
+};
+template <>
+struct CutlassElement<GNAFORGE_FP16> {
+  using type = cutlass::half_t;
+};
+
 /// The types of example 77 for one config.
 template <class Config>
 struct Types {
   using L = Layout<Config>;
-  using Element = std::conditional_t<Config::dtype == GNAFORGE_BF16, cutlass::bfloat16_t, cutlass::half_t>;
+  using Element = typename CutlassElement<Config::dtype>::type;
   using Tile = cute::Shape<cute::Int<L::rows>, cute::Int<L::columns>, cute::Int<L::channels>>;
   using Heads = cute::tuple<cute::tuple<cute::_1, cute::_1>, cute::_1>;
   /// Rows of all Q tiles; keys, where 1 says that there are some: were it not static, the mainloop would compile a branch
@@ -63,7 +77,7 @@ template <class Config>
 __device__ __forceinline__ void forward(const gpu::Params<Config::QTile::rank>& params) {
   using T = Types<Config>;
   using L = Layout<Config>;
-  extern __shared__ __align__(1024) unsigned char memory[];
+  extern __shared__ __align__(gpu::swizzle_bytes) unsigned char memory[];
   // MMAs read whole tiles; nobody writes the rows that boxes lack.
   constexpr bool short_q = L::Half::volume < half_rows, short_kv = Config::KvTile::volume < columns;
   if constexpr (short_q) clear_rows<L::threads>(memory + L::q_offset, halves * L::chunks, L::Half::volume);

@@ -12,22 +12,22 @@
 
 namespace gnaforge::sm100 {
 
-/// One copy per 64 channels that the tensor has, or that the MMA wants: what is beyond the tensor's channels reads zero.
+/// One copy per chunk of channels that the tensor has, or that the MMA wants: what is beyond the tensor's channels reads zero.
 template <class Config>
 __device__ __forceinline__ void load_box(const CUtensorMap& map, const gpu::Params<Config::QTile::rank>& params,
                                          ptx::SharedAddress barrier, ptx::SharedAddress to, int chunk_bytes,
                                          int box_bytes, int head_dim, int head, const int (&token)[Config::QTile::rank],
                                          int batch) {
   constexpr int rank = Config::QTile::rank;
-  constexpr int chunks = Layout<Config>::chunks;
+  using L = Layout<Config>;
 #pragma unroll
-  for (int c = 0; c < chunks; ++c) {
+  for (int c = 0; c < L::chunks; ++c) {
     int at[gpu::map_rank(rank)];
-    gpu::map_coordinates<rank>(at, params.folded, head_dim, c * chunk_channels, head, token, batch);
+    gpu::map_coordinates<rank>(at, params.folded, head_dim, c * L::chunk_channels, head, token, batch);
     ptx::tensor_load(to + c * chunk_bytes, &map, barrier, at);
   }
   // The mainloop's pipelines wait for a whole tile.
-  if (box_bytes < chunk_bytes) ptx::mbarrier_complete(barrier, chunks * (chunk_bytes - box_bytes));
+  if (box_bytes < chunk_bytes) ptx::mbarrier_complete(barrier, L::chunks * (chunk_bytes - box_bytes));
 }
 
 }  // namespace gnaforge::sm100
@@ -46,9 +46,9 @@ struct Sm100FmhaLoadTmaWarpspecialized<Element, StrideQ, StrideK, StrideV, MmaQK
   using KvTile = typename Config::KvTile;
   static constexpr int rank = L::rank;
   static constexpr int half_rows = gnaforge::sm100::half_rows, columns = gnaforge::sm100::columns;
-  static constexpr int row_bytes = gnaforge::sm100::row_bytes, row = row_bytes / 2;
+  static constexpr int row_bytes = gnaforge::sm100::row_bytes, row = L::chunk_channels;
 
-  // Where the boxes go: [stage][chunk of 64 channels][row][64], swizzled.
+  // Where the boxes go: [stage][chunk][row][channel of the chunk], swizzled. Counted in elements.
   template <class Layout, class... Coordinates>
   static constexpr int at(Coordinates... coordinates) {
     return Layout{}(coordinates...);

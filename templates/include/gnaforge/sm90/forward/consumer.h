@@ -22,6 +22,7 @@ struct Consumer {
   static constexpr int score_registers = L::columns / 2;
   static constexpr int out_registers = L::value_head_dim / 2;
   static constexpr int probability_registers = L::columns / 4;
+  static_assert(L::Element::bytes == 2, "registers and 8x8 matrices hold 16-bit elements");
   static constexpr int turn_barrier = 1;  ///< First of one named barrier per warpgroup.
   static constexpr int out_barrier = turn_barrier + L::warpgroups;
 
@@ -59,8 +60,8 @@ struct Consumer {
     ptx::hold(scores);
     ptx::wgmma_fence();
 #pragma unroll
-    for (int step = 0; step < ceil_div(L::head_dim, 16); ++step) {
-      const int chunk = step / 4, within = step % 4 * 32;
+    for (int step = 0; step < ceil_div(L::head_dim, L::mma_depth); ++step) {
+      const int chunk = step * mma_bytes / row_bytes, within = step * mma_bytes % row_bytes;
       Mma::scores(scores, q + (chunk * L::q_chunk_bytes + within) / 16, k + (chunk * L::kv_chunk_bytes + within) / 16,
                   step > 0);
     }
@@ -76,8 +77,8 @@ struct Consumer {
     ptx::hold(out);
     ptx::wgmma_fence();
 #pragma unroll
-    for (int step = 0; step < L::columns / 16; ++step)
-      Mma::values(out, probabilities + 4 * step, v + step * 16 * row_bytes / 16);
+    for (int step = 0; step < L::columns / L::mma_depth; ++step)
+      Mma::values(out, probabilities + 4 * step, v + step * L::mma_depth * row_bytes / 16);
     ptx::wgmma_commit();
     ptx::hold(out);
     ptx::hold(probabilities);
@@ -87,7 +88,7 @@ struct Consumer {
                                         const float (&scores)[score_registers]) const {
 #pragma unroll
     for (int i = 0; i < probability_registers; ++i)
-      probabilities[i] = ptx::pack<L::bf16>(scores[2 * i], scores[2 * i + 1]);
+      probabilities[i] = L::Element::pack(scores[2 * i], scores[2 * i + 1]);
   }
 
   __device__ __forceinline__ void store_log_sum_exp(const gpu::QTileFacts<rank>& work, const Softmax& softmax) const {
@@ -140,7 +141,8 @@ struct Consumer {
       for (int g = 0; g < groups; ++g)
 #pragma unroll
         for (int r = 0; r < 2; ++r)
-          parts[2 * g + r] = ptx::pack<L::bf16>(out[element(2 * c + g, r, 0)] * inverse[r], out[element(2 * c + g, r, 1)] * inverse[r]);
+          parts[2 * g + r] =
+              L::Element::pack(out[element(2 * c + g, r, 0)] * inverse[r], out[element(2 * c + g, r, 1)] * inverse[r]);
       const int piece = c % 4 * 2 + lane() / 16;  // of 16 bytes
       if (groups == 2)
         ptx::store_matrices(line + c / 4 * L::q_chunk_bytes + ((piece ^ (row % 8)) << 4), parts[0], parts[1], parts[2],
@@ -159,7 +161,7 @@ struct Consumer {
 #pragma unroll
       for (int c = 0; c < L::v_chunks; ++c) {
         int at[gpu::map_rank(rank)];
-        gpu::map_coordinates<rank>(at, params.folded, L::value_head_dim, c * chunk_channels, work.head, token, work.batch);
+        gpu::map_coordinates<rank>(at, params.folded, L::value_head_dim, c * L::chunk_channels, work.head, token, work.batch);
         ptx::tensor_store(&params.maps[work.slice].out, region + skipped + c * L::q_chunk_bytes, at);
       }
       ptx::bulk_commit();

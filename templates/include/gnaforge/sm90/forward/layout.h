@@ -5,11 +5,11 @@
 
 #include "gnaforge/abi.h"
 #include "gnaforge/gna/source.h"
+#include "gnaforge/gpu/element.h"
 #include "gnaforge/gpu/shared_memory.h"
 
 namespace gnaforge::sm90 {
 
-using gpu::chunk_channels;
 using gpu::row_bytes;
 
 constexpr int half_shared_memory_limit = 113 * 1024;  ///< Of two blocks on one multiprocessor; each takes 1 KB more.
@@ -17,6 +17,9 @@ constexpr int half_shared_memory_limit = 113 * 1024;  ///< Of two blocks on one 
 /// Rows of one wgmma, and so of one consumer warpgroup.
 constexpr int warpgroup_rows = 64;
 constexpr int warpgroup_threads = 128;
+
+/// Of the factors of one wgmma: bytes of a row, along which it adds up.
+constexpr int mma_bytes = 32;
 
 /// Which KV tiles the kernel visits; see gna/source.h.
 template <class Config>
@@ -31,15 +34,18 @@ struct Layout {
   using QTile = typename Config::QTile;
   using KvTile = typename Config::KvTile;
   static constexpr int rank = QTile::rank;
-  static constexpr bool bf16 = Config::dtype == GNAFORGE_BF16;
+  using Element = gpu::Element<Config::dtype>;
+  static_assert(Config::out_dtype == Config::dtype, "the output has the inputs' dtype");
   static constexpr int head_dim = Config::head_dim;
   static constexpr int value_head_dim = Config::value_head_dim != 0 ? Config::value_head_dim : Config::head_dim;
 
   static constexpr int warpgroups = ceil_div(QTile::volume, warpgroup_rows);  ///< Consumers; one more loads.
   static constexpr int rows = warpgroups * warpgroup_rows;                    ///< With padding.
   static constexpr int columns = KvTile::volume;
+  static constexpr int mma_depth = mma_bytes / Element::bytes;  ///< Channels or keys that one wgmma adds up.
   static constexpr int threads = (warpgroups + 1) * warpgroup_threads;
 
+  static constexpr int chunk_channels = gpu::chunk_channels<Element>;
   static constexpr int qk_chunks = ceil_div(head_dim, chunk_channels);
   static constexpr int v_chunks = ceil_div(value_head_dim, chunk_channels);
   static constexpr int q_chunk_bytes = rows * row_bytes;
@@ -49,7 +55,6 @@ struct Layout {
   static constexpr int k_bytes = qk_chunks * kv_chunk_bytes;
   static constexpr int v_bytes = v_chunks * kv_chunk_bytes;
   static constexpr int control_bytes = 512;  ///< Barriers and facts; see below.
-  static constexpr int alignment = 1024;  ///< Of the swizzle's pattern, and so of every region.
 
   /// Two thread blocks on a multiprocessor where each has one warpgroup only, and so nothing else that computes while
   /// its softmax runs or its output leaves.

@@ -40,7 +40,7 @@ struct Producer {
 #pragma unroll
     for (int c = 0; c < Chunks; ++c) {
       int at[gpu::map_rank(rank)];
-      gpu::map_coordinates<rank>(at, params.folded, head_dim, c * chunk_channels, head, token, batch);
+      gpu::map_coordinates<rank>(at, params.folded, head_dim, c * L::chunk_channels, head, token, batch);
       ptx::tensor_load(to + c * chunk_bytes, &map, barrier, at);
     }
   }
