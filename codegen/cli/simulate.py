@@ -15,7 +15,7 @@ from .problem_options import PATTERN, ProblemOptions, parse_numbers, takes_probl
 from .tables import say
 
 if TYPE_CHECKING:
-    from ..gna.axes import Tiling
+    from ..gna.source import Tiling
     from ..runtime.problem import Problem
     from ..simulator.cost import Tiles
     from ..simulator.fitting import Objective

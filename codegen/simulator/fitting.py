@@ -12,9 +12,10 @@ import numpy as np
 
 from ..errors import InputError
 from ..families import Family
-from ..gna.axes import Axis, BoolArray, IntArray, Tiling, axes_of
+from ..gna.axes import Axis, axes_of
 from ..gna.counts import axis_counts
 from ..gna.flat import BLOCK
+from ..gna.source import BoolArray, IntArray, Tiling
 from ..runtime.op_table import OPS
 from ..runtime.problem import Problem
 from .cost import Costs, Floats, Tiles, costs
