@@ -13,7 +13,7 @@ from ..families.target import TARGETS
 from ..runtime.dtypes import DTYPES
 from .options import JsonOption, VariantOption, check_output, given, refuse_unused
 from .problem_options import PATTERN, ProblemOptions, takes_problem
-from .tables import print_table
+from .tables import print_table, say
 
 if TYPE_CHECKING:
     from ..runtime.problem import Problem
@@ -77,9 +77,9 @@ def bench(
     """
     from ..errors import InputError
     from ..families import require_family
-    from ..runtime.config import OPS
+    from ..runtime.config import FORWARD_OP
 
-    family = require_family(OPS[0], arch, variant)
+    family = require_family(FORWARD_OP, arch, variant)
     modes = given(context, _MODES)
     if len(modes) > 1:
         raise InputError(f"give one of {', '.join(modes)}")
@@ -113,7 +113,7 @@ def bench(
     if source is not None:
         found = bench_run.read_report(source)
     else:
-        problems = _problems(options, arch)
+        problems = _problems(options, arch, variant)
         if kernel is not None:
             refuse_unused(context, ("variant",), "beside --kernel")
         names = against.split(",") if against is not None else bench_run.others(arch)
@@ -124,7 +124,7 @@ def bench(
         _show(rows, json)
     missing = bench_run.missing(found)
     for line in missing:
-        print(line, file=sys.stderr)
+        say(line, file=sys.stderr)
     if plot is not None and rows:
         from ..gna.plot import draw_bars
 
@@ -133,19 +133,19 @@ def bench(
         raise typer.Exit(1)
 
 
-def _problems(options: ProblemOptions, arch: str) -> list[Problem]:
+def _problems(options: ProblemOptions, arch: str, variant: str | None) -> list[Problem]:
     """The problems to time: one per dtype and shape."""
     from ..bench import run as bench_run
     from ..errors import InputError
 
     dtypes = (options.dtype or "bf16").split(",")
     if options.preset is not None:
-        return bench_run.problems_of_spec(options.preset, dtypes, arch)
+        return bench_run.problems_of_spec(options.preset, dtypes, arch, variant)
     if options.tokens is None or options.window is None:
         raise InputError("give either --preset, or --tokens and --window; see gnaforge bench --help")
     problems = [replace(options, dtype=dtype).problem(head_dim=64) for dtype in dtypes]
     for problem in problems:
-        bench_run.require_arch(problem, arch)
+        bench_run.require_arch(problem, arch, variant)
     return problems
 
 
@@ -153,7 +153,7 @@ def _show(rows: list[dict[str, Any]], json: bool) -> None:
     if json:
         import json as format
 
-        print(format.dumps(rows, indent=1))
+        say(format.dumps(rows, indent=1))
         return
     cells = ([f"{x:.3g}" if isinstance(x, float) else str(x) for x in row.values()] for row in rows)
     print_table(list(rows[0]), cells)

@@ -28,7 +28,7 @@ class Role:
         title: for people.
         side: whose tokens and heads it has: ``q`` or ``kv``.
         channels: the field of `Problem` that counts them; None: it has none.
-        element: its dtype; empty: the problem's.
+        element: its dtype; empty: the problem's; ``output``: that of the kernel's output.
     """
 
     name: str
@@ -47,9 +47,10 @@ class Role:
         """Its heads in a problem."""
         return problem.heads if self.side == "q" else problem.kv_heads
 
-    def dtype(self, problem: Problem) -> Dtype:
-        """The type of its elements in a problem."""
-        return DTYPES[self.element or problem.dtype]
+    def dtype(self, problem: Problem, output_dtype: str = "") -> Dtype:
+        """The type of its elements in a problem, for a kernel of this output dtype; by default the problem's."""
+        own = output_dtype if self.element == "output" else self.element
+        return DTYPES[own or problem.dtype]
 
     def bytes(self, problem: Problem) -> int:
         """The size of all its elements in a problem."""
@@ -113,7 +114,7 @@ class Op:
 Q = Role("q", "query", "q", "head_dim")
 K = Role("k", "key", "kv", "head_dim")
 V = Role("v", "value", "kv", "value_head_dim")
-OUT = Role("out", "output", "q", "value_head_dim")
+OUT = Role("out", "output", "q", "value_head_dim", "output")
 LSE = Role("lse", "LSE", "q", None, "fp32")
 
 

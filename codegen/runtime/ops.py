@@ -285,7 +285,7 @@ def neighborhood_attention(
     """Neighborhood attention of any rank, read off the query: 1 to 3 token dimensions.
 
     Args:
-        query: ``[batch, *tokens, heads, head_dim]``, float32, bfloat16 or float16.
+        query: ``[batch, *tokens, heads, head_dim]``, of a type that kernels take, such as bfloat16.
         key: ``[batch, *tokens, heads_kv, head_dim]``; ``heads_kv`` divides ``heads`` (GQA, MQA).
         value: ``[batch, *tokens, heads_kv, head_dim_v]``.
         kernel_size: window, in tokens: an int for all dimensions or one per dimension.

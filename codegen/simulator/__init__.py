@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, as_input_error
-from ..gna.axes import Tiling
+from ..gna.source import Tiling
 from ..runtime.problem import Problem
 from .cost import Tiles
 from .fitting import Fit, Objective, fit_problems, simulate_problem
@@ -70,7 +70,7 @@ def simulate(
 def fit(
     shapes: Shape | Mapping[str, Any] | Sequence[Shape | Mapping[str, Any]],
     *,
-    arch: str = "sm90",
+    arch: str | None = None,
     variant: str | None = None,
     head_dim: int = 128,
     value_head_dim: int | None = None,
@@ -87,6 +87,7 @@ def fit(
     Args:
         shapes: of one rank, each a mapping with the fields of a spec's shape: ``tokens``, ``window`` and optionally
             ``stride``, ``dilation``, ``causal``, ``heads``, ``kv_heads``, ``batch``.
+        arch, variant: as those of `simulate`.
         objective: ``time`` (the model of it) or ``work`` (the work bound).
 
     Raises:

@@ -9,6 +9,7 @@ from math import prod
 
 import torch
 
+from ..runtime.dtypes import DTYPES
 from ..runtime.op_table import Op, Role
 from ..runtime.problem import Problem
 
@@ -19,9 +20,8 @@ tokens; Q, K and V as parts of one tensor; channels of a wider tensor; a slice o
 _GUARD = 4096  # elements before and behind a tensor
 _ALIGNMENT = 256  # bytes
 _MORE_CHANNELS = 8  # a multiple, as kernels demand of strides
-# A NaN that no arithmetic makes: what still holds it was not written.
-_UNWRITTEN = {torch.float32: 0x7FC5A5A5, torch.bfloat16: 0x7FE5, torch.float16: 0x7EA5}
-_BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
+_UNWRITTEN = {dtype.torch: dtype.unwritten for dtype in DTYPES.values()}
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}  # an integer of as many bytes
 
 View = Callable[[torch.Tensor], torch.Tensor]
 
@@ -75,15 +75,25 @@ Memory = dict[str, Guarded]
 """The tensors of a call, by role."""
 
 
-def allocate(op: Op, problem: Problem, layout: str, device: torch.device | str = "cpu") -> Memory:
-    """Memory for all tensors of a call, filled with NaN. Only inputs are packed; results are contiguous then."""
+def allocate(
+    op: Op, problem: Problem, layout: str, device: torch.device | str = "cpu", output_dtype: str = ""
+) -> Memory:
+    """Memory for all tensors of a call, filled with NaN. Only inputs are packed; results are contiguous then.
+
+    Args:
+        op: what is called.
+        problem: it gives the shapes.
+        layout: of `LAYOUTS`.
+        device: where.
+        output_dtype: of the output, where it is not the problem's.
+    """
     memory: Memory = {}
     if layout == "packed":
         memory |= _pack([role for role in op.inputs if _is_packed(role, op.inputs[0])], problem, device)
     for role in (*op.inputs, *op.outputs):
         if role.name not in memory:
             whole, view = _place(role.shape(problem), layout, channels=role.channels is not None)
-            storage, tensor = _make(whole, role.dtype(problem).torch, device)
+            storage, tensor = _make(whole, role.dtype(problem, output_dtype).torch, device)
             memory[role.name] = Guarded(role, view(tensor), storage)
     return memory
 
@@ -144,4 +154,4 @@ def _make(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str) 
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.view(_BITS[tensor.dtype])
+    return tensor.view(_BITS[tensor.element_size()])
