@@ -21,9 +21,12 @@ from gnaforge.runtime.problem import Problem
 from gnaforge.runtime.reference import attention, error_bound
 from gnaforge.verification.counters import WorkCounters
 from gnaforge.verification.emulated_kernel import EmulatedKernel
+from gnaforge.verification.kinds import POISONS
 from gnaforge.verification.problems import for_kernel
+from gnaforge.verification.process import Worker
 from gnaforge.verification.runner import Settings, Verifier
 from gnaforge.verification.schedules import Schedule
+from sm100_problems import random_problem
 from test_sm90 import MODES
 
 # Whole tiles; short ones, of which MMAs read padding; an odd Q box, whose halves share tokens; head dims with padding.
@@ -84,10 +87,17 @@ def prelude(libraries: dict[KernelConfig, Path], key: str) -> str:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_random_problems(libraries: dict[KernelConfig, Path], mode: str) -> None:
-    """Other ones in each mode, 300 in all; each also with poison, see `gpu/checks.py`."""
+    """Other ones in each mode, 300 in all, in all layouts; each also with poison."""
     first = 1000 * list(MODES).index(mode)
-    said = run(["sm100_problems.py", str(first), "25", *map(str, libraries.values())], mode)
-    assert said == "100 problems, 0 wrong\n"
+    schedule = Schedule(mode, MODES[mode]).as_json()
+    for config, library in libraries.items():
+        with Worker() as worker:
+            assert worker.open(600, library, config.key)["device"] == "emulator"
+            for seed in range(first, first + 25):
+                problem, layout = random_problem(config, seed)
+                asked = {"problem": problem.as_json(), "layout": layout, "schedule": schedule}
+                said = worker.request(900, do="verify", seed=seed, poison=[POISONS[seed % 2]], **asked)
+                assert "errors" in said, f"{config.key} seed {seed}: {said}; {layout}; {problem}"
 
 
 @pytest.mark.parametrize(
@@ -101,13 +111,12 @@ def test_random_problems(libraries: dict[KernelConfig, Path], mode: str) -> None
         (KEYS[1], Problem((5, 7, 8), 2, 1, (1, 3, 3), batch=2)),
     ],
 )
-def test_larger_problems(libraries: dict[KernelConfig, Path], key: str, problem: Problem, tmp_path: Path) -> None:
-    jobs = tmp_path / "jobs"
-    fields = for_kernel(problem, KernelConfig.parse(key)).as_json()
-    jobs.write_text(json.dumps({"kind": "given", "kernel": key, "problem": fields, "layout": "heads last"}))
-    library = libraries[KernelConfig.parse(key)]
-    said = run(["gpu/worker.py", "--device=cpu", f"--library={library}", f"--jobs={jobs}"])
-    assert json.loads(said)["ok"], said
+def test_larger_problems(libraries: dict[KernelConfig, Path], key: str, problem: Problem) -> None:
+    config = KernelConfig.parse(key)
+    settings = Settings([Schedule("random", "random")], gaps=False, poison=False)
+    with Verifier(config, libraries[config], settings) as verifier:
+        found = verifier.verify(for_kernel(problem, config))
+    assert not found.failed, found.message
 
 
 class Control:

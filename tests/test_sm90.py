@@ -23,6 +23,8 @@ from gnaforge.families.sm90_forward import check_machine_code
 from gnaforge.runtime.config import KernelConfig
 from gnaforge.runtime.problem import Problem
 from gnaforge.verification.problems import for_kernel
+from gnaforge.verification.runner import Settings, Verifier
+from gnaforge.verification.schedules import Schedule
 from sm90_kernels import CONFIGS, KEYS
 
 MODES = {"eager": "round-robin", "lazy": "depth-first", "random": "random"}
@@ -65,12 +67,13 @@ def run(code: str | list[str], mode: str = "random") -> str:
 def test_hardware_suite_in_the_emulator(libraries: dict[KernelConfig, Path], mode: str, tmp_path: Path) -> None:
     """What `tests/gpu` does on hardware, with fewer problems: other ones in each mode. The emulator
     says itself what hangs, so the time limits may suit a machine that does much else besides."""
-    arguments = [f"--library={path}" for path in libraries.values()]
     first = 100 * list(MODES).index(mode) + 1
     limits = ["--problems=96", "--seconds=1500", "--job-seconds=600", f"--first-seed={first}"]
+    schedule = [f"--timing={mode}", f"--order={MODES[mode]}"]
     # Only once what the mode changes nothing in.
     only = [] if mode == "random" else ["--only=first runs", "--only=random problems"]
-    run(["gpu/run.py", "--device=cpu", *limits, *only, *arguments, f"--out={tmp_path / 'suite.json'}"], mode)
+    arguments = [*limits, *schedule, *only, *(f"--library={path}" for path in libraries.values())]
+    run(["gpu/run.py", *arguments, f"--out={tmp_path / 'suite.json'}"])
     found = json.loads((tmp_path / "suite.json").read_text())
     sections = found["sections"]
     assert found["failures"] == []
@@ -84,6 +87,8 @@ import sys, torch, gnaforge
 from gnaforge.runtime.config import KernelConfig
 from gnaforge.runtime.problem import Problem
 from gnaforge.verification.problems import for_kernel
+from gnaforge.verification.runner import Settings, Verifier
+from gnaforge.verification.schedules import Schedule
 config = KernelConfig.parse(sys.argv[1] if len(sys.argv) > 1 else "{key}")
 gnaforge.load_library("{library}")
 torch.manual_seed(0)
@@ -106,13 +111,12 @@ def prelude(libraries: dict[KernelConfig, Path], key: str) -> str:
         (KEYS[4], Problem((20, 18), (20, 18), heads=5)),  # dense
     ],
 )
-def test_larger_problems(libraries: dict[KernelConfig, Path], key: str, problem: Problem, tmp_path: Path) -> None:
-    jobs = tmp_path / "jobs"
-    fields = for_kernel(problem, KernelConfig.parse(key)).as_json()
-    jobs.write_text(json.dumps({"kind": "given", "kernel": key, "problem": fields, "layout": "heads last"}))
-    library = libraries[KernelConfig.parse(key)]
-    said = run(["gpu/worker.py", "--device=cpu", f"--library={library}", f"--jobs={jobs}"])
-    assert json.loads(said)["ok"], said
+def test_larger_problems(libraries: dict[KernelConfig, Path], key: str, problem: Problem) -> None:
+    config = KernelConfig.parse(key)
+    settings = Settings([Schedule("random", "random")], gaps=False, poison=False)
+    with Verifier(config, libraries[config], settings) as verifier:
+        found = verifier.verify(for_kernel(problem, config))
+    assert not found.failed, found.message
 
 
 def test_missing_synchronisation_is_noticed(libraries: dict[KernelConfig, Path]) -> None:

@@ -26,9 +26,8 @@ from gnaforge.runtime.config import KernelConfig
 from gnaforge.runtime.problem import Problem
 from gnaforge.runtime.reference import attention, error_bound
 from gnaforge.verification.counters import REPORTED, class_of, count_work
-from gnaforge.verification.layouts import guarded
 from gnaforge.verification.problems import EMULATED_TILES, cut_down, for_kernel, random_problem_for, tile_counts
-from gnaforge.verification.process import Worker, WorkerError
+from gnaforge.verification.process import HarnessError, Worker, WorkerError
 from gnaforge.verification.runner import KernelResult, ProblemResult, Settings, Verifier
 from gnaforge.verification.schedules import Schedule, schedules
 from gnaforge.verification.targets import targets_of_plan
@@ -104,7 +103,7 @@ def test_verify_a_gpu_kernel(cli) -> None:
     ((kernel,),) = [json.loads(done.stdout)]
     assert kernel["key"] == SMALL and kernel["good"] and kernel["emulated"]
     (found,) = kernel["problems"]
-    assert found["runs"] == 9 + 1 and found["identical"]  # schedules, and poisoned
+    assert found["runs"] == 9 + 2 and found["identical"]  # schedules, and two kinds of poison
     assert 0 < found["out"]["share"] < 1 and found["out"]["error"] < 0.02 and found["lse"]["error"] < 1e-5
     counters = found["counters"]
     tiles = counters["interior_tiles"] + counters["shell_tiles"]
@@ -117,7 +116,7 @@ def test_verify_a_gpu_kernel(cli) -> None:
     assert counters["async_load_bytes"] == row_bytes * (q_tiles * 64 + 2 * tiles * 32)
     again = cli("verify", kernel["library"], *arguments[2:], "--timing", "lazy", "--order", "random", "--trace")
     assert again.returncode == 0, again.stdout + again.stderr
-    assert "good, in the emulator" in again.stdout and "1 of 1 kernels is good; 3 runs" in again.stdout
+    assert "good, in the emulator" in again.stdout and "1 of 1 kernels is good; 4 runs" in again.stdout
     assert "launch of gnaforge_entry_" in again.stdout and "per interior tile" in again.stdout
 
 
@@ -236,13 +235,13 @@ def test_what_can_be_wrong_on_the_cpu(toy, tmp_path: Path, monkeypatch: pytest.M
     run = {"layout": "contiguous", "schedule": None}
     asked = {"do": "verify", "problem": toy_problem().as_json(), "seed": 0, **run}
     inputs, outputs = str(tmp_path / "inputs.pt"), str(tmp_path / "outputs.pt")
-    torch.save([torch.randn(1, 20, 1, 8) for _ in range(3)], inputs)
+    torch.save({name: torch.randn(1, 20, 1, 8) for name in "qkv"}, inputs)
     called = {**asked, "do": "call", "inputs": inputs, "outputs": outputs}
     with Worker() as worker:
-        assert worker.request(60, do="ready") == {}
+        assert worker.request(60, do="ready").keys() == {"seconds"}
         for number, (statement, failed, expected) in enumerate(WRONG):
             library = toy(f"verify_{number}", TOY_KEY=f'"{TOY}"', TOY_STATEMENT=statement)
-            assert worker.request(60, do="open", library=str(library), key=TOY) == {"emulated": False}
+            assert worker.request(60, do="open", library=str(library), key=TOY)["device"] == "cpu"
             said = worker.request(60, **asked)
             assert said["failed"] == failed and expected in said["message"], said
             assert "mapped" not in said["message"] and "gna_" not in said["message"]
@@ -300,15 +299,48 @@ def test_an_older_emulator_is_named(toy) -> None:
     known = {name: value for name, value in LAUNCH.items() if name != "mma_operations"}
     schedule = Schedule("eager", "round-robin").as_json(False)
     asked = {"do": "verify", "seed": 0, "layout": "contiguous", "schedule": schedule}
-    expected = {"failed": "library", "message": "the library is linked to an older emulator; build it again"}
+    expected = ("library", "the library is linked to an older emulator; build it again")
+
+    def why(said: dict[str, object]) -> object:
+        return said["failed"], said["message"]
+
     with Worker() as worker:
-        assert worker.open(60, emulated_toy(toy, "verify_counts", **LAUNCH), TOY) == {"emulated": True}
+        assert worker.open(60, emulated_toy(toy, "verify_counts", **LAUNCH), TOY)["device"] == "emulator"
         said = worker.request(60, problem=toy_problem(window=(1,)).as_json(), **asked)
         assert said["launches"] == [LAUNCH]
         worker.open(60, emulated_toy(toy, "verify_counts_less", **known), TOY)
-        assert worker.request(60, problem=toy_problem(window=(1,)).as_json(), **asked) == expected
+        assert why(worker.request(60, problem=toy_problem(window=(1,)).as_json(), **asked)) == expected
         library = toy("verify_undriven", TOY_KEY=f'"{TOY}"', TOY_FLAGS="GNAFORGE_LIBRARY_EMULATED")
-        assert worker.open(60, library, TOY) == expected
+        assert why(worker.open(60, library, TOY)) == expected
+
+
+def test_errors_of_the_harness_are_told_apart(toy, cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An attribute or a value that the harness gets wrong says nothing of a kernel, and nobody may take it for that."""
+    library = toy("verify_harness", TOY_KEY=f'"{TOY}"')
+    with Worker() as worker:
+        for request in ({"do": "nothing"}, {"do": "_jobs"}, {"do": "verify"}):  # no such job; no kernel is open
+            with pytest.raises(HarnessError, match=r"of which nothing follows for a kernel:\n.*Traceback"):
+                worker.request(60, **request)
+        assert worker.open(60, library, TOY)["device"] == "cpu"
+        with pytest.raises(HarnessError, match="KeyError: 'problem'"):
+            worker.request(60, do="verify")
+    monkeypatch.setattr(Problem, "as_json", lambda problem: {})
+    with Verifier(KernelConfig.parse(TOY), library, Settings([])) as verifier, pytest.raises(HarnessError):
+        verifier.verify(toy_problem())
+
+
+def test_a_broken_harness_has_an_exit_status_of_its_own(toy, python) -> None:
+    """The command line says so, too."""
+    library = toy("verify_harness", TOY_KEY=f'"{TOY}"')
+    done = python(
+        "from gnaforge.runtime.problem import Problem\n"
+        "Problem.as_json = lambda problem: {}\n"
+        "import sys\n"
+        f"sys.argv[1:] = ['verify', {str(library)!r}, '--tokens', '20', '--window', '5', '--head-dim', '8']\n"
+        "from gnaforge.cli import main\n"
+        "main()\n"
+    )
+    assert done.returncode == 70 and "gnaforge's own checks broke" in done.stderr and "tokens" in done.stderr
 
 
 def test_slow_exact_attention_is_no_fault_of_the_kernel(cli) -> None:
@@ -413,27 +445,6 @@ def test_cut_down_problems_stay_of_their_kind() -> None:
         for length, window, stride, dilation, _ in cut_down(problem, config, 5).axes:
             assert 1 <= stride <= window and window * dilation <= length
         assert Problem.from_json(json.loads(json.dumps(problem.as_json()))) == problem
-
-
-@pytest.mark.parametrize("layout", ["contiguous", "gapped"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_guard_zones(layout: str, dtype: torch.dtype) -> None:
-    memory = guarded("out", (2, 3, 4, 8), dtype, layout)
-    assert memory.tensor.isnan().all() and memory.storage.isnan().all()
-    assert memory.tensor.data_ptr() % 256 == 0 and memory.tensor.is_contiguous() == (layout == "contiguous")
-    assert all(stride * memory.tensor.element_size() % 16 == 0 for stride in memory.tensor.stride()[:-1])
-    assert memory.unwritten().all()
-    memory.tensor[:] = 0
-    memory.tensor[1, 2, 3, 7] = float("nan")  # written, though not a number
-    assert not memory.unwritten().any() and len(memory.outside()) == 0
-    first, size = memory.extent
-    step = memory.tensor.element_size()
-    assert memory.tensor[1, 2, 3, 7].data_ptr() == first + size - step
-    at = (first - memory.storage.data_ptr()) // step
-    memory.storage[at - 1] = 0
-    memory.storage[at + size // step] = 0
-    assert memory.outside().tolist() == [-1, size // step]
-    assert memory.place([1, 2, 3, 7]) == "batch entry 1, token 2, head 3, channel 7"
 
 
 def test_schedules() -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ctypes as c
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from ..runtime import config
+from ..runtime import config, problem
 
 ABI_MAJOR = 1
 EMULATED = 1  # GNAFORGE_LIBRARY_EMULATED
@@ -118,12 +118,30 @@ class Library(c.Structure):
     )
 
 
+def describe(problem: problem.Problem) -> Problem:
+    """The contract's form of a problem."""
+    sizes = (problem.batch, problem.heads, problem.kv_heads, problem.head_dim, problem.value_head_dim)
+    described = Problem(c.sizeof(Problem), problem.rank, *sizes, problem.score_scale)
+    for d, axis in enumerate(problem.dimensions):
+        numbers = axis._asdict() | {"grid": axis.length, "kv_tokens": axis.keys, "edge": EDGES[axis.edge]}
+        numbers["causal"] = CAUSAL["block" if axis.causal == "block" else "token" if axis.causal else "none"]
+        for name, number in numbers.items():
+            getattr(described, name)[d] = number
+    described.extra_tokens = (c.c_int64 * MAX_EXTRA)(*problem.extra_tokens)
+    return described
+
+
+def feature_bits(names: Iterable[str]) -> int:
+    """``Args.features`` of a call that needs these, of `FEATURES`."""
+    return sum(1 << FEATURES.index(name) for name in set(names))
+
+
 def make_args(op: str, problem: Problem, tensors: Mapping[str, Tensor], host: Host, device: str = "cpu") -> Args:
     """A call without features; it keeps what it points to alive.
 
     Args:
         op: of `OPS`.
-        problem: with its plain fields; the others become neutral.
+        problem: all fields of it count.
         tensors: by name of their role, of `ROLES`.
         host: what the kernel may use of the caller.
         device: where the tensors are, of `DEVICES`.

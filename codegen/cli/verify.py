@@ -68,12 +68,16 @@ def verify(
     seed: Annotated[int, typer.Option(min=0, help="The first of them; also of the random problems.")] = 0,
     data_seed: Annotated[int, typer.Option(min=0, help="Of the tensors' values.")] = 0,
     gaps: Annotated[
-        bool, typer.Option("--gaps/--no-gaps", help="Also put gaps between tokens, heads and channels, full of NaN.")
+        bool,
+        typer.Option(
+            "--gaps/--no-gaps",
+            help="Also lay tensors in other ways: with gaps full of NaN, heads first, packed, sliced.",
+        ),
     ] = True,
     poison: Annotated[
         bool,
         typer.Option(
-            "--poison/--no-poison", help="Also put NaN into all batch entries and heads but one, if there are several."
+            "--poison/--no-poison", help="Also put NaN into other batch entries and heads, and where the mask hides it."
         ),
     ] = True,
     trace: Annotated[
@@ -92,7 +96,7 @@ def verify(
     GPU kernels are compiled for the emulator (once, into the cache) and run under every timing of asynchronous work
     with every order of warps. Reported are wrong numbers, broken rules of PTX (races, missing fences, wrong phases),
     deadlocks with who waits for what, accesses out of bounds, elements that were not written. Kernels for the cpu run
-    as they are. Nothing is said about speed on hardware.
+    as they are, and so do those of a library for a GPU that is here. Nothing is said about speed on hardware.
 
     Exit status: 0 if all kernels are good; 1 if one is wrong; 2 if none is, but not all could be tried: bad input, no
     compiler, a kernel that doesn't compile or refuses a problem.

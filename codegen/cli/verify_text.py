@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ..runtime.config import ANY_HEAD_DIM
+from ..runtime.op_table import OPS
 from ..verification.counters import WorkCounters
 from ..verification.runner import KernelResult, ProblemResult
 from .tables import print_table, say
@@ -25,25 +26,16 @@ def print_results(results: Sequence[KernelResult], skipped: Mapping[str, str], t
 
 
 def _print_kernel(result: KernelResult, target: str, trace: bool) -> None:
-    where = "in the emulator" if result.emulated else "on this CPU"
+    where = {"emulator": "in the emulator", "cpu": "on this CPU", "cuda": "on this GPU"}[result.device]
     say(f"{result.config.key}: {'good' if result.good else 'WRONG' if result.wrong else 'NOT VERIFIED'}, {where}")
     if result.note:
         say(f"  note: {result.note}")
     fine = [problem for problem in result.problems if not problem.failed]
     if fine:
-        print_table(
-            (
-                "  problem",
-                "runs",
-                "output error",
-                "of bound",
-                "LSE error",
-                "of bound",
-                "same bits",
-                "tiles, interior",
-            ),
-            [_row(problem) for problem in fine],
-        )
+        roles = OPS[result.config.op].outputs
+        errors = [title for role in roles for title in (f"{role.title} error", "of bound")]
+        head = ("  problem", "runs", *errors, "same bits", "tiles, interior")
+        print_table(head, [_row(problem, [role.name for role in roles]) for problem in fine])
     if any(problem.cut_from for problem in fine):
         say("  * cut down from the spec's shape to what can be verified here")
     counted = [problem.counters for problem in fine if problem.counters]
@@ -63,13 +55,13 @@ def _print_kernel(result: KernelResult, target: str, trace: bool) -> None:
             _print_failure(result, problem, target)
 
 
-def _row(found: ProblemResult) -> list[str]:
+def _row(found: ProblemResult, results: Sequence[str]) -> list[str]:
     counters = found.counters
     tiles = f"{counters.tiles}, {counters.interior_tiles}" if counters and counters.tiles else "-"
     cut = " *" if found.cut_from else ""
     row = [f"  {found.problem}{cut}", str(found.runs)]
-    for part in (found.out, found.lse):
-        row += [f"{part['error']:.1e}", f"{part['share']:.0%}"]
+    for name in results:
+        row += [f"{found.errors[name]['error']:.1e}", f"{found.errors[name]['share']:.0%}"]
     return [*row, "yes" if found.identical else "no", tiles]
 
 

@@ -217,6 +217,11 @@ class Problem:
         return prod(self.tokens)
 
     @property
+    def score_scale(self) -> float:
+        """The factor of the scores."""
+        return self.head_dim**-0.5 if self.scale is None else self.scale
+
+    @property
     def dimensions(self) -> tuple[Dimension, ...]:
         """What the problem says of each token dimension."""
         columns: list[Sequence[Any]] = [getattr(self, name) or (None,) * self.rank for name in Dimension._fields]

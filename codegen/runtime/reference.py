@@ -70,18 +70,13 @@ def attention(problem: Problem, query: torch.Tensor, key: torch.Tensor, value: t
     outputs, sums = [], []
     for begin in range(0, count, rows):
         end = min(begin + rows, count)
-        scores = (q[:, :, begin:end] @ k.mT) * scale_of(problem)
+        scores = (q[:, :, begin:end] @ k.mT) * problem.score_scale
         scores.masked_fill_(~mask_rows(problem, begin, end, query.device), float("-inf"))
         sums.append(torch.logsumexp(scores, dim=-1))
         outputs.append(torch.softmax(scores, dim=-1) @ v)
     out = torch.cat(outputs, dim=2).transpose(1, 2)
     lse = torch.cat(sums, dim=2).transpose(1, 2)
     return out.reshape(*query.shape[:-1], value.shape[-1]), lse.reshape(query.shape[:-1])
-
-
-def scale_of(problem: Problem) -> float:
-    """The factor of the scores."""
-    return problem.head_dim**-0.5 if problem.scale is None else problem.scale
 
 
 def visible_pairs(problem: Problem) -> int:
@@ -154,7 +149,7 @@ def query_sample(
     q = query[tuple(at)]
     k, v = (x[tuple(box)].flatten(0, -3) for x in (key, value))
     keys, values = (x.double().repeat_interleave(group_size, dim=1) for x in (k, v))
-    scores = torch.einsum("hd,khd->hk", q.double(), keys) * scale_of(problem)
+    scores = torch.einsum("hd,khd->hk", q.double(), keys) * problem.score_scale
     shares = torch.softmax(scores, -1)
     exact = torch.einsum("hk,khd->hd", shares, values), torch.logsumexp(scores, -1)
     magnitude = torch.einsum("hk,khd->hd", shares, values.abs()) if rounds_probabilities else None
@@ -173,7 +168,7 @@ def _bounds(
     u = 2.0**-24
     n = prod(problem.window)
     lengths = [tensor.double().norm(dim=-1).max().item() for tensor in (query, key)]
-    e = (query.shape[-1] + 3) * u * abs(scale_of(problem)) * lengths[0] * lengths[1]
+    e = (query.shape[-1] + 3) * u * abs(problem.score_scale) * lengths[0] * lengths[1]
     out, lse = exact
     rounding = torch.finfo(value.dtype).eps / 2
     largest = value.double().abs().max().item()

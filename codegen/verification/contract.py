@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes as c
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -15,10 +15,7 @@ from ..runtime.config import KernelConfig
 from ..runtime.dtypes import DTYPES, dtype_name
 from ..runtime.op_table import OPS
 from ..runtime.problem import Problem
-from ..runtime.reference import scale_of
-
-Device = Literal["cpu", "emulator", "cuda"]
-"""What runs a kernel: this processor, the emulator in its place of a GPU, or a GPU."""
+from .kinds import Device
 
 _TEXT = 4096
 
@@ -89,8 +86,8 @@ class Kernel:
         """
         views = {role.name: view_of(tensors[role.name], problem.rank) for role in (*self.op.inputs, *self.op.outputs)}
         host = abi.Host(c.sizeof(abi.Host), 1, _SERIALLY)
-        args = abi.make_args(self.op.name, describe_problem(problem), views, host, self.tensor_device)
-        args.features = sum(1 << abi.FEATURES.index(name) for name in problem.features())
+        args = abi.make_args(self.op.name, abi.describe(problem), views, host, self.tensor_device)
+        args.features = abi.feature_bits(problem.features())
         device = next(iter(tensors.values())).device
         args.device_index = device.index or 0
         text = c.create_string_buffer(_TEXT)
@@ -113,16 +110,3 @@ def view_of(tensor: torch.Tensor, rank: int) -> abi.Tensor:
     view.token_stride = abi.I64x3(*strides[1 : 1 + rank])
     view.head_stride = strides[1 + rank]
     return view
-
-
-def describe_problem(problem: Problem) -> abi.Problem:
-    """The contract's form of a problem."""
-    sizes = (problem.batch, problem.heads, problem.kv_heads, problem.head_dim, problem.value_head_dim)
-    described = abi.Problem(c.sizeof(abi.Problem), problem.rank, *sizes, scale_of(problem))
-    for d, axis in enumerate(problem.dimensions):
-        numbers = axis._asdict() | {"grid": axis.length, "kv_tokens": axis.keys, "edge": abi.EDGES[axis.edge]}
-        numbers["causal"] = abi.CAUSAL[{False: "none", True: "token"}.get(axis.causal, str(axis.causal))]
-        for name, number in numbers.items():
-            getattr(described, name)[d] = number
-    described.extra_tokens = (c.c_int64 * abi.MAX_EXTRA)(*problem.extra_tokens)
-    return described

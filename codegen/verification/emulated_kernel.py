@@ -14,6 +14,7 @@ from ..build.library import read_library
 from ..build_tools.emulator import EmulationError
 from ..errors import InputError
 from ..runtime.config import KernelConfig
+from ..runtime.op_table import FORWARD
 from ..runtime.problem import Problem
 from .counters import WorkCounters, count_work
 from .process import Worker, WorkerError
@@ -69,8 +70,7 @@ class EmulatedKernel:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Runs the kernel, arguments and results as those of `gnaforge.neighborhood_attention` with ``return_lse``.
 
-        The kernel gets copies of the tensors with guard zones around them, in ``layout`` ``contiguous`` or ``gapped``
-        (see `layouts`).
+        The kernel gets copies of the tensors with guard zones around them, in ``layout``, of `kinds.LAYOUTS`.
 
         Raises:
             EmulationError: the kernel broke a rule, wrote what it must not, or left elements out; the message says
@@ -81,7 +81,8 @@ class EmulatedKernel:
         problem = Problem.of_tensors(query, key, value, kernel_size, stride, dilation, is_causal, scale=scale)
         with tempfile.TemporaryDirectory(prefix="gnaforge-") as folder:
             inputs, outputs = Path(folder) / "inputs.pt", Path(folder) / "outputs.pt"
-            torch.save([tensor.detach().clone() for tensor in (query, key, value)], inputs)
+            named = zip((role.name for role in FORWARD.inputs), (query, key, value), strict=True)
+            torch.save({name: tensor.detach().clone() for name, tensor in named}, inputs)
             said = self._ask(
                 do="call",
                 inputs=str(inputs),
@@ -95,8 +96,8 @@ class EmulatedKernel:
             if "failed" in said:
                 raise EmulationError(f"{self.config.key}, {self.schedule}: {said['message']}")
             self.counters = count_work(said["launches"])
-            out, lse = torch.load(outputs, weights_only=True)
-            return out, lse
+            results = torch.load(outputs, weights_only=True)
+            return results["out"], results["lse"]
 
     def _ask(self, **what: Any) -> dict[str, Any]:
         try:

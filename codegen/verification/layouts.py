@@ -13,10 +13,6 @@ from ..runtime.dtypes import DTYPES
 from ..runtime.op_table import Op, Role
 from ..runtime.problem import Problem
 
-LAYOUTS = ("contiguous", "gapped", "heads first", "packed", "padded channels", "every second token")
-"""Ways in which the tensors of a call lie: heads last without gaps; with room behind each dimension; heads outside of the
-tokens; Q, K and V as parts of one tensor; channels of a wider tensor; a slice of the tokens."""
-
 _GUARD = 4096  # elements before and behind a tensor
 _ALIGNMENT = 256  # bytes
 _MORE_CHANNELS = 8  # a multiple, as kernels demand of strides
@@ -83,7 +79,7 @@ def allocate(
     Args:
         op: what is called.
         problem: it gives the shapes.
-        layout: of `LAYOUTS`.
+        layout: of `kinds.LAYOUTS`.
         device: where.
         output_dtype: of the output, where it is not the problem's.
     """
@@ -114,7 +110,7 @@ def _pack(roles: Sequence[Role], problem: Problem, device: torch.device | str) -
     heads = [shape[-2] for shape in shapes]
     whole = (*shapes[0][:-2], sum(heads), max(shape[-1] for shape in shapes))
     storage, tensor = _make(whole, roles[0].dtype(problem).torch, device)
-    parts = tensor.split(heads, dim=-2)
+    parts = torch.split(tensor, heads, dim=-2)
     return {
         role.name: Guarded(role, part[..., : shape[-1]], storage)
         for role, part, shape in zip(roles, parts, shapes, strict=True)

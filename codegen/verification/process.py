@@ -17,8 +17,15 @@ from ..errors import GnaforgeError
 
 # Settings of the emulator that a verified kernel may run with; others switch checks off, or are asked for otherwise.
 _KEPT = {f"GNAFORGE_EMULATOR_{name}" for name in ("DEVICE", "PROCESSORS", "COUNTERS", "KEEP")}
+COMMAND = [sys.executable, "-m", "gnaforge.verification.worker"]
 _START_SECONDS = 60.0  # it imports torch
 _HANGS = "no result within {} s: the kernel or its host code hangs"
+
+
+class HarnessError(GnaforgeError):
+    """An error of the harness itself, of which nothing follows for a kernel. The message is a traceback."""
+
+    exit_code = 70
 
 
 class WorkerError(GnaforgeError):
@@ -26,17 +33,24 @@ class WorkerError(GnaforgeError):
 
 
 class Worker:
-    """A child process; see `worker`. Start a new one after a WorkerError."""
+    """A child process; see `worker`. Start a new one after a WorkerError.
 
-    def __init__(self) -> None:
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the process)
+    Args:
+        core: the core extension for its operators, where there is no compile cache to take it from.
+        log: takes what the process prints, after what is there; by default errors show its last lines.
+        settings: environment variables for it; of those of the emulator it gets no others, but few.
+    """
+
+    def __init__(self, core: Path | None = None, log: Path | None = None, **settings: str) -> None:
+        self._said = tempfile.TemporaryFile() if log is None else log.open("a+b")  # noqa: SIM115  (as long as the process)
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("GNAFORGE_EMULATOR_") or k in _KEPT}
         # Its own process group: Ctrl-C reaches this process, which then ends the other.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "gnaforge.verification.worker"],
+            [*COMMAND, *([] if core is None else ["--core", str(core)])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
-            env={k: v for k, v in os.environ.items() if not k.startswith("GNAFORGE_EMULATOR_") or k in _KEPT},
+            env={**kept, **settings},
             start_new_session=True,
         )
         self._buffer = b""
@@ -69,6 +83,7 @@ class Worker:
         """Asks and waits for the reply.
 
         Raises:
+            HarnessError: the request or the process that answers it has a bug.
             WorkerError: none came within ``timeout`` seconds, which ``late`` words (``{}``: the seconds); or the
                 process ended.
         """
@@ -88,7 +103,11 @@ class Worker:
                 raise WorkerError(self._ended())
             self._buffer += read
         line, _, self._buffer = self._buffer.partition(b"\n")
-        return dict(json.loads(line))
+        reply = dict(json.loads(line))
+        if "broken" in reply:
+            said = "gnaforge's own checks broke, of which nothing follows for a kernel"
+            raise HarnessError(f"{said}:\n{reply['broken']}")
+        return reply
 
     def _ended(self) -> str:
         status = self._process.wait()

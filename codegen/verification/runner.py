@@ -10,6 +10,7 @@ from typing import Any
 from ..runtime.config import KernelConfig
 from ..runtime.problem import Problem
 from .counters import WorkCounters, count_work
+from .kinds import LAYOUTS, POISONS, Comparison, Device
 from .problems import tile_counts
 from .process import Worker, WorkerError
 from .schedules import Schedule
@@ -26,8 +27,8 @@ class Settings:
     Attributes:
         schedules: for kernels on the emulator.
         seed: of the tensors' values.
-        gaps: also run with gaps between the tensors' tokens, heads and channels.
-        poison: also run with NaN in all batch entries and heads but one, if there are several.
+        gaps: also run with the other layouts of the tensors, with gaps between tokens, heads and channels.
+        poison: also run with NaN where it must not matter: see `kinds.POISONS`.
         trace: errors come with the last events of each warp.
         timeout: seconds that one run may take.
     """
@@ -50,13 +51,13 @@ class ProblemResult:
         data_seed: of the tensors' values.
         runs: how often the kernel ran.
         failed: None, or in which way it is wrong: ``emulator`` (a rule of PTX is broken, or it hangs), ``wrong``
-            (numerics), ``unwritten``, ``guard``, ``tiles`` (other tiles than the simulator's model has), ``launch``,
-            ``crash``; or why it could not be tried: ``library``, ``refused``, ``reference`` (exact attention takes too
-            long).
+            (numerics), ``unwritten``, ``guard``, ``repeat`` (another run gives other bits), ``poison`` (what must not
+            matter does), ``tiles`` (other tiles than the simulator's model has), ``launch``, ``crash``; or why it could
+            not be tried: ``library``, ``refused``, ``reference`` (exact attention takes too long).
         message: on failure, everything that is known.
         schedule: on failure, under which one; None for kernels on the CPU.
         layout: on failure, of the tensors.
-        out, lse: the largest error of all runs, the bound where most of it is used, and that share.
+        errors: of each result that of the run where it takes most of its bound, by role.
         identical: whether all runs gave the same bits.
         counters: of the first run; None for kernels on the CPU.
         model: visited and interior tiles by the simulator's model; None where nothing was counted.
@@ -70,8 +71,7 @@ class ProblemResult:
     message: str = ""
     schedule: Schedule | None = None
     layout: str = ""
-    out: dict[str, float] = field(default_factory=dict)
-    lse: dict[str, float] = field(default_factory=dict)
+    errors: dict[str, Comparison] = field(default_factory=dict)
     identical: bool = True
     counters: WorkCounters | None = None
     launches: list[dict[str, Any]] = field(default_factory=list)
@@ -90,7 +90,7 @@ class ProblemResult:
             data.update(message=self.message, layout=self.layout)
             data["schedule"] = vars(self.schedule) if self.schedule else None
         else:
-            data.update(out=self.out, lse=self.lse, identical=self.identical)
+            data.update(**self.errors, identical=self.identical)
         data["counters"] = self.counters.as_json() if self.counters else None
         data["launches"] = [{k: v for k, v in launch.items() if k != "opcodes"} for launch in self.launches]
         data["model"] = self.model
@@ -103,7 +103,7 @@ class KernelResult:
 
     config: KernelConfig
     library: Path | None
-    emulated: bool = False
+    device: Device = "cpu"
     problems: list[ProblemResult] = field(default_factory=list)
     note: str = ""
 
@@ -116,6 +116,11 @@ class KernelResult:
     def wrong(self) -> bool:
         """Whether it ran, and something was wrong. A kernel is neither good nor wrong if it could not be tried."""
         return any(result.failed and result.failed not in _UNTRIED for result in self.problems)
+
+    @property
+    def emulated(self) -> bool:
+        """Whether it ran in the emulator."""
+        return self.device == "emulator"
 
     @property
     def runs(self) -> int:
@@ -139,18 +144,18 @@ class KernelResult:
 class _Run:
     schedule: Schedule | None
     layout: str
-    poisoned: bool
+    poison: tuple[str, ...] = ()
 
 
-def _runs(problem: Problem, settings: Settings, emulated: bool) -> Iterable[_Run]:
-    """Layouts take turns over the schedules: each schedule is tried once, each layout at least once."""
-    schedules: Sequence[Schedule | None] = settings.schedules if emulated else [None]
-    layouts = ("contiguous", "gapped") if settings.gaps else ("contiguous",)
-    count = max(len(schedules), len(layouts))
+def _runs(settings: Settings, device: Device) -> Iterable[_Run]:
+    """Layouts take turns over the schedules: each schedule is tried once, the first two layouts at least once. Without
+    schedules each layout is. The last run is also poisoned."""
+    layouts = LAYOUTS if settings.gaps else LAYOUTS[:1]
+    schedules: Sequence[Schedule | None] = settings.schedules if device == "emulator" else [None]
+    count = max(len(schedules), min(len(layouts), 2) if device == "emulator" else len(layouts))
     for i in range(count):
-        yield _Run(schedules[i % len(schedules)], layouts[i % len(layouts)], False)
-    if settings.poison and problem.batch * problem.kv_heads > 1:
-        yield _Run(schedules[-1], layouts[-1], True)
+        poison = tuple(POISONS) if settings.poison and i == count - 1 else ()
+        yield _Run(schedules[i % len(schedules)], layouts[i % len(layouts)], poison)
 
 
 class Verifier:
@@ -188,8 +193,11 @@ class Verifier:
                 opened = self._worker.open(self._settings.timeout, self._library, self.result.config.key)
                 if "failed" in opened:
                     return opened
-                self.result.emulated = opened["emulated"]
-            return self._worker.request(self._settings.timeout, **what)
+                self.result.device = opened["device"]
+            said = self._worker.request(self._settings.timeout, **what)
+            if said.get("ended"):
+                self.close()
+            return said
         except WorkerError as error:
             self.close()
             return {"failed": "crash", "message": str(error)}
@@ -218,18 +226,18 @@ class Verifier:
         if not self._prepare(found):
             return
         digests = set()
-        for run in _runs(found.problem, self._settings, self.result.emulated):
+        for run in _runs(self._settings, self.result.device):
             said = self._ask(
                 do="verify",
                 problem=found.problem.as_json(),
                 seed=found.data_seed,
                 layout=run.layout,
-                poisoned=run.poisoned,
+                poison=run.poison,
                 schedule=run.schedule.as_json(self._settings.trace) if run.schedule else None,
             )
-            found.runs += 1
+            found.runs += said.get("runs", 1)
             self._progress()
-            found.schedule, found.layout = run.schedule, run.layout + (", poisoned" if run.poisoned else "")
+            found.schedule, found.layout = run.schedule, run.layout
             if "refused" in said:
                 found.failed, found.message = "refused", said["refused"]
             elif "failed" in said:
@@ -238,12 +246,10 @@ class Verifier:
                 self._count(found, said["launches"])
             if found.failed:
                 return
-            for name in ("out", "lse"):
-                best = getattr(found, name)
-                if not best or said[name]["share"] > best["share"]:
-                    setattr(found, name, said[name])
-            if not run.poisoned:
-                digests.add(said["digest"])
+            for name, one in said["errors"].items():
+                if name not in found.errors or one["share"] > found.errors[name]["share"]:
+                    found.errors[name] = one
+            digests.add(said["digest"])
         found.identical = len(digests) == 1
 
     def _count(self, found: ProblemResult, launches: list[dict[str, Any]]) -> None:

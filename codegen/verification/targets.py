@@ -11,6 +11,7 @@ from ..build.kernels import Listener, find_libraries
 from ..build.library import read_library
 from ..errors import InputError
 from ..families import family_of, find_family
+from ..runtime.availability import why_not
 from ..runtime.config import KernelConfig
 from ..runtime.problem import Problem
 from .problems import for_kernel
@@ -74,7 +75,7 @@ def targets_of_library(path: Path) -> Targets:
     for row in read_library(path):
         config = KernelConfig.parse(row["key"])
         family = find_family(config)
-        if family is not None and family.target.is_gpu and not row["emulated"]:
+        if family is not None and family.target.is_gpu and not row["emulated"] and why_not(family.facts):
             skipped[config.key] = "linked for a real GPU: machine code without PTX, which the emulator can't run"
         else:
             found.append(Target(config, path))

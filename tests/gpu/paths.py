@@ -1,5 +1,5 @@
-"""Where things are, on this machine and on the one with the GPU, where gnaforge need not be installed: its runtime asks
-for torch and the standard library only."""
+"""Where things are, on this machine and on the one with the GPU, where gnaforge need not be installed: running kernels
+and checking them asks for torch and NumPy only."""
 
 from __future__ import annotations
 
@@ -16,13 +16,17 @@ LIBRARY, CORE, FACTS = CARRIED / "gpu_suite.so", CARRIED / "core.so", CARRIED / 
 
 
 def set_up() -> None:
-    """Makes ``gnaforge.runtime`` and the tests' modules importable, and lets the runtime take the core from `CORE`."""
+    """Makes the package and the tests' modules importable, and lets the runtime take the core from `CORE`."""
     sys.path[:0] = [str(HERE), str(HERE.parent)]
     if importlib.util.find_spec("gnaforge") is None:
         folder = Path(tempfile.mkdtemp(prefix="gnaforge-"))
-        (folder / "gnaforge").symlink_to(ROOT / "codegen")
+        package = folder / "gnaforge"
+        package.mkdir()
+        # As pyproject.toml maps it.
+        for path in (*(ROOT / "codegen").iterdir(), ROOT / "build_tools", ROOT / "templates"):
+            (package / path.name).symlink_to(path)
         sys.path.insert(0, str(folder))
-        os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
     if CORE.is_file():
         from gnaforge.runtime import core
 

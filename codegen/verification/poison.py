@@ -1,0 +1,128 @@
+"""Values that must not matter, made NaN: what a kernel computes elsewhere stays as it was, to the bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from random import Random
+
+import torch
+
+from ..runtime.config import KernelConfig
+from ..runtime.op_table import Op
+from ..runtime.problem import Problem
+from ..runtime.reference import visible, windows
+from .checks import Failure
+from .kinds import POISONS
+from .layouts import Memory
+
+
+@dataclass(frozen=True)
+class Poison:
+    """What was poisoned.
+
+    Attributes:
+        why: names it, for messages.
+        kept: per result, where it must stay as it was: bool, of the shape of the result without channels.
+        shown: per result, likewise, where it must be NaN.
+    """
+
+    why: str
+    kept: dict[str, torch.Tensor]
+    shown: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def check(self, clean: dict[str, torch.Tensor], memory: Memory) -> None:
+        """Raises a `Failure` unless results are what they must be, beside those of a ``clean`` run."""
+        for name, kept in self.kept.items():
+            if not torch.equal(memory[name].tensor[kept], clean[name][kept]):
+                raise Failure("poison", f"{memory[name].role.title}: depends on {self.why}")
+        for name, shown in self.shown.items():
+            if not memory[name].tensor[shown].isnan().all():
+                raise Failure("poison", f"{memory[name].role.title}: does not show {self.why} where it is seen")
+
+
+def poison_others(op: Op, problem: Problem, config: KernelConfig, memory: Memory, seed: int) -> Poison | None:
+    """NaN in all batch entries and heads but one K/V head and its queries; None if there are no others."""
+    if problem.batch * problem.kv_heads == 1:
+        return None
+    batch, head = seed % problem.batch, seed // problem.batch % problem.kv_heads
+    group = problem.heads // problem.kv_heads
+
+    def own(name: str) -> torch.Tensor:
+        role, tensor = memory[name].role, memory[name].tensor
+        count = group if role.side == "q" else 1
+        chosen = torch.zeros(role.shape(problem)[: problem.rank + 2], dtype=torch.bool, device=tensor.device)
+        chosen[batch, ..., head * count : (head + 1) * count] = True
+        return chosen
+
+    for role in op.inputs:
+        memory[role.name].tensor[~own(role.name)] = float("nan")
+    kept = {role.name: own(role.name) for role in op.outputs}
+    return Poison(f"batch entries other than {batch}, or heads other than {head} of K and V", kept)
+
+
+def poison_unseen(op: Op, problem: Problem, config: KernelConfig, memory: Memory, seed: int) -> Poison | None:
+    """NaN in K of one token, for queries that don't see it, with large V; NaN in V of another one, for queries whose Q
+    tile doesn't come near it. None for ops other than forward."""
+    if op.name != "gna_forward":
+        return None
+    rng = Random(f"poison {seed}")
+    k, v = memory["k"].tensor, memory["v"].tensor
+    masked, far = ([rng.randrange(n) for n in problem.tokens] for _ in range(2))
+
+    def of_token(token: Sequence[int]) -> tuple[int | slice, ...]:
+        return (slice(None), *token)
+
+    seen = seeing(problem, masked, k.device)
+    unseen = ~(seen | visiting(problem, config, far, k.device))
+    k[of_token(masked)] = float("nan")
+    v[of_token(masked)] = torch.finfo(v.dtype).max
+    v[of_token(far)] = float("nan")
+
+    def of_all(tokens: torch.Tensor) -> torch.Tensor:
+        return tokens[None, ..., None].expand(problem.batch, *problem.tokens, problem.heads)
+
+    why = f"the keys {masked} or {far}, which the mask hides"
+    return Poison(why, {role.name: of_all(unseen) for role in op.outputs}, {"out": of_all(seen)})
+
+
+Poisoner = Callable[[Op, Problem, KernelConfig, Memory, int], "Poison | None"]
+
+POISONERS: dict[str, Poisoner] = dict(zip(POISONS, (poison_others, poison_unseen), strict=True))
+"""By kind. Each changes inputs in memory; None if the problem or the op has nothing to poison."""
+
+
+def seeing(problem: Problem, key: Sequence[int], device: torch.device | str) -> torch.Tensor:
+    """The queries, bool [*tokens], that see the token ``key``."""
+    return _outer(
+        [
+            visible(torch.arange(axis.length, device=device), torch.tensor(at, device=device), *axis)
+            for axis, at in zip(problem.axes, key, strict=True)
+        ]
+    )
+
+
+def visiting(problem: Problem, config: KernelConfig, key: Sequence[int], device: torch.device | str) -> torch.Tensor:
+    """The queries, bool [*tokens], whose Q tile visits a KV tile that holds the token ``key``."""
+    found = []
+    for axis, at, q, kv in zip(problem.axes, key, config.q_tile, config.kv_tile, strict=True):
+        dilation = axis.dilation
+        token = torch.arange(axis.length, device=device)
+        group, position = token % dilation, token // dilation
+        count = (axis.length - group + dilation - 1) // dilation
+        first = position // q * q
+        last = torch.minimum(first + q, count) - 1
+        begin, _ = windows(first * dilation + group, *axis)
+        _, end = windows(last * dilation + group, *axis)
+        reach = begin + (end - begin + kv - 1) // kv * kv
+        where = at // dilation
+        found.append((group == at % dilation) & (begin <= where) & (where < reach))
+    return _outer(found)
+
+
+def _outer(axes: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Tokens for which all of the flags, one per dimension, are set."""
+    rank = len(axes)
+    shaped = [flags.view([-1 if e == d else 1 for e in range(rank)]) for d, flags in enumerate(axes)]
+    return reduce(torch.logical_and, shaped)
