@@ -241,7 +241,7 @@ def fake_cxx(tmp_path: Path, small_kernel: Path) -> Callable[..., Path]:
         script = folder / "g++"
         script.write_text(
             "#!/bin/sh\n"
-            f'case "$*" in *--version*) echo "{version}"; exit;; *-dumpmachine*) echo fake; exit;; esac\n'
+            f'case "$*" in *--version*) echo "{version}"; exit;; *-dumpmachine*) echo fake; exit;; *-dM*) exit;; esac\n'
             f'case "$*" in *kernel.cpp*) echo x >> "{folder}/compiled"; sleep {seconds};; esac\n'
             'source="-"; for word; do case "$last" in -o) out=$word;; -c) source=$word;; esac; last=$word; done\n'
             f'case "$*" in *-shared*) cat "{small_kernel}" > "$out";; *) cat "$source" > "$out";; esac\n'

@@ -15,14 +15,16 @@ from typing import Any, TypeVar
 
 import torch
 
-from . import core, jit, lookup
+from . import core, jit, lookup, torch_ops
 from .config import KernelConfig
 from .dtypes import DTYPES, dtype_name
 from .errors import NoKernelError
-from .kernels import registry
 from .request import Request, request_of
+from .table import loaded_kernels
 
 DTYPE_NAMES = {dtype.torch: dtype.name for dtype in DTYPES.values()}
+
+core.set_python_parts(torch_ops.register_python_parts)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -199,7 +201,7 @@ def _key_with_tiles(
     request = Request("gna_forward", rank, dtype, head_dim, value_head_dim, device, q_tile, kv_tile)
 
     def fitting(request: Request) -> list[KernelConfig]:
-        return [kernel.config for kernel in registry.values() if not kernel.refusal(request)]
+        return [kernel.config for kernel in loaded_kernels().values() if not kernel.refusal(request)]
 
     found = fitting(request)
     if not found:
@@ -283,7 +285,7 @@ def neighborhood_attention(
     """Neighborhood attention of any rank, read off the query: 1 to 3 token dimensions.
 
     Args:
-        query: ``[batch, *tokens, heads, head_dim]``, float32, bfloat16 or float16.
+        query: ``[batch, *tokens, heads, head_dim]``, of a type that kernels take, such as bfloat16.
         key: ``[batch, *tokens, heads_kv, head_dim]``; ``heads_kv`` divides ``heads`` (GQA, MQA).
         value: ``[batch, *tokens, heads_kv, head_dim_v]``.
         kernel_size: window, in tokens: an int for all dimensions or one per dimension.
