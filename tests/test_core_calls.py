@@ -252,7 +252,7 @@ def test_a_call_is_checked_once_when_it_is_new_and_never_again(python, counting)
     out = run(
         python,
         f"""
-core.set_core_path(lambda: Path({core!r}))
+core.set_core_files(lambda: [Path({core!r})])
 for path in {kernels!r}:
     core.load_library(path)
 libraries = [ctypes.CDLL(path) for path in ({core!r}, *{kernels!r})]
