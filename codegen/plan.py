@@ -13,8 +13,7 @@ from .errors import InputError
 from .families import Family, family_of
 from .runtime.config import KernelConfig
 from .runtime.dtypes import DTYPES
-from .simulator.fitting import Fit, fit_workloads
-from .simulator.workload import workload_of_shape
+from .simulator.fitting import Fit, fit_problems
 from .spec import KernelEntry, Shape, Spec
 from .spec.yaml import did_you_mean
 
@@ -115,12 +114,12 @@ def _fit(
 ) -> Fit:
     """Tiles for these shapes with each of these head dims, in that order. Types of equal size fit alike."""
     dtype = next(name for name in family.dtypes if DTYPES[name].bytes == element_bytes)
-    workloads = [
-        workload_of_shape(shape, head_dim=head_dim, value_head_dim=value, dtype=dtype)
+    problems = [
+        shape.problem(head_dim=head_dim, value_head_dim=value, dtype=dtype)
         for head_dim, value in dims
         for shape in shapes
     ]
-    return fit_workloads(workloads, family, within=within)
+    return fit_problems(problems, family, within=within)
 
 
 def _serving(config: KernelConfig) -> KernelConfig:

@@ -51,23 +51,31 @@ def kernel_set(session_cache: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def toy(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Compiles toy_library.cpp with the given macros: ``toy("name", TOY_KEY='"..."', ...)``."""
+def compile_library(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Compiles a C++ file of the tests to a shared library: ``compile_library("x.cpp", "name", "-O1", ...)``."""
     from gnaforge.build.identity import include_dir
     from gnaforge.build_tools.toolchain import cxx_compiler
 
-    folder = tmp_path_factory.mktemp("toys")
+    folder = tmp_path_factory.mktemp("libraries")
     compiler = [*cxx_compiler().command, "-std=c++17", "-shared", "-fPIC"]
 
-    def make(name: str, **macros: object) -> Path:
+    def make(source: str | Path, name: str, *options: str) -> Path:
         path = folder / f"{name}.so"
-        defines = [f"-D{key}={value}" for key, value in macros.items()]
-        source = Path(__file__).with_name("toy_library.cpp")
-        subprocess.run(
-            [*compiler, *defines, f"-I{include_dir()}", str(source), "-o", str(path)],
-            check=True,
-        )
+        command = [*compiler, *options, f"-I{include_dir()}", str(Path(__file__).parent / source), "-o", str(path)]
+        subprocess.run(command, check=True)
         return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def toy(compile_library: Callable[..., Path]) -> Callable[..., Path]:
+    """Compiles toy_library.cpp with the given macros: ``toy("name", TOY_KEY='"..."', ...)``."""
+
+    def make(name: str, *options: str, **macros: object) -> Path:
+        return compile_library(
+            "toy_library.cpp", name, *options, *(f"-D{key}={value}" for key, value in macros.items())
+        )
 
     return make
 

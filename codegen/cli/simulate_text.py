@@ -129,7 +129,7 @@ def print_sweep(sweep: Sequence[Simulation]) -> None:
         ("stride", "Q tile", "KV tile", "work bound", "paper bound", "no mask", "model", ""),
         (
             (
-                ("* " if found is perfect else "  ") + _box([axis.stride for axis in found.workload.axes]),
+                ("* " if found is perfect else "  ") + _box([axis.stride for axis in found.axes]),
                 _box(found.tiles.q),
                 _box(found.tiles.kv),
                 f"{_times(found.work_bound)}",

@@ -41,20 +41,33 @@ class ErrorCode(IntEnum):
     MISSING = 65
     REFUSED = 66
 
+    @classmethod
+    def _missing_(cls, value: object) -> ErrorCode:
+        return cls.OTHER  # one of a newer core: the first in a process is everybody's
+
 
 NO_KERNEL = frozenset({ErrorCode.LAYOUT, ErrorCode.NONE_FITS, ErrorCode.MISSING, ErrorCode.REFUSED})
 """Codes of calls that another kernel, which isn't loaded, may compute."""
 
 
 class Failure(NamedTuple):
-    """An operator's error: its code, and its words without and with the advice to register a kernel."""
+    """An operator's error.
+
+    Attributes:
+        code: what kind it is.
+        reason: what is wrong, and nothing else.
+        text: the same, and whose error it is.
+        whole: the same, and how to register a kernel, where that may help.
+    """
 
     code: ErrorCode
+    reason: str
     text: str
-    with_advice: str
+    whole: str
 
 
 _core_path: Callable[[], Path] | None = None
+_python_parts: Callable[[], None] | None = None
 _own_libraries: list[Path] = []  # that are not loaded yet
 
 
@@ -62,6 +75,22 @@ def set_core_path(provider: Callable[[], Path]) -> None:
     """Names where this package's core is; asked when the core is first needed and no other package brought one."""
     global _core_path
     _core_path = provider
+
+
+def set_python_parts(register: Callable[[], None]) -> None:
+    """Names what registers the operators' Python parts. It is called once per process, as soon as a core is loaded."""
+    global _python_parts
+    _python_parts = register
+    state = _state()
+    with state.lock:
+        if state.core is not None:
+            _register_python_parts(state)
+
+
+def _register_python_parts(state: _State) -> None:
+    if _python_parts is not None and not state.python_parts:
+        state.python_parts = True
+        _python_parts()
 
 
 def add_own_library(path: Path) -> None:
@@ -74,12 +103,14 @@ class _State(ModuleType):
 
     lock: threading.RLock
     core: ctypes.CDLL | None
+    python_parts: bool
 
 
 def _state() -> _State:
     fresh = _State(_STATE_NAME)
     fresh.lock = threading.RLock()
     fresh.core = None
+    fresh.python_parts = False
     return cast(_State, sys.modules.setdefault(_STATE_NAME, fresh))
 
 
@@ -109,6 +140,7 @@ def core() -> ctypes.CDLL:
         with state.lock:
             if state.core is None:
                 state.core = _load_core()
+                _register_python_parts(state)
             while _own_libraries:
                 _add_library(state.core, _own_libraries[0])
                 _own_libraries.pop(0)
@@ -121,8 +153,6 @@ def _load_core() -> ctypes.CDLL:
     wanted = os.environ.get("GNAFORGE_CPU_ISA", "")
     if wanted not in CPU_ISAS:
         warnings.warn(f"GNAFORGE_CPU_ISA is {wanted!r}, which is none of {', '.join(CPU_ISAS[1:])}", stacklevel=2)
-
-    from .torch_ops import register_python_parts
 
     if _core_path is None:
         # The package around this runtime has a module `api` that calls set_core_path.
@@ -140,13 +170,13 @@ def _load_core() -> ctypes.CDLL:
     abi.restype = ctypes.c_uint32
     if abi() >> 16 != ABI_MAJOR:
         raise LibraryError(f"{path} speaks gnaforge ABI {abi() >> 16}, this package needs {ABI_MAJOR}; reinstall it")
-    library.gnaforge_core_error.argtypes = [ctypes.c_char_p, ctypes.POINTER(ctypes.c_size_t)]
+    size = ctypes.POINTER(ctypes.c_size_t)
+    library.gnaforge_core_error.argtypes = [ctypes.c_char_p, size, size]
     library.gnaforge_core_generation.restype = ctypes.c_uint64
     library.gnaforge_core_kernels.restype = ctypes.c_size_t
     text = ctypes.create_string_buffer(_TEXT_SIZE)
     if library.gnaforge_core_init(text, ctypes.c_size_t(_TEXT_SIZE)) != 0:
         raise LibraryError(f"can't start the gnaforge core {path}: {text.value.decode(errors='replace')}")
-    register_python_parts()
     return library
 
 
@@ -179,13 +209,12 @@ def _add_library(library: ctypes.CDLL, path: str | os.PathLike[str]) -> int:
 
 def failure_of(error: RuntimeError) -> Failure:
     """What an error is that an operator raised last on this thread; its code is OTHER if the core didn't raise it."""
-    words = str(error).encode()
-    advice = ctypes.c_size_t(0)
-    code = core().gnaforge_core_error(words, ctypes.byref(advice))
-    text = words[: advice.value].decode(errors="replace") if code else str(error)
-    return Failure(
-        ErrorCode(code), text.removeprefix("gnaforge: ") if code == ErrorCode.BAD_INPUT else text, str(error)
-    )
+    whole = str(error).encode()
+    begin, end = ctypes.c_size_t(0), ctypes.c_size_t(len(whole))
+    code = ErrorCode(core().gnaforge_core_error(whole, ctypes.byref(begin), ctypes.byref(end)))
+    if code == ErrorCode.OTHER:
+        return Failure(code, *[str(error)] * 3)
+    return Failure(code, whole[begin.value : end.value].decode(), whole[: end.value].decode(), str(error))
 
 
 def generation() -> int:

@@ -61,7 +61,7 @@ def draw_tiles(path: Path, simulation: Simulation) -> None:
 
 def tiles_figure(simulation: Simulation) -> Any:
     """The figure of `draw_tiles`."""
-    layout, tiles, tiling = simulation.workload.axes, simulation.tiles, simulation.tiling
+    layout, tiles, tiling = simulation.axes, simulation.tiles, simulation.tiling
     if tiling == "flat":
         raise InputError("tiling: flat tiles are not boxes, there is no picture of them")
     visits = [visit(axis, q, kv, tiling) for axis, q, kv in zip(layout, tiles.q, tiles.kv, strict=True)]

@@ -285,10 +285,12 @@ GNAFORGE_EXPORT int gnaforge_core_load(const char* path, int* added, char* error
 }
 
 /// The ErrorCode of an operator's error on this thread, of which a caller has the text; 0 if it isn't the last that the
-/// core raised here. Stores where in the text its advice begins, in bytes.
-GNAFORGE_EXPORT int gnaforge_core_error(const char* text, size_t* advice) {
+/// core raised here. Stores which bytes of the text say what is wrong: not whose error it is, nor how to register a
+/// kernel.
+GNAFORGE_EXPORT int gnaforge_core_error(const char* text, size_t* begin, size_t* end) {
   const gnaforge::LastError& error = gnaforge::last_error();
-  *advice = error.advice;
+  *begin = error.begin;
+  *end = error.end;
   return error.text == text ? static_cast<int>(error.code) : 0;
 }
 
