@@ -123,11 +123,12 @@ def test_tiles_are_fitted_to_the_type_itself(scratch) -> None:
 claim("sm90_forward")
 import gnaforge.plan as planning
 from gnaforge.spec import spec_of
-fit = planning.fit_workloads
-def recorded(workloads, *args, **more):
-    print({work.dtype for work in workloads}, workloads[0].bytes)
-    return fit(workloads, *args, **more)
-planning.fit_workloads = recorded
+from gnaforge.runtime.op_table import FORWARD
+fit = planning.fit_problems
+def recorded(problems, *args, **more):
+    print({problem.dtype for problem in problems}, FORWARD.bytes(problems[0]))
+    return fit(problems, *args, **more)
+planning.fit_problems = recorded
 shape = {"tokens": 512, "window": 64}
 entry = {"rank": 1, "head_dim": 64, "dtype": ["fp8_e4m3", "bf16"], "tiles": "auto", "shapes": [shape]}
 plan = planning.plan(spec_of({"spec_version": 1, "library": "x", "arch": "sm90", "kernels": [entry]}))

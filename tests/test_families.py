@@ -31,8 +31,7 @@ from gnaforge.runtime.config import KernelConfig
 from gnaforge.runtime.family import FamilyFacts, facts_of, find_facts
 from gnaforge.runtime.op_table import FORWARD
 from gnaforge.runtime.problem import Problem
-from gnaforge.simulator.fitting import fit_workloads, simulate_workload
-from gnaforge.simulator.workload import make_workload
+from gnaforge.simulator.fitting import fit_problems, simulate_problem
 from gnaforge.spec import spec_of
 from kernel_set import FAMILIES
 
@@ -233,13 +232,13 @@ class TestTwoFamilies:
 def test_a_family_without_time_constants_says_so(changed) -> None:
     family = changed("cpu_forward", time=None)
     said = "the kernel family cpu_forward has no time constants"
-    workload = make_workload((64,), (9,), dtype="fp32")
+    problem = Problem((64,), (9,), dtype="fp32")
     for call in (
         lambda: gnaforge.simulate((64,), (9,), arch="cpu", dtype="fp32"),
         lambda: gnaforge.simulate((64,), (9,), arch="cpu", dtype="fp32", q_tile=(8,), kv_tile=(8,)),
         lambda: gnaforge.fit({"tokens": (64,), "window": (9,)}, arch="cpu", dtype="fp32"),
-        lambda: simulate_workload(workload, arch="cpu"),
-        lambda: fit_workloads([workload], family),
+        lambda: simulate_problem(problem, arch="cpu"),
+        lambda: fit_problems([problem], family),
         lambda: plan(
             spec_of(
                 {"spec_version": 1, "library": "x", "arch": "cpu"}

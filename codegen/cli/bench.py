@@ -77,7 +77,7 @@ def bench(
     """
     from ..errors import InputError
     from ..families import require_family
-        from ..runtime.op_table import FORWARD
+    from ..runtime.op_table import FORWARD
 
     family = require_family(FORWARD.name, arch, variant)
     modes = given(context, _MODES)
