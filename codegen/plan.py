@@ -18,6 +18,9 @@ from .spec import KernelEntry, Shape, Spec
 from .spec.yaml import did_you_mean
 
 _ANY_STANDS_FOR = 64  # the head dim to fit tiles for where the spec leaves it open
+MAX_FITTED = 40
+"""Problems that tiles are fitted to in one plan, which takes ten seconds; a third of them if `within` is above 10."""
+_WALK = 1 << 22  # tokens of windows, and 128ths of a token of strides, whose tiles take some seconds to count
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,11 @@ def plan(spec: Spec, arches: Sequence[str] | None = None) -> Plan:
     """Expands ``spec``, for all its archs or for ``arches`` only.
 
     Raises:
-        InputError: the spec lacks one of ``arches``.
+        InputError: the spec lacks one of ``arches``, or has more shapes, or shapes of longer windows and strides, than
+            tiles can be fitted to in a few seconds.
     """
     chosen = _chosen(spec, arches)
+    _check_fits(spec, chosen)
     asked: Counter[KernelConfig] = Counter()
     shapes: dict[KernelConfig, dict[Shape, None]] = {}
     fits: dict[str, None] = {}
@@ -73,6 +78,24 @@ def plan(spec: Spec, arches: Sequence[str] | None = None) -> Plan:
         notes=(*fits, *_notes(chosen, built)),
         shapes=MappingProxyType({config: tuple(shapes[config]) for config in sorted(built) if shapes[config]}),
     )
+
+
+def _check_fits(spec: Spec, arches: Sequence[str]) -> None:
+    problems = fitted = walked = 0
+    for entry in spec.kernels:
+        if not entry.tiles:
+            # Head dims and element sizes are what else a fit depends on.
+            times = len(arches) * len({*product(entry.head_dim, entry.value_head_dim or (0,))})
+            times *= len({dtype == "fp32" for dtype in entry.dtype})
+            problems += times * len(entry.shapes)
+            fitted += times * len(entry.shapes) * (1 if entry.within <= 10 else 3)
+            walked += times * sum(sum(shape.window) + 128 * sum(shape.stride) for shape in entry.shapes)
+    if fitted > MAX_FITTED or walked > _WALK:
+        raise InputError(
+            f"tiles: auto would have to fit tiles to {problems:,} problem{'' if problems == 1 else 's'} (shapes by "
+            f"archs, head dims and element sizes); at most {MAX_FITTED}, a third of that if within is above 10, and "
+            "fewer where windows are beyond 100,000 or strides beyond 1,000: list tiles, or make several libraries"
+        )
 
 
 def _chosen(spec: Spec, arches: Sequence[str] | None) -> list[str]:

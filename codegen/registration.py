@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .build.cached import find_kernel
+from .build.cached import open_kernel
 from .build.progress import compiling
 from .errors import InputError
 from .families import (
@@ -268,16 +268,30 @@ def _listed(arch: object) -> list[str]:
 def _have(configs: Sequence[KernelConfig]) -> None:
     """Has every kernel in the process's table."""
     missing = [config for config in configs if config not in registry]
-    paths = {config: find_kernel(config) for config in missing}
-    absent = [config for config in missing if paths[config] is None]
+    absent = [config for config in missing if core.load_first(open_kernel(config)) is None]
     if absent:
-        from .build.kernels import find_libraries
-
         with compiling([config.key for config in absent]):
-            paths.update(find_libraries(absent))
-    for path in paths.values():
-        assert path is not None
-        core.load_library(path)
+            _build_and_load(absent)
+
+
+def _build_and_load(configs: Sequence[KernelConfig]) -> list[KernelConfig]:
+    """Has kernels in the process's table that the cache lacks, or has in a form that can't be loaded here. Returns
+    those that were compiled."""
+    from .build.identity import LIBRARY_FILE
+    from .build.kernels import build_kernels
+    from .build_tools.cache import user_cache
+
+    artifacts, compiled = build_kernels(configs)
+    for config, artifact in artifacts.items():
+        with artifact.open_verified(LIBRARY_FILE) as file:
+            if config in compiled or artifact.folder.parent != user_cache().root:
+                core.load_file(file)
+                continue
+            if core.load_first([file]) is not None:
+                continue
+        user_cache().discard(artifact.folder)
+        compiled += _build_and_load([config])
+    return compiled
 
 
 def _run_once(config: KernelConfig) -> None:
@@ -299,21 +313,17 @@ def _run_once(config: KernelConfig) -> None:
 
 
 def make_for_call(request: Request, *, quiet: bool) -> Made:
-    """Compiles a kernel for a call that none fits.
+    """Compiles a kernel for a call that none fits, and loads it.
 
     Raises:
         InputError: this version has no kernels for it.
         BuildError: as `register`.
     """
-    from .build.identity import LIBRARY_FILE
-    from .build.kernels import build_kernels
-
     begin = time.monotonic()
     config = config_for(request, fit=True)
     with compiling([config.key], transient=True, quiet=quiet):
-        artifacts, compiled = build_kernels([config])
-    path = artifacts[config].verified(LIBRARY_FILE)
-    return Made([str(path)], [config.key for config in compiled], time.monotonic() - begin)
+        compiled = _build_and_load([config])
+    return Made([config.key for config in compiled], time.monotonic() - begin)
 
 
 def config_for(request: Request, *, fit: bool) -> KernelConfig:

@@ -1,10 +1,6 @@
 // C functions over the window, tile and mask headers, for test_headers.py. With nvcc: that they compile for a device.
 #include "gnaforge/cpu/forward/row_set.h"
-#include "gnaforge/gna/mask.h"
-#include "gnaforge/gna/axis.h"
-#include "gnaforge/gna/tiles.h"
-#include "gnaforge/gna/walk.h"
-#include "gnaforge/gna/window.h"
+#include "gnaforge/gna/source.h"
 
 #include <vector>
 
@@ -29,39 +25,10 @@ bool has_row(const cpu::RowSet<Tile>& set, int row) {
   return (set.word[row / 64] >> (row % 64) & 1) != 0;
 }
 
-/// Tiles of a list that a walk does not come by exactly once, interior ones first and in the list's order.
-template <int Rank>
-int walk_errors(const TileList<Rank>& list) {
-  TileWalk<Rank> walk;
-  int errors = 0;
-  std::vector<int> visits(static_cast<unsigned>(list.count));
-  for (int index = 0; index < list.count; ++index) {
-    if (index == 0 && list.interior > 0) {
-      walk.begin_interior(list);
-    } else if (index < list.interior) {
-      walk.next_interior(list);
-    } else if (index == list.interior) {
-      walk.begin_shell(list);
-    } else {
-      walk.next_shell(list);
-    }
-    int flat = 0, listed[Rank];
-    bool inside = true, same = true;
-    list.coordinates(index, listed);
-    for (int d = 0; d < Rank; ++d) {
-      flat = flat * list.axis[d].count + walk.tile[d];
-      inside = inside && walk.tile[d] >= list.axis[d].interior.begin && walk.tile[d] < list.axis[d].interior.end;
-      same = same && walk.tile[d] == listed[d];
-    }
-    if (flat < 0 || flat >= list.count) return errors + 1;
-    errors += visits[static_cast<unsigned>(flat)]++ != 0 || inside != (index < list.interior) || (inside && !same);
-  }
-  return errors;
-}
-
 /// What a kernel would do with one dilation group per axis. The arrays [queries, keys] say of each pair how often it
 /// was visited, how often RowMask and RowSet call it visible, and which tile of its Q tile's list it is in. The arrays
-/// [Q tiles] hold the lengths of the lists. Returns how often a mask shows a pair that does not exist, or a walk errs.
+/// [Q tiles] hold the lengths of the lists; `origin` gets the first keys of all their tiles, [tiles, rank]. Returns how
+/// often a mask shows a pair that does not exist, or a tile's extent leaves out a key that is visible.
 struct Visits {
   int* visits;
   int* row_mask;
@@ -69,10 +36,12 @@ struct Visits {
   int* tile;
   int* count;
   int* interior;
+  int* origin;
 };
 
 template <class QTile, class KvTile>
 int visit(const Axis* groups, const Visits& out) {
+  using Source = WindowTiles<QTile, KvTile>;
   constexpr int rank = QTile::rank;
   Axis axis[rank];
   Coordinates<QTile> q_tiles, q_extents, kv_extents;
@@ -89,21 +58,25 @@ int visit(const Axis* groups, const Visits& out) {
   cpu::RowSet<QTile>* rows[rank];
   for (cpu::RowSet<QTile>*& sets : rows) sets = new cpu::RowSet<QTile>[static_cast<unsigned>(widest)];
   int stray = 0;
+  int* origins = out.origin;
   for (int q_tile = 0; q_tile < q_tile_count; ++q_tile) {
     Coordinates<QTile> q_begin;
     split<QTile>(q_tile, q_tiles, q_begin);
     for (int d = 0; d < rank; ++d) q_begin[d] *= q_extents[d];
-    const TileList<rank> list = tile_list<QTile, KvTile>(axis, q_begin);
-    const cpu::TileWindows<QTile> windows(axis, q_begin);
+    const typename Source::List list = Source::list(axis, q_begin);
+    const cpu::TileRows<Source> tile_rows(axis, q_begin);
+    typename Source::Walk walk;
+    walk.begin(list);
     out.count[q_tile] = list.count;
     out.interior[q_tile] = list.interior;
-    stray += walk_errors(list);
     for (int index = 0; index < list.count; ++index) {
-      Coordinates<KvTile> origin;
-      list.coordinates(index, origin);
+      if (index > 0) walk.step(list, index);
+      Coordinates<KvTile> origin, used;
       for (int d = 0; d < rank; ++d) {
-        origin[d] = list.axis[d].visited.begin + origin[d] * kv_extents[d];
-        windows.rows_that_see(d, origin[d], kv_extents[d], rows[d]);
+        origin[d] = Source::origin(list, walk, d);
+        used[d] = Source::extent(list, walk, d);
+        *origins++ = origin[d];
+        tile_rows.rows_that_see(d, origin[d], kv_extents[d], rows[d]);
       }
       for (int row = 0; row < QTile::volume; ++row) {
         Coordinates<QTile> query;
@@ -115,7 +88,9 @@ int visit(const Axis* groups, const Visits& out) {
           exists = exists && query[d] < axis[d].length;
           query_index = query_index * axis[d].length + query[d];
         }
-        const RowMask<KvTile> mask = row_mask<KvTile>(axis, query, origin);
+        Interval seen[rank];
+        for (int d = 0; d < rank; ++d) seen[d] = Source::seen(axis[d], Source::row(axis[d], query[d]), origin[d]);
+        const RowMask<KvTile> mask = Source::mask(seen);
         for (int column = 0; column < 32 * ceil_div(KvTile::volume, 32); ++column) {
           const bool in_mask = (mask.word(column / 32) >> (column % 32) & 1) != 0;
           if (column >= KvTile::volume) {
@@ -124,10 +99,11 @@ int visit(const Axis* groups, const Visits& out) {
           }
           Coordinates<KvTile> key;
           split<KvTile>(column, kv_extents, key);
-          bool in_set = true, key_exists = true;
+          bool in_set = true, in_use = true, key_exists = true;
           int key_index = 0;
           for (int d = 0; d < rank; ++d) {
             in_set = in_set && has_row(rows[d][key[d]], row);
+            in_use = in_use && key[d] < used[d];
             key[d] += origin[d];
             key_exists = key_exists && key[d] < axis[d].length;
             key_index = key_index * axis[d].length + key[d];
@@ -137,6 +113,8 @@ int visit(const Axis* groups, const Visits& out) {
           } else if (!key_exists) {
             stray += in_set + in_mask;
           } else {
+            stray += in_mask && !in_use;
+            stray += !in_mask && Source::kind(list, index) == TileKind::interior;
             const int pair = query_index * tokens + key_index;
             out.visits[pair] += 1;
             out.row_mask[pair] += in_mask;
@@ -240,12 +218,17 @@ __global__ void on_device(Axis x, Axis y, Axis z, int first_query, unsigned* out
   using KvTile = Box<2, 8, 8>;
   const Axis axis[] = {group_axis(x, first_query), y, z};
   const int query[] = {first_query, 0, 0};
-  const TileList<3> list = tile_list<QTile, KvTile>(axis, query);
+  using Source = WindowTiles<QTile, KvTile>;
+  const Source::List list = Source::list(axis, query);
+  Source::Walk walk;
+  walk.begin(list);
   for (int index = 0; index < list.count; ++index) {
-    int origin[3];
-    list.coordinates(index, origin);
-    for (int d = 0; d < 3; ++d) origin[d] = list.axis[d].visited.begin + origin[d] * KvTile::extent(d);
-    const RowMask<KvTile> mask = row_mask<KvTile>(axis, query, origin);
+    if (index > 0) walk.step(list, index);
+    Interval seen[3];
+    for (int d = 0; d < 3; ++d)
+      seen[d] = Source::seen(axis[d], Source::row(axis[d], query[d]), Source::origin(list, walk, d));
+    const RowMask<KvTile> mask = Source::mask(seen);
+    *out++ = static_cast<unsigned>(Source::kind(list, index)) + static_cast<unsigned>(Source::extent(list, walk, 0));
     for (int word = 0; word < KvTile::volume / 32; ++word) *out++ = mask.word(word);
   }
   *out++ = static_cast<unsigned>(transposed_window(axis[0], first_query).end + QTile::pitch(first_query));

@@ -180,17 +180,36 @@ def test_pruning_goes_by_the_last_use_and_survives_any_clock(tmp_path: Path) -> 
     assert list(cache.artifacts()) == [] and not list(cache.root.glob(".build-*"))
 
 
-def test_only_what_is_ours_is_deleted(filled: Path, cli) -> None:
-    (filled / "notes.txt").write_text("mine")
-    (filled / "my-folder").mkdir()
-    broken = filled / "gna_forward-cpu-r1-fp32-dany-q8-kv9-0123456789abcdef"
-    broken.mkdir()
+def test_only_what_is_ours_is_deleted(filled: Path, cli, fake_cxx) -> None:
+    foreign = (
+        "notes.txt",
+        "my-folder/a.jpg",
+        "my-photos-0123456789abcdef/a.jpg",
+        "gna_forward-cpu-r1-fp32-dany-q8-kv9-0123456789abcdef/a.jpg",  # named like ours, without a record
+        "my-data-0123456789abcdef/record.json",  # with a record that claims nothing
+        ".build-cache/a.o",
+        ".failed/mine/a.log",
+    )
+    for name in foreign:
+        (filled / name).parent.mkdir(parents=True, exist_ok=True)
+        (filled / name).write_text('{"schema": 1, "digest": "' + "f" * 64 + '"}')
+    (filled / "linked-0123456789abcdef").symlink_to(filled / "my-folder")
+    kept = user_cache().keep_failed("ours", fake_cxx().parent)
+    assert kept is not None
+    claimed = read_artifact(find_kernel(SMALL).parent)  # type: ignore[union-attr]
+    damaged = filled / f"{SMALL.key}-{'0' * 16}"
+    shutil.copytree(claimed.folder, damaged)
+    record = json.dumps({**claimed.record, "digest": "0" * 64}, indent=1)
+    (damaged / "record.json").write_text(record[:200])  # cut short: its head still says whose it is
+    assert f"{damaged.name}: damaged" in cli("cache", "prune").stdout
+    assert not damaged.exists() and find_kernel(SMALL) is not None and kept.exists()
     listed = cli("cache", "clear", "--dry-run").stdout
-    assert "would be deleted" in listed and find_kernel(SMALL) is not None
-    assert f"{broken.name}: damaged" in cli("cache", "prune").stdout
-    assert not broken.exists() and find_kernel(SMALL) is not None
-    assert "2 folders deleted" in cli("cache", "clear").stdout
-    assert {path.name for path in filled.iterdir()} == {"notes.txt", "my-folder", ".locks"}
+    assert "3 folders would be deleted" in listed and find_kernel(SMALL) is not None
+    assert "3 folders deleted" in cli("cache", "clear").stdout
+    assert find_kernel(SMALL) is None and not kept.exists()
+    assert all((filled / name).is_file() for name in foreign)
+    tops = {name.partition("/")[0] for name in foreign}
+    assert {path.name for path in filled.iterdir()} == {*tops, "linked-0123456789abcdef", ".locks"}
 
 
 def test_info_explain_and_prune(filled: Path, cli, templates: Path) -> None:

@@ -7,8 +7,9 @@ from itertools import product
 import numpy as np
 import oracle
 import pytest
-from gnaforge.gna import axes as geometry
 from gnaforge.gna.axes import Axis, axes_of
+from gnaforge.gna.counts import count_tiles
+from gnaforge.gna.source import WindowTiles, attended, mask, tile_list
 from hypothesis import given, settings, strategies as st
 
 few = settings(max_examples=150, deadline=None)
@@ -46,7 +47,7 @@ class TestWindows:
             return list(range(int(first), int(last) + 1)) if last else [int(key) for key in text.split(",")]
 
         rows = [keys(text) for text in expected.split()]
-        assert [np.flatnonzero(row).tolist() for row in geometry.mask([Axis(*axis)])] == rows
+        assert [np.flatnonzero(row).tolist() for row in mask([Axis(*axis)])] == rows
         assert [oracle.visible_keys(query, *axis) for query in range(axis[0])] == rows
 
     def test_every_small_window_and_its_transpose(self) -> None:
@@ -55,9 +56,10 @@ class TestWindows:
                 for stride in range(1, window + 1):
                     seen = oracle.axis_mask(length, window, stride, 1, causal)
                     index = np.arange(length)
-                    start, end = geometry.window(length, window, stride, causal)
+                    source = WindowTiles(Axis(length, window, stride, causal=causal))
+                    start, end = source.row(index)
                     assert np.array_equal((start[:, None] <= index) & (index < end[:, None]), seen)
-                    start, end = geometry.transposed_window(length, window, stride, causal)
+                    start, end = source.column(index)
                     assert np.array_equal((start[:, None] <= index) & (index < end[:, None]), seen.T)
 
     @given(oracle.problems())
@@ -65,12 +67,12 @@ class TestWindows:
     def test_masks(self, problem: oracle.Problem) -> None:
         axes = axes_of(problem)
         seen = oracle.mask(problem)
-        assert np.array_equal(geometry.mask(axes), seen)
+        assert np.array_equal(mask(axes), seen)
         query = len(seen) // 2
         place = [int(x) for x in np.unravel_index(query, problem.tokens)]
-        attended = geometry.attended(axes, place)
-        assert attended.shape == problem.tokens
-        assert np.array_equal(attended.ravel(), seen[query])
+        keys = attended(axes, place)
+        assert keys.shape == problem.tokens
+        assert np.array_equal(keys.ravel(), seen[query])
 
     @given(oracle.problems(max_tokens=64))
     @few
@@ -88,7 +90,8 @@ class TestTiles:
     def test_one_axis(self, problem, q_tile, kv_tile, tiling, pick) -> None:
         q_extent, kv_extent = q_tile[0], kv_tile[0]
         for axis, seen in one_group_of_each(problem, pick):
-            found = geometry.axis_tiles(axis, q_extent, kv_extent, tiling)
+            q_begin = np.arange(0, axis.length, q_extent)
+            found = WindowTiles(axis, tiling).tiles(q_begin, q_extent, kv_extent)
             assert len(found.count) == len(range(0, axis.length, q_extent))
             for t in range(len(found.count)):
                 rows = seen[t * q_extent : (t + 1) * q_extent]
@@ -110,7 +113,7 @@ class TestTiles:
         axes = [axis for axis, _ in groups]
         q_tile, kv_tile = q_tile[: len(axes)], kv_tile[: len(axes)]
         q_begin = [pick % len(range(0, axis.length, q)) * q for axis, q in zip(axes, q_tile, strict=True)]
-        origins, interior = geometry.tile_list(axes, q_tile, kv_tile, q_begin, tiling)
+        origins, interior = tile_list([WindowTiles(axis, tiling) for axis in axes], q_tile, kv_tile, q_begin)
 
         rows = [seen[q : q + extent] for (_, seen), q, extent in zip(groups, q_begin, q_tile, strict=True)]
         block = np.ones((1,) * 2 * len(axes), dtype=bool)  # [queries of each axis..., keys of each axis...]
@@ -152,16 +155,16 @@ class TestBadInput:
     def test_tiles(self) -> None:
         axis = Axis(8, 3)
         for call, message in (
-            (lambda: geometry.axis_tiles(axis, 0, 1), "q_extent: 0 is not a positive integer"),
-            (lambda: geometry.axis_tiles(axis, 1, 0), "kv_extent: 0 is not a positive integer"),
-            (lambda: geometry.axis_tiles(axis, 1, 1, "grid"), "tiling: 'grid'"),
-            (lambda: geometry.axis_tiles(Axis(8, 3, dilation=2), 1, 1), "dilation: 2"),
+            (lambda: count_tiles([axis], (0,), (1,)), "q_tile: 0 is not a positive integer"),
+            (lambda: count_tiles([axis], (1,), (0,)), "kv_tile: 0 is not a positive integer"),
+            (lambda: WindowTiles(axis, "grid"), "tiling: 'grid'"),
+            (lambda: WindowTiles(Axis(8, 3, dilation=2)), "dilation: 2"),
             (
-                lambda: geometry.tile_list([axis], (1, 1), (1,), (0,)),
+                lambda: tile_list([WindowTiles(axis)], (1, 1), (1,), (0,)),
                 "q_tile: (1, 1) has 2 entries for 1 dimensions",
             ),
-            (lambda: geometry.tile_list([axis], (2,), (2,), (8,)), "q_begin: 8 is outside the 8 positions"),
-            (lambda: geometry.attended([axis], (-1,)), "query: -1 is outside the 8 tokens"),
+            (lambda: tile_list([WindowTiles(axis)], (2,), (2,), (8,)), "q_begin: 8 is outside the 8 positions"),
+            (lambda: attended([axis], (-1,)), "query: -1 is outside the 8 tokens"),
         ):
             with pytest.raises(ValueError) as error:
                 call()

@@ -1,8 +1,9 @@
-"""The C++ headers that kernels compile (window.h, tiles.h, mask.h) against the oracle."""
+"""The C++ headers of gna/, which kernels compile, against the oracle; and the order of tiles against Python's."""
 
 from __future__ import annotations
 
 import ctypes
+import re
 import shutil
 import subprocess
 from functools import reduce
@@ -14,9 +15,14 @@ import numpy as np
 import oracle
 import pytest
 from gnaforge.build.identity import include_dir
+from gnaforge.build.kernels import kernel_compiler
+from gnaforge.build.render import render_kernel, source_suffix
 from gnaforge.build_tools.cuda import find_nvcc
 from gnaforge.build_tools.toolchain import cxx_compiler
 from gnaforge.errors import BuildError
+from gnaforge.gna.axes import Axis as PythonAxis
+from gnaforge.gna.source import WindowTiles, tile_list
+from gnaforge.runtime.config import KernelConfig
 
 SOURCE = Path(__file__).with_name("headers.cpp")
 STRICT = ("-std=c++17", "-O1", "-Wall", "-Wextra", "-Wconversion", "-Wpedantic", "-Werror")
@@ -117,14 +123,16 @@ def check_visits(headers, index: int, q_tile: list[int], kv_tile: list[int], pro
     q_tiles = [-(-length // extent) for length, extent in zip(lengths, q_tile, strict=True)]
     visits, row_mask, row_set, tile = np.zeros((4, *seen.shape), dtype=np.int32)
     count, interior = np.zeros((2, np.prod(q_tiles)), dtype=np.int32)
+    origin = np.full((np.prod(q_tiles) * np.prod(lengths), len(q_tile)), -1, dtype=np.int32)
     axes = [
         (length, window, stride, 1, causal)
         for length, (_, window, stride, _, causal) in zip(lengths, problem.axes, strict=True)
     ]
-    arrays = (ctypes.c_void_p * 6)(*(pointer(a).value for a in (visits, row_mask, row_set, tile, count, interior)))
+    outputs = (visits, row_mask, row_set, tile, count, interior, origin)
+    arrays = (ctypes.c_void_p * len(outputs))(*(pointer(array).value for array in outputs))
     stray = headers.visit_tiles(index, (Axis * len(axes))(*axes), arrays)
 
-    assert stray == 0, f"a mask shows a pair that does not exist, or a walk leaves the list: {case}"
+    assert stray == 0, f"a mask shows a pair that does not exist, or a tile is not what its kind and extent say: {case}"
     assert visits.max() == 1, f"a pair is visited twice: {case}"
     assert np.array_equal(row_mask, seen), f"RowMask: {case}"
     assert np.array_equal(row_set, seen), f"rows_that_see: {case}"
@@ -139,6 +147,40 @@ def check_visits(headers, index: int, q_tile: list[int], kv_tile: list[int], pro
     assert np.array_equal(visible > 0, entry < count[:, None]), f"a tile that no query sees: {case}"
     whole = visible == queries[:, None] * np.prod(kv_tile)
     assert np.array_equal(whole, entry < interior[:, None]), f"interior tiles: {case}"
+    sources = [
+        WindowTiles(PythonAxis(length, window, stride, causal=causal)) for length, window, stride, _, causal in axes
+    ]
+    begins = product(*(range(0, length, extent) for length, extent in zip(lengths, q_tile, strict=True)))
+    lists = [tile_list(sources, q_tile, kv_tile, begin) for begin in begins]
+    assert interior.tolist() == [inside for _, inside in lists], case
+    assert np.array_equal(origin[: count.sum()], np.concatenate([tiles for tiles, _ in lists])), f"order: {case}"
+
+
+@pytest.mark.parametrize(
+    ("key", "other", "message"),
+    [
+        ("gna_forward-cpu-r1-bf16-dany-q8-kv8", "INT32", "no cpu kernel takes this dtype"),
+        ("gna_forward-sm90-r1-bf16-d64-q64-kv64", "FP32", "no tensor-core kernel takes this dtype"),
+        ("gna_forward-sm100-r1-bf16-d64-q256-kv128-cutlass", "FP32", "no tensor-core kernel takes this dtype"),
+    ],
+)
+def test_a_dtype_that_a_family_does_not_know_fails_to_compile(
+    key: str, other: str, message: str, tmp_path: Path
+) -> None:
+    """And not as another dtype: a kernel that took the wrong one would pass every check of a build."""
+    config = KernelConfig.parse(key)
+    try:
+        compiler = kernel_compiler(config, cxx_compiler())
+    except BuildError as error:
+        pytest.skip(str(error))
+    source = tmp_path / f"kernel{source_suffix(config)}"
+    text = render_kernel(config)
+    assert text.count("dtype = GNAFORGE_BF16;") == 2  # of the inputs, of the output
+    source.write_text(text.replace("dtype = GNAFORGE_BF16;", f"dtype = GNAFORGE_{other};"))
+    command = compiler.compile_command(str(source), str(source.with_suffix(".o")), include_dir())
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode != 0
+    assert re.search(rf"static.assert.*{message}", done.stdout + done.stderr), done.stderr
 
 
 def pointer(array: np.ndarray) -> ctypes.c_void_p:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from gnaforge.gna import plot as plots
-from gnaforge.gna.axes import tile_list
+from gnaforge.gna.source import WindowTiles, tile_list
 from gnaforge.simulator import Simulation, simulate
 from gnaforge.simulator.pictures import draw_tiles, spread, tiles_figure
 from gnaforge.simulator.simulation import simulate_tiles
@@ -79,7 +79,8 @@ def the_q_tile(found: Simulation) -> tuple[list[Any], list[int]]:
 def expected_tiles(found: Simulation) -> list[tuple[tuple[int, ...], bool]]:
     """Positions where the visited KV tiles begin, and whether they are interior."""
     groups, begin = the_q_tile(found)
-    origins, interior = tile_list(groups, found.tiles.q, found.tiles.kv, begin, found.tiling)
+    sources = [WindowTiles(group, found.tiling) for group in groups]
+    origins, interior = tile_list(sources, found.tiles.q, found.tiles.kv, begin)
     return [(tuple(map(int, origin)), i < interior) for i, origin in enumerate(origins)]
 
 
@@ -217,7 +218,7 @@ def test_a_huge_layout_is_not_walked() -> None:
     assert "Too many KV tiles to draw each" in texts and "Q tile" in [text.get_text() for text in plane.texts]
     groups, begin = the_q_tile(far)
     per_axis = [
-        tile_list([group], [q], [kv], [first])
+        tile_list([WindowTiles(group)], [q], [kv], [first])
         for group, q, kv, first in zip(groups, far.tiles.q, far.tiles.kv, begin, strict=True)
     ]
     area = prod(far.tiles.kv)

@@ -19,10 +19,10 @@ from gnaforge.build.identity import include_dir
 from gnaforge.build.render import render_kernel, render_library
 from gnaforge.build_tools.toolchain import cxx_compiler
 from gnaforge.families import families
-from gnaforge.gna import axes as geometry
 from gnaforge.gna.axes import Axis, axes_of
 from gnaforge.gna.counts import axis_counts, count_tiles, visible_pairs
 from gnaforge.gna.flat import count_flat_tiles
+from gnaforge.gna.source import WindowTiles, tile_list
 from gnaforge.runtime.config import KernelConfig
 from gnaforge.runtime.op_table import FORWARD
 from gnaforge.runtime.problem_rules import MAX_EXTENT
@@ -91,7 +91,10 @@ class TestCounts:
             q, extents, tiling = rng.randint(1, 12), [rng.randint(1, 12) for _ in range(3)], rng.choice(TILINGS)
             found = axis_counts(axis, q, extents, tiling)
             for i, kv in enumerate(extents):
-                tiles = [(geometry.axis_tiles(group, q, kv, tiling), n) for group, n in axis.groups()]
+                tiles = [
+                    (WindowTiles(group, tiling).tiles(np.arange(0, group.length, q), q, kv), n)
+                    for group, n in axis.groups()
+                ]
                 inside = [t.interior_end - t.interior_begin for t, _ in tiles]
                 assert found.visited[i] == sum(n * t.count.sum() for t, n in tiles)
                 assert found.interior[i] == sum(n * each.sum() for each, (_, n) in zip(inside, tiles, strict=True))
@@ -113,7 +116,7 @@ class TestCounts:
         axes = axes_of(oracle.Problem((9, 14), (4, 5), (2, 1), (1, 2), (True, False)))
         q_tile, kv_tile = (2, 3), (3, 2)
         lists = [
-            geometry.tile_list(groups, q_tile, kv_tile, q_begin)
+            tile_list([WindowTiles(group) for group in groups], q_tile, kv_tile, q_begin)
             for groups in product(*([axis.group(g) for g in range(axis.dilation)] for axis in axes))
             for q_begin in product(*(range(0, axis.length, q) for axis, q in zip(groups, q_tile, strict=True)))
         ]

@@ -185,7 +185,7 @@ def test_a_wait_above_the_softmax_fails_the_build(
     shutil.copytree(include_dir(), headers)
     consumer = headers / "gnaforge" / "sm90" / "forward" / "consumer.h"
     text = consumer.read_text()
-    after = "      release_and_mask(j >= interior);\n      softmax.step(scores, params.scale_log2);\n"
+    after = "      release_and_mask(facts);\n      softmax.step(scores, params.scale_log2);\n"
     assert text.count(after) == 1
     consumer.write_text(text.replace(after, after + "      ptx::wgmma_wait<0>();\n      ptx::hold(out);\n"))
     monkeypatch.setattr(building, "include_dirs", lambda _: (headers,))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,7 +12,7 @@ from typing import Any
 from ..build.kernels import find_libraries
 from ..errors import InputError, as_input_error
 from ..families import Family, choose_family, require_config, require_target
-from ..runtime.bench import DEFAULT_CONTENDERS, REPORT_SCHEMA, report
+from ..runtime.bench import DEFAULT_CONTENDERS, report
 from ..runtime.bench_contenders import CONTENDERS
 from ..runtime.config import KernelConfig
 from ..runtime.core import load_library
@@ -21,6 +20,7 @@ from ..runtime.op_table import FORWARD
 from ..runtime.problem import Problem
 from ..simulator.fitting import simulate_fitted
 from ..spec import load_spec
+from .report_file import load_report
 
 _BYTES_LIMIT = 8e9  # of Q, K and V: beyond it the problem is one for a GPU
 
@@ -159,22 +159,16 @@ def read_report(path: Path) -> dict[str, Any]:
     """A report that `report` wrote.
 
     Raises:
-        InputError: the file is missing or no report of this version.
+        InputError: as `load_report`; also if nothing in it was measured.
     """
+    found = load_report(path)
     try:
-        found = json.loads(path.read_text())
-        if found["schema"] != REPORT_SCHEMA:
-            raise InputError(f"{path}: report of schema {found['schema']}, this version reads {REPORT_SCHEMA}")
         rows(found), missing(found)
-    except OSError as error:
-        raise InputError(f"can't read {path}: {error.strerror}") from error
-    except InputError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise InputError(f"{path} is no report of `gnaforge bench --report`") from error
     if not found["problems"]:
         raise InputError(f"{path} holds no problem that was measured")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def config_of(problem: Problem, arch: str, variant: str | None = None) -> KernelConfig:

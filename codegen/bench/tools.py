@@ -140,7 +140,13 @@ def calibration(family: Family, report: Path | None) -> list[dict[str, Any]]:
     else:
         from .run import read_report
 
-        found = calibrate_report(read_report(report), family)
+        runs = read_report(report)
+        try:
+            found = calibrate_report(runs, family)
+        except InputError:
+            raise
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+            raise InputError(f"{report}: no constants can be fitted to these runs: {error}") from error
     constants = family.time_constants()
     rows = [
         {"constant": name, "fitted": value, "in use": getattr(constants, name)}

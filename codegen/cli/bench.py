@@ -13,7 +13,7 @@ from ..families.target import TARGETS
 from ..runtime.dtypes import DTYPES
 from .options import JsonOption, VariantOption, check_output, given, refuse_unused
 from .problem_options import PATTERN, ProblemOptions, takes_problem
-from .tables import print_table
+from .tables import print_table, say
 
 if TYPE_CHECKING:
     from ..runtime.problem import Problem
@@ -124,7 +124,7 @@ def bench(
         _show(rows, json)
     missing = bench_run.missing(found)
     for line in missing:
-        print(line, file=sys.stderr)
+        say(line, file=sys.stderr)
     if plot is not None and rows:
         from ..gna.plot import draw_bars
 
@@ -153,7 +153,7 @@ def _show(rows: list[dict[str, Any]], json: bool) -> None:
     if json:
         import json as format
 
-        print(format.dumps(rows, indent=1))
+        say(format.dumps(rows, indent=1))
         return
     cells = ([f"{x:.3g}" if isinstance(x, float) else str(x) for x in row.values()] for row in rows)
     print_table(list(rows[0]), cells)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .options import ArchOption, plan_of
+from .tables import say
 
 if TYPE_CHECKING:
     from ..build_tools.cache import Artifact
@@ -47,7 +48,7 @@ def export(
         raise InputError(f"{user_cache().root} holds no kernel{f' of {spec}' if spec else ''}: nothing was written")
     export_artifacts(artifacts, target)
     size = sum(path.stat().st_size for artifact in artifacts for path in artifact.folder.iterdir())
-    print(f"{target}: {_counted(artifacts)}{wanted}, {size / 1e6:.1f} MB unpacked")
+    say(f"{target}: {_counted(artifacts)}{wanted}, {size / 1e6:.1f} MB unpacked")
 
 
 def import_(
@@ -69,10 +70,10 @@ def import_(
     new: list[Artifact] = []
     for source in sources:
         found, known = import_artifacts(source, user_cache(), needed_files)
-        print(f"{source}: {_counted(found)} imported, {known} there already")
+        say(f"{source}: {_counted(found)} imported, {known} there already")
         new += found
     for note in _misfits([artifact.record for artifact in new]):
-        print(f"note: {note}")
+        say(f"note: {note}")
 
 
 def needed_files(name: str) -> set[str]:

@@ -12,9 +12,10 @@ import typer
 from ..families.target import TARGETS
 from .options import JsonOption, VariantOption, check_output, refuse_unused
 from .problem_options import PATTERN, ProblemOptions, parse_numbers, takes_problem
+from .tables import say
 
 if TYPE_CHECKING:
-    from ..gna.axes import Tiling
+    from ..gna.source import Tiling
     from ..runtime.problem import Problem
     from ..simulator.cost import Tiles
     from ..simulator.fitting import Objective
@@ -140,7 +141,7 @@ def simulate(
     if json:
         from json import dumps
 
-        print(dumps(rows if sweep_stride or options.preset is not None else rows[0], indent=1))
+        say(dumps(rows if sweep_stride or options.preset is not None else rows[0], indent=1))
         return
     from .simulate_text import print_many, print_one, print_sweep
 
@@ -152,7 +153,7 @@ def simulate(
     else:
         print_many(simulations, rows)
     if plot is not None:
-        print(f"\npicture  {plot}")
+        say(f"\npicture  {plot}")
 
 
 def _problems_of_spec(source: str, given: Mapping[str, Any]) -> list[Problem]:

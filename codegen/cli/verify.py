@@ -11,6 +11,7 @@ import typer
 
 from .options import ArchOption, JsonOption, plan_of, refuse_unused
 from .problem_options import ProblemOptions, takes_problem
+from .tables import say
 
 if TYPE_CHECKING:
     from ..runtime.config import KernelConfig
@@ -295,7 +296,7 @@ def _report(results: Sequence[KernelResult], targets: Targets, target: str, trac
             {"key": key, "good": False, "wrong": False, "note": why, "problems": []}
             for key, why in targets.skipped.items()
         ]
-        print(dumps(rows, indent=1))
+        say(dumps(rows, indent=1))
         return
     from .verify_text import print_results
 

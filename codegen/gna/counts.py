@@ -1,6 +1,6 @@
 """How many KV tiles the Q tiles of a problem visit: exact, per axis, without walking over equal Q tiles.
 
-Counts along different axes multiply (`geometry` says why), so all of it is about one axis. Away from the borders
+Counts along different axes multiply (`axes` says why), so all of it is about one axis. Away from the borders
 windows repeat: a Q tile that lies one common multiple of stride and Q extent further on (and of the KV extent, where
 KV tiles lie on a grid) visits as many tiles. So one period stands for all of them, and tiles at the borders, where the
 windows of all queries are clamped to the same place, stand for each other too. What is left is counted tile by tile.
@@ -8,13 +8,14 @@ windows of all queries are clamped to the same place, stand for each other too. 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import lcm, prod
+from math import prod
 
 import numpy as np
 
-from .axes import Axis, IntArray, Tiling, check_rank, tiles_from
+from .axes import Axis, check_positive, check_rank
+from .source import IntArray, Tiling, WindowTiles
 
 _CHUNK = 1 << 20  # counts made at a time, which bounds the memory
 
@@ -42,7 +43,7 @@ def axis_counts(axis: Axis, q_extent: int, kv_extents: Sequence[int], tiling: Ti
     """Counts for the Q tiles [0, q_extent), [q_extent, 2 * q_extent), ... of every dilation group.
 
     Raises:
-        ValueError: as `geometry.axis_tiles`.
+        ValueError: ``tiling`` is unknown.
     """
     shape = len(kv_extents)
     visited, interior = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
@@ -51,11 +52,12 @@ def axis_counts(axis: Axis, q_extent: int, kv_extents: Sequence[int], tiling: Ti
     # A grid repeats with the KV extent; tiles that begin where the window does repeat with the windows alone.
     batches = [np.asarray(kv_extents)[:, None]] if tiling == "dynamic" else [np.array([[k]]) for k in kv_extents]
     for group, number in axis.groups():
+        source = WindowTiles(group, tiling)
         for row, extents in enumerate(batches):
             rows = slice(None) if tiling == "dynamic" else slice(row, row + 1)
             grid = 1 if tiling == "dynamic" else int(extents[0, 0])
-            for q_begin, times in _tile_classes(group, q_extent, grid, max(1, _CHUNK // len(extents))):
-                tiles = tiles_from(group, q_begin, q_extent, extents, tiling)
+            for q_begin, times in source.classes(q_extent, grid, max(1, _CHUNK // len(extents))):
+                tiles = source.tiles(q_begin, q_extent, extents)
                 inside = tiles.interior_end - tiles.interior_begin
                 visited[rows] += number * (tiles.count * times).sum(axis=1)
                 interior[rows] += number * (inside * times).sum(axis=1)
@@ -73,61 +75,9 @@ def axis_counts(axis: Axis, q_extent: int, kv_extents: Sequence[int], tiling: Ti
     return AxisCounts(q_tiles, keys, visited, interior, most, most_interior)
 
 
-def _tile_classes(axis: Axis, q_extent: int, grid: int, chunk: int) -> Iterator[tuple[IntArray, IntArray]]:
-    """Q tiles of a dilation group that stand for all, ``chunk`` at a time: where they begin, for how many each stands.
-
-    Tiles of one class visit equally many KV tiles, interior and not, on any grid of period ``grid``.
-    """
-    length, window, stride = axis.length, axis.window, axis.stride
-    tiles = -(-length // q_extent)
-    # Stride groups first_free to last_free - 1 have windows that no border moves.
-    if axis.causal:
-        first_free, last_free = -(-(window - stride) // stride), length // stride
-        left, right = 0, tiles  # windows grow with the query on the left: no two are equal
-    else:
-        first_free = (window // 2 - stride // 2) // stride + 1
-        last_free = -(-(length - window + window // 2 - stride // 2) // stride)
-        left = min(tiles, first_free * stride // q_extent)  # tiles that see exactly the first `window` keys
-        right = min(tiles, max(left, -(-last_free * stride // q_extent)))  # from here on: exactly the last ones
-    free = min(right, max(left, -(-first_free * stride // q_extent)))
-    free_end = min(right, max(free, min(last_free * stride, length) // q_extent))
-    period = lcm(stride, q_extent, grid) // q_extent
-    repeats, rest = divmod(free_end - free, period)
-    once = free + period if repeats else free_end
-
-    def chunks(begin: int, end: int) -> Iterator[tuple[IntArray, IntArray]]:
-        for start in range(begin, end, chunk):
-            index = np.arange(start, min(start + chunk, end), dtype=np.int64)
-            times = np.ones_like(index)
-            if repeats:
-                times[(index >= free) & (index < once)] = repeats
-                times[(index >= free) & (index < free + rest)] += 1
-            yield index * q_extent, times
-
-    yield from chunks(left, once)
-    yield from chunks(free_end, right)
-    for begin, number in ((0, left), (right, tiles - right)):
-        if number:
-            yield np.array([begin * q_extent]), np.array([number])
-
-
 def visible_pairs(axes: Sequence[Axis]) -> int:
     """Pairs of a query and a key that it sees, in one batch entry and head; exact."""
-    return prod(sum(number * _visible(group) for group, number in axis.groups()) for axis in axes)
-
-
-def _visible(axis: Axis) -> int:
-    """The same along one dilation group."""
-    length, window, stride = axis.length, axis.window, axis.stride
-    if not axis.causal:
-        return length * window
-    hidden = 0  # keys before the windows: a stride group's begins at its last query + 1 - window
-    first, whole = -(-(window - stride) // stride), length // stride
-    if whole > first:
-        start = first * stride + stride - window
-        hidden += stride * ((whole - first) * start + stride * (whole - first) * (whole - first - 1) // 2)
-    hidden += length % stride * (length - window)
-    return length * (length + 1) // 2 - hidden
+    return prod(sum(number * WindowTiles(group).pairs() for group, number in axis.groups()) for axis in axes)
 
 
 @dataclass(frozen=True)
@@ -161,9 +111,12 @@ def count_tiles(
     """Exact counts over all Q tiles of all dilation groups.
 
     Raises:
-        ValueError: a tile has not one extent per axis, or an extent is not a positive integer.
+        ValueError: a tile has not one extent per axis, an extent is not a positive integer, or ``tiling`` is unknown.
     """
     check_rank(axes, q_tile=q_tile, kv_tile=kv_tile)
+    for name, tile in (("q_tile", q_tile), ("kv_tile", kv_tile)):
+        for extent in tile:
+            check_positive(name, extent)
     found = [axis_counts(axis, q, [kv], tiling) for axis, q, kv in zip(axes, q_tile, kv_tile, strict=True)]
     return TileCounts(
         q_tiles=prod(axis.q_tiles for axis in found),

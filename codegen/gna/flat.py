@@ -15,8 +15,9 @@ from math import prod
 import numpy as np
 
 from ..errors import InputError
-from .axes import Axis, IntArray, tiles_from
+from .axes import Axis
 from .counts import TileCounts
+from .source import IntArray, WindowTiles
 
 BLOCK = 128
 """Tokens of a block where none are given: FlexAttention's default."""
@@ -46,8 +47,9 @@ def count_flat_tiles(axes: Sequence[Axis], q_length: int, kv_length: int) -> Til
     end = np.append(begin[1:], tokens)
     tile = begin // q_length
     place = np.unravel_index(begin, [axis.length for axis in axes])
-    outer = [_windows(axis, at) for axis, at in zip(axes[:-1], place[:-1], strict=True)]
-    first, last = _windows(axes[-1], place[-1]), _windows(axes[-1], place[-1] + end - begin - 1)
+    outer = [WindowTiles(axis).row(at) for axis, at in zip(axes[:-1], place[:-1], strict=True)]
+    along = WindowTiles(axes[-1])
+    first, last = along.row(place[-1]), along.row(place[-1] + end - begin - 1)
 
     seen = np.zeros((q_tiles, kv_tiles + 1), dtype=np.int32)
     for offset in product(*offsets):
@@ -76,12 +78,6 @@ def count_flat_tiles(axes: Sequence[Axis], q_length: int, kv_length: int) -> Til
         most=int(visited.max()),
         most_interior=int(interior[worst].min()),
     )
-
-
-def _windows(axis: Axis, query: IntArray) -> tuple[IntArray, IntArray]:
-    """Keys [begin, end) that single queries see."""
-    tiles = tiles_from(axis, np.asarray(query, dtype=np.int64), 1, 1, "dynamic")
-    return tiles.begin, tiles.end
 
 
 def _lines(

@@ -18,7 +18,8 @@ import numpy.typing as npt
 from ..build_tools.files import write_atomic
 from ..errors import InputError
 from ..runtime.problem import Problem
-from .axes import Axis, Tiling, attended, axes_of, tiles_from
+from .axes import Axis, axes_of
+from .source import Tiling, WindowTiles, attended
 
 # Okabe and Ito's palette: told apart with any colour vision.
 BLUE, SKY, GREEN, YELLOW, ORANGE = "#0072b2", "#56b4e9", "#009e73", "#f0e442", "#d55e00"
@@ -103,13 +104,13 @@ def visit(axis: Axis, q_extent: int, kv_extent: int, tiling: Tiling = "dynamic")
     """What the Q tile nearest to the middle of dilation group 0 visits.
 
     Raises:
-        ValueError: as `geometry.tile_list`.
+        ValueError: as `source.WindowTiles`.
     """
     group = axis.group(0)
     begin = group.length // 2 // q_extent * q_extent
-    found = tiles_from(group, np.array([begin]), q_extent, kv_extent, tiling)
-    ends = np.array([begin, min(begin + q_extent, group.length) - 1])
-    windows = tiles_from(group, ends, 1, 1, "dynamic")  # of the first and the last query alone
+    source = WindowTiles(group, tiling)
+    found = source.tiles(np.array([begin]), q_extent, kv_extent)
+    first, last = source.row(np.array([begin, min(begin + q_extent, group.length) - 1]))
     origin = int(found.origin[0])
     return Visit(
         axis=axis,
@@ -117,7 +118,7 @@ def visit(axis: Axis, q_extent: int, kv_extent: int, tiling: Tiling = "dynamic")
         kv_extent=kv_extent,
         q_tile=(begin, begin + q_extent),
         window=(int(found.begin[0]), int(found.end[0])),
-        common=(int(windows.begin[1]), int(windows.end[0])),
+        common=(int(first[1]), int(last[0])),
         tiles=(origin, origin + kv_extent * int(found.count[0])),
         interior=(
             origin + kv_extent * int(found.interior_begin[0]),

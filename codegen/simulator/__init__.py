@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, as_input_error
-from ..gna.axes import Tiling
+from ..gna.source import Tiling
 from ..runtime.problem import Problem
 from .cost import Tiles
 from .fitting import Fit, Objective, fit_problems, simulate_problem

@@ -12,9 +12,10 @@ import numpy as np
 
 from ..errors import InputError
 from ..families import Family
-from ..gna.axes import Axis, BoolArray, IntArray, Tiling, axes_of
+from ..gna.axes import Axis, axes_of
 from ..gna.counts import axis_counts
 from ..gna.flat import BLOCK
+from ..gna.source import BoolArray, IntArray, Tiling
 from ..runtime.op_table import OPS
 from ..runtime.problem import Problem
 from .cost import Costs, Floats, Tiles, costs
@@ -30,6 +31,7 @@ MAX_EXTENT = 256
 
 _TIE = {"time": 0.01, "work": 1e-9}  # the model of the time is not finer; work is exact but for the float
 _BLOCK = 64  # Q boxes looked at between two looks at whether others can still be better
+_TABLE = 1 << 24  # entries of a table of problems and candidates: 128 MB
 _EXACT_COVER = 12  # problems for which the smallest set of kernels is searched exactly
 
 
@@ -86,13 +88,22 @@ def fit_problems(
         raise InputError(f"within: {within} is not from 0 to 10; 0.05 stands for 5 %")
     check_tiling(tiling)
     candidates = Candidates.admitted(family, problems)
-    worse = np.empty((len(problems), len(candidates)), dtype=np.float64)
-    best = []
-    for row, problem in enumerate(problems):
+    all_best, least, serves = [], [], np.zeros(len(candidates), dtype=np.int32)
+    for problem in problems:
         seconds, scores = candidates.search(problem, tiling, objective, max(within, _TIE[objective]))
-        best.append(best_of(seconds, scores, objective))
+        all_best.append(best_of(seconds, scores, objective))
         what = seconds if objective == "time" else scores
-        worse[row] = what / what.min() - 1
+        least.append(what.min())
+        serves += what / least[-1] - 1 <= max(within, what[all_best[-1]] / least[-1] - 1)
+    # From here on only those that serve a problem, and not more than fit into memory: those that serve most.
+    serves[all_best] += len(problems)
+    kept = np.argsort(-serves, kind="stable")[: max(_TABLE // len(problems), len(problems))]
+    kept = np.sort(kept[serves[kept] > 0])
+    candidates = candidates.subset(kept)
+    best = np.searchsorted(kept, all_best).tolist()
+    worse = np.empty((len(problems), len(candidates)), dtype=np.float64)
+    for row, problem in enumerate(problems):
+        worse[row] = candidates.seconds_and_work(problem, tiling)[objective == "work"] / least[row] - 1
     limits = [max(within, worse[row, c]) for row, c in enumerate(best)]
     chosen = best if len(problems) == 1 else _cover(worse, worse <= np.array(limits)[:, None])
     use = [int(min(chosen, key=lambda c: (worse[row, c], c != best[row]))) for row in range(len(problems))]

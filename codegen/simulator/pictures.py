@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from ..gna.axes import Axis, tiles_from
+from ..gna.axes import Axis
 from ..gna.plot import (
     BLUE,
     MOST_TILES,
@@ -32,6 +32,7 @@ from ..gna.plot import (
     save,
     visit,
 )
+from ..gna.source import WindowTiles
 from .simulation import Simulation
 
 _LEGEND: dict[Kind, str] = {
@@ -239,9 +240,9 @@ def _draw_line(body: Any, visits: Sequence[Visit]) -> set[Kind]:
     queries = _query_rows(axis)
     drawn |= draw_plane(plot, queries, axis, ("interior", "shell"))
     positions = np.arange(axis.q_tile[0], min(axis.q_tile[1], axis.length))
-    windows = tiles_from(axis.axis.group(0), positions, 1, 1, "dynamic")
+    windows = WindowTiles(axis.axis.group(0)).row(positions)
     y = np.repeat(axis.edges(np.append(positions, positions[-1] + 1)), 2)[1:-1]
-    left, right = (np.repeat(axis.edges(keys), 2) for keys in (windows.begin, windows.end))
+    left, right = (np.repeat(axis.edges(keys), 2) for keys in windows)
     plot.fill_betweenx(y, left, right, zorder=10, gid="windows", **STYLES["window"])
     _set_axes(plot, queries, axis, "query", "key")
     plot.xaxis.get_major_locator().set_params(nbins=6)  # as the strip above

@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 from ..errors import InputError, as_input_error
 from ..families import Family, choose_family, families
-from ..gna.axes import Axis, Tiling, axes_of
+from ..gna.axes import Axis, axes_of
 from ..gna.counts import TileCounts, axis_counts, count_tiles, visible_pairs
 from ..gna.flat import count_flat_tiles
+from ..gna.source import Tiling
 from ..runtime.config import KernelConfig
 from ..runtime.op_table import FORWARD, OPS
 from ..runtime.problem import Problem

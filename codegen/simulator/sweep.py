@@ -9,8 +9,9 @@ from math import prod
 import numpy as np
 
 from ..families import Family
-from ..gna.axes import Axis, Tiling, axes_of
+from ..gna.axes import Axis, axes_of
 from ..gna.counts import axis_counts
+from ..gna.source import Tiling
 from ..runtime.problem import Problem
 from .cost import Tiles
 from .fitting import Candidates, best_of

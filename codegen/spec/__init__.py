@@ -10,9 +10,10 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from ..build_tools.files import open_regular, read_at_most
 from ..errors import InputError
 from .model import KernelEntry, Shape, Spec, Tile
-from .yaml import MAX_BYTES, Document, YamlPath, did_you_mean, failure, path_text, read_yaml, shown
+from .yaml import MAX_BYTES, MAX_REPORTED, Document, YamlPath, did_you_mean, failure, path_text, read_yaml, shown
 
 __all__ = ["KernelEntry", "Shape", "Spec", "Tile", "json_schema", "load_spec", "parse_spec", "presets", "spec_of"]
 
@@ -43,7 +44,7 @@ def parse_spec(data: bytes, file: str) -> Spec:
     except ValidationError as error:
         _add_problems(document, error)
     if document.problems:
-        raise failure(file, document.problems)
+        raise failure(file, document.problems, document.unreported)
     return spec
 
 
@@ -61,7 +62,7 @@ def spec_of(value: Any, name_of: Callable[[YamlPath], str] | None = None) -> Spe
         return Spec.model_validate(value)
     except ValidationError as error:
         name = name_of or (lambda path: path_text(_given(value, path)))
-        found = dict.fromkeys(f"{name(path)}: {text}" for _, path, text in _problems(error))
+        found = dict.fromkeys(f"{name(path)}: {_text(detail)}" for detail, path in _faults(error))
         raise InputError("\n".join(found)) from None
 
 
@@ -102,8 +103,8 @@ def _preset(name: str) -> bytes:
 
 def _read(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            return file.read(MAX_BYTES + 1)
+        with open_regular(path) as file:
+            return read_at_most(file, MAX_BYTES)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; presets are named without .yaml: {', '.join(presets())}") from None
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
@@ -146,22 +147,32 @@ def _message(error: ErrorDetails) -> str:
 
 
 def _add_problems(document: Document, error: ValidationError) -> None:
-    """Adds what validation found to ``document.problems``, each at the value or name that it is about."""
+    """Adds the first that validation found to ``document.problems``, each at the value or name that it is about."""
     unreadable = frozenset(document.refused)  # reading has reported these already
-    for kind, path, text in _problems(error):
+    found = []
+    for detail, path in _faults(error):
         at = document.locate(path)
-        if kind == "missing":
-            document.add(document.values[at], path, text)
+        if detail["type"] == "missing":
+            found.append((document.values[at], path, detail))
         elif at not in unreadable:
-            positions = document.names if kind == "extra_forbidden" else document.values
-            document.add(positions[at], at, text)
+            positions = document.names if detail["type"] == "extra_forbidden" else document.values
+            found.append((positions[at], at, detail))
+    found.sort(key=lambda item: item[0])
+    for position, path, detail in found[:MAX_REPORTED]:  # suggestions take time: only what is shown gets its text
+        document.add(position, path, _text(detail))
+    document.unreported += len(found[MAX_REPORTED:])
 
 
-def _problems(error: ValidationError) -> Iterator[tuple[str, YamlPath, str]]:
-    """What validation found: pydantic's name for it, where it is, and a sentence."""
+def _faults(error: ValidationError) -> Iterator[tuple[ErrorDetails, YamlPath]]:
+    """What validation found, and where; of one detail that holds several faults, each."""
     for detail in error.errors(include_url=False):
         loc: YamlPath = tuple(detail["loc"])
         if detail["type"] == "faults":
-            yield from (("faults", (*loc, *path), text) for path, text in detail["ctx"]["faults"])
+            for path, text in detail["ctx"]["faults"]:
+                yield {**detail, "msg": text}, (*loc, *path)
         else:
-            yield detail["type"], loc, _message(detail)
+            yield detail, loc
+
+
+def _text(detail: ErrorDetails) -> str:
+    return detail["msg"] if detail["type"] == "faults" else _message(detail)

@@ -33,7 +33,8 @@ MAX_CONFIGS = 10_000
 
 _DIRECTIONS = {op.removeprefix("gna_"): op for op in OPS}
 _PLANNED_DIRECTIONS = ["forward", "backward"]
-_LIBRARY = re.compile(r"[a-z][a-z0-9_]*")
+_MAX_NAME = 100
+_LIBRARY = re.compile(rf"[a-z][a-z0-9_]{{0,{_MAX_NAME - 1}}}")  # files and a package are named by it
 
 Fault = tuple[YamlPath, str]
 
@@ -85,6 +86,8 @@ def _version(value: Any) -> int:
 def _library_name(value: Any) -> str:
     if isinstance(value, str) and _LIBRARY.fullmatch(value):
         return value
+    if isinstance(value, str) and len(value) > _MAX_NAME:
+        raise _wrong(f"{shown(value)} is too long for a library name; at most {_MAX_NAME} letters")
     near = re.sub(r"[^a-z0-9_]+", "_", value.lower())[:60].strip("_") if isinstance(value, str) else ""
     hint = f"; did you mean {near!r}?" if _LIBRARY.fullmatch(near) else ""
     raise _wrong(f"{shown(value)} is no library name; allowed: lower-case letters, digits and _, a letter first{hint}")

@@ -18,6 +18,8 @@ from ..errors import InputError
 YamlPath = tuple[str | int, ...]
 
 MAX_BYTES = 1_000_000
+MAX_VALUES = 50_000
+"""Values and field names together; PyYAML reads so many in two seconds."""
 MAX_DEPTH = 20
 MAX_REPORTED = 50
 
@@ -59,6 +61,7 @@ class Document:
     names: dict[YamlPath, Position] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     refused: set[YamlPath] = field(default_factory=set)
+    unreported: int = 0
 
     def add(self, position: Position, path: YamlPath, text: str) -> None:
         """Records a problem of the value at ``path``."""
@@ -110,15 +113,15 @@ def shown(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def failure(file: str, problems: Iterable[Problem]) -> InputError:
-    """One error that lists all ``problems`` in the order of the file."""
+def failure(file: str, problems: Iterable[Problem], unreported: int = 0) -> InputError:
+    """One error that lists ``problems`` in the order of the file; there are so many ``unreported`` ones after them."""
     ordered = sorted(set(problems))
     lines = [
         f"{file}:{problem.position}: {problem.field + ': ' if problem.field else ''}{problem.text}"
         for problem in ordered[:MAX_REPORTED]
     ]
-    if len(ordered) > MAX_REPORTED:
-        lines.append(f"{file}: {len(ordered) - MAX_REPORTED} more problems are not shown")
+    if more := max(0, len(ordered) - MAX_REPORTED) + unreported:
+        lines.append(f"{file}: {more} more problems are not shown")
     return InputError("\n".join(lines))
 
 
@@ -126,7 +129,8 @@ def read_yaml(data: bytes, file: str) -> Document:
     """The one mapping that ``data`` holds. Values that can't be read are in the document's ``problems``.
 
     Raises:
-        InputError: ``data`` is not YAML, not UTF-8, empty, too large, nested too deep, or not one mapping.
+        InputError: ``data`` is not YAML, not UTF-8, empty, nested too deep, not one mapping, or it has too many bytes
+            or values.
     """
     document = Document()
     try:
@@ -156,7 +160,7 @@ def _position_after(text: str) -> Position:
 
 def _fill(document: Document, text: str) -> None:
     open_containers: list[_Container] = []
-    documents = 0
+    documents = values = 0
     last = Position(1, 1)
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
@@ -169,6 +173,10 @@ def _fill(document: Document, text: str) -> None:
             elif isinstance(event, yaml.CollectionEndEvent):
                 open_containers.pop()
             elif isinstance(event, yaml.NodeEvent):
+                values += 1
+                if values > MAX_VALUES:
+                    document.add(last, (), f"more than {MAX_VALUES:,} values and names, too many for a kernel spec")
+                    raise _Unreadable
                 _read_node(document, open_containers, event)
     except yaml.reader.ReaderError as error:
         what = f"character {text[error.position]!a} is not allowed in YAML"

@@ -2,7 +2,7 @@
 // mask is a few bit fields, one per axis, combined with AND. Host and device, no torch, no STL.
 #pragma once
 
-#include "gnaforge/gna/window.h"
+#include "gnaforge/gna/axis.h"
 
 namespace gnaforge {
 
@@ -55,17 +55,5 @@ struct RowMask {
     return bits;
   }
 };
-
-/// Mask row of the query at `query` for the KV tile whose first key is `origin`; positions within dilation groups.
-template <class KvTile>
-GNAFORGE_HD RowMask<KvTile> row_mask(const Axis (&axis)[KvTile::rank], const int (&query)[KvTile::rank],
-                                     const int (&origin)[KvTile::rank]) {
-  RowMask<KvTile> mask;
-  for (int d = 0; d < KvTile::rank; ++d) {
-    const Interval keys = window(axis[d], query[d]);
-    mask.range[d] = {max_int(keys.begin - origin[d], 0), min_int(keys.end - origin[d], KvTile::extent(d))};
-  }
-  return mask;
-}
 
 }  // namespace gnaforge

@@ -13,6 +13,9 @@ struct AxisTiles {
   Interval visited;   ///< Keys that some query of the Q tile sees.
   Interval interior;  ///< Tiles in which every query sees every key; empty as {0, 0}.
   int count;          ///< Tiles that cover `visited`.
+
+  /// First key of tile `index`.
+  GNAFORGE_HD int origin(int index, int extent) const { return visited.begin + index * extent; }
 };
 
 /// Tiles of the queries [q_begin, q_begin + q_extent) of `axis`, a dilation group. Needs q_begin < axis.length;
@@ -29,12 +32,13 @@ GNAFORGE_HD AxisTiles axis_tiles(const Axis& axis, int q_begin, int q_extent, in
           ceil_div(last.end - begin, kv_extent)};
 }
 
-/// The KV tiles of one Q tile: the product of its axes. Ordered with the interior tiles first.
-template <int Rank>
+/// The KV tiles of one Q tile: the product of its axes, each of which knows `count` and `interior` as AxisTiles do.
+template <int Rank, class Tiles = AxisTiles>
 struct TileList {
-  AxisTiles axis[Rank];
+  static constexpr int rank = Rank;
+  Tiles axis[Rank];
   int count;     ///< All tiles.
-  int interior;  ///< Tiles that need no mask; they come first.
+  int interior;  ///< Tiles that need no mask; a walk comes by them first.
 
   /// Computes count and interior from axis.
   GNAFORGE_HD void finish() {
@@ -46,60 +50,7 @@ struct TileList {
       interior *= axis[d].interior.end - axis[d].interior.begin;
     }
   }
-
-  /// Position of tile `index` in the box of tiles, one coordinate per axis.
-  GNAFORGE_HD void coordinates(int index, int (&tile)[Rank]) const {
-    if (index < interior) {
-      for (int d = Rank - 1; d >= 0; --d) {
-        const int extent = axis[d].interior.end - axis[d].interior.begin;
-        tile[d] = axis[d].interior.begin + index % extent;
-        index /= extent;
-      }
-      return;
-    }
-    index -= interior;
-    // The shell splits into one slab per axis: interior along the axes before it, outside along it, any after it.
-    for (int slab = 0; slab < Rank; ++slab) {
-      int size = 1;
-      for (int d = 0; d < Rank; ++d) size *= slab_extent(slab, d);
-      if (index >= size) {
-        index -= size;
-        continue;
-      }
-      for (int d = Rank - 1; d >= 0; --d) {
-        const int extent = slab_extent(slab, d);
-        const int position = index % extent;
-        index /= extent;
-        const Interval inside = axis[d].interior;
-        if (d < slab) {
-          tile[d] = inside.begin + position;
-        } else if (d == slab && position >= inside.begin) {
-          tile[d] = position + inside.end - inside.begin;
-        } else {
-          tile[d] = position;
-        }
-      }
-      return;
-    }
-  }
-
- private:
-  GNAFORGE_HD int slab_extent(int slab, int d) const {
-    const int inside = axis[d].interior.end - axis[d].interior.begin;
-    return d < slab ? inside : d == slab ? axis[d].count - inside : axis[d].count;
-  }
 };
-
-/// Tile list of the Q tile whose first query is q_begin; `axis` holds one dilation group per axis.
-template <class QTile, class KvTile>
-GNAFORGE_HD TileList<QTile::rank> tile_list(const Axis (&axis)[QTile::rank], const int (&q_begin)[QTile::rank]) {
-  TileList<QTile::rank> list;
-  GNAFORGE_UNROLL
-  for (int d = 0; d < QTile::rank; ++d)
-    list.axis[d] = axis_tiles(axis[d], q_begin[d], QTile::extent(d), KvTile::extent(d));
-  list.finish();
-  return list;
-}
 
 /// The Q tiles of one axis over all its dilation groups, numbered: groups one after the other. The first
 /// length % dilation groups are one token longer than the rest.

@@ -36,6 +36,7 @@ template <class Config, class L>
 struct Entry {
   using QTile = typename Config::QTile;
   using KvTile = typename Config::KvTile;
+  using Element = gpu::Element<Config::dtype>;
   static constexpr int rank = L::rank;
 
   static int device_of(const gnaforge_args& args) { return args.device == GNAFORGE_CUDA ? args.device_index : 0; }
@@ -70,7 +71,7 @@ struct Entry {
     if (!(problem.scale > 0))
       return reason.refuse(GNAFORGE_NO_SCALE, "scale is %g, this kernel takes positive ones: it maximises before it scales",
                            problem.scale);
-    if (const gnaforge_code code = check::layout(*args, reason)) return code;
+    if (const gnaforge_code code = check::layout<Element>(*args, reason)) return code;
     Axis axes[rank];
     copy_axes(problem, axes);
     if (launch_tiles(problem, axes) > L::max_tiles)
@@ -122,8 +123,8 @@ struct Entry {
       extents.tokens[d] = params.length[params.slices][d];
       token_stride[d] = tensor.token_stride[d] * axes[d].dilation;
     }
-    const CUresult result = encode_map<rank>(encode, out, tensor, data_of(tensor, slice, element_bytes), extents,
-                                             token_stride, box, params.folded != 0);
+    const CUresult result = encode_map<Element, rank>(encode, out, tensor, data_of(tensor, slice, Element::bytes),
+                                                      extents, token_stride, box, params.folded != 0);
     if (result == CUDA_SUCCESS) return GNAFORGE_OK;
     return reason.refuse(GNAFORGE_FAILED, "the driver refuses a tensor map of %s (CUresult %d)", role_facts[role].name,
                          static_cast<int>(result));
@@ -204,7 +205,7 @@ struct Entry {
       cudaGetLastError();
       return reason.refuse(GNAFORGE_FAILED, "can't prepare device %d: %s", device, cudaGetErrorString(error));
     }
-    const bool folded = rank == 3 && L::may_fold && problem.batch > 1 && foldable(args);
+    const bool folded = rank == 3 && L::may_fold && problem.batch > 1 && foldable<Element>(args);
     const std::int64_t batch_step = rank == 3 && !folded ? 1 : problem.batch;
     Params<rank> params = common_params(args, axes, folded);
     Slice slice{};
@@ -234,7 +235,7 @@ struct Entry {
 template <class Config, class L>
 constexpr gnaforge_entry make_entry() {
   using E = Entry<Config, L>;
-  return {sizeof(gnaforge_entry), E::traits.op, E::traits.features, L::threads, L::shared_bytes, GNAFORGE_CUDA, 0,
+  return {sizeof(gnaforge_entry), static_cast<std::uint32_t>(E::traits.op), E::traits.features, L::threads, L::shared_bytes, GNAFORGE_CUDA, 0,
           Config::key, E::can_run, E::workspace_bytes, E::visited_work, E::run};
 }
 

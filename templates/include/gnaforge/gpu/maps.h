@@ -12,11 +12,10 @@
 #include <cstdint>
 
 #include "gnaforge/entry.h"
+#include "gnaforge/gpu/element.h"
 #include "gnaforge/gpu/shared_memory.h"
 
 namespace gnaforge::gpu {
-
-constexpr int element_bytes = 2;
 
 /// Sizes of what one map shows: a dilation group of one batch entry or of all.
 template <int Rank>
@@ -27,22 +26,24 @@ struct Extents {
 namespace check {
 
 /// `size` is of the dim that `stride` belongs to: the stride of a dim of one element is never used.
-inline gnaforge_code stride(const char* tensor, const char* dim, std::int64_t size, std::int64_t stride,
-                            const Reason& reason) {
+template <class Element>
+gnaforge_code stride(const char* tensor, const char* dim, std::int64_t size, std::int64_t stride,
+                     const Reason& reason) {
   if (size == 1) return GNAFORGE_OK;
-  constexpr std::int64_t multiple = 16 / element_bytes;
+  constexpr std::int64_t multiple = 16 / Element::bytes, limit = (std::int64_t{1} << 40) / Element::bytes;
   if (stride <= 0 || stride % multiple != 0)
     return reason.refuse(
         GNAFORGE_NO_LAYOUT, "%s has stride %lld along its %s, must be a positive multiple of %lld; pass a contiguous copy",
         tensor, static_cast<long long>(stride), dim, static_cast<long long>(multiple));
-  if (stride >= (std::int64_t{1} << 40) / element_bytes)
-    return reason.refuse(GNAFORGE_NO_LAYOUT, "%s has stride %lld along its %s, must be below 2^39", tensor,
-                         static_cast<long long>(stride), dim);
+  if (stride >= limit)
+    return reason.refuse(GNAFORGE_NO_LAYOUT, "%s has stride %lld along its %s, must be below %lld", tensor,
+                         static_cast<long long>(stride), dim, static_cast<long long>(limit));
   return GNAFORGE_OK;
 }
 
 /// Every tensor that is copied by tensor maps: those whose dtype is the kernel's.
-inline gnaforge_code layout(const gnaforge_args& args, const Reason& reason) {
+template <class Element>
+gnaforge_code layout(const gnaforge_args& args, const Reason& reason) {
   static constexpr const char* axis_names[] = {"first token dim", "second token dim", "third token dim"};
   for (int role = 0; role < GNAFORGE_ROLES; ++role) {
     const gnaforge_tensor* const tensor = tensor_of(args, role);
@@ -51,10 +52,11 @@ inline gnaforge_code layout(const gnaforge_args& args, const Reason& reason) {
     const Sizes sizes = sizes_of(*args.problem, role);
     if (reinterpret_cast<std::uintptr_t>(tensor->data) % 16 != 0)
       return reason.refuse(GNAFORGE_NO_LAYOUT, "%s is not aligned to 16 bytes; pass a contiguous copy", name);
-    if (const gnaforge_code code = stride(name, "batch", sizes.batch, tensor->batch_stride, reason)) return code;
-    if (const gnaforge_code code = stride(name, "heads", sizes.heads, tensor->head_stride, reason)) return code;
+    if (const gnaforge_code code = stride<Element>(name, "batch", sizes.batch, tensor->batch_stride, reason)) return code;
+    if (const gnaforge_code code = stride<Element>(name, "heads", sizes.heads, tensor->head_stride, reason)) return code;
     for (int d = 0; d < GNAFORGE_MAX_RANK; ++d)
-      if (const gnaforge_code code = stride(name, axis_names[d], sizes.tokens[d], tensor->token_stride[d], reason))
+      if (const gnaforge_code code =
+              stride<Element>(name, axis_names[d], sizes.tokens[d], tensor->token_stride[d], reason))
         return code;
   }
   return GNAFORGE_OK;
@@ -63,12 +65,13 @@ inline gnaforge_code layout(const gnaforge_args& args, const Reason& reason) {
 }  // namespace check
 
 /// True if the heads of every tensor that is copied by tensor maps can be folded into its channels.
-inline bool foldable(const gnaforge_args& args) {
+template <class Element>
+bool foldable(const gnaforge_args& args) {
   for (int role = 0; role < GNAFORGE_ROLES; ++role) {
     const gnaforge_tensor* const tensor = tensor_of(args, role);
     if (tensor == nullptr || role_facts[role].dtype != 0) continue;
     const Sizes sizes = sizes_of(*args.problem, role);
-    if (sizes.channels % chunk_channels != 0 || (sizes.heads > 1 && tensor->head_stride != sizes.channels)) return false;
+    if (sizes.channels % chunk_channels<Element> != 0 || (sizes.heads > 1 && tensor->head_stride != sizes.channels)) return false;
   }
   return true;
 }
@@ -94,8 +97,8 @@ inline EncodeTiled find_encode_tiled() {
   return reinterpret_cast<EncodeTiled>(function);
 }
 
-/// Encodes the map of `tensor`, whose data begins at `data`, for boxes of `box` tokens and 64 channels.
-template <int Rank>
+/// Encodes the map of `tensor`, whose data begins at `data`, for boxes of `box` tokens and one chunk of channels.
+template <class Element, int Rank>
 CUresult encode_map(EncodeTiled encode, CUtensorMap& map, const gnaforge_tensor& tensor, void* data,
                     const Extents<Rank>& extents, const std::int64_t (&token_stride)[Rank], const int (&box)[Rank],
                     bool folded) {
@@ -107,15 +110,14 @@ CUresult encode_map(EncodeTiled encode, CUtensorMap& map, const gnaforge_tensor&
     dims[rank] = static_cast<cuuint64_t>(size);
     boxes[rank] = static_cast<cuuint32_t>(in_box);
     // Any valid number will do where a dim has one element.
-    strides[rank] = static_cast<cuuint64_t>(size == 1 ? 16 : stride * element_bytes);
+    strides[rank] = static_cast<cuuint64_t>(size == 1 ? 16 : stride * Element::bytes);
     ++rank;
   };
-  add(folded ? extents.head_dim * extents.heads : extents.head_dim, 1, chunk_channels);
+  add(folded ? extents.head_dim * extents.heads : extents.head_dim, 1, chunk_channels<Element>);
   if (!folded) add(extents.heads, tensor.head_stride, 1);
   for (int d = Rank - 1; d >= 0; --d) add(extents.tokens[d], token_stride[d], box[d]);
   if (Rank < 3 || folded) add(extents.batch, tensor.batch_stride, 1);
-  const auto type = tensor.dtype == GNAFORGE_BF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
-  return encode(&map, type, static_cast<cuuint32_t>(rank), data, dims, strides + 1, boxes, steps,
+  return encode(&map, Element::map_type, static_cast<cuuint32_t>(rank), data, dims, strides + 1, boxes, steps,
                 CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
 }

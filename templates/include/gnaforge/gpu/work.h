@@ -1,21 +1,20 @@
 // One Q tile of one head: where it lies and which KV tiles it visits. Device only.
 #pragma once
 
+#include "gnaforge/gna/source.h"
 #include "gnaforge/gpu/params.h"
 #include "gnaforge/ptx/shared.h"
-#include "gnaforge/gna/walk.h"
 
 namespace gnaforge::gpu {
 
-template <class Config>
+template <class Source>
 struct Work {
-  using QTile = typename Config::QTile;
-  using KvTile = typename Config::KvTile;
-  static constexpr int rank = QTile::rank;
+  using QTile = typename Source::QTile;
+  static constexpr int rank = Source::rank;
 
   int slice, batch, head, kv_head;  ///< Batch entry within the slice.
   int q_begin[rank];
-  TileList<rank> list;
+  typename Source::List list;
 
   /// Query heads that share keys come next to each other, then neighbouring tiles: thread blocks that run at the same
   /// time share K and V in the L2 cache. Causal axes run backwards: their last tiles see most keys and take longest.
@@ -38,36 +37,63 @@ struct Work {
     kv_head = index % params.kv_heads;
     batch = index / params.kv_heads;
     head = kv_head * params.heads_per_kv_head + member;
-    list = tile_list<QTile, KvTile>(axis, q_begin);
+    list = Source::list(axis, q_begin);
   }
 };
+
+/// A word per axis, zeros for those that there aren't, and one more.
+template <int Rank>
+__device__ __forceinline__ void store_coordinates(ptx::SharedAddress to, const int (&at)[Rank], int word) {
+  ptx::store_shared(to, at[0], Rank > 1 ? at[min_int(1, Rank - 1)] : 0, Rank > 2 ? at[Rank - 1] : 0, word);
+}
 
 /// What consumers need to know of a Q tile. The producer works it out and leaves it in shared memory: in the
 /// consumers' registers there is no room for how.
 template <int Rank>
-struct TileFacts {
+struct QTileFacts {
   int q_begin[Rank];
   int slice, head, batch;
-  int interior, count;  ///< KV tiles, as in TileList.
+  int count;   ///< KV tiles.
+  int masked;  ///< Whether some of them need a mask.
 
-  template <class Config>
-  static __device__ __forceinline__ void store(ptx::SharedAddress slot, const Work<Config>& work) {
-    const int* q = work.q_begin;
-    ptx::store_shared(slot, q[0], Rank > 1 ? q[min_int(1, Rank - 1)] : 0, Rank > 2 ? q[Rank - 1] : 0, work.head);
-    ptx::store_shared(slot + 16, work.batch, work.list.interior, work.list.count, work.slice);
+  template <class Source>
+  static __device__ __forceinline__ void store(ptx::SharedAddress slot, const Work<Source>& work) {
+    store_coordinates<Rank>(slot, work.q_begin, work.head);
+    ptx::store_shared(slot + 16, work.batch, work.list.interior < work.list.count, work.list.count, work.slice);
   }
 
-  static __device__ __forceinline__ TileFacts load(ptx::SharedAddress slot) {
+  static __device__ __forceinline__ QTileFacts load(ptx::SharedAddress slot) {
     const int4 a = ptx::load_shared(slot), b = ptx::load_shared(slot + 16);
     const int q[3] = {a.x, a.y, a.z};
-    TileFacts facts;
+    QTileFacts facts;
 #pragma unroll
     for (int d = 0; d < Rank; ++d) facts.q_begin[d] = q[d];
     facts.head = a.w;
     facts.batch = b.x;
-    facts.interior = b.y;
+    facts.masked = b.y;
     facts.count = b.z;
     facts.slice = b.w;
+    return facts;
+  }
+};
+
+/// What consumers need to know of a KV tile, beside its stage.
+template <int Rank>
+struct KvTileFacts {
+  int origin[Rank];  ///< The first key.
+  TileKind kind;
+
+  static __device__ __forceinline__ void store(ptx::SharedAddress slot, const int (&origin)[Rank], TileKind kind) {
+    store_coordinates<Rank>(slot, origin, static_cast<int>(kind));
+  }
+
+  static __device__ __forceinline__ KvTileFacts load(ptx::SharedAddress slot) {
+    const int4 a = ptx::load_shared(slot);
+    const int origin[3] = {a.x, a.y, a.z};
+    KvTileFacts facts;
+#pragma unroll
+    for (int d = 0; d < Rank; ++d) facts.origin[d] = origin[d];
+    facts.kind = static_cast<TileKind>(a.w);
     return facts;
   }
 };

@@ -11,14 +11,16 @@ __device__ __forceinline__ float exp2_fast(float x) {
   return y;
 }
 
-/// Two numbers rounded to 16 bits, `low` in the low half.
-template <bool Bf16>
-__device__ __forceinline__ std::uint32_t pack(float low, float high) {
+/// Two numbers rounded to 16 bits each, `low` in the low half.
+__device__ __forceinline__ std::uint32_t pack_bf16(float low, float high) {
   std::uint32_t both;
-  if constexpr (Bf16)
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-  else
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+  return both;
+}
+
+__device__ __forceinline__ std::uint32_t pack_fp16(float low, float high) {
+  std::uint32_t both;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
   return both;
 }
 

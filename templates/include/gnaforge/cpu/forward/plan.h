@@ -3,35 +3,15 @@
 
 #include <cstdint>
 
-#include "gnaforge/abi.h"
-#include "gnaforge/gna/axis.h"
-#include "gnaforge/gna/tiles.h"
+#include "gnaforge/cpu/element.h"
+#include "gnaforge/gna/source.h"
 #include "gnaforge/names.h"
 
 namespace gnaforge::cpu {
 
-/// Storage of the 16-bit types; arithmetic is in float.
-struct Bf16 {
-  std::uint16_t bits;
-};
-struct Fp16 {
-  std::uint16_t bits;
-};
-
-template <gnaforge_dtype Dtype>
-struct ElementOf;
-template <>
-struct ElementOf<GNAFORGE_FP32> {
-  using type = float;
-};
-template <>
-struct ElementOf<GNAFORGE_BF16> {
-  using type = Bf16;
-};
-template <>
-struct ElementOf<GNAFORGE_FP16> {
-  using type = Fp16;
-};
+/// Which KV tiles the kernel visits; see gna/source.h.
+template <class Config>
+using TileSource = WindowTiles<typename Config::QTile, typename Config::KvTile>;
 
 /// A tensor whose channels are contiguous.
 template <class T, int Rank>
@@ -84,6 +64,7 @@ template <class Config>
 struct Plan {
   using QTile = typename Config::QTile;
   using Element = typename ElementOf<Config::dtype>::type;
+  static_assert(Config::out_dtype == Config::dtype, "the output has the inputs' dtype");
   static constexpr int rank = QTile::rank;
 
   Axis axis[rank];

@@ -2,7 +2,7 @@
 // it. Host only.
 #pragma once
 
-#include "gnaforge/gna/window.h"
+#include "gnaforge/gna/source.h"
 
 namespace gnaforge::cpu {
 
@@ -33,24 +33,27 @@ template <class QTile>
 inline constexpr RowTable<QTile> row_table{};
 
 /// What each position of a Q tile sees along each axis; empty for positions past the end of the dilation group.
-template <class QTile>
-struct TileWindows {
+template <class Source>
+struct TileRows {
+  using QTile = typename Source::QTile;
+  const Axis (&axis)[QTile::rank];
   Interval at[QTile::rank][RowTable<QTile>::max_extent()];
 
-  /// For the Q tile at `q_begin` of the dilation groups `axis`.
-  TileWindows(const Axis (&axis)[QTile::rank], const int (&q_begin)[QTile::rank]) {
+  /// For the Q tile at `q_begin` of the dilation groups `axis_`, which must outlive this.
+  TileRows(const Axis (&axis_)[QTile::rank], const int (&q_begin)[QTile::rank]) : axis(axis_) {
     for (int d = 0; d < QTile::rank; ++d)
       for (int p = 0; p < QTile::extents[d]; ++p)
-        at[d][p] = q_begin[d] + p < axis[d].length ? window(axis[d], q_begin[d] + p) : Interval{0, 0};
+        at[d][p] = q_begin[d] + p < axis[d].length ? Source::row(axis[d], q_begin[d] + p) : Interval{0, 0};
   }
 
-  /// For each of the keys [k_begin, k_begin + count) of axis `d`, the rows that see it along this axis. A key of a tile
-  /// is visible to the AND of its coordinates' sets.
-  void rows_that_see(int d, int k_begin, int count, RowSet<QTile>* rows) const {
+  /// For each of the `count` keys from `origin` on of axis `d`, the rows that see it along this axis. A key of a tile is
+  /// visible to the AND of its coordinates' sets.
+  void rows_that_see(int d, int origin, int count, RowSet<QTile>* rows) const {
     for (int k = 0; k < count; ++k) rows[k] = RowSet<QTile>{};
     for (int p = 0; p < QTile::extents[d]; ++p) {
-      const int end = min_int(at[d][p].end - k_begin, count);
-      for (int k = max_int(at[d][p].begin - k_begin, 0); k < end; ++k)
+      const Interval seen = Source::seen(axis[d], at[d][p], origin);
+      const int end = min_int(seen.end, count);
+      for (int k = max_int(seen.begin, 0); k < end; ++k)
         for (int w = 0; w < RowSet<QTile>::words; ++w) rows[k].word[w] |= row_table<QTile>.at[d][p].word[w];
     }
   }

@@ -12,6 +12,9 @@ constexpr int panel_width() {
 /// Where a Q tile's walk over its KV tiles stands. Keys are gathered into batches that tiles fill one after the other.
 template <class Config>
 class Forward {
+  using Source = TileSource<Config>;
+  using List = typename Source::List;
+  using Walk = typename Source::Walk;
   using QTile = typename Config::QTile;
   using KvTile = typename Config::KvTile;
   using Element = typename Plan<Config>::Element;
@@ -33,18 +36,26 @@ class Forward {
 
  private:
   Forward(const Plan<Config>& plan, const Task<Config>& task, float* scratch)
-      : plan_(plan), task_(task), scratch_(scratch), windows_(task.axis, task.q_begin) {}
+      : plan_(plan), task_(task), scratch_(scratch), rows_(task_.axis, task_.q_begin) {}
 
   /// Computes and stores the tile; false if it stored a NaN. Where `careful`, values that are not finite reach only
   /// the queries that see them.
   bool attend(bool careful) {
     careful_ = careful;
     load_queries();
-    const TileList<rank> tiles = tile_list<QTile, KvTile>(task_.axis, task_.q_begin);
+    const List tiles = Source::list(task_.axis, task_.q_begin);
+    Walk walk;
+    walk.begin(tiles);
     gathered_ = 0;
-    for (int index = 0; index < tiles.interior; ++index) gather<false>(tiles, index);
-    flush<false>();
-    for (int index = tiles.interior; index < tiles.count; ++index) gather<true>(tiles, index);
+    for (int index = 0; index < tiles.count; ++index) {
+      if (index > 0) walk.step(tiles, index);
+      if (Source::kind(tiles, index) == TileKind::interior) {
+        gather<false>(tiles, walk);
+        if (index + 1 == tiles.interior) flush<false>();
+      } else {
+        gather<true>(tiles, walk);
+      }
+    }
     flush<true>();
     count_tiles_done(tiles);
     return store_results();
@@ -91,20 +102,18 @@ class Forward {
     std::memset(scratch_ + plan_.scratch.out, 0, sizeof(float) * plan_.value_head_dim * panels * panel);
   }
 
-  /// Adds the keys of KV tile `index` to the batch, attending whenever it is full. Keys that no query sees are left
-  /// out, so none that doesn't exist is touched.
+  /// Adds the keys of a KV tile to the batch, attending whenever it is full. Keys that no query sees are left out, so
+  /// none that doesn't exist is touched.
   template <bool Masked>
-  void gather(const TileList<rank>& tiles, int index) {
-    int tile[rank] = {};
-    tiles.coordinates(index, tile);
+  void gather(const List& tiles, const Walk& walk) {
     int origin[rank], count[rank];
     int lines = 1;
     RowSet<QTile> rows[rank][Masked ? max_extent() : 1];
     for (int d = 0; d < rank; ++d) {
-      origin[d] = tiles.axis[d].visited.begin + tile[d] * KvTile::extents[d];
-      count[d] = min_int(KvTile::extents[d], tiles.axis[d].visited.end - origin[d]);
+      origin[d] = Source::origin(tiles, walk, d);
+      count[d] = Source::extent(tiles, walk, d);
       if (d < rank - 1) lines *= count[d];
-      if (Masked) windows_.rows_that_see(d, origin[d], count[d], rows[d]);
+      if (Masked) rows_.rows_that_see(d, origin[d], count[d], rows[d]);
     }
     constexpr int inner = rank - 1;
     const std::int64_t k_step = plan_.k.token_stride[inner] * plan_.axis[inner].dilation;
@@ -186,8 +195,9 @@ class Forward {
     }
   }
 
+  /// Not inlined: the loops within are the kernel's time, and what else a caller does must not take their registers.
   template <bool Masked>
-  void attend(int p, const KeyList& keys) {
+  [[gnu::noinline]] void attend(int p, const KeyList& keys) {
     Softmax<width>& softmax = softmax_[p];
     float* scores = scratch_ + plan_.scratch.scores;
     float* out = panel_of(plan_.scratch.out, plan_.value_head_dim, p);
@@ -245,7 +255,7 @@ class Forward {
     return !has_nan;
   }
 
-  static void count_tiles_done([[maybe_unused]] const TileList<rank>& tiles) {
+  static void count_tiles_done([[maybe_unused]] const List& tiles) {
 #if defined(GNAFORGE_COUNT_TILES)
     gnaforge_visited_tiles += tiles.count;
     gnaforge_interior_tiles += tiles.interior;
@@ -255,7 +265,7 @@ class Forward {
   const Plan<Config>& plan_;
   const Task<Config> task_;
   float* const scratch_;
-  const TileWindows<QTile> windows_;
+  const TileRows<Source> rows_;
   bool careful_ = false;
   int gathered_ = 0;
   Softmax<width> softmax_[panels];

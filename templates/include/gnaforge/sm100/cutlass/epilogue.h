@@ -39,7 +39,7 @@ struct LogSumExp {
     // Worked out anew: what the trip count shares with it would be spilled over the loop between them.
     int own = row;
     asm volatile("" : "+r"(own));
-    const gpu::Work<Config> work(*params, own / (halves * half_rows));
+    const gpu::Work<TileSource<Config>> work(*params, own / (halves * half_rows));
     const int half = own / half_rows % halves, in_half = own % half_rows;
     bool exists = in_half < Half::volume;
     std::int64_t offset = work.batch * params->lse_batch_stride + work.head * params->lse_head_stride;
@@ -67,7 +67,7 @@ struct Epilogue {
   static const int NumWarpsEpilogue = 1;
   static const int NumWarpsLoad = 1;
 
-  /// [half][chunk of 64 channels][row][64], swizzled.
+  /// [half][chunk][row][channel of the chunk], swizzled.
   using OutLayout = decltype(cute::tile_to_shape(
       cute::UMMA::Layout_K_SW128_Atom<Element>{},
       cute::Shape<cute::Int<half_rows>, cute::Int<L::channels>, cute::Int<halves>>{}, cute::Step<cute::_1, cute::_2, cute::_3>{}));
@@ -86,18 +86,18 @@ struct Epilogue {
 
   const Params& params;
 
-  __device__ __forceinline__ explicit Epilogue(const Params& given) : params(given) {}
+  __device__ __forceinline__ explicit Epilogue(const Params& own) : params(own) {}
 
   static __device__ __forceinline__ void prefetch_tma_descriptors(const Params& params) {
     ptx::prefetch_map(&params.kernel->maps[0].out);
   }
 
   template <class Block, class Shape, class ParamsShape>
-  __device__ __forceinline__ void store(const Block& block, const Shape&, const Params& given, const ParamsShape&,
+  __device__ __forceinline__ void store(const Block& block, const Shape&, const Params& own, const ParamsShape&,
                                         TensorStorage& storage, Pipeline& pipeline,
                                         typename Pipeline::PipelineState& state) {
-    const gpu::Params<rank>& kernel = *given.kernel;
-    const gpu::Work<Config> work(kernel, cute::get<0>(block));
+    const gpu::Params<rank>& kernel = *own.kernel;
+    const gpu::Work<TileSource<Config>> work(kernel, cute::get<0>(block));
     const ptx::SharedAddress memory = ptx::shared_address(storage.smem_o.data());
     const bool leader = cute::elect_one_sync();
     typename Pipeline::PipelineState stored = state;
@@ -113,7 +113,7 @@ struct Epilogue {
 #pragma unroll
         for (int c = 0; c < L::v_chunks; ++c) {
           int at[gpu::map_rank(rank)];
-          gpu::map_coordinates<rank>(at, kernel.folded, L::value_head_dim, c * chunk_channels, work.head, token,
+          gpu::map_coordinates<rank>(at, kernel.folded, L::value_head_dim, c * L::chunk_channels, work.head, token,
                                       work.batch);
           ptx::tensor_store(&kernel.maps[work.slice].out, memory + half * L::half_bytes + c * half_rows * row_bytes, at);
         }

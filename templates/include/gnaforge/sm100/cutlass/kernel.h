@@ -23,16 +23,30 @@ struct Schedule : cutlass::fmha::kernel::Sm100FmhaCtxKernelWarpspecializedSchedu
   static const int NumRegsOther = 32;
 };
 
+/// CUTLASS's name of a dtype that gpu/element.h has.
+template <gnaforge_dtype Dtype>
+struct CutlassElement {
+  static_assert(gpu::is_known<Dtype>, "CUTLASS's type of this dtype is not in sm100/cutlass/kernel.h");
+};
+template <>
+struct CutlassElement<GNAFORGE_BF16> {
+  using type = cutlass::bfloat16_t;
+};
+template <>
+struct CutlassElement<GNAFORGE_FP16> {
+  using type = cutlass::half_t;
+};
+
 /// The types of example 77 for one config.
 template <class Config>
-struct Parts {
+struct Types {
   using L = Layout<Config>;
-  using Element = std::conditional_t<Config::dtype == GNAFORGE_BF16, cutlass::bfloat16_t, cutlass::half_t>;
+  using Element = typename CutlassElement<Config::dtype>::type;
   using Tile = cute::Shape<cute::Int<L::rows>, cute::Int<L::columns>, cute::Int<L::channels>>;
   using Heads = cute::tuple<cute::tuple<cute::_1, cute::_1>, cute::_1>;
   /// Rows of all Q tiles; keys, where 1 says that there are some: were it not static, the mainloop would compile a branch
   /// for none, with what is left in it of debugging; channels; heads and batch entries, which count as Q tiles.
-  using Shape = cute::tuple<int, cute::_1, cute::Int<L::channels>, Heads, Problem<L::rank>>;
+  using Shape = cute::tuple<int, cute::_1, cute::Int<L::channels>, Heads, GnaShape<TileSource<Config>>>;
   /// Strides only say which dim is contiguous: copies are ours.
   using StrideQ = cute::tuple<int, cute::_1, cute::tuple<cute::tuple<int, int>, int>>;
   using StrideK = cute::tuple<int, cute::_1, cute::tuple<cute::tuple<cute::_0, int>, int>>;
@@ -44,7 +58,7 @@ struct Parts {
                                                                             Scheduler, Schedule>;
   static_assert(Kernel::MaxThreadsPerBlock == L::threads && Kernel::SharedStorageSize <= L::state_offset,
                 "the host part launches what the kernel needs");
-  static_assert(sizeof(MaskState<L::rank>) * L::softmax_warps <= L::state_bytes, "room for the states");
+  static_assert(sizeof(MaskState<TileSource<Config>>) * L::softmax_warps <= L::state_bytes, "room for the states");
   static_assert(Mainloop::StageCountKV == kv_stages, "the ring of K and V");
   static_assert(static_cast<int>(Mainloop::TmemAllocation::kEnd) <= 512,
                 "scores and outputs fit the 512 columns of tensor memory");
@@ -61,24 +75,24 @@ __device__ __forceinline__ void clear_rows(unsigned char* memory, int blocks, in
 
 template <class Config>
 __device__ __forceinline__ void forward(const gpu::Params<Config::QTile::rank>& params) {
-  using P = Parts<Config>;
+  using T = Types<Config>;
   using L = Layout<Config>;
-  extern __shared__ __align__(1024) unsigned char memory[];
+  extern __shared__ __align__(gpu::swizzle_bytes) unsigned char memory[];
   // MMAs read whole tiles; nobody writes the rows that boxes lack.
   constexpr bool short_q = L::Half::volume < half_rows, short_kv = Config::KvTile::volume < columns;
   if constexpr (short_q) clear_rows<L::threads>(memory + L::q_offset, halves * L::chunks, L::Half::volume);
   if constexpr (short_kv) clear_rows<L::threads>(memory + L::kv_offset, kv_stages * L::chunks, Config::KvTile::volume);
   if constexpr (short_q || short_kv) ptx::fence_shared_to_async();
 
-  auto* const states = reinterpret_cast<MaskState<L::rank>*>(memory + L::state_offset);
-  const typename P::Shape shape{params.tiles() * L::rows, {}, {}, {}, Problem<L::rank>{&params, states + threadIdx.x / 32, false, {}}};
+  auto* const states = reinterpret_cast<MaskState<TileSource<Config>>*>(memory + L::state_offset);
+  const typename T::Shape shape{params.tiles() * L::rows, {}, {}, {}, GnaShape<TileSource<Config>>{&params, states + threadIdx.x / 32, false, {}}};
   // One dim of blocks, all Q tiles of all heads and batch entries.
-  const typename P::Scheduler::Params schedule{params.tiles(), {L::max_tiles + 1}, {1}, {1}, {}};
-  const typename P::Kernel::Params given{shape,
+  const typename T::Scheduler::Params schedule{params.tiles(), {L::max_tiles + 1}, {1}, {1}, {}};
+  const typename T::Kernel::Params kernel_params{shape,
                                          {{&params}, params.scale, params.scale_log2, 1.0f},
                                          {&params, {&params, 0}, {}},
                                          schedule};
-  typename P::Kernel()(given, reinterpret_cast<char*>(memory));
+  typename T::Kernel()(kernel_params, reinterpret_cast<char*>(memory));
 }
 
 }  // namespace gnaforge::sm100

@@ -2,12 +2,12 @@
 #pragma once
 
 #include "gnaforge/abi.h"
-#include "gnaforge/gna/axis.h"
+#include "gnaforge/gna/source.h"
+#include "gnaforge/gpu/element.h"
 #include "gnaforge/gpu/shared_memory.h"
 
 namespace gnaforge::sm100 {
 
-using gpu::chunk_channels;
 using gpu::row_bytes;
 
 /// The tile of CUTLASS's example 77, which is fixed: two halves of query rows, which share the keys.
@@ -52,6 +52,10 @@ struct HalfTile {
   static_assert(volume <= half_rows, "a half of the Q tile has at most 128 queries");
 };
 
+/// Which KV tiles the kernel visits; see gna/source.h.
+template <class Config>
+using TileSource = WindowTiles<typename Config::QTile, typename Config::KvTile>;
+
 /// `Config` is as in entry.h; what the host part wants to know is named in gpu/host.h.
 template <class Config>
 struct Layout {
@@ -59,6 +63,8 @@ struct Layout {
   using KvTile = typename Config::KvTile;
   using Half = HalfTile<QTile>;
   static constexpr int rank = QTile::rank;
+  using Element = gpu::Element<Config::dtype>;
+  static_assert(Config::out_dtype == Config::dtype, "the output has the inputs' dtype");
   static constexpr int head_dim = Config::head_dim;
   static constexpr int value_head_dim = Config::value_head_dim != 0 ? Config::value_head_dim : Config::head_dim;
 
@@ -68,8 +74,10 @@ struct Layout {
   static constexpr int columns = sm100::columns;
   static_assert(KvTile::volume <= columns, "a KV tile has at most 128 keys");
 
+  static constexpr int chunk_channels = gpu::chunk_channels<Element>;
   /// Channels of the MMAs. What a head lacks is read as zero, beyond the end of a tensor map's channels.
-  static constexpr int channels = max_int(head_dim, value_head_dim) <= chunk_channels ? chunk_channels : 2 * chunk_channels;
+  static constexpr int channels =
+      max_int(head_dim, value_head_dim) <= chunk_channels ? chunk_channels : 2 * chunk_channels;
   static_assert(max_int(head_dim, value_head_dim) <= channels, "at most 128 channels");
   static constexpr int chunks = channels / chunk_channels;
   static constexpr int v_chunks = ceil_div(value_head_dim, chunk_channels);
@@ -80,8 +88,8 @@ struct Layout {
   static constexpr int out_box(int axis) { return Half::extent(axis); }
 
   // Shared memory: first CUTLASS's structs, which hold Q, a ring of stages of K or V, output and barriers.
-  static constexpr int half_bytes = half_rows * channels * 2;
-  static constexpr int stage_bytes = columns * channels * 2;
+  static constexpr int half_bytes = half_rows * channels * Element::bytes;
+  static constexpr int stage_bytes = columns * channels * Element::bytes;
   static constexpr int q_offset = 0;
   static constexpr int kv_offset = halves * half_bytes;
   static constexpr int out_offset = kv_offset + kv_stages * stage_bytes;

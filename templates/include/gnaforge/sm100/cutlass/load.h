@@ -12,22 +12,22 @@
 
 namespace gnaforge::sm100 {
 
-/// One copy per 64 channels that the tensor has, or that the MMA wants: what is beyond the tensor's channels reads zero.
+/// One copy per chunk of channels that the tensor has, or that the MMA wants: what is beyond the tensor's channels reads zero.
 template <class Config>
 __device__ __forceinline__ void load_box(const CUtensorMap& map, const gpu::Params<Config::QTile::rank>& params,
                                          ptx::SharedAddress barrier, ptx::SharedAddress to, int chunk_bytes,
                                          int box_bytes, int head_dim, int head, const int (&token)[Config::QTile::rank],
                                          int batch) {
   constexpr int rank = Config::QTile::rank;
-  constexpr int chunks = Layout<Config>::chunks;
+  using L = Layout<Config>;
 #pragma unroll
-  for (int c = 0; c < chunks; ++c) {
+  for (int c = 0; c < L::chunks; ++c) {
     int at[gpu::map_rank(rank)];
-    gpu::map_coordinates<rank>(at, params.folded, head_dim, c * chunk_channels, head, token, batch);
+    gpu::map_coordinates<rank>(at, params.folded, head_dim, c * L::chunk_channels, head, token, batch);
     ptx::tensor_load(to + c * chunk_bytes, &map, barrier, at);
   }
   // The mainloop's pipelines wait for a whole tile.
-  if (box_bytes < chunk_bytes) ptx::mbarrier_complete(barrier, chunks * (chunk_bytes - box_bytes));
+  if (box_bytes < chunk_bytes) ptx::mbarrier_complete(barrier, L::chunks * (chunk_bytes - box_bytes));
 }
 
 }  // namespace gnaforge::sm100
@@ -42,12 +42,13 @@ struct Sm100FmhaLoadTmaWarpspecialized<Element, StrideQ, StrideK, StrideV, MmaQK
   using L = gnaforge::sm100::Layout<Config>;
   using Mask = gnaforge::sm100::Mask<Config>;
   using Half = typename L::Half;
+  using Source = gnaforge::sm100::TileSource<Config>;
   using KvTile = typename Config::KvTile;
   static constexpr int rank = L::rank;
   static constexpr int half_rows = gnaforge::sm100::half_rows, columns = gnaforge::sm100::columns;
-  static constexpr int row_bytes = gnaforge::sm100::row_bytes, row = row_bytes / 2;
+  static constexpr int row_bytes = gnaforge::sm100::row_bytes, row = L::chunk_channels;
 
-  // Where the boxes go: [stage][chunk of 64 channels][row][64], swizzled.
+  // Where the boxes go: [stage][chunk][row][channel of the chunk], swizzled. Counted in elements.
   template <class Layout, class... Coordinates>
   static constexpr int at(Coordinates... coordinates) {
     return Layout{}(coordinates...);
@@ -90,12 +91,12 @@ struct Sm100FmhaLoadTmaWarpspecialized<Element, StrideQ, StrideK, StrideV, MmaQK
   }
 
   template <class Block, class Shape, class ParamsShape>
-  __device__ __forceinline__ void load(const Block& block, const Shape&, const Params& given, const ParamsShape&,
+  __device__ __forceinline__ void load(const Block& block, const Shape&, const Params& own, const ParamsShape&,
                                        TensorStorage& storage, PipelineQ& q_pipeline,
                                        typename PipelineQ::PipelineState& q_state, PipelineKV& kv_pipeline,
                                        typename PipelineKV::PipelineState& kv_state) {
-    const gnaforge::gpu::Params<rank>& params = *given.kernel;
-    const gnaforge::gpu::Work<Config> work(params, get<0>(block));
+    const gnaforge::gpu::Params<rank>& params = *own.kernel;
+    const gnaforge::gpu::Work<Source> work(params, get<0>(block));
     const gnaforge::gpu::Maps& maps = params.maps[work.slice];
     const bool leader = elect_one_sync();
     const gnaforge::ptx::SharedAddress q_memory = gnaforge::ptx::shared_address(storage.smem_q.data());
@@ -124,20 +125,20 @@ struct Sm100FmhaLoadTmaWarpspecialized<Element, StrideQ, StrideK, StrideV, MmaQK
       ++kv_state;
     };
 
-    gnaforge::TileWalk<rank> walk;
-    gnaforge::sm100::begin_walk(walk, work.list);
+    typename Source::Walk walk;
+    walk.begin(work.list);
     load_q(0);
     CUTLASS_PRAGMA_NO_UNROLL
     for (int index = 0;;) {
       int origin[rank];
       CUTLASS_PRAGMA_UNROLL
-      for (int d = 0; d < rank; ++d) origin[d] = walk.template origin<KvTile>(work.list, d);
+      for (int d = 0; d < rank; ++d) origin[d] = Source::origin(work.list, walk, d);
       if (leader) count_tile(index >= Mask::unmasked(work.list));
       load_kv(maps.k, L::head_dim, origin);
       if (index == 0) load_q(1);
       load_kv(maps.v, L::value_head_dim, origin);
       if (++index == work.list.count) break;
-      gnaforge::sm100::step_walk(walk, work.list, index);
+      walk.step(work.list, index);
     }
   }
 };

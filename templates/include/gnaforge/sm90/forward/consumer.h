@@ -18,9 +18,11 @@ struct Consumer {
   using QTile = typename Config::QTile;
   using KvTile = typename Config::KvTile;
   static constexpr int rank = L::rank;
+  using KvTileFacts = gpu::KvTileFacts<rank>;
   static constexpr int score_registers = L::columns / 2;
   static constexpr int out_registers = L::value_head_dim / 2;
   static constexpr int probability_registers = L::columns / 4;
+  static_assert(L::Element::bytes == 2, "registers and 8x8 matrices hold 16-bit elements");
   static constexpr int turn_barrier = 1;  ///< First of one named barrier per warpgroup.
   static constexpr int out_barrier = turn_barrier + L::warpgroups;
 
@@ -58,8 +60,8 @@ struct Consumer {
     ptx::hold(scores);
     ptx::wgmma_fence();
 #pragma unroll
-    for (int step = 0; step < ceil_div(L::head_dim, 16); ++step) {
-      const int chunk = step / 4, within = step % 4 * 32;
+    for (int step = 0; step < ceil_div(L::head_dim, L::mma_depth); ++step) {
+      const int chunk = step * mma_bytes / row_bytes, within = step * mma_bytes % row_bytes;
       Mma::scores(scores, q + (chunk * L::q_chunk_bytes + within) / 16, k + (chunk * L::kv_chunk_bytes + within) / 16,
                   step > 0);
     }
@@ -75,8 +77,8 @@ struct Consumer {
     ptx::hold(out);
     ptx::wgmma_fence();
 #pragma unroll
-    for (int step = 0; step < L::columns / 16; ++step)
-      Mma::values(out, probabilities + 4 * step, v + step * 16 * row_bytes / 16);
+    for (int step = 0; step < L::columns / L::mma_depth; ++step)
+      Mma::values(out, probabilities + 4 * step, v + step * L::mma_depth * row_bytes / 16);
     ptx::wgmma_commit();
     ptx::hold(out);
     ptx::hold(probabilities);
@@ -86,10 +88,10 @@ struct Consumer {
                                         const float (&scores)[score_registers]) const {
 #pragma unroll
     for (int i = 0; i < probability_registers; ++i)
-      probabilities[i] = ptx::pack<L::bf16>(scores[2 * i], scores[2 * i + 1]);
+      probabilities[i] = L::Element::pack(scores[2 * i], scores[2 * i + 1]);
   }
 
-  __device__ __forceinline__ void store_log_sum_exp(const gpu::TileFacts<rank>& work, const Softmax& softmax) const {
+  __device__ __forceinline__ void store_log_sum_exp(const gpu::QTileFacts<rank>& work, const Softmax& softmax) const {
     float* const log_sum_exp = params.log_sum_exp[work.slice];
     if (log_sum_exp == nullptr || lane() % 4 != 0) return;
 #pragma unroll
@@ -119,7 +121,7 @@ struct Consumer {
   }
 
   /// Normalises the output, rounds it, and stores it by way of shared memory; the copy clips at the tensor's borders.
-  __device__ __forceinline__ void store_out(const gpu::TileFacts<rank>& work, const Softmax& softmax,
+  __device__ __forceinline__ void store_out(const gpu::QTileFacts<rank>& work, const Softmax& softmax,
                                             float (&out)[out_registers]) const {
     const float inverse[2] = {1 / softmax.sum[0], 1 / softmax.sum[1]};
     if constexpr (L::out_apart) {
@@ -139,7 +141,8 @@ struct Consumer {
       for (int g = 0; g < groups; ++g)
 #pragma unroll
         for (int r = 0; r < 2; ++r)
-          parts[2 * g + r] = ptx::pack<L::bf16>(out[element(2 * c + g, r, 0)] * inverse[r], out[element(2 * c + g, r, 1)] * inverse[r]);
+          parts[2 * g + r] =
+              L::Element::pack(out[element(2 * c + g, r, 0)] * inverse[r], out[element(2 * c + g, r, 1)] * inverse[r]);
       const int piece = c % 4 * 2 + lane() / 16;  // of 16 bytes
       if (groups == 2)
         ptx::store_matrices(line + c / 4 * L::q_chunk_bytes + ((piece ^ (row % 8)) << 4), parts[0], parts[1], parts[2],
@@ -158,7 +161,7 @@ struct Consumer {
 #pragma unroll
       for (int c = 0; c < L::v_chunks; ++c) {
         int at[gpu::map_rank(rank)];
-        gpu::map_coordinates<rank>(at, params.folded, L::value_head_dim, c * chunk_channels, work.head, token, work.batch);
+        gpu::map_coordinates<rank>(at, params.folded, L::value_head_dim, c * L::chunk_channels, work.head, token, work.batch);
         ptx::tensor_store(&params.maps[work.slice].out, region + skipped + c * L::q_chunk_bytes, at);
       }
       ptx::bulk_commit();
@@ -176,33 +179,29 @@ struct Consumer {
     std::uint32_t probabilities[probability_registers];
     Softmax softmax;
     RowWindows<Config> windows;
-    int interior, count;
+    int count;
     {
-      const gpu::TileFacts<rank> work = gpu::TileFacts<rank>::load(slot);
-      interior = work.interior;
+      const gpu::QTileFacts<rank> work = gpu::QTileFacts<rank>::load(slot);
       count = work.count;
-      if (interior < count) windows.compute(params, work, first_row());
+      if (work.masked) windows.compute(params, work, first_row());
     }
+    const auto load_facts = [&] { return KvTileFacts::load(shared + L::kv_facts + gpu::kv_facts_bytes * at.stage); };
     // Of the tile whose scores are ready: frees K, masks.
-    const auto release_and_mask = [&](bool shell) {
-      const int4 first_key = ptx::load_shared(shared + L::origins + 16 * at.stage);
+    const auto release_and_mask = [&](const KvTileFacts& facts) {
       release(L::k_empty + 8 * at.stage);
-      if (!shell) return;
+      if (facts.kind == TileKind::interior) return;
       ptx::mark<ptx::Marker::tile_is_shell>();
-      const int keys[3] = {first_key.x, first_key.y, first_key.z};
-      int origin[rank];
-#pragma unroll
-      for (int d = 0; d < rank; ++d) origin[d] = keys[d];
-      windows.apply(scores, params, slot, first_row(), origin);
+      windows.apply(scores, params, facts.origin);
     };
 
     ptx::mark<ptx::Marker::tile_begins>();
     softmax.begin();
     wait(L::k_full, at);
+    KvTileFacts facts = load_facts();
     multiply_qk(scores, at.stage);
     ptx::wgmma_wait<0>();
     ptx::hold(scores);
-    release_and_mask(interior == 0);
+    release_and_mask(facts);
     softmax.step(scores, params.scale_log2);
 #pragma unroll
     for (int i = 0; i < out_registers; ++i) out[i] = 0;
@@ -228,9 +227,10 @@ struct Consumer {
       wait(L::v_full, current);
       multiply_pv(out, probabilities, current.stage);
       pass_turn();
+      facts = load_facts();  // while the product runs
       ptx::wgmma_wait<1>();
       ptx::hold(scores);
-      release_and_mask(j >= interior);
+      release_and_mask(facts);
       softmax.step(scores, params.scale_log2);
     }
     ptx::wgmma_wait<0>();
@@ -244,7 +244,7 @@ struct Consumer {
     multiply_pv(out, probabilities, at.stage);
     ptx::mark<ptx::Marker::tile_ends>();
     softmax.finish();
-    const gpu::TileFacts<rank> work = gpu::TileFacts<rank>::load(slot);
+    const gpu::QTileFacts<rank> work = gpu::QTileFacts<rank>::load(slot);
     store_log_sum_exp(work, softmax);
     ptx::wgmma_wait<0>();
     ptx::hold(out);
@@ -260,7 +260,7 @@ struct Consumer {
     if (L::warpgroups > 1 && warpgroup == L::warpgroups - 1) pass_turn();
     for (int index = blockIdx.x; index < params.tiles(); index += gridDim.x) {
       ptx::mbarrier_wait(shared + L::q_full, q_parity);
-      tile(shared + L::work_slots + 32 * q_parity, at);
+      tile(shared + L::q_facts + gpu::q_facts_bytes * q_parity, at);
       q_parity ^= 1;
     }
     if (stores_out()) ptx::bulk_wait();

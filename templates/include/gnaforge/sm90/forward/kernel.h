@@ -33,7 +33,7 @@ template <class Config>
 __device__ __forceinline__ void clear_padding(unsigned char* memory) {
   using L = Layout<Config>;
   constexpr int volume = Config::QTile::volume;
-  constexpr bool channels = L::value_head_dim % chunk_channels != 0;
+  constexpr bool channels = L::value_head_dim % L::chunk_channels != 0;
   if constexpr (volume < L::rows)
     for (int c = 0; c < L::qk_chunks; ++c)
       clear<L::threads>(memory + L::q_offset + c * L::q_chunk_bytes + volume * row_bytes,
@@ -46,7 +46,7 @@ __device__ __forceinline__ void clear_padding(unsigned char* memory) {
 template <class Config, class Mma>
 __device__ __forceinline__ void forward(const gpu::Params<Config::QTile::rank>& params) {
   using L = Layout<Config>;
-  extern __shared__ __align__(1024) unsigned char memory[];
+  extern __shared__ __align__(gpu::swizzle_bytes) unsigned char memory[];
   const ptx::SharedAddress shared = ptx::shared_address(memory);
   if (threadIdx.x == 0) {
     ptx::prefetch_map(&params.maps[0].q);

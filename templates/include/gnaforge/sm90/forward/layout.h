@@ -4,12 +4,12 @@
 #include <cstdint>
 
 #include "gnaforge/abi.h"
-#include "gnaforge/gna/axis.h"
+#include "gnaforge/gna/source.h"
+#include "gnaforge/gpu/element.h"
 #include "gnaforge/gpu/shared_memory.h"
 
 namespace gnaforge::sm90 {
 
-using gpu::chunk_channels;
 using gpu::row_bytes;
 
 constexpr int half_shared_memory_limit = 113 * 1024;  ///< Of two blocks on one multiprocessor; each takes 1 KB more.
@@ -17,6 +17,13 @@ constexpr int half_shared_memory_limit = 113 * 1024;  ///< Of two blocks on one 
 /// Rows of one wgmma, and so of one consumer warpgroup.
 constexpr int warpgroup_rows = 64;
 constexpr int warpgroup_threads = 128;
+
+/// Of the factors of one wgmma: bytes of a row, along which it adds up.
+constexpr int mma_bytes = 32;
+
+/// Which KV tiles the kernel visits; see gna/source.h.
+template <class Config>
+using TileSource = WindowTiles<typename Config::QTile, typename Config::KvTile>;
 
 /// `Config` is as in entry.h.
 template <class Config>
@@ -27,15 +34,18 @@ struct Layout {
   using QTile = typename Config::QTile;
   using KvTile = typename Config::KvTile;
   static constexpr int rank = QTile::rank;
-  static constexpr bool bf16 = Config::dtype == GNAFORGE_BF16;
+  using Element = gpu::Element<Config::dtype>;
+  static_assert(Config::out_dtype == Config::dtype, "the output has the inputs' dtype");
   static constexpr int head_dim = Config::head_dim;
   static constexpr int value_head_dim = Config::value_head_dim != 0 ? Config::value_head_dim : Config::head_dim;
 
   static constexpr int warpgroups = ceil_div(QTile::volume, warpgroup_rows);  ///< Consumers; one more loads.
   static constexpr int rows = warpgroups * warpgroup_rows;                    ///< With padding.
   static constexpr int columns = KvTile::volume;
+  static constexpr int mma_depth = mma_bytes / Element::bytes;  ///< Channels or keys that one wgmma adds up.
   static constexpr int threads = (warpgroups + 1) * warpgroup_threads;
 
+  static constexpr int chunk_channels = gpu::chunk_channels<Element>;
   static constexpr int qk_chunks = ceil_div(head_dim, chunk_channels);
   static constexpr int v_chunks = ceil_div(value_head_dim, chunk_channels);
   static constexpr int q_chunk_bytes = rows * row_bytes;
@@ -44,19 +54,18 @@ struct Layout {
   static constexpr int out_bytes = v_chunks * q_chunk_bytes;
   static constexpr int k_bytes = qk_chunks * kv_chunk_bytes;
   static constexpr int v_bytes = v_chunks * kv_chunk_bytes;
-  static constexpr int barrier_bytes = 512;
-  static constexpr int alignment = 1024;  ///< Of the swizzle's pattern, and so of every region.
+  static constexpr int control_bytes = 512;  ///< Barriers and facts; see below.
 
   /// Two thread blocks on a multiprocessor where each has one warpgroup only, and so nothing else that computes while
   /// its softmax runs or its output leaves.
   static constexpr int blocks_per_processor =
-      warpgroups == 1 && q_bytes + out_bytes + 2 * (k_bytes + v_bytes) + barrier_bytes <= half_shared_memory_limit ? 2 : 1;
+      warpgroups == 1 && q_bytes + out_bytes + 2 * (k_bytes + v_bytes) + control_bytes <= half_shared_memory_limit ? 2 : 1;
   static constexpr int block_limit = blocks_per_processor == 2 ? half_shared_memory_limit : gpu::shared_memory_limit;
 
   /// Room of its own lets the next Q load while this output is stored; without, the output takes the place of Q.
-  static constexpr bool out_apart = q_bytes + out_bytes + 2 * (k_bytes + v_bytes) + barrier_bytes <= block_limit;
+  static constexpr bool out_apart = q_bytes + out_bytes + 2 * (k_bytes + v_bytes) + control_bytes <= block_limit;
   static constexpr int q_region = out_apart ? q_bytes : max_int(q_bytes, out_bytes);
-  static constexpr int fixed_bytes = q_region + (out_apart ? out_bytes : 0) + barrier_bytes;
+  static constexpr int fixed_bytes = q_region + (out_apart ? out_bytes : 0) + control_bytes;
   static constexpr int stages =
       max_int(2, min_int(4, (block_limit - fixed_bytes) / (k_bytes + v_bytes)));
 
@@ -64,12 +73,12 @@ struct Layout {
   static constexpr int out_offset = out_apart ? q_region : 0;
   static constexpr int k_offset = q_region + (out_apart ? out_bytes : 0);
   static constexpr int v_offset = k_offset + stages * k_bytes;
-  static constexpr int barrier_offset = v_offset + stages * v_bytes;
-  static constexpr int shared_bytes = barrier_offset + barrier_bytes;
+  static constexpr int control_offset = v_offset + stages * v_bytes;
+  static constexpr int shared_bytes = control_offset + control_bytes;
   static_assert(shared_bytes <= gpu::shared_memory_limit, "the tiles don't fit shared memory");
 
   // Barriers, 8 bytes each.
-  static constexpr int q_full = barrier_offset;
+  static constexpr int q_full = control_offset;
   static constexpr int q_empty = q_full + 8;
   static constexpr int k_full = q_empty + 8;
   static constexpr int k_empty = k_full + 8 * stages;
@@ -77,9 +86,9 @@ struct Layout {
   static constexpr int v_empty = v_full + 8 * stages;
 
   // What the producer tells the consumers, behind the barriers.
-  static constexpr int work_slots = barrier_offset + 192;  ///< Two, of 32 bytes: for this Q tile and the next.
-  static constexpr int origins = work_slots + 2 * 32;      ///< 16 bytes per stage: the first key of its tile.
-  static_assert(v_empty + 8 * stages <= work_slots && origins + 16 * stages <= shared_bytes, "they fit");
+  static constexpr int q_facts = ceil_div(v_empty + 8 * stages, 16) * 16;  ///< For this Q tile and the next.
+  static constexpr int kv_facts = q_facts + 2 * gpu::q_facts_bytes;        ///< For each stage.
+  static_assert(kv_facts + gpu::kv_facts_bytes * stages <= shared_bytes, "room for what the consumers are told");
 
   /// True if each warpgroup's rows are a box by themselves, which it stores without waiting for the others.
   static constexpr bool out_by_warpgroup =

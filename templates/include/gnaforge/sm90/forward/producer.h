@@ -25,7 +25,8 @@ struct RingPosition {
 template <class Config>
 struct Producer {
   using L = Layout<Config>;
-  using KvTile = typename Config::KvTile;
+  using Source = TileSource<Config>;
+  using Work = gpu::Work<Source>;
   static constexpr int rank = L::rank;
 
   const gpu::Params<rank>& params;
@@ -39,20 +40,19 @@ struct Producer {
 #pragma unroll
     for (int c = 0; c < Chunks; ++c) {
       int at[gpu::map_rank(rank)];
-      gpu::map_coordinates<rank>(at, params.folded, head_dim, c * chunk_channels, head, token, batch);
+      gpu::map_coordinates<rank>(at, params.folded, head_dim, c * L::chunk_channels, head, token, batch);
       ptx::tensor_load(to + c * chunk_bytes, &map, barrier, at);
     }
   }
 
-  __device__ __forceinline__ void load_k(const gpu::Work<Config>& work, RingPosition at, const int (&origin)[rank]) {
+  __device__ __forceinline__ void load_k(const Work& work, RingPosition at, const int (&origin)[rank], TileKind kind) {
     ptx::mbarrier_wait(shared + L::k_empty + 8 * at.stage, at.parity);
-    ptx::store_shared(shared + L::origins + 16 * at.stage, origin[0], rank > 1 ? origin[min_int(1, rank - 1)] : 0,
-                 rank > 2 ? origin[rank - 1] : 0, 0);
+    gpu::KvTileFacts<rank>::store(shared + L::kv_facts + gpu::kv_facts_bytes * at.stage, origin, kind);
     load<L::qk_chunks>(params.maps[work.slice].k, shared + L::k_full + 8 * at.stage, shared + L::k_offset + at.stage * L::k_bytes,
                        L::kv_chunk_bytes, L::kv_chunk_bytes, L::head_dim, work.kv_head, origin, work.batch);
   }
 
-  __device__ __forceinline__ void load_v(const gpu::Work<Config>& work, RingPosition at, const int (&origin)[rank]) {
+  __device__ __forceinline__ void load_v(const Work& work, RingPosition at, const int (&origin)[rank]) {
     ptx::mbarrier_wait(shared + L::v_empty + 8 * at.stage, at.parity);
     load<L::v_chunks>(params.maps[work.slice].v, shared + L::v_full + 8 * at.stage, shared + L::v_offset + at.stage * L::v_bytes,
                       L::kv_chunk_bytes, L::kv_chunk_bytes, L::value_head_dim, work.kv_head, origin, work.batch);
@@ -63,33 +63,25 @@ struct Producer {
     RingPosition at{0, 1};
     std::uint32_t q_parity = 1;
     for (int index = blockIdx.x; index < params.tiles(); index += gridDim.x) {
-      const gpu::Work<Config> work(params, index);
-      TileWalk<rank> walk;
-      if (work.list.interior > 0)
-        walk.begin_interior(work.list);
-      else
-        walk.begin_shell(work.list);
+      const Work work(params, index);
+      typename Source::Walk walk;
+      walk.begin(work.list);
       for (int j = 0; j < work.list.count; ++j) {
         int origin[rank];
 #pragma unroll
-        for (int d = 0; d < rank; ++d) origin[d] = walk.template origin<KvTile>(work.list, d);
-        load_k(work, at, origin);
+        for (int d = 0; d < rank; ++d) origin[d] = Source::origin(work.list, walk, d);
+        load_k(work, at, origin, Source::kind(work.list, j));
         // The first K is under way before Q waits for the last tile's output to leave.
         if (j == 0) {
           ptx::mbarrier_wait(shared + L::q_empty, q_parity);
           q_parity ^= 1;
-          gpu::TileFacts<rank>::store(shared + L::work_slots + 32 * q_parity, work);
+          gpu::QTileFacts<rank>::store(shared + L::q_facts + gpu::q_facts_bytes * q_parity, work);
           load<L::qk_chunks>(params.maps[work.slice].q, shared + L::q_full, shared + L::q_offset, L::q_chunk_bytes,
                              Config::QTile::volume * row_bytes, L::head_dim, work.head, work.q_begin, work.batch);
         }
         load_v(work, at, origin);
         at.template advance<L::stages>();
-        if (j + 1 < work.list.interior)
-          walk.next_interior(work.list);
-        else if (j + 1 == work.list.interior && j + 1 < work.list.count)
-          walk.begin_shell(work.list);
-        else if (j + 1 < work.list.count)
-          walk.next_shell(work.list);
+        if (j + 1 < work.list.count) walk.step(work.list, j + 1);
       }
     }
   }

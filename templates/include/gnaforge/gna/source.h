@@ -1,0 +1,81 @@
+// A tile source: which KV tiles a Q tile visits, in which order, and what a row sees of each. Kernels are written on this
+// concept, and each family names its source once, as TileSource in its layout. Host and device, no torch, no STL.
+//
+//   struct Source {
+//     using QTile, KvTile;
+//     static constexpr int rank;
+//     using List;                                         // the KV tiles of one Q tile: `count`, `interior` of them first
+//     using Walk;                                         // a place among them: begin(list), step(list, next index)
+//     static List list(axis, q_begin);
+//     static TileKind kind(const List&, int index);       // of the index-th tile of a walk
+//     static int origin(const List&, const Walk&, int d); // its first key along axis d
+//     static int extent(const List&, const Walk&, int d); // and how many from there on some row may see
+//     static Interval row(axis, int query);               // the keys that a row sees along an axis; once per row
+//     static Interval seen(axis, Interval row, int origin);  // those of one tile, counted from its first; not clipped
+//     static RowMask<KvTile> mask(const Interval (&seen)[rank]);
+//   };
+//
+// Along each axis a row sees one interval of a tile, whatever the source: a sink and a window, or the two sides of a seam,
+// are in different tiles. So bands fit: Band for Axis, AxisRuns for AxisTiles in the same list and walk, window(band) for
+// row, on_side(band) for seen; only where a copy begins is a question more (stored_row). Listed boxes fit with a walk
+// over numbers, a kind of their own and interior 0, for nobody but the walk relies on an order of kinds.
+#pragma once
+
+#include "gnaforge/gna/mask.h"
+#include "gnaforge/gna/walk.h"
+
+namespace gnaforge {
+
+/// What is to be done with a KV tile. Other sources have further kinds.
+enum class TileKind : int {
+  interior,  ///< No mask: every row sees every key.
+  shell,     ///< A mask by what rows see.
+};
+
+/// GNA's windows as a tile source.
+template <class QTile_, class KvTile_>
+struct WindowTiles {
+  using QTile = QTile_;
+  using KvTile = KvTile_;
+  static constexpr int rank = QTile::rank;
+  using List = TileList<rank>;
+  using Walk = TileWalk<List>;
+
+  /// `axis` holds one dilation group per axis; `q_begin` is the Q tile's first query.
+  GNAFORGE_HD static List list(const Axis (&axis)[rank], const int (&q_begin)[rank]) {
+    List list;
+    GNAFORGE_UNROLL
+    for (int d = 0; d < rank; ++d)
+      list.axis[d] = axis_tiles(axis[d], q_begin[d], QTile::extent(d), KvTile::extent(d));
+    list.finish();
+    return list;
+  }
+
+  GNAFORGE_HD static TileKind kind(const List& list, int index) {
+    return index < list.interior ? TileKind::interior : TileKind::shell;
+  }
+
+  GNAFORGE_HD static int origin(const List& list, const Walk& walk, int d) {
+    return list.axis[d].origin(walk.tile[d], KvTile::extent(d));
+  }
+
+  GNAFORGE_HD static int extent(const List& list, const Walk& walk, int d) {
+    return min_int(KvTile::extent(d), list.axis[d].visited.end - origin(list, walk, d));
+  }
+
+  GNAFORGE_HD static Interval row(const Axis& axis, int query) { return window(axis, query); }
+
+  GNAFORGE_HD static Interval seen(const Axis&, Interval row, int origin) {
+    return {row.begin - origin, row.end - origin};
+  }
+
+  GNAFORGE_HD static RowMask<KvTile> mask(const Interval (&seen)[rank]) {
+    RowMask<KvTile> mask;
+    GNAFORGE_UNROLL
+    for (int d = 0; d < rank; ++d)
+      mask.range[d] = {max_int(seen[d].begin, 0), min_int(seen[d].end, KvTile::extent(d))};
+    return mask;
+  }
+};
+
+}  // namespace gnaforge
