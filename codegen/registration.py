@@ -23,10 +23,11 @@ from .families import (
 )
 from .families.family import Box
 from .runtime import core, jit
-from .runtime.config import ANY_HEAD_DIM, FORWARD_OP, KernelConfig
+from .runtime.config import ANY_HEAD_DIM, KernelConfig
 from .runtime.dtypes import DTYPES, dtype_name
 from .runtime.kernels import registry
 from .runtime.lookup import Made
+from .runtime.op_table import FORWARD
 from .runtime.problem import PATTERN_FIELDS, per_dim
 from .runtime.request import Request
 
@@ -189,10 +190,10 @@ def _plain_config(fields: dict[str, Any], arch: Any) -> KernelConfig | None:
     def config_of(family: Family) -> KernelConfig:
         whole = tiles if tiles != (None, None) else family.default_boxes(fields["rank"], fields["head_dim"])
         names = (fields["rank"], fields["dtype"], fields["head_dim"])
-        return KernelConfig(FORWARD_OP, arch, *names, _box(whole[0]), _box(whole[1]), variant=family.variant)
+        return KernelConfig(FORWARD.name, arch, *names, _box(whole[0]), _box(whole[1]), variant=family.variant)
 
     try:
-        family = choose_family(FORWARD_OP, arch, None, config_of)
+        family = choose_family(FORWARD.name, arch, None, config_of)
         config = config_of(family)
     except (ValueError, TypeError, KeyError):
         return None  # the spec's models say what is wrong, and better
@@ -227,8 +228,8 @@ def _configs_by_spec(fields: dict[str, Any], arch: str | Sequence[str]) -> list[
 
 def _default_tiles(arch: str, fields: Mapping[str, Any]) -> list[dict[str, Any]]:
     rank = fields.get("rank")
-    own = [family for family in families_of(FORWARD_OP, arch) if fields.get("variant") in (None, family.variant)]
-    family = (own or families_of(FORWARD_OP, "cpu"))[0]  # of an unknown name the spec's models say what is wrong
+    own = [family for family in families_of(FORWARD.name, arch) if fields.get("variant") in (None, family.variant)]
+    family = (own or families_of(FORWARD.name, "cpu"))[0]  # of an unknown name the spec's models say what is wrong
     ranks = [rank] if isinstance(rank, int) else rank if isinstance(rank, list | tuple) else []
     boxes = [family.default_tiles[r] for r in ranks if r in family.default_tiles] or [((1,), (1,))]
     return [{"q": list(q), "kv": list(kv)} for q, kv in boxes]

@@ -17,7 +17,8 @@ from typing import Any
 from ..build.kernels import open_libraries
 from ..errors import InputError
 from ..families import Family
-from ..runtime.config import ANY_HEAD_DIM, FORWARD_OP, KernelConfig
+from ..runtime.config import ANY_HEAD_DIM, KernelConfig
+from ..runtime.op_table import FORWARD
 
 
 def _alternate(calls: dict[str, Callable[[], object]], rounds: int = 15, repeats: int = 1000) -> dict[str, float]:
@@ -40,7 +41,7 @@ def call_overhead() -> list[dict[str, Any]]:
     from ..runtime.core import load_file
     from ..runtime.ops import na1d
 
-    for library in open_libraries([KernelConfig(FORWARD_OP, "cpu", 1, "fp32", ANY_HEAD_DIM, (1,), (1,))]):
+    for library in open_libraries([KernelConfig(FORWARD.name, "cpu", 1, "fp32", ANY_HEAD_DIM, (1,), (1,))]):
         load_file(library)
     x = torch.randn(1, 1, 1, 8)
     na1d(x, x, x, 1)
