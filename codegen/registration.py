@@ -23,10 +23,11 @@ from .families import (
 )
 from .families.family import Box
 from .runtime import core, jit
-from .runtime.config import ANY_HEAD_DIM, FORWARD_OP, KernelConfig
+from .runtime.config import ANY_HEAD_DIM, KernelConfig
 from .runtime.dtypes import DTYPES, dtype_name
 from .runtime.kernels import registry
 from .runtime.lookup import Made
+from .runtime.op_table import FORWARD
 from .runtime.problem import PATTERN_FIELDS, per_dim
 from .runtime.request import Request
 
@@ -138,7 +139,7 @@ def warmup(
 def _configs_of(kernel: object, arch: str | Sequence[str] | None) -> list[KernelConfig]:
     if isinstance(kernel, KernelConfig) or (isinstance(kernel, str) and is_key(kernel)):
         config = require_config(kernel)
-        if arch is not None and config.arch not in _listed(arch):
+        if arch is not None and config.arch not in _list_archs(arch):
             raise InputError(f"arch: {arch!r} excludes {config}, which is for {config.arch}")
         return [config]
     from .plan import plan
@@ -152,7 +153,7 @@ def _configs_of(kernel: object, arch: str | Sequence[str] | None) -> list[Kernel
         spec = spec_of(dict(kernel))
     else:
         raise InputError(f"kernel: {kernel!r} is no config, key or spec")
-    return list(plan(spec, _listed(arch) if arch is not None else [_own_arch(spec)]).configs)
+    return list(plan(spec, _list_archs(arch) if arch is not None else [_own_arch(spec)]).configs)
 
 
 def _own_arch(spec: Spec) -> str:
@@ -189,10 +190,10 @@ def _plain_config(fields: dict[str, Any], arch: Any) -> KernelConfig | None:
     def config_of(family: Family) -> KernelConfig:
         whole = tiles if tiles != (None, None) else family.default_boxes(fields["rank"], fields["head_dim"])
         names = (fields["rank"], fields["dtype"], fields["head_dim"])
-        return KernelConfig(FORWARD_OP, arch, *names, _box(whole[0]), _box(whole[1]), variant=family.variant)
+        return KernelConfig(FORWARD.name, arch, *names, _box(whole[0]), _box(whole[1]), variant=family.variant)
 
     try:
-        family = choose_family(FORWARD_OP, arch, None, config_of)
+        family = choose_family(FORWARD.name, arch, None, config_of)
         config = config_of(family)
     except (ValueError, TypeError, KeyError):
         return None  # the spec's models say what is wrong, and better
@@ -216,7 +217,7 @@ def _configs_by_spec(fields: dict[str, Any], arch: str | Sequence[str]) -> list[
     if fields.get("tiles") == "auto" and not shape:
         raise InputError("tiles: auto fits tiles to a problem; give its tokens and window")
     configs: list[KernelConfig] = []
-    for name in _listed(arch):
+    for name in _list_archs(arch):
         tiles = fields.get("tiles") or ([boxes] if boxes else "auto" if shape else _default_tiles(name, fields))
         spec = {"spec_version": 1, "library": "registered", "arch": name}
         spec["kernels"] = [{**entry, "tiles": tiles, **({"shapes": [_complete(shape)]} if shape else {})}]
@@ -227,8 +228,8 @@ def _configs_by_spec(fields: dict[str, Any], arch: str | Sequence[str]) -> list[
 
 def _default_tiles(arch: str, fields: Mapping[str, Any]) -> list[dict[str, Any]]:
     rank = fields.get("rank")
-    own = [family for family in families_of(FORWARD_OP, arch) if fields.get("variant") in (None, family.variant)]
-    family = (own or families_of(FORWARD_OP, "cpu"))[0]  # of an unknown name the spec's models say what is wrong
+    own = [family for family in families_of(FORWARD.name, arch) if fields.get("variant") in (None, family.variant)]
+    family = (own or families_of(FORWARD.name, "cpu"))[0]  # of an unknown name the spec's models say what is wrong
     ranks = [rank] if isinstance(rank, int) else rank if isinstance(rank, list | tuple) else []
     boxes = [family.default_tiles[r] for r in ranks if r in family.default_tiles] or [((1,), (1,))]
     return [{"q": list(q), "kv": list(kv)} for q, kv in boxes]
@@ -256,7 +257,7 @@ def _field_name(path: tuple[int | str, ...], fields: Mapping[str, Any]) -> str:
     return path_text(own)
 
 
-def _listed(arch: object) -> list[str]:
+def _list_archs(arch: object) -> list[str]:
     if isinstance(arch, str):
         return [arch]
     if isinstance(arch, list | tuple) and arch:
@@ -363,11 +364,11 @@ def config_for(request: Request, *, fit: bool) -> KernelConfig:
     tiles_asked = request.q_tile is not None or request.kv_tile is not None
     fits = fit and not tiles_asked and not family.faults(config) and family.time is not None
     if fits and p is not None and p.token_count >= _WORTH_FITTING * config.q_rows:
-        config = with_boxes(family, *_fitted(request, family))
+        config = with_boxes(family, *_fit_boxes(request, family))
     return family.serving(require_config(config))
 
 
-def _fitted(request: Request, family: Family) -> tuple[Box, Box]:
+def _fit_boxes(request: Request, family: Family) -> tuple[Box, Box]:
     from .simulator.fitting import fit_problems
 
     assert request.problem is not None

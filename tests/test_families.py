@@ -27,8 +27,9 @@ from gnaforge.families import (
     require_family,
 )
 from gnaforge.plan import plan
-from gnaforge.runtime.config import FORWARD_OP, KernelConfig
+from gnaforge.runtime.config import KernelConfig
 from gnaforge.runtime.family import FamilyFacts, facts_of, find_facts
+from gnaforge.runtime.op_table import FORWARD
 from gnaforge.runtime.problem import Problem
 from gnaforge.simulator.fitting import fit_problems, simulate_problem
 from gnaforge.spec import spec_of
@@ -43,7 +44,7 @@ STATE = ROOT / "build_tools/emulator/standin/state.cpp"
 def toy(monkeypatch: pytest.MonkeyPatch) -> Family:
     """The toy family, beside the package's own."""
     monkeypatch.setenv("GNAFORGE_FAMILIES", str(TOY))
-    return require_family(FORWARD_OP, "cpu", "toy")
+    return require_family(FORWARD.name, "cpu", "toy")
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def changed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Family]]:
         module = import_module(f"gnaforge.families.{name}")
         monkeypatch.setattr(module, "FAMILY", replace(module.FAMILY, **fields))
         package._table.cache_clear()
-        return require_family(FORWARD_OP, module.FAMILY.arch)
+        return require_family(FORWARD.name, module.FAMILY.arch)
 
     yield change
     monkeypatch.undo()

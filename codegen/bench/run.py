@@ -9,13 +9,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ..build.kernels import find_libraries
+from ..build.kernels import open_libraries
 from ..errors import InputError, as_input_error
 from ..families import Family, choose_family, require_config, require_target
 from ..runtime.bench import DEFAULT_CONTENDERS, report
 from ..runtime.bench_contenders import CONTENDERS
-from ..runtime.config import FORWARD_OP, KernelConfig
-from ..runtime.core import load_library
+from ..runtime.config import KernelConfig
+from ..runtime.core import load_file
+from ..runtime.op_table import FORWARD
 from ..runtime.problem import Problem
 from ..simulator.fitting import simulate_fitted
 from ..spec import load_spec
@@ -46,7 +47,7 @@ def problems_of_spec(source: str, dtypes: Sequence[str], arch: str, variant: str
 def require_arch(problem: Problem, arch: str, variant: str | None = None) -> None:
     """Raises an InputError if no kernel of an arch can be timed with the problem; says why."""
     smallest = partial(_smallest, problem)
-    family = choose_family(FORWARD_OP, arch, variant, smallest)
+    family = choose_family(FORWARD.name, arch, variant, smallest)
     if faults := family.faults(smallest(family)):
         raise InputError("; ".join(f"{field}: {reason}" for field, reason in faults))
     if problem.value_head_dim != problem.head_dim:
@@ -87,8 +88,8 @@ def run_all(
         configs = {require_config(kernel)}
     if others := {config.arch for config in configs} - {arch}:
         raise InputError(f"--kernel {kernel} is for {others.pop()}, not for --arch {arch}")
-    for library in find_libraries(sorted(configs)).values():
-        load_library(library)
+    for library in open_libraries(sorted(configs)):
+        load_file(library)
     # Of a named variant each problem has its own kernel; else the one with the least work is taken, whosever it is.
     keys = [kernel if variant is None else config_of(problem, arch, variant).key for problem in problems]
     return report(problems, contenders, seconds * len(problems), keys, require_target(arch).device, path)
@@ -179,7 +180,7 @@ def config_of(problem: Problem, arch: str, variant: str | None = None) -> Kernel
         InputError: no family can have one, or there is no such variant.
     """
     smallest = partial(_smallest, problem)
-    family = choose_family(FORWARD_OP, arch, variant, smallest)
+    family = choose_family(FORWARD.name, arch, variant, smallest)
     q_tile, kv_tile = family.default_boxes(problem.rank, problem.head_dim)
     if not family.head_dim_at_run_time and family.time is not None:
         fitted = simulate_fitted(problem, family).tiles

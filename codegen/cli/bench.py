@@ -77,9 +77,9 @@ def bench(
     """
     from ..errors import InputError
     from ..families import require_family
-    from ..runtime.config import FORWARD_OP
+    from ..runtime.op_table import FORWARD
 
-    family = require_family(FORWARD_OP, arch, variant)
+    family = require_family(FORWARD.name, arch, variant)
     modes = given(context, _MODES)
     if len(modes) > 1:
         raise InputError(f"give one of {', '.join(modes)}")

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 from .dtypes import DTYPES
 
 OPS = ("gna_forward", "gna_backward_q", "gna_backward_kv")  # in the order of their codes in abi.h, from 1
-FORWARD_OP = "gna_forward"
 ANY_HEAD_DIM = 0
 
 EXAMPLE_KEY = "gna_forward-sm90-r3-bf16-d128-q2x8x8-kv2x8x8"
