@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from .build.cached import open_kernel
+from .build.cached import open_kernel, open_kernels
+from .build.core import core_files
 from .build.progress import compiling
 from .errors import InputError
 from .families import (
@@ -17,12 +18,13 @@ from .families import (
     choose_family,
     families_of,
     family_of,
+    find_family,
     is_key,
     machine_target,
     require_config,
 )
 from .families.family import Box
-from .runtime import core, jit
+from .runtime import core, family as family_facts, jit, lookup
 from .runtime.config import ANY_HEAD_DIM, KernelConfig
 from .runtime.dtypes import DTYPES, dtype_name
 from .runtime.kernels import registry
@@ -310,6 +312,45 @@ def _run_once(config: KernelConfig) -> None:
     v = torch.zeros(1, *tokens, 1, config.value_head_dim or dim, dtype=dtype, device=device)
     with torch.no_grad():
         neighborhood_attention(q, q, v, tokens, kernel=config)
+
+
+def connect() -> None:
+    """Has calls that lack a kernel, or the core, look into the compile cache. Importing `api` does so."""
+    core.set_core_files(core_files)
+    lookup.set_source(CacheSource())
+    family_facts.set_provider(_facts)
+
+
+def disconnect() -> None:
+    """Undoes `connect`: calls see what is loaded, and what installed packages announce."""
+    core.set_core_files(None)
+    lookup.set_source(None)
+    family_facts.set_provider(None)
+
+
+def _facts(config: KernelConfig) -> family_facts.FamilyFacts | None:
+    family = find_family(config)
+    return family.facts if family else None
+
+
+class CacheSource:
+    """Kernels in the compile cache, and the compiler."""
+
+    def builds(self, request: Request) -> Iterator[Iterator[BinaryIO]]:
+        """What the cache and its layers have of each kernel whose key may serve the request. Asks no compiler."""
+        return open_kernels(request)
+
+    def make(self, request: Request, *, quiet: bool) -> Made:
+        """Compiles a kernel for the request and loads it."""
+        return make_for_call(request, quiet=quiet)
+
+    def remedy(self, request: Request) -> str:
+        """The command that builds a kernel for the request."""
+        try:
+            return f"or build one with: gnaforge build {config_for(request, fit=False)}"
+        except InputError as error:
+            has = ", ".join(TARGETS)
+            return f"this version has kernels for {has} only: {error}"
 
 
 def make_for_call(request: Request, *, quiet: bool) -> Made:

@@ -426,3 +426,27 @@ print(errors)
 """
     )
     assert out == ["[]"] and compiled() == 1
+
+
+def test_what_importing_the_package_connects_can_be_undone(run, compiled) -> None:
+    """Calls see what is loaded then, and nothing is compiled; what needs the core connects anew."""
+    out, _ = run(
+        """
+from gnaforge import api
+from gnaforge.runtime import core, family, lookup
+print(type(lookup.source()).__name__, core._core_files is not None, family._provider is not None)
+gnaforge.registry and core.core()
+api.disconnect()
+print(lookup.source(), core._core_files, family._provider)
+print(said(lambda: gnaforge.na1d(x, x, x, 3)).replace("\\n", " | "))
+api.connect()
+print(right(gnaforge.na1d(x, x, x, 3)))
+""",
+        GNAFORGE_JIT="always",
+    )
+    assert out[0] == "CacheSource True True" and out[1] == "None None None"
+    assert (
+        out[2].startswith("NoKernelError: gnaforge: no kernel fits")
+        and "this package holds only the kernels above" in out[2]
+    )
+    assert out[3] == "True" and compiled() == 1

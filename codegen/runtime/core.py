@@ -71,7 +71,7 @@ _python_parts: Callable[[], None] | None = None
 _own_libraries: list[Path] = []  # that are not loaded yet
 
 
-def set_core_files(provider: Callable[[], Iterable[BinaryIO | Path]]) -> None:
+def set_core_files(provider: Callable[[], Iterable[BinaryIO | Path]] | None) -> None:
     """Names where this package's core is; asked when the core is first needed and no other package brought one.
 
     It gives paths or open files: the first that can be loaded is taken, and another asked for only if it can't.
@@ -160,8 +160,8 @@ def _load_core() -> ctypes.CDLL:
         warnings.warn(f"GNAFORGE_CPU_ISA is {wanted!r}, which is none of {', '.join(CPU_ISAS[1:])}", stacklevel=2)
 
     if _core_files is None:
-        # The package around this runtime has a module `api` that calls set_core_files.
-        import_module(f"{__package__.rpartition('.')[0]}.api")
+        # The package around this runtime has a module `api`, whose `connect` calls set_core_files.
+        import_module(f"{__package__.rpartition('.')[0]}.api").connect()
     assert _core_files is not None
     path = ""
     failures: list[str] = []

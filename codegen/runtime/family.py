@@ -77,7 +77,7 @@ Provider = Callable[[KernelConfig], "FamilyFacts | None"]
 _provider: Provider | None = None
 
 
-def set_provider(provider: Provider) -> None:
+def set_provider(provider: Provider | None) -> None:
     """Sets where facts come from: the families of the full package, or the metadata of a wheel. None for a kernel that
     neither knows."""
     global _provider
@@ -87,8 +87,8 @@ def set_provider(provider: Provider) -> None:
 def find_facts(config: KernelConfig) -> FamilyFacts | None:
     """The facts of a kernel's family; None where this package doesn't know it, as of a kernel of another wheel."""
     if _provider is None:
-        # The package around this runtime sets the provider when it is imported.
-        import_module(f"{__package__.rpartition('.')[0]}.api")
+        # The package around this runtime has a module `api`, whose `connect` sets the provider.
+        import_module(f"{__package__.rpartition('.')[0]}.api").connect()
     assert _provider is not None
     return _provider(config)
 

@@ -47,8 +47,8 @@ _package_remedy: Callable[[Request], str] | None = None
 _entry_points_done = False
 
 
-def set_source(source: Source) -> None:
-    """Sets where kernels come from when no installed package has one."""
+def set_source(source: Source | None) -> None:
+    """Sets where kernels come from when no installed package has one; None: from nowhere."""
     global _source
     _source = source
 

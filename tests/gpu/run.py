@@ -271,6 +271,9 @@ def main() -> int:
     parser.add_argument("--job-seconds", type=float, default=30, help="a job that takes longer hangs")
     parser.add_argument("--only", action="append", help="run this section; may be given several times")
     parser.add_argument("--first-seed", type=int, default=1)
+    parser.add_argument(
+        "--repeat", type=Path, metavar="FILE", help="instead, do the jobs again that failed in these results"
+    )
     for name, first in (("timing", "eager"), ("order", "round-robin")):
         parser.add_argument(f"--{name}", default=first, help=f"of the emulator's schedule; default: {first}")
     parser.add_argument("--seed", type=int, default=0, help="of the emulator's schedule")
@@ -297,9 +300,11 @@ def main() -> int:
     print(json.dumps(about), flush=True)
     keys = list(libraries)
     jobs = jobs_of(keys, options.problems, suite.on_gpu, options.first_seed)
+    if options.repeat is not None:
+        jobs = (failure["job"] for failure in json.loads(options.repeat.read_text())["failures"])
     suite.run(job for job in jobs if options.only is None or job["section"] in options.only)
     suite.drop()
-    if options.only is None or "sanitizer" in options.only:
+    if (options.only is None and options.repeat is None) or "sanitizer" in (options.only or ()):
         suite.sanitize(keys[::4])
     suite.save()
     failed = len(suite.results["failures"])
