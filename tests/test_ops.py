@@ -171,7 +171,7 @@ X = torch.randn(1, 8, 8, 4, 16)
         ((X, X, X, 0), {}, ValueError, "kernel_size is 0 along dim 0; it must be at least 1"),
         ((X, X, X, 3, 4), {}, ValueError, "stride is 4 along dim 0; it must be 1 to kernel_size (3)"),
         ((X, X, X, 3, 1, 0), {}, ValueError, "dilation is 0 along dim 0; it must be at least 1"),
-        ((X, X, X, (3, 3, 3)), {}, ValueError, "kernel_size has 3 entries, 2 token dimensions need 2"),
+        ((X, X, X, (3, 3, 3)), {}, ValueError, "kernel_size: (3, 3, 3) has 3 entries for 2 dimensions"),
         ((X, X, X, 3.5), {}, TypeError, "kernel_size must be int or a sequence of 2, got 3.5"),
         ((X, X, X, 3), {"is_causal": 1}, TypeError, "is_causal must be bool"),
         ((X, X[:, :4], X, 3), {}, ValueError, "key has shape [1, 4, 8, 4, 16], query has [1, 8, 8, 4, 16]"),

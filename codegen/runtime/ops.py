@@ -19,6 +19,7 @@ from . import core, jit, lookup, torch_ops
 from .config import KernelConfig
 from .dtypes import DTYPES, dtype_name
 from .errors import NoKernelError
+from .problem import per_dim
 from .request import Request, request_of
 from .table import loaded_kernels
 
@@ -59,11 +60,9 @@ def _load_operators_now() -> bool:
 def _per_dim(name: str, value: Any, rank: int, kind: type[int]) -> list[int]:
     if type(value) is kind:
         return [value] * rank
-    values = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else None
-    if values is None or not all(isinstance(x, kind) for x in values):
+    values = per_dim(name, value, rank)
+    if not all(isinstance(x, kind) for x in values):
         raise TypeError(f"{name} must be {kind.__name__} or a sequence of {rank}, got {value!r}")
-    if len(values) != rank:
-        raise ValueError(f"{name} has {len(values)} entries, {rank} token dimensions need {rank}: {value!r}")
     return [int(x) for x in values]
 
 

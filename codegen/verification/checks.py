@@ -103,7 +103,8 @@ def digest(op: Op, memory: Memory) -> str:
     """Of the bits of all results."""
     found = hashlib.sha256()
     for role in op.outputs:
-        found.update(memory[role.name].tensor.reshape(-1).view(torch.uint8).cpu().numpy().tobytes())
+        bits = memory[role.name].tensor.clone(memory_format=torch.contiguous_format).flatten().view(torch.uint8)
+        found.update(bits.cpu().numpy().tobytes())
     return found.hexdigest()
 
 

@@ -31,6 +31,10 @@ class Refused(Exception):
     """A kernel does not take a problem; says why."""
 
 
+class LaunchError(Exception):
+    """A kernel took a problem and failed; says why."""
+
+
 class Kernel:
     """One kernel of a library.
 
@@ -82,7 +86,7 @@ class Kernel:
 
         Raises:
             Refused: the kernel does not take this problem.
-            RuntimeError: it failed; says why.
+            LaunchError: it failed; says why.
         """
         views = {role.name: view_of(tensors[role.name], problem.rank) for role in (*self.op.inputs, *self.op.outputs)}
         host = abi.Host(c.sizeof(abi.Host), 1, _SERIALLY)
@@ -100,7 +104,7 @@ class Kernel:
             memory("workspace", at, size)
         stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None
         if self._entry.run(c.byref(args), at if size else None, stream, text, _TEXT):
-            raise RuntimeError(text.value.decode(errors="replace"))
+            raise LaunchError(text.value.decode(errors="replace"))
 
 
 def view_of(tensor: torch.Tensor, rank: int) -> abi.Tensor:

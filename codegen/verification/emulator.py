@@ -43,9 +43,7 @@ class Emulator:
         from ..build_tools.emulator.library import LaunchOptions
         from ..build_tools.emulator.module import ORDERS, TIMINGS
 
-        for address in self._known:
-            self._withdraw(address)
-        self._known = []
+        self.forget()
         how = LaunchOptions(
             timing=TIMINGS.index(schedule["timing"]),
             order=ORDERS.index(schedule["order"]),
@@ -56,6 +54,12 @@ class Emulator:
             relaxed_tensor_waits=self._relaxed_tensor_waits,
         )
         self._reset(c.byref(how))
+
+    def forget(self) -> None:
+        """Takes back what was announced."""
+        for address in self._known:
+            self._withdraw(address)
+        self._known = []
 
     def announce(self, name: str, address: int, size: int) -> None:
         """Lets the kernel touch memory; everything else is out of bounds."""

@@ -14,7 +14,7 @@ import torch
 from ..runtime.op_table import FORWARD, Op, Tensors
 from ..runtime.problem import Problem
 from .checks import Failure, bytes_of_inputs, check_memory, compare_all, compare_sample, digest, results_of
-from .contract import Kernel
+from .contract import Kernel, LaunchError
 from .emulator import Emulator
 from .kinds import Comparison
 from .layouts import Memory, allocate, fill
@@ -52,6 +52,11 @@ class KernelRuns:
     def __init__(self, kernel: Kernel, emulator: Emulator | None, rounds_probabilities: bool) -> None:
         self.kernel, self._emulator = kernel, emulator
         self._rounds_probabilities = rounds_probabilities
+
+    def close(self) -> None:
+        """Before another kernel of this process runs: they may share one emulator."""
+        if self._emulator is not None:
+            self._emulator.forget()
 
     def exact(self, problem: Problem, seed: int) -> Exact:
         """What `verify` compares with; a second time it costs nothing."""
@@ -122,11 +127,7 @@ class KernelRuns:
                 emulator.announce(one.role.title, *one.extent)
         before = bytes_of_inputs(op, memory)
         tensors = {name: one.tensor for name, one in memory.items()}
-        try:
-            self._call(problem, tensors)
-        except RuntimeError as error:
-            said = emulator.messages() if emulator is not None else []
-            raise Failure("emulator" if said else "launch", "\n".join(said) or str(error)) from error
+        self._call(problem, tensors)
         check_memory(op, memory, before)
         return emulator.launches() if emulator is not None else []
 
@@ -136,12 +137,24 @@ class KernelRuns:
         self.run(problem, memory, schedule)
 
     def _call(self, problem: Problem, tensors: Tensors) -> None:
-        if self._emulator is not None:
-            self.kernel.call(problem, tensors, self._emulator.announce)
-        else:
-            self.kernel.call(problem, tensors)
+        """Runs the kernel, to its end.
+
+        Raises:
+            Refused, Failure
+        """
+        try:
+            if self._emulator is not None:
+                self.kernel.call(problem, tensors, self._emulator.announce)
+            else:
+                self.kernel.call(problem, tensors)
+        except LaunchError as error:
+            said = self._emulator.messages() if self._emulator is not None else []
+            raise Failure("emulator" if said else "launch", "\n".join(said) or str(error)) from error
         if self.kernel.device == "cuda":
-            torch.cuda.synchronize()
+            try:
+                torch.cuda.synchronize()
+            except RuntimeError as error:
+                raise Failure("launch", str(error)) from error
 
     def sample_large(self, problem: Problem, samples: int, schedule: Json | None) -> Json:
         """Contiguous tensors of any size, of which some queries are compared.

@@ -77,6 +77,9 @@ class Server:
     def open(self, request: Json) -> Json:
         """Loads a kernel: ``library``, ``key``."""
         config, self._library = KernelConfig.parse(request["key"]), Path(request["library"])
+        if self._runs is not None:
+            self._runs.close()
+            self._runs = None
         try:
             family = family_of(config)
             if family.target.emulated_device:  # the stand-in reads it when it is loaded

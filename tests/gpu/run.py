@@ -298,7 +298,7 @@ def main() -> int:
         return 2
     suite.results["machine"] = {**about, "kernels": sorted(libraries)}
     print(json.dumps(about), flush=True)
-    keys = list(libraries)
+    keys = sorted(libraries)
     jobs = jobs_of(keys, options.problems, suite.on_gpu, options.first_seed)
     if options.repeat is not None:
         jobs = (failure["job"] for failure in json.loads(options.repeat.read_text())["failures"])

@@ -1,0 +1,120 @@
+"""Whether a kernel serves a call: one answer, whoever asks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gnaforge.build.cached import may_serve
+from gnaforge.runtime import bench
+from gnaforge.runtime.config import KernelConfig
+from gnaforge.runtime.problem import Problem
+from gnaforge.runtime.request import Request, mismatch, refusal, request_of
+from gnaforge.runtime.table import LoadedKernel
+
+CONFIG = KernelConfig.parse("gna_forward-sm90-r2-bf16-d64v32-q8x16-kv8x16")
+ANY = KernelConfig.parse("gna_forward-cpu-r2-bf16-dany-q8x8-kv8x8")
+PROBLEM = Problem((30, 40), 7, heads=4, head_dim=64, value_head_dim=32)
+REQUEST = Request.of_problem("gna_forward", PROBLEM, "cuda")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, ""),
+        ({"op": "gna_backward_q"}, "op is gna_forward, not gna_backward_q"),
+        ({"rank": 3}, "rank is 2, not 3"),
+        ({"dtype": "fp16"}, "dtype is bf16, not fp16"),
+        ({"head_dim": 72}, "head_dim is 64, not 72"),
+        ({"value_head_dim": 64}, "value_head_dim is 32, not 64"),
+        ({"device": "cpu"}, "takes cuda tensors"),
+        ({"q_tile": (8, 16)}, ""),
+        ({"q_tile": (8, 8)}, r"q_tile is (8, 16), not (8, 8)"),
+        ({"kv_tile": (4, 16)}, r"kv_tile is (8, 16), not (4, 16)"),
+        ({"key": CONFIG.key, "rank": 1}, ""),
+        ({"key": ANY.key}, f"{ANY.key} is asked for"),
+        ({"problem": replace(PROBLEM, edge=("cut", "shift"))}, "does not have the feature edge"),
+        ({"problem": replace(PROBLEM, extra_tokens=(77,))}, "does not have the feature extra_keys"),
+        ({"problem": None}, ""),
+    ],
+)
+def test_why_a_kernel_does_not_serve_a_request(changes: dict[str, Any], reason: str) -> None:
+    assert refusal(CONFIG, "cuda", replace(REQUEST, **changes)) == reason
+
+
+def test_features_and_emulated_kernels() -> None:
+    wide = replace(REQUEST, problem=replace(PROBLEM, edge=("cut", "cut"), sink=(0, 3)))
+    assert refusal(CONFIG, "cuda", wide, features=("edge",)) == "does not have the feature sink"
+    assert refusal(CONFIG, "cuda", wide, features=("sink", "edge")) == ""
+    on_cpu = replace(REQUEST, device="cpu")
+    assert refusal(CONFIG, "cpu", on_cpu, emulated=True) == "emulated, runs only when named"
+    assert refusal(CONFIG, "cpu", replace(on_cpu, key=CONFIG.key), emulated=True) == ""
+
+
+def test_kernels_that_take_any_head_dim() -> None:
+    for head_dim, value_head_dim in ((64, 32), (8, 8), (72, 256)):
+        request = replace(REQUEST, device="cpu", head_dim=head_dim, value_head_dim=value_head_dim)
+        assert refusal(ANY, "cpu", request) == "" and may_serve(ANY, request)
+    assert mismatch(ANY, head_dim=8, value_head_dim=None) == mismatch(CONFIG, rank=None, dtype="bf16") == ""
+    assert not may_serve(ANY, replace(REQUEST, device="cpu", dtype="fp16"))
+    lean = replace(CONFIG, arch="sm120")  # an arch that this version doesn't know
+    assert not may_serve(lean, REQUEST)
+
+
+def test_an_output_of_another_type_is_not_what_a_call_asks_for() -> None:
+    config = KernelConfig.parse("gna_forward-sm90-r2-bf16-ofp32-d64v32-q8x16-kv8x16-lean")
+    assert refusal(config, "cuda", REQUEST) == "output_dtype is fp32, not bf16"
+
+
+def test_the_kernel_that_is_timed_is_one_that_dispatch_could_choose(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not an emulated one, which takes CPU tensors as well, nor one for other head dims of V."""
+    best = KernelConfig.parse("gna_forward-sm90-r2-bf16-d64-q8x8-kv4x8")
+    facts = {"origin": "", "threads": 0, "shared_memory": 0, "device": "cpu"}
+    other = KernelConfig.parse("gna_forward-cpu-r2-bf16-dany-q16x16-kv16x16")
+    loaded = {
+        best: LoadedKernel(best, emulated=True, **facts),
+        other: LoadedKernel(other, emulated=False, **facts),
+    }
+    monkeypatch.setattr(bench, "registry", loaded)
+    problem = replace(PROBLEM, value_head_dim=64)
+    assert bench.computed_pairs(problem, best) < bench.computed_pairs(problem, other)
+    assert bench.choose_kernel(problem, "cpu") == other
+    monkeypatch.setattr(bench, "registry", {best: loaded[best]})
+    assert bench.choose_kernel(problem, "cpu") is None
+
+
+def test_requests_of_calls() -> None:
+    q, k = torch.empty(2, 9, 4, 16).bfloat16(), torch.empty(2, 9, 2, 16).bfloat16()
+    found = request_of(q, k, k[..., :8], [3, 2, 1, 1], "key")
+    assert found.problem == Problem(9, 3, 2, causal=True, heads=4, kv_heads=2, head_dim=16, value_head_dim=8, batch=2)
+    assert (found.op, found.rank, found.dtype, found.head_dim, found.value_head_dim) == (
+        "gna_forward",
+        1,
+        "bf16",
+        16,
+        8,
+    )
+    assert (found.device, found.key) == ("cpu", "key")
+    assert request_of(q[:0], k[:0], k[:0], [3, 1, 1, 0]).problem is None  # nothing to compute
+    assert str(found) == "rank 1, bf16, head_dim 16 (value 8), on cpu"
+
+
+def test_a_call_with_tiles_asks_for_its_head_dims(toy: Callable[..., Path], python: Callable[..., Any]) -> None:
+    """A kernel whose tiles are the right ones, but which has other head dims of V, is none."""
+    library = toy("value_dims", TOY_KEY='"gna_forward-cpu-r1-fp32-d8v16-q8-kv8"')
+    done = python(
+        "import torch, gnaforge\n"
+        "gnaforge.register(policy='never')\n"
+        f"gnaforge.load_library({str(library)!r})\n"
+        "x = torch.randn(1, 20, 1, 8)\n"
+        "try:\n"
+        "    gnaforge.na1d(x, x, x, 3, q_tile_shape=(8,))\n"
+        "except gnaforge.NoKernelError as error:\n"
+        "    print(error)\n",
+        GNAFORGE_CACHE_DIR="/nonexistent",
+    )
+    assert "no kernel with q_tile_shape (8,)" in done.stdout and "there are: none" in done.stdout, done.stderr
