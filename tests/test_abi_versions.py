@@ -132,7 +132,7 @@ def test_a_newer_core_runs_libraries_of_version_1_0(python, toy, compile_core, c
     out = run(
         python,
         f"""
-core.set_core_path(lambda: Path({str(core)!r}))
+core.set_core_files(lambda: [Path({str(core)!r})])
 print(core.load_library({str(old)!r}), json.dumps(core.core().gnaforge_core_abi()), sep="\\n")
 print(json.dumps(value()), json.dumps(value(scale=0.125)), sep="\\n")
 print(core.load_library({str(real)!r}))

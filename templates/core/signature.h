@@ -37,7 +37,7 @@ class Signature {
       if (!args.tensors[role]) continue;
       uint64_t* const tensor = append(*args.tensors[role]);
       uint64_t& data = tensor[offsetof(gnaforge_tensor, data) / sizeof(uint64_t)];
-      data = uint64_t{role} << 32 | data % 128;  // no kernel looks at more of an address
+      data = uint64_t{role} << 32 | data % 64;  // no kernel looks at more of an address
     }
   }
   Signature(const Signature& other) : used_(other.used_) { std::memcpy(words_, other.words_, used_ * sizeof(uint64_t)); }
