@@ -13,7 +13,7 @@ from pathlib import Path
 _INCLUDE = re.compile(r'[ \t]*#[ \t]*include[ \t]*(?:"([^"]+)"|<(gnaforge/[^>]+)>)')
 
 
-def _included(text: str) -> list[str]:
+def _list_includes(text: str) -> list[str]:
     """Names that a text includes in quotes, and those of gnaforge in brackets too."""
     lines = (line for line in text.splitlines() if "include" in line)
     return [match[1] or match[2] for line in lines if (match := _INCLUDE.match(line))]
@@ -26,7 +26,7 @@ def _header(name: str, folders: tuple[Path, ...]) -> tuple[str, list[str]] | Non
     if path is None:
         return None
     data = path.read_bytes()
-    return hashlib.sha256(data).hexdigest(), _included(data.decode())
+    return hashlib.sha256(data).hexdigest(), _list_includes(data.decode())
 
 
 def include_closure(source: str, *folders: Path) -> dict[str, str]:
@@ -43,7 +43,7 @@ def include_closure(source: str, *folders: Path) -> dict[str, str]:
     """
     digests: dict[str, str] = {}
     seen: set[str] = set()
-    pending = _included(source)
+    pending = _list_includes(source)
     while pending:
         name = pending.pop()
         if name in seen:

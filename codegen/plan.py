@@ -49,7 +49,7 @@ def plan(spec: Spec, arches: Sequence[str] | None = None) -> Plan:
         InputError: the spec lacks one of ``arches``, or has more shapes, or shapes of longer windows and strides, than
             tiles can be fitted to in a few seconds.
     """
-    chosen = _chosen(spec, arches)
+    chosen = _choose_archs(spec, arches)
     _check_fits(spec, chosen)
     asked: Counter[KernelConfig] = Counter()
     shapes: dict[KernelConfig, dict[Shape, None]] = {}
@@ -61,7 +61,7 @@ def plan(spec: Spec, arches: Sequence[str] | None = None) -> Plan:
                 if entry.tiles:
                     served = [(probe, own)]
                 else:
-                    served, note = _fitted(entry, probe, tuple(own))
+                    served, note = _fit_tiles(entry, probe, tuple(own))
                     fits[note] = None
                 for config, problems in served:
                     asked[config] += 1
@@ -98,7 +98,7 @@ def _check_fits(spec: Spec, arches: Sequence[str]) -> None:
         )
 
 
-def _chosen(spec: Spec, arches: Sequence[str] | None) -> list[str]:
+def _choose_archs(spec: Spec, arches: Sequence[str] | None) -> list[str]:
     own = list(dict.fromkeys(spec.arch))
     for arch in arches or ():
         if arch not in own:
@@ -109,7 +109,7 @@ def _chosen(spec: Spec, arches: Sequence[str] | None) -> list[str]:
     return [arch for arch in own if not arches or arch in arches]
 
 
-def _fitted(
+def _fit_tiles(
     entry: KernelEntry, probe: KernelConfig, shapes: tuple[Shape, ...]
 ) -> tuple[list[tuple[KernelConfig, list[Shape]]], str]:
     """``probe`` with each of the tiles that fit the shapes, the shapes that each is for, and what was chosen."""

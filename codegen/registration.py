@@ -139,7 +139,7 @@ def warmup(
 def _configs_of(kernel: object, arch: str | Sequence[str] | None) -> list[KernelConfig]:
     if isinstance(kernel, KernelConfig) or (isinstance(kernel, str) and is_key(kernel)):
         config = require_config(kernel)
-        if arch is not None and config.arch not in _listed(arch):
+        if arch is not None and config.arch not in _list_archs(arch):
             raise InputError(f"arch: {arch!r} excludes {config}, which is for {config.arch}")
         return [config]
     from .plan import plan
@@ -153,7 +153,7 @@ def _configs_of(kernel: object, arch: str | Sequence[str] | None) -> list[Kernel
         spec = spec_of(dict(kernel))
     else:
         raise InputError(f"kernel: {kernel!r} is no config, key or spec")
-    return list(plan(spec, _listed(arch) if arch is not None else [_own_arch(spec)]).configs)
+    return list(plan(spec, _list_archs(arch) if arch is not None else [_own_arch(spec)]).configs)
 
 
 def _own_arch(spec: Spec) -> str:
@@ -217,7 +217,7 @@ def _configs_by_spec(fields: dict[str, Any], arch: str | Sequence[str]) -> list[
     if fields.get("tiles") == "auto" and not shape:
         raise InputError("tiles: auto fits tiles to a problem; give its tokens and window")
     configs: list[KernelConfig] = []
-    for name in _listed(arch):
+    for name in _list_archs(arch):
         tiles = fields.get("tiles") or ([boxes] if boxes else "auto" if shape else _default_tiles(name, fields))
         spec = {"spec_version": 1, "library": "registered", "arch": name}
         spec["kernels"] = [{**entry, "tiles": tiles, **({"shapes": [_complete(shape)]} if shape else {})}]
@@ -257,7 +257,7 @@ def _field_name(path: tuple[int | str, ...], fields: Mapping[str, Any]) -> str:
     return path_text(own)
 
 
-def _listed(arch: object) -> list[str]:
+def _list_archs(arch: object) -> list[str]:
     if isinstance(arch, str):
         return [arch]
     if isinstance(arch, list | tuple) and arch:
@@ -364,11 +364,11 @@ def config_for(request: Request, *, fit: bool) -> KernelConfig:
     tiles_asked = request.q_tile is not None or request.kv_tile is not None
     fits = fit and not tiles_asked and not family.faults(config) and family.time is not None
     if fits and p is not None and p.token_count >= _WORTH_FITTING * config.q_rows:
-        config = with_boxes(family, *_fitted(request, family))
+        config = with_boxes(family, *_fit_boxes(request, family))
     return family.serving(require_config(config))
 
 
-def _fitted(request: Request, family: Family) -> tuple[Box, Box]:
+def _fit_boxes(request: Request, family: Family) -> tuple[Box, Box]:
     from .simulator.fitting import fit_problems
 
     assert request.problem is not None

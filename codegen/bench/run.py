@@ -9,13 +9,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ..build.kernels import find_libraries
+from ..build.kernels import open_libraries
 from ..errors import InputError, as_input_error
 from ..families import Family, choose_family, require_config, require_target
 from ..runtime.bench import DEFAULT_CONTENDERS, report
 from ..runtime.bench_contenders import CONTENDERS
 from ..runtime.config import KernelConfig
-from ..runtime.core import load_library
+from ..runtime.core import load_file
 from ..runtime.op_table import FORWARD
 from ..runtime.problem import Problem
 from ..simulator.fitting import simulate_fitted
@@ -88,8 +88,8 @@ def run_all(
         configs = {require_config(kernel)}
     if others := {config.arch for config in configs} - {arch}:
         raise InputError(f"--kernel {kernel} is for {others.pop()}, not for --arch {arch}")
-    for library in find_libraries(sorted(configs)).values():
-        load_library(library)
+    for library in open_libraries(sorted(configs)):
+        load_file(library)
     # Of a named variant each problem has its own kernel; else the one with the least work is taken, whosever it is.
     keys = [kernel if variant is None else config_of(problem, arch, variant).key for problem in problems]
     return report(problems, contenders, seconds * len(problems), keys, require_target(arch).device, path)

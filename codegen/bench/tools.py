@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..build.kernels import find_libraries
+from ..build.kernels import open_libraries
 from ..errors import InputError
 from ..families import Family
 from ..runtime.config import ANY_HEAD_DIM, KernelConfig
@@ -38,11 +38,11 @@ def call_overhead() -> list[dict[str, Any]]:
     and the same operator wrapped by ``torch.library.custom_op``."""
     import torch
 
-    from ..runtime.core import load_library
+    from ..runtime.core import load_file
     from ..runtime.ops import na1d
 
-    for library in find_libraries([KernelConfig(FORWARD.name, "cpu", 1, "fp32", ANY_HEAD_DIM, (1,), (1,))]).values():
-        load_library(library)
+    for library in open_libraries([KernelConfig(FORWARD.name, "cpu", 1, "fp32", ANY_HEAD_DIM, (1,), (1,))]):
+        load_file(library)
     x = torch.randn(1, 1, 1, 8)
     na1d(x, x, x, 1)
     operator = torch.ops.gnaforge.forward.default

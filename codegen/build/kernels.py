@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..build_tools.cache import ATTEMPTS, Artifact, Cache, digest_of, find_in_layers, user_cache
 from ..build_tools.compile import Failure, Step, run_steps, step_seconds
@@ -186,6 +186,15 @@ def find_libraries(
     """One library per kernel, compiled if the cache has none. Arguments and errors as those of `build_kernels`."""
     artifacts, _ = build_kernels(configs, emulated=emulated, jobs=jobs, listener=listener)
     return {config: artifact.verified(LIBRARY_FILE) for config, artifact in artifacts.items()}
+
+
+def open_libraries(configs: Sequence[KernelConfig]) -> Iterator[BinaryIO]:
+    """One library per kernel, compiled if the cache has none, open until the next is asked for: to load what was
+    compared with its digest. Errors as those of `build_kernels`."""
+    artifacts, _ = build_kernels(configs)
+    for artifact in artifacts.values():
+        with artifact.open_verified(LIBRARY_FILE) as file:
+            yield file
 
 
 def find_stand_in() -> Path:

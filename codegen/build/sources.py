@@ -59,7 +59,7 @@ def _contents(sources: Sources) -> dict[str, bytes]:
     return files
 
 
-def _owned(folder: Path) -> set[str]:
+def _own_files(folder: Path) -> set[str]:
     """Names of the files that an earlier run wrote.
 
     Raises:
@@ -95,7 +95,7 @@ def write_sources(sources: Sources, out: Path) -> Path:
     """
     folder = source_dir(out, sources.library)
     contents = _contents(sources)
-    stale = _owned(folder) - contents.keys()
+    stale = _own_files(folder) - contents.keys()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in contents.items():  # the manifest comes last

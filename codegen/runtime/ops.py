@@ -153,7 +153,7 @@ def _kernel_key(
     kv_tile: Any,
 ) -> str:
     if isinstance(kernel, str):
-        checked: str = _checked_key(kernel)
+        checked: str = _require_key(kernel)
         return checked
     if kernel is not None:
         return kernel.key
@@ -173,13 +173,13 @@ def _kernel_key(
 
 
 @cache
-def _parsed_key(key: str) -> str:
+def _parse_key(key: str) -> str:
     return KernelConfig.parse(key).key
 
 
 @_constant_result
-def _checked_key(key: str) -> str:
-    return _parsed_key(key)
+def _require_key(key: str) -> str:
+    return _parse_key(key)
 
 
 @_constant_result

@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..build.kernels import find_libraries
+from ..build.kernels import open_libraries
 from ..errors import InputError
 from ..families import Family, family_of, find_family, require_family
 from ..families.family import TimeConstants
 from ..gna.axes import axes_of
 from ..gna.counts import count_tiles
 from ..runtime.config import ANY_HEAD_DIM, KernelConfig
-from ..runtime.core import load_library
+from ..runtime.core import load_file
 from ..runtime.dtypes import DTYPES
 from ..runtime.op_table import FORWARD, OPS
 from ..runtime.ops import neighborhood_attention
@@ -177,8 +177,8 @@ def _time_runs(seconds_per_run: float) -> list[Run]:
         for tiles in _TILES
         for dtype in dtypes
     ]
-    for library in find_libraries(configs).values():
-        load_library(library)
+    for library in open_libraries(configs):
+        load_file(library)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

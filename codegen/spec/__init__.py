@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 from ..build_tools.files import open_regular, read_at_most
 from ..errors import InputError
 from .model import KernelEntry, Shape, Spec, Tile
-from .yaml import MAX_BYTES, MAX_REPORTED, Document, YamlPath, did_you_mean, failure, path_text, read_yaml, shown
+from .yaml import MAX_BYTES, MAX_REPORTED, Document, YamlPath, did_you_mean, input_error, path_text, quote, read_yaml
 
 __all__ = ["KernelEntry", "Shape", "Spec", "Tile", "json_schema", "load_spec", "parse_spec", "presets", "spec_of"]
 
@@ -23,7 +23,7 @@ def load_spec(source: str | Path) -> Spec:
 
     Raises:
         InputError: there is no such file or preset, or its contents are wrong. The message has a line
-            ``file:line:column: field: problem`` for each problem.
+            ``file:line:column: field: fault`` for each fault.
     """
     if isinstance(source, str) and "/" not in source and not source.endswith((".yaml", ".yml")):
         file, data = f"preset {source}", _preset(source)
@@ -42,9 +42,9 @@ def parse_spec(data: bytes, file: str) -> Spec:
     try:
         spec = Spec.model_validate(document.value)
     except ValidationError as error:
-        _add_problems(document, error)
-    if document.problems:
-        raise failure(file, document.problems, document.unreported)
+        _add_faults(document, error)
+    if document.faults:
+        raise input_error(file, document.faults, document.unreported)
     return spec
 
 
@@ -53,20 +53,20 @@ def spec_of(value: Any, name_of: Callable[[YamlPath], str] | None = None) -> Spe
 
     Args:
         value: the mapping.
-        name_of: how messages call the place of a problem; by default as in a file.
+        name_of: how messages call the place of a fault; by default as in a file.
 
     Raises:
-        InputError: it is wrong; a line ``field: problem`` for each problem.
+        InputError: it is wrong; a line ``field: fault`` for each fault.
     """
     try:
         return Spec.model_validate(value)
     except ValidationError as error:
-        name = name_of or (lambda path: path_text(_given(value, path)))
+        name = name_of or (lambda path: path_text(_written_path(value, path)))
         found = dict.fromkeys(f"{name(path)}: {_text(detail)}" for detail, path in _faults(error))
         raise InputError("\n".join(found)) from None
 
 
-def _given(value: Any, path: YamlPath) -> YamlPath:
+def _written_path(value: Any, path: YamlPath) -> YamlPath:
     """``path`` without the index of a value that was given bare, in place of a list of one."""
     for at, part in enumerate(path):
         if isinstance(part, int) and not isinstance(value, list | tuple):
@@ -98,7 +98,7 @@ def _preset(name: str) -> bytes:
     for file in (f"{name}.yaml", f"{name}.yml"):
         if name.isprintable() and Path(file).is_file():
             hint = f"; did you mean the file {file}?"
-    raise InputError(f"no preset {shown(name)}; presets: {', '.join(known)}{hint}; a file's name ends in .yaml")
+    raise InputError(f"no preset {quote(name)}; presets: {', '.join(known)}{hint}; a file's name ends in .yaml")
 
 
 def _read(path: Path) -> bytes:
@@ -108,7 +108,7 @@ def _read(path: Path) -> bytes:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; presets are named without .yaml: {', '.join(presets())}") from None
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        raise InputError(f"can't read {shown(str(path))}: {getattr(error, 'strerror', None) or error}") from error
+        raise InputError(f"can't read {quote(str(path))}: {getattr(error, 'strerror', None) or error}") from error
 
 
 _MODELS: dict[object, type[BaseModel]] = {"kernels": KernelEntry, "tiles": Tile, "shapes": Shape}
@@ -122,7 +122,7 @@ def _model_at(path: YamlPath) -> type[BaseModel]:
 def _message(error: ErrorDetails) -> str:
     """What pydantic found, in the words of a spec's author."""
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
-    given = shown(value)
+    given = quote(value)
     if kind == "missing":
         return "is required"
     if kind == "extra_forbidden":
@@ -146,8 +146,8 @@ def _message(error: ErrorDetails) -> str:
     return error["msg"]
 
 
-def _add_problems(document: Document, error: ValidationError) -> None:
-    """Adds the first that validation found to ``document.problems``, each at the value or name that it is about."""
+def _add_faults(document: Document, error: ValidationError) -> None:
+    """Adds the first that validation found to ``document.faults``, each at the value or name that it is about."""
     unreadable = frozenset(document.refused)  # reading has reported these already
     found = []
     for detail, path in _faults(error):
