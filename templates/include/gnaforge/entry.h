@@ -38,7 +38,7 @@ namespace check {
 /// Tensors whose dtype is the kernel's to say have `dtype`; the output and its gradient have `out_dtype`.
 inline gnaforge_code dtypes(const gnaforge_args& args, std::uint32_t dtype, std::uint32_t out_dtype,
                             const Reason& reason) {
-  for (int role = 0; role < GNAFORGE_ROLES; ++role) {
+  for (int role = 0; role < roles_end(args); ++role) {
     const gnaforge_tensor* tensor = tensor_of(args, role);
     const std::uint32_t own = role == GNAFORGE_OUT || role == GNAFORGE_GRAD_OUT ? out_dtype : dtype;
     if (tensor != nullptr && role_facts[role].dtype == 0 && tensor->dtype != own)
@@ -69,7 +69,7 @@ inline gnaforge_code axis_length(const gnaforge_problem& problem, int d, const R
 
 /// `run` gets what the others may do without: the data of all tensors.
 inline gnaforge_code data(const gnaforge_args& args, const Reason& reason) {
-  for (int role = 0; role < GNAFORGE_ROLES; ++role) {
+  for (int role = 0; role < roles_end(args); ++role) {
     const gnaforge_tensor* tensor = tensor_of(args, role);
     if (tensor != nullptr && tensor->data == nullptr)
       return reason.refuse(GNAFORGE_BAD_CALL, "the data of %s are null", role_facts[role].name);

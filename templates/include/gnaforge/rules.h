@@ -84,6 +84,7 @@ inline std::uint64_t features_of(const gnaforge_problem& p) {
 namespace rules {
 
 inline long long number(std::int64_t value) { return value; }
+inline int lowest_bit(std::uint64_t bits) { return __builtin_ctzll(bits); }
 
 /// Whatever is read here or later is there. Entries ask this of every call.
 inline gnaforge_code structs(const gnaforge_args* args, const Reason& reason) {
@@ -117,13 +118,13 @@ inline gnaforge_code roles(const gnaforge_args& args, const Reason& reason) {
   if (args.accumulate != 0 && !(args.features & GNAFORGE_FEATURE_ACCUMULATE))
     return reason.refuse(GNAFORGE_BAD_CALL, "the call needs accumulate, which features don't announce");
   const OpRoles known = roles_of(args);
-  for (int role = 0; role < GNAFORGE_ROLES; ++role) {
-    const bool there = tensor_of(args, role) != nullptr;
-    if (!there && (known.required & bit(role)))
-      return reason.refuse(GNAFORGE_BAD_CALL, "%s is missing, which %s needs", role_facts[role].name, op);
-    if (there && !((known.required | known.optional) & bit(role)))
-      return reason.refuse(GNAFORGE_BAD_CALL, "%s is there, which %s doesn't take", role_facts[role].name, op);
-  }
+  std::uint64_t there = 0;
+  for (int role = 0; role < roles_end(args); ++role)
+    if (args.tensors[role] != nullptr) there |= bit(role);
+  if (const std::uint64_t missing = known.required & ~there)
+    return reason.refuse(GNAFORGE_BAD_CALL, "%s is missing, which %s needs", role_facts[lowest_bit(missing)].name, op);
+  if (const std::uint64_t others = there & ~(known.required | known.optional))
+    return reason.refuse(GNAFORGE_BAD_CALL, "%s is there, which %s doesn't take", role_facts[lowest_bit(others)].name, op);
   if (const std::uint64_t others = args.accumulate & ~(known.results & gradient_roles))
     return reason.refuse(GNAFORGE_BAD_CALL, "accumulate holds 0x%llx, which are no gradients that %s writes",
                          static_cast<unsigned long long>(others), op);
@@ -301,8 +302,8 @@ inline bool repeats(const Sizes& sizes, const gnaforge_tensor& tensor) {
 
 inline gnaforge_code tensors(const gnaforge_args& args, const Reason& reason) {
   const std::uint64_t results = roles_of(args).results;
-  for (int role = 0; role < GNAFORGE_ROLES; ++role) {
-    const gnaforge_tensor* tensor = tensor_of(args, role);
+  for (int role = 0; role < roles_end(args); ++role) {
+    const gnaforge_tensor* tensor = args.tensors[role];
     if (tensor == nullptr) continue;
     const RoleFacts& facts = role_facts[role];
     const int bytes = dtype_bytes(tensor->dtype);
