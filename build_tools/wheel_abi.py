@@ -106,7 +106,7 @@ def torch_shims() -> frozenset[str]:
     return frozenset(line for line in lines if line and not line.startswith("#"))
 
 
-def abi_problems(name: str, elf: Elf, exports: Sequence[str]) -> list[str]:
+def abi_faults(name: str, elf: Elf, exports: Sequence[str]) -> list[str]:
     """Why a library of a wheel would not load, or not on every torch and Python, one sentence each.
 
     Args:
@@ -114,28 +114,28 @@ def abi_problems(name: str, elf: Elf, exports: Sequence[str]) -> list[str]:
         elf: what the linker sees of it.
         exports: the symbols that it must bring.
     """
-    problems = [f"{name} exports no {symbol}" for symbol in exports if symbol not in elf.exported]
+    faults = [f"{name} exports no {symbol}" for symbol in exports if symbol not in elf.exported]
     for library in elf.needed:
         if library not in _TORCH_LIBRARIES and not _SYSTEM_LIBRARIES.fullmatch(library):
-            problems.append(f"{name} needs {library}, which is not on every machine")
+            faults.append(f"{name} needs {library}, which is not on every machine")
     if elf.search_paths:
-        problems.append(f"{name} searches the folder {', '.join(elf.search_paths)} of the machine that built it")
+        faults.append(f"{name} searches the folder {', '.join(elf.search_paths)} of the machine that built it")
     for symbol in elf.undefined:
         if symbol.version or symbol.name in _TOOLCHAIN_SYMBOLS:
             continue
         if symbol.name not in torch_shims():
-            problems.append(f"{name} needs {symbol.name}, which is not in the stable ABI of torch 2.10")
+            faults.append(f"{name} needs {symbol.name}, which is not in the stable ABI of torch 2.10")
         elif symbol.name in _WEAK_SHIMS and not symbol.weak:
-            problems.append(f"{name} needs {symbol.name}, which a torch without CUDA lacks")
-    return problems
+            faults.append(f"{name} needs {symbol.name}, which a torch without CUDA lacks")
+    return faults
 
 
 def check_abi(libraries: Mapping[str, tuple[Elf, Sequence[str]]]) -> None:
     """Checks every library with the symbols that it must export.
 
     Raises:
-        InputError: lists `abi_problems`.
+        InputError: lists `abi_faults`.
     """
-    problems = [text for name, (elf, exports) in libraries.items() for text in abi_problems(name, elf, exports)]
-    if problems:
-        raise InputError("this can't go into a wheel:\n  " + "\n  ".join(problems))
+    faults = [text for name, (elf, exports) in libraries.items() for text in abi_faults(name, elf, exports)]
+    if faults:
+        raise InputError("this can't go into a wheel:\n  " + "\n  ".join(faults))

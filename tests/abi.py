@@ -5,14 +5,11 @@ from __future__ import annotations
 import ctypes as c
 import os
 
-import torch
-from gnaforge.build.abi import Args as Args1_0, Entry, Host, I64x3, Library, Problem, Tensor, make_args
-from gnaforge.runtime.dtypes import DTYPES
-from gnaforge.runtime.ops import DTYPE_NAMES
+from gnaforge.build.abi import Args as Args1_0, Entry, Library
 
 SIZE_1_0 = c.sizeof(Args1_0)
 
-__all__ = ["SIZE_1_0", "Args", "Entry", "Host", "I64x3", "Problem", "entries", "make_args", "view", "view_lse"]
+__all__ = ["SIZE_1_0", "Args", "Entry", "entries"]
 
 
 class Args(Args1_0):
@@ -30,15 +27,3 @@ def entries(path: str | os.PathLike[str]) -> dict[str, Entry]:
     for entry in found.values():
         entry.library = loaded  # keeps it alive
     return found
-
-
-def view(tensor: torch.Tensor) -> Tensor:
-    """A heads-last tensor [batch, *tokens, heads, channels]."""
-    strides = tensor.stride()
-    dtype = DTYPES[DTYPE_NAMES[tensor.dtype]].code
-    return Tensor(c.sizeof(Tensor), dtype, tensor.data_ptr(), strides[0], I64x3(*strides[1:-2]), strides[-2])
-
-
-def view_lse(lse: torch.Tensor) -> Tensor:
-    """A log-sum-exp [batch, *tokens, heads]."""
-    return view(lse.unsqueeze(-1).expand(*lse.shape, 1))

@@ -10,9 +10,11 @@ import gnaforge
 import oracle
 import pytest
 import torch
-from abi import SIZE_1_0, Args, Entry, Host, I64x3, Problem, entries, make_args, view, view_lse
+from abi import SIZE_1_0, Args, Entry, entries
+from gnaforge.build.abi import Host, I64x3, describe, make_args
 from gnaforge.build.identity import LIBRARY_FILE
 from gnaforge.build.kernels import build_kernels
+from gnaforge.verification.contract import view_of
 from kernel_set import cpu_config
 
 
@@ -35,10 +37,9 @@ def call_of(change: Callable[[Args], object] = lambda args: None) -> tuple[Args,
     """Arguments of PROBLEM, and the tensors that they point to."""
     q, k, v = oracle.inputs(PROBLEM, 0)
     out, lse = torch.full((*q.shape[:-1], 8), torch.nan), torch.full(q.shape[:-1], torch.nan)
-    columns = [I64x3(*column) for column in zip(*PROBLEM.axes, strict=True)]
-    problem = Problem(c.sizeof(Problem), 2, 1, 4, 2, 8, 8, 8**-0.5, *columns)
-    views = {name: view(x) for name, x in (("q", q), ("k", k), ("v", v), ("out", out))}
-    made = make_args("gna_forward", problem, {**views, "lse": view_lse(lse)}, Host(c.sizeof(Host), 1))
+    tensors = {"q": q, "k": k, "v": v, "out": out, "lse": lse}
+    views = {name: view_of(tensor, PROBLEM.rank) for name, tensor in tensors.items()}
+    made = make_args("gna_forward", describe(PROBLEM), views, Host(c.sizeof(Host), 1))
     args = Args.from_buffer_copy(bytes(made) + bytes(c.sizeof(Args) - SIZE_1_0))
     args.made = made  # keeps what it points to alive
     change(args)

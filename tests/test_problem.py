@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import subprocess
 import sys
 from dataclasses import fields, replace
 from itertools import product
+from pathlib import Path
 from random import Random
 from typing import Any
 
+import gnaforge
 import pytest
 import torch
 from gnaforge.runtime.problem import FEATURES, Problem
@@ -188,6 +191,15 @@ def test_every_field_is_in_a_text_or_neutral() -> None:
     said = set(Problem.from_json(BEYOND[8][0].as_json()).as_json()) | set(BEYOND[0][0].as_json())
     said |= set(replace(BEYOND[9][0], scale=0.5).as_json()) | set(Problem(9, 2, 2, 2).as_json())
     assert said == {field.name for field in fields(Problem)}
+
+
+def test_no_other_class_is_called_a_problem() -> None:
+    """But for the contract's form of one."""
+    root = Path(gnaforge.__file__).parent if gnaforge.__file__ else Path()
+    found = [
+        str(p.relative_to(root)) for p in root.rglob("*.py") if re.search(r"^class \w*Problem\b", p.read_text(), re.M)
+    ]
+    assert sorted(found) == ["build/abi.py", "runtime/problem.py"]
 
 
 def test_the_standard_library_is_enough() -> None:

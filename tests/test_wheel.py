@@ -388,7 +388,7 @@ def test_kernels_of_a_layer_make_a_wheel_where_no_cache_is_yet(
     monkeypatch.setenv("GNAFORGE_CACHE_PATH", str(session_cache))
     monkeypatch.setenv("GNAFORGE_CACHE_DIR", str(tmp_path / "none yet"))
     again = build_wheel(FIRST, tmp_path, rebuild="x", version="2.0")
-    assert again.compiled == [] and check(again.path).problems == ()
+    assert again.compiled == [] and check(again.path).faults == ()
 
 
 def test_over_the_budget_names_the_biggest(wheels, tmp_path: Path) -> None:
@@ -405,7 +405,7 @@ def test_over_the_budget_names_the_biggest(wheels, tmp_path: Path) -> None:
 
 def test_metadata_says_what_is_inside(wheels) -> None:
     report = check(wheels["first"].path)
-    assert report.good and report.problems == () and set(report.reasons.values()) == {""}
+    assert report.good and report.faults == () and set(report.reasons.values()) == {""}
     facts = report.metadata
     assert [row["key"] for row in facts["kernels"]] == [ONE.key, TWO.key]
     assert {"digest", "source_digest", "compiler", "bytes", "family"} <= facts["kernels"][0].keys()
@@ -458,7 +458,7 @@ PACKAGE, INFO, FACTS = "gnaforge_first", "gnaforge_first-1.0.dist-info", "gnafor
 )  # fmt: skip
 def test_damaged_wheels_are_noticed(wheels, tmp_path: Path, change, expected: str) -> None:
     report = check(_spoilt(wheels["first"].path, tmp_path, change))
-    assert not report.good and expected in "\n".join(report.problems)
+    assert not report.good and expected in "\n".join(report.faults)
 
 
 def test_files_that_are_no_wheels_of_ours(cli, wheels, tmp_path: Path) -> None:
@@ -497,7 +497,7 @@ def test_a_wheel_under_another_platforms_name_says_so(wheels, tmp_path: Path) ->
         renamed = tmp_path / f"{good.name.partition('-py3-none-')[0]}-py3-none-{platform}.whl"
         renamed.write_bytes(good.read_bytes())
         report = check(renamed)
-        assert report.problems and set(report.reasons.values()) == {
+        assert report.faults and set(report.reasons.values()) == {
             f"its platform, {platform}, is none that gnaforge writes"
         }
 

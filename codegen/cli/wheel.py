@@ -111,7 +111,7 @@ def check_wheel(
     else:
         _print_report(report)
     if not report.good:
-        raise typer.Exit(1 if report.problems else _CAN_NOT_RUN)
+        raise typer.Exit(1 if report.faults else _CAN_NOT_RUN)
 
 
 def _print_report(report: Report) -> None:
@@ -130,8 +130,8 @@ def _print_report(report: Report) -> None:
     )
     for reason in sorted({reason for reason in report.reasons.values() if reason}):
         say(f"can't run here: {reason}")
-    for problem in report.problems[:_SHOWN]:
-        say(f"PROBLEM: {printable(problem, most=400)}")
-    if len(report.problems) > _SHOWN:
-        say(f"PROBLEM: {len(report.problems) - _SHOWN} more")
-    say("the wheel is intact" if not report.problems else "do not install this wheel")
+    for fault in report.faults[:_SHOWN]:
+        say(f"PROBLEM: {printable(fault, most=400)}")
+    if len(report.faults) > _SHOWN:
+        say(f"PROBLEM: {len(report.faults) - _SHOWN} more")
+    say("the wheel is intact" if not report.faults else "do not install this wheel")

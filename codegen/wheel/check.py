@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 from ..build_tools.elf import Elf, parse_elf
 from ..build_tools.limits import LIBRARY_BYTES, RECORD_BYTES, parse_json
 from ..build_tools.text import printable
-from ..build_tools.wheel_abi import abi_problems, platform_tag
+from ..build_tools.wheel_abi import abi_faults, platform_tag
 from ..build_tools.wheel_file import in_record
 from ..build_tools.zip_file import Archive, open_archive
 from ..errors import GnaforgeError, InputError
@@ -36,24 +36,24 @@ class Report:
 
     Attributes:
         metadata: the wheel's ``metadata.json``.
-        problems: what is wrong with the file itself, one sentence each.
+        faults: what is wrong with the file itself, one sentence each.
         reasons: why a kernel can't run on this machine, by key; empty where it can.
     """
 
     metadata: Mapping[str, Any]
-    problems: tuple[str, ...]
+    faults: tuple[str, ...]
     reasons: Mapping[str, str]
 
     @property
     def good(self) -> bool:
         """Whether the wheel is intact and at least one of its kernels can run here."""
-        return not self.problems and not all(self.reasons.values())
+        return not self.faults and not all(self.reasons.values())
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
             "metadata": dict(self.metadata),
-            "problems": list(self.problems),
+            "problems": list(self.faults),
             "reasons": dict(self.reasons),
             "good": self.good,
         }
@@ -72,14 +72,14 @@ def check(path: Path) -> Report:
     record = f"{name}-{match['version']}.dist-info/RECORD"
     files = _read(path, (f"{name}/{METADATA}", record), [f"{name}/{file}" for file in EXPORTS])
     metadata = _metadata(path, files.texts.get(f"{name}/{METADATA}"))
-    problems = _record_problems(files, record)
+    faults = _record_faults(files, record)
     if (metadata["name"], metadata["version"], metadata["platform"]) != (name, match["version"], tag):
         said = f"{metadata['name']} {metadata['version']} for {metadata['platform']}"
-        problems.append(f"its metadata is that of {said}, not what the file's name says")
-    problems += _library_problems(files, name, metadata)
+        faults.append(f"its metadata is that of {said}, not what the file's name says")
+    faults += _library_faults(files, name, metadata)
     here = _why_not_here(tag)
     reasons = {row["key"]: here for row in metadata["kernels"]} if here else reasons_against(metadata)
-    return Report(metadata, tuple(problems), reasons)
+    return Report(metadata, tuple(faults), reasons)
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def _texts(value: Any) -> Iterator[str]:
             pending += value
 
 
-def _record_problems(files: _Files, record: str) -> list[str]:
+def _record_faults(files: _Files, record: str) -> list[str]:
     """What of the files is not as RECORD says."""
     if record not in files.texts:
         return [f"it has no {record}"]
@@ -179,49 +179,49 @@ def _record_problems(files: _Files, record: str) -> list[str]:
     for line in files.texts[record].decode("utf-8", "replace").splitlines():
         name, _, rest = line.partition(",")
         listed[name] = rest.partition(",")[0]
-    problems = [f"{name} is missing" for name in sorted(listed.keys() - files.digests.keys())]
-    problems += [f"{name} is not listed in RECORD" for name in sorted(files.digests.keys() - listed.keys())]
-    return problems + [
+    faults = [f"{name} is missing" for name in sorted(listed.keys() - files.digests.keys())]
+    faults += [f"{name} is not listed in RECORD" for name in sorted(files.digests.keys() - listed.keys())]
+    return faults + [
         f"{name} is damaged: its content is not what RECORD says"
         for name in sorted(files.digests.keys() & listed.keys() - {record})
         if in_record(files.digests[name]) != listed[name]
     ]
 
 
-def _library_problems(files: _Files, name: str, metadata: Mapping[str, Any]) -> list[str]:
+def _library_faults(files: _Files, name: str, metadata: Mapping[str, Any]) -> list[str]:
     """What of the libraries is not as the metadata and the file's name promise."""
-    problems: list[str] = []
+    faults: list[str] = []
     elves: dict[str, Elf] = {}
     for file, exports in EXPORTS.items():
         data = files.libraries.get(f"{name}/{file}")
         if data is None:
-            problems.append(f"{name}/{file} is missing")
+            faults.append(f"{name}/{file} is missing")
             continue
         if files.digests[f"{name}/{file}"].hex() != metadata["files"].get(file):
-            problems.append(f"{file} has another digest than the metadata says")
+            faults.append(f"{file} has another digest than the metadata says")
         try:
             elves[file] = parse_elf(data, file)
         except InputError as error:
-            problems.append(str(error))
+            faults.append(str(error))
             continue
-        problems += abi_problems(file, elves[file], exports)
+        faults += abi_faults(file, elves[file], exports)
         if file == "kernels.so":
             lost = {row["key"].encode(): row["key"] for row in metadata["kernels"]}
             for held in _KEY.finditer(data):
                 lost.pop(held[1], None)
-            problems += [f"{file} does not hold {key}" for key in lost.values()]
+            faults += [f"{file} does not hold {key}" for key in lost.values()]
     if len(elves) == len(EXPORTS):
         try:
             tag = platform_tag(elves)
             if tag.platform != metadata["platform"]:
-                problems.append(f"its libraries need {tag.platform}, the wheel says {metadata['platform']}")
+                faults.append(f"its libraries need {tag.platform}, the wheel says {metadata['platform']}")
         except GnaforgeError as error:
-            problems.append(str(error))
+            faults.append(str(error))
     info = f"{metadata['name']}-{metadata['version']}.dist-info"
     for row in metadata["licences"]:
         if f"{info}/{row['file']}" not in files.digests:
-            problems.append(f"the licence {row['file']} is missing")
-    return problems
+            faults.append(f"the licence {row['file']} is missing")
+    return faults
 
 
 def _why_not_here(platform_name: str) -> str:
