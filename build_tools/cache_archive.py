@@ -156,9 +156,9 @@ def _read_archive(source: Path) -> Iterator[_Found]:
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise InputError(f"{source}: a record in it is damaged") from error
             if not members.issuperset(names):
-                raise InputError(f"{source}: {printable(folder)} is incomplete")
+                raise InputError(f"{source}: {printable(folder, most=200)} is incomplete")
             if sum(map(archive.size, names)) > ARTIFACT_BYTES:
-                raise InputError(f"{source}: {printable(folder)} has more than {ARTIFACT_BYTES:,} bytes")
+                raise InputError(f"{source}: {printable(folder, most=200)} has more than {ARTIFACT_BYTES:,} bytes")
             yield folder, record, {name.partition("/")[2]: archive.read(name, ARTIFACT_BYTES) for name in names}
 
 
@@ -174,7 +174,7 @@ def _adopt(
     digest = str(record.get("digest"))
     whole = match and re.fullmatch("[0-9a-f]{64}", digest) and digest.startswith(match["digest"])
     if not match or not whole or record.get("schema") != SCHEMA or record.get("key") != match["name"]:
-        raise InputError(f"{printable(folder)} is no artifact of this version's cache")
+        raise InputError(f"{printable(folder, most=200)} is no artifact of this version's cache")
     files, parts = record.get("files"), record.get("parts", {})
     if (
         not isinstance(files, dict)
@@ -185,7 +185,7 @@ def _adopt(
         raise InputError(f"{folder} is damaged: its record is incomplete")
     for name, data in contents.items():
         if not _FILE.fullmatch(name) or hashlib.sha256(data).hexdigest() != files[name]:
-            raise InputError(f"{folder} is damaged: {printable(name)} is not what its record says")
+            raise InputError(f"{folder} is damaged: {printable(name, most=200)} is not what its record says")
     if cache.find(match["name"], digest) is not None:
         return None
     rest = {key: value for key, value in record.items() if key not in ("schema", "digest", "serial", "files")}

@@ -14,6 +14,7 @@ from typing import IO
 from .errors import InputError
 from .files import open_regular
 from .limits import DIRECTORY_BYTES, UNPACKED_BYTES, UNPACKED_FREE, UNPACKED_RATIO
+from .text import printable
 
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # zipfile unpacks others into memory without bound
 _BAD = (
@@ -59,7 +60,9 @@ class Archive:
             InputError: it has more than ``most`` bytes.
         """
         if self.size(name) > most:
-            raise InputError(f"{name} has more than {most:,} bytes, too many for what it should be")
+            raise InputError(
+                f"{printable(name, most=200)} has more than {most:,} bytes, too many for what it should be"
+            )
         with self.open(name) as file:
             return file.read()
 
@@ -95,4 +98,4 @@ def open_archive(path: Path, what: str, most: int | None = UNPACKED_BYTES) -> It
             raise  # of another file
         raise InputError(f"can't read {path}: {error.strerror or error}") from error
     except _BAD as error:
-        raise InputError(f"{path} is no {what}, or a damaged one: {error}") from error
+        raise InputError(f"{path} is no {what}, or a damaged one: {printable(error, most=200)}") from error

@@ -81,18 +81,16 @@ def test_the_table_of_a_kernels_library_is_part_of_its_key() -> None:
     assert source_parts(SMALL, "a", "b") != source_parts(SMALL, "a", "c")
 
 
-def test_cutlass_is_part_of_the_key_of_what_includes_it(templates: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    version = "4.2.0"
-    monkeypatch.setattr("gnaforge.build.kernels.cutlass_version", lambda: version)
-    plain = digests()
-    header = templates / "include/gnaforge/gna/window.h"
-    header.write_text("#include <cute/tensor.hpp>\n" + header.read_text())
-    (before, source) = digests()
-    assert plain[0] != before
-    version = "4.3.0"
-    assert digests() == (make_jobs([SMALL], cxx_compiler())[0].digest, source) and digests()[0] != before
-    header.write_text(header.read_text().partition("\n")[2])
-    assert digests() == plain
+def test_cutlass_is_part_of_the_key_of_families_that_are_made_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others can't include it: their compiler isn't told where it is."""
+    from gnaforge.build.kernels import source_parts
+
+    made_of_it = KernelConfig.parse("gna_forward-sm100-r1-bf16-d64-q256-kv128-cutlass")
+    found = []
+    for version in ("4.2.0", "4.3.0"):
+        monkeypatch.setattr("gnaforge.build.kernels.cutlass_version", lambda it=version: it)
+        found.append([source_parts(config, "a", "b") for config in (made_of_it, SMALL)])
+    assert found[0][0] != found[1][0] and found[0][1] == found[1][1]
 
 
 def test_the_compiler_is_part_of_the_key_but_no_lookup_asks_for_it(filled: Path, fake_cxx, monkeypatch) -> None:

@@ -148,10 +148,23 @@ from gnaforge.build.render import render_kernel
 print(said(lambda: render_kernel(families.require_config(SM90))))
 print(said(lambda: build_kernels([families.require_config(CPU)])))
 """
-    lines = scratch(code)
-    assert "the template of the kernel family sm90_forward takes what this config doesn't have" in lines[0]
-    assert "did not compile" in lines[1] and "GNAFORGE_FP8_E4M3" in lines[1]
-    # The contract has a code for it, and the kernel's own header has no element for that.
-    declared = "g++ -DGNAFORGE_FP8_E4M3=static_cast<gnaforge_dtype>(200)"
-    lines = scratch(code, CXX=f"{declared.split()[0]} '{declared.split()[1]}'")
-    assert "did not compile" in lines[1] and "GNAFORGE_FP8_E4M3" not in lines[1].split("\n")[0].replace("-D", "")
+    template, unknown = scratch(code)
+    assert "the template of the kernel family sm90_forward takes what this config doesn't have" in template
+    assert re.search("did not compile: .*GNAFORGE_FP8_E4M3.* not declared", unknown)
+    # The contract has a code for it, the kernels' headers have no element.
+    _, known = scratch(code, CXX="g++ '-DGNAFORGE_FP8_E4M3=static_cast<gnaforge_dtype>(200)'")
+    assert re.search("did not compile: .*no cpu kernel takes this dtype", known)
+
+
+def test_a_kernel_does_not_write_another_output_type_than_it_is_built_for(scratch) -> None:
+    (said,) = scratch(
+        """
+import gnaforge.families.cpu_forward as own
+own.FAMILY = replace(own.FAMILY, out_dtypes={"bf16": ("fp32",)})
+families._table.cache_clear()
+from gnaforge.build.kernels import build_kernels
+config = families.require_config("gna_forward-cpu-r1-bf16-ofp32-dany-q8-kv8")
+print(said(lambda: build_kernels([config])))
+"""
+    )
+    assert re.search("did not compile: .*the output has the inputs' dtype", said)

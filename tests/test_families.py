@@ -112,6 +112,15 @@ def test_kernels_take_their_capabilities_from_the_target() -> None:
         assert said in render_kernel(require_config(key))
 
 
+def test_features_are_those_of_the_contract() -> None:
+    text = (ROOT / "templates/include/gnaforge/abi.h").read_text()
+    known = {name.lower() for name in re.findall(r"#define GNAFORGE_FEATURE_(\w+)", text)}
+    for family in families():
+        assert set(family.features) <= known
+    rendered = render_kernel(require_config("gna_forward-sm90-r1-bf16-d64-q64-kv64"))
+    assert "features = GNAFORGE_FEATURE_DETERMINISTIC;" in rendered and "op = GNAFORGE_GNA_FORWARD;" in rendered
+
+
 def test_families_that_include_cutlass_say_so() -> None:
     """Only then are its headers found, its version part of a kernel's name in the cache, and its licence in wheels."""
     for family in families():

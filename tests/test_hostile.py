@@ -70,7 +70,15 @@ def test_a_nasty_value_in_any_place_of_a_report(good: dict[str, Reader], tmp_pat
 
 def test_what_terminals_obey_is_written_as_its_escape() -> None:
     assert printable("a\x1b[2J\x07\x9b\u202e\u2028\ud800\n\tÄ 😀") == (r"a\x1b[2J\x07\x9b\u202e\u2028\ud800\n\tÄ 😀")
-    assert printable("a\n\tb\r", lines=True) == "a\n\tb\\r"
+    assert printable("a\n\tb\r", lines=True) == "a\n\tb\\r" and printable("abcd", most=3) == "abc..."
+
+
+def test_names_in_errors_are_cut(tmp_path: Path) -> None:
+    """A file's name in an archive may have 65,535 bytes."""
+    (tmp_path / WHEEL).write_bytes(zipped({"../" + "\x1b" * 20_000: b""}))
+    with pytest.raises(InputError, match="which would be written outside its folder") as caught:
+        check(tmp_path / WHEEL)
+    assert len(str(caught.value)) < 2000
 
 
 def test_every_command_prints_through_that_function() -> None:

@@ -308,7 +308,7 @@ def test_a_long_list_of_problems_is_cut_short() -> None:
     assert lines[-1] == "f.yaml: 30 more faults are not listed"
 
 
-# As above, but what the arch table refuses: one line per arch that does.
+# As above, but what kernel families refuse: one line per arch that does.
 OFF_LIMITS = {
     "head dim": (
         "[64, 128]",

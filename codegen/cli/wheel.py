@@ -131,7 +131,7 @@ def _print_report(report: Report) -> None:
     for reason in sorted({reason for reason in report.reasons.values() if reason}):
         say(f"can't run here: {reason}")
     for problem in report.problems[:_SHOWN]:
-        say(f"PROBLEM: {printable(problem)}")
+        say(f"PROBLEM: {printable(problem, most=400)}")
     if len(report.problems) > _SHOWN:
         say(f"PROBLEM: {len(report.problems) - _SHOWN} more")
     say("the wheel is intact" if not report.problems else "do not install this wheel")

@@ -134,8 +134,12 @@ class KernelConfig:
     @cached_property
     def key(self) -> str:
         """Canonical text form, as `EXAMPLE_KEY`."""
-        texts = ((part, getattr(self, part.field)) for part in _PARTS)
-        return "".join(part.prefix + part.show(value) for part, value in texts if value or not part.optional)
+        parts = []
+        for field, _, prefix, _, show, optional in _PARTS:
+            value = getattr(self, field)
+            if value or not optional:
+                parts.append(prefix + show(value))
+        return "".join(parts)
 
     @classmethod
     def parse(cls, key: str) -> KernelConfig:

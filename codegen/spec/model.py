@@ -364,8 +364,9 @@ def _config(
     def of_family(family: Family) -> KernelConfig:
         return of(family.variant, family.smallest_boxes(rank))
 
-    if any(not variant or family.variant == variant for family in families_of(op, arch)):
-        return of_family(choose_family(op, arch, variant or None, of_family))
+    named = [family for family in families_of(op, arch) if not variant or family.variant == variant]
+    if named:
+        return of_family(named[0] if len(named) == 1 else choose_family(op, arch, None, of_family))
     return of(variant, ((1,) * rank, (1,) * rank))  # `faults_of` says what is wrong with it
 
 

@@ -101,7 +101,7 @@ def _read(path: Path, texts: Sequence[str], libraries: Sequence[str]) -> _Files:
     with open_archive(path, "wheel") as archive:
         for name in archive.names:
             if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-                raise InputError(f"{path} holds {name!r}, which would be written outside its folder")
+                raise InputError(f"{path} holds {printable(name, most=200)}, which would be written outside its folder")
             if name in texts:
                 found.texts[name] = archive.read(name, RECORD_BYTES)
                 found.digests[name] = hashlib.sha256(found.texts[name]).digest()
@@ -114,7 +114,7 @@ def _read(path: Path, texts: Sequence[str], libraries: Sequence[str]) -> _Files:
 
 def _unpack(archive: Archive, name: str) -> tuple[bytes, bytes | mmap.mmap]:
     if archive.size(name) > LIBRARY_BYTES:
-        raise InputError(f"{printable(name)} has more than {LIBRARY_BYTES:,} bytes, too many for a library")
+        raise InputError(f"{printable(name, most=200)} has more than {LIBRARY_BYTES:,} bytes, too many for a library")
     with tempfile.TemporaryFile() as file:
         digest = _copy(archive, name, file)
         file.flush()
