@@ -57,9 +57,11 @@ if {op!r} != "gna_unknown":  # whose key is none of this version's
     say(message(lambda: gnaforge.na2d(x, x, x, 3, q_tile_shape=(1, 8))))
 operator = torch.ops.gnaforge.forward.default
 found = failure(lambda: operator(x, x, x, [3, 3, 1, 1, 1, 1, 0, 0], None, {key!r}))
+say([kernel.key for kernel in gnaforge.kernels()])
 say(found.code.name, found.text)
 """,
     )
+    assert out[-3] == ([key] if op in abi.OPS else [])  # nobody can ask for one whose key means nothing
     assert out[0] == 1
     assert "NoKernelError: gnaforge: no kernel fits this problem" in out[1] and "no kernel is loaded" in out[1]
     assert out[-2] == "REFUSED" and out[-1].endswith("doesn't compute gna_forward")
@@ -124,8 +126,10 @@ for name, path in {able!r}.items():
     core.load_library(path)
     say(call(name))
 say(message(lambda: operator(x, x, x, whole)[0].max().item()))
+say([kernel.features for kernel in gnaforge.kernels()])
 """,
     )
+    assert sorted(out.pop()) == sorted([[], *([name] for name in able)])
     assert out[:2] == [1.0, 1.0] and out[-1] == 1.0
     for number, name in enumerate(able):
         if name != "kv_sink":  # which comes with an offset, and so with a range

@@ -16,8 +16,8 @@ from typing import Any
 import gnaforge
 import pytest
 import torch
-from gnaforge.runtime.problem import FEATURES, Problem
-from gnaforge.runtime.problem_rules import EDGES, ProblemError
+from gnaforge.runtime.problem import FEATURES, Problem, fields_of_pattern
+from gnaforge.runtime.problem_rules import EDGES, SCALARS, ProblemError
 
 PLAIN = Problem((30, 48, 80), (18, 24, 24), (16, 8, 8), heads=24, kv_heads=8, head_dim=72, value_head_dim=80, batch=2)
 # One of each kind that plain GNA doesn't have, with the features that it needs.
@@ -111,9 +111,24 @@ def test_what_a_problem_needs_of_a_kernel(problem: Problem, needed: list[str]) -
     for name in needed:
         with pytest.raises(ProblemError, match=f"that kernel does not have the feature {name}$"):
             problem.require_features(set(FEATURES) - {name}, "that kernel")
-    for text in (lambda: problem.axes, lambda: problem.pattern, problem.arguments, problem.options):
+    for text in (lambda: problem.axes, problem.arguments, problem.options):
         with pytest.raises(ProblemError, match="does not have the feature"):
             text()
+
+
+@pytest.mark.parametrize("problem", [PLAIN, Problem(9, 4), *(problem for problem, _ in BEYOND)])
+def test_the_operators_pattern_brings_a_problem_back(problem: Problem) -> None:
+    further = {name: getattr(problem, name) for name in ("tokens", "kv_tokens", "extra_tokens", *SCALARS)}
+    fields = fields_of_pattern(problem.pattern)
+    assert Problem(**fields, **further, dtype=problem.dtype, scale=problem.scale) == problem
+    is_plain = set(problem.features()) <= {"block_causal", "extra_keys"}
+    assert len(problem.pattern) == problem.rank * (4 if is_plain else 10)
+
+
+@pytest.mark.parametrize("pattern", [[], [3], [3, 1, 1], [3] * 11, [3, 1, 1, 4], [3, 1, 1, 0, 3, 0, 9, 0, 0, 0]])
+def test_numbers_that_are_no_pattern(pattern: list[int]) -> None:
+    with pytest.raises(ProblemError, match="pattern: "):
+        fields_of_pattern(pattern)
 
 
 def test_features_are_all_fields_beyond_plain_gna() -> None:

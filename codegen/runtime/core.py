@@ -290,7 +290,8 @@ def generation() -> int:
 
 
 def table() -> list[dict[str, Any]]:
-    """The kernel table: key, origin, threads, shared_memory, device and emulated of each kernel, sorted by key."""
+    """The kernel table: key, origin, threads, shared_memory, device, emulated and features of each kernel, sorted by
+    key."""
     library = core()
     size = 1 << 16
     while True:

@@ -11,7 +11,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .dtypes import dtype_name
-from .problem_rules import SCALARS, Dimension, ProblemError, dimension_faults, head_faults, require_types
+from .problem_rules import EDGES, SCALARS, Dimension, ProblemError, dimension_faults, head_faults, require_types
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +44,10 @@ _NEUTRAL: dict[str, Any] = {
     "kv_sink": 0,
 }
 _PATTERN = ("stride", "dilation", "causal", "edge", "sink", "grid", "q_offset", "kv_tokens", "kv_offset", "kv_sink")
+
+_CAUSAL = (False, True, "block")  # by number in the operator's pattern
+_IN_PATTERN = ("window", "stride", "dilation", "causal", "edge", "sink", "grid", "q_offset", "kv_offset", "kv_sink")
+_PLAIN_IN_PATTERN = 4  # fields that every pattern has; it has the others all or none
 
 Ints = int | Sequence[int]
 Causal = bool | str
@@ -159,7 +163,7 @@ class Problem:
             "scale": scale,
             "edge": per_dim("edge", edge, rank),
             "sink": per_dim("sink", sink, rank),
-            "grid": None if keys is None and field == whole else field,
+            "grid": field,
             "q_offset": per_dim("q_offset", q_offset, rank),
             "kv_tokens": keys,
             "kv_offset": per_dim("kv_offset", kv_offset, rank),
@@ -169,6 +173,8 @@ class Problem:
         require_types(values)
         for name, value in values.items():
             object.__setattr__(self, name, value)
+        if field == (keys or whole) and all(axis.dense or axis.keys == axis.tokens for axis in self.dimensions):
+            object.__setattr__(self, "grid", None)  # which would say no more
         faults = [fault for d, axis in enumerate(self.dimensions) for fault in dimension_faults(axis, d)]
         for fault in (*faults, *head_faults(self.heads, self.kv_heads)):
             raise ProblemError(fault.field, fault.text)
@@ -240,13 +246,23 @@ class Problem:
 
     @property
     def pattern(self) -> list[int]:
-        """The torch operator's ``pattern``: window, stride, dilation and causal of all dimensions.
-
-        Raises:
-            ProblemError: the problem is not plain.
-        """
-        self.require_features(())
-        return [*self.window, *self.stride, *self.dilation, *map(int, self.causal)]
+        """The torch operator's ``pattern``: window, stride, dilation and causal of all dimensions; where they don't say
+        all, also edge, sink, grid, q_offset, kv_offset and kv_sink. Extra keys are the operator's own arguments."""
+        fields = {
+            "window": self.window,
+            "stride": self.stride,
+            "dilation": self.dilation,
+            "causal": map(_CAUSAL.index, self.causal),
+            "edge": map(EDGES.index, self.edge),
+            "sink": self.sink,
+            "grid": self.grid or self.kv_tokens or self.tokens,
+            "q_offset": self.q_offset,
+            "kv_offset": self.kv_offset,
+            "kv_sink": self.kv_sink,
+        }
+        plain = not {*self.features()} - {"block_causal", "extra_keys"}
+        names = list(fields)[: 4 if plain else None]
+        return [value for name in names for value in fields[name]]
 
     def features(self) -> tuple[str, ...]:
         """What it needs beyond plain GNA, of `FEATURES` and in that order."""
@@ -389,6 +405,26 @@ def parse_numbers(field: str, text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.replace("x", ",").split(","))
     except ValueError:
         raise ProblemError(field, f"{text!r} is no list of whole numbers; write for example 56,56") from None
+
+
+def fields_of_pattern(pattern: Sequence[int]) -> dict[str, tuple[Any, ...]]:
+    """The fields of a problem that the torch operator's ``pattern`` holds, as `Problem.pattern` gives it.
+
+    Raises:
+        ProblemError: it has a wrong length, or numbers that mean nothing.
+    """
+    for rank in (1, 2, 3):
+        for count in (_PLAIN_IN_PATTERN, len(_IN_PATTERN)):
+            if len(pattern) == rank * count:
+                columns = [tuple(pattern[i : i + rank]) for i in range(0, len(pattern), rank)]
+                fields: dict[str, tuple[Any, ...]] = dict(zip(_IN_PATTERN, columns, strict=False))
+                for name, meanings in (("causal", _CAUSAL), ("edge", EDGES)):
+                    if not all(0 <= number < len(meanings) for number in fields.get(name, ())):
+                        raise ProblemError("pattern", f"{fields[name]} holds numbers that are no {name}")
+                    if name in fields:
+                        fields[name] = tuple(meanings[number] for number in fields[name])
+                return fields
+    raise ProblemError("pattern", f"{len(pattern)} numbers are no pattern of 1 to 3 dimensions")
 
 
 def per_dim(name: str, value: Any, rank: int) -> tuple[Any, ...]:

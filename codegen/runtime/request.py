@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .config import ANY_HEAD_DIM, KernelConfig
 from .dtypes import dtype_name
-from .problem import Problem
+from .problem import Problem, fields_of_pattern
 
 if TYPE_CHECKING:
     import torch
@@ -63,22 +63,27 @@ class Request:
 
 
 def request_of(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pattern: Sequence[int], pinned: str = ""
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    pattern: Sequence[int],
+    pinned: str = "",
+    extra_key: torch.Tensor | None = None,
 ) -> Request:
-    """The request that a forward call with these tensors makes; ``pattern`` is window, stride, dilation, causal.
+    """The request that a forward call with these tensors makes; ``pattern`` as the operator has it.
 
     Raises:
         ProblemError: the tensors and the pattern make no problem.
     """
-    rank = len(pattern) // 4
-    sizes = (*query.shape, *key.shape, value.shape[-1])
+    fields = fields_of_pattern(pattern)
+    extra = () if extra_key is None else (extra_key.shape[1],)
+    sizes = (*query.shape, *key.shape, value.shape[-1], *extra)
     problem = None
     if all(type(size) is int and size for size in sizes):  # a size may be a symbol while torch traces, and 0
-        window, stride, dilation, causal = (tuple(pattern[i * rank : (i + 1) * rank]) for i in range(4))
-        problem = Problem.of_tensors(query, key, value, window, stride, dilation, tuple(map(bool, causal)))
+        problem = Problem.of_tensors(query, key, value, **fields, extra_tokens=extra)
     return Request(
         "gna_forward",
-        rank,
+        len(fields["window"]),
         dtype_name(query.dtype),
         int(query.shape[-1]),
         int(value.shape[-1]),

@@ -56,7 +56,7 @@ def loaded_kernels() -> Mapping[KernelConfig, LoadedKernel]:
     if generation != _generation:
         known = {kernel.key: kernel for kernel in _rows.values()}  # kernels stay; parsing takes long
         rows = [known.get(row["key"]) or _loaded_kernel(**row) for row in core.table()]
-        _rows, _generation = {kernel.config: kernel for kernel in rows}, generation
+        _rows, _generation = {kernel.config: kernel for kernel in rows if kernel is not None}, generation
     return _rows
 
 
@@ -65,5 +65,10 @@ def serves(request: Request) -> bool:
     return any(not kernel.refusal(request) for kernel in loaded_kernels().values())
 
 
-def _loaded_kernel(key: str, **facts: Any) -> LoadedKernel:
-    return LoadedKernel(KernelConfig.parse(key), **facts)
+def _loaded_kernel(key: str, features: list[str], **facts: Any) -> LoadedKernel | None:
+    """None for a kernel of a later version, whose key means nothing here: only other versions can ask for it."""
+    try:
+        config = KernelConfig.parse(key)
+    except ValueError:
+        return None
+    return LoadedKernel(config, features=tuple(features), **facts)

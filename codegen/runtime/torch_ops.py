@@ -8,6 +8,7 @@ import torch
 
 from . import lookup, table
 from .errors import NoKernelError
+from .problem import fields_of_pattern
 from .request import Request, request_of
 
 
@@ -22,9 +23,9 @@ def _forward_fake(
     extra_v: torch.Tensor | None = None,
     extra_lengths: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    rank = len(pattern) // 4
+    rank = len(fields_of_pattern(pattern)["window"])
     torch._check(q.dim() == rank + 3, lambda: f"gnaforge: query must have {rank + 3} dims, got {q.dim()}")
-    _load_for_graph(request_of(q, k, v, pattern, key))
+    _load_for_graph(request_of(q, k, v, pattern, key, extra_k))
     return q.new_empty((*q.shape[:-1], v.shape[-1])), q.new_empty(q.shape[:-1], dtype=torch.float32)
 
 

@@ -297,7 +297,14 @@ GNAFORGE_EXPORT size_t gnaforge_core_kernels(char* json, size_t n) {
             gnaforge::json_string(kernel.origin) + ",\"threads\":" + std::to_string(entry.threads) +
             ",\"shared_memory\":" + std::to_string(entry.shared_memory) + ",\"device\":" +
             (kernel.tensor_device() == GNAFORGE_CPU ? "\"cpu\"" : "\"cuda\"") +
-            ",\"emulated\":" + (kernel.emulated ? "true" : "false") + "}";
+            ",\"emulated\":" + (kernel.emulated ? "true" : "false") + ",\"features\":[";
+    bool first = true;
+    for (int feature = 0; feature < gnaforge::feature_count; ++feature) {
+      if (!(entry.features >> feature & 1)) continue;
+      text += (first ? "\"" : ",\"") + std::string(gnaforge::feature_names[feature]) + "\"";
+      first = false;
+    }
+    text += "]}";
   }
   text += "]";
   if (text.size() < n) std::memcpy(json, text.c_str(), text.size() + 1);
