@@ -38,8 +38,8 @@ struct RowMask {
   }
 
  private:
-  /// Columns from `first` on whose coordinate along `d` is in range: runs of (end - begin) * pitch columns, which repeat
-  /// with a period of extent * pitch.
+  /// Columns from `first` on whose coordinate along `d` is in range: runs of (end - begin) * pitch columns, which
+  /// repeat with a period of extent * pitch.
   GNAFORGE_HD unsigned axis_word(int d, int first) const {
     const int pitch = KvTile::pitch(d), period = KvTile::extent(d) * pitch;
     const int begin = range[d].begin * pitch, end = range[d].end * pitch;

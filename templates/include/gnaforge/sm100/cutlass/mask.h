@@ -17,8 +17,8 @@ struct MaskState {
   typename Source::Walk walk;
 };
 
-/// The fifth leaf of the mainloop's problem shape, which it hands through to the mask. The mainloop copies it once per Q
-/// tile, so that `begun` is of one Q tile.
+/// The fifth leaf of the mainloop's problem shape, which it hands through to the mask. The mainloop copies it once per
+/// Q tile, so that `begun` is of one Q tile.
 template <class Source>
 struct GnaShape {
   const gpu::Params<Source::rank>* params;
