@@ -2,7 +2,8 @@
 
 An artifact is made in a private folder and renamed into place; its record is written last and is the commit marker.
 One lock per artifact, which the operating system frees when its holder dies, keeps processes from building the same
-thing twice. What others could have written is never used. Looking something up imports little and starts nothing.
+thing twice where all see it; where they don't, as on some network file systems, both build and the first one published
+stays. What others could have written is never used. Looking something up imports little and starts nothing.
 """
 
 from __future__ import annotations
@@ -14,27 +15,30 @@ import os
 import shutil
 import stat
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from .artifact import (
+    DIGITS as _DIGITS,
     RECORD as RECORD,
     SCHEMA as SCHEMA,
     Artifact as Artifact,
     digest_of as digest_of,
-    mistrust,
     read_artifact as read_artifact,
 )
-from .errors import BuildError
+from .errors import BuildError, InputError
 from .files import file_digest, sync_tree
+from .scratch import abandoned, make_scratch
+from .text import printable
+from .trust import make_private, mistrust, mistrust_of_way
 
 FAILED = ".failed"
+FAILED_MARK = ".gnaforge-failed-build"
+"""A file in each kept folder of a failed build: nothing else in `FAILED` is ours to delete."""
 _LOCKS = ".locks"
-_SCRATCH = ".build-"
-_DIGITS = 16  # of the digest, in a folder's name
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)  # of file systems without them
 _PATIENCE = 5.0  # seconds to wait for another process before saying so
 ATTEMPTS = 3  # at making something in a cache that is deleted meanwhile
 REMEDY = "set GNAFORGE_CACHE_DIR to a folder of your own"
@@ -74,10 +78,10 @@ class Cache:
 
     def unusable(self) -> str:
         """Why nothing can be made here, after trying to create the folder; empty if all is well."""
+        if reason := mistrust_of_way(self.root):
+            return reason
         try:
-            self.root.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(FileExistsError):
-                self.root.mkdir(mode=0o700)
+            make_private(self.root)
             info = self.root.lstat()
         except OSError as error:
             return f"can't be created: {error.strerror}"
@@ -89,13 +93,20 @@ class Cache:
             return reason + (": chmod 700 it" if info.st_uid == os.getuid() else "")
         return "" if os.access(self.root, os.W_OK | os.X_OK) else "is read-only"
 
-    def trusted(self) -> bool:
-        """Whether code may be loaded from here: a real folder that nobody but its owner, you or root, can write."""
+    def mistrusted(self) -> str:
+        """Why code may not be loaded from here; empty for a real folder that nobody but you and root can write or
+        put another in the place of."""
+        if reason := mistrust_of_way(self.root):
+            return reason
         try:
             info = self.root.lstat()
-        except OSError:
-            return False
-        return stat.S_ISDIR(info.st_mode) and not mistrust(info)
+        except OSError as error:
+            return f"can't be reached: {error.strerror}"
+        return mistrust(info) if stat.S_ISDIR(info.st_mode) else "is no folder, or a symbolic link"
+
+    def trusted(self) -> bool:
+        """Whether code may be loaded from here."""
+        return not self.mistrusted()
 
     def exists(self) -> bool:
         """Whether there is a folder that can be reached."""
@@ -147,20 +158,26 @@ class Cache:
         found = [artifact for entry in sorted(own) if (artifact := read_artifact(self.root / entry)) is not None]
         return sorted(found, key=Artifact.serial, reverse=True)
 
-    def current(self, name: str, source_digest: str, file: str, parts: Mapping[str, str]) -> Path | None:
-        """The verified ``file`` of the latest artifact of that name that is `Artifact.made_of` these, if there is one.
+    def open_current(
+        self, name: str, source_digest: str, file: str, parts: Mapping[str, str], misfits: dict[Path, str]
+    ) -> Iterator[BinaryIO]:
+        """The verified ``file`` of each artifact of that name that is `Artifact.made_of` these and fits this machine.
 
-        No compiler is asked for, so this also works where there is none.
+        Each is open until the next is asked for; the latest made comes first. Those that don't fit are added to
+        ``misfits``, with the reason. No compiler is asked for, so this also works where there is none.
         """
         for artifact in self.named(name) if self.trusted() else ():
             if artifact.made_of(source_digest, parts):
                 try:
-                    path = artifact.verified(file)
+                    opened = artifact.open_verified(file)
                 except BuildError:
                     continue  # damaged: as good as absent, the next build makes it anew
-                artifact.mark_used(self.clock())
-                return path
-        return None
+                with opened:
+                    if reason := artifact.misfit(opened):
+                        misfits[artifact.folder] = reason
+                        continue
+                    artifact.mark_used(self.clock())
+                    yield opened
 
     def artifacts(self) -> Iterator[Artifact]:
         """All complete artifacts, by folder name. Files are not verified."""
@@ -173,8 +190,11 @@ class Cache:
         import filelock
 
         locks = self.root / _LOCKS
-        locks.mkdir(mode=0o700, exist_ok=True)
+        make_private(locks)
         path = locks / (self.folder(name, digest).name if digest else name)
+        if not _can_lock(path):
+            yield
+            return
         lock = filelock.FileLock(path, mode=0o600)
         try:
             lock.acquire(timeout=_PATIENCE)
@@ -197,54 +217,27 @@ class Cache:
         Raises:
             CacheVanished: in place of any error, if the folder was deleted meanwhile.
         """
-        import fcntl
-
-        with self.lock("scratch"):  # a folder that isn't locked yet looks as if its owner had died
-            self.remove_abandoned()
-            folder = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=self.root))
-            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        folder = make_scratch(self.root)
         try:
+            for left in abandoned(self.root, folder):
+                shutil.rmtree(left, ignore_errors=True)
             yield folder
         except (OSError, BuildError) as error:
             if not folder.is_dir():
                 raise CacheVanished(f"the cache folder {self.root} was deleted during a build; try again") from error
             raise
         finally:
-            os.close(descriptor)
             shutil.rmtree(folder, ignore_errors=True)
-
-    def abandoned(self) -> Iterator[Path]:
-        """Scratch folders whose process has died. To be called with the lock ``scratch``."""
-        import fcntl
-
-        for folder in self.root.glob(f"{_SCRATCH}*"):
-            try:
-                descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            except OSError:
-                continue
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                yield folder
-            except OSError:
-                continue  # in use
-            finally:
-                os.close(descriptor)
-
-    def remove_abandoned(self) -> int:
-        """Deletes the scratch folders of processes that died, and returns how many there were."""
-        folders = list(self.abandoned())
-        for folder in folders:
-            shutil.rmtree(folder, ignore_errors=True)
-        return len(folders)
 
     def keep_failed(self, name: str, folder: Path) -> Path | None:
         """Keeps a copy of a failed build for the user to look at; None if there is no room for it."""
         kept = self.root / FAILED / name
         try:
-            shutil.rmtree(kept, ignore_errors=True)
-            kept.parent.mkdir(mode=0o700, exist_ok=True)
+            if (kept / FAILED_MARK).is_file():
+                shutil.rmtree(kept, ignore_errors=True)
+            make_private(kept.parent)
             shutil.copytree(folder, kept)
+            (kept / FAILED_MARK).write_text("")
         except (OSError, shutil.Error):
             return None
         return kept
@@ -260,6 +253,7 @@ class Cache:
             "digest": digest,
             "serial": 1 + max(map(Artifact.serial, self.named(name)), default=0),
             **record,
+            "needs": _needs(folder),
             "files": {path.name: file_digest(path) for path in sorted(folder.iterdir())},
         }
         (folder / RECORD).write_text(json.dumps(complete, indent=1) + "\n")
@@ -281,6 +275,15 @@ class Cache:
             with contextlib.suppress(FileNotFoundError):
                 target.rename(folder.with_name(f".damaged-{os.urandom(4).hex()}"))  # goes with the scratch folder
         return Artifact(target, complete)
+
+    def discard(self, folder: Path) -> None:
+        """Deletes an artifact, whoever may be using it: what a process has loaded stays loaded.
+
+        Raises:
+            OSError, BuildError: the cache can't be written.
+        """
+        with self.scratch() as trash, contextlib.suppress(FileNotFoundError):  # another process was faster
+            folder.rename(trash / folder.name)
 
     def making(self, work: Callable[[], T]) -> T:
         """What ``work`` returns, which makes artifacts here; it is called again if the folder is deleted meanwhile.
@@ -310,7 +313,7 @@ class Cache:
         Raises:
             BuildError: the cache can't be written, or whatever ``make`` raises.
         """
-        if (artifact := self.find(name, digest)) is not None:
+        if self.trusted() and (artifact := self.find(name, digest)) is not None:
             return artifact
 
         def under_lock() -> Artifact:
@@ -347,7 +350,58 @@ def find_in_layers(name: str, digest: str) -> Artifact | None:
     return next((artifact for artifact in found if artifact is not None), None)
 
 
+def open_in_layers(
+    name: str, source_digest: str, file: str, parts: Mapping[str, str] | None = None
+) -> Iterator[BinaryIO]:
+    """As `Cache.open_current`, of all layers; says so once, on stderr, if there are some and none fits this machine."""
+    misfits: dict[Path, str] = {}
+    found = False
+    for cache in cache_layers():
+        for opened in cache.open_current(name, source_digest, file, parts or {}, misfits):
+            found = True
+            yield opened
+    for folder, reason in misfits.items() if not found else ():
+        pass_over(folder, reason)
+
+
 def current_in_layers(name: str, source_digest: str, file: str, parts: Mapping[str, str] | None = None) -> Path | None:
-    """As `Cache.current`, in the first layer that has it."""
-    found = (cache.current(name, source_digest, file, parts or {}) for cache in cache_layers())
-    return next((path for path in found if path is not None), None)
+    """Path of the first file of `open_in_layers`."""
+    for opened in open_in_layers(name, source_digest, file, parts):
+        return Path(opened.name)
+    return None
+
+
+_passed_over: set[Path] = set()
+
+
+def pass_over(folder: Path, reason: str) -> None:
+    """Says, once per process and artifact, that it isn't used here and why."""
+    if folder not in _passed_over:
+        _passed_over.add(folder)
+        print(printable(f"gnaforge: passed over {folder}, which {reason}"), file=sys.stderr, flush=True)
+
+
+def _can_lock(path: Path) -> bool:
+    """Whether locks can be had on this file system. Without them two may build one thing; the first published stays."""
+    import fcntl
+
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in _NO_LOCKS
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _needs(folder: Path) -> dict[str, str]:
+    """What the libraries in a folder ask of a machine."""
+    from .elf import read_elf
+    from .machine import needs_of
+
+    libraries = []
+    for path in folder.glob("*.so"):
+        with contextlib.suppress(InputError):  # a stand-in of a test, or a link
+            libraries.append(read_elf(path))
+    return needs_of(libraries)

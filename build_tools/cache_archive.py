@@ -7,16 +7,19 @@ import json
 import os
 import re
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .artifact import mistrust, read_artifact
+from .artifact import read_artifact
 from .cache import RECORD, SCHEMA, Artifact, Cache
-from .errors import BuildError, GnaforgeError, InputError
+from .errors import BuildError, InputError
+from .files import open_regular, read_at_most
+from .limits import ARTIFACT_BYTES, RECORD_BYTES, parse_json
+from .text import printable
+from .trust import mistrust
 from .wheel_file import write_zip
+from .zip_file import open_archive
 
 _FOLDER = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)-(?P<digest>[0-9a-f]{16})")
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -122,31 +125,41 @@ def _read_folder(source: Path) -> Iterator[_Found]:
             reasons = [reason for path in (folder, *folder.glob(RECORD)) if (reason := mistrust(path.lstat()))]
             raise InputError(f"{folder} {reasons[0] if reasons else 'is damaged: it has no record that can be read'}")
         try:
-            contents = {name: (folder / Path(name).name).read_bytes() for name in artifact.record["files"]}
+            contents, left = {}, ARTIFACT_BYTES
+            for name in artifact.record["files"]:
+                with open_regular(folder / Path(name).name) as file:
+                    contents[name] = read_at_most(file, left)
+                left -= len(contents[name])
+                if left < 0:
+                    raise InputError(f"{source}: {folder.name} has more than {ARTIFACT_BYTES:,} bytes")
         except FileNotFoundError as error:
             raise InputError(f"{source}: {folder.name} is damaged: {error.filename} is missing") from error
+        except InputError:
+            raise
+        except ValueError as error:  # a null byte in a name
+            raise InputError(f"{source}: {folder.name} is damaged: {error}") from error
         yield folder.name, artifact.record, contents
 
 
 def _read_archive(source: Path) -> Iterator[_Found]:
-    try:
-        with zipfile.ZipFile(source) as archive:
-            members = set(archive.namelist())
-            for member in sorted(members):
-                folder, _, name = member.partition("/")
-                if name != RECORD:
-                    continue
-                record = json.loads(archive.read(member))
+    with open_archive(source, "zip file", most=None) as archive:
+        members = set(archive.names)
+        for member in sorted(members):
+            folder, _, name = member.partition("/")
+            if name != RECORD:
+                continue
+            try:
+                record = parse_json(archive.read(member, RECORD_BYTES), RECORD_BYTES)
                 names = [f"{folder}/{file}" for file in record["files"]]
-                if not members.issuperset(names):
-                    raise InputError(f"{source}: {folder} is incomplete")
-                yield folder, record, {name.partition("/")[2]: archive.read(name) for name in names}
-    except GnaforgeError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{source}: a record in it is damaged") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: encrypted
-        raise InputError(f"{source} is no zip file, or a damaged one: {error}") from error
+            except InputError:
+                raise
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise InputError(f"{source}: a record in it is damaged") from error
+            if not members.issuperset(names):
+                raise InputError(f"{source}: {printable(folder, most=200)} is incomplete")
+            if sum(map(archive.size, names)) > ARTIFACT_BYTES:
+                raise InputError(f"{source}: {printable(folder, most=200)} has more than {ARTIFACT_BYTES:,} bytes")
+            yield folder, record, {name.partition("/")[2]: archive.read(name, ARTIFACT_BYTES) for name in names}
 
 
 def _adopt(
@@ -161,7 +174,7 @@ def _adopt(
     digest = str(record.get("digest"))
     whole = match and re.fullmatch("[0-9a-f]{64}", digest) and digest.startswith(match["digest"])
     if not match or not whole or record.get("schema") != SCHEMA or record.get("key") != match["name"]:
-        raise InputError(f"{folder} is no artifact of this version's cache")
+        raise InputError(f"{printable(folder, most=200)} is no artifact of this version's cache")
     files, parts = record.get("files"), record.get("parts", {})
     if (
         not isinstance(files, dict)
@@ -172,7 +185,7 @@ def _adopt(
         raise InputError(f"{folder} is damaged: its record is incomplete")
     for name, data in contents.items():
         if not _FILE.fullmatch(name) or hashlib.sha256(data).hexdigest() != files[name]:
-            raise InputError(f"{folder} is damaged: {name} is not what its record says")
+            raise InputError(f"{folder} is damaged: {printable(name, most=200)} is not what its record says")
     if cache.find(match["name"], digest) is not None:
         return None
     rest = {key: value for key, value in record.items() if key not in ("schema", "digest", "serial", "files")}

@@ -1,19 +1,18 @@
 """Emptying a compile cache, all of it or what is of no more use. Safe beside processes that build or load.
 
-What goes is renamed away first, so nobody sees half of it; a library that a process has loaded stays loaded.
+What goes is renamed away first, so nobody sees half of it; a library that a process has loaded stays loaded. Deleted is
+what a record or a mark of gnaforge's claims, and nothing else, whatever its name.
 """
 
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .cache import FAILED, Artifact, Cache, read_artifact
-
-_FOLDER = re.compile(r".+-[0-9a-f]{16}")  # nothing else in the folder is ours to delete
+from .artifact import claims
+from .cache import FAILED, FAILED_MARK, Artifact, Cache, read_artifact
 
 
 @dataclass(frozen=True)
@@ -26,13 +25,12 @@ class Doomed:
 
 
 def broken(cache: Cache) -> list[Doomed]:
-    """Folders that look like artifacts and hold none that may be used: damaged, or writable by others."""
+    """Artifacts that may not be used: damaged, or writable by others."""
     found = []
-    for folder in cache.contents():
-        if _FOLDER.fullmatch(folder.name) and not folder.name.startswith("."):
-            artifact = read_artifact(folder)
-            if artifact is None or not artifact.intact():
-                found.append(Doomed(folder, "damaged, or others could have written it", _size(folder)))
+    for folder in filter(claims, cache.contents()):
+        artifact = read_artifact(folder)
+        if artifact is None or not artifact.intact():
+            found.append(Doomed(folder, "damaged, or others could have written it", _size(folder)))
     return found
 
 
@@ -75,9 +73,10 @@ def to_prune(
 
 def everything(cache: Cache) -> list[Doomed]:
     """All artifacts, whole or not, and the kept folders of failed builds."""
-    folders = [folder for folder in cache.contents() if _FOLDER.fullmatch(folder.name)]
     failed = cache.root / FAILED
-    return [Doomed(folder, "", _size(folder)) for folder in (*folders, *([failed] if failed.is_dir() else []))]
+    inside = sorted(failed.iterdir()) if failed.is_dir() and not failed.is_symlink() else []
+    kept = [folder for folder in inside if not folder.is_symlink() and (folder / FAILED_MARK).is_file()]
+    return [Doomed(folder, "", _size(folder)) for folder in (*filter(claims, cache.contents()), *kept)]
 
 
 def remove(cache: Cache, doomed: Iterable[Doomed]) -> None:
@@ -91,9 +90,9 @@ def remove(cache: Cache, doomed: Iterable[Doomed]) -> None:
         with cache.scratch() as trash:
             for item in doomed:
                 with contextlib.suppress(FileNotFoundError):  # another process was faster
-                    item.folder.rename(trash / item.folder.name)
-                if (trash / item.folder.name).is_symlink():
-                    (trash / item.folder.name).unlink()
+                    item.folder.rename(trash / f"{item.folder.parent.name}.{item.folder.name}")
+        with contextlib.suppress(OSError):  # not there, or something else is in it
+            (cache.root / FAILED).rmdir()
 
     cache.making(work)
 

@@ -85,6 +85,7 @@ class CudaCompiler:
             "compiler": f"nvcc {self.nvcc.version}",
             "host_compiler": self.host.version,
             **self.host.options,
+            **self.host.target,
             "compile_flags": self._flags(),
             "link_flags": list(NVCC_LINK_FLAGS),
             # The stand-in's folder is named by the digest of what it is made of.

@@ -6,15 +6,15 @@ little-endian ELF; the layouts are those of the System V ABI and of the Linux St
 
 from __future__ import annotations
 
+import mmap
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import InputError
-
-MACHINES = {62: "x86_64", 183: "aarch64"}
-"""e_machine, and the name that wheels and `platform.machine` have for it."""
+from .limits import LIBRARY_BYTES, NAME_BYTES, NAMES_BYTES, SYMBOLS, VERSIONS, read_bounded
+from .machine import MACHINES
 
 _HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 _SECTION = struct.Struct("<IIQQQQIIQQ")
@@ -75,10 +75,11 @@ class _Section:
 
 
 class _Reader:
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes | mmap.mmap) -> None:
         if data[:6] != b"\x7fELF\x02\x01":
             raise ValueError("not a 64-bit little-endian ELF file")
         self.data = data
+        self.names_left = NAMES_BYTES
         header = _HEADER.unpack_from(data)
         self.machine = MACHINES.get(header[2], f"machine {header[2]}")
         offset, size, count = header[6], header[11], header[12]
@@ -94,9 +95,17 @@ class _Reader:
 
     def text(self, strings: _Section, offset: int) -> str:
         start = strings.offset + offset
-        return self.data[start : self.data.index(b"\0", start)].decode("utf-8", "replace")
+        end = self.data.find(b"\0", start, start + NAME_BYTES)
+        if end < 0:
+            raise ValueError(f"a name without an end in its first {NAME_BYTES:,} bytes")
+        self.names_left -= end - start
+        if self.names_left < 0:
+            raise ValueError(f"more than {NAMES_BYTES:,} bytes of names")
+        return self.data[start:end].decode("utf-8", "replace")
 
     def records(self, section: _Section, layout: struct.Struct) -> Iterator[tuple[int, ...]]:
+        if section.size > SYMBOLS * layout.size:
+            raise ValueError(f"a table of more than {SYMBOLS:,} entries")
         yield from layout.iter_unpack(self.data[section.offset : section.offset + section.size])
 
     def dynamic(self, tags: set[int]) -> tuple[str, ...]:
@@ -110,12 +119,16 @@ class _Reader:
     def versions(self) -> dict[int, tuple[str, str]]:
         """(version, library) by index; the library is empty for versions that this file defines."""
         found: dict[int, tuple[str, str]] = {}
+        left = VERSIONS
         if (section := self.of_kind(_VERNEED)) is not None:
             strings = self.sections[section.link]
             at, step = section.offset, 1
             while step:
                 _, count, file, first, step = _NEED.unpack_from(self.data, at)
                 entry = at + first
+                left -= count + 1
+                if left < 0:
+                    raise ValueError(f"more than {VERSIONS:,} symbol versions")
                 for _ in range(count):
                     _, _, index, name, following = _NEED_NAME.unpack_from(self.data, entry)
                     found[index] = (self.text(strings, name), self.text(strings, file))
@@ -125,6 +138,9 @@ class _Reader:
             strings = self.sections[section.link]
             at, step = section.offset, 1
             while step:
+                left -= 1
+                if left < 0:
+                    raise ValueError(f"more than {VERSIONS:,} symbol versions")
                 _, _, index, _, _, first, step = _DEFINITION.unpack_from(self.data, at)
                 found[index] = (self.text(strings, struct.unpack_from("<I", self.data, at + first)[0]), "")
                 at += step
@@ -146,7 +162,7 @@ class _Reader:
                 yield Symbol(self.text(strings, name), version, library, weak, defined, not mark & 0x8000, value)
 
 
-def parse_elf(data: bytes, name: str) -> Elf:
+def parse_elf(data: bytes | mmap.mmap, name: str) -> Elf:
     """What the linker sees of the file with content ``data``; ``name`` is for messages.
 
     Raises:
@@ -171,7 +187,4 @@ def read_elf(path: Path) -> Elf:
     Raises:
         InputError: also if it can't be read.
     """
-    try:
-        return parse_elf(path.read_bytes(), str(path))
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
+    return parse_elf(read_bounded(path, LIBRARY_BYTES), str(path))

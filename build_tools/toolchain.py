@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from .errors import BuildError
+from .machine import instruction_sets, own_libc
 from .process import output_of
 
 # -ffast-math would let the compiler assume that no infinity occurs, and masks are made of them.
@@ -36,11 +37,13 @@ class Compiler:
         command: how it is called, for example ``("g++",)``.
         path: the executable behind it.
         version: its own version line: part of every cache key, where its path is not.
+        instruction_sets: what its objects need of a processor, beyond what all have.
     """
 
     command: tuple[str, ...]
     path: Path
     version: str
+    instruction_sets: tuple[str, ...] = ()
 
     def compile_command(self, source: str, output: str, *include_dirs: Path) -> list[str]:
         """Compiles ``source`` to the object ``output``."""
@@ -55,10 +58,16 @@ class Compiler:
         """The options that it is called with besides ours, as in ``CXX="g++ -march=native"``: nothing if none."""
         return {"compiler_options": list(self.command[1:])} if self.command[1:] else {}
 
+    @property
+    def target(self) -> dict[str, object]:
+        """What its objects need of a machine: its C library, and instruction sets (-march=native names none)."""
+        sets = {"instruction_sets": list(self.instruction_sets)} if self.instruction_sets else {}
+        return {"libc": own_libc(), **sets}
+
     def identity(self) -> dict[str, object]:
         """What of this compiler decides the bytes of an object."""
         flags = {"compile_flags": list(CXX_FLAGS), "link_flags": list(LINK_FLAGS)}
-        return {"compiler": self.version, **self.options, **flags}
+        return {"compiler": self.version, **self.options, **self.target, **flags}
 
 
 @lru_cache(maxsize=1)
@@ -79,12 +88,19 @@ def cxx_compiler() -> Compiler:
         except (OSError, subprocess.CalledProcessError) as error:
             raise BuildError(f"the C++ compiler {path} doesn't run: {error}") from error
         version = f"{printed.splitlines()[0].strip() if printed else path} [{machine.strip()}]"
-        return Compiler(tuple(command), Path(path), version)
+        return Compiler(tuple(command), Path(path), version, _instruction_sets(command))
     looked = f"CXX={configured}" if configured else "g++, c++ and clang++ on PATH"
     raise BuildError(
         f"no C++ compiler found (looked for {looked}). Install one (Debian, Ubuntu: apt install g++; "
         "conda: conda install gxx) or set CXX; `gnaforge doctor` shows what is found"
     )
+
+
+def _instruction_sets(command: list[str]) -> tuple[str, ...]:
+    try:
+        return tuple(instruction_sets(output_of([*command, "-dM", "-E", "-x", "c++", os.devnull])))
+    except (OSError, subprocess.CalledProcessError):
+        return ()  # a compiler of another kind, which can't be asked
 
 
 def _split(text: str, what: str) -> list[str]:

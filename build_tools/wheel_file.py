@@ -81,9 +81,9 @@ def write_zip(target: BinaryIO, files: Iterable[tuple[str, bytes]]) -> None:
             archive.writestr(entry, data, zipfile.ZIP_DEFLATED, 9)
 
 
-def record_digest(data: bytes) -> str:
-    """A file's digest in the form that RECORD has it in."""
-    return "sha256=" + base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+def in_record(digest: bytes) -> str:
+    """A file's sha256 in the form that RECORD has it in."""
+    return "sha256=" + base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
 
 
 def wheel_bytes(
@@ -102,7 +102,7 @@ def wheel_bytes(
     tags = f"Wheel-Version: 1.0\nGenerator: gnaforge\nRoot-Is-Purelib: false\nTag: py3-none-{platform}\n"
     own = {f"{folder}/{path}": data for path, data in {**info, "WHEEL": tags.encode()}.items()}
     files = {**dict(sorted(package.items())), **dict(sorted(own.items()))}  # installers like .dist-info to come last
-    rows = [f"{path},{record_digest(data)},{len(data)}" for path, data in sorted(files.items())]
+    rows = [f"{path},{in_record(hashlib.sha256(data).digest())},{len(data)}" for path, data in sorted(files.items())]
     record = f"{folder}/RECORD"
     buffer = io.BytesIO()
     write_zip(buffer, {**files, record: "\n".join([*rows, f"{record},,", ""]).encode()}.items())

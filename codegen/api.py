@@ -5,8 +5,11 @@ The public names are listed in ``gnaforge.__all__``; here they only pass through
 
 from __future__ import annotations
 
-from .build.cached import find_kernels
-from .build.core import core_path
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from .build.cached import open_kernels
+from .build.core import core_files
 from .errors import BuildError as BuildError, InputError as InputError
 from .families import TARGETS, find_family
 from .runtime import core, family as family_facts, lookup
@@ -26,12 +29,12 @@ from .runtime.request import Request
 class CacheSource:
     """Kernels in the compile cache, and the compiler."""
 
-    def libraries(self, request: Request) -> list[str]:
-        """Libraries of the cache and its layers whose key may serve the request. Asks no compiler."""
-        return [str(path) for path in find_kernels(request)]
+    def builds(self, request: Request) -> Iterator[Iterator[BinaryIO]]:
+        """What the cache and its layers have of each kernel whose key may serve the request. Asks no compiler."""
+        return open_kernels(request)
 
     def make(self, request: Request, *, quiet: bool) -> lookup.Made:
-        """Compiles a kernel for the request."""
+        """Compiles a kernel for the request and loads it."""
         from .registration import make_for_call
 
         return make_for_call(request, quiet=quiet)
@@ -52,6 +55,6 @@ def _facts(config: KernelConfig) -> family_facts.FamilyFacts | None:
     return family.facts if family else None
 
 
-core.set_core_path(core_path)
+core.set_core_files(core_files)
 lookup.set_source(CacheSource())
 family_facts.set_provider(_facts)

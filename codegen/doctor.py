@@ -15,6 +15,7 @@ from .build.core import torch_dir
 from .build_tools.cache import cache_layers, user_cache
 from .build_tools.cuda import find_cutlass, find_nvcc
 from .build_tools.toolchain import available_memory_gb, cxx_compiler, job_limit
+from .build_tools.trust import mistrust_of_way
 from .errors import GnaforgeError
 from .families import TARGETS
 from .runtime.core import CPU_ISAS
@@ -119,6 +120,8 @@ def _cutlass() -> str:
 def _cache() -> str:
     cache = user_cache()
     if not cache.root.exists():
+        if reason := mistrust_of_way(cache.root):
+            raise OSError(f"{cache.root} {reason}")
         return f"{cache.root} (not there yet; the first build makes it)"
     cache.make_ready()
     artifacts = list(cache.artifacts())
@@ -129,8 +132,8 @@ def _cache() -> str:
 def _layers() -> str:
     layers = cache_layers()[:-1]
     for layer in layers:
-        if not layer.trusted():
-            raise OSError(f"{layer.root} in GNAFORGE_CACHE_PATH is missing, or others may write to it: not used")
+        if reason := layer.mistrusted():
+            raise OSError(f"{layer.root} in GNAFORGE_CACHE_PATH {reason}: not used")
     return ", ".join(str(layer.root) for layer in layers) or "none (GNAFORGE_CACHE_PATH is not set)"
 
 

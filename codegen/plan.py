@@ -13,12 +13,14 @@ from .errors import InputError
 from .families import Family, family_of
 from .runtime.config import KernelConfig
 from .runtime.dtypes import DTYPES
-from .simulator.fitting import Fit, fit_workloads
-from .simulator.workload import workload_of_shape
+from .simulator.fitting import Fit, fit_problems
 from .spec import KernelEntry, Shape, Spec
 from .spec.yaml import did_you_mean
 
 _ANY_STANDS_FOR = 64  # the head dim to fit tiles for where the spec leaves it open
+MAX_FITTED = 40
+"""Problems that tiles are fitted to in one plan, which takes ten seconds; a third of them if `within` is above 10."""
+_WALK = 1 << 22  # tokens of windows, and 128ths of a token of strides, whose tiles take some seconds to count
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,11 @@ def plan(spec: Spec, arches: Sequence[str] | None = None) -> Plan:
     """Expands ``spec``, for all its archs or for ``arches`` only.
 
     Raises:
-        InputError: the spec lacks one of ``arches``.
+        InputError: the spec lacks one of ``arches``, or has more shapes, or shapes of longer windows and strides, than
+            tiles can be fitted to in a few seconds.
     """
-    chosen = _chosen(spec, arches)
+    chosen = _choose_archs(spec, arches)
+    _check_fits(spec, chosen)
     asked: Counter[KernelConfig] = Counter()
     shapes: dict[KernelConfig, dict[Shape, None]] = {}
     fits: dict[str, None] = {}
@@ -57,7 +61,7 @@ def plan(spec: Spec, arches: Sequence[str] | None = None) -> Plan:
                 if entry.tiles:
                     served = [(probe, own)]
                 else:
-                    served, note = _fitted(entry, probe, tuple(own))
+                    served, note = _fit_tiles(entry, probe, tuple(own))
                     fits[note] = None
                 for config, problems in served:
                     asked[config] += 1
@@ -76,7 +80,25 @@ def plan(spec: Spec, arches: Sequence[str] | None = None) -> Plan:
     )
 
 
-def _chosen(spec: Spec, arches: Sequence[str] | None) -> list[str]:
+def _check_fits(spec: Spec, arches: Sequence[str]) -> None:
+    problems = fitted = walked = 0
+    for entry in spec.kernels:
+        if not entry.tiles:
+            # Head dims and element sizes are what else a fit depends on.
+            times = len(arches) * len({*product(entry.head_dim, entry.value_head_dim or (0,))})
+            times *= len({dtype == "fp32" for dtype in entry.dtype})
+            problems += times * len(entry.shapes)
+            fitted += times * len(entry.shapes) * (1 if entry.within <= 10 else 3)
+            walked += times * sum(sum(shape.window) + 128 * sum(shape.stride) for shape in entry.shapes)
+    if fitted > MAX_FITTED or walked > _WALK:
+        raise InputError(
+            f"tiles: auto would have to fit tiles to {problems:,} problem{'' if problems == 1 else 's'} (shapes by "
+            f"archs, head dims and element sizes); at most {MAX_FITTED}, a third of that if within is above 10, and "
+            "fewer where windows are beyond 100,000 or strides beyond 1,000: list tiles, or make several libraries"
+        )
+
+
+def _choose_archs(spec: Spec, arches: Sequence[str] | None) -> list[str]:
     own = list(dict.fromkeys(spec.arch))
     for arch in arches or ():
         if arch not in own:
@@ -87,7 +109,7 @@ def _chosen(spec: Spec, arches: Sequence[str] | None) -> list[str]:
     return [arch for arch in own if not arches or arch in arches]
 
 
-def _fitted(
+def _fit_tiles(
     entry: KernelEntry, probe: KernelConfig, shapes: tuple[Shape, ...]
 ) -> tuple[list[tuple[KernelConfig, list[Shape]]], str]:
     """``probe`` with each of the tiles that fit the shapes, the shapes that each is for, and what was chosen."""
@@ -115,12 +137,12 @@ def _fit(
 ) -> Fit:
     """Tiles for these shapes with each of these head dims, in that order. Types of equal size fit alike."""
     dtype = next(name for name in family.dtypes if DTYPES[name].bytes == element_bytes)
-    workloads = [
-        workload_of_shape(shape, head_dim=head_dim, value_head_dim=value, dtype=dtype)
+    problems = [
+        shape.problem(head_dim=head_dim, value_head_dim=value, dtype=dtype)
         for head_dim, value in dims
         for shape in shapes
     ]
-    return fit_workloads(workloads, family, within=within)
+    return fit_problems(problems, family, within=within)
 
 
 def _serving(config: KernelConfig) -> KernelConfig:

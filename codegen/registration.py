@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .build.cached import find_kernel
+from .build.cached import open_kernel
 from .build.progress import compiling
 from .errors import InputError
 from .families import (
@@ -23,10 +23,11 @@ from .families import (
 )
 from .families.family import Box
 from .runtime import core, jit
-from .runtime.config import ANY_HEAD_DIM, OPS, KernelConfig
+from .runtime.config import ANY_HEAD_DIM, KernelConfig
 from .runtime.dtypes import DTYPES, dtype_name
 from .runtime.kernels import registry
 from .runtime.lookup import Made
+from .runtime.op_table import FORWARD
 from .runtime.problem import PATTERN_FIELDS, per_dim
 from .runtime.request import Request
 
@@ -79,7 +80,7 @@ def register(
         kernel: a config, a key or a spec; of a spec's archs the one that runs here is taken, unless ``arch`` is given.
         rank: token dimensions, 1 to 3.
         head_dim: channels per head of Q and K; ``value_head_dim`` of V, where it differs.
-        dtype: ``fp32``, ``bf16`` or ``fp16``, or torch's.
+        dtype: an element type, such as ``bf16``, or torch's.
         arch: ``cpu``, ``sm90``, ...; default: this machine's GPU, or ``cpu`` where there is none.
         q_tile, kv_tile: tokens per tile and dimension. Without them the tiles are fitted to ``tokens`` and
             ``window``; without those they are the arch's default.
@@ -138,7 +139,7 @@ def warmup(
 def _configs_of(kernel: object, arch: str | Sequence[str] | None) -> list[KernelConfig]:
     if isinstance(kernel, KernelConfig) or (isinstance(kernel, str) and is_key(kernel)):
         config = require_config(kernel)
-        if arch is not None and config.arch not in _listed(arch):
+        if arch is not None and config.arch not in _list_archs(arch):
             raise InputError(f"arch: {arch!r} excludes {config}, which is for {config.arch}")
         return [config]
     from .plan import plan
@@ -152,7 +153,7 @@ def _configs_of(kernel: object, arch: str | Sequence[str] | None) -> list[Kernel
         spec = spec_of(dict(kernel))
     else:
         raise InputError(f"kernel: {kernel!r} is no config, key or spec")
-    return list(plan(spec, _listed(arch) if arch is not None else [_own_arch(spec)]).configs)
+    return list(plan(spec, _list_archs(arch) if arch is not None else [_own_arch(spec)]).configs)
 
 
 def _own_arch(spec: Spec) -> str:
@@ -189,14 +190,14 @@ def _plain_config(fields: dict[str, Any], arch: Any) -> KernelConfig | None:
     def config_of(family: Family) -> KernelConfig:
         whole = tiles if tiles != (None, None) else family.default_boxes(fields["rank"], fields["head_dim"])
         names = (fields["rank"], fields["dtype"], fields["head_dim"])
-        return KernelConfig(OPS[0], arch, *names, _box(whole[0]), _box(whole[1]), variant=family.variant)
+        return KernelConfig(FORWARD.name, arch, *names, _box(whole[0]), _box(whole[1]), variant=family.variant)
 
     try:
-        family, faults = choose_family(OPS[0], arch, None, config_of)
+        family = choose_family(FORWARD.name, arch, None, config_of)
         config = config_of(family)
     except (ValueError, TypeError, KeyError):
         return None  # the spec's models say what is wrong, and better
-    return None if faults or config.head_dim == ANY_HEAD_DIM else family.serving(config)
+    return None if family.faults(config) or config.head_dim == ANY_HEAD_DIM else family.serving(config)
 
 
 def _box(extents: Any) -> tuple[int, ...]:
@@ -216,7 +217,7 @@ def _configs_by_spec(fields: dict[str, Any], arch: str | Sequence[str]) -> list[
     if fields.get("tiles") == "auto" and not shape:
         raise InputError("tiles: auto fits tiles to a problem; give its tokens and window")
     configs: list[KernelConfig] = []
-    for name in _listed(arch):
+    for name in _list_archs(arch):
         tiles = fields.get("tiles") or ([boxes] if boxes else "auto" if shape else _default_tiles(name, fields))
         spec = {"spec_version": 1, "library": "registered", "arch": name}
         spec["kernels"] = [{**entry, "tiles": tiles, **({"shapes": [_complete(shape)]} if shape else {})}]
@@ -227,8 +228,8 @@ def _configs_by_spec(fields: dict[str, Any], arch: str | Sequence[str]) -> list[
 
 def _default_tiles(arch: str, fields: Mapping[str, Any]) -> list[dict[str, Any]]:
     rank = fields.get("rank")
-    own = [family for family in families_of(OPS[0], arch) if fields.get("variant") in (None, family.variant)]
-    family = (own or families_of(OPS[0], "cpu"))[0]  # of an unknown name the spec's models say what is wrong
+    own = [family for family in families_of(FORWARD.name, arch) if fields.get("variant") in (None, family.variant)]
+    family = (own or families_of(FORWARD.name, "cpu"))[0]  # of an unknown name the spec's models say what is wrong
     ranks = [rank] if isinstance(rank, int) else rank if isinstance(rank, list | tuple) else []
     boxes = [family.default_tiles[r] for r in ranks if r in family.default_tiles] or [((1,), (1,))]
     return [{"q": list(q), "kv": list(kv)} for q, kv in boxes]
@@ -256,7 +257,7 @@ def _field_name(path: tuple[int | str, ...], fields: Mapping[str, Any]) -> str:
     return path_text(own)
 
 
-def _listed(arch: object) -> list[str]:
+def _list_archs(arch: object) -> list[str]:
     if isinstance(arch, str):
         return [arch]
     if isinstance(arch, list | tuple) and arch:
@@ -267,16 +268,30 @@ def _listed(arch: object) -> list[str]:
 def _have(configs: Sequence[KernelConfig]) -> None:
     """Has every kernel in the process's table."""
     missing = [config for config in configs if config not in registry]
-    paths = {config: find_kernel(config) for config in missing}
-    absent = [config for config in missing if paths[config] is None]
+    absent = [config for config in missing if core.load_first(open_kernel(config)) is None]
     if absent:
-        from .build.kernels import find_libraries
-
         with compiling([config.key for config in absent]):
-            paths.update(find_libraries(absent))
-    for path in paths.values():
-        assert path is not None
-        core.load_library(path)
+            _build_and_load(absent)
+
+
+def _build_and_load(configs: Sequence[KernelConfig]) -> list[KernelConfig]:
+    """Has kernels in the process's table that the cache lacks, or has in a form that can't be loaded here. Returns
+    those that were compiled."""
+    from .build.identity import LIBRARY_FILE
+    from .build.kernels import build_kernels
+    from .build_tools.cache import user_cache
+
+    artifacts, compiled = build_kernels(configs)
+    for config, artifact in artifacts.items():
+        with artifact.open_verified(LIBRARY_FILE) as file:
+            if config in compiled or artifact.folder.parent != user_cache().root:
+                core.load_file(file)
+                continue
+            if core.load_first([file]) is not None:
+                continue
+        user_cache().discard(artifact.folder)
+        compiled += _build_and_load([config])
+    return compiled
 
 
 def _run_once(config: KernelConfig) -> None:
@@ -298,21 +313,17 @@ def _run_once(config: KernelConfig) -> None:
 
 
 def make_for_call(request: Request, *, quiet: bool) -> Made:
-    """Compiles a kernel for a call that none fits.
+    """Compiles a kernel for a call that none fits, and loads it.
 
     Raises:
         InputError: this version has no kernels for it.
         BuildError: as `register`.
     """
-    from .build.identity import LIBRARY_FILE
-    from .build.kernels import build_kernels
-
     begin = time.monotonic()
     config = config_for(request, fit=True)
     with compiling([config.key], transient=True, quiet=quiet):
-        artifacts, compiled = build_kernels([config])
-    path = artifacts[config].verified(LIBRARY_FILE)
-    return Made([str(path)], [config.key for config in compiled], time.monotonic() - begin)
+        compiled = _build_and_load([config])
+    return Made([config.key for config in compiled], time.monotonic() - begin)
 
 
 def config_for(request: Request, *, fit: bool) -> KernelConfig:
@@ -347,20 +358,19 @@ def config_for(request: Request, *, fit: bool) -> KernelConfig:
     def with_default_boxes(family: Family) -> KernelConfig:
         return with_boxes(family, *family.default_boxes(request.rank, request.head_dim, request.value_head_dim))
 
-    family, faults = choose_family(request.op, arch, None, with_default_boxes)
+    family = choose_family(request.op, arch, None, with_default_boxes)
     config = with_default_boxes(family)
     p = request.problem
     tiles_asked = request.q_tile is not None or request.kv_tile is not None
-    fits = fit and not tiles_asked and not faults and family.time is not None
+    fits = fit and not tiles_asked and not family.faults(config) and family.time is not None
     if fits and p is not None and p.token_count >= _WORTH_FITTING * config.q_rows:
-        config = with_boxes(family, *_fitted(request, family))
+        config = with_boxes(family, *_fit_boxes(request, family))
     return family.serving(require_config(config))
 
 
-def _fitted(request: Request, family: Family) -> tuple[Box, Box]:
-    from .simulator.fitting import fit_workloads
-    from .simulator.workload import workload_of_problem
+def _fit_boxes(request: Request, family: Family) -> tuple[Box, Box]:
+    from .simulator.fitting import fit_problems
 
     assert request.problem is not None
-    tiles = fit_workloads([workload_of_problem(request.problem)], family).tiles[0]
+    tiles = fit_problems([request.problem], family).tiles[0]
     return tiles.q, tiles.kv

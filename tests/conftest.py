@@ -51,23 +51,67 @@ def kernel_set(session_cache: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def toy(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Compiles toy_library.cpp with the given macros: ``toy("name", TOY_KEY='"..."', ...)``."""
+def compile_library(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Compiles a C++ file of the tests to a shared library: ``compile_library("x.cpp", "name", "-O1", ...)``."""
     from gnaforge.build.identity import include_dir
     from gnaforge.build_tools.toolchain import cxx_compiler
 
-    folder = tmp_path_factory.mktemp("toys")
+    folder = tmp_path_factory.mktemp("libraries")
     compiler = [*cxx_compiler().command, "-std=c++17", "-shared", "-fPIC"]
 
-    def make(name: str, **macros: object) -> Path:
+    def make(source: str | Path, name: str, *options: str) -> Path:
         path = folder / f"{name}.so"
-        defines = [f"-D{key}={value}" for key, value in macros.items()]
-        source = Path(__file__).with_name("toy_library.cpp")
-        subprocess.run(
-            [*compiler, *defines, f"-I{include_dir()}", str(source), "-o", str(path)],
-            check=True,
-        )
+        command = [*compiler, *options, f"-I{include_dir()}", str(Path(__file__).parent / source), "-o", str(path)]
+        subprocess.run(command, check=True)
         return path
+
+    make.folder = folder  # type: ignore[attr-defined]
+    return make
+
+
+@pytest.fixture(scope="session")
+def toy(compile_library: Callable[..., Path]) -> Callable[..., Path]:
+    """Compiles toy_library.cpp with the given macros: ``toy("name", TOY_KEY='"..."', ...)``."""
+
+    def make(name: str, *options: str, **macros: object) -> Path:
+        return compile_library(
+            "toy_library.cpp", name, *options, *(f"-D{key}={value}" for key, value in macros.items())
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def compile_core(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Compiles the core in another way: ``compile_core("name", "-DX", include=folder, sources=folder)``."""
+    from gnaforge.build import core
+    from gnaforge.build.identity import include_dir, template_dir
+    from gnaforge.build_tools.toolchain import cxx_compiler
+
+    def make(name: str, *options: str, include: Path | None = None, sources: Path | None = None) -> Path:
+        folder = tmp_path_factory.mktemp(name)
+        compiler, torch = cxx_compiler(), core.torch_dir()
+        source = (sources or template_dir() / "core") / "core.cpp"
+        built = [str(folder / "core.o")]
+        command = compiler.compile_command(str(source), built[0], include or include_dir())
+        command += [*core._DEFINES, "-isystem", str(torch / "include"), *options]
+        subprocess.run(command, check=True)
+        subprocess.run(core.core_link_command(compiler, built, str(folder / "core.so")), check=True)
+        return folder / "core.so"
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def compile_kernel(compile_library: Callable[..., Path]) -> Callable[..., Path]:
+    """Compiles a library of one cpu kernel in another way than builds do: ``compile_kernel(config, "name", "-DX")``."""
+    from gnaforge.build.render import render_kernel, render_library
+
+    def make(config: object, name: str, *options: str, include: Path | None = None) -> Path:
+        folder = compile_library.folder  # type: ignore[attr-defined]
+        source = folder / f"{name}.cpp"
+        source.write_text(render_kernel(config) + render_library("tests", [config]))
+        return compile_library(source, name, *([f"-I{include}"] if include else []), *options)
 
     return make
 
@@ -197,7 +241,7 @@ def fake_cxx(tmp_path: Path, small_kernel: Path) -> Callable[..., Path]:
         script = folder / "g++"
         script.write_text(
             "#!/bin/sh\n"
-            f'case "$*" in *--version*) echo "{version}"; exit;; *-dumpmachine*) echo fake; exit;; esac\n'
+            f'case "$*" in *--version*) echo "{version}"; exit;; *-dumpmachine*) echo fake; exit;; *-dM*) exit;; esac\n'
             f'case "$*" in *kernel.cpp*) echo x >> "{folder}/compiled"; sleep {seconds};; esac\n'
             'source="-"; for word; do case "$last" in -o) out=$word;; -c) source=$word;; esac; last=$word; done\n'
             f'case "$*" in *-shared*) cat "{small_kernel}" > "$out";; *) cat "$source" > "$out";; esac\n'

@@ -22,6 +22,7 @@ import torch
 from gnaforge.bench.run import config_of, missing
 from gnaforge.errors import InputError
 from gnaforge.families import TARGETS, faults_of
+from gnaforge.gna.axes import axes_of
 from gnaforge.gna.counts import count_tiles
 from gnaforge.runtime import bench
 from gnaforge.runtime.bench import computed_pairs
@@ -34,7 +35,6 @@ from gnaforge.simulator.calibration import calibrate_report
 from gnaforge.simulator.cost import Tiles, tile_costs
 from gnaforge.simulator.simulation import simulate_tiles
 from gnaforge.simulator.time import model_time
-from gnaforge.simulator.workload import workload_of_problem
 from kernel_set import FAMILIES
 
 CONFIG = "gna_forward-cpu-r1-fp32-dany-q8-kv8"
@@ -55,7 +55,7 @@ def test_the_bound_of_a_report_is_the_simulators(arch: str) -> None:
         config = KernelConfig.parse(f"gna_forward-{arch}-{key}")
         config = replace(config, variant=FAMILIES[arch].variant)
         problem = replace(problem, head_dim=config.head_dim, value_head_dim=config.head_dim)
-        found = simulate_tiles(workload_of_problem(problem), Tiles(config.q_tile, config.kv_tile), FAMILIES[arch])
+        found = simulate_tiles(problem, Tiles(config.q_tile, config.kv_tile), FAMILIES[arch])
         pairs = problem.token_count**2
         assert pairs / computed_pairs(problem, config) == pytest.approx(found.work_bound)
         assert pairs / visible_pairs(problem) == pytest.approx(found.flop_speedup)
@@ -190,13 +190,13 @@ def synthetic(machine: Any, noise: float) -> dict[str, Any]:
         for key in CONFIGS[len(tokens)]:
             config = KernelConfig.parse(f"gna_forward-sm90-{key}")
             problem = Problem(tokens, window, stride, heads=24, kv_heads=24, head_dim=config.head_dim)
-            workload = workload_of_problem(problem)
+            problem = problem
             cost = tile_costs(
                 SM90.padding,
                 Tiles(config.q_tile, config.kv_tile),
-                count_tiles(workload.axes, config.q_tile, config.kv_tile),
+                count_tiles(axes_of(problem), config.q_tile, config.kv_tile),
             )
-            seconds = float(model_time(machine, SM90.padding, workload, cost).seconds) * rng.uniform(
+            seconds = float(model_time(machine, SM90.padding, problem, FORWARD, cost).seconds) * rng.uniform(
                 1 - noise, 1 + noise
             )
             timing = {"contender": "gnaforge", "seconds": seconds}
@@ -275,8 +275,8 @@ ONE = ("--tokens", "8", "--window", "3")
         ([*ONE, "--report", "."], "--report . is a folder"),
         ([*ONE, "--plot", "/proc/x.png"], "can't write to /proc"),
         ([*ONE, "--seconds", "nan"], "--seconds nan: give a number above 0"),
-        ([*ONE, "--batch", "0"], "Invalid value for '--batch'"),
-        ([*ONE, "--heads", "-1"], "Invalid value for '--heads'"),
+        ([*ONE, "--batch", "0"], "--batch: 0 is not a positive integer"),
+        ([*ONE, "--heads", "-1"], "--heads: -1 is not a positive integer"),
         ([*ONE, "--kernel", "nosuch"], "is no kernel key"),
         ([*ONE, "--kernel", "gna_forward-sm90-r1-bf16-d64-q128-kv128"], "is for sm90, not for --arch cpu"),
         (["--preset", "vit-56", "--stride", "2", "--heads", "8"], "--stride, --heads: has no effect beside --preset"),

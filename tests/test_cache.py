@@ -81,18 +81,16 @@ def test_the_table_of_a_kernels_library_is_part_of_its_key() -> None:
     assert source_parts(SMALL, "a", "b") != source_parts(SMALL, "a", "c")
 
 
-def test_cutlass_is_part_of_the_key_of_what_includes_it(templates: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    version = "4.2.0"
-    monkeypatch.setattr("gnaforge.build.kernels.cutlass_version", lambda: version)
-    plain = digests()
-    header = templates / "include/gnaforge/gna/window.h"
-    header.write_text("#include <cute/tensor.hpp>\n" + header.read_text())
-    (before, source) = digests()
-    assert plain[0] != before
-    version = "4.3.0"
-    assert digests() == (make_jobs([SMALL], cxx_compiler())[0].digest, source) and digests()[0] != before
-    header.write_text(header.read_text().partition("\n")[2])
-    assert digests() == plain
+def test_cutlass_is_part_of_the_key_of_families_that_are_made_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others can't include it: their compiler isn't told where it is."""
+    from gnaforge.build.kernels import source_parts
+
+    made_of_it = KernelConfig.parse("gna_forward-sm100-r1-bf16-d64-q256-kv128-cutlass")
+    found = []
+    for version in ("4.2.0", "4.3.0"):
+        monkeypatch.setattr("gnaforge.build.kernels.cutlass_version", lambda it=version: it)
+        found.append([source_parts(config, "a", "b") for config in (made_of_it, SMALL)])
+    assert found[0][0] != found[1][0] and found[0][1] == found[1][1]
 
 
 def test_the_compiler_is_part_of_the_key_but_no_lookup_asks_for_it(filled: Path, fake_cxx, monkeypatch) -> None:
@@ -117,8 +115,8 @@ def test_kernels_made_with_another_cutlass_are_not_taken(filled: Path, monkeypat
     for installed, found in (("1.0", True), ("2.0", False)):
         monkeypatch.setattr("gnaforge.build.cached.installed_parts", lambda _, it=installed: {"cutlass": it})
         assert (find_kernel(SMALL) is not None) == found
-    gpu = KernelConfig.parse("gna_forward-sm90-r2-bf16-d64-q8x16-kv8x16")
-    assert recipe.installed_parts(gpu).keys() <= {"cutlass"} and recipe.installed_parts(SMALL) == {}
+    made_of_it = KernelConfig.parse("gna_forward-sm100-r1-bf16-d64-q256-kv128-cutlass")
+    assert recipe.installed_parts(made_of_it).keys() <= {"cutlass"} and recipe.installed_parts(SMALL) == {}
 
 
 def test_the_gpu_target_is_part_of_what_a_kernel_is_made_of(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,17 +178,36 @@ def test_pruning_goes_by_the_last_use_and_survives_any_clock(tmp_path: Path) -> 
     assert list(cache.artifacts()) == [] and not list(cache.root.glob(".build-*"))
 
 
-def test_only_what_is_ours_is_deleted(filled: Path, cli) -> None:
-    (filled / "notes.txt").write_text("mine")
-    (filled / "my-folder").mkdir()
-    broken = filled / "gna_forward-cpu-r1-fp32-dany-q8-kv9-0123456789abcdef"
-    broken.mkdir()
+def test_only_what_is_ours_is_deleted(filled: Path, cli, fake_cxx) -> None:
+    foreign = (
+        "notes.txt",
+        "my-folder/a.jpg",
+        "my-photos-0123456789abcdef/a.jpg",
+        "gna_forward-cpu-r1-fp32-dany-q8-kv9-0123456789abcdef/a.jpg",  # named like ours, without a record
+        "my-data-0123456789abcdef/record.json",  # with a record that claims nothing
+        ".build-cache/a.o",
+        ".failed/mine/a.log",
+    )
+    for name in foreign:
+        (filled / name).parent.mkdir(parents=True, exist_ok=True)
+        (filled / name).write_text('{"schema": 1, "digest": "' + "f" * 64 + '"}')
+    (filled / "linked-0123456789abcdef").symlink_to(filled / "my-folder")
+    kept = user_cache().keep_failed("ours", fake_cxx().parent)
+    assert kept is not None
+    claimed = read_artifact(find_kernel(SMALL).parent)  # type: ignore[union-attr]
+    damaged = filled / f"{SMALL.key}-{'0' * 16}"
+    shutil.copytree(claimed.folder, damaged)
+    record = json.dumps({**claimed.record, "digest": "0" * 64}, indent=1)
+    (damaged / "record.json").write_text(record[:200])  # cut short: its head still says whose it is
+    assert f"{damaged.name}: damaged" in cli("cache", "prune").stdout
+    assert not damaged.exists() and find_kernel(SMALL) is not None and kept.exists()
     listed = cli("cache", "clear", "--dry-run").stdout
-    assert "would be deleted" in listed and find_kernel(SMALL) is not None
-    assert f"{broken.name}: damaged" in cli("cache", "prune").stdout
-    assert not broken.exists() and find_kernel(SMALL) is not None
-    assert "2 folders deleted" in cli("cache", "clear").stdout
-    assert {path.name for path in filled.iterdir()} == {"notes.txt", "my-folder", ".locks"}
+    assert "3 folders would be deleted" in listed and find_kernel(SMALL) is not None
+    assert "3 folders deleted" in cli("cache", "clear").stdout
+    assert find_kernel(SMALL) is None and not kept.exists()
+    assert all((filled / name).is_file() for name in foreign)
+    tops = {name.partition("/")[0] for name in foreign}
+    assert {path.name for path in filled.iterdir()} == {*tops, "linked-0123456789abcdef", ".locks"}
 
 
 def test_info_explain_and_prune(filled: Path, cli, templates: Path) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 import gnaforge
 import pytest
 from gnaforge.cli import simulate as command
+from gnaforge.runtime.problem import Problem
 from gnaforge.simulator.cost import Tiles
 from gnaforge.simulator.fitting import simulate_fitted
 from gnaforge.simulator.natten import simulate_natten
 from gnaforge.simulator.simulation import Simulation, simulate_tiles
-from gnaforge.simulator.workload import make_workload, workload_of_shape
 from gnaforge.spec import load_spec
 from kernel_set import FAMILIES
 
@@ -27,12 +27,12 @@ def box(extents: tuple[int, ...]) -> str:
 
 def fitted_row(preset: str, found: Simulation) -> str:
     """A row of the README's table of fitted tiles."""
-    axes = found.workload.axes
+    axes = found.axes
     problem = f"{preset} {box(tuple(axis.length for axis in axes))}, {box(tuple(axis.window for axis in axes))}"
     for name in ("stride", "dilation"):
         values = tuple(getattr(axis, name) for axis in axes)
         problem += f", {name} {box(values)}" if set(values) != {1} else ""
-    natten = simulate_natten(found.workload, found.family)
+    natten = simulate_natten(found.problem, found.family)
     assert natten is not None
     ours, theirs = (f"{box(each.tiles.q)}, {box(each.tiles.kv)} | {each.work_bound:.2f}x" for each in (found, natten))
     return f"| {problem} | {found.flop_speedup:.2f}x | {ours} | {theirs} |"
@@ -42,8 +42,8 @@ def fitted_row(preset: str, found: Simulation) -> str:
 def test_fitted_tiles_beside_nattens(preset: str) -> None:
     for entry in load_spec(preset).kernels:
         for shape in entry.shapes:
-            workload = workload_of_shape(shape, head_dim=entry.head_dim[0], dtype=entry.dtype[0])
-            assert fitted_row(preset, simulate_fitted(workload, FAMILIES["sm90"])) in README
+            problem = shape.problem(head_dim=entry.head_dim[0], dtype=entry.dtype[0])
+            assert fitted_row(preset, simulate_fitted(problem, FAMILIES["sm90"])) in README
 
 
 def test_worked_example() -> None:
@@ -68,15 +68,15 @@ def test_bounds_that_the_explanation_names() -> None:
 
 
 def test_model_beside_published_times() -> None:
-    hunyuan = make_workload((30, 48, 80), (18, 24, 24), (16, 8, 8), heads=24)
-    flux = make_workload((256, 256), (80, 80), (16, 16), heads=24)
-    for workload, tiles, arch in (
+    hunyuan = Problem((30, 48, 80), (18, 24, 24), (16, 8, 8), heads=24)
+    flux = Problem((256, 256), (80, 80), (16, 16), heads=24)
+    for problem, tiles, arch in (
         (hunyuan, Tiles((2, 8, 8), (2, 8, 8)), "sm90"),
         (flux, Tiles((16, 8), (16, 8)), "sm90"),
         (hunyuan, Tiles((4, 8, 8), (2, 8, 8)), "sm100"),
         (flux, Tiles((16, 16), (16, 8)), "sm100"),
     ):
-        seconds = float(simulate_tiles(workload, tiles, FAMILIES[arch], "static").time.seconds)
+        seconds = float(simulate_tiles(problem, tiles, FAMILIES[arch], "static").time.seconds)
         assert f"| {seconds * 1e3:.2f} ms |" in SIMULATOR
 
 

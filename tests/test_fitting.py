@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import combinations, product
 from math import prod
 from random import Random
@@ -15,17 +16,17 @@ from gnaforge.errors import InputError
 from gnaforge.families import TARGETS, faults_of
 from gnaforge.plan import plan
 from gnaforge.runtime.config import KernelConfig
+from gnaforge.runtime.op_table import FORWARD
 from gnaforge.simulator.cost import Tiles, costs
-from gnaforge.simulator.fitting import MAX_EXTENT, Candidates, _cover, _greedy_cover, fit_workloads
+from gnaforge.simulator.fitting import MAX_EXTENT, Candidates, _cover, _greedy_cover, fit_problems
 from gnaforge.simulator.simulation import simulate_tiles
 from gnaforge.simulator.time import model_time
-from gnaforge.simulator.workload import Workload, make_workload
 from gnaforge.spec import Spec, parse_spec
 from kernel_set import FAMILIES
 
 
-def workload_of(problem: oracle.Problem, head_dim: int = 64) -> Workload:
-    return make_workload(*zip(*problem.axes, strict=True), heads=problem.heads, batch=problem.batch, head_dim=head_dim)
+def with_head_dim(problem: oracle.Problem, head_dim: int = 64) -> oracle.Problem:
+    return replace(problem, kv_heads=problem.heads, head_dim=head_dim, value_head_dim=head_dim)
 
 
 def boxes(limits: list[int], largest: int) -> Iterator[tuple[int, ...]]:
@@ -34,7 +35,7 @@ def boxes(limits: list[int], largest: int) -> Iterator[tuple[int, ...]]:
 
 def every_tile(problem: oracle.Problem, arch: str, head_dim: int, static: bool) -> list[tuple[Tiles, int, float]]:
     """All tiles that an arch admits, with their work and modelled seconds, counted by the oracle."""
-    family, workload = FAMILIES[arch], workload_of(problem, head_dim)
+    family, problem = FAMILIES[arch], with_head_dim(problem, head_dim)
     found = []
     kv_boxes = [
         kv
@@ -55,7 +56,7 @@ def every_tile(problem: oracle.Problem, arch: str, head_dim: int, static: bool) 
             columns = family.padding.padded_columns(prod(kv))
             found.append((Tiles(q, kv), q_tiles, visited, interior, rows * columns * visited))
     tiles, q_tiles, visited, interior, work = zip(*found, strict=True)
-    most = [simulate_tiles(workload, pair, family, "static" if static else "dynamic").counts for pair in tiles]
+    most = [simulate_tiles(problem, pair, family, "static" if static else "dynamic").counts for pair in tiles]
     cost = costs(
         family.padding,
         [prod(pair.q) for pair in tiles],
@@ -67,7 +68,7 @@ def every_tile(problem: oracle.Problem, arch: str, head_dim: int, static: bool) 
         [counts.most for counts in most],
         [counts.most_interior for counts in most],
     )
-    seconds = model_time(family.time_constants(), family.padding, workload, cost).seconds
+    seconds = model_time(family.time_constants(), family.padding, problem, FORWARD, cost).seconds
     return list(zip(tiles, work, map(float, seconds), strict=True))
 
 
@@ -82,13 +83,13 @@ class TestBest:
             known = {tiles: (work, seconds) for tiles, work, seconds in every}
 
             least_work = min(work for _, work, _ in every)
-            found = fit_workloads([workload_of(problem, 64)], FAMILIES[arch], tiling, "work")
+            found = fit_problems([with_head_dim(problem)], FAMILIES[arch], tiling, "work")
             work, seconds = known[found.tiles[0]]
             assert work == least_work
             assert seconds == pytest.approx(min(s for _, w, s in every if w == least_work))
 
             least_seconds = min(seconds for _, _, seconds in every)
-            found = fit_workloads([workload_of(problem, 64)], FAMILIES[arch], tiling, "time")
+            found = fit_problems([with_head_dim(problem)], FAMILIES[arch], tiling, "time")
             work, seconds = known[found.tiles[0]]
             assert seconds <= least_seconds * 1.01
             assert work == min(w for _, w, s in every if s <= least_seconds * 1.01 * (1 - 1e-9))
@@ -105,10 +106,10 @@ class TestBest:
         ],
     )
     def test_what_the_search_leaves_out_is_worse(self, arch, tokens, window, stride, objective) -> None:
-        workload = make_workload(tokens, window, stride, heads=4)
-        candidates = Candidates.admitted(FAMILIES[arch], [workload])
-        every = candidates.seconds_and_work(workload, "dynamic")
-        found = candidates.search(workload, "dynamic", objective, 0.1)
+        problem = oracle.Problem(tokens, window, stride, heads=4)
+        candidates = Candidates.admitted(FAMILIES[arch], [problem])
+        every = candidates.seconds_and_work(problem, "dynamic")
+        found = candidates.search(problem, "dynamic", objective, 0.1)
         what = 0 if objective == "time" else 1
         near = every[what] <= every[what].min() * 1.1
         seen = np.isfinite(found[what])

@@ -284,7 +284,7 @@ def test_a_key_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     gnaforge.na2d(X, X, X, 3, kernel=key)  # which may load it, and parse for that
     monkeypatch.setattr(gnaforge.KernelConfig, "parse", counting)
-    ops._parsed_key.cache_clear()
+    ops._parse_key.cache_clear()
     for _ in range(3):
         gnaforge.na2d(X, X, X, 3, kernel=key)
         with pytest.raises(ValueError, match="is no kernel key"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from itertools import combinations, product
 from math import prod
 from pathlib import Path
@@ -15,7 +16,6 @@ from gnaforge.gna.source import WindowTiles, tile_list
 from gnaforge.simulator import Simulation, simulate
 from gnaforge.simulator.pictures import draw_tiles, spread, tiles_figure
 from gnaforge.simulator.simulation import simulate_tiles
-from gnaforge.simulator.sweep import with_stride
 from gnaforge.simulator.sweep_picture import draw_sweep, sweep_figure
 from hypothesis import given, strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -54,7 +54,7 @@ LINES = {
 
 def problem(fields: dict[str, Any]) -> Simulation:
     found: Simulation = simulate(**fields)
-    if "q_tile" not in fields and len(found.workload.axes) > 1 and any(a.dilation > 1 for a in found.workload.axes):
+    if "q_tile" not in fields and len(found.axes) > 1 and any(a.dilation > 1 for a in found.axes):
         return simulate(**fields, q_tile=(2, 4, 4), kv_tile=(2, 4, 4))
     return found
 
@@ -72,7 +72,7 @@ def boxes(axes: Any, kind: str) -> list[tuple[float, float, float, float]]:
 
 def the_q_tile(found: Simulation) -> tuple[list[Any], list[int]]:
     """The groups that are drawn, and the first query of the Q tile."""
-    groups = [axis.group(0) for axis in found.workload.axes]
+    groups = [axis.group(0) for axis in found.axes]
     return groups, [g.length // 2 // extent * extent for g, extent in zip(groups, found.tiles.q, strict=True)]
 
 
@@ -88,7 +88,7 @@ def seen(found: Simulation) -> list[tuple[set[int], set[int]]]:
     """Along each dimension the tokens that some query of the Q tile sees, and those that all of them see."""
     groups, begin = the_q_tile(found)
     result = []
-    for axis, group, first, extent in zip(found.workload.axes, groups, begin, found.tiles.q, strict=True):
+    for axis, group, first, extent in zip(found.axes, groups, begin, found.tiles.q, strict=True):
         queries = [p * axis.dilation for p in range(first, min(first + extent, group.length))]
         keys = [
             set(visible_keys(query, axis.length, axis.window, axis.stride, axis.dilation, axis.causal))
@@ -110,7 +110,7 @@ def check_plane(axes: Any, found: Simulation, tiles: list[tuple[tuple[int, ...],
         for origin, interior in tiles:
             if interior == inside:
                 edges = []
-                for axis, first, extent in zip(found.workload.axes[-2:], origin, found.tiles.kv[-2:], strict=True):
+                for axis, first, extent in zip(found.axes[-2:], origin, found.tiles.kv[-2:], strict=True):
                     end = (first + extent) * axis.dilation
                     whole = first + extent > axis.group(0).length
                     edges += [first * axis.dilation - 0.5, (end if whole else min(end, axis.length)) - 0.5]
@@ -119,7 +119,7 @@ def check_plane(axes: Any, found: Simulation, tiles: list[tuple[tuple[int, ...],
 
 
 def check_outlines(axes: Any, found: Simulation, window: bool, q_tile: bool) -> None:
-    layout = found.workload.axes[-2:]
+    layout = found.axes[-2:]
     for kind, which, wanted in (("window", 0, window), ("common", 1, window)):
         keys = [one[which] for one in seen(found)[-2:]]
         drawn = boxes(axes, kind)
@@ -146,14 +146,14 @@ def check_text(figure: Any, found: Simulation) -> list[str]:
     tiles = expected_tiles(found)
     interior = sum(inside for _, inside in tiles)
     assert str(found.tiles) in whole and f"{found.tiling} tiling" in whole
-    assert "x".join(str(axis.length) for axis in found.workload.axes) + " tokens, window" in whole
+    assert "x".join(str(axis.length) for axis in found.axes) + " tokens, window" in whole
     assert f"visits {len(tiles):,} KV tile" in whole
     assert f": {interior:,} interior and {len(tiles) - interior:,} shell. All {found.counts.q_tiles:,} Q" in whole
     assert f"{found.counts.interior:,} interior and {found.counts.shell:,} shell." in whole
     assert f"{found.work_bound:,.2f}x with these tiles (work bound)" in whole
     assert f"{found.flop_speedup:,.2f}x with any tiles (FLOP bound)" in whole
     assert ("Perfectly block-sparse" in whole) == found.perfectly_block_sparse
-    assert "x (tokens)" in texts or (len(found.workload.axes) == 1 and "key (tokens)" in texts)
+    assert "x (tokens)" in texts or (len(found.axes) == 1 and "key (tokens)" in texts)
     (legend,) = [legend for part in figure.subfigs for legend in part.legends]
     return [text.get_text() for text in legend.get_texts()]
 
@@ -191,7 +191,7 @@ def test_a_plane_shows_the_tile_list(name: str) -> None:
     ]
     assert bool(boxes(plane, "past")) == any(past) == ("past" in name or name == "dilation")
     for top, bottom, left, right in boxes(plane, "past"):
-        height, width = (axis.length - 0.5 for axis in found.workload.axes)
+        height, width = (axis.length - 0.5 for axis in found.axes)
         assert (top >= height or left >= width) and top < bottom and left < right
     if name == "dilation":
         keys = {(top + 0.5, left + 0.5) for top, _, left, _ in boxes(plane, "key")}
@@ -237,7 +237,7 @@ def test_a_huge_layout_is_not_walked() -> None:
 def test_slices_show_the_tile_list(name: str) -> None:
     found = problem(VOLUMES[name])
     figure = tiles_figure(found)
-    outer = found.workload.axes[0]
+    outer = found.axes[0]
     strip, *panels = figure.axes
     tiles, extent = expected_tiles(found), found.tiles.kv[0]
     _, begin = the_q_tile(found)
@@ -270,7 +270,7 @@ def test_a_line_shows_queries_against_keys(name: str) -> None:
     found = problem(LINES[name])
     figure = tiles_figure(found)
     *_, strip, plane = figure.axes
-    (axis,) = found.workload.axes
+    (axis,) = found.axes
     tiles = expected_tiles(found)
     for axes in (strip, plane):
         assert [left for _, _, left, _ in boxes(axes, "shell")] == sorted(
@@ -304,7 +304,7 @@ def test_grey_tells_interior_from_shell() -> None:
 def sweep_of(strides: list[tuple[int, ...]], **fields: Any) -> list[Simulation]:
     base = simulate(**fields)
     return [
-        simulate_tiles(with_stride(base.workload, stride), base.tiles, base.family, base.tiling) for stride in strides
+        simulate_tiles(replace(base.problem, stride=stride), base.tiles, base.family, base.tiling) for stride in strides
     ]
 
 
@@ -394,7 +394,7 @@ def test_a_sweep(strides: list[tuple[int, ...]], causal: bool) -> None:
     assert "share one window" in whole and "coarser windows" in whole
     assert bool(perfect) == ("smallest perfect" in lines) == ("the smallest of these" in texts)
     if perfect:
-        smallest = [axis.stride for axis in perfect[0].workload.axes]
+        smallest = [axis.stride for axis in perfect[0].axes]
         assert lines["smallest perfect"].get_xydata().tolist() == [[prod(smallest), perfect[0].work_bound]]
         assert f"smallest stride without masks: {'x'.join(map(str, smallest))}" in texts
     else:

@@ -24,6 +24,7 @@ from gnaforge.gna.counts import axis_counts, count_tiles, visible_pairs
 from gnaforge.gna.flat import count_flat_tiles
 from gnaforge.gna.source import WindowTiles, tile_list
 from gnaforge.runtime.config import KernelConfig
+from gnaforge.runtime.op_table import FORWARD
 from gnaforge.runtime.problem_rules import MAX_EXTENT
 from gnaforge.simulator.calibration import Run, fit_constants
 from gnaforge.simulator.cost import Tiles, tile_costs
@@ -31,7 +32,6 @@ from gnaforge.simulator.end_to_end import end_to_end, published_rounding
 from gnaforge.simulator.simulation import simulate_tiles
 from gnaforge.simulator.sweep import smallest_perfect_stride, sweep_strides
 from gnaforge.simulator.time import model_time
-from gnaforge.simulator.workload import make_workload
 from kernel_set import FAMILIES, cpu_config
 
 PUBLISHED = json.loads((Path(__file__).parent / "data/published_bounds.json").read_text())
@@ -287,8 +287,8 @@ class TestPublished:
     )
     def test_time_model_is_near_published_times(self, arch, tokens, window, stride, heads, q, kv, milliseconds) -> None:
         # NATTEN 0.20, perfectly block-sparse, so that masks, which it applies differently, play no part.
-        workload = make_workload(tokens, window, stride, heads=heads)
-        found = simulate_tiles(workload, Tiles(q, kv), FAMILIES[arch], "static")
+        problem = oracle.Problem(tokens, window, stride, heads=heads)
+        found = simulate_tiles(problem, Tiles(q, kv), FAMILIES[arch], "static")
         assert found.perfectly_block_sparse
         assert float(found.time.seconds) * 1e3 == pytest.approx(milliseconds, rel=0.1)
 
@@ -333,10 +333,10 @@ class TestSimulate:
         assert few.time.memory_seconds < one.time.memory_seconds
 
     def test_sweep(self) -> None:
-        workload = make_workload((30, 48, 80), (18, 24, 24), heads=24)
+        problem = oracle.Problem((30, 48, 80), (18, 24, 24), heads=24)
         for tiles in (None, Tiles((2, 8, 8), (2, 8, 8))):
-            sweep = sweep_strides(workload, FAMILIES["sm90"], tiles=tiles)
-            strides = [tuple(axis.stride for axis in found.workload.axes) for found in sweep]
+            sweep = sweep_strides(problem, FAMILIES["sm90"], tiles=tiles)
+            strides = [tuple(axis.stride for axis in found.axes) for found in sweep]
             assert strides[0] == (1, 1, 1) and len(strides) > 3
             assert [prod(stride) for stride in strides] == sorted(prod(stride) for stride in strides)
             seconds = [float(found.time.seconds) for found in sweep if not found.perfectly_block_sparse]
@@ -345,13 +345,13 @@ class TestSimulate:
             if tiles:
                 assert perfect[0] == (2, 8, 8)
             for stride, found in zip(strides, sweep, strict=True):
-                again = simulate_tiles(found.workload, found.tiles, FAMILIES["sm90"])
+                again = simulate_tiles(found.problem, found.tiles, FAMILIES["sm90"])
                 assert again.work_bound == found.work_bound, stride
 
     def test_sweep_keeps_a_perfect_stride_that_memory_makes_no_faster(self) -> None:
-        workload = make_workload((65536,), 128, heads=64, batch=4)
-        sweep = sweep_strides(workload, FAMILIES["sm90"], tiles=Tiles((128,), (128,)))
-        assert [found.workload.axes[0].stride for found in sweep] == [1, 128]
+        problem = oracle.Problem((65536,), 128, heads=64, batch=4)
+        sweep = sweep_strides(problem, FAMILIES["sm90"], tiles=Tiles((128,), (128,)))
+        assert [found.axes[0].stride for found in sweep] == [1, 128]
         assert float(sweep[0].time.seconds) == float(sweep[1].time.seconds) > sweep[0].time.memory_seconds
         assert [found.perfectly_block_sparse for found in sweep] == [False, True]
 
@@ -414,11 +414,11 @@ class TestCalibration:
             tiles = Tiles(*(tuple(rng.choice((2, 3, 4, 8)) for _ in range(rank)) for _ in range(2)))
             config = cpu_config(rank, "fp32", tiles.q, tiles.kv)
             window = tuple(rng.randint(1, 9) for _ in range(rank))
-            workload = make_workload((20,) * rank, window, heads=3, head_dim=rng.choice((32, 64, 128)), dtype="fp32")
-            cost = tile_costs(cpu.padding, tiles, count_tiles(workload.axes, tiles.q, tiles.kv))
+            problem = oracle.Problem((20,) * rank, window, heads=3, head_dim=rng.choice((32, 64, 128)), dtype="fp32")
+            cost = tile_costs(cpu.padding, tiles, count_tiles(axes_of(problem), tiles.q, tiles.kv))
             one_core = replace(known, units=1, memory_gb_s=float("inf"))
-            seconds = float(model_time(one_core, cpu.padding, workload, cost).seconds)
-            runs.append(Run(config, workload, seconds))
+            seconds = float(model_time(one_core, cpu.padding, problem, FORWARD, cost).seconds)
+            runs.append(Run(config, problem, seconds))
         found = fit_constants(runs, replace(constants, units=1))
         assert found.largest_error < 1e-6
         for name, value in found.constants.items():
@@ -446,7 +446,12 @@ class TestKernels:
             visited.value = interior.value = 0
             gnaforge.neighborhood_attention(q, k, v, **problem.arguments(), kernel=config)
             found = gnaforge.simulate(
-                *zip(*problem.axes, strict=True), q_tile=q_tile, kv_tile=kv_tile, arch="cpu", dtype="fp32", head_dim=8
+                *zip(*problem.axes, strict=True),
+                q_tile=q_tile,
+                kv_tile=kv_tile,
+                arch="cpu",
+                dtype="fp32",
+                head_dim=8,
             )
             calls = problem.batch * problem.heads
             assert visited.value == calls * found.counts.visited, problem

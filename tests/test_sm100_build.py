@@ -18,7 +18,7 @@ def test_checks_of_machine_code() -> None:
     shared, tensor, spill = (UTCHMMA_SHARED, 0), (UTCHMMA_TENSOR, 0), (LOCAL_STORE, 0)
     softmax, correction, other = ((registers << 32 | 0x9C8, 0) for registers in (184, 112, 32))
     good = (shared, tensor, other, correction, spill, softmax, other, spill)
-    assert check_machine_code(CONFIG, Sass(good), 128)["utchmma"] == 2
+    assert check_machine_code(CONFIG, Sass(good), 128)["products"] == 2
     assert Sass((spill, *good)).local_accesses() == {0: 1, 32: 1, 112: 1, 184: 0}
     for code, registers, reason in (
         (good[1:], 128, r"no tensor core instruction \(UTCHMMA\) for Q K"),

@@ -305,10 +305,10 @@ def test_every_problem_is_listed_in_the_order_of_the_file() -> None:
 def test_a_long_list_of_problems_is_cut_short() -> None:
     lines = problems(replaced("[64, 128]", f"[{', '.join(['0'] * 80)}]"))
     assert len(lines) == 51
-    assert lines[-1] == "f.yaml: 30 more problems are not shown"
+    assert lines[-1] == "f.yaml: 30 more faults are not listed"
 
 
-# As above, but what the arch table refuses: one line per arch that does.
+# As above, but what kernel families refuse: one line per arch that does.
 OFF_LIMITS = {
     "head dim": (
         "[64, 128]",

@@ -202,7 +202,7 @@ def test_json_schema_describes_every_field() -> None:
             assert field.get("description"), name
 
 
-_LINE = re.compile(r"f:(\d+):(\d+): .+|f: \d+ more problems are not shown")
+_LINE = re.compile(r"f:(\d+):(\d+): .+|f: \d+ more faults are not listed")
 _LINE_BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")  # as YAML has them
 
 

@@ -46,7 +46,7 @@ const char* gnaforge_standin_report() { return TOY_REPORT; }
 namespace {
 
 int can_run(const gnaforge_args* args, char* why, size_t n) {
-  if (args->features != 0 || args->tensors[GNAFORGE_Q]->dtype != GNAFORGE_FP32 || args->problem->head_dim != 8) {
+  if ((args->features & ~static_cast<uint64_t>(TOY_FEATURES)) != 0 || args->tensors[GNAFORGE_Q]->dtype != GNAFORGE_FP32 || args->problem->head_dim != 8) {
     std::snprintf(why, n, "the toy takes fp32 and head_dim 8, got head_dim %d",
                   static_cast<int>(args->problem->head_dim));
     return GNAFORGE_NO_HEAD_DIM;
@@ -79,6 +79,10 @@ int run(const gnaforge_args* args, void* workspace, void*, char* err, size_t n) 
   if (p.scale == 0.5) {
     std::snprintf(err, n, "the toy fails at scale 0.5: \"quoted\" \xc3\xbc");
     return GNAFORGE_FAILED;
+  }
+  if (p.scale == 0.25) {
+    std::snprintf(err, n, "the toy needs 5 bytes at scale 0.25");
+    return GNAFORGE_OUT_OF_MEMORY;
   }
   for (int64_t i = 0; i < rows * p.value_head_dim; ++i) data(args, GNAFORGE_OUT)[i] = TOY_VALUE;
   for (int64_t i = 0; i < rows; ++i) data(args, GNAFORGE_LSE)[i] = TOY_VALUE;

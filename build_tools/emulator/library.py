@@ -102,6 +102,7 @@ def engine_path() -> Path:
             "flags": list(_FLAGS),
             "target": hashlib.sha256(_target(compiler).encode()).hexdigest(),
             "compiler": compiler.version,
+            **compiler.target,
         }
     )
 

@@ -64,6 +64,7 @@ def stand_in() -> StandIn:
             "nvcc": nvcc.version,  # and with it the CUDA headers
             "flags": list(_FLAGS),
             "compiler": compiler.version,
+            **compiler.target,
         }
     )
 

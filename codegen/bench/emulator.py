@@ -84,9 +84,10 @@ def _own_kernel() -> Callable[[Options], Counters]:
 _CHILD = """
 import sys, time, torch, gnaforge
 from gnaforge.runtime.config import KernelConfig
+from gnaforge.runtime.dtypes import DTYPES
 config = KernelConfig.parse(sys.argv[1])
 gnaforge.load_library(sys.argv[2])
-dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[config.dtype]
+dtype = DTYPES[config.dtype].torch
 shape = tuple({1: (256,), 2: (16, 16), 3: (8, 8, 8)}[config.rank])
 torch.manual_seed(0)
 dims = config.head_dim, config.head_dim, config.value_head_dim or config.head_dim

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -10,22 +9,23 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ..build.kernels import find_libraries
+from ..build.kernels import open_libraries
 from ..errors import InputError, as_input_error
 from ..families import Family, choose_family, require_config, require_target
-from ..runtime.bench import DEFAULT_CONTENDERS, REPORT_SCHEMA, report
+from ..runtime.bench import DEFAULT_CONTENDERS, report
 from ..runtime.bench_contenders import CONTENDERS
-from ..runtime.config import OPS, KernelConfig
-from ..runtime.core import load_library
+from ..runtime.config import KernelConfig
+from ..runtime.core import load_file
+from ..runtime.op_table import FORWARD
 from ..runtime.problem import Problem
 from ..simulator.fitting import simulate_fitted
-from ..simulator.workload import workload_of_problem
 from ..spec import load_spec
+from .report_file import load_report
 
 _BYTES_LIMIT = 8e9  # of Q, K and V: beyond it the problem is one for a GPU
 
 
-def problems_of_spec(source: str, dtypes: Sequence[str], arch: str) -> list[Problem]:
+def problems_of_spec(source: str, dtypes: Sequence[str], arch: str, variant: str | None = None) -> list[Problem]:
     """The shapes of a spec at its first head dim; on a CPU with one head each, so that they fit.
 
     Raises:
@@ -37,17 +37,18 @@ def problems_of_spec(source: str, dtypes: Sequence[str], arch: str) -> list[Prob
         for shape, dtype in product(entry.shapes, dtypes):
             with as_input_error():
                 problem = shape.problem(head_dim=entry.head_dim[0] or 64, dtype=dtype, **small)  # 0: taken at run time
-            require_arch(problem, arch)
+            require_arch(problem, arch, variant)
             problems.append(problem)
     if not problems:
         raise InputError(f"{source} lists no shapes to time")
     return problems
 
 
-def require_arch(problem: Problem, arch: str) -> None:
+def require_arch(problem: Problem, arch: str, variant: str | None = None) -> None:
     """Raises an InputError if no kernel of an arch can be timed with the problem; says why."""
-    _, faults = choose_family(OPS[0], arch, None, partial(_smallest, problem))
-    if faults:
+    smallest = partial(_smallest, problem)
+    family = choose_family(FORWARD.name, arch, variant, smallest)
+    if faults := family.faults(smallest(family)):
         raise InputError("; ".join(f"{field}: {reason}" for field, reason in faults))
     if problem.value_head_dim != problem.head_dim:
         raise InputError("value_head_dim: others than K's are not timed")
@@ -87,8 +88,8 @@ def run_all(
         configs = {require_config(kernel)}
     if others := {config.arch for config in configs} - {arch}:
         raise InputError(f"--kernel {kernel} is for {others.pop()}, not for --arch {arch}")
-    for library in find_libraries(sorted(configs)).values():
-        load_library(library)
+    for library in open_libraries(sorted(configs)):
+        load_file(library)
     # Of a named variant each problem has its own kernel; else the one with the least work is taken, whosever it is.
     keys = [kernel if variant is None else config_of(problem, arch, variant).key for problem in problems]
     return report(problems, contenders, seconds * len(problems), keys, require_target(arch).device, path)
@@ -158,22 +159,16 @@ def read_report(path: Path) -> dict[str, Any]:
     """A report that `report` wrote.
 
     Raises:
-        InputError: the file is missing or no report of this version.
+        InputError: as `load_report`; also if nothing in it was measured.
     """
+    found = load_report(path)
     try:
-        found = json.loads(path.read_text())
-        if found["schema"] != REPORT_SCHEMA:
-            raise InputError(f"{path}: report of schema {found['schema']}, this version reads {REPORT_SCHEMA}")
         rows(found), missing(found)
-    except OSError as error:
-        raise InputError(f"can't read {path}: {error.strerror}") from error
-    except InputError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise InputError(f"{path} is no report of `gnaforge bench --report`") from error
     if not found["problems"]:
         raise InputError(f"{path} holds no problem that was measured")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def config_of(problem: Problem, arch: str, variant: str | None = None) -> KernelConfig:
@@ -185,9 +180,9 @@ def config_of(problem: Problem, arch: str, variant: str | None = None) -> Kernel
         InputError: no family can have one, or there is no such variant.
     """
     smallest = partial(_smallest, problem)
-    family, _ = choose_family(OPS[0], arch, variant, smallest)
+    family = choose_family(FORWARD.name, arch, variant, smallest)
     q_tile, kv_tile = family.default_boxes(problem.rank, problem.head_dim)
     if not family.head_dim_at_run_time and family.time is not None:
-        fitted = simulate_fitted(workload_of_problem(problem), family).tiles
+        fitted = simulate_fitted(problem, family).tiles
         q_tile, kv_tile = fitted.q, fitted.kv
     return family.serving(replace(smallest(family), q_tile=q_tile, kv_tile=kv_tile))

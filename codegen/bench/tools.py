@@ -14,10 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..build.kernels import find_libraries
+from ..build.kernels import open_libraries
 from ..errors import InputError
 from ..families import Family
-from ..runtime.config import ANY_HEAD_DIM, OPS, KernelConfig
+from ..runtime.config import ANY_HEAD_DIM, KernelConfig
+from ..runtime.op_table import FORWARD
 
 
 def _alternate(calls: dict[str, Callable[[], object]], rounds: int = 15, repeats: int = 1000) -> dict[str, float]:
@@ -37,11 +38,11 @@ def call_overhead() -> list[dict[str, Any]]:
     and the same operator wrapped by ``torch.library.custom_op``."""
     import torch
 
-    from ..runtime.core import load_library
+    from ..runtime.core import load_file
     from ..runtime.ops import na1d
 
-    for library in find_libraries([KernelConfig(OPS[0], "cpu", 1, "fp32", ANY_HEAD_DIM, (1,), (1,))]).values():
-        load_library(library)
+    for library in open_libraries([KernelConfig(FORWARD.name, "cpu", 1, "fp32", ANY_HEAD_DIM, (1,), (1,))]):
+        load_file(library)
     x = torch.randn(1, 1, 1, 8)
     na1d(x, x, x, 1)
     operator = torch.ops.gnaforge.forward.default
@@ -139,7 +140,13 @@ def calibration(family: Family, report: Path | None) -> list[dict[str, Any]]:
     else:
         from .run import read_report
 
-        found = calibrate_report(read_report(report), family)
+        runs = read_report(report)
+        try:
+            found = calibrate_report(runs, family)
+        except InputError:
+            raise
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+            raise InputError(f"{report}: no constants can be fitted to these runs: {error}") from error
     constants = family.time_constants()
     rows = [
         {"constant": name, "fitted": value, "in use": getattr(constants, name)}

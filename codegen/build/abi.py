@@ -5,11 +5,13 @@ from __future__ import annotations
 import ctypes as c
 from collections.abc import Mapping
 
+from ..runtime import config
+
 ABI_MAJOR = 1
 EMULATED = 1  # GNAFORGE_LIBRARY_EMULATED
 CHECKED = 1  # GNAFORGE_ARGS_CHECKED
 DEVICES = {"cpu": 0, "cuda": 1}
-OPS = {"gna_forward": 1, "gna_backward_q": 2, "gna_backward_kv": 3}
+OPS = {name: code for code, name in enumerate(config.OPS, 1)}
 EDGES = {"shift": 0, "cut": 1, "wrap": 2}
 CAUSAL = {"none": 0, "token": 1, "block": 2}
 CODES = (

@@ -40,6 +40,7 @@ def _config(key: str) -> KernelConfig | None:
 
 def summary(cache: Cache) -> dict[str, Any]:
     """Counts and bytes of a cache: kernels that calls take, those of other versions, and what else is there."""
+    mistrusted = cache.mistrusted() if cache.exists() else ""
     counts: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
     for artifact in cache.artifacts():
@@ -53,7 +54,8 @@ def summary(cache: Cache) -> dict[str, Any]:
     return {
         "folder": str(cache.root),
         "exists": cache.exists(),
-        "trusted": cache.trusted(),
+        "trusted": not mistrusted,
+        "mistrusted": mistrusted,
         **{kind: {"count": counts[kind], "bytes": sizes[kind]} for kind in ("kernels", "stale", "other")},
         "damaged": {"count": len(damaged), "bytes": sum(item.size for item in damaged)},
     }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
-from ..build_tools.cache import cache_layers, current_in_layers
+from ..build_tools.cache import cache_layers, current_in_layers, open_in_layers
 from ..families import find_family
 from ..runtime.config import KernelConfig
 from ..runtime.request import Request, refusal
@@ -16,11 +18,17 @@ def find_kernel(config: KernelConfig) -> Path | None:
     return current_in_layers(config.key, source_digest(config), LIBRARY_FILE, installed_parts(config))
 
 
-def find_kernels(request: Request) -> list[Path]:
-    """The libraries of all kernels that may serve a request."""
+def open_kernel(config: KernelConfig) -> Iterator[BinaryIO]:
+    """The libraries of a kernel that were compiled before and fit this machine, open, the best first: see
+    `gnaforge.build_tools.cache.open_in_layers`."""
+    return open_in_layers(config.key, source_digest(config), LIBRARY_FILE, installed_parts(config))
+
+
+def open_kernels(request: Request) -> Iterator[Iterator[BinaryIO]]:
+    """`open_kernel` of all kernels that may serve a request."""
     names = dict.fromkeys(name for cache in cache_layers() for name in cache.names())
     configs = [config for name in names if (config := _parse(name)) is not None and may_serve(config, request)]
-    return [path for config in configs if (path := find_kernel(config)) is not None]
+    return map(open_kernel, configs)
 
 
 def _parse(name: str) -> KernelConfig | None:

@@ -6,10 +6,19 @@ import hashlib
 import importlib.util
 import re
 import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import BinaryIO
 
-from ..build_tools.cache import current_in_layers, digest_of, read_artifact, user_cache
+from ..build_tools.cache import (
+    Artifact,
+    current_in_layers,
+    digest_of,
+    open_in_layers,
+    read_artifact,
+    user_cache,
+)
 from ..build_tools.includes import include_closure
 from ..build_tools.toolchain import CXX_FLAGS, LINK_FLAGS, Compiler, cxx_compiler, launcher
 from ..errors import BuildError
@@ -80,14 +89,34 @@ def core_path() -> Path:
         BuildError: no compiler or no torch, or the compilation failed.
     """
     source_digest = core_source_digest()
-    return current_in_layers(CORE_NAME, source_digest, CORE_FILE) or _build(source_digest)
+    return current_in_layers(CORE_NAME, source_digest, CORE_FILE) or _build(source_digest).folder / CORE_FILE
 
 
-def _build(source_digest: str) -> Path:
+def core_files() -> Iterator[BinaryIO]:
+    """The core extensions that fit this machine, open, the best first; whoever asks for another couldn't load the one
+    before. The last was compiled now.
+
+    Raises:
+        BuildError: as `core_path`.
+    """
+    source_digest = core_source_digest()
+    tried = set()
+    for file in open_in_layers(CORE_NAME, source_digest, CORE_FILE):
+        tried.add(Path(file.name).parent)
+        yield file
+    artifact = _build(source_digest)
+    if artifact.folder in tried:  # as this machine would make it, and yet it can't be loaded
+        user_cache().discard(artifact.folder)
+        artifact = _build(source_digest)
+    with artifact.open_verified(CORE_FILE) as file:
+        yield file
+
+
+def _build(source_digest: str) -> Artifact:
     torch = torch_dir()
     compiler = cxx_compiler()
 
-    def make(scratch: Path, folder: Path) -> dict[str, str]:
+    def make(scratch: Path, folder: Path) -> dict[str, object]:
         from ..build_tools.compile import Step, run_steps
 
         print("gnaforge: building its torch extension, once for this torch ...", file=sys.stderr, flush=True)
@@ -110,7 +139,8 @@ def _build(source_digest: str) -> Path:
             "torch": torch_version(),
             "compiler": compiler.version,
             "source_digest": source_digest,
+            "parts": compiler.identity(),
         }
 
     digest = digest_of({"source_digest": source_digest, **compiler.identity()})
-    return user_cache().find_or_make(CORE_NAME, digest, make).folder / CORE_FILE
+    return user_cache().find_or_make(CORE_NAME, digest, make)

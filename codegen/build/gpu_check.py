@@ -15,7 +15,7 @@ def check_kernel(config: KernelConfig, folder: Path) -> dict[str, Any]:
     """Checks the kernel that was compiled in ``folder`` against the demands of its family, and returns its registers,
     spills and shared memory.
 
-    A family without demands of its own may not spill, and has no counts of instructions.
+    Kernels of a family that states no demands may not spill, and have no counts of instructions.
 
     Raises:
         BuildError: spills, serialised products, or machine code that is not what the kernel was written for.

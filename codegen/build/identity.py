@@ -78,7 +78,7 @@ def installed_parts(config: KernelConfig) -> dict[str, str]:
 
     It is no part of `source_digest`, so that kernels that were made elsewhere serve where there is no CUTLASS.
     """
-    if family_of(config).target.compiler == "nvcc":
+    if family_of(config).cutlass:
         with contextlib.suppress(PackageNotFoundError):
             return {"cutlass": version("nvidia-cutlass")}
     return {}

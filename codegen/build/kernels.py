@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..build_tools.cache import ATTEMPTS, Artifact, Cache, digest_of, find_in_layers, user_cache
 from ..build_tools.compile import Failure, Step, run_steps, step_seconds
 from ..build_tools.cuda import cutlass_version
 from ..build_tools.cuda_compiler import CudaCompiler, cuda_compiler
-from ..build_tools.includes import include_closure, uses_cutlass
+from ..build_tools.includes import include_closure
 from ..build_tools.toolchain import Compiler, cxx_compiler, job_limit, launcher
 from ..errors import BuildError
 from ..families import family_of
@@ -68,15 +68,15 @@ class Listener:
 
 def source_parts(config: KernelConfig, source: str, library: str) -> dict[str, object]:
     """What of a kernel's sources decides its bytes: the rendered texts and the headers that they reach."""
-    folders = include_dirs(family_of(config))
+    family = family_of(config)
     parts: dict[str, object] = {
         "schema": SOURCE_SCHEMA,
         "key": config.key,
         "source": hashlib.sha256(source.encode()).hexdigest(),
         "library": hashlib.sha256(library.encode()).hexdigest(),
-        "headers": include_closure(source + library, *folders),
+        "headers": include_closure(source + library, *include_dirs(family)),
     }
-    if uses_cutlass(source, *folders):
+    if family.cutlass:
         parts["cutlass"] = cutlass_version()
     return parts
 
@@ -188,6 +188,15 @@ def find_libraries(
     return {config: artifact.verified(LIBRARY_FILE) for config, artifact in artifacts.items()}
 
 
+def open_libraries(configs: Sequence[KernelConfig]) -> Iterator[BinaryIO]:
+    """One library per kernel, compiled if the cache has none, open until the next is asked for: to load what was
+    compared with its digest. Errors as those of `build_kernels`."""
+    artifacts, _ = build_kernels(configs)
+    for artifact in artifacts.values():
+        with artifact.open_verified(LIBRARY_FILE) as file:
+            yield file
+
+
 def find_stand_in() -> Path:
     """The emulator's stand-in for the CUDA runtime, compiled if the cache has none."""
     from ..build_tools.emulator import stand_in  # imports NumPy
@@ -216,6 +225,9 @@ def _compile(
             lambda done, _: listener.progress(done_before + done // per_kernel, total),
             listener.note,
         )
+        for family in dict.fromkeys(family_of(job.config) for job in jobs):
+            if family.target.is_gpu and family.machine_code is None:
+                listener.note(f"the kernel family {family.name} demands nothing of its machine code but no spills")
         seconds = step_seconds(scratch)
         failed = {failure.step.output.split("/")[0]: failure for failure in failures}
         artifacts = {}

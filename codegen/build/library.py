@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import json
+import os
 import struct
 from pathlib import Path
 from typing import Any
 
+from ..build_tools.files import open_regular
+from ..build_tools.limits import RECORD_BYTES, parse_json, read_bounded
 from ..errors import InputError
 from . import abi
 
@@ -18,8 +20,8 @@ _ELF_HEADER = struct.Struct("<16s2xH4x8x8xQ4x2x4xHH2x")
 def _check_whole(path: Path) -> None:
     """Loading a truncated library would end the process, so its size is compared with its headers first."""
     try:
-        data = path.read_bytes()[: _ELF_HEADER.size]
-        size = path.stat().st_size
+        with open_regular(path) as file:
+            data, size = file.read(_ELF_HEADER.size), os.fstat(file.fileno()).st_size
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from error
     if len(data) < _ELF_HEADER.size or data[:5] != b"\x7fELF\x02":
@@ -82,6 +84,7 @@ def read_library(path: Path) -> list[dict[str, Any]]:
 
 def _records(path: Path) -> dict[str, dict[str, Any]]:
     try:
-        return {row["key"]: row for row in json.loads(path.read_text())["kernels"]}
+        rows = parse_json(read_bounded(path, RECORD_BYTES), RECORD_BYTES)["kernels"]
+        return {row["key"]: dict(row) for row in rows}
     except (OSError, ValueError, KeyError, TypeError):
         return {}  # a library alone is fine: it only says less

@@ -15,7 +15,8 @@ from ..build_tools.artifact import Artifact
 from ..build_tools.cache import digest_of, user_cache
 from ..build_tools.compile import Step, run_steps
 from ..build_tools.cuda_compiler import CudaCompiler
-from ..build_tools.files import file_digest, write_atomic
+from ..build_tools.files import file_digest, holds, write_atomic
+from ..build_tools.limits import RECORD_BYTES, parse_json, read_bounded
 from ..build_tools.toolchain import Compiler, cxx_compiler
 from ..errors import BuildError, InputError
 from ..families import family_of
@@ -94,8 +95,8 @@ def _link(sources: Sources, artifacts: Mapping[KernelConfig, Artifact], path: Pa
     }
     digest = digest_of(parts)
     record_path = path.parent / RECORD_FILE
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        record = json.loads(record_path.read_text())
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        record = parse_json(read_bounded(record_path, RECORD_BYTES), RECORD_BYTES)
         if record["digest"] == digest and record["sha256"] == file_digest(path):
             return False
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -146,5 +147,5 @@ def _write_compile_commands(plan: Plan, out: Path) -> None:
         )
     data = (json.dumps(entries, indent=1) + "\n").encode()
     path = folder.parent / "compile_commands.json"
-    if not path.is_file() or path.read_bytes() != data:
+    if not holds(path, data):
         write_atomic(path, data)

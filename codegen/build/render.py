@@ -48,9 +48,10 @@ def render_kernel(config: KernelConfig) -> str:
         template = _environment(*template_dirs(family)).get_template(family.template)
         return template.render(config=config, facts=family.template_facts(config))
     except jinja2.UndefinedError as error:
-        raise InputError(f"{config}: the kernel family {family.name} can't render it: {error}") from error
+        text = f"the template of the kernel family {family.name} takes what this config doesn't have: {error}"
+        raise InputError(f"{config}: {text}") from error
     except jinja2.TemplateNotFound as error:
-        raise InputError(f"{config}: the kernel family {family.name} has no template {error}") from error
+        raise InputError(f"{config}: the kernel family {family.name} has no template: {error}") from error
 
 
 def render_library(library: str, configs: Iterable[KernelConfig], *, emulated: bool = False) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..build_tools.files import write_atomic
+from ..build_tools.files import holds, write_atomic
+from ..build_tools.limits import RECORD_BYTES, parse_json, read_bounded
 from ..errors import InputError
 from ..runtime.config import KernelConfig
 from .render import Sources, render_sources, source_suffix
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 _SCHEMA = 1
+_PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,254}")
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ def _contents(sources: Sources) -> dict[str, bytes]:
     return files
 
 
-def _owned(folder: Path) -> set[str]:
+def _own_files(folder: Path) -> set[str]:
     """Names of the files that an earlier run wrote.
 
     Raises:
@@ -69,17 +72,17 @@ def _owned(folder: Path) -> set[str]:
     if not any(folder.iterdir()):
         return set()
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = parse_json(read_bounded(folder / MANIFEST, RECORD_BYTES), RECORD_BYTES)
         if manifest["made_by"] != "gnaforge":
             raise ValueError("foreign manifest")
-        names = set(manifest["files"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        names = manifest["files"].keys()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{folder} was not made by gnaforge (no readable {MANIFEST}): nothing is written there; "
             "empty it or give another output folder with -o"
         ) from error
     # A manifest is a file anyone may edit: only plain names in this very folder are ever removed.
-    return {name for name in names if Path(name).name == name}
+    return set(filter(_PLAIN.fullmatch, names))
 
 
 def write_sources(sources: Sources, out: Path) -> Path:
@@ -92,15 +95,16 @@ def write_sources(sources: Sources, out: Path) -> Path:
     """
     folder = source_dir(out, sources.library)
     contents = _contents(sources)
-    stale = _owned(folder) - contents.keys()
+    stale = _own_files(folder) - contents.keys()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in contents.items():  # the manifest comes last
             path = folder / name
-            if not path.is_file() or path.read_bytes() != data:
+            if not holds(path, data):
                 write_atomic(path, data)
         for name in stale:
-            (folder / name).unlink(missing_ok=True)
+            if not (folder / name).is_dir():
+                (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"can't write to {folder}: {error.strerror}") from error
     return folder
@@ -118,6 +122,6 @@ def check(plan: Plan, out: Path) -> Drift:
     present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     return Drift(
         missing=sorted(contents.keys() - present),
-        changed=sorted(n for n in contents.keys() & present if (folder / n).read_bytes() != contents[n]),
+        changed=sorted(n for n in contents.keys() & present if not holds(folder / n, contents[n])),
         orphans=sorted(present - contents.keys()),
     )

@@ -12,6 +12,7 @@ import typer
 
 from ..errors import GnaforgeError
 from . import bench, building, cache, inspecting, quickstart, simulate, verify, wheel
+from .tables import say
 
 app = typer.Typer(
     name="gnaforge",
@@ -43,7 +44,7 @@ def _version(wanted: bool) -> None:
     if wanted:
         from .. import __version__
 
-        print(f"gnaforge {__version__}")
+        say(f"gnaforge {__version__}")
         raise typer.Exit
 
 
@@ -61,5 +62,5 @@ def main() -> None:
     try:
         app()
     except GnaforgeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

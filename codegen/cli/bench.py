@@ -3,50 +3,36 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..families.target import TARGETS
 from ..runtime.dtypes import DTYPES
-from .options import (
-    CausalOption,
-    DilationOption,
-    JsonOption,
-    KvHeadsOption,
-    PresetOption,
-    StrideOption,
-    TokensOption,
-    VariantOption,
-    WindowOption,
-    check_output,
-    given,
-    problem_of_options,
-    refuse_unused,
-)
-from .tables import print_table
+from .options import JsonOption, VariantOption, check_output, given, refuse_unused
+from .problem_options import PATTERN, ProblemOptions, takes_problem
+from .tables import print_table, say
+
+if TYPE_CHECKING:
+    from ..runtime.problem import Problem
 
 _MODES = ("overhead", "tools", "calibrate")
-_PROBLEM = ("tokens", "window", "stride", "dilation", "causal", "heads", "kv_heads", "head_dim", "batch")
+_PROBLEM = (*PATTERN, "heads", "kv_heads", "head_dim", "batch")
 _RUN = ("preset", *_PROBLEM, "dtype", "against", "kernel", "seconds", "report")
 
 
+@takes_problem(
+    without=("value_head_dim",),
+    head_dim="64",
+    dtype={"help": f"{', '.join(DTYPES)}; several with commas.", "show_default": "bf16"},
+)
 def bench(
     context: typer.Context,
-    preset: PresetOption = None,
-    tokens: TokensOption = None,
-    window: WindowOption = None,
-    stride: StrideOption = "1",
-    dilation: DilationOption = "1",
-    causal: CausalOption = "0",
-    heads: Annotated[int, typer.Option(min=1, help="Query heads.")] = 1,
-    kv_heads: KvHeadsOption = None,
-    head_dim: Annotated[int, typer.Option(help="Channels per head, a multiple of 8.")] = 64,
-    dtype: Annotated[str, typer.Option(help=f"{', '.join(DTYPES)}; several with commas.")] = "bf16",
+    options: ProblemOptions,
     arch: Annotated[str, typer.Option(help=f"One of {', '.join(TARGETS)}.")] = "cpu",
     variant: VariantOption = None,
-    batch: Annotated[int, typer.Option(min=1, help="Batch entries.")] = 1,
     against: Annotated[
         str | None,
         typer.Option(
@@ -91,9 +77,9 @@ def bench(
     """
     from ..errors import InputError
     from ..families import require_family
-    from ..runtime.config import OPS
+    from ..runtime.op_table import FORWARD
 
-    family = require_family(OPS[0], arch, variant)
+    family = require_family(FORWARD.name, arch, variant)
     modes = given(context, _MODES)
     if len(modes) > 1:
         raise InputError(f"give one of {', '.join(modes)}")
@@ -103,7 +89,7 @@ def bench(
         )
     elif source is not None:
         refuse_unused(context, (*_RUN, "arch", "variant"), "beside --from")
-    elif preset is not None:
+    elif options.preset is not None:
         refuse_unused(context, _PROBLEM, "beside --preset")
     if not seconds > 0:  # NaN is neither
         raise InputError(f"--seconds {seconds}: give a number above 0")
@@ -127,19 +113,7 @@ def bench(
     if source is not None:
         found = bench_run.read_report(source)
     else:
-        problems = _problems(
-            arch,
-            preset,
-            dtype.split(","),
-            {
-                "tokens": tokens,
-                "window": window,
-                "stride": stride,
-                "dilation": dilation,
-                "causal": causal,
-            },
-            {"heads": heads, "kv_heads": kv_heads or heads, "head_dim": head_dim, "batch": batch},
-        )
+        problems = _problems(options, arch, variant)
         if kernel is not None:
             refuse_unused(context, ("variant",), "beside --kernel")
         names = against.split(",") if against is not None else bench_run.others(arch)
@@ -150,7 +124,7 @@ def bench(
         _show(rows, json)
     missing = bench_run.missing(found)
     for line in missing:
-        print(line, file=sys.stderr)
+        say(line, file=sys.stderr)
     if plot is not None and rows:
         from ..gna.plot import draw_bars
 
@@ -159,28 +133,27 @@ def bench(
         raise typer.Exit(1)
 
 
-def _problems(
-    arch: str, preset: str | None, dtypes: list[str], lists: dict[str, str | None], fields: dict[str, Any]
-) -> list[Any]:
+def _problems(options: ProblemOptions, arch: str, variant: str | None) -> list[Problem]:
+    """The problems to time: one per dtype and shape."""
     from ..bench import run as bench_run
     from ..errors import InputError
 
-    if preset is None and (lists["tokens"] is None or lists["window"] is None):
+    dtypes = (options.dtype or "bf16").split(",")
+    if options.preset is not None:
+        return bench_run.problems_of_spec(options.preset, dtypes, arch, variant)
+    if options.tokens is None or options.window is None:
         raise InputError("give either --preset, or --tokens and --window; see gnaforge bench --help")
-    if preset is not None:
-        return list(bench_run.problems_of_spec(preset, dtypes, arch))
-    options = {**lists, **fields}
-    found = [problem_of_options({**options, "dtype": one}) for one in dtypes]
-    for problem in found:
-        bench_run.require_arch(problem, arch)
-    return found
+    problems = [replace(options, dtype=dtype).problem(head_dim=64) for dtype in dtypes]
+    for problem in problems:
+        bench_run.require_arch(problem, arch, variant)
+    return problems
 
 
 def _show(rows: list[dict[str, Any]], json: bool) -> None:
     if json:
         import json as format
 
-        print(format.dumps(rows, indent=1))
+        say(format.dumps(rows, indent=1))
         return
     cells = ([f"{x:.3g}" if isinstance(x, float) else str(x) for x in row.values()] for row in rows)
     print_table(list(rows[0]), cells)

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..build_tools.text import printable
 from .options import ArchOption, OutOption, SpecArgument, plan_of, shard_of
+from .tables import say
 
 if TYPE_CHECKING:
     from ..plan import Plan
@@ -33,9 +35,9 @@ _OUT = Path("generated")
 
 def say_notes(plan: Plan) -> None:
     for config, times in plan.duplicates:
-        print(f"note: asked for {times + 1} times, generated once: {config.key}", file=sys.stderr)
+        say(f"note: asked for {times + 1} times, generated once: {config.key}", file=sys.stderr)
     for note in plan.notes:
-        print(f"note: {note}", file=sys.stderr)
+        say(f"note: {note}", file=sys.stderr)
 
 
 def generate(
@@ -56,18 +58,18 @@ def generate(
     say_notes(plan)
     if not check:
         folder = generating.generate(plan, out)
-        print(f"{len(plan.configs)} kernels in {folder}")
+        say(f"{len(plan.configs)} kernels in {folder}")
         return
     drift = generating.check(plan, out)
     folder = generating.source_dir(out, plan.library)
     if not drift:
-        print(f"{folder} is up to date")
+        say(f"{folder} is up to date")
         return
     for what, names in (("missing", drift.missing), ("changed", drift.changed), ("orphan", drift.orphans)):
         for name in names:
-            print(f"{what}: {folder / name}", file=sys.stderr)
+            say(f"{what}: {folder / name}", file=sys.stderr)
     command = ["gnaforge", "generate", spec, *_arch_options(arch), "-o", str(out)]
-    print(f"{folder} is stale: run `{shlex.join(command)}`", file=sys.stderr)
+    say(f"{folder} is stale: run `{shlex.join(command)}`", file=sys.stderr)
     raise typer.Exit(1)
 
 
@@ -114,11 +116,11 @@ def build(
     with Progress() as progress:
         result = linking.build(plan, out, jobs=jobs, listener=Listener(progress.update, progress.note))
     size = result.library.stat().st_size / 1e6
-    print(
+    say(
         f"{result.library}: {len(plan.configs)} kernels, {size:.1f} MB; "
         f"{len(result.compiled)} compiled, {len(result.reused)} from the cache, {result.seconds:.1f} s"
     )
-    print("na1d, na2d and na3d find these kernels by themselves; elsewhere: gnaforge.load_library(path)")
+    say("na1d, na2d and na3d find these kernels by themselves; elsewhere: gnaforge.load_library(path)")
 
 
 def _arch_options(arch: list[str] | None) -> list[str]:
@@ -146,16 +148,16 @@ def _build_shard(plan: Plan, spec: str, arch: list[str] | None, shard: str, jobs
     if first:
         core_path()
     count = len(plan.configs)
-    print(
+    say(
         f"shard {shard}: {count} kernel{'' if count == 1 else 's'}{' and the core extension' if first else ''} "
         f"in {user_cache().root}; {len(compiled)} compiled, {count - len(compiled)} from the cache"
     )
     if not count:
-        print("this part has no kernel: there is nothing to export")
+        say("this part has no kernel: there is nothing to export")
         return
     archive = f"part-{shard.replace('/', '-of-')}.zip"
     export = ["gnaforge", "cache", "export", archive, "--spec", spec, *_arch_options(arch)]
-    print(f"next: {shlex.join(export)}")
+    say(f"next: {shlex.join(export)}")
 
 
 def _dry_run(plan: Plan) -> None:
@@ -167,8 +169,8 @@ def _dry_run(plan: Plan) -> None:
     compilers = dict.fromkeys(job.compiler.version for job in jobs)
     waiting = {job.config for job in pending}
     for config in plan.configs:
-        print(f"{'compile' if config in waiting else 'cached '}  {config.key}")
-    print(
+        say(f"{'compile' if config in waiting else 'cached '}  {config.key}")
+    say(
         f"{len(pending)} of {len(plan.configs)} kernels to compile with {' and '.join(compilers)}, "
         f"at most {job_limit(1.0)} at once; nothing was written"
     )
@@ -213,4 +215,4 @@ class Progress:
         self._bar.update(self._task, completed=done, total=total, visible=True)
 
     def note(self, line: str) -> None:
-        self._console.print(f"note: {line}")
+        self._console.print(printable(f"note: {line}", lines=True), markup=False, highlight=False)

@@ -8,6 +8,7 @@ import typer
 
 from .cache_moving import export, import_
 from .options import JsonOption
+from .tables import say
 
 if TYPE_CHECKING:
     from ..build_tools.cache_care import Doomed
@@ -38,10 +39,10 @@ def info(json: JsonOption = False) -> None:
         return
     for row in rows:
         kind = "cache" if row is rows[-1] else "layer"
-        print(f"{kind} {row['folder']}" + _state(row))
+        say(f"{kind} {row['folder']}" + _state(row))
         for name, what in _KINDS.items():
             if row[name]["count"] or name == "kernels":
-                print(f"  {row[name]['count']:5} {what}, {row[name]['bytes'] / 1e6:.1f} MB")
+                say(f"  {row[name]['count']:5} {what}, {row[name]['bytes'] / 1e6:.1f} MB")
 
 
 _KINDS = {
@@ -55,7 +56,7 @@ _KINDS = {
 def _state(row: dict[str, object]) -> str:
     if not row["exists"]:
         return ": not there yet"
-    return "" if row["trusted"] else ": NOT USED, others may write to it, or it is no folder of yours"
+    return "" if row["trusted"] else f": NOT USED, it {row['mistrusted']}"
 
 
 @app.command()
@@ -105,11 +106,11 @@ def _delete(doomed: list[Doomed], dry_run: bool) -> None:
     from ..build_tools.cache_care import remove
 
     for item in doomed:
-        print(item.folder.name + (f": {item.reason}" if item.reason else ""))
+        say(item.folder.name + (f": {item.reason}" if item.reason else ""))
     if user_cache().exists() and not dry_run:
         remove(user_cache(), doomed)
     what = "would be deleted" if dry_run else "deleted"
-    print(f"{len(doomed)} folders {what}, {sum(item.size for item in doomed) / 1e6:.1f} MB")
+    say(f"{len(doomed)} folders {what}, {sum(item.size for item in doomed) / 1e6:.1f} MB")
 
 
 @app.command()
@@ -134,18 +135,18 @@ def explain(
         return
     width = max(map(len, found.parts))
     for name, value in found.parts.items():
-        print(f"{name:{width}}  {value}")
-    print(f"{'digest':{width}}  {found.digest or '(needs a compiler)'}\n")
+        say(f"{name:{width}}  {value}")
+    say(f"{'digest':{width}}  {found.digest or '(needs a compiler)'}\n")
     for note in found.notes:
-        print(note)
+        say(note)
     if found.found:
-        print(f"in the cache: {found.found}")
+        say(f"in the cache: {found.found}")
         return
-    print("not in the cache" + (f"; calls take what another compiler made: {found.usable}" if found.usable else ""))
+    say("not in the cache" + (f"; calls take what another compiler made: {found.usable}" if found.usable else ""))
     if found.nearest:
-        print(f"nearest entry: {found.nearest}")
+        say(f"nearest entry: {found.nearest}")
         for name, (theirs, ours) in found.differences.items():
-            print(f"  {name}: there {theirs or '(nothing)'}\n  {' ' * len(name)}  now   {ours or '(nothing)'}")
+            say(f"  {name}: there {theirs or '(nothing)'}\n  {' ' * len(name)}  now   {ours or '(nothing)'}")
 
 
 app.command("export")(export)

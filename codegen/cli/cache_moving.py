@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .options import ArchOption, plan_of
+from .tables import say
 
 if TYPE_CHECKING:
     from ..build_tools.cache import Artifact
@@ -47,7 +48,7 @@ def export(
         raise InputError(f"{user_cache().root} holds no kernel{f' of {spec}' if spec else ''}: nothing was written")
     export_artifacts(artifacts, target)
     size = sum(path.stat().st_size for artifact in artifacts for path in artifact.folder.iterdir())
-    print(f"{target}: {_counted(artifacts)}{wanted}, {size / 1e6:.1f} MB unpacked")
+    say(f"{target}: {_count_text(artifacts)}{wanted}, {size / 1e6:.1f} MB unpacked")
 
 
 def import_(
@@ -69,10 +70,10 @@ def import_(
     new: list[Artifact] = []
     for source in sources:
         found, known = import_artifacts(source, user_cache(), needed_files)
-        print(f"{source}: {_counted(found)} imported, {known} there already")
+        say(f"{source}: {_count_text(found)} imported, {known} there already")
         new += found
     for note in _misfits([artifact.record for artifact in new]):
-        print(f"note: {note}")
+        say(f"note: {note}")
 
 
 def needed_files(name: str) -> set[str]:
@@ -85,7 +86,7 @@ def needed_files(name: str) -> set[str]:
     return {LIBRARY_FILE, "kernel.o"} if _config(name.removeprefix("emulated.")) else set()
 
 
-def _counted(artifacts: Sequence[Artifact]) -> str:
+def _count_text(artifacts: Sequence[Artifact]) -> str:
     kernels = sum(artifact.record["key"] != "core" for artifact in artifacts)
     text = f"{kernels} kernel{'' if kernels == 1 else 's'}"
     return text if kernels == len(artifacts) else text + " and the core extension"

@@ -9,14 +9,14 @@ from typing import Annotated, Any
 import typer
 
 from .options import JsonOption, plan_of
-from .tables import print_table
+from .tables import print_table, say
 
 
 def print_json(value: object) -> None:
     """Prints a value for programs."""
     import json
 
-    print(json.dumps(value, indent=2))
+    say(json.dumps(value, indent=2))
 
 
 def _cached_rows() -> list[dict[str, Any]]:
@@ -49,14 +49,17 @@ def _row(raw: dict[str, Any]) -> dict[str, Any]:
     from ..runtime.config import KernelConfig
 
     config = KernelConfig.parse(raw["key"])
-    facts = ("seconds", "library_bytes", "registers", "spill_bytes", "shared_memory", "code")
+    # Records may come from elsewhere: what is no number is left out.
+    facts = {name: raw.get(name) for name in ("seconds", "library_bytes", "registers", "spill_bytes", "shared_memory")}
+    code = raw.get("code")
     return {
         "key": config.key,
         "state": raw["state"],
         "arch": config.arch,
         "q_tile": list(config.q_tile),
         "kv_tile": list(config.kv_tile),
-        **{name: raw.get(name) for name in facts},
+        **{name: value if isinstance(value, int | float) else None for name, value in facts.items()},
+        "code": {str(name): n for name, n in code.items() if isinstance(n, int)} if isinstance(code, dict) else None,
         "where": raw.get("where", ""),
     }
 
@@ -78,8 +81,8 @@ def list_kernels(
     """List kernels: keys, tiles, and what is known of the compiled ones. Needs no compiler.
 
     With [bold]--static[/]: registers after launch, bytes spilled, shared memory per thread block, and of the machine
-    code the instructions, matrix products (HGMMA; UTCHMMA on sm100), special functions (MUFU, nearly all of them exp2),
-    and, on sm90, how many of those run while a product is under way.
+    code the instructions, matrix products (HGMMA or UTCHMMA), special functions (MUFU, nearly all of them exp2), and,
+    where one warp does both, how many of those run while a product is under way.
 
     Examples: [bold]gnaforge list[/], [bold]gnaforge list hunyuan-video[/],
     [bold]gnaforge list generated/quickstart/lib/quickstart.so[/]
@@ -97,7 +100,7 @@ def list_kernels(
         print_json(rows)
         return
     if not rows:
-        print("no kernels yet: try `gnaforge quickstart`, or `gnaforge build PRESET`; presets:")
+        say("no kernels yet: try `gnaforge quickstart`, or `gnaforge build PRESET`; presets:")
         _print_presets()
         return
     (_print_static if static else _print_table)(rows)
@@ -106,7 +109,7 @@ def list_kernels(
 def _print_static(rows: list[dict[str, Any]]) -> None:
     rows = [row for row in rows if row["registers"]]
     if not rows:
-        print("no GPU kernel among these is built yet: gnaforge build SPEC --arch sm90", file=sys.stderr)
+        say("no GPU kernel among these is built yet: gnaforge build SPEC --arch sm90", file=sys.stderr)
         return
     print_table(
         ("kernel", "registers", "spills", "shared memory", "instructions", "products", "MUFU", "under a product"),
@@ -124,18 +127,14 @@ def _print_static(rows: list[dict[str, Any]]) -> None:
 
 
 def _counts(code: dict[str, int]) -> list[str]:
-    products = code.get("hgmma", code.get("utchmma", ""))
-    return [
-        str(n)
-        for n in (code.get("instructions", ""), products, code.get("mufu", ""), code.get("mufu_under_product", ""))
-    ]
+    return [str(code.get(name, "")) for name in ("instructions", "products", "mufu", "mufu_under_product")]
 
 
 def _print_presets() -> None:
     from ..spec import presets
 
     for name, description in presets().items():
-        print(f"  {name:16} {description}")
+        say(f"  {name:16} {description}")
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
@@ -167,10 +166,10 @@ def doctor(json: JsonOption = False) -> None:
         print_json([vars(finding) for finding in findings])
     else:
         for group in GROUPS:
-            print(f"To {group}:")
+            say(f"To {group}:")
             for finding in findings:
                 if finding.group == group:
-                    print(f"  {'ok     ' if finding.ok else 'MISSING'} {finding.name}: {finding.detail}")
+                    say(f"  {'ok     ' if finding.ok else 'MISSING'} {finding.name}: {finding.detail}")
     if not all(finding.ok for finding in findings if finding.group != GROUPS[2]):
         raise typer.Exit(1)
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
     from ..plan import Plan
-    from ..runtime.problem import Problem
 
 SpecArgument = Annotated[
     str,
@@ -34,55 +33,6 @@ VariantOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-
-# The problem, as bench and simulate take it. Numbers are separated by commas or x.
-PresetOption = Annotated[
-    str | None, typer.Option("--preset", metavar="SPEC", help="Take every shape of a preset or spec file.")
-]
-TokensOption = Annotated[str | None, typer.Option(help="Token layout, for example 56,56.")]
-WindowOption = Annotated[str | None, typer.Option(help="Window, for example 7,7; one number holds for all dimensions.")]
-StrideOption = Annotated[str, typer.Option(help="One number, or one per dimension.")]
-DilationOption = Annotated[str, typer.Option(help="One number, or one per dimension.")]
-CausalOption = Annotated[str, typer.Option(help="0 or 1, once or per dimension.")]
-KvHeadsOption = Annotated[
-    int | None, typer.Option(min=1, help="Heads of K and V; divide --heads.", show_default="as --heads")
-]
-
-
-def problem_of_options(given: Mapping[str, Any]) -> Problem:
-    """The problem that options describe, by the field that each is for; None stands for one that wasn't given.
-
-    Raises:
-        InputError: they describe none; begins with the option.
-    """
-    from ..errors import InputError
-    from ..runtime.problem import Problem
-    from ..runtime.problem_rules import ProblemError
-
-    try:
-        return Problem.from_options(given)
-    except ProblemError as error:
-        raise InputError(f"{_option(error.field)}: {error.text}") from None
-
-
-def numbers(field: str, text: str) -> tuple[int, ...]:
-    """The whole numbers that the value of the option for a field lists.
-
-    Raises:
-        InputError: it lists something else.
-    """
-    from ..errors import InputError
-    from ..runtime.problem import parse_numbers
-    from ..runtime.problem_rules import ProblemError
-
-    try:
-        return parse_numbers(field, text)
-    except ProblemError as error:
-        raise InputError(f"{_option(field)}: {error.text}") from None
-
-
-def _option(field: str) -> str:
-    return f"--{field.replace('_', '-')}"
 
 
 def check_output(option: str, path: Path, suffix: str = "") -> None:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from .options import OutOption, check_output
+from .tables import say
 
 _PRESET = "quickstart"
 
@@ -34,15 +35,15 @@ def quickstart(
     check_output("--plot", plot, ".png")
     spec = load_spec(_PRESET)
     kernels = plan(spec)
-    print(f"1. Building {len(kernels.configs)} kernels of the preset {_PRESET!r} ...", file=sys.stderr)
+    say(f"1. Building {len(kernels.configs)} kernels of the preset {_PRESET!r} ...", file=sys.stderr)
     with Progress() as progress:
         result = build(kernels, out, listener=Listener(progress.update, progress.note))
-    print("2. Running them beside exact attention in float64 and torch's SDPA ...", file=sys.stderr)
+    say("2. Running them beside exact attention in float64 and torch's SDPA ...", file=sys.stderr)
     from ..bench import quickstart as quickstart_run  # imports torch
 
     shape = next(iter(kernels.shapes.values()))[0]
     rows = quickstart_run.check_and_time(result.library, kernels.configs, shape)
-    print("3. Drawing ...", file=sys.stderr)
+    say("3. Drawing ...", file=sys.stderr)
     config = kernels.configs[0]
     draw_pattern(
         plot, shape.tokens, shape.window, shape.stride, shape.dilation, shape.causal, config.q_tile, config.kv_tile

@@ -3,49 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from ..families.target import TARGETS
-from .options import (
-    CausalOption,
-    DilationOption,
-    JsonOption,
-    KvHeadsOption,
-    PresetOption,
-    StrideOption,
-    TokensOption,
-    VariantOption,
-    WindowOption,
-    check_output,
-    numbers,
-    problem_of_options,
-    refuse_unused,
-)
+from .options import JsonOption, VariantOption, check_output, refuse_unused
+from .problem_options import PATTERN, ProblemOptions, parse_numbers, takes_problem
+from .tables import say
 
 if TYPE_CHECKING:
     from ..gna.source import Tiling
+    from ..runtime.problem import Problem
     from ..simulator.cost import Tiles
     from ..simulator.fitting import Objective
     from ..simulator.simulation import Simulation
-    from ..simulator.workload import Workload
 
 
+_OR_PRESET = "or the preset's"
+
+
+@takes_problem(
+    heads=f"1, {_OR_PRESET}", batch=f"1, {_OR_PRESET}", head_dim=f"128, {_OR_PRESET}", dtype=f"bf16, {_OR_PRESET}"
+)
 def simulate(
     context: typer.Context,
-    preset: PresetOption = None,
-    tokens: TokensOption = None,
-    window: WindowOption = None,
-    stride: StrideOption = "1",
-    dilation: DilationOption = "1",
-    causal: CausalOption = "0",
-    heads: Annotated[int | None, typer.Option(show_default="1, or the preset's")] = None,
-    kv_heads: KvHeadsOption = None,
-    batch: Annotated[int | None, typer.Option(show_default="1, or the preset's")] = None,
-    head_dim: Annotated[int | None, typer.Option(show_default="128, or the preset's")] = None,
-    dtype: Annotated[str | None, typer.Option(show_default="bf16, or the preset's")] = None,
+    options: ProblemOptions,
     arch: Annotated[
         str | None,
         typer.Option(
@@ -110,13 +95,13 @@ def simulate(
       [bold]gnaforge simulate --preset hunyuan-video --arch sm100 --json[/]
     """
     from ..errors import InputError
-    from ..simulator.fitting import simulate_workload
+    from ..simulator.fitting import simulate_problem
     from ..simulator.simulation import family_for
-    from ..simulator.sweep import sweep_strides, with_stride
+    from ..simulator.sweep import sweep_strides
 
-    if preset is not None:
-        refuse_unused(context, ("tokens", "window", "stride", "dilation", "causal"), "beside --preset")
-    elif tokens is None or window is None:
+    if options.preset is not None:
+        refuse_unused(context, PATTERN, "beside --preset")
+    elif options.tokens is None or options.window is None:
         raise InputError("give either --preset, or --tokens and --window; see gnaforge simulate --help")
     if sweep_stride:
         refuse_unused(context, ("stride", "objective"), "beside --sweep-stride")
@@ -126,26 +111,23 @@ def simulate(
         refuse_unused(context, ("dense_steps",), "without --end-to-end")
     if plot is not None:
         check_output("--plot", plot, ".png")
-    overrides = {"heads": heads, "kv_heads": kv_heads, "batch": batch, "head_dim": head_dim, "dtype": dtype}
-    given = {name: value for name, value in overrides.items() if value is not None}
-    if tokens is None or window is None:
-        workloads = _workloads_of_spec(str(preset), given)
-    else:
-        workloads = [_workload(tokens, window, stride, dilation, causal, given)]
+    problems = [options.problem()] if options.preset is None else _problems_of_spec(options.preset, options.given())
     if sweep_stride:  # shapes that differ in their stride only have one sweep
-        workloads = list(dict.fromkeys(with_stride(workload, [1] * len(workload.axes)) for workload in workloads))
-    if plot is not None and len(workloads) > 1:
-        raise InputError(f"--plot draws one problem, {preset} has {len(workloads)}: give it by --tokens and --window")
+        problems = list(dict.fromkeys(replace(problem, stride=(1,) * problem.rank) for problem in problems))
+    if plot is not None and len(problems) > 1:
+        raise InputError(
+            f"--plot draws one problem, {options.preset} has {len(problems)}: give it by --tokens and --window"
+        )
     tiles = _tiles(q_tile, kv_tile)
     share = None if end_to_end is None else (end_to_end, *_steps(dense_steps))
     if sweep_stride:
         sweeps = [
-            sweep_strides(workload, family_for(workload, tiles, arch, variant), cast("Tiling", tiling), tiles)
-            for workload in workloads
+            sweep_strides(problem, family_for(problem, tiles, arch, variant), cast("Tiling", tiling), tiles)
+            for problem in problems
         ]
     else:
         what = (tiles, arch, cast("Tiling", tiling), cast("Objective", objective), variant)
-        sweeps = [[simulate_workload(workload, *what)] for workload in workloads]
+        sweeps = [[simulate_problem(problem, *what)] for problem in problems]
     simulations = [simulation for sweep in sweeps for simulation in sweep]
     rows = [_as_json(simulation, share) for simulation in simulations]
     if plot is not None:
@@ -159,7 +141,7 @@ def simulate(
     if json:
         from json import dumps
 
-        print(dumps(rows if sweep_stride or preset is not None else rows[0], indent=1))
+        say(dumps(rows if sweep_stride or options.preset is not None else rows[0], indent=1))
         return
     from .simulate_text import print_many, print_one, print_sweep
 
@@ -171,32 +153,25 @@ def simulate(
     else:
         print_many(simulations, rows)
     if plot is not None:
-        print(f"\npicture  {plot}")
+        say(f"\npicture  {plot}")
 
 
-def _workload(tokens: str, window: str, stride: str, dilation: str, causal: str, given: Mapping[str, Any]) -> Workload:
-    from ..simulator.workload import workload_of_problem
-
-    pattern = {"tokens": tokens, "window": window, "stride": stride, "dilation": dilation, "causal": causal}
-    return workload_of_problem(problem_of_options({**pattern, **given}))
-
-
-def _workloads_of_spec(source: str, given: Mapping[str, Any]) -> list[Workload]:
+def _problems_of_spec(source: str, given: Mapping[str, Any]) -> list[Problem]:
     """One per shape of the spec, at the first head dim and dtype of its entry."""
-    from ..errors import InputError
-    from ..simulator.workload import workload_of_shape
+    from ..errors import InputError, as_input_error
     from ..spec import load_spec
 
-    workloads = []
+    problems = []
     for entry in load_spec(source).kernels:
+        fields = {"head_dim": entry.head_dim[0] or 64, "dtype": entry.dtype[0]}  # 0: taken at run time
+        if entry.value_head_dim:
+            fields["value_head_dim"] = entry.value_head_dim[0]
         for shape in entry.shapes:
-            fields = {"head_dim": entry.head_dim[0] or 64, "dtype": entry.dtype[0]}  # 0: taken at run time
-            if entry.value_head_dim:
-                fields["value_head_dim"] = entry.value_head_dim[0]
-            workloads.append(workload_of_shape(shape, **{**fields, **given}))
-    if not workloads:
+            with as_input_error():
+                problems.append(shape.problem(**{**fields, **given}))
+    if not problems:
         raise InputError(f"{source} lists no shapes to simulate")
-    return workloads
+    return problems
 
 
 def _tiles(q_tile: str | None, kv_tile: str | None) -> Tiles | None:
@@ -207,7 +182,7 @@ def _tiles(q_tile: str | None, kv_tile: str | None) -> Tiles | None:
         return None
     if q_tile is None or kv_tile is None:
         raise InputError("give both --q-tile and --kv-tile, or neither to have them fitted")
-    return Tiles(numbers("q_tile", q_tile), numbers("kv_tile", kv_tile))
+    return Tiles(parse_numbers("q_tile", q_tile), parse_numbers("kv_tile", kv_tile))
 
 
 def _steps(text: str) -> tuple[int, int]:
@@ -224,7 +199,7 @@ def _as_json(simulation: Simulation, share: tuple[float, int, int] | None) -> di
     from ..simulator.natten import simulate_natten
 
     row = simulation.as_json()
-    natten = simulate_natten(simulation.workload, simulation.family)
+    natten = simulate_natten(simulation.problem, simulation.family)
     if natten is not None:
         row["natten"] = {
             "tiles": {"q": list(natten.tiles.q), "kv": list(natten.tiles.kv)},

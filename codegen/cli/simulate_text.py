@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..simulator.simulation import Simulation
-from .tables import print_table
+from .tables import print_table, say
 
 
 def _box(extents: Sequence[int]) -> str:
@@ -79,10 +79,10 @@ def print_one(found: Simulation, row: dict[str, Any]) -> None:
             f"{_times(end['work_bound'])} by the work bound, {_times(end['paper_bound'])} by the paper's "
             f"(attention is {end['attention_share']:.1%} of the time{steps})"
         )
-    print(_problem(row))
+    say(_problem(row))
     for name, text in lines.items():
-        print(f"  {name:13} {text}")
-    print(f"\nThe model is no measurement. Its constants: {model['source']}.")
+        say(f"  {name:13} {text}")
+    say(f"\nThe model is no measurement. Its constants: {model['source']}.")
 
 
 def _columns(found: Simulation, row: dict[str, Any]) -> tuple[str, ...]:
@@ -117,19 +117,19 @@ def print_many(simulations: Sequence[Simulation], rows: Sequence[dict[str, Any]]
             for found, row in zip(simulations, rows, strict=True)
         ),
     )
-    print(f"\nTiles for {simulations[0].family}. Times are a model of {rows[0]['model']['device']}, no measurement.")
+    say(f"\nTiles for {simulations[0].family}. Times are a model of {rows[0]['model']['device']}, no measurement.")
 
 
 def print_sweep(sweep: Sequence[Simulation]) -> None:
     """The strides of a sweep, the smallest perfectly block-sparse one marked."""
     first = sweep[0].as_json()
-    print(_problem(first, stride=False))
+    say(_problem(first, stride=False))
     perfect = next((found for found in sweep if found.perfectly_block_sparse), None)
     print_table(
         ("stride", "Q tile", "KV tile", "work bound", "paper bound", "no mask", "model", ""),
         (
             (
-                ("* " if found is perfect else "  ") + _box([axis.stride for axis in found.workload.axes]),
+                ("* " if found is perfect else "  ") + _box([axis.stride for axis in found.axes]),
                 _box(found.tiles.q),
                 _box(found.tiles.kv),
                 f"{_times(found.work_bound)}",
@@ -141,12 +141,12 @@ def print_sweep(sweep: Sequence[Simulation]) -> None:
             for found in sweep
         ),
     )
-    print(f"\nNo stride can exceed the FLOP bound of {_times(first['flop_speedup'])}.", end=" ")
+    say(f"\nNo stride can exceed the FLOP bound of {_times(first['flop_speedup'])}.", end=" ")
     if perfect is None and sweep[0].fitted:
-        print("With the tiles that fit them best, none of these strides is perfectly block-sparse.")
+        say("With the tiles that fit them best, none of these strides is perfectly block-sparse.")
     elif perfect is None:
-        print("No stride makes this perfectly block-sparse with these tiles.")
+        say("No stride makes this perfectly block-sparse with these tiles.")
     else:
-        print("* is the smallest stride that is perfectly block-sparse: no tile needs a mask.")
+        say("* is the smallest stride that is perfectly block-sparse: no tile needs a mask.")
     device = sweep[0].family.time_constants().device
-    print(f"Listed are the strides that pay. Times are a model of {device}, no measurement.")
+    say(f"Listed are the strides that pay. Times are a model of {device}, no measurement.")

@@ -1,19 +1,28 @@
-"""Tables on standard output."""
+"""What commands print: lines and tables, in which nothing that comes from elsewhere can make the terminal obey it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TextIO
+
+from ..build_tools.text import printable
+
+
+def say(*parts: object, file: TextIO | None = None, end: str = "\n") -> None:
+    """Prints lines as `print` does, on standard output unless another ``file`` is given."""
+    print(*(printable(part, lines=True) for part in parts), file=file, end=end)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Prints a table, the first column to the left, the others to the right."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
     for i, column in enumerate(columns):
         table.add_column(column, justify="right" if i else "left", no_wrap=True)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(printable(cell)) for cell in row))  # plain text: no markup
     # Keys are there to be copied: a narrow terminal wraps lines, it doesn't cut them.
     Console(width=max(Console().width, 150)).print(table)

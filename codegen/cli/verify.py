@@ -9,20 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import (
-    ArchOption,
-    CausalOption,
-    DilationOption,
-    JsonOption,
-    KvHeadsOption,
-    PresetOption,
-    StrideOption,
-    TokensOption,
-    WindowOption,
-    plan_of,
-    problem_of_options,
-    refuse_unused,
-)
+from .options import ArchOption, JsonOption, plan_of, refuse_unused
+from .problem_options import ProblemOptions, takes_problem
+from .tables import say
 
 if TYPE_CHECKING:
     from ..runtime.config import KernelConfig
@@ -34,6 +23,11 @@ _RANDOM_BY_DEFAULT = 3
 _UNTRIED = 2  # exit status: no kernel is wrong, but not all could be tried
 
 
+@takes_problem(
+    head_dim={"help": "Only kernels that take this head dim.", "show_default": "each kernel's, or 64"},
+    value_head_dim={"help": "Only kernels that take this head dim of V."},
+    dtype={"help": "Only kernels of this dtype.", "show_default": "all"},
+)
 def verify(
     context: typer.Context,
     target: Annotated[
@@ -44,23 +38,8 @@ def verify(
             show_default=False,
         ),
     ],
+    options: ProblemOptions,
     arch: ArchOption = None,
-    preset: PresetOption = None,
-    tokens: TokensOption = None,
-    window: WindowOption = None,
-    stride: StrideOption = "1",
-    dilation: DilationOption = "1",
-    causal: CausalOption = "0",
-    batch: int = 1,
-    heads: int = 1,
-    kv_heads: KvHeadsOption = None,
-    head_dim: Annotated[
-        int | None, typer.Option(help="Only kernels that take this head dim.", show_default="each kernel's, or 64")
-    ] = None,
-    value_head_dim: Annotated[
-        int | None, typer.Option(help="Only kernels that take this head dim of V.", show_default="as --head-dim")
-    ] = None,
-    dtype: Annotated[str | None, typer.Option(help="Only kernels of this dtype.", show_default="all")] = None,
     random: Annotated[
         int | None,
         typer.Option(
@@ -135,33 +114,29 @@ def verify(
     from ..runtime.request import mismatch
     from ..verification.targets import FREE_HEAD_DIM
 
-    if preset is not None and tokens is not None:
+    if options.preset is not None and options.tokens is not None:
         raise InputError("give either --preset or --tokens, not both")
-    if (tokens is None) != (window is None):
+    if (options.tokens is None) != (options.window is None):
         raise InputError("--tokens and --window go together; see gnaforge verify --help")
-    if tokens is None:
+    if options.tokens is None:
         pattern_options = ("stride", "dilation", "causal", "batch", "heads", "kv_heads")
         refuse_unused(context, pattern_options, "without --tokens and --window")
-    head_dims = (head_dim or FREE_HEAD_DIM, value_head_dim or head_dim or FREE_HEAD_DIM)
-    problem = None
-    if tokens is not None and window is not None:
-        pattern = {"tokens": tokens, "window": window, "stride": stride, "dilation": dilation, "causal": causal}
-        further = {"batch": batch, "heads": heads, "kv_heads": kv_heads}
-        problem = problem_of_options(
-            {**pattern, **further, "head_dim": head_dims[0], "value_head_dim": head_dims[1], "dtype": dtype}
-        )
+    head_dim = options.head_dim or FREE_HEAD_DIM
+    head_dims = (head_dim, options.value_head_dim or head_dim)
+    problem = options.problem(head_dim=head_dim) if options.tokens is not None else None
     settings = _settings(timing, order, seeds, seed, data_seed, gaps, poison, trace, timeout)
 
-    shapes = _shapes_of(preset) if preset is not None else None
+    shapes = _shapes_of(options.preset) if options.preset is not None else None
 
     def wanted(config: KernelConfig) -> bool:
+        names = ("head_dim", "value_head_dim", "dtype")
         rank = None if problem is None else problem.rank
-        if mismatch(config, rank=rank, head_dim=head_dim, value_head_dim=value_head_dim, dtype=dtype):
+        if mismatch(config, rank=rank, **{name: getattr(options, name) for name in names}):
             return False
         if config.head_dim == ANY_HEAD_DIM:
             require_config(replace(config, head_dim=head_dims[0], value_head_dim=head_dims[1]))
         if shapes is not None and not any(len(shape.tokens) == config.rank for shape in shapes):
-            raise InputError(f"--preset {preset} has no shape of rank {config.rank}, which {config.key} is for")
+            raise InputError(f"--preset {options.preset} has no shape of rank {config.rank}, which {config.key} is for")
         return True
 
     try:
@@ -321,7 +296,7 @@ def _report(results: Sequence[KernelResult], targets: Targets, target: str, trac
             {"key": key, "good": False, "wrong": False, "note": why, "problems": []}
             for key, why in targets.skipped.items()
         ]
-        print(dumps(rows, indent=1))
+        say(dumps(rows, indent=1))
         return
     from .verify_text import print_results
 

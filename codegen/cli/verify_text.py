@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from ..runtime.config import ANY_HEAD_DIM
 from ..verification.counters import WorkCounters
 from ..verification.runner import KernelResult, ProblemResult
-from .tables import print_table
+from .tables import print_table, say
 
 
 def print_results(results: Sequence[KernelResult], skipped: Mapping[str, str], target: str, trace: bool) -> None:
@@ -15,20 +15,20 @@ def print_results(results: Sequence[KernelResult], skipped: Mapping[str, str], t
     for result in results:
         _print_kernel(result, target if target.endswith(".so") else result.config.key, trace)
     for key, why in skipped.items():
-        print(f"{key}: NOT VERIFIED\n  {why}")
+        say(f"{key}: NOT VERIFIED\n  {why}")
     good = sum(result.good for result in results)
     runs = sum(result.runs for result in results)
     total = len(results) + len(skipped)
-    print(f"\n{good} of {total} kernels {'are' if good != 1 else 'is'} good; {runs} runs")
+    say(f"\n{good} of {total} kernels {'are' if good != 1 else 'is'} good; {runs} runs")
     if any(result.emulated for result in results):
-        print("Emulated: this shows function and synchronisation by the rules of PTX, not time, ptxas or hardware.")
+        say("Emulated: this shows function and synchronisation by the rules of PTX, not time, ptxas or hardware.")
 
 
 def _print_kernel(result: KernelResult, target: str, trace: bool) -> None:
     where = "in the emulator" if result.emulated else "on this CPU"
-    print(f"{result.config.key}: {'good' if result.good else 'WRONG' if result.wrong else 'NOT VERIFIED'}, {where}")
+    say(f"{result.config.key}: {'good' if result.good else 'WRONG' if result.wrong else 'NOT VERIFIED'}, {where}")
     if result.note:
-        print(f"  note: {result.note}")
+        say(f"  note: {result.note}")
     fine = [problem for problem in result.problems if not problem.failed]
     if fine:
         print_table(
@@ -45,7 +45,7 @@ def _print_kernel(result: KernelResult, target: str, trace: bool) -> None:
             [_row(problem) for problem in fine],
         )
     if any(problem.cut_from for problem in fine):
-        print("  * cut down from the spec's shape to what can be verified here")
+        say("  * cut down from the spec's shape to what can be verified here")
     counted = [problem.counters for problem in fine if problem.counters]
     if counted:
         _print_counters(counted)
@@ -53,7 +53,7 @@ def _print_kernel(result: KernelResult, target: str, trace: bool) -> None:
         for problem in fine:
             for launch in problem.launches:
                 grid = ",".join(map(str, launch["grid"]))
-                print(
+                say(
                     f"  launch of {launch['kernel']}: grid {grid}, {launch['instructions']:,} instructions, "
                     f"{launch['interior_tiles']} interior and {launch['shell_tiles']} shell tiles, "
                     f"{launch['async_load_bytes']:,} bytes by TMA"
@@ -82,7 +82,7 @@ def _print_counters(counted: Sequence[WorkCounters]) -> None:
     def rate(over: str, under: str, factor: int = 1) -> str:
         return f"{factor * total(over) / total(under):,.4g}" if total(over) and total(under) else "-"
 
-    print(
+    say(
         f"  warp instructions: {rate('interior_instructions', 'interior_tiles')} per interior tile, "
         f"{rate('shell_instructions', 'shell_tiles')} per shell tile (warps that compute), "
         f"{rate('instructions', 'exp2', 32)} per exp2, {rate('instructions', 'mma_instructions')} per MMA\n"
@@ -96,22 +96,22 @@ def _print_counters(counted: Sequence[WorkCounters]) -> None:
             classes[name] = classes.get(name, 0) + count
     shares = sorted(classes.items(), key=lambda item: -item[1])
     whole = sum(classes.values())
-    print("  classes: " + ", ".join(f"{name} {count / whole:.1%}" for name, count in shares))
+    say("  classes: " + ", ".join(f"{name} {count / whole:.1%}" for name, count in shares))
 
 
 def _print_failure(result: KernelResult, found: ProblemResult, target: str) -> None:
     problem = found.problem
     other = problem.value_head_dim != problem.head_dim
     of_values = f", of V {problem.value_head_dim}" if other else ""
-    print(f"\n  FAILED ({found.failed}): {problem}; head dim {problem.head_dim}{of_values}")
+    say(f"\n  FAILED ({found.failed}): {problem}; head dim {problem.head_dim}{of_values}")
     if found.cut_from:
-        print(f"  cut down from {found.cut_from}")
+        say(f"  cut down from {found.cut_from}")
     free = result.config.head_dim == ANY_HEAD_DIM
     again = f"gnaforge verify {target} {problem.options(elements=free)}"
     if found.schedule:
-        print(f"  with {found.schedule}, tensors {found.layout}; run {found.runs}")
+        say(f"  with {found.schedule}, tensors {found.layout}; run {found.runs}")
         again += f" --timing {found.schedule.timing} --order {found.schedule.order} --seed {found.schedule.seed}"
     again += f" --data-seed {found.data_seed}" if found.data_seed else ""
     for line in found.message.splitlines():
-        print(f"    {line}")
-    print(f"  again: {again} --trace\n")
+        say(f"    {line}")
+    say(f"  again: {again} --trace\n")

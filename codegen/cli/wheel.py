@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..build_tools.text import printable
 from .building import JobsOption, LauncherOption, Progress, say_notes, set_launcher
 from .options import ArchOption, JsonOption, SpecArgument, plan_of
-from .tables import print_table
+from .tables import print_table, say
 
 if TYPE_CHECKING:
     from ..wheel.build import Wheel
@@ -81,12 +82,12 @@ def _say(made: Wheel) -> None:
         ("core extension", f"{made.core_bytes / 1e3:.0f} KB"),
     ]
     print_table(("kernel", "size"), shown)
-    print(
+    say(
         f"{made.path}: {len(made.sizes)} kernels, {made.bytes / 1e6:.2f} MB compressed; "
         f"{len(made.compiled)} compiled, {len(made.sizes) - len(made.compiled)} from the cache"
     )
     if made.tag.beyond_goal:
-        print(f"note: needs glibc {made.tag.glibc[0]}.{made.tag.glibc[1]}, because of {'; '.join(made.tag.forced_by)}")
+        say(f"note: needs glibc {made.tag.glibc[0]}.{made.tag.glibc[1]}, because of {'; '.join(made.tag.forced_by)}")
 
 
 def check_wheel(
@@ -95,8 +96,8 @@ def check_wheel(
 ) -> None:
     """Say what a wheel holds, whether it is intact, and whether this machine can run it. Runs nothing of it.
 
-    Exits with 1 if the wheel is damaged or would not run on every machine that its name promises, with 3 if it is
-    intact and none of its kernels can run here.
+    Exits with 1 if the wheel is damaged or would not run on every machine that its name promises, with 2 if the file is
+    no wheel of gnaforge's that can be read, with 3 if it is intact and none of its kernels can run here.
 
     Example: [bold]gnaforge check-wheel dist/gnaforge_vit_56-1.0-py3-none-manylinux_2_27_x86_64.whl[/]
     """
@@ -106,7 +107,7 @@ def check_wheel(
     if json:
         import json as format
 
-        print(format.dumps(report.as_dict(), indent=1))
+        say(format.dumps(report.as_dict(), indent=1))
     else:
         _print_report(report)
     if not report.good:
@@ -115,11 +116,11 @@ def check_wheel(
 
 def _print_report(report: Report) -> None:
     facts = report.metadata
-    print(f"{facts['name']} {facts['version']} for {facts['platform']}, torch {facts['torch']}, Python >=3.10")
-    print(f"made by gnaforge {facts['gnaforge']} with: {facts['rebuild']}")
+    say(f"{facts['name']} {facts['version']} for {facts['platform']}, torch {facts['torch']}, Python >=3.10")
+    say(f"made by gnaforge {facts['gnaforge']} with: {facts['rebuild']}")
     compilers = {row["compiler"]: None for row in facts["kernels"]}
-    print(f"compiled with {'; '.join(compilers)}; CUTLASS: {facts['cutlass'] or 'not used'}")
-    print(f"licences: {'; '.join(row['spdx'] + ' (' + row['covers'] + ')' for row in facts['licences'])}")
+    say(f"compiled with {'; '.join(compilers)}; CUTLASS: {facts['cutlass'] or 'not used'}")
+    say(f"licences: {'; '.join(row['spdx'] + ' (' + row['covers'] + ')' for row in facts['licences'])}")
     print_table(
         ("kernel", "size", "here"),
         (
@@ -128,7 +129,9 @@ def _print_report(report: Report) -> None:
         ),
     )
     for reason in sorted({reason for reason in report.reasons.values() if reason}):
-        print(f"can't run here: {reason}")
-    for problem in report.problems:
-        print(f"PROBLEM: {problem}")
-    print("the wheel is intact" if not report.problems else "do not install this wheel")
+        say(f"can't run here: {reason}")
+    for problem in report.problems[:_SHOWN]:
+        say(f"PROBLEM: {printable(problem, most=400)}")
+    if len(report.problems) > _SHOWN:
+        say(f"PROBLEM: {len(report.problems) - _SHOWN} more")
+    say("the wheel is intact" if not report.problems else "do not install this wheel")

@@ -14,16 +14,16 @@ from functools import lru_cache
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import MappingProxyType
+from typing import NamedTuple
 
 from ..errors import InputError
 from ..runtime.config import OPS, KernelConfig
 from .family import Family as Family, Fault as Fault
 from .target import TARGETS as TARGETS, machine_target as machine_target, require_target as require_target
 
-FILES_VARIABLE = "GNAFORGE_FAMILIES"
 
-_Identity = tuple[str, str, str]
+def _files() -> str:
+    return os.environ.get("GNAFORGE_FAMILIES", "")
 
 
 def families() -> tuple[Family, ...]:
@@ -32,17 +32,17 @@ def families() -> tuple[Family, ...]:
     Raises:
         InputError: a file of ``GNAFORGE_FAMILIES`` can't be read, or two families have the same op, arch and variant.
     """
-    return tuple(_table(os.environ.get(FILES_VARIABLE, "")).values())
+    return tuple(_table(_files()).by_identity.values())
 
 
 def families_of(op: str, arch: str) -> tuple[Family, ...]:
     """The families of an op and arch, the default one first; none for an unknown arch."""
-    return tuple(family for family in families() if (family.op, family.arch) == (op, arch))
+    return _table(_files()).by_arch.get((op, arch), ())
 
 
 def find_family(config: KernelConfig) -> Family | None:
     """The family of a kernel; None where this version has no such family."""
-    return _table(os.environ.get(FILES_VARIABLE, "")).get((config.op, config.arch, config.variant))
+    return _table(_files()).by_identity.get((config.op, config.arch, config.variant))
 
 
 def family_of(config: KernelConfig) -> Family:
@@ -73,25 +73,18 @@ def require_family(op: str, arch: str, variant: str | None = None) -> Family:
     raise InputError(f"variant: {_unknown_variant(variant, own)}")
 
 
-def choose_family(
-    op: str, arch: str, variant: str | None, config_of: Callable[[Family], KernelConfig]
-) -> tuple[Family, list[Fault]]:
+def choose_family(op: str, arch: str, variant: str | None, config_of: Callable[[Family], KernelConfig]) -> Family:
     """The family to take for a kernel: the one of this variant; without one, of the arch's families that can have
-    ``config_of(family)`` the first, default before others.
-
-    Returns:
-        The family, and its faults. Where none can have the config, that is the default family.
+    ``config_of(family)`` the first, default before others. If none can, the default one, whose faults say why.
 
     Raises:
         InputError: the arch is unknown, or has no such family.
     """
     first = require_family(op, arch, variant)
-    found = first, first.faults(config_of(first))
-    if variant is None and found[1]:
-        for other in families_of(op, arch)[1:]:
-            if not (faults := other.faults(config_of(other))):
-                return other, faults
-    return found
+    own = families_of(op, arch)
+    if variant is not None or len(own) == 1:
+        return first
+    return next((family for family in own if not family.faults(config_of(family))), first)
 
 
 def faults_of(config: KernelConfig) -> list[Fault]:
@@ -130,17 +123,30 @@ def _unknown_variant(variant: str | None, own: tuple[Family, ...]) -> str:
     return f"{variant!r} is not a variant of {own[0].arch}; it has {', '.join(repr(family.variant) for family in own)}"
 
 
+class _Table(NamedTuple):
+    """All families, by (op, arch, variant) and by (op, arch)."""
+
+    by_identity: Mapping[tuple[str, str, str], Family]
+    by_arch: Mapping[tuple[str, str], tuple[Family, ...]]
+
+
 @lru_cache(maxsize=8)
-def _table(files: str) -> Mapping[_Identity, Family]:
+def _table(files: str) -> _Table:
     found = [*_own_families(), *(_family_in(Path(name)) for name in files.split(os.pathsep) if name)]
     archs = list(TARGETS)
     found.sort(key=lambda family: (archs.index(family.arch), OPS.index(family.op), not family.default, family.variant))
-    table: dict[_Identity, Family] = {}
+    table: dict[tuple[str, str, str], Family] = {}
+    groups: dict[tuple[str, str], tuple[Family, ...]] = {}
     for family in found:
-        other = table.setdefault((family.op, family.arch, family.variant), family)
-        if other is not family:
-            raise InputError(f"{FILES_VARIABLE}: there are two kernel families {family.name}")
-    return MappingProxyType(table)
+        groups[family.op, family.arch] = (*groups.get((family.op, family.arch), ()), family)
+        if table.setdefault((family.op, family.arch, family.variant), family) is not family:
+            raise InputError(f"GNAFORGE_FAMILIES: there are two kernel families {family.name}")
+    for (op, arch), own in groups.items():
+        if (number := sum(family.default for family in own)) > 1:
+            raise InputError(
+                f"GNAFORGE_FAMILIES: {number} kernel families say that they are the default of {op} on {arch}"
+            )
+    return _Table(table, groups)
 
 
 def _own_families() -> list[Family]:
@@ -154,13 +160,13 @@ def _family_in(path: Path) -> Family:
 
     spec = spec_from_file_location(f"gnaforge_family_{path.stem}", path)
     if spec is None or spec.loader is None:
-        raise InputError(f"{FILES_VARIABLE}: {path} is no Python file")
+        raise InputError(f"GNAFORGE_FAMILIES: {path} is no Python file")
     module = module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
         family = module.FAMILY
     except Exception as error:  # somebody's code
-        raise InputError(f"{FILES_VARIABLE}: {path}: {type(error).__name__}: {error}") from error
+        raise InputError(f"GNAFORGE_FAMILIES: {path}: {type(error).__name__}: {error}") from error
     if not isinstance(family, Family):
-        raise InputError(f"{FILES_VARIABLE}: {path}: FAMILY is no gnaforge.families.Family")
+        raise InputError(f"GNAFORGE_FAMILIES: {path}: FAMILY is no gnaforge.families.Family")
     return replace(family, root=family.root or path.absolute().parent)

@@ -109,7 +109,8 @@ class MachineCode:
 
     Attributes:
         check: takes the config, the machine code and the registers of a thread at the kernel's start; returns counts
-            for the build record, or raises a `BuildError` that says what is wrong.
+            for the build record and `gnaforge list --static` (``products``, ``mufu``, ``mufu_under_product`` as far as
+            they mean something), or raises a `BuildError` that says what is wrong.
         spill_bytes: most bytes of stack, of spill stores and of spill loads that ptxas may report.
     """
 
@@ -132,7 +133,7 @@ class Family:
         limits: its tiles and head dims.
         padding: what its tiles are computed as.
         default_tiles: query and key box, by rank, to take where nothing is known of the problem.
-        features: names of the optional features that it has, as in ``GNAFORGE_FEATURE_<NAME>`` of abi.h.
+        features: the optional features that it has: GNAFORGE_FEATURE_* of abi.h, in lower case.
         head_dim_at_run_time: whether one kernel serves all head dims.
         rounds_probabilities: whether softmax's result is rounded to the inputs' type before it meets V.
         cutlass: whether kernels are compiled with CUTLASS.
@@ -256,7 +257,7 @@ class Family:
         return {
             "dtype": DTYPES[config.dtype].names(),
             "out_dtype": DTYPES[config.output_dtype].names(),
-            "features": list(self.features),
+            "features": [f"GNAFORGE_FEATURE_{name.upper()}" for name in self.features],
             "capabilities": [10 * major + minor for major, minor in self.target.capabilities],
             "needs": self.target.needs,
         }

@@ -51,7 +51,7 @@ def check_machine_code(config: KernelConfig, code: Sass, registers: int) -> dict
             raise BuildError(f"no warps set {planned} registers a thread, as planned for {role} warps; set: {found}")
     if local[_SOFTMAX]:
         raise BuildError(f"softmax warps spill registers: {local[_SOFTMAX]} accesses to local memory")
-    return {"utchmma": code.count(UTCHMMA_SHARED) + code.count(UTCHMMA_TENSOR), "mufu": code.count(MUFU)}
+    return {"products": code.count(UTCHMMA_SHARED) + code.count(UTCHMMA_TENSOR), "mufu": code.count(MUFU)}
 
 
 FAMILY = Family(
@@ -60,6 +60,7 @@ FAMILY = Family(
     variant="cutlass",
     default=True,
     dtypes=("bf16", "fp16"),
+    features=("deterministic",),
     limits=Limits(q_rows=256, kv_columns=128, head_dim=128, q_box=_q_box),
     padding=Padding(rows=256, columns=128),
     default_tiles={1: ((256,), (128,)), 2: ((16, 16), (16, 8)), 3: ((4, 8, 8), (2, 8, 8))},

@@ -69,7 +69,7 @@ def check_machine_code(config: KernelConfig, code: Sass, registers: int) -> dict
             f"ptxas moved a wait above the softmax: {found} of {wanted} exponentials overlap with a product"
         )
     return {
-        "hgmma": code.count(HGMMA_SHARED) + code.count(HGMMA_REGISTERS),
+        "products": code.count(HGMMA_SHARED) + code.count(HGMMA_REGISTERS),
         "mufu": code.count(MUFU),
         "mufu_under_product": found,
     }
@@ -80,6 +80,7 @@ FAMILY = Family(
     target=TARGETS["sm90"],
     default=True,
     dtypes=("bf16", "fp16"),
+    features=("deterministic",),
     limits=Limits(q_rows=192, kv_columns=256, tile=_tile),
     padding=Padding(rows=_WARPGROUP_ROWS, columns=16),
     default_tiles={1: ((128,), (128,)), 2: ((8, 16), (8, 16)), 3: ((2, 8, 8), (2, 8, 8))},

@@ -28,7 +28,7 @@ from . import core
 from .bench_contenders import CONTENDERS, DENSE, HEADS_FIRST, MASKED, Call, Tensors, excluded, heads_first
 from .config import KernelConfig
 from .dtypes import DTYPES
-from .family import facts_of
+from .family import facts_of, find_facts
 from .kernels import registry
 from .op_table import FORWARD
 from .ops import neighborhood_attention
@@ -191,9 +191,11 @@ def share_of_work_bound(problem: Problem, config: KernelConfig, seconds: float, 
 
 
 def choose_kernel(problem: Problem, device: str) -> KernelConfig | None:
-    """The kernel of this process with the least work, as dispatch chooses; None if none fits."""
+    """The kernel of this process with the least work, as dispatch chooses; None if none fits. Kernels of families that
+    this package doesn't know are left out: their padding is part of the work."""
     request = Request.of_problem(FORWARD.name, problem, device)
-    fitting = [kernel.config for kernel in registry.values() if not kernel.refusal(request)]
+    kernels = [kernel.config for kernel in registry.values() if not kernel.refusal(request)]
+    fitting = [config for config in kernels if find_facts(config) is not None]
     return min(fitting, key=lambda config: computed_pairs(problem, config), default=None)
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import cached_property
 from math import prod
 from typing import Any, NamedTuple
 
 from .dtypes import DTYPES
 
-OPS = ("gna_forward", "gna_backward_q", "gna_backward_kv")
+OPS = ("gna_forward", "gna_backward_q", "gna_backward_kv")  # in the order of their codes in abi.h, from 1
 ANY_HEAD_DIM = 0
 
 EXAMPLE_KEY = "gna_forward-sm90-r3-bf16-d128-q2x8x8-kv2x8x8"
@@ -130,11 +131,15 @@ class KernelConfig:
         if _KEY.fullmatch(self.key) is None:
             raise ValueError(f"{self.key!r} is no valid key: check op, arch, rank, dtype and variant")
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Canonical text form, as `EXAMPLE_KEY`."""
-        texts = ((part, getattr(self, part.field)) for part in _PARTS)
-        return "".join(part.prefix + part.show(value) for part, value in texts if value or not part.optional)
+        parts = []
+        for field, _, prefix, _, show, optional in _PARTS:
+            value = getattr(self, field)
+            if value or not optional:
+                parts.append(prefix + show(value))
+        return "".join(parts)
 
     @classmethod
     def parse(cls, key: str) -> KernelConfig:

@@ -13,12 +13,12 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import IntEnum
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 from .errors import LibraryError
 
@@ -41,27 +41,59 @@ class ErrorCode(IntEnum):
     MISSING = 65
     REFUSED = 66
 
+    @classmethod
+    def _missing_(cls, value: object) -> ErrorCode:
+        return cls.OTHER  # one of a newer core: the first in a process is everybody's
+
 
 NO_KERNEL = frozenset({ErrorCode.LAYOUT, ErrorCode.NONE_FITS, ErrorCode.MISSING, ErrorCode.REFUSED})
 """Codes of calls that another kernel, which isn't loaded, may compute."""
 
 
 class Failure(NamedTuple):
-    """An operator's error: its code, and its words without and with the advice to register a kernel."""
+    """An operator's error.
+
+    Attributes:
+        code: what kind it is.
+        reason: what is wrong, and nothing else.
+        text: the same, and whose error it is.
+        whole: the same, and how to register a kernel, where that may help.
+    """
 
     code: ErrorCode
+    reason: str
     text: str
-    with_advice: str
+    whole: str
 
 
-_core_path: Callable[[], Path] | None = None
+_core_files: Callable[[], Iterable[BinaryIO | Path]] | None = None
+_python_parts: Callable[[], None] | None = None
 _own_libraries: list[Path] = []  # that are not loaded yet
 
 
-def set_core_path(provider: Callable[[], Path]) -> None:
-    """Names where this package's core is; asked when the core is first needed and no other package brought one."""
-    global _core_path
-    _core_path = provider
+def set_core_files(provider: Callable[[], Iterable[BinaryIO | Path]]) -> None:
+    """Names where this package's core is; asked when the core is first needed and no other package brought one.
+
+    It gives paths or open files: the first that can be loaded is taken, and another asked for only if it can't.
+    """
+    global _core_files
+    _core_files = provider
+
+
+def set_python_parts(register: Callable[[], None]) -> None:
+    """Names what registers the operators' Python parts. It is called once per process, as soon as a core is loaded."""
+    global _python_parts
+    _python_parts = register
+    state = _state()
+    with state.lock:
+        if state.core is not None:
+            _register_python_parts(state)
+
+
+def _register_python_parts(state: _State) -> None:
+    if _python_parts is not None and not state.python_parts:
+        state.python_parts = True
+        _python_parts()
 
 
 def add_own_library(path: Path) -> None:
@@ -74,12 +106,16 @@ class _State(ModuleType):
 
     lock: threading.RLock
     core: ctypes.CDLL | None
+    paths: dict[str, str]  # of libraries that the loader knows by another name
+    python_parts: bool
 
 
 def _state() -> _State:
     fresh = _State(_STATE_NAME)
     fresh.lock = threading.RLock()
     fresh.core = None
+    fresh.paths = {}
+    fresh.python_parts = False
     return cast(_State, sys.modules.setdefault(_STATE_NAME, fresh))
 
 
@@ -109,6 +145,7 @@ def core() -> ctypes.CDLL:
         with state.lock:
             if state.core is None:
                 state.core = _load_core()
+                _register_python_parts(state)
             while _own_libraries:
                 _add_library(state.core, _own_libraries[0])
                 _own_libraries.pop(0)
@@ -122,17 +159,23 @@ def _load_core() -> ctypes.CDLL:
     if wanted not in CPU_ISAS:
         warnings.warn(f"GNAFORGE_CPU_ISA is {wanted!r}, which is none of {', '.join(CPU_ISAS[1:])}", stacklevel=2)
 
-    from .torch_ops import register_python_parts
-
-    if _core_path is None:
-        # The package around this runtime has a module `api` that calls set_core_path.
+    if _core_files is None:
+        # The package around this runtime has a module `api` that calls set_core_files.
         import_module(f"{__package__.rpartition('.')[0]}.api")
-    assert _core_path is not None
-    path = _core_path()
-    try:
-        library = ctypes.CDLL(os.fspath(path))
-    except OSError as error:
-        raise LibraryError(f"can't load the gnaforge core: {error}") from error
+    assert _core_files is not None
+    path = ""
+    failures: list[str] = []
+    for file in _core_files():
+        if failures:
+            _say_passed_over(path, failures[-1])
+        path = str(file if isinstance(file, Path) else file.name)
+        try:
+            library = ctypes.CDLL(path if isinstance(file, Path) else _loader_name(file))
+            break
+        except OSError as error:
+            failures.append(_with_paths(str(error)))
+    else:
+        raise LibraryError(f"can't load the gnaforge core: {failures[-1] if failures else 'there is none'}")
     try:
         abi = library.gnaforge_core_abi
     except AttributeError as error:
@@ -140,14 +183,51 @@ def _load_core() -> ctypes.CDLL:
     abi.restype = ctypes.c_uint32
     if abi() >> 16 != ABI_MAJOR:
         raise LibraryError(f"{path} speaks gnaforge ABI {abi() >> 16}, this package needs {ABI_MAJOR}; reinstall it")
-    library.gnaforge_core_error.argtypes = [ctypes.c_char_p, ctypes.POINTER(ctypes.c_size_t)]
+    size = ctypes.POINTER(ctypes.c_size_t)
+    library.gnaforge_core_error.argtypes = [ctypes.c_char_p, size, size]
     library.gnaforge_core_generation.restype = ctypes.c_uint64
     library.gnaforge_core_kernels.restype = ctypes.c_size_t
     text = ctypes.create_string_buffer(_TEXT_SIZE)
     if library.gnaforge_core_init(text, ctypes.c_size_t(_TEXT_SIZE)) != 0:
         raise LibraryError(f"can't start the gnaforge core {path}: {text.value.decode(errors='replace')}")
-    register_python_parts()
     return library
+
+
+def _loader_name(file: BinaryIO) -> str:
+    """The name to load an open file by, so that what runs is what was checked, whatever its path names by now.
+
+    The loader opens the file of the descriptor again, /proc/self/fd/N, and so the same inode. It tells libraries apart
+    by inode, and loads none twice that is loaded under its path. But first it compares names with those of libraries
+    that it has, and a descriptor's number comes again: so each name is made unlike all before it, by parts that lead
+    nowhere. Our libraries search nothing beside themselves ($ORIGIN), and messages and tables are given the path back.
+    Where /proc can't be entered, as in a process that gave up root's rights, the path must do: it was checked that
+    nobody else can change what it names.
+    """
+    path = os.fspath(file.name)
+    absolute = str(Path(path).absolute())  # the loader would search the system's folders for a bare name
+    state = _state()
+    with state.lock:
+        number = len(state.paths) + 1
+        name = "/proc/self/fd/" + "".join("./" if bit == "0" else ".//" for bit in f"{number:b}") + str(file.fileno())
+        state.paths[name] = absolute
+    return name if Path(name).exists() else absolute
+
+
+def _with_paths(text: str) -> str:
+    """A message of the loader's with the paths of libraries in place of the names that it was given."""
+    for name, path in _state().paths.items() if "/proc/self/fd/" in text else ():
+        text = text.replace(name, path)
+    return text
+
+
+_passed_over: set[str] = set()
+
+
+def _say_passed_over(path: str, why: str) -> None:
+    """Says once that a library in the cache can't be loaded here; another is looked for, or made."""
+    if path not in _passed_over:
+        _passed_over.add(path)
+        print(f"gnaforge: passed over {path}, which can't be loaded here: {why}", file=sys.stderr, flush=True)
 
 
 def load_library(path: str | os.PathLike[str]) -> int:
@@ -167,25 +247,41 @@ def load_library(path: str | os.PathLike[str]) -> int:
     return _add_library(core(), path)
 
 
+def load_file(file: BinaryIO) -> int:
+    """As `load_library`, of a file that is open and whose name is its path: what it holds is loaded."""
+    return _add_library(core(), _loader_name(file))
+
+
+def load_first(builds: Iterable[BinaryIO]) -> int | None:
+    """Loads the first of several builds of one kernel that can be loaded here; for each that can't there is a line on
+    stderr. Returns how many kernels are new, None if none could be loaded."""
+    for file in builds:
+        try:
+            return load_file(file)
+        except LibraryError as error:
+            _say_passed_over(file.name, str(error))
+    return None
+
+
 def _add_library(library: ctypes.CDLL, path: str | os.PathLike[str]) -> int:
     text = ctypes.create_string_buffer(_TEXT_SIZE)
     added = ctypes.c_int(0)
     # An absolute path: dlopen would search the system's library folders for a bare name.
-    absolute = Path(os.fspath(path)).absolute()
-    if library.gnaforge_core_load(os.fsencode(absolute), ctypes.byref(added), text, ctypes.c_size_t(_TEXT_SIZE)) != 0:
-        raise LibraryError(text.value.decode(errors="replace"))
+    name = os.fspath(path)
+    name = name if name in _state().paths else str(Path(name).absolute())
+    if library.gnaforge_core_load(os.fsencode(name), ctypes.byref(added), text, ctypes.c_size_t(_TEXT_SIZE)) != 0:
+        raise LibraryError(_with_paths(text.value.decode(errors="replace")))
     return added.value
 
 
 def failure_of(error: RuntimeError) -> Failure:
     """What an error is that an operator raised last on this thread; its code is OTHER if the core didn't raise it."""
-    words = str(error).encode()
-    advice = ctypes.c_size_t(0)
-    code = core().gnaforge_core_error(words, ctypes.byref(advice))
-    text = words[: advice.value].decode(errors="replace") if code else str(error)
-    return Failure(
-        ErrorCode(code), text.removeprefix("gnaforge: ") if code == ErrorCode.BAD_INPUT else text, str(error)
-    )
+    whole = str(error).encode()
+    begin, end = ctypes.c_size_t(0), ctypes.c_size_t(len(whole))
+    code = ErrorCode(core().gnaforge_core_error(whole, ctypes.byref(begin), ctypes.byref(end)))
+    if code == ErrorCode.OTHER:
+        return Failure(code, *[str(error)] * 3)
+    return Failure(code, whole[begin.value : end.value].decode(), whole[: end.value].decode(), str(error))
 
 
 def generation() -> int:
@@ -201,5 +297,7 @@ def table() -> list[dict[str, Any]]:
         buffer = ctypes.create_string_buffer(size)
         needed = cast(int, library.gnaforge_core_kernels(buffer, ctypes.c_size_t(size)))
         if needed <= size:
-            return cast("list[dict[str, Any]]", json.loads(buffer.value.decode(errors="surrogateescape")))
+            rows = cast("list[dict[str, Any]]", json.loads(buffer.value.decode(errors="surrogateescape")))
+            paths = _state().paths
+            return [{**row, "origin": paths.get(row["origin"], row["origin"])} for row in rows]
         size = 2 * needed

@@ -20,6 +20,7 @@ class Dtype:
         bytes: of one element.
         code: value of the enumerator.
         torch_name: name in torch, without ``torch.``.
+        unwritten: bits of a NaN that no arithmetic makes: what still holds it was not written.
         ptx: name in PTX's matrix instructions; empty where they don't take it.
     """
 
@@ -27,6 +28,7 @@ class Dtype:
     bytes: int
     code: int
     torch_name: str
+    unwritten: int
     ptx: str = ""
 
     def names(self) -> dict[str, str]:
@@ -49,16 +51,15 @@ DTYPES: Mapping[str, Dtype] = MappingProxyType(
     {
         dtype.name: dtype
         for dtype in (
-            Dtype("fp32", bytes=4, code=1, torch_name="float32"),
-            Dtype("bf16", bytes=2, code=2, torch_name="bfloat16", ptx="bf16"),
-            Dtype("fp16", bytes=2, code=3, torch_name="float16", ptx="f16"),
+            Dtype("fp32", bytes=4, code=1, torch_name="float32", unwritten=0x7FC5A5A5),
+            Dtype("bf16", bytes=2, code=2, torch_name="bfloat16", unwritten=0x7FE5, ptx="bf16"),
+            Dtype("fp16", bytes=2, code=3, torch_name="float16", unwritten=0x7EA5, ptx="f16"),
         )
     }
 )
 
-_BY_TORCH_NAME = {f"torch.{dtype.torch_name}": dtype.name for dtype in DTYPES.values()}
-
 
 def dtype_name(dtype: object) -> str:
     """The name in `DTYPES` of a torch dtype; of any other, and of what is no dtype, its text."""
-    return _BY_TORCH_NAME.get(str(dtype), str(dtype))
+    text = str(dtype)
+    return next((known.name for known in DTYPES.values() if text == f"torch.{known.torch_name}"), text)

@@ -46,7 +46,7 @@ class FamilyFacts:
         nvcc_target: what its machine code is for, as in ``sm_90a``; empty for a CPU.
         capabilities: the CUDA compute capabilities that it runs on.
         padding: what its tiles are computed as.
-        features: names of optional features that it has, as in ``GNAFORGE_FEATURE_<NAME>``.
+        features: the optional features that it has: GNAFORGE_FEATURE_* of abi.h, in lower case.
     """
 
     name: str
@@ -84,17 +84,22 @@ def set_provider(provider: Provider) -> None:
     _provider = provider
 
 
+def find_facts(config: KernelConfig) -> FamilyFacts | None:
+    """The facts of a kernel's family; None where this package doesn't know it, as of a kernel of another wheel."""
+    if _provider is None:
+        # The package around this runtime sets the provider when it is imported.
+        import_module(f"{__package__.rpartition('.')[0]}.api")
+    assert _provider is not None
+    return _provider(config)
+
+
 def facts_of(config: KernelConfig) -> FamilyFacts:
     """The facts of a kernel's family.
 
     Raises:
         LookupError: this package doesn't know the family; names the kernel.
     """
-    if _provider is None:
-        # The package around this runtime sets the provider when it is imported.
-        import_module(f"{__package__.rpartition('.')[0]}.api")
-    assert _provider is not None
-    facts = _provider(config)
+    facts = find_facts(config)
     if facts is None:
         raise LookupError(f"{config}: this package doesn't know the kernel's family")
     return facts

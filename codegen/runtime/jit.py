@@ -17,7 +17,6 @@ from dataclasses import replace
 import torch
 
 from . import lookup
-from .core import load_library
 from .request import Request
 
 POLICIES = ("never", "warn", "always")
@@ -79,8 +78,6 @@ def make_kernel(request: Request) -> str:
         made = source.make(request, quiet=chosen == "always")
     except (RuntimeError, ValueError) as error:
         return f"it can't be compiled now: {error}"
-    for path in made.libraries:
-        load_library(path)
     if made.compiled and chosen == "warn":
         line = f"gnaforge: compiled {', '.join(made.compiled)} in {made.seconds:.1f} s: no kernel fitted a call"
         print(f"{line} (GNAFORGE_JIT=warn)", file=sys.stderr, flush=True)

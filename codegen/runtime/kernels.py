@@ -3,70 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from . import core, lookup
 from .config import KernelConfig
-from .request import Request, refusal
+from .ops import neighborhood_attention
+from .table import LoadedKernel, loaded_kernels
 
 
-@dataclass(frozen=True)
-class Kernel:
-    """A loaded kernel. Calling it is `neighborhood_attention` with this kernel pinned.
-
-    Attributes:
-        config: its identity.
-        origin: path of the library that brought it.
-        device: ``cpu`` or ``cuda``: where its tensors must be.
-        threads: threads per CTA; 0 on cpu.
-        shared_memory: bytes per CTA; 0 on cpu.
-        emulated: a GPU kernel that runs on the emulator and takes CPU tensors.
-        features: what it has beyond plain GNA, of `problem.FEATURES`.
-    """
-
-    config: KernelConfig
-    origin: str
-    device: str
-    threads: int
-    shared_memory: int
-    emulated: bool
-    features: tuple[str, ...] = ()
-
-    @property
-    def key(self) -> str:
-        """The config's key."""
-        return self.config.key
-
-    def refusal(self, request: Request) -> str:
-        """Why it can't serve a request, as far as is known without asking it; empty if it may."""
-        return refusal(self.config, self.device, request, emulated=self.emulated, features=self.features)
+class Kernel(LoadedKernel):
+    """A loaded kernel. Calling it is `neighborhood_attention` with this kernel pinned. Fields: see `LoadedKernel`."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Same arguments as `neighborhood_attention`, with this kernel pinned."""
-        from .ops import neighborhood_attention
-
         return neighborhood_attention(*args, **kwargs, kernel=self.config)
-
-
-def _kernel(key: str, **facts: Any) -> Kernel:
-    return Kernel(KernelConfig.parse(key), **facts)
 
 
 class Registry(Mapping[KernelConfig, Kernel]):
     """Read-only view of the process's kernel table. Keys are configs; a key's text works too."""
 
     def __init__(self) -> None:
-        self._generation = -1
+        self._rows: Mapping[KernelConfig, LoadedKernel] = {}
         self._kernels: dict[KernelConfig, Kernel] = {}
 
     def _current(self) -> dict[KernelConfig, Kernel]:
-        lookup.load_entry_points()
-        generation = core.generation()
-        if generation != self._generation:
-            known = {kernel.key: kernel for kernel in self._kernels.values()}  # kernels stay; parsing takes long
-            kernels = [known.get(row["key"]) or _kernel(**row) for row in core.table()]
-            self._kernels, self._generation = {kernel.config: kernel for kernel in kernels}, generation
+        rows = loaded_kernels()
+        if rows is not self._rows:
+            self._kernels = {config: self._kernels.get(config) or Kernel(**vars(row)) for config, row in rows.items()}
+            self._rows = rows
         return self._kernels
 
     def __getitem__(self, config: KernelConfig | str) -> Kernel:
@@ -77,10 +40,6 @@ class Registry(Mapping[KernelConfig, Kernel]):
 
     def __len__(self) -> int:
         return len(self._current())
-
-    def serves(self, request: Request) -> bool:
-        """Whether a kernel is loaded that may compute what a request asks for, as far as is known without asking it."""
-        return any(not kernel.refusal(request) for kernel in self._current().values())
 
     def __repr__(self) -> str:
         return f"<gnaforge registry: {len(self)} kernels>"

@@ -8,21 +8,19 @@ only `jit` asks for that.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.metadata import entry_points
-from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import BinaryIO, NamedTuple, Protocol
 
-from .core import load_library, process_lock
+from .core import load_first, load_library, process_lock
 from .request import Request
 
 ENTRY_POINT_GROUP = "gnaforge.libraries"
 
 
 class Made(NamedTuple):
-    """What `Source.make` did: libraries to load, the keys that were compiled for it, and how long it took."""
+    """What `Source.make` did: the keys that were compiled for it, and how long it took."""
 
-    libraries: list[str]
     compiled: list[str]
     seconds: float
 
@@ -30,11 +28,11 @@ class Made(NamedTuple):
 class Source(Protocol):
     """A place that holds kernels beyond those of installed packages."""
 
-    def libraries(self, request: Request) -> list[str]:
-        """Paths of libraries with kernels that may fit, best first."""
+    def builds(self, request: Request) -> Iterable[Iterable[BinaryIO]]:
+        """Of each kernel that may fit its builds, open files of which the first that can be loaded is to be taken."""
 
     def make(self, request: Request, *, quiet: bool) -> Made:
-        """Compiles a kernel for ``request``; with ``quiet`` it shows no progress.
+        """Compiles a kernel for ``request`` and loads it; with ``quiet`` it shows no progress.
 
         Raises:
             RuntimeError, ValueError: it can't; the text says why and what to do.
@@ -89,11 +87,8 @@ def load_matching(request: Request) -> int:
     Looks anew each time: a kernel that was missing may have been built since, by another process.
     """
     added = load_entry_points()
-    for path in _source.libraries(request) if _source else ():
-        try:
-            added += load_library(path)
-        except RuntimeError as error:
-            warnings.warn(f"gnaforge: skipped {Path(path).name}: {error}", stacklevel=2)
+    for builds in _source.builds(request) if _source else ():
+        added += load_first(builds) or 0
     return added
 
 

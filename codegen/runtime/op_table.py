@@ -1,20 +1,21 @@
 """What each op reads and writes, exactly and within which bounds. Verification, benchmarks and callers of the contract
-loop over this table: none of them knows a tensor of an op by name.
+loop over this table: none of them knows a tensor of an op by name. Imports torch only where tensors are made.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from math import prod
+from typing import TYPE_CHECKING, Literal, Protocol
 
-import torch
-
-from .dtypes import DTYPES
+from .dtypes import DTYPES, Dtype
 from .problem import Problem
-from .reference import attention, error_bound, query_sample
 
-Tensors = Mapping[str, torch.Tensor]
+if TYPE_CHECKING:
+    import torch
+
+Tensors = Mapping[str, "torch.Tensor"]
 """Tensors by role."""
 
 
@@ -46,9 +47,13 @@ class Role:
         """Its heads in a problem."""
         return problem.heads if self.side == "q" else problem.kv_heads
 
-    def dtype(self, problem: Problem) -> torch.dtype:
+    def dtype(self, problem: Problem) -> Dtype:
         """The type of its elements in a problem."""
-        return DTYPES[self.element or problem.dtype].torch
+        return DTYPES[self.element or problem.dtype]
+
+    def bytes(self, problem: Problem) -> int:
+        """The size of all its elements in a problem."""
+        return prod(self.shape(problem)) * self.dtype(problem).bytes
 
 
 class Bound(Protocol):
@@ -76,7 +81,7 @@ class Op:
         inputs, outputs: the roles of what it reads and writes, in the order of gnaforge_role.
         exact: its results in float64, of a problem and its inputs.
         bound, sample: see `Bound` and `Sample`.
-        flop: floating-point operations per visible pair of a query and a key, all heads of all batch entries together.
+        flop: floating-point operations per pair of a query and a key, all heads of all batch entries together.
     """
 
     name: str
@@ -91,11 +96,18 @@ class Op:
         self, problem: Problem, seed: int = 0, device: torch.device | str = "cpu"
     ) -> dict[str, torch.Tensor]:
         """Inputs with normally distributed elements, by role; the same for equal arguments."""
+        import torch
+
         generator = torch.Generator(device).manual_seed(seed)
-        return {
-            role.name: torch.randn(role.shape(problem), generator=generator, device=device).to(role.dtype(problem))
-            for role in self.inputs
-        }
+        found = {}
+        for role in self.inputs:
+            values = torch.randn(role.shape(problem), generator=generator, device=device)
+            found[role.name] = values.to(role.dtype(problem).torch)
+        return found
+
+    def bytes(self, problem: Problem) -> int:
+        """What it has to move: all inputs and outputs once."""
+        return sum(role.bytes(problem) for role in (*self.inputs, *self.outputs))
 
 
 Q = Role("q", "query", "q", "head_dim")
@@ -106,12 +118,16 @@ LSE = Role("lse", "LSE", "q", None, "fp32")
 
 
 def _forward(problem: Problem, inputs: Tensors) -> dict[str, torch.Tensor]:
+    from .reference import attention
+
     return _named(attention(problem, inputs["q"], inputs["k"], inputs["v"]))
 
 
 def _forward_bound(
     problem: Problem, inputs: Tensors, exact: Tensors, *, rounds_probabilities: bool
 ) -> dict[str, torch.Tensor]:
+    from .reference import error_bound
+
     qkv = inputs["q"], inputs["k"], inputs["v"]
     pair = exact["out"], exact["lse"]
     return _named(error_bound(problem, *qkv, pair, rounds_probabilities=rounds_probabilities))
@@ -120,6 +136,8 @@ def _forward_bound(
 def _forward_sample(
     problem: Problem, inputs: Tensors, at: Sequence[int], *, rounds_probabilities: bool
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    from .reference import query_sample
+
     qkv = inputs["q"], inputs["k"], inputs["v"]
     exact, bounds = query_sample(problem, *qkv, at, rounds_probabilities=rounds_probabilities)
     return _named(exact), _named(bounds)

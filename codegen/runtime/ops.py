@@ -15,14 +15,16 @@ from typing import Any, TypeVar
 
 import torch
 
-from . import core, jit, lookup
+from . import core, jit, lookup, torch_ops
 from .config import KernelConfig
 from .dtypes import DTYPES, dtype_name
 from .errors import NoKernelError
-from .kernels import registry
 from .request import Request, request_of
+from .table import loaded_kernels
 
 DTYPE_NAMES = {dtype.torch: dtype.name for dtype in DTYPES.values()}
+
+core.set_python_parts(torch_ops.register_python_parts)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -106,7 +108,7 @@ def _recover(error: RuntimeError, operator: Any, *arguments: Any) -> tuple[torch
     """After a failed call: loads or makes a kernel that fits and tries again, or raises what the caller can act on."""
     failure = core.failure_of(error)
     if failure.code == core.ErrorCode.BAD_INPUT:
-        raise ValueError(failure.text) from None
+        raise ValueError(failure.reason) from None
     if failure.code not in core.NO_KERNEL:
         raise error
 
@@ -122,7 +124,7 @@ def _recover(error: RuntimeError, operator: Any, *arguments: Any) -> tuple[torch
 
     query, key, value, pattern, _, pinned = arguments
     if busy := jit.busy():
-        raise NoKernelError(f"{failure.with_advice}\n{busy}") from None
+        raise NoKernelError(f"{failure.whole}\n{busy}") from None
     request = request_of(query, key, value, pattern, pinned)
     lookup.load_matching(request)
     result = attempt()  # also where nothing new came: another thread may have loaded it
@@ -137,7 +139,7 @@ def _recover(error: RuntimeError, operator: Any, *arguments: Any) -> tuple[torch
                 result = attempt()
     if isinstance(result, core.Failure):
         # To register one is no help in a package of built kernels.
-        text = result.text if lookup.source() is None else result.with_advice
+        text = result.text if lookup.source() is None else result.whole
         raise NoKernelError("\n".join(filter(None, [text, reason, lookup.remedy(request)]))) from None
     return result  # type: ignore[no-any-return]
 
@@ -151,7 +153,7 @@ def _kernel_key(
     kv_tile: Any,
 ) -> str:
     if isinstance(kernel, str):
-        checked: str = _checked_key(kernel)
+        checked: str = _require_key(kernel)
         return checked
     if kernel is not None:
         return kernel.key
@@ -171,13 +173,13 @@ def _kernel_key(
 
 
 @cache
-def _parsed_key(key: str) -> str:
+def _parse_key(key: str) -> str:
     return KernelConfig.parse(key).key
 
 
 @_constant_result
-def _checked_key(key: str) -> str:
-    return _parsed_key(key)
+def _require_key(key: str) -> str:
+    return _parse_key(key)
 
 
 @_constant_result
@@ -199,7 +201,7 @@ def _key_with_tiles(
     request = Request("gna_forward", rank, dtype, head_dim, value_head_dim, device, q_tile, kv_tile)
 
     def fitting(request: Request) -> list[KernelConfig]:
-        return [kernel.config for kernel in registry.values() if not kernel.refusal(request)]
+        return [kernel.config for kernel in loaded_kernels().values() if not kernel.refusal(request)]
 
     found = fitting(request)
     if not found:
@@ -283,7 +285,7 @@ def neighborhood_attention(
     """Neighborhood attention of any rank, read off the query: 1 to 3 token dimensions.
 
     Args:
-        query: ``[batch, *tokens, heads, head_dim]``, float32, bfloat16 or float16.
+        query: ``[batch, *tokens, heads, head_dim]``, of a type that kernels take, such as bfloat16.
         key: ``[batch, *tokens, heads_kv, head_dim]``; ``heads_kv`` divides ``heads`` (GQA, MQA).
         value: ``[batch, *tokens, heads_kv, head_dim_v]``.
         kernel_size: window, in tokens: an int for all dimensions or one per dimension.

@@ -33,7 +33,7 @@ class Package:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._metadata: dict[str, Any] = {}
-        core.set_core_path(lambda: folder / CORE)
+        core.set_core_files(lambda: [folder / CORE])
         core.add_own_library(folder / LIBRARY)
         lookup.set_package_remedy(self.remedy)
         family.set_provider(self._facts)

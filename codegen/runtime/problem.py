@@ -159,7 +159,7 @@ class Problem:
             "scale": scale,
             "edge": per_dim("edge", edge, rank),
             "sink": per_dim("sink", sink, rank),
-            "grid": None if field == (keys or whole) else field,
+            "grid": None if keys is None and field == whole else field,
             "q_offset": per_dim("q_offset", q_offset, rank),
             "kv_tokens": keys,
             "kv_offset": per_dim("kv_offset", kv_offset, rank),

@@ -139,6 +139,8 @@ def _range_faults(axis: Dimension, dim: int | None) -> Iterator[Fault]:
     elif axis.kv_sink and axis.kv_offset < axis.kv_sink:
         text = f"{axis.kv_offset} is less than the {axis.kv_sink} first tokens of dimension {dim}, which kv_sink holds"
         yield Fault("kv_offset", dim, text)
+    if axis.kv_sink and (axis.edge == "wrap" or axis.dilation > 1):
+        yield Fault("kv_sink", dim, f"can't be along dimension {dim}, which wraps or is dilated")
     if axis.edge != "wrap":
         if axis.kv_offset < 0:
             yield Fault("kv_offset", dim, f"{axis.kv_offset} is less than 0, and dimension {dim} does not wrap")

@@ -126,7 +126,7 @@ def error_bound(
     n visible keys: a score is off by at most e = (head_dim + 3) u scale |q| |k|; a probability by e and a few u of
     exp2, relatively; the two sums over keys by n u each; the result is then rounded to the output's dtype.
     With ``rounds_probabilities`` they are also rounded to the dtype of the inputs before the product with V, as kernels
-    on tensor cores do: each by half an ulp, or in fp16 by half the spacing of subnormals. They are relative to a row's
+    on tensor cores do: each by half an ulp, or by half the spacing of subnormals. They are relative to a row's
     maximum so far, so their sum is at least about 1.
     """
     magnitude = attention(problem, query, key, value.abs())[0] if rounds_probabilities else None
@@ -178,7 +178,7 @@ def _bounds(
     rounding = torch.finfo(value.dtype).eps / 2
     largest = value.double().abs().max().item()
     inner = (2 * e + (2 * n + 16) * u) * largest
-    subnormal = 2.0**-25 if value.dtype == torch.float16 else 0.0  # half the spacing of fp16 below 2^-14
+    subnormal = torch.finfo(value.dtype).smallest_normal * rounding  # half the spacing of subnormals
     if magnitude is not None:
         inner = inner + rounding * magnitude + n * subnormal * largest
     return out.abs() * rounding + inner * (1 + rounding) + subnormal, lse.abs() * 2 * u + e + (n + 16) * u

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from . import lookup
+from . import lookup, table
 from .errors import NoKernelError
 from .request import Request, request_of
 
@@ -34,10 +34,8 @@ def _load_for_graph(request: Request) -> None:
     Raises:
         NoKernelError: it isn't.
     """
-    from .kernels import registry
-
     lookup.load_matching(request)
-    if request.device in ("cpu", "cuda") and not registry.serves(request):
+    if request.device in ("cpu", "cuda") and not table.serves(request):
         wanted = request.key or str(request)
         raise NoKernelError(
             f"gnaforge: torch is tracing, no kernel for {wanted} is loaded or in the cache, and none is compiled "

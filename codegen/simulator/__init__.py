@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
+from ..errors import InputError, as_input_error
 from ..gna.source import Tiling
+from ..runtime.problem import Problem
 from .cost import Tiles
-from .fitting import Fit, Objective, fit_workloads, simulate_workload
+from .fitting import Fit, Objective, fit_problems, simulate_problem
 from .simulation import Flat, Simulation, family_for
-from .workload import make_workload
 
 if TYPE_CHECKING:
     from ..spec import Shape
@@ -56,29 +56,21 @@ def simulate(
     Raises:
         InputError: (a `ValueError`) an argument is wrong; the message begins with its name.
     """
-    workload = make_workload(
-        tokens,
-        window,
-        stride,
-        dilation,
-        causal,
-        heads=heads,
-        kv_heads=kv_heads,
-        batch=batch,
-        head_dim=head_dim,
-        value_head_dim=value_head_dim,
-        dtype=dtype,
-    )
+    elements: dict[str, Any] = {"head_dim": head_dim, "value_head_dim": value_head_dim, "dtype": dtype}
+    with as_input_error():
+        problem = Problem(
+            tokens, window, stride, dilation, causal, heads=heads, kv_heads=kv_heads, batch=batch, **elements
+        )
     if (q_tile is None) != (kv_tile is None):
         raise InputError("q_tile and kv_tile: give both, or neither to have them fitted")
     tiles = None if q_tile is None or kv_tile is None else Tiles(tuple(q_tile), tuple(kv_tile))
-    return simulate_workload(workload, tiles, arch, tiling, variant=variant)
+    return simulate_problem(problem, tiles, arch, tiling, variant=variant)
 
 
 def fit(
     shapes: Shape | Mapping[str, Any] | Sequence[Shape | Mapping[str, Any]],
     *,
-    arch: str = "sm90",
+    arch: str | None = None,
     variant: str | None = None,
     head_dim: int = 128,
     value_head_dim: int | None = None,
@@ -95,6 +87,7 @@ def fit(
     Args:
         shapes: of one rank, each a mapping with the fields of a spec's shape: ``tokens``, ``window`` and optionally
             ``stride``, ``dilation``, ``causal``, ``heads``, ``kv_heads``, ``batch``.
+        arch, variant: as those of `simulate`.
         objective: ``time`` (the model of it) or ``work`` (the work bound).
 
     Raises:
@@ -103,7 +96,7 @@ def fit(
     from ..spec import Shape
 
     listed = [shapes] if isinstance(shapes, Mapping | Shape) else shapes
-    workloads = []
+    problems = []
     for shape in listed:
         fields = dict(shape) if isinstance(shape, Mapping) else shape.model_dump()
         unknown = fields.keys() - Shape.model_fields.keys()
@@ -112,7 +105,8 @@ def fit(
             what = "has no field" if unknown else "needs"
             raise InputError(f"shapes: a shape {what} {', '.join(sorted(unknown or missing))}")
         given = {name: value for name, value in fields.items() if value != ()}
-        workloads.append(make_workload(**given, head_dim=head_dim, value_head_dim=value_head_dim, dtype=dtype))
-    if not workloads:
+        with as_input_error():
+            problems.append(Problem(**given, head_dim=head_dim, value_head_dim=value_head_dim, dtype=dtype))
+    if not problems:
         raise InputError("shapes: there is none to fit tiles to")
-    return fit_workloads(workloads, family_for(workloads[0], None, arch, variant), tiling, objective, within)
+    return fit_problems(problems, family_for(problems[0], None, arch, variant), tiling, objective, within)

@@ -17,19 +17,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..build.kernels import find_libraries
+from ..build.kernels import open_libraries
 from ..errors import InputError
 from ..families import Family, family_of, find_family, require_family
 from ..families.family import TimeConstants
+from ..gna.axes import axes_of
 from ..gna.counts import count_tiles
-from ..runtime.config import ANY_HEAD_DIM, OPS, KernelConfig
-from ..runtime.core import load_library
+from ..runtime.config import ANY_HEAD_DIM, KernelConfig
+from ..runtime.core import load_file
 from ..runtime.dtypes import DTYPES
+from ..runtime.op_table import FORWARD, OPS
 from ..runtime.ops import neighborhood_attention
 from ..runtime.problem import Problem
 from .cost import Floats, Tiles, tile_costs
 from .time import model_time
-from .workload import Workload, make_workload, workload_of_problem
 
 # Boxes of 32 and more rows, whose padding the model knows.
 _TILES = (
@@ -76,7 +77,7 @@ class Run:
     """A timed call: the fastest of several, on one core."""
 
     config: KernelConfig
-    workload: Workload
+    problem: Problem
     seconds: float
 
 
@@ -93,7 +94,7 @@ class Calibration:
 def calibrate_cpu(seconds_per_run: float = 0.5) -> Calibration:
     """Times cpu kernels on one core, about two minutes, and fits the model to them."""
     runs = list(_time_runs(seconds_per_run))
-    family = require_family(OPS[0], "cpu")
+    family = require_family(FORWARD.name, "cpu")
     return fit_constants(runs, replace(family.time_constants(), units=1), _CPU_CONSTANTS)
 
 
@@ -108,7 +109,7 @@ def runs_of_report(found: Mapping[str, Any]) -> list[Run]:
         computed = {"gnaforge": problem, "gnaforge dense": problem.dense()}
         for timing in row["timings"]:
             if timing["contender"] in computed:
-                runs.append(Run(config, workload_of_problem(computed[timing["contender"]]), timing["seconds"]))
+                runs.append(Run(config, computed[timing["contender"]], timing["seconds"]))
     return runs
 
 
@@ -152,8 +153,8 @@ def fit_constants(runs: Sequence[Run], start: TimeConstants, names: Sequence[str
 def _seconds(constants: TimeConstants, run: Run) -> float:
     padding = family_of(run.config).padding
     tiles = Tiles(run.config.q_tile, run.config.kv_tile)
-    cost = tile_costs(padding, tiles, count_tiles(run.workload.axes, tiles.q, tiles.kv))
-    return float(model_time(constants, padding, run.workload, cost).seconds)
+    cost = tile_costs(padding, tiles, count_tiles(axes_of(run.problem), tiles.q, tiles.kv))
+    return float(model_time(constants, padding, run.problem, OPS[run.config.op], cost).seconds)
 
 
 def _non_negative(columns: Floats, wanted: Floats) -> Floats:
@@ -172,12 +173,12 @@ def _non_negative(columns: Floats, wanted: Floats) -> Floats:
 def _time_runs(seconds_per_run: float) -> list[Run]:
     dtypes = {name: DTYPES[name].torch for name in ("fp32", "bf16")}
     configs = [
-        KernelConfig(OPS[0], "cpu", len(tiles.q), dtype, ANY_HEAD_DIM, tiles.q, tiles.kv)
+        KernelConfig(FORWARD.name, "cpu", len(tiles.q), dtype, ANY_HEAD_DIM, tiles.q, tiles.kv)
         for tiles in _TILES
         for dtype in dtypes
     ]
-    for library in find_libraries(configs).values():
-        load_library(library)
+    for library in open_libraries(configs):
+        load_file(library)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -187,14 +188,14 @@ def _time_runs(seconds_per_run: float) -> list[Run]:
             for tokens, window, heads, head_dim in _PROBLEMS:
                 if len(tokens) != config.rank:
                     continue
-                x = torch.randn(1, *tokens, heads, head_dim).to(dtypes[config.dtype])
-                workload = make_workload(tokens, window, heads=heads, head_dim=head_dim, dtype=config.dtype)
+                problem = Problem(tokens, window, heads=heads, head_dim=head_dim, dtype=config.dtype)
+                q, k, v = FORWARD.random_inputs(problem).values()
                 best, end = inf, time.perf_counter() + seconds_per_run
                 while time.perf_counter() < end:
                     start = time.perf_counter()
-                    neighborhood_attention(x, x, x, window, kernel=config)
+                    neighborhood_attention(q, k, v, window, kernel=config)
                     best = min(best, time.perf_counter() - start)
-                runs.append(Run(config, workload, best))
+                runs.append(Run(config, problem, best))
         return runs
     finally:
         torch.set_num_threads(threads)

@@ -12,14 +12,15 @@ import numpy as np
 
 from ..errors import InputError
 from ..families import Family
-from ..gna.axes import Axis
+from ..gna.axes import Axis, axes_of
 from ..gna.counts import axis_counts
 from ..gna.flat import BLOCK
 from ..gna.source import BoolArray, IntArray, Tiling
+from ..runtime.op_table import OPS
+from ..runtime.problem import Problem
 from .cost import Costs, Floats, Tiles, costs
-from .simulation import Flat, Simulation, check_tiling, family_for, refusal, simulate_tiles
+from .simulation import Flat, Simulation, check_tiling, family_for, refusal, require_plain, simulate_tiles
 from .time import model_time
-from .workload import Workload
 
 Objective = Literal["time", "work"]
 """What is best: the least modelled time (of tiles within 1 % of it, those with the least work), or the least work (of
@@ -30,6 +31,7 @@ MAX_EXTENT = 256
 
 _TIE = {"time": 0.01, "work": 1e-9}  # the model of the time is not finer; work is exact but for the float
 _BLOCK = 64  # Q boxes looked at between two looks at whether others can still be better
+_TABLE = 1 << 24  # entries of a table of problems and candidates: 128 MB
 _EXACT_COVER = 12  # problems for which the smallest set of kernels is searched exactly
 
 
@@ -50,8 +52,8 @@ class Fit:
     loss: tuple[float, ...]
 
 
-def fit_workloads(
-    workloads: Sequence[Workload],
+def fit_problems(
+    problems: Sequence[Problem],
     family: Family,
     tiling: Tiling = "dynamic",
     objective: Objective = "time",
@@ -63,7 +65,7 @@ def fit_workloads(
     12 problems and greedy beyond. With one problem it is that problem's best.
 
     Args:
-        workloads: of one rank.
+        problems: of one rank.
         within: 0.05 for 5 %.
 
     Raises:
@@ -71,29 +73,40 @@ def fit_workloads(
             head dims.
     """
     family.time_constants()
-    if not workloads:
+    if not problems:
         raise InputError("shapes: there is none to fit tiles to")
-    if len({len(work.axes) for work in workloads}) != 1:
+    if len({problem.rank for problem in problems}) != 1:
         raise InputError("shapes: of different ranks; fit them rank by rank")
     if objective not in ("time", "work"):
         raise InputError(f"objective: {objective!r} is not time or work")
-    for reason in (refusal(work, family) for work in workloads):
+    for problem in problems:
+        require_plain(problem)
+    for reason in (refusal(problem, family) for problem in problems):
         if reason:
             raise InputError(reason)
     if not 0 <= within < 10:
         raise InputError(f"within: {within} is not from 0 to 10; 0.05 stands for 5 %")
     check_tiling(tiling)
-    candidates = Candidates.admitted(family, workloads)
-    worse = np.empty((len(workloads), len(candidates)), dtype=np.float64)
-    best = []
-    for row, work in enumerate(workloads):
-        seconds, scores = candidates.search(work, tiling, objective, max(within, _TIE[objective]))
-        best.append(best_of(seconds, scores, objective))
+    candidates = Candidates.admitted(family, problems)
+    all_best, least, serves = [], [], np.zeros(len(candidates), dtype=np.int32)
+    for problem in problems:
+        seconds, scores = candidates.search(problem, tiling, objective, max(within, _TIE[objective]))
+        all_best.append(best_of(seconds, scores, objective))
         what = seconds if objective == "time" else scores
-        worse[row] = what / what.min() - 1
+        least.append(what.min())
+        serves += what / least[-1] - 1 <= max(within, what[all_best[-1]] / least[-1] - 1)
+    # From here on only those that serve a problem, and not more than fit into memory: those that serve most.
+    serves[all_best] += len(problems)
+    kept = np.argsort(-serves, kind="stable")[: max(_TABLE // len(problems), len(problems))]
+    kept = np.sort(kept[serves[kept] > 0])
+    candidates = candidates.subset(kept)
+    best = np.searchsorted(kept, all_best).tolist()
+    worse = np.empty((len(problems), len(candidates)), dtype=np.float64)
+    for row, problem in enumerate(problems):
+        worse[row] = candidates.seconds_and_work(problem, tiling)[objective == "work"] / least[row] - 1
     limits = [max(within, worse[row, c]) for row, c in enumerate(best)]
-    chosen = best if len(workloads) == 1 else _cover(worse, worse <= np.array(limits)[:, None])
-    use = [int(min(chosen, key=lambda c: (worse[row, c], c != best[row]))) for row in range(len(workloads))]
+    chosen = best if len(problems) == 1 else _cover(worse, worse <= np.array(limits)[:, None])
+    use = [int(min(chosen, key=lambda c: (worse[row, c], c != best[row]))) for row in range(len(problems))]
     served = sorted(set(use), key=lambda c: (-use.count(c), c))
     return Fit(
         tiles=tuple(map(candidates.tiles, served)),
@@ -111,39 +124,39 @@ def best_of(seconds: Floats, work: Floats, objective: Objective) -> int:
 
 
 def simulate_fitted(
-    workload: Workload, family: Family, tiling: Tiling = "dynamic", objective: Objective = "time"
+    problem: Problem, family: Family, tiling: Tiling = "dynamic", objective: Objective = "time"
 ) -> Simulation:
-    """Simulates ``workload`` with the tiles that fit it best.
+    """Simulates ``problem`` with the tiles that fit it best.
 
     Raises:
-        InputError: as `fit_workloads`.
+        InputError: as `fit_problems`.
     """
-    found = fit_workloads([workload], family, tiling, objective)
-    return simulate_tiles(workload, found.tiles[0], family, tiling, fitted=True)
+    found = fit_problems([problem], family, tiling, objective)
+    return simulate_tiles(problem, found.tiles[0], family, tiling, fitted=True)
 
 
-def simulate_workload(
-    workload: Workload,
+def simulate_problem(
+    problem: Problem,
     tiles: Tiles | None = None,
     arch: str | None = None,
     tiling: Tiling | Flat = "dynamic",
     objective: Objective = "time",
     variant: str | None = None,
 ) -> Simulation:
-    """Simulates ``workload`` with these tiles or, if None, those that fit best (flat: blocks as FlexAttention's).
+    """Simulates ``problem`` with these tiles or, if None, those that fit best (flat: blocks as FlexAttention's).
 
     Without ``arch`` or ``variant`` it is the first family that can have the tiles, as `family_for` says.
 
     Raises:
-        InputError: as `simulate_tiles` and `fit_workloads`.
+        InputError: as `simulate_tiles` and `fit_problems`.
     """
     if tiles is None and tiling == "flat":
         tiles = Tiles((BLOCK,), (BLOCK,))
-    family = family_for(workload, tiles, arch, variant, tiling)
+    family = family_for(problem, tiles, arch, variant, tiling)
     if tiles is not None:
-        return simulate_tiles(workload, tiles, family, tiling)
+        return simulate_tiles(problem, tiles, family, tiling)
     assert tiling != "flat"
-    return simulate_fitted(workload, family, tiling, objective)
+    return simulate_fitted(problem, family, tiling, objective)
 
 
 @dataclass(frozen=True)
@@ -157,13 +170,13 @@ class Candidates:
     kv_index: IntArray
 
     @classmethod
-    def admitted(cls, family: Family, workloads: Sequence[Workload]) -> Candidates:
+    def admitted(cls, family: Family, problems: Sequence[Problem]) -> Candidates:
         """All that a family admits for these problems.
 
         Raises:
             InputError: there is none.
         """
-        spans = [[max(group.length for group, _ in axis.groups()) for axis in work.axes] for work in workloads]
+        spans = [[max(group.length for group, _ in axis.groups()) for axis in axes_of(problem)] for problem in problems]
         longest = [max(column) for column in zip(*spans, strict=True)]
         # A Q tile longer than the axis only pads; a KV tile may have to be, for its tokens to be a whole multiple.
         limits, multiple = family.limits, family.limits.fit_multiple
@@ -172,10 +185,10 @@ class Candidates:
         kv_caps = tuple(min(MAX_EXTENT, n + multiple - 1) for n in longest)
         kv = _boxes(min(limits.kv_columns, MAX_EXTENT), kv_caps, multiple)
         fits = np.ones((len(q), len(kv)), dtype=np.bool_)
-        for head_dim, value_head_dim in {(work.head_dim, work.value_head_dim) for work in workloads}:
+        for head_dim, value_head_dim in {(problem.head_dim, problem.value_head_dim) for problem in problems}:
             fits &= _fits(family, q.prod(axis=1), kv.prod(axis=1), head_dim, value_head_dim)
         if not fits.any():
-            dims = ", ".join(sorted({f"{work.head_dim}/{work.value_head_dim}" for work in workloads}))
+            dims = ", ".join(sorted({f"{problem.head_dim}/{problem.value_head_dim}" for problem in problems}))
             raise InputError(f"head_dim: {family} has no tile that fits head dims {dims} (Q and K / V)")
         return cls(family, q, kv, *np.nonzero(fits))
 
@@ -197,9 +210,9 @@ class Candidates:
         q, kv = self.q[self.q_index[index]], self.kv[self.kv_index[index]]
         return Tiles(tuple(map(int, q)), tuple(map(int, kv)))
 
-    def seconds_and_work(self, workload: Workload, tiling: Tiling) -> tuple[Floats, Floats]:
+    def seconds_and_work(self, problem: Problem, tiling: Tiling) -> tuple[Floats, Floats]:
         """[pairs] modelled seconds, and scores computed in one batch entry and head."""
-        tables = self._tables(workload, tiling)
+        tables = self._tables(problem, tiling)
 
         def product(name: str) -> Floats:
             whole = np.ones(len(self))
@@ -215,13 +228,13 @@ class Candidates:
             self.kv.prod(axis=1)[self.kv_index],
             *(product(name) for name in ("q_tiles", "keys", "visited", "interior", "most", "most_interior")),
         )
-        return self._seconds(workload, cost), cost.scores
+        return self._seconds(problem, cost), cost.scores
 
-    def search(self, workload: Workload, tiling: Tiling, objective: Objective, slack: float) -> tuple[Floats, Floats]:
+    def search(self, problem: Problem, tiling: Tiling, objective: Objective, slack: float) -> tuple[Floats, Floats]:
         """As `seconds_and_work`, but infinite for pairs that are certainly more than ``slack`` worse than the best."""
         seconds, work = np.full(len(self), np.inf), np.full(len(self), np.inf)
         first = seconds if objective == "time" else work
-        bounds = self._least(workload, tiling)[0 if objective == "time" else 1]
+        bounds = self._least(problem, tiling)[0 if objective == "time" else 1]
         begins = np.searchsorted(self.q_index, np.arange(len(self.q) + 1))  # pairs are in the order of their Q boxes
         order = np.argsort(bounds, kind="stable")
         for block in np.split(order, np.arange(_BLOCK, len(order), _BLOCK)):
@@ -229,26 +242,26 @@ class Candidates:
                 break
             pairs = np.concatenate([np.arange(begins[q], begins[q + 1]) for q in block])
             if len(pairs):
-                seconds[pairs], work[pairs] = self.subset(pairs).seconds_and_work(workload, tiling)
+                seconds[pairs], work[pairs] = self.subset(pairs).seconds_and_work(problem, tiling)
         return seconds, work
 
-    def _least(self, workload: Workload, tiling: Tiling) -> tuple[Floats, Floats]:
+    def _least(self, problem: Problem, tiling: Tiling) -> tuple[Floats, Floats]:
         """[Q boxes] what `seconds_and_work` can't be less than: only keys that are seen, no mask, no cost of tiles."""
-        tables = self._tables(workload, tiling)
+        tables = self._tables(problem, tiling)
         q_tiles = np.prod([table.q_tiles[self.q[:, d]] for d, table in enumerate(tables)], axis=0)
         keys = np.prod([table.keys[self.q[:, d]] for d, table in enumerate(tables)], axis=0)
         seen = costs(self.family.padding, self.q.prod(axis=1), 1, q_tiles, keys, 0, 0, 0, 0)
         seen = replace(seen, interior_scores=keys * seen.rows, shell_scores=np.zeros_like(keys))
-        return self._seconds(workload, seen), seen.scores
+        return self._seconds(problem, seen), seen.scores
 
-    def _seconds(self, workload: Workload, cost: Costs) -> Floats:
-        return model_time(self.family.time_constants(), self.family.padding, workload, cost).seconds
+    def _seconds(self, problem: Problem, cost: Costs) -> Floats:
+        return model_time(self.family.time_constants(), self.family.padding, problem, OPS[self.family.op], cost).seconds
 
-    def _tables(self, workload: Workload, tiling: Tiling) -> list[_Table]:
+    def _tables(self, problem: Problem, tiling: Tiling) -> list[_Table]:
         # What pairs share is looked up, not computed again.
         return [
             _table(axis, tuple(np.unique(self.q[:, d]).tolist()), tuple(np.unique(self.kv[:, d]).tolist()), tiling)
-            for d, axis in enumerate(workload.axes)
+            for d, axis in enumerate(axes_of(problem))
         ]
 
 

@@ -6,9 +6,9 @@ From NATTEN 0.21, ``backends/configs/cutlass_hopper`` and ``cutlass_blackwell``.
 from __future__ import annotations
 
 from ..families import Family
+from ..runtime.problem import Problem
 from .cost import Tiles
 from .simulation import Simulation, simulate_tiles
-from .workload import Workload
 
 _HOPPER_SMALL = {
     1: (Tiles((64,), (128,)),),
@@ -54,13 +54,13 @@ _TILES = {
 }
 
 
-def simulate_natten(workload: Workload, family: Family) -> Simulation | None:
-    """``workload`` with those of NATTEN's tiles for this arch and head dim that have the largest work bound.
+def simulate_natten(problem: Problem, family: Family) -> Simulation | None:
+    """``problem`` with those of NATTEN's tiles for this arch and head dim that have the largest work bound.
 
     None where NATTEN has no kernel: another arch or head dim, or value head dims that differ.
     """
-    if workload.value_head_dim != workload.head_dim:
+    if problem.value_head_dim != problem.head_dim:
         return None
-    tiles = _TILES.get((family.arch, workload.head_dim), {}).get(len(workload.axes), ())
-    found = (simulate_tiles(workload, pair, family, "static") for pair in tiles)
+    tiles = _TILES.get((family.arch, problem.head_dim), {}).get(problem.rank, ())
+    found = (simulate_tiles(problem, pair, family, "static") for pair in tiles)
     return max(found, key=lambda simulation: simulation.work_bound, default=None)

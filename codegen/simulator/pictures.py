@@ -62,7 +62,7 @@ def draw_tiles(path: Path, simulation: Simulation) -> None:
 
 def tiles_figure(simulation: Simulation) -> Any:
     """The figure of `draw_tiles`."""
-    layout, tiles, tiling = simulation.workload.axes, simulation.tiles, simulation.tiling
+    layout, tiles, tiling = simulation.axes, simulation.tiles, simulation.tiling
     if tiling == "flat":
         raise InputError("tiling: flat tiles are not boxes, there is no picture of them")
     visits = [visit(axis, q, kv, tiling) for axis, q, kv in zip(layout, tiles.q, tiles.kv, strict=True)]
@@ -131,7 +131,7 @@ def _body_size(visits: Sequence[Visit]) -> tuple[float, float]:
         return 11, 5.2
     rows, columns = visits[-2:]
     ratio = _ratio(rows, columns)
-    panels = 1 + _zoomed(rows, columns)
+    panels = 1 + _is_zoomed(rows, columns)
     if len(visits) == 2:
         return 10.5, min(max(10 / panels * ratio, 2.0), 7.0) + 0.8
     panels += len(_slices(visits)) - 1
@@ -153,7 +153,7 @@ def _view(axis: Visit) -> tuple[float, float]:
     return begin - border, end + border
 
 
-def _zoomed(*visits: Visit) -> bool:
+def _is_zoomed(*visits: Visit) -> bool:
     return any(view[1] - view[0] < axis.axis.length for axis in visits for view in [_view(axis)])
 
 
@@ -228,7 +228,7 @@ def _strip(plot: Any, axis: Visit, name: str, kinds: Collection[Kind]) -> set[Ki
 def _draw_line(body: Any, visits: Sequence[Visit]) -> set[Kind]:
     """One dimension: the keys as a strip, and below it the queries of the Q tile against them."""
     (axis,) = visits
-    zoomed = _zoomed(axis)
+    zoomed = _is_zoomed(axis)
     plots = body.subplots(2 + zoomed, 1, height_ratios=[*([0.25] if zoomed else []), 0.4, 3])
     if zoomed:
         _draw_whole(plots[0], _LINE, axis, "", "x")
@@ -271,7 +271,7 @@ def _draw_zoomed(plot: Any, rows: Visit, columns: Visit, kinds: Collection[Kind]
 def _draw_map(body: Any, visits: Sequence[Visit]) -> set[Kind]:
     """Two dimensions: the plane of tokens."""
     rows, columns = visits
-    zoomed = _zoomed(rows, columns)
+    zoomed = _is_zoomed(rows, columns)
     plots = np.atleast_1d(body.subplots(1, 1 + zoomed, width_ratios=[2, 1] if zoomed else [1]))
     drawn = _draw_zoomed(plots[0], rows, columns, _MAP, "y", "x")
     if zoomed:
@@ -300,7 +300,7 @@ def _slices(visits: Sequence[Visit]) -> list[tuple[int, int, frozenset[Kind]]]:
 def _draw_slices(body: Any, visits: Sequence[Visit]) -> set[Kind]:
     """Three dimensions: t as a strip, and below it a plane for each run of slices that look alike."""
     outer, rows, columns = visits
-    slices, zoomed = _slices(visits), _zoomed(rows, columns)
+    slices, zoomed = _slices(visits), _is_zoomed(rows, columns)
     panels = len(slices) + zoomed
     lines = ceil(panels / _PANELS)
     across = ceil(panels / lines)

@@ -6,15 +6,17 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Literal
 
-from ..errors import InputError
+from ..errors import InputError, as_input_error
 from ..families import Family, choose_family, families
+from ..gna.axes import Axis, axes_of
 from ..gna.counts import TileCounts, axis_counts, count_tiles, visible_pairs
 from ..gna.flat import count_flat_tiles
 from ..gna.source import Tiling
-from ..runtime.config import OPS, KernelConfig
+from ..runtime.config import KernelConfig
+from ..runtime.op_table import FORWARD, OPS
+from ..runtime.problem import Problem
 from .cost import Tiles, tile_costs
 from .time import Time, dense_time, model_time
-from .workload import Workload
 
 Flat = Literal["flat"]
 """Tiles of consecutive tokens in row-major order, on a grid: see `flat`."""
@@ -25,14 +27,14 @@ class Simulation:
     """What a problem costs with given tiles. Bounds are exact, `time` is a model.
 
     Attributes:
-        workload, family, tiles, tiling: what was simulated.
+        problem, family, tiles, tiling: what was simulated.
         fitted: whether the tiles were fitted, not given.
         counts: Q tiles, and KV tiles that they visit, of one batch entry and head.
         worst_static: KV tiles of the Q tile that visits the most with KV tiles on a grid.
         time, dense_seconds: modelled, of this problem and of dense attention over the same tokens.
     """
 
-    workload: Workload
+    problem: Problem
     family: Family
     tiles: Tiles
     tiling: Tiling | Flat
@@ -41,6 +43,11 @@ class Simulation:
     worst_static: int
     time: Time = field(repr=False)
     dense_seconds: float
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        """The token dimensions."""
+        return axes_of(self.problem)
 
     @property
     def arch(self) -> str:
@@ -55,12 +62,12 @@ class Simulation:
     @property
     def flop_speedup(self) -> float:
         """FLOP-wise bound: all pairs of tokens over visible pairs."""
-        return self.workload.tokens**2 / visible_pairs(self.workload.axes)
+        return self.problem.token_count**2 / visible_pairs(self.axes)
 
     @property
     def paper_bound(self) -> float:
         """The bound of the GNA paper (section 3.2): all KV tiles over those that the worst Q tile visits, on a grid."""
-        lengths = [axis.length for axis in self.workload.axes]
+        lengths = [axis.length for axis in self.axes]
         if self.tiling == "flat":
             lengths = [prod(lengths)]
         return prod(-(-n // kv) for n, kv in zip(lengths, self.tiles.kv, strict=True)) / self.worst_static
@@ -72,7 +79,7 @@ class Simulation:
         rows = padding.padded_rows(prod(self.tiles.q))
         columns = padding.padded_columns(prod(self.tiles.kv))
         computed = self.counts.keys if padding.clips else self.counts.visited * columns
-        return self.workload.tokens**2 / (computed * rows)
+        return self.problem.token_count**2 / (computed * rows)
 
     @property
     def perfectly_block_sparse(self) -> bool:
@@ -87,19 +94,8 @@ class Simulation:
     def as_json(self) -> dict[str, Any]:
         """Everything as plain values; the README beside this file documents the keys."""
         constants = self.family.time_constants()
-        work, axes = self.workload, self.workload.axes
         return {
-            "tokens": [axis.length for axis in axes],
-            "window": [axis.window for axis in axes],
-            "stride": [axis.stride for axis in axes],
-            "dilation": [axis.dilation for axis in axes],
-            "causal": [axis.causal for axis in axes],
-            "heads": work.heads,
-            "kv_heads": work.kv_heads,
-            "batch": work.batch,
-            "head_dim": work.head_dim,
-            "value_head_dim": work.value_head_dim,
-            "dtype": work.dtype,
+            **self.problem.as_json(),
             "arch": self.family.arch,
             "variant": self.family.variant,
             "tiling": self.tiling,
@@ -127,26 +123,26 @@ class Simulation:
         }
 
 
-def refusal(workload: Workload, family: Family, tiles: Tiles | None = None, tiling: Tiling | Flat = "dynamic") -> str:
-    """Why ``family`` can have no kernel with these tiles (None: with any) for this workload; empty if it can.
+def refusal(problem: Problem, family: Family, tiles: Tiles | None = None, tiling: Tiling | Flat = "dynamic") -> str:
+    """Why ``family`` can have no kernel with these tiles (None: with any) for this problem; empty if it can.
 
     Raises:
         InputError: the tiles have not one positive extent per dimension.
     """
-    return "; ".join(f"{field}: {reason}" for field, reason in family.faults(_config(workload, family, tiles, tiling)))
+    return "; ".join(f"{field}: {reason}" for field, reason in family.faults(_config(problem, family, tiles, tiling)))
 
 
-def _config(workload: Workload, family: Family, tiles: Tiles | None, tiling: Tiling | Flat) -> KernelConfig:
-    rank = 1 if tiling == "flat" else len(workload.axes)
+def _config(problem: Problem, family: Family, tiles: Tiles | None, tiling: Tiling | Flat) -> KernelConfig:
+    rank = 1 if tiling == "flat" else problem.rank
     tiles = tiles or Tiles(*family.smallest_boxes(rank))
     try:
         return KernelConfig(
             op=family.op,
             arch=family.arch,
             rank=rank,
-            dtype=workload.dtype,
-            head_dim=workload.head_dim,
-            value_head_dim=workload.value_head_dim,
+            dtype=problem.dtype,
+            head_dim=problem.head_dim,
+            value_head_dim=problem.value_head_dim,
             q_tile=tiles.q,
             kv_tile=tiles.kv,
             variant=family.variant,
@@ -156,7 +152,7 @@ def _config(workload: Workload, family: Family, tiles: Tiles | None, tiling: Til
 
 
 def family_for(
-    workload: Workload,
+    problem: Problem,
     tiles: Tiles | None,
     arch: str | None = None,
     variant: str | None = None,
@@ -168,14 +164,14 @@ def family_for(
     Raises:
         InputError: there is none.
     """
-    op = OPS[0]
+    op = FORWARD.name
     if arch is not None:
-        return choose_family(op, arch, variant, lambda family: _config(workload, family, tiles, tiling))[0]
+        return choose_family(op, arch, variant, lambda family: _config(problem, family, tiles, tiling))
     candidates = [family for family in families() if family.op == op and family.target.is_gpu]
     candidates = [family for family in candidates if variant in (None, family.variant)]
     if not candidates:
         raise InputError(f"variant: no GPU has a kernel family {variant!r}")
-    refusals = {family: refusal(workload, family, tiles, tiling) for family in candidates}
+    refusals = {family: refusal(problem, family, tiles, tiling) for family in candidates}
     for family, reason in refusals.items():
         if not reason:
             return family
@@ -183,37 +179,45 @@ def family_for(
 
 
 def simulate_tiles(
-    workload: Workload, tiles: Tiles, family: Family, tiling: Tiling | Flat = "dynamic", *, fitted: bool = False
+    problem: Problem, tiles: Tiles, family: Family, tiling: Tiling | Flat = "dynamic", *, fitted: bool = False
 ) -> Simulation:
-    """Simulates ``workload`` with these tiles. With flat tiling they have one extent whatever the dimensions.
+    """Simulates ``problem`` with these tiles. With flat tiling they have one extent whatever the dimensions.
 
     Raises:
         InputError: no kernel of the family can have them, it has no time constants, or the tiling is unknown.
     """
+    require_plain(problem)
     if tiling != "flat":
         check_tiling(tiling)
-    reason = refusal(workload, family, tiles, tiling)
+    reason = refusal(problem, family, tiles, tiling)
     if reason:
         raise InputError(reason)
     constants = family.time_constants()
+    axes, op = axes_of(problem), OPS[family.op]
     if tiling == "flat":
-        counts = count_flat_tiles(workload.axes, tiles.q[0], tiles.kv[0])
+        counts = count_flat_tiles(axes, tiles.q[0], tiles.kv[0])
         worst = counts.most
     else:
-        counts = count_tiles(workload.axes, tiles.q, tiles.kv, tiling)
-        extents = zip(workload.axes, tiles.q, tiles.kv, strict=True)
+        counts = count_tiles(axes, tiles.q, tiles.kv, tiling)
+        extents = zip(axes, tiles.q, tiles.kv, strict=True)
         worst = prod(int(axis_counts(axis, q, [kv], "static").most[0]) for axis, q, kv in extents)
     return Simulation(
-        workload=workload,
+        problem=problem,
         family=family,
         tiles=tiles,
         tiling=tiling,
         fitted=fitted,
         counts=counts,
         worst_static=worst,
-        time=model_time(constants, family.padding, workload, tile_costs(family.padding, tiles, counts)),
-        dense_seconds=dense_time(constants, family.padding, workload),
+        time=model_time(constants, family.padding, problem, op, tile_costs(family.padding, tiles, counts)),
+        dense_seconds=dense_time(constants, family.padding, problem, op),
     )
+
+
+def require_plain(problem: Problem) -> None:
+    """Raises an InputError unless ``problem`` is plain GNA; names the feature that it needs beyond."""
+    with as_input_error():
+        problem.require_features((), "the simulator")
 
 
 def check_tiling(tiling: str) -> None:

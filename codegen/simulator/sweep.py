@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from math import prod
@@ -10,13 +9,13 @@ from math import prod
 import numpy as np
 
 from ..families import Family
-from ..gna.axes import Axis
+from ..gna.axes import Axis, axes_of
 from ..gna.counts import axis_counts
 from ..gna.source import Tiling
+from ..runtime.problem import Problem
 from .cost import Tiles
 from .fitting import Candidates, best_of
 from .simulation import Simulation, check_tiling, simulate_tiles
-from .workload import Workload
 
 _POOL = 200  # best tiles of each corner of the strides, from which each stride takes the best
 _SLACK = 0.2  # ... and that are at most so much worse than its best
@@ -24,13 +23,13 @@ _LONGEST_SEARCH = 4096  # strides beyond are not looked at one by one
 
 
 def sweep_strides(
-    workload: Workload, family: Family, tiling: Tiling = "dynamic", tiles: Tiles | None = None
+    problem: Problem, family: Family, tiling: Tiling = "dynamic", tiles: Tiles | None = None
 ) -> list[Simulation]:
     """The strides that pay: each is faster, by the time model, than all that group as many queries or fewer.
 
     Along each dimension it looks at 1, 2, 3, 4, 6, 8, 12, 16, ... and the window, and with ``tiles`` also at the
     smallest stride that makes that dimension perfectly block-sparse. Without ``tiles`` each stride gets tiles that fit
-    it. The stride of ``workload`` does not matter.
+    it. The stride of ``problem`` does not matter.
 
     Returns:
         In rising order of queries per stride group. Of those that are perfectly block-sparse the smallest is kept even
@@ -41,19 +40,19 @@ def sweep_strides(
     """
     check_tiling(tiling)
     if tiles is None:
-        candidates = _pool(workload, family, tiling)
-        choices = [_strides(axis.window) for axis in workload.axes]
+        candidates = _pool(problem, family, tiling)
+        choices = [_strides(window) for window in problem.window]
     else:
-        simulate_tiles(workload, tiles, family, tiling)  # refuses tiles that don't fit before they are looked at
+        simulate_tiles(problem, tiles, family, tiling)  # refuses tiles that don't fit before they are looked at
         candidates = Candidates.of(family, tiles)
         choices = [
             sorted({*_strides(axis.window), smallest_perfect_stride(axis, q, kv, tiling) or 1})
-            for axis, q, kv in zip(workload.axes, tiles.q, tiles.kv, strict=True)
+            for axis, q, kv in zip(axes_of(problem), tiles.q, tiles.kv, strict=True)
         ]
     steps: list[Simulation] = []
     fastest, perfect = np.inf, False
     for stride in sorted(product(*choices), key=lambda stride: (prod(stride), stride)):
-        strided = with_stride(workload, stride)
+        strided = replace(problem, stride=stride)
         times, work = candidates.seconds_and_work(strided, tiling)
         best = best_of(times, work, "time")
         equal = times[best] <= fastest * (1 + 1e-9)
@@ -83,24 +82,18 @@ def smallest_perfect_stride(axis: Axis, q_extent: int, kv_extent: int, tiling: T
     return None
 
 
-def with_stride(workload: Workload, stride: Sequence[int]) -> Workload:
-    """The same problem with another stride."""
-    axes = tuple(replace(axis, stride=s) for axis, s in zip(workload.axes, stride, strict=True))
-    return replace(workload, axes=axes)
-
-
 def _strides(window: int) -> list[int]:
     """1, 2, 3, 4, 6, 8, 12, 16, ... up to the window, and the window."""
     doubled = {base << shift for base in (2, 3) for shift in range(window.bit_length())}
     return sorted({1, window, *(stride for stride in doubled if stride <= window)})
 
 
-def _pool(workload: Workload, family: Family, tiling: Tiling) -> Candidates:
+def _pool(problem: Problem, family: Family, tiling: Tiling) -> Candidates:
     """Tiles that are among the best where the stride is 1 or the window along each dimension."""
-    every = Candidates.admitted(family, [workload])
+    every = Candidates.admitted(family, [problem])
     kept = []
-    for corner in product(*({1, axis.window} for axis in workload.axes)):
-        seconds, _ = every.search(with_stride(workload, corner), tiling, "time", _SLACK)
+    for corner in product(*({1, window} for window in problem.window)):
+        seconds, _ = every.search(replace(problem, stride=corner), tiling, "time", _SLACK)
         near = np.flatnonzero(np.isfinite(seconds))
         kept.append(near[np.argsort(seconds[near], kind="stable")[:_POOL]])
     return every.subset(np.unique(np.concatenate(kept)))

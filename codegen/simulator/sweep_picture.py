@@ -24,7 +24,7 @@ def sweep_figure(sweep: Sequence[Simulation]) -> Any:
     from matplotlib.lines import Line2D
     from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
-    strides = [[axis.stride for axis in simulation.workload.axes] for simulation in sweep]
+    strides = [[axis.stride for axis in simulation.axes] for simulation in sweep]
     queries = np.array([prod(stride) for stride in strides])
     work = np.array([simulation.work_bound for simulation in sweep])
     model = np.array([simulation.model_speedup for simulation in sweep])
@@ -32,7 +32,7 @@ def sweep_figure(sweep: Sequence[Simulation]) -> Any:
     masked = np.array([not simulation.perfectly_block_sparse for simulation in sweep])
     device = sweep[0].family.time_constants().device
     figure, body, foot = page(
-        f"{describe(sweep[0].workload.axes, stride=False)}\nSpeed-up against stride",
+        f"{describe(sweep[0].axes, stride=False)}\nSpeed-up against stride",
         _sweep_caption(sweep),
         max(10, 2 + 0.32 * len(sweep)),
         5.6,
@@ -119,7 +119,7 @@ def _sweep_caption(sweep: Sequence[Simulation]) -> list[str]:
     lines = [advice, f"Above the plot: each stride, and its modelled speed-up. Tiling is {sweep[0].tiling}, {which}."]
     if not any(simulation.perfectly_block_sparse for simulation in sweep):
         lines.append("No stride of these is perfectly block-sparse: all need masks.")
-    if any(axis.causal for axis in sweep[0].workload.axes):
+    if any(axis.causal for axis in sweep[0].axes):
         lines.append("Causal windows shrink as strides grow, so each stride has a FLOP bound of its own.")
     if any(simulation.model_speedup > simulation.flop_speedup for simulation in sweep):
         lines.append("The model may pass the bounds: its dense attention also wastes time, which bounds don't count.")

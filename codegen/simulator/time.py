@@ -9,8 +9,9 @@ import numpy as np
 from ..families.family import TimeConstants
 from ..runtime.dtypes import DTYPES
 from ..runtime.family import Padding
+from ..runtime.op_table import Op
+from ..runtime.problem import Problem
 from .cost import Costs, Floats, costs
-from .workload import Workload
 
 _DENSE_COLUMNS = 128  # key columns of the dense kernel that times are compared with
 
@@ -32,14 +33,15 @@ class Time:
     masked_tile_factor: Floats
 
 
-def model_time(constants: TimeConstants, padding: Padding, workload: Workload, cost: Costs) -> Time:
+def model_time(constants: TimeConstants, padding: Padding, problem: Problem, op: Op, cost: Costs) -> Time:
     """The time of a call, by the model that the README beside this file describes."""
-    channels = workload.head_dim + workload.value_head_dim
+    channels = problem.head_dim + problem.value_head_dim
     softmax = constants.score_cycles * np.where(cost.rows > padding.rows, 1.0, constants.solo_factor)
-    per_score = 2 * channels / constants.flop_per_cycle + softmax
-    load = cost.columns * channels * DTYPES[workload.dtype].bytes / constants.load_bytes_per_cycle
+    flop = op.flop(problem) / (problem.batch * problem.heads)
+    per_score = flop / constants.flop_per_cycle + softmax
+    load = cost.columns * channels * DTYPES[problem.dtype].bytes / constants.load_bytes_per_cycle
     convert = channels * constants.key_cycles / cost.rows  # per score: a key is converted once for all rows
-    fixed = constants.tile_cycles + cost.rows * workload.value_head_dim * constants.rescale_cycles
+    fixed = constants.tile_cycles + cost.rows * problem.value_head_dim * constants.rescale_cycles
 
     def cycles(scores: Floats, tiles: Floats, masked: bool) -> Floats:
         compute = scores * (per_score + convert + masked * constants.mask_cycles)
@@ -51,9 +53,9 @@ def model_time(constants: TimeConstants, padding: Padding, workload: Workload, c
     one_shell = shell / np.maximum(cost.shell, 1)
     mean = (interior + shell) / cost.q_tiles + constants.q_tile_cycles
     longest = cost.most_interior * one_interior + (cost.most - cost.most_interior) * one_shell + constants.q_tile_cycles
-    waves = cost.q_tiles * workload.heads * workload.batch / constants.units
+    waves = cost.q_tiles * problem.heads * problem.batch / constants.units
     busy = np.maximum(np.ceil(waves) * mean, longest) / (constants.ghz * 1e9)
-    memory = workload.bytes / (constants.memory_gb_s * 1e9)
+    memory = op.bytes(problem) / (constants.memory_gb_s * 1e9)
     whole, one = cost.rows * cost.columns, np.ones_like(cost.rows)
     return Time(
         seconds=np.maximum(busy, memory) + constants.launch_us * 1e-6,
@@ -63,10 +65,10 @@ def model_time(constants: TimeConstants, padding: Padding, workload: Workload, c
     )
 
 
-def dense_time(constants: TimeConstants, padding: Padding, workload: Workload) -> float:
+def dense_time(constants: TimeConstants, padding: Padding, problem: Problem, op: Op) -> float:
     """Modelled seconds of dense attention over the same tokens, by a kernel of the same family."""
     rows = constants.dense_rows
-    q_tiles, kv_tiles = -(-workload.tokens // rows), -(-workload.tokens // _DENSE_COLUMNS)
+    q_tiles, kv_tiles = -(-problem.token_count // rows), -(-problem.token_count // _DENSE_COLUMNS)
     tiles = q_tiles * kv_tiles
     cost = costs(padding, rows, _DENSE_COLUMNS, q_tiles, tiles * _DENSE_COLUMNS, tiles, tiles, kv_tiles, kv_tiles)
-    return float(model_time(constants, padding, workload, cost).seconds)
+    return float(model_time(constants, padding, problem, op, cost).seconds)

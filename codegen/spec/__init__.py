@@ -10,9 +10,10 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from ..build_tools.files import open_regular, read_at_most
 from ..errors import InputError
 from .model import KernelEntry, Shape, Spec, Tile
-from .yaml import MAX_BYTES, Document, YamlPath, did_you_mean, failure, path_text, read_yaml, shown
+from .yaml import MAX_BYTES, MAX_REPORTED, Document, YamlPath, did_you_mean, input_error, path_text, quote, read_yaml
 
 __all__ = ["KernelEntry", "Shape", "Spec", "Tile", "json_schema", "load_spec", "parse_spec", "presets", "spec_of"]
 
@@ -22,7 +23,7 @@ def load_spec(source: str | Path) -> Spec:
 
     Raises:
         InputError: there is no such file or preset, or its contents are wrong. The message has a line
-            ``file:line:column: field: problem`` for each problem.
+            ``file:line:column: field: fault`` for each fault.
     """
     if isinstance(source, str) and "/" not in source and not source.endswith((".yaml", ".yml")):
         file, data = f"preset {source}", _preset(source)
@@ -41,9 +42,9 @@ def parse_spec(data: bytes, file: str) -> Spec:
     try:
         spec = Spec.model_validate(document.value)
     except ValidationError as error:
-        _add_problems(document, error)
-    if document.problems:
-        raise failure(file, document.problems)
+        _add_faults(document, error)
+    if document.faults:
+        raise input_error(file, document.faults, document.unreported)
     return spec
 
 
@@ -52,20 +53,20 @@ def spec_of(value: Any, name_of: Callable[[YamlPath], str] | None = None) -> Spe
 
     Args:
         value: the mapping.
-        name_of: how messages call the place of a problem; by default as in a file.
+        name_of: how messages call the place of a fault; by default as in a file.
 
     Raises:
-        InputError: it is wrong; a line ``field: problem`` for each problem.
+        InputError: it is wrong; a line ``field: fault`` for each fault.
     """
     try:
         return Spec.model_validate(value)
     except ValidationError as error:
-        name = name_of or (lambda path: path_text(_given(value, path)))
-        found = dict.fromkeys(f"{name(path)}: {text}" for _, path, text in _problems(error))
+        name = name_of or (lambda path: path_text(_written_path(value, path)))
+        found = dict.fromkeys(f"{name(path)}: {_text(detail)}" for detail, path in _faults(error))
         raise InputError("\n".join(found)) from None
 
 
-def _given(value: Any, path: YamlPath) -> YamlPath:
+def _written_path(value: Any, path: YamlPath) -> YamlPath:
     """``path`` without the index of a value that was given bare, in place of a list of one."""
     for at, part in enumerate(path):
         if isinstance(part, int) and not isinstance(value, list | tuple):
@@ -97,17 +98,17 @@ def _preset(name: str) -> bytes:
     for file in (f"{name}.yaml", f"{name}.yml"):
         if name.isprintable() and Path(file).is_file():
             hint = f"; did you mean the file {file}?"
-    raise InputError(f"no preset {shown(name)}; presets: {', '.join(known)}{hint}; a file's name ends in .yaml")
+    raise InputError(f"no preset {quote(name)}; presets: {', '.join(known)}{hint}; a file's name ends in .yaml")
 
 
 def _read(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            return file.read(MAX_BYTES + 1)
+        with open_regular(path) as file:
+            return read_at_most(file, MAX_BYTES)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; presets are named without .yaml: {', '.join(presets())}") from None
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        raise InputError(f"can't read {shown(str(path))}: {getattr(error, 'strerror', None) or error}") from error
+        raise InputError(f"can't read {quote(str(path))}: {getattr(error, 'strerror', None) or error}") from error
 
 
 _MODELS: dict[object, type[BaseModel]] = {"kernels": KernelEntry, "tiles": Tile, "shapes": Shape}
@@ -121,7 +122,7 @@ def _model_at(path: YamlPath) -> type[BaseModel]:
 def _message(error: ErrorDetails) -> str:
     """What pydantic found, in the words of a spec's author."""
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
-    given = shown(value)
+    given = quote(value)
     if kind == "missing":
         return "is required"
     if kind == "extra_forbidden":
@@ -145,23 +146,33 @@ def _message(error: ErrorDetails) -> str:
     return error["msg"]
 
 
-def _add_problems(document: Document, error: ValidationError) -> None:
-    """Adds what validation found to ``document.problems``, each at the value or name that it is about."""
+def _add_faults(document: Document, error: ValidationError) -> None:
+    """Adds the first that validation found to ``document.faults``, each at the value or name that it is about."""
     unreadable = frozenset(document.refused)  # reading has reported these already
-    for kind, path, text in _problems(error):
+    found = []
+    for detail, path in _faults(error):
         at = document.locate(path)
-        if kind == "missing":
-            document.add(document.values[at], path, text)
+        if detail["type"] == "missing":
+            found.append((document.values[at], path, detail))
         elif at not in unreadable:
-            positions = document.names if kind == "extra_forbidden" else document.values
-            document.add(positions[at], at, text)
+            positions = document.names if detail["type"] == "extra_forbidden" else document.values
+            found.append((positions[at], at, detail))
+    found.sort(key=lambda item: item[0])
+    for position, path, detail in found[:MAX_REPORTED]:  # suggestions take time: only what is shown gets its text
+        document.add(position, path, _text(detail))
+    document.unreported += len(found[MAX_REPORTED:])
 
 
-def _problems(error: ValidationError) -> Iterator[tuple[str, YamlPath, str]]:
-    """What validation found: pydantic's name for it, where it is, and a sentence."""
+def _faults(error: ValidationError) -> Iterator[tuple[ErrorDetails, YamlPath]]:
+    """What validation found, and where; of one detail that holds several faults, each."""
     for detail in error.errors(include_url=False):
         loc: YamlPath = tuple(detail["loc"])
         if detail["type"] == "faults":
-            yield from (("faults", (*loc, *path), text) for path, text in detail["ctx"]["faults"])
+            for path, text in detail["ctx"]["faults"]:
+                yield {**detail, "msg": text}, (*loc, *path)
         else:
-            yield detail["type"], loc, _message(detail)
+            yield detail, loc
+
+
+def _text(detail: ErrorDetails) -> str:
+    return detail["msg"] if detail["type"] == "faults" else _message(detail)

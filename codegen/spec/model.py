@@ -26,14 +26,15 @@ from ..runtime.config import ANY_HEAD_DIM, OPS, KernelConfig
 from ..runtime.dtypes import DTYPES
 from ..runtime.problem import Problem
 from ..runtime.problem_rules import MAX_EXTENT, Dimension, dimension_faults, head_faults
-from .yaml import YamlPath, did_you_mean, path_text, shown
+from .yaml import YamlPath, did_you_mean, path_text, quote
 
 SPEC_VERSION = 1
 MAX_CONFIGS = 10_000
 
 _DIRECTIONS = {op.removeprefix("gna_"): op for op in OPS}
 _PLANNED_DIRECTIONS = ["forward", "backward"]
-_LIBRARY = re.compile(r"[a-z][a-z0-9_]*")
+_MAX_NAME = 100
+_LIBRARY = re.compile(rf"[a-z][a-z0-9_]{{0,{_MAX_NAME - 1}}}")  # files and a package are named by it
 
 Fault = tuple[YamlPath, str]
 
@@ -65,7 +66,7 @@ class _OneOf:
         choice = f"allowed: {', '.join(allowed)}"
         if isinstance(value, str) and value in self.planned:
             raise _wrong(f"{value!r} is not available in this version; {choice}")
-        raise _wrong(f"{shown(value)} is no {self.what}; {choice}{did_you_mean(value, allowed)}")
+        raise _wrong(f"{quote(value)} is no {self.what}; {choice}{did_you_mean(value, allowed)}")
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         return core_schema.no_info_plain_validator_function(self.check)
@@ -79,15 +80,17 @@ class _OneOf:
 def _version(value: Any) -> int:
     if type(value) is int and value == SPEC_VERSION:
         return value
-    raise _wrong(f"{shown(value)} is not supported; allowed: {SPEC_VERSION}")
+    raise _wrong(f"{quote(value)} is not supported; allowed: {SPEC_VERSION}")
 
 
 def _library_name(value: Any) -> str:
     if isinstance(value, str) and _LIBRARY.fullmatch(value):
         return value
+    if isinstance(value, str) and len(value) > _MAX_NAME:
+        raise _wrong(f"{quote(value)} is too long for a library name; at most {_MAX_NAME} letters")
     near = re.sub(r"[^a-z0-9_]+", "_", value.lower())[:60].strip("_") if isinstance(value, str) else ""
     hint = f"; did you mean {near!r}?" if _LIBRARY.fullmatch(near) else ""
-    raise _wrong(f"{shown(value)} is no library name; allowed: lower-case letters, digits and _, a letter first{hint}")
+    raise _wrong(f"{quote(value)} is no library name; allowed: lower-case letters, digits and _, a letter first{hint}")
 
 
 def _head_dim(value: Any) -> int:
@@ -95,7 +98,7 @@ def _head_dim(value: Any) -> int:
         return ANY_HEAD_DIM
     if type(value) is int and value >= 1:
         return value
-    raise _wrong(f"{shown(value)} is no head dim; allowed: a positive integer, or any")
+    raise _wrong(f"{quote(value)} is no head dim; allowed: a positive integer, or any")
 
 
 class _OrAuto:
@@ -106,7 +109,7 @@ class _OrAuto:
             if value == "auto":
                 return ()
             if isinstance(value, str):
-                raise _wrong(f"{shown(value)} is neither auto nor a list of tiles such as [{{q: [8, 8], kv: [8, 8]}}]")
+                raise _wrong(f"{quote(value)} is neither auto nor a list of tiles such as [{{q: [8, 8], kv: [8, 8]}}]")
             return listed(value)
 
         return core_schema.no_info_wrap_validator_function(convert, handler(source))
@@ -278,7 +281,7 @@ class KernelEntry(_Model):
 
         def fault(path: YamlPath, values: Sequence[object], rank: int | str) -> Fault:
             entries = "1 entry" if len(values) == 1 else f"{len(values)} entries"
-            return path, f"{shown(values)} has {entries}; rank {rank} needs {rank}"
+            return path, f"{quote(values)} has {entries}; rank {rank} needs {rank}"
 
         if self.causal and any(len(self.causal) != rank for rank in self.rank):
             yield fault(("causal",), self.causal, ranks)
@@ -361,8 +364,9 @@ def _config(
     def of_family(family: Family) -> KernelConfig:
         return of(family.variant, family.smallest_boxes(rank))
 
-    if any(not variant or family.variant == variant for family in families_of(op, arch)):
-        return of_family(choose_family(op, arch, variant or None, of_family)[0])
+    named = [family for family in families_of(op, arch) if not variant or family.variant == variant]
+    if named:
+        return of_family(named[0] if len(named) == 1 else choose_family(op, arch, None, of_family))
     return of(variant, ((1,) * rank, (1,) * rank))  # `faults_of` says what is wrong with it
 
 

@@ -18,6 +18,8 @@ from ..errors import InputError
 YamlPath = tuple[str | int, ...]
 
 MAX_BYTES = 1_000_000
+MAX_VALUES = 50_000
+"""Values and field names together; PyYAML reads so many in two seconds."""
 MAX_DEPTH = 20
 MAX_REPORTED = 50
 
@@ -42,7 +44,7 @@ class Position:
 
 
 @dataclass(frozen=True, order=True)
-class Problem:
+class Fault:
     """One thing that is wrong: where, in which field, and what."""
 
     position: Position
@@ -57,12 +59,13 @@ class Document:
     value: Any = None
     values: dict[YamlPath, Position] = field(default_factory=dict)
     names: dict[YamlPath, Position] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
     refused: set[YamlPath] = field(default_factory=set)
+    unreported: int = 0
 
     def add(self, position: Position, path: YamlPath, text: str) -> None:
-        """Records a problem of the value at ``path``."""
-        self.problems.append(Problem(position, path_text(path), text))
+        """Records a fault of the value at ``path``."""
+        self.faults.append(Fault(position, path_text(path), text))
         self.refused.add(path)
 
     def locate(self, path: YamlPath) -> YamlPath:
@@ -73,7 +76,7 @@ class Document:
 
 
 class _Unreadable(Exception):
-    """Reading can't go on; the problem is recorded in the document."""
+    """Reading can't go on; the fault is recorded in the document."""
 
 
 @dataclass
@@ -97,42 +100,43 @@ def did_you_mean(given: object, allowed: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def shown(value: object) -> str:
+def quote(value: object) -> str:
     """``value`` as it looks in YAML, short enough for a message."""
     if value is None:
         return "an empty value"
     if isinstance(value, dict):
         return "a mapping"
     if isinstance(value, list | tuple):
-        inner = ", ".join(map(shown, value[:6])) + (", ..." if len(value) > 6 else "")
+        inner = ", ".join(map(quote, value[:6])) + (", ..." if len(value) > 6 else "")
         return f"[{inner}]"
     text = str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def failure(file: str, problems: Iterable[Problem]) -> InputError:
-    """One error that lists all ``problems`` in the order of the file."""
-    ordered = sorted(set(problems))
+def input_error(file: str, faults: Iterable[Fault], unreported: int = 0) -> InputError:
+    """One error that lists ``faults`` in the order of the file; there are so many ``unreported`` ones after them."""
+    ordered = sorted(set(faults))
     lines = [
-        f"{file}:{problem.position}: {problem.field + ': ' if problem.field else ''}{problem.text}"
-        for problem in ordered[:MAX_REPORTED]
+        f"{file}:{fault.position}: {fault.field + ': ' if fault.field else ''}{fault.text}"
+        for fault in ordered[:MAX_REPORTED]
     ]
-    if len(ordered) > MAX_REPORTED:
-        lines.append(f"{file}: {len(ordered) - MAX_REPORTED} more problems are not shown")
+    if more := max(0, len(ordered) - MAX_REPORTED) + unreported:
+        lines.append(f"{file}: {more} more faults are not listed")
     return InputError("\n".join(lines))
 
 
 def read_yaml(data: bytes, file: str) -> Document:
-    """The one mapping that ``data`` holds. Values that can't be read are in the document's ``problems``.
+    """The one mapping that ``data`` holds. Values that can't be read are in the document's ``faults``.
 
     Raises:
-        InputError: ``data`` is not YAML, not UTF-8, empty, too large, nested too deep, or not one mapping.
+        InputError: ``data`` is not YAML, not UTF-8, empty, nested too deep, not one mapping, or it has too many bytes
+            or values.
     """
     document = Document()
     try:
         _fill(document, _decode(document, data))
     except _Unreadable:
-        raise failure(file, document.problems) from None
+        raise input_error(file, document.faults) from None
     return document
 
 
@@ -156,7 +160,7 @@ def _position_after(text: str) -> Position:
 
 def _fill(document: Document, text: str) -> None:
     open_containers: list[_Container] = []
-    documents = 0
+    documents = values = 0
     last = Position(1, 1)
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
@@ -169,6 +173,10 @@ def _fill(document: Document, text: str) -> None:
             elif isinstance(event, yaml.CollectionEndEvent):
                 open_containers.pop()
             elif isinstance(event, yaml.NodeEvent):
+                values += 1
+                if values > MAX_VALUES:
+                    document.add(last, (), f"more than {MAX_VALUES:,} values and names, too many for a kernel spec")
+                    raise _Unreadable
                 _read_node(document, open_containers, event)
     except yaml.reader.ReaderError as error:
         what = f"character {text[error.position]!a} is not allowed in YAML"

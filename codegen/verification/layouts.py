@@ -8,12 +8,13 @@ from math import prod
 
 import torch
 
+from ..runtime.dtypes import DTYPES
+
 LAYOUTS = ("contiguous", "gapped")
 _GUARD = 4096  # elements before and behind a tensor
 _ALIGNMENT = 256  # bytes
-# A NaN that no arithmetic makes: what still holds it was not written.
-_UNWRITTEN = {torch.float32: 0x7FC5A5A5, torch.bfloat16: 0x7FE5, torch.float16: 0x7EA5}
-_BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
+_UNWRITTEN = {dtype.torch: dtype.unwritten for dtype in DTYPES.values()}
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}  # an integer of as many bytes
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Guarded:
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.view(_BITS[tensor.dtype])
+    return tensor.view(_BITS[tensor.element_size()])
 
 
 def guarded(name: str, shape: Sequence[int], dtype: torch.dtype, layout: str, channels: bool = True) -> Guarded:

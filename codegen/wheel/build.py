@@ -29,7 +29,7 @@ from ..errors import InputError
 from ..families import family_of
 from ..runtime.config import KernelConfig
 from ..runtime.package import CORE, LIBRARY, METADATA
-from .licences import Licence, expression, includes_cutlass, licences
+from .licences import Licence, expression, licences
 
 if TYPE_CHECKING:
     from ..plan import Plan
@@ -111,7 +111,7 @@ def build_wheel(
         "torch": ">=2.10",
         "rebuild": rebuild,
         "cuda_runtime": runtime,
-        "cutlass": installed_version("nvidia-cutlass") if any(map(includes_cutlass, plan.configs)) else None,
+        "cutlass": installed_version("nvidia-cutlass") if any(family_of(c).cutlass for c in plan.configs) else None,
         "families": {family.name: family.facts.as_json() for family in dict.fromkeys(map(family_of, plan.configs))},
         "kernels": [_kernel_row(config, artifacts[config], sizes[config.key]) for config in plan.configs],
         "files": {file: hashlib.sha256(data).hexdigest() for file, data in linked.files.items()},

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import mmap
 import platform
 import re
 import sys
-import zipfile
-import zlib
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version as installed_version
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
-from ..build_tools.elf import parse_elf
+from ..build_tools.elf import Elf, parse_elf
+from ..build_tools.limits import LIBRARY_BYTES, RECORD_BYTES, parse_json
+from ..build_tools.text import printable
 from ..build_tools.wheel_abi import abi_problems, platform_tag
-from ..build_tools.wheel_file import record_digest
+from ..build_tools.wheel_file import in_record
+from ..build_tools.zip_file import Archive, open_archive
 from ..errors import GnaforgeError, InputError
 from ..runtime.family import FamilyFacts
 from ..runtime.package import METADATA, reasons_against
 from .build import EXPORTS, METADATA_SCHEMA
 
 _FILE_NAME = re.compile(r"(?P<name>[a-z0-9_]+)-(?P<version>[^-]+)-py3-none-(?P<platform>[a-z0-9_]+)\.whl")
-_MOST_BYTES = 4 << 30  # unpacked: more than any wheel that an index takes
+_KEY = re.compile(rb"(gna_[\w-]{20,250})\0")
 _LEAST_TORCH = (2, 10)
 
 
@@ -66,10 +68,11 @@ def check(path: Path) -> Report:
     match = _FILE_NAME.fullmatch(path.name)
     if match is None:
         raise InputError(f"{path} is not named like a wheel of gnaforge: NAME-VERSION-py3-none-PLATFORM.whl")
-    files = _read(path)
     name, tag = match["name"], match["platform"]
-    metadata = _metadata(path, files.get(f"{name}/{METADATA}"))
-    problems = _record_problems(files, f"{name}-{match['version']}.dist-info")
+    record = f"{name}-{match['version']}.dist-info/RECORD"
+    files = _read(path, (f"{name}/{METADATA}", record), [f"{name}/{file}" for file in EXPORTS])
+    metadata = _metadata(path, files.texts.get(f"{name}/{METADATA}"))
+    problems = _record_problems(files, record)
     if (metadata["name"], metadata["version"], metadata["platform"]) != (name, match["version"], tag):
         said = f"{metadata['name']} {metadata['version']} for {metadata['platform']}"
         problems.append(f"its metadata is that of {said}, not what the file's name says")
@@ -79,35 +82,60 @@ def check(path: Path) -> Report:
     return Report(metadata, tuple(problems), reasons)
 
 
-def _read(path: Path) -> dict[str, bytes]:
-    """The files of a zip file, by name.
+@dataclass(frozen=True)
+class _Files:
+    """What is in a wheel: every file's sha256, by name, and the content of a few; `libraries` are temporary files."""
+
+    digests: dict[str, bytes]
+    texts: dict[str, bytes]
+    libraries: dict[str, bytes | mmap.mmap]
+
+
+def _read(path: Path, texts: Sequence[str], libraries: Sequence[str]) -> _Files:
+    """The files of a zip file, read block by block.
 
     Raises:
-        InputError: it can't be read, it is no zip file, or a damaged or malicious one.
+        InputError: it can't be read, it is no zip file, a damaged or malicious one, or beyond the bounds of `limits`.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            names = [entry.filename for entry in entries]
-            if len(set(names)) != len(names):
-                raise InputError(f"{path} holds a file twice")
-            for name in names:
-                if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-                    raise InputError(f"{path} holds {name!r}, which would be written outside its folder")
-            if sum(entry.file_size for entry in entries) > _MOST_BYTES:
-                raise InputError(f"{path} unpacks to more than {_MOST_BYTES >> 30} GiB")
-            return {entry.filename: archive.read(entry) for entry in entries}
-    except OSError as error:
-        raise InputError(f"can't read {path}: {error.strerror or error}") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise InputError(f"{path} is no wheel, or a damaged one: {error}") from error
+    found = _Files({}, {}, {})
+    with open_archive(path, "wheel") as archive:
+        for name in archive.names:
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+                raise InputError(f"{path} holds {printable(name, most=200)}, which would be written outside its folder")
+            if name in texts:
+                found.texts[name] = archive.read(name, RECORD_BYTES)
+                found.digests[name] = hashlib.sha256(found.texts[name]).digest()
+            elif name in libraries:
+                found.digests[name], found.libraries[name] = _unpack(archive, name)
+            else:
+                found.digests[name] = _copy(archive, name, None)
+    return found
+
+
+def _unpack(archive: Archive, name: str) -> tuple[bytes, bytes | mmap.mmap]:
+    if archive.size(name) > LIBRARY_BYTES:
+        raise InputError(f"{printable(name, most=200)} has more than {LIBRARY_BYTES:,} bytes, too many for a library")
+    with tempfile.TemporaryFile() as file:
+        digest = _copy(archive, name, file)
+        file.flush()
+        return digest, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if file.tell() else b""
+
+
+def _copy(archive: Archive, name: str, target: BinaryIO | None) -> bytes:
+    digest = hashlib.sha256()
+    with archive.open(name) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+            if target is not None:
+                target.write(block)
+    return digest.digest()
 
 
 def _metadata(path: Path, data: bytes | None) -> dict[str, Any]:
     if data is None:
         raise InputError(f"{path} was not made by gnaforge: it has no {METADATA}")
     try:
-        facts = json.loads(data)
+        facts = parse_json(data, RECORD_BYTES)
         if facts["schema"] != METADATA_SCHEMA:
             raise InputError(
                 f"{path}: its metadata has schema {facts['schema']}; this gnaforge reads {METADATA_SCHEMA}"
@@ -120,7 +148,8 @@ def _metadata(path: Path, data: bytes | None) -> dict[str, Any]:
         whole &= {row["family"] for row in rows} <= facts_of.keys()
         whole &= all(isinstance(row["bytes"], int) for row in rows) and isinstance(facts["files"], dict)
         whole &= all(isinstance(row[key], str) for row in facts["licences"] for key in ("spdx", "covers", "file"))
-        if not whole:
+        whole &= all(isinstance(facts[key], str | None) for key in ("cuda_runtime", "cutlass"))
+        if not whole or not all(text.isprintable() for text in _texts(facts)):
             raise TypeError
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, GnaforgeError):
@@ -129,33 +158,46 @@ def _metadata(path: Path, data: bytes | None) -> dict[str, Any]:
     return facts  # type: ignore[no-any-return]
 
 
-def _record_problems(files: Mapping[str, bytes], info: str) -> list[str]:
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a value of JSON."""
+    pending = [value]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict):
+            pending += [*value.keys(), *value.values()]
+        elif isinstance(value, list):
+            pending += value
+
+
+def _record_problems(files: _Files, record: str) -> list[str]:
     """What of the files is not as RECORD says."""
-    record = files.get(f"{info}/RECORD")
-    if record is None:
-        return [f"it has no {info}/RECORD"]
+    if record not in files.texts:
+        return [f"it has no {record}"]
     listed: dict[str, str] = {}
-    for line in record.decode("utf-8", "replace").splitlines():
+    for line in files.texts[record].decode("utf-8", "replace").splitlines():
         name, _, rest = line.partition(",")
         listed[name] = rest.partition(",")[0]
-    problems = [f"{name} is missing" for name in sorted(listed.keys() - files.keys())]
-    problems += [f"{name} is not listed in RECORD" for name in sorted(files.keys() - listed.keys())]
+    problems = [f"{name} is missing" for name in sorted(listed.keys() - files.digests.keys())]
+    problems += [f"{name} is not listed in RECORD" for name in sorted(files.digests.keys() - listed.keys())]
     return problems + [
         f"{name} is damaged: its content is not what RECORD says"
-        for name in sorted(files.keys() & listed.keys() - {f"{info}/RECORD"})
-        if record_digest(files[name]) != listed[name]
+        for name in sorted(files.digests.keys() & listed.keys() - {record})
+        if in_record(files.digests[name]) != listed[name]
     ]
 
 
-def _library_problems(files: Mapping[str, bytes], name: str, metadata: Mapping[str, Any]) -> list[str]:
+def _library_problems(files: _Files, name: str, metadata: Mapping[str, Any]) -> list[str]:
     """What of the libraries is not as the metadata and the file's name promise."""
-    problems, elves = [], {}
+    problems: list[str] = []
+    elves: dict[str, Elf] = {}
     for file, exports in EXPORTS.items():
-        data = files.get(f"{name}/{file}")
+        data = files.libraries.get(f"{name}/{file}")
         if data is None:
             problems.append(f"{name}/{file} is missing")
             continue
-        if hashlib.sha256(data).hexdigest() != metadata["files"].get(file):
+        if files.digests[f"{name}/{file}"].hex() != metadata["files"].get(file):
             problems.append(f"{file} has another digest than the metadata says")
         try:
             elves[file] = parse_elf(data, file)
@@ -164,8 +206,10 @@ def _library_problems(files: Mapping[str, bytes], name: str, metadata: Mapping[s
             continue
         problems += abi_problems(file, elves[file], exports)
         if file == "kernels.so":
-            lost = [row["key"] for row in metadata["kernels"] if row["key"].encode() + b"\0" not in data]
-            problems += [f"{file} does not hold {key}" for key in lost]
+            lost = {row["key"].encode(): row["key"] for row in metadata["kernels"]}
+            for held in _KEY.finditer(data):
+                lost.pop(held[1], None)
+            problems += [f"{file} does not hold {key}" for key in lost.values()]
     if len(elves) == len(EXPORTS):
         try:
             tag = platform_tag(elves)
@@ -175,7 +219,7 @@ def _library_problems(files: Mapping[str, bytes], name: str, metadata: Mapping[s
             problems.append(str(error))
     info = f"{metadata['name']}-{metadata['version']}.dist-info"
     for row in metadata["licences"]:
-        if f"{info}/{row['file']}" not in files:
+        if f"{info}/{row['file']}" not in files.digests:
             problems.append(f"the licence {row['file']} is missing")
     return problems
 

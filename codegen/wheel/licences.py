@@ -28,11 +28,6 @@ class Licence:
     text: bytes
 
 
-def includes_cutlass(config: KernelConfig) -> bool:
-    """Whether a kernel is compiled with headers of CUTLASS."""
-    return family_of(config).cutlass
-
-
 def licences(configs: Sequence[KernelConfig], cuda_runtime: str | None) -> list[Licence]:
     """The licences of what a wheel of these kernels contains.
 
@@ -47,7 +42,7 @@ def licences(configs: Sequence[KernelConfig], cuda_runtime: str | None) -> list[
         Licence("MIT", "gnaforge: kernels, core and Python code", "gnaforge.txt", _text("gnaforge")),
         Licence("BSD-3-Clause", "PyTorch: headers compiled into core.so", "pytorch.txt", _text("torch")),
     ]
-    if any(map(includes_cutlass, configs)):
+    if any(family_of(config).cutlass for config in configs):
         text = _text("nvidia-cutlass")
         found.append(Licence("BSD-3-Clause", "CUTLASS: headers compiled into kernels.so", "cutlass.txt", text))
     if cuda_runtime is not None:

@@ -143,45 +143,30 @@ gnaforge_problem gather(const Tensor& q, const Tensor& k, const Tensor& v, const
   return p;
 }
 
-/// The piece of extra keys that a call brings, if it does: [batch, tokens, heads, channels], lengths [batch].
-struct Extra {
-  std::optional<Tensor> k, v, lengths;
+void check_shape(const Tensor& t, const char* name, const std::vector<int64_t>& wanted) {
+  bool same = t.dim() == static_cast<int64_t>(wanted.size());
+  for (size_t d = 0; same && d < wanted.size(); ++d) same = t.size(static_cast<int64_t>(d)) == wanted[d];
+  if (!same) refuse(name, " has shape ", shape_text(t), ", which doesn't fit query, key and value");
+}
 
-  Extra(const std::optional<Tensor>& extra_k, const std::optional<Tensor>& extra_v,
-        const std::optional<Tensor>& extra_lengths, const Tensor& q, gnaforge_problem& p)
-      : lengths(extra_lengths) {
-    if (!extra_k && !extra_v && !lengths) return;
-    if (!extra_k || !extra_v) refuse("extra_k and extra_v come together");
-    const int64_t tokens = extra_k->dim() == 4 ? extra_k->size(1) : -1;
-    check_shape(*extra_k, "extra_k", {p.batch, tokens, p.kv_heads, p.head_dim});
-    check_shape(*extra_v, "extra_v", {p.batch, tokens, p.kv_heads, p.value_head_dim});
-    check_kind(*extra_k, "extra_k", q);
-    check_kind(*extra_v, "extra_v", q);
-    if (lengths) {
-      check_shape(*lengths, "extra_lengths", {p.batch});
-      if (dtype_code(lengths->scalar_type()) != GNAFORGE_INT32 || lengths->get_device_index() != q.get_device_index() ||
-          lengths->is_cpu() != q.is_cpu())
-        refuse("extra_lengths must be int32 and on the device of the query");
-    }
-    k = with_contiguous_channels(*extra_k, "extra_k");
-    v = with_contiguous_channels(*extra_v, "extra_v");
-    p.extra_tokens[0] = tokens;
+/// A piece of extra keys, all or nothing of it: [batch, tokens, heads, channels], lengths [batch]. Returns its tokens.
+int64_t gather_extra(const std::optional<Tensor>& k, const std::optional<Tensor>& v,
+                     const std::optional<Tensor>& lengths, const Tensor& q, const gnaforge_problem& p) {
+  if (!k && !v && !lengths) return 0;
+  if (!k || !v) refuse("extra_k and extra_v come together");
+  const int64_t tokens = k->dim() == 4 ? k->size(1) : -1;
+  check_shape(*k, "extra_k", {p.batch, tokens, p.kv_heads, p.head_dim});
+  check_shape(*v, "extra_v", {p.batch, tokens, p.kv_heads, p.value_head_dim});
+  check_kind(*k, "extra_k", q);
+  check_kind(*v, "extra_v", q);
+  if (lengths) {
+    check_shape(*lengths, "extra_lengths", {p.batch});
+    if (dtype_code(lengths->scalar_type()) != GNAFORGE_INT32 || lengths->get_device_index() != q.get_device_index() ||
+        lengths->is_cpu() != q.is_cpu())
+      refuse("extra_lengths must be int32 and on the device of the query");
   }
-
-  void add_to(Call& call) const {
-    if (!k || k->size(1) == 0) return;
-    call.read(GNAFORGE_EXTRA_K, *k);
-    call.read(GNAFORGE_EXTRA_V, *v);
-    if (lengths) call.read(GNAFORGE_EXTRA_LENGTHS, *lengths);
-  }
-
- private:
-  static void check_shape(const Tensor& t, const char* name, const std::vector<int64_t>& wanted) {
-    bool same = t.dim() == static_cast<int64_t>(wanted.size());
-    for (size_t d = 0; same && d < wanted.size(); ++d) same = t.size(static_cast<int64_t>(d)) == wanted[d];
-    if (!same) refuse(name, " has shape ", shape_text(t), ", which doesn't fit query, key and value");
-  }
-};
+  return tokens;
+}
 
 std::tuple<Tensor, Tensor> forward(const Tensor& query, const Tensor& key, const Tensor& value,
                                    const std::vector<int64_t>& pattern, std::optional<double> scale,
@@ -189,10 +174,12 @@ std::tuple<Tensor, Tensor> forward(const Tensor& query, const Tensor& key, const
                                    const std::optional<Tensor>& extra_v, const std::optional<Tensor>& extra_lengths) {
   const Text pinned(pinned_key);
   gnaforge_problem problem = gather(query, key, value, pattern, scale);
-  const Extra extra(extra_k, extra_v, extra_lengths, query, problem);
+  const int64_t extra = problem.extra_tokens[0] = gather_extra(extra_k, extra_v, extra_lengths, query, problem);
   const Tensor q = with_contiguous_channels(query, "query");
   const Tensor k = with_contiguous_channels(key, "key");
   const Tensor v = with_contiguous_channels(value, "value");
+  std::vector<Tensor> more;
+  if (extra > 0) more = {with_contiguous_channels(*extra_k, "extra_k"), with_contiguous_channels(*extra_v, "extra_v")};
 
   std::vector<int64_t> shape(q.sizes().begin(), q.sizes().end() - 1);
   const Tensor lse = empty(q, shape, aoti_torch_dtype_float32());
@@ -205,7 +192,11 @@ std::tuple<Tensor, Tensor> forward(const Tensor& query, const Tensor& key, const
   call.read(GNAFORGE_Q, q);
   call.read(GNAFORGE_K, k);
   call.read(GNAFORGE_V, v);
-  extra.add_to(call);
+  if (extra > 0) {
+    call.read(GNAFORGE_EXTRA_K, more[0]);
+    call.read(GNAFORGE_EXTRA_V, more[1]);
+    if (extra_lengths) call.read(GNAFORGE_EXTRA_LENGTHS, *extra_lengths);
+  }
   call.write(GNAFORGE_OUT, out);
   call.write(GNAFORGE_LSE, lse);
   if (out.numel() == 0 && lse.numel() == 0)
@@ -285,10 +276,12 @@ GNAFORGE_EXPORT int gnaforge_core_load(const char* path, int* added, char* error
 }
 
 /// The ErrorCode of an operator's error on this thread, of which a caller has the text; 0 if it isn't the last that the
-/// core raised here. Stores where in the text its advice begins, in bytes.
-GNAFORGE_EXPORT int gnaforge_core_error(const char* text, size_t* advice) {
+/// core raised here. Stores which bytes of the text say what is wrong: not whose error it is, nor how to register a
+/// kernel.
+GNAFORGE_EXPORT int gnaforge_core_error(const char* text, size_t* begin, size_t* end) {
   const gnaforge::LastError& error = gnaforge::last_error();
-  *advice = error.advice;
+  *begin = error.begin;
+  *end = error.end;
   return error.text == text ? static_cast<int>(error.code) : 0;
 }
 

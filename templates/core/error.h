@@ -25,7 +25,7 @@ enum class ErrorCode : int {
 struct LastError {
   ErrorCode code = ErrorCode::other;
   std::string text;
-  size_t advice = 0;  ///< Where in the text the line begins that says how to register a kernel; its end if there is none.
+  size_t begin = 0, end = 0;  ///< Of the text without whose error it is, and without how to register a kernel.
 };
 
 inline LastError& last_error() {
@@ -34,8 +34,8 @@ inline LastError& last_error() {
 }
 
 [[noreturn]] inline void raise(ErrorCode code, const std::string& text, const std::string& advice = "") {
-  const std::string whole = "gnaforge: " + text;
-  last_error() = {code, whole + advice, whole.size()};
+  const std::string who = "gnaforge: ";
+  last_error() = {code, who + text + advice, who.size(), who.size() + text.size()};
   throw std::runtime_error(last_error().text);
 }
 

@@ -4,42 +4,40 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
 #include <stdexcept>
+#include <type_traits>
 
 #include "gnaforge/abi.h"
 
 namespace gnaforge {
 
-// A call's numbers are taken whole, as bytes, so that no field can be left out, and compared as bytes, so there is no
-// padding. Pointers come last in gnaforge_args: what they point to is taken in their stead.
-static_assert(sizeof(gnaforge_problem) == 2 * sizeof(int32_t) + 5 * sizeof(int64_t) + sizeof(double) +
-                                              (12 * GNAFORGE_MAX_RANK + GNAFORGE_MAX_EXTRA) * sizeof(int64_t),
-              "gnaforge_problem has no padding");
-static_assert(sizeof(gnaforge_args) == offsetof(gnaforge_args, tensors) + 3 * sizeof(void*) &&
-                  offsetof(gnaforge_args, tensors) == 6 * sizeof(uint32_t) + 2 * sizeof(uint64_t),
-              "gnaforge_args: numbers without padding, then the pointers to tensors, problem and host");
-static_assert(sizeof(gnaforge_tensor) == 2 * sizeof(uint32_t) + sizeof(void*) +
-                                             (2 + GNAFORGE_MAX_RANK) * sizeof(int64_t) &&
-                  offsetof(gnaforge_tensor, batch_stride) == 2 * sizeof(uint32_t) + sizeof(void*),
-              "gnaforge_tensor: its strides are its end");
-static_assert(sizeof(gnaforge_host) == 2 * sizeof(int32_t) + sizeof(void*), "gnaforge_host: threads is its number");
+// Structs are taken whole, as bytes, so that no field can be left out; and compared as bytes, so they have no padding.
+// In place of pointers stands what they point to.
+static_assert(std::has_unique_object_representations_v<gnaforge_args> &&
+                  std::has_unique_object_representations_v<gnaforge_host> &&
+                  std::has_unique_object_representations_v<gnaforge_tensor>,
+              "no padding");
+static_assert(sizeof(gnaforge_problem) == 2 * sizeof(int32_t) + sizeof(double) +
+                                              (5 + 12 * GNAFORGE_MAX_RANK + GNAFORGE_MAX_EXTRA) * sizeof(int64_t),
+              "no padding: count a new field here");
 
 class Signature {
  public:
   /// Throws std::length_error for a call with more tensors than there are roles.
   Signature(uint64_t generation, const gnaforge_args& args) {
-    append(&generation, 1);
-    append(&args, args_words);
-    append(args.problem, problem_words);
-    const int64_t threads = args.host ? args.host->threads : 1;
-    append(&threads, 1);
+    append(generation);
+    uint64_t* const numbers = append(args);
+    for (const size_t pointer : {offsetof(gnaforge_args, tensors), offsetof(gnaforge_args, problem),
+                                 offsetof(gnaforge_args, host)})
+      numbers[pointer / sizeof(uint64_t)] = 0;
+    append(*args.problem);
+    if (args.host) append(*args.host)[offsetof(gnaforge_host, parallel_for) / sizeof(uint64_t)] = 0;
     for (uint32_t role = 0; role < args.roles; ++role) {
-      const gnaforge_tensor* const tensor = args.tensors[role];
-      if (!tensor) continue;
-      const uint64_t alignment = reinterpret_cast<uintptr_t>(tensor->data) % 128;  // no kernel looks at more of it
-      const uint64_t facts = uint64_t{role} << 48 | alignment << 32 | tensor->dtype;
-      append(&facts, 1);
-      append(&tensor->batch_stride, stride_words);
+      if (!args.tensors[role]) continue;
+      uint64_t* const tensor = append(*args.tensors[role]);
+      uint64_t& data = tensor[offsetof(gnaforge_tensor, data) / sizeof(uint64_t)];
+      data = uint64_t{role} << 32 | data % 64;  // no kernel looks at more of an address
     }
   }
   Signature(const Signature& other) : used_(other.used_) { std::memcpy(words_, other.words_, used_ * sizeof(uint64_t)); }
@@ -48,30 +46,35 @@ class Signature {
     return used_ == other.used_ && std::memcmp(words_, other.words_, used_ * sizeof(uint64_t)) == 0;
   }
 
-  /// Four sums in turn: one would wait for a multiplication at every word.
+  /// Of all words. Sums in turn, of shifts, because a compiler makes vectors of that.
   uint64_t hash() const {
-    uint64_t lanes[4] = {0x9e3779b97f4a7c15u, 0xbf58476d1ce4e5b9u, 0x94d049bb133111ebu, 0xd6e8feb86659fd93u};
+    constexpr size_t lanes = 8;
+    uint64_t sums[lanes] = {};
     size_t i = 0;
-    for (; i + 4 <= used_; i += 4)
-      for (size_t lane = 0; lane < 4; ++lane) lanes[lane] = mix(lanes[lane], words_[i + lane]);
-    for (; i < used_; ++i) lanes[0] = mix(lanes[0], words_[i]);
-    uint64_t sum = 0;
-    for (const uint64_t lane : lanes) sum = mix(sum, lane ^ lane >> 32);
-    return sum ^ sum >> 32;
+    for (; i + lanes <= used_; i += lanes)
+      for (size_t lane = 0; lane < lanes; ++lane) sums[lane] += (sums[lane] << 5) + words_[i + lane];
+    for (size_t lane = 0; i < used_; ++i, ++lane) sums[lane] += (sums[lane] << 5) + words_[i];
+    uint64_t hash = 0;
+    for (const uint64_t sum : sums) hash = (hash ^ sum ^ sum >> 29) * 0x9fb21c651e98df25u;
+    return hash ^ hash >> 32;
   }
 
  private:
-  static constexpr size_t args_words = offsetof(gnaforge_args, tensors) / sizeof(uint64_t);
-  static constexpr size_t problem_words = sizeof(gnaforge_problem) / sizeof(uint64_t);
-  static constexpr size_t stride_words = 2 + GNAFORGE_MAX_RANK;
-  static constexpr size_t capacity = 2 + args_words + problem_words + GNAFORGE_ROLES * (1 + stride_words);
+  static constexpr size_t capacity =
+      (sizeof(uint64_t) + sizeof(gnaforge_args) + sizeof(gnaforge_problem) + sizeof(gnaforge_host) +
+       GNAFORGE_ROLES * sizeof(gnaforge_tensor)) /
+      sizeof(uint64_t);
 
-  static uint64_t mix(uint64_t sum, uint64_t word) { return (sum ^ word) * 0x9fb21c651e98df25u; }
-
-  void append(const void* from, size_t words) {
+  /// Returns where the words are.
+  template <class T>
+  uint64_t* append(const T& part) {
+    static_assert(sizeof(T) % sizeof(uint64_t) == 0 && std::is_trivially_copyable_v<T>, "whole words");
+    constexpr size_t words = sizeof(T) / sizeof(uint64_t);
     if (words > capacity - used_) throw std::length_error("gnaforge: a call's signature is too long");
-    std::memcpy(words_ + used_, from, words * sizeof(uint64_t));
+    uint64_t* const at = words_ + used_;
+    std::memcpy(at, &part, sizeof(T));
     used_ += words;
+    return at;
   }
 
   size_t used_ = 0;

@@ -26,4 +26,4 @@ def set_up() -> None:
     if CORE.is_file():
         from gnaforge.runtime import core
 
-        core.set_core_path(lambda: CORE)
+        core.set_core_files(lambda: [CORE])

@@ -205,7 +205,7 @@ typedef struct gnaforge_entry {
   const char* key;        /* names op, arch, rank, dtype, head dims and tiles; see codegen/runtime/config.py */
 
   /* GNAFORGE_OK if this kernel computes the call; else why not, in words for people in why[0..n). The answer depends on
-   * the arguments' numbers, and of each `data` on the address modulo 128, and on nothing else. */
+   * the arguments' numbers, and of each `data` on the address modulo 64, and on nothing else. */
   int (*can_run)(const gnaforge_args* args, char* why, size_t n);
 
   /* Of calls that can_run has accepted, and without a check of their own: */

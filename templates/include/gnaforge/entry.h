@@ -1,11 +1,13 @@
 // What every kernel's entry does with gnaforge_args, whatever the family: refuses calls that it doesn't compute, and
 // turns the others into typed form. Host only.
 //
-// A kernel is described by a Config, which its template renders:
+// A kernel is described by a Config, which its template renders with templates/_config.j2:
 //   struct Config {
 //     static constexpr const char* key;
-//     static constexpr gnaforge_dtype dtype;
-//     static constexpr int head_dim, value_head_dim;  // 0: any
+//     static constexpr gnaforge_op op;
+//     static constexpr std::uint64_t features;             // GNAFORGE_FEATURE_*
+//     static constexpr gnaforge_dtype dtype, out_dtype;    // of the inputs and of the output
+//     static constexpr int head_dim, value_head_dim;       // 0: any
 //     using QTile = Box<...>;
 //     using KvTile = Box<...>;
 //   };
@@ -33,13 +35,15 @@ struct Traits {
 
 namespace check {
 
-/// Tensors whose dtype is the kernel's to say have `dtype`.
-inline gnaforge_code dtypes(const gnaforge_args& args, std::uint32_t dtype, const Reason& reason) {
-  for (int role = 0; role < GNAFORGE_ROLES; ++role) {
+/// Tensors whose dtype is the kernel's to say have `dtype`; the output and its gradient have `out_dtype`.
+inline gnaforge_code dtypes(const gnaforge_args& args, std::uint32_t dtype, std::uint32_t out_dtype,
+                            const Reason& reason) {
+  for (int role = 0; role < roles_end(args); ++role) {
     const gnaforge_tensor* tensor = tensor_of(args, role);
-    if (tensor != nullptr && role_facts[role].dtype == 0 && tensor->dtype != dtype)
+    const std::uint32_t own = role == GNAFORGE_OUT || role == GNAFORGE_GRAD_OUT ? out_dtype : dtype;
+    if (tensor != nullptr && role_facts[role].dtype == 0 && tensor->dtype != own)
       return reason.refuse(GNAFORGE_NO_DTYPE, "%s is %s, this kernel takes %s", role_facts[role].name,
-                           dtype_name(tensor->dtype), dtype_name(dtype));
+                           dtype_name(tensor->dtype), dtype_name(own));
   }
   return GNAFORGE_OK;
 }
@@ -65,7 +69,7 @@ inline gnaforge_code axis_length(const gnaforge_problem& problem, int d, const R
 
 /// `run` gets what the others may do without: the data of all tensors.
 inline gnaforge_code data(const gnaforge_args& args, const Reason& reason) {
-  for (int role = 0; role < GNAFORGE_ROLES; ++role) {
+  for (int role = 0; role < roles_end(args); ++role) {
     const gnaforge_tensor* tensor = tensor_of(args, role);
     if (tensor != nullptr && tensor->data == nullptr)
       return reason.refuse(GNAFORGE_BAD_CALL, "the data of %s are null", role_facts[role].name);
@@ -106,7 +110,7 @@ gnaforge_code check_call(const gnaforge_args* args, const Traits& traits, const 
   if (problem.rank != rank)
     return reason.refuse(GNAFORGE_NO_RANK, "rank is %d, this kernel takes %d", static_cast<int>(problem.rank), rank);
   constexpr int fixed_value_dim = Config::value_head_dim != 0 ? Config::value_head_dim : Config::head_dim;
-  if (const gnaforge_code code = check::dtypes(*args, Config::dtype, reason)) return code;
+  if (const gnaforge_code code = check::dtypes(*args, Config::dtype, Config::out_dtype, reason)) return code;
   if (const gnaforge_code code = check::head_dim("head_dim", problem.head_dim, Config::head_dim, reason)) return code;
   if (const gnaforge_code code = check::head_dim("value_head_dim", problem.value_head_dim, fixed_value_dim, reason))
     return code;

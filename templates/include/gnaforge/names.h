@@ -111,6 +111,11 @@ inline const gnaforge_tensor* tensor_of(const gnaforge_args& args, int role) {
   return static_cast<std::uint32_t>(role) < args.roles ? args.tensors[role] : nullptr;
 }
 
+/// Roles of this version that a call may have tensors of: 0 up to this.
+inline int roles_end(const gnaforge_args& args) {
+  return args.roles < GNAFORGE_ROLES ? static_cast<int>(args.roles) : GNAFORGE_ROLES;
+}
+
 /// Sizes of a role's tensor, in the order of its strides; 1 of dims that it doesn't have.
 struct Sizes {
   std::int64_t batch, tokens[GNAFORGE_MAX_RANK], heads, channels;

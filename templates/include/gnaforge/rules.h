@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 
 #include "gnaforge/abi.h"
 #include "gnaforge/names.h"
@@ -83,6 +84,7 @@ inline std::uint64_t features_of(const gnaforge_problem& p) {
 namespace rules {
 
 inline long long number(std::int64_t value) { return value; }
+inline int lowest_bit(std::uint64_t bits) { return __builtin_ctzll(bits); }
 
 /// Whatever is read here or later is there. Entries ask this of every call.
 inline gnaforge_code structs(const gnaforge_args* args, const Reason& reason) {
@@ -116,13 +118,13 @@ inline gnaforge_code roles(const gnaforge_args& args, const Reason& reason) {
   if (args.accumulate != 0 && !(args.features & GNAFORGE_FEATURE_ACCUMULATE))
     return reason.refuse(GNAFORGE_BAD_CALL, "the call needs accumulate, which features don't announce");
   const OpRoles known = roles_of(args);
-  for (int role = 0; role < GNAFORGE_ROLES; ++role) {
-    const bool there = tensor_of(args, role) != nullptr;
-    if (!there && (known.required & bit(role)))
-      return reason.refuse(GNAFORGE_BAD_CALL, "%s is missing, which %s needs", role_facts[role].name, op);
-    if (there && !((known.required | known.optional) & bit(role)))
-      return reason.refuse(GNAFORGE_BAD_CALL, "%s is there, which %s doesn't take", role_facts[role].name, op);
-  }
+  std::uint64_t there = 0;
+  for (int role = 0; role < roles_end(args); ++role)
+    if (args.tensors[role] != nullptr) there |= bit(role);
+  if (const std::uint64_t missing = known.required & ~there)
+    return reason.refuse(GNAFORGE_BAD_CALL, "%s is missing, which %s needs", role_facts[lowest_bit(missing)].name, op);
+  if (const std::uint64_t others = there & ~(known.required | known.optional))
+    return reason.refuse(GNAFORGE_BAD_CALL, "%s is there, which %s doesn't take", role_facts[lowest_bit(others)].name, op);
   if (const std::uint64_t others = args.accumulate & ~(known.results & gradient_roles))
     return reason.refuse(GNAFORGE_BAD_CALL, "accumulate holds 0x%llx, which are no gradients that %s writes",
                          static_cast<unsigned long long>(others), op);
@@ -165,6 +167,84 @@ inline gnaforge_code axis(const gnaforge_problem& p, int d, const Reason& reason
   return GNAFORGE_OK;
 }
 
+/// What queries of a dilation group see, as positions in the group, sinks apart; `length` is the group's.
+struct Seen {
+  std::int64_t begin, end;
+};
+
+inline Seen seen(const gnaforge_problem& p, int d, std::int64_t length, std::int64_t first, std::int64_t last) {
+  const std::int64_t window = p.window[d], stride = p.stride[d];
+  const bool causal = p.causal[d] != GNAFORGE_CAUSAL_NONE;
+  const std::int64_t lead = causal ? stride - window : stride / 2 - window / 2;
+  Seen found{first - first % stride + lead, last - last % stride + lead + window};
+  if (p.edge[d] == GNAFORGE_EDGE_WRAP) return found;
+  const bool shifts = p.causal[d] == GNAFORGE_CAUSAL_TOKEN || (!causal && p.edge[d] == GNAFORGE_EDGE_SHIFT);
+  if (shifts && found.begin > length - window) found.begin = length - window;
+  if (found.begin < 0) found.begin = 0;
+  if (shifts && found.end < window) found.end = window;
+  if (p.causal[d] == GNAFORGE_CAUSAL_TOKEN) found.end = last + 1;
+  if (found.end > length) found.end = length;
+  return found;
+}
+
+/// Queries and keys lie in the grid along dimension `d`, and every key that a query sees is there.
+inline gnaforge_code range(const gnaforge_problem& p, int d, const Reason& reason) {
+  constexpr std::int64_t limit = std::int64_t{1} << 40;
+  for (const std::int64_t value : {p.tokens[d], p.kv_tokens[d], p.grid[d], p.window[d], p.dilation[d], p.sink[d],
+                                   p.q_offset[d], p.kv_sink[d], p.kv_offset[d]})
+    if (value > limit || value < -limit)
+      return reason.refuse(GNAFORGE_BAD_INPUT, "a range is too large along dim %d: %lld", d, number(value));
+  const std::int64_t length = p.grid[d], dilation = p.dilation[d], first = p.q_offset[d], head = p.kv_sink[d];
+  const std::int64_t begin = p.kv_offset[d], end = begin + p.kv_tokens[d] - head;  // of the keys after those in front
+  const bool wraps = p.edge[d] == GNAFORGE_EDGE_WRAP;
+  if (head < 0 || head > p.kv_tokens[d])
+    return reason.refuse(GNAFORGE_BAD_INPUT, "kv_sink is %lld along dim %d; it must be 0 to the %lld key tokens",
+                         number(head), d, number(p.kv_tokens[d]));
+  if (head > 0 && (wraps || dilation != 1))
+    return reason.refuse(GNAFORGE_BAD_INPUT, "dim %d has a kv_sink, so it can't wrap or be dilated", d);
+  if (begin < (wraps ? -limit : head))
+    return reason.refuse(GNAFORGE_BAD_INPUT, "kv_offset is %lld along dim %d; it must be at least %lld", number(begin), d,
+                         number(head));
+  if (!wraps && end > length)
+    return reason.refuse(GNAFORGE_BAD_INPUT, "key tokens reach up to %lld along dim %d, beyond the grid's %lld",
+                         number(end), d, number(length));
+  if (first < 0)
+    return reason.refuse(GNAFORGE_BAD_INPUT, "q_offset is %lld along dim %d; it must be at least 0", number(first), d);
+  if (p.window[d] == length && dilation == 1 && p.causal[d] == GNAFORGE_CAUSAL_NONE && p.edge[d] != GNAFORGE_EDGE_CUT) {
+    // Dense: every query sees every key, wherever it is.
+    if (p.kv_tokens[d] == length) return GNAFORGE_OK;
+    return reason.refuse(GNAFORGE_BAD_INPUT, "all of the grid's %lld tokens along dim %d are seen, and there are %lld keys",
+                         number(length), d, number(p.kv_tokens[d]));
+  }
+  const std::int64_t last = first + p.tokens[d] - 1;
+  if (last >= length)
+    return reason.refuse(GNAFORGE_BAD_INPUT, "query tokens reach up to %lld along dim %d, beyond the grid's %lld",
+                         number(last + 1), d, number(length));
+  if (p.tokens[d] == 0 || (wraps && begin == 0 && end == length)) return GNAFORGE_OK;
+  // Neighbouring windows touch, so those of a group's queries are one interval. Groups between two bounds differ in
+  // nothing but their offset.
+  Seen all{length + limit, -2 * limit};
+  for (const std::int64_t bound : {std::int64_t{0}, first % dilation, (last + 1) % dilation, length % dilation, dilation})
+    for (const std::int64_t group : {bound - 1, bound}) {
+      if (group < 0 || group >= dilation || (last < group) || (last - group) / dilation * dilation + group < first) continue;
+      const std::int64_t from = first <= group ? 0 : (first - group + dilation - 1) / dilation;
+      const Seen own = seen(p, d, (length - group + dilation - 1) / dilation, from, (last - group) / dilation);
+      if (group + own.begin * dilation < all.begin) all.begin = group + own.begin * dilation;
+      if (group + (own.end - 1) * dilation >= all.end) all.end = group + (own.end - 1) * dilation + 1;
+    }
+  std::int64_t sink_end = p.sink[d] < length ? p.sink[d] : length;
+  if (p.causal[d] != GNAFORGE_CAUSAL_NONE && sink_end > all.end) sink_end = all.end;
+  const auto stored = [head, begin, end](Seen keys) {
+    return keys.begin >= keys.end || keys.end <= head || (keys.begin >= begin && keys.end <= end) ||
+           (begin == head && keys.begin >= 0 && keys.end <= end);
+  };
+  for (const Seen& keys : {Seen{0, sink_end}, all})
+    if (!stored(keys))
+      return reason.refuse(GNAFORGE_BAD_INPUT, "queries see the keys %lld to %lld along dim %d, which are not all there",
+                           number(keys.begin), number(keys.end - 1), d);
+  return GNAFORGE_OK;
+}
+
 inline gnaforge_code problem(const gnaforge_problem& p, const Reason& reason) {
   if (p.rank < 1 || p.rank > GNAFORGE_MAX_RANK)
     return reason.refuse(GNAFORGE_BAD_INPUT, "rank is %d; it must be 1 to %d", static_cast<int>(p.rank),
@@ -183,8 +263,11 @@ inline gnaforge_code problem(const gnaforge_problem& p, const Reason& reason) {
     if (p.extra_tokens[piece] < 0)
       return reason.refuse(GNAFORGE_BAD_INPUT, "piece %d of the extra keys has %lld tokens", piece,
                            number(p.extra_tokens[piece]));
-  for (int d = 0; d < p.rank; ++d)
+  for (int d = 0; d < p.rank; ++d) {
     if (const gnaforge_code code = axis(p, d, reason)) return code;
+    if (features_of(p) & (GNAFORGE_FEATURE_RANGE | GNAFORGE_FEATURE_KV_SINK))
+      if (const gnaforge_code code = range(p, d, reason)) return code;
+  }
   return GNAFORGE_OK;
 }
 
@@ -219,8 +302,8 @@ inline bool repeats(const Sizes& sizes, const gnaforge_tensor& tensor) {
 
 inline gnaforge_code tensors(const gnaforge_args& args, const Reason& reason) {
   const std::uint64_t results = roles_of(args).results;
-  for (int role = 0; role < GNAFORGE_ROLES; ++role) {
-    const gnaforge_tensor* tensor = tensor_of(args, role);
+  for (int role = 0; role < roles_end(args); ++role) {
+    const gnaforge_tensor* tensor = args.tensors[role];
     if (tensor == nullptr) continue;
     const RoleFacts& facts = role_facts[role];
     const int bytes = dtype_bytes(tensor->dtype);

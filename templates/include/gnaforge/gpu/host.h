@@ -62,7 +62,7 @@ struct Entry {
     return tiles;
   }
 
-  static constexpr Traits traits{GNAFORGE_GNA_FORWARD, tensor_device, GNAFORGE_FEATURE_DETERMINISTIC};
+  static constexpr Traits traits{Config::op, tensor_device, Config::features};
 
   static int can_run(const gnaforge_args* args, char* why, std::size_t n) {
     const Reason reason{why, n};

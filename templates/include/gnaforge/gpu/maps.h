@@ -45,7 +45,7 @@ gnaforge_code stride(const char* tensor, const char* dim, std::int64_t size, std
 template <class Element>
 gnaforge_code layout(const gnaforge_args& args, const Reason& reason) {
   static constexpr const char* axis_names[] = {"first token dim", "second token dim", "third token dim"};
-  for (int role = 0; role < GNAFORGE_ROLES; ++role) {
+  for (int role = 0; role < roles_end(args); ++role) {
     const gnaforge_tensor* const tensor = tensor_of(args, role);
     if (tensor == nullptr || role_facts[role].dtype != 0) continue;
     const char* const name = role_facts[role].name;
@@ -67,7 +67,7 @@ gnaforge_code layout(const gnaforge_args& args, const Reason& reason) {
 /// True if the heads of every tensor that is copied by tensor maps can be folded into its channels.
 template <class Element>
 bool foldable(const gnaforge_args& args) {
-  for (int role = 0; role < GNAFORGE_ROLES; ++role) {
+  for (int role = 0; role < roles_end(args); ++role) {
     const gnaforge_tensor* const tensor = tensor_of(args, role);
     if (tensor == nullptr || role_facts[role].dtype != 0) continue;
     const Sizes sizes = sizes_of(*args.problem, role);

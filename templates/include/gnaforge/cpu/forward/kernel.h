@@ -121,7 +121,7 @@ struct Kernel {
     return chosen;
   }
 
-  static constexpr Traits traits{GNAFORGE_GNA_FORWARD, GNAFORGE_CPU, GNAFORGE_FEATURE_DETERMINISTIC};
+  static constexpr Traits traits{Config::op, GNAFORGE_CPU, Config::features};
 
   static int can_run(const gnaforge_args* args, char* why, std::size_t n) {
     return check_call<Config>(args, traits, Reason{why, n});

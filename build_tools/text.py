@@ -1,0 +1,22 @@
+"""Text from elsewhere, made safe to print."""
+
+from __future__ import annotations
+
+
+def printable(text: object, *, lines: bool = False, most: int | None = None) -> str:
+    """``text`` with every character that isn't printable written as its escape: terminals obey some of them.
+
+    Escaped are control characters, what turns the direction of writing, separators other than the space, and halves of
+    surrogate pairs, which can't be encoded. With ``lines``, line ends and tabs stay. Of more than ``most`` characters
+    the rest is left out.
+    """
+    text = str(text)
+    if most is not None and len(text) > most:
+        text = text[:most] + "..."
+    if text.isprintable():
+        return text
+    kept = "\n\t" if lines else ""
+    return "".join(
+        char if char.isprintable() or char in kept else char.encode("unicode_escape", "surrogatepass").decode()
+        for char in text
+    )

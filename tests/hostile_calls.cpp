@@ -1,0 +1,182 @@
+// Calls of a cpu kernel that break the contract, or are as large as numbers can be, each in a child process: prints for
+// each its name, can_run's code, and run's if can_run accepts the call. Compiled with sanitizers, so that a child whose
+// call reads or writes out of bounds, or overflows, dies.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <climits>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "gnaforge/abi.h"
+
+namespace {
+
+/// 16 tokens, 2 heads, head dim 16.
+struct Call {
+  gnaforge_problem problem{};
+  gnaforge_tensor tensor[GNAFORGE_ROLES + 2]{};
+  const gnaforge_tensor* by_role[GNAFORGE_ROLES + 2]{};
+  std::vector<char> data[GNAFORGE_ROLES + 2];
+  gnaforge_host host{sizeof(gnaforge_host), 1, parallel_for};
+  gnaforge_args args{};
+
+  static void parallel_for(int64_t begin, int64_t end, int64_t, void (*body)(int64_t, int64_t, void*), void* context) {
+    for (int64_t i = begin; i < end; ++i) body(i, i + 1, context);
+  }
+
+  Call() {
+    problem.struct_size = sizeof(problem);
+    problem.rank = 1;
+    problem.batch = 1;
+    problem.heads = problem.kv_heads = 2;
+    problem.head_dim = problem.value_head_dim = 16;
+    problem.scale = 0.25;
+    problem.tokens[0] = problem.kv_tokens[0] = problem.grid[0] = 16;
+    problem.window[0] = 5;
+    problem.stride[0] = problem.dilation[0] = 1;
+    for (int role : {GNAFORGE_Q, GNAFORGE_K, GNAFORGE_V, GNAFORGE_OUT, GNAFORGE_LSE}) add(role);
+    args.struct_size = sizeof(args);
+    args.op = GNAFORGE_GNA_FORWARD;
+    args.tensors = by_role;
+    args.roles = GNAFORGE_ROLES;
+    args.problem = &problem;
+    args.host = &host;
+  }
+
+  void add(int role) {
+    const int channels = role == GNAFORGE_LSE ? 1 : 16;
+    data[role].assign(16 * 2 * 16 * sizeof(float), 0);
+    tensor[role] = {sizeof(gnaforge_tensor), GNAFORGE_FP32, data[role].data(), 16 * 2 * channels, {2 * channels}, channels};
+    by_role[role] = &tensor[role];
+  }
+};
+
+struct Case {
+  const char* name;
+  std::function<void(Call&)> change;
+};
+
+void tokens(Call& c, int64_t n) { c.problem.tokens[0] = c.problem.kv_tokens[0] = c.problem.grid[0] = n; }
+
+const Case cases[] = {
+    {"good", [](Call&) {}},
+    {"no problem", [](Call& c) { c.args.problem = nullptr; }},
+    {"no tensors", [](Call& c) { c.args.tensors = nullptr; }},
+    {"no roles", [](Call& c) { c.args.roles = 0; }},
+    {"too few roles", [](Call& c) { c.args.roles = GNAFORGE_OUT; }},
+    {"no query", [](Call& c) { c.by_role[GNAFORGE_Q] = nullptr; }},
+    {"no out", [](Call& c) { c.by_role[GNAFORGE_OUT] = nullptr; }},
+    {"no log_sum_exp", [](Call& c) { c.by_role[GNAFORGE_LSE] = nullptr; }},
+    {"no host", [](Call& c) { c.args.host = nullptr; }},
+    {"data of query null", [](Call& c) { c.tensor[GNAFORGE_Q].data = nullptr; }},
+    {"data of out null", [](Call& c) { c.tensor[GNAFORGE_OUT].data = nullptr; }},
+    {"data of log_sum_exp null", [](Call& c) { c.tensor[GNAFORGE_LSE].data = nullptr; }},
+    {"small args", [](Call& c) { c.args.struct_size = 8; }},
+    {"small problem", [](Call& c) { c.problem.struct_size = 8; }},
+    {"small tensor", [](Call& c) { c.tensor[GNAFORGE_K].struct_size = 8; }},
+    {"small log_sum_exp", [](Call& c) { c.tensor[GNAFORGE_LSE].struct_size = 0; }},
+    {"small host", [](Call& c) { c.host = {4, INT_MAX, nullptr}; }},
+    {"large structs", [](Call& c) { c.args.struct_size = c.problem.struct_size = c.tensor[0].struct_size = UINT_MAX; }},
+    {"unknown op", [](Call& c) { c.args.op = 99; }},
+    {"another op", [](Call& c) { c.args.op = GNAFORGE_GNA_BACKWARD_Q; }},
+    {"unknown feature", [](Call& c) { c.args.features = uint64_t{1} << 63; }},
+    {"a feature it hasn't", [](Call& c) { c.args.features = GNAFORGE_FEATURE_EDGE; }},
+    {"a feature that isn't announced", [](Call& c) { c.problem.edge[0] = GNAFORGE_EDGE_CUT; }},
+    {"a part of the grid that isn't announced", [](Call& c) { c.problem.grid[0] = 17; }},
+    {"extra keys that aren't announced", [](Call& c) { c.problem.extra_tokens[1] = 4; }},
+    {"accumulation that isn't announced", [](Call& c) { c.args.accumulate = uint64_t{1} << GNAFORGE_OUT; }},
+    {"unknown flags", [](Call& c) { c.args.flags = 0xfffffffe; }},
+    {"a tensor of an unknown role", [](Call& c) { c.args.roles += 1; c.add(GNAFORGE_ROLES); }},
+    {"no tensor of an unknown role", [](Call& c) { c.args.roles += 2; }},
+    {"a tensor too many", [](Call& c) { c.add(GNAFORGE_GRAD_Q); }},
+    {"a reserved tensor", [](Call& c) { c.add(GNAFORGE_DESCALE_Q); }},
+    {"unknown device", [](Call& c) { c.args.device = 9; }},
+    {"rank 0", [](Call& c) { c.problem.rank = 0; }},
+    {"rank -1", [](Call& c) { c.problem.rank = -1; }},
+    {"rank 99", [](Call& c) { c.problem.rank = 99; }},
+    {"batch 0", [](Call& c) { c.problem.batch = 0; }},
+    {"batch -1", [](Call& c) { c.problem.batch = -1; }},
+    {"heads -1", [](Call& c) { c.problem.heads = -1; }},
+    {"kv_heads 0", [](Call& c) { c.problem.kv_heads = 0; }},
+    {"kv_heads INT64_MIN", [](Call& c) { c.problem.kv_heads = INT64_MIN; }},
+    {"batch 2^62", [](Call& c) { c.problem.batch = int64_t{1} << 62; c.problem.heads = c.problem.kv_heads = 8; }},
+    {"heads 2^62", [](Call& c) { c.problem.batch = 4; c.problem.heads = c.problem.kv_heads = int64_t{1} << 62; }},
+    {"batch 2^40 of 2^30 tokens", [](Call& c) { tokens(c, (1 << 30) - 1); c.problem.batch = int64_t{1} << 40; }},
+    {"batch 2^62 without strides", [](Call& c) {
+       c.problem.batch = int64_t{1} << 62;
+       for (gnaforge_tensor& tensor : c.tensor) tensor.batch_stride = 0;
+     }},
+    {"tokens INT64_MAX", [](Call& c) { tokens(c, INT64_MAX); }},
+    {"tokens 2^30", [](Call& c) { tokens(c, 1 << 30); }},
+    {"tokens -5", [](Call& c) { tokens(c, -5); }},
+    {"window 0", [](Call& c) { c.problem.window[0] = 0; }},
+    {"window 17", [](Call& c) { c.problem.window[0] = 17; }},
+    {"window INT64_MIN", [](Call& c) { c.problem.window[0] = INT64_MIN; }},
+    {"stride 6", [](Call& c) { c.problem.stride[0] = 6; }},
+    {"dilation 4", [](Call& c) { c.problem.dilation[0] = 4; }},
+    {"dilation INT64_MAX", [](Call& c) { c.problem.dilation[0] = INT64_MAX; }},
+    {"causal 3", [](Call& c) { c.problem.causal[0] = 3; }},
+    {"head_dim 12", [](Call& c) { c.problem.head_dim = 12; }},
+    {"head_dim 2^40", [](Call& c) { c.problem.head_dim = int64_t{1} << 40; }},
+    {"value_head_dim 0", [](Call& c) { c.problem.value_head_dim = 0; }},
+    {"dtype 0", [](Call& c) { c.tensor[GNAFORGE_Q].dtype = 0; }},
+    {"dtype 77", [](Call& c) { c.tensor[GNAFORGE_K].dtype = 77; }},
+    {"int32 query", [](Call& c) { c.tensor[GNAFORGE_Q].dtype = GNAFORGE_INT32; }},
+    {"bf16 log_sum_exp", [](Call& c) { c.tensor[GNAFORGE_LSE].dtype = GNAFORGE_BF16; }},
+    {"token stride INT64_MAX", [](Call& c) { c.tensor[GNAFORGE_K].token_stride[0] = INT64_MAX; }},
+    {"token stride INT64_MIN", [](Call& c) { c.tensor[GNAFORGE_K].token_stride[0] = INT64_MIN; }},
+    {"token stride -2^62", [](Call& c) { c.tensor[GNAFORGE_K].token_stride[0] = -(int64_t{1} << 62); }},
+    {"token stride of out 0", [](Call& c) { c.tensor[GNAFORGE_OUT].token_stride[0] = 0; }},
+    {"head stride of log_sum_exp 0", [](Call& c) { c.tensor[GNAFORGE_LSE].head_stride = 0; }},
+    {"token stride of query 0", [](Call& c) { c.tensor[GNAFORGE_Q].token_stride[0] = 0; }},
+    {"strides of one element", [](Call& c) { c.tensor[GNAFORGE_Q].batch_stride = INT64_MIN; }},
+    {"misaligned", [](Call& c) { tokens(c, 15); c.tensor[GNAFORGE_Q].data = c.data[GNAFORGE_Q].data() + 1; }},
+    {"scale NaN", [](Call& c) { c.problem.scale = NAN; }},
+    {"scale 1e308", [](Call& c) { c.problem.scale = 1e308; }},
+    {"threads INT_MAX", [](Call& c) { c.host.threads = INT_MAX; }},
+    {"threads -5", [](Call& c) { c.host.threads = -5; }},
+    {"no parallel_for", [](Call& c) { c.host = {sizeof(gnaforge_host), 8, nullptr}; }},
+};
+
+void try_case(const gnaforge_entry& entry, const Case& one) {
+  Call call;
+  one.change(call);
+  char text[300] = "";
+  const int code = entry.can_run(&call.args, text, sizeof(text));
+  std::printf("%d", code);
+  if (code == GNAFORGE_OK) {
+    const int64_t bytes = entry.workspace_bytes(&call.args);
+    if (!(entry.visited_work(&call.args) >= 0) || bytes < 0 || bytes > (1 << 24)) std::abort();
+    void* const workspace = std::aligned_alloc(256, static_cast<size_t>(bytes + 255) / 256 * 256 + 256);
+    std::printf(" %d", entry.run(&call.args, workspace, nullptr, text, sizeof(text)));
+    std::free(workspace);
+  }
+  std::printf("\t%s", text);
+}
+
+}  // namespace
+
+int main() {
+  const gnaforge_library* const library = gnaforge_library_v1();
+  for (const Case& one : cases) {
+    std::printf("%s\t", one.name);
+    std::fflush(stdout);
+    const pid_t child = fork();
+    if (child == 0) {
+      alarm(60);
+      try_case(*library->entries[0], one);
+      std::fflush(stdout);
+      _exit(0);
+    }
+    int status = 0;
+    waitpid(child, &status, 0);
+    std::printf("%s\n", status == 0 ? "" : "\tdied");
+  }
+}

@@ -1,0 +1,48 @@
+"""What is installed: lower bounds free of known holes, and pins whose digests CI compares."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TESTS = Path(__file__).parent
+# The first releases without holes that were published for older ones.
+FREE_OF_HOLES = {
+    "filelock": (3, 20, 3),  # CVE-2025-68146, CVE-2026-22701
+    "jinja2": (3, 1, 6),  # CVE-2025-27516
+    "pydantic": (2, 4),  # CVE-2024-3772
+    "pytest": (9, 0, 3),  # CVE-2025-71176
+    "pyyaml": (5, 4),  # CVE-2020-14343
+    "setuptools": (78, 1, 1),  # CVE-2025-47273
+    "torch": (2, 6),  # CVE-2025-32434
+}
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def pins(file: str) -> dict[str, str]:
+    lines = (TESTS / file).read_text().splitlines()
+    found = (re.match(r"([A-Za-z0-9_.-]+)==([^ ;\\]+)", line) for line in lines)
+    return {normal(match[1]): match[2] for match in found if match}
+
+
+@pytest.mark.skipif(not (ROOT / "pyproject.toml").is_file(), reason="needs the checkout")
+def test_lower_bounds_are_free_of_known_holes() -> None:
+    bounds = dict(re.findall(r'"([A-Za-z0-9_-]+)>=([\d.]+)', (ROOT / "pyproject.toml").read_text()))
+    for name, least in FREE_OF_HOLES.items():
+        assert tuple(map(int, bounds[name].split("."))) >= least, name
+
+
+def test_every_pin_has_digests_and_both_files_agree() -> None:
+    constraints, hashed = pins("constraints.txt"), pins("requirements.txt")
+    assert constraints.keys() - hashed.keys() == {"torch", "natten"}  # as the file says
+    assert {name: constraints[name] for name in hashed} == hashed
+    blocks = re.split(r"^(?=[A-Za-z0-9])", (TESTS / "requirements.txt").read_text(), flags=re.MULTILINE)[1:]
+    assert len(blocks) == len(hashed) and all("--hash=sha256:" in block for block in blocks)
+    assert pins("natten.txt") == {"natten": constraints["natten"]}
+    assert "--hash=sha256:" in (TESTS / "natten.txt").read_text()

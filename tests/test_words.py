@@ -1,0 +1,81 @@
+"""Words are for people: no part of the runtime decides by what an error says."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "codegen"
+# What a call may run; the benchmark's contenders have names of two words.
+FILES = [path for path in sorted((ROOT / "runtime").glob("*.py")) if path.name != "bench.py"]
+FILES += [ROOT / "registration.py", ROOT / "api.py"]
+
+SEARCHES = {
+    *("startswith", "endswith", "find", "rfind", "index", "count", "split", "rsplit", "partition", "rpartition"),
+    *("removeprefix", "removesuffix", "replace", "match", "search", "fullmatch", "findall"),
+}
+
+
+def texts(node: ast.AST, constants: dict[str, str]) -> Iterator[str]:
+    """Strings in an expression, also those that a module's constants stand for."""
+    for child in ast.walk(node):
+        if isinstance(child, ast.Constant) and isinstance(child.value, str):
+            yield child.value
+        elif isinstance(child, ast.Name) and child.id in constants:
+            yield constants[child.id]
+
+
+def decisions_by_words(source: str) -> list[int]:
+    """Lines that compare with prose, or search for it: a text with two words, or of an error that was caught."""
+    tree = ast.parse(source)
+    constants = {
+        target.id: node.value.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    caught = {node.name for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler) and node.name}
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare):
+            parts: list[ast.AST] = [node.left, *node.comparators]
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in SEARCHES:
+            parts = [node.func.value, *node.args]
+        else:
+            continue
+        prose = any(" " in text.strip() or text.endswith(": ") for part in parts for text in texts(part, constants))
+        of_error = any(
+            isinstance(child, ast.Call)
+            and isinstance(child.func, ast.Name)
+            and child.func.id in ("str", "repr")
+            and any(isinstance(name, ast.Name) and name.id in caught for name in ast.walk(child))
+            for part in parts
+            for child in ast.walk(part)
+        )
+        if prose or of_error:
+            found.append(node.lineno)
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_nothing_is_decided_by_words(path: Path) -> None:
+    assert decisions_by_words(path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'if message.startswith("gnaforge: bad input: "): pass',
+        'PREFIX = "gnaforge: no kernel"\nif not message.startswith(PREFIX): pass',
+        'if "is loaded" not in result: pass',
+        'result = result.partition("\\nregister it ")[0]',
+        "try:\n    pass\nexcept RuntimeError as error:\n    if str(error).startswith(PREFIX): pass",
+        'try:\n    pass\nexcept RuntimeError as error:\n    if "kernel" in str(error): pass',
+    ],
+)
+def test_such_decisions_would_be_noticed(line: str) -> None:
+    assert decisions_by_words(line)
