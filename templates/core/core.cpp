@@ -85,9 +85,9 @@ void check_kind(const Tensor& t, const char* name, const Tensor& q) {
     refuse("query, key and value must be on one device, ", name, " is on another");
 }
 
-/// The numbers of each dim that `pattern` holds: the fields of gnaforge_problem from window to causal, and perhaps those
-/// from edge to kv_sink, whose kv_tokens are the key tensor's. No other count is possible: it would be ambiguous which
-/// rank a list is of.
+/// The numbers of each dim that `pattern` holds: the fields of gnaforge_problem from window to causal, and perhaps
+/// those from edge to kv_sink, whose kv_tokens are the key tensor's. No other count is possible: it would be ambiguous
+/// which rank a list is of.
 constexpr size_t plain_groups = 4, all_groups = 10;
 
 /// Puts the tensors' shapes and the pattern into the contract's form.

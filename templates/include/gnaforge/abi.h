@@ -66,7 +66,7 @@ enum gnaforge_role {
                                    if the call has it; with GNAFORGE_FEATURE_DELTA it reads it instead */
   GNAFORGE_EXTRA_K = 11,        /* and 12: [batch, extra, H_kv, D], of the first and the second piece */
   GNAFORGE_EXTRA_V = 13,        /* and 14: [batch, extra, H_kv, D_v] */
-  GNAFORGE_EXTRA_LENGTHS = 15,  /* and 16: [batch], int32: keys of the piece that count, cut to [0, extra]; absent: all */
+  GNAFORGE_EXTRA_LENGTHS = 15,  /* and 16: [batch], int32: keys that count, cut to [0, extra]; absent: all */
   GNAFORGE_GRAD_EXTRA_K = 17,   /* and 18: as EXTRA_K */
   GNAFORGE_GRAD_EXTRA_V = 19,   /* and 20: as EXTRA_V */
   GNAFORGE_DESCALE_Q = 21,      /* reserved, of 8-bit floating point: what a stored number is multiplied by */
@@ -87,8 +87,8 @@ enum gnaforge_role {
 #define GNAFORGE_FEATURE_HEAD_PATTERNS (UINT64_C(1) << 6) /* reserved: windows of their own for heads */
 #define GNAFORGE_FEATURE_VARLEN (UINT64_C(1) << 7)        /* reserved: token extents of their own for samples */
 #define GNAFORGE_FEATURE_ACCUMULATE (UINT64_C(1) << 8)    /* gradients are added to what is there: see `accumulate` */
-#define GNAFORGE_FEATURE_DELTA (UINT64_C(1) << 9)         /* backward: DELTA is an input, OUT and GRAD_LSE are not. LSE
-                                                             and DELTA may be those of a softmax over more keys */
+#define GNAFORGE_FEATURE_DELTA (UINT64_C(1) << 9)         /* backward: DELTA in place of OUT and GRAD_LSE; it and LSE
+                                                             may be those of a softmax over more keys */
 #define GNAFORGE_FEATURE_DESCALE (UINT64_C(1) << 10)      /* reserved: DESCALE_Q, DESCALE_K and DESCALE_V */
 #define GNAFORGE_FEATURE_BLOCK_LISTS (UINT64_C(1) << 11)  /* reserved: BLOCK_INDEX and BLOCK_COUNTS */
 #define GNAFORGE_FEATURE_DETERMINISTIC (UINT64_C(1) << 12) /* the same bits each time, on one device */
@@ -143,8 +143,8 @@ typedef struct gnaforge_tensor {
   int64_t head_stride;
 } gnaforge_tensor;
 
-/* What a call asks for; arrays hold `rank` entries, outermost token dimension first, and 0 beyond. Semantics: GNA, arXiv
- * 2504.16922; along each dimension a query sees an interval of keys, and a key iff it sees it along every dimension. */
+/* What a call asks for; arrays hold `rank` entries, outermost token dimension first, and 0 beyond. Semantics: GNA,
+ * arXiv 2504.16922; along each dimension a query sees an interval of keys, and a key iff it sees it along every dimension. */
 typedef struct gnaforge_problem {
   uint32_t struct_size;
   int32_t rank;

@@ -58,9 +58,10 @@ struct Layout {
 
   /// Two thread blocks on a multiprocessor where each has one warpgroup only, and so nothing else that computes while
   /// its softmax runs or its output leaves.
-  static constexpr int blocks_per_processor =
-      warpgroups == 1 && q_bytes + out_bytes + 2 * (k_bytes + v_bytes) + control_bytes <= half_shared_memory_limit ? 2 : 1;
-  static constexpr int block_limit = blocks_per_processor == 2 ? half_shared_memory_limit : gpu::shared_memory_limit;
+  static constexpr bool two_blocks =
+      warpgroups == 1 && q_bytes + out_bytes + 2 * (k_bytes + v_bytes) + control_bytes <= half_shared_memory_limit;
+  static constexpr int blocks_per_processor = two_blocks ? 2 : 1;
+  static constexpr int block_limit = two_blocks ? half_shared_memory_limit : gpu::shared_memory_limit;
 
   /// Room of its own lets the next Q load while this output is stored; without, the output takes the place of Q.
   static constexpr bool out_apart = q_bytes + out_bytes + 2 * (k_bytes + v_bytes) + control_bytes <= block_limit;
