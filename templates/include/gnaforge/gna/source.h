@@ -45,8 +45,7 @@ struct WindowTiles {
   GNAFORGE_HD static List list(const Axis (&axis)[rank], const int (&q_begin)[rank]) {
     List list;
     GNAFORGE_UNROLL
-    for (int d = 0; d < rank; ++d)
-      list.axis[d] = axis_tiles(axis[d], q_begin[d], QTile::extent(d), KvTile::extent(d));
+    for (int d = 0; d < rank; ++d) list.axis[d] = axis_tiles(axis[d], q_begin[d], QTile::extent(d), KvTile::extent(d));
     list.finish();
     return list;
   }
@@ -72,8 +71,7 @@ struct WindowTiles {
   GNAFORGE_HD static RowMask<KvTile> mask(const Interval (&seen)[rank]) {
     RowMask<KvTile> mask;
     GNAFORGE_UNROLL
-    for (int d = 0; d < rank; ++d)
-      mask.range[d] = {max_int(seen[d].begin, 0), min_int(seen[d].end, KvTile::extent(d))};
+    for (int d = 0; d < rank; ++d) mask.range[d] = {max_int(seen[d].begin, 0), min_int(seen[d].end, KvTile::extent(d))};
     return mask;
   }
 };

@@ -68,7 +68,7 @@ struct Types {
                                                                         StrideK, Mask<Config>>;
   using Scheduler = cutlass::fmha::kernel::PersistentTileScheduler;
   using Kernel = cutlass::fmha::kernel::Sm100FmhaFwdKernelTmaWarpspecialized<Shape, Mainloop, Epilogue<Config, Element>,
-                                                                            Scheduler, Schedule>;
+                                                                             Scheduler, Schedule>;
   static_assert(Kernel::MaxThreadsPerBlock == L::threads && Kernel::SharedStorageSize <= L::state_offset,
                 "the host part launches what the kernel needs");
   static_assert(sizeof(MaskState<TileSource<Config>>) * L::softmax_warps <= L::state_bytes, "room for the states");
@@ -102,10 +102,8 @@ __device__ __forceinline__ void forward(const gpu::Params<Config::QTile::rank>& 
   const typename T::Shape shape{params.tiles() * L::rows, {}, {}, {}, gna_shape};
   // One dim of blocks, all Q tiles of all heads and batch entries.
   const typename T::Scheduler::Params schedule{params.tiles(), {L::max_tiles + 1}, {1}, {1}, {}};
-  const typename T::Kernel::Params kernel_params{shape,
-                                         {{&params}, params.scale, params.scale_log2, 1.0f},
-                                         {&params, {&params, 0}, {}},
-                                         schedule};
+  const typename T::Kernel::Params kernel_params{
+      shape, {{&params}, params.scale, params.scale_log2, 1.0f}, {&params, {&params, 0}, {}}, schedule};
   typename T::Kernel()(kernel_params, reinterpret_cast<char*>(memory));
 }
 

@@ -109,20 +109,20 @@ struct Sm100FmhaLoadTmaWarpspecialized<Element, StrideQ, StrideK, StrideV, MmaQK
         int token[rank];
         CUTLASS_PRAGMA_UNROLL
         for (int d = 0; d < rank; ++d) token[d] = work.q_begin[d] + Half::begin(half, d);
-        gnaforge::sm100::load_box<Config>(
-            maps.q, params, gnaforge::ptx::shared_address(q_pipeline.producer_get_barrier(q_state)),
-            q_memory + q_state.index() * L::half_bytes, half_rows * row_bytes, Half::volume * row_bytes, L::head_dim,
-            work.head, token, work.batch);
+        gnaforge::sm100::load_box<Config>(maps.q, params,
+                                          gnaforge::ptx::shared_address(q_pipeline.producer_get_barrier(q_state)),
+                                          q_memory + q_state.index() * L::half_bytes, half_rows * row_bytes,
+                                          Half::volume * row_bytes, L::head_dim, work.head, token, work.batch);
       }
       ++q_state;
     };
     const auto load_kv = [&](const CUtensorMap& map, int head_dim, const int (&token)[rank]) {
       kv_pipeline.producer_acquire(kv_state);
       if (leader)
-        gnaforge::sm100::load_box<Config>(
-            map, params, gnaforge::ptx::shared_address(kv_pipeline.producer_get_barrier(kv_state)),
-            kv_memory + kv_state.index() * L::stage_bytes, columns * row_bytes, KvTile::volume * row_bytes, head_dim,
-            work.kv_head, token, work.batch);
+        gnaforge::sm100::load_box<Config>(map, params,
+                                          gnaforge::ptx::shared_address(kv_pipeline.producer_get_barrier(kv_state)),
+                                          kv_memory + kv_state.index() * L::stage_bytes, columns * row_bytes,
+                                          KvTile::volume * row_bytes, head_dim, work.kv_head, token, work.batch);
       ++kv_state;
     };
 

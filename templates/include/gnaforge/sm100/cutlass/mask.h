@@ -59,12 +59,14 @@ struct Mask {
   }
 
   template <class Block, class Tile, class ProblemShape>
-  __device__ __forceinline__ int get_unmasked_trip_count(const Block& block, const Tile&, const ProblemShape& shape) const {
+  __device__ __forceinline__ int get_unmasked_trip_count(const Block& block, const Tile&,
+                                                         const ProblemShape& shape) const {
     return unmasked(list(cute::get<0>(block), shape));
   }
 
   template <class Block, class Tile, class ProblemShape>
-  __device__ __forceinline__ int get_masked_trip_count(const Block& block, const Tile&, const ProblemShape& shape) const {
+  __device__ __forceinline__ int get_masked_trip_count(const Block& block, const Tile&,
+                                                       const ProblemShape& shape) const {
     const List tiles = list(cute::get<0>(block), shape);
     return tiles.count - unmasked(tiles);
   }

@@ -13,9 +13,9 @@
 // The producer writes q_facts and kv_facts before it arrives at q_full and k_full; they are read after the wait.
 //
 // Named barriers, counted in threads:
-//   number            threads                   who syncs                                         who only arrives
+//   number            threads                   who syncs                                       who only arrives
 //   0, __syncthreads  all                       all, once barriers are there and padding is clear
-//   turn_barrier + w  256, if W > 1             consumer w, before its products                   its predecessor, after
+//   turn_barrier + w  256, if W > 1             consumer w, before its products                 its predecessor, after
 //   out_barrier + w   128, if out_by_warpgroup  consumer w, before and after it writes its output
 //   out_barrier       128 W, else               all consumers, likewise
 #pragma once

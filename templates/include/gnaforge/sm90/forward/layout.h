@@ -67,8 +67,7 @@ struct Layout {
   static constexpr bool out_apart = q_bytes + out_bytes + 2 * (k_bytes + v_bytes) + control_bytes <= block_limit;
   static constexpr int q_region = out_apart ? q_bytes : max_int(q_bytes, out_bytes);
   static constexpr int fixed_bytes = q_region + (out_apart ? out_bytes : 0) + control_bytes;
-  static constexpr int stages =
-      max_int(2, min_int(4, (block_limit - fixed_bytes) / (k_bytes + v_bytes)));
+  static constexpr int stages = max_int(2, min_int(4, (block_limit - fixed_bytes) / (k_bytes + v_bytes)));
 
   static constexpr int q_offset = 0;
   static constexpr int out_offset = out_apart ? q_region : 0;
@@ -95,8 +94,7 @@ struct Layout {
   static constexpr bool out_by_warpgroup =
       QTile::volume == rows && (warpgroups == 1 || warpgroup_rows % QTile::pitch(0) == 0);
   /// Queries along the outermost axis that one warpgroup stores.
-  static constexpr int out_extent =
-      out_by_warpgroup ? QTile::extent(0) / warpgroups : QTile::extent(0);
+  static constexpr int out_extent = out_by_warpgroup ? QTile::extent(0) / warpgroups : QTile::extent(0);
 
   /// Extents of what one copy loads of Q and stores of the output.
   static constexpr int q_box(int axis) { return QTile::extents[axis]; }
@@ -106,8 +104,10 @@ struct Layout {
   /// multiprocessor, 256 x 128. More copies per tile take the producer more addresses.
   static constexpr bool many_copies = qk_chunks + v_chunks > 4;
   static constexpr int producer_registers = warpgroups == 3 ? 32 : many_copies ? 40 : 24;
-  static constexpr int consumer_registers =
-      warpgroups == 3 ? 160 : warpgroups == 1 ? 256 - producer_registers : many_copies ? 232 : 240;
+  static constexpr int consumer_registers = warpgroups == 3   ? 160
+                                            : warpgroups == 1 ? 256 - producer_registers
+                                            : many_copies     ? 232
+                                                              : 240;
   /// One consumer and one producer that have the multiprocessor for themselves may both have 255.
   static constexpr bool shares_registers = warpgroups > 1 || blocks_per_processor > 1;
   static_assert(warpgroups <= 3, "at most 192 query rows");
