@@ -36,35 +36,44 @@ __device__ void barrier_wait(uint64_t* barrier, uint32_t parity) {
       "@done bra DONE;\n"
       "bra AGAIN;\n"
       "DONE:\n"
-      "}" ::"r"(address(barrier)), "r"(parity) : "memory");
+      "}" ::"r"(address(barrier)),
+      "r"(parity)
+      : "memory");
 }
 __device__ void tensor_load(void* to, const CUtensorMap* map, uint64_t* barrier, int row, int head) {
   asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(address(to)),
-      "l"(map), "r"(address(barrier)), "r"(0), "r"(row), "r"(head) : "memory");
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];" ::
+          "r"(address(to)),
+      "l"(map), "r"(address(barrier)), "r"(0), "r"(row), "r"(head)
+      : "memory");
 }
 // The swizzle repeats after 1024 bytes: 8 rows of 128.
 __device__ uint64_t descriptor(uint32_t start) {
   return uint64_t{(start & 0x3ffff) >> 4} | uint64_t{1024 >> 4} << 16 | uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
 }
 
-#define ACCUMULATORS(c) \
-  "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7]), "+f"(c[8]), "+f"(c[9]), \
-      "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]), "+f"(c[15]), "+f"(c[16]), "+f"(c[17]), "+f"(c[18]), \
-      "+f"(c[19]), "+f"(c[20]), "+f"(c[21]), "+f"(c[22]), "+f"(c[23]), "+f"(c[24]), "+f"(c[25]), "+f"(c[26]), "+f"(c[27]), \
-      "+f"(c[28]), "+f"(c[29]), "+f"(c[30]), "+f"(c[31])
-#define NAMES \
-  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, " \
+#define ACCUMULATORS(c)                                                                                       \
+  "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7]), "+f"(c[8]), \
+      "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]), "+f"(c[15]), "+f"(c[16]),  \
+      "+f"(c[17]), "+f"(c[18]), "+f"(c[19]), "+f"(c[20]), "+f"(c[21]), "+f"(c[22]), "+f"(c[23]), "+f"(c[24]), \
+      "+f"(c[25]), "+f"(c[26]), "+f"(c[27]), "+f"(c[28]), "+f"(c[29]), "+f"(c[30]), "+f"(c[31])
+#define NAMES                                                                                                       \
+  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, " \
+  "%24, %25, "                                                                                                      \
   "%26, %27, %28, %29, %30, %31}"
 
 __device__ void multiply_shared(float (&c)[32], uint64_t a, uint64_t b, int accumulate) {
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
-               "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " NAMES ", %32, %33, p, 1, 1, 0, 0;\n}"
-               : ACCUMULATORS(c) : "l"(a), "l"(b), "r"(accumulate));
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " NAMES ", %32, %33, p, 1, 1, 0, 0;\n}"
+      : ACCUMULATORS(c)
+      : "l"(a), "l"(b), "r"(accumulate));
 }
 __device__ void multiply_registers(float (&c)[32], const uint32_t* a, uint64_t b) {
-  asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " NAMES ", {%32, %33, %34, %35}, %36, 1, 1, 1, 1;\n"
-               : ACCUMULATORS(c) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+  asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " NAMES
+               ", {%32, %33, %34, %35}, %36, 1, 1, 1, 1;\n"
+               : ACCUMULATORS(c)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 __device__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ void wgmma_commit_and_wait() {
@@ -82,8 +91,9 @@ __device__ uint32_t pack(float low, float high) {
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(kThreads)
-    attention(const __grid_constant__ CUtensorMap q, const __grid_constant__ CUtensorMap k, const __grid_constant__ CUtensorMap v,
-              const __grid_constant__ CUtensorMap o, float* lse, int rows, int keys, float scale) {
+    attention(const __grid_constant__ CUtensorMap q, const __grid_constant__ CUtensorMap k,
+              const __grid_constant__ CUtensorMap v, const __grid_constant__ CUtensorMap o, float* lse, int rows,
+              int keys, float scale) {
   extern __shared__ uint8_t raw[];
   Shared& shared = *reinterpret_cast<Shared*>(raw);
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32, head = blockIdx.y, first = blockIdx.x * kRows;
@@ -123,7 +133,8 @@ extern "C" __global__ void __launch_bounds__(kThreads)
     wgmma_fence();
 #pragma unroll
     for (int step = 0; step < kDim / 16; ++step)
-      multiply_shared(s, descriptor(address(shared.q) + 32 * step), descriptor(address(shared.k[stage]) + 32 * step), step);
+      multiply_shared(s, descriptor(address(shared.q) + 32 * step), descriptor(address(shared.k[stage]) + 32 * step),
+                      step);
     wgmma_commit_and_wait();
     hold(s);
     uint32_t p[16];
@@ -155,7 +166,8 @@ extern "C" __global__ void __launch_bounds__(kThreads)
     for (int i = 0; i < 16; ++i) p[i] = pack(s[2 * i], s[2 * i + 1]);
     wgmma_fence();
 #pragma unroll
-    for (int step = 0; step < kKeys / 16; ++step) multiply_registers(acc, p + 4 * step, descriptor(address(shared.v[stage]) + 2048 * step));
+    for (int step = 0; step < kKeys / 16; ++step)
+      multiply_registers(acc, p + 4 * step, descriptor(address(shared.v[stage]) + 2048 * step));
     wgmma_commit_and_wait();
     hold(acc);
     if (lane == 0) barrier_arrive(&shared.empty[stage]);
@@ -175,13 +187,17 @@ extern "C" __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int i = 0; i < 4; ++i) words[i] = pack(acc[8 * c + 2 * i] / sum[i % 2], acc[8 * c + 2 * i + 1] / sum[i % 2]);
     uint32_t to = address(shared.o) + 128 * row + (((2 * c + lane / 16) ^ (row % 8)) << 4);
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(words[0]), "r"(words[1]), "r"(words[2]),
-                 "r"(words[3]) : "memory");
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(words[0]),
+                 "r"(words[1]), "r"(words[2]), "r"(words[3])
+                 : "memory");
   }
   asm volatile("fence.proxy.async.shared::cta;\nbar.sync 1, 128;" ::: "memory");
   if (threadIdx.x == 0) {
-    asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2, %3, %4}], [%1];\ncp.async.bulk.commit_group;" ::"l"(&o),
-                 "r"(address(shared.o)), "r"(0), "r"(first), "r"(head) : "memory");
+    asm volatile(
+        "cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2, %3, %4}], "
+        "[%1];\ncp.async.bulk.commit_group;" ::"l"(&o),
+        "r"(address(shared.o)), "r"(0), "r"(first), "r"(head)
+        : "memory");
     asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
   }
 }
@@ -193,21 +209,25 @@ bool encode(CUtensorMap* map, const void* data, int heads, int rows) {
   using Encode = decltype(&cuTensorMapEncodeTiled);
   void* found = nullptr;
   cudaDriverEntryPointQueryResult result;
-  if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result) != cudaSuccess) return false;
+  if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result) !=
+      cudaSuccess)
+    return false;
   if (result != cudaDriverEntryPointSuccess) return false;
   cuuint64_t dims[3] = {kDim, static_cast<cuuint64_t>(rows), static_cast<cuuint64_t>(heads)};
   cuuint64_t strides[2] = {kDim * 2, static_cast<cuuint64_t>(rows) * kDim * 2};
   cuuint32_t box[3] = {kDim, 64, 1}, steps[3] = {1, 1, 1};
-  return reinterpret_cast<Encode>(found)(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<void*>(data), dims, strides, box, steps,
-                                         CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_NONE,
+  return reinterpret_cast<Encode>(found)(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<void*>(data), dims,
+                                         strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                                         CU_TENSOR_MAP_L2_PROMOTION_NONE,
                                          CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
 }  // namespace
 
 /// Runs the kernel on device memory. Returns a cudaError_t.
-extern "C" __attribute__((visibility("default"))) int attention_run(const void* q, const void* k, const void* v, void* o, float* lse, int heads,
-                                                                  int rows, int keys, float scale, cudaStream_t stream) {
+extern "C" __attribute__((visibility("default"))) int attention_run(const void* q, const void* k, const void* v,
+                                                                    void* o, float* lse, int heads, int rows, int keys,
+                                                                    float scale, cudaStream_t stream) {
   CUtensorMap maps[4];
   if (!encode(&maps[0], q, heads, rows) || !encode(&maps[1], k, heads, keys) || !encode(&maps[2], v, heads, keys) ||
       !encode(&maps[3], o, heads, rows))

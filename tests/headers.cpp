@@ -167,8 +167,7 @@ struct Shape {
 
 template <class QTile, class KvTile>
 constexpr Shape shape() {
-  return {QTile::rank, QTile::extents, KvTile::extents, visit<QTile, KvTile>, count<QTile, KvTile>,
-          q_tiles<QTile>};
+  return {QTile::rank, QTile::extents, KvTile::extents, visit<QTile, KvTile>, count<QTile, KvTile>, q_tiles<QTile>};
 }
 
 const Shape shapes[] = {

@@ -53,7 +53,8 @@ struct Call {
   void add(int role) {
     const int channels = role == GNAFORGE_LSE ? 1 : 16;
     data[role].assign(16 * 2 * 16 * sizeof(float), 0);
-    tensor[role] = {sizeof(gnaforge_tensor), GNAFORGE_FP32, data[role].data(), 16 * 2 * channels, {2 * channels}, channels};
+    tensor[role] = {sizeof(gnaforge_tensor), GNAFORGE_FP32,  data[role].data(),
+                    16 * 2 * channels,       {2 * channels}, channels};
     by_role[role] = &tensor[role];
   }
 };
@@ -93,7 +94,11 @@ const Case cases[] = {
     {"extra keys that aren't announced", [](Call& c) { c.problem.extra_tokens[1] = 4; }},
     {"accumulation that isn't announced", [](Call& c) { c.args.accumulate = uint64_t{1} << GNAFORGE_OUT; }},
     {"unknown flags", [](Call& c) { c.args.flags = 0xfffffffe; }},
-    {"a tensor of an unknown role", [](Call& c) { c.args.roles += 1; c.add(GNAFORGE_ROLES); }},
+    {"a tensor of an unknown role",
+     [](Call& c) {
+       c.args.roles += 1;
+       c.add(GNAFORGE_ROLES);
+     }},
     {"no tensor of an unknown role", [](Call& c) { c.args.roles += 2; }},
     {"a tensor too many", [](Call& c) { c.add(GNAFORGE_GRAD_Q); }},
     {"a reserved tensor", [](Call& c) { c.add(GNAFORGE_DESCALE_Q); }},
@@ -106,10 +111,23 @@ const Case cases[] = {
     {"heads -1", [](Call& c) { c.problem.heads = -1; }},
     {"kv_heads 0", [](Call& c) { c.problem.kv_heads = 0; }},
     {"kv_heads INT64_MIN", [](Call& c) { c.problem.kv_heads = INT64_MIN; }},
-    {"batch 2^62", [](Call& c) { c.problem.batch = int64_t{1} << 62; c.problem.heads = c.problem.kv_heads = 8; }},
-    {"heads 2^62", [](Call& c) { c.problem.batch = 4; c.problem.heads = c.problem.kv_heads = int64_t{1} << 62; }},
-    {"batch 2^40 of 2^30 tokens", [](Call& c) { tokens(c, (1 << 30) - 1); c.problem.batch = int64_t{1} << 40; }},
-    {"batch 2^62 without strides", [](Call& c) {
+    {"batch 2^62",
+     [](Call& c) {
+       c.problem.batch = int64_t{1} << 62;
+       c.problem.heads = c.problem.kv_heads = 8;
+     }},
+    {"heads 2^62",
+     [](Call& c) {
+       c.problem.batch = 4;
+       c.problem.heads = c.problem.kv_heads = int64_t{1} << 62;
+     }},
+    {"batch 2^40 of 2^30 tokens",
+     [](Call& c) {
+       tokens(c, (1 << 30) - 1);
+       c.problem.batch = int64_t{1} << 40;
+     }},
+    {"batch 2^62 without strides",
+     [](Call& c) {
        c.problem.batch = int64_t{1} << 62;
        for (gnaforge_tensor& tensor : c.tensor) tensor.batch_stride = 0;
      }},
@@ -137,7 +155,11 @@ const Case cases[] = {
     {"head stride of log_sum_exp 0", [](Call& c) { c.tensor[GNAFORGE_LSE].head_stride = 0; }},
     {"token stride of query 0", [](Call& c) { c.tensor[GNAFORGE_Q].token_stride[0] = 0; }},
     {"strides of one element", [](Call& c) { c.tensor[GNAFORGE_Q].batch_stride = INT64_MIN; }},
-    {"misaligned", [](Call& c) { tokens(c, 15); c.tensor[GNAFORGE_Q].data = c.data[GNAFORGE_Q].data() + 1; }},
+    {"misaligned",
+     [](Call& c) {
+       tokens(c, 15);
+       c.tensor[GNAFORGE_Q].data = c.data[GNAFORGE_Q].data() + 1;
+     }},
     {"scale NaN", [](Call& c) { c.problem.scale = NAN; }},
     {"scale 1e308", [](Call& c) { c.problem.scale = 1e308; }},
     {"threads INT_MAX", [](Call& c) { c.host.threads = INT_MAX; }},

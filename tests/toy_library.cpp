@@ -46,7 +46,8 @@ const char* gnaforge_standin_report() { return TOY_REPORT; }
 namespace {
 
 int can_run(const gnaforge_args* args, char* why, size_t n) {
-  if ((args->features & ~static_cast<uint64_t>(TOY_FEATURES)) != 0 || args->tensors[GNAFORGE_Q]->dtype != GNAFORGE_FP32 || args->problem->head_dim != 8) {
+  if ((args->features & ~static_cast<uint64_t>(TOY_FEATURES)) != 0 ||
+      args->tensors[GNAFORGE_Q]->dtype != GNAFORGE_FP32 || args->problem->head_dim != 8) {
     std::snprintf(why, n, "the toy takes fp32 and head_dim 8, got head_dim %d",
                   static_cast<int>(args->problem->head_dim));
     return GNAFORGE_NO_HEAD_DIM;
@@ -58,9 +59,7 @@ int can_run(const gnaforge_args* args, char* why, size_t n) {
   return TOY_CODE;
 }
 
-float* data(const gnaforge_args* args, gnaforge_role role) {
-  return static_cast<float*>(args->tensors[role]->data);
-}
+float* data(const gnaforge_args* args, gnaforge_role role) { return static_cast<float*>(args->tensors[role]->data); }
 
 int64_t workspace_bytes(const gnaforge_args*) { return 16; }
 
@@ -89,8 +88,8 @@ int run(const gnaforge_args* args, void* workspace, void*, char* err, size_t n) 
   return GNAFORGE_OK;
 }
 
-const gnaforge_entry entry = {TOY_ENTRY_SIZE, TOY_OP, TOY_FEATURES,    0,            0,  GNAFORGE_CPU, 0,
-                              TOY_KEY,        can_run, workspace_bytes, visited_work, run};
+const gnaforge_entry entry = {TOY_ENTRY_SIZE, TOY_OP,          TOY_FEATURES, 0,  0, GNAFORGE_CPU, 0, TOY_KEY,
+                              can_run,        workspace_bytes, visited_work, run};
 const gnaforge_entry* const entries[] = {&entry};
 const gnaforge_library library = {sizeof(gnaforge_library), TOY_ABI, TOY_FLAGS, 1, entries};
 

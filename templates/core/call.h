@@ -144,9 +144,7 @@ class Call {
  private:
   void add(gnaforge_role role, const Tensor& tensor, void* data) {
     const RoleFacts& facts = role_facts[role];
-    const int token_dims = facts.tokens == Tokens::none    ? 0
-                           : facts.tokens == Tokens::extra ? 1
-                                                           : args_.problem->rank;
+    const int token_dims = facts.tokens == Tokens::none ? 0 : facts.tokens == Tokens::extra ? 1 : args_.problem->rank;
     gnaforge_tensor& view = views_[role];
     view = {};
     view.struct_size = sizeof(view);

@@ -85,20 +85,23 @@ void check_kind(const Tensor& t, const char* name, const Tensor& q) {
     refuse("query, key and value must be on one device, ", name, " is on another");
 }
 
-/// The numbers of each dim that `pattern` holds: the fields of gnaforge_problem from window to causal, and perhaps those
-/// from edge to kv_sink, whose kv_tokens are the key tensor's. No other count is possible: it would be ambiguous which
-/// rank a list is of.
+/// The numbers of each dim that `pattern` holds: the fields of gnaforge_problem from window to causal, and perhaps
+/// those from edge to kv_sink, whose kv_tokens are the key tensor's. No other count is possible: it would be ambiguous
+/// which rank a list is of.
 constexpr size_t plain_groups = 4, all_groups = 10;
 
 /// Puts the tensors' shapes and the pattern into the contract's form.
 gnaforge_problem gather(const Tensor& q, const Tensor& k, const Tensor& v, const std::vector<int64_t>& pattern,
                         std::optional<double> scale) {
   size_t rank = 1;
-  while (rank < GNAFORGE_MAX_RANK && pattern.size() != rank * plain_groups && pattern.size() != rank * all_groups) ++rank;
+  while (rank < GNAFORGE_MAX_RANK && pattern.size() != rank * plain_groups && pattern.size() != rank * all_groups)
+    ++rank;
   const bool plain = pattern.size() == rank * plain_groups;
   if (!plain && pattern.size() != rank * all_groups)
-    refuse("pattern must hold window, stride, dilation and causal of 1 to 3 dimensions, perhaps also edge, sink, grid, "
-           "q_offset, kv_offset and kv_sink; got ", pattern.size(), " numbers");
+    refuse(
+        "pattern must hold window, stride, dilation and causal of 1 to 3 dimensions, perhaps also edge, sink, grid, "
+        "q_offset, kv_offset and kv_sink; got ",
+        pattern.size(), " numbers");
   const auto q_sizes = q.sizes(), k_sizes = k.sizes(), v_sizes = v.sizes();
   // Only a pattern with a grid may have keys of another extent; the values' is always the keys'.
   const auto& key_like = plain ? q_sizes : k_sizes;
@@ -127,8 +130,7 @@ gnaforge_problem gather(const Tensor& q, const Tensor& k, const Tensor& v, const
   p.value_head_dim = v_sizes[rank + 2];
   p.scale = scale ? *scale : 1.0 / std::sqrt(static_cast<double>(p.head_dim));
   if (k_sizes[rank + 2] != p.head_dim) refuse("key has head_dim ", k_sizes[rank + 2], ", query has ", p.head_dim);
-  if (v_sizes[rank + 1] != p.kv_heads)
-    refuse("key has ", p.kv_heads, " heads, value has ", v_sizes[rank + 1]);
+  if (v_sizes[rank + 1] != p.kv_heads) refuse("key has ", p.kv_heads, " heads, value has ", v_sizes[rank + 1]);
   const int64_t* next = pattern.data();
   const auto take = [&next, rank](int64_t* field) {
     for (size_t d = 0; d < rank; ++d) field[d] = *next++;
@@ -293,10 +295,10 @@ GNAFORGE_EXPORT size_t gnaforge_core_kernels(char* json, size_t n) {
   std::string text = "[";
   for (const auto& [key, kernel] : *gnaforge::Call::table().kernels()) {
     const gnaforge_entry& entry = *kernel.entry;
-    text += (text.size() > 1 ? "," : "") + std::string("{\"key\":") + gnaforge::json_string(key) + ",\"origin\":" +
-            gnaforge::json_string(kernel.origin) + ",\"threads\":" + std::to_string(entry.threads) +
-            ",\"shared_memory\":" + std::to_string(entry.shared_memory) + ",\"device\":" +
-            (kernel.tensor_device() == GNAFORGE_CPU ? "\"cpu\"" : "\"cuda\"") +
+    text += (text.size() > 1 ? "," : "") + std::string("{\"key\":") + gnaforge::json_string(key) +
+            ",\"origin\":" + gnaforge::json_string(kernel.origin) + ",\"threads\":" + std::to_string(entry.threads) +
+            ",\"shared_memory\":" + std::to_string(entry.shared_memory) +
+            ",\"device\":" + (kernel.tensor_device() == GNAFORGE_CPU ? "\"cpu\"" : "\"cuda\"") +
             ",\"emulated\":" + (kernel.emulated ? "true" : "false") + ",\"features\":[";
     bool first = true;
     for (int feature = 0; feature < gnaforge::feature_count; ++feature) {

@@ -28,8 +28,8 @@ class Signature {
   Signature(uint64_t generation, const gnaforge_args& args) {
     append(generation);
     uint64_t* const numbers = append(args);
-    for (const size_t pointer : {offsetof(gnaforge_args, tensors), offsetof(gnaforge_args, problem),
-                                 offsetof(gnaforge_args, host)})
+    for (const size_t pointer :
+         {offsetof(gnaforge_args, tensors), offsetof(gnaforge_args, problem), offsetof(gnaforge_args, host)})
       numbers[pointer / sizeof(uint64_t)] = 0;
     append(*args.problem);
     if (args.host) append(*args.host)[offsetof(gnaforge_host, parallel_for) / sizeof(uint64_t)] = 0;
@@ -40,7 +40,9 @@ class Signature {
       data = uint64_t{role} << 32 | data % 64;  // no kernel looks at more of an address
     }
   }
-  Signature(const Signature& other) : used_(other.used_) { std::memcpy(words_, other.words_, used_ * sizeof(uint64_t)); }
+  Signature(const Signature& other) : used_(other.used_) {
+    std::memcpy(words_, other.words_, used_ * sizeof(uint64_t));
+  }
 
   bool operator==(const Signature& other) const {
     return used_ == other.used_ && std::memcmp(words_, other.words_, used_ * sizeof(uint64_t)) == 0;
@@ -60,10 +62,9 @@ class Signature {
   }
 
  private:
-  static constexpr size_t capacity =
-      (sizeof(uint64_t) + sizeof(gnaforge_args) + sizeof(gnaforge_problem) + sizeof(gnaforge_host) +
-       GNAFORGE_ROLES * sizeof(gnaforge_tensor)) /
-      sizeof(uint64_t);
+  static constexpr size_t capacity = (sizeof(uint64_t) + sizeof(gnaforge_args) + sizeof(gnaforge_problem) +
+                                      sizeof(gnaforge_host) + GNAFORGE_ROLES * sizeof(gnaforge_tensor)) /
+                                     sizeof(uint64_t);
 
   /// Returns where the words are.
   template <class T>

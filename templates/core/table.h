@@ -32,9 +32,7 @@ struct Kernel {
 
 using KernelMap = std::map<std::string, Kernel>;
 
-inline std::string version_text(uint32_t abi) {
-  return std::to_string(abi >> 16) + "." + std::to_string(abi & 0xffff);
-}
+inline std::string version_text(uint32_t abi) { return std::to_string(abi >> 16) + "." + std::to_string(abi & 0xffff); }
 
 /// Throws unless the file is a whole ELF library: the loader maps a truncated one without looking, and the process
 /// dies of SIGBUS at the first missing page.

@@ -18,19 +18,25 @@ constexpr int dim = 128;
 using namespace cute;
 using namespace cutlass::fmha;
 
-using Problem = cute::tuple<int, int, int, cute::tuple<cute::tuple<int, int>, int>>;  // Q, K, D, ((heads per key head, key heads), batch)
-using BackwardProblem = cute::tuple<int, int, int, int, cute::tuple<cute::tuple<int, int>, int>>;  // Q, K, D, D of V, the same
-using Queries = cute::tuple<int, _1, cute::tuple<cute::tuple<int, int>, int>>;                     // token, channel, heads and batch
+using Problem =
+    cute::tuple<int, int, int,
+                cute::tuple<cute::tuple<int, int>, int>>;  // Q, K, D, ((heads per key head, key heads), batch)
+using BackwardProblem =
+    cute::tuple<int, int, int, int, cute::tuple<cute::tuple<int, int>, int>>;   // Q, K, D, D of V, the same
+using Queries = cute::tuple<int, _1, cute::tuple<cute::tuple<int, int>, int>>;  // token, channel, heads and batch
 using Keys = cute::tuple<int, _1, cute::tuple<cute::tuple<_0, int>, int>>;
 using Rows = cute::tuple<_1, cute::tuple<cute::tuple<int, int>, int>>;
 
-using Mainloop = collective::Sm100FmhaFwdMainloopTmaWarpspecialized<Element, float, float, Shape<_256, _128, Int<dim>>, Queries, Keys, Keys,
-                                                                    collective::ResidualMask>;
-using Epilogue = collective::Sm100FmhaFwdEpilogueTmaWarpspecialized<Element, float, Mainloop::TileShapePV, Queries, Rows>;
-using Forward = kernel::Sm100FmhaFwdKernelTmaWarpspecialized<Problem, Mainloop, Epilogue, kernel::IndividualTileScheduler>;
+using Mainloop = collective::Sm100FmhaFwdMainloopTmaWarpspecialized<Element, float, float, Shape<_256, _128, Int<dim>>,
+                                                                    Queries, Keys, Keys, collective::ResidualMask>;
+using Epilogue =
+    collective::Sm100FmhaFwdEpilogueTmaWarpspecialized<Element, float, Mainloop::TileShapePV, Queries, Rows>;
+using Forward =
+    kernel::Sm100FmhaFwdKernelTmaWarpspecialized<Problem, Mainloop, Epilogue, kernel::IndividualTileScheduler>;
 #ifndef GNAFORGE_FORWARD_DIM
-using Backward = kernel::Sm100FmhaBwdKernelTmaWarpSpecialized<BackwardProblem, Element, float, Shape<_128, _128, _128, _128>,
-                                                              collective::ResidualMaskForBackward>;
+using Backward =
+    kernel::Sm100FmhaBwdKernelTmaWarpSpecialized<BackwardProblem, Element, float, Shape<_128, _128, _128, _128>,
+                                                 collective::ResidualMaskForBackward>;
 
 GNAFORGE_KERNEL(Backward);
 #endif
@@ -50,7 +56,9 @@ Rows rows(const Sizes& size) {
   int share = size.heads / size.key_heads;
   return {_1{}, make_stride(make_stride(size.queries, share * size.queries), size.heads * size.queries)};
 }
-auto heads_and_batch(const Sizes& size) { return make_tuple(make_tuple(size.heads / size.key_heads, size.key_heads), size.batch); }
+auto heads_and_batch(const Sizes& size) {
+  return make_tuple(make_tuple(size.heads / size.key_heads, size.key_heads), size.batch);
+}
 
 }  // namespace
 
@@ -72,8 +80,8 @@ GNAFORGE_EXPORT void backward(const Sizes& size, void* const* tensors, Launch* l
   int share = size.heads / size.key_heads, head = size.queries * 128;
   Queries sums{128, _1{}, make_stride(make_stride(head, share * head), size.heads * head)};
   Backward::Arguments arguments{{size.queries, size.keys, 128, 128, heads_and_batch(size)},
-                                {at(0), queries(size), at(1), keys(size), at(2), keys(size), at(3), queries(size), row(4), rows(size),
-                                 row(5), rows(size), row(6), sums, 0.08838834764831845f},
+                                {at(0), queries(size), at(1), keys(size), at(2), keys(size), at(3), queries(size),
+                                 row(4), rows(size), row(5), rows(size), row(6), sums, 0.08838834764831845f},
                                 {at(7), keys(size), at(8), keys(size)},
                                 {}};
   describe<Backward>(Backward::to_underlying_arguments(arguments, nullptr), launch);

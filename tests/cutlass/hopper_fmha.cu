@@ -16,11 +16,13 @@ using cutlass::fmha::collective::DefaultFusion;
 
 using ForwardTile = Shape<_128, _128, Int<dim>>;
 using Tokens = cute::tuple<int, _1, cute::tuple<int, int>>;  // token, channel, (batch, head)
-using Forward = cutlass::fmha::kernel::FmhaBuilder<Element, float, float, ForwardTile, Tokens, Tokens, Tokens, DefaultFusion,
-                                                   cutlass::gemm::KernelTmaWarpSpecializedCooperative>::Kernel;
+using Forward =
+    cutlass::fmha::kernel::FmhaBuilder<Element, float, float, ForwardTile, Tokens, Tokens, Tokens, DefaultFusion,
+                                       cutlass::gemm::KernelTmaWarpSpecializedCooperative>::Kernel;
 GNAFORGE_KERNEL(Forward);
 #ifndef GNAFORGE_FORWARD_DIM
-using Backward = cutlass::fmha::device::FmhaBwd<Element, float, Shape<_64, _128, _128>, DefaultFusion>::Operation::Kernel;
+using Backward =
+    cutlass::fmha::device::FmhaBwd<Element, float, Shape<_64, _128, _128>, DefaultFusion>::Operation::Kernel;
 GNAFORGE_KERNEL(Backward);
 #endif
 
@@ -29,10 +31,11 @@ GNAFORGE_EXPORT void forward(const Sizes& size, void* const* tensors, Launch* la
   auto [b, h, hk, q, k] = size;
   auto tokens = [h = h](int n) { return Tokens{h * dim, _1{}, make_stride(n * h * dim, dim)}; };
   auto at = [&](int i) { return static_cast<Element*>(tensors[i]); };
-  Forward::Arguments arguments{{b, h, q, k, dim},
-                               {at(0), tokens(q), at(1), tokens(k), at(2), tokens(k)},
-                               {at(3), tokens(q), static_cast<float*>(tensors[4]), make_stride(_1{}, make_stride(h * q, q))},
-                               {}};
+  Forward::Arguments arguments{
+      {b, h, q, k, dim},
+      {at(0), tokens(q), at(1), tokens(k), at(2), tokens(k)},
+      {at(3), tokens(q), static_cast<float*>(tensors[4]), make_stride(_1{}, make_stride(h * q, q))},
+      {}};
   describe<Forward>(Forward::to_underlying_arguments(arguments, nullptr), launch);
 }
 
@@ -43,12 +46,12 @@ GNAFORGE_EXPORT void backward(const Sizes& size, void* const* tensors, Launch* l
   auto tokens = [h = h](int n) { return make_stride(n * h * 128, 128, h * 128, _1{}); };
   auto at = [&](int i) { return static_cast<Element*>(tensors[i]); };
   auto rows = [&](int i) { return static_cast<float*>(tensors[i]); };
-  Backward::Arguments arguments{{b, h, q, k, 128},
-                                {at(0), tokens(q), at(1), tokens(k), at(2), tokens(k), at(3), tokens(q), rows(4),
-                                 make_stride(h * q, q, _1{}), rows(5), make_stride(h * q, q, _1{}), rows(6),
-                                 make_stride(b == 1 ? 0 : h * q * 128, q * 128, 128, _1{})},
-                                {at(7), tokens(k), at(8), tokens(k)},
-                                {}};
+  Backward::Arguments arguments{
+      {b, h, q, k, 128},
+      {at(0), tokens(q), at(1), tokens(k), at(2), tokens(k), at(3), tokens(q), rows(4), make_stride(h * q, q, _1{}),
+       rows(5), make_stride(h * q, q, _1{}), rows(6), make_stride(b == 1 ? 0 : h * q * 128, q * 128, 128, _1{})},
+      {at(7), tokens(k), at(8), tokens(k)},
+      {}};
   describe<Backward>(Backward::to_underlying_arguments(arguments, nullptr), launch);
 }
 #endif

@@ -18,10 +18,12 @@ using Element = GNAFORGE_ELEMENT;
 /// A launch, as Python reads it.
 struct Launch {
   unsigned grid[3], block, shared_bytes, parameter_bytes;
-  unsigned char parameters[4096];  // starts at a multiple of 8 bytes; tensor maps in it are moved to one of 64 by the caller
+  unsigned char
+      parameters[4096];  // starts at a multiple of 8 bytes; tensor maps in it are moved to one of 64 by the caller
 };
 
-/// A problem: [batch][tokens][heads][head dim] of Element, [batch][heads][queries] of fp32; `key_heads` divides `heads`.
+/// A problem: [batch][tokens][heads][head dim] of Element, [batch][heads][queries] of fp32; `key_heads` divides
+/// `heads`.
 struct Sizes {
   int batch, heads, key_heads, queries, keys;
 };
@@ -36,7 +38,8 @@ void describe(const typename Kernel::Params& params, Launch* launch) {
 
 // Kernels are only compiled for the device: nothing here launches them.
 #ifdef __CUDA_ARCH__
-#define GNAFORGE_KERNEL(Kernel) template __global__ void cutlass::device_kernel<Kernel>(const __grid_constant__ Kernel::Params)
+#define GNAFORGE_KERNEL(Kernel) \
+  template __global__ void cutlass::device_kernel<Kernel>(const __grid_constant__ Kernel::Params)
 #else
 #define GNAFORGE_KERNEL(Kernel) static_assert(true)
 #endif

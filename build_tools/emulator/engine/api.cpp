@@ -63,15 +63,18 @@ const char* gnaforge_emulator_describe(void* handle) {
   bool first = true;
   for (const Function& f : module.functions) {
     if (!f.kernel) continue;
-    out += std::string(first ? "" : ",") + "{\"name\":" + quoted(f.name) + ",\"bytes\":" + std::to_string(f.param_bytes) + ",\"params\":[";
+    out += std::string(first ? "" : ",") + "{\"name\":" + quoted(f.name) +
+           ",\"bytes\":" + std::to_string(f.param_bytes) + ",\"params\":[";
     first = false;
     for (size_t i = 0; i < f.params.size(); ++i)
-      out += std::string(i ? "," : "") + "[" + std::to_string(f.params[i].offset) + "," + std::to_string(f.params[i].size) + "]";
+      out += std::string(i ? "," : "") + "[" + std::to_string(f.params[i].offset) + "," +
+             std::to_string(f.params[i].size) + "]";
     out += "]}";
   }
   out += "],\"instructions\":[";
   for (size_t i = 0; i < module.code.size(); ++i) {
-    out += std::string(i ? "," : "") + "[" + std::to_string(module.code[i].line) + "," + quoted(opcode_of(module.code[i])) + "]";
+    out += std::string(i ? "," : "") + "[" + std::to_string(module.code[i].line) + "," +
+           quoted(opcode_of(module.code[i])) + "]";
   }
   last_text = out + "]}";
   return last_text.c_str();
@@ -83,7 +86,8 @@ const char* gnaforge_emulator_opcode_counts(void* handle, const uint64_t* execut
   for (size_t i = 0; i < module.code.size(); ++i)
     if (executed[i] && module.code[i].parts[0] != "pmevent") counts[opcode_of(module.code[i])] += executed[i];
   last_text.clear();
-  for (const auto& entry : counts) last_text += (last_text.empty() ? "{" : ",") + quoted(entry.first) + ":" + std::to_string(entry.second);
+  for (const auto& entry : counts)
+    last_text += (last_text.empty() ? "{" : ",") + quoted(entry.first) + ":" + std::to_string(entry.second);
   last_text += last_text.empty() ? "{}" : "}";
   return last_text.c_str();
 }
@@ -117,25 +121,34 @@ void gnaforge_emulator_memory_free(void* memory) { delete static_cast<DeviceMemo
 void gnaforge_emulator_memory_add(void* memory, uint64_t address, uint64_t size, const char* name) {
   static_cast<DeviceMemory*>(memory)->add(address, size, name);
 }
-void gnaforge_emulator_memory_remove(void* memory, uint64_t address) { static_cast<DeviceMemory*>(memory)->remove(address); }
+void gnaforge_emulator_memory_remove(void* memory, uint64_t address) {
+  static_cast<DeviceMemory*>(memory)->remove(address);
+}
 void gnaforge_emulator_memory_allow_mapped(void* memory) { static_cast<DeviceMemory*>(memory)->allow_mapped(); }
 
 int gnaforge_emulator_launch(void* module, const char* kernel, const GnaforgeEmulatorLaunch* how, const void* params,
-                                             uint64_t param_bytes, void* memory, GnaforgeEmulatorCounters* counted, uint64_t* executed,
+                             uint64_t param_bytes, void* memory, GnaforgeEmulatorCounters* counted, uint64_t* executed,
                              uint64_t* waited) {
   return guarded([&] {
     Launch launch;
     launch.module = *static_cast<ModuleHandle*>(module);
     launch.function = launch.module->find(kernel);
-    if (!launch.function || !launch.function->kernel) throw EmulationError(launch.module->name + " has no kernel " + kernel);
+    if (!launch.function || !launch.function->kernel)
+      throw EmulationError(launch.module->name + " has no kernel " + kernel);
     std::memcpy(launch.grid, how->grid, sizeof launch.grid);
     std::memcpy(launch.block, how->block, sizeof launch.block);
     launch.dynamic_shared = how->dynamic_shared;
     const auto* bytes = static_cast<const uint8_t*>(params);
     launch.params.assign(bytes, bytes + param_bytes);
     launch.memory = static_cast<DeviceMemory*>(memory);
-    launch.options = {static_cast<Timing>(how->timing), static_cast<Order>(how->order), how->seed, how->patience,
-                      how->relaxed_warpgroups != 0, how->relaxed_tensor_frees != 0, how->trace != 0, how->relaxed_tensor_waits != 0,
+    launch.options = {static_cast<Timing>(how->timing),
+                      static_cast<Order>(how->order),
+                      how->seed,
+                      how->patience,
+                      how->relaxed_warpgroups != 0,
+                      how->relaxed_tensor_frees != 0,
+                      how->trace != 0,
+                      how->relaxed_tensor_waits != 0,
                       how->unchecked == 0};
     launch.print = [](const std::string& text) {
       std::fputs(text.c_str(), stdout);
@@ -144,8 +157,10 @@ int gnaforge_emulator_launch(void* module, const char* kernel, const GnaforgeEmu
     Counters counters;
     run_launch(launch, how->host_threads, counters);
     if (counted)
-      *counted = {counters.instructions, counters.async_load_bytes, counters.async_store_bytes,    counters.load_bytes,          counters.store_bytes,
-                  counters.tiles[0],     counters.tiles[1],         counters.tile_instructions[0], counters.tile_instructions[1], counters.mma_operations};
+      *counted = {counters.instructions,  counters.async_load_bytes,     counters.async_store_bytes,
+                  counters.load_bytes,    counters.store_bytes,          counters.tiles[0],
+                  counters.tiles[1],      counters.tile_instructions[0], counters.tile_instructions[1],
+                  counters.mma_operations};
     if (executed) std::copy(counters.executed.begin(), counters.executed.end(), executed);
     if (waited) std::copy(counters.waited.begin(), counters.waited.end(), waited);
   });
@@ -162,8 +177,8 @@ const void* gnaforge_emulator_records(uint64_t* count) {
 }
 
 int gnaforge_emulator_tensor_map(void* out, uint32_t data_type, uint32_t rank, uint64_t address, const uint64_t* dims,
-                                                 const uint64_t* strides, const uint32_t* box, const uint32_t* element_strides,
-                                                 uint32_t interleave, uint32_t swizzle, uint32_t promotion, uint32_t fill) {
+                                 const uint64_t* strides, const uint32_t* box, const uint32_t* element_strides,
+                                 uint32_t interleave, uint32_t swizzle, uint32_t promotion, uint32_t fill) {
   return guarded([&] {
     if (rank < 1 || rank > kMaxRank) throw EmulationError("rank " + std::to_string(rank) + " is not in 1..5");
     TensorMap map;

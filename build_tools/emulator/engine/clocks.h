@@ -10,11 +10,11 @@
 
 namespace gnaforge::emulator {
 
-// Who acts: warps, their mbarrier.inits (which have a fence of their own), the tensor core (in order), the wgmmas of each
-// warpgroup, bulk stores and apart from them their reads; then, as they come, the copies that complete on an mbarrier and the
-// cp.async of a warp.
-constexpr int kFirstInitAgent = 32, kTensorAgent = 64, kFirstWarpgroupAgent = 65, kBulkStoreAgent = 73, kBulkReadAgent = 74,
-              kFirstCopyAgent = 75, kAgents = 160;
+// Who acts: warps, their mbarrier.inits (which have a fence of their own), the tensor core (in order), the wgmmas of
+// each warpgroup, bulk stores and apart from them their reads; then, as they come, the copies that complete on an
+// mbarrier and the cp.async of a warp.
+constexpr int kFirstInitAgent = 32, kTensorAgent = 64, kFirstWarpgroupAgent = 65, kBulkStoreAgent = 73,
+              kBulkReadAgent = 74, kFirstCopyAgent = 75, kAgents = 160;
 
 using Stamps = std::array<uint32_t, kAgents>;
 inline void join(Stamps& into, const Stamps& other) {
@@ -46,7 +46,8 @@ struct Epoch {
   }
 };
 
-/// The last write to a piece of memory and the reads since. Three readers that are not ordered fit here, more in the pool.
+/// The last write to a piece of memory and the reads since. Three readers that are not ordered fit here, more in the
+/// pool.
 struct Accesses {
   Epoch write, reads[3];
 };

@@ -80,7 +80,8 @@ Cta::Cta(const Launch& launch_, const uint32_t (&id_)[3], Counters& counters_)
   counters.executed.resize(module.code.size());
   counters.waited.resize(module.code.size());
   int threads = static_cast<int>(launch.threads());
-  if (launch.options.trace) trace = std::make_unique<Trace>(module, static_cast<size_t>((threads + kWarpSize - 1) / kWarpSize));
+  if (launch.options.trace)
+    trace = std::make_unique<Trace>(module, static_cast<size_t>((threads + kWarpSize - 1) / kWarpSize));
   mbarriers.trace = trace.get();
   mbarriers.clock = &clock;
   if (needs.tcgen05) tensor_memory = std::make_unique<TensorMemory>();
@@ -94,9 +95,9 @@ Cta::Cta(const Launch& launch_, const uint32_t (&id_)[3], Counters& counters_)
       Operand op;
       op.kind = Operand::Kind::reg;
       op.slot = special.slot;
-      op.type = special.name == "%is_explicit_cluster" ? Type::pred
+      op.type = special.name == "%is_explicit_cluster"                                                      ? Type::pred
                 : special.name == "%clock64" || special.name == "%globaltimer" || special.name == "%gridid" ? Type::u64
-                                                                                                           : Type::u32;
+                                                                                                            : Type::u32;
       for (int lane = 0; lane < kWarpSize; ++lane)
         warp.put_bits(op, lane, special_value(special.name, *this, warp, lane));
     }
@@ -120,7 +121,8 @@ void Cta::submit(std::function<void()> complete) {
 }
 
 void Cta::submit_ordered(std::function<void()> complete) {
-  if (ordered_.empty() && (timing() == Timing::eager || (timing() == Timing::random && chance(0.25)))) return complete();
+  if (ordered_.empty() && (timing() == Timing::eager || (timing() == Timing::random && chance(0.25))))
+    return complete();
   ordered_.push_back({std::move(complete), origin()});
 }
 
@@ -167,15 +169,16 @@ void Cta::run() {
       uint64_t quiet = clock - last_event_;
       // A polling loop never blocks, so late completions must come to it.
       if (quiet > 100'000 && complete_one()) continue;
-      if (quiet > launch.options.patience) deadlock("hung: instructions run, but nothing changes that another warp could see");
+      if (quiet > launch.options.patience)
+        deadlock("hung: instructions run, but nothing changes that another warp could see");
     }
     check_landings();
     while (complete_one()) {
     }
     check_end();
   } catch (const EmulationError& error) {
-    throw EmulationError("CTA " + std::to_string(id[0]) + "," + std::to_string(id[1]) + "," + std::to_string(id[2]) + ": " +
-                         error.what() + (trace ? trace->report() : ""));
+    throw EmulationError("CTA " + std::to_string(id[0]) + "," + std::to_string(id[1]) + "," + std::to_string(id[2]) +
+                         ": " + error.what() + (trace ? trace->report() : ""));
   }
   counters.instructions += clock;
   count_tiles();
@@ -194,7 +197,9 @@ void Cta::count_tiles() {
 
 bool Cta::step() {
   size_t count = warps.size(), runnable = 0;
-  auto can_run = [&](const Warp& warp) { return warp.alive && (warp.stalled_at == kRunnable || warp.stalled_at != events); };
+  auto can_run = [&](const Warp& warp) {
+    return warp.alive && (warp.stalled_at == kRunnable || warp.stalled_at != events);
+  };
   for (const auto& warp : warps) runnable += can_run(*warp);
   if (runnable == 0) return false;
   size_t pick = turn_;
@@ -227,20 +232,23 @@ bool Cta::step() {
 std::string Cta::describe_history(uint32_t address) const {
   const Mbarrier* barrier = mbarriers.find(address);
   if (!barrier) return "";
-  std::string out = "\n  mbarrier " + hex(address) + " was initialised for " + std::to_string(barrier->expected) + " arrival" +
-                    (barrier->expected == 1 ? "" : "s") + " at " + module.place(barrier->init_pc);
+  std::string out = "\n  mbarrier " + hex(address) + " was initialised for " + std::to_string(barrier->expected) +
+                    " arrival" + (barrier->expected == 1 ? "" : "s") + " at " + module.place(barrier->init_pc);
   if (barrier->last_warp < 0) {
     out += "; no thread has arrived at it";
   } else {
     out += "; arrivals came from warp";
     if (__builtin_popcountll(barrier->arrivers) > 1) out += "s";
     for (uint64_t rest = barrier->arrivers; rest; rest &= rest - 1) out += " " + std::to_string(__builtin_ctzll(rest));
-    out += ", the last one from warp " + std::to_string(barrier->last_warp) + " at " + module.place(barrier->last_arrival);
+    out +=
+        ", the last one from warp " + std::to_string(barrier->last_warp) + " at " + module.place(barrier->last_arrival);
   }
   // What a swapped parity looks like: the phase that was meant is over, or the one that was meant comes first.
   uint64_t over = 1 - (barrier->phase & 1);
-  return out + ". Its phase " + std::to_string(barrier->phase) + " is under way: a wait for parity " + std::to_string(over) +
-         (barrier->phase == 0 ? " passes, as always at a fresh mbarrier" : " passes, phase " + std::to_string(barrier->phase - 1) + " is over") +
+  return out + ". Its phase " + std::to_string(barrier->phase) + " is under way: a wait for parity " +
+         std::to_string(over) +
+         (barrier->phase == 0 ? " passes, as always at a fresh mbarrier"
+                              : " passes, phase " + std::to_string(barrier->phase - 1) + " is over") +
          "; one for parity " + std::to_string(barrier->phase & 1) + " needs the missing arrivals and bytes";
 }
 
@@ -251,15 +259,16 @@ std::string Cta::describe_wait(Warp& warp, const Group& group, std::set<uint32_t
   if (name == "mbarrier" && (in.parts[1] == "try_wait" || in.parts[1] == "test_wait")) {
     uint32_t address = shared_address(in.space, warp.address(in.args[1], lane));
     waited.insert(address);
-    std::string wanted = in.has("parity") ? " for the end of a phase of parity " + std::to_string(warp.bits(in.args[2], lane)) : "";
+    std::string wanted =
+        in.has("parity") ? " for the end of a phase of parity " + std::to_string(warp.bits(in.args[2], lane)) : "";
     return "waits" + wanted + " at " + mbarriers.describe(address);
   }
   if ((name == "bar" || name == "barrier") && in.parts[1] != "warp" && in.parts[1] != "cluster") {
     const Operand& which = in.args.at(in.has("red") ? 1 : 0);
     uint32_t barrier = static_cast<uint32_t>(warp.bits(which, lane));
     if (group.token == 0) return "waits for the other lanes of its warp before barrier " + std::to_string(barrier);
-    return "waits at barrier " + std::to_string(barrier) + " (" + std::to_string(barriers[barrier % 16].arrived) + " of " +
-           std::to_string(barriers[barrier % 16].expected) + " threads arrived)";
+    return "waits at barrier " + std::to_string(barrier) + " (" + std::to_string(barriers[barrier % 16].arrived) +
+           " of " + std::to_string(barriers[barrier % 16].expected) + " threads arrived)";
   }
   return "waits for other lanes of its warp, or for asynchronous work";
 }
@@ -272,7 +281,8 @@ void Cta::deadlock(const char* what) {
     for (const Group& group : warp->groups) {
       if (!(group.mask & warp->alive)) continue;
       std::string lanes = group.mask == warp->alive && warp->alive == ~0u ? "" : ", lanes " + hex(group.mask);
-      waiting[module.place(group.pc) + ": " + describe_wait(*warp, group, barriers_waited_for) + lanes].push_back(warp->index);
+      waiting[module.place(group.pc) + ": " + describe_wait(*warp, group, barriers_waited_for) + lanes].push_back(
+          warp->index);
     }
   for (const auto& entry : waiting) {
     report += "\n  warp";
@@ -292,7 +302,8 @@ void Cta::check_landings() const {
   for (const Work& work : pending_) {
     const Instruction& in = module.code[work.origin.pc];
     if (in.parts[0] == "cp" && in.space == Space::shared)
-      throw EmulationError(place(work.origin) + "the CTA ended while this copy into its shared memory was under way: nobody waited for it");
+      throw EmulationError(place(work.origin) +
+                           "the CTA ended while this copy into its shared memory was under way: nobody waited for it");
   }
 }
 
@@ -300,14 +311,18 @@ void Cta::check_end() {
   for (size_t thread = 0; thread < bulk_groups.size(); ++thread)
     for (const auto& group : bulk_groups[thread])
       if (!group->reads.empty())
-        throw EmulationError(place(group->origin) + "exited though its bulk store from shared memory may still read: "
+        throw EmulationError(place(group->origin) +
+                             "exited though its bulk store from shared memory may still read: "
                              "cp.async.bulk.wait_group.read is missing");
   for (const auto& warp : warps) {
     if (!warp->matrix || !warp->matrix->busy) continue;
     const Instruction* last = warp->matrix->last;
-    std::string name = place({static_cast<uint32_t>(last - module.code.data()), warp->thread(0)}) + "its warp exited with ";
-    if (!warp->matrix->loading.empty()) throw EmulationError(name + "this tcgen05.ld in flight: tcgen05.wait::ld is missing");
-    throw EmulationError(name + std::to_string(warp->matrix->busy) + " wgmma in flight, this one the last: wgmma.wait_group is missing");
+    std::string name =
+        place({static_cast<uint32_t>(last - module.code.data()), warp->thread(0)}) + "its warp exited with ";
+    if (!warp->matrix->loading.empty())
+      throw EmulationError(name + "this tcgen05.ld in flight: tcgen05.wait::ld is missing");
+    throw EmulationError(name + std::to_string(warp->matrix->busy) +
+                         " wgmma in flight, this one the last: wgmma.wait_group is missing");
   }
   if (tensor_memory) tensor_memory->check_end();
 }
@@ -327,7 +342,8 @@ void Cta::barrier_released(NamedBarrier& barrier) {
 
 void Cta::check_exit_barriers() {
   for (NamedBarrier& barrier : barriers)
-    if (barrier.whole_cta && barrier.arrived > 0 && barrier.arrived >= launch.threads() - exited) barrier_released(barrier);
+    if (barrier.whole_cta && barrier.arrived > 0 && barrier.arrived >= launch.threads() - exited)
+      barrier_released(barrier);
   check_cluster_barrier();
 }
 
@@ -345,7 +361,8 @@ void Cta::check_cluster_barrier() {
 
 uint32_t Cta::shared_address(Space space, uint64_t address) const {
   if (space == Space::generic) {
-    if ((address & kWindowMask) != kSharedWindow) throw EmulationError(hex(address) + " is not an address in shared memory");
+    if ((address & kWindowMask) != kSharedWindow)
+      throw EmulationError(hex(address) + " is not an address in shared memory");
     address &= ~kWindowMask;
   }
   if (address > 0xffffffffu) throw EmulationError("shared address " + hex(address) + " exceeds 32 bits");
@@ -355,7 +372,8 @@ uint32_t Cta::shared_address(Space space, uint64_t address) const {
 const uint8_t* Cta::object(uint64_t address, uint32_t size) const {
   if ((address & kWindowMask) == kParamWindow) {
     uint64_t offset = address & ~kWindowMask;
-    if (offset + size > launch.params.size()) throw EmulationError("kernel parameters end before " + hex(offset + size));
+    if (offset + size > launch.params.size())
+      throw EmulationError("kernel parameters end before " + hex(offset + size));
     return launch.params.data() + offset;
   }
   launch.memory->check(address, size);
@@ -392,8 +410,8 @@ uint8_t* Cta::write(Warp& warp, Space space, uint64_t address, uint32_t size, bo
   if (address & (size - 1)) misaligned(address, size);
   uint64_t window = address & kWindowMask;
   if (in_shared(space, address))
-    return shared.write(shared_address(space, address), size, clock, static_cast<uint16_t>(warp.thread(warp.lane)), warp.clock,
-                        warp.epoch(strong));
+    return shared.write(shared_address(space, address), size, clock, static_cast<uint16_t>(warp.thread(warp.lane)),
+                        warp.clock, warp.epoch(strong));
   if (space == Space::local || window == kLocalWindow) {
     uint64_t offset = address & ~kWindowMask;
     if (offset + size > needs.local_bytes) throw EmulationError("local memory out of bounds: " + hex(offset));
@@ -434,8 +452,10 @@ void Cta::check_signalled(Warp& warp, uint32_t address) {
   const Mbarrier& barrier = mbarriers.used_by(address, warp);
   uint16_t thread = static_cast<uint16_t>(warp.thread(warp.lane));
   if (barrier.initialised > std::max({init_fences[barrier.initialiser], fences[barrier.initialiser], fences[thread]}))
-    throw EmulationError("a copy completes on the mbarrier at " + hex(address) + ", but " + thread_name(barrier.initialiser) +
-                         ", which initialised it, has made that visible to the async proxy neither by fence.mbarrier_init nor by fence.proxy.async");
+    throw EmulationError("a copy completes on the mbarrier at " + hex(address) + ", but " +
+                         thread_name(barrier.initialiser) +
+                         ", which initialised it, has made that visible to the async proxy neither by "
+                         "fence.mbarrier_init nor by fence.proxy.async");
 }
 
 }  // namespace gnaforge::emulator

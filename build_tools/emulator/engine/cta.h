@@ -29,10 +29,10 @@ struct Options {
   Timing timing = Timing::eager;
   Order order = Order::round_robin;
   uint64_t seed = 0;
-  uint64_t patience = 20'000'000;  // instructions of a CTA without any event before it counts as hung
+  uint64_t patience = 20'000'000;     // instructions of a CTA without any event before it counts as hung
   bool relaxed_warpgroups = false;    // a wgmma sees what any warp of its warpgroup wrote before it issued it
   bool relaxed_tensor_frees = false;  // tcgen05.dealloc may come before the last use of the columns
-  bool trace = false;  // the message of an error ends with what happened before
+  bool trace = false;                 // the message of an error ends with what happened before
   bool relaxed_tensor_waits = false;  // tcgen05.ld and st need no tcgen05.wait, as hardware's scoreboards have it
   bool checks = true;                 // for races and uninitialised memory
 };
@@ -56,7 +56,7 @@ struct Launch {
   std::vector<uint8_t> params;
   const DeviceMemory* memory = nullptr;
   Options options;
-  std::mutex* atomics = nullptr;     // CTAs on several cores share device memory
+  std::mutex* atomics = nullptr;       // CTAs on several cores share device memory
   GlobalAccesses* accesses = nullptr;  // to device memory, by all CTAs
   std::function<void(const std::string&)> print;
   uint32_t threads() const { return block[0] * block[1] * block[2]; }
@@ -71,10 +71,10 @@ struct Origin {
 /// Bulk stores and copies that one thread committed together (PTX ISA: bulk async-group).
 struct AsyncGroup {
   bool committed = false;
-  uint32_t bulk_stores = 0;  // the number of the last one in it
-  Origin origin;             // the same
-  uint32_t copies = 0;       // the number of its warp's last cp.async in it
-  int reads_pending = 0, writes_pending = 0;  // operations that have not yet read, or not yet written
+  uint32_t bulk_stores = 0;                          // the number of the last one in it
+  Origin origin;                                     // the same
+  uint32_t copies = 0;                               // the number of its warp's last cp.async in it
+  int reads_pending = 0, writes_pending = 0;         // operations that have not yet read, or not yet written
   std::vector<std::pair<uint32_t, uint32_t>> reads;  // shared memory that they may read until somebody waits
 };
 
@@ -86,7 +86,6 @@ struct NamedBarrier {
   uint32_t reduction_and = 1, reduction_or = 0, reduction_count = 0;
   uint32_t last_and = 0, last_or = 0, last_count = 0;
 };
-
 
 class Cta {
  public:
@@ -106,13 +105,14 @@ class Cta {
   std::array<NamedBarrier, 16> barriers;
   Counters& counters;
   std::mt19937_64 random;
-  uint64_t events = 0;        // anything that may let a blocked warp go on
+  uint64_t events = 0;              // anything that may let a blocked warp go on
   uint64_t give_up = ~uint64_t{0};  // the event at which each blocked try_wait returns false
-  uint64_t clock = 0;         // instructions executed
-  uint32_t exited = 0;        // threads
-  SyncPlaces places;          // in shared memory
-  std::vector<uint64_t> fences, init_fences;  // per thread: when it last executed fence.proxy.async, fence.mbarrier_init
-  uint32_t bulk_stores = 0;   // so far
+  uint64_t clock = 0;               // instructions executed
+  uint32_t exited = 0;              // threads
+  SyncPlaces places;                // in shared memory
+  std::vector<uint64_t> fences,
+      init_fences;           // per thread: when it last executed fence.proxy.async, fence.mbarrier_init
+  uint32_t bulk_stores = 0;  // so far
   std::vector<std::deque<std::shared_ptr<AsyncGroup>>> bulk_groups, copy_groups;  // per thread, the last one open
   std::vector<std::vector<std::function<void()>>> after_copies;  // per thread: when its cp.async have landed
   std::unique_ptr<TensorMemory> tensor_memory;  // null unless the kernel, or a function that it may call, uses it
@@ -159,7 +159,9 @@ class Cta {
   /// What runs now: an instruction, or asynchronous work that one has begun.
   Origin origin() const { return running_ ? Origin{running_->group().pc, running_->thread(running_->lane)} : origin_; }
   /// "kernel.ptx:12: opcode ... (source.cu:34): thread 5: "
-  std::string place(const Origin& origin) const { return module.place(origin.pc) + ": " + thread_name(origin.thread) + ": "; }
+  std::string place(const Origin& origin) const {
+    return module.place(origin.pc) + ": " + thread_name(origin.thread) + ": ";
+  }
   void barrier_released(NamedBarrier& barrier);
   void check_exit_barriers();
   /// Releases barrier.cluster once no thread that is left has yet to arrive.

@@ -25,7 +25,8 @@ struct Entry {
   }
   bool knows(const std::string& part) const {
     auto begins = [&](const std::string& prefix) { return part.compare(0, prefix.size(), prefix) == 0; };
-    return modifiers.count(part) || type_named(part) != Type::none || std::any_of(prefixes.begin(), prefixes.end(), begins);
+    return modifiers.count(part) || type_named(part) != Type::none ||
+           std::any_of(prefixes.begin(), prefixes.end(), begins);
   }
   bool knows_all(const Instruction& in) const {
     return std::all_of(in.parts.begin() + 1, in.parts.end(), [&](const std::string& part) { return knows(part); });
@@ -35,10 +36,9 @@ struct Entry {
 const std::unordered_multimap<std::string, Entry>& table() {
   static const auto all = [] {
     std::unordered_multimap<std::string, Entry> map;
-    for (const auto& family :
-         {integer_opcodes(), logic_opcodes(), float_opcodes(), convert_opcodes(), data_opcodes(), atomic_opcodes(),
-          control_opcodes(), warp_opcodes(), mbarrier_opcodes(), copy_opcodes(), matrix_opcodes(), mma_opcodes(),
-          tcgen05_opcodes(), tcgen05_copy_opcodes()})
+    for (const auto& family : {integer_opcodes(), logic_opcodes(), float_opcodes(), convert_opcodes(), data_opcodes(),
+                               atomic_opcodes(), control_opcodes(), warp_opcodes(), mbarrier_opcodes(), copy_opcodes(),
+                               matrix_opcodes(), mma_opcodes(), tcgen05_opcodes(), tcgen05_copy_opcodes()})
       for (const Opcode& opcode : family) map.emplace(opcode.name, Entry(opcode));
     return map;
   }();
@@ -47,10 +47,13 @@ const std::unordered_multimap<std::string, Entry>& table() {
 
 /// Whether the first operand is written. Matrix accumulators are tracked by their own rules.
 bool writes_first(const Instruction& in) {
-  static const std::unordered_set<std::string> kNever = {
-      "st",    "red",   "bar",  "barrier", "cp",   "fence",   "membar",  "prefetch", "bra",    "brx",
-      "call",  "ret",   "exit", "trap",    "st",   "stmatrix", "wgmma",  "setmaxnreg", "nanosleep", "griddepcontrol",
-      "discard", "applypriority", "prefetchu", "stackrestore", "multimem", "brkpt", "pmevent"};
+  static const std::unordered_set<std::string> kNever = {"st",       "red",           "bar",       "barrier",
+                                                         "cp",       "fence",         "membar",    "prefetch",
+                                                         "bra",      "brx",           "call",      "ret",
+                                                         "exit",     "trap",          "st",        "stmatrix",
+                                                         "wgmma",    "setmaxnreg",    "nanosleep", "griddepcontrol",
+                                                         "discard",  "applypriority", "prefetchu", "stackrestore",
+                                                         "multimem", "brkpt",         "pmevent"};
   const std::string& name = in.parts[0];
   if (name == "tcgen05") return in.parts[1] == "ld";
   if (name == "mbarrier") return !in.args.empty() && in.args[0].kind != Operand::Kind::address;
@@ -64,7 +67,8 @@ template <class Entries>
   std::string section = in.parts[0] + " (PTX ISA: " + first->second.opcode.section + ")";
   for (size_t i = 1; i < in.parts.size(); ++i)
     if (std::none_of(first, last, [&](const auto& entry) { return entry.second.knows(in.parts[i]); }))
-      throw EmulationError("the modifier ." + in.parts[i] + " of " + section + " is unknown or not emulated: " + in.text);
+      throw EmulationError("the modifier ." + in.parts[i] + " of " + section +
+                           " is unknown or not emulated: " + in.text);
   throw EmulationError("this form of " + section + " is not emulated: " + in.text);
 }
 
@@ -88,10 +92,10 @@ void expect_sizes(const Instruction& in, std::initializer_list<int> sizes) {
     if (i >= in.args.size()) return;
     const Operand& op = in.args[i++];
     if (op.is_register() && size >= 0 && size_of(op.type) != size)
-      throw EmulationError("operand " + std::to_string(i) + " has " + std::to_string(8 * size_of(op.type)) + " bits, expected " +
-                           std::to_string(8 * size) + ": " + in.text);
-    if (op.kind != Operand::Kind::reg && op.kind != Operand::Kind::immediate && !(i == 1 && op.kind == Operand::Kind::sink) &&
-        size >= 0)
+      throw EmulationError("operand " + std::to_string(i) + " has " + std::to_string(8 * size_of(op.type)) +
+                           " bits, expected " + std::to_string(8 * size) + ": " + in.text);
+    if (op.kind != Operand::Kind::reg && op.kind != Operand::Kind::immediate &&
+        !(i == 1 && op.kind == Operand::Kind::sink) && size >= 0)
       throw EmulationError("operand " + std::to_string(i) + " is neither register nor constant: " + in.text);
   }
 }

@@ -76,8 +76,8 @@ inline uint16_t to_f16(double value, Rounding mode = Rounding::nearest_even) {
   if (std::isnan(value)) return 0x7fff;
   if (std::isinf(value)) return sign | 0x7c00;
   uint32_t bits = encode_magnitude<5, 10>(std::fabs(value), mode, sign != 0);
-  bool away = mode == Rounding::nearest_even || mode == Rounding::nearest_away ||
-              (mode == Rounding::up && !sign) || (mode == Rounding::down && sign);
+  bool away = mode == Rounding::nearest_even || mode == Rounding::nearest_away || (mode == Rounding::up && !sign) ||
+              (mode == Rounding::down && sign);
   if (bits >= 0x7c00) bits = away ? 0x7c00 : 0x7bff;
   return static_cast<uint16_t>(sign | bits);
 }
@@ -104,7 +104,8 @@ inline float from_e5m2(uint8_t bits) { return decode_ieee<5, 2>(bits); }
 inline uint8_t to_e4m3(double value) {
   if (std::isnan(value)) return 0x7f;
   uint8_t sign = std::signbit(value) ? 0x80 : 0;
-  uint32_t bits = std::fabs(value) > 464 ? 0x7e : encode_magnitude<4, 3>(std::fabs(value), Rounding::nearest_even, false);
+  uint32_t bits =
+      std::fabs(value) > 464 ? 0x7e : encode_magnitude<4, 3>(std::fabs(value), Rounding::nearest_even, false);
   return static_cast<uint8_t>(sign | (bits > 0x7e ? 0x7e : bits));
 }
 inline uint8_t to_e5m2(double value) {

@@ -11,16 +11,21 @@ void check(const Launch& launch) {
   const Function& f = *launch.function;
   const uint32_t limits[2][3] = {{2147483647, 65535, 65535}, {1024, 1024, 64}};
   for (int i = 0; i < 3; ++i) {
-    if (launch.grid[i] < 1 || launch.grid[i] > limits[0][i]) throw EmulationError("the grid's size " + std::to_string(launch.grid[i]) + " is out of range");
-    if (launch.block[i] < 1 || launch.block[i] > limits[1][i]) throw EmulationError("the block's size " + std::to_string(launch.block[i]) + " is out of range");
+    if (launch.grid[i] < 1 || launch.grid[i] > limits[0][i])
+      throw EmulationError("the grid's size " + std::to_string(launch.grid[i]) + " is out of range");
+    if (launch.block[i] < 1 || launch.block[i] > limits[1][i])
+      throw EmulationError("the block's size " + std::to_string(launch.block[i]) + " is out of range");
     if (f.required_threads[0] && static_cast<uint32_t>(f.required_threads[i]) != launch.block[i])
       throw EmulationError(f.name + " requires another block size (.reqntid)");
   }
-  if (launch.threads() > 1024) throw EmulationError("a block of " + std::to_string(launch.threads()) + " threads exceeds 1024");
+  if (launch.threads() > 1024)
+    throw EmulationError("a block of " + std::to_string(launch.threads()) + " threads exceeds 1024");
   uint32_t shared = f.needs.dynamic_shared - kSharedStart + launch.dynamic_shared;
-  if (shared > kMaxShared) throw EmulationError(std::to_string(shared) + " bytes of shared memory exceed " + std::to_string(kMaxShared));
+  if (shared > kMaxShared)
+    throw EmulationError(std::to_string(shared) + " bytes of shared memory exceed " + std::to_string(kMaxShared));
   if (launch.params.size() != f.param_bytes)
-    throw EmulationError(f.name + " takes " + std::to_string(f.param_bytes) + " bytes of parameters, got " + std::to_string(launch.params.size()));
+    throw EmulationError(f.name + " takes " + std::to_string(f.param_bytes) + " bytes of parameters, got " +
+                         std::to_string(launch.params.size()));
 }
 
 }  // namespace
@@ -42,7 +47,8 @@ void run_launch(const Launch& request, uint32_t threads, Counters& counters) {
   auto work = [&] {
     Counters mine;
     for (uint64_t i; !failed && (i = next++) < total;) {
-      uint32_t id[3] = {static_cast<uint32_t>(i % launch.grid[0]), static_cast<uint32_t>(i / launch.grid[0] % launch.grid[1]),
+      uint32_t id[3] = {static_cast<uint32_t>(i % launch.grid[0]),
+                        static_cast<uint32_t>(i / launch.grid[0] % launch.grid[1]),
                         static_cast<uint32_t>(i / (uint64_t{launch.grid[0]} * launch.grid[1]))};
       try {
         Cta(launch, id, mine).run();

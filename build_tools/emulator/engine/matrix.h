@@ -25,15 +25,15 @@ struct MmaGroup {
 
 struct MatrixState {
   explicit MatrixState(uint32_t registers) : in_flight(registers), written(registers, 0) {}
-  std::vector<uint16_t> in_flight;  // per register: wgmmas that use it
-  std::vector<uint32_t> written;    // per register: the fence epoch of its last ordinary write
-  uint32_t epoch = 1;               // counts wgmma.fence
-  int busy = 0;                     // wgmmas in flight
-  std::vector<PendingMma> open;     // issued, not committed
-  std::deque<MmaGroup> groups;      // committed
-  uint64_t issued = 0;              // for the comparison of a warpgroup's warps
-  const Instruction* last = nullptr;  // the last wgmma or tcgen05.ld, for messages
-  std::vector<uint32_t> loading;    // registers that tcgen05.ld writes, until tcgen05.wait::ld
+  std::vector<uint16_t> in_flight;          // per register: wgmmas that use it
+  std::vector<uint32_t> written;            // per register: the fence epoch of its last ordinary write
+  uint32_t epoch = 1;                       // counts wgmma.fence
+  int busy = 0;                             // wgmmas in flight
+  std::vector<PendingMma> open;             // issued, not committed
+  std::deque<MmaGroup> groups;              // committed
+  uint64_t issued = 0;                      // for the comparison of a warpgroup's warps
+  const Instruction* last = nullptr;        // the last wgmma or tcgen05.ld, for messages
+  std::vector<uint32_t> loading;            // registers that tcgen05.ld writes, until tcgen05.wait::ld
   std::vector<TensorRegion> loads, stores;  // of tensor memory, until this warp waits
 
   /// Throws if an ordinary instruction touches registers in flight; notes what it writes.
@@ -56,7 +56,9 @@ struct MatrixState {
       if (in_flight[reg]) return true;
     return false;
   }
-  bool touches(const Instruction& instruction) const { return in_flight_any(instruction.reads) || in_flight_any(instruction.writes); }
+  bool touches(const Instruction& instruction) const {
+    return in_flight_any(instruction.reads) || in_flight_any(instruction.writes);
+  }
   [[noreturn]] static void fail();
 };
 

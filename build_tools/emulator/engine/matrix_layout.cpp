@@ -56,13 +56,18 @@ MatrixLayout tcgen05_layout(uint64_t descriptor) {
   uint32_t bits;
   switch (descriptor >> 61) {
     case 0: bits = 0; break;
-    case 1: case 2: bits = 3; break;
+    case 1:
+    case 2: bits = 3; break;
     case 4: bits = 2; break;
     case 6: bits = 1; break;
     default: throw EmulationError("tcgen05 descriptor " + hex(descriptor) + " has a layout that does not exist");
   }
-  if ((descriptor >> 46 & 3) != 1) throw EmulationError("tcgen05 descriptor " + hex(descriptor) + " has version " + std::to_string(descriptor >> 46 & 3) + ", expected 1");
-  if (descriptor >> 49 & 15) throw EmulationError("tcgen05 descriptor " + hex(descriptor) + " has a base offset or an absolute leading dimension");
+  if ((descriptor >> 46 & 3) != 1)
+    throw EmulationError("tcgen05 descriptor " + hex(descriptor) + " has version " +
+                         std::to_string(descriptor >> 46 & 3) + ", expected 1");
+  if (descriptor >> 49 & 15)
+    throw EmulationError("tcgen05 descriptor " + hex(descriptor) +
+                         " has a base offset or an absolute leading dimension");
   return {static_cast<uint32_t>(descriptor & 0x3fff) << 4, static_cast<uint32_t>(descriptor >> 16 & 0x3fff) << 4,
           static_cast<uint32_t>(descriptor >> 32 & 0x3fff) << 4, bits, descriptor >> 61 == 1};
 }
@@ -71,8 +76,8 @@ float decode_element(Type type, const uint8_t* bytes) {
   return with_decoder(type, [&](auto decode) { return decode(bytes); });
 }
 
-void read_matrix(const uint8_t* shared, const MatrixLayout& layout, Type type, uint32_t first, uint32_t count, uint32_t depth,
-                 bool rows_contiguous, bool out_by_k, uint32_t pitch, float* out) {
+void read_matrix(const uint8_t* shared, const MatrixLayout& layout, Type type, uint32_t first, uint32_t count,
+                 uint32_t depth, bool rows_contiguous, bool out_by_k, uint32_t pitch, float* out) {
   auto element = static_cast<uint32_t>(size_of(type));
   uint32_t step = 16 / element;  // elements in a contiguous piece
   uint32_t row_pitch = out_by_k ? 1 : pitch, k_pitch = out_by_k ? pitch : 1;

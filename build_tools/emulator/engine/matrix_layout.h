@@ -39,8 +39,8 @@ MatrixLayout tcgen05_layout(uint64_t descriptor);
 float decode_element(Type type, const uint8_t* bytes);
 
 /// Reads rows [first, first + count) x depth of a matrix into `out`, as out[k * pitch + row] or out[row * pitch + k].
-void read_matrix(const uint8_t* shared, const MatrixLayout& layout, Type type, uint32_t first, uint32_t count, uint32_t depth,
-                 bool rows_contiguous, bool out_by_k, uint32_t pitch, float* out);
+void read_matrix(const uint8_t* shared, const MatrixLayout& layout, Type type, uint32_t first, uint32_t count,
+                 uint32_t depth, bool rows_contiguous, bool out_by_k, uint32_t pitch, float* out);
 
 /// The 16-byte pieces that those rows take.
 void matrix_chunks(const MatrixLayout& layout, uint32_t element, uint32_t first, uint32_t count, uint32_t depth,

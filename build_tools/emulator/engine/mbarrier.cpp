@@ -6,8 +6,10 @@ namespace gnaforge::emulator {
 
 void Mbarriers::init(uint32_t address, uint32_t count, Warp& warp) {
   if (address % 8) throw EmulationError("mbarrier at " + hex(address) + " is not aligned to 8 bytes");
-  if (count < 1 || count > kMaxCount) throw EmulationError("mbarrier count " + std::to_string(count) + " is not in 1..2^20-1");
-  if (barriers_.count(address)) throw EmulationError("mbarrier at " + hex(address) + " is initialised twice without mbarrier.inval");
+  if (count < 1 || count > kMaxCount)
+    throw EmulationError("mbarrier count " + std::to_string(count) + " is not in 1..2^20-1");
+  if (barriers_.count(address))
+    throw EmulationError("mbarrier at " + hex(address) + " is initialised twice without mbarrier.inval");
   Mbarrier& barrier = barriers_[address];
   barrier.expected = count;
   barrier.pending = count;
@@ -32,7 +34,8 @@ Mbarrier& Mbarriers::at(uint32_t address) {
 Mbarrier& Mbarriers::used_by(uint32_t address, const Warp& warp) {
   Mbarrier& barrier = at(address);
   if (!barrier.init.before(warp.clock))
-    throw EmulationError("race: the mbarrier at " + hex(address) + " is used, which " + name_of_agent(barrier.init.agent) +
+    throw EmulationError("race: the mbarrier at " + hex(address) + " is used, which " +
+                         name_of_agent(barrier.init.agent) +
                          " has initialised, and nothing that this warp has waited for orders the two");
   return barrier;
 }
@@ -53,7 +56,8 @@ bool Mbarriers::arrive(uint32_t address, uint32_t count, const Clock& clock, boo
   barrier.arrived.join(clock);
   if (count < 1 || count > kMaxCount) throw EmulationError("mbarrier arrive with count " + std::to_string(count));
   if (barrier.pending < static_cast<int64_t>(count))
-    throw EmulationError("too many arrivals in one phase: " + describe(address) + ", " + std::to_string(count) + " more arrive");
+    throw EmulationError("too many arrivals in one phase: " + describe(address) + ", " + std::to_string(count) +
+                         " more arrive");
   barrier.pending -= count;
   if (trace) note("", count, " of the arrivals", address);
   if (drop) {
@@ -100,7 +104,8 @@ std::string Mbarriers::describe(uint32_t address) const {
   if (!barrier) return "no mbarrier at " + hex(address);
   return "mbarrier " + hex(address) + " (phase " + std::to_string(barrier->phase) + ", parity " +
          std::to_string(barrier->phase & 1) + ", " + std::to_string(barrier->pending) + " of " +
-         std::to_string(barrier->expected) + " arrivals and " + std::to_string(barrier->transactions) + " bytes pending)";
+         std::to_string(barrier->expected) + " arrivals and " + std::to_string(barrier->transactions) +
+         " bytes pending)";
 }
 
 }  // namespace gnaforge::emulator

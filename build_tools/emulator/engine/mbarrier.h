@@ -13,19 +13,19 @@ namespace gnaforge::emulator {
 class Warp;
 
 struct Mbarrier {
-  uint32_t expected = 0;    // arrivals of the next phase
-  int64_t pending = 0;      // arrivals left in this phase
-  int64_t transactions = 0; // bytes left in this phase; may go below zero before expect_tx runs
-  uint64_t phase = 0;       // completed phases
-  uint32_t init_pc = 0;     // its mbarrier.init
-  uint64_t arrivers = 0;    // warps that ever arrived, one bit each
-  int last_warp = -1;       // that arrived last, at the instruction last_arrival
+  uint32_t expected = 0;     // arrivals of the next phase
+  int64_t pending = 0;       // arrivals left in this phase
+  int64_t transactions = 0;  // bytes left in this phase; may go below zero before expect_tx runs
+  uint64_t phase = 0;        // completed phases
+  uint32_t init_pc = 0;      // its mbarrier.init
+  uint64_t arrivers = 0;     // warps that ever arrived, one bit each
+  int last_warp = -1;        // that arrived last, at the instruction last_arrival
   uint32_t last_arrival = 0;
-  uint8_t agent = 0;        // stands for the copies that complete here
-  Epoch init;               // mbarrier.init
-  uint64_t initialised = 0; // when that was, and by which thread
+  uint8_t agent = 0;         // stands for the copies that complete here
+  Epoch init;                // mbarrier.init
+  uint64_t initialised = 0;  // when that was, and by which thread
   uint16_t initialiser = 0;
-  Clock arrived, published; // what its arrivals had seen; the same when the last phase ended
+  Clock arrived, published;  // what its arrivals had seen; the same when the last phase ended
 };
 
 /// The mbarriers of one CTA, by shared address.
@@ -33,7 +33,7 @@ class Mbarriers {
  public:
   static constexpr int64_t kMaxCount = (1 << 20) - 1;
 
-  Trace* trace = nullptr;   // hears of everything, if there is one
+  Trace* trace = nullptr;  // hears of everything, if there is one
   const uint64_t* clock = nullptr;
 
   /// Stands for copies that complete together. There are not many: the last one is everybody's.

@@ -22,7 +22,8 @@ bool DeviceMemory::is_mapped(uint64_t address, uint64_t size) const {
   for (std::string line; std::getline(maps, line);) {
     unsigned long long begin, end;
     char read, write;
-    if (std::sscanf(line.c_str(), "%llx-%llx %c%c", &begin, &end, &read, &write) != 4 || read != 'r' || write != 'w') continue;
+    if (std::sscanf(line.c_str(), "%llx-%llx %c%c", &begin, &end, &read, &write) != 4 || read != 'r' || write != 'w')
+      continue;
     // Neighbouring mappings are one range to a kernel.
     if (!mapped_.empty() && mapped_.rbegin()->second == begin)
       mapped_.rbegin()->second = end;
@@ -39,8 +40,8 @@ void DeviceMemory::check(uint64_t address, uint64_t size) const {
     auto range = std::prev(after);
     uint64_t start = range->first, end = start + range->second.size;
     if (address + size <= end) return;
-    nearest = "; " + range->second.name + " (" + std::to_string(range->second.size) + " bytes at " + hex(start) + ") ends " +
-              (address >= end ? std::to_string(address - end) + " bytes before it" : "inside it");
+    nearest = "; " + range->second.name + " (" + std::to_string(range->second.size) + " bytes at " + hex(start) +
+              ") ends " + (address >= end ? std::to_string(address - end) + " bytes before it" : "inside it");
   }
   if (mapped_too_ && is_mapped(address, size)) return;
   if (after != ranges_.end() && after->first - address < 4096)
@@ -49,7 +50,11 @@ void DeviceMemory::check(uint64_t address, uint64_t size) const {
 }
 
 SharedMemory::SharedMemory(uint32_t end, bool checks)
-    : checks_(checks), bytes_((end + kGranule - 1) / kGranule * kGranule), valid_(bytes_.size()), granules_(bytes_.size() / kGranule), accesses_(bytes_.size() / 4) {
+    : checks_(checks),
+      bytes_((end + kGranule - 1) / kGranule * kGranule),
+      valid_(bytes_.size()),
+      granules_(bytes_.size() / kGranule),
+      accesses_(bytes_.size() / 4) {
   std::memset(bytes_.data(), 0xcd, bytes_.size());  // never zero, which would hide a missing initialisation
 }
 
@@ -82,13 +87,14 @@ void SharedMemory::check_valid(uint32_t address, uint32_t size) const {
   }
   for (; i < size; ++i)
     if (!valid[i])
-      throw EmulationError("read of uninitialised shared memory: byte " + hex(address + i) + " of " + std::to_string(size) +
-                           " bytes at " + hex(address));
+      throw EmulationError("read of uninitialised shared memory: byte " + hex(address + i) + " of " +
+                           std::to_string(size) + " bytes at " + hex(address));
 }
 
 void SharedMemory::fail_bounds(uint32_t address, uint32_t size, const char* what) const {
-  throw EmulationError("shared memory out of bounds: " + std::string(what) + " of " + std::to_string(size) + " bytes at " +
-                       hex(address) + ", the CTA owns " + hex(kSharedStart) + " to " + hex(bytes_.size()));
+  throw EmulationError("shared memory out of bounds: " + std::string(what) + " of " + std::to_string(size) +
+                       " bytes at " + hex(address) + ", the CTA owns " + hex(kSharedStart) + " to " +
+                       hex(bytes_.size()));
 }
 
 void SharedMemory::fail_landing(uint32_t address, uint32_t size, const char* what) const {
@@ -99,19 +105,22 @@ void SharedMemory::fail_landing(uint32_t address, uint32_t size, const char* wha
 void SharedMemory::fail_readers(uint32_t address, uint32_t size, const char* what) const {
   bool mma = false;
   for (uint32_t g = address / kGranule; g <= (address + size - 1) / kGranule; ++g) mma |= granules_[g].readers[0] != 0;
-  throw EmulationError(std::string(what) + " to shared memory (" + std::to_string(size) + " bytes at " + hex(address) + ") that " +
-                       (mma ? "an MMA may still read: its completion was not waited for"
-                            : "a bulk store may still read: cp.async.bulk.wait_group.read by its thread has to come first"));
+  throw EmulationError(
+      std::string(what) + " to shared memory (" + std::to_string(size) + " bytes at " + hex(address) + ") that " +
+      (mma ? "an MMA may still read: its completion was not waited for"
+           : "a bulk store may still read: cp.async.bulk.wait_group.read by its thread has to come first"));
 }
 
 void SharedMemory::fail_race(uint32_t address, const char* what, Epoch other, const char* how) const {
-  throw EmulationError("race: " + std::string(what) + " of shared memory at " + hex(address) + ", which " + name_of_agent(other.agent) + " has " +
-                       how + " without any barrier or phase between that this warp has waited for");
+  throw EmulationError("race: " + std::string(what) + " of shared memory at " + hex(address) + ", which " +
+                       name_of_agent(other.agent) + " has " + how +
+                       " without any barrier or phase between that this warp has waited for");
 }
 
 void SharedMemory::fail_proxy(uint32_t address, uint16_t writer, const char* what) const {
-  throw EmulationError(std::string(what) + " of shared memory at " + hex(address) + " through the async proxy, but thread " +
-                       std::to_string(writer) + " wrote it through the generic proxy and no fence.proxy.async came between");
+  throw EmulationError(std::string(what) + " of shared memory at " + hex(address) +
+                       " through the async proxy, but thread " + std::to_string(writer) +
+                       " wrote it through the generic proxy and no fence.proxy.async came between");
 }
 
 }  // namespace gnaforge::emulator

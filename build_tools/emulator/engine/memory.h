@@ -92,7 +92,8 @@ class SharedMemory {
 
   /// Asynchronous work starts reading: needs initialised bytes; `fence_of(thread)` tells when a thread last fenced.
   template <class FenceOf>
-  void begin_async_read(uint32_t address, uint32_t size, uint16_t issuer, Reader who, const Clock& clock, Epoch reader, FenceOf&& fence_of) {
+  void begin_async_read(uint32_t address, uint32_t size, uint16_t issuer, Reader who, const Clock& clock, Epoch reader,
+                        FenceOf&& fence_of) {
     check_bounds(address, size, name_of(who));
     note(Event::async_read, address, size);
     for (uint32_t g = address / kGranule; g <= (address + size - 1) / kGranule; ++g) {
@@ -106,7 +107,8 @@ class SharedMemory {
     check_read(address, size, clock, reader, name_of(who));
   }
   void end_async_read(uint32_t address, uint32_t size, Reader who) {
-    for (uint32_t g = address / kGranule; g <= (address + size - 1) / kGranule; ++g) --granules_[g].readers[static_cast<int>(who)];
+    for (uint32_t g = address / kGranule; g <= (address + size - 1) / kGranule; ++g)
+      --granules_[g].readers[static_cast<int>(who)];
   }
   /// Asynchronous work starts writing.
   void begin_async_write(uint32_t address, uint32_t size, const char* who, const Clock& clock) {
@@ -123,7 +125,8 @@ class SharedMemory {
   void end_async_write(uint32_t address, uint32_t size, Epoch writer) {
     note(Event::landed, address, size);
     ++version_;
-    for (uint32_t w = address / 4; checks_ && w <= (address + size - 1) / 4; ++w) readers_.overwrite(accesses_[w], writer);
+    for (uint32_t w = address / 4; checks_ && w <= (address + size - 1) / 4; ++w)
+      readers_.overwrite(accesses_[w], writer);
     for (uint32_t g = address / kGranule; g <= (address + size - 1) / kGranule; ++g) {
       granules_[g].landing = 0;
       granules_[g].written = 0;
@@ -134,7 +137,8 @@ class SharedMemory {
   void set_object(uint32_t address, bool present);
   void mark_valid(uint32_t address, uint32_t size);
   void check_bounds(uint32_t address, uint32_t size, const char* what) const {
-    if (size == 0 || address < kSharedStart || uint64_t{address} + size > bytes_.size()) fail_bounds(address, size, what);
+    if (size == 0 || address < kSharedStart || uint64_t{address} + size > bytes_.size())
+      fail_bounds(address, size, what);
   }
 
  private:
@@ -158,7 +162,8 @@ class SharedMemory {
     if (!checks_) return;
     for (uint32_t w = address / 4; w <= (address + size - 1) / 4; ++w) {
       bool was_read;
-      if (const Epoch* other = readers_.write(accesses_[w], writer, clock, was_read)) fail_race(w * 4, "write", *other, was_read ? "read" : "written");
+      if (const Epoch* other = readers_.write(accesses_[w], writer, clock, was_read))
+        fail_race(w * 4, "write", *other, was_read ? "read" : "written");
     }
   }
   [[noreturn]] void fail_race(uint32_t address, const char* what, Epoch other, const char* how) const;

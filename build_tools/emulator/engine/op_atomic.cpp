@@ -12,10 +12,11 @@ Reduction reduction_named(const std::vector<std::string>& parts) {
     const char* name;
     Reduction reduction;
   };
-  static constexpr Named kNames[] = {{"add", Reduction::add},     {"min", Reduction::min},      {"max", Reduction::max},
-                                     {"inc", Reduction::inc},     {"dec", Reduction::dec},      {"and", Reduction::bit_and},
-                                     {"or", Reduction::bit_or},   {"xor", Reduction::bit_xor},  {"exch", Reduction::exchange},
-                                     {"cas", Reduction::compare_swap}};
+  static constexpr Named kNames[] = {{"add", Reduction::add},       {"min", Reduction::min},
+                                     {"max", Reduction::max},       {"inc", Reduction::inc},
+                                     {"dec", Reduction::dec},       {"and", Reduction::bit_and},
+                                     {"or", Reduction::bit_or},     {"xor", Reduction::bit_xor},
+                                     {"exch", Reduction::exchange}, {"cas", Reduction::compare_swap}};
   for (const std::string& part : parts)
     for (const Named& entry : kNames)
       if (part == entry.name) return entry.reduction;
@@ -57,17 +58,24 @@ uint64_t reduced(Reduction operation, Type type, uint64_t old, uint64_t a, uint6
     default: break;
   }
   switch (type) {
-    case Type::f32: case Type::tf32:
+    case Type::f32:
+    case Type::tf32:
       return as_bits(combined(operation, as_float(static_cast<uint32_t>(old)), as_float(static_cast<uint32_t>(a))));
-    case Type::f64: return reinterpreted<uint64_t>(combined(operation, reinterpreted<double>(old), reinterpreted<double>(a)));
-    case Type::f16: return to_f16(combined(operation, from_f16(static_cast<uint16_t>(old)), from_f16(static_cast<uint16_t>(a))));
-    case Type::bf16: return to_bf16(combined(operation, from_bf16(static_cast<uint16_t>(old)), from_bf16(static_cast<uint16_t>(a))));
-    case Type::f16x2: case Type::bf16x2: {
+    case Type::f64:
+      return reinterpreted<uint64_t>(combined(operation, reinterpreted<double>(old), reinterpreted<double>(a)));
+    case Type::f16:
+      return to_f16(combined(operation, from_f16(static_cast<uint16_t>(old)), from_f16(static_cast<uint16_t>(a))));
+    case Type::bf16:
+      return to_bf16(combined(operation, from_bf16(static_cast<uint16_t>(old)), from_bf16(static_cast<uint16_t>(a))));
+    case Type::f16x2:
+    case Type::bf16x2: {
       Type one = type == Type::f16x2 ? Type::f16 : Type::bf16;
       return reduced(operation, one, old & 0xffff, a & 0xffff) | reduced(operation, one, old >> 16, a >> 16) << 16;
     }
-    case Type::s32: return static_cast<uint32_t>(combined(operation, static_cast<int32_t>(old), static_cast<int32_t>(a)));
-    case Type::s64: return static_cast<uint64_t>(combined(operation, static_cast<int64_t>(old), static_cast<int64_t>(a)));
+    case Type::s32:
+      return static_cast<uint32_t>(combined(operation, static_cast<int32_t>(old), static_cast<int32_t>(a)));
+    case Type::s64:
+      return static_cast<uint64_t>(combined(operation, static_cast<int64_t>(old), static_cast<int64_t>(a)));
     default: return combined(operation, old, a) & keep;
   }
 }

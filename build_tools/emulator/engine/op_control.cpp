@@ -36,7 +36,8 @@ Status branch_indexed(Warp& warp, const Instruction& in, uint32_t mask) {
   each_lane(warp, mask, [&](int lane) {
     uint64_t index = warp.bits(in.args[0], lane);
     const auto& labels = in.args[1].parts;
-    if (index >= labels.size()) throw EmulationError("brx.idx with index " + std::to_string(index) + " of " + std::to_string(labels.size()));
+    if (index >= labels.size())
+      throw EmulationError("brx.idx with index " + std::to_string(index) + " of " + std::to_string(labels.size()));
     targets[static_cast<uint32_t>(labels[index].value)] |= 1u << lane;
   });
   scatter(warp, targets);
@@ -78,7 +79,8 @@ std::string format(Warp& warp, const std::string& pattern, uint64_t arguments) {
     if (end == std::string::npos) return out + pattern.substr(i);
     std::string spec = pattern.substr(i, end - i + 1);
     char kind = pattern[end], text[400];
-    bool wide = spec.find("ll") != std::string::npos || spec.find('l') != std::string::npos || spec.find('z') != std::string::npos;
+    bool wide = spec.find("ll") != std::string::npos || spec.find('l') != std::string::npos ||
+                spec.find('z') != std::string::npos;
     i = end;
     if (kind == '%') {
       out += '%';
@@ -141,14 +143,16 @@ Status call(Warp& warp, const Instruction& in, uint32_t mask) {
       auto& frames = warp.calls[static_cast<size_t>(lane)];
       for (const Frame& frame : frames)
         if (warp.cta.module.code[frame.call].target == in.target) throw EmulationError("recursion is not emulated");
-      if (parts.arguments) copy_values(warp, lane, parts.arguments->parts, target->param_names, target->param_sizes, true);
+      if (parts.arguments)
+        copy_values(warp, lane, parts.arguments->parts, target->param_names, target->param_sizes, true);
       frames.push_back({pc + 1, pc});
     });
     warp.jump(mask, in.target);
     return Status::jumped;
   }
   auto argument = [&](int lane, size_t i, uint32_t size) {
-    if (!parts.arguments || i >= parts.arguments->parts.size()) throw EmulationError("missing argument of " + parts.name);
+    if (!parts.arguments || i >= parts.arguments->parts.size())
+      throw EmulationError("missing argument of " + parts.name);
     uint64_t value = 0;
     std::memcpy(&value, local_at(warp, lane, static_cast<uint64_t>(parts.arguments->parts[i].value)), size);
     return value;
@@ -163,8 +167,8 @@ Status call(Warp& warp, const Instruction& in, uint32_t mask) {
   }
   if (parts.name == "__assertfail") {
     int lane = warp.lane;
-    throw EmulationError("assertion failed: " + text_at(warp, argument(lane, 0, 8)) + " (" + text_at(warp, argument(lane, 1, 8)) +
-                         ":" + std::to_string(argument(lane, 2, 4)) + ")");
+    throw EmulationError("assertion failed: " + text_at(warp, argument(lane, 0, 8)) + " (" +
+                         text_at(warp, argument(lane, 1, 8)) + ":" + std::to_string(argument(lane, 2, 4)) + ")");
   }
   throw EmulationError("call of " + parts.name + ", which this module doesn't define");
 }
@@ -220,16 +224,18 @@ Status barrier(Warp& warp, const Instruction& in, uint32_t mask) {
   if (number > 15) throw EmulationError("barrier " + std::to_string(number) + " is not in 0..15");
   NamedBarrier& at = cta.barriers[number];
   if (warp.group().token == 0) {
-    uint32_t expected = counted ? warp.uniform(in.args[count_at], mask, "the barrier's thread count") : cta.launch.threads();
+    uint32_t expected =
+        counted ? warp.uniform(in.args[count_at], mask, "the barrier's thread count") : cta.launch.threads();
     if (counted && (expected == 0 || expected % kWarpSize))
       throw EmulationError("barrier thread count " + std::to_string(expected) + " is not a positive multiple of 32");
     if (at.arrived && at.expected != expected)
-      throw EmulationError("barrier " + std::to_string(number) + " is in use for " + std::to_string(at.expected) + " threads, now for " +
-                           std::to_string(expected));
+      throw EmulationError("barrier " + std::to_string(number) + " is in use for " + std::to_string(at.expected) +
+                           " threads, now for " + std::to_string(expected));
     at.expected = expected;
     at.whole_cta = !counted;
     // Barriers count whole warps.
-    auto lanes = static_cast<uint32_t>(in.detail[1] ? (counted ? kWarpSize : __builtin_popcount(warp.alive)) : __builtin_popcount(mask));
+    auto lanes = static_cast<uint32_t>(in.detail[1] ? (counted ? kWarpSize : __builtin_popcount(warp.alive))
+                                                    : __builtin_popcount(mask));
     if (action >= reduce_and) {
       uint32_t predicate = warp.predicate(in.args.back()) & mask;
       at.reduction_and &= predicate == mask;
@@ -241,8 +247,8 @@ Status barrier(Warp& warp, const Instruction& in, uint32_t mask) {
     at.history.join(warp.publish());
     uint32_t needed = counted ? expected : expected - cta.exited;
     if (at.arrived > needed)
-      throw EmulationError("barrier " + std::to_string(number) + " for " + std::to_string(expected) + " threads is entered by " +
-                           std::to_string(at.arrived));
+      throw EmulationError("barrier " + std::to_string(number) + " for " + std::to_string(expected) +
+                           " threads is entered by " + std::to_string(at.arrived));
     uint64_t ticket = at.generation + 1;
     if (at.arrived == needed) cta.barrier_released(at);
     if (action == arrive) return Status::next;
@@ -316,7 +322,11 @@ void decode_barrier(Instruction& in) {
     return;
   }
   if (in.has("sync") + in.has("arrive") + reduces != 1) return;
-  in.detail[0] = in.has("arrive") ? arrive : !reduces ? sync : in.has("popc") ? reduce_count : in.has("and") ? reduce_and : reduce_or;
+  in.detail[0] = in.has("arrive") ? arrive
+                 : !reduces       ? sync
+                 : in.has("popc") ? reduce_count
+                 : in.has("and")  ? reduce_and
+                                  : reduce_or;
   in.detail[1] = in.parts[0] == "bar" || in.has("aligned");
   expect_count(in, reduces ? 3 : in.detail[0] == arrive ? 2 : 1, reduces ? 4 : 2);
   in.run = barrier;
@@ -329,11 +339,13 @@ Status proxy_fence(Warp& warp, const Instruction&, uint32_t mask) {
   each_lane(warp, mask, [&](int lane) { warp.cta.fences[static_cast<size_t>(warp.thread(lane))] = warp.cta.clock; });
   return Status::next;
 }
-/// fence.mbarrier_init: this thread's mbarrier.inits come before relaxed arrivals at the cluster's barrier, and before copies.
+/// fence.mbarrier_init: this thread's mbarrier.inits come before relaxed arrivals at the cluster's barrier, and before
+/// copies.
 Status init_fence(Warp& warp, const Instruction&, uint32_t mask) {
   auto agent = static_cast<size_t>(kFirstInitAgent + warp.index);
   warp.fenced.at[agent] = warp.fenced_wide.at[agent] = warp.clock.at[agent];
-  each_lane(warp, mask, [&](int lane) { warp.cta.init_fences[static_cast<size_t>(warp.thread(lane))] = warp.cta.clock; });
+  each_lane(warp, mask,
+            [&](int lane) { warp.cta.init_fences[static_cast<size_t>(warp.thread(lane))] = warp.cta.clock; });
   return Status::next;
 }
 Status thread_fence(Warp& warp, const Instruction& in, uint32_t) {
@@ -351,8 +363,8 @@ void decode_fence(Instruction& in) {
 }
 void decode_nothing(Instruction& in) { in.run = nothing; }
 
-// Kernels may mark how far a warp is, for the counters: pmevent 1 begins the work on a KV tile, 2 says that the tile needs
-// a mask, 3 ends it. Markers are no work and are not counted.
+// Kernels may mark how far a warp is, for the counters: pmevent 1 begins the work on a KV tile, 2 says that the tile
+// needs a mask, 3 ends it. Markers are no work and are not counted.
 enum Marker { tile_begins = 1, tile_is_shell = 2, tile_ends = 3 };
 
 Status mark(Warp& warp, const Instruction& in, uint32_t mask) {
@@ -378,7 +390,8 @@ void decode_nanosleep(Instruction& in) { in.run = yield; }
 Status set_registers(Warp& warp, const Instruction& in, uint32_t mask) {
   if (!whole_warp(warp, mask)) return Status::blocked;
   int64_t count = in.args[0].value;
-  if (count < 24 || count > 256 || count % 8) throw EmulationError("setmaxnreg to " + std::to_string(count) + ", which is not a multiple of 8 in 24..256");
+  if (count < 24 || count > 256 || count % 8)
+    throw EmulationError("setmaxnreg to " + std::to_string(count) + ", which is not a multiple of 8 in 24..256");
   return Status::next;
 }
 void decode_setmaxnreg(Instruction& in) {
@@ -404,7 +417,8 @@ std::vector<Opcode> control_opcodes() {
       {"barrier", "Parallel Synchronization: barrier, barrier.cluster", decode_barrier,
        "sync arrive wait red cluster cta aligned relaxed acquire release and or popc"},
       {"fence", "Parallel Synchronization: fence", decode_fence,
-       "sc acq_rel acquire release cta cluster gpu sys mbarrier_init proxy alias async global shared::cta shared::cluster "
+       "sc acq_rel acquire release cta cluster gpu sys mbarrier_init proxy alias async global shared::cta "
+       "shared::cluster "
        "tensormap::generic"},
       {"membar", "Parallel Synchronization: membar", decode_fence, "cta gl sys proxy alias"},
       {"griddepcontrol", "Parallel Synchronization: griddepcontrol", decode_nothing, "launch_dependents wait"},

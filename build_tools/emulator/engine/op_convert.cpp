@@ -38,8 +38,8 @@ struct Mode {
 };
 
 Mode mode_of(const Instruction& in) {
-  return {static_cast<Rounding>(in.detail[0]), (in.detail[1] & 1) != 0, (in.detail[1] & 2) != 0, (in.detail[1] & 4) != 0,
-          (in.detail[1] & 8) != 0};
+  return {static_cast<Rounding>(in.detail[0]), (in.detail[1] & 1) != 0, (in.detail[1] & 2) != 0,
+          (in.detail[1] & 4) != 0, (in.detail[1] & 8) != 0};
 }
 
 /// To an integer type, clamped to its range. NaN gives 0, but with 64 bits on either side the top bit alone.
@@ -49,7 +49,8 @@ uint64_t to_integer(double x, Type type, Type from, Rounding rounding) {
   double low = is_signed(type) ? -std::ldexp(1.0, width - 1) : 0.0;
   double high = std::ldexp(1.0, is_signed(type) ? width - 1 : width);
   double rounded = round_to_integer(x, rounding);
-  if (rounded >= high) return is_signed(type) ? (uint64_t{1} << (width - 1)) - 1 : width == 64 ? ~uint64_t{0} : (uint64_t{1} << width) - 1;
+  if (rounded >= high)
+    return is_signed(type) ? (uint64_t{1} << (width - 1)) - 1 : width == 64 ? ~uint64_t{0} : (uint64_t{1} << width) - 1;
   if (rounded < low) return is_signed(type) ? static_cast<uint64_t>(static_cast<int64_t>(low)) : 0;
   return is_signed(type) ? static_cast<uint64_t>(static_cast<int64_t>(rounded)) : static_cast<uint64_t>(rounded);
 }
@@ -202,11 +203,15 @@ void decode_cvt(Instruction& in) {
     Rounding rounding;
     bool integral;
   };
-  static constexpr Named kModes[] = {
-      {"rn", Rounding::nearest_even, false}, {"rz", Rounding::zero, false}, {"rm", Rounding::down, false},
-      {"rp", Rounding::up, false},           {"rna", Rounding::nearest_away, false},
-      {"rni", Rounding::nearest_even, true}, {"rzi", Rounding::zero, true}, {"rmi", Rounding::down, true},
-      {"rpi", Rounding::up, true}};
+  static constexpr Named kModes[] = {{"rn", Rounding::nearest_even, false},
+                                     {"rz", Rounding::zero, false},
+                                     {"rm", Rounding::down, false},
+                                     {"rp", Rounding::up, false},
+                                     {"rna", Rounding::nearest_away, false},
+                                     {"rni", Rounding::nearest_even, true},
+                                     {"rzi", Rounding::zero, true},
+                                     {"rmi", Rounding::down, true},
+                                     {"rpi", Rounding::up, true}};
   bool named = false;
   for (const Named& mode : kModes)
     if (in.has(mode.name)) {
@@ -263,11 +268,15 @@ void decode_cvt(Instruction& in) {
   };
   if (saturate || relu) return;
   if (to == Type::bf16 && from == Type::f32 && plain && sized(2, 4)) lanewise<FloatToBrain, uint16_t, float>(in);
-  if (!named && sized(8, 4) && from == Type::u32 && size_of(to) == 8 && !is_float(to)) lanewise<Plain<uint64_t, uint32_t>, uint64_t, uint32_t>(in);
-  if (!named && sized(8, 4) && from == Type::s32 && size_of(to) == 8 && !is_float(to)) lanewise<Plain<int64_t, int32_t>, int64_t, int32_t>(in);
-  if (!named && sized(4, 8) && size_of(to) == 4 && !is_float(to) && !is_float(from)) lanewise<Plain<uint32_t, uint64_t>, uint32_t, uint64_t>(in);
+  if (!named && sized(8, 4) && from == Type::u32 && size_of(to) == 8 && !is_float(to))
+    lanewise<Plain<uint64_t, uint32_t>, uint64_t, uint32_t>(in);
+  if (!named && sized(8, 4) && from == Type::s32 && size_of(to) == 8 && !is_float(to))
+    lanewise<Plain<int64_t, int32_t>, int64_t, int32_t>(in);
+  if (!named && sized(4, 8) && size_of(to) == 4 && !is_float(to) && !is_float(from))
+    lanewise<Plain<uint32_t, uint64_t>, uint32_t, uint64_t>(in);
   if (to == Type::f32 && from == Type::s32 && plain && sized(4, 4)) lanewise<Plain<float, int32_t>, float, int32_t>(in);
-  if (to == Type::f32 && from == Type::u32 && plain && sized(4, 4)) lanewise<Plain<float, uint32_t>, float, uint32_t>(in);
+  if (to == Type::f32 && from == Type::u32 && plain && sized(4, 4))
+    lanewise<Plain<float, uint32_t>, float, uint32_t>(in);
 }
 
 }  // namespace

@@ -39,7 +39,8 @@ struct TensorCopy {
   template <class F>
   void each_chunk(uint32_t row, F&& f) const {
     uint32_t bytes = map.row_bytes();
-    for (uint32_t at = 0; at < bytes; at += kGranule) f(at, map.swizzled(shared + row * bytes + at), std::min(kGranule, bytes - at));
+    for (uint32_t at = 0; at < bytes; at += kGranule)
+      f(at, map.swizzled(shared + row * bytes + at), std::min(kGranule, bytes - at));
   }
 };
 
@@ -50,13 +51,16 @@ TensorCopy tensor_copy(Warp& warp, const Instruction& in, const Operand& tensor,
   if (address % 64) throw EmulationError("the tensor map's address " + hex(address) + " is not aligned to 64 bytes");
   copy.map = decode_tensor_map(cta.object(address, kTensorMapBytes));
   if (static_cast<int>(copy.map.rank) != in.detail[0])
-    throw EmulationError("a copy of rank " + std::to_string(in.detail[0]) + " with a tensor map of rank " + std::to_string(copy.map.rank));
+    throw EmulationError("a copy of rank " + std::to_string(in.detail[0]) + " with a tensor map of rank " +
+                         std::to_string(copy.map.rank));
   const std::vector<Operand>& coordinates = tensor.parts.at(0).parts;
   if (coordinates.size() != copy.map.rank)
     throw EmulationError(std::to_string(coordinates.size()) + " coordinates for rank " + std::to_string(copy.map.rank));
-  for (size_t i = 0; i < coordinates.size(); ++i) copy.origin[i] = static_cast<int32_t>(warp.bits(coordinates[i], lane));
+  for (size_t i = 0; i < coordinates.size(); ++i)
+    copy.origin[i] = static_cast<int32_t>(warp.bits(coordinates[i], lane));
   copy.shared = cta.shared_address(Space::shared, warp.address(shared, lane) & ~kWindowMask);
-  if (copy.shared % 128) throw EmulationError("the box's shared address " + hex(copy.shared) + " is not aligned to 128 bytes");
+  if (copy.shared % 128)
+    throw EmulationError("the box's shared address " + hex(copy.shared) + " is not aligned to 128 bytes");
   copy.map.each_row(copy.origin.data(), [&](uint32_t, uint64_t global, uint32_t, uint32_t count) {
     if (!count) return;
     uint64_t bytes = uint64_t{count} * copy.map.element_size();
@@ -79,7 +83,8 @@ void fill(std::vector<uint8_t>& row, const TensorMap& map) {
 Status load_tensor(Warp& warp, const Instruction& in, uint32_t mask) {
   Cta& cta = warp.cta;
   each_lane(warp, mask, [&](int lane) {
-    if (in.detail[1] && warp.bits(in.args.at(3), lane) != 1) throw EmulationError("multicast to other CTAs in a cluster of one");
+    if (in.detail[1] && warp.bits(in.args.at(3), lane) != 1)
+      throw EmulationError("multicast to other CTAs in a cluster of one");
     TensorCopy copy = tensor_copy(warp, in, in.args[1], in.args[0], lane);
     uint32_t barrier = cta.shared_address(Space::shared, warp.address(in.args[2], lane) & ~kWindowMask);
     cta.check_signalled(warp, barrier);
@@ -92,7 +97,9 @@ Status load_tensor(Warp& warp, const Instruction& in, uint32_t mask) {
       copy.map.each_row(copy.origin.data(), [&](uint32_t index, uint64_t global, uint32_t first, uint32_t count) {
         fill(row, copy.map);
         if (count) std::memcpy(row.data() + first * size, reinterpret_cast<const void*>(global), size_t{count} * size);
-        copy.each_chunk(index, [&](uint32_t at, uint32_t to, uint32_t bytes) { std::memcpy(cta.shared.data() + to, row.data() + at, bytes); });
+        copy.each_chunk(index, [&](uint32_t at, uint32_t to, uint32_t bytes) {
+          std::memcpy(cta.shared.data() + to, row.data() + at, bytes);
+        });
       });
       landed(cta, copy.shared, copy.shared_bytes(), barrier, copy.map.box_bytes(), seen);
       cta.event();
@@ -156,15 +163,18 @@ Status store_tensor(Warp& warp, const Instruction& in, uint32_t mask) {
 }
 
 Status prefetch(Warp& warp, const Instruction& in, uint32_t mask) {
-  each_lane(warp, mask, [&](int lane) { decode_tensor_map(warp.cta.object(warp.address(in.args[0], lane), kTensorMapBytes)); });
+  each_lane(warp, mask,
+            [&](int lane) { decode_tensor_map(warp.cta.object(warp.address(in.args[0], lane), kTensorMapBytes)); });
   return Status::next;
 }
 
 // --- bulk copies without a tensor map
 
 void check_bulk(uint64_t a, uint64_t b, uint32_t size) {
-  if (a % 16 || b % 16) throw EmulationError("bulk copy between " + hex(a) + " and " + hex(b) + ": both must be aligned to 16 bytes");
-  if (size == 0 || size % 16) throw EmulationError("bulk copy of " + std::to_string(size) + " bytes, which is no multiple of 16");
+  if (a % 16 || b % 16)
+    throw EmulationError("bulk copy between " + hex(a) + " and " + hex(b) + ": both must be aligned to 16 bytes");
+  if (size == 0 || size % 16)
+    throw EmulationError("bulk copy of " + std::to_string(size) + " bytes, which is no multiple of 16");
 }
 
 /// Into shared memory, from device memory or from this CTA's own.
@@ -181,7 +191,8 @@ Status bulk_load(Warp& warp, const Instruction& in, uint32_t mask) {
     auto thread = static_cast<uint16_t>(warp.thread(lane));
     if (from_shared) {
       from = cta.shared_address(Space::shared, from & ~kWindowMask);
-      cta.shared.begin_async_read(static_cast<uint32_t>(from), size, thread, Reader::bulk_store, warp.clock, warp.epoch(), [&](uint16_t of) { return cta.fences[of]; });
+      cta.shared.begin_async_read(static_cast<uint32_t>(from), size, thread, Reader::bulk_store, warp.clock,
+                                  warp.epoch(), [&](uint16_t of) { return cta.fences[of]; });
     } else {
       cta.check_bulk_load(warp, from, size);
     }
@@ -273,14 +284,16 @@ Status wait_groups(Warp& warp, const Instruction& in, uint32_t mask) {
   each_lane(warp, mask, [&](int lane) {
     GroupQueue& groups = all[static_cast<size_t>(warp.thread(lane))];
     size_t count = waited(groups);
-    for (size_t i = 0; i < count; ++i) ready &= groups[i]->reads_pending == 0 && (reads_only || groups[i]->writes_pending == 0);
+    for (size_t i = 0; i < count; ++i)
+      ready &= groups[i]->reads_pending == 0 && (reads_only || groups[i]->writes_pending == 0);
   });
   if (!ready) return Status::blocked;
   each_lane(warp, mask, [&](int lane) {
     GroupQueue& groups = all[static_cast<size_t>(warp.thread(lane))];
     size_t count = waited(groups);
     for (size_t i = 0; i < count; ++i) {
-      for (const auto& range : groups[i]->reads) cta.shared.end_async_read(range.first, range.second, Reader::bulk_store);
+      for (const auto& range : groups[i]->reads)
+        cta.shared.end_async_read(range.first, range.second, Reader::bulk_store);
       groups[i]->reads.clear();
       auto see = [&](size_t agent, uint32_t stamp) { warp.clock.at[agent] = std::max(warp.clock.at[agent], stamp); };
       see(kBulkReadAgent, groups[i]->bulk_stores);
@@ -309,8 +322,11 @@ Status copy_small(Warp& warp, const Instruction& in, uint32_t mask) {
       used = predicate ? (warp.bits(in.args[3], lane) ? 0 : size) : static_cast<uint32_t>(warp.bits(in.args[3], lane));
     }
     if (size != 4 && size != 8 && size != 16) throw EmulationError("cp.async of " + std::to_string(size) + " bytes");
-    if (to % size || from % size) throw EmulationError("cp.async of " + std::to_string(size) + " bytes from " + hex(from) + " to " + hex(to) + " is not aligned");
-    if (used > size) throw EmulationError("cp.async with a source size of " + std::to_string(used) + " of " + std::to_string(size));
+    if (to % size || from % size)
+      throw EmulationError("cp.async of " + std::to_string(size) + " bytes from " + hex(from) + " to " + hex(to) +
+                           " is not aligned");
+    if (used > size)
+      throw EmulationError("cp.async with a source size of " + std::to_string(used) + " of " + std::to_string(size));
     if (used) cta.check_bulk_load(warp, from, used);
     auto thread = static_cast<uint16_t>(warp.thread(lane));
     cta.shared.write(to, size, cta.clock, thread, warp.clock, by);
@@ -422,8 +438,10 @@ void decode_cp(Instruction& in) {
 
 std::vector<Opcode> copy_opcodes() {
   return {{"cp", "Data Movement: asynchronous copy", decode_cp,
-           "async bulk reduce prefetch tensor 1d 2d 3d 4d 5d tile cta_group::1 commit_group bulk_group wait_group wait_all read "
-           "mbarrier mbarrier::complete_tx::bytes arrive noinc multicast::cluster add min max inc dec and or xor noftz ca cg "
+           "async bulk reduce prefetch tensor 1d 2d 3d 4d 5d tile cta_group::1 commit_group bulk_group wait_group "
+           "wait_all read "
+           "mbarrier mbarrier::complete_tx::bytes arrive noinc multicast::cluster add min max inc dec and or xor noftz "
+           "ca cg "
            "global shared shared::cta shared::cluster L2 L2::cache_hint L2::64B L2::128B L2::256B"}};
 }
 

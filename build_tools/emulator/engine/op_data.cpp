@@ -37,7 +37,8 @@ Status pack(Warp& warp, const Instruction& in, uint32_t mask) {
   unsigned width = static_cast<unsigned>(8 * size_of(in.type) / static_cast<int>(parts.size()));
   each_lane(warp, mask, [&](int lane) {
     uint64_t value = 0, keep = width < 64 ? (uint64_t{1} << width) - 1 : ~uint64_t{0};
-    for (size_t i = parts.size(); i-- > 0;) value = (width < 64 ? value << width : 0) | (warp.bits(parts[i], lane) & keep);
+    for (size_t i = parts.size(); i-- > 0;)
+      value = (width < 64 ? value << width : 0) | (warp.bits(parts[i], lane) & keep);
     warp.put_bits(in.args[0], lane, value);
   });
   return Status::next;
@@ -90,7 +91,8 @@ void decode_mov(Instruction& in) {
   } else if (in.args[1].kind == Operand::Kind::vector) {
     in.run = pack;
   } else if (in.args[0].kind == Operand::Kind::vector) {
-    if (vector_bits(in.args[0]) > 8 * size) throw EmulationError("vector wider than " + in.parts.back() + ": " + in.text);
+    if (vector_bits(in.args[0]) > 8 * size)
+      throw EmulationError("vector wider than " + in.parts.back() + ": " + in.text);
     in.run = unpack;
   } else {
     expect_sizes(in, {size, size});
@@ -120,7 +122,8 @@ Status load(Warp& warp, const Instruction& in, uint32_t mask) {
   // All lanes read before any register changes: the address register may be the destination.
   uint8_t loaded[kWarpSize][32];
   each_lane(warp, mask, [&](int lane) {
-    std::memcpy(loaded[lane], warp.cta.read(warp, in.space, warp.address(in.args[1], lane), total, in.detail[0]), total);
+    std::memcpy(loaded[lane], warp.cta.read(warp, in.space, warp.address(in.args[1], lane), total, in.detail[0]),
+                total);
   });
   if (in.detail[0]) {
     Ordering order = Ordering::from_bits(in.detail[0]);
@@ -158,7 +161,8 @@ Status store(Warp& warp, const Instruction& in, uint32_t mask) {
   each_lane(warp, mask, [&](int lane) {
     uint8_t* to = warp.cta.write(warp, in.space, warp.address(in.args[0], lane), total, in.detail[0]);
     // Before the value is there for other CTAs to see.
-    if (in.detail[0]) warp.cta.publish(warp, in.space, warp.address(in.args[0], lane), Ordering::from_bits(in.detail[0]), true);
+    if (in.detail[0])
+      warp.cta.publish(warp, in.space, warp.address(in.args[0], lane), Ordering::from_bits(in.detail[0]), true);
     for (size_t i = 0; i < in.width; ++i) {
       const Operand& from = element(in.args[1], i);
       if (size == 16) {
@@ -189,7 +193,8 @@ void decode_ld(Instruction& in) {
   in.run = load;
   const Operand& to = in.args[0];
   bool fixed = in.space == Space::param && in.width == 1 && !in.args[1].has_base && to.is_register() &&
-               size_of(to.type) == size_of(in.type) && (static_cast<uint64_t>(in.args[1].value) & kWindowMask) == kParamWindow;
+               size_of(to.type) == size_of(in.type) &&
+               (static_cast<uint64_t>(in.args[1].value) & kWindowMask) == kParamWindow;
   if (fixed && size_of(in.type) == 4) in.run = load_param<uint32_t>;
   if (fixed && size_of(in.type) == 8) in.run = load_param<uint64_t>;
 }
@@ -211,7 +216,8 @@ Status convert_address(Warp& warp, const Instruction& in, uint32_t mask) {
     if (ToGeneric) {
       if ((address & kWindowMask) == 0) address |= window;
     } else {
-      if (window && (address & kWindowMask) != window) throw EmulationError(hex(address) + " is not in the state space named");
+      if (window && (address & kWindowMask) != window)
+        throw EmulationError(hex(address) + " is not in the state space named");
       address &= ~kWindowMask;
     }
     warp.put_bits(in.args[0], lane, address);
@@ -241,7 +247,8 @@ void decode_isspacep(Instruction& in) { in.run = is_space; }
 /// mapa in a cluster of one CTA: rank 0 is the CTA itself.
 Status map_address(Warp& warp, const Instruction& in, uint32_t mask) {
   each_lane(warp, mask, [&](int lane) {
-    if (warp.bits(in.args[2], lane) != 0) throw EmulationError("mapa to CTA " + std::to_string(warp.bits(in.args[2], lane)) + " of a cluster of one");
+    if (warp.bits(in.args[2], lane) != 0)
+      throw EmulationError("mapa to CTA " + std::to_string(warp.bits(in.args[2], lane)) + " of a cluster of one");
     warp.put_bits(in.args[0], lane, warp.bits(in.args[1], lane));
   });
   return Status::next;

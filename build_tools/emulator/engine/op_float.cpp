@@ -8,7 +8,26 @@
 namespace gnaforge::emulator {
 namespace {
 
-enum class Op : uint8_t { add, sub, mul, fma, div, min, max, abs, neg, rcp, sqrt, rsqrt, ex2, lg2, sin, cos, tanh, copysign };
+enum class Op : uint8_t {
+  add,
+  sub,
+  mul,
+  fma,
+  div,
+  min,
+  max,
+  abs,
+  neg,
+  rcp,
+  sqrt,
+  rsqrt,
+  ex2,
+  lg2,
+  sin,
+  cos,
+  tanh,
+  copysign
+};
 
 // Modifiers, as bits of detail[0].
 constexpr int kFlush = 1, kSaturate = 2, kRelu = 4, kNan = 8;
@@ -40,9 +59,7 @@ inline T evaluate(T a, T b, T c) {
   return a;
 }
 
-constexpr int sources_of(Op op) {
-  return op == Op::fma ? 3 : op <= Op::max || op == Op::copysign ? 2 : 1;
-}
+constexpr int sources_of(Op op) { return op == Op::fma ? 3 : op <= Op::max || op == Op::copysign ? 2 : 1; }
 
 template <class T>
 inline T finish(T x, int modifiers) {
@@ -106,7 +123,9 @@ Status half(Warp& warp, const Instruction& in, uint32_t mask) {
     return static_cast<uint16_t>(flushes && subnormal ? bits & 0x8000 : bits);
   };
   auto part = [&](Word w, int half) { return flushed(static_cast<uint16_t>(w >> (16 * half))); };
-  auto widen = [&](Word w, int half) { return static_cast<double>(Brain ? from_bf16(part(w, half)) : from_f16(part(w, half))); };
+  auto widen = [&](Word w, int half) {
+    return static_cast<double>(Brain ? from_bf16(part(w, half)) : from_f16(part(w, half)));
+  };
   for (int i = 0; i < kWarpSize; ++i) {
     Word out = 0;
     for (int h = 0; h < Lanes; ++h) {
@@ -160,10 +179,12 @@ Status of_three(Warp& warp, const Instruction& in, uint32_t mask) {
 template <Op O>
 void decode_float(Instruction& in) {
   constexpr int kSources = sources_of(O);
-  constexpr bool kExact = O == Op::add || O == Op::sub || O == Op::mul || O == Op::fma || O == Op::div || O == Op::sqrt || O == Op::rcp;
+  constexpr bool kExact =
+      O == Op::add || O == Op::sub || O == Op::mul || O == Op::fma || O == Op::div || O == Op::sqrt || O == Op::rcp;
   in.detail[0] = (in.has("ftz") ? kFlush : 0) | (in.has("sat") ? kSaturate : 0) | (in.has("relu") ? kRelu : 0) |
                  (in.has("NaN") ? kNan : 0);
-  bool half_type = in.type >= Type::f16 && in.type <= Type::bf16x2, directed = in.has("rz") || in.has("rm") || in.has("rp");
+  bool half_type = in.type >= Type::f16 && in.type <= Type::bf16x2,
+       directed = in.has("rz") || in.has("rm") || in.has("rp");
   if (half_type ? directed : in.has("relu")) return;
   int size = size_of(in.type);
   auto sizes = [&] {
@@ -194,7 +215,10 @@ void decode_float(Instruction& in) {
         }
       }
       return;
-    case Type::f16: case Type::f16x2: case Type::bf16: case Type::bf16x2:
+    case Type::f16:
+    case Type::f16x2:
+    case Type::bf16:
+    case Type::bf16x2:
       if constexpr (kHalf || O == Op::ex2 || O == Op::tanh) {
         sizes();
         if (in.type == Type::f16) in.run = half<O, false, 1>;

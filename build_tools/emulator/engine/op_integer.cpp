@@ -106,7 +106,9 @@ struct MulWide16 {
 };
 template <class T, class W>
 struct MadWide16 {
-  W operator()(T a, T b, W c) const { return static_cast<W>(static_cast<uint32_t>(MulWide16<T, W>{}(a, b)) + static_cast<uint32_t>(c)); }
+  W operator()(T a, T b, W c) const {
+    return static_cast<W>(static_cast<uint32_t>(MulWide16<T, W>{}(a, b)) + static_cast<uint32_t>(c));
+  }
 };
 
 void decode_add(Instruction& in) {
@@ -175,7 +177,9 @@ struct PopulationCount {
 };
 template <class T>
 struct LeadingZeros {
-  uint32_t operator()(T a) const { return a ? static_cast<uint32_t>(__builtin_clzll(a)) - (64 - 8 * sizeof(T)) : 8 * sizeof(T); }
+  uint32_t operator()(T a) const {
+    return a ? static_cast<uint32_t>(__builtin_clzll(a)) - (64 - 8 * sizeof(T)) : 8 * sizeof(T);
+  }
 };
 template <class T>
 struct BitReverse {
@@ -209,11 +213,14 @@ void decode_brev(Instruction& in) {
 void decode_bfind(Instruction& in) {
   bool amount = in.has("shiftamt");
   if (in.type == Type::u32) {
-    amount ? lanewise<FindBit<uint32_t, true>, uint32_t, uint32_t>(in) : lanewise<FindBit<uint32_t, false>, uint32_t, uint32_t>(in);
+    amount ? lanewise<FindBit<uint32_t, true>, uint32_t, uint32_t>(in)
+           : lanewise<FindBit<uint32_t, false>, uint32_t, uint32_t>(in);
   } else if (in.type == Type::s32) {
-    amount ? lanewise<FindBit<int32_t, true>, uint32_t, int32_t>(in) : lanewise<FindBit<int32_t, false>, uint32_t, int32_t>(in);
+    amount ? lanewise<FindBit<int32_t, true>, uint32_t, int32_t>(in)
+           : lanewise<FindBit<int32_t, false>, uint32_t, int32_t>(in);
   } else if (in.type == Type::u64) {
-    amount ? lanewise<FindBit<uint64_t, true>, uint32_t, uint64_t>(in) : lanewise<FindBit<uint64_t, false>, uint32_t, uint64_t>(in);
+    amount ? lanewise<FindBit<uint64_t, true>, uint32_t, uint64_t>(in)
+           : lanewise<FindBit<uint64_t, false>, uint32_t, uint64_t>(in);
   }
 }
 
@@ -269,9 +276,7 @@ struct PermuteBytes {
     return out;
   }
 };
-void decode_prmt(Instruction& in) {
-  lanewise<PermuteBytes, uint32_t, uint32_t, uint32_t, uint32_t>(in);
-}
+void decode_prmt(Instruction& in) { lanewise<PermuteBytes, uint32_t, uint32_t, uint32_t, uint32_t>(in); }
 
 template <template <class> class F, int N>
 void decode_integer(Instruction& in) {

@@ -73,11 +73,14 @@ void decode_shl(Instruction& in) {
 }
 void decode_shr(Instruction& in) {
   switch (in.type) {
-    case Type::b16: case Type::u16: return lanewise<ShiftRight<uint16_t>, uint16_t, uint16_t, uint32_t>(in);
+    case Type::b16:
+    case Type::u16: return lanewise<ShiftRight<uint16_t>, uint16_t, uint16_t, uint32_t>(in);
     case Type::s16: return lanewise<ShiftRight<int16_t>, int16_t, int16_t, uint32_t>(in);
-    case Type::b32: case Type::u32: return lanewise<ShiftRight<uint32_t>, uint32_t, uint32_t, uint32_t>(in);
+    case Type::b32:
+    case Type::u32: return lanewise<ShiftRight<uint32_t>, uint32_t, uint32_t, uint32_t>(in);
     case Type::s32: return lanewise<ShiftRight<int32_t>, int32_t, int32_t, uint32_t>(in);
-    case Type::b64: case Type::u64: return lanewise<ShiftRight<uint64_t>, uint64_t, uint64_t, uint32_t>(in);
+    case Type::b64:
+    case Type::u64: return lanewise<ShiftRight<uint64_t>, uint64_t, uint64_t, uint32_t>(in);
     case Type::s64: return lanewise<ShiftRight<int64_t>, int64_t, int64_t, uint32_t>(in);
     default: return;
   }
@@ -101,7 +104,8 @@ void decode_shf(Instruction& in) {
 
 /// lop3: bit 4a + 2b + c of the table decides.
 Status lop3(Warp& warp, const Instruction& in, uint32_t mask) {
-  const uint32_t *a = warp.in<uint32_t>(in.args[1]), *b = warp.in<uint32_t>(in.args[2]), *c = warp.in<uint32_t>(in.args[3]);
+  const uint32_t *a = warp.in<uint32_t>(in.args[1]), *b = warp.in<uint32_t>(in.args[2]),
+                 *c = warp.in<uint32_t>(in.args[3]);
   uint32_t result[kWarpSize] = {};
   for (int k = 0; k < 8; ++k) {
     if (!(in.args[4].value >> k & 1)) continue;
@@ -169,15 +173,20 @@ uint32_t comparison(Warp& warp, const Instruction& in) {
     return compare(warp.in<T>(in.args[1]), warp.in<T>(in.args[2]), in.detail[0], [](T x) { return x; });
   };
   switch (in.type) {
-    case Type::b16: case Type::u16: return run(uint16_t{});
+    case Type::b16:
+    case Type::u16: return run(uint16_t{});
     case Type::s16: return run(int16_t{});
-    case Type::b32: case Type::u32: return run(uint32_t{});
+    case Type::b32:
+    case Type::u32: return run(uint32_t{});
     case Type::s32: return run(int32_t{});
-    case Type::b64: case Type::u64: return run(uint64_t{});
+    case Type::b64:
+    case Type::u64: return run(uint64_t{});
     case Type::s64: return run(int64_t{});
     case Type::f64: return run(double{});
-    case Type::f16: return compare(warp.in<uint16_t>(in.args[1]), warp.in<uint16_t>(in.args[2]), in.detail[0], from_f16);
-    case Type::bf16: return compare(warp.in<uint16_t>(in.args[1]), warp.in<uint16_t>(in.args[2]), in.detail[0], from_bf16);
+    case Type::f16:
+      return compare(warp.in<uint16_t>(in.args[1]), warp.in<uint16_t>(in.args[2]), in.detail[0], from_f16);
+    case Type::bf16:
+      return compare(warp.in<uint16_t>(in.args[1]), warp.in<uint16_t>(in.args[2]), in.detail[0], from_bf16);
     default:
       if (in.detail[2]) {
         auto flush = [](float x) { return std::fabs(x) < 1.17549435e-38f ? 0.0f : x; };
@@ -191,7 +200,9 @@ Status setp(Warp& warp, const Instruction& in, uint32_t mask) {
   uint32_t bits = comparison(warp, in), inverse = ~bits;
   if (in.detail[1]) {
     uint32_t other = warp.predicate(in.args[3]);
-    auto combine = [&](uint32_t x) { return in.detail[1] == 1 ? x & other : in.detail[1] == 2 ? x | other : x ^ other; };
+    auto combine = [&](uint32_t x) {
+      return in.detail[1] == 1 ? x & other : in.detail[1] == 2 ? x | other : x ^ other;
+    };
     bits = combine(bits);
     inverse = combine(inverse);
   }
@@ -212,7 +223,8 @@ Status set_value(Warp& warp, const Instruction& in, uint32_t mask) {
 }
 
 bool find_comparison(Instruction& in) {
-  static const char* const kNames[] = {"eq", "ne", "lt", "le", "gt", "ge", "equ", "neu", "ltu", "leu", "gtu", "geu", "num", "nan"};
+  static const char* const kNames[] = {"eq",  "ne",  "lt",  "le",  "gt",  "ge",  "equ",
+                                       "neu", "ltu", "leu", "gtu", "geu", "num", "nan"};
   static const char* const kUnsigned[] = {"lo", "ls", "hi", "hs"};
   in.detail[0] = -1;
   for (int i = 0; i < 14; ++i)
@@ -241,7 +253,8 @@ void decode_set(Instruction& in) {
 }  // namespace
 
 std::vector<Opcode> logic_opcodes() {
-  static const char* const kComparisons = "eq ne lt le gt ge equ neu ltu leu gtu geu num nan lo ls hi hs and or xor ftz";
+  static const char* const kComparisons =
+      "eq ne lt le gt ge equ neu ltu leu gtu geu num nan lo ls hi hs and or xor ftz";
   return {
       {"and", "Logic and Shift: and", decode_logic<And>},
       {"or", "Logic and Shift: or", decode_logic<Or>},

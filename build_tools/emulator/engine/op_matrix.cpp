@@ -12,7 +12,8 @@ namespace gnaforge::emulator {
 
 void MatrixState::fail() {
   throw EmulationError(
-      "the instruction touches a register that a matrix instruction in flight still uses; wgmma.wait_group or tcgen05.wait::ld must come first");
+      "the instruction touches a register that a matrix instruction in flight still uses; wgmma.wait_group or "
+      "tcgen05.wait::ld must come first");
 }
 
 namespace {
@@ -26,7 +27,9 @@ constexpr int kRegistersA = 1, kTransposeA = 2, kTransposeB = 4, kHalfD = 8;
 
 MatrixLayout layout_of(uint64_t descriptor) {
   static constexpr uint32_t kSwizzle[] = {0, 3, 2, 1};
-  if (descriptor >> 49 & 7) throw EmulationError("wgmma descriptor " + hex(descriptor) + " has a base offset: start its matrix at a multiple of the swizzle's repeat");
+  if (descriptor >> 49 & 7)
+    throw EmulationError("wgmma descriptor " + hex(descriptor) +
+                         " has a base offset: start its matrix at a multiple of the swizzle's repeat");
   return {static_cast<uint32_t>(descriptor & 0x3fff) << 4, static_cast<uint32_t>(descriptor >> 16 & 0x3fff) << 4,
           static_cast<uint32_t>(descriptor >> 32 & 0x3fff) << 4, kSwizzle[descriptor >> 62]};
 }
@@ -35,13 +38,14 @@ MatrixLayout layout_of(uint64_t descriptor) {
 const float* decoded_b(Warp& warp, const PendingMma& mma) {
   const Instruction& in = *mma.instruction;
   Cta& cta = warp.cta;
-  size_t slot = (mma.descriptor_b ^ mma.descriptor_b >> 6 ^ reinterpret_cast<uintptr_t>(&in) >> 4) % cta.decoded.entries.size();
+  size_t slot =
+      (mma.descriptor_b ^ mma.descriptor_b >> 6 ^ reinterpret_cast<uintptr_t>(&in) >> 4) % cta.decoded.entries.size();
   DecodedMatrices::Entry& entry = cta.decoded.entries[slot];
   if (entry.descriptor != mma.descriptor_b || entry.version != cta.shared.version() || entry.instruction != &in) {
     auto columns = static_cast<uint32_t>(in.detail[0]), depth = static_cast<uint32_t>(in.detail[1]);
     entry.values.resize(columns * depth);
-    read_matrix(cta.shared.data(), layout_of(mma.descriptor_b), in.type, 0, columns, depth, in.detail[3] & kTransposeB, true, columns,
-                entry.values.data());
+    read_matrix(cta.shared.data(), layout_of(mma.descriptor_b), in.type, 0, columns, depth, in.detail[3] & kTransposeB,
+                true, columns, entry.values.data());
     if (in.args[5].value < 0)
       for (float& x : entry.values) x = -x;
     entry.descriptor = mma.descriptor_b;
@@ -71,14 +75,17 @@ void compute(Warp& warp, PendingMma& mma) {
       }
   } else {
     auto first = static_cast<uint32_t>(16 * (warp.index % 4));
-    read_matrix(shared, layout_of(mma.descriptor_a), type_a, first, 16, depth, form & kTransposeA, false, depth, a.data());
+    read_matrix(shared, layout_of(mma.descriptor_a), type_a, first, 16, depth, form & kTransposeA, false, depth,
+                a.data());
   }
   if (in.args[4].value < 0)
     for (float& x : a) x = -x;
   const float* b = decoded_b(warp, mma);
   // Accumulator fragment: element (row lane / 4 + 8 h, column 8 j + 2 (lane % 4) + e) of register 4 j + 2 h + e.
   const std::vector<Operand>& registers = in.args[0].parts;
-  auto at = [&](uint32_t j, uint32_t h, uint32_t lane) { return (lane / 4 + 8 * h) * columns + 8 * j + 2 * (lane % 4); };
+  auto at = [&](uint32_t j, uint32_t h, uint32_t lane) {
+    return (lane / 4 + 8 * h) * columns + 8 * j + 2 * (lane % 4);
+  };
   bool half = form & kHalfD;
   for (int direction = mma.accumulate ? 0 : 1; direction < 2; ++direction) {
     if (direction == 1) multiply_add(16, columns, depth, a.data(), b, c.data());
@@ -112,7 +119,9 @@ void compute(Warp& warp, PendingMma& mma) {
 }
 
 void mark_registers(MatrixState& state, const Instruction& in, int by) {
-  auto mark = [&](const Operand& op) { state.in_flight[op.reg_index] = static_cast<uint16_t>(state.in_flight[op.reg_index] + by); };
+  auto mark = [&](const Operand& op) {
+    state.in_flight[op.reg_index] = static_cast<uint16_t>(state.in_flight[op.reg_index] + by);
+  };
   for (const Operand& op : in.args[0].parts) mark(op);
   if (in.detail[3] & kRegistersA)
     for (const Operand& op : in.args[1].parts) mark(op);
@@ -153,12 +162,13 @@ void check_registers(MatrixState& state, const Instruction& in) {
   }
   if (!(in.detail[3] & kRegistersA)) return;
   for (const Operand& op : in.args[1].parts) {
-    if (state.written[op.reg_index] >= state.epoch) throw EmulationError("a register of A was written after the last wgmma.fence");
+    if (state.written[op.reg_index] >= state.epoch)
+      throw EmulationError("a register of A was written after the last wgmma.fence");
     bool accumulator = state.in_flight[op.reg_index] && each_pending(state, [&](const PendingMma& pending) {
-      for (const Operand& theirs : pending.instruction->args[0].parts)
-        if (theirs.reg_index == op.reg_index) return true;
-      return false;
-    });
+                         for (const Operand& theirs : pending.instruction->args[0].parts)
+                           if (theirs.reg_index == op.reg_index) return true;
+                         return false;
+                       });
     if (accumulator) throw EmulationError("a register of A is the accumulator of a wgmma in flight");
   }
 }
@@ -175,14 +185,16 @@ WarpgroupLog::Entry& enter(Warp& warp, const Instruction& in, PendingMma& mma) {
   }
   WarpgroupLog::Entry& entry = log.at(mma.sequence);
   if (entry.instruction != &in || entry.descriptor_a != mma.descriptor_a || entry.descriptor_b != mma.descriptor_b)
-    throw EmulationError("the warps of a warpgroup disagree: another warp's wgmma at this place has other operands (descriptors " +
-                         hex(entry.descriptor_a) + ", " + hex(entry.descriptor_b) + ")");
+    throw EmulationError(
+        "the warps of a warpgroup disagree: another warp's wgmma at this place has other operands (descriptors " +
+        hex(entry.descriptor_a) + ", " + hex(entry.descriptor_b) + ")");
   if (++entry.issued == 4) warp.cta.event();
   return entry;
 }
 
 /// Checks and notes the shared memory that this warp's rows of A, and B once per warpgroup, take.
-void begin_reads(Warp& warp, const Clock& clock, const Instruction& in, const PendingMma& mma, WarpgroupLog::Entry& entry, bool with_b) {
+void begin_reads(Warp& warp, const Clock& clock, const Instruction& in, const PendingMma& mma,
+                 WarpgroupLog::Entry& entry, bool with_b) {
   auto depth = static_cast<uint32_t>(in.detail[1]);
   size_t first = entry.chunks.size();
   if (!(in.detail[3] & kRegistersA)) {
@@ -191,8 +203,8 @@ void begin_reads(Warp& warp, const Clock& clock, const Instruction& in, const Pe
                   in.detail[3] & kTransposeA, entry.chunks);
   }
   if (with_b)
-    matrix_chunks(layout_of(mma.descriptor_b), static_cast<uint32_t>(size_of(in.type)), 0, static_cast<uint32_t>(in.detail[0]), depth,
-                  in.detail[3] & kTransposeB, entry.chunks);
+    matrix_chunks(layout_of(mma.descriptor_b), static_cast<uint32_t>(size_of(in.type)), 0,
+                  static_cast<uint32_t>(in.detail[0]), depth, in.detail[3] & kTransposeB, entry.chunks);
   // The fence may be any lane's of this warp: they go on together.
   auto thread = static_cast<uint16_t>(warp.thread(0));
   uint64_t own = 0;
@@ -217,7 +229,8 @@ Status issue(Warp& warp, const Instruction& in, uint32_t mask) {
     if (warp.alive != ~0u) throw EmulationError("wgmma needs all 32 lanes of the warp");
     return Status::blocked;
   }
-  if (warp.cta.launch.threads() / 128 <= static_cast<uint32_t>(warp.index / 4)) throw EmulationError("wgmma needs a whole warpgroup of 128 threads");
+  if (warp.cta.launch.threads() / 128 <= static_cast<uint32_t>(warp.index / 4))
+    throw EmulationError("wgmma needs a whole warpgroup of 128 threads");
   MatrixState& state = *warp.matrix;
   check_registers(state, in);
   PendingMma mma;
@@ -231,7 +244,8 @@ Status issue(Warp& warp, const Instruction& in, uint32_t mask) {
   };
   if (from_registers) {
     mma.a.resize(4 * kWarpSize);
-    for (size_t q = 0; q < 4; ++q) std::memcpy(&mma.a[q * kWarpSize], warp.in<uint32_t>(in.args[1].parts[q]), 4 * kWarpSize);
+    for (size_t q = 0; q < 4; ++q)
+      std::memcpy(&mma.a[q * kWarpSize], warp.in<uint32_t>(in.args[1].parts[q]), 4 * kWarpSize);
   } else {
     mma.descriptor_a = uniform64(in.args[1]);
   }
@@ -248,7 +262,8 @@ Status issue(Warp& warp, const Instruction& in, uint32_t mask) {
   ++state.busy;
   state.last = &in;
   state.open.push_back(std::move(mma));
-  warp.cta.counters.mma_operations += 2ull * 16 * static_cast<uint64_t>(in.detail[0]) * static_cast<uint64_t>(in.detail[1]);  // 16 of the 64 rows
+  warp.cta.counters.mma_operations +=
+      2ull * 16 * static_cast<uint64_t>(in.detail[0]) * static_cast<uint64_t>(in.detail[1]);  // 16 of the 64 rows
   bool now = warp.cta.timing() == Timing::eager || (warp.cta.timing() == Timing::random && warp.cta.chance(0.5));
   while (now && compute_oldest(warp)) {
   }
@@ -285,7 +300,9 @@ void decode_wgmma(Instruction& in) {
   if (what != "mma_async" || in.parts.size() != 8) return;
   int rows, columns, depth;
   int read = 0;
-  if (std::sscanf(in.parts[4].c_str(), "m%dn%dk%d%n", &rows, &columns, &depth, &read) != 3 || in.parts[4][static_cast<size_t>(read)]) return;
+  if (std::sscanf(in.parts[4].c_str(), "m%dn%dk%d%n", &rows, &columns, &depth, &read) != 3 ||
+      in.parts[4][static_cast<size_t>(read)])
+    return;
   Type d = type_named(in.parts[5]), a = type_named(in.parts[6]), b = type_named(in.parts[7]);
   int size = size_of(a);
   bool known = (a == b && (a == Type::bf16 || a == Type::f16 || a == Type::tf32)) ||
@@ -298,15 +315,16 @@ void decode_wgmma(Instruction& in) {
   expect_count(in, plain + transposes, plain + transposes);
   auto expected = static_cast<size_t>(d == Type::f32 ? columns / 2 : columns / 4);
   if (in.args[0].parts.size() != expected)
-    throw EmulationError(std::to_string(in.args[0].parts.size()) + " accumulator registers, expected " + std::to_string(expected));
+    throw EmulationError(std::to_string(in.args[0].parts.size()) + " accumulator registers, expected " +
+                         std::to_string(expected));
   if (from_registers && in.args[1].parts.size() != 4) throw EmulationError("matrix A takes 4 registers");
   bool transpose_a = size == 2 && !from_registers && in.args[6].value;
   bool transpose_b = size == 2 && in.args[from_registers ? 6 : 7].value;
   in.detail[0] = columns;
   in.detail[1] = depth;
   in.detail[2] = static_cast<int>(a);
-  in.detail[3] = (from_registers ? kRegistersA : 0) | (transpose_a ? kTransposeA : 0) | (transpose_b ? kTransposeB : 0) |
-                 (d == Type::f16 ? kHalfD : 0);
+  in.detail[3] = (from_registers ? kRegistersA : 0) | (transpose_a ? kTransposeA : 0) |
+                 (transpose_b ? kTransposeB : 0) | (d == Type::f16 ? kHalfD : 0);
   in.type = b;
   in.run = issue;
 }
@@ -357,7 +375,8 @@ void decode_matrices(Instruction& in) {
   if (!in.has("m8n8") || in.type != Type::b16) return;
   in.detail[0] = in.has("x4") ? 4 : in.has("x2") ? 2 : 1;
   in.detail[1] = in.has("trans");
-  if (in.args[store ? 1 : 0].parts.size() != static_cast<size_t>(in.detail[0])) throw EmulationError("register count differs from the number of matrices");
+  if (in.args[store ? 1 : 0].parts.size() != static_cast<size_t>(in.detail[0]))
+    throw EmulationError("register count differs from the number of matrices");
   in.run = store ? move_matrices<true> : move_matrices<false>;
 }
 
@@ -402,7 +421,8 @@ void retire_groups(Warp& warp, size_t keep) {
         for (uint32_t chunk : entry.chunks) warp.cta.shared.end_async_read(chunk, kGranule, Reader::mma);
         entry.complete = true;
       }
-      warp.clock.at[static_cast<size_t>(kFirstWarpgroupAgent + warp.index / 4)] = static_cast<uint32_t>(mma.sequence + 1);
+      warp.clock.at[static_cast<size_t>(kFirstWarpgroupAgent + warp.index / 4)] =
+          static_cast<uint32_t>(mma.sequence + 1);
       mark_registers(state, *mma.instruction, -1);
       --state.busy;
       ++entry.retired;

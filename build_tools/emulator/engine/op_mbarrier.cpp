@@ -96,7 +96,8 @@ Status wait(Warp& warp, const Instruction& in, uint32_t mask) {
       if (wanted > 1) throw EmulationError("phase parity " + std::to_string(wanted) + " is neither 0 nor 1");
       done = (barrier.phase & 1) != wanted;
       if (!done && before && barrier.phase + 1 >= before + 2)
-        throw EmulationError("overrun: while this thread waited for one phase, two ended at " + cta.mbarriers.describe(address));
+        throw EmulationError("overrun: while this thread waited for one phase, two ended at " +
+                             cta.mbarriers.describe(address));
       oldest = barrier.phase + 1;
     } else {
       uint64_t phase = wanted >> 32;

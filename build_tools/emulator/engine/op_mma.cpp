@@ -49,7 +49,8 @@ Status multiply(Warp& warp, const Instruction& in, uint32_t mask) {
     for (uint32_t lane = 0; lane < kWarpSize; ++lane) {
       result_position(lane, i, row, column);
       uint32_t word = words[lane];
-      c[row * kColumns + column] = in.detail[3] & kHalfC ? from_f16(static_cast<uint16_t>(word >> (16 * (i % 2)))) : as_float(word);
+      c[row * kColumns + column] =
+          in.detail[3] & kHalfC ? from_f16(static_cast<uint16_t>(word >> (16 * (i % 2)))) : as_float(word);
     }
   }
   multiply_add(kRows, kColumns, depth, a, b, c);
@@ -75,16 +76,23 @@ void decode_mma(Instruction& in) {
   if (in.parts.size() != 10 || in.parts[1] != "sync" || in.parts[4] != "row" || in.parts[5] != "col") return;
   int rows, columns, depth;
   if (std::sscanf(in.parts[3].c_str(), "m%dn%dk%d", &rows, &columns, &depth) != 3 || rows != 16 || columns != 8) return;
-  Type d = type_named(in.parts[6]), a = type_named(in.parts[7]), b = type_named(in.parts[8]), c = type_named(in.parts[9]);
+  Type d = type_named(in.parts[6]), a = type_named(in.parts[7]), b = type_named(in.parts[8]),
+       c = type_named(in.parts[9]);
   int bytes = depth * size_of(a);
   bool eights = a == Type::e4m3 || a == Type::e5m2;
-  bool known = eights ? (b == Type::e4m3 || b == Type::e5m2) && bytes == 32 : a == b && (a == Type::f16 || a == Type::bf16 || a == Type::tf32) && (bytes == 16 || bytes == 32);
-  bool results = (d == Type::f32 && c == Type::f32) || ((a == Type::f16 || eights) && (d == Type::f32 || d == Type::f16) && (c == Type::f32 || c == Type::f16));
+  bool known = eights
+                   ? (b == Type::e4m3 || b == Type::e5m2) && bytes == 32
+                   : a == b && (a == Type::f16 || a == Type::bf16 || a == Type::tf32) && (bytes == 16 || bytes == 32);
+  bool results =
+      (d == Type::f32 && c == Type::f32) ||
+      ((a == Type::f16 || eights) && (d == Type::f32 || d == Type::f16) && (c == Type::f32 || c == Type::f16));
   if (!known || !results) return;
   expect_count(in, 4, 4);
   auto count = [&](size_t operand, size_t expected) {
     if (in.args[operand].parts.size() != expected)
-      throw EmulationError("operand " + std::to_string(operand + 1) + " has " + std::to_string(in.args[operand].parts.size()) + " registers, expected " + std::to_string(expected));
+      throw EmulationError("operand " + std::to_string(operand + 1) + " has " +
+                           std::to_string(in.args[operand].parts.size()) + " registers, expected " +
+                           std::to_string(expected));
   };
   count(0, d == Type::f16 ? 2 : 4);
   count(1, static_cast<size_t>(bytes / 8));
@@ -99,7 +107,9 @@ void decode_mma(Instruction& in) {
 
 }  // namespace
 
-std::vector<Opcode> mma_opcodes() { return {{"mma", "Warp Level Matrix Instructions: mma", decode_mma,
-           "sync aligned row col m16n8k4 m16n8k8 m16n8k16 m16n8k32"}}; }
+std::vector<Opcode> mma_opcodes() {
+  return {{"mma", "Warp Level Matrix Instructions: mma", decode_mma,
+           "sync aligned row col m16n8k4 m16n8k8 m16n8k16 m16n8k32"}};
+}
 
 }  // namespace gnaforge::emulator

@@ -32,7 +32,8 @@ Status allocate(Warp& warp, const Instruction& in, uint32_t mask) {
 Status deallocate(Warp& warp, const Instruction& in, uint32_t mask) {
   if (!whole_warp(warp, mask)) return Status::blocked;
   Cta& cta = warp.cta;
-  uint32_t address = warp.uniform(in.args[0], mask, "the address"), columns = warp.uniform(in.args[1], mask, "the number of columns");
+  uint32_t address = warp.uniform(in.args[0], mask, "the address"),
+           columns = warp.uniform(in.args[1], mask, "the number of columns");
   cta.tensor_memory->deallocate(address, columns, cta.launch.options.relaxed_tensor_frees, warp.clock, warp.epoch());
   cta.event();
   return Status::next;
@@ -51,16 +52,33 @@ struct ShapeFacts {
   const char* name;
   uint32_t lanes, columns, registers;  // of .x1
 };
-constexpr ShapeFacts kShapes[] = {{"32x32b", 32, 1, 1}, {"16x64b", 16, 2, 1}, {"16x128b", 16, 4, 2}, {"16x256b", 16, 8, 4}, {"16x32bx2", 16, 1, 1}};
+constexpr ShapeFacts kShapes[] = {
+    {"32x32b", 32, 1, 1}, {"16x64b", 16, 2, 1}, {"16x128b", 16, 4, 2}, {"16x256b", 16, 8, 4}, {"16x32bx2", 16, 1, 1}};
 
-/// Where a lane's register r lies, from the region's first lane and column. In 16x32bx2, lanes 16 and up have a region of their own.
+/// Where a lane's register r lies, from the region's first lane and column. In 16x32bx2, lanes 16 and up have a region
+/// of their own.
 void position(int shape, uint32_t lane, uint32_t r, uint32_t& row, uint32_t& column) {
   switch (shape) {
-    case k32x32: row = lane; column = r; break;
-    case k16x64: row = lane / 4 + 8 * (lane % 2); column = lane / 2 % 2 + 2 * r; break;
-    case k16x32x2: row = lane % 16; column = r; break;
-    case k16x128: row = lane / 4 + 8 * (r % 2); column = lane % 4 + 4 * (r / 2); break;
-    default: row = lane / 4 + 8 * (r / 2 % 2); column = r % 2 + 2 * (lane % 4) + 8 * (r / 4); break;
+    case k32x32:
+      row = lane;
+      column = r;
+      break;
+    case k16x64:
+      row = lane / 4 + 8 * (lane % 2);
+      column = lane / 2 % 2 + 2 * r;
+      break;
+    case k16x32x2:
+      row = lane % 16;
+      column = r;
+      break;
+    case k16x128:
+      row = lane / 4 + 8 * (r % 2);
+      column = lane % 4 + 4 * (r / 2);
+      break;
+    default:
+      row = lane / 4 + 8 * (r / 2 % 2);
+      column = r % 2 + 2 * (lane % 4) + 8 * (r / 4);
+      break;
   }
 }
 
@@ -70,18 +88,21 @@ struct Regions {
   uint32_t count;
 };
 
-/// detail: 0 the shape, 1 the repetitions, 2 whether 16-bit halves of two columns share a register, 3 the split's operand.
+/// detail: 0 the shape, 1 the repetitions, 2 whether 16-bit halves of two columns share a register, 3 the split's
+/// operand.
 Regions regions_of(Warp& warp, const Instruction& in, const Operand& op) {
   auto address = static_cast<uint32_t>(warp.address(op, 0));
   for (int lane = 1; lane < kWarpSize; ++lane)
-    if (static_cast<uint32_t>(warp.address(op, lane)) != address) throw EmulationError("the tensor memory address differs between lanes");
+    if (static_cast<uint32_t>(warp.address(op, lane)) != address)
+      throw EmulationError("the tensor memory address differs between lanes");
   const ShapeFacts& shape = kShapes[in.detail[0]];
   uint32_t columns = shape.columns * static_cast<uint32_t>(in.detail[1]) * (in.detail[2] ? 2 : 1);
   TensorRegion region{address >> 16, shape.lanes, address & 0xffff, columns};
   uint32_t own = 32u * (static_cast<uint32_t>(warp.index) % 4);
   if (region.lane < own || region.lane + region.lanes > own + 32)
-    throw EmulationError("warp " + std::to_string(warp.index) + " may access lanes " + std::to_string(own) + ".." + std::to_string(own + 31) +
-                         " of tensor memory, not " + std::to_string(region.lane) + ".." + std::to_string(region.lane + region.lanes - 1));
+    throw EmulationError("warp " + std::to_string(warp.index) + " may access lanes " + std::to_string(own) + ".." +
+                         std::to_string(own + 31) + " of tensor memory, not " + std::to_string(region.lane) + ".." +
+                         std::to_string(region.lane + region.lanes - 1));
   if (in.detail[0] != k16x32x2) return {{region, {}}, 1};
   TensorRegion second = region;
   second.column += static_cast<uint32_t>(in.args[static_cast<size_t>(in.detail[3])].value);
@@ -111,7 +132,8 @@ Status load(Warp& warp, const Instruction& in, uint32_t mask) {
   const std::vector<Operand>& registers = in.args[0].parts;
   for (uint32_t r = 0; r < registers.size(); ++r) {
     uint32_t values[kWarpSize];
-    each_cell(in, regions, memory, r, 0, [&](const float* cell, uint32_t lane) { std::memcpy(&values[lane], cell, 4); });
+    each_cell(in, regions, memory, r, 0,
+              [&](const float* cell, uint32_t lane) { std::memcpy(&values[lane], cell, 4); });
     if (in.detail[2])
       each_cell(in, regions, memory, r, 1, [&](const float* cell, uint32_t lane) {
         uint32_t second;
@@ -177,7 +199,8 @@ Status wait_loads(Warp& warp, const Instruction&, uint32_t mask) {
 
 Status wait_stores(Warp& warp, const Instruction&, uint32_t mask) {
   if (!whole_warp(warp, mask)) return Status::blocked;
-  for (const TensorRegion& region : warp.matrix->stores) warp.cta.tensor_memory->wait_store(region, warp.clock, warp.epoch());
+  for (const TensorRegion& region : warp.matrix->stores)
+    warp.cta.tensor_memory->wait_store(region, warp.clock, warp.epoch());
   warp.matrix->stores.clear();
   return Status::next;
 }
@@ -192,19 +215,32 @@ struct Mma {
 
 /// detail[0]: 0 f16, 1 tf32, 2 f8f6f4.
 Mma decode_instruction_descriptor(uint32_t d, int kind) {
-  static constexpr Type kTypes[3][3] = {{Type::f16, Type::bf16, Type::none}, {Type::none, Type::none, Type::tf32}, {Type::e4m3, Type::e5m2, Type::none}};
+  static constexpr Type kTypes[3][3] = {
+      {Type::f16, Type::bf16, Type::none}, {Type::none, Type::none, Type::tf32}, {Type::e4m3, Type::e5m2, Type::none}};
   uint32_t a = d >> 7 & 7, b = d >> 10 & 7;
-  Mma mma{a < 3 ? kTypes[kind][a] : Type::none, b < 3 ? kTypes[kind][b] : Type::none, (d >> 24 & 31) << 4, (d >> 17 & 63) << 3, 0,
-          (d >> 13 & 1) != 0, (d >> 14 & 1) != 0, (d >> 15 & 1) != 0, (d >> 16 & 1) != 0, (d >> 4 & 3) == 0};
-  auto refuse = [&](const std::string& why) { throw EmulationError("tcgen05 instruction descriptor " + hex(d) + ": " + why); };
+  Mma mma{a < 3 ? kTypes[kind][a] : Type::none,
+          b < 3 ? kTypes[kind][b] : Type::none,
+          (d >> 24 & 31) << 4,
+          (d >> 17 & 63) << 3,
+          0,
+          (d >> 13 & 1) != 0,
+          (d >> 14 & 1) != 0,
+          (d >> 15 & 1) != 0,
+          (d >> 16 & 1) != 0,
+          (d >> 4 & 3) == 0};
+  auto refuse = [&](const std::string& why) {
+    throw EmulationError("tcgen05 instruction descriptor " + hex(d) + ": " + why);
+  };
   if (d >> 2 & 1) refuse("sparse matrices are not emulated");
   if ((d >> 4 & 3) > 1) refuse("the result is neither f16 nor f32");
-  if (mma.a == Type::none || mma.b == Type::none) refuse("an element type that this kind lacks or that is not emulated");
+  if (mma.a == Type::none || mma.b == Type::none)
+    refuse("an element type that this kind lacks or that is not emulated");
   if (mma.half && (mma.a == Type::bf16 || mma.a == Type::tf32)) refuse("an f16 result of bf16 or tf32");
   if (kind == 0 && mma.a != mma.b) refuse("A and B have different types");
   if (mma.rows != 64 && mma.rows != 128) refuse("M is " + std::to_string(mma.rows) + ", not 64 or 128");
   uint32_t step = mma.rows == 64 ? 8 : 16;
-  if (mma.columns < step || mma.columns > 256 || mma.columns % step) refuse("N is " + std::to_string(mma.columns) + " with M " + std::to_string(mma.rows));
+  if (mma.columns < step || mma.columns > 256 || mma.columns % step)
+    refuse("N is " + std::to_string(mma.columns) + " with M " + std::to_string(mma.rows));
   mma.depth = 32 / static_cast<uint32_t>(size_of(mma.a));
   return mma;
 }
@@ -212,16 +248,20 @@ Mma decode_instruction_descriptor(uint32_t d, int kind) {
 /// Atoms of 32 bytes exist for rows that are contiguous, and 32-bit elements need them there.
 void check_layout(Type type, uint64_t descriptor, bool transposed) {
   bool wide = descriptor >> 61 == 1;
-  if (wide && !transposed) throw EmulationError("tcgen05 descriptor " + hex(descriptor) + ": the swizzle with atoms of 32 bytes needs a transposed matrix");
+  if (wide && !transposed)
+    throw EmulationError("tcgen05 descriptor " + hex(descriptor) +
+                         ": the swizzle with atoms of 32 bytes needs a transposed matrix");
   if (type == Type::tf32 && transposed && !wide)
-    throw EmulationError("tcgen05 descriptor " + hex(descriptor) + ": transposed tf32 is emulated with the swizzle with atoms of 32 bytes only");
+    throw EmulationError("tcgen05 descriptor " + hex(descriptor) +
+                         ": transposed tf32 is emulated with the swizzle with atoms of 32 bytes only");
 }
 
 /// Lane of tensor memory that holds a row of D, and of A where that is in tensor memory.
 uint32_t lane_of(const Mma& mma, uint32_t row) { return mma.rows == 128 ? row : row / 16 * 32 + row % 16; }
 
 Status multiply(Warp& warp, const Instruction& in, uint32_t mask) {
-  if (mask & (mask - 1)) throw EmulationError("tcgen05.mma is issued by one thread, here by " + std::to_string(__builtin_popcount(mask)));
+  if (mask & (mask - 1))
+    throw EmulationError("tcgen05.mma is issued by one thread, here by " + std::to_string(__builtin_popcount(mask)));
   Cta& cta = warp.cta;
   TensorMemory& memory = *cta.tensor_memory;
   int lane = warp.lane;
@@ -229,7 +269,8 @@ Status multiply(Warp& warp, const Instruction& in, uint32_t mask) {
   auto d = static_cast<uint32_t>(warp.address(in.args[0], lane));
   bool a_in_memory = in.args[1].kind == Operand::Kind::address;
   uint32_t base = d >> 16, d_column = d & 0xffff;
-  if (base != 0 && !(mma.rows == 64 && base == 16)) throw EmulationError("D begins in lane " + std::to_string(base) + " of tensor memory");
+  if (base != 0 && !(mma.rows == 64 && base == 16))
+    throw EmulationError("D begins in lane " + std::to_string(base) + " of tensor memory");
   TensorRegion d_region{0, kTensorLanes, d_column, mma.columns};
   bool accumulate = warp.bits(in.args[static_cast<size_t>(in.detail[1])], lane) != 0;
   uint32_t keep[4] = {};
@@ -239,7 +280,8 @@ Status multiply(Warp& warp, const Instruction& in, uint32_t mask) {
   Epoch user{++memory.issued, kTensorAgent};
   memory.begin_mma(d_region, true, warp.clock, user);
   if (accumulate)
-    for (uint32_t row = 0; row < mma.rows; ++row) memory.check_written({base + lane_of(mma, row), 1, d_column, mma.columns}, "tcgen05.mma, accumulation");
+    for (uint32_t row = 0; row < mma.rows; ++row)
+      memory.check_written({base + lane_of(mma, row), 1, d_column, mma.columns}, "tcgen05.mma, accumulation");
 
   auto chunks = std::make_shared<std::vector<uint32_t>>();
   uint64_t a_descriptor = 0, b_descriptor = warp.bits(in.args[2], lane);
@@ -250,16 +292,21 @@ Status multiply(Warp& warp, const Instruction& in, uint32_t mask) {
     if ((a >> 16) != base) throw EmulationError("A begins in lane " + std::to_string(a >> 16) + " of tensor memory");
     if (mma.transpose_a) throw EmulationError("A in tensor memory can't be transposed");
     memory.begin_mma(a_region, false, warp.clock, user);
-    for (uint32_t row = 0; row < mma.rows; ++row) memory.check_written({base + lane_of(mma, row), 1, a_region.column, 8}, "tcgen05.mma, A");
+    for (uint32_t row = 0; row < mma.rows; ++row)
+      memory.check_written({base + lane_of(mma, row), 1, a_region.column, 8}, "tcgen05.mma, A");
   } else {
     a_descriptor = warp.bits(in.args[1], lane);
     check_layout(mma.a, a_descriptor, mma.transpose_a);
-    matrix_chunks(tcgen05_layout(a_descriptor), static_cast<uint32_t>(size_of(mma.a)), 0, mma.rows, mma.depth, mma.transpose_a, *chunks);
+    matrix_chunks(tcgen05_layout(a_descriptor), static_cast<uint32_t>(size_of(mma.a)), 0, mma.rows, mma.depth,
+                  mma.transpose_a, *chunks);
   }
   check_layout(mma.b, b_descriptor, mma.transpose_b);
-  matrix_chunks(tcgen05_layout(b_descriptor), static_cast<uint32_t>(size_of(mma.b)), 0, mma.columns, mma.depth, mma.transpose_b, *chunks);
+  matrix_chunks(tcgen05_layout(b_descriptor), static_cast<uint32_t>(size_of(mma.b)), 0, mma.columns, mma.depth,
+                mma.transpose_b, *chunks);
   auto thread = static_cast<uint16_t>(warp.thread(lane));
-  for (uint32_t chunk : *chunks) cta.shared.begin_async_read(chunk, kGranule, thread, Reader::mma, warp.clock, user, [&](uint16_t of) { return cta.fences[of]; });
+  for (uint32_t chunk : *chunks)
+    cta.shared.begin_async_read(chunk, kGranule, thread, Reader::mma, warp.clock, user,
+                                [&](uint16_t of) { return cta.fences[of]; });
   TensorMemory::Issued& issued = memory.issued_by[thread];
   issued.last = memory.issued;
   issued.releases.push_back([&cta, &memory, chunks, d_region, a_region, a_in_memory] {
@@ -278,13 +325,16 @@ Status multiply(Warp& warp, const Instruction& in, uint32_t mask) {
       auto size = static_cast<uint32_t>(size_of(mma.a)), per_cell = 4 / size;
       for (uint32_t row = 0; row < mma.rows; ++row)
         for (uint32_t k = 0; k < mma.depth; ++k) {
-          const auto* cell = reinterpret_cast<const uint8_t*>(memory.row(base + lane_of(mma, row), a_region.column + k / per_cell));
+          const auto* cell =
+              reinterpret_cast<const uint8_t*>(memory.row(base + lane_of(mma, row), a_region.column + k / per_cell));
           a[row * mma.depth + k] = decode_element(mma.a, cell + k % per_cell * size);
         }
     } else {
-      read_matrix(cta.shared.data(), tcgen05_layout(a_descriptor), mma.a, 0, mma.rows, mma.depth, mma.transpose_a, false, mma.depth, a.data());
+      read_matrix(cta.shared.data(), tcgen05_layout(a_descriptor), mma.a, 0, mma.rows, mma.depth, mma.transpose_a,
+                  false, mma.depth, a.data());
     }
-    read_matrix(cta.shared.data(), tcgen05_layout(b_descriptor), mma.b, 0, mma.columns, mma.depth, mma.transpose_b, true, mma.columns, b.data());
+    read_matrix(cta.shared.data(), tcgen05_layout(b_descriptor), mma.b, 0, mma.columns, mma.depth, mma.transpose_b,
+                true, mma.columns, b.data());
     if (mma.negate_a != mma.negate_b)
       for (float& x : a) x = -x;
     for (uint32_t row = 0; row < mma.rows; ++row) {
@@ -307,7 +357,8 @@ Status commit(Warp& warp, const Instruction& in, uint32_t mask) {
   each_lane(warp, mask, [&](int lane) {
     uint32_t barrier = cta.shared_address(Space::shared, warp.address(in.args[0], lane) & ~kWindowMask);
     cta.mbarriers.used_by(barrier, warp);
-    if (in.args.size() > 1 && warp.bits(in.args[1], lane) != 1) throw EmulationError("tcgen05.commit to other CTAs in a cluster of one");
+    if (in.args.size() > 1 && warp.bits(in.args[1], lane) != 1)
+      throw EmulationError("tcgen05.commit to other CTAs in a cluster of one");
     Clock seen = warp.publish();
     TensorMemory::Issued& issued = cta.tensor_memory->issued_by[warp.thread(lane)];
     seen.at[kTensorAgent] = std::max(seen.at[kTensorAgent], issued.last);
@@ -352,7 +403,8 @@ void decode_tcgen05(Instruction& in) {
     expect_count(in, operands, operands);
     size_t expected = kShapes[in.detail[0]].registers * static_cast<size_t>(in.detail[1]);
     const std::vector<Operand>& registers = (what == "ld" ? in.args.front() : in.args.back()).parts;
-    if (registers.size() != expected) throw EmulationError(std::to_string(registers.size()) + " registers, expected " + std::to_string(expected));
+    if (registers.size() != expected)
+      throw EmulationError(std::to_string(registers.size()) + " registers, expected " + std::to_string(expected));
     in.run = what == "ld" ? load : store;
   } else if (what == "wait::ld") {
     in.run = wait_loads;
@@ -377,7 +429,8 @@ void decode_tcgen05(Instruction& in) {
 
 std::vector<Opcode> tcgen05_opcodes() {
   return {{"tcgen05", "TensorCore 5th Generation Family Instructions", decode_tcgen05,
-           "alloc dealloc relinquish_alloc_permit ld st wait::ld wait::st fence::before_thread_sync fence::after_thread_sync "
+           "alloc dealloc relinquish_alloc_permit ld st wait::ld wait::st fence::before_thread_sync "
+           "fence::after_thread_sync "
            "commit mma sync aligned cta_group::1 shared::cta shared::cluster mbarrier::arrive::one multicast::cluster "
            "kind::f16 kind::tf32 kind::f8f6f4 collector::a::discard pack::16b unpack::16b "
            "32x32b 16x64b 16x128b 16x256b 16x32bx2 x1 x2 x4 x8 x16 x32 x64 x128"}};

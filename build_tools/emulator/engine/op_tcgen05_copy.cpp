@@ -28,12 +28,14 @@ uint32_t lane_of(const ShapeFacts& shape, uint32_t row, uint32_t copy) {
 
 /// Runs in the order of the tensor core's work, and is complete when a later tcgen05.commit has arrived.
 Status copy(Warp& warp, const Instruction& in, uint32_t mask) {
-  if (mask & (mask - 1)) throw EmulationError("tcgen05.cp is issued by one thread, here by " + std::to_string(__builtin_popcount(mask)));
+  if (mask & (mask - 1))
+    throw EmulationError("tcgen05.cp is issued by one thread, here by " + std::to_string(__builtin_popcount(mask)));
   Cta& cta = warp.cta;
   TensorMemory& memory = *cta.tensor_memory;
   const ShapeFacts& shape = kShapes[in.detail[0]];
   auto address = static_cast<uint32_t>(warp.address(in.args[0], warp.lane));
-  if (address >> 16) throw EmulationError("tcgen05.cp to lane " + std::to_string(address >> 16) + " of tensor memory, expected 0");
+  if (address >> 16)
+    throw EmulationError("tcgen05.cp to lane " + std::to_string(address >> 16) + " of tensor memory, expected 0");
   MatrixLayout layout = tcgen05_layout(warp.bits(in.args[1], warp.lane));
   TensorRegion region{0, kTensorLanes, address & 0xffff, shape.bytes / 4};
   Epoch user{++memory.issued, kTensorAgent};
@@ -42,7 +44,8 @@ Status copy(Warp& warp, const Instruction& in, uint32_t mask) {
   matrix_chunks(layout, 1, 0, shape.rows, shape.bytes, false, *chunks);
   auto thread = static_cast<uint16_t>(warp.thread(warp.lane));
   for (uint32_t chunk : *chunks)
-    cta.shared.begin_async_read(chunk, kGranule, thread, Reader::mma, warp.clock, user, [&](uint16_t of) { return cta.fences[of]; });
+    cta.shared.begin_async_read(chunk, kGranule, thread, Reader::mma, warp.clock, user,
+                                [&](uint16_t of) { return cta.fences[of]; });
   TensorMemory::Issued& issued = memory.issued_by[thread];
   issued.last = memory.issued;
   issued.releases.push_back([&cta, &memory, chunks, region] {
@@ -54,7 +57,8 @@ Status copy(Warp& warp, const Instruction& in, uint32_t mask) {
     for (uint32_t row = 0; row < shape.rows; ++row)
       for (uint32_t at = 0; at < shape.bytes; at += kGranule)
         for (uint32_t i = 0; i < shape.copies; ++i)
-          std::memcpy(memory.row(lane_of(shape, row, i), region.column + at / 4), cta.shared.data() + layout.k_major(row, at, 1), kGranule);
+          std::memcpy(memory.row(lane_of(shape, row, i), region.column + at / 4),
+                      cta.shared.data() + layout.k_major(row, at, 1), kGranule);
   });
   return Status::next;
 }
@@ -65,7 +69,9 @@ void decode_copy(Instruction& in) {
   size_t expected = 4;  // tcgen05, cp, cta_group, shape; then a multicast. Formats that unpack are left out.
   for (int i = 0; i < 5; ++i) {
     bool multicast = kShapes[i].multicast[0] != 0;
-    if (!in.has(kShapes[i].name) || (multicast && !in.has(kShapes[i].multicast)) || in.parts.size() != expected + multicast) continue;
+    if (!in.has(kShapes[i].name) || (multicast && !in.has(kShapes[i].multicast)) ||
+        in.parts.size() != expected + multicast)
+      continue;
     in.detail[0] = i;
     in.run = copy;
   }

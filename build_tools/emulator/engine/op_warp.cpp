@@ -58,13 +58,26 @@ Status shuffle(Warp& warp, const Instruction& in, uint32_t mask) {
       int from = lane;
       bool valid = false;
       switch (in.detail[0]) {
-        case up: from = lane - amount; valid = from >= last; break;
-        case down: from = lane + amount; valid = from <= last; break;
-        case butterfly: from = lane ^ amount; valid = from <= last; break;
-        default: from = first | (amount & ~segment); valid = from <= last; break;
+        case up:
+          from = lane - amount;
+          valid = from >= last;
+          break;
+        case down:
+          from = lane + amount;
+          valid = from <= last;
+          break;
+        case butterfly:
+          from = lane ^ amount;
+          valid = from <= last;
+          break;
+        default:
+          from = first | (amount & ~segment);
+          valid = from <= last;
+          break;
       }
       if (!valid) from = lane;
-      if (!(lanes >> from & 1)) throw EmulationError("shfl reads lane " + std::to_string(from) + ", which does not take part");
+      if (!(lanes >> from & 1))
+        throw EmulationError("shfl reads lane " + std::to_string(from) + ", which does not take part");
       inside |= uint32_t{valid} << lane;
       result[lane] = source[from];
     });
@@ -162,8 +175,14 @@ Status reduce(Warp& warp, const Instruction& in, uint32_t mask) {
       }
       switch (in.detail[0]) {
         case 0: result += x; break;
-        case 1: result = sign ? static_cast<uint32_t>(std::min(static_cast<int32_t>(result), static_cast<int32_t>(x))) : std::min(result, x); break;
-        case 2: result = sign ? static_cast<uint32_t>(std::max(static_cast<int32_t>(result), static_cast<int32_t>(x))) : std::max(result, x); break;
+        case 1:
+          result = sign ? static_cast<uint32_t>(std::min(static_cast<int32_t>(result), static_cast<int32_t>(x)))
+                        : std::min(result, x);
+          break;
+        case 2:
+          result = sign ? static_cast<uint32_t>(std::max(static_cast<int32_t>(result), static_cast<int32_t>(x)))
+                        : std::max(result, x);
+          break;
         case 3: result &= x; break;
         case 4: result |= x; break;
         default: result ^= x; break;

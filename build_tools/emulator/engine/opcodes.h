@@ -74,11 +74,14 @@ void integer_lanewise(Instruction& in) {
     if constexpr (Sources == 3) lanewise<F<T>, T, T, T, T>(in);
   };
   switch (in.type) {
-    case Type::u16: case Type::b16: return pick(uint16_t{});
+    case Type::u16:
+    case Type::b16: return pick(uint16_t{});
     case Type::s16: return pick(int16_t{});
-    case Type::u32: case Type::b32: return pick(uint32_t{});
+    case Type::u32:
+    case Type::b32: return pick(uint32_t{});
     case Type::s32: return pick(int32_t{});
-    case Type::u64: case Type::b64: return pick(uint64_t{});
+    case Type::u64:
+    case Type::b64: return pick(uint64_t{});
     case Type::s64: return pick(int64_t{});
     default: return;
   }

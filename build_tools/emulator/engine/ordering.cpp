@@ -11,7 +11,8 @@ Ordering ordering_of(const Instruction& in, bool weak_by_default) {
   order.acquire = both || in.has("acquire");
   order.release = both || in.has("release");
   // .volatile counts as .relaxed with system scope.
-  order.strong = !weak_by_default || order.acquire || order.release || in.has("relaxed") || in.has("volatile") || in.has("mmio");
+  order.strong =
+      !weak_by_default || order.acquire || order.release || in.has("relaxed") || in.has("volatile") || in.has("mmio");
   order.wide = order.strong && !in.has("cta");
   return order;
 }
@@ -19,7 +20,8 @@ Ordering ordering_of(const Instruction& in, bool weak_by_default) {
 void SyncPlaces::publish(uint64_t address, Warp& warp, Ordering order, bool replaces) {
   Place& place = places_[address];
   uint32_t cta = warp.cta.linear_id;
-  if (replaces && (place.writer != &warp || place.cta != cta)) place = {};  // warps of CTAs that are over leave their addresses to others
+  if (replaces && (place.writer != &warp || place.cta != cta))
+    place = {};  // warps of CTAs that are over leave their addresses to others
   if (place.cta != cta) place.narrow = {};
   place.writer = &warp;
   place.cta = cta;
@@ -82,9 +84,10 @@ void GlobalAccesses::access(uint64_t address, uint64_t size, uint32_t cta, const
       auto check = [&](const Past& past, bool strong, const char* how) {
         bool same_instruction = past.stamp == by.stamp && past.agent == by.agent && past.cta == (cta & 0xffffff);
         if (same_instruction || (strong && by.strong) || before(past, cta, clock)) return;
-        throw EmulationError(std::string("race: ") + (writes ? "write to" : "read of") + " global memory at " + hex(at) + ", which " +
-                             name_of_agent(past.agent) + (past.cta == (cta & 0xffffff) ? "" : " of CTA number " + std::to_string(past.cta)) + " has " + how +
-                             ", and no barrier, release and acquire or wait orders the two");
+        throw EmulationError(std::string("race: ") + (writes ? "write to" : "read of") + " global memory at " +
+                             hex(at) + ", which " + name_of_agent(past.agent) +
+                             (past.cta == (cta & 0xffffff) ? "" : " of CTA number " + std::to_string(past.cta)) +
+                             " has " + how + ", and no barrier, release and acquire or wait orders the two");
       };
       check(cell.write, cell.strong_write, "written");
       if (writes) check(cell.read, cell.strong_read, "read");

@@ -27,7 +27,8 @@ Ordering ordering_of(const Instruction& instruction, bool weak_by_default);
 /// What threads have published through places in memory: release patterns for acquire patterns to find.
 class SyncPlaces {
  public:
-  /// A strong write. `replaces`: a store, which ends what earlier writers have published there; a read-modify-write doesn't.
+  /// A strong write. `replaces`: a store, which ends what earlier writers have published there; a read-modify-write
+  /// doesn't.
   void publish(uint64_t address, Warp& warp, Ordering order, bool replaces);
   /// A strong read.
   void observe(uint64_t address, Warp& warp, Ordering order) const;
@@ -42,17 +43,23 @@ class SyncPlaces {
   std::unordered_map<uint64_t, Place> places_;
 };
 
-/// fence.acq_rel, fence.sc, membar: makes what relaxed reads have observed count, and what came before follow relaxed writes.
+/// fence.acq_rel, fence.sc, membar: makes what relaxed reads have observed count, and what came before follow relaxed
+/// writes.
 void fence(Warp& warp, Ordering order);
 
-/// Accesses to device memory by a launch. Only pages that it has written are tracked, so what it merely reads costs nothing.
+/// Accesses to device memory by a launch. Only pages that it has written are tracked, so what it merely reads costs
+/// nothing.
 class GlobalAccesses {
  public:
   GlobalAccesses(bool locked, bool checks) : locked_(locked), checks_(checks) {}
   /// Throws if another warp or CTA has written there and nothing orders that before.
-  void read(uint64_t address, uint64_t size, uint32_t cta, const Clock& clock, Epoch by) { access(address, size, cta, clock, by, false); }
+  void read(uint64_t address, uint64_t size, uint32_t cta, const Clock& clock, Epoch by) {
+    access(address, size, cta, clock, by, false);
+  }
   /// Throws if another warp or CTA has accessed it and nothing orders that before.
-  void write(uint64_t address, uint64_t size, uint32_t cta, const Clock& clock, Epoch by) { access(address, size, cta, clock, by, true); }
+  void write(uint64_t address, uint64_t size, uint32_t cta, const Clock& clock, Epoch by) {
+    access(address, size, cta, clock, by, true);
+  }
   void publish(uint64_t address, Warp& warp, Ordering order, bool replaces);
   void observe(uint64_t address, Warp& warp, Ordering order);
 

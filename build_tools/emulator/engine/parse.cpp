@@ -99,8 +99,8 @@ class Parser {
     int line;
   };
   std::vector<Body> bodies_;
-  Needs needs_;             // of the module's scope and device functions, then of the kernel that is read
-  int special_scope_ = 0;   // where special registers are known by name
+  Needs needs_;            // of the module's scope and device functions, then of the kernel that is read
+  int special_scope_ = 0;  // where special registers are known by name
   uint32_t extern_align_ = 16;
 
   // --- characters
@@ -578,7 +578,9 @@ class Parser {
     while (start < s.size() && s[start] == ' ') ++start;
     if (start >= s.size() || !std::isdigit(static_cast<unsigned char>(s[start]))) return false;
     bool minus = s[0] == '-';
-    char kind = s[start] == '0' && start + 1 < s.size() ? static_cast<char>(std::tolower(static_cast<unsigned char>(s[start + 1]))) : ' ';
+    char kind = s[start] == '0' && start + 1 < s.size()
+                    ? static_cast<char>(std::tolower(static_cast<unsigned char>(s[start + 1])))
+                    : ' ';
     bool bits = kind == 'f' || kind == 'd';  // of a float
     int base = bits || kind == 'x' ? 16 : kind == 'b' ? 2 : kind == ' ' ? 10 : 8;
     size_t digits = start + (base == 8 || base == 10 ? 0 : 2), end = digits;
@@ -639,7 +641,8 @@ class Parser {
     size_t plus = s.find('+');
     if (find_symbol(trimmed(s.substr(0, plus)), op.value)) {
       int64_t extra = 0;
-      if (plus != std::string::npos && !number(trimmed(s.substr(plus + 1)), extra)) throw EmulationError("can't read the operand " + s);
+      if (plus != std::string::npos && !number(trimmed(s.substr(plus + 1)), extra))
+        throw EmulationError("can't read the operand " + s);
       op.value += extra;
       op.kind = Operand::Kind::immediate;
       op.symbol = s;
@@ -652,8 +655,10 @@ class Parser {
   }
 
   Operand special(const std::string& name) {
-    static const std::map<std::string, Type> kTypes = {{"%clock64", Type::u64},          {"%globaltimer", Type::u64},
-                                                       {"%current_graph_exec", Type::u64}, {"%gridid", Type::u64},
+    static const std::map<std::string, Type> kTypes = {{"%clock64", Type::u64},
+                                                       {"%globaltimer", Type::u64},
+                                                       {"%current_graph_exec", Type::u64},
+                                                       {"%gridid", Type::u64},
                                                        {"%is_explicit_cluster", Type::pred}};
     Register reg;
     std::string key = "\x01" + name;  // apart from what a program may declare
@@ -680,13 +685,33 @@ class Parser {
 
   /// Those that Cta knows values for.
   static void check_special(const std::string& name) {
-    static const std::unordered_set<std::string> kPlain = {
-        "%cluster_ctarank", "%cluster_nctarank", "%is_explicit_cluster", "%laneid", "%warpid", "%nwarpid", "%smid", "%nsmid", "%lanemask_eq",
-        "%lanemask_lt", "%lanemask_le", "%lanemask_gt", "%lanemask_ge", "%dynamic_smem_size", "%total_smem_size", "%gridid", "%clock",
-        "%clock_hi", "%clock64", "%globaltimer", "%globaltimer_lo", "%globaltimer_hi"};
-    static const std::unordered_set<std::string> kVectors = {"%tid", "%ntid", "%ctaid", "%nctaid", "%clusterid", "%nclusterid", "%cluster_ctaid", "%cluster_nctaid"};
+    static const std::unordered_set<std::string> kPlain = {"%cluster_ctarank",
+                                                           "%cluster_nctarank",
+                                                           "%is_explicit_cluster",
+                                                           "%laneid",
+                                                           "%warpid",
+                                                           "%nwarpid",
+                                                           "%smid",
+                                                           "%nsmid",
+                                                           "%lanemask_eq",
+                                                           "%lanemask_lt",
+                                                           "%lanemask_le",
+                                                           "%lanemask_gt",
+                                                           "%lanemask_ge",
+                                                           "%dynamic_smem_size",
+                                                           "%total_smem_size",
+                                                           "%gridid",
+                                                           "%clock",
+                                                           "%clock_hi",
+                                                           "%clock64",
+                                                           "%globaltimer",
+                                                           "%globaltimer_lo",
+                                                           "%globaltimer_hi"};
+    static const std::unordered_set<std::string> kVectors = {
+        "%tid", "%ntid", "%ctaid", "%nctaid", "%clusterid", "%nclusterid", "%cluster_ctaid", "%cluster_nctaid"};
     bool axis = name.size() > 2 && name[name.size() - 2] == '.' && name.back() >= 'x' && name.back() <= 'z';
-    if (!kPlain.count(name) && !(axis && kVectors.count(name.substr(0, name.size() - 2)))) throw EmulationError("unknown special register " + name);
+    if (!kPlain.count(name) && !(axis && kVectors.count(name.substr(0, name.size() - 2))))
+      throw EmulationError("unknown special register " + name);
   }
 
   Operand address(const std::string& inside) {
@@ -702,7 +727,10 @@ class Parser {
     if (!rest.empty()) {
       // One offset with its signs: "+8", "-8", "+-8".
       size_t digits = rest.find_first_not_of("+- ");
-      bool minus = std::count(rest.begin(), rest.begin() + static_cast<std::ptrdiff_t>(std::min(digits, rest.size())), '-') % 2 != 0;
+      bool minus =
+          std::count(rest.begin(), rest.begin() + static_cast<std::ptrdiff_t>(std::min(digits, rest.size())), '-') %
+              2 !=
+          0;
       if (digits == std::string::npos || !number(rest.substr(digits), op.value))
         throw EmulationError("can't read the address [" + inside + "]");
       if (minus) op.value = -op.value;
@@ -800,8 +828,8 @@ class Parser {
     place_dynamic_shared();
   }
 
-  /// Dynamic shared memory follows what a kernel has of static, aligned as declared; the first KiB is the system's. Where a
-  /// device function uses it, all kernels that may call it have it at one place.
+  /// Dynamic shared memory follows what a kernel has of static, aligned as declared; the first KiB is the system's.
+  /// Where a device function uses it, all kernels that may call it have it at one place.
   void place_dynamic_shared() {
     auto moved = [](Operand& op, uint32_t by, auto& self) -> bool {
       bool marked = op.value >= kDynamicMark / 2 && op.value < kDynamicMark * 2 && !op.symbol.empty();
@@ -819,7 +847,8 @@ class Parser {
     for (size_t i = 0; i < functions.size(); ++i) {
       Function& f = functions[i];
       size_t end = i + 1 < functions.size() ? functions[i + 1].first : module_->code.size();
-      f.needs.dynamic_shared = aligned(kSharedStart + (f.kernel && !one_place ? f.needs.shared_bytes : widest), extern_align_);
+      f.needs.dynamic_shared =
+          aligned(kSharedStart + (f.kernel && !one_place ? f.needs.shared_bytes : widest), extern_align_);
       for (size_t at = f.first; at < end; ++at)
         for (Operand& op : module_->code[at].args) one_place |= moved(op, f.needs.dynamic_shared, moved) && !f.kernel;
     }

@@ -21,15 +21,15 @@ using Handler = Status (*)(Warp&, const Instruction&, uint32_t mask);
 /// An operand. Registers live in a warp's register file as 32 lanes side by side, immediates in the same form here.
 struct Operand {
   enum class Kind : uint8_t { reg, immediate, address, vector, sink, label } kind = Kind::sink;
-  Type type = Type::none;    // of the register
-  bool negated = false;      // !p
-  uint32_t slot = 0;         // reg, or an address's base register: byte offset in the register file
-  uint32_t reg_index = 0;    // its number, for checks
-  bool has_base = false;     // address: whether there is a base register
-  bool clock = false;        // reads a register that changes by itself
-  int64_t value = 0;         // immediate, address offset, or a label's instruction
+  Type type = Type::none;                       // of the register
+  bool negated = false;                         // !p
+  uint32_t slot = 0;                            // reg, or an address's base register: byte offset in the register file
+  uint32_t reg_index = 0;                       // its number, for checks
+  bool has_base = false;                        // address: whether there is a base register
+  bool clock = false;                           // reads a register that changes by itself
+  int64_t value = 0;                            // immediate, address offset, or a label's instruction
   std::shared_ptr<std::vector<uint8_t>> lanes;  // immediate, broadcast over the lanes
-  std::string symbol;        // name behind a symbol or label
+  std::string symbol;                           // name behind a symbol or label
   std::vector<Operand> parts;  // vector elements; what follows the base in [map, {coordinates}]; {d, p} of d|p
 
   bool is_register() const { return kind == Kind::reg; }
@@ -41,15 +41,15 @@ struct Instruction {
   uint32_t guard_slot = 0;
   Type type = Type::none, type2 = Type::none;  // the last type suffix, and the one before it
   Space space = Space::generic;
-  uint8_t width = 1;          // vector elements of ld and st
-  int32_t detail[4] = {};     // what the decoder wants to tell the handler
-  uint32_t target = 0;        // of a branch or call
+  uint8_t width = 1;       // vector elements of ld and st
+  int32_t detail[4] = {};  // what the decoder wants to tell the handler
+  uint32_t target = 0;     // of a branch or call
   std::vector<Operand> args;
   std::vector<uint32_t> reads, writes;  // register numbers, predicates left out
   std::vector<std::string> parts;       // the opcode, split at its dots
   std::string text;
-  int line = 0;               // in the PTX
-  int site = -1;              // of Module::sites
+  int line = 0;   // in the PTX
+  int site = -1;  // of Module::sites
 
   /// The opcode's first modifier; empty if it has none.
   std::string mode() const { return parts.size() > 1 ? parts[1] : ""; }

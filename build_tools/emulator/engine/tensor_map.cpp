@@ -7,7 +7,8 @@ namespace gnaforge::emulator {
 
 namespace {
 
-constexpr uint32_t kAtoms32 = 4;  // CU_TENSOR_MAP_SWIZZLE_128B_ATOM_32B; 1..3 are spans of 32, 64, 128 bytes in atoms of 16
+constexpr uint32_t kAtoms32 =
+    4;  // CU_TENSOR_MAP_SWIZZLE_128B_ATOM_32B; 1..3 are spans of 32, 64, 128 bytes in atoms of 16
 constexpr uint64_t kMagic = 0x70616d2d61666e67;
 
 // CUtensorMapDataType: size in bytes, and the type that reductions compute in.
@@ -17,9 +18,9 @@ struct Element {
   bool floating;
 };
 constexpr Element kElements[] = {
-    {1, Type::u8, false},   {2, Type::u16, false},  {4, Type::u32, false},  {4, Type::s32, false}, {8, Type::u64, false},
-    {8, Type::s64, false},  {2, Type::f16, true},   {4, Type::f32, true},   {8, Type::f64, true},  {2, Type::bf16, true},
-    {4, Type::f32, true},   {4, Type::tf32, true},  {4, Type::tf32, true},
+    {1, Type::u8, false},  {2, Type::u16, false}, {4, Type::u32, false}, {4, Type::s32, false}, {8, Type::u64, false},
+    {8, Type::s64, false}, {2, Type::f16, true},  {4, Type::f32, true},  {8, Type::f64, true},  {2, Type::bf16, true},
+    {4, Type::f32, true},  {4, Type::tf32, true}, {4, Type::tf32, true},
 };
 
 // What the 128 bytes hold. The hardware's own layout is not public; programs may only pass it on.
@@ -44,7 +45,8 @@ uint32_t TensorMap::rows() const {
   return count;
 }
 
-void TensorMap::each_row(const int32_t* origin, const std::function<void(uint32_t, uint64_t, uint32_t, uint32_t)>& f) const {
+void TensorMap::each_row(const int32_t* origin,
+                         const std::function<void(uint32_t, uint64_t, uint32_t, uint32_t)>& f) const {
   int64_t first = std::max<int64_t>(0, -int64_t{origin[0]});
   int64_t last = std::min<int64_t>(box[0], static_cast<int64_t>(dims[0]) - origin[0]);
   uint32_t count = rows(), at[kMaxRank] = {};
@@ -83,7 +85,8 @@ std::string encode_tensor_map(void* out, const TensorMap& map) {
   if (map.l2_promotion > 3) return "l2Promotion " + number(map.l2_promotion) + " is unknown";
   for (uint32_t i = 0; i < map.rank; ++i) {
     std::string index = "[" + number(i) + "]";
-    if (map.dims[i] < 1 || map.dims[i] > uint64_t{1} << 32) return "globalDim" + index + " = " + number(map.dims[i]) + " is not in 1..2^32";
+    if (map.dims[i] < 1 || map.dims[i] > uint64_t{1} << 32)
+      return "globalDim" + index + " = " + number(map.dims[i]) + " is not in 1..2^32";
     if (map.box[i] < 1 || map.box[i] > 256) return "boxDim" + index + " = " + number(map.box[i]) + " is not in 1..256";
     if (map.element_strides[i] < 1 || map.element_strides[i] > 8)
       return "elementStrides" + index + " = " + number(map.element_strides[i]) + " is not in 1..8";

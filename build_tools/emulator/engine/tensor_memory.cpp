@@ -10,17 +10,21 @@ namespace {
 constexpr uint32_t kInside = ~0u;
 
 std::string describe(const TensorRegion& r) {
-  return "lanes " + std::to_string(r.lane) + ".." + std::to_string(r.lane + r.lanes - 1) + ", columns " + std::to_string(r.column) + ".." +
-         std::to_string(r.column + r.columns - 1);
+  return "lanes " + std::to_string(r.lane) + ".." + std::to_string(r.lane + r.lanes - 1) + ", columns " +
+         std::to_string(r.column) + ".." + std::to_string(r.column + r.columns - 1);
 }
 }  // namespace
 
 TensorMemory::TensorMemory()
-    : cells_(kTensorLanes * kTensorColumns), written_(kTensorLanes * kTensorColumns), uses_(4 * kTensorColumns), allocation_(kTensorColumns) {}
+    : cells_(kTensorLanes * kTensorColumns),
+      written_(kTensorLanes * kTensorColumns),
+      uses_(4 * kTensorColumns),
+      allocation_(kTensorColumns) {}
 
 bool TensorMemory::allocate(uint32_t columns, uint32_t& address, const std::string& where) {
   if (columns < 32 || columns > 512 || (columns & (columns - 1)))
-    throw EmulationError("tcgen05.alloc of " + std::to_string(columns) + " columns, which is no power of two in 32..512");
+    throw EmulationError("tcgen05.alloc of " + std::to_string(columns) +
+                         " columns, which is no power of two in 32..512");
   if (!may_allocate_) throw EmulationError("tcgen05.alloc after tcgen05.relinquish_alloc_permit");
   for (uint32_t start = 0; start + columns <= kTensorColumns; start += columns) {
     if (std::any_of(&allocation_[start], &allocation_[start] + columns, [](uint32_t a) { return a != 0; })) continue;
@@ -29,8 +33,10 @@ bool TensorMemory::allocate(uint32_t columns, uint32_t& address, const std::stri
     allocators_[start] = where;
     address = start;
     for (uint32_t quarter = 0; quarter < 4; ++quarter)
-      for (uint32_t column = start; column < start + columns; ++column) readers_.overwrite(uses_[quarter * kTensorColumns + column].last, {});
-    for (uint32_t lane = 0; lane < kTensorLanes; ++lane) std::fill_n(&written_[lane * kTensorColumns + start], columns, uint8_t{0});
+      for (uint32_t column = start; column < start + columns; ++column)
+        readers_.overwrite(uses_[quarter * kTensorColumns + column].last, {});
+    for (uint32_t lane = 0; lane < kTensorLanes; ++lane)
+      std::fill_n(&written_[lane * kTensorColumns + start], columns, uint8_t{0});
     return true;
   }
   return false;
@@ -38,7 +44,8 @@ bool TensorMemory::allocate(uint32_t columns, uint32_t& address, const std::stri
 
 void TensorMemory::deallocate(uint32_t address, uint32_t columns, bool early, const Clock& clock, Epoch by) {
   if (address >= kTensorColumns || allocation_[address] != columns)
-    throw EmulationError("tcgen05.dealloc of " + std::to_string(columns) + " columns at " + hex(address) + ", which tcgen05.alloc did not give");
+    throw EmulationError("tcgen05.dealloc of " + std::to_string(columns) + " columns at " + hex(address) +
+                         ", which tcgen05.alloc did not give");
   if (early) {
     freed_early_ = true;
     return;
@@ -46,35 +53,43 @@ void TensorMemory::deallocate(uint32_t address, uint32_t columns, bool early, co
   TensorRegion all{0, kTensorLanes, address, columns};
   if (any(all, &Use::mmas) || any(all, &Use::loads) || any(all, &Use::stores))
     throw EmulationError("tcgen05.dealloc of " + describe(all) + " while work there is not complete: " +
-                         (any(all, &Use::mmas) ? "an MMA whose tcgen05.commit has not arrived" : "a load or store that was not waited for"));
+                         (any(all, &Use::mmas) ? "an MMA whose tcgen05.commit has not arrived"
+                                               : "a load or store that was not waited for"));
   access(all, true, clock, by, "tcgen05.dealloc");
   std::fill_n(&allocation_[address], columns, 0u);
 }
 
 void TensorMemory::check_end() const {
   for (uint32_t column = 0; column < kTensorColumns; ++column)
-    if (allocation_[column] && !freed_early_) throw EmulationError(allocators_.at(column) + "the CTA ended without tcgen05.dealloc of the tensor memory at column " + std::to_string(column));
+    if (allocation_[column] && !freed_early_)
+      throw EmulationError(allocators_.at(column) +
+                           "the CTA ended without tcgen05.dealloc of the tensor memory at column " +
+                           std::to_string(column));
 }
 
 void TensorMemory::check(const TensorRegion& r, const char* what) const {
   if (r.lane + r.lanes > kTensorLanes || r.column + r.columns > kTensorColumns)
     throw EmulationError(std::string(what) + " of tensor memory out of bounds: " + describe(r));
   for (uint32_t column = r.column; column < r.column + r.columns; ++column)
-    if (!allocation_[column]) throw EmulationError(std::string(what) + " of tensor memory that is not allocated: column " + std::to_string(column));
+    if (!allocation_[column])
+      throw EmulationError(std::string(what) + " of tensor memory that is not allocated: column " +
+                           std::to_string(column));
 }
 
 void TensorMemory::check_written(const TensorRegion& r, const char* what) const {
   for (uint32_t lane = r.lane; lane < r.lane + r.lanes; ++lane)
     for (uint32_t column = r.column; column < r.column + r.columns; ++column)
       if (!written_[lane * kTensorColumns + column])
-        throw EmulationError(std::string(what) + " of uninitialised tensor memory: lane " + std::to_string(lane) + ", column " + std::to_string(column));
+        throw EmulationError(std::string(what) + " of uninitialised tensor memory: lane " + std::to_string(lane) +
+                             ", column " + std::to_string(column));
 }
 
 void TensorMemory::mark_written(const TensorRegion& r) {
-  for (uint32_t lane = r.lane; lane < r.lane + r.lanes; ++lane) std::fill_n(&written_[lane * kTensorColumns + r.column], r.columns, uint8_t{1});
+  for (uint32_t lane = r.lane; lane < r.lane + r.lanes; ++lane)
+    std::fill_n(&written_[lane * kTensorColumns + r.column], r.columns, uint8_t{1});
 }
 
-void TensorMemory::count(const TensorRegion& r, int16_t Use::*what, int by) {
+void TensorMemory::count(const TensorRegion& r, int16_t Use::* what, int by) {
   for (uint32_t quarter = r.lane / 32; quarter <= (r.lane + r.lanes - 1) / 32; ++quarter)
     for (uint32_t column = r.column; column < r.column + r.columns; ++column) {
       int16_t& uses = uses_[quarter * kTensorColumns + column].*what;
@@ -82,7 +97,7 @@ void TensorMemory::count(const TensorRegion& r, int16_t Use::*what, int by) {
     }
 }
 
-bool TensorMemory::any(const TensorRegion& r, int16_t Use::*what) const {
+bool TensorMemory::any(const TensorRegion& r, int16_t Use::* what) const {
   for (uint32_t quarter = r.lane / 32; quarter <= (r.lane + r.lanes - 1) / 32; ++quarter)
     for (uint32_t column = r.column; column < r.column + r.columns; ++column)
       if (uses_[quarter * kTensorColumns + column].*what) return true;
@@ -97,9 +112,10 @@ void TensorMemory::access(const TensorRegion& r, bool writes, const Clock& clock
       bool was_read = false;
       const Epoch* other = writes ? readers_.write(last, by, clock, was_read) : readers_.read(last, by, clock);
       if (other)
-        throw EmulationError("race: " + std::string(what) + " of tensor memory, lanes " + std::to_string(32 * quarter) + ".." +
-                             std::to_string(32 * quarter + 31) + ", column " + std::to_string(column) + ", which " + name_of_agent(other->agent) +
-                             " has " + (was_read ? "read" : "written") + " without any barrier or phase between that this warp has waited for");
+        throw EmulationError("race: " + std::string(what) + " of tensor memory, lanes " + std::to_string(32 * quarter) +
+                             ".." + std::to_string(32 * quarter + 31) + ", column " + std::to_string(column) +
+                             ", which " + name_of_agent(other->agent) + " has " + (was_read ? "read" : "written") +
+                             " without any barrier or phase between that this warp has waited for");
     }
   }
 }
@@ -107,8 +123,10 @@ void TensorMemory::access(const TensorRegion& r, bool writes, const Clock& clock
 void TensorMemory::begin_load(const TensorRegion& r, const Clock& clock, Epoch reader) {
   check(r, "tcgen05.ld");
   if (any(r, &Use::mmas))
-    throw EmulationError("tcgen05.ld of " + describe(r) + ", which an MMA uses whose tcgen05.commit has not arrived at its mbarrier");
-  if (any(r, &Use::stores)) throw EmulationError("tcgen05.ld of " + describe(r) + ", where tcgen05.st was not followed by tcgen05.wait::st");
+    throw EmulationError("tcgen05.ld of " + describe(r) +
+                         ", which an MMA uses whose tcgen05.commit has not arrived at its mbarrier");
+  if (any(r, &Use::stores))
+    throw EmulationError("tcgen05.ld of " + describe(r) + ", where tcgen05.st was not followed by tcgen05.wait::st");
   check_written(r, "tcgen05.ld");
   access(r, false, clock, reader, "tcgen05.ld");
   count(r, &Use::loads, 1);
@@ -117,8 +135,10 @@ void TensorMemory::begin_load(const TensorRegion& r, const Clock& clock, Epoch r
 void TensorMemory::begin_store(const TensorRegion& r, const Clock& clock, Epoch writer) {
   check(r, "tcgen05.st");
   if (any(r, &Use::mmas))
-    throw EmulationError("tcgen05.st to " + describe(r) + ", which an MMA uses whose tcgen05.commit has not arrived at its mbarrier");
-  if (any(r, &Use::loads)) throw EmulationError("tcgen05.st to " + describe(r) + ", where tcgen05.ld was not followed by tcgen05.wait::ld");
+    throw EmulationError("tcgen05.st to " + describe(r) +
+                         ", which an MMA uses whose tcgen05.commit has not arrived at its mbarrier");
+  if (any(r, &Use::loads))
+    throw EmulationError("tcgen05.st to " + describe(r) + ", where tcgen05.ld was not followed by tcgen05.wait::ld");
   access(r, true, clock, writer, "tcgen05.st");
   count(r, &Use::stores, 1);
 }
@@ -135,9 +155,11 @@ void TensorMemory::wait_store(const TensorRegion& r, const Clock& clock, Epoch w
 
 void TensorMemory::begin_mma(const TensorRegion& r, bool writes, const Clock& clock, Epoch user) {
   check(r, "tcgen05.mma");
-  if (any(r, &Use::stores)) throw EmulationError("tcgen05.mma uses " + describe(r) + ", where tcgen05.st was not followed by tcgen05.wait::st");
+  if (any(r, &Use::stores))
+    throw EmulationError("tcgen05.mma uses " + describe(r) + ", where tcgen05.st was not followed by tcgen05.wait::st");
   if (writes && any(r, &Use::loads))
-    throw EmulationError("tcgen05.mma writes " + describe(r) + ", where tcgen05.ld was not followed by tcgen05.wait::ld");
+    throw EmulationError("tcgen05.mma writes " + describe(r) +
+                         ", where tcgen05.ld was not followed by tcgen05.wait::ld");
   access(r, writes, clock, user, "tcgen05.mma");
   count(r, &Use::mmas, 1);
 }

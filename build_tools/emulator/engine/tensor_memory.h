@@ -42,7 +42,8 @@ class TensorMemory {
   void end_load(const TensorRegion& region) { count(region, &Use::loads, -1); }
   void begin_store(const TensorRegion& region, const Clock& clock, Epoch writer);
   void end_store(const TensorRegion& region) { count(region, &Use::stores, -1); }
-  /// The same by tcgen05.wait: counts as accessed until now, so that what was released since the issue doesn't cover it.
+  /// The same by tcgen05.wait: counts as accessed until now, so that what was released since the issue doesn't cover
+  /// it.
   void wait_load(const TensorRegion& region, const Clock& clock, Epoch reader);
   void wait_store(const TensorRegion& region, const Clock& clock, Epoch writer);
   void begin_mma(const TensorRegion& region, bool writes, const Clock& clock, Epoch user);
@@ -61,15 +62,15 @@ class TensorMemory {
     int16_t loads = 0, stores = 0, mmas = 0;
     Accesses last;
   };
-  void count(const TensorRegion& region, int16_t Use::*what, int by);
+  void count(const TensorRegion& region, int16_t Use::* what, int by);
   void access(const TensorRegion& region, bool writes, const Clock& clock, Epoch by, const char* what);
-  bool any(const TensorRegion& region, int16_t Use::*what) const;
+  bool any(const TensorRegion& region, int16_t Use::* what) const;
 
   std::vector<float> cells_;
   std::vector<uint8_t> written_;
-  std::vector<Use> uses_;               // 4 x 512
+  std::vector<Use> uses_;  // 4 x 512
   ReaderPool readers_;
-  std::vector<uint32_t> allocation_;    // per column: size of the allocation that starts here, or kInside, or 0
+  std::vector<uint32_t> allocation_;            // per column: size of the allocation that starts here, or kInside, or 0
   std::map<uint32_t, std::string> allocators_;  // by first column
   bool may_allocate_ = true;
   bool freed_early_ = false;

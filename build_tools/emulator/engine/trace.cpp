@@ -5,7 +5,8 @@
 namespace gnaforge::emulator {
 
 bool synchronises(const Instruction& in) {
-  static const std::unordered_set<std::string> kNames = {"mbarrier", "bar", "barrier", "fence", "membar", "exit", "atom", "red"};
+  static const std::unordered_set<std::string> kNames = {"mbarrier", "bar",  "barrier", "fence",
+                                                         "membar",   "exit", "atom",    "red"};
   const std::string& name = in.parts[0];
   if (name == "cp") return true;  // all forms are asynchronous
   if (name == "wgmma") return in.parts[1] != "mma_async";
@@ -15,7 +16,8 @@ bool synchronises(const Instruction& in) {
 
 void Trace::keep(Actor& actor, Event event) {
   // A wait is tried again whenever anything happened: only its last try is worth a line.
-  if (!actor.events.empty() && actor.events.back().blocked && actor.events.back().pc == event.pc) actor.events.pop_back();
+  if (!actor.events.empty() && actor.events.back().blocked && actor.events.back().pc == event.pc)
+    actor.events.pop_back();
   actor.events.push_back(std::move(event));
   if (actor.events.size() > kEvents) actor.events.pop_front();
 }
@@ -53,7 +55,8 @@ std::string Trace::report() const {
   for (size_t i = 0; i < actors_.size(); ++i) {
     const Actor& of = actors_[i];
     if (of.events.empty() && of.instructions.empty()) continue;
-    out += i ? "\n  warp " + std::to_string(i - 1) + ", synchronisation:" : "\n  asynchronous work that completed on its own:";
+    out += i ? "\n  warp " + std::to_string(i - 1) + ", synchronisation:"
+             : "\n  asynchronous work that completed on its own:";
     for (const Event& event : of.events) out += line(event);
     if (i == 0) continue;
     out += "\n  warp " + std::to_string(i - 1) + ", last instructions:";

@@ -16,8 +16,8 @@ struct MatrixState;
 
 /// What a warp counts between the markers that kernels may hold (pmevent, see op_control.cpp).
 struct TileMarks {
-  uint64_t executed = 0;    // instructions so far, without markers
-  uint64_t start = 0;       // the same when the tile under way began
+  uint64_t executed = 0;  // instructions so far, without markers
+  uint64_t start = 0;     // the same when the tile under way began
   bool inside = false, shell = false;
   uint64_t tiles[2] = {}, instructions[2] = {};  // of interior and of shell tiles
   void begin() {
@@ -43,8 +43,8 @@ struct Group {
 constexpr uint64_t kRunnable = ~uint64_t{0};
 
 struct Frame {
-  uint32_t pc;        // to return to
-  uint32_t call;      // the calling instruction
+  uint32_t pc;    // to return to
+  uint32_t call;  // the calling instruction
 };
 
 class Warp {
@@ -56,23 +56,26 @@ class Warp {
   const int index;
   uint32_t alive;
   std::vector<Group> groups;
-  size_t current = 0;              // of groups
-  int lane = 0;                    // being executed, for messages
-  uint32_t passed = 0;             // after Status::blocked: lanes that went on nevertheless
-  bool yields = false;             // gives others a turn
-  uint64_t stalled_at = kRunnable; // event count when no group could run
+  size_t current = 0;                     // of groups
+  int lane = 0;                           // being executed, for messages
+  uint32_t passed = 0;                    // after Status::blocked: lanes that went on nevertheless
+  bool yields = false;                    // gives others a turn
+  uint64_t stalled_at = kRunnable;        // event count when no group could run
   std::vector<std::vector<Frame>> calls;  // per lane
-  std::vector<uint8_t> local;      // 32 times the module's local bytes
-  Clock clock;                     // what this warp has seen
-  Clock observed;                  // what relaxed reads have found published: counts from the next fence on
-  Clock fenced, fenced_wide;       // what came before the last fence, of any scope or one beyond the CTA: follows relaxed writes
-  uint32_t carry = 0;              // condition codes of the lanes
-  uint32_t copies = 0;             // cp.async so far, and who stands for them; 0: nobody yet
+  std::vector<uint8_t> local;             // 32 times the module's local bytes
+  Clock clock;                            // what this warp has seen
+  Clock observed;                         // what relaxed reads have found published: counts from the next fence on
+  Clock fenced,
+      fenced_wide;      // what came before the last fence, of any scope or one beyond the CTA: follows relaxed writes
+  uint32_t carry = 0;   // condition codes of the lanes
+  uint32_t copies = 0;  // cp.async so far, and who stands for them; 0: nobody yet
   uint8_t copy_agent = 0;
   std::unique_ptr<MatrixState> matrix;  // wgmma in flight
   TileMarks marks;
 
-  Epoch epoch(bool strong = false) const { return {clock.at[static_cast<size_t>(index)], static_cast<uint8_t>(index), strong}; }
+  Epoch epoch(bool strong = false) const {
+    return {clock.at[static_cast<size_t>(index)], static_cast<uint8_t>(index), strong};
+  }
   /// What this warp has done so far, for others to join; what it does from now on is later.
   Clock publish() {
     Clock now = clock;

@@ -8,7 +8,8 @@ namespace {
 thread_local std::string text;
 }
 
-/// Starts anew under another schedule: a failed kernel does no harm any more. Grid, block and shared memory are ignored.
+/// Starts anew under another schedule: a failed kernel does no harm any more. Grid, block and shared memory are
+/// ignored.
 GNAFORGE_EXPORT void gnaforge_standin_reset(const GnaforgeEmulatorLaunch* schedule) {
   State& state = State::get();
   Lock lock(state.mutex);

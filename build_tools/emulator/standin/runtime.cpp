@@ -45,7 +45,8 @@ void __cudaRegisterFatBinaryEnd(void**) {}
 void __cudaUnregisterFatBinary(void**) {}
 char __cudaInitModule(void**) { return 1; }
 
-void __cudaRegisterFunction(void** binary, const char* host, char*, const char* name, int, uint3*, uint3*, dim3*, dim3*, int*) {
+void __cudaRegisterFunction(void** binary, const char* host, char*, const char* name, int, uint3*, uint3*, dim3*, dim3*,
+                            int*) {
   Lock lock(State::get().mutex);
   Kernel kernel;
   kernel.binary = reinterpret_cast<FatBinary*>(binary);
@@ -76,14 +77,16 @@ cudaError_t __cudaGetKernel(cudaKernel_t* out, const void* function) {
   return kernel_of(function) ? cudaSuccess : cudaErrorInvalidDeviceFunction;
 }
 
-cudaError_t cudaLaunchKernel(const void* function, dim3 grid, dim3 block, void** arguments, size_t shared, cudaStream_t) {
+cudaError_t cudaLaunchKernel(const void* function, dim3 grid, dim3 block, void** arguments, size_t shared,
+                             cudaStream_t) {
   State& state = State::get();
   Lock lock(state.mutex);
   Kernel* kernel = kernel_of(function);
   if (!kernel) return state.fail(cudaErrorInvalidDeviceFunction, "launch of a function that is no kernel");
   return state.launch(*kernel, grid, block, arguments, shared);
 }
-cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void** arguments, size_t shared, cudaStream_t stream) {
+cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void** arguments, size_t shared,
+                               cudaStream_t stream) {
   return cudaLaunchKernel(kernel, grid, block, arguments, shared, stream);
 }
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* function, void** arguments) {
@@ -96,7 +99,8 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* fu
     if (cluster.x * cluster.y * cluster.z != 1)
       return state.fail(cudaErrorNotSupported, "clusters of more than one CTA are not emulated");
   }
-  return cudaLaunchKernel(function, config->gridDim, config->blockDim, arguments, config->dynamicSmemBytes, config->stream);
+  return cudaLaunchKernel(function, config->gridDim, config->blockDim, arguments, config->dynamicSmemBytes,
+                          config->stream);
 }
 
 cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute attribute, int value) {
@@ -121,12 +125,14 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* out, const void* function)
   out->ptxVersion = out->binaryVersion = 10 * state.settings.device.major + state.settings.device.minor;
   return cudaSuccess;
 }
-cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const void*, int threads, size_t shared, unsigned) {
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const void*, int threads, size_t shared,
+                                                                   unsigned) {
   int by_shared = shared ? static_cast<int>(228 * 1024 / (shared + 1024)) : 32;
   *blocks = std::max(0, std::min(std::min(32, 2048 / std::max(threads, 1)), by_shared));
   return cudaSuccess;
 }
-cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void* function, int threads, size_t shared) {
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void* function, int threads,
+                                                          size_t shared) {
   return cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(blocks, function, threads, shared, 0);
 }
 
@@ -169,7 +175,9 @@ cudaError_t cudaMemcpy(void* to, const void* from, size_t size, cudaMemcpyKind) 
   if (size) std::memmove(to, from, size);
   return State::get().peek_error();
 }
-cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t size, cudaMemcpyKind kind, cudaStream_t) { return cudaMemcpy(to, from, size, kind); }
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t size, cudaMemcpyKind kind, cudaStream_t) {
+  return cudaMemcpy(to, from, size, kind);
+}
 cudaError_t cudaMemset(void* to, int value, size_t size) {
   if (size) std::memset(to, value, size);
   return State::get().peek_error();
@@ -248,7 +256,9 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
     case cudaDevAttrMaxThreadsPerBlock: *value = properties.maxThreadsPerBlock; break;
     case cudaDevAttrMaxSharedMemoryPerBlock: *value = static_cast<int>(properties.sharedMemPerBlock); break;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = static_cast<int>(properties.sharedMemPerBlockOptin); break;
-    case cudaDevAttrMaxSharedMemoryPerMultiprocessor: *value = static_cast<int>(properties.sharedMemPerMultiprocessor); break;
+    case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
+      *value = static_cast<int>(properties.sharedMemPerMultiprocessor);
+      break;
     case cudaDevAttrReservedSharedMemoryPerBlock: *value = 1024; break;
     case cudaDevAttrMultiProcessorCount: *value = properties.multiProcessorCount; break;
     case cudaDevAttrComputeCapabilityMajor: *value = properties.major; break;
@@ -257,7 +267,9 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
     case cudaDevAttrMaxRegistersPerBlock: *value = 65536; break;
     case cudaDevAttrL2CacheSize: *value = properties.l2CacheSize; break;
     case cudaDevAttrMaxThreadsPerMultiProcessor: *value = properties.maxThreadsPerMultiProcessor; break;
-    default: return State::get().fail(cudaErrorNotSupported, "cudaDeviceGetAttribute of attribute " + std::to_string(attribute));
+    default:
+      return State::get().fail(cudaErrorNotSupported,
+                               "cudaDeviceGetAttribute of attribute " + std::to_string(attribute));
   }
   return cudaSuccess;
 }
@@ -280,13 +292,16 @@ static cudaError_t driver_function(const char* name, void** out, cudaDriverEntry
   for (const Named& entry : kFunctions)
     if (std::strcmp(name, entry.name) == 0) *out = entry.function;
   if (result) *result = *out ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
-  return *out ? cudaSuccess : State::get().fail(cudaErrorSymbolNotFound, std::string("the driver's ") + name + " is not emulated");
+  return *out ? cudaSuccess
+              : State::get().fail(cudaErrorSymbolNotFound, std::string("the driver's ") + name + " is not emulated");
 }
 // Deprecated, but programs still call it.
-cudaError_t cudaGetDriverEntryPoint(const char* name, void** out, unsigned long long, cudaDriverEntryPointQueryResult* result) {
+cudaError_t cudaGetDriverEntryPoint(const char* name, void** out, unsigned long long,
+                                    cudaDriverEntryPointQueryResult* result) {
   return driver_function(name, out, result);
 }
-cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** out, unsigned, unsigned long long, cudaDriverEntryPointQueryResult* result) {
+cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** out, unsigned, unsigned long long,
+                                             cudaDriverEntryPointQueryResult* result) {
   return driver_function(name, out, result);
 }
 
@@ -326,7 +341,8 @@ cudaError_t cudaEventSynchronize(cudaEvent_t) { return State::get().peek_error()
 cudaError_t cudaEventQuery(cudaEvent_t) { return State::get().peek_error(); }
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEvent_t end) {
   // The emulator's own time: says nothing about a GPU.
-  std::chrono::duration<float, std::milli> between = reinterpret_cast<Event*>(end)->when - reinterpret_cast<Event*>(start)->when;
+  std::chrono::duration<float, std::milli> between =
+      reinterpret_cast<Event*>(end)->when - reinterpret_cast<Event*>(start)->when;
   *milliseconds = between.count();
   return cudaSuccess;
 }

@@ -63,7 +63,8 @@ std::vector<std::string> split(const std::string& list) {
 Settings read_settings() {
   Settings settings{};
   settings.device = kDevices[choice("DEVICE", {"h100", "h200", "b200"})];
-  if (int processors = std::atoi(setting("PROCESSORS", "0").c_str()); processors > 0) settings.device.processors = processors;
+  if (int processors = std::atoi(setting("PROCESSORS", "0").c_str()); processors > 0)
+    settings.device.processors = processors;
   settings.launch.timing = choice("TIMING", {"eager", "lazy", "random"});
   settings.launch.order = choice("ORDER", {"round-robin", "depth-first", "random"});
   settings.launch.seed = std::strtoull(setting("SEED", "0").c_str(), nullptr, 10);
@@ -178,7 +179,8 @@ cudaError_t State::launch(Kernel& kernel, dim3 grid, dim3 block, void** argument
   void* module = module_of(*kernel.binary);
   if (!module) return peek_error();
   if (shared > static_cast<size_t>(kernel.dynamic_shared_limit))
-    return fail(cudaErrorInvalidValue, kernel.name + ": " + std::to_string(shared) + " bytes of dynamic shared memory exceed " +
+    return fail(cudaErrorInvalidValue, kernel.name + ": " + std::to_string(shared) +
+                                           " bytes of dynamic shared memory exceed " +
                                            std::to_string(kernel.dynamic_shared_limit) +
                                            "; cudaFuncAttributeMaxDynamicSharedMemorySize raises the limit");
   uint32_t bytes = 0;
@@ -202,14 +204,16 @@ cudaError_t State::launch(Kernel& kernel, dim3 grid, dim3 block, void** argument
   if (!settings.keep.empty()) keep(kernel, how, params);
   GnaforgeEmulatorCounters counted{};
   std::vector<uint64_t> executed(gnaforge_emulator_instructions(module));
-  if (gnaforge_emulator_launch(module, kernel.name.c_str(), &how, params.data(), bytes, ranges, &counted, executed.data(), nullptr)) {
+  if (gnaforge_emulator_launch(module, kernel.name.c_str(), &how, params.data(), bytes, ranges, &counted,
+                               executed.data(), nullptr)) {
     sticky_ = cudaErrorLaunchFailure;
     return fail(cudaErrorLaunchFailure, gnaforge_emulator_error());
   }
   record(module, kernel, how, counted, executed);
   if (settings.trace)
-    std::fprintf(stderr, "gnaforge emulator: %s grid %u,%u,%u block %u,%u,%u: %llu warp instructions\n", kernel.name.c_str(), grid.x, grid.y,
-                 grid.z, block.x, block.y, block.z, static_cast<unsigned long long>(counted.instructions));
+    std::fprintf(stderr, "gnaforge emulator: %s grid %u,%u,%u block %u,%u,%u: %llu warp instructions\n",
+                 kernel.name.c_str(), grid.x, grid.y, grid.z, block.x, block.y, block.z,
+                 static_cast<unsigned long long>(counted.instructions));
   return cudaSuccess;
 }
 
@@ -217,14 +221,18 @@ void State::keep(const Kernel& kernel, const GnaforgeEmulatorLaunch& how, const 
   static int number = 0;
   std::string base = settings.keep + "/" + std::to_string(number++);
   std::ofstream launch(base + ".json");
-  auto list = [](const uint32_t (&of)[3]) { return "[" + std::to_string(of[0]) + ", " + std::to_string(of[1]) + ", " + std::to_string(of[2]) + "]"; };
+  auto list = [](const uint32_t (&of)[3]) {
+    return "[" + std::to_string(of[0]) + ", " + std::to_string(of[1]) + ", " + std::to_string(of[2]) + "]";
+  };
   launch << "{\"kernel\": \"" << kernel.name << "\", \"grid\": " << list(how.grid) << ", \"block\": " << list(how.block)
          << ", \"shared_bytes\": " << how.dynamic_shared << "}\n";
-  std::ofstream(base + ".params", std::ios::binary).write(reinterpret_cast<const char*>(params.data()), static_cast<std::streamsize>(params.size()));
+  std::ofstream(base + ".params", std::ios::binary)
+      .write(reinterpret_cast<const char*>(params.data()), static_cast<std::streamsize>(params.size()));
   std::ofstream text(base + ".ptx");
   for (const std::string& each : kernel.binary->texts)
     if (each.find(kernel.name) != std::string::npos) text << each;
-  if (!launch.flush() || !text.flush()) std::fprintf(stderr, "gnaforge emulator: can't write to the folder %s\n", settings.keep.c_str());
+  if (!launch.flush() || !text.flush())
+    std::fprintf(stderr, "gnaforge emulator: can't write to the folder %s\n", settings.keep.c_str());
 }
 
 cudaError_t State::fail(cudaError_t error, const std::string& message) {
@@ -234,13 +242,16 @@ cudaError_t State::fail(cudaError_t error, const std::string& message) {
   return error;
 }
 
-void State::record(void* module, const Kernel& kernel, const GnaforgeEmulatorLaunch& how, const GnaforgeEmulatorCounters& counted,
-                   const std::vector<uint64_t>& executed) {
+void State::record(void* module, const Kernel& kernel, const GnaforgeEmulatorLaunch& how,
+                   const GnaforgeEmulatorCounters& counted, const std::vector<uint64_t>& executed) {
   auto triple = [](const uint32_t (&of)[3]) {
     return "[" + std::to_string(of[0]) + "," + std::to_string(of[1]) + "," + std::to_string(of[2]) + "]";
   };
-  std::string line = "{\"kernel\":" + quoted(kernel.name) + ",\"grid\":" + triple(how.grid) + ",\"block\":" + triple(how.block);
-  auto number = [&](const char* name, uint64_t value) { line += std::string(",\"") + name + "\":" + std::to_string(value); };
+  std::string line =
+      "{\"kernel\":" + quoted(kernel.name) + ",\"grid\":" + triple(how.grid) + ",\"block\":" + triple(how.block);
+  auto number = [&](const char* name, uint64_t value) {
+    line += std::string(",\"") + name + "\":" + std::to_string(value);
+  };
   number("shared_bytes", how.dynamic_shared);
   number("instructions", counted.instructions);
   number("async_load_bytes", counted.async_load_bytes);

@@ -21,11 +21,11 @@ struct Device {
 
 struct Settings {
   Device device;
-  GnaforgeEmulatorLaunch launch;  // the schedule's fields
+  GnaforgeEmulatorLaunch launch;       // the schedule's fields
   std::vector<std::string> unchecked;  // parts of names: kernels that run without checks
-  std::string keep;               // folder that gets every launch, to be repeated from there; empty: none
-  bool trace;                     // one line on stderr per launch
-  std::string counters;           // file that gets a line of JSON per launch; empty: none
+  std::string keep;                    // folder that gets every launch, to be repeated from there; empty: none
+  bool trace;                          // one line on stderr per launch
+  std::string counters;                // file that gets a line of JSON per launch; empty: none
 };
 
 /// One fat binary: its PTX texts, parsed when a kernel of it is first used.
@@ -46,7 +46,7 @@ class State {
 
   Settings settings;
   std::recursive_mutex mutex;
-  std::map<const void*, Kernel> kernels;           // by the host function that stands for them
+  std::map<const void*, Kernel> kernels;  // by the host function that stands for them
   std::map<const void*, std::pair<FatBinary*, std::string>> variables;
   std::map<uint64_t, std::vector<uint8_t>> memory;  // by the address handed out
   void* ranges;                                     // the engine's view of it
@@ -73,8 +73,8 @@ class State {
 
  private:
   State();
-  void record(void* module, const Kernel& kernel, const GnaforgeEmulatorLaunch& how, const GnaforgeEmulatorCounters& counted,
-              const std::vector<uint64_t>& executed);
+  void record(void* module, const Kernel& kernel, const GnaforgeEmulatorLaunch& how,
+              const GnaforgeEmulatorCounters& counted, const std::vector<uint64_t>& executed);
   std::vector<std::string> messages_, launches_;
   cudaError_t error_ = cudaSuccess;
   cudaError_t sticky_ = cudaSuccess;  // a failed kernel leaves the device unusable, as on hardware

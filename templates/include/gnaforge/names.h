@@ -47,9 +47,9 @@ inline const char* op_name(std::uint32_t op) {
 }
 
 /// Of the features, by bit.
-constexpr const char* feature_names[] = {"edge",          "block_causal", "sink",       "range",   "kv_sink",
-                                         "extra_keys",    "head_patterns", "varlen",    "accumulate", "delta",
-                                         "descale",       "block_lists",  "deterministic"};
+constexpr const char* feature_names[] = {"edge",       "block_causal",  "sink",         "range",      "kv_sink",
+                                         "extra_keys", "head_patterns", "varlen",       "accumulate", "delta",
+                                         "descale",    "block_lists",   "deterministic"};
 constexpr int feature_count = sizeof(feature_names) / sizeof(feature_names[0]);
 
 /// The name of the lowest bit that is set; "an unknown feature" for one of a later version.

@@ -30,8 +30,8 @@ constexpr std::uint64_t extra_key_roles(int piece) {
 constexpr std::uint64_t grad_extra_roles(int piece) {
   return bit(GNAFORGE_GRAD_EXTRA_K + piece) | bit(GNAFORGE_GRAD_EXTRA_V + piece);
 }
-constexpr std::uint64_t gradient_roles = bit(GNAFORGE_GRAD_Q) | bit(GNAFORGE_GRAD_K) | bit(GNAFORGE_GRAD_V) |
-                                         grad_extra_roles(0) | grad_extra_roles(1);
+constexpr std::uint64_t gradient_roles =
+    bit(GNAFORGE_GRAD_Q) | bit(GNAFORGE_GRAD_K) | bit(GNAFORGE_GRAD_V) | grad_extra_roles(0) | grad_extra_roles(1);
 
 /// Of a call whose op is known.
 inline OpRoles roles_of(const gnaforge_args& args) {
@@ -42,8 +42,8 @@ inline OpRoles roles_of(const gnaforge_args& args) {
     roles.required |= bit(GNAFORGE_OUT);
     roles.optional = bit(GNAFORGE_LSE);
   } else {
-    roles.results = args.op == GNAFORGE_GNA_BACKWARD_Q ? bit(GNAFORGE_GRAD_Q)
-                                                       : bit(GNAFORGE_GRAD_K) | bit(GNAFORGE_GRAD_V);
+    roles.results =
+        args.op == GNAFORGE_GNA_BACKWARD_Q ? bit(GNAFORGE_GRAD_Q) : bit(GNAFORGE_GRAD_K) | bit(GNAFORGE_GRAD_V);
     roles.required |= bit(GNAFORGE_LSE) | bit(GNAFORGE_GRAD_OUT) | roles.results;
     if (args.features & GNAFORGE_FEATURE_DELTA) {
       roles.required |= bit(GNAFORGE_DELTA);
@@ -124,7 +124,8 @@ inline gnaforge_code roles(const gnaforge_args& args, const Reason& reason) {
   if (const std::uint64_t missing = known.required & ~there)
     return reason.refuse(GNAFORGE_BAD_CALL, "%s is missing, which %s needs", role_facts[lowest_bit(missing)].name, op);
   if (const std::uint64_t others = there & ~(known.required | known.optional))
-    return reason.refuse(GNAFORGE_BAD_CALL, "%s is there, which %s doesn't take", role_facts[lowest_bit(others)].name, op);
+    return reason.refuse(GNAFORGE_BAD_CALL, "%s is there, which %s doesn't take", role_facts[lowest_bit(others)].name,
+                         op);
   if (const std::uint64_t others = args.accumulate & ~(known.results & gradient_roles))
     return reason.refuse(GNAFORGE_BAD_CALL, "accumulate holds 0x%llx, which are no gradients that %s writes",
                          static_cast<unsigned long long>(others), op);
@@ -153,8 +154,9 @@ inline gnaforge_code axis(const gnaforge_problem& p, int d, const Reason& reason
   const bool wraps = p.edge[d] == GNAFORGE_EDGE_WRAP;
   const bool may_exceed = p.edge[d] == GNAFORGE_EDGE_CUT || p.causal[d] == GNAFORGE_CAUSAL_BLOCK;
   if (length > 0 && !may_exceed && window > length / dilation)
-    return reason.refuse(GNAFORGE_BAD_INPUT, "kernel_size %lld times dilation %lld exceeds the %lld tokens along dim %d",
-                         number(window), number(dilation), number(length), d);
+    return reason.refuse(GNAFORGE_BAD_INPUT,
+                         "kernel_size %lld times dilation %lld exceeds the %lld tokens along dim %d", number(window),
+                         number(dilation), number(length), d);
   if (wraps && length % dilation != 0)
     return reason.refuse(GNAFORGE_BAD_INPUT, "dilation %lld doesn't divide the %lld tokens along dim %d, which wraps",
                          number(dilation), number(length), d);
@@ -203,8 +205,8 @@ inline gnaforge_code range(const gnaforge_problem& p, int d, const Reason& reaso
   if (head > 0 && (wraps || dilation != 1))
     return reason.refuse(GNAFORGE_BAD_INPUT, "dim %d has a kv_sink, so it can't wrap or be dilated", d);
   if (begin < (wraps ? -limit : head))
-    return reason.refuse(GNAFORGE_BAD_INPUT, "kv_offset is %lld along dim %d; it must be at least %lld", number(begin), d,
-                         number(head));
+    return reason.refuse(GNAFORGE_BAD_INPUT, "kv_offset is %lld along dim %d; it must be at least %lld", number(begin),
+                         d, number(head));
   if (!wraps && end > length)
     return reason.refuse(GNAFORGE_BAD_INPUT, "key tokens reach up to %lld along dim %d, beyond the grid's %lld",
                          number(end), d, number(length));
@@ -213,8 +215,9 @@ inline gnaforge_code range(const gnaforge_problem& p, int d, const Reason& reaso
   if (p.window[d] == length && dilation == 1 && p.causal[d] == GNAFORGE_CAUSAL_NONE && p.edge[d] != GNAFORGE_EDGE_CUT) {
     // Dense: every query sees every key, wherever it is.
     if (p.kv_tokens[d] == length) return GNAFORGE_OK;
-    return reason.refuse(GNAFORGE_BAD_INPUT, "all of the grid's %lld tokens along dim %d are seen, and there are %lld keys",
-                         number(length), d, number(p.kv_tokens[d]));
+    return reason.refuse(GNAFORGE_BAD_INPUT,
+                         "all of the grid's %lld tokens along dim %d are seen, and there are %lld keys", number(length),
+                         d, number(p.kv_tokens[d]));
   }
   const std::int64_t last = first + p.tokens[d] - 1;
   if (last >= length)
@@ -224,9 +227,11 @@ inline gnaforge_code range(const gnaforge_problem& p, int d, const Reason& reaso
   // Neighbouring windows touch, so those of a group's queries are one interval. Groups between two bounds differ in
   // nothing but their offset.
   Seen all{length + limit, -2 * limit};
-  for (const std::int64_t bound : {std::int64_t{0}, first % dilation, (last + 1) % dilation, length % dilation, dilation})
+  for (const std::int64_t bound :
+       {std::int64_t{0}, first % dilation, (last + 1) % dilation, length % dilation, dilation})
     for (const std::int64_t group : {bound - 1, bound}) {
-      if (group < 0 || group >= dilation || (last < group) || (last - group) / dilation * dilation + group < first) continue;
+      if (group < 0 || group >= dilation || (last < group) || (last - group) / dilation * dilation + group < first)
+        continue;
       const std::int64_t from = first <= group ? 0 : (first - group + dilation - 1) / dilation;
       const Seen own = seen(p, d, (length - group + dilation - 1) / dilation, from, (last - group) / dilation);
       if (group + own.begin * dilation < all.begin) all.begin = group + own.begin * dilation;
@@ -240,7 +245,8 @@ inline gnaforge_code range(const gnaforge_problem& p, int d, const Reason& reaso
   };
   for (const Seen& keys : {Seen{0, sink_end}, all})
     if (!stored(keys))
-      return reason.refuse(GNAFORGE_BAD_INPUT, "queries see the keys %lld to %lld along dim %d, which are not all there",
+      return reason.refuse(GNAFORGE_BAD_INPUT,
+                           "queries see the keys %lld to %lld along dim %d, which are not all there",
                            number(keys.begin), number(keys.end - 1), d);
   return GNAFORGE_OK;
 }
@@ -315,7 +321,8 @@ inline gnaforge_code tensors(const gnaforge_args& args, const Reason& reason) {
       return reason.refuse(GNAFORGE_BAD_INPUT, "%s is not aligned to its elements of %d bytes", facts.name, bytes);
     const Sizes sizes = sizes_of(*args.problem, role);
     if (!spans_int64(sizes, *tensor, bytes))
-      return reason.refuse(GNAFORGE_BAD_INPUT, "%s is too large: its sizes and strides reach beyond 64 bits", facts.name);
+      return reason.refuse(GNAFORGE_BAD_INPUT, "%s is too large: its sizes and strides reach beyond 64 bits",
+                           facts.name);
     if ((results & bit(role)) && repeats(sizes, *tensor))
       return reason.refuse(GNAFORGE_BAD_INPUT, "%s has a stride of 0, so its elements overlap", facts.name);
   }

@@ -1,4 +1,5 @@
-// What holds an element of a dtype in memory; arithmetic is in float. A dtype that isn't here doesn't compile. Host only.
+// What holds an element of a dtype in memory; arithmetic is in float. A dtype that isn't here doesn't compile.
+// Host only.
 #pragma once
 
 #include <cstdint>

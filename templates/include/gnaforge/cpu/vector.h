@@ -1,5 +1,6 @@
 // Float vectors of one instruction set, GCC vector extensions. No include guard: kernel.h includes it once per
-// instruction set, with GNAFORGE_ISA (a namespace) and GNAFORGE_VECTOR_BYTES set and the code generation target switched.
+// instruction set, with GNAFORGE_ISA (a namespace) and GNAFORGE_VECTOR_BYTES set and the target of code generation
+// switched.
 
 namespace gnaforge::cpu::GNAFORGE_ISA {
 

@@ -17,9 +17,7 @@ GNAFORGE_HD unsigned bits_from(int begin) {
 }
 
 /// Bits [begin, end) of a 32-bit word; bounds outside 0..32 are clipped.
-GNAFORGE_HD unsigned range_bits(int begin, int end) {
-  return bits_from(begin) & ~bits_from(end);
-}
+GNAFORGE_HD unsigned range_bits(int begin, int end) { return bits_from(begin) & ~bits_from(end); }
 
 /// What one query sees of one KV tile: a range of positions per axis, within 0 .. extent of the tile.
 /// The row-major tile column c is visible iff each of its coordinates is in range.
@@ -38,14 +36,14 @@ struct RowMask {
   }
 
  private:
-  /// Columns from `first` on whose coordinate along `d` is in range: runs of (end - begin) * pitch columns, which repeat
-  /// with a period of extent * pitch.
+  /// Columns from `first` on whose coordinate along `d` is in range: runs of (end - begin) * pitch columns, which
+  /// repeat with a period of extent * pitch.
   GNAFORGE_HD unsigned axis_word(int d, int first) const {
     const int pitch = KvTile::pitch(d), period = KvTile::extent(d) * pitch;
     const int begin = range[d].begin * pitch, end = range[d].end * pitch;
     if (d == 0) return range_bits(begin - first, end - first);  // does not repeat
-    if (32 % period == 0) {  // the same in every word
-      const unsigned copies = ~0u / (~0u >> (32 - period));  // 2^0 + 2^period + ...
+    if (32 % period == 0) {                                     // the same in every word
+      const unsigned copies = ~0u / (~0u >> (32 - period));     // 2^0 + 2^period + ...
       return range_bits(begin, end) * copies;
     }
     const int phase = first % period;

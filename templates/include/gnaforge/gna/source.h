@@ -1,24 +1,24 @@
-// A tile source: which KV tiles a Q tile visits, in which order, and what a row sees of each. Kernels are written on this
-// concept, and each family names its source once, as TileSource in its layout. Host and device, no torch, no STL.
+// A tile source: which KV tiles a Q tile visits, in which order, and what a row sees of each. Kernels are written on
+// this concept, and each family names its source once, as TileSource in its layout. Host and device, no torch, no STL.
 //
 //   struct Source {
 //     using QTile, KvTile;
 //     static constexpr int rank;
-//     using List;                                         // the KV tiles of one Q tile: `count`, `interior` of them first
-//     using Walk;                                         // a place among them: begin(list), step(list, next index)
+//     using List;                                            // KV tiles of one Q tile: `count`, first `interior` ones
+//     using Walk;                                            // a place among them: begin(list), step(list, next index)
 //     static List list(axis, q_begin);
-//     static TileKind kind(const List&, int index);       // of the index-th tile of a walk
-//     static int origin(const List&, const Walk&, int d); // its first key along axis d
-//     static int extent(const List&, const Walk&, int d); // and how many from there on some row may see
-//     static Interval row(axis, int query);               // the keys that a row sees along an axis; once per row
-//     static Interval seen(axis, Interval row, int origin);  // those of one tile, counted from its first; not clipped
+//     static TileKind kind(const List&, int index);          // of the index-th tile of a walk
+//     static int origin(const List&, const Walk&, int d);    // its first key along axis d,
+//     static int extent(const List&, const Walk&, int d);    // and how many from there on some row may see
+//     static Interval row(axis, int query);                  // keys that a row sees along an axis: once per row
+//     static Interval seen(axis, Interval row, int origin);  // those of a tile, counted from its first; not clipped
 //     static RowMask<KvTile> mask(const Interval (&seen)[rank]);
 //   };
 //
-// Along each axis a row sees one interval of a tile, whatever the source: a sink and a window, or the two sides of a seam,
-// are in different tiles. So bands fit: Band for Axis, AxisRuns for AxisTiles in the same list and walk, window(band) for
-// row, on_side(band) for seen; only where a copy begins is a question more (stored_row). Listed boxes fit with a walk
-// over numbers, a kind of their own and interior 0, for nobody but the walk relies on an order of kinds.
+// Along each axis a row sees one interval of a tile, whatever the source: a sink and a window, or both sides of a seam,
+// are in different tiles. So bands fit: Band for Axis, AxisRuns for AxisTiles in the same list and walk, window(band)
+// for row, on_side(band) for seen; only where a copy begins is a question more (stored_row). Listed boxes fit with a
+// walk over numbers, a kind of their own and interior 0: nobody but the walk relies on an order of kinds.
 #pragma once
 
 #include "gnaforge/gna/mask.h"
@@ -45,8 +45,7 @@ struct WindowTiles {
   GNAFORGE_HD static List list(const Axis (&axis)[rank], const int (&q_begin)[rank]) {
     List list;
     GNAFORGE_UNROLL
-    for (int d = 0; d < rank; ++d)
-      list.axis[d] = axis_tiles(axis[d], q_begin[d], QTile::extent(d), KvTile::extent(d));
+    for (int d = 0; d < rank; ++d) list.axis[d] = axis_tiles(axis[d], q_begin[d], QTile::extent(d), KvTile::extent(d));
     list.finish();
     return list;
   }
@@ -72,8 +71,7 @@ struct WindowTiles {
   GNAFORGE_HD static RowMask<KvTile> mask(const Interval (&seen)[rank]) {
     RowMask<KvTile> mask;
     GNAFORGE_UNROLL
-    for (int d = 0; d < rank; ++d)
-      mask.range[d] = {max_int(seen[d].begin, 0), min_int(seen[d].end, KvTile::extent(d))};
+    for (int d = 0; d < rank; ++d) mask.range[d] = {max_int(seen[d].begin, 0), min_int(seen[d].end, KvTile::extent(d))};
     return mask;
   }
 };

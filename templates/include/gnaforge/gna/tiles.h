@@ -27,9 +27,7 @@ GNAFORGE_HD AxisTiles axis_tiles(const Axis& axis, int q_begin, int q_extent, in
   const int interior_begin = ceil_div(last.begin - begin, kv_extent);
   const int interior_end = (first.end - begin) / kv_extent;
   const bool any = interior_begin < interior_end;
-  return {{begin, last.end},
-          {any ? interior_begin : 0, any ? interior_end : 0},
-          ceil_div(last.end - begin, kv_extent)};
+  return {{begin, last.end}, {any ? interior_begin : 0, any ? interior_end : 0}, ceil_div(last.end - begin, kv_extent)};
 }
 
 /// The KV tiles of one Q tile: the product of its axes, each of which knows `count` and `interior` as AxisTiles do.

@@ -69,7 +69,8 @@ struct Entry {
     if (const gnaforge_code code = check_call<Config>(args, traits, reason)) return code;
     const gnaforge_problem& problem = *args->problem;
     if (!(problem.scale > 0))
-      return reason.refuse(GNAFORGE_NO_SCALE, "scale is %g, this kernel takes positive ones: it maximises before it scales",
+      return reason.refuse(GNAFORGE_NO_SCALE,
+                           "scale is %g, this kernel takes positive ones: it maximises before it scales",
                            problem.scale);
     if (const gnaforge_code code = check::layout<Element>(*args, reason)) return code;
     Axis axes[rank];
@@ -168,7 +169,9 @@ struct Entry {
       CUtensorMap& map;
       gnaforge_role role;
       const int (&box)[rank];
-    } copied[] = {{maps.q, GNAFORGE_Q, q_box}, {maps.k, GNAFORGE_K, kv_box}, {maps.v, GNAFORGE_V, kv_box},
+    } copied[] = {{maps.q, GNAFORGE_Q, q_box},
+                  {maps.k, GNAFORGE_K, kv_box},
+                  {maps.v, GNAFORGE_V, kv_box},
                   {maps.out, GNAFORGE_OUT, out_box}};
     for (const auto& [to, role, box] : copied)
       if (const gnaforge_code code = map(encode, to, args, role, params, axes, slice, box, reason)) return code;
@@ -235,8 +238,18 @@ struct Entry {
 template <class Config, class L>
 constexpr gnaforge_entry make_entry() {
   using E = Entry<Config, L>;
-  return {sizeof(gnaforge_entry), static_cast<std::uint32_t>(E::traits.op), E::traits.features, L::threads, L::shared_bytes, GNAFORGE_CUDA, 0,
-          Config::key, E::can_run, E::workspace_bytes, E::visited_work, E::run};
+  return {sizeof(gnaforge_entry),
+          static_cast<std::uint32_t>(E::traits.op),
+          E::traits.features,
+          L::threads,
+          L::shared_bytes,
+          GNAFORGE_CUDA,
+          0,
+          Config::key,
+          E::can_run,
+          E::workspace_bytes,
+          E::visited_work,
+          E::run};
 }
 
 }  // namespace gnaforge::gpu

@@ -32,9 +32,9 @@ gnaforge_code stride(const char* tensor, const char* dim, std::int64_t size, std
   if (size == 1) return GNAFORGE_OK;
   constexpr std::int64_t multiple = 16 / Element::bytes, limit = (std::int64_t{1} << 40) / Element::bytes;
   if (stride <= 0 || stride % multiple != 0)
-    return reason.refuse(
-        GNAFORGE_NO_LAYOUT, "%s has stride %lld along its %s, must be a positive multiple of %lld; pass a contiguous copy",
-        tensor, static_cast<long long>(stride), dim, static_cast<long long>(multiple));
+    return reason.refuse(GNAFORGE_NO_LAYOUT,
+                         "%s has stride %lld along its %s, must be a positive multiple of %lld; pass a contiguous copy",
+                         tensor, static_cast<long long>(stride), dim, static_cast<long long>(multiple));
   if (stride >= limit)
     return reason.refuse(GNAFORGE_NO_LAYOUT, "%s has stride %lld along its %s, must be below %lld", tensor,
                          static_cast<long long>(stride), dim, static_cast<long long>(limit));
@@ -52,8 +52,10 @@ gnaforge_code layout(const gnaforge_args& args, const Reason& reason) {
     const Sizes sizes = sizes_of(*args.problem, role);
     if (reinterpret_cast<std::uintptr_t>(tensor->data) % 16 != 0)
       return reason.refuse(GNAFORGE_NO_LAYOUT, "%s is not aligned to 16 bytes; pass a contiguous copy", name);
-    if (const gnaforge_code code = stride<Element>(name, "batch", sizes.batch, tensor->batch_stride, reason)) return code;
-    if (const gnaforge_code code = stride<Element>(name, "heads", sizes.heads, tensor->head_stride, reason)) return code;
+    if (const gnaforge_code code = stride<Element>(name, "batch", sizes.batch, tensor->batch_stride, reason))
+      return code;
+    if (const gnaforge_code code = stride<Element>(name, "heads", sizes.heads, tensor->head_stride, reason))
+      return code;
     for (int d = 0; d < GNAFORGE_MAX_RANK; ++d)
       if (const gnaforge_code code =
               stride<Element>(name, axis_names[d], sizes.tokens[d], tensor->token_stride[d], reason))
@@ -71,7 +73,8 @@ bool foldable(const gnaforge_args& args) {
     const gnaforge_tensor* const tensor = tensor_of(args, role);
     if (tensor == nullptr || role_facts[role].dtype != 0) continue;
     const Sizes sizes = sizes_of(*args.problem, role);
-    if (sizes.channels % chunk_channels<Element> != 0 || (sizes.heads > 1 && tensor->head_stride != sizes.channels)) return false;
+    if (sizes.channels % chunk_channels<Element> != 0 || (sizes.heads > 1 && tensor->head_stride != sizes.channels))
+      return false;
   }
   return true;
 }
@@ -88,8 +91,7 @@ inline EncodeTiled find_encode_tiled() {
     const cudaError_t error =
         cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &result);
 #else
-    const cudaError_t error =
-        cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &function, cudaEnableDefault, &result);
+    const cudaError_t error = cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &function, cudaEnableDefault, &result);
 #endif
     if (error != cudaSuccess || result != cudaDriverEntryPointSuccess) return nullptr;
     found.store(function, std::memory_order_relaxed);

@@ -25,9 +25,7 @@ __device__ __forceinline__ int4 load_shared(SharedAddress from) {
 }
 
 /// Orders this thread's writes to shared memory before asynchronous reads of it.
-__device__ __forceinline__ void fence_shared_to_async() {
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
+__device__ __forceinline__ void fence_shared_to_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 /// Stores 8x8 matrices of 16-bit elements that lie in the registers of a warp; each lane has the address of one row.
 __device__ __forceinline__ void store_matrices(SharedAddress to, std::uint32_t a, std::uint32_t b, std::uint32_t c,

@@ -53,7 +53,8 @@ struct Kernel {
     return false;
   }
 
-  static float* row(const gnaforge_tensor& tensor, std::int64_t batch, std::int64_t head, const std::int64_t (&at)[rank]) {
+  static float* row(const gnaforge_tensor& tensor, std::int64_t batch, std::int64_t head,
+                    const std::int64_t (&at)[rank]) {
     std::int64_t offset = batch * tensor.batch_stride + head * tensor.head_stride;
     for (int d = 0; d < rank; ++d) offset += at[d] * tensor.token_stride[d];
     return static_cast<float*>(tensor.data) + offset;
@@ -89,15 +90,26 @@ struct Kernel {
     float* result = row(*gnaforge::tensor_of(args, GNAFORGE_OUT), batch, head, query);
     for (std::int64_t c = 0; c < p.value_head_dim; ++c) result[c] = static_cast<float>(out[c] / sum);
     const gnaforge_tensor* lse = gnaforge::tensor_of(args, GNAFORGE_LSE);
-    if (lse != nullptr && lse->data != nullptr) *row(*lse, batch, head, query) = static_cast<float>(max + std::log(sum));
+    if (lse != nullptr && lse->data != nullptr)
+      *row(*lse, batch, head, query) = static_cast<float>(max + std::log(sum));
   }
 };
 
 template <class Config>
 constexpr gnaforge_entry make_entry() {
   using K = Kernel<Config>;
-  return {sizeof(gnaforge_entry), K::traits.op, K::traits.features, 0, 0, GNAFORGE_CPU, 0, Config::key,
-          K::can_run, K::workspace_bytes, K::visited_work, K::run};
+  return {sizeof(gnaforge_entry),
+          K::traits.op,
+          K::traits.features,
+          0,
+          0,
+          GNAFORGE_CPU,
+          0,
+          Config::key,
+          K::can_run,
+          K::workspace_bytes,
+          K::visited_work,
+          K::run};
 }
 
 }  // namespace toy

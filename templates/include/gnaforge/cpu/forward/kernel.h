@@ -92,8 +92,8 @@ inline Isa choose_isa() {
 #if defined(__x86_64__)
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
     best = Isa::avx2;
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl"))
       best = Isa::avx512;
   }
 #endif
@@ -186,8 +186,18 @@ struct Kernel {
 template <class Config>
 constexpr gnaforge_entry make_entry() {
   using K = Kernel<Config>;
-  return {sizeof(gnaforge_entry), K::traits.op, K::traits.features, 0, 0, GNAFORGE_CPU, 0, Config::key,
-          K::can_run, K::workspace_bytes, K::visited_work, K::run};
+  return {sizeof(gnaforge_entry),
+          K::traits.op,
+          K::traits.features,
+          0,
+          0,
+          GNAFORGE_CPU,
+          0,
+          Config::key,
+          K::can_run,
+          K::workspace_bytes,
+          K::visited_work,
+          K::run};
 }
 
 }  // namespace gnaforge::cpu

@@ -131,8 +131,7 @@ struct Task {
 
   /// Element that in-group position `position` of this batch entry and `of_head` begins at.
   template <class T>
-  T* at(const View<T, rank>& view, std::int64_t of_head, const Axis (&whole)[rank],
-        const int (&position)[rank]) const {
+  T* at(const View<T, rank>& view, std::int64_t of_head, const Axis (&whole)[rank], const int (&position)[rank]) const {
     std::int64_t offset = batch * view.batch_stride + of_head * view.head_stride;
     for (int d = 0; d < rank; ++d)
       offset += (group[d] + static_cast<std::int64_t>(position[d]) * whole[d].dilation) * view.token_stride[d];

@@ -1,5 +1,5 @@
-// Masks of shell tiles read the other way, for kernels whose lanes hold queries: per key, the rows of the Q tile that see
-// it. Host only.
+// Masks of shell tiles read the other way, for kernels whose lanes hold queries: per key, the rows of the Q tile that
+// see it. Host only.
 #pragma once
 
 #include "gnaforge/gna/source.h"
@@ -46,8 +46,8 @@ struct TileRows {
         at[d][p] = q_begin[d] + p < axis[d].length ? Source::row(axis[d], q_begin[d] + p) : Interval{0, 0};
   }
 
-  /// For each of the `count` keys from `origin` on of axis `d`, the rows that see it along this axis. A key of a tile is
-  /// visible to the AND of its coordinates' sets.
+  /// For each of the `count` keys from `origin` on of axis `d`, the rows that see it along this axis. A key of a tile
+  /// is visible to the AND of its coordinates' sets.
   void rows_that_see(int d, int origin, int count, RowSet<QTile>* rows) const {
     for (int k = 0; k < count; ++k) rows[k] = RowSet<QTile>{};
     for (int p = 0; p < QTile::extents[d]; ++p) {

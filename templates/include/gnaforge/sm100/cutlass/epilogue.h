@@ -68,9 +68,10 @@ struct Epilogue {
   static const int NumWarpsLoad = 1;
 
   /// [half][chunk][row][channel of the chunk], swizzled.
-  using OutLayout = decltype(cute::tile_to_shape(
-      cute::UMMA::Layout_K_SW128_Atom<Element>{},
-      cute::Shape<cute::Int<half_rows>, cute::Int<L::channels>, cute::Int<halves>>{}, cute::Step<cute::_1, cute::_2, cute::_3>{}));
+  using OutLayout =
+      decltype(cute::tile_to_shape(cute::UMMA::Layout_K_SW128_Atom<Element>{},
+                                   cute::Shape<cute::Int<half_rows>, cute::Int<L::channels>, cute::Int<halves>>{},
+                                   cute::Step<cute::_1, cute::_2, cute::_3>{}));
 
   struct TensorStorage {
     using SmemLayoutO = OutLayout;
@@ -114,8 +115,9 @@ struct Epilogue {
         for (int c = 0; c < L::v_chunks; ++c) {
           int at[gpu::map_rank(rank)];
           gpu::map_coordinates<rank>(at, kernel.folded, L::value_head_dim, c * L::chunk_channels, work.head, token,
-                                      work.batch);
-          ptx::tensor_store(&kernel.maps[work.slice].out, memory + half * L::half_bytes + c * half_rows * row_bytes, at);
+                                     work.batch);
+          ptx::tensor_store(&kernel.maps[work.slice].out, memory + half * L::half_bytes + c * half_rows * row_bytes,
+                            at);
         }
       }
       ptx::bulk_commit();

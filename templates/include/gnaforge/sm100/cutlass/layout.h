@@ -16,8 +16,8 @@ constexpr int half_rows = 128;
 constexpr int columns = 128;
 constexpr int kv_stages = 3;
 
-/// One half of a Q tile, cut across the axis where halves are smallest. Across an odd extent both halves hold the tokens
-/// in the middle: both compute and store them, with the same result (the log-sum-exp only the first).
+/// One half of a Q tile, cut across the axis where halves are smallest. Across an odd extent both halves hold the
+/// tokens in the middle: both compute and store them, with the same result (the log-sum-exp only the first).
 template <class QTile>
 struct HalfTile {
   static constexpr int rank = QTile::rank;

@@ -1,5 +1,5 @@
-// How CUTLASS's mainloop gets Q, K and V with our mask: boxes of tokens straight from heads-last tensors, KV tiles in the
-// order of the tile list. Device only. To be included before the mainloop, which finds the specialisation here.
+// How CUTLASS's mainloop gets Q, K and V with our mask: boxes of tokens straight from heads-last tensors, KV tiles in
+// the order of the tile source. Device only. To be included before the mainloop, which finds the specialisation here.
 #pragma once
 
 #include <collective/fmha_fusion.hpp>
@@ -12,7 +12,8 @@
 
 namespace gnaforge::sm100 {
 
-/// One copy per chunk of channels that the tensor has, or that the MMA wants: what is beyond the tensor's channels reads zero.
+/// One copy per chunk of channels that the tensor has, or that the MMA wants: what is beyond the tensor's channels
+/// reads zero.
 template <class Config>
 __device__ __forceinline__ void load_box(const CUtensorMap& map, const gpu::Params<Config::QTile::rank>& params,
                                          ptx::SharedAddress barrier, ptx::SharedAddress to, int chunk_bytes,
@@ -76,8 +77,8 @@ struct Sm100FmhaLoadTmaWarpspecialized<Element, StrideQ, StrideK, StrideV, MmaQK
     gnaforge::ptx::prefetch_map(&params.kernel->maps[0].v);
   }
 
-  /// For the emulator: tiles can be counted, but no instructions on them, for CUTLASS's loops over them can't be marked.
-  /// So nothing may stand between the marks, a branch neither.
+  /// For the emulator: tiles can be counted, but no instructions on them, for CUTLASS's loops over them can't be
+  /// marked. So nothing may stand between the marks, a branch neither.
   static __device__ __forceinline__ void count_tile(bool shell) {
     using gnaforge::ptx::mark, gnaforge::ptx::Marker;
     if (shell) {
@@ -108,20 +109,20 @@ struct Sm100FmhaLoadTmaWarpspecialized<Element, StrideQ, StrideK, StrideV, MmaQK
         int token[rank];
         CUTLASS_PRAGMA_UNROLL
         for (int d = 0; d < rank; ++d) token[d] = work.q_begin[d] + Half::begin(half, d);
-        gnaforge::sm100::load_box<Config>(
-            maps.q, params, gnaforge::ptx::shared_address(q_pipeline.producer_get_barrier(q_state)),
-            q_memory + q_state.index() * L::half_bytes, half_rows * row_bytes, Half::volume * row_bytes, L::head_dim,
-            work.head, token, work.batch);
+        gnaforge::sm100::load_box<Config>(maps.q, params,
+                                          gnaforge::ptx::shared_address(q_pipeline.producer_get_barrier(q_state)),
+                                          q_memory + q_state.index() * L::half_bytes, half_rows * row_bytes,
+                                          Half::volume * row_bytes, L::head_dim, work.head, token, work.batch);
       }
       ++q_state;
     };
     const auto load_kv = [&](const CUtensorMap& map, int head_dim, const int (&token)[rank]) {
       kv_pipeline.producer_acquire(kv_state);
       if (leader)
-        gnaforge::sm100::load_box<Config>(
-            map, params, gnaforge::ptx::shared_address(kv_pipeline.producer_get_barrier(kv_state)),
-            kv_memory + kv_state.index() * L::stage_bytes, columns * row_bytes, KvTile::volume * row_bytes, head_dim,
-            work.kv_head, token, work.batch);
+        gnaforge::sm100::load_box<Config>(map, params,
+                                          gnaforge::ptx::shared_address(kv_pipeline.producer_get_barrier(kv_state)),
+                                          kv_memory + kv_state.index() * L::stage_bytes, columns * row_bytes,
+                                          KvTile::volume * row_bytes, head_dim, work.kv_head, token, work.batch);
       ++kv_state;
     };
 

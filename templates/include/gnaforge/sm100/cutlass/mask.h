@@ -17,8 +17,8 @@ struct MaskState {
   typename Source::Walk walk;
 };
 
-/// The fifth leaf of the mainloop's problem shape, which it hands through to the mask. The mainloop copies it once per Q
-/// tile, so that `begun` is of one Q tile.
+/// The fifth leaf of the mainloop's problem shape, which it hands through to the mask. The mainloop copies it once per
+/// Q tile, so that `begun` is of one Q tile.
 template <class Source>
 struct GnaShape {
   const gpu::Params<Source::rank>* params;
@@ -59,12 +59,14 @@ struct Mask {
   }
 
   template <class Block, class Tile, class ProblemShape>
-  __device__ __forceinline__ int get_unmasked_trip_count(const Block& block, const Tile&, const ProblemShape& shape) const {
+  __device__ __forceinline__ int get_unmasked_trip_count(const Block& block, const Tile&,
+                                                         const ProblemShape& shape) const {
     return unmasked(list(cute::get<0>(block), shape));
   }
 
   template <class Block, class Tile, class ProblemShape>
-  __device__ __forceinline__ int get_masked_trip_count(const Block& block, const Tile&, const ProblemShape& shape) const {
+  __device__ __forceinline__ int get_masked_trip_count(const Block& block, const Tile&,
+                                                       const ProblemShape& shape) const {
     const List tiles = list(cute::get<0>(block), shape);
     return tiles.count - unmasked(tiles);
   }

@@ -32,7 +32,9 @@ struct Consumer {
 
   __device__ __forceinline__ int thread() const { return threadIdx.x % warpgroup_threads; }
   __device__ __forceinline__ int lane() const { return threadIdx.x % 32; }
-  __device__ __forceinline__ int first_row() const { return warpgroup * warpgroup_rows + ptx::reload_thread_index() % warpgroup_threads / 32 * 16; }
+  __device__ __forceinline__ int first_row() const {
+    return warpgroup * warpgroup_rows + ptx::reload_thread_index() % warpgroup_threads / 32 * 16;
+  }
 
   __device__ __forceinline__ void wait(int barriers, RingPosition at) const {
     ptx::mbarrier_wait(shared + barriers + 8 * at.stage, at.parity);
@@ -146,7 +148,7 @@ struct Consumer {
       const int piece = c % 4 * 2 + lane() / 16;  // of 16 bytes
       if (groups == 2)
         ptx::store_matrices(line + c / 4 * L::q_chunk_bytes + ((piece ^ (row % 8)) << 4), parts[0], parts[1], parts[2],
-                       parts[3]);
+                            parts[3]);
       else  // addresses come from lanes 0 to 15
         ptx::store_matrices(line + c / 4 * L::q_chunk_bytes + (((c % 4 * 2) ^ (row % 8)) << 4), parts[0], parts[1]);
     }
@@ -161,7 +163,8 @@ struct Consumer {
 #pragma unroll
       for (int c = 0; c < L::v_chunks; ++c) {
         int at[gpu::map_rank(rank)];
-        gpu::map_coordinates<rank>(at, params.folded, L::value_head_dim, c * L::chunk_channels, work.head, token, work.batch);
+        gpu::map_coordinates<rank>(at, params.folded, L::value_head_dim, c * L::chunk_channels, work.head, token,
+                                   work.batch);
         ptx::tensor_store(&params.maps[work.slice].out, region + skipped + c * L::q_chunk_bytes, at);
       }
       ptx::bulk_commit();

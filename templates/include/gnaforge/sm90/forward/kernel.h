@@ -1,4 +1,23 @@
-// The sm90 forward kernel: one warpgroup loads, the others compute. Device only.
+// The sm90 forward kernel. Warpgroup 0 loads: its first thread is the producer. Warpgroups 1 to W compute: consumers 0
+// to W - 1. Device only.
+//
+// mbarriers, those of K and V one per stage of the ring. The producer's waits for *_empty pass at once the first time.
+//   name      arrivals a phase                    by whom                                            who waits
+//   q_full    1 and the bytes of Q                the producer, before the copies                    consumers
+//   q_empty   4 W, if out_apart                   warps, when their last Q K^T is done               the producer
+//             1, or W if out_by_warpgroup         else threads that stored, when what was Q is read  the producer
+//   k_full    1 and the bytes of K                the producer, before the copies                    consumers
+//   k_empty   4 W                                 warps, when their scores are in registers          the producer
+//   v_full    1 and the bytes of V                the producer, before the copies                    consumers
+//   v_empty   4 W                                 warps, when their product with V is done           the producer
+// The producer writes q_facts and kv_facts before it arrives at q_full and k_full; they are read after the wait.
+//
+// Named barriers, counted in threads:
+//   number            threads                   who syncs                                       who only arrives
+//   0, __syncthreads  all                       all, once barriers are there and padding is clear
+//   turn_barrier + w  256, if W > 1             consumer w, before its products                 its predecessor, after
+//   out_barrier + w   128, if out_by_warpgroup  consumer w, before and after it writes its output
+//   out_barrier       128 W, else               all consumers, likewise
 #pragma once
 
 #include "gnaforge/sm90/forward/consumer.h"

@@ -58,16 +58,16 @@ struct Layout {
 
   /// Two thread blocks on a multiprocessor where each has one warpgroup only, and so nothing else that computes while
   /// its softmax runs or its output leaves.
-  static constexpr int blocks_per_processor =
-      warpgroups == 1 && q_bytes + out_bytes + 2 * (k_bytes + v_bytes) + control_bytes <= half_shared_memory_limit ? 2 : 1;
-  static constexpr int block_limit = blocks_per_processor == 2 ? half_shared_memory_limit : gpu::shared_memory_limit;
+  static constexpr bool two_blocks =
+      warpgroups == 1 && q_bytes + out_bytes + 2 * (k_bytes + v_bytes) + control_bytes <= half_shared_memory_limit;
+  static constexpr int blocks_per_processor = two_blocks ? 2 : 1;
+  static constexpr int block_limit = two_blocks ? half_shared_memory_limit : gpu::shared_memory_limit;
 
   /// Room of its own lets the next Q load while this output is stored; without, the output takes the place of Q.
   static constexpr bool out_apart = q_bytes + out_bytes + 2 * (k_bytes + v_bytes) + control_bytes <= block_limit;
   static constexpr int q_region = out_apart ? q_bytes : max_int(q_bytes, out_bytes);
   static constexpr int fixed_bytes = q_region + (out_apart ? out_bytes : 0) + control_bytes;
-  static constexpr int stages =
-      max_int(2, min_int(4, (block_limit - fixed_bytes) / (k_bytes + v_bytes)));
+  static constexpr int stages = max_int(2, min_int(4, (block_limit - fixed_bytes) / (k_bytes + v_bytes)));
 
   static constexpr int q_offset = 0;
   static constexpr int out_offset = out_apart ? q_region : 0;
@@ -94,8 +94,7 @@ struct Layout {
   static constexpr bool out_by_warpgroup =
       QTile::volume == rows && (warpgroups == 1 || warpgroup_rows % QTile::pitch(0) == 0);
   /// Queries along the outermost axis that one warpgroup stores.
-  static constexpr int out_extent =
-      out_by_warpgroup ? QTile::extent(0) / warpgroups : QTile::extent(0);
+  static constexpr int out_extent = out_by_warpgroup ? QTile::extent(0) / warpgroups : QTile::extent(0);
 
   /// Extents of what one copy loads of Q and stores of the output.
   static constexpr int q_box(int axis) { return QTile::extents[axis]; }
@@ -105,8 +104,10 @@ struct Layout {
   /// multiprocessor, 256 x 128. More copies per tile take the producer more addresses.
   static constexpr bool many_copies = qk_chunks + v_chunks > 4;
   static constexpr int producer_registers = warpgroups == 3 ? 32 : many_copies ? 40 : 24;
-  static constexpr int consumer_registers =
-      warpgroups == 3 ? 160 : warpgroups == 1 ? 256 - producer_registers : many_copies ? 232 : 240;
+  static constexpr int consumer_registers = warpgroups == 3   ? 160
+                                            : warpgroups == 1 ? 256 - producer_registers
+                                            : many_copies     ? 232
+                                                              : 240;
   /// One consumer and one producer that have the multiprocessor for themselves may both have 255.
   static constexpr bool shares_registers = warpgroups > 1 || blocks_per_processor > 1;
   static_assert(warpgroups <= 3, "at most 192 query rows");

@@ -34,8 +34,9 @@ struct Producer {
 
   /// All chunks of one box, to `to`; `barrier` hears of `chunks * box_bytes` bytes.
   template <int Chunks>
-  __device__ __forceinline__ void load(const CUtensorMap& map, ptx::SharedAddress barrier, ptx::SharedAddress to, int chunk_bytes,
-                                       int box_bytes, int head_dim, int head, const int (&token)[rank], int batch) {
+  __device__ __forceinline__ void load(const CUtensorMap& map, ptx::SharedAddress barrier, ptx::SharedAddress to,
+                                       int chunk_bytes, int box_bytes, int head_dim, int head, const int (&token)[rank],
+                                       int batch) {
     ptx::mbarrier_arrive_expect(barrier, Chunks * box_bytes);
 #pragma unroll
     for (int c = 0; c < Chunks; ++c) {
@@ -48,14 +49,16 @@ struct Producer {
   __device__ __forceinline__ void load_k(const Work& work, RingPosition at, const int (&origin)[rank], TileKind kind) {
     ptx::mbarrier_wait(shared + L::k_empty + 8 * at.stage, at.parity);
     gpu::KvTileFacts<rank>::store(shared + L::kv_facts + gpu::kv_facts_bytes * at.stage, origin, kind);
-    load<L::qk_chunks>(params.maps[work.slice].k, shared + L::k_full + 8 * at.stage, shared + L::k_offset + at.stage * L::k_bytes,
-                       L::kv_chunk_bytes, L::kv_chunk_bytes, L::head_dim, work.kv_head, origin, work.batch);
+    load<L::qk_chunks>(params.maps[work.slice].k, shared + L::k_full + 8 * at.stage,
+                       shared + L::k_offset + at.stage * L::k_bytes, L::kv_chunk_bytes, L::kv_chunk_bytes, L::head_dim,
+                       work.kv_head, origin, work.batch);
   }
 
   __device__ __forceinline__ void load_v(const Work& work, RingPosition at, const int (&origin)[rank]) {
     ptx::mbarrier_wait(shared + L::v_empty + 8 * at.stage, at.parity);
-    load<L::v_chunks>(params.maps[work.slice].v, shared + L::v_full + 8 * at.stage, shared + L::v_offset + at.stage * L::v_bytes,
-                      L::kv_chunk_bytes, L::kv_chunk_bytes, L::value_head_dim, work.kv_head, origin, work.batch);
+    load<L::v_chunks>(params.maps[work.slice].v, shared + L::v_full + 8 * at.stage,
+                      shared + L::v_offset + at.stage * L::v_bytes, L::kv_chunk_bytes, L::kv_chunk_bytes,
+                      L::value_head_dim, work.kv_head, origin, work.batch);
   }
 
   __device__ __forceinline__ void run() {

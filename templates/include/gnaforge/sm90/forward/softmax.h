@@ -8,9 +8,7 @@ namespace gnaforge::sm90 {
 
 /// Of an accumulator of wgmma, a thread holds of each group of 8 columns two neighbours of row r (elements 0 and 1)
 /// and two of row r + 8 (elements 2 and 3).
-GNAFORGE_HD constexpr int element(int group, int row, int column) {
-  return 4 * group + 2 * row + column;
-}
+GNAFORGE_HD constexpr int element(int group, int row, int column) { return 4 * group + 2 * row + column; }
 
 struct Softmax {
   float max[2];      ///< Of the scores so far, not scaled.

@@ -1,0 +1,36 @@
+"""The format of C++ and CUDA sources."""
+
+from __future__ import annotations
+
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("build_tools", "templates", "tests")
+SOURCES = sorted(path for name in FOLDERS for path in (ROOT / name).rglob("*") if path.suffix in (".h", ".cpp", ".cu"))
+
+
+def test_clang_format_changes_nothing() -> None:
+    """With the version that constraints.txt names; others differ in details."""
+    constraints = (ROOT / "tests" / "constraints.txt").read_text().splitlines()
+    (pinned,) = (line.removeprefix("clang-format==") for line in constraints if line.startswith("clang-format=="))
+    clang_format = pytest.importorskip("clang_format")
+    if metadata.version("clang-format") != pinned:
+        pytest.skip(f"needs version {pinned} of clang-format")
+    command = [clang_format.get_executable("clang-format"), "--dry-run", "--Werror", *map(str, SOURCES)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[:5000]
+
+
+def test_lines_have_120_columns_at_most() -> None:
+    """clang-format leaves comments and long literals as they are."""
+    long = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in SOURCES
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if len(line) > 120
+    ]
+    assert not long
