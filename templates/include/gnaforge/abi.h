@@ -78,18 +78,18 @@ enum gnaforge_role {
 };
 
 /* What a call may need beyond a window that shifts inwards at the borders, with strides, dilation, causal tokens. */
-#define GNAFORGE_FEATURE_EDGE (UINT64_C(1) << 0)          /* an `edge` other than GNAFORGE_EDGE_SHIFT */
-#define GNAFORGE_FEATURE_BLOCK_CAUSAL (UINT64_C(1) << 1)  /* a `causal` of GNAFORGE_CAUSAL_BLOCK */
-#define GNAFORGE_FEATURE_SINK (UINT64_C(1) << 2)          /* a `sink` above 0 */
-#define GNAFORGE_FEATURE_RANGE (UINT64_C(1) << 3)         /* queries or keys are a part of the grid */
-#define GNAFORGE_FEATURE_KV_SINK (UINT64_C(1) << 4)       /* a `kv_sink` above 0 */
-#define GNAFORGE_FEATURE_EXTRA_KEYS (UINT64_C(1) << 5)    /* an `extra_tokens` above 0 */
-#define GNAFORGE_FEATURE_HEAD_PATTERNS (UINT64_C(1) << 6) /* reserved: windows of their own for heads */
-#define GNAFORGE_FEATURE_VARLEN (UINT64_C(1) << 7)        /* reserved: token extents of their own for samples */
-#define GNAFORGE_FEATURE_ACCUMULATE (UINT64_C(1) << 8)    /* gradients are added to what is there: see `accumulate` */
-#define GNAFORGE_FEATURE_DELTA (UINT64_C(1) << 9)         /* backward: DELTA, perhaps of more keys, for OUT, GRAD_LSE */
-#define GNAFORGE_FEATURE_DESCALE (UINT64_C(1) << 10)      /* reserved: DESCALE_Q, DESCALE_K and DESCALE_V */
-#define GNAFORGE_FEATURE_BLOCK_LISTS (UINT64_C(1) << 11)  /* reserved: BLOCK_INDEX and BLOCK_COUNTS */
+#define GNAFORGE_FEATURE_EDGE (UINT64_C(1) << 0)           /* an `edge` other than GNAFORGE_EDGE_SHIFT */
+#define GNAFORGE_FEATURE_BLOCK_CAUSAL (UINT64_C(1) << 1)   /* a `causal` of GNAFORGE_CAUSAL_BLOCK */
+#define GNAFORGE_FEATURE_SINK (UINT64_C(1) << 2)           /* a `sink` above 0 */
+#define GNAFORGE_FEATURE_RANGE (UINT64_C(1) << 3)          /* queries or keys are a part of the grid */
+#define GNAFORGE_FEATURE_KV_SINK (UINT64_C(1) << 4)        /* a `kv_sink` above 0 */
+#define GNAFORGE_FEATURE_EXTRA_KEYS (UINT64_C(1) << 5)     /* an `extra_tokens` above 0 */
+#define GNAFORGE_FEATURE_HEAD_PATTERNS (UINT64_C(1) << 6)  /* reserved: windows of their own for heads */
+#define GNAFORGE_FEATURE_VARLEN (UINT64_C(1) << 7)         /* reserved: token extents of their own for samples */
+#define GNAFORGE_FEATURE_ACCUMULATE (UINT64_C(1) << 8)     /* gradients are added to what is there: see `accumulate` */
+#define GNAFORGE_FEATURE_DELTA (UINT64_C(1) << 9)          /* backward: takes DELTA in place of OUT and GRAD_LSE */
+#define GNAFORGE_FEATURE_DESCALE (UINT64_C(1) << 10)       /* reserved: DESCALE_Q, DESCALE_K and DESCALE_V */
+#define GNAFORGE_FEATURE_BLOCK_LISTS (UINT64_C(1) << 11)   /* reserved: BLOCK_INDEX and BLOCK_COUNTS */
 #define GNAFORGE_FEATURE_DETERMINISTIC (UINT64_C(1) << 12) /* the same bits each time, on one device */
 
 enum gnaforge_edge {

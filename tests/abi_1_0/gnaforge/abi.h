@@ -52,45 +52,44 @@ enum gnaforge_op {
 /* What a tensor is to a call: its place in gnaforge_args.tensors. H, H_kv, D, D_v: heads, kv_heads, head_dim and
  * value_head_dim of the problem; extra: its extra_tokens. Where no dtype is given the kernel says which it takes. */
 enum gnaforge_role {
-  GNAFORGE_Q = 0,               /* [batch, tokens.., H, D] */
-  GNAFORGE_K = 1,               /* [batch, kv_tokens.., H_kv, D] */
-  GNAFORGE_V = 2,               /* [batch, kv_tokens.., H_kv, D_v] */
-  GNAFORGE_OUT = 3,             /* [batch, tokens.., H, D_v] */
-  GNAFORGE_LSE = 4,             /* [batch, tokens.., H], float32, natural logarithm; forward may go without */
-  GNAFORGE_GRAD_OUT = 5,        /* as OUT */
-  GNAFORGE_GRAD_LSE = 6,        /* as LSE; absent: zero */
-  GNAFORGE_GRAD_Q = 7,          /* as Q */
-  GNAFORGE_GRAD_K = 8,          /* as K */
-  GNAFORGE_GRAD_V = 9,          /* as V */
-  GNAFORGE_DELTA = 10,          /* as LSE: sum over channels of OUT * GRAD_OUT, less GRAD_LSE. A backward op writes it
+  GNAFORGE_Q = 0,              /* [batch, tokens.., H, D] */
+  GNAFORGE_K = 1,              /* [batch, kv_tokens.., H_kv, D] */
+  GNAFORGE_V = 2,              /* [batch, kv_tokens.., H_kv, D_v] */
+  GNAFORGE_OUT = 3,            /* [batch, tokens.., H, D_v] */
+  GNAFORGE_LSE = 4,            /* [batch, tokens.., H], float32, natural logarithm; forward may go without */
+  GNAFORGE_GRAD_OUT = 5,       /* as OUT */
+  GNAFORGE_GRAD_LSE = 6,       /* as LSE; absent: zero */
+  GNAFORGE_GRAD_Q = 7,         /* as Q */
+  GNAFORGE_GRAD_K = 8,         /* as K */
+  GNAFORGE_GRAD_V = 9,         /* as V */
+  GNAFORGE_DELTA = 10,         /* as LSE: sum over channels of OUT * GRAD_OUT, less GRAD_LSE. A backward op writes it
                                    if the call has it; with GNAFORGE_FEATURE_DELTA it reads it instead */
-  GNAFORGE_EXTRA_K = 11,        /* and 12: [batch, extra, H_kv, D], of the first and the second piece */
-  GNAFORGE_EXTRA_V = 13,        /* and 14: [batch, extra, H_kv, D_v] */
-  GNAFORGE_EXTRA_LENGTHS = 15,  /* and 16: [batch], int32: keys of the piece that count, cut to [0, extra]; absent: all */
-  GNAFORGE_GRAD_EXTRA_K = 17,   /* and 18: as EXTRA_K */
-  GNAFORGE_GRAD_EXTRA_V = 19,   /* and 20: as EXTRA_V */
-  GNAFORGE_DESCALE_Q = 21,      /* reserved, of 8-bit floating point: what a stored number is multiplied by */
-  GNAFORGE_DESCALE_K = 22,      /* reserved */
-  GNAFORGE_DESCALE_V = 23,      /* reserved */
-  GNAFORGE_BLOCK_INDEX = 24,    /* reserved, of lists of key boxes */
-  GNAFORGE_BLOCK_COUNTS = 25,   /* reserved */
-  GNAFORGE_ROLES = 26           /* how many there are in this version */
+  GNAFORGE_EXTRA_K = 11,       /* and 12: [batch, extra, H_kv, D], of the first and the second piece */
+  GNAFORGE_EXTRA_V = 13,       /* and 14: [batch, extra, H_kv, D_v] */
+  GNAFORGE_EXTRA_LENGTHS = 15, /* and 16: [batch], int32: keys that count, cut to [0, extra]; absent: all */
+  GNAFORGE_GRAD_EXTRA_K = 17,  /* and 18: as EXTRA_K */
+  GNAFORGE_GRAD_EXTRA_V = 19,  /* and 20: as EXTRA_V */
+  GNAFORGE_DESCALE_Q = 21,     /* reserved, of 8-bit floating point: what a stored number is multiplied by */
+  GNAFORGE_DESCALE_K = 22,     /* reserved */
+  GNAFORGE_DESCALE_V = 23,     /* reserved */
+  GNAFORGE_BLOCK_INDEX = 24,   /* reserved, of lists of key boxes */
+  GNAFORGE_BLOCK_COUNTS = 25,  /* reserved */
+  GNAFORGE_ROLES = 26          /* how many there are in this version */
 };
 
 /* What a call may need beyond a window that shifts inwards at the borders, with strides, dilation, causal tokens. */
-#define GNAFORGE_FEATURE_EDGE (UINT64_C(1) << 0)          /* an `edge` other than GNAFORGE_EDGE_SHIFT */
-#define GNAFORGE_FEATURE_BLOCK_CAUSAL (UINT64_C(1) << 1)  /* a `causal` of GNAFORGE_CAUSAL_BLOCK */
-#define GNAFORGE_FEATURE_SINK (UINT64_C(1) << 2)          /* a `sink` above 0 */
-#define GNAFORGE_FEATURE_RANGE (UINT64_C(1) << 3)         /* queries or keys are a part of the grid */
-#define GNAFORGE_FEATURE_KV_SINK (UINT64_C(1) << 4)       /* a `kv_sink` above 0 */
-#define GNAFORGE_FEATURE_EXTRA_KEYS (UINT64_C(1) << 5)    /* an `extra_tokens` above 0 */
-#define GNAFORGE_FEATURE_HEAD_PATTERNS (UINT64_C(1) << 6) /* reserved: windows of their own for heads */
-#define GNAFORGE_FEATURE_VARLEN (UINT64_C(1) << 7)        /* reserved: token extents of their own for samples */
-#define GNAFORGE_FEATURE_ACCUMULATE (UINT64_C(1) << 8)    /* gradients are added to what is there: see `accumulate` */
-#define GNAFORGE_FEATURE_DELTA (UINT64_C(1) << 9)         /* backward: DELTA is an input, OUT and GRAD_LSE are not. LSE
-                                                             and DELTA may be those of a softmax over more keys */
-#define GNAFORGE_FEATURE_DESCALE (UINT64_C(1) << 10)      /* reserved: DESCALE_Q, DESCALE_K and DESCALE_V */
-#define GNAFORGE_FEATURE_BLOCK_LISTS (UINT64_C(1) << 11)  /* reserved: BLOCK_INDEX and BLOCK_COUNTS */
+#define GNAFORGE_FEATURE_EDGE (UINT64_C(1) << 0)           /* an `edge` other than GNAFORGE_EDGE_SHIFT */
+#define GNAFORGE_FEATURE_BLOCK_CAUSAL (UINT64_C(1) << 1)   /* a `causal` of GNAFORGE_CAUSAL_BLOCK */
+#define GNAFORGE_FEATURE_SINK (UINT64_C(1) << 2)           /* a `sink` above 0 */
+#define GNAFORGE_FEATURE_RANGE (UINT64_C(1) << 3)          /* queries or keys are a part of the grid */
+#define GNAFORGE_FEATURE_KV_SINK (UINT64_C(1) << 4)        /* a `kv_sink` above 0 */
+#define GNAFORGE_FEATURE_EXTRA_KEYS (UINT64_C(1) << 5)     /* an `extra_tokens` above 0 */
+#define GNAFORGE_FEATURE_HEAD_PATTERNS (UINT64_C(1) << 6)  /* reserved: windows of their own for heads */
+#define GNAFORGE_FEATURE_VARLEN (UINT64_C(1) << 7)         /* reserved: token extents of their own for samples */
+#define GNAFORGE_FEATURE_ACCUMULATE (UINT64_C(1) << 8)     /* gradients are added to what is there: see `accumulate` */
+#define GNAFORGE_FEATURE_DELTA (UINT64_C(1) << 9)          /* backward: takes DELTA in place of OUT and GRAD_LSE */
+#define GNAFORGE_FEATURE_DESCALE (UINT64_C(1) << 10)       /* reserved: DESCALE_Q, DESCALE_K and DESCALE_V */
+#define GNAFORGE_FEATURE_BLOCK_LISTS (UINT64_C(1) << 11)   /* reserved: BLOCK_INDEX and BLOCK_COUNTS */
 #define GNAFORGE_FEATURE_DETERMINISTIC (UINT64_C(1) << 12) /* the same bits each time, on one device */
 
 enum gnaforge_edge {
@@ -143,8 +142,9 @@ typedef struct gnaforge_tensor {
   int64_t head_stride;
 } gnaforge_tensor;
 
-/* What a call asks for; arrays hold `rank` entries, outermost token dimension first, and 0 beyond. Semantics: GNA, arXiv
- * 2504.16922; along each dimension a query sees an interval of keys, and a key iff it sees it along every dimension. */
+/* What a call asks for; arrays hold `rank` entries, outermost token dimension first, and 0 beyond. Semantics: GNA,
+ * arXiv 2504.16922; along each dimension a query sees an interval of keys, and a key iff it sees it along every
+ * dimension. */
 typedef struct gnaforge_problem {
   uint32_t struct_size;
   int32_t rank;
@@ -174,8 +174,7 @@ typedef struct gnaforge_problem {
 typedef struct gnaforge_host {
   uint32_t struct_size;
   int32_t threads; /* that parallel_for uses, 1 or more */
-  void (*parallel_for)(int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t, int64_t, void*),
-                       void* context);
+  void (*parallel_for)(int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context);
 } gnaforge_host;
 
 /* One call. Pointers stay the caller's. */
