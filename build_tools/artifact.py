@@ -70,7 +70,7 @@ class Artifact:
     def _damage(self, path: Path) -> BuildError:
         return BuildError(f"{path} is damaged: its content is not what the record says; delete {self.folder}")
 
-    def verified(self, name: str) -> Path:
+    def verified_path(self, name: str) -> Path:
         """Path of one of its files, after comparing its content with the record.
 
         Raises:
@@ -79,7 +79,7 @@ class Artifact:
         self.open_verified(name).close()
         return self.folder / name
 
-    def made_of(self, source_digest: str, parts: Mapping[str, str]) -> bool:
+    def is_made_of(self, source_digest: str, parts: Mapping[str, str]) -> bool:
         """Whether it was made of these sources, and of these parts where it has parts of such names."""
         recorded = self.record.get("parts")
         own = recorded if isinstance(recorded, dict) else {}
@@ -95,7 +95,7 @@ class Artifact:
     def intact(self) -> bool:
         """Whether every file is there with the content that the record says."""
         try:
-            return all(self.verified(name) for name in self.record["files"])
+            return all(self.verified_path(name) for name in self.record["files"])
         except BuildError:
             return False
 

@@ -30,7 +30,7 @@ from .artifact import (
 )
 from .errors import BuildError, InputError
 from .files import file_digest, sync_tree
-from .scratch import abandoned, make_scratch
+from .scratch import abandoned_folders, make_scratch
 from .text import printable
 from .trust import make_private, mistrust, mistrust_of_way
 
@@ -93,7 +93,7 @@ class Cache:
             return reason + (": chmod 700 it" if info.st_uid == os.getuid() else "")
         return "" if os.access(self.root, os.W_OK | os.X_OK) else "is read-only"
 
-    def mistrusted(self) -> str:
+    def mistrust(self) -> str:
         """Why code may not be loaded from here; empty for a real folder that nobody but you and root can write or
         put another in the place of."""
         if reason := mistrust_of_way(self.root):
@@ -104,9 +104,9 @@ class Cache:
             return f"can't be reached: {error.strerror}"
         return mistrust(info) if stat.S_ISDIR(info.st_mode) else "is no folder, or a symbolic link"
 
-    def trusted(self) -> bool:
+    def is_trusted(self) -> bool:
         """Whether code may be loaded from here."""
-        return not self.mistrusted()
+        return not self.mistrust()
 
     def exists(self) -> bool:
         """Whether there is a folder that can be reached."""
@@ -142,7 +142,7 @@ class Cache:
 
     def names(self) -> list[str]:
         """Names of what seems to be here, sorted, each once. Reads no artifact; empty if the folder isn't trusted."""
-        entries = self._entries() if self.trusted() else []
+        entries = self._entries() if self.is_trusted() else []
         return sorted({entry[: -_DIGITS - 1] for entry in entries if entry[-_DIGITS - 1 :].startswith("-")})
 
     def _entries(self) -> list[str]:
@@ -151,7 +151,7 @@ class Cache:
         except OSError:
             return []
 
-    def named(self, name: str) -> list[Artifact]:
+    def artifacts_named(self, name: str) -> list[Artifact]:
         """The complete artifacts of a name, the latest made first. Files are not verified."""
         own = [entry for entry in self._entries() if entry.startswith(f"{name}-")]
         own = [entry for entry in own if len(entry) == len(name) + 1 + _DIGITS]
@@ -166,8 +166,8 @@ class Cache:
         Each is open until the next is asked for; the latest made comes first. Those that don't fit are added to
         ``misfits``, with the reason. No compiler is asked for, so this also works where there is none.
         """
-        for artifact in self.named(name) if self.trusted() else ():
-            if artifact.made_of(source_digest, parts):
+        for artifact in self.artifacts_named(name) if self.is_trusted() else ():
+            if artifact.is_made_of(source_digest, parts):
                 try:
                     opened = artifact.open_verified(file)
                 except BuildError:
@@ -182,7 +182,7 @@ class Cache:
     def artifacts(self) -> Iterator[Artifact]:
         """All complete artifacts, by folder name. Files are not verified."""
         for name in self.names():
-            yield from self.named(name)
+            yield from self.artifacts_named(name)
 
     @contextlib.contextmanager
     def lock(self, name: str, digest: str = "") -> Iterator[None]:
@@ -219,7 +219,7 @@ class Cache:
         """
         folder = make_scratch(self.root)
         try:
-            for left in abandoned(self.root, folder):
+            for left in abandoned_folders(self.root, folder):
                 shutil.rmtree(left, ignore_errors=True)
             yield folder
         except (OSError, BuildError) as error:
@@ -251,7 +251,7 @@ class Cache:
         complete = {
             "schema": SCHEMA,
             "digest": digest,
-            "serial": 1 + max(map(Artifact.serial, self.named(name)), default=0),
+            "serial": 1 + max(map(Artifact.serial, self.artifacts_named(name)), default=0),
             **record,
             "needs": _needs(folder),
             "files": {path.name: file_digest(path) for path in sorted(folder.iterdir())},
@@ -285,7 +285,7 @@ class Cache:
         with self.scratch() as trash, contextlib.suppress(FileNotFoundError):  # another process was faster
             folder.rename(trash / folder.name)
 
-    def making(self, work: Callable[[], T]) -> T:
+    def retry_if_deleted(self, work: Callable[[], T]) -> T:
         """What ``work`` returns, which makes artifacts here; it is called again if the folder is deleted meanwhile.
 
         Raises:
@@ -313,7 +313,7 @@ class Cache:
         Raises:
             BuildError: the cache can't be written, or whatever ``make`` raises.
         """
-        if self.trusted() and (artifact := self.find(name, digest)) is not None:
+        if self.is_trusted() and (artifact := self.find(name, digest)) is not None:
             return artifact
 
         def under_lock() -> Artifact:
@@ -325,7 +325,7 @@ class Cache:
                     folder.mkdir()
                     return self.publish(name, digest, folder, make(scratch, folder))
 
-        return self.making(under_lock)
+        return self.retry_if_deleted(under_lock)
 
 
 def user_cache() -> Cache:
@@ -346,7 +346,7 @@ def cache_layers() -> list[Cache]:
 
 def find_in_layers(name: str, digest: str) -> Artifact | None:
     """The intact artifact of that name and digest in the first trusted layer that has it."""
-    found = (cache.find(name, digest) for cache in cache_layers() if cache.trusted())
+    found = (cache.find(name, digest) for cache in cache_layers() if cache.is_trusted())
     return next((artifact for artifact in found if artifact is not None), None)
 
 

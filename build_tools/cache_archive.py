@@ -49,7 +49,7 @@ def export_artifacts(artifacts: Sequence[Artifact], target: Path) -> None:
 
 
 def _contents(artifact: Artifact) -> dict[str, bytes]:
-    return {name: artifact.verified(name).read_bytes() for name in artifact.record["files"]}
+    return {name: artifact.verified_path(name).read_bytes() for name in artifact.record["files"]}
 
 
 def _write_archive(artifacts: Sequence[Artifact], target: Path) -> None:

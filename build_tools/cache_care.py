@@ -24,7 +24,7 @@ class Doomed:
     size: int
 
 
-def broken(cache: Cache) -> list[Doomed]:
+def broken_artifacts(cache: Cache) -> list[Doomed]:
     """Artifacts that may not be used: damaged, or writable by others."""
     found = []
     for folder in filter(claims, cache.contents()):
@@ -52,7 +52,7 @@ def to_prune(
     A clock that went backwards makes nothing look old: what was used in the future counts as used now.
     """
     now = cache.clock()
-    doomed = broken(cache)
+    doomed = broken_artifacts(cache)
     gone = {item.folder for item in doomed}
     left = [artifact for artifact in cache.artifacts() if artifact.folder not in gone]
     used = {artifact.folder: min(artifact.last_used(), now) for artifact in left}
@@ -71,7 +71,7 @@ def to_prune(
     return doomed
 
 
-def everything(cache: Cache) -> list[Doomed]:
+def all_artifacts(cache: Cache) -> list[Doomed]:
     """All artifacts, whole or not, and the kept folders of failed builds."""
     failed = cache.root / FAILED
     inside = sorted(failed.iterdir()) if failed.is_dir() and not failed.is_symlink() else []
@@ -94,7 +94,7 @@ def remove(cache: Cache, doomed: Iterable[Doomed]) -> None:
         with contextlib.suppress(OSError):  # not there, or something else is in it
             (cache.root / FAILED).rmdir()
 
-    cache.making(work)
+    cache.retry_if_deleted(work)
 
 
 def _size(folder: Path) -> int:

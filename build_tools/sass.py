@@ -47,7 +47,7 @@ class Sass:
                 found[registers] += 1
         return found
 
-    def overlapped(self, opcode: int) -> int:
+    def overlap(self, opcode: int) -> int:
         """Instructions of this opcode while a product is under way: the most between a wait that leaves one pending
         and the next wait of any kind."""
         most, current, pending = 0, 0, False

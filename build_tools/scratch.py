@@ -43,7 +43,7 @@ def make_scratch(root: Path) -> Path:
     return folder
 
 
-def abandoned(root: Path, beside: Path) -> list[Path]:
+def abandoned_folders(root: Path, beside: Path) -> list[Path]:
     """Private folders in ``root`` whose process has died; those of other machines after a week.
 
     ``beside`` was made just now on the same file system, whose clock alone tells the age.

@@ -65,7 +65,7 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(".") if part)
 
 
-def _allowed(symbol: Symbol, limits: Mapping[str, str]) -> bool:
+def _is_allowed(symbol: Symbol, limits: Mapping[str, str]) -> bool:
     match = _VERSION.fullmatch(symbol.version)
     return match is None or _numbers(match[2]) <= _numbers(limits[match[1]])
 
@@ -73,7 +73,7 @@ def _allowed(symbol: Symbol, limits: Mapping[str, str]) -> bool:
 def too_new(elf: Elf) -> list[Symbol]:
     """Undefined symbols whose version is newer than `GOAL` allows."""
     limits = dict(_POLICIES)[GOAL]
-    return [symbol for symbol in elf.undefined if not _allowed(symbol, limits)]
+    return [symbol for symbol in elf.undefined if not _is_allowed(symbol, limits)]
 
 
 def platform_tag(libraries: Mapping[str, Elf]) -> Tag:
@@ -91,7 +91,7 @@ def platform_tag(libraries: Mapping[str, Elf]) -> Tag:
             f"{symbol} in {file}"
             for file, elf in sorted(libraries.items())
             for symbol in elf.undefined
-            if not _allowed(symbol, limits)
+            if not _is_allowed(symbol, limits)
         )
         if not beyond:
             return Tag(f"manylinux_{name}_{machines.pop()}", forced)

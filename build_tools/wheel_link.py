@@ -94,18 +94,18 @@ def link_for_wheel(
     """
     (folder / "exports.map").write_text(f"{{ global: {exports}; local: *; }};\n")
 
-    def linked(parts: Sequence[str]) -> Elf:
+    def link_parts(parts: Sequence[str]) -> Elf:
         run(link([*parts, "-Xlinker", "--version-script=exports.map"], output))
         return read_elf(folder / output)
 
-    elf = linked(objects)
+    elf = link_parts(objects)
     older = older_symbols(too_new(elf), _libc(host))
     if older:
         (folder / "older.cpp").write_text(render(older))
         run([*host.command, "-std=c++17", "-O2", "-fPIC", "-Wno-attributes", "-c", "older.cpp", "-o", "older.o"])
         former = ["--no-as-needed", *(f"-l:{name}" for name in _FORMER_LIBRARIES)] if older.moved else []
         # nvcc and the C++ compilers both hand on what follows -Xlinker.
-        elf = linked([*objects, "older.o", *(part for flag in former for part in ("-Xlinker", flag))])
+        elf = link_parts([*objects, "older.o", *(part for flag in former for part in ("-Xlinker", flag))])
     return elf
 
 

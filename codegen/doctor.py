@@ -132,7 +132,7 @@ def _cache() -> str:
 def _layers() -> str:
     layers = cache_layers()[:-1]
     for layer in layers:
-        if reason := layer.mistrusted():
+        if reason := layer.mistrust():
             raise OSError(f"{layer.root} in GNAFORGE_CACHE_PATH {reason}: not used")
     return ", ".join(str(layer.root) for layer in layers) or "none (GNAFORGE_CACHE_PATH is not set)"
 

@@ -65,12 +65,12 @@ def plan(spec: Spec, arches: Sequence[str] | None = None) -> Plan:
                     fits[note] = None
                 for config, problems in served:
                     asked[config] += 1
-                    shapes.setdefault(_serving(config), {}).update(dict.fromkeys(problems))
+                    shapes.setdefault(_serving_config(config), {}).update(dict.fromkeys(problems))
 
-    built = Counter(map(_serving, asked))
+    built = Counter(map(_serving_config, asked))
     extra: Counter[KernelConfig] = Counter()
     for config, times in asked.items():
-        extra[_serving(config)] += times - 1
+        extra[_serving_config(config)] += times - 1
     return Plan(
         library=spec.library,
         configs=tuple(sorted(built)),
@@ -145,8 +145,8 @@ def _fit(
     return fit_problems(problems, family, within=within)
 
 
-def _serving(config: KernelConfig) -> KernelConfig:
-    return family_of(config).serving(config)
+def _serving_config(config: KernelConfig) -> KernelConfig:
+    return family_of(config).serving_config(config)
 
 
 def _notes(arches: Sequence[str], served: Mapping[KernelConfig, int]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from .build.cached import open_kernel, open_kernels
 from .build.core import core_files
-from .build.progress import compiling
+from .build.progress import show_compilation
 from .errors import InputError
 from .families import (
     TARGETS,
@@ -199,7 +199,7 @@ def _plain_config(fields: dict[str, Any], arch: Any) -> KernelConfig | None:
         config = config_of(family)
     except (ValueError, TypeError, KeyError):
         return None  # the spec's models say what is wrong, and better
-    return None if family.faults(config) or config.head_dim == ANY_HEAD_DIM else family.serving(config)
+    return None if family.faults(config) or config.head_dim == ANY_HEAD_DIM else family.serving_config(config)
 
 
 def _box(extents: Any) -> tuple[int, ...]:
@@ -272,7 +272,7 @@ def _have(configs: Sequence[KernelConfig]) -> None:
     missing = [config for config in configs if config not in registry]
     absent = [config for config in missing if core.load_first(open_kernel(config)) is None]
     if absent:
-        with compiling([config.key for config in absent]):
+        with show_compilation([config.key for config in absent]):
             _build_and_load(absent)
 
 
@@ -362,7 +362,7 @@ def make_for_call(request: Request, *, quiet: bool) -> Made:
     """
     begin = time.monotonic()
     config = config_for(request, fit=True)
-    with compiling([config.key], transient=True, quiet=quiet):
+    with show_compilation([config.key], transient=True, quiet=quiet):
         compiled = _build_and_load([config])
     return Made([config.key for config in compiled], time.monotonic() - begin)
 
@@ -406,7 +406,7 @@ def config_for(request: Request, *, fit: bool) -> KernelConfig:
     fits = fit and not tiles_asked and not family.faults(config) and family.time is not None
     if fits and p is not None and p.token_count >= _WORTH_FITTING * config.q_rows:
         config = with_boxes(family, *_fit_boxes(request, family))
-    return family.serving(require_config(config))
+    return family.serving_config(require_config(config))
 
 
 def _fit_boxes(request: Request, family: Family) -> tuple[Box, Box]:

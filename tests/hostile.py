@@ -218,7 +218,7 @@ WHEEL_NAME: list[str] = []
 
 
 def read_bench_report(data: bytes, folder: Path) -> object:
-    from gnaforge.bench.run import missing, read_report, rows
+    from gnaforge.bench.run import explain_missing, read_report, rows
     from gnaforge.bench.tools import calibration
     from gnaforge.families import families_of
 
@@ -226,7 +226,7 @@ def read_bench_report(data: bytes, folder: Path) -> object:
     found = read_report(folder / "r.json")
     if timed := rows(found):
         bench_command._show(timed, False)
-    print(*(printable(line) for line in missing(found)), sep="\n")
+    print(*(printable(line) for line in explain_missing(found)), sep="\n")
     with contextlib.suppress(GnaforgeError):
         calibration(families_of("gna_forward", "sm90")[0], folder / "r.json")
     return found

@@ -8,7 +8,7 @@ from random import Random
 import oracle
 from gnaforge.runtime.config import KernelConfig
 from gnaforge.verification.kinds import LAYOUTS
-from gnaforge.verification.problems import for_kernel, widened
+from gnaforge.verification.problems import for_kernel, widen
 
 MAX_TILES = 8  # Q tiles of all heads, batch entries and dilation groups
 
@@ -27,6 +27,6 @@ def random_problem(config: KernelConfig, seed: int) -> tuple[oracle.Problem, str
     while True:
         problem = oracle.random_problem(rng, rank=config.rank, max_tokens=rng.choice((120, 700)))
         if seed % 4 == 0:  # random windows seldom have whole KV tiles
-            problem = widened(problem, config, rng)
+            problem = widen(problem, config, rng)
         if q_tiles(problem, config) <= MAX_TILES:
             return for_kernel(problem, config), rng.choice(LAYOUTS)

@@ -19,7 +19,7 @@ import oracle
 import prepare
 import pytest
 import torch
-from gnaforge.bench.run import config_of, missing
+from gnaforge.bench.run import config_of, explain_missing
 from gnaforge.errors import InputError
 from gnaforge.families import TARGETS, faults_of
 from gnaforge.gna.axes import axes_of
@@ -128,7 +128,7 @@ def test_a_gpu_that_is_lost_between_problems(monkeypatch: pytest.MonkeyPatch, tm
     assert [len(rows) for rows in seen] == [1, 2]
     assert "fault" not in found["problems"][0] and "illegal memory access" in found["problems"][1]["fault"]
     assert len(found["problems"]) == 2 and not found["complete"]
-    (line,) = missing(found)
+    (line,) = explain_missing(found)
     assert line.startswith("failed: 8, window 3: the GPU can't be used any more: CUDA error")
 
 

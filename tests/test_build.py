@@ -128,7 +128,7 @@ def test_a_damaged_artifact_is_not_used_and_made_anew(copied_cache: Path, damage
         (folder / "record.json").write_text('{"schema": 1')
     artifacts, compiled = build_kernels([ONE, TWO])
     assert compiled == [ONE]
-    assert artifacts[ONE].verified("kernel.so").read_bytes() == good  # the build is reproducible, too
+    assert artifacts[ONE].verified_path("kernel.so").read_bytes() == good  # the build is reproducible, too
 
 
 def test_what_changes_the_digest_and_what_does_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -267,7 +267,7 @@ def test_cache_folders_that_cannot_be_trusted(tmp_path: Path, monkeypatch: pytes
     }[kind]
     with pytest.raises(BuildError, match=expected):
         build_kernels([ONE])
-    assert not Cache(folder).trusted()
+    assert not Cache(folder).is_trusted()
 
 
 def test_a_relative_cache_with_odd_letters_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

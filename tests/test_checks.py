@@ -20,7 +20,7 @@ from gnaforge.verification.checks import Failure, bytes_of_inputs, check_memory,
 from gnaforge.verification.contract import Kernel
 from gnaforge.verification.kinds import LAYOUTS, POISONS
 from gnaforge.verification.layouts import Memory, allocate, fill
-from gnaforge.verification.poison import POISONERS, seeing, visiting
+from gnaforge.verification.poison import POISONERS, queries_that_see, queries_that_visit
 from gnaforge.verification.runs import KernelRuns
 
 CONFIG = KernelConfig.parse("gna_forward-sm90-r2-bf16-d8-q4x4-kv4x4")
@@ -137,8 +137,8 @@ def test_tiles_that_hold_a_key() -> None:
     """Against the tiles that the oracle counts: summed over keys, each Q tile's queries see its visited boxes."""
     total = 0
     for key in ((i, j) for i in range(9) for j in range(11)):
-        seen = seeing(PROBLEM, key, "cpu")
-        visited = visiting(PROBLEM, CONFIG, key, "cpu")
+        seen = queries_that_see(PROBLEM, key, "cpu")
+        visited = queries_that_visit(PROBLEM, CONFIG, key, "cpu")
         assert visited[seen].all()
         flat = key[0] * 11 + key[1]
         assert seen.flatten().tolist() == oracle.mask(PROBLEM)[:, flat].tolist()

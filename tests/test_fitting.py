@@ -107,7 +107,7 @@ class TestBest:
     )
     def test_what_the_search_leaves_out_is_worse(self, arch, tokens, window, stride, objective) -> None:
         problem = oracle.Problem(tokens, window, stride, heads=4)
-        candidates = Candidates.admitted(FAMILIES[arch], [problem])
+        candidates = Candidates.of_family(FAMILIES[arch], [problem])
         every = candidates.seconds_and_work(problem, "dynamic")
         found = candidates.search(problem, "dynamic", objective, 0.1)
         what = 0 if objective == "time" else 1

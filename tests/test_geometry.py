@@ -9,7 +9,7 @@ import oracle
 import pytest
 from gnaforge.gna.axes import Axis, axes_of
 from gnaforge.gna.counts import count_tiles
-from gnaforge.gna.source import WindowTiles, attended, mask, tile_list
+from gnaforge.gna.source import WindowTiles, attended_keys, mask, tile_list
 from hypothesis import given, settings, strategies as st
 
 few = settings(max_examples=150, deadline=None)
@@ -70,7 +70,7 @@ class TestWindows:
         assert np.array_equal(mask(axes), seen)
         query = len(seen) // 2
         place = [int(x) for x in np.unravel_index(query, problem.tokens)]
-        keys = attended(axes, place)
+        keys = attended_keys(axes, place)
         assert keys.shape == problem.tokens
         assert np.array_equal(keys.ravel(), seen[query])
 
@@ -164,7 +164,7 @@ class TestBadInput:
                 "q_tile: (1, 1) has 2 entries for 1 dimensions",
             ),
             (lambda: tile_list([WindowTiles(axis)], (2,), (2,), (8,)), "q_begin: 8 is outside the 8 positions"),
-            (lambda: attended([axis], (-1,)), "query: -1 is outside the 8 tokens"),
+            (lambda: attended_keys([axis], (-1,)), "query: -1 is outside the 8 tokens"),
         ):
             with pytest.raises(ValueError) as error:
                 call()

@@ -224,7 +224,7 @@ def test_machine_code_is_read_in_order() -> None:
     wait = [(0x8000000079C5, pending << 8 | 0x10000) for pending in (0, 1)]
     exp, other = (0x7308, 0), (0x7221, 0)
     code = Sass((exp, wait[1], exp, other, exp, wait[0], exp, exp, exp, wait[1], exp, wait[0]))
-    assert code.count(0x308) == 7 and code.overlapped(MUFU) == 2
+    assert code.count(0x308) == 7 and code.overlap(MUFU) == 2
     with pytest.raises(BuildError, match="no 64-bit ELF file"):
         read_cubin(b"text")
 

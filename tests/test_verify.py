@@ -26,7 +26,7 @@ from gnaforge.runtime.config import KernelConfig
 from gnaforge.runtime.problem import Problem
 from gnaforge.runtime.reference import attention, error_bound
 from gnaforge.verification.counters import REPORTED, class_of, count_work
-from gnaforge.verification.problems import EMULATED_TILES, cut_down, for_kernel, random_problem_for, tile_counts
+from gnaforge.verification.problems import EMULATED_TILES, for_kernel, random_problem_for, shrink, tile_counts
 from gnaforge.verification.process import HarnessError, Worker, WorkerError
 from gnaforge.verification.runner import KernelResult, ProblemResult, Settings, Verifier
 from gnaforge.verification.schedules import Schedule, schedules
@@ -75,7 +75,7 @@ def test_tiles_are_those_of_the_simulators_model(key: str) -> None:
     settings = Settings([Schedule("eager", "round-robin")], gaps=False, poison=False)
     tiles = interior = 0
     with Verifier(config, target.library, settings) as verifier:
-        verifier.verify_random(lambda seed: cut_down(random_problem_for(config, seed, 1200), config, 60), 8, 0)
+        verifier.verify_random(lambda seed: shrink(random_problem_for(config, seed, 1200), config, 60), 8, 0)
         # Random windows are small: these two have interior tiles.
         for problem in (
             Problem(300, 200, 64),
@@ -183,7 +183,7 @@ def test_a_kernel_that_is_wrong_from_a_ctas_second_tile_on(changed_kernel) -> No
     library = changed_kernel("consumer.h", "      q_parity ^= 1;\n", "")
     config = KernelConfig.parse(SMALL)
     with Verifier(config, library, Settings([Schedule("eager", "round-robin")])) as verifier:
-        found = verifier.verify(cut_down(random_problem_for(config, 0), config))
+        found = verifier.verify(shrink(random_problem_for(config, 0), config))
     assert found.failed == "emulator" and "deadlock" in found.message, found.message
 
 
@@ -193,7 +193,7 @@ def test_random_problems_have_tiles_of_all_kinds(key: str) -> None:
     config = KernelConfig.parse(key)
     for first in range(3):
         problems = [
-            cut_down(random_problem_for(config, seed), config, EMULATED_TILES) for seed in range(first, first + 3)
+            shrink(random_problem_for(config, seed), config, EMULATED_TILES) for seed in range(first, first + 3)
         ]
         counts = [tile_counts(problem, config) for problem in problems]
         padded = family_of(config).padding.padded_columns(config.kv_columns) > config.kv_columns  # masked in every tile
@@ -433,16 +433,16 @@ def test_cut_down_problems_stay_of_their_kind() -> None:
         (replace(whole, kv_heads=24), 300, 2, 2),
         (whole, 100, 4, 2),
     ):
-        small = cut_down(problem, config, tiles)
+        small = shrink(problem, config, tiles)
         counts = tile_counts(small, config)
         assert small.batch * small.heads * counts.visited <= tiles and bool(counts.interior) == (tiles >= 300)
         assert (small.batch, small.heads, small.kv_heads, small.dilation) == (1, heads, kv_heads, (1, 2, 1))
         assert all(1 < stride <= window for window, stride in zip(small.window, small.stride, strict=True))
-        assert cut_down(small, config, tiles) == small
+        assert shrink(small, config, tiles) == small
     rng = Random(0)
     for _ in range(200):
         problem = oracle.random_problem(rng, rank=3, max_tokens=4000)
-        for length, window, stride, dilation, _ in cut_down(problem, config, 5).axes:
+        for length, window, stride, dilation, _ in shrink(problem, config, 5).axes:
             assert 1 <= stride <= window and window * dilation <= length
         assert Problem.from_json(json.loads(json.dumps(problem.as_json()))) == problem
 

@@ -151,9 +151,9 @@ class Evidence(History):
                     continue
                 if len(lines) > 1 or len({self.opcodes[line] for line in lines}) > 1:
                     return None  # the number of threads is missed
-                past = {w: _joined(cta.warps[w].segments[before.get(w, -1) + 1 : s + 1]) for w, _, s in members}
+                past = {w: _join(cta.warps[w].segments[before.get(w, -1) + 1 : s + 1]) for w, _, s in members}
                 future = {
-                    w: _joined(cta.warps[w].segments[s + 1 : self._next(cta, w, s, group) + 1]) for w, _, s in members
+                    w: _join(cta.warps[w].segments[s + 1 : self._next(cta, w, s, group) + 1]) for w, _, s in members
                 }
                 if any(
                     self._conflict(past[a], future[b]) for a in past for b in future if a != b and past[a] and future[b]
@@ -223,7 +223,7 @@ class Evidence(History):
                     changed.append((position, what, number))
                 elif weaker:
                     changed.append((position, what, number + 1))
-            correct, mutated = _covered(events), _covered(changed)
+            correct, mutated = _covering_waits(events), _covering_waits(changed)
             for item, at in correct.items():
                 late = mutated.get(item, _END)
                 if late > at and (late == _END or self._relied_on(warp, item, at, late, work is not None)):
@@ -275,11 +275,11 @@ class Evidence(History):
         return self._distinct
 
 
-def _joined(segments: Sequence[list[Access]]) -> list[Access]:
+def _join(segments: Sequence[list[Access]]) -> list[Access]:
     return [access for segment in segments for access in segment]
 
 
-def _covered(events: Sequence[tuple[int, str, int]]) -> dict[int, int]:
+def _covering_waits(events: Sequence[tuple[int, str, int]]) -> dict[int, int]:
     """For each piece of work the position of the wait that covers it, as bulk groups and wgmma groups have it."""
     open_group: list[int] = []
     groups: list[list[int]] = []

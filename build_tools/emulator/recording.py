@@ -46,7 +46,7 @@ class Recording:
 
 
 @contextmanager
-def recording() -> Iterator[Recording]:
+def record_launches() -> Iterator[Recording]:
     """Records the launches of this thread in the block, those on one host thread."""
     made = Recording()
     engine().gnaforge_emulator_record(1)

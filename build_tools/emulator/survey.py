@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from .evidence import Evidence, Verdict
 from .module import EmulationError, Module, Options, load
 from .mutation import Mutant, mutants
-from .recording import recording
+from .recording import record_launches
 
 Run = Callable[[Module, Options], bool]
 """Launches a module under a schedule; whether its results are right."""
@@ -73,7 +73,7 @@ def record(text: str, run: Run, schedules: Sequence[Options] = RECORDED) -> Evid
     module = load(text)
     recordings = []
     for options in schedules:
-        with recording() as made:
+        with record_launches() as made:
             if not run(module, options):
                 raise ValueError(f"the kernel itself computes something wrong, with {options}")
         recordings.append(made)

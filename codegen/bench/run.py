@@ -95,7 +95,7 @@ def run_all(
     return report(problems, contenders, seconds * len(problems), keys, require_target(arch).device, path)
 
 
-def others(arch: str) -> list[str]:
+def other_contenders(arch: str) -> list[str]:
     """The contenders beside gnaforge that suit an arch."""
     return list(DEFAULT_CONTENDERS[require_target(arch).device][1:])
 
@@ -111,7 +111,7 @@ def check_gpu(arch: str) -> None:
 FAILED = "failed: "
 
 
-def missing(found: dict[str, Any]) -> list[str]:
+def explain_missing(found: dict[str, Any]) -> list[str]:
     """What a report has no times of, and why, a line each; those of problems that failed begin with `FAILED`."""
     lines = [f"not timed: {name}: {why}" for row in found["problems"] for name, why in row.get("notes", {}).items()]
     for row in found["problems"]:
@@ -163,7 +163,7 @@ def read_report(path: Path) -> dict[str, Any]:
     """
     found = load_report(path)
     try:
-        rows(found), missing(found)
+        rows(found), explain_missing(found)
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise InputError(f"{path} is no report of `gnaforge bench --report`") from error
     if not found["problems"]:
@@ -185,4 +185,4 @@ def config_of(problem: Problem, arch: str, variant: str | None = None) -> Kernel
     if not family.head_dim_at_run_time and family.time is not None:
         fitted = simulate_fitted(problem, family).tiles
         q_tile, kv_tile = fitted.q, fitted.kv
-    return family.serving(replace(smallest(family), q_tile=q_tile, kv_tile=kv_tile))
+    return family.serving_config(replace(smallest(family), q_tile=q_tile, kv_tile=kv_tile))

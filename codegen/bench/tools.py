@@ -50,14 +50,14 @@ def call_overhead() -> list[dict[str, Any]]:
     @torch.library.custom_op(
         "gnaforge_bench::forward", mutates_args=(), schema="(Tensor q, Tensor k, Tensor v) -> Tensor"
     )
-    def wrapped(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    def call_operator(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return operator(q, k, v, [1, 1, 1, 0])[0]  # type: ignore[no-any-return]
 
     calls: dict[str, Callable[[], object]] = {
         "two torch.empty": lambda: (torch.empty(1, 1, 1, 8), torch.empty(1, 1, 1)),
         "operator": lambda: operator(x, x, x, [1, 1, 1, 0]),
         "na1d": lambda: na1d(x, x, x, 1),
-        "operator in custom_op": lambda: wrapped(x, x, x),
+        "operator in custom_op": lambda: call_operator(x, x, x),
     }
     if importlib.util.find_spec("natten"):
         import natten

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..build_tools.cache import Artifact, Cache, cache_layers, find_in_layers, user_cache
-from ..build_tools.cache_care import broken
+from ..build_tools.cache_care import broken_artifacts
 from ..build_tools.toolchain import cxx_compiler
 from ..errors import BuildError
 from ..families import find_family
@@ -24,11 +24,11 @@ def is_stale(artifact: Artifact) -> bool:
     """Whether no call of this version would take the artifact; parts of the emulator never count as stale."""
     key = str(artifact.record.get("key", ""))
     if key == CORE_NAME:
-        return not artifact.made_of(core_source_digest(), {})
+        return not artifact.is_made_of(core_source_digest(), {})
     config = _config(key.removeprefix("emulated."))
     if config is None:
         return key.startswith("gna_")
-    return find_family(config) is None or not artifact.made_of(source_digest(config), installed_parts(config))
+    return find_family(config) is None or not artifact.is_made_of(source_digest(config), installed_parts(config))
 
 
 def _config(key: str) -> KernelConfig | None:
@@ -40,7 +40,7 @@ def _config(key: str) -> KernelConfig | None:
 
 def summary(cache: Cache) -> dict[str, Any]:
     """Counts and bytes of a cache: kernels that calls take, those of other versions, and what else is there."""
-    mistrusted = cache.mistrusted() if cache.exists() else ""
+    mistrusted = cache.mistrust() if cache.exists() else ""
     counts: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
     for artifact in cache.artifacts():
@@ -50,7 +50,7 @@ def summary(cache: Cache) -> dict[str, Any]:
             kind = "stale" if is_stale(artifact) else "kernels"
         counts[kind] += 1
         sizes[kind] += artifact.size()
-    damaged = broken(cache) if cache.trusted() else []
+    damaged = broken_artifacts(cache) if cache.is_trusted() else []
     return {
         "folder": str(cache.root),
         "exists": cache.exists(),
@@ -137,7 +137,7 @@ def _differences(
 
 def _nearest(config: KernelConfig, parts: Mapping[str, str]) -> Artifact | None:
     """The entry of this key with the fewest differing parts, else the one of any key."""
-    layers = [cache for cache in cache_layers() if cache.trusted()]
-    own = [artifact for cache in layers for artifact in cache.named(config.key)]
+    layers = [cache for cache in cache_layers() if cache.is_trusted()]
+    own = [artifact for cache in layers for artifact in cache.artifacts_named(config.key)]
     candidates = own or [artifact for cache in layers for artifact in cache.artifacts() if "parts" in artifact.record]
     return min(candidates, key=lambda artifact: len(_differences(artifact, parts)), default=None)

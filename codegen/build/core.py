@@ -79,7 +79,7 @@ def core_object() -> Path:
     artifact = read_artifact(folder)
     if artifact is None:
         raise BuildError(f"{folder} is no complete artifact; delete it")
-    return artifact.verified("core.o")
+    return artifact.verified_path("core.o")
 
 
 def core_path() -> Path:

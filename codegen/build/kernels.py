@@ -160,7 +160,7 @@ def build_kernels(
     compiled: dict[KernelConfig, None] = {}
 
     def have(batch: Sequence[Job], start: int) -> None:
-        with _locked(cache, batch):
+        with _lock_all(cache, batch):
             found, missing = split_cached(batch)  # another process may have been faster
             artifacts.update(found)
             if missing:
@@ -169,7 +169,7 @@ def build_kernels(
 
     for _ in range(ATTEMPTS):
         for start in range(0, len(pending), _BATCH):
-            cache.making(partial(have, pending[start : start + _BATCH], start))
+            cache.retry_if_deleted(partial(have, pending[start : start + _BATCH], start))
         pending = [job for job in all_jobs if not artifacts[job.config].folder.is_dir()]
         if not pending:  # else the cache was deleted meanwhile
             break
@@ -185,7 +185,7 @@ def find_libraries(
 ) -> dict[KernelConfig, Path]:
     """One library per kernel, compiled if the cache has none. Arguments and errors as those of `build_kernels`."""
     artifacts, _ = build_kernels(configs, emulated=emulated, jobs=jobs, listener=listener)
-    return {config: artifact.verified(LIBRARY_FILE) for config, artifact in artifacts.items()}
+    return {config: artifact.verified_path(LIBRARY_FILE) for config, artifact in artifacts.items()}
 
 
 def open_libraries(configs: Sequence[KernelConfig]) -> Iterator[BinaryIO]:
@@ -205,7 +205,7 @@ def find_stand_in() -> Path:
 
 
 @contextlib.contextmanager
-def _locked(cache: Cache, jobs: Sequence[Job]) -> Iterator[None]:
+def _lock_all(cache: Cache, jobs: Sequence[Job]) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for job in jobs:  # sorted by config, so two builds never wait for each other
             stack.enter_context(cache.lock(job.name, job.digest))

@@ -105,7 +105,7 @@ def _link(sources: Sources, artifacts: Mapping[KernelConfig, Artifact], path: Pa
         with user_cache().scratch() as scratch:
             (scratch / "library.cpp").write_text(sources.table)
             compiled = host.compile_command("library.cpp", "library.o", include_dir())
-            objects = [str(artifacts[config].verified("kernel.o")) for config in configs]
+            objects = [str(artifacts[config].verified_path("kernel.o")) for config in configs]
             steps = [
                 Step("library.o", ("library.cpp",), tuple(compiled)),
                 Step("out.so", ("library.o",), tuple(linker.link_command(["library.o", *objects], "out.so"))),
@@ -115,7 +115,7 @@ def _link(sources: Sources, artifacts: Mapping[KernelConfig, Artifact], path: Pa
                 raise BuildError(f"linking {path.name} failed: {failures[0].cause}\n{failures[0].text}")
             return (scratch / "out.so").read_bytes()
 
-    write_atomic(path, user_cache().making(link))
+    write_atomic(path, user_cache().retry_if_deleted(link))
     record = {
         "digest": digest,
         "sha256": file_digest(path),

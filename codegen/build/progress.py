@@ -12,7 +12,7 @@ _SILENT = 1.0  # seconds
 
 
 @contextmanager
-def compiling(keys: Sequence[str], *, transient: bool = False, quiet: bool = False) -> Iterator[None]:
+def show_compilation(keys: Sequence[str], *, transient: bool = False, quiet: bool = False) -> Iterator[None]:
     """Shows that kernels are being compiled, if it takes over a second.
 
     On a terminal that is a line with the seconds, removed at the end; elsewhere it is one line, or with ``transient``

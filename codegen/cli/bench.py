@@ -11,7 +11,7 @@ import typer
 
 from ..families.target import TARGETS
 from ..runtime.dtypes import DTYPES
-from .options import JsonOption, VariantOption, check_output, given, refuse_unused
+from .options import JsonOption, VariantOption, check_output, options_in_use, refuse_unused
 from .problem_options import PATTERN, ProblemOptions, takes_problem
 from .tables import print_table, say
 
@@ -80,7 +80,7 @@ def bench(
     from ..runtime.op_table import FORWARD
 
     family = require_family(FORWARD.name, arch, variant)
-    modes = given(context, _MODES)
+    modes = options_in_use(context, _MODES)
     if len(modes) > 1:
         raise InputError(f"give one of {', '.join(modes)}")
     if modes:
@@ -116,13 +116,13 @@ def bench(
         problems = _problems(options, arch, variant)
         if kernel is not None:
             refuse_unused(context, ("variant",), "beside --kernel")
-        names = against.split(",") if against is not None else bench_run.others(arch)
+        names = against.split(",") if against is not None else bench_run.other_contenders(arch)
         contenders = ["gnaforge", *(name for name in names if name)]
         found = bench_run.run_all(problems, contenders, seconds, kernel, arch, report, variant)
     rows = bench_run.rows(found)
     if rows or json:
         _show(rows, json)
-    missing = bench_run.missing(found)
+    missing = bench_run.explain_missing(found)
     for line in missing:
         say(line, file=sys.stderr)
     if plot is not None and rows:

@@ -68,9 +68,9 @@ def clear(dry_run: DryRunOption = False) -> None:
     Example: [bold]gnaforge cache clear[/]
     """
     from ..build_tools.cache import user_cache
-    from ..build_tools.cache_care import everything
+    from ..build_tools.cache_care import all_artifacts
 
-    _delete(everything(user_cache()), dry_run)
+    _delete(all_artifacts(user_cache()), dry_run)
 
 
 @app.command()

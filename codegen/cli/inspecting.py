@@ -34,7 +34,7 @@ def _cached_rows() -> list[dict[str, Any]]:
                 known = not faults_of(config)
             except (ValueError, KeyError):  # the core, or a kernel of another version
                 continue
-            current = known and artifact.made_of(source_digest(config), installed_parts(config))
+            current = known and artifact.is_made_of(source_digest(config), installed_parts(config))
             rows.append({**artifact.record, "state": "built" if current else "stale", "where": str(artifact.folder)})
     return rows
 

@@ -69,11 +69,11 @@ def refuse_unused(context: typer.Context, names: Iterable[str], why: str) -> Non
     """
     from ..errors import InputError
 
-    if found := given(context, names):
+    if found := options_in_use(context, names):
         raise InputError(f"{', '.join(found)}: has no effect {why}; see {context.command_path} --help")
 
 
-def given(context: typer.Context, names: Iterable[str]) -> list[str]:
+def options_in_use(context: typer.Context, names: Iterable[str]) -> list[str]:
     """The options among parameters of these names that the command line has, as the user writes them."""
     own = {parameter.name: parameter.opts[0] for parameter in context.command.params}
     sources = {name: context.get_parameter_source(name) for name in names}

@@ -44,7 +44,7 @@ class ProblemOptions:
     ] = None
     dtype: Annotated[str | None, typer.Option(help=f"One of {', '.join(DTYPES)}.")] = None
 
-    def given(self) -> dict[str, Any]:
+    def fields_in_use(self) -> dict[str, Any]:
         """The fields of a problem that were given."""
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "preset"}
         return {name: value for name, value in values.items() if value is not None}
@@ -60,7 +60,7 @@ class ProblemOptions:
         from ..runtime.problem_rules import ProblemError
 
         try:
-            return Problem.from_options({**default, **self.given()})
+            return Problem.from_options({**default, **self.fields_in_use()})
         except ProblemError as error:
             raise InputError(f"{option_of(error.field)}: {error.text}") from None
 

@@ -111,7 +111,9 @@ def simulate(
         refuse_unused(context, ("dense_steps",), "without --end-to-end")
     if plot is not None:
         check_output("--plot", plot, ".png")
-    problems = [options.problem()] if options.preset is None else _problems_of_spec(options.preset, options.given())
+    problems = (
+        [options.problem()] if options.preset is None else _problems_of_spec(options.preset, options.fields_in_use())
+    )
     if sweep_stride:  # shapes that differ in their stride only have one sweep
         problems = list(dict.fromkeys(replace(problem, stride=(1,) * problem.rank) for problem in problems))
     if plot is not None and len(problems) > 1:

@@ -132,7 +132,7 @@ def verify(
 
     shapes = _shapes_of(options.preset) if options.preset is not None else None
 
-    def wanted(config: KernelConfig) -> bool:
+    def is_wanted(config: KernelConfig) -> bool:
         names = ("head_dim", "value_head_dim", "dtype")
         rank = None if problem is None else problem.rank
         if mismatch(config, rank=rank, **{name: getattr(options, name) for name in names}):
@@ -144,7 +144,7 @@ def verify(
         return True
 
     try:
-        targets = _targets(target, arch, wanted, head_dims, jobs)
+        targets = _targets(target, arch, is_wanted, head_dims, jobs)
     except GnaforgeError as error:
         error.exit_code = _UNTRIED
         raise
@@ -198,12 +198,12 @@ def _targets(
 
     if target.endswith(".so"):
         found = targets_of_library(Path(target))
-        chosen = tuple(t for t in found.targets if wanted(t.config) and (not arch or t.config.arch in arch))
+        chosen = tuple(t for t in found.targets if is_wanted(t.config) and (not arch or t.config.arch in arch))
         kernels: Sequence[object] = found.targets
     else:
         plan = plan_of(target, arch)
         kernels = plan.configs
-        configs = [config for config in plan.configs if wanted(config)]
+        configs = [config for config in plan.configs if is_wanted(config)]
         found, chosen = Targets(()), ()
         if configs:
             with Progress() as progress:
@@ -241,7 +241,7 @@ def _work(
     head_dims: tuple[int, int],
 ) -> _Work:
     from ..families import family_of
-    from ..verification.problems import EMULATED_TILES, cut_down, for_kernel
+    from ..verification.problems import EMULATED_TILES, for_kernel, shrink
     from ..verification.targets import problem_of_shape
 
     config = target.config
@@ -253,7 +253,7 @@ def _work(
         whole = [for_kernel(problem, config)]
     pairs: list[tuple[Problem, Problem | None]] = []
     for one in dict.fromkeys(whole):
-        small = one if problem is not None and max_tiles is None else cut_down(one, config, most)
+        small = one if problem is not None and max_tiles is None else shrink(one, config, most)
         pairs.append((small, None if small == one else one))
     return _Work(target, pairs, random or (0 if pairs else _RANDOM_BY_DEFAULT), most)
 
@@ -265,7 +265,7 @@ def _run(work: Sequence[_Work], settings: Settings, seed: int, jobs: int | None)
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from ..build_tools.toolchain import job_limit
-    from ..verification.problems import cut_down, random_problem_for
+    from ..verification.problems import random_problem_for, shrink
     from ..verification.runner import Verifier
 
     columns = (TextColumn("verifying"), BarColumn(), MofNCompleteColumn(), TextColumn("runs"), TimeElapsedColumn())
@@ -283,7 +283,7 @@ def _run(work: Sequence[_Work], settings: Settings, seed: int, jobs: int | None)
                     if found.failed == "refused":
                         verifier.result.problems.append(found)
                 verifier.verify_random(
-                    lambda at: cut_down(random_problem_for(config, at), config, one.tiles), one.random, seed
+                    lambda at: shrink(random_problem_for(config, at), config, one.tiles), one.random, seed
                 )
                 return verifier.result
 

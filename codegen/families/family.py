@@ -211,7 +211,7 @@ class Family:
             found.append(("kv_tile", f"beside {config.q_rows} query tokens {misfit}"))
         return found
 
-    def serving(self, config: KernelConfig) -> KernelConfig:
+    def serving_config(self, config: KernelConfig) -> KernelConfig:
         """The kernel that serves ``config``: one for all head dims where the family takes them at run time."""
         return replace(config, head_dim=ANY_HEAD_DIM, value_head_dim=0) if self.head_dim_at_run_time else config
 

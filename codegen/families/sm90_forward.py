@@ -63,7 +63,7 @@ def check_machine_code(config: KernelConfig, code: Sass, registers: int) -> dict
                 f"{asked[0]} and {consumers} x {asked[-1]}, {wanted - given} more than they have together"
             )
     # One exp2 per score of a thread, while P V of the tile before is under way.
-    wanted, found = config.kv_columns // 2, code.overlapped(MUFU)
+    wanted, found = config.kv_columns // 2, code.overlap(MUFU)
     if found < wanted:
         raise BuildError(
             f"ptxas moved a wait above the softmax: {found} of {wanted} exponentials overlap with a product"

@@ -19,7 +19,7 @@ from ..build_tools.files import write_atomic
 from ..errors import InputError
 from ..runtime.problem import Problem
 from .axes import Axis, axes_of
-from .source import Tiling, WindowTiles, attended
+from .source import Tiling, WindowTiles, attended_keys
 
 # Okabe and Ito's palette: told apart with any colour vision.
 BLUE, SKY, GREEN, YELLOW, ORANGE = "#0072b2", "#56b4e9", "#009e73", "#f0e442", "#d55e00"
@@ -300,7 +300,7 @@ def _draw_windows(plot: Any, layout: Sequence[Axis], queries: Sequence[tuple[int
 
     seen = np.zeros([axis.length for axis in layout])
     for query in queries:
-        seen += attended(layout, query)
+        seen += attended_keys(layout, query)
     plot.imshow(seen > 0, cmap=ListedColormap(["white", SKY]), vmin=0, vmax=1, interpolation="nearest")
     _add(plot, [((y - 0.5, y + 0.5), (x - 0.5, x + 0.5)) for y, x in queries], color=ORANGE)
 

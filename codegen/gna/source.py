@@ -198,7 +198,7 @@ def tile_list(
     return np.concatenate([every[interior], every[~interior]]), int(interior.sum())
 
 
-def attended(axes: Sequence[Axis], query: Sequence[int]) -> BoolArray:
+def attended_keys(axes: Sequence[Axis], query: Sequence[int]) -> BoolArray:
     """The keys that one query sees, as an array of the shape of the tokens; dilation included.
 
     Raises:
@@ -221,7 +221,7 @@ def attended(axes: Sequence[Axis], query: Sequence[int]) -> BoolArray:
 def mask(axes: Sequence[Axis]) -> BoolArray:
     """Which query (row) sees which key (column), [tokens, tokens] with the tokens in row-major order.
 
-    Dense, so only for tests and small plots; `attended` gives a single row of it.
+    Dense, so only for tests and small plots; `attended_keys` gives a single row of it.
     """
     masks = []
     for axis in axes:

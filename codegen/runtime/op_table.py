@@ -121,7 +121,7 @@ LSE = Role("lse", "LSE", "q", None, "fp32")
 def _forward(problem: Problem, inputs: Tensors) -> dict[str, torch.Tensor]:
     from .reference import attention
 
-    return _named(attention(problem, inputs["q"], inputs["k"], inputs["v"]))
+    return _by_name(attention(problem, inputs["q"], inputs["k"], inputs["v"]))
 
 
 def _forward_bound(
@@ -131,7 +131,7 @@ def _forward_bound(
 
     qkv = inputs["q"], inputs["k"], inputs["v"]
     pair = exact["out"], exact["lse"]
-    return _named(error_bound(problem, *qkv, pair, rounds_probabilities=rounds_probabilities))
+    return _by_name(error_bound(problem, *qkv, pair, rounds_probabilities=rounds_probabilities))
 
 
 def _forward_sample(
@@ -141,10 +141,10 @@ def _forward_sample(
 
     qkv = inputs["q"], inputs["k"], inputs["v"]
     exact, bounds = query_sample(problem, *qkv, at, rounds_probabilities=rounds_probabilities)
-    return _named(exact), _named(bounds)
+    return _by_name(exact), _by_name(bounds)
 
 
-def _named(pair: tuple[torch.Tensor, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _by_name(pair: tuple[torch.Tensor, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {"out": pair[0], "lse": pair[1]}
 
 

@@ -199,21 +199,21 @@ def _key_with_tiles(
     """
     request = Request("gna_forward", rank, dtype, head_dim, value_head_dim, device, q_tile, kv_tile)
 
-    def fitting(request: Request) -> list[KernelConfig]:
+    def find_fitting(request: Request) -> list[KernelConfig]:
         return [kernel.config for kernel in loaded_kernels().values() if not kernel.refusal(request)]
 
-    found = fitting(request)
+    found = find_fitting(request)
     if not found:
         lookup.load_matching(request)
-        found = fitting(request)
+        found = find_fitting(request)
     reason = ""
     if not found and not tracing and not (reason := jit.busy()):
         with jit.one_thread(request):
-            reason = "" if fitting(request) else jit.make_kernel(request)
-        found = fitting(request)
+            reason = "" if find_fitting(request) else jit.make_kernel(request)
+        found = find_fitting(request)
     if found:
         return found[0].key
-    listing = "".join(f"\n  {config}" for config in fitting(replace(request, q_tile=None, kv_tile=None)))
+    listing = "".join(f"\n  {config}" for config in find_fitting(replace(request, q_tile=None, kv_tile=None)))
     listing = listing or " none"
     raise NoKernelError(
         f"no kernel with q_tile_shape {q_tile} and kv_tile_shape {kv_tile} is loaded for {request}; "

@@ -351,7 +351,7 @@ class Problem:
 
     def pattern_text(self) -> str:
         """Tokens and pattern in one line, for people: ``30x48x80, window 18x24x24``."""
-        said = [f"{name.replace('_', ' ')} {_box(getattr(self, name))}" for name in self._said(_PATTERN)]
+        said = [f"{name.replace('_', ' ')} {_box(getattr(self, name))}" for name in self._not_neutral(_PATTERN)]
         return ", ".join([_box(self.tokens), f"window {_box(self.window)}", *said])
 
     def _head_texts(self) -> list[str]:
@@ -368,7 +368,7 @@ class Problem:
             ProblemError: the problem is not plain.
         """
         self.require_features((), "the command line")
-        given = [f"--{name} {','.join(str(int(x)) for x in getattr(self, name))}" for name in self._said(_PLAIN)]
+        given = [f"--{name} {','.join(str(int(x)) for x in getattr(self, name))}" for name in self._not_neutral(_PLAIN)]
         given += [f"--heads {self.heads}"] if self.heads > 1 else []
         given += [f"--kv-heads {self.kv_heads}"] if self.kv_heads != self.heads else []
         given += [f"--batch {self.batch}"] if self.batch > 1 else []
@@ -385,12 +385,12 @@ class Problem:
             ProblemError: the problem is not plain.
         """
         self.require_features((), "register")
-        found = [f"{name}={_tuple_text(getattr(self, name))}" for name in self._said(_PLAIN)]
+        found = [f"{name}={_tuple_text(getattr(self, name))}" for name in self._not_neutral(_PLAIN)]
         found.append(f"heads={self.heads}")
         found += [f"kv_heads={self.kv_heads}"] if self.kv_heads != self.heads else []
         return found + ([f"batch={self.batch}"] if self.batch != 1 else [])
 
-    def _said(self, names: Iterable[str]) -> list[str]:
+    def _not_neutral(self, names: Iterable[str]) -> list[str]:
         """Those of some fields that aren't neutral."""
         return [name for name in names if not self._is_neutral(name)]
 

@@ -87,7 +87,7 @@ def fit_problems(
     if not 0 <= within < 10:
         raise InputError(f"within: {within} is not from 0 to 10; 0.05 stands for 5 %")
     check_tiling(tiling)
-    candidates = Candidates.admitted(family, problems)
+    candidates = Candidates.of_family(family, problems)
     all_best, least, serves = [], [], np.zeros(len(candidates), dtype=np.int32)
     for problem in problems:
         seconds, scores = candidates.search(problem, tiling, objective, max(within, _TIE[objective]))
@@ -170,7 +170,7 @@ class Candidates:
     kv_index: IntArray
 
     @classmethod
-    def admitted(cls, family: Family, problems: Sequence[Problem]) -> Candidates:
+    def of_family(cls, family: Family, problems: Sequence[Problem]) -> Candidates:
         """All that a family admits for these problems.
 
         Raises:

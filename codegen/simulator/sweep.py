@@ -90,7 +90,7 @@ def _strides(window: int) -> list[int]:
 
 def _pool(problem: Problem, family: Family, tiling: Tiling) -> Candidates:
     """Tiles that are among the best where the stride is 1 or the window along each dimension."""
-    every = Candidates.admitted(family, [problem])
+    every = Candidates.of_family(family, [problem])
     kept = []
     for corner in product(*({1, window} for window in problem.window)):
         seconds, _ = every.search(replace(problem, stride=corner), tiling, "time", _SLACK)

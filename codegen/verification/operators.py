@@ -127,7 +127,7 @@ def graph(library: Path, kernel: Kernel) -> Json:
     return {}
 
 
-def compiled(library: Path, kernel: Kernel) -> Json:
+def compilation(library: Path, kernel: Kernel) -> Json:
     """torch.compile(fullgraph=True) changes nothing."""
     _, tensors, attend = _operands(library, kernel)
     want = attend(*tensors)
@@ -140,6 +140,6 @@ OPERATOR_JOBS: dict[str, Callable[[Path, Kernel], Json]] = {
     "stream": stream,
     "other device": other_device,
     "graph": graph,
-    "compiled": compiled,
+    "compiled": compilation,
 }
 """Checks by name; they raise `Failure`, and `Skipped` where this machine can't do them."""

@@ -74,8 +74,8 @@ def poison_unseen(op: Op, problem: Problem, config: KernelConfig, memory: Memory
     def of_token(token: Sequence[int]) -> tuple[int | slice, ...]:
         return (slice(None), *token)
 
-    seen = seeing(problem, masked, k.device)
-    unseen = ~(seen | visiting(problem, config, far, k.device))
+    seen = queries_that_see(problem, masked, k.device)
+    unseen = ~(seen | queries_that_visit(problem, config, far, k.device))
     k[of_token(masked)] = float("nan")
     v[of_token(masked)] = torch.finfo(v.dtype).max
     v[of_token(far)] = float("nan")
@@ -93,7 +93,7 @@ POISONERS: dict[str, Poisoner] = dict(zip(POISONS, (poison_others, poison_unseen
 """By kind. Each changes inputs in memory; None if the problem or the op has nothing to poison."""
 
 
-def seeing(problem: Problem, key: Sequence[int], device: torch.device | str) -> torch.Tensor:
+def queries_that_see(problem: Problem, key: Sequence[int], device: torch.device | str) -> torch.Tensor:
     """The queries, bool [*tokens], that see the token ``key``."""
     return _outer(
         [
@@ -103,7 +103,9 @@ def seeing(problem: Problem, key: Sequence[int], device: torch.device | str) -> 
     )
 
 
-def visiting(problem: Problem, config: KernelConfig, key: Sequence[int], device: torch.device | str) -> torch.Tensor:
+def queries_that_visit(
+    problem: Problem, config: KernelConfig, key: Sequence[int], device: torch.device | str
+) -> torch.Tensor:
     """The queries, bool [*tokens], whose Q tile visits a KV tile that holds the token ``key``."""
     found = []
     for axis, at, q, kv in zip(problem.axes, key, config.q_tile, config.kv_tile, strict=True):

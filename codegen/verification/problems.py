@@ -78,7 +78,7 @@ def random_problem(rng: Random, rank: int | None = None, max_tokens: int = 256, 
     )
 
 
-def widened(problem: Problem, config: KernelConfig, rng: Random) -> Problem:
+def widen(problem: Problem, config: KernelConfig, rng: Random) -> Problem:
     """The problem with what random ones seldom have: tokens and window for KV tiles that need no mask, and some after
     them that do; heads for more Q tiles than there are CTAs at once."""
     tokens = tuple(rng.randint(extent, 2 * extent) for extent in config.kv_tile)
@@ -94,14 +94,14 @@ def widened(problem: Problem, config: KernelConfig, rng: Random) -> Problem:
 def random_problem_for(config: KernelConfig, seed: int, max_tokens: int = 400) -> Problem:
     """A random problem of a kernel's rank and head dims. The same for equal arguments.
 
-    One of three seeds in a row gives a `widened` one.
+    One of three seeds in a row gives one that `widen` made.
     """
     rng = Random(f"{config.key} {seed}")
     problem = random_problem(rng, config.rank, max_tokens)
-    return for_kernel(widened(problem, config, rng) if seed % 3 == 0 else problem, config)
+    return for_kernel(widen(problem, config, rng) if seed % 3 == 0 else problem, config)
 
 
-def cut_down(problem: Problem, config: KernelConfig, most_tiles: int = EMULATED_TILES) -> Problem:
+def shrink(problem: Problem, config: KernelConfig, most_tiles: int = EMULATED_TILES) -> Problem:
     """A problem of the same kind that visits at most ``most_tiles`` pairs of tiles; itself if it does so already and
     exact attention can be computed for it.
 
@@ -132,14 +132,14 @@ def cut_down(problem: Problem, config: KernelConfig, most_tiles: int = EMULATED_
         (two, anything, 2),
         (one, anything, 1),
     ):
-        least = _scaled(alone, 0.0, floors, dilation)
+        least = _scale(alone, 0.0, floors, dilation)
         if small_enough(least):
             scales = (0.9**i for i in range(70))
-            return next((s for at in scales if small_enough(s := _scaled(alone, at, floors, dilation))), least)
+            return next((s for at in scales if small_enough(s := _scale(alone, at, floors, dilation))), least)
     return least
 
 
-def _scaled(problem: Problem, scale: float, floors: Sequence[int], least_dilation: int) -> Problem:
+def _scale(problem: Problem, scale: float, floors: Sequence[int], least_dilation: int) -> Problem:
     columns: dict[str, list[int]] = {"tokens": [], "window": [], "stride": [], "dilation": []}
     for (length, window, stride, dilation, _), floor in zip(problem.axes, floors, strict=True):
         new = min(window, max(2, floor, ceil(window * scale)))

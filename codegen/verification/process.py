@@ -93,14 +93,14 @@ class Worker:
             stdin.write(json.dumps(what).encode() + b"\n")
             stdin.flush()
         except BrokenPipeError:
-            raise WorkerError(self._ended()) from None
+            raise WorkerError(self._describe_end()) from None
         while b"\n" not in self._buffer:
             if not select.select([stdout], [], [], timeout)[0]:
                 self._process.kill()
                 raise WorkerError(late.format(f"{timeout:g}"))
             read = os.read(stdout.fileno(), 1 << 16)
             if not read:
-                raise WorkerError(self._ended())
+                raise WorkerError(self._describe_end())
             self._buffer += read
         line, _, self._buffer = self._buffer.partition(b"\n")
         reply = dict(json.loads(line))
@@ -109,7 +109,7 @@ class Worker:
             raise HarnessError(f"{said}:\n{reply['broken']}")
         return reply
 
-    def _ended(self) -> str:
+    def _describe_end(self) -> str:
         status = self._process.wait()
         how = f"with status {status}"
         if status < 0:

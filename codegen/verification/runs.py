@@ -210,7 +210,7 @@ class KernelRuns:
                 self._emulator.announce(role.title, *_extent(tensors[role.name]))
         self._call(problem, tensors)
         worst = dict.fromkeys((role.name for role in op.outputs), 0.0)
-        for at in _sampled(problem, samples):
+        for at in _sample_queries(problem, samples):
             exact, bounds = op.sample(problem, tensors, at, rounds_probabilities=self._rounds_probabilities)
             got = {role.name: tensors[role.name][at] for role in op.outputs}
             shares = compare_sample(op, got, exact, bounds, f"batch entry {at[0]}, token {at[1:]}")
@@ -241,7 +241,7 @@ def _extent(tensor: torch.Tensor) -> tuple[int, int]:
     return tensor.data_ptr(), (reach + 1) * tensor.element_size()
 
 
-def _sampled(problem: Problem, samples: int) -> Iterator[tuple[int, ...]]:
+def _sample_queries(problem: Problem, samples: int) -> Iterator[tuple[int, ...]]:
     rng = Random(0)
     tokens = [(0,) * problem.rank, tuple(n - 1 for n in problem.tokens)]
     tokens += [tuple(rng.randrange(n) for n in problem.tokens) for _ in range(samples)]

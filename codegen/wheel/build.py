@@ -95,10 +95,10 @@ def build_wheel(
         raise InputError(f"--budget-mb {budget_mb}: give a number of megabytes above 0")
     _check_writable(out)
     artifacts, compiled = build_kernels(plan.configs, jobs=jobs, listener=listener)
-    linked = user_cache().making(lambda: _link_both(plan, artifacts))
+    linked = user_cache().retry_if_deleted(lambda: _link_both(plan, artifacts))
     check_abi({file: (elf, EXPORTS[file]) for file, elf in linked.elves.items()})
     tag = platform_tag(linked.elves)
-    sizes = {config.key: read_elf(artifacts[config].verified("kernel.o")).loaded_bytes for config in plan.configs}
+    sizes = {config.key: read_elf(artifacts[config].verified_path("kernel.o")).loaded_bytes for config in plan.configs}
     runtime = _cuda_runtime(plan.configs)
     found = licences(plan.configs, runtime)
     facts = {
@@ -156,17 +156,17 @@ def _link_both(plan: Plan, artifacts: Mapping[KernelConfig, Artifact]) -> _Linke
         run = run_in(scratch, f"the wheel of {plan.library}")
         (scratch / "library.cpp").write_text(render_library(plan.library, plan.configs))
         run(host.compile_command("library.cpp", "library.o", include_dir()))
-        objects = ["library.o", *(str(artifacts[config].verified("kernel.o")) for config in plan.configs)]
+        objects = ["library.o", *(str(artifacts[config].verified_path("kernel.o")) for config in plan.configs)]
 
         def link_core(parts: list[str], output: str) -> list[str]:
             return core_link_command(host, parts, output)
 
-        def linked(output: str, parts: Sequence[str], exports: str, how: Any) -> Elf:
+        def link(output: str, parts: Sequence[str], exports: str, how: Any) -> Elf:
             return link_for_wheel(scratch, output, parts, exports, host=host, link=how, render=_older_source, run=run)
 
         elves = {
-            CORE: linked(CORE, [str(core)], "gnaforge_core_*", link_core),
-            LIBRARY: linked(LIBRARY, objects, "gnaforge_library_v1", linker.link_command),
+            CORE: link(CORE, [str(core)], "gnaforge_core_*", link_core),
+            LIBRARY: link(LIBRARY, objects, "gnaforge_library_v1", linker.link_command),
         }
         if is_emulated(scratch / LIBRARY):
             raise InputError(f"the library of {plan.library} is built for the emulator: it can't go into a wheel")
