@@ -198,12 +198,12 @@ def _targets(
 
     if target.endswith(".so"):
         found = targets_of_library(Path(target))
-        chosen = tuple(t for t in found.targets if is_wanted(t.config) and (not arch or t.config.arch in arch))
+        chosen = tuple(t for t in found.targets if wanted(t.config) and (not arch or t.config.arch in arch))
         kernels: Sequence[object] = found.targets
     else:
         plan = plan_of(target, arch)
         kernels = plan.configs
-        configs = [config for config in plan.configs if is_wanted(config)]
+        configs = [config for config in plan.configs if wanted(config)]
         found, chosen = Targets(()), ()
         if configs:
             with Progress() as progress:
