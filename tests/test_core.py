@@ -195,7 +195,8 @@ def two_packages(tmp_path: Path) -> Path:
         (package / "api.py").write_text(
             "from pathlib import Path\n"
             "from ._runtime import core\n"
-            "core.set_core_files(lambda: [Path(__file__).with_name('core.so')])\n"
+            "def connect():\n"
+            "    core.set_core_files(lambda: [Path(__file__).with_name('core.so')])\n"
         )
     return tmp_path
 
