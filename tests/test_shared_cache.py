@@ -184,8 +184,12 @@ import fcntl, sys, time
 from pathlib import Path
 from gnaforge.build_tools import artifact, cache
 made = []
+meeting, least = Path(sys.argv[2]), int(sys.argv[3])
 def make(scratch, folder):
-    time.sleep({pause})
+    (meeting / sys.argv[1]).touch()
+    end = time.monotonic() + 100
+    while len(list(meeting.iterdir())) < least and time.monotonic() < end:
+        time.sleep(0.01)
     for name in ("a.bin", "b.bin"):
         (folder / name).write_bytes(bytes([int(sys.argv[1])]) * 300_000)
     made.append(1)
@@ -198,12 +202,19 @@ print(len(made))
 
 
 @pytest.mark.parametrize("kind", LOCKS)
-def test_builders_whose_locks_hold_nobody_up_publish_whole_artifacts(own_cache: Path, kind: str) -> None:
+def test_builders_whose_locks_hold_nobody_up_publish_whole_artifacts(
+    own_cache: Path, tmp_path: Path, kind: str
+) -> None:
     for round_ in range(3):
-        code = BUILDER.format(locks=LOCKS[kind], pause=0.2)
+        meeting = tmp_path / f"meeting {round_}"
+        meeting.mkdir()
+        code = BUILDER.format(locks=LOCKS[kind])
         children = [
             subprocess.Popen(
-                [sys.executable, "-c", code, str(i)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+                [sys.executable, "-c", code, str(i), meeting, "2"],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
             )
             for i in range(6)
         ]
@@ -249,7 +260,7 @@ def test_private_folders_of_others_stay(own_cache: Path, monkeypatch: pytest.Mon
     assert {path.name for path in own_cache.glob(".build-*")} == {own.name, other_host.name, other_container.name}
 
 
-def test_waiting_for_a_lock_goes_on_where_there_are_locks(own_cache: Path, forked) -> None:
+def test_waiting_for_a_lock_goes_on_where_there_are_locks(own_cache: Path, tmp_path: Path, forked) -> None:
     """A lock that somebody holds is not taken for one that the file system lacks."""
     cache = Cache(own_cache)
     cache.make_ready()
@@ -257,7 +268,7 @@ def test_waiting_for_a_lock_goes_on_where_there_are_locks(own_cache: Path, forke
     held = os.open(own_cache / ".locks" / ("thing-" + "ab" * 8), os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(held, fcntl.LOCK_EX)
     child = subprocess.Popen(
-        [sys.executable, "-c", BUILDER.format(locks="", pause=0), "1"], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", BUILDER.format(locks=""), "1", tmp_path, "0"], stdout=subprocess.PIPE, text=True
     )
     with pytest.raises(subprocess.TimeoutExpired):
         child.wait(1.5)
