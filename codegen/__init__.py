@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .registration import register, warmup
     from .simulator import fit, simulate
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "BuildError",

@@ -126,7 +126,7 @@ def test_generate_check_and_arch(cli, tmp_path: Path) -> None:
         (["bench", "--tokens", "8", "--window", "a"], "'a' is no list of whole numbers"),
         (["bench", "--tokens", "8,8", "--window", "3,3,3"], "--window: (3, 3, 3) has 3 entries for 2 dimensions"),
         (["bench", "--tokens", "8", "--window", "3", "--against", "magic"], "--against magic: unknown"),
-        (["quickstart", "--plot", "picture.txt"], "--plot picture.txt: give the name of a .png file"),
+        (["quickstart", "--plot", "picture.txt"], "--plot picture.txt: give the name of a .png or .svg file"),
         (["quickstart", "--plot", "none/picture.png"], "none: No such file or directory"),
         (["nonsense"], "No such command 'nonsense'"),
     ],

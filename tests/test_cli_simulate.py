@@ -141,7 +141,7 @@ def test_long_dimensions(cli) -> None:
         (("--tokens", "8", "--window", "3", "--dense-steps", "1/2"), "--dense-steps: has no effect"),
         (("--tokens", "8", "--window", "3", "--stride", "2", "--sweep-stride"), "--stride: has no effect"),
         (("--preset", "cosmos", "--stride", "2", "--causal", "1"), "--stride, --causal: has no effect"),
-        (("--tokens", "8", "--window", "3", "--plot", "x.pdf"), "--plot x.pdf: give the name of a .png file"),
+        (("--tokens", "8", "--window", "3", "--plot", "x.pdf"), "--plot x.pdf: give the name of a .png or .svg file"),
         (("--tokens", "8", "--window", "3", "--plot", "none/x.png"), "none: No such file or directory"),
         (("--tokens", "8", "--window", "3", "--plot", "/proc/x.png"), "can't write to /proc"),
         (("--preset", "vit-56", "--window", "7"), "--window: has no effect beside --preset"),

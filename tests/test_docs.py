@@ -13,11 +13,12 @@ from gnaforge.simulator.cost import Tiles
 from gnaforge.simulator.fitting import simulate_fitted
 from gnaforge.simulator.natten import simulate_natten
 from gnaforge.simulator.simulation import Simulation, simulate_tiles
-from gnaforge.spec import load_spec
+from gnaforge.spec import json_schema, load_spec
+from gnaforge.spec.reference import reference_table
 from kernel_set import FAMILIES
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+API = (ROOT / "codegen/README.md").read_text()
 SIMULATOR = (ROOT / "codegen/simulator/README.md").read_text()
 
 
@@ -26,7 +27,7 @@ def box(extents: tuple[int, ...]) -> str:
 
 
 def fitted_row(preset: str, found: Simulation) -> str:
-    """A row of the README's table of fitted tiles."""
+    """A row of the table of fitted tiles."""
     axes = found.axes
     problem = f"{preset} {box(tuple(axis.length for axis in axes))}, {box(tuple(axis.window for axis in axes))}"
     for name in ("stride", "dilation"):
@@ -43,7 +44,7 @@ def test_fitted_tiles_beside_nattens(preset: str) -> None:
     for entry in load_spec(preset).kernels:
         for shape in entry.shapes:
             problem = shape.problem(head_dim=entry.head_dim[0], dtype=entry.dtype[0])
-            assert fitted_row(preset, simulate_fitted(problem, FAMILIES["sm90"])) in README
+            assert fitted_row(preset, simulate_fitted(problem, FAMILIES["sm90"])) in SIMULATOR
 
 
 def test_worked_example() -> None:
@@ -89,12 +90,26 @@ def test_every_json_key_is_documented() -> None:
     assert keys <= documented
 
 
-def test_every_public_name_and_variable_is_in_the_readme() -> None:
-    python = README[README.index("## Python") : README.index("## Measured")]
+def test_every_public_name_and_variable_is_documented() -> None:
     modules = {f"NeighborhoodAttention{rank}D" for rank in "123"} | {"Kernel", "KernelConfig"}
-    assert all(f"`{name}" in python for name in set(gnaforge.__all__) - modules)
+    assert all(f"`{name}" in API for name in set(gnaforge.__all__) - modules)
     sources = [path.read_text() for folder in ("codegen", "build_tools") for path in (ROOT / folder).rglob("*.py")]
     read = set(re.findall(r"(?:environ\.get\(|environ\[|getenv\()\"(GNAFORGE_\w+)\"", "\n".join(sources)))
     emulator = {name for name in read if name.startswith("GNAFORGE_EMULATOR_")}
     assert {"GNAFORGE_JIT", "GNAFORGE_CACHE_DIR"} <= read
-    assert all(f"| `{name}` |" in python for name in read - emulator)
+    assert all(f"| `{name}` |" in API for name in read - emulator)
+
+
+def test_the_fields_of_specs_are_those_of_the_schema() -> None:
+    assert reference_table(json_schema()) in API
+
+
+def test_bounds_that_the_readme_begins_with() -> None:
+    readme = (ROOT / "README.md").read_text()
+    problem = Problem((30, 48, 80), (18, 24, 24), heads=24)
+    ours = simulate_fitted(problem, FAMILIES["sm90"])
+    theirs = simulate_natten(problem, FAMILIES["sm90"])
+    flat = gnaforge.simulate((30, 48, 80), (18, 24, 24), q_tile=(128,), kv_tile=(128,), tiling="flat", arch="sm90")
+    assert theirs is not None
+    for bound in (ours.flop_speedup, ours.work_bound, theirs.work_bound, flat.work_bound):
+        assert f"{bound:.2f}" in readme

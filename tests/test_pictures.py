@@ -17,6 +17,7 @@ from gnaforge.simulator import Simulation, simulate
 from gnaforge.simulator.pictures import draw_tiles, spread, tiles_figure
 from gnaforge.simulator.simulation import simulate_tiles
 from gnaforge.simulator.sweep_picture import draw_sweep, sweep_figure
+from gnaforge.spec import load_spec
 from hypothesis import given, strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
@@ -443,6 +444,19 @@ def test_the_quickstart_picture_shows_the_same_tiles(tmp_path: Path, monkeypatch
     check_plane(right, found, expected_tiles(found))
     interior = len(boxes(right, "interior"))
     labels = [text.get_text() for text in right.get_legend().get_texts()]
-    assert labels == ["Q tile", f"{interior} interior tiles", f"{len(boxes(right, 'shell'))} shell tiles"]
-    assert interior > 0
+    named = ("Q tile: 8x8 queries", f"{interior} interior KV tiles", f"{len(boxes(right, 'shell'))} shell KV tiles")
+    assert interior > 0 and all(text.startswith(name) for text, name in zip(labels, named, strict=True))
     check_readable(figures[0], monkeypatch)
+
+
+def test_the_picture_of_the_readme_is_the_quickstarts(tmp_path: Path) -> None:
+    import matplotlib
+
+    committed = Path(__file__).parents[1] / "codegen" / "gna" / "pattern.svg"
+    if f"Matplotlib v{matplotlib.__version__}" not in committed.read_text():
+        pytest.skip("drawn by another matplotlib")
+    (entry,) = load_spec("quickstart").kernels
+    (shape,), (tiles,) = entry.shapes, entry.tiles
+    pattern = (shape.tokens, shape.window, shape.stride, shape.dilation, shape.causal)
+    plots.draw_pattern(tmp_path / "pattern.svg", *pattern, tiles.q, tiles.kv)
+    assert (tmp_path / "pattern.svg").read_bytes() == committed.read_bytes()

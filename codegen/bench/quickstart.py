@@ -69,7 +69,7 @@ def report(result: BuildResult, rows: Sequence[Row], shape: Shape, plot: Path) -
         (
             (
                 row.config.key,
-                "[green]correct[/]" if row.good else "[red]WRONG[/]",
+                "correct" if row.good else "WRONG",
                 f"{row.error:.1e}",
                 f"{row.seconds * 1e3:.2f} ms",
                 f"{row.sdpa_seconds * 1e3:.1f} ms",

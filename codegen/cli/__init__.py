@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from ..errors import GnaforgeError
-from . import bench, building, cache, inspecting, quickstart, simulate, verify, wheel
+from . import bench, building, cache, inspecting, presets, quickstart, simulate, verify, wheel
 from .tables import say
 
 app = typer.Typer(
@@ -32,6 +32,7 @@ app.command()(wheel.wheel)
 app.command("check-wheel")(wheel.check_wheel)
 app.command()(building.generate)
 app.command("list")(inspecting.list_kernels)
+app.command()(presets.presets)
 app.command()(inspecting.doctor)
 app.command()(simulate.simulate)
 app.command()(verify.verify)

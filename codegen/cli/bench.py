@@ -11,7 +11,7 @@ import typer
 
 from ..families.target import TARGETS
 from ..runtime.dtypes import DTYPES
-from .options import JsonOption, VariantOption, check_output, options_in_use, refuse_unused
+from .options import PICTURES, JsonOption, VariantOption, check_output, options_in_use, refuse_unused
 from .problem_options import PATTERN, ProblemOptions, takes_problem
 from .tables import print_table, say
 
@@ -93,9 +93,9 @@ def bench(
         refuse_unused(context, _PROBLEM, "beside --preset")
     if not seconds > 0:  # NaN is neither
         raise InputError(f"--seconds {seconds}: give a number above 0")
-    for option, path, suffix in (("--plot", plot, ".png"), ("--report", report, "")):
+    for option, path, suffixes in (("--plot", plot, PICTURES), ("--report", report, ())):
         if path is not None:
-            check_output(option, path, suffix)
+            check_output(option, path, *suffixes)
     if modes:
         from ..bench import tools as bench_tools
 

@@ -174,12 +174,20 @@ def doctor(json: JsonOption = False) -> None:
         raise typer.Exit(1)
 
 
-def schema() -> None:
+def schema(
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print a Markdown table of the fields, for people.")
+    ] = False,
+) -> None:
     """Print the JSON Schema of kernel specs, for editors.
 
     Example: [bold]gnaforge schema > gnaforge.schema.json[/], then put
     [bold]# yaml-language-server: $schema=gnaforge.schema.json[/] on a spec's first line.
     """
     from ..spec import json_schema
+    from ..spec.reference import reference_table
 
-    print_json(json_schema())
+    if markdown:
+        say(reference_table(json_schema()), end="")
+    else:
+        print_json(json_schema())

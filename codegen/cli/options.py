@@ -35,7 +35,10 @@ VariantOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
-def check_output(option: str, path: Path, suffix: str = "") -> None:
+PICTURES = (".png", ".svg")
+
+
+def check_output(option: str, path: Path, *suffixes: str) -> None:
     """Whether a file can be written to ``path``: asked before the work whose result it takes.
 
     Raises:
@@ -45,8 +48,8 @@ def check_output(option: str, path: Path, suffix: str = "") -> None:
 
     from ..errors import InputError
 
-    if suffix and path.suffix.lower() != suffix:
-        raise InputError(f"{option} {path}: give the name of a {suffix} file")
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise InputError(f"{option} {path}: give the name of a {' or '.join(suffixes)} file")
     try:
         if path.is_dir():
             raise InputError(f"{option} {path} is a folder; give the name of a file")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .options import OutOption, check_output
+from .options import PICTURES, OutOption, check_output
 from .tables import say
 
 _PRESET = "quickstart"
@@ -32,7 +32,7 @@ def quickstart(
     from ..spec import load_spec
     from .building import Progress
 
-    check_output("--plot", plot, ".png")
+    check_output("--plot", plot, *PICTURES)
     spec = load_spec(_PRESET)
     kernels = plan(spec)
     say(f"1. Building {len(kernels.configs)} kernels of the preset {_PRESET!r} ...", file=sys.stderr)

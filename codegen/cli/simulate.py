@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from ..families.target import TARGETS
-from .options import JsonOption, VariantOption, check_output, refuse_unused
+from .options import PICTURES, JsonOption, VariantOption, check_output, refuse_unused
 from .problem_options import PATTERN, ProblemOptions, parse_numbers, takes_problem
 from .tables import say
 
@@ -110,7 +110,7 @@ def simulate(
     if end_to_end is None:
         refuse_unused(context, ("dense_steps",), "without --end-to-end")
     if plot is not None:
-        check_output("--plot", plot, ".png")
+        check_output("--plot", plot, *PICTURES)
     problems = (
         [options.problem()] if options.preset is None else _problems_of_spec(options.preset, options.fields_in_use())
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TextIO
 
 from ..build_tools.text import printable
+
+_WIDEST = 10_000  # columns
 
 
 def say(*parts: object, file: TextIO | None = None, end: str = "\n") -> None:
@@ -13,16 +15,18 @@ def say(*parts: object, file: TextIO | None = None, end: str = "\n") -> None:
     print(*(printable(part, lines=True) for part in parts), file=file, end=end)
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Prints a table, the first column to the left, the others to the right."""
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: Collection[str] = ()) -> None:
+    """Prints a table: the first column and those in ``left`` to the left, the others to the right."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
     for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left", no_wrap=True)
+        table.add_column(column, justify="left" if i == 0 or column in left else "right", no_wrap=True)
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))  # plain text: no markup
-    # Keys are there to be copied: a narrow terminal wraps lines, it doesn't cut them.
-    Console(width=max(Console().width, 150)).print(table)
+    # As wide as it is: keys are there to be copied. A narrow terminal wraps lines, it doesn't cut them.
+    console = Console()
+    console.width = max(console.width, console.measure(table, options=console.options.update_width(_WIDEST)).maximum)
+    console.print(table)

@@ -184,9 +184,14 @@ def names(rank: int) -> tuple[str, ...]:
 
 
 def save(figure: Any, path: Path) -> None:
-    """Writes a figure as PNG; ``path`` is never half a picture."""
+    """Writes a figure as SVG if ``path`` ends so, else as PNG; never half a picture. Equal figures give equal bytes."""
+    from matplotlib import rc_context
+
     data = BytesIO()
-    figure.savefig(data, format="png", dpi=130, bbox_inches="tight")
+    vector = path.suffix.lower() == ".svg"
+    with rc_context({"svg.hashsalt": "gnaforge", "svg.fonttype": "none"}):
+        metadata = {"Date": None} if vector else None
+        figure.savefig(data, format="svg" if vector else "png", dpi=130, bbox_inches="tight", metadata=metadata)
     try:
         write_atomic(path, data.getvalue())
     except OSError as error:
@@ -261,7 +266,7 @@ def draw_pattern(
     q_tile: Sequence[int],
     kv_tile: Sequence[int],
 ) -> None:
-    """Writes a PNG of a 2-D pattern: the keys that three queries attend to, and the KV tiles of one Q tile.
+    """Writes a picture of a 2-D pattern: the keys that three queries attend to, and the KV tiles of one Q tile.
 
     All sequences have two entries. Tiles are those of dilation group 0.
     """
@@ -270,18 +275,18 @@ def draw_pattern(
 
     layout = axes_of(Problem(tokens, window, stride, dilation, causal))
     height, width = tokens
-    figure = Figure(figsize=(9, 5.4), layout="constrained")
+    figure = Figure(figsize=(10, 6.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     _draw_windows(left, layout, [(0, 0), (height // 2, width // 2), (height - 1, width // 4)])
     rows, columns = map(visit, layout, q_tile, kv_tile)
     draw_plane(right, rows, columns, ("interior", "shell", "q_tile"))
     interior = rows.interior_count * columns.interior_count
     shell = rows.count * columns.count - interior
-    keys = [Patch(color=ORANGE, label="query"), Patch(color=SKY, label="keys it attends to")]
+    keys = [Patch(color=ORANGE, label="a query"), Patch(color=SKY, label="the keys that it attends to")]
     tiles = [
-        handle("q_tile", "Q tile"),
-        handle("interior", f"{interior} interior tiles"),
-        handle("shell", f"{shell} shell tiles"),
+        handle("q_tile", f"Q tile: {extents(q_tile)} queries that a kernel computes together"),
+        handle("interior", f"{interior} interior KV tiles: every query sees every key, so no mask is computed"),
+        handle("shell", f"{shell} shell KV tiles: some queries see some keys, so a mask is computed"),
     ]
     for plot, title, handles in (
         (left, "What three queries attend to", keys),
@@ -290,7 +295,7 @@ def draw_pattern(
         plot.set_title(title)
         plot.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), aspect="equal")
         plot.set(xlabel="x (tokens)", ylabel="y (tokens)")
-        plot.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3, frameon=False)
+        plot.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.12), frameon=False, fontsize=9)
     figure.suptitle(describe(layout))
     save(figure, path)
 
@@ -302,7 +307,10 @@ def _draw_windows(plot: Any, layout: Sequence[Axis], queries: Sequence[tuple[int
     for query in queries:
         seen += attended_keys(layout, query)
     plot.imshow(seen > 0, cmap=ListedColormap(["white", SKY]), vmin=0, vmax=1, interpolation="nearest")
-    _add(plot, [((y - 0.5, y + 0.5), (x - 0.5, x + 0.5)) for y, x in queries], color=ORANGE)
+    # Larger than a token, and over the axes: queries at borders are to be seen too.
+    plot.scatter(
+        *zip(*((x, y) for y, x in queries), strict=True), s=36, marker="s", color=ORANGE, clip_on=False, zorder=3
+    )
 
 
 def draw_bars(path: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -53,7 +53,7 @@ _PANELS = 4  # in a row
 
 
 def draw_tiles(path: Path, simulation: Simulation) -> None:
-    """Writes a PNG of the KV tiles that the Q tile nearest to the middle visits.
+    """Writes a picture (SVG or PNG) of the KV tiles that the Q tile nearest to the middle visits.
 
     One dimension: queries against keys. Two: the plane of tokens. Three: one plane for each run of equal slices.
     """

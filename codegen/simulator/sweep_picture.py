@@ -15,7 +15,7 @@ from .simulation import Simulation
 
 
 def draw_sweep(path: Path, sweep: Sequence[Simulation]) -> None:
-    """Writes a PNG of speed-up against stride for the simulations of `sweep_strides`, one or more."""
+    """Writes a picture (SVG or PNG) of speed-up against stride for the simulations of `sweep_strides`, one or more."""
     save(sweep_figure(sweep), path)
 
 
