@@ -1,4 +1,4 @@
-"""Where the CUDA compiler and the CUTLASS headers are. Only asked when a GPU kernel is to be built, or by `doctor`."""
+"""Finds the CUDA compiler and the CUTLASS headers. Only asked when a GPU kernel is to be built, or by `doctor`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How CUDA sources are compiled and linked, and what the compiler says of a kernel."""
+"""Compiles and links CUDA sources, and reads what the compiler says of a kernel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What machines differ in, as far as a compiled library depends on it: processor, C library, instruction sets."""
+"""Tells machines apart as far as a compiled library depends on them: processor, C library, instruction sets."""
 
 from __future__ import annotations
 

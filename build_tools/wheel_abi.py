@@ -1,4 +1,4 @@
-"""What a wheel's libraries may ask of the machine that they are installed on, and the platform tag that says so."""
+"""Holds a wheel's libraries to what every machine has, and computes the platform tag that says so."""
 
 from __future__ import annotations
 

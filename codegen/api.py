@@ -1,4 +1,4 @@
-"""What `import gnaforge` offers to run kernels: the runtime, connected to the compile cache (`registration.connect`).
+"""Offers all that runs kernels to `import gnaforge`: the runtime, connected to the cache (`registration.connect`).
 
 The public names are listed in ``gnaforge.__all__``; here they only pass through.
 """

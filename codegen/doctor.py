@@ -1,4 +1,4 @@
-"""What gnaforge needs, what it found where, and how to get what is missing."""
+"""Finds what gnaforge needs, and says how to get what is missing."""
 
 from __future__ import annotations
 

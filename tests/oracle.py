@@ -1,4 +1,4 @@
-"""What GNA means, said as plainly as possible: the check on everything that computes masks or attention.
+"""Says what GNA means as plainly as possible: the check on everything that computes masks or attention.
 
 Independent of the package but for what a problem is made of: none of its formulas is used here, windows are found by
 walking. Slow and meant to be; the masks of an axis are cached, and those of a problem are built from them by

@@ -1,4 +1,4 @@
-"""What abi.h promises from version 1.0 on: old libraries under newer cores, newer libraries under this core."""
+"""The promises of abi.h from version 1.0 on: old libraries under newer cores, newer libraries under this core."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What kernels are held to in a call, and that it is noticed: in every layout, for every op, whatever is poisoned."""
+"""Checks that every call is held to, and that each notices its fault: in every layout, for every op."""
 
 from __future__ import annotations
 

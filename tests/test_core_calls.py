@@ -1,4 +1,4 @@
-"""What the core makes of a call: which kernels it asks, what it checks and how often, the codes of its errors."""
+"""The core's part of a call: which kernels it asks, what it checks and how often, the codes of its errors."""
 
 from __future__ import annotations
 

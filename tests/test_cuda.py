@@ -1,4 +1,4 @@
-"""Which CUDA compiler is taken, with scripts that print a version in place of compilers."""
+"""The choice of the CUDA compiler, with scripts that print a version in place of compilers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the emulator refuses: accesses out of bounds, unaligned, uninitialised; each message names place and thread."""
+"""Accesses that the emulator refuses: out of bounds, unaligned, uninitialised; each message names place and thread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What orders accesses of different warps and CTAs: PTX ISA, Memory Consistency Model, release and acquire patterns.
+"""Orders between accesses of different warps and CTAs: PTX ISA, Memory Consistency Model, release and acquire patterns.
 
 Each case passes data from one warp to another through a flag, an mbarrier or a barrier. Whether that is a race follows
 from the rules alone, whatever the schedule does.

@@ -1,4 +1,4 @@
-"""What breaks other tools: races, kills, full disks, foreign folders, damage, forks, ranks. All of it done for real."""
+"""Races, kills, full disks, foreign folders, damage, forks, ranks: what breaks other tools. All of it done for real."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a kernel serves a call: one answer, whoever asks."""
+"""A kernel serves a call, or not, and why: one answer, whoever asks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the build refuses of sm100: machine code that is not as it must be, and configs. Needs no compiler."""
+"""Refusals of the build for sm100: machine code that is not as it must be, and configs. Needs no compiler."""
 
 from __future__ import annotations
 

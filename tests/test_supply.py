@@ -1,4 +1,4 @@
-"""What is installed: lower bounds free of known holes, and pins whose digests CI compares."""
+"""Packages that are installed: lower bounds free of known holes, and pins whose digests CI compares."""
 
 from __future__ import annotations
 

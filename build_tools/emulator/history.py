@@ -1,4 +1,4 @@
-"""What recordings of a kernel say, per CTA: who executed, accessed, arrived at and waited for what."""
+"""Reads recordings of a kernel, per CTA: who executed, accessed, arrived at and waited for what."""
 
 from __future__ import annotations
 

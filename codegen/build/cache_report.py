@@ -1,4 +1,4 @@
-"""What is in the compile cache, and why a kernel is, or isn't, found there."""
+"""Reports what is in the compile cache, and why a kernel is, or isn't, found there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a kernel is made of, as far as files tell: without rendering, and without asking any compiler.
+"""Digests what a kernel is made of, from files alone: without rendering, and without asking any compiler.
 
 A process that finds its kernels in the cache needs no more than this, so it imports hashing and nothing else.
 """

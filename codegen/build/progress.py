@@ -1,4 +1,4 @@
-"""What a program that waits for a compiler shows on stderr: nothing for a second, then what it waits for."""
+"""Shows on stderr that a program waits for a compiler: nothing for a second, then what it waits for."""
 
 from __future__ import annotations
 

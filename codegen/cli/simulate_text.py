@@ -1,4 +1,4 @@
-"""What `gnaforge simulate` prints for people."""
+"""Prints the results of `gnaforge simulate` for people."""
 
 from __future__ import annotations
 

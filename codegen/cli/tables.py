@@ -1,4 +1,4 @@
-"""What commands print: lines and tables, in which nothing that comes from elsewhere can make the terminal obey it."""
+"""Prints lines and tables, in which nothing that comes from elsewhere can make the terminal obey it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `gnaforge verify` prints for people."""
+"""Prints the results of `gnaforge verify` for people."""
 
 from __future__ import annotations
 

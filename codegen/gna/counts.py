@@ -1,4 +1,4 @@
-"""How many KV tiles the Q tiles of a problem visit: exact, per axis, without walking over equal Q tiles.
+"""Counts the KV tiles that the Q tiles of a problem visit: exact, per axis, without walking over equal Q tiles.
 
 Counts along different axes multiply (`axes` says why), so all of it is about one axis. Away from the borders
 windows repeat: a Q tile that lies one common multiple of stride and Q extent further on (and of the KV extent, where

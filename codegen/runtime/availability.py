@@ -1,4 +1,4 @@
-"""Whether kernels of a family can run on this machine, and if not, why."""
+"""Tells whether kernels of a family can run on this machine, and if not, why."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `bench` times: everybody who computes a problem, or dense attention over the same tokens."""
+"""The contenders of `bench`: everybody who computes a problem, or dense attention over the same tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a call does when no kernel fits: the policy ``GNAFORGE_JIT``, and when nothing may be compiled or loaded.
+"""Decides what a call does when no kernel fits: the policy ``GNAFORGE_JIT``, and when nothing may be compiled.
 
 ``never`` raises; ``warn``, the default, compiles a kernel and says so in one line on stderr; ``always`` compiles and
 says nothing. While torch traces, or a CUDA graph is captured, every policy raises: a compiler in there would stall, or

@@ -1,4 +1,4 @@
-"""Where kernels come from when the process's table has none that fits: installed packages, then the compile cache.
+"""Finds kernels when the process's table has none that fits: in installed packages, then in the compile cache.
 
 Order: kernels loaded already; libraries that installed packages announce (entry-point group ``gnaforge.libraries``);
 whatever the `Source` finds, which the full gnaforge package sets to its compile cache. Only `Source.make` compiles, and

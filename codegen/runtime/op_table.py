@@ -1,5 +1,5 @@
-"""What each op reads and writes, exactly and within which bounds. Verification, benchmarks and callers of the contract
-loop over this table: none of them knows a tensor of an op by name. Imports torch only where tensors are made.
+"""Tells what each op reads and writes, exactly and within which bounds. Verification, benchmarks and callers of the
+contract loop over this table: none of them knows a tensor of an op by name. Imports torch only where tensors are made.
 """
 
 from __future__ import annotations

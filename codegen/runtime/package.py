@@ -1,4 +1,4 @@
-"""What a wheel's package is made of: it brings its core and kernels into the process, and says what it holds."""
+"""Makes a wheel's package: it brings its core and kernels into the process, and says what it holds."""
 
 from __future__ import annotations
 

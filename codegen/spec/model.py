@@ -1,4 +1,4 @@
-"""What a kernel spec says, as pydantic models that check it against the kernel families."""
+"""Kernel specs as pydantic models, which check them against the kernel families."""
 
 from __future__ import annotations
 

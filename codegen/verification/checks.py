@@ -1,4 +1,4 @@
-"""What a kernel is held to in a call: it writes all of its results and nothing else, within the bounds of rounding."""
+"""Holds a call to what it owes: all of its results are written and nothing else, within the bounds of rounding."""
 
 from __future__ import annotations
 

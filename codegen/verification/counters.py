@@ -1,4 +1,4 @@
-"""What the emulator counted in a call of a kernel, added up over its launches and put into words."""
+"""Adds up what the emulator counted in the launches of a call, and puts it into words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What kinds of runs there are, by name. Needs no torch."""
+"""Names the kinds of runs. Needs no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which schedules a kernel runs under."""
+"""The schedules that a kernel runs under."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Where things are, on this machine and on the one with the GPU, where gnaforge need not be installed: running kernels
-and checking them asks for torch and NumPy only."""
+"""Finds things, on this machine and on the one with the GPU, where gnaforge need not be installed: running kernels and
+checking them asks for torch and NumPy only."""
 
 from __future__ import annotations
 
