@@ -1,0 +1,52 @@
+"""The page of `gnaforge simulate --html`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+from ..gna.source import Tiling
+from ..simulator.simulation import Simulation
+from .page import Page, Table
+from .pattern import pattern_of
+
+_COLUMNS = (
+    *("problem", "Q tile", "KV tile", "FLOP bound", "work bound", "paper bound", "NATTEN's work bound"),
+    *("% of tiles without mask", "model ms", "model speed-up"),
+)
+MOST_PATTERNS = 12
+"""Problems of a page that have a picture."""
+
+
+def simulation_page(simulations: Sequence[Simulation], rows: Sequence[dict[str, Any]]) -> Page:
+    """A page of simulations and the rows that ``--json`` prints of them; at least one."""
+    cells = []
+    for found, row in zip(simulations, rows, strict=True):
+        tiles = ("x".join(map(str, extents)) for extents in (found.tiles.q, found.tiles.kv))
+        natten = row["natten"]["work_bound"] if "natten" in row else None
+        bounds = found.flop_speedup, found.work_bound, found.paper_bound, natten
+        share = 100 * found.counts.interior / found.counts.visited
+        model = float(found.time.seconds) * 1e3, found.model_speedup
+        cells.append((found.problem.pattern_text(), *tiles, *bounds, share, *model))
+    patterns = {}
+    for found in simulations[:MOST_PATTERNS]:
+        # Flat tiles are no boxes.
+        pattern = (
+            None if found.tiling == "flat" else pattern_of(found.problem, found.tiles, cast("Tiling", found.tiling))
+        )
+        if pattern is not None:
+            patterns[f"{found.problem.pattern_text()}: {found.tiles}"] = pattern
+    family, constants = simulations[0].family, simulations[0].family.time_constants()
+    return Page(
+        title=f"Patterns on {family}",
+        lines=(
+            "Bounds are exact speed-ups over dense attention on the same tokens. FLOP: pairs that the mask lets through. "
+            "Work: pairs computed in all visited tiles, padding counted. Paper: as the GNA paper publishes it.",
+        ),
+        tables=(Table(_COLUMNS, cells),),
+        patterns=patterns,
+        notes=(
+            f"Times are a model for {constants.device}, no measurement. Its constants: {constants.source}.",
+            *((f"Pictures are of the first {MOST_PATTERNS} only.",) if len(simulations) > MOST_PATTERNS else ()),
+        ),
+    )
