@@ -74,11 +74,15 @@ def _ninja(folder: Path, jobs: int, progress: Progress) -> str:
     said = []
     with start(command, variables={"NINJA_STATUS": "@%f@%t@"}) as process:
         assert process.stdout is not None
-        for line in process.stdout:
-            if match := _STATUS.match(line):
-                progress(int(match[1]), int(match[2]))
-            else:
-                said.append(line)
+        try:
+            for line in process.stdout:
+                if match := _STATUS.match(line):
+                    progress(int(match[1]), int(match[2]))
+                else:
+                    said.append(line)
+        except BaseException:
+            process.terminate()  # ninja then ends its compilers, which would go on for nobody
+            raise
     return "".join(said)
 
 

@@ -20,41 +20,18 @@ kernels:
     tiles: [{q: [8], kv: [8]}]
 """
 GPU_SPEC = SPEC.replace("[cpu]", "[cpu, sm90]").replace("fp32, fp32", "bf16").replace("kv: [8]", "kv: [16]")
-COMMANDS = (
-    "quickstart",
-    "build",
-    "wheel",
-    "check-wheel",
-    "cache",
-    "generate",
-    "list",
-    "doctor",
-    "verify",
-    "bench",
-    "schema",
-)
 
 
 def files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-def test_help_lists_every_command_and_imports_no_torch(cli, python) -> None:
-    text = cli("--help").stdout
-    assert all(f" {command} " in text for command in COMMANDS)
+def test_help_imports_no_torch(python) -> None:
     done = python(
         "import sys\nfrom gnaforge.cli import app\n"
         "heavy = {'torch', 'numpy', 'pydantic', 'jinja2', 'matplotlib'} & set(sys.modules)\nprint(heavy)\n"
     )
     assert done.stdout == "set()\n"
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_each_command_explains_itself(cli, command: str) -> None:
-    done = cli(command, "--help")
-    assert done.returncode == 0 and "Usage: " in done.stdout
-    purpose = next(line for line in done.stdout.splitlines() if line.strip() and "Usage" not in line)
-    assert len(purpose.split()) > 4 and "╭" not in purpose
 
 
 def test_version(cli) -> None:

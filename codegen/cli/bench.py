@@ -69,11 +69,11 @@ def bench(
 
     Kernels that a problem needs and the cache lacks are built first: with default tiles for the cpu, fitted ones for a
     GPU. Contenders take turns; times are medians, and GFLOP/s count visible pairs only (all pairs for dense ones).
-    Where there is no gnaforge, [bold]python -m gnaforge.runtime.bench[/] of a built wheel measures the same.
+    Where there is no gnaforge, `python -m gnaforge.runtime.bench` of a built wheel measures the same.
 
-    Examples: [bold]gnaforge bench --tokens 56,56 --window 7,7 --head-dim 32 --heads 4 --dtype fp32,bf16[/],
-    [bold]gnaforge bench --preset hunyuan-video --arch sm90 --report mine.json[/],
-    [bold]gnaforge bench --calibrate --arch sm90 --from mine.json[/]
+    Examples: `gnaforge bench --tokens 56,56 --window 7,7 --head-dim 32 --heads 4 --dtype fp32,bf16`,
+    `gnaforge bench --preset hunyuan-video --arch sm90 --report mine.json`,
+    `gnaforge bench --calibrate --arch sm90 --from mine.json`
     """
     from ..errors import InputError
     from ..families import require_family

@@ -50,7 +50,7 @@ def generate(
 ) -> None:
     """Render the C++ sources of a spec's kernels, without compiling them.
 
-    Example: [bold]gnaforge generate hunyuan-video -o generated[/]
+    Example: `gnaforge generate hunyuan-video -o generated`
     """
     from ..build import sources as generating
 
@@ -94,10 +94,10 @@ def build(
     Kernels go to the compile cache too, where na1d, na2d and na3d find them by themselves. What the cache has already
     is not compiled again; what decides is content, not time stamps.
 
-    A build can be spread over machines with the same compilers: each runs its --shard and [bold]gnaforge cache
-    export[/]; after [bold]gnaforge cache import[/] of all the parts, build and wheel compile no kernel.
+    A build can be spread over machines with the same compilers: each runs its --shard and `gnaforge cache
+    export`; after `gnaforge cache import` of all the parts, build and wheel compile no kernel.
 
-    Examples: [bold]gnaforge build hunyuan-video --arch cpu[/], [bold]gnaforge build cosmos --arch sm90 --shard 2/3[/]
+    Examples: `gnaforge build hunyuan-video --arch cpu`, `gnaforge build cosmos --arch sm90 --shard 2/3`
     """
     from ..build import link as linking
     from ..build.kernels import Listener

@@ -27,12 +27,12 @@ def export(
     ] = None,
     arch: ArchOption = None,
 ) -> None:
-    """Copy compiled kernels out of the cache, for [bold]gnaforge cache import[/] on another machine.
+    """Copy compiled kernels out of the cache, for `gnaforge cache import` on another machine.
 
     A folder can also be used as it is, as a read-only layer: name it in GNAFORGE_CACHE_PATH. With --spec the core
     extension goes along, if the cache has the current one.
 
-    Example: [bold]gnaforge cache export part-1-of-3.zip --spec hunyuan-video[/]
+    Example: `gnaforge cache export part-1-of-3.zip --spec hunyuan-video`
     """
     from ..build_tools.cache import user_cache
     from ..build_tools.cache_archive import export_artifacts
@@ -62,7 +62,7 @@ def import_(
     Import only what you made yourself or trust: kernels are code that your processes will run, and a digest shows
     damage, not malice.
 
-    Example: [bold]gnaforge cache import part-1-of-3.zip part-2-of-3.zip part-3-of-3.zip[/]
+    Example: `gnaforge cache import part-1-of-3.zip part-2-of-3.zip part-3-of-3.zip`
     """
     from ..build_tools.cache import user_cache
     from ..build_tools.cache_archive import import_artifacts

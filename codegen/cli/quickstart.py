@@ -22,7 +22,7 @@ def quickstart(
 ) -> None:
     """See the whole pipeline: build a small preset, run it, check it, time it, draw it. About a minute.
 
-    Builds the preset [bold]quickstart[/], runs its problem, compares with exact attention in float64, times it beside
+    Builds the preset `quickstart`, runs its problem, compares with exact attention in float64, times it beside
     torch's SDPA with the same mask, and draws what queries attend to.
     """
     from ..build.kernels import Listener

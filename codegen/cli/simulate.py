@@ -88,11 +88,11 @@ def simulate(
 
     Examples:
 
-      [bold]gnaforge simulate --tokens 30,48,80 --window 18,24,24 --stride 16,8,8[/]
+      gnaforge simulate --tokens 30,48,80 --window 18,24,24 --stride 16,8,8
 
-      [bold]gnaforge simulate --tokens 256,256 --window 80 --sweep-stride --plot strides.png[/]
+      gnaforge simulate --tokens 256,256 --window 80 --sweep-stride --plot strides.png
 
-      [bold]gnaforge simulate --preset hunyuan-video --arch sm100 --json[/]
+      gnaforge simulate --preset hunyuan-video --arch sm100 --json
     """
     from ..errors import InputError
     from ..simulator.fitting import simulate_problem

@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TextIO
 
+from ..build_tools.errors import GnaforgeError
 from ..build_tools.text import printable
+
+OUTPUT_FAILED = "can't write the output"
 
 
 def say(*parts: object, file: TextIO | None = None, end: str = "\n") -> None:
     """Prints lines as `print` does, on standard output unless another ``file`` is given."""
-    print(*(printable(part, lines=True) for part in parts), file=file, end=end)
+    with writing():
+        print(*(printable(part, lines=True) for part in parts), file=file, end=end)
+
+
+@contextmanager
+def writing() -> Iterator[None]:
+    """Around printing.
+
+    Raises:
+        BrokenPipeError: whoever reads the output has gone.
+        GnaforgeError: it can't be written.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise GnaforgeError(f"{OUTPUT_FAILED}: {error.strerror}") from error
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -25,4 +46,5 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))  # plain text: no markup
     # Keys are there to be copied: a narrow terminal wraps lines, it doesn't cut them.
-    Console(width=max(Console().width, 150)).print(table)
+    with writing():
+        Console(width=max(Console().width, 150)).print(table)

@@ -106,11 +106,11 @@ def verify(
 
     Examples:
 
-      [bold]gnaforge verify hunyuan-video --arch sm90[/]
+      gnaforge verify hunyuan-video --arch sm90
 
-      [bold]gnaforge verify gna_forward-sm90-r2-bf16-d64-q8x16-kv8x16 --random 20 --seeds 5[/]
+      gnaforge verify gna_forward-sm90-r2-bf16-d64-q8x16-kv8x16 --random 20 --seeds 5
 
-      [bold]gnaforge verify KEY --tokens 30,40 --window 12,16 --stride 4 --timing lazy --seed 7 --trace[/]
+      gnaforge verify KEY --tokens 30,40 --window 12,16 --stride 4 --timing lazy --seed 7 --trace
     """
     from ..errors import GnaforgeError, InputError
     from ..families import require_config

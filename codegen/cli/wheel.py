@@ -45,7 +45,7 @@ def wheel(
     neighborhood_attention; gnaforge finds its kernels too. Two builds give the same bytes; SOURCE_DATE_EPOCH sets the
     time that its files bear.
 
-    Example: [bold]gnaforge wheel vit-56 --arch cpu --out dist[/]
+    Example: `gnaforge wheel vit-56 --arch cpu --out dist`
     """
     from ..build.kernels import Listener
     from ..wheel import build as making
@@ -99,7 +99,7 @@ def check_wheel(
     Exits with 1 if the wheel is damaged or would not run on every machine that its name promises, with 2 if the file is
     no wheel of gnaforge's that can be read, with 3 if it is intact and none of its kernels can run here.
 
-    Example: [bold]gnaforge check-wheel dist/gnaforge_vit_56-1.0-py3-none-manylinux_2_27_x86_64.whl[/]
+    Example: `gnaforge check-wheel dist/gnaforge_vit_56-1.0-py3-none-manylinux_2_27_x86_64.whl`
     """
     from ..wheel.check import check
 
