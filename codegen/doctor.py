@@ -14,6 +14,7 @@ from pathlib import Path
 from .build.core import torch_dir
 from .build_tools.cache import cache_layers, user_cache
 from .build_tools.cuda import find_cutlass, find_nvcc
+from .build_tools.text import count_of
 from .build_tools.toolchain import available_memory_gb, cxx_compiler, job_limit
 from .build_tools.trust import mistrust_of_way
 from .errors import GnaforgeError
@@ -81,7 +82,8 @@ def _cpu() -> str:
         raise OSError(f"GNAFORGE_CPU_ISA is {wanted!r}; it must be one of {', '.join(CPU_ISAS[1:])}")
     if wanted == "portable" or (wanted == "avx2" and isa == "AVX-512"):
         isa = f"{wanted} vectors, by GNAFORGE_CPU_ISA ({isa} is there)"
-    return f"{platform.machine()}, kernels use {isa}; {available_memory_gb():.0f} GB free, {job_limit(1.0)} build jobs"
+    jobs = count_of(job_limit(1.0), "build job")
+    return f"{platform.machine()}, kernels use {isa}; {available_memory_gb():.0f} GB free, {jobs}"
 
 
 def _compiler() -> str:
@@ -126,7 +128,7 @@ def _cache() -> str:
     cache.make_ready()
     artifacts = list(cache.artifacts())
     size = sum(path.stat().st_size for artifact in artifacts for path in artifact.folder.iterdir())
-    return f"{cache.root}: {len(artifacts)} artifacts, {size / 1e6:.1f} MB"
+    return f"{cache.root}: {count_of(len(artifacts), 'artifact')}, {size / 1e6:.1f} MB"
 
 
 def _layers() -> str:

@@ -27,6 +27,7 @@ from .families.family import Box
 from .runtime import core, family as family_facts, jit, lookup
 from .runtime.config import ANY_HEAD_DIM, KernelConfig
 from .runtime.dtypes import DTYPES, dtype_name
+from .runtime.errors import NoKernelError
 from .runtime.kernels import registry
 from .runtime.lookup import Made
 from .runtime.op_table import FORWARD
@@ -345,12 +346,20 @@ class CacheSource:
         return make_for_call(request, quiet=quiet)
 
     def remedy(self, request: Request) -> str:
-        """The command that builds a kernel for the request."""
+        """The command that builds a kernel for the request.
+
+        Raises:
+            InputError: there can't be one; says what the caller has to change.
+            NoKernelError: this machine's GPU is one that this version has no kernels for.
+        """
         try:
-            return f"or build one with: gnaforge build {config_for(request, fit=False)}"
+            arch = machine_target(request.device, request.device_index).name
         except InputError as error:
-            has = ", ".join(TARGETS)
-            return f"this version has kernels for {has} only: {error}"
+            raise NoKernelError(str(error)) from None
+        reasons = [family.facts.why_never(request) for family in families_of(request.op, arch)]
+        if reasons and all(reasons) and not request.key:
+            raise InputError(reasons[0]) from None
+        return f"or build one with: gnaforge build {config_for(request, fit=False)}"
 
 
 def make_for_call(request: Request, *, quiet: bool) -> Made:

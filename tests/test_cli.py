@@ -44,7 +44,7 @@ def test_build_a_spec_list_it_and_build_again(cli, tmp_path: Path) -> None:
     (tmp_path / "small.yaml").write_text(SPEC)
     first = cli("build", "small.yaml", "-o", "out dir")
     assert first.returncode == 0, first.stderr
-    assert "1 kernels" in first.stdout and "out dir/small/lib/small.so" in first.stdout
+    assert "1 kernel," in first.stdout and "out dir/small/lib/small.so" in first.stdout
     assert f"asked for 3 times, generated once: {ONE}" in first.stderr
     assert "take the head dim at run time" in first.stderr
     again = cli("build", "small.yaml", "-o", "out dir")
@@ -57,14 +57,19 @@ def test_build_a_spec_list_it_and_build_again(cli, tmp_path: Path) -> None:
     assert {row["state"] for row in json.loads(cli("list", "vit-56", "--json").stdout)} == {"not built"}
     assert "no GPU kernel among these is built yet" in cli("list", "vit-56", "--static").stderr
     dry = cli("build", "small.yaml", "--dry-run")
-    assert f"cached   {ONE}" in dry.stdout and "0 of 1 kernels to compile" in dry.stdout
+    assert f"cached   {ONE}" in dry.stdout and "0 of 1 kernel to compile" in dry.stdout
     assert not (tmp_path / "generated").exists()
 
 
 def test_build_takes_a_key(cli, tmp_path: Path) -> None:
     done = cli("build", ONE)
     assert done.returncode == 0 and not done.stderr, done.stderr
-    assert (tmp_path / "generated/single/lib/single.so").is_file()
+    other = ONE.replace("kv8", "kv16")
+    assert cli("build", other).returncode == 0
+    for key in (ONE, other):  # side by side
+        name = key.replace("-", "_")
+        rows = json.loads(cli("list", f"generated/{name}/lib/{name}.so", "--json").stdout)
+        assert [row["key"] for row in rows] == [key]
 
 
 def test_generate_check_and_arch(cli, tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from ..build_tools.text import count_of
+
 _SILENT = 1.0  # seconds
 
 
@@ -19,7 +21,7 @@ def show_compilation(keys: Sequence[str], *, transient: bool = False, quiet: boo
     none, because whoever calls says what was done. With ``quiet`` it shows nothing.
     """
     live = sys.stderr.isatty()
-    what = keys[0] if len(keys) == 1 else f"{len(keys)} kernels"
+    what = keys[0] if len(keys) == 1 else count_of(len(keys), "kernel")
     if quiet or (transient and not live):
         yield
         return

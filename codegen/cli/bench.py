@@ -13,7 +13,7 @@ from ..families.target import TARGETS
 from ..runtime.dtypes import DTYPES
 from .options import JsonOption, VariantOption, check_output, options_in_use, refuse_unused
 from .problem_options import PATTERN, ProblemOptions, takes_problem
-from .tables import print_table, say
+from .tables import print_table, say, say_written
 
 if TYPE_CHECKING:
     from ..runtime.problem import Problem
@@ -128,7 +128,12 @@ def bench(
     if plot is not None and rows:
         from ..gna.plot import draw_bars
 
-        draw_bars(plot, rows)
+        draw_bars(plot, rows, bench_run.machine_text(found))
+    for path, was_written in ((report, report is not None), (plot, plot is not None and rows)):
+        if path is not None and was_written:
+            say_written(path)
+    if plot is not None and not rows:
+        say(f"{plot} was not written: no problem was timed", file=sys.stderr)
     if any(line.startswith(bench_run.FAILED) for line in missing):
         raise typer.Exit(1)
 

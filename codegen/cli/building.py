@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..build_tools.text import printable
+from ..build_tools.text import count_of, printable
 from .options import ArchOption, OutOption, SpecArgument, plan_of, shard_of
 from .tables import say
 
@@ -58,7 +58,7 @@ def generate(
     say_notes(plan)
     if not check:
         folder = generating.generate(plan, out)
-        say(f"{len(plan.configs)} kernels in {folder}")
+        say(f"{count_of(len(plan.configs), 'kernel')} in {folder}")
         return
     drift = generating.check(plan, out)
     folder = generating.source_dir(out, plan.library)
@@ -117,7 +117,7 @@ def build(
         result = linking.build(plan, out, jobs=jobs, listener=Listener(progress.update, progress.note))
     size = result.library.stat().st_size / 1e6
     say(
-        f"{result.library}: {len(plan.configs)} kernels, {size:.1f} MB; "
+        f"{result.library}: {count_of(len(plan.configs), 'kernel')}, {size:.1f} MB; "
         f"{len(result.compiled)} compiled, {len(result.reused)} from the cache, {result.seconds:.1f} s"
     )
     say("na1d, na2d and na3d find these kernels by themselves; elsewhere: gnaforge.load_library(path)")
@@ -149,7 +149,7 @@ def _build_shard(plan: Plan, spec: str, arch: list[str] | None, shard: str, jobs
         core_path()
     count = len(plan.configs)
     say(
-        f"shard {shard}: {count} kernel{'' if count == 1 else 's'}{' and the core extension' if first else ''} "
+        f"shard {shard}: {count_of(count, 'kernel')}{' and the core extension' if first else ''} "
         f"in {user_cache().root}; {len(compiled)} compiled, {count - len(compiled)} from the cache"
     )
     if not count:
@@ -171,7 +171,7 @@ def _dry_run(plan: Plan) -> None:
     for config in plan.configs:
         say(f"{'compile' if config in waiting else 'cached '}  {config.key}")
     say(
-        f"{len(pending)} of {len(plan.configs)} kernels to compile with {' and '.join(compilers)}, "
+        f"{len(pending)} of {count_of(len(plan.configs), 'kernel')} to compile with {' and '.join(compilers)}, "
         f"at most {job_limit(1.0)} at once; nothing was written"
     )
 

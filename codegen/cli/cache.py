@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..build_tools.text import count_of
 from .cache_moving import export, import_
 from .help import Command, Group
 from .options import JsonOption
@@ -42,17 +44,21 @@ def info(json: JsonOption = False) -> None:
     for row in rows:
         kind = "cache" if row is rows[-1] else "layer"
         say(f"{kind} {row['folder']}" + _state(row))
-        for name, what in _KINDS.items():
-            if row[name]["count"] or name == "kernels":
-                say(f"  {row[name]['count']:5} {what}, {row[name]['bytes'] / 1e6:.1f} MB")
+        for text, size in _kinds(row):
+            say(f"  {text}, {size / 1e6:.1f} MB")
 
 
-_KINDS = {
-    "kernels": "kernels",
-    "stale": "made by another version (gnaforge cache prune)",
-    "other": "parts of gnaforge itself",
-    "damaged": "damaged (gnaforge cache prune)",
-}
+def _kinds(row: dict[str, Any]) -> Iterator[tuple[str, int]]:
+    """What a cache holds, in words, and how many bytes of it."""
+    texts = {
+        "kernels": count_of(row["kernels"]["count"], "kernel"),
+        "stale": f"{row['stale']['count']:,} made by another version (gnaforge cache prune)",
+        "other": count_of(row["other"]["count"], "part") + " of gnaforge itself",
+        "damaged": f"{row['damaged']['count']:,} damaged (gnaforge cache prune)",
+    }
+    for name, text in texts.items():
+        if row[name]["count"] or name == "kernels":
+            yield text, row[name]["bytes"]
 
 
 def _state(row: dict[str, object]) -> str:
@@ -112,7 +118,7 @@ def _delete(doomed: list[Doomed], dry_run: bool) -> None:
     if user_cache().exists() and not dry_run:
         remove(user_cache(), doomed)
     what = "would be deleted" if dry_run else "deleted"
-    say(f"{len(doomed)} folders {what}, {sum(item.size for item in doomed) / 1e6:.1f} MB")
+    say(f"{count_of(len(doomed), 'folder')} {what}, {sum(item.size for item in doomed) / 1e6:.1f} MB")
 
 
 @app.command(cls=Command)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..build_tools.text import count_of
 from .options import ArchOption, plan_of
 from .tables import say
 
@@ -88,7 +89,7 @@ def needed_files(name: str) -> set[str]:
 
 def _count_text(artifacts: Sequence[Artifact]) -> str:
     kernels = sum(artifact.record["key"] != "core" for artifact in artifacts)
-    text = f"{kernels} kernel{'' if kernels == 1 else 's'}"
+    text = count_of(kernels, "kernel")
     return text if kernels == len(artifacts) else text + " and the core extension"
 
 

@@ -96,7 +96,7 @@ def plan_of(spec: str, arches: list[str] | None) -> Plan:
     config = require_config(spec)
     if arches and config.arch not in arches:
         raise InputError(f"{spec}: --arch {' '.join(arches)} excludes this kernel, which is for {config.arch}")
-    return Plan(library="single", configs=(config,))
+    return Plan(library=config.key.replace("-", "_"), configs=(config,))
 
 
 def shard_of(plan: Plan, shard: str) -> Plan:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ..build_tools.text import count_of
 from .options import OutOption, check_output
 from .tables import say
 
@@ -35,7 +36,7 @@ def quickstart(
     check_output("--plot", plot, ".png")
     spec = load_spec(_PRESET)
     kernels = plan(spec)
-    say(f"1. Building {len(kernels.configs)} kernels of the preset {_PRESET!r} ...", file=sys.stderr)
+    say(f"1. Building {count_of(len(kernels.configs), 'kernel')} of the preset {_PRESET!r} ...", file=sys.stderr)
     with Progress() as progress:
         result = build(kernels, out, listener=Listener(progress.update, progress.note))
     say("2. Running them beside exact attention in float64 and torch's SDPA ...", file=sys.stderr)

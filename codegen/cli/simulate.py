@@ -12,7 +12,7 @@ import typer
 from ..families.target import TARGETS
 from .options import JsonOption, VariantOption, check_output, refuse_unused
 from .problem_options import PATTERN, ProblemOptions, parse_numbers, takes_problem
-from .tables import say
+from .tables import say, say_written
 
 if TYPE_CHECKING:
     from ..gna.source import Tiling
@@ -79,10 +79,10 @@ def simulate(
     Bounds are exact counts of what kernels visit; times are a model, and named so.
     Speed-ups are over dense attention on the same tokens.
 
-    FLOP bound: all pairs over visible pairs. No kernel exceeds it.
+    FLOP bound: all pairs over visible pairs. No work bound exceeds it.
 
     Work bound: all pairs over pairs computed in visited tiles, padding counted.
-    It is what a kernel with these tiles can reach.
+    It is what a kernel with these tiles can reach, beside dense attention that wastes no time.
 
     Paper bound: as the GNA paper publishes it, from the worst Q tile on a grid.
 
@@ -143,6 +143,8 @@ def simulate(
     if json:
         from json import dumps
 
+        if plot is not None:
+            say_written(plot)
         say(dumps(rows if sweep_stride or options.preset is not None else rows[0], indent=1))
         return
     from .simulate_text import print_many, print_one, print_sweep
@@ -155,7 +157,7 @@ def simulate(
     else:
         print_many(simulations, rows)
     if plot is not None:
-        say(f"\npicture  {plot}")
+        say_written(plot)
 
 
 def _problems_of_spec(source: str, given: Mapping[str, Any]) -> list[Problem]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TextIO
 
 from ..build_tools.errors import GnaforgeError
@@ -16,6 +18,11 @@ def say(*parts: object, file: TextIO | None = None, end: str = "\n") -> None:
     """Prints lines as `print` does, on standard output unless another ``file`` is given."""
     with writing():
         print(*(printable(part, lines=True) for part in parts), file=file, end=end)
+
+
+def say_written(path: Path) -> None:
+    """Says that a file was written, on standard error: what is on standard output may be for a program."""
+    say(f"wrote {path}", file=sys.stderr)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..build_tools.text import count_of
 from .options import ArchOption, JsonOption, plan_of, refuse_unused
 from .problem_options import ProblemOptions, takes_problem
 from .tables import say
@@ -211,7 +212,9 @@ def _targets(
                 found = targets_of_plan(configs, plan.shapes, head_dims=head_dims, jobs=jobs, listener=listener)
                 chosen = found.targets
     if not chosen:
-        raise InputError(f"none of the {len(kernels)} kernels of {target} is for that rank, head dim, dtype and arch")
+        raise InputError(
+            f"of the {count_of(len(kernels), 'kernel')} of {target} none is for that rank, head dim, dtype and arch"
+        )
     return Targets(chosen, found.skipped)
 
 

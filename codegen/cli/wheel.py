@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..build_tools.text import printable
+from ..build_tools.text import count_of, printable
 from .building import JobsOption, LauncherOption, Progress, say_notes, set_launcher
 from .options import ArchOption, JsonOption, SpecArgument, plan_of
 from .tables import print_table, say
@@ -75,7 +75,7 @@ def _say(made: Wheel) -> None:
     shown = [(key, f"{size / 1e3:.0f} KB") for key, size in rows[:_SHOWN]]
     rest = sum(size for _, size in rows[_SHOWN:])
     if rest:
-        shown.append((f"{len(rows) - _SHOWN} smaller kernels", f"{rest / 1e3:.0f} KB"))
+        shown.append((count_of(len(rows) - _SHOWN, "smaller kernel"), f"{rest / 1e3:.0f} KB"))
     shared = made.library_bytes - sum(made.sizes.values())
     shown += [
         ("what the kernels share", f"{shared / 1e3:.0f} KB"),
@@ -83,7 +83,7 @@ def _say(made: Wheel) -> None:
     ]
     print_table(("kernel", "size"), shown)
     say(
-        f"{made.path}: {len(made.sizes)} kernels, {made.bytes / 1e6:.2f} MB compressed; "
+        f"{made.path}: {count_of(len(made.sizes), 'kernel')}, {made.bytes / 1e6:.2f} MB compressed; "
         f"{len(made.compiled)} compiled, {len(made.sizes) - len(made.compiled)} from the cache"
     )
     if made.tag.beyond_goal:
