@@ -65,12 +65,21 @@ def _ninja_file(steps: Sequence[Step]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _ninja(folder: Path, jobs: int, progress: Progress) -> str:
-    """Runs ninja; returns what it and the shell said themselves."""
+def find_ninja() -> str:
+    """Where ninja is.
+
+    Raises:
+        BuildError: nowhere.
+    """
     executable = shutil.which("ninja", path=ninja.BIN_DIR) or shutil.which("ninja")
     if executable is None:
         raise BuildError("ninja is missing: pip install ninja")
-    command = [executable, "-C", os.fspath(folder), "-k", "0", "-j", str(jobs)]
+    return executable
+
+
+def _ninja(folder: Path, jobs: int, progress: Progress) -> str:
+    """Runs ninja; returns what it and the shell said themselves."""
+    command = [find_ninja(), "-C", os.fspath(folder), "-k", "0", "-j", str(jobs)]
     said = []
     with start(command, variables={"NINJA_STATUS": "@%f@%t@"}) as process:
         assert process.stdout is not None

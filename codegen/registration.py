@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from .build.cached import open_kernel, open_kernels
 from .build.core import core_files
 from .build.progress import show_compilation
-from .errors import InputError
+from .errors import BuildError, InputError
 from .families import (
     TARGETS,
     Family,
@@ -99,7 +99,8 @@ def register(
 
     Raises:
         InputError: (a `ValueError`) a field is wrong, or nothing was named; each line begins with the field.
-        BuildError: (a `RuntimeError`) no compiler, an unusable cache folder, or the compilation failed.
+        BuildError: (a `RuntimeError`) no compiler, an unusable cache folder, or the compilation failed. Where only some
+            of the kernels lack their compiler, the others are there.
         RuntimeError: torch is tracing, or a CUDA graph is being captured.
     """
     fields = {name: value for name, value in locals().items() if value is not None}
@@ -279,12 +280,17 @@ def _have(configs: Sequence[KernelConfig]) -> None:
 
 def _build_and_load(configs: Sequence[KernelConfig]) -> list[KernelConfig]:
     """Has kernels in the process's table that the cache lacks, or has in a form that can't be loaded here. Returns
-    those that were compiled."""
+    those that were compiled.
+
+    Raises:
+        BuildError: some can't be compiled; the others are in the table.
+    """
     from .build.identity import LIBRARY_FILE
-    from .build.kernels import build_kernels
+    from .build.kernels import build_kernels, explain_missing, split_buildable
     from .build_tools.cache import user_cache
 
-    artifacts, compiled = build_kernels(configs)
+    ready, missing = split_buildable(configs)
+    artifacts, compiled = build_kernels(ready)
     for config, artifact in artifacts.items():
         with artifact.open_verified(LIBRARY_FILE) as file:
             if config in compiled or artifact.folder.parent != user_cache().root:
@@ -294,6 +300,8 @@ def _build_and_load(configs: Sequence[KernelConfig]) -> list[KernelConfig]:
                 continue
         user_cache().discard(artifact.folder)
         compiled += _build_and_load([config])
+    if missing:
+        raise BuildError(explain_missing(missing))
     return compiled
 
 

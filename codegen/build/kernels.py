@@ -16,9 +16,10 @@ from ..build_tools.compile import Failure, Step, run_steps, step_seconds
 from ..build_tools.cuda import cutlass_version
 from ..build_tools.cuda_compiler import CudaCompiler, cuda_compiler
 from ..build_tools.includes import include_closure
+from ..build_tools.text import count_of
 from ..build_tools.toolchain import Compiler, cxx_compiler, job_limit, launcher
 from ..errors import BuildError
-from ..families import family_of
+from ..families import TARGETS, Family, family_of
 from ..runtime.config import KernelConfig
 from .gpu_check import check_kernel
 from .identity import (
@@ -92,6 +93,37 @@ def kernel_compiler(config: KernelConfig, host: Compiler, stand_in: Path | None 
     if target.compiler != "nvcc":
         return host
     return cuda_compiler(host, target.nvcc_target, stand_in, cutlass=family.cutlass, at_least=target.nvcc)
+
+
+def split_buildable(configs: Sequence[KernelConfig]) -> tuple[list[KernelConfig], dict[KernelConfig, str]]:
+    """The configs that can be compiled here, and by config why the others can't: nvcc or CUTLASS is missing or too old.
+
+    Raises:
+        BuildError: there is no C++ compiler, without which none can be.
+    """
+    host = cxx_compiler()
+    reasons: dict[Family, str] = {}
+    for family, config in {family_of(config): config for config in configs}.items():
+        try:
+            kernel_compiler(config, host)
+            if family.cutlass:
+                cutlass_version()
+        except BuildError as error:
+            reasons[family] = str(error)
+    missing = {config: reasons[family_of(config)] for config in configs if family_of(config) in reasons}
+    return [config for config in configs if config not in missing], missing
+
+
+def explain_missing(missing: Mapping[KernelConfig, str]) -> str:
+    """What `split_buildable` says of kernels that can't be compiled here: a line per reason."""
+    by_reason: dict[str, list[KernelConfig]] = {}
+    for config, reason in missing.items():
+        by_reason.setdefault(reason, []).append(config)
+    lines = []
+    for reason, configs in by_reason.items():
+        archs = ", ".join(arch for arch in TARGETS if any(config.arch == arch for config in configs))
+        lines.append(f"{count_of(len(configs), 'kernel')} for {archs} can't be built here: {reason}")
+    return "\n".join(lines)
 
 
 def is_emulated(compiler: Compiler | CudaCompiler) -> bool:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +18,7 @@ from .options import ArchOption, OutOption, SpecArgument, plan_of, shard_of
 from .tables import say
 
 if TYPE_CHECKING:
+    from ..build.link import BuildResult
     from ..plan import Plan
 
 JobsOption = Annotated[
@@ -97,6 +101,8 @@ def build(
     A build can be spread over machines with the same compilers: each runs its --shard and `gnaforge cache
     export`; after `gnaforge cache import` of all the parts, build and wheel compile no kernel.
 
+    Where the compiler for some of the kernels is missing, the others are built; the exit status is 1.
+
     Examples: `gnaforge build hunyuan-video --arch cpu`, `gnaforge build cosmos --arch sm90 --shard 2/3`
     """
     from ..build import link as linking
@@ -107,14 +113,42 @@ def build(
     say_notes(plan)
     if shard is not None:
         plan = shard_of(plan, shard)
-    if dry_run:
-        _dry_run(plan)
+    with whole_or_partial(plan) as plan:
+        if dry_run:
+            _dry_run(plan)
+        elif shard is not None:
+            _build_shard(plan, spec, arch, shard, jobs)
+        else:
+            with Progress() as progress:
+                result = linking.build(plan, out, jobs=jobs, listener=Listener(progress.update, progress.note))
+            _say_built(plan, result)
+
+
+@contextmanager
+def whole_or_partial(plan: Plan) -> Iterator[Plan]:
+    """The part of a plan that can be built here, said first and last if it isn't the whole, which is exit status 1.
+
+    Raises:
+        BuildError: nothing of it can be built here.
+    """
+    from ..build.kernels import explain_missing, split_buildable
+    from ..errors import BuildError
+
+    ready, missing = split_buildable(plan.configs)
+    if missing and not ready:
+        raise BuildError(explain_missing(missing))
+    if not missing:
+        yield plan
         return
-    if shard is not None:
-        _build_shard(plan, spec, arch, shard, jobs)
-        return
-    with Progress() as progress:
-        result = linking.build(plan, out, jobs=jobs, listener=Listener(progress.update, progress.note))
+    say(f"missing: {explain_missing(missing)}", file=sys.stderr)
+    yield replace(plan, configs=tuple(ready))
+    for config in missing:
+        say(f"missing: {config.key}", file=sys.stderr)
+    say(f"{len(missing)} of {count_of(len(plan.configs), 'kernel')} can't be built here, see above", file=sys.stderr)
+    raise typer.Exit(1)
+
+
+def _say_built(plan: Plan, result: BuildResult) -> None:
     size = result.library.stat().st_size / 1e6
     say(
         f"{result.library}: {count_of(len(plan.configs), 'kernel')}, {size:.1f} MB; "

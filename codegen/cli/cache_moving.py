@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -119,11 +120,14 @@ def _of_spec(spec: str, arch: list[str] | None) -> tuple[list[Artifact], str]:
     """The artifacts of a spec's kernels, with the core for this torch, and how many kernels the spec has."""
     from importlib.metadata import version
 
-    from ..build.kernels import make_jobs, split_cached
+    from ..build.kernels import explain_missing, make_jobs, split_buildable, split_cached
     from ..build_tools.toolchain import cxx_compiler
 
     plan = plan_of(spec, arch)
-    found, _ = split_cached(make_jobs(plan.configs, cxx_compiler()))
+    ready, missing = split_buildable(plan.configs)
+    if missing:  # what compiled them is part of their names
+        say(f"note: {explain_missing(missing)}: not exported", file=sys.stderr)
+    found, _ = split_cached(make_jobs(ready, cxx_compiler()))
     kernels = [found[config] for config in plan.configs if config in found]
     cores = [artifact for artifact in _portable() if artifact.record.get("torch") == version("torch")]
     return kernels + (cores if kernels else []), f" of the {len(plan.configs)} of {spec}"

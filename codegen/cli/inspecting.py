@@ -159,7 +159,7 @@ def doctor(json: JsonOption = False) -> None:
 
     Exits with 1 if cpu kernels can't be built and run here.
     """
-    from ..doctor import GROUPS, examine
+    from ..doctor import GROUPS, NEEDED, examine
 
     findings = examine()
     if json:
@@ -170,7 +170,7 @@ def doctor(json: JsonOption = False) -> None:
             for finding in findings:
                 if finding.group == group:
                     say(f"  {'ok     ' if finding.ok else 'MISSING'} {finding.name}: {finding.detail}")
-    if not all(finding.ok for finding in findings if finding.group != GROUPS[2]):
+    if not all(finding.ok for finding in findings if finding.group in NEEDED):
         raise typer.Exit(1)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..build_tools.text import count_of, printable
-from .building import JobsOption, LauncherOption, Progress, say_notes, set_launcher
+from .building import JobsOption, LauncherOption, Progress, say_notes, set_launcher, whole_or_partial
 from .options import ArchOption, JsonOption, SpecArgument, plan_of
 from .tables import print_table, say
 
@@ -43,7 +43,8 @@ def wheel(
 
     It needs torch and nothing else: no compiler, no gnaforge. Its package has na1d, na2d, na3d and
     neighborhood_attention; gnaforge finds its kernels too. Two builds give the same bytes; SOURCE_DATE_EPOCH sets the
-    time that its files bear.
+    time that its files bear. Where the compiler for some of the kernels is missing, the wheel holds the others; the
+    exit status is 1.
 
     Example: `gnaforge wheel vit-56 --arch cpu --out dist`
     """
@@ -56,18 +57,19 @@ def wheel(
     options = [part for chosen in arch or () for part in ("--arch", chosen)]
     options += ["--name", name] if name else []
     rebuild = shlex.join(["gnaforge", "wheel", Path(spec).name, *options])
-    with Progress() as progress:
-        made = making.build_wheel(
-            plan,
-            out,
-            rebuild=rebuild,
-            name=name,
-            version=version,
-            budget_mb=budget_mb,
-            jobs=jobs,
-            listener=Listener(progress.update, progress.note),
-        )
-    _say(made)
+    with whole_or_partial(plan) as plan:
+        with Progress() as progress:
+            made = making.build_wheel(
+                plan,
+                out,
+                rebuild=rebuild,
+                name=name,
+                version=version,
+                budget_mb=budget_mb,
+                jobs=jobs,
+                listener=Listener(progress.update, progress.note),
+            )
+        _say(made)
 
 
 def _say(made: Wheel) -> None:
