@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from .build.cached import open_kernel, open_kernels
 from .build.core import core_files
-from .build.progress import show_compilation
+from .build.progress import Listener, show_compilation
 from .errors import BuildError, InputError
 from .families import (
     TARGETS,
@@ -274,11 +274,11 @@ def _have(configs: Sequence[KernelConfig]) -> None:
     missing = [config for config in configs if config not in registry]
     absent = [config for config in missing if core.load_first(open_kernel(config)) is None]
     if absent:
-        with show_compilation([config.key for config in absent]):
-            _build_and_load(absent)
+        with show_compilation([config.key for config in absent]) as listener:
+            _build_and_load(absent, listener)
 
 
-def _build_and_load(configs: Sequence[KernelConfig]) -> list[KernelConfig]:
+def _build_and_load(configs: Sequence[KernelConfig], listener: Listener) -> list[KernelConfig]:
     """Has kernels in the process's table that the cache lacks, or has in a form that can't be loaded here. Returns
     those that were compiled.
 
@@ -290,7 +290,7 @@ def _build_and_load(configs: Sequence[KernelConfig]) -> list[KernelConfig]:
     from .build_tools.cache import user_cache
 
     ready, missing = split_buildable(configs)
-    artifacts, compiled = build_kernels(ready)
+    artifacts, compiled = build_kernels(ready, listener=listener)
     for config, artifact in artifacts.items():
         with artifact.open_verified(LIBRARY_FILE) as file:
             if config in compiled or artifact.folder.parent != user_cache().root:
@@ -299,7 +299,7 @@ def _build_and_load(configs: Sequence[KernelConfig]) -> list[KernelConfig]:
             if core.load_first([file]) is not None:
                 continue
         user_cache().discard(artifact.folder)
-        compiled += _build_and_load([config])
+        compiled += _build_and_load([config], listener)
     if missing:
         raise BuildError(explain_missing(missing))
     return compiled
@@ -379,8 +379,8 @@ def make_for_call(request: Request, *, quiet: bool) -> Made:
     """
     begin = time.monotonic()
     config = config_for(request, fit=True)
-    with show_compilation([config.key], transient=True, quiet=quiet):
-        compiled = _build_and_load([config])
+    with show_compilation([config.key], transient=True, quiet=quiet) as listener:
+        compiled = _build_and_load([config], listener)
     return Made([config.key for config in compiled], time.monotonic() - begin)
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..build_tools.cache import ATTEMPTS, Artifact, Cache, digest_of, find_in_layers, user_cache
-from ..build_tools.compile import Failure, Step, run_steps, step_seconds
+from ..build_tools.compile import Failure, Progress, Step, run_steps, step_seconds
 from ..build_tools.cuda import cutlass_version
 from ..build_tools.cuda_compiler import CudaCompiler, cuda_compiler
 from ..build_tools.includes import include_closure
@@ -28,6 +28,7 @@ from .identity import (
     include_dirs,
     source_digest as source_digest,
 )
+from .progress import Compilation, Listener as Listener, show_compilation
 from .render import render_kernel, render_library, source_suffix
 
 _BATCH = 200  # locks are held per batch: a process may have 1,024 files open
@@ -57,14 +58,6 @@ class Job:
     def name(self) -> str:
         """Of the artifact: no lookup takes an emulated kernel for one that runs on a GPU."""
         return f"emulated.{self.config.key}" if self.emulated else self.config.key
-
-
-@dataclass(frozen=True)
-class Listener:
-    """Who hears of a long build: steps finished of a total, and lines for the user."""
-
-    progress: Callable[[int, int], None] = field(default=lambda done, total: None)
-    note: Callable[[str], None] = field(default=lambda line: None)
 
 
 def source_parts(config: KernelConfig, source: str, library: str) -> dict[str, object]:
@@ -222,8 +215,9 @@ def find_libraries(
 
 def open_libraries(configs: Sequence[KernelConfig]) -> Iterator[BinaryIO]:
     """One library per kernel, compiled if the cache has none, open until the next is asked for: to load what was
-    compared with its digest. Errors as those of `build_kernels`."""
-    artifacts, _ = build_kernels(configs)
+    compared with its digest. Says what it compiles. Errors as those of `build_kernels`."""
+    with show_compilation([config.key for config in configs]) as listener:
+        artifacts, _ = build_kernels(configs, listener=listener)
     for artifact in artifacts.values():
         with artifact.open_verified(LIBRARY_FILE) as file:
             yield file
@@ -249,12 +243,26 @@ def _compile(
 ) -> dict[KernelConfig, Artifact]:
     with cache.scratch() as scratch:
         steps = [step for job in jobs for step in _steps(job, scratch)]
-        per_kernel = len(steps) // len(jobs)
+        done: set[str] = set()
+
+        def progress(now: Progress) -> None:
+            # A kernel counts as finished with its object: ninja links when it has nothing to compile.
+            key, _, file = now.finished.partition("/")
+            finished = key if file == "kernel.o" else ""
+            done.update({finished} - {""})
+
+            def running() -> list[str]:
+                return list(dict.fromkeys(output.partition("/")[0] for output in now.running()))
+
+            if finished or not now.finished:
+                state = Compilation(done_before + len(done), total, finished, now.good, now.seconds, running)
+                listener.progress(state)
+
         failures = run_steps(
             scratch,
             steps,
             limit or job_limit(max(family_of(job.config).target.job_memory_gb for job in jobs)),
-            lambda done, _: listener.progress(done_before + done // per_kernel, total),
+            progress,
             listener.note,
         )
         for family in dict.fromkeys(family_of(job.config) for job in jobs):

@@ -18,7 +18,11 @@ from .options import ArchOption, OutOption, SpecArgument, plan_of, shard_of
 from .tables import say
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.live import Live
+
     from ..build.link import BuildResult
+    from ..build.progress import Compilation
     from ..plan import Plan
 
 JobsOption = Annotated[
@@ -211,10 +215,36 @@ def _dry_run(plan: Plan) -> None:
 
 
 class Progress:
-    """A progress bar on stderr that appears with the first finished kernel of a build."""
+    """What a build shows on stderr: on a terminal a bar that names what is compiled; elsewhere a line for each kernel
+    that is finished."""
 
     def __init__(self) -> None:
         from rich.console import Console
+
+        self._console = Console(stderr=True)
+        self._live: Live | None = None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def update(self, now: Compilation) -> None:
+        self._now = now
+        if not self._console.is_terminal:
+            if now.finished:
+                say(now.line(), file=sys.stderr)
+                sys.stderr.flush()
+            return
+        if self._live is None:
+            self._live = self._begin()
+        self._bar.update(self._task, completed=now.done, total=now.total)
+
+    def _begin(self) -> Live:
+        from rich.console import Group
+        from rich.live import Live
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -223,30 +253,19 @@ class Progress:
             TimeElapsedColumn,
             TimeRemainingColumn as Remaining,
         )
+        from rich.text import Text
 
-        self._console = Console(stderr=True)
-        self._bar = Progress(
-            TextColumn("compiling"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            Remaining(),
-            console=self._console,
-            transient=True,
-            disable=not self._console.is_terminal,  # else a log gets empty lines
-        )
-        self._task = self._bar.add_task("compiling", total=None, visible=False)
+        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), Remaining())
+        self._bar = Progress(*columns, console=self._console)
+        self._task = self._bar.add_task("compiling", total=self._now.total)
 
-    def __enter__(self) -> Progress:
-        self._bar.start()
-        return self
+        def render() -> RenderableType:
+            names = Text(self._now.running_text(), no_wrap=True, overflow="ellipsis")
+            return Group(self._bar.get_renderable(), names)
 
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def update(self, done: int, total: int) -> None:
-        self._bar.update(self._task, completed=done, total=total, visible=True)
+        live = Live(get_renderable=render, console=self._console, transient=True, refresh_per_second=5)
+        live.start()
+        return live
 
     def note(self, line: str) -> None:
         self._console.print(printable(f"note: {line}", lines=True), markup=False, highlight=False)
