@@ -184,7 +184,7 @@ def test_ctrl_c_ends_a_build_and_its_compilers(fake_cxx, own_cache: Path, tmp_pa
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=30)[1]
     assert process.returncode == 130 and "Traceback" not in said
-    sleeping = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    sleeping = subprocess.run(["ps", "-ww", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     assert "sleep 47.11" not in sleeping
     assert not list(own_cache.glob(".build-*"))
 
