@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -18,6 +19,11 @@ POLICIES = ("auto", "system", "pip")
 _REMEDY = (
     "pip install 'gnaforge[cuda]' brings a whole CUDA compiler; or set CUDA_HOME to an installed toolkit; "
     "`gnaforge doctor` shows what is found"
+)
+
+
+_NO_CUTLASS = (
+    "the CUTLASS sources are missing or not whole: pip install 'nvidia-cutlass>=4.2', or all of 'gnaforge[cuda]'"
 )
 
 
@@ -61,6 +67,12 @@ def _pip_candidate() -> Path | None:
     return Path(found) if found and "nvidia" in Path(found).parts else None
 
 
+@lru_cache(maxsize=8)
+def _version_text(path: Path, changed: int, size: int) -> str:
+    """What a compiler says of itself: asked once for each file, as several kernel families ask."""
+    return output_of([str(path), "--version"])
+
+
 def find_nvcc(at_least: tuple[int, int] = (0, 0)) -> Nvcc:
     """The CUDA compiler that `toolchain_policy` selects; ``auto`` prefers the system's, if its version is ``at_least``
     that (major, minor).
@@ -83,7 +95,7 @@ def find_nvcc(at_least: tuple[int, int] = (0, 0)) -> Nvcc:
             looked.append(str(path))
             continue
         try:
-            text = output_of([str(path), "--version"])
+            text = _version_text(path, path.stat().st_mtime_ns, path.stat().st_size)
         except (OSError, subprocess.CalledProcessError) as error:
             raise BuildError(f"{path} doesn't run: {error}") from error
         match = re.search(r"release [\d.]+, V((\d+)\.(\d+)[\d.]*)", text)
@@ -127,7 +139,7 @@ def find_cutlass() -> Cutlass:
         mainloop = found.fmha / "collective" / "sm100_fmha_fwd_mainloop_tma_warpspecialized.hpp"
         if (found.include / "cutlass" / "version.h").is_file() and mainloop.is_file():
             return found
-    raise BuildError("the CUTLASS sources are missing or not whole: pip install 'gnaforge[cuda]'")
+    raise BuildError(_NO_CUTLASS)
 
 
 def cutlass_version() -> str:
@@ -139,4 +151,4 @@ def cutlass_version() -> str:
     try:
         return version("nvidia-cutlass")
     except PackageNotFoundError as error:
-        raise BuildError("the CUTLASS sources are missing or not whole: pip install 'gnaforge[cuda]'") from error
+        raise BuildError(_NO_CUTLASS) from error

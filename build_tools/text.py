@@ -1,4 +1,4 @@
-"""Text from elsewhere, made safe to print."""
+"""Text to print: from elsewhere, made safe; numbers of things."""
 
 from __future__ import annotations
 
@@ -20,3 +20,8 @@ def printable(text: object, *, lines: bool = False, most: int | None = None) -> 
         char if char.isprintable() or char in kept else char.encode("unicode_escape", "surrogatepass").decode()
         for char in text
     )
+
+
+def count_of(number: int, noun: str) -> str:
+    """A number of things: ``1 kernel``, ``2,000 kernels``. The noun is one whose plural ends in s."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -13,14 +13,18 @@ from pathlib import Path
 
 from .build.core import torch_dir
 from .build_tools.cache import cache_layers, user_cache
-from .build_tools.cuda import find_cutlass, find_nvcc
+from .build_tools.compile import find_ninja
+from .build_tools.cuda import cutlass_version, find_cutlass, find_nvcc
+from .build_tools.text import count_of
 from .build_tools.toolchain import available_memory_gb, cxx_compiler, job_limit
 from .build_tools.trust import mistrust_of_way
 from .errors import GnaforgeError
 from .families import TARGETS
 from .runtime.core import CPU_ISAS
 
-GROUPS = ("run", "build cpu kernels", "build GPU kernels")
+GROUPS = ("run", "run GPU kernels", "build cpu kernels", "build GPU kernels")
+NEEDED = ("run", "build cpu kernels")
+"""The groups without which nothing works."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,9 @@ class Finding:
 def _find(name: str, group: str, probe: Callable[[], str]) -> Finding:
     try:
         return Finding(name, group, True, probe())
-    except (GnaforgeError, PackageNotFoundError, ImportError, OSError) as error:
+    except PackageNotFoundError as error:
+        return Finding(name, group, False, f"not installed: pip install {error.name}")
+    except (GnaforgeError, ImportError, OSError) as error:
         return Finding(name, group, False, str(error))
 
 
@@ -57,10 +63,14 @@ def _gpu() -> str:
     if not torch.cuda.is_available():
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
         raise OSError(f"none that torch can use (torch is {built}); only cpu kernels run here")
-    names = []
+    names, known = [], False
     for i in range(torch.cuda.device_count()):
         major, minor = torch.cuda.get_device_capability(i)
         names.append(f"{torch.cuda.get_device_name(i)} (sm{major}{minor})")
+        known |= any((major, minor) in target.capabilities for target in TARGETS.values())
+    if not known:
+        served = "; ".join(f"{target.name} for {target.needs}" for target in TARGETS.values() if target.is_gpu)
+        raise OSError(f"{', '.join(names)}: this version has no kernels for it, but {served}")
     return ", ".join(names)
 
 
@@ -81,7 +91,8 @@ def _cpu() -> str:
         raise OSError(f"GNAFORGE_CPU_ISA is {wanted!r}; it must be one of {', '.join(CPU_ISAS[1:])}")
     if wanted == "portable" or (wanted == "avx2" and isa == "AVX-512"):
         isa = f"{wanted} vectors, by GNAFORGE_CPU_ISA ({isa} is there)"
-    return f"{platform.machine()}, kernels use {isa}; {available_memory_gb():.0f} GB free, {job_limit(1.0)} build jobs"
+    jobs = count_of(job_limit(1.0), "build job")
+    return f"{platform.machine()}, kernels use {isa}; {available_memory_gb():.0f} GB free, {jobs}"
 
 
 def _compiler() -> str:
@@ -90,9 +101,7 @@ def _compiler() -> str:
 
 
 def _ninja() -> str:
-    import ninja
-
-    return f"{version('ninja')} in {ninja.BIN_DIR}"
+    return f"{version('ninja')}, {find_ninja()}"
 
 
 def _nvcc(at_least: tuple[int, int]) -> str:
@@ -114,7 +123,7 @@ def _nvccs(group: str) -> list[Finding]:
 
 
 def _cutlass() -> str:
-    return f"{version('nvidia-cutlass')}, {find_cutlass().include}"
+    return f"{cutlass_version()}, {find_cutlass().include}"
 
 
 def _cache() -> str:
@@ -126,7 +135,7 @@ def _cache() -> str:
     cache.make_ready()
     artifacts = list(cache.artifacts())
     size = sum(path.stat().st_size for artifact in artifacts for path in artifact.folder.iterdir())
-    return f"{cache.root}: {len(artifacts)} artifacts, {size / 1e6:.1f} MB"
+    return f"{cache.root}: {count_of(len(artifacts), 'artifact')}, {size / 1e6:.1f} MB"
 
 
 def _layers() -> str:
@@ -144,13 +153,13 @@ def _packages() -> str:
 
 def examine() -> list[Finding]:
     """Looks at everything; takes a few seconds, because torch is imported to ask for GPUs."""
-    run, cpu, gpu = GROUPS
+    run, run_gpu, cpu, gpu = GROUPS
     python = f"{platform.python_version()} in {sys.prefix} on {platform.platform()}"
     return [
         Finding("python", run, True, python),
         _find("torch", run, _torch),
         _find("processor", run, _cpu),
-        _find("GPU", gpu, _gpu),
+        _find("GPU", run_gpu, _gpu),
         _find("C++ compiler", cpu, _compiler),
         _find("ninja", cpu, _ninja),
         _find("cache", cpu, _cache),

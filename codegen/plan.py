@@ -9,6 +9,7 @@ from functools import lru_cache
 from itertools import product
 from types import MappingProxyType
 
+from .build_tools.text import count_of
 from .errors import InputError
 from .families import Family, family_of
 from .runtime.config import KernelConfig
@@ -92,7 +93,7 @@ def _check_fits(spec: Spec, arches: Sequence[str]) -> None:
             walked += times * sum(sum(shape.window) + 128 * sum(shape.stride) for shape in entry.shapes)
     if fitted > MAX_FITTED or walked > _WALK:
         raise InputError(
-            f"tiles: auto would have to fit tiles to {problems:,} problem{'' if problems == 1 else 's'} (shapes by "
+            f"tiles: auto would have to fit tiles to {count_of(problems, 'problem')} (shapes by "
             f"archs, head dims and element sizes); at most {MAX_FITTED}, a third of that if within is above 10, and "
             "fewer where windows are beyond 100,000 or strides beyond 1,000: list tiles, or make several libraries"
         )
@@ -127,7 +128,7 @@ def _fit_tiles(
         for index, tiles in enumerate(found.tiles)
     ]
     heads = "" if family.head_dim_at_run_time else f" of head dim {probe.head_dim}"
-    what = f"{len(shapes)} shape{'s' if len(shapes) > 1 else ''}"
+    what = count_of(len(shapes), "shape")
     return served, f"{family} tiles fitted to {what}{heads}: {'; '.join(map(str, found.tiles))}"
 
 
@@ -156,7 +157,7 @@ def _notes(arches: Sequence[str], served: Mapping[KernelConfig, int]) -> list[st
         asked = sum(served[config] for config in kernels)
         if asked > len(kernels):
             notes.append(
-                f"{arch} kernels take the head dim at run time: {len(kernels)} of them serve the {asked} configs "
-                "that the spec asks for"
+                f"{arch} kernels take the head dim at run time: {len(kernels)} of them "
+                f"{'serves' if len(kernels) == 1 else 'serve'} the {count_of(asked, 'config')} that the spec asks for"
             )
     return notes

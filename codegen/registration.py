@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from .build.cached import open_kernel, open_kernels
 from .build.core import core_files
-from .build.progress import show_compilation
-from .errors import InputError
+from .build.progress import Listener, show_compilation
+from .errors import BuildError, InputError
 from .families import (
     TARGETS,
     Family,
@@ -27,6 +27,7 @@ from .families.family import Box
 from .runtime import core, family as family_facts, jit, lookup
 from .runtime.config import ANY_HEAD_DIM, KernelConfig
 from .runtime.dtypes import DTYPES, dtype_name
+from .runtime.errors import NoKernelError
 from .runtime.kernels import registry
 from .runtime.lookup import Made
 from .runtime.op_table import FORWARD
@@ -98,7 +99,8 @@ def register(
 
     Raises:
         InputError: (a `ValueError`) a field is wrong, or nothing was named; each line begins with the field.
-        BuildError: (a `RuntimeError`) no compiler, an unusable cache folder, or the compilation failed.
+        BuildError: (a `RuntimeError`) no compiler, an unusable cache folder, or the compilation failed. Where only some
+            of the kernels lack their compiler, the others are there.
         RuntimeError: torch is tracing, or a CUDA graph is being captured.
     """
     fields = {name: value for name, value in locals().items() if value is not None}
@@ -272,18 +274,23 @@ def _have(configs: Sequence[KernelConfig]) -> None:
     missing = [config for config in configs if config not in registry]
     absent = [config for config in missing if core.load_first(open_kernel(config)) is None]
     if absent:
-        with show_compilation([config.key for config in absent]):
-            _build_and_load(absent)
+        with show_compilation([config.key for config in absent]) as listener:
+            _build_and_load(absent, listener)
 
 
-def _build_and_load(configs: Sequence[KernelConfig]) -> list[KernelConfig]:
+def _build_and_load(configs: Sequence[KernelConfig], listener: Listener) -> list[KernelConfig]:
     """Has kernels in the process's table that the cache lacks, or has in a form that can't be loaded here. Returns
-    those that were compiled."""
+    those that were compiled.
+
+    Raises:
+        BuildError: some can't be compiled; the others are in the table.
+    """
     from .build.identity import LIBRARY_FILE
-    from .build.kernels import build_kernels
+    from .build.kernels import build_kernels, explain_missing, split_buildable
     from .build_tools.cache import user_cache
 
-    artifacts, compiled = build_kernels(configs)
+    ready, missing = split_buildable(configs)
+    artifacts, compiled = build_kernels(ready, listener=listener)
     for config, artifact in artifacts.items():
         with artifact.open_verified(LIBRARY_FILE) as file:
             if config in compiled or artifact.folder.parent != user_cache().root:
@@ -292,7 +299,9 @@ def _build_and_load(configs: Sequence[KernelConfig]) -> list[KernelConfig]:
             if core.load_first([file]) is not None:
                 continue
         user_cache().discard(artifact.folder)
-        compiled += _build_and_load([config])
+        compiled += _build_and_load([config], listener)
+    if missing:
+        raise BuildError(explain_missing(missing))
     return compiled
 
 
@@ -345,12 +354,20 @@ class CacheSource:
         return make_for_call(request, quiet=quiet)
 
     def remedy(self, request: Request) -> str:
-        """The command that builds a kernel for the request."""
+        """The command that builds a kernel for the request.
+
+        Raises:
+            InputError: there can't be one; says what the caller has to change.
+            NoKernelError: this machine's GPU is one that this version has no kernels for.
+        """
         try:
-            return f"or build one with: gnaforge build {config_for(request, fit=False)}"
+            arch = machine_target(request.device, request.device_index).name
         except InputError as error:
-            has = ", ".join(TARGETS)
-            return f"this version has kernels for {has} only: {error}"
+            raise NoKernelError(str(error)) from None
+        reasons = [family.facts.why_never(request) for family in families_of(request.op, arch)]
+        if reasons and all(reasons) and not request.key:
+            raise InputError(reasons[0]) from None
+        return f"or build one with: gnaforge build {config_for(request, fit=False)}"
 
 
 def make_for_call(request: Request, *, quiet: bool) -> Made:
@@ -362,8 +379,8 @@ def make_for_call(request: Request, *, quiet: bool) -> Made:
     """
     begin = time.monotonic()
     config = config_for(request, fit=True)
-    with show_compilation([config.key], transient=True, quiet=quiet):
-        compiled = _build_and_load([config])
+    with show_compilation([config.key], transient=True, quiet=quiet) as listener:
+        compiled = _build_and_load([config], listener)
     return Made([config.key for config in compiled], time.monotonic() - begin)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["gnaforge.pytest_plugin"]
+pytest_plugins = ["gnaforge.pytest_plugin", "long_tests"]
 
 
 @pytest.fixture(scope="session", autouse=True)

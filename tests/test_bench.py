@@ -232,7 +232,7 @@ def test_a_report_says_all_by_itself(cli: Callable[..., Any], tmp_path: Path) ->
     problem = ["--tokens", "12,10", "--window", "5,3", "--head-dim", "16", "--dtype", "fp32", "--seconds", "0.1"]
     done = cli("bench", *problem, "--against", "gnaforge dense,natten", "--report", "report.json")
     assert done.returncode == 0, done.stderr
-    assert "not timed: natten" in done.stderr
+    assert "not timed: natten" in done.stderr and "wrote report.json\n" in done.stderr
     found = json.loads((tmp_path / "report.json").read_text())
     (row,) = found["problems"]
     assert found["complete"] and found["machine"]["torch"] and found["overhead_us"]["call"] > 0
@@ -241,7 +241,7 @@ def test_a_report_says_all_by_itself(cli: Callable[..., Any], tmp_path: Path) ->
     assert [timing["contender"] for timing in row["timings"]] == ["gnaforge", "gnaforge dense"]
     again = cli("bench", "--from", "report.json", "--json", "--plot", "bars.png")
     assert [each["contender"] for each in json.loads(again.stdout)] == ["gnaforge", "gnaforge dense"]
-    assert (tmp_path / "bars.png").stat().st_size > 1000
+    assert (tmp_path / "bars.png").stat().st_size > 1000 and again.stderr.endswith("wrote bars.png\n")
 
 
 def test_a_report_with_holes_shows_the_rest_and_says_what_is_missing(cli: Callable[..., Any], tmp_path: Path) -> None:
@@ -257,6 +257,10 @@ def test_a_report_with_holes_shows_the_rest_and_says_what_is_missing(cli: Callab
         (tmp_path / "holes.json").write_text(json.dumps({**good, "problems": problems, "complete": complete}))
         done = cli("bench", "--from", "holes.json")
         assert done.returncode == code and said in done.stderr and "8, window 3" in done.stdout
+    (tmp_path / "holes.json").write_text(json.dumps({**good, "problems": [failed], "complete": True}))
+    done = cli("bench", "--from", "holes.json", "--plot", "none.png")
+    assert done.returncode == 1 and "none.png was not written: no problem was timed" in done.stderr
+    assert not (tmp_path / "none.png").exists()
     for problems, said in (([], "holds no problem that was measured"), ([{"problem": 1}], "is no report of")):
         (tmp_path / "holes.json").write_text(json.dumps({**good, "problems": problems}))
         done = cli("bench", "--from", "holes.json")

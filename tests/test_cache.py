@@ -268,3 +268,21 @@ def test_a_layer_serves_builds_and_is_not_written(filled: Path, tmp_path: Path, 
     assert find_kernel(SMALL) is None
     monkeypatch.setenv("GNAFORGE_CACHE_PATH", "")
     assert user_cache().names() == [] and KernelConfig.parse(SMALL.key) == SMALL
+
+
+def test_the_nearest_entry_is_the_one_most_alike(filled: Path) -> None:
+    from gnaforge.build.cache_report import explain
+
+    def nearest(*config: object) -> str:
+        folder = explain(cpu_config(*config)).nearest  # type: ignore[arg-type]
+        assert folder is not None
+        return folder.name.rpartition("-")[0]
+
+    same_kind = cpu_config(1, "bf16", (64,), (40,))
+    others = [cpu_config(2, "fp32", (8, 8), (8, 8)), cpu_config(2, "bf16", (8, 8), (8, 8))]
+    build_kernels([same_kind, *others])
+    assert nearest(1, "bf16", (8,), (8,)) == same_kind.key
+    assert nearest(1, "fp32", (64,), (40,)) == SMALL.key
+    assert nearest(2, "fp32", (8, 4), (8, 4)) == others[0].key
+    assert nearest(2, "bf16", (8, 4), (8, 8)) == others[1].key
+    assert nearest(3, "bf16", (4, 4, 4), (4, 4, 4)).startswith("gna_forward-cpu-r1-bf16")

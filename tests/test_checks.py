@@ -73,14 +73,14 @@ def test_a_write_outside_of_a_result_is_noticed(layout: str) -> None:
         for position in outside + ([at + int(gaps[len(gaps) // 2])] if len(gaps) else []):
             held = one.storage[position].clone()
             one.storage[position] = 1
-            with pytest.raises(Failure, match=f"1 elements outside of {role.name} were written") as raised:
+            with pytest.raises(Failure, match=f"1 element outside of {role.name} was written") as raised:
                 check_memory(FORWARD, memory, before)
             assert raised.value.kind == "guard" and f"first: {position - at:+} elements" in str(raised.value)
             one.storage[position] = held
     last = memory["out"].tensor
     last[1, 8, 10, 3, 7] = memory["out"].storage[0]
     where = "batch entry 1, token 8,10, head 3, channel 7"
-    with pytest.raises(Failure, match=f"1 elements of out were never written; first: {where}"):
+    with pytest.raises(Failure, match=f"1 element of out was never written; first: {where}"):
         check_memory(FORWARD, memory, before)
     last[1, 8, 10, 3, 7] = 0
     memory["k"].storage[-1] = 0
@@ -226,7 +226,7 @@ SPOIL; return 0
     [
         ("", "", ""),
         ("data(args, GNAFORGE_GRAD_V)[9] += 1", "wrong", r"1 of 320 elements of grad_v .* token 0, head 1, channel 1"),
-        ("data(args, GNAFORGE_GRAD_K)[-1] = 0", "guard", "outside of grad_k were written"),
+        ("data(args, GNAFORGE_GRAD_K)[-1] = 0", "guard", "outside of grad_k was written"),
         ("data(args, GNAFORGE_LSE)[0] = 0", "guard", "the kernel wrote into LSE"),
         (
             "static int runs = 0; if (runs++) data(args, GNAFORGE_GRAD_K)[0] *= 1.0000001f",

@@ -20,41 +20,18 @@ kernels:
     tiles: [{q: [8], kv: [8]}]
 """
 GPU_SPEC = SPEC.replace("[cpu]", "[cpu, sm90]").replace("fp32, fp32", "bf16").replace("kv: [8]", "kv: [16]")
-COMMANDS = (
-    "quickstart",
-    "build",
-    "wheel",
-    "check-wheel",
-    "cache",
-    "generate",
-    "list",
-    "doctor",
-    "verify",
-    "bench",
-    "schema",
-)
 
 
 def files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-def test_help_lists_every_command_and_imports_no_torch(cli, python) -> None:
-    text = cli("--help").stdout
-    assert all(f" {command} " in text for command in COMMANDS)
+def test_help_imports_no_torch(python) -> None:
     done = python(
         "import sys\nfrom gnaforge.cli import app\n"
         "heavy = {'torch', 'numpy', 'pydantic', 'jinja2', 'matplotlib'} & set(sys.modules)\nprint(heavy)\n"
     )
     assert done.stdout == "set()\n"
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_each_command_explains_itself(cli, command: str) -> None:
-    done = cli(command, "--help")
-    assert done.returncode == 0 and "Usage: " in done.stdout
-    purpose = next(line for line in done.stdout.splitlines() if line.strip() and "Usage" not in line)
-    assert len(purpose.split()) > 4 and "╭" not in purpose
 
 
 def test_version(cli) -> None:
@@ -67,7 +44,7 @@ def test_build_a_spec_list_it_and_build_again(cli, tmp_path: Path) -> None:
     (tmp_path / "small.yaml").write_text(SPEC)
     first = cli("build", "small.yaml", "-o", "out dir")
     assert first.returncode == 0, first.stderr
-    assert "1 kernels" in first.stdout and "out dir/small/lib/small.so" in first.stdout
+    assert "1 kernel," in first.stdout and "out dir/small/lib/small.so" in first.stdout
     assert f"asked for 3 times, generated once: {ONE}" in first.stderr
     assert "take the head dim at run time" in first.stderr
     again = cli("build", "small.yaml", "-o", "out dir")
@@ -80,14 +57,19 @@ def test_build_a_spec_list_it_and_build_again(cli, tmp_path: Path) -> None:
     assert {row["state"] for row in json.loads(cli("list", "vit-56", "--json").stdout)} == {"not built"}
     assert "no GPU kernel among these is built yet" in cli("list", "vit-56", "--static").stderr
     dry = cli("build", "small.yaml", "--dry-run")
-    assert f"cached   {ONE}" in dry.stdout and "0 of 1 kernels to compile" in dry.stdout
+    assert f"cached   {ONE}" in dry.stdout and "0 of 1 kernel to compile" in dry.stdout
     assert not (tmp_path / "generated").exists()
 
 
 def test_build_takes_a_key(cli, tmp_path: Path) -> None:
     done = cli("build", ONE)
-    assert done.returncode == 0 and not done.stderr, done.stderr
-    assert (tmp_path / "generated/single/lib/single.so").is_file()
+    assert done.returncode == 0, done.stderr
+    other = ONE.replace("kv8", "kv16")
+    assert cli("build", other).returncode == 0
+    for key in (ONE, other):  # side by side
+        name = key.replace("-", "_")
+        rows = json.loads(cli("list", f"generated/{name}/lib/{name}.so", "--json").stdout)
+        assert [row["key"] for row in rows] == [key]
 
 
 def test_generate_check_and_arch(cli, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import gnaforge
@@ -82,7 +83,23 @@ def test_plot(cli, tmp_path: Path, extra: tuple[str, ...]) -> None:
     assert done.returncode == 0, done.stderr
     png = (tmp_path / "picture.png").read_bytes()
     assert png.startswith(b"\x89PNG") and len(png) > 10_000
-    assert "picture  picture.png" in done.stdout
+    assert done.stderr == "wrote picture.png\n"
+    assert cli("simulate", "--tokens", "56,56", "--window", "7", "--plot", "p.png", "--json").stderr == "wrote p.png\n"
+
+
+@pytest.mark.parametrize("causal", ["0", "1"])
+def test_no_row_of_a_sweep_contradicts_what_is_said_below(cli, causal: str) -> None:
+    for problem in (HUNYUAN, ("--tokens", "256,256", "--window", "80"), ("--tokens", "64", "--window", "64")):
+        rows = answer(cli, *problem, "--causal", causal, "--sweep-stride")
+        text = cli("simulate", *problem, "--causal", causal, "--sweep-stride").stdout
+        said = re.search(r"No work bound exceeds the FLOP bound of (?:its stride, ([\d.]+)x to )?([\d.]+)x\.", text)
+        assert said is not None
+        low, high = (float(number) for number in (said[1] or said[2], said[2]))
+        bounds = [row["flop_speedup"] for row in rows]
+        assert (low, high) == (round(min(bounds), 2), round(max(bounds), 2))
+        assert all(row["work_bound"] <= row["flop_speedup"] * (1 + 1e-9) for row in rows)
+        above = any(row["model"]["speedup"] > row["flop_speedup"] for row in rows)
+        assert above == ("The model may pass the bounds" in text)
 
 
 def test_needs_no_torch(python) -> None:

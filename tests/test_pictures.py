@@ -364,6 +364,45 @@ def test_all_text_of_a_sweep_can_be_read(causal: bool, monkeypatch: pytest.Monke
     check_readable(sweep_figure(sweep_of(STRIDES, **VIDEO, causal=(causal, False, False))), monkeypatch)
 
 
+def bench_rows(problems: int, contenders: tuple[str, ...]) -> list[dict[str, Any]]:
+    return [
+        {
+            "problem": f"{16 + i}x44x80, window 8x24x24, stride 1x8x{i + 1}",
+            **{"heads x dim": "24x128", "dtype": "bf16", "contender": name},
+            **{"useful GFLOP/s": 6.13 * 0.194**j, "times ours": 0.194**-j},
+        }
+        for i in range(problems)
+        for j, name in enumerate(contenders)
+    ]
+
+
+@pytest.mark.parametrize("problems", [1, 3, 8])
+def test_bars_say_rates_ratios_and_the_machine(problems: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    contenders = ("gnaforge", "sdpa", "flex", "flash dense")
+    rows = bench_rows(problems, contenders)
+    if problems > 1:
+        del rows[2]  # flex was not timed
+    figure = plots.bars_figure(rows, "Linux-6, NVIDIA H100, torch 2.13")
+    said = "\n".join(text.get_text() for text in figure.findobj(Text))
+    for wanted in (
+        "gnaforge bench",
+        "NVIDIA H100",
+        "6.13\n1x",
+        "1.19\n5.15x",
+        "0.0448\n137x",
+        *contenders,
+    ):
+        assert wanted in said
+    assert ("not timed" in said) == (problems > 1)
+    check_readable(figure, monkeypatch)
+
+
+def test_bars_of_texts_that_mean_something_to_matplotlib(tmp_path: Path) -> None:
+    rows = [{**row, "contender": "$x_{", "problem": r"\frac $"} for row in bench_rows(1, ("gnaforge",))]
+    plots.draw_bars(tmp_path / "bars.png", rows, "$\\ {")
+    assert (tmp_path / "bars.png").stat().st_size > 5000
+
+
 def lines_of(figure: Any) -> dict[str, Any]:
     return {line.get_gid(): line for line in figure.axes[0].lines if line.get_gid()}
 

@@ -228,7 +228,8 @@ def test_what_a_call_does_that_no_kernel_fits(run, compiled, policy: str) -> Non
     assert compiled() == (policy in ("warn", "always", ""))
     if policy in ("warn", ""):
         assert len(err) == 1
-        assert re.fullmatch(rf"gnaforge: compiled {SMALL.key} in \d+\.\d s: no kernel .*\(GNAFORGE_JIT=warn\)", err[0])
+        origin = "GNAFORGE_JIT=warn" if policy else "GNAFORGE_JIT is not set, so warn"
+        assert re.fullmatch(rf"gnaforge: compiled {SMALL.key} in \d+\.\d s: no kernel .*\({origin}\)", err[0])
     else:
         assert err == []
 
@@ -264,7 +265,62 @@ print(said(lambda: gnaforge.na1d(x, x, x, 3, q_tile_shape=(16,))))
     assert out[:2] == ["True", "True"] and compiled() == 1
     text = "\n".join(out)
     assert f'register it with: gnaforge.register("{SMALL.key.replace("q8", "q16")}")' in text
-    assert "no kernel with q_tile_shape (16,)" in text and "calls don't compile (GNAFORGE_JIT=never)" in text
+    assert "no kernel with q_tile_shape (16,)" in text
+    assert """calls don't compile (gnaforge.register(policy="never") was called)""" in text
+
+
+IMPOSSIBLE = {
+    (36, 36): "head_dim: 36 is no such number: cpu kernels take multiples of 8 up to 256; pad query and key with zeros "
+    "to 40 channels, with scale=36 ** -0.5, and value to 40 channels, of which the output's first 36 count",
+    (8, 7): "value_head_dim: 7 is no such number: cpu kernels take multiples of 8 up to 256; pad value to 8 channels, "
+    "of which the output's first 7 count",
+    (257, 8): "head_dim: 257 is too large; cpu kernels take multiples of 8 up to 256",
+    (8, 512): "value_head_dim: 512 is too large; cpu kernels take multiples of 8 up to 256",
+}
+
+
+@pytest.mark.parametrize("policy", ["never", "always"])
+def test_head_dims_that_no_kernel_can_have(run, compiled, policy: str) -> None:
+    """Whatever way a call takes: to register one is no advice."""
+    out, _ = run(
+        f"for d, dv in {list(IMPOSSIBLE)}:"
+        """
+    q, v = torch.randn(1, 9, 1, d), torch.randn(1, 9, 1, dv)
+    tiles = dict(q_tile_shape=(8,), kv_tile_shape=(8,))
+    traced = torch.compile(lambda q, v: gnaforge.na1d(q, q, v, 3), fullgraph=True, backend="eager")
+    for call in (lambda: gnaforge.na1d(q, q, v, 3), lambda: gnaforge.na1d(q, q, v, 3, **tiles)):
+        print(said(call))
+    print("ValueError" in said(lambda: traced(q, v)) or "InputError" in said(lambda: traced(q, v)))
+""",
+        GNAFORGE_JIT=policy,
+    )
+    expected = [line for text in IMPOSSIBLE.values() for line in (f"InputError: {text}", f"InputError: {text}", "True")]
+    assert out == expected and compiled() == 0
+
+
+def test_what_a_gpu_has_no_kernels_for_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    import gnaforge
+    from gnaforge.errors import InputError
+    from gnaforge.families import TARGETS
+    from gnaforge.registration import CacheSource
+    from gnaforge.runtime.request import Request
+
+    def remedy(arch: str, dtype: str, head_dim: int) -> str:
+        monkeypatch.setattr("gnaforge.registration.machine_target", lambda *_: TARGETS[arch])
+        return CacheSource().remedy(Request("gna_forward", 1, dtype, head_dim, head_dim, "cuda"))
+
+    assert remedy("sm90", "bf16", 192) == "or build one with: gnaforge build gna_forward-sm90-r1-bf16-d192-q128-kv64"
+    with pytest.raises(InputError, match=r"^dtype: sm90 kernels take bf16, fp16, not fp32; convert the tensors$"):
+        remedy("sm90", "fp32", 64)
+    with pytest.raises(InputError, match=r"^head_dim: 192 is too large; sm100 kernels take multiples of 8 up to 128$"):
+        remedy("sm100", "bf16", 192)
+
+    def unknown(*_: object) -> None:
+        raise InputError("arch: this machine's GPU is sm80, which this version has no kernels for")
+
+    monkeypatch.setattr("gnaforge.registration.machine_target", unknown)
+    with pytest.raises(gnaforge.NoKernelError, match=r"^arch: this machine's GPU is sm80"):
+        CacheSource().remedy(Request("gna_forward", 1, "bf16", 64, 64, "cuda"))
 
 
 def test_calls_use_fitted_tiles_and_small_ones_the_default() -> None:

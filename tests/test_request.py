@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gnaforge
 import pytest
 import torch
 from gnaforge.build.cached import may_serve
@@ -118,3 +120,20 @@ def test_a_call_with_tiles_asks_for_its_head_dims(toy: Callable[..., Path], pyth
         GNAFORGE_CACHE_DIR="/nonexistent",
     )
     assert "no kernel with q_tile_shape (8,)" in done.stdout and "there are: none" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("dims", [(36, 36), (36, 7), (8, 7), (20, 40)])
+def test_the_padding_that_is_advised_computes_the_same(kernel_set, dims: tuple[int, int]) -> None:
+    from gnaforge.families.cpu_forward import FAMILY
+
+    d, dv = dims
+    advice = FAMILY.facts.why_never(Request("gna_forward", 1, "fp32", d, dv, "cpu"))
+    channels = [int(number) for number in re.findall(r"to (\d+) channels", advice)]
+    padded, padded_v = (channels * 2)[:2] if d % 8 and dv % 8 else (*channels, dv)[:2] if d % 8 else (d, *channels)
+    q, k, v = (torch.randn(1, 12, 2, n) for n in (d, d, dv))
+    pad = torch.nn.functional.pad
+    out = gnaforge.na1d(
+        *(pad(x, (0, padded - d)) for x in (q, k)), pad(v, (0, padded_v - dv)), 12, scale=d**-0.5
+    )[..., :dv]  # fmt: skip
+    exact = torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+    assert torch.allclose(out, exact, atol=1e-5)

@@ -38,6 +38,30 @@ def test_lower_bounds_are_free_of_known_holes() -> None:
         assert tuple(map(int, bounds[name].split("."))) >= least, name
 
 
+# Imports of tests that are skipped without them, and what brings them.
+BRINGS = {"auditwheel": "auditwheel", "clang_format": "clang-format", "cutlass_library": "nvidia-cutlass"}
+UNPACKAGED = {"natten"}  # has to be built for the torch that is installed; see README.md
+
+
+@pytest.mark.skipif(not (ROOT / "pyproject.toml").is_file(), reason="needs the checkout")
+def test_one_extra_is_all_that_the_tests_need() -> None:
+    """CI and the README install `test` alone: nothing else may be missing, or many tests are skipped."""
+    text = (ROOT / "pyproject.toml").read_text()
+    extras = {name: set(re.findall(r'"([A-Za-z0-9_.-]+(?:\[cuda\])?)', body)) for name, body in EXTRA.findall(text)}
+    needed = {name for path in TESTS.glob("*.py") for name in re.findall(r'importorskip\("(\w+)"', path.read_text())}
+    assert needed - UNPACKAGED == BRINGS.keys()
+    assert "gnaforge[cuda]" in extras["test"]
+    assert set(BRINGS.values()) | {"nvidia-cuda-nvcc"} <= extras["test"] | extras["cuda"]
+    command = next(line for line in (ROOT / "README.md").read_text().splitlines() if line.endswith("pytest -n 2"))
+    assert "-c tests/constraints.txt -e '.[test]'" in command
+    locked = pins("requirements.txt").keys()
+    own = {normal(name) for name in extras["test"] | extras["cuda"]} - {"gnaforge-cuda-", "gnaforge[cuda]"}
+    assert own <= locked
+
+
+EXTRA = re.compile(r"^(test|cuda) = \[\n(.*?)^\]", re.MULTILINE | re.DOTALL)
+
+
 def test_every_pin_has_digests_and_both_files_agree() -> None:
     constraints, hashed = pins("constraints.txt"), pins("requirements.txt")
     assert constraints.keys() - hashed.keys() == {"torch", "natten"}  # as the file says

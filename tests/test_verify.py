@@ -116,7 +116,7 @@ def test_verify_a_gpu_kernel(cli) -> None:
     assert counters["async_load_bytes"] == row_bytes * (q_tiles * 64 + 2 * tiles * 32)
     again = cli("verify", kernel["library"], *arguments[2:], "--timing", "lazy", "--order", "random", "--trace")
     assert again.returncode == 0, again.stdout + again.stderr
-    assert "good, in the emulator" in again.stdout and "1 of 1 kernels is good; 4 runs" in again.stdout
+    assert "good, in the emulator" in again.stdout and "1 of 1 kernel is good; 4 runs" in again.stdout
     assert "launch of gnaforge_entry_" in again.stdout and "per interior tile" in again.stdout
 
 
@@ -222,7 +222,7 @@ WRONG = (
         "unwritten",
         "160 elements of out were never written; first: batch entry 0, token 0, head 0, channel 0",
     ),
-    ("data(args, GNAFORGE_OUT)[-1] = 0", "guard", "1 elements outside of out were written"),
+    ("data(args, GNAFORGE_OUT)[-1] = 0", "guard", "1 element outside of out was written"),
     ("data(args, GNAFORGE_Q)[3] = 0", "guard", "the kernel wrote into query, or around it"),
     ('std::snprintf(err, n, "no luck"); return 1', "launch", "no luck"),
 )
@@ -384,7 +384,8 @@ def test_what_a_kernel_refuses_is_no_error_of_random_problems(toy) -> None:
 @needs_nvcc
 def test_a_library_for_a_gpu_can_only_be_verified_by_key(cli, tmp_path: Path) -> None:
     assert cli("build", SMALL).returncode == 0
-    done = cli("verify", "generated/single/lib/single.so")
+    name = SMALL.replace("-", "_")
+    done = cli("verify", f"generated/{name}/lib/{name}.so")
     assert done.returncode == 2
     said = " ".join(done.stderr.split())
     assert "linked for a real GPU: machine code without PTX" in said and f"gnaforge verify {SMALL}" in said
@@ -394,7 +395,7 @@ def test_a_library_for_a_gpu_can_only_be_verified_by_key(cli, tmp_path: Path) ->
     ("arguments", "expected"),
     [
         ([CPU, "--tokens", "8,8"], "--tokens and --window go together"),
-        ([CPU, "--tokens", "8", "--window", "3"], "none of the 1 kernels"),
+        ([CPU, "--tokens", "8", "--window", "3"], "of the 1 kernel of"),
         ([CPU, "--tokens", "8,8", "--window", "9"], "--window: 9 is more than the 8 tokens of dimension 0; at most 8"),
         ([CPU, "--tokens", "8,8", "--window", "3,3,3"], "--window: (3, 3, 3) has 3 entries for 2 dimensions"),
         ([CPU, "--tokens", "8,8", "--window", "3", "--causal", "2"], "--causal: '2' is not 0 or 1"),
@@ -405,10 +406,10 @@ def test_a_library_for_a_gpu_can_only_be_verified_by_key(cli, tmp_path: Path) ->
         ([CPU, "--stride", "3", "--heads", "2"], "--stride, --heads: has no effect without --tokens"),
         ([CPU, "--timing", "slow"], "--timing slow: unknown; there are eager, lazy, random"),
         ([CPU, "--order", "lazy"], "--order lazy: unknown"),
-        ([CPU, "--dtype", "fp16"], "none of the 1 kernels"),
+        ([CPU, "--dtype", "fp16"], "of the 1 kernel of"),
         ([CPU, "--preset", "hunyuan-video"], f"--preset hunyuan-video has no shape of rank 2, which {CPU} is for"),
         ([CPU, "--value-head-dim", "12", "--tokens", "8,8", "--window", "3"], "value_head_dim: 12 must be a multiple"),
-        ([SMALL, "--value-head-dim", "40"], "none of the 1 kernels"),
+        ([SMALL, "--value-head-dim", "40"], "of the 1 kernel of"),
         ([CPU, "--random", "0"], "Invalid value for '--random'"),
         (["nothing.so"], "nothing.so: No such file"),
         (["text.so"], "text.so is no shared library"),

@@ -189,6 +189,16 @@ def test_a_call_that_no_kernel_fits_says_how_to_build_the_wheel_again(bare) -> N
     assert text.count("build the wheel again") == 2 and "gnaforge build" not in text and "gnaforge.register" not in text
 
 
+def test_a_call_that_no_wheel_can_serve_says_so(bare) -> None:
+    (line,) = bare(
+        "import gnaforge_first as package\nodd = torch.randn(1, 9, 1, 36)\n"
+        "print(message(lambda: package.na1d(odd, odd, odd, 5)))\n"
+    )
+    assert line.startswith(
+        "ValueError: head_dim: 36 is no such number: cpu kernels take multiples of 8 up to 256; pad "
+    )
+
+
 def test_what_runs_here_is_said(bare, site: Path, python) -> None:
     done = python(
         "import runpy\nrunpy.run_module('gnaforge_second', run_name='__main__')", PYTHONPATH=str(site)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -79,3 +81,29 @@ def test_nothing_is_decided_by_words(path: Path) -> None:
 )
 def test_such_decisions_would_be_noticed(line: str) -> None:
     assert decisions_by_words(line)
+
+
+COUNTED = "kernel|artifact|problem|shape|folder|run|job|element|config|key token|query token|tile|head"
+COUNTED_IN = ("cli", "bench", "build", "wheel", "verification", "families", "doctor.py", "plan.py", "gna/plot.py")
+
+
+NO_NUMBERS = re.compile(r"(self|op|arch|family|isa|config\.dtype|found\.arch)|(extents|_box|rate|printable)\(.*")
+NEVER_ONE = re.compile(r"_DRAWS|share\.numel\(\)|int\(outside.*|counts\.visited.*|launch\[.*|one\.\w+|.*\['steps'\]")
+
+
+def test_no_text_has_one_kernels() -> None:
+    """What people read takes numbers of things from `count_of`."""
+    paths = [ROOT / name for name in COUNTED_IN]
+    files = [file for path in paths for file in (path.rglob("*.py") if path.is_dir() else (path,))]
+    plural = re.compile(rf" (?:[a-z-]+ )?(?:{COUNTED})s\b")
+    found = []
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text())):
+            values = node.values if isinstance(node, ast.JoinedStr) else []
+            for number, text in pairwise(values):
+                if isinstance(number, ast.FormattedValue) and isinstance(text, ast.Constant):
+                    counted = ast.unparse(number.value)
+                    exempt = NO_NUMBERS.fullmatch(counted) or NEVER_ONE.fullmatch(counted)
+                    if plural.match(text.value) and not exempt:
+                        found.append(f"{file.name}:{node.lineno}: {counted}{text.value}")
+    assert not found

@@ -121,7 +121,7 @@ def engine_path() -> Path:
         )
         link += (*objects, "-o", ENGINE_FILE, "-pthread")
         steps.append(Step(ENGINE_FILE, objects, link))
-        failures = run_steps(scratch, steps, job_limit(_MEMORY_PER_JOB_GB), lambda *_: None, lambda _: None)
+        failures = run_steps(scratch, steps, job_limit(_MEMORY_PER_JOB_GB))
         if failures:
             raise BuildError(f"the emulator did not compile: {failures[0].cause}\n{failures[0].text}")
         (scratch / ENGINE_FILE).rename(folder / ENGINE_FILE)

@@ -88,7 +88,7 @@ def stand_in() -> StandIn:
         )
         link += (f"-L{_NAME}", f"-l:{ENGINE_FILE}", "-Wl,-rpath,$ORIGIN", "-o", linked)
         steps.append(Step(linked, objects, link))
-        failures = run_steps(scratch, steps, job_limit(1.0), lambda *_: None, lambda _: None)
+        failures = run_steps(scratch, steps, job_limit(1.0))
         if failures:
             raise BuildError(f"the stand-in did not compile: {failures[0].cause}\n{failures[0].text}")
         (scratch / steps[-1].log).unlink(missing_ok=True)

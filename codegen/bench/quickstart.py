@@ -79,7 +79,7 @@ def report(result: BuildResult, rows: Sequence[Row], shape: Shape, plot: Path) -
         ),
     )
     print(
-        f"\nlibrary  {result.library} ({len(result.compiled)} kernels compiled, {len(result.reused)} from the cache)\n"
+        f"\nlibrary  {result.library} ({len(result.compiled)} compiled, {len(result.reused)} from the cache)\n"
         f"picture  {plot}\n\n"
         "Next:\n"
         "  gnaforge build vit-56 --arch cpu        kernels for another preset, or for your own spec\n"

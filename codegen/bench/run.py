@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..build.kernels import open_libraries
+from ..build_tools.text import count_of, printable
 from ..errors import InputError, as_input_error
 from ..families import Family, choose_family, require_config, require_target
 from ..runtime.bench import DEFAULT_CONTENDERS, report
@@ -108,6 +109,14 @@ def check_gpu(arch: str) -> None:
         raise InputError(f"--arch {arch}: torch sees no GPU here; cpu kernels can be timed with --arch cpu")
 
 
+def machine_text(found: dict[str, Any]) -> str:
+    """The machine that a report is of, in a line."""
+    machine = found["machine"]
+    where = machine.get("gpu") or f"{machine.get('threads', '?')} threads"
+    parts = [machine.get("platform", "unknown machine"), where, f"torch {machine.get('torch', 'unknown')}"]
+    return printable(", ".join(map(str, parts)), most=200)
+
+
 FAILED = "failed: "
 
 
@@ -118,7 +127,7 @@ def explain_missing(found: dict[str, Any]) -> list[str]:
         lines += [f"{FAILED}{_text(row['problem'])}: {row[field]}" for field in ("error", "fault") if field in row]
     if not found["complete"] and not any("fault" in row for row in found["problems"]):
         done = len(found["problems"])
-        lines.append(f"incomplete: time ran out after {done} problem{'' if done == 1 else 's'}; raise --seconds")
+        lines.append(f"incomplete: time ran out after {count_of(done, 'problem')}; raise --seconds")
     return lines
 
 

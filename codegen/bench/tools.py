@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..build.kernels import open_libraries
+from ..build_tools.text import count_of
 from ..errors import InputError
 from ..families import Family
 from ..runtime.config import ANY_HEAD_DIM, KernelConfig
@@ -152,6 +153,6 @@ def calibration(family: Family, report: Path | None) -> list[dict[str, Any]]:
         {"constant": name, "fitted": value, "in use": getattr(constants, name)}
         for name, value in found.constants.items()
     ]
-    errors = {f"rms error of {found.runs} runs": found.rms_error, "largest error": found.largest_error}
+    errors = {f"rms error of {count_of(found.runs, 'run')}": found.rms_error, "largest error": found.largest_error}
     rows += [{"constant": name, "fitted": value, "in use": ""} for name, value in errors.items()]
     return [*rows, {"constant": "source", "fitted": "these runs", "in use": constants.source}]

@@ -135,9 +135,19 @@ def _differences(
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
+_FIELDS = ("op", "arch", "variant", "rank", "dtype", "head_dim", "value_head_dim", "out_dtype", "q_tile", "kv_tile")
+
+
 def _nearest(config: KernelConfig, parts: Mapping[str, str]) -> Artifact | None:
-    """The entry of this key with the fewest differing parts, else the one of any key."""
+    """The entry of this key with the fewest differing parts; else one that differs in less important fields."""
     layers = [cache for cache in cache_layers() if cache.is_trusted()]
     own = [artifact for cache in layers for artifact in cache.artifacts_named(config.key)]
-    candidates = own or [artifact for cache in layers for artifact in cache.artifacts() if "parts" in artifact.record]
-    return min(candidates, key=lambda artifact: len(_differences(artifact, parts)), default=None)
+    candidates = own or [artifact for cache in layers for artifact in cache.artifacts()]
+
+    def distance(artifact: Artifact, other: KernelConfig) -> tuple[object, ...]:
+        fields = [getattr(other, name) != getattr(config, name) for name in _FIELDS]
+        return (*fields, len(_differences(artifact, parts)), artifact.folder.name)
+
+    kernels = [(artifact, _config(str(artifact.record.get("key")))) for artifact in candidates]
+    near = [(distance(artifact, other), artifact) for artifact, other in kernels if other is not None]
+    return min(near, key=lambda pair: pair[0])[1] if near else None

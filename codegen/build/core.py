@@ -129,7 +129,7 @@ def _build(source_digest: str) -> Artifact:
             Step(built, (source,), (*launcher(), *compile_command)),
             Step(linked, (built,), tuple(core_link_command(compiler, [built], linked))),
         ]
-        failures = run_steps(scratch, steps, 1, lambda *_: None, lambda _: None)
+        failures = run_steps(scratch, steps, 1)
         if failures:
             raise BuildError(f"gnaforge's torch extension did not compile: {failures[0].cause}\n{failures[0].text}")
         for step in steps:

@@ -5,20 +5,21 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..build_tools.cache import ATTEMPTS, Artifact, Cache, digest_of, find_in_layers, user_cache
-from ..build_tools.compile import Failure, Step, run_steps, step_seconds
+from ..build_tools.compile import Failure, Progress, Step, run_steps, step_seconds
 from ..build_tools.cuda import cutlass_version
 from ..build_tools.cuda_compiler import CudaCompiler, cuda_compiler
 from ..build_tools.includes import include_closure
+from ..build_tools.text import count_of
 from ..build_tools.toolchain import Compiler, cxx_compiler, job_limit, launcher
 from ..errors import BuildError
-from ..families import family_of
+from ..families import TARGETS, Family, family_of
 from ..runtime.config import KernelConfig
 from .gpu_check import check_kernel
 from .identity import (
@@ -27,6 +28,7 @@ from .identity import (
     include_dirs,
     source_digest as source_digest,
 )
+from .progress import Compilation, Listener as Listener, show_compilation
 from .render import render_kernel, render_library, source_suffix
 
 _BATCH = 200  # locks are held per batch: a process may have 1,024 files open
@@ -58,14 +60,6 @@ class Job:
         return f"emulated.{self.config.key}" if self.emulated else self.config.key
 
 
-@dataclass(frozen=True)
-class Listener:
-    """Who hears of a long build: steps finished of a total, and lines for the user."""
-
-    progress: Callable[[int, int], None] = field(default=lambda done, total: None)
-    note: Callable[[str], None] = field(default=lambda line: None)
-
-
 def source_parts(config: KernelConfig, source: str, library: str) -> dict[str, object]:
     """What of a kernel's sources decides its bytes: the rendered texts and the headers that they reach."""
     family = family_of(config)
@@ -92,6 +86,37 @@ def kernel_compiler(config: KernelConfig, host: Compiler, stand_in: Path | None 
     if target.compiler != "nvcc":
         return host
     return cuda_compiler(host, target.nvcc_target, stand_in, cutlass=family.cutlass, at_least=target.nvcc)
+
+
+def split_buildable(configs: Sequence[KernelConfig]) -> tuple[list[KernelConfig], dict[KernelConfig, str]]:
+    """The configs that can be compiled here, and by config why the others can't: nvcc or CUTLASS is missing or too old.
+
+    Raises:
+        BuildError: there is no C++ compiler, without which none can be.
+    """
+    host = cxx_compiler()
+    reasons: dict[Family, str] = {}
+    for family, config in {family_of(config): config for config in configs}.items():
+        try:
+            kernel_compiler(config, host)
+            if family.cutlass:
+                cutlass_version()
+        except BuildError as error:
+            reasons[family] = str(error)
+    missing = {config: reasons[family_of(config)] for config in configs if family_of(config) in reasons}
+    return [config for config in configs if config not in missing], missing
+
+
+def explain_missing(missing: Mapping[KernelConfig, str]) -> str:
+    """What `split_buildable` says of kernels that can't be compiled here: a line per reason."""
+    by_reason: dict[str, list[KernelConfig]] = {}
+    for config, reason in missing.items():
+        by_reason.setdefault(reason, []).append(config)
+    lines = []
+    for reason, configs in by_reason.items():
+        archs = ", ".join(arch for arch in TARGETS if any(config.arch == arch for config in configs))
+        lines.append(f"{count_of(len(configs), 'kernel')} for {archs} can't be built here: {reason}")
+    return "\n".join(lines)
 
 
 def is_emulated(compiler: Compiler | CudaCompiler) -> bool:
@@ -190,8 +215,9 @@ def find_libraries(
 
 def open_libraries(configs: Sequence[KernelConfig]) -> Iterator[BinaryIO]:
     """One library per kernel, compiled if the cache has none, open until the next is asked for: to load what was
-    compared with its digest. Errors as those of `build_kernels`."""
-    artifacts, _ = build_kernels(configs)
+    compared with its digest. Says what it compiles. Errors as those of `build_kernels`."""
+    with show_compilation([config.key for config in configs]) as listener:
+        artifacts, _ = build_kernels(configs, listener=listener)
     for artifact in artifacts.values():
         with artifact.open_verified(LIBRARY_FILE) as file:
             yield file
@@ -217,12 +243,26 @@ def _compile(
 ) -> dict[KernelConfig, Artifact]:
     with cache.scratch() as scratch:
         steps = [step for job in jobs for step in _steps(job, scratch)]
-        per_kernel = len(steps) // len(jobs)
+        done: set[str] = set()
+
+        def progress(now: Progress) -> None:
+            # A kernel counts as finished with its object: ninja links when it has nothing to compile.
+            key, _, file = now.finished.partition("/")
+            finished = key if file == "kernel.o" else ""
+            done.update({finished} - {""})
+
+            def running() -> list[str]:
+                return list(dict.fromkeys(output.partition("/")[0] for output in now.running()))
+
+            if finished or not now.finished:
+                state = Compilation(done_before + len(done), total, finished, now.good, now.seconds, running)
+                listener.progress(state)
+
         failures = run_steps(
             scratch,
             steps,
             limit or job_limit(max(family_of(job.config).target.job_memory_gb for job in jobs)),
-            lambda done, _: listener.progress(done_before + done // per_kernel, total),
+            progress,
             listener.note,
         )
         for family in dict.fromkeys(family_of(job.config) for job in jobs):

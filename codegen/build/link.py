@@ -110,7 +110,7 @@ def _link(sources: Sources, artifacts: Mapping[KernelConfig, Artifact], path: Pa
                 Step("library.o", ("library.cpp",), tuple(compiled)),
                 Step("out.so", ("library.o",), tuple(linker.link_command(["library.o", *objects], "out.so"))),
             ]
-            failures = run_steps(scratch, steps, 1, lambda *_: None, lambda _: None)
+            failures = run_steps(scratch, steps, 1)
             if failures:
                 raise BuildError(f"linking {path.name} failed: {failures[0].cause}\n{failures[0].text}")
             return (scratch / "out.so").read_bytes()

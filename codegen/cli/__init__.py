@@ -5,6 +5,9 @@ Commands import what they need when they run, so that ``--help`` answers at once
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import sys
 from typing import Annotated
 
@@ -12,32 +15,45 @@ import typer
 
 from ..errors import GnaforgeError
 from . import bench, building, cache, inspecting, presets, quickstart, simulate, verify, wheel
-from .tables import say
+from .help import Command, Group
+from .tables import OUTPUT_FAILED, say
+
+READER_GONE = 141
+"""Exit status where whoever read the output has gone: what a shell says of programs that SIGPIPE ends."""
 
 app = typer.Typer(
     name="gnaforge",
+    cls=Group,
     help=(
         "Generates, compiles and runs attention kernels with neighborhood masking (GNA): only the ones you need.\n\n"
-        "Start with [bold]gnaforge quickstart[/]. Then write a spec (or take a preset) and "
-        "[bold]gnaforge build[/] it."
+        "Start with `gnaforge quickstart`. Then write a spec (or take a preset) and `gnaforge build` it."
+    ),
+    epilog=(
+        "Exit status: 0 if all went well; 1 if something is wrong: a kernel that can't be built or computes wrong "
+        "numbers, sources that are stale, a damaged wheel; 2 if what was given is wrong, and nothing was written; "
+        "130 after Ctrl-C; 141, without a word, if whoever read the output has gone. What else a command has is in its "
+        "--help."
     ),
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(quickstart.quickstart)
-app.command()(building.build)
-app.command()(wheel.wheel)
-app.command("check-wheel")(wheel.check_wheel)
-app.command()(building.generate)
-app.command("list")(inspecting.list_kernels)
-app.command()(presets.presets)
-app.command()(inspecting.doctor)
-app.command()(simulate.simulate)
-app.command()(verify.verify)
-app.command()(bench.bench)
-app.command()(inspecting.schema)
+for _function, _name in (
+    (quickstart.quickstart, None),
+    (building.build, None),
+    (wheel.wheel, None),
+    (wheel.check_wheel, "check-wheel"),
+    (building.generate, None),
+    (inspecting.list_kernels, "list"),
+    (presets.presets, None),
+    (inspecting.doctor, None),
+    (simulate.simulate, None),
+    (verify.verify, None),
+    (bench.bench, None),
+    (inspecting.schema, None),
+):
+    app.command(_name, cls=Command)(_function)
 app.add_typer(cache.app)
 
 
@@ -61,7 +77,47 @@ def _options(
 def main() -> None:
     """Entry point: errors that carry a message for the user end the program with it, without a traceback."""
     try:
+        status = _run()
+    except BrokenPipeError:
+        status = READER_GONE
+    sys.exit(_write_rest(status))
+
+
+def _run() -> int:
+    """The exit status of the command that the arguments name.
+
+    Raises:
+        BrokenPipeError: whoever read its output has gone.
+    """
+    try:
         app()
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):  # typer made an exit of it
+            raise error.__context__ from None
+        return error.code if isinstance(error.code, int) else 0
     except GnaforgeError as error:
         say(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        return error.exit_code
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        say(f"error: {OUTPUT_FAILED}: {error.strerror}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _write_rest(status: int) -> int:
+    """Writes what was printed and is still in memory; returns the exit status, another than ``status`` if it can't."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:  # it may have been closed from the beginning
+                stream.flush()
+        except OSError as error:
+            gone = isinstance(error, BrokenPipeError)
+            # Python flushes once more at its end, and would complain.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            if not gone and not status:
+                with contextlib.suppress(GnaforgeError):
+                    say(f"error: {OUTPUT_FAILED}: {error.strerror}", file=sys.stderr)
+            status = READER_GONE if gone else status or 1
+    return status

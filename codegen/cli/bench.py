@@ -11,9 +11,9 @@ import typer
 
 from ..families.target import TARGETS
 from ..runtime.dtypes import DTYPES
-from .options import PICTURES, JsonOption, VariantOption, check_output, options_in_use, refuse_unused
+from .options import HtmlOption, JsonOption, VariantOption, check_outputs, options_in_use, refuse_unused
 from .problem_options import PATTERN, ProblemOptions, takes_problem
-from .tables import print_table, say
+from .tables import print_table, say, say_written
 
 if TYPE_CHECKING:
     from ..runtime.problem import Problem
@@ -59,7 +59,8 @@ def bench(
         Path | None,
         typer.Option(metavar="FILE", help="Write times, checks and versions to a file that says all by itself."),
     ] = None,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Also draw the results.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Also draw the results.")] = None,
+    html: HtmlOption = None,
     json: JsonOption = False,
 ) -> None:
     """Time kernels beside torch's SDPA with the same mask, compiled FlexAttention, NATTEN and dense attention.
@@ -69,11 +70,11 @@ def bench(
 
     Kernels that a problem needs and the cache lacks are built first: with default tiles for the cpu, fitted ones for a
     GPU. Contenders take turns; times are medians, and GFLOP/s count visible pairs only (all pairs for dense ones).
-    Where there is no gnaforge, [bold]python -m gnaforge.runtime.bench[/] of a built wheel measures the same.
+    Where there is no gnaforge, `python -m gnaforge.runtime.bench` of a built wheel measures the same.
 
-    Examples: [bold]gnaforge bench --tokens 56,56 --window 7,7 --head-dim 32 --heads 4 --dtype fp32,bf16[/],
-    [bold]gnaforge bench --preset hunyuan-video --arch sm90 --report mine.json[/],
-    [bold]gnaforge bench --calibrate --arch sm90 --from mine.json[/]
+    Examples: `gnaforge bench --tokens 56,56 --window 7,7 --head-dim 32 --heads 4 --dtype fp32,bf16`,
+    `gnaforge bench --preset hunyuan-video --arch sm90 --report mine.json`,
+    `gnaforge bench --calibrate --arch sm90 --from mine.json`
     """
     from ..errors import InputError
     from ..families import require_family
@@ -85,7 +86,9 @@ def bench(
         raise InputError(f"give one of {', '.join(modes)}")
     if modes:
         refuse_unused(
-            context, (*_RUN, "plot", *(() if calibrate else ("source", "arch", "variant"))), f"beside {modes[0]}"
+            context,
+            (*_RUN, "plot", "html", *(() if calibrate else ("source", "arch", "variant"))),
+            f"beside {modes[0]}",
         )
     elif source is not None:
         refuse_unused(context, (*_RUN, "arch", "variant"), "beside --from")
@@ -93,9 +96,7 @@ def bench(
         refuse_unused(context, _PROBLEM, "beside --preset")
     if not seconds > 0:  # NaN is neither
         raise InputError(f"--seconds {seconds}: give a number above 0")
-    for option, path, suffixes in (("--plot", plot, PICTURES), ("--report", report, ())):
-        if path is not None:
-            check_output(option, path, *suffixes)
+    check_outputs(plot=plot, html=html, report=report)
     if modes:
         from ..bench import tools as bench_tools
 
@@ -128,7 +129,15 @@ def bench(
     if plot is not None and rows:
         from ..gna.plot import draw_bars
 
-        draw_bars(plot, rows)
+        draw_bars(plot, rows, bench_run.machine_text(found))
+    if html is not None:
+        from ..page import write_page
+        from ..page.benchmark import benchmark_page
+
+        write_page(html, benchmark_page(found))
+    say_written(report, plot if rows else None, html)
+    if plot is not None and not rows:
+        say(f"{plot} was not written: no problem was timed", file=sys.stderr)
     if any(line.startswith(bench_run.FAILED) for line in missing):
         raise typer.Exit(1)
 

@@ -5,16 +5,24 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..build_tools.text import printable
+from ..build_tools.text import count_of, printable
 from .options import ArchOption, OutOption, SpecArgument, plan_of, shard_of
 from .tables import say
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.live import Live
+
+    from ..build.link import BuildResult
+    from ..build.progress import Compilation
     from ..plan import Plan
 
 JobsOption = Annotated[
@@ -50,7 +58,7 @@ def generate(
 ) -> None:
     """Render the C++ sources of a spec's kernels, without compiling them.
 
-    Example: [bold]gnaforge generate hunyuan-video -o generated[/]
+    Example: `gnaforge generate hunyuan-video -o generated`
     """
     from ..build import sources as generating
 
@@ -58,7 +66,7 @@ def generate(
     say_notes(plan)
     if not check:
         folder = generating.generate(plan, out)
-        say(f"{len(plan.configs)} kernels in {folder}")
+        say(f"{count_of(len(plan.configs), 'kernel')} in {folder}")
         return
     drift = generating.check(plan, out)
     folder = generating.source_dir(out, plan.library)
@@ -94,10 +102,12 @@ def build(
     Kernels go to the compile cache too, where na1d, na2d and na3d find them by themselves. What the cache has already
     is not compiled again; what decides is content, not time stamps.
 
-    A build can be spread over machines with the same compilers: each runs its --shard and [bold]gnaforge cache
-    export[/]; after [bold]gnaforge cache import[/] of all the parts, build and wheel compile no kernel.
+    A build can be spread over machines with the same compilers: each runs its --shard and `gnaforge cache
+    export`; after `gnaforge cache import` of all the parts, build and wheel compile no kernel.
 
-    Examples: [bold]gnaforge build hunyuan-video --arch cpu[/], [bold]gnaforge build cosmos --arch sm90 --shard 2/3[/]
+    Where the compiler for some of the kernels is missing, the others are built; the exit status is 1.
+
+    Examples: `gnaforge build hunyuan-video --arch cpu`, `gnaforge build cosmos --arch sm90 --shard 2/3`
     """
     from ..build import link as linking
     from ..build.kernels import Listener
@@ -107,17 +117,45 @@ def build(
     say_notes(plan)
     if shard is not None:
         plan = shard_of(plan, shard)
-    if dry_run:
-        _dry_run(plan)
+    with whole_or_partial(plan) as plan:
+        if dry_run:
+            _dry_run(plan)
+        elif shard is not None:
+            _build_shard(plan, spec, arch, shard, jobs)
+        else:
+            with Progress() as progress:
+                result = linking.build(plan, out, jobs=jobs, listener=Listener(progress.update, progress.note))
+            _say_built(plan, result)
+
+
+@contextmanager
+def whole_or_partial(plan: Plan) -> Iterator[Plan]:
+    """The part of a plan that can be built here, said first and last if it isn't the whole, which is exit status 1.
+
+    Raises:
+        BuildError: nothing of it can be built here.
+    """
+    from ..build.kernels import explain_missing, split_buildable
+    from ..errors import BuildError
+
+    ready, missing = split_buildable(plan.configs)
+    if missing and not ready:
+        raise BuildError(explain_missing(missing))
+    if not missing:
+        yield plan
         return
-    if shard is not None:
-        _build_shard(plan, spec, arch, shard, jobs)
-        return
-    with Progress() as progress:
-        result = linking.build(plan, out, jobs=jobs, listener=Listener(progress.update, progress.note))
+    say(f"missing: {explain_missing(missing)}", file=sys.stderr)
+    yield replace(plan, configs=tuple(ready))
+    for config in missing:
+        say(f"missing: {config.key}", file=sys.stderr)
+    say(f"{len(missing)} of {count_of(len(plan.configs), 'kernel')} can't be built here, see above", file=sys.stderr)
+    raise typer.Exit(1)
+
+
+def _say_built(plan: Plan, result: BuildResult) -> None:
     size = result.library.stat().st_size / 1e6
     say(
-        f"{result.library}: {len(plan.configs)} kernels, {size:.1f} MB; "
+        f"{result.library}: {count_of(len(plan.configs), 'kernel')}, {size:.1f} MB; "
         f"{len(result.compiled)} compiled, {len(result.reused)} from the cache, {result.seconds:.1f} s"
     )
     say("na1d, na2d and na3d find these kernels by themselves; elsewhere: gnaforge.load_library(path)")
@@ -149,7 +187,7 @@ def _build_shard(plan: Plan, spec: str, arch: list[str] | None, shard: str, jobs
         core_path()
     count = len(plan.configs)
     say(
-        f"shard {shard}: {count} kernel{'' if count == 1 else 's'}{' and the core extension' if first else ''} "
+        f"shard {shard}: {count_of(count, 'kernel')}{' and the core extension' if first else ''} "
         f"in {user_cache().root}; {len(compiled)} compiled, {count - len(compiled)} from the cache"
     )
     if not count:
@@ -171,16 +209,42 @@ def _dry_run(plan: Plan) -> None:
     for config in plan.configs:
         say(f"{'compile' if config in waiting else 'cached '}  {config.key}")
     say(
-        f"{len(pending)} of {len(plan.configs)} kernels to compile with {' and '.join(compilers)}, "
+        f"{len(pending)} of {count_of(len(plan.configs), 'kernel')} to compile with {' and '.join(compilers)}, "
         f"at most {job_limit(1.0)} at once; nothing was written"
     )
 
 
 class Progress:
-    """A progress bar on stderr that appears with the first finished kernel of a build."""
+    """What a build shows on stderr: on a terminal a bar that names what is compiled; elsewhere a line for each kernel
+    that is finished."""
 
     def __init__(self) -> None:
         from rich.console import Console
+
+        self._console = Console(stderr=True)
+        self._live: Live | None = None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def update(self, now: Compilation) -> None:
+        self._now = now
+        if not self._console.is_terminal:
+            if now.finished:
+                say(now.line(), file=sys.stderr)
+                sys.stderr.flush()
+            return
+        if self._live is None:
+            self._live = self._begin()
+        self._bar.update(self._task, completed=now.done, total=now.total)
+
+    def _begin(self) -> Live:
+        from rich.console import Group
+        from rich.live import Live
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -189,30 +253,19 @@ class Progress:
             TimeElapsedColumn,
             TimeRemainingColumn as Remaining,
         )
+        from rich.text import Text
 
-        self._console = Console(stderr=True)
-        self._bar = Progress(
-            TextColumn("compiling"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            Remaining(),
-            console=self._console,
-            transient=True,
-            disable=not self._console.is_terminal,  # else a log gets empty lines
-        )
-        self._task = self._bar.add_task("compiling", total=None, visible=False)
+        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), Remaining())
+        self._bar = Progress(*columns, console=self._console)
+        self._task = self._bar.add_task("compiling", total=self._now.total)
 
-    def __enter__(self) -> Progress:
-        self._bar.start()
-        return self
+        def render() -> RenderableType:
+            names = Text(self._now.running_text(), no_wrap=True, overflow="ellipsis")
+            return Group(self._bar.get_renderable(), names)
 
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def update(self, done: int, total: int) -> None:
-        self._bar.update(self._task, completed=done, total=total, visible=True)
+        live = Live(get_renderable=render, console=self._console, transient=True, refresh_per_second=5)
+        live.start()
+        return live
 
     def note(self, line: str) -> None:
         self._console.print(printable(f"note: {line}", lines=True), markup=False, highlight=False)

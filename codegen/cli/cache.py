@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..build_tools.text import count_of
 from .cache_moving import export, import_
+from .help import Command, Group
 from .options import JsonOption
 from .tables import say
 
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="cache",
+    cls=Group,
     help="Look at the compile cache, make room, move kernels between machines. GNAFORGE_CACHE_DIR says where it is.",
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -23,11 +27,11 @@ app = typer.Typer(
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be deleted; delete nothing.")]
 
 
-@app.command()
+@app.command(cls=Command)
 def info(json: JsonOption = False) -> None:
     """Say where the cache and its read-only layers are, and what they hold.
 
-    Example: [bold]gnaforge cache info[/]
+    Example: `gnaforge cache info`
     """
     from ..build.cache_report import summaries
 
@@ -40,17 +44,21 @@ def info(json: JsonOption = False) -> None:
     for row in rows:
         kind = "cache" if row is rows[-1] else "layer"
         say(f"{kind} {row['folder']}" + _state(row))
-        for name, what in _KINDS.items():
-            if row[name]["count"] or name == "kernels":
-                say(f"  {row[name]['count']:5} {what}, {row[name]['bytes'] / 1e6:.1f} MB")
+        for text, size in _kinds(row):
+            say(f"  {text}, {size / 1e6:.1f} MB")
 
 
-_KINDS = {
-    "kernels": "kernels",
-    "stale": "made by another version (gnaforge cache prune)",
-    "other": "parts of gnaforge itself",
-    "damaged": "damaged (gnaforge cache prune)",
-}
+def _kinds(row: dict[str, Any]) -> Iterator[tuple[str, int]]:
+    """What a cache holds, in words, and how many bytes of it."""
+    texts = {
+        "kernels": count_of(row["kernels"]["count"], "kernel"),
+        "stale": f"{row['stale']['count']:,} made by another version (gnaforge cache prune)",
+        "other": count_of(row["other"]["count"], "part") + " of gnaforge itself",
+        "damaged": f"{row['damaged']['count']:,} damaged (gnaforge cache prune)",
+    }
+    for name, text in texts.items():
+        if row[name]["count"] or name == "kernels":
+            yield text, row[name]["bytes"]
 
 
 def _state(row: dict[str, object]) -> str:
@@ -59,13 +67,13 @@ def _state(row: dict[str, object]) -> str:
     return "" if row["trusted"] else f": NOT USED, it {row['mistrusted']}"
 
 
-@app.command()
+@app.command(cls=Command)
 def clear(dry_run: DryRunOption = False) -> None:
     """Delete everything in the cache. Kernels compile again when they are needed.
 
     Processes that run keep what they have loaded; builds that run finish. Layers are not touched.
 
-    Example: [bold]gnaforge cache clear[/]
+    Example: `gnaforge cache clear`
     """
     from ..build_tools.cache import user_cache
     from ..build_tools.cache_care import all_artifacts
@@ -73,7 +81,7 @@ def clear(dry_run: DryRunOption = False) -> None:
     _delete(all_artifacts(user_cache()), dry_run)
 
 
-@app.command()
+@app.command(cls=Command)
 def prune(
     older_than: Annotated[
         float | None, typer.Option("--older-than", metavar="DAYS", min=0, help="Also what was not used for longer.")
@@ -86,7 +94,7 @@ def prune(
 ) -> None:
     """Delete what is of no use: kernels made by another version of gnaforge, damaged ones, leftovers of killed builds.
 
-    Examples: [bold]gnaforge cache prune[/], [bold]gnaforge cache prune --older-than 30 --keep-mb 500[/]
+    Examples: `gnaforge cache prune`, `gnaforge cache prune --older-than 30 --keep-mb 500`
     """
     from ..build.cache_report import is_stale
     from ..build_tools.cache import user_cache
@@ -110,17 +118,17 @@ def _delete(doomed: list[Doomed], dry_run: bool) -> None:
     if user_cache().exists() and not dry_run:
         remove(user_cache(), doomed)
     what = "would be deleted" if dry_run else "deleted"
-    say(f"{len(doomed)} folders {what}, {sum(item.size for item in doomed) / 1e6:.1f} MB")
+    say(f"{count_of(len(doomed), 'folder')} {what}, {sum(item.size for item in doomed) / 1e6:.1f} MB")
 
 
-@app.command()
+@app.command(cls=Command)
 def explain(
     key: Annotated[str, typer.Argument(metavar="KEY", help="A kernel's key, as gnaforge list prints it.")],
     json: JsonOption = False,
 ) -> None:
     """Print every part of a kernel's cache key, and which part differs from the nearest entry of the cache.
 
-    Example: [bold]gnaforge cache explain gna_forward-cpu-r2-fp32-dany-q8x8-kv8x8[/]
+    Example: `gnaforge cache explain gna_forward-cpu-r2-fp32-dany-q8x8-kv8x8`
     """
     from ..build.cache_report import explain as explained
     from ..families import require_config
@@ -149,5 +157,5 @@ def explain(
             say(f"  {name}: there {theirs or '(nothing)'}\n  {' ' * len(name)}  now   {ours or '(nothing)'}")
 
 
-app.command("export")(export)
-app.command("import")(import_)
+app.command("export", cls=Command)(export)
+app.command("import", cls=Command)(import_)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..build_tools.text import count_of
 from .options import ArchOption, plan_of
 from .tables import say
 
@@ -27,12 +29,12 @@ def export(
     ] = None,
     arch: ArchOption = None,
 ) -> None:
-    """Copy compiled kernels out of the cache, for [bold]gnaforge cache import[/] on another machine.
+    """Copy compiled kernels out of the cache, for `gnaforge cache import` on another machine.
 
     A folder can also be used as it is, as a read-only layer: name it in GNAFORGE_CACHE_PATH. With --spec the core
     extension goes along, if the cache has the current one.
 
-    Example: [bold]gnaforge cache export part-1-of-3.zip --spec hunyuan-video[/]
+    Example: `gnaforge cache export part-1-of-3.zip --spec hunyuan-video`
     """
     from ..build_tools.cache import user_cache
     from ..build_tools.cache_archive import export_artifacts
@@ -62,7 +64,7 @@ def import_(
     Import only what you made yourself or trust: kernels are code that your processes will run, and a digest shows
     damage, not malice.
 
-    Example: [bold]gnaforge cache import part-1-of-3.zip part-2-of-3.zip part-3-of-3.zip[/]
+    Example: `gnaforge cache import part-1-of-3.zip part-2-of-3.zip part-3-of-3.zip`
     """
     from ..build_tools.cache import user_cache
     from ..build_tools.cache_archive import import_artifacts
@@ -88,7 +90,7 @@ def needed_files(name: str) -> set[str]:
 
 def _count_text(artifacts: Sequence[Artifact]) -> str:
     kernels = sum(artifact.record["key"] != "core" for artifact in artifacts)
-    text = f"{kernels} kernel{'' if kernels == 1 else 's'}"
+    text = count_of(kernels, "kernel")
     return text if kernels == len(artifacts) else text + " and the core extension"
 
 
@@ -118,11 +120,14 @@ def _of_spec(spec: str, arch: list[str] | None) -> tuple[list[Artifact], str]:
     """The artifacts of a spec's kernels, with the core for this torch, and how many kernels the spec has."""
     from importlib.metadata import version
 
-    from ..build.kernels import make_jobs, split_cached
+    from ..build.kernels import explain_missing, make_jobs, split_buildable, split_cached
     from ..build_tools.toolchain import cxx_compiler
 
     plan = plan_of(spec, arch)
-    found, _ = split_cached(make_jobs(plan.configs, cxx_compiler()))
+    ready, missing = split_buildable(plan.configs)
+    if missing:  # what compiled them is part of their names
+        say(f"note: {explain_missing(missing)}: not exported", file=sys.stderr)
+    found, _ = split_cached(make_jobs(ready, cxx_compiler()))
     kernels = [found[config] for config in plan.configs if config in found]
     cores = [artifact for artifact in _portable() if artifact.record.get("torch") == version("torch")]
     return kernels + (cores if kernels else []), f" of the {len(plan.configs)} of {spec}"

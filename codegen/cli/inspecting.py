@@ -80,12 +80,12 @@ def list_kernels(
 ) -> None:
     """List kernels: keys, tiles, and what is known of the compiled ones. Needs no compiler.
 
-    With [bold]--static[/]: registers after launch, bytes spilled, shared memory per thread block, and of the machine
+    With `--static`: registers after launch, bytes spilled, shared memory per thread block, and of the machine
     code the instructions, matrix products (HGMMA or UTCHMMA), special functions (MUFU, nearly all of them exp2), and,
     where one warp does both, how many of those run while a product is under way.
 
-    Examples: [bold]gnaforge list[/], [bold]gnaforge list hunyuan-video[/],
-    [bold]gnaforge list generated/quickstart/lib/quickstart.so[/]
+    Examples: `gnaforge list`, `gnaforge list hunyuan-video`,
+    `gnaforge list generated/quickstart/lib/quickstart.so`
     """
     from ..build.library import read_library
 
@@ -159,7 +159,7 @@ def doctor(json: JsonOption = False) -> None:
 
     Exits with 1 if cpu kernels can't be built and run here.
     """
-    from ..doctor import GROUPS, examine
+    from ..doctor import GROUPS, NEEDED, examine
 
     findings = examine()
     if json:
@@ -170,7 +170,7 @@ def doctor(json: JsonOption = False) -> None:
             for finding in findings:
                 if finding.group == group:
                     say(f"  {'ok     ' if finding.ok else 'MISSING'} {finding.name}: {finding.detail}")
-    if not all(finding.ok for finding in findings if finding.group != GROUPS[2]):
+    if not all(finding.ok for finding in findings if finding.group in NEEDED):
         raise typer.Exit(1)
 
 
@@ -181,8 +181,8 @@ def schema(
 ) -> None:
     """Print the JSON Schema of kernel specs, for editors.
 
-    Example: [bold]gnaforge schema > gnaforge.schema.json[/], then put
-    [bold]# yaml-language-server: $schema=gnaforge.schema.json[/] on a spec's first line.
+    Example: `gnaforge schema > gnaforge.schema.json`, then put
+    `# yaml-language-server: $schema=gnaforge.schema.json` on a spec's first line.
     """
     from ..spec import json_schema
     from ..spec.reference import reference_table

@@ -35,7 +35,21 @@ VariantOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
-PICTURES = (".png", ".svg")
+HtmlOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--html", metavar="FILE", help="Also write a page for a browser: tables that sort, patterns query by query."
+    ),
+]
+
+_SUFFIXES = {"plot": (".png", ".svg"), "html": (".html",)}
+
+
+def check_outputs(**files: Path | None) -> None:
+    """`check_output` for options by name; None where one wasn't given."""
+    for name, path in files.items():
+        if path is not None:
+            check_output(f"--{name}", path, *_SUFFIXES.get(name, ()))
 
 
 def check_output(option: str, path: Path, *suffixes: str) -> None:
@@ -99,7 +113,7 @@ def plan_of(spec: str, arches: list[str] | None) -> Plan:
     config = require_config(spec)
     if arches and config.arch not in arches:
         raise InputError(f"{spec}: --arch {' '.join(arches)} excludes this kernel, which is for {config.arch}")
-    return Plan(library="single", configs=(config,))
+    return Plan(library=config.key.replace("-", "_"), configs=(config,))
 
 
 def shard_of(plan: Plan, shard: str) -> Plan:

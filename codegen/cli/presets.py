@@ -10,7 +10,7 @@ from .tables import print_table
 def presets(json: JsonOption = False) -> None:
     """List the specs that come with gnaforge. Every command that takes a spec takes the name of one.
 
-    Example: [bold]gnaforge presets[/]
+    Example: `gnaforge presets`
     """
     from ..spec import load_spec, presets as descriptions
 

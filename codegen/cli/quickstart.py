@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from .options import PICTURES, OutOption, check_output
+from ..build_tools.text import count_of
+from .options import OutOption, check_outputs
 from .tables import say
 
 _PRESET = "quickstart"
@@ -22,7 +23,7 @@ def quickstart(
 ) -> None:
     """See the whole pipeline: build a small preset, run it, check it, time it, draw it. About a minute.
 
-    Builds the preset [bold]quickstart[/], runs its problem, compares with exact attention in float64, times it beside
+    Builds the preset `quickstart`, runs its problem, compares with exact attention in float64, times it beside
     torch's SDPA with the same mask, and draws what queries attend to.
     """
     from ..build.kernels import Listener
@@ -32,10 +33,10 @@ def quickstart(
     from ..spec import load_spec
     from .building import Progress
 
-    check_output("--plot", plot, *PICTURES)
+    check_outputs(plot=plot)
     spec = load_spec(_PRESET)
     kernels = plan(spec)
-    say(f"1. Building {len(kernels.configs)} kernels of the preset {_PRESET!r} ...", file=sys.stderr)
+    say(f"1. Building {count_of(len(kernels.configs), 'kernel')} of the preset {_PRESET!r} ...", file=sys.stderr)
     with Progress() as progress:
         result = build(kernels, out, listener=Listener(progress.update, progress.note))
     say("2. Running them beside exact attention in float64 and torch's SDPA ...", file=sys.stderr)

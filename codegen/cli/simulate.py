@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from ..families.target import TARGETS
-from .options import PICTURES, JsonOption, VariantOption, check_output, refuse_unused
+from .options import HtmlOption, JsonOption, VariantOption, check_outputs, refuse_unused
 from .problem_options import PATTERN, ProblemOptions, parse_numbers, takes_problem
-from .tables import say
+from .tables import say, say_written
 
 if TYPE_CHECKING:
     from ..gna.source import Tiling
@@ -70,8 +70,9 @@ def simulate(
     ] = "0/1",
     plot: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.png", help="Draw the tiles that a Q tile visits; with --sweep-stride, the sweep."),
+        typer.Option(metavar="FILE", help="Draw the tiles that a Q tile visits; with --sweep-stride, the sweep."),
     ] = None,
+    html: HtmlOption = None,
     json: JsonOption = False,
 ) -> None:
     """Say how fast a pattern can be, with which tiles, and which stride needs no masks. Runs nothing.
@@ -79,20 +80,20 @@ def simulate(
     Bounds are exact counts of what kernels visit; times are a model, and named so.
     Speed-ups are over dense attention on the same tokens.
 
-    FLOP bound: all pairs over visible pairs. No kernel exceeds it.
+    FLOP bound: all pairs over visible pairs. No work bound exceeds it.
 
     Work bound: all pairs over pairs computed in visited tiles, padding counted.
-    It is what a kernel with these tiles can reach.
+    It is what a kernel with these tiles can reach, beside dense attention that wastes no time.
 
     Paper bound: as the GNA paper publishes it, from the worst Q tile on a grid.
 
     Examples:
 
-      [bold]gnaforge simulate --tokens 30,48,80 --window 18,24,24 --stride 16,8,8[/]
+      gnaforge simulate --tokens 30,48,80 --window 18,24,24 --stride 16,8,8
 
-      [bold]gnaforge simulate --tokens 256,256 --window 80 --sweep-stride --plot strides.png[/]
+      gnaforge simulate --tokens 256,256 --window 80 --sweep-stride --plot strides.png
 
-      [bold]gnaforge simulate --preset hunyuan-video --arch sm100 --json[/]
+      gnaforge simulate --preset hunyuan-video --arch sm100 --json
     """
     from ..errors import InputError
     from ..simulator.fitting import simulate_problem
@@ -109,8 +110,7 @@ def simulate(
         refuse_unused(context, ("objective",), "beside --q-tile")
     if end_to_end is None:
         refuse_unused(context, ("dense_steps",), "without --end-to-end")
-    if plot is not None:
-        check_output("--plot", plot, *PICTURES)
+    check_outputs(plot=plot, html=html)
     problems = (
         [options.problem()] if options.preset is None else _problems_of_spec(options.preset, options.fields_in_use())
     )
@@ -140,9 +140,15 @@ def simulate(
             draw_sweep(plot, sweeps[0])
         else:
             draw_tiles(plot, simulations[0])
+    if html is not None:
+        from ..page import write_page
+        from ..page.simulations import simulation_page
+
+        write_page(html, simulation_page(simulations, rows))
     if json:
         from json import dumps
 
+        say_written(plot, html)
         say(dumps(rows if sweep_stride or options.preset is not None else rows[0], indent=1))
         return
     from .simulate_text import print_many, print_one, print_sweep
@@ -154,8 +160,7 @@ def simulate(
         print_one(simulations[0], rows[0])
     else:
         print_many(simulations, rows)
-    if plot is not None:
-        say(f"\npicture  {plot}")
+    say_written(plot, html)
 
 
 def _problems_of_spec(source: str, given: Mapping[str, Any]) -> list[Problem]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..build_tools.text import count_of
 from ..simulator.simulation import Simulation
 from .tables import print_table, say
 
@@ -28,7 +29,7 @@ def _problem(row: dict[str, Any], *, stride: bool = True) -> str:
         text += f", dilation {_box(row['dilation'])}"
     if any(row["causal"]):
         text += ", causal along " + ", ".join(str(d) for d, causal in enumerate(row["causal"]) if causal)
-    heads = f"{row['heads']} head{'s' if row['heads'] > 1 else ''}"
+    heads = count_of(row["heads"], "head")
     if row["heads"] != row["kv_heads"]:
         heads += f" ({row['kv_heads']} of K and V)"
     batch = f"batch {row['batch']}, " if row["batch"] > 1 else ""
@@ -82,7 +83,7 @@ def print_one(found: Simulation, row: dict[str, Any]) -> None:
     say(_problem(row))
     for name, text in lines.items():
         say(f"  {name:13} {text}")
-    say(f"\nThe model is no measurement. Its constants: {model['source']}.")
+    say(f"\nThe model is no measurement. Its constants: {model['source']}.{_model_note([found])}")
 
 
 def _columns(found: Simulation, row: dict[str, Any]) -> tuple[str, ...]:
@@ -117,7 +118,17 @@ def print_many(simulations: Sequence[Simulation], rows: Sequence[dict[str, Any]]
             for found, row in zip(simulations, rows, strict=True)
         ),
     )
-    say(f"\nTiles for {simulations[0].family}. Times are a model of {rows[0]['model']['device']}, no measurement.")
+    say(
+        f"\nTiles for {simulations[0].family}. Times are a model of {rows[0]['model']['device']}, no measurement.",
+        end=f"{_model_note(simulations)}\n",
+    )
+
+
+def _model_note(simulations: Sequence[Simulation]) -> str:
+    """Why a modelled speed-up is above what a bound allows, if one is."""
+    if all(found.model_speedup <= found.flop_speedup for found in simulations):
+        return ""
+    return " The model may pass the bounds: its dense attention also wastes time, which bounds don't count."
 
 
 def print_sweep(sweep: Sequence[Simulation]) -> None:
@@ -141,7 +152,10 @@ def print_sweep(sweep: Sequence[Simulation]) -> None:
             for found in sweep
         ),
     )
-    say(f"\nNo stride can exceed the FLOP bound of {_times(first['flop_speedup'])}.", end=" ")
+    bounds = [found.flop_speedup for found in sweep]
+    low, high = _times(min(bounds)), _times(max(bounds))  # causal windows shrink as strides grow
+    bound = f"the FLOP bound of {low}" if low == high else f"the FLOP bound of its stride, {low} to {high}"
+    say(f"\nNo work bound exceeds {bound}.{_model_note(sweep)}", end=" ")
     if perfect is None and sweep[0].fitted:
         say("With the tiles that fit them best, none of these strides is perfectly block-sparse.")
     elif perfect is None:

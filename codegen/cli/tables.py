@@ -2,17 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+import sys
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TextIO
 
+from ..build_tools.errors import GnaforgeError
 from ..build_tools.text import printable
 
+OUTPUT_FAILED = "can't write the output"
 _WIDEST = 10_000  # columns
 
 
 def say(*parts: object, file: TextIO | None = None, end: str = "\n") -> None:
     """Prints lines as `print` does, on standard output unless another ``file`` is given."""
-    print(*(printable(part, lines=True) for part in parts), file=file, end=end)
+    with writing():
+        print(*(printable(part, lines=True) for part in parts), file=file, end=end)
+
+
+def say_written(*files: Path | None) -> None:
+    """Says that files were written, on standard error: what is on standard output may be for a program."""
+    for path in files:
+        if path is not None:
+            say(f"wrote {path}", file=sys.stderr)
+
+
+@contextmanager
+def writing() -> Iterator[None]:
+    """Around printing.
+
+    Raises:
+        BrokenPipeError: whoever reads the output has gone.
+        GnaforgeError: it can't be written.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise GnaforgeError(f"{OUTPUT_FAILED}: {error.strerror}") from error
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: Collection[str] = ()) -> None:
@@ -29,4 +58,5 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: 
     # As wide as it is: keys are there to be copied. A narrow terminal wraps lines, it doesn't cut them.
     console = Console()
     console.width = max(console.width, console.measure(table, options=console.options.update_width(_WIDEST)).maximum)
-    console.print(table)
+    with writing():
+        console.print(table)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..build_tools.text import count_of
 from .options import ArchOption, JsonOption, plan_of, refuse_unused
 from .problem_options import ProblemOptions, takes_problem
 from .tables import say
@@ -106,11 +107,11 @@ def verify(
 
     Examples:
 
-      [bold]gnaforge verify hunyuan-video --arch sm90[/]
+      gnaforge verify hunyuan-video --arch sm90
 
-      [bold]gnaforge verify gna_forward-sm90-r2-bf16-d64-q8x16-kv8x16 --random 20 --seeds 5[/]
+      gnaforge verify gna_forward-sm90-r2-bf16-d64-q8x16-kv8x16 --random 20 --seeds 5
 
-      [bold]gnaforge verify KEY --tokens 30,40 --window 12,16 --stride 4 --timing lazy --seed 7 --trace[/]
+      gnaforge verify KEY --tokens 30,40 --window 12,16 --stride 4 --timing lazy --seed 7 --trace
     """
     from ..errors import GnaforgeError, InputError
     from ..families import require_config
@@ -211,7 +212,9 @@ def _targets(
                 found = targets_of_plan(configs, plan.shapes, head_dims=head_dims, jobs=jobs, listener=listener)
                 chosen = found.targets
     if not chosen:
-        raise InputError(f"none of the {len(kernels)} kernels of {target} is for that rank, head dim, dtype and arch")
+        raise InputError(
+            f"of the {count_of(len(kernels), 'kernel')} of {target} none is for that rank, head dim, dtype and arch"
+        )
     return Targets(chosen, found.skipped)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from ..build_tools.text import count_of
 from ..runtime.config import ANY_HEAD_DIM
 from ..runtime.op_table import OPS
 from ..verification.counters import WorkCounters
@@ -20,7 +21,7 @@ def print_results(results: Sequence[KernelResult], skipped: Mapping[str, str], t
     good = sum(result.good for result in results)
     runs = sum(result.runs for result in results)
     total = len(results) + len(skipped)
-    say(f"\n{good} of {total} kernels {'are' if good != 1 else 'is'} good; {runs} runs")
+    say(f"\n{good} of {count_of(total, 'kernel')} {'are' if good != 1 else 'is'} good; {count_of(runs, 'run')}")
     if any(result.emulated for result in results):
         say("Emulated: this shows function and synchronisation by the rules of PTX, not time, ptxas or hardware.")
 

@@ -8,6 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..build_tools.text import count_of
 from ..errors import InputError
 from ..runtime.config import ANY_HEAD_DIM, KernelConfig
 from ..runtime.dtypes import DTYPES
@@ -199,16 +200,22 @@ class Family:
             elif dim > limits.head_dim:
                 found.append((name, f"{dim} is too large; {self} takes at most {limits.head_dim}"))
         if config.q_rows > limits.q_rows:
-            found.append(("q_tile", f"holds {config.q_rows} query tokens; {self} takes at most {limits.q_rows}"))
+            found.append(
+                ("q_tile", f"holds {count_of(config.q_rows, 'query token')}; {self} takes at most {limits.q_rows}")
+            )
         elif misfit := limits.q_box(config.q_tile):
             found.append(("q_tile", misfit))
         columns = config.kv_columns
         if columns > limits.kv_columns:
-            found.append(("kv_tile", f"holds {columns} key tokens; {self} takes at most {limits.kv_columns}"))
+            found.append(
+                ("kv_tile", f"holds {count_of(columns, 'key token')}; {self} takes at most {limits.kv_columns}")
+            )
         if columns % limits.kv_multiple:
-            found.append(("kv_tile", f"holds {columns} key tokens; {self} needs a multiple of {limits.kv_multiple}"))
+            found.append(
+                ("kv_tile", f"holds {count_of(columns, 'key token')}; {self} needs a multiple of {limits.kv_multiple}")
+            )
         if not found and config.head_dim != ANY_HEAD_DIM and (misfit := self._misfit(config, columns)):
-            found.append(("kv_tile", f"beside {config.q_rows} query tokens {misfit}"))
+            found.append(("kv_tile", f"beside {count_of(config.q_rows, 'query token')} {misfit}"))
         return found
 
     def serving_config(self, config: KernelConfig) -> KernelConfig:
@@ -265,9 +272,17 @@ class Family:
     @property
     def facts(self) -> FamilyFacts:
         """What running its kernels takes to know."""
-        target = self.target
+        target, limits = self.target, self.limits
         return FamilyFacts(
-            self.name, target.device, target.nvcc_target, target.capabilities, self.padding, self.features
+            self.name,
+            target.device,
+            target.nvcc_target,
+            target.capabilities,
+            self.padding,
+            self.features,
+            self.dtypes,
+            limits.head_dim_multiple,
+            limits.head_dim,
         )
 
     def _misfit(self, config: KernelConfig, columns: int) -> str | None:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..build_tools.files import write_atomic
+from ..build_tools.text import count_of
 from ..errors import InputError
 from ..runtime.problem import Problem
 from .axes import Axis, axes_of
@@ -285,8 +286,10 @@ def draw_pattern(
     keys = [Patch(color=ORANGE, label="a query"), Patch(color=SKY, label="the keys that it attends to")]
     tiles = [
         handle("q_tile", f"Q tile: {extents(q_tile)} queries that a kernel computes together"),
-        handle("interior", f"{interior} interior KV tiles: every query sees every key, so no mask is computed"),
-        handle("shell", f"{shell} shell KV tiles: some queries see some keys, so a mask is computed"),
+        handle(
+            "interior", f"{count_of(interior, 'interior KV tile')}: all queries see all keys, so no mask is computed"
+        ),
+        handle("shell", f"{count_of(shell, 'shell KV tile')}: some queries see some keys, so a mask is computed"),
     ]
     for plot, title, handles in (
         (left, "What three queries attend to", keys),
@@ -308,27 +311,51 @@ def _draw_windows(plot: Any, layout: Sequence[Axis], queries: Sequence[tuple[int
         seen += attended_keys(layout, query)
     plot.imshow(seen > 0, cmap=ListedColormap(["white", SKY]), vmin=0, vmax=1, interpolation="nearest")
     # Larger than a token, and over the axes: queries at borders are to be seen too.
-    plot.scatter(
-        *zip(*((x, y) for y, x in queries), strict=True), s=36, marker="s", color=ORANGE, clip_on=False, zorder=3
-    )
+    y, x = zip(*queries, strict=True)
+    plot.scatter(x, y, s=36, marker="s", color=ORANGE, clip_on=False, zorder=3)
 
 
-def draw_bars(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes a bar chart of benchmark rows (see `bench_run.rows`): useful GFLOP/s by problem and contender."""
+def draw_bars(path: Path, rows: Sequence[dict[str, Any]], machine: str) -> None:
+    """Writes a bar chart of benchmark rows (see `gnaforge.bench.run.rows`): useful GFLOP/s by problem and contender,
+    and times as multiples of gnaforge's. ``machine`` says what they were measured on."""
+    from matplotlib import rc_context
+
+    with rc_context({"text.parse_math": False}):  # a report may come from elsewhere, and hold a $
+        save(bars_figure(rows, machine), path)
+
+
+def bars_figure(rows: Sequence[dict[str, Any]], machine: str) -> Any:
+    """The figure of `draw_bars`."""
     from matplotlib.figure import Figure
 
-    problems = list(dict.fromkeys(f"{row['problem']}\n{row['dtype']}" for row in rows))
+    def name_of(row: dict[str, Any]) -> str:
+        return f"{row['problem']}\n{row['heads x dim']}, {row['dtype']}"
+
+    problems = list(dict.fromkeys(map(name_of, rows)))
     contenders = list(dict.fromkeys(row["contender"] for row in rows))
-    figure = Figure(figsize=(max(6, 2 * len(problems)), 4.5), layout="constrained")
+    figure = Figure(figsize=(max(7, 0.9 * len(problems) * len(contenders)), 5), layout="constrained")
+    note = "Above each bar: its rate, and the time as a multiple of gnaforge's"
+    figure.suptitle(f"gnaforge bench: rates of attention, higher is better\n{machine}\n{note}", fontsize=10)
     plot = figure.subplots()
     width = 0.8 / len(contenders)
-    rates = {(f"{row['problem']}\n{row['dtype']}", row["contender"]): row["useful GFLOP/s"] for row in rows}
+    found = {(name_of(row), row["contender"]): row for row in rows}
     for i, contender in enumerate(contenders):
-        heights = [rates.get((problem, contender), 0.0) for problem in problems]  # 0: it was not timed
+        own = [found.get((problem, contender)) for problem in problems]
+        heights = [row["useful GFLOP/s"] if row else 0.0 for row in own]
         places = np.arange(len(problems)) + i * width
         colour = {"gnaforge": GREEN, "sdpa": SKY, "flex": ORANGE}.get(contender, f"C{i}")
-        plot.bar_label(plot.bar(places, heights, width, label=contender, color=colour), fmt="%.0f")
+        bars = plot.bar(places, heights, width, label=contender, color=colour)
+        plot.bar_label(bars, labels=[_bar_text(row) for row in own], fontsize=8)
     plot.set_xticks(np.arange(len(problems)) + width * (len(contenders) - 1) / 2, problems)
     plot.set_ylabel("useful GFLOP/s (visible pairs only)")
-    plot.legend(frameon=False)
-    save(figure, path)
+    plot.margins(y=0.15)
+    figure.legend(loc="outside lower center", ncols=len(contenders), frameon=False)
+    return figure
+
+
+def _bar_text(row: dict[str, Any] | None) -> str:
+    """What is written above a bar: the rate, and how many times as long as gnaforge it took."""
+    if row is None:
+        return "not timed"
+    ratio = row["times ours"]
+    return f"{row['useful GFLOP/s']:.3g}" + (f"\n{ratio:.3g}x" if ratio is not None else "")

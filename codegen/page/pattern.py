@@ -24,9 +24,9 @@ def pattern_of(problem: Problem, tiles: Tiles, tiling: Tiling = "dynamic") -> Ma
     """The numbers of a problem; None if an axis has more than `MOST_TOKENS` tokens.
 
     The result has ``axes``, a mapping each: ``name``, ``length``, ``dilation``, ``q`` and ``kv`` (tokens of a tile),
-    ``windows`` and ``tiles``. ``windows[g][p]`` is [begin, end) of the keys that position p of dilation group g sees, and
-    ``tiles[g][i]`` is the origin, count, first interior and first later tile of the KV tiles of the group's Q tile i,
-    all of them positions of the group, or tiles.
+    ``windows`` and ``tiles``. ``windows[g][p]`` is [begin, end) of the keys that position p of dilation group g sees.
+    ``tiles[g][i]`` is of the group's Q tile i: where its KV tiles begin, how many there are, and which of them are
+    interior, [first, end). Keys are positions of the group.
     """
     axes = axes_of(problem)
     if any(axis.length > MOST_TOKENS for axis in axes):

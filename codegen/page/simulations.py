@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
-from ..gna.source import Tiling
 from ..simulator.simulation import Simulation
 from .page import Page, Table
 from .pattern import pattern_of
@@ -30,18 +29,17 @@ def simulation_page(simulations: Sequence[Simulation], rows: Sequence[dict[str, 
         cells.append((found.problem.pattern_text(), *tiles, *bounds, share, *model))
     patterns = {}
     for found in simulations[:MOST_PATTERNS]:
-        # Flat tiles are no boxes.
-        pattern = (
-            None if found.tiling == "flat" else pattern_of(found.problem, found.tiles, cast("Tiling", found.tiling))
-        )
-        if pattern is not None:
+        if found.tiling == "flat":  # such tiles are no boxes
+            continue
+        if (pattern := pattern_of(found.problem, found.tiles, found.tiling)) is not None:
             patterns[f"{found.problem.pattern_text()}: {found.tiles}"] = pattern
     family, constants = simulations[0].family, simulations[0].family.time_constants()
     return Page(
         title=f"Patterns on {family}",
         lines=(
-            "Bounds are exact speed-ups over dense attention on the same tokens. FLOP: pairs that the mask lets through. "
-            "Work: pairs computed in all visited tiles, padding counted. Paper: as the GNA paper publishes it.",
+            "Bounds are exact speed-ups over dense attention on the same tokens.",
+            "FLOP bound: pairs that the mask lets through. Work bound: pairs computed in visited tiles, and padding.",
+            "Paper bound: as the GNA paper publishes it, from the worst Q tile.",
         ),
         tables=(Table(_COLUMNS, cells),),
         patterns=patterns,

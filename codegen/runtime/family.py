@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .config import KernelConfig
+
+if TYPE_CHECKING:
+    from .request import Request
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,9 @@ class FamilyFacts:
         capabilities: the CUDA compute capabilities that it runs on.
         padding: what its tiles are computed as.
         features: the optional features that it has: GNAFORGE_FEATURE_* of abi.h, in lower case.
+        dtypes: element types of the inputs.
+        head_dim_multiple: of which its head dims are multiples, those of values too.
+        most_head_dim: the largest of them.
     """
 
     name: str
@@ -55,6 +61,27 @@ class FamilyFacts:
     capabilities: tuple[tuple[int, int], ...]
     padding: Padding
     features: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = ()
+    head_dim_multiple: int = 8
+    most_head_dim: int = 256
+
+    def why_never(self, request: Request) -> str:
+        """Why no kernel of the family can serve a request, whatever its tiles, and what to do; empty if one may."""
+        kernels = f"{self.name.partition('_')[0]} kernels"
+        if request.dtype not in self.dtypes:
+            return f"dtype: {kernels} take {', '.join(self.dtypes)}, not {request.dtype}; convert the tensors"
+        takes = f"{kernels} take multiples of {self.head_dim_multiple} up to {self.most_head_dim}"
+        advice = []
+        for name, dim, way in (
+            ("head_dim", request.head_dim, "query and key with zeros to {} channels, with scale={} ** -0.5"),
+            ("value_head_dim", request.value_head_dim, "value to {} channels, of which the output's first {} count"),
+        ):
+            padded = -(-dim // self.head_dim_multiple) * self.head_dim_multiple
+            if padded > self.most_head_dim:
+                return f"{name}: {dim} is too large; {takes}"
+            if padded != dim:
+                advice.append((f"{name}: {dim} is no such number", way.format(padded, dim)))
+        return f"{advice[0][0]}: {takes}; pad {', and '.join(way for _, way in advice)}" if advice else ""
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, for a wheel's metadata."""
@@ -70,6 +97,9 @@ class FamilyFacts:
             tuple((major, minor) for major, minor in values["capabilities"]),
             Padding(**values["padding"]),
             tuple(values["features"]),
+            tuple(values["dtypes"]),
+            values["head_dim_multiple"],
+            values["most_head_dim"],
         )
 
 

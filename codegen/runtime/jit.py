@@ -49,6 +49,13 @@ def policy() -> str:
     return chosen
 
 
+def _origin(chosen: str) -> str:
+    """Where the policy in force was set, as whoever wants another has to write it."""
+    if _policy is not None:
+        return f'gnaforge.register(policy="{chosen}") was called'
+    return f"GNAFORGE_JIT={chosen}" if os.environ.get("GNAFORGE_JIT") else f"GNAFORGE_JIT is not set, so {chosen}"
+
+
 def busy() -> str:
     """Why nothing may be compiled or loaded right now; empty if it may."""
     if torch.compiler.is_compiling():
@@ -73,14 +80,14 @@ def make_kernel(request: Request) -> str:
     if source is None:  # a package of built kernels
         return ""
     if chosen == "never":
-        return "calls don't compile (GNAFORGE_JIT=never)"
+        return f"calls don't compile ({_origin(chosen)})"
     try:
         made = source.make(request, quiet=chosen == "always")
     except (RuntimeError, ValueError) as error:
         return f"it can't be compiled now: {error}"
     if made.compiled and chosen == "warn":
         line = f"gnaforge: compiled {', '.join(made.compiled)} in {made.seconds:.1f} s: no kernel fitted a call"
-        print(f"{line} (GNAFORGE_JIT=warn)", file=sys.stderr, flush=True)
+        print(f"{line} ({_origin(chosen)})", file=sys.stderr, flush=True)
     return ""
 
 

@@ -39,7 +39,12 @@ class Source(Protocol):
         """
 
     def remedy(self, request: Request) -> str:
-        """What the user can do to get a kernel that fits: the last line of the error."""
+        """What the user can do to get a kernel that fits: the last line of the error.
+
+        Raises:
+            ValueError: there can't be one; says what the caller has to change.
+            NoKernelError: this machine can run none.
+        """
 
 
 _source: Source | None = None
@@ -93,7 +98,12 @@ def load_matching(request: Request) -> int:
 
 
 def remedy(request: Request) -> str:
-    """How to get a kernel for ``request``."""
+    """How to get a kernel for ``request``.
+
+    Raises:
+        ValueError: there can't be one; says what the caller has to change.
+        NoKernelError: this machine can run none.
+    """
     if _source is None and _package_remedy is not None:
         return _package_remedy(request)
     if _source is None:

@@ -122,9 +122,10 @@ def _recover(error: RuntimeError, operator: Any, *arguments: Any) -> tuple[torch
             return found
 
     query, key, value, pattern, _, pinned = arguments
-    if busy := jit.busy():
-        raise NoKernelError(f"{failure.whole}\n{busy}") from None
     request = request_of(query, key, value, pattern, pinned)
+    if busy := jit.busy():
+        lookup.remedy(request)  # raises where there can't be a kernel
+        raise NoKernelError(f"{failure.whole}\n{busy}") from None
     lookup.load_matching(request)
     result = attempt()  # also where nothing new came: another thread may have loaded it
     if isinstance(result, core.Failure) and pinned and result.code != core.ErrorCode.MISSING:

@@ -70,8 +70,16 @@ class Package:
         return "\n".join(lines)
 
     def remedy(self, request: Request) -> str:
-        """How to get a kernel for the request: another wheel, with one more entry in its spec."""
+        """How to get a kernel for the request: another wheel, with one more entry in its spec.
+
+        Raises:
+            ValueError: no kernel of the wheel's families can serve it; says what the caller has to change.
+        """
         found = self.metadata()
+        facts = map(family.FamilyFacts.from_json, found["families"].values())
+        never = [one.why_never(request) for one in facts if one.device == request.device]
+        if never and all(never) and not request.key:
+            raise ValueError(never[0]) from None
         arch = "cpu" if request.device == "cpu" else "your GPU's"
         value = f", value_head_dim {request.value_head_dim}" if request.value_head_dim != request.head_dim else ""
         tiles = f", tiles {{q: {request.q_tile}, kv: {request.kv_tile}}}" if request.q_tile or request.kv_tile else ""

@@ -37,6 +37,7 @@ def _load_for_graph(request: Request) -> None:
     """
     lookup.load_matching(request)
     if request.device in ("cpu", "cuda") and not table.serves(request):
+        lookup.remedy(request)  # raises what is more to the point than that none is loaded, if there is something
         wanted = request.key or str(request)
         raise NoKernelError(
             f"gnaforge: torch is tracing, no kernel for {wanted} is loaded or in the cache, and none is compiled "

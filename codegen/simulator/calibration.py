@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from ..build.kernels import open_libraries
+from ..build_tools.text import count_of
 from ..errors import InputError
 from ..families import Family, family_of, find_family, require_family
 from ..families.family import TimeConstants
@@ -122,7 +123,7 @@ def calibrate_report(found: Mapping[str, Any], family: Family) -> Calibration:
     runs = [run for run in runs_of_report(found) if find_family(run.config) is family]
     if len(runs) < len(_GPU_CONSTANTS):
         raise InputError(
-            f"the report holds {len(runs)} runs of {family} kernels; "
+            f"the report holds {count_of(len(runs), 'run')} of {family} kernels; "
             f"{len(_GPU_CONSTANTS)} constants need as many at least"
         )
     constants = family.time_constants()

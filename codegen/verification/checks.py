@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
+from ..build_tools.text import count_of
 from ..runtime.op_table import Op, Tensors
 from .kinds import Comparison
 from .layouts import Guarded, Memory
@@ -18,6 +19,10 @@ class Failure(Exception):
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
         self.kind = kind
+
+
+def _were(number: int, where: str) -> str:
+    return f"{count_of(number, 'element')} {where} {'was' if number == 1 else 'were'}"
 
 
 def bytes_of_inputs(op: Op, memory: Memory) -> dict[str, torch.Tensor]:
@@ -35,14 +40,13 @@ def check_memory(op: Op, memory: Memory, before: Mapping[str, torch.Tensor]) -> 
         missing = one.unwritten()
         if missing.any():
             first = one.place(missing.nonzero()[0].tolist())
-            count = f"{int(missing.sum())} elements of {role.name}"
-            raise Failure("unwritten", f"{count} were never written; first: {first}")
+            raise Failure("unwritten", f"{_were(int(missing.sum()), f'of {role.name}')} never written; first: {first}")
     for role in op.outputs:
         outside = memory[role.name].outside()
         if len(outside):
             raise Failure(
                 "guard",
-                f"{len(outside)} elements outside of {role.name} were written, in its guard zones or gaps; first: "
+                f"{_were(len(outside), f'outside of {role.name}')} written, in its guard zones or gaps; first: "
                 f"{int(outside[0]):+} elements from its start",
             )
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..build.kernels import Listener, find_libraries
+from ..build.kernels import Listener, explain_missing, find_libraries, split_buildable
 from ..build.library import read_library
-from ..errors import InputError
+from ..errors import BuildError, InputError
 from ..families import family_of, find_family
 from ..runtime.availability import why_not
 from ..runtime.config import KernelConfig
@@ -47,12 +47,16 @@ def targets_of_plan(
     jobs: int | None = None,
     listener: Listener | None = None,
 ) -> Targets:
-    """Kernels by config, compiled if the cache has none: for the CPU, or in emulated form. ``head_dims`` are those of
-    Q and K, and of V, for kernels that take any.
+    """Kernels by config, compiled if the cache has none: for the CPU, or in emulated form. Those whose compiler is
+    missing are skipped. ``head_dims`` are those of Q and K, and of V, for kernels that take any.
 
     Raises:
-        InputError, BuildError: as `build_kernels`.
+        BuildError: as `build_kernels`, or all would be skipped.
     """
+    wanted = configs
+    configs, missing = split_buildable(wanted)
+    if missing and not configs:
+        raise BuildError(explain_missing(missing))
     gpu = [config for config in configs if family_of(config).target.is_gpu]
     libraries = find_libraries(gpu, emulated=True, jobs=jobs, listener=listener) if gpu else {}
     native = [config for config in configs if config not in libraries]
@@ -62,7 +66,8 @@ def targets_of_plan(
     def problems(config: KernelConfig) -> tuple[Problem, ...]:
         return tuple(problem_of_shape(shape, config, head_dims) for shape in shapes.get(config, ()))
 
-    return Targets(tuple(Target(config, libraries[config], problems(config)) for config in configs))
+    found = tuple(Target(config, libraries[config], problems(config)) for config in configs)
+    return Targets(found, {config.key: reason for config, reason in missing.items()})
 
 
 def targets_of_library(path: Path) -> Targets:

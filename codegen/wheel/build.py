@@ -21,6 +21,7 @@ from ..build_tools.cache import Artifact, user_cache
 from ..build_tools.cuda_compiler import CudaCompiler
 from ..build_tools.elf import Elf, read_elf
 from ..build_tools.files import write_atomic
+from ..build_tools.text import count_of
 from ..build_tools.toolchain import cxx_compiler
 from ..build_tools.wheel_abi import Tag, check_abi, platform_tag
 from ..build_tools.wheel_file import check_version, file_time, package_name, wheel_bytes
@@ -236,14 +237,14 @@ def _info(facts: Mapping[str, Any], found: Sequence[Licence]) -> dict[str, bytes
 
 def _summary(facts: Mapping[str, Any]) -> str:
     count, arches = len(facts["kernels"]), sorted({row["arch"] for row in facts["kernels"]})
-    what = f"{count} neighborhood attention kernel{'' if count == 1 else 's'}"
+    what = count_of(count, "neighborhood attention kernel")
     return f"{what} for {' and '.join(arches)}: {facts['library']}"
 
 
 def _over_budget(size: int, budget_mb: float, sizes: Mapping[str, int]) -> str:
     biggest = sorted(sizes.items(), key=lambda item: (-item[1], item[0]))[:_LISTED_OVER_BUDGET]
     listing = "".join(f"\n  {bytes_ / 1e6:7.2f} MB  {key}" for key, bytes_ in biggest)
-    what = "its kernels" if len(sizes) == len(biggest) else f"the biggest of its {len(sizes)} kernels"
+    what = "its kernels" if len(sizes) == len(biggest) else f"the biggest of its {count_of(len(sizes), 'kernel')}"
     return (
         f"the wheel takes {size / 1e6:.2f} MB, over the budget of {budget_mb:g} MB; nothing was written. "
         f"Of {what}, before compression:{listing}"

@@ -1,0 +1,113 @@
+"""How `--help` reads: prose and options that wrap at the terminal's width, whatever it is.
+
+typer's own tables cut names of options and defaults on narrow terminals, and keep the line ends of docstrings.
+"""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from typer.core import TyperCommand, TyperGroup
+
+from .tables import writing
+
+_INDENT = 2
+_WIDEST = 100  # longer lines are hard to read
+_NARROWEST = 40
+
+
+class Command(TyperCommand):
+    """A command whose help wraps."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Prints the page."""
+        _print(_page(self, ctx))
+
+
+class Group(TyperGroup):
+    """A group of commands whose help wraps."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Prints the page."""
+        _print(_page(self, ctx))
+
+
+def _page(command: Any, ctx: Any) -> str:
+    """The help of a command as plain text."""
+    width = _width()
+    usage = f"Usage: {ctx.command_path} "
+    blocks = [_wrap(" ".join(command.collect_usage_pieces(ctx)), width, usage, " " * len("Usage: "))]
+    blocks += [_wrap(text, width - indent, "", "", indent) for text, indent in _paragraphs(command.help or "")]
+    parameters = command.get_params(ctx)
+    for title, kind in (("Arguments", "argument"), ("Options", "option")):
+        rows = [parameter.get_help_record(ctx) for parameter in parameters if parameter.param_type_name == kind]
+        blocks += _section(title, [row for row in rows if row is not None], width)
+    commands = [(name, one) for name, one in getattr(command, "commands", {}).items() if not one.hidden]
+    summaries = [(name, next((text for text, _ in _paragraphs(one.help or "")), "")) for name, one in commands]
+    blocks += _section("Commands", summaries, width)
+    blocks += [_wrap(text, width - indent, "", "", indent) for text, indent in _paragraphs(command.epilog or "")]
+    return "\n\n".join(blocks)
+
+
+def _width() -> int:
+    from rich.console import Console
+
+    return max(_NARROWEST, min(Console().width, _WIDEST))
+
+
+def _paragraphs(text: str) -> Iterator[tuple[str, int]]:
+    """The paragraphs of a docstring, each as one line, and by how much it is indented."""
+    for block in inspect.cleandoc(text).split("\n\n"):
+        if block.strip():
+            yield " ".join(block.split()), len(block) - len(block.lstrip(" "))
+
+
+def _wrap(text: str, width: int, first: str, other: str, indent: int = 0) -> str:
+    """Lines of at most ``width`` letters. Keys and options stay whole: they are there to be copied."""
+    margin = " " * indent
+    return (
+        textwrap.fill(
+            text,
+            width,
+            initial_indent=first,
+            subsequent_indent=other,
+            break_on_hyphens=False,
+            break_long_words=False,
+        )
+        .replace("\n", "\n" + margin)
+        .join((margin, ""))
+    )
+
+
+def _section(title: str, rows: Sequence[tuple[str, str]], width: int) -> list[str]:
+    """A title with rows below: names in a column, or on lines of their own where they are too long for it."""
+    if not rows:
+        return []
+    column = min(_INDENT + max(len(name) for name, _ in rows) + 2, width // 3)
+    lines = [f"{title}:"]
+    for name, text in rows:
+        text = " ".join(text.split())
+        begin = f"{'':{_INDENT}}{name}"
+        if len(begin) + 2 > column:
+            lines.append(begin)
+            begin = ""
+        lines.append(_wrap(text, width, begin.ljust(column), " " * column))
+    return ["\n".join(lines)]
+
+
+def _print(page: str) -> None:
+    """Prints the page, in colours where it goes to a terminal that has them."""
+    from rich.console import Console
+    from rich.text import Text
+
+    text = Text(page)
+    text.highlight_regex(r"(?m)^(Usage|Arguments|Options|Commands):", "bold yellow")
+    text.highlight_regex(r"(?<![\w-])--?[a-z][\w-]*", "cyan")
+    text.highlight_regex(r"(?s)`[^`]*`", "bold")
+    with writing():
+        Console(highlight=False).print(
+            text, soft_wrap=True
+        )  # directly, as typer's own: without arguments none is echoed

@@ -1,0 +1,200 @@
+"""Pages for a browser: what they hold, and that their script draws what the oracle says. Needs Node for the latter."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from itertools import product
+from math import prod
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import gnaforge
+import oracle
+import pytest
+from gnaforge.build.identity import template_dir
+from gnaforge.page.page import Page, Table, render_page
+from gnaforge.page.pattern import MOST_TOKENS, pattern_of
+from gnaforge.runtime.problem import Problem
+from gnaforge.simulator.cost import Tiles
+
+NODE = shutil.which("node")
+needs_node = pytest.mark.skipif(NODE is None, reason="no node on PATH")
+HOSTILE = '</script><script>alert("x")</script>\x1b[2J'
+
+PROBLEMS = {
+    "line": (Problem(60, 13, 4), Tiles((8,), (8,))),
+    "plane": (Problem((24, 20), (9, 8), (3, 1)), Tiles((4, 5), (4, 4))),
+    "dilated": (Problem((25, 30), (4, 7), dilation=(5, 3), causal=(False, True)), Tiles((2, 4), (2, 4))),
+    "volume": (Problem((6, 12, 11), (3, 6, 5), (2, 3, 1), causal=(True, False, False)), Tiles((2, 4, 4), (2, 4, 4))),
+    "dilated volume": (Problem((8, 12, 9), (3, 4, 3), dilation=(2, 3, 1)), Tiles((2, 2, 4), (2, 2, 2))),
+}
+
+
+class Reader(HTMLParser):
+    """Collects tags, and the texts of scripts and of everything else."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.scripts: list[str] = []
+        self.words = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attributes)))
+        if tag not in ("meta", "link", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "script":
+            self.scripts.append(data)
+        elif not self.open or self.open[-1] != "style":
+            self.words += data
+
+
+def run_script(calls: list[list[Any]]) -> list[Any]:
+    """Results of functions of page.js, by name and arguments."""
+    script = template_dir() / "page" / "page.js"
+    code = f"""
+const page = require({json.dumps(str(script))});
+const calls = JSON.parse(require("fs").readFileSync(0));
+console.log(JSON.stringify(calls.map(([name, ...rest]) => page[name](...rest))));
+"""
+    assert NODE is not None
+    done = subprocess.run([NODE, "-e", code], input=json.dumps(calls), capture_output=True, text=True, check=True)
+    found: list[Any] = json.loads(done.stdout)
+    return found
+
+
+def queries(problem: Problem, number: int) -> list[tuple[int, ...]]:
+    rng = Random(0)
+    corners = list(product(*((0, n - 1) for n in problem.tokens)))
+    return corners + [tuple(rng.randrange(n) for n in problem.tokens) for _ in range(number)]
+
+
+def covered(boxes: list[dict[str, Any]], kinds: tuple[str, ...], shape: tuple[int, ...]) -> set[tuple[int, ...]]:
+    """The tokens of the plane whose middle lies in a box of these kinds."""
+    found = set()
+    for token in product(*map(range, shape)):
+        y, x = token if len(token) == 2 else (0, *token)
+        for box in boxes:
+            inside = box["y"] < y < box["y"] + box["height"] and box["x"] < x < box["x"] + box["width"]
+            if box["kind"] in kinds and inside:
+                found.add(token)
+    return found
+
+
+@needs_node
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_the_script_draws_what_queries_see(name: str) -> None:
+    problem, tiles = PROBLEMS[name]
+    pattern = pattern_of(problem, tiles)
+    plane = problem.tokens[-2:]
+    asked = queries(problem, 6)
+    slices: list[int | None] = [*range(problem.tokens[0])] if problem.rank == 3 else [None]
+    drawn = iter(run_script([["boxes", pattern, query, at] for query in asked for at in slices]))
+    for query in asked:
+        keys = set(
+            product(*(oracle.visible_keys(token, *axis) for token, axis in zip(query, problem.axes, strict=True)))
+        )
+        for at in slices:
+            boxes = next(drawn)
+            expected = {key[-2:] for key in keys if at is None or key[0] == at}
+            assert covered(boxes, ("window", "key"), plane) == expected, (query, at)
+            # Tiles of a dilated axis cover what lies between their tokens, too.
+            assert expected <= covered(boxes, ("interior", "shell"), plane)
+            assert sum(box["kind"] == "query" for box in boxes) == int(at is None or at == query[0])
+            parts = [tiles_along(*each) for each in zip(problem.axes, query, tiles.q, tiles.kv, strict=True)]
+            outer = [inner for keys, inner in parts[0] if at in keys] if at is not None else [True]
+            inside = prod(sum(inner for _, inner in part) for part in parts[-2:]) if any(outer) else 0
+            assert sum(box["kind"] == "interior" for box in boxes) == inside, (query, at)
+
+
+@needs_node
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_the_script_counts_tiles_and_keys(name: str) -> None:
+    problem, tiles = PROBLEMS[name]
+    asked = queries(problem, 6)
+    found = run_script([["facts", pattern_of(problem, tiles), query] for query in asked])
+    for query, facts in zip(asked, found, strict=True):
+        assert facts["keys"] == prod(
+            len(oracle.visible_keys(token, *axis)) for token, axis in zip(query, problem.axes, strict=True)
+        )
+        parts = [tiles_along(*each) for each in zip(problem.axes, query, tiles.q, tiles.kv, strict=True)]
+        counts = prod(map(len, parts)), prod(sum(inner for _, inner in part) for part in parts)
+        assert (facts["tiles"], facts["interior"]) == counts and facts["shell"] == counts[0] - counts[1], query
+
+
+def tiles_along(axis: Any, token: int, q: int, kv: int) -> list[tuple[set[int], bool]]:
+    """The tokens of each KV tile of a query's Q tile along an axis, and whether all its queries see them all."""
+    length, dilation = axis[0], axis[3]
+    group = range(token % dilation, length, dilation)
+    begin = group.index(token) // q * q
+    rows = [set(oracle.visible_keys(at, *axis)) for at in group[begin : begin + q]]
+    seen = [group.index(key) for key in set().union(*rows)]
+    found = []
+    for at in range(min(seen), max(seen) + 1, kv):
+        keys = set(group[at : at + kv])
+        found.append((keys, at + kv <= len(group) and all(keys <= row for row in rows)))
+    return found
+
+
+@needs_node
+def test_cells_are_sorted_as_numbers_with_empty_ones_last() -> None:
+    values = ["10", "9", "", "1e3", "-2.5"]
+    for down, expected in ((False, ["-2.5", "9", "10", "1e3", ""]), (True, ["1e3", "10", "9", "-2.5", ""])):
+        pairs = [(a, b) for a in values for b in values if a != b]
+        signs = dict(zip(pairs, run_script([["compare", a, b, down] for a, b in pairs]), strict=True))
+        assert all(signs[a, b] < 0 for i, a in enumerate(expected) for b in expected[i + 1 :])
+    assert run_script([["compare", "abc", "abd", False]])[0] < 0
+
+
+def test_a_page_needs_nothing_else_and_runs_nothing_of_others() -> None:
+    problem, tiles = PROBLEMS["plane"]
+    pattern = {**(pattern_of(problem, tiles) or {}), "name": HOSTILE}
+    table = Table(["a", HOSTILE], [[HOSTILE, 1.23456], [None, 3]])
+    text = render_page(Page(HOSTILE, [HOSTILE], [table], {HOSTILE: pattern}, [HOSTILE]))
+    found = Reader(text)
+    assert found.open == [] and len(found.scripts) == 2
+    assert json.loads(found.scripts[0]) == pattern
+    assert found.scripts[1].strip() == (template_dir() / "page" / "page.js").read_text().strip()
+    assert "\x1b" not in text and "alert" in found.words
+    assert not any("src" in attributes or "href" in attributes for _, attributes in found.tags)
+    assert not re.search(r"url\(|@import|https?://(?!www\.w3\.org/2000/svg)", text)
+    values = [attributes.get("data-value") for tag, attributes in found.tags if tag == "td"]
+    assert values == [None, "1.23456", None, "3.0"] and "1.23" in found.words
+
+
+def test_pages_of_commands(cli: Any, tmp_path: Path) -> None:
+    done = cli("simulate", "--tokens", "30,48", "--window", "9,12", "--sweep-stride", "--html", "page.html")
+    assert done.returncode == 0, done.stderr
+    found = Reader((tmp_path / "page.html").read_text())
+    assert "wrote page.html" in done.stderr and "no measurement" in found.words
+    assert sum(tag == "tr" for tag, _ in found.tags) > 2 and len(found.scripts) > 1
+    done = cli("simulate", "--tokens", "30,48", "--window", "9,12", "--html", "page.txt")
+    assert done.returncode == 2 and "--html page.txt: give the name of a .html file" in done.stderr
+
+
+def test_long_axes_have_no_pattern() -> None:
+    tiles = Tiles((64,), (64,))
+    assert pattern_of(Problem(MOST_TOKENS + 1, 7), tiles) is None and pattern_of(Problem(MOST_TOKENS, 7), tiles)
+
+
+def test_tiles_of_the_middle_are_those_of_the_simulator() -> None:
+    problem, tiles = PROBLEMS["plane"]
+    pattern = pattern_of(problem, tiles)
+    assert pattern is not None
+    counts = gnaforge.simulate(
+        problem.tokens, problem.window, problem.stride, q_tile=tiles.q, kv_tile=tiles.kv, arch="cpu"
+    ).counts
+    visited = [[own[1] for own in axis["tiles"][0]] for axis in pattern["axes"]]
+    assert sum(a * b for a, b in product(*visited)) == counts.visited
