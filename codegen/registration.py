@@ -69,7 +69,7 @@ def register(
     batch: int | None = None,
     policy: str | None = None,
 ) -> list[str]:
-    """Has kernels in this process: loaded already, from the cache, or compiled now (seconds) and cached.
+    """Makes kernels available in this process: loaded already, from the cache, or compiled now (seconds) and cached.
 
     Say which in one of four ways: the fields below; a `KernelConfig`; its key; or a spec, as a path, a preset's name, a
     mapping or a `Spec`. Doing it again does nothing. Any number of threads and processes may ask at once: each kernel

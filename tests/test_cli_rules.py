@@ -31,6 +31,7 @@ ANSWERS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("check-wheel",): ("WHEEL",),
     ("generate",): (SMALL.key,),
     ("list",): ("vit-56",),
+    ("presets",): (),
     ("doctor",): (),
     ("simulate",): SHAPE,
     ("verify",): (SMALL.key, *SHAPE),

@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import typer
 from typer.core import TyperCommand, TyperGroup
 
 from .tables import writing
@@ -20,7 +21,21 @@ _NARROWEST = 40
 
 
 class Command(TyperCommand):
-    """A command whose help wraps."""
+    """A command whose help wraps, and which says what a missing spec can be."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As its base class does.
+
+        Raises:
+            BadParameter: an argument is wrong, or missing.
+        """
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            missing = type(error) is not typer.BadParameter  # typer exports no name of that subclass
+            if missing and error.param is not None and error.param.name == "spec":
+                error.message = "Give a spec file, a preset's name (gnaforge presets lists them), or a kernel's key"
+            raise
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Prints the page."""

@@ -15,7 +15,7 @@ SpecArgument = Annotated[
     str,
     typer.Argument(
         metavar="SPEC",
-        help="A kernel-spec YAML file, the name of a preset, or the key of one kernel.",
+        help="A kernel-spec YAML file, the name of a preset (`gnaforge presets` lists them), or the key of one kernel.",
         show_default=False,
     ),
 ]

@@ -30,9 +30,18 @@ class ProblemOptions:
     window: Annotated[
         str | None, typer.Option(help="Window, for example 7,7; one number holds for all dimensions.")
     ] = None
-    stride: Annotated[str | None, typer.Option(help="One number, or one per dimension.", show_default="1")] = None
-    dilation: Annotated[str | None, typer.Option(help="One number, or one per dimension.", show_default="1")] = None
-    causal: Annotated[str | None, typer.Option(help="0 or 1, once or per dimension.", show_default="0")] = None
+    stride: Annotated[
+        str | None,
+        typer.Option(help="Queries in a row that share a window: one number, or one per dimension.", show_default="1"),
+    ] = None
+    dilation: Annotated[
+        str | None,
+        typer.Option(help="Tokens from key to key of a window: one number, or one per dimension.", show_default="1"),
+    ] = None
+    causal: Annotated[
+        str | None,
+        typer.Option(help="1 where a query sees no key after itself, else 0; once or per dimension.", show_default="0"),
+    ] = None
     heads: Annotated[int | None, typer.Option(help="Query heads.", show_default="1")] = None
     kv_heads: Annotated[
         int | None, typer.Option(help="Heads of K and V; divide --heads.", show_default="as --heads")
@@ -42,7 +51,9 @@ class ProblemOptions:
     value_head_dim: Annotated[
         int | None, typer.Option(help="Channels per head of V.", show_default="as --head-dim")
     ] = None
-    dtype: Annotated[str | None, typer.Option(help=f"One of {', '.join(DTYPES)}.")] = None
+    dtype: Annotated[str | None, typer.Option(help=f"Element type of Q, K, V and the output: {', '.join(DTYPES)}.")] = (
+        None
+    )
 
     def fields_in_use(self) -> dict[str, Any]:
         """The fields of a problem that were given."""

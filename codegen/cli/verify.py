@@ -66,8 +66,10 @@ def verify(
         str, typer.Option(help="Which warp runs: round-robin, depth-first, random, or some with commas.")
     ] = "round-robin,depth-first,random",
     seeds: Annotated[int, typer.Option(metavar="N", min=1, help="Runs of every schedule that is random.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="The first of them; also of the random problems.")] = 0,
-    data_seed: Annotated[int, typer.Option(min=0, help="Of the tensors' values.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the first random schedule, and of the first random problem.")
+    ] = 0,
+    data_seed: Annotated[int, typer.Option(min=0, help="Seed of the values in the tensors.")] = 0,
     gaps: Annotated[
         bool,
         typer.Option(
@@ -88,11 +90,17 @@ def verify(
     timeout: Annotated[float, typer.Option(metavar="SECONDS", min=1, help="Time that one run may take.")] = 600.0,
     jobs: Annotated[
         int | None,
-        typer.Option("-j", "--jobs", min=1, help="Compilations at once; kernels run at once.", show_default="fit"),
+        typer.Option(
+            "-j",
+            "--jobs",
+            min=1,
+            help="Compilations and kernels that run at once.",
+            show_default="as many as processors and memory allow",
+        ),
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Prove kernels without a GPU: run them in the emulator and compare with exact attention in float64.
+    """Check kernels without a GPU: run them in the emulator and compare with exact attention in float64.
 
     GPU kernels are compiled for the emulator (once, into the cache) and run under every timing of asynchronous work
     with every order of warps. Reported are wrong numbers, broken rules of PTX (races, missing fences, wrong phases),

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import product
-from math import prod
+from math import gcd, prod
 from typing import Annotated, Any, TypeVar
 
 from pydantic import (
@@ -96,9 +96,13 @@ def _library_name(value: Any) -> str:
 def _head_dim(value: Any) -> int:
     if value == "any":
         return ANY_HEAD_DIM
-    if type(value) is int and value >= 1:
-        return value
-    raise _wrong(f"{quote(value)} is no head dim; allowed: a positive integer, or any")
+    if type(value) is not int or value < 1:
+        raise _wrong(f"{quote(value)} is no head dim; allowed: a positive integer, or any")
+    # Here already, so that it is said beside what is wrong with other fields.
+    multiple = gcd(*(family.limits.head_dim_multiple for family in families()))
+    if value % multiple:
+        raise _wrong(f"{value} must be a multiple of {multiple}; did you mean {-(-value // multiple) * multiple}?")
+    return value
 
 
 class _OrAuto:
@@ -152,6 +156,8 @@ def _available_directions() -> list[str]:
 def _variants() -> list[str]:
     return sorted({family.variant for family in families() if family.variant})
 
+
+_SHAPE_EXAMPLES = {rank: f"shapes: [{{tokens: {[64] * rank}, window: {[13] * rank}}}]" for rank in (1, 2, 3)}
 
 T = TypeVar("T")
 _Axis = Annotated[tuple[T, ...], _Listed(or_one=True)]
@@ -294,7 +300,8 @@ class KernelEntry(_Model):
         if not self.tiles:
             for rank in known:
                 if all(len(shape.tokens) != rank for shape in self.shapes):
-                    yield ("tiles",), f"auto fits tiles to shapes, and there is none of rank {rank}; add it to shapes"
+                    missing = f"auto fits tiles to shapes, and there is none of rank {rank}"
+                    yield ("tiles",), f"{missing}; add one, for example {_SHAPE_EXAMPLES[rank]}"
         elif "within" in self.model_fields_set:
             yield ("within",), "says something only beside tiles: auto"
         for rank in known if self.tiles and len(known) > 1 else ():
