@@ -298,6 +298,20 @@ def test_head_dims_that_no_kernel_can_have(run, compiled, policy: str) -> None:
     assert out == expected and compiled() == 0
 
 
+def test_a_named_kernel_that_can_not_serve_the_call_is_no_advice(run, compiled) -> None:
+    cases = {
+        "gna_forward-sm90-r1-bf16-d64-q64-kv64": "takes cuda tensors",
+        "gna_forward-cpu-r2-fp32-dany-q8x8-kv8x8": "rank is 2, not 1",
+        "gna_forward-cpu-r1-bf16-dany-q8-kv8": "dtype is bf16, not fp32",
+    }
+    out, _ = run(
+        f"for key in {list(cases)}: print(said(lambda: gnaforge.na1d(x, x, x, 3, kernel=key)))\n", GNAFORGE_JIT="never"
+    )
+    advice = "leave out kernel= to let gnaforge choose one that fits"
+    assert out == [f"InputError: kernel: {key}: {reason}; {advice}" for key, reason in cases.items()]
+    assert compiled() == 0
+
+
 def test_what_a_gpu_has_no_kernels_for_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     import gnaforge
     from gnaforge.errors import InputError
