@@ -269,7 +269,7 @@ def read_build_record(data: bytes, folder: Path) -> object:
 
 
 def read_cache_record(data: bytes, folder: Path) -> object:
-    """What is printed of a cache whose only artifact has this record, which an import may have brought."""
+    """Prints all there is to say of a cache whose only artifact has this record, which an import may have brought."""
     shutil.rmtree(folder / "cache", ignore_errors=True)
     (folder / "cache").mkdir(mode=0o700)
     shutil.copytree(ARTIFACT[0], folder / "cache" / ARTIFACT[0].name)

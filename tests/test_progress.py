@@ -1,4 +1,4 @@
-"""What a build says while it runs: piped, on a terminal, and in a process that registers kernels."""
+"""Builds say what they do while they run: piped, on a terminal, and in a process that registers kernels."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def environment(fake_cxx, no_kernels: Path, tmp_path: Path) -> Callable[..., dic
 
 
 def on_terminal(command: list[str], environment: dict[str, str], folder: Path) -> str:
-    """What a command prints whose stderr is a terminal."""
+    """The output of a command whose stderr is a terminal."""
     own, its = pty.openpty()
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=its, env=environment, cwd=folder) as process:
         os.close(its)

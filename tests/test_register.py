@@ -281,7 +281,7 @@ IMPOSSIBLE = {
 
 @pytest.mark.parametrize("policy", ["never", "always"])
 def test_head_dims_that_no_kernel_can_have(run, compiled, policy: str) -> None:
-    """Whatever way a call takes: to register one is no advice."""
+    """To register one is no advice, whatever way a call takes."""
     out, _ = run(
         f"for d, dv in {list(IMPOSSIBLE)}:"
         """
