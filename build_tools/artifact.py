@@ -135,7 +135,9 @@ def read_artifact(folder: Path) -> Artifact | None:
             if mistrust(os.fstat(file.fileno())):
                 return None
             record = parse_json(read_at_most(file, RECORD_BYTES), RECORD_BYTES)
-        whole = record["schema"] == SCHEMA and isinstance(record["files"], dict)
+        kinds = {"files": dict, "key": str, "parts": dict, "source_digest": str}  # a record may come from elsewhere
+        whole = record["schema"] == SCHEMA and "files" in record
+        whole &= all(isinstance(record[name], kind) for name, kind in kinds.items() if name in record)
         return Artifact(folder, record) if whole else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

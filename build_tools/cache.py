@@ -298,6 +298,8 @@ class Cache:
             except CacheVanished:
                 if attempt == ATTEMPTS:
                     raise
+            except BrokenPipeError:  # no file's fault: whoever hears of the build has gone
+                raise
             except OSError as error:
                 if isinstance(error, FileNotFoundError) and attempt < ATTEMPTS:
                     continue

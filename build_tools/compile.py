@@ -68,7 +68,7 @@ class Progress:
 
 
 class _Watch:
-    """What is known of steps while ninja runs them in ``folder``."""
+    """Follows steps while ninja runs them in ``folder``."""
 
     def __init__(self, folder: Path, steps: Sequence[Step]) -> None:
         self._folder = folder

@@ -69,7 +69,7 @@ def _pip_candidate() -> Path | None:
 
 @lru_cache(maxsize=8)
 def _version_text(path: Path, changed: int, size: int) -> str:
-    """What a compiler says of itself: asked once for each file, as several kernel families ask."""
+    """A compiler's own words on its version: asked for once for each file, as several kernel families ask."""
     return output_of([str(path), "--version"])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -32,7 +33,7 @@ from .runtime.kernels import registry
 from .runtime.lookup import Made
 from .runtime.op_table import FORWARD
 from .runtime.problem import PATTERN_FIELDS, per_dim
-from .runtime.request import Request
+from .runtime.request import Request, refusal
 
 if TYPE_CHECKING:
     import torch
@@ -360,12 +361,20 @@ class CacheSource:
             InputError: there can't be one; says what the caller has to change.
             NoKernelError: this machine's GPU is one that this version has no kernels for.
         """
+        if request.key:
+            config = require_config(request.key)
+            family = family_of(config)
+            reason = refusal(config, family.target.device, replace(request, key=""), features=family.features)
+            if reason:
+                advice = "leave out kernel= to let gnaforge choose one that fits"
+                raise InputError(f"kernel: {config}: {reason}; {advice}") from None
+            return f"or build it with: gnaforge build {config}"
         try:
             arch = machine_target(request.device, request.device_index).name
         except InputError as error:
             raise NoKernelError(str(error)) from None
         reasons = [family.facts.why_never(request) for family in families_of(request.op, arch)]
-        if reasons and all(reasons) and not request.key:
+        if reasons and all(reasons):
             raise InputError(reasons[0]) from None
         return f"or build one with: gnaforge build {config_for(request, fit=False)}"
 

@@ -20,24 +20,26 @@ from random import Random
 from typing import Any, NamedTuple
 from unittest import mock
 
+from gnaforge.build import cache_report
 from gnaforge.build.kernels import build_kernels
 from gnaforge.build.library import RECORD_FILE, read_library
 from gnaforge.build.render import render_sources
 from gnaforge.build.sources import write_sources
-from gnaforge.build_tools.cache import Cache
+from gnaforge.build_tools.cache import Cache, user_cache
 from gnaforge.build_tools.cache_archive import export_artifacts, import_artifacts
+from gnaforge.build_tools.cache_care import to_prune
 from gnaforge.build_tools.elf import parse_elf
 from gnaforge.build_tools.text import printable
 from gnaforge.build_tools.wheel_abi import platform_tag
-from gnaforge.cli import bench as bench_command, inspecting, wheel as wheel_command
+from gnaforge.cli import bench as bench_command, cache as cache_command, inspecting, wheel as wheel_command
 from gnaforge.cli.cache_moving import needed_files
-from gnaforge.errors import GnaforgeError
+from gnaforge.errors import GnaforgeError, InputError
 from gnaforge.plan import Plan, plan
 from gnaforge.runtime.problem import Problem
 from gnaforge.spec import parse_spec
 from gnaforge.wheel.build import build_wheel
 from gnaforge.wheel.check import check
-from kernel_set import SMALL
+from kernel_set import SMALL, cpu_config
 
 MEMORY = 1 << 30  # bytes that reading one file may take
 SECONDS = 10.0  # that it may take
@@ -232,6 +234,16 @@ def read_bench_report(data: bytes, folder: Path) -> object:
     return found
 
 
+def read_problem_list(data: bytes, folder: Path) -> object:
+    from gnaforge.runtime.problem_file import read_problems
+
+    (folder / "p.json").write_bytes(data)
+    try:
+        return read_problems(folder / "p.json")
+    except ValueError as error:  # a wheel's runtime knows no GnaforgeError
+        raise InputError(str(error)) from error
+
+
 def read_manifest(data: bytes, folder: Path) -> object:
     source = folder / "okay" / "src"
     shutil.rmtree(source, ignore_errors=True)
@@ -246,10 +258,37 @@ def read_build_record(data: bytes, folder: Path) -> object:
     if not library.exists():
         shutil.copy(LIBRARY[0], library)
     (folder / RECORD_FILE).write_bytes(data)
-    rows = [inspecting._row({**row, "state": "built", "where": str(library)}) for row in read_library(library)]
+    found = read_library(library)
+    rows = [inspecting._row({**row, "state": "built", "where": str(library)}) for row in found]
     inspecting._print_table(rows)
     inspecting._print_static(rows)
+    inspecting.print_json(rows)
+    if not {"registers", "code"} & set().union(*found):
+        raise InputError("nothing is taken from the record")  # which is no error: a library alone only says less
     return rows
+
+
+def read_cache_record(data: bytes, folder: Path) -> object:
+    """Prints all there is to say of a cache whose only artifact has this record, which an import may have brought."""
+    shutil.rmtree(folder / "cache", ignore_errors=True)
+    (folder / "cache").mkdir(mode=0o700)
+    shutil.copytree(ARTIFACT[0], folder / "cache" / ARTIFACT[0].name)
+    (folder / "cache" / ARTIFACT[0].name / "record.json").write_bytes(data)
+    with mock.patch.dict(os.environ, {"GNAFORGE_CACHE_DIR": str(folder / "cache")}):
+        (summary,) = cache_report.summaries()
+        to_prune(user_cache(), cache_report.is_stale, older_than=None, keep_bytes=None)
+        rows = [inspecting._row(row) for row in inspecting._cached_rows()]
+        inspecting._print_table(rows)
+        inspecting._print_static(rows)
+        cache_command.explain(OTHER.key, json=False)
+        cache_command.explain(SMALL.key, json=True)
+    if summary["kernels"]["count"] == 0:
+        raise InputError("the artifact is of no use")
+    return rows
+
+
+ARTIFACT: list[Path] = []
+OTHER = cpu_config(1, "fp32", (8,), (40,))
 
 
 LIBRARY: list[Path] = []
@@ -267,19 +306,29 @@ def readers(folder: Path) -> dict[str, Reader]:
     export_artifacts([artifact], folder / "good.zip")
     wheel = build_wheel(Plan(library="good", configs=(SMALL,)), folder, rebuild="gnaforge wheel my.yaml")
     WHEEL_NAME[:] = [wheel.path.name]
-    LIBRARY[:] = [artifact.folder / "kernel.so"]
+    LIBRARY[:], ARTIFACT[:] = [artifact.folder / "kernel.so"], [artifact.folder]
     write_sources(SOURCES, folder)
     facts = ("key", "seconds", "library_bytes", "registers", "spill_bytes", "shared_memory", "code")
-    built = {"kernels": [{name: artifact.record.get(name) for name in facts}]}
+    code = {"instructions": 3000, "products": 32, "mufu": 130, "mufu_under_product": 64}
+    gpu = {"registers": 168, "spill_bytes": 8, "shared_memory": 4096, "code": code}  # what kernels for GPUs have
+    built = {"kernels": [{name: {**artifact.record, **gpu}.get(name) for name in facts}]}
     return {
         "specs": Reader(SPEC, spoil_text, read_spec),
         "archives": Reader((folder / "good.zip").read_bytes(), spoil_zip, read_archive),
         "wheels": Reader(wheel.path.read_bytes(), spoil_zip, read_wheel),
         "libraries": Reader((artifact.folder / "kernel.so").read_bytes(), spoil_elf, read_library_file),
         "reports": Reader(json.dumps(bench_report(REPORT_SCHEMA)).encode(), spoil_json, read_bench_report),
+        "problem lists": Reader(json.dumps(PROBLEM_LIST).encode(), spoil_json, read_problem_list),
         "manifests": Reader((folder / "okay" / "src" / "manifest.json").read_bytes(), spoil_json, read_manifest),
         "build records": Reader(json.dumps(built).encode(), spoil_json, read_build_record),
+        "cache records": Reader((artifact.folder / "record.json").read_bytes(), spoil_json, read_cache_record),
     }
+
+
+PROBLEM_LIST = [
+    Problem((8, 8), (3, 3), (2, 1), heads=2, kv_heads=1, head_dim=64, dtype="bf16").as_json(),
+    {"tokens": [30, 48], "window": 9, "kernel": SMALL.key},
+]
 
 
 def bench_report(schema: int) -> dict[str, Any]:

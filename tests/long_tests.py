@@ -22,7 +22,7 @@ _REMEDY = "pip install -c tests/constraints.txt -e '.[test]' brings what they ne
 
 
 def compilations(root: int) -> list[str]:
-    """What the descendants of a process compile now: compiler, source and seconds."""
+    """The compilations among the descendants of a process: compiler, source and time."""
     command = ["ps", "-A", "-ww", "-o", "pid=", "-o", "ppid=", "-o", "etime=", "-o", "args="]
     children: dict[int, list[tuple[int, str, str]]] = {}
     for line in subprocess.run(command, capture_output=True, text=True, errors="replace").stdout.splitlines():

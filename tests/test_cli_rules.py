@@ -1,4 +1,4 @@
-"""What holds for every command, found in typer's own registry: help, closed pipes, full disks, exit statuses."""
+"""Rules for every command, found in typer's own registry: help, closed pipes, full disks, exit statuses."""
 
 from __future__ import annotations
 

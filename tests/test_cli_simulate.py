@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-import gnaforge
+import gnaforge.build_tools
 import pytest
 
 HUNYUAN = ("--tokens", "30,48,80", "--window", "18,24,24")
@@ -174,3 +174,47 @@ def test_bad_input(cli, tmp_path: Path, arguments: tuple[str, ...], message: str
     assert done.returncode == 2
     assert message in done.stderr and done.stderr.count("\n") == 1
     assert not done.stdout and [path.name for path in tmp_path.iterdir()] == ["no-shapes.yaml"]
+
+
+def spec_of_shapes(folder: Path, shapes: list[str]) -> None:
+    listed = "".join(f"      - {shape}\n" for shape in shapes)
+    (folder / "many.yaml").write_text(
+        "spec_version: 1\nlibrary: many\narch: cpu\nkernels:\n"
+        "  - rank: 3\n    head_dim: any\n    dtype: bf16\n    tiles: [{q: [4, 4, 4], kv: [4, 4, 4]}]\n"
+        f"    shapes:\n{listed}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("count", "options", "message"),
+    [
+        (3000, (), "tiles would be fitted to 3,000 problems"),
+        (3000, ("--q-tile", "4,4,4", "--kv-tile", "4,4,4"), "there are 3,000 problems"),
+        (41, ("--objective", "work"), "tiles would be fitted to 41 problems"),
+        (12, ("--sweep-stride",), "--sweep-stride would look at "),
+    ],
+)
+def test_a_spec_of_many_shapes_is_refused_at_once(
+    cli, tmp_path: Path, count: int, options: tuple[str, ...], message: str
+) -> None:
+    spec_of_shapes(tmp_path, [f"{{tokens: [30, 48, {80 + i}], window: [18, 24, 24]}}" for i in range(count)])
+    done = cli("simulate", "--preset", "many.yaml", *options)
+    assert done.returncode == 2 and message in done.stderr
+    assert "of one spec at most 40 problems are simulated, 1,000 with --q-tile" in done.stderr
+
+
+def test_equal_shapes_are_simulated_once(cli, tmp_path: Path) -> None:
+    spec_of_shapes(tmp_path, ["{tokens: [30, 48, 80], window: [18, 24, 24]}"] * 3000)
+    rows = answer(cli, "--preset", "many.yaml", "--arch", "sm90")
+    assert len(rows) == 3000 and all(row == rows[0] for row in rows)
+    sweep = answer(cli, "--preset", "many.yaml", "--arch", "sm90", "--sweep-stride")
+    assert [row["stride"] for row in sweep].count([1, 1, 1]) == 1
+
+
+def test_the_limits_of_simulate_are_those_that_are_documented() -> None:
+    from gnaforge.cli.simulate import _FEWER, MAX_SIMULATED, MAX_STRIDES
+    from gnaforge.plan import MAX_FITTED
+
+    text = (Path(gnaforge.build_tools.__file__).parent / "README.md").read_text()
+    assert f"`simulate --preset` takes: {MAX_FITTED} problems, {MAX_SIMULATED:,} with tiles given" in text
+    assert f"{MAX_STRIDES:,} strides of a sweep" in text and f"at most {MAX_FITTED} problems" in _FEWER

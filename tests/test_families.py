@@ -165,8 +165,8 @@ class TestTwoFamilies:
         default = require_family("gna_forward", "cpu")
         for rows, variant, chosen in ((64, None, default), (512, None, toy), (4096, None, default), (4096, "toy", toy)):
             assert choose_family("gna_forward", "cpu", variant, config(rows)) is chosen
-        assert default.faults(config(4096)(default)) == [("q_tile", "holds 4096 query tokens; cpu takes at most 256")]
-        assert toy.faults(config(4096)(toy)) == [("q_tile", "holds 4096 query tokens; cpu toy takes at most 1024")]
+        assert default.faults(config(4096)(default)) == [("q_tile", "holds 4,096 query tokens; cpu takes at most 256")]
+        assert toy.faults(config(4096)(toy)) == [("q_tile", "holds 4,096 query tokens; cpu toy takes at most 1024")]
 
     @pytest.mark.parametrize("tiles", ["auto", [{"q": 64, "kv": 64}]])
     def test_specs(self, toy: Family, tiles: object) -> None:

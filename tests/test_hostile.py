@@ -20,11 +20,22 @@ from gnaforge.build_tools.cache_archive import import_artifacts
 from gnaforge.build_tools.elf import parse_elf
 from gnaforge.build_tools.text import printable
 from gnaforge.errors import InputError
+from gnaforge.runtime import problem_file
 from gnaforge.runtime.bench import REPORT_SCHEMA
 from gnaforge.wheel.check import check
 from hostile import NASTY, RAW, Reader, bench_report, readers, survey, try_input
 
-READERS = ("specs", "archives", "wheels", "libraries", "reports", "manifests", "build records")
+READERS = (
+    "specs",
+    "archives",
+    "wheels",
+    "libraries",
+    "reports",
+    "problem lists",
+    "manifests",
+    "build records",
+    "cache records",
+)
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +56,13 @@ def test_many_spoiled_inputs(good: dict[str, Reader], tmp_path: Path, name: str,
     with capsys.disabled():
         print(f"\n{name}: {dict(sorted(counts.items()))}")
     assert not wrong
+    assert min(counts["accepted"], counts["refused"]) >= 20  # else it tries too little of the one or the other
 
 
-@pytest.mark.parametrize("name", ["reports", "manifests", "build records"])
+@pytest.mark.parametrize("name", ["reports", "problem lists", "manifests", "build records", "cache records"])
 @pytest.mark.parametrize("data", RAW, ids=lambda data: repr(data[:12]))
 def test_json_that_parsers_choke_on(good: dict[str, Reader], tmp_path: Path, name: str, data: bytes) -> None:
-    expected = "accepted" if name == "build records" else "refused"  # beside a library a record only says more
-    assert try_input(good[name], data, tmp_path, True) == expected
+    assert try_input(good[name], data, tmp_path, True) == "refused"
 
 
 @pytest.mark.parametrize("value", NASTY, ids=lambda value: ascii(value)[:20])
@@ -243,6 +254,34 @@ def test_pipes_are_refused_and_not_waited_for(cli, tmp_path: Path, arguments: tu
     assert done.returncode == 2 and "not a regular file" in done.stderr
 
 
+def test_lists_of_problems_are_bounded(python, tmp_path: Path) -> None:
+    from gnaforge.runtime.problem_file import MOST_PROBLEMS, read_problems
+
+    file = tmp_path / "p.json"
+    one = {"tokens": [8], "window": 3}
+
+    def refusal(data: str) -> str:
+        file.write_text(data)
+        with pytest.raises(ValueError) as caught:
+            read_problems(file)
+        return str(caught.value)
+
+    assert refusal(json.dumps([one] * (MOST_PROBLEMS + 1))) == "1,001 problems; at most 1,000"
+    assert refusal(json.dumps([{**one, "heads": 10**9}])) == "a number beyond 1,048,576"
+    assert refusal(json.dumps([{**one, "\x1b[2J": 1}])) == r"\x1b[2J: is no field of a problem"
+    assert refusal(json.dumps([{**one, "kernel": "x" * 10_000}])).endswith("...")
+    assert refusal(" " * (8 << 20) + "[]") == "more than 8,388,608 bytes"
+    file.unlink()
+    os.mkfifo(file)
+    command = "from gnaforge.runtime.bench import main; main(['--problems', 'p.json'])"
+    done = python(command)
+    assert done.returncode == 2 and done.stderr.endswith("error: --problems: not a regular file\n")
+    file.unlink()
+    file.write_text(json.dumps([{**one, "heads": 2, "kernel": "gna_forward-cpu-r1-fp32-dany-q8-kv8"}, one]))
+    (first, second) = read_problems(file)
+    assert first[0].heads == 2 and first[1] == "gna_forward-cpu-r1-fp32-dany-q8-kv8" and second[1] is None
+
+
 def test_json_within_bounds() -> None:
     assert limits.parse_json(b'{"a": [1, 2.5, "\\ud83d\\ude00"]}', 100) == {"a": [1, 2.5, "😀"]}
     with pytest.raises(ValueError, match="more than 3 bytes"):
@@ -252,7 +291,10 @@ def test_json_within_bounds() -> None:
 def test_the_documented_bounds_are_those_in_force() -> None:
     """The table in build_tools/README.md names each bound with its value."""
     import gnaforge.build_tools
+    from gnaforge.bench import report_file
 
+    assert problem_file.MOST_BYTES == limits.REPORT_BYTES and problem_file._DIGITS == limits.INTEGER_DIGITS
+    assert problem_file.MOST_PROBLEMS == report_file.MAX_PROBLEMS and problem_file.MOST_EXTENT == report_file.MAX_EXTENT
     text = (Path(gnaforge.build_tools.__file__).parent / "README.md").read_text()
     for value in (
         f"{limits.RECORD_BYTES >> 20} MiB",
@@ -265,5 +307,6 @@ def test_the_documented_bounds_are_those_in_force() -> None:
         f"{limits.SYMBOLS:,}",
         f"{limits.VERSIONS:,}",
         f"{limits.INTEGER_DIGITS} digits",
+        f"{problem_file.MOST_PROBLEMS:,} problems, numbers up to {problem_file.MOST_EXTENT:,}",
     ):
         assert value in text.partition("## Bounds")[2].partition("\n## ")[0], value

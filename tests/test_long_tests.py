@@ -1,4 +1,4 @@
-"""What the plugin for these tests says of tests that take long, and of those that lack a tool."""
+"""The plugin for these tests says which take long, and which lack a tool."""
 
 from __future__ import annotations
 

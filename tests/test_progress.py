@@ -1,4 +1,4 @@
-"""What a build says while it runs: piped, on a terminal, and in a process that registers kernels."""
+"""Builds say what they do while they run: piped, on a terminal, and in a process that registers kernels."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from gnaforge.build_tools.compile import Progress, Step, run_steps
+from gnaforge.cli import READER_GONE
 from kernel_set import cpu_config
 
 KEYS = [config.key for config in sorted(cpu_config(1, "fp32", (8,), (kv,)) for kv in (8, 16, 24))]
@@ -34,7 +35,7 @@ def environment(fake_cxx, no_kernels: Path, tmp_path: Path) -> Callable[..., dic
 
 
 def on_terminal(command: list[str], environment: dict[str, str], folder: Path) -> str:
-    """What a command prints whose stderr is a terminal."""
+    """The output of a command whose stderr is a terminal."""
     own, its = pty.openpty()
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=its, env=environment, cwd=folder) as process:
         os.close(its)
@@ -66,6 +67,19 @@ def test_piped_there_is_a_line_for_each_kernel(environment, tmp_path: Path, argu
     found = [re.fullmatch(r"compiled (\S+) in 1\.\d s \((\d) of 3\)\n", line) for line, _ in lines]
     assert [(match[1], match[2]) for match in found if match] == list(zip(KEYS, "123", strict=True)), lines
     assert lines[0][1] <= 2 and len(lines) == 3
+
+
+def test_a_build_whose_reader_has_gone_ends_with_its_compilers(environment, tmp_path: Path, no_kernels: Path) -> None:
+    """As with ``2>&1 | head -1``."""
+    command = [sys.executable, "-c", MAIN, "build", "three.yaml", "--jobs", "1"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(2.71828), cwd=tmp_path
+    )
+    assert process.stdout is not None and process.stdout.readline().startswith(f"compiled {KEYS[0]} in ")
+    process.stdout.close()
+    assert process.wait(60) == READER_GONE
+    assert "sleep 2.71828" not in subprocess.run(["ps", "-ww", "-eo", "args"], capture_output=True, text=True).stdout
+    assert not list(no_kernels.glob(".build-*")) and not list(no_kernels.glob(f"{KEYS[2]}-*"))
 
 
 def test_on_a_terminal_the_bar_names_what_is_compiled(environment, tmp_path: Path) -> None:

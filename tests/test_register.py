@@ -281,7 +281,7 @@ IMPOSSIBLE = {
 
 @pytest.mark.parametrize("policy", ["never", "always"])
 def test_head_dims_that_no_kernel_can_have(run, compiled, policy: str) -> None:
-    """Whatever way a call takes: to register one is no advice."""
+    """To register one is no advice, whatever way a call takes."""
     out, _ = run(
         f"for d, dv in {list(IMPOSSIBLE)}:"
         """
@@ -296,6 +296,20 @@ def test_head_dims_that_no_kernel_can_have(run, compiled, policy: str) -> None:
     )
     expected = [line for text in IMPOSSIBLE.values() for line in (f"InputError: {text}", f"InputError: {text}", "True")]
     assert out == expected and compiled() == 0
+
+
+def test_a_named_kernel_that_can_not_serve_the_call_is_no_advice(run, compiled) -> None:
+    cases = {
+        "gna_forward-sm90-r1-bf16-d64-q64-kv64": "takes cuda tensors",
+        "gna_forward-cpu-r2-fp32-dany-q8x8-kv8x8": "rank is 2, not 1",
+        "gna_forward-cpu-r1-bf16-dany-q8-kv8": "dtype is bf16, not fp32",
+    }
+    out, _ = run(
+        f"for key in {list(cases)}: print(said(lambda: gnaforge.na1d(x, x, x, 3, kernel=key)))\n", GNAFORGE_JIT="never"
+    )
+    advice = "leave out kernel= to let gnaforge choose one that fits"
+    assert out == [f"InputError: kernel: {key}: {reason}; {advice}" for key, reason in cases.items()]
+    assert compiled() == 0
 
 
 def test_what_a_gpu_has_no_kernels_for_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -381,7 +381,7 @@ class TestSimulate:
             ({"q_tile": (4, 4), "kv_tile": (4,)}, "kv_tile: (4,) has 1 extents, rank 2 needs 2"),
             ({"q_tile": (4, 0), "kv_tile": (4, 4)}, "q_tile: (4, 0) must hold positive integers"),
             ({"q_tile": (4, 4), "kv_tile": (4, 5)}, "kv_tile: holds 20 key tokens; sm90 needs a multiple of 16"),
-            ({"q_tile": (32, 32), "kv_tile": (4, 4)}, "q_tile: holds 1024 query tokens; sm100 takes at most 256"),
+            ({"q_tile": (32, 32), "kv_tile": (4, 4)}, "q_tile: holds 1,024 query tokens; sm100 takes at most 256"),
             ({"q_tile": (16, 8), "kv_tile": (16, 16), "arch": "sm90", "head_dim": 256}, "shared memory"),
         ],
     )

@@ -92,7 +92,7 @@ NEVER_ONE = re.compile(r"_DRAWS|share\.numel\(\)|int\(outside.*|counts\.visited.
 
 
 def test_no_text_has_one_kernels() -> None:
-    """What people read takes numbers of things from `count_of`."""
+    """Texts for people take numbers of things from `count_of`."""
     paths = [ROOT / name for name in COUNTED_IN]
     files = [file for path in paths for file in (path.rglob("*.py") if path.is_dir() else (path,))]
     plural = re.compile(rf" (?:[a-z-]+ )?(?:{COUNTED})s\b")

@@ -108,7 +108,7 @@ def split_buildable(configs: Sequence[KernelConfig]) -> tuple[list[KernelConfig]
 
 
 def explain_missing(missing: Mapping[KernelConfig, str]) -> str:
-    """What `split_buildable` says of kernels that can't be compiled here: a line per reason."""
+    """Says of kernels that `split_buildable` found to be missing why they are: a line per reason."""
     by_reason: dict[str, list[KernelConfig]] = {}
     for config, reason in missing.items():
         by_reason.setdefault(reason, []).append(config)

@@ -215,7 +215,7 @@ def _dry_run(plan: Plan) -> None:
 
 
 class Progress:
-    """What a build shows on stderr: on a terminal a bar that names what is compiled; elsewhere a line for each kernel
+    """Shows a build on stderr: on a terminal by a bar that names what is compiled; elsewhere by a line for each kernel
     that is finished."""
 
     def __init__(self) -> None:

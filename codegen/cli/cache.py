@@ -49,7 +49,7 @@ def info(json: JsonOption = False) -> None:
 
 
 def _kinds(row: dict[str, Any]) -> Iterator[tuple[str, int]]:
-    """What a cache holds, in words, and how many bytes of it."""
+    """The kinds of things that a cache holds, with their number in words, and how many bytes they are."""
     texts = {
         "kernels": count_of(row["kernels"]["count"], "kernel"),
         "stale": f"{row['stale']['count']:,} made by another version (gnaforge cache prune)",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import typer
@@ -55,16 +55,14 @@ def _page(command: Any, ctx: Any) -> str:
     width = _width()
     usage = f"Usage: {ctx.command_path} "
     blocks = [_wrap(" ".join(command.collect_usage_pieces(ctx)), width, usage, " " * len("Usage: "))]
-    blocks += [_wrap(text, width - indent, "", "", indent) for text, indent in _paragraphs(command.help or "")]
+    blocks += _prose(command.help or "", width)
     parameters = command.get_params(ctx)
     for title, kind in (("Arguments", "argument"), ("Options", "option")):
         rows = [parameter.get_help_record(ctx) for parameter in parameters if parameter.param_type_name == kind]
         blocks += _section(title, [row for row in rows if row is not None], width)
     commands = [(name, one) for name, one in getattr(command, "commands", {}).items() if not one.hidden]
-    summaries = [(name, next((text for text, _ in _paragraphs(one.help or "")), "")) for name, one in commands]
-    blocks += _section("Commands", summaries, width)
-    blocks += [_wrap(text, width - indent, "", "", indent) for text, indent in _paragraphs(command.epilog or "")]
-    return "\n\n".join(blocks)
+    blocks += _section("Commands", [(name, _summary(one.help or "")) for name, one in commands], width)
+    return "\n\n".join([*blocks, *_prose(command.epilog or "", width)])
 
 
 def _width() -> int:
@@ -73,27 +71,31 @@ def _width() -> int:
     return max(_NARROWEST, min(Console().width, _WIDEST))
 
 
-def _paragraphs(text: str) -> Iterator[tuple[str, int]]:
-    """The paragraphs of a docstring, each as one line, and by how much it is indented."""
-    for block in inspect.cleandoc(text).split("\n\n"):
-        if block.strip():
-            yield " ".join(block.split()), len(block) - len(block.lstrip(" "))
+def _paragraphs(text: str) -> list[str]:
+    return [block for block in inspect.cleandoc(text).split("\n\n") if block.strip()]
 
 
-def _wrap(text: str, width: int, first: str, other: str, indent: int = 0) -> str:
-    """Lines of at most ``width`` letters. Keys and options stay whole: they are there to be copied."""
-    margin = " " * indent
-    return (
-        textwrap.fill(
-            text,
-            width,
-            initial_indent=first,
-            subsequent_indent=other,
-            break_on_hyphens=False,
-            break_long_words=False,
-        )
-        .replace("\n", "\n" + margin)
-        .join((margin, ""))
+def _summary(text: str) -> str:
+    """The first paragraph of a docstring."""
+    return next(iter(_paragraphs(text)), "")
+
+
+def _prose(text: str, width: int) -> list[str]:
+    """The paragraphs of a docstring, wrapped; one that is indented stays so."""
+    margins = ((block, block[: len(block) - len(block.lstrip(" "))]) for block in _paragraphs(text))
+    return [_wrap(" ".join(block.split()), width, margin, margin) for block, margin in margins]
+
+
+def _wrap(text: str, width: int, first: str, other: str) -> str:
+    """Lines of at most ``width`` letters that begin with ``first``, later ones with ``other``. Keys and options stay
+    whole: they are there to be copied."""
+    return textwrap.fill(
+        text,
+        width,
+        initial_indent=first,
+        subsequent_indent=other,
+        break_on_hyphens=False,
+        break_long_words=False,
     )
 
 

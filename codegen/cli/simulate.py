@@ -122,14 +122,19 @@ def simulate(
         )
     tiles = _tiles(q_tile, kv_tile)
     share = None if end_to_end is None else (end_to_end, *_steps(dense_steps))
-    if sweep_stride:
-        sweeps = [
-            sweep_strides(problem, family_for(problem, tiles, arch, variant), cast("Tiling", tiling), tiles)
-            for problem in problems
-        ]
-    else:
+    distinct = list(dict.fromkeys(problems))
+    if len(distinct) > 1:
+        _check_effort(distinct, sweep_stride, tiles is None and tiling != "flat")
+
+    def simulate_one(problem: Problem) -> list[Simulation]:
+        if sweep_stride:
+            family = family_for(problem, tiles, arch, variant)
+            return sweep_strides(problem, family, cast("Tiling", tiling), tiles)
         what = (tiles, arch, cast("Tiling", tiling), cast("Objective", objective), variant)
-        sweeps = [[simulate_problem(problem, *what)] for problem in problems]
+        return [simulate_problem(problem, *what)]
+
+    found = {problem: simulate_one(problem) for problem in distinct}
+    sweeps = [found[problem] for problem in problems]
     simulations = [simulation for sweep in sweeps for simulation in sweep]
     rows = [_as_json(simulation, share) for simulation in simulations]
     if plot is not None:
@@ -179,6 +184,30 @@ def _problems_of_spec(source: str, given: Mapping[str, Any]) -> list[Problem]:
     if not problems:
         raise InputError(f"{source} lists no shapes to simulate")
     return problems
+
+
+def _check_effort(problems: list[Problem], sweep: bool, fitted: bool) -> None:
+    """Refuses more problems than can be simulated in some ten seconds."""
+    from ..errors import InputError
+    from ..plan import MAX_FITTED
+    from ..simulator.sweep import stride_count
+
+    strides = sum(map(stride_count, problems)) if sweep else 0
+    if strides > MAX_STRIDES:
+        raise InputError(f"--sweep-stride would look at {strides:,} strides of {len(problems):,} problems; {_FEWER}")
+    if len(problems) > (MAX_FITTED if fitted else MAX_SIMULATED):
+        why = "tiles would be fitted to" if fitted else "there are"
+        raise InputError(f"{why} {len(problems):,} problems; {_FEWER}")
+
+
+MAX_SIMULATED = 1000
+"""Problems of a spec that are simulated with given tiles; `MAX_FITTED` where tiles are fitted to each."""
+MAX_STRIDES = 4000
+"""Strides of all problems of a spec that a sweep looks at."""
+_FEWER = (
+    f"of one spec at most 40 problems are simulated, {MAX_SIMULATED:,} with --q-tile and --kv-tile, "
+    f"and {MAX_STRIDES:,} strides: divide it, or give one problem by --tokens and --window"
+)
 
 
 def _tiles(q_tile: str | None, kv_tile: str | None) -> Tiles | None:

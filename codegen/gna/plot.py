@@ -354,7 +354,7 @@ def bars_figure(rows: Sequence[dict[str, Any]], machine: str) -> Any:
 
 
 def _bar_text(row: dict[str, Any] | None) -> str:
-    """What is written above a bar: the rate, and how many times as long as gnaforge it took."""
+    """The text above a bar: the rate, and how many times as long as gnaforge it took."""
     if row is None:
         return "not timed"
     ratio = row["times ours"]

@@ -33,6 +33,7 @@ from .kernels import registry
 from .op_table import FORWARD
 from .ops import neighborhood_attention
 from .problem import Problem
+from .problem_file import read_problems
 from .problem_rules import ProblemError
 from .reference import visible_pairs, visited_pairs
 from .request import Request
@@ -394,14 +395,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if file is None and (options["tokens"] is None or options["window"] is None):
         parser.error("give --tokens and --window, or --problems")
     try:
-        if file is None:
-            kernels, problems = [kernel], [Problem.from_options(options)]
-        else:
-            rows = json.loads(file.read_text())
-            kernels = [row.pop("kernel", None) or kernel for row in rows]
-            problems = [Problem.from_json(row) for row in rows]
+        rows = [(Problem.from_options(options), None)] if file is None else read_problems(file)
     except ProblemError as error:
-        parser.error(str(error) if file else f"--{error.field.replace('_', '-')}: {error.text}")
+        parser.error(f"--{error.field.replace('_', '-')}: {error.text}")
+    except ValueError as error:
+        parser.error(f"--problems: {error}")
+    problems, kernels = [problem for problem, _ in rows], [own or kernel for _, own in rows]
     found = report(problems, names, budget, kernels, device, path)
     if path is None:
         json.dump(found, sys.stdout, indent=1)

@@ -39,7 +39,7 @@ class Source(Protocol):
         """
 
     def remedy(self, request: Request) -> str:
-        """What the user can do to get a kernel that fits: the last line of the error.
+        """The last line of the error: how the user gets a kernel that fits.
 
         Raises:
             ValueError: there can't be one; says what the caller has to change.

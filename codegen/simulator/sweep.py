@@ -66,6 +66,11 @@ def sweep_strides(
     return steps
 
 
+def stride_count(problem: Problem) -> int:
+    """How many strides `sweep_strides` looks at, about."""
+    return prod(len(_strides(window)) for window in problem.window)
+
+
 def smallest_perfect_stride(axis: Axis, q_extent: int, kv_extent: int, tiling: Tiling) -> int | None:
     """The smallest stride that makes one dimension perfectly block-sparse with tiles of these extents.
 
