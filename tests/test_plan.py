@@ -90,7 +90,7 @@ def test_one_cpu_kernel_serves_all_head_dims_and_that_is_no_duplicate() -> None:
     ]
     assert kernels.duplicates == ()
     assert kernels.notes == (
-        "cpu kernels take the head dim at run time: 1 of them serve the 4 configs that the spec asks for",
+        "cpu kernels take the head dim at run time: 1 of them serves the 4 configs that the spec asks for",
     )
 
 

@@ -14,6 +14,7 @@ import typer
 from ..build_tools.text import count_of
 from .options import ArchOption, plan_of
 from .tables import say
+from .waiting import waiting
 
 if TYPE_CHECKING:
     from ..build_tools.cache import Artifact
@@ -48,7 +49,8 @@ def export(
         artifacts, wanted = _portable(), ""
     if not artifacts:
         raise InputError(f"{user_cache().root} holds no kernel{f' of {spec}' if spec else ''}: nothing was written")
-    export_artifacts(artifacts, target)
+    with waiting(f"writing {_count_text(artifacts)} to {target}"):
+        export_artifacts(artifacts, target)
     size = sum(path.stat().st_size for artifact in artifacts for path in artifact.folder.iterdir())
     say(f"{target}: {_count_text(artifacts)}{wanted}, {size / 1e6:.1f} MB unpacked")
 
@@ -71,7 +73,8 @@ def import_(
 
     new: list[Artifact] = []
     for source in sources:
-        found, known = import_artifacts(source, user_cache(), needed_files)
+        with waiting(f"reading {source}"):
+            found, known = import_artifacts(source, user_cache(), needed_files)
         say(f"{source}: {_count_text(found)} imported, {known} there already")
         new += found
     for note in _misfits([artifact.record for artifact in new]):

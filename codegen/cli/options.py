@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .waiting import waiting
+
 if TYPE_CHECKING:
     from ..plan import Plan
 
@@ -109,7 +111,9 @@ def plan_of(spec: str, arches: list[str] | None) -> Plan:
     from ..spec import load_spec
 
     if not is_key(spec):
-        return plan(load_spec(spec), arches)
+        loaded = load_spec(spec)
+        with waiting("fitting tiles to the shapes"):
+            return plan(loaded, arches)
     config = require_config(spec)
     if arches and config.arch not in arches:
         raise InputError(f"{spec}: --arch {' '.join(arches)} excludes this kernel, which is for {config.arch}")

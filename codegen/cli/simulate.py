@@ -13,6 +13,7 @@ from ..families.target import TARGETS
 from .options import HtmlOption, JsonOption, VariantOption, check_outputs, refuse_unused
 from .problem_options import PATTERN, ProblemOptions, parse_numbers, takes_problem
 from .tables import say, say_written
+from .waiting import steps
 
 if TYPE_CHECKING:
     from ..gna.source import Tiling
@@ -133,7 +134,8 @@ def simulate(
         what = (tiles, arch, cast("Tiling", tiling), cast("Objective", objective), variant)
         return [simulate_problem(problem, *what)]
 
-    found = {problem: simulate_one(problem) for problem in distinct}
+    what = "looking at strides" if sweep_stride else "fitting tiles" if tiles is None else "counting tiles"
+    found = {problem: simulate_one(problem) for problem in steps(what, distinct)}
     sweeps = [found[problem] for problem in problems]
     simulations = [simulation for sweep in sweeps for simulation in sweep]
     rows = [_as_json(simulation, share) for simulation in simulations]

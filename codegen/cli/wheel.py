@@ -12,6 +12,7 @@ from ..build_tools.text import count_of, printable
 from .building import JobsOption, LauncherOption, Progress, say_notes, set_launcher, whole_or_partial
 from .options import ArchOption, JsonOption, SpecArgument, plan_of
 from .tables import print_table, say
+from .waiting import waiting
 
 if TYPE_CHECKING:
     from ..wheel.build import Wheel
@@ -105,7 +106,8 @@ def check_wheel(
     """
     from ..wheel.check import check
 
-    report = check(file)
+    with waiting(f"reading {file}"):
+        report = check(file)
     if json:
         import json as format
 
