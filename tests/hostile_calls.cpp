@@ -17,6 +17,14 @@
 
 #include "gnaforge/abi.h"
 
+// Of a kernel that takes another type, or whose `run` needs a GPU.
+#ifndef HOSTILE_DTYPE
+#define HOSTILE_DTYPE GNAFORGE_FP32
+#endif
+#ifndef HOSTILE_RUNS
+#define HOSTILE_RUNS true
+#endif
+
 namespace {
 
 /// 2 batch entries, 16 tokens, 2 heads, head dim 16.
@@ -28,7 +36,7 @@ struct Call {
   gnaforge_host host{sizeof(gnaforge_host), 1, parallel_for};
   gnaforge_args args{};
   const gnaforge_args* passed = &args;
-  bool runs = true;  ///< If can_run accepts the call: its data are as large as it says.
+  bool runs = HOSTILE_RUNS;  ///< If can_run accepts the call: its data are as large as it says.
 
   static void parallel_for(int64_t begin, int64_t end, int64_t, void (*body)(int64_t, int64_t, void*), void* context) {
     for (int64_t i = begin; i < end; ++i) body(i, i + 1, context);
@@ -56,8 +64,8 @@ struct Call {
   void add(int role) {
     const int channels = role == GNAFORGE_LSE ? 1 : 16;
     data[role].assign(2 * 16 * 2 * 16 * sizeof(float), 0);
-    tensor[role] = {sizeof(gnaforge_tensor), GNAFORGE_FP32,  data[role].data(),
-                    16 * 2 * channels,       {2 * channels}, channels};
+    tensor[role] = {sizeof(gnaforge_tensor), HOSTILE_DTYPE, data[role].data(), 32 * channels, {2 * channels}, channels};
+    if (role == GNAFORGE_LSE) tensor[role].dtype = GNAFORGE_FP32;
     by_role[role] = &tensor[role];
   }
 };

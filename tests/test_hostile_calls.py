@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterable
 from math import prod
 from pathlib import Path
 
+import pytest
 from gnaforge.build import abi
 from gnaforge.build.identity import include_dir
+from gnaforge.build.kernels import make_jobs
 from gnaforge.build.render import render_kernel, render_library
+from gnaforge.build_tools.cuda_compiler import CudaCompiler
 from gnaforge.build_tools.toolchain import cxx_compiler
+from gnaforge.errors import BuildError
+from gnaforge.runtime.config import KernelConfig
 from kernel_set import cpu_config
 
 # What can_run says of each of hostile_calls.cpp's cases; of those that it accepts, what run says.
@@ -70,15 +76,12 @@ def expected_of(name: str) -> str:
     return "refused"
 
 
-def test_hostile_calls(tmp_path: Path) -> None:
-    config = cpu_config(1, "fp32", (40,), (24,))
-    source = tmp_path / "kernel.cpp"
-    source.write_text(render_kernel(config) + render_library("hostile", [config]))
-    options = ["-std=c++17", "-O1", "-w", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
-    program = Path(__file__).with_name("hostile_calls.cpp")
-    command = [*cxx_compiler().command, *options, f"-I{include_dir()}", source, program, "-o", tmp_path / "program"]
-    subprocess.run(command, check=True)
-    done = subprocess.run([tmp_path / "program"], capture_output=True, text=True, check=True)
+def found_codes(objects: list[Path], program: Path, *options: str) -> dict[str, str]:
+    """What can_run says of each case, and run; `objects` are or make the kernel's library."""
+    source = str(Path(__file__).with_name("hostile_calls.cpp"))
+    command = [*cxx_compiler().command, "-std=c++17", "-w", *options, f"-I{include_dir()}", source, *map(str, objects)]
+    subprocess.run([*command, "-o", str(program)], check=True)
+    done = subprocess.run([program], capture_output=True, text=True, check=True)
     found = {}
     for line in done.stdout.splitlines():
         name, codes, text = line.split("\t", 2)
@@ -86,10 +89,55 @@ def test_hostile_calls(tmp_path: Path) -> None:
         words = " ".join(abi.CODES[int(code)] for code in codes.split())
         assert (text == "") == (words in ("ok", "ok ok")), line
         found[name] = words
-    named = {name: words for words, names in EXPECTED.items() for name in names.split("|")}
-    assert {name: found.pop(name, None) for name in named} == named
-    assert len(found) > 600
+    return found
+
+
+def expected_codes(names: Iterable[str]) -> dict[str, str]:
+    """Of a cpu kernel."""
+    known = {name: words for words, names in EXPECTED.items() for name in names.split("|")}
+    return {name: known[name] if name in known else expected_of(name) for name in names}
+
+
+def test_cpu_kernels_survive_hostile_calls(tmp_path: Path) -> None:
+    config = cpu_config(1, "fp32", (40,), (24,))
+    source = tmp_path / "kernel.cpp"
+    source.write_text(render_kernel(config) + render_library("hostile", [config]))
+    sanitizers = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
+    found = found_codes([source], tmp_path / "program", *sanitizers)
+    expected = expected_codes(found)
+    assert len(found) > 700
+    assert set(found) >= {name for names in EXPECTED.values() for name in names.split("|")}
     for name, words in found.items():
-        expected = expected_of(name)
-        refused = not words.startswith("ok")
-        assert words == expected or (expected == "refused" and refused), (name, words)
+        assert words == expected[name] or (expected[name] == "refused" and not words.startswith("ok")), (name, words)
+
+
+def test_host_code_of_gpu_kernels_survives_hostile_calls(tmp_path: Path) -> None:
+    """It refuses what a cpu kernel does, and besides what tensor maps can't show. sm100 kernels have the same."""
+    config = KernelConfig.parse("gna_forward-sm90-r1-bf16-d16-q64-kv16")
+    try:
+        (job,) = make_jobs([config], cxx_compiler(), emulated=True)
+    except BuildError as error:
+        if "no CUDA compiler" in str(error):
+            pytest.skip(str(error))
+        raise
+    assert isinstance(job.compiler, CudaCompiler) and job.compiler.stand_in is not None
+    source, built = tmp_path / "kernel.cu", tmp_path / "kernel.o"
+    source.write_text(job.source + job.library)
+    undefined = ("-fsanitize=undefined", "-fno-sanitize-recover=undefined")
+    command = job.compiler.compile_command(str(source), str(built), include_dir())
+    subprocess.run([*command, f"-Xcompiler={','.join(undefined)}"], check=True)
+    stand_in = job.compiler.stand_in
+    options = ("-DHOSTILE_DTYPE=GNAFORGE_BF16", "-DHOSTILE_RUNS=false", f"-Wl,-rpath={stand_in.parent}", *undefined)
+    found = found_codes([built, stand_in], tmp_path / "program", *options)
+    others = {"misaligned": "no_layout", "scale NaN": "no_scale"}
+    refused = 0
+    for name, expected in expected_codes(found).items():
+        words = found[name]
+        if expected.startswith("ok"):
+            assert words in ("ok", "no_layout", "no_size", "no_scale"), (name, words)
+            refused += words != "ok"
+        elif name.startswith(("offset", "stride")):  # elements of 2 bytes
+            assert words in ("bad_input", "no_layout"), (name, words)
+        else:
+            assert words in (expected, others.get(name)) or (expected == "refused" and words != "ok"), (name, words)
+    assert found["good"] == "ok" and refused > 50
