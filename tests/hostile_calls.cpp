@@ -246,11 +246,14 @@ std::vector<Case> every_field() {
       for (const int power : {0, 30, 40, 57, 58, 59, 60, 61, 62, 63})
         for (const int64_t sign : {1, -1}) {
           const auto power_of_two = static_cast<int64_t>(uint64_t{1} << power);  // -2^63 for 63
-          const int64_t stride = power == 0 ? 0 : power == 63 ? (sign > 0 ? INT64_MAX : INT64_MIN) : sign * power_of_two;
+          const int64_t stride = power == 0    ? 0
+                                 : power == 63 ? (sign > 0 ? INT64_MAX : INT64_MIN)
+                                               : sign * power_of_two;
           add(text("stride", std::to_string(stride), field, name), [=](Call& c) {
             gnaforge_tensor& tensor = c.tensor[role];
-            (field[0] == 'b' ? tensor.batch_stride : field[0] == 't' ? tensor.token_stride[0] : tensor.head_stride) =
-                stride;
+            (field[0] == 'b'   ? tensor.batch_stride
+             : field[0] == 't' ? tensor.token_stride[0]
+                               : tensor.head_stride) = stride;
             c.runs = false;
           });
         }
@@ -258,9 +261,9 @@ std::vector<Case> every_field() {
   Call plain;
   const auto plain_numbers = numbers(plain.problem);
   for (size_t i = 0; i < plain_numbers.size(); ++i)
-    for (const int64_t value : {INT64_MIN, INT64_MIN + 1, -(int64_t{1} << 32), int64_t{-1}, int64_t{0},
-                                int64_t{1} << 31, (int64_t{1} << 32) + *plain_numbers[i].value, int64_t{1} << 40,
-                                int64_t{1} << 62, INT64_MAX})
+    for (const int64_t value :
+         {INT64_MIN, INT64_MIN + 1, -(int64_t{1} << 32), int64_t{-1}, int64_t{0}, int64_t{1} << 31,
+          (int64_t{1} << 32) + *plain_numbers[i].value, int64_t{1} << 40, int64_t{1} << 62, INT64_MAX})
       add(text("problem", std::to_string(value), plain_numbers[i].name, std::to_string(i)), [=](Call& c) {
         *numbers(c.problem)[i].value = value;
         c.runs = false;

@@ -24,6 +24,9 @@
 #ifndef TOY_CODE  // what can_run says of calls that it could compute
 #define TOY_CODE GNAFORGE_OK
 #endif
+#ifndef TOY_WORKSPACE
+#define TOY_WORKSPACE 16
+#endif
 #ifndef TOY_FLAGS
 #define TOY_FLAGS 0
 #endif
@@ -61,7 +64,7 @@ int can_run(const gnaforge_args* args, char* why, size_t n) {
 
 float* data(const gnaforge_args* args, gnaforge_role role) { return static_cast<float*>(args->tensors[role]->data); }
 
-int64_t workspace_bytes(const gnaforge_args*) { return 16; }
+int64_t workspace_bytes(const gnaforge_args*) { return TOY_WORKSPACE; }
 
 double visited_work(const gnaforge_args*) { return TOY_WORK; }
 

@@ -108,6 +108,9 @@ def _recover(error: RuntimeError, operator: Any, *arguments: Any) -> tuple[torch
     failure = core.failure_of(error)
     if failure.code == core.ErrorCode.BAD_INPUT:
         raise ValueError(failure.reason) from None
+    query, key, value, pattern, _, pinned = arguments
+    if failure.code == core.ErrorCode.OUT_OF_MEMORY:
+        raise _out_of_memory(failure, query, value) from None
     if failure.code not in core.NO_KERNEL:
         raise error
 
@@ -117,11 +120,12 @@ def _recover(error: RuntimeError, operator: Any, *arguments: Any) -> tuple[torch
             return operator(*arguments)
         except RuntimeError as again:
             found = core.failure_of(again)
+            if found.code == core.ErrorCode.OUT_OF_MEMORY:
+                raise _out_of_memory(found, query, value) from None
             if found.code not in core.NO_KERNEL:
                 raise
             return found
 
-    query, key, value, pattern, _, pinned = arguments
     if busy := jit.busy():
         raise NoKernelError(f"{failure.whole}\n{busy}") from None
     request = request_of(query, key, value, pattern, pinned)
@@ -141,6 +145,19 @@ def _recover(error: RuntimeError, operator: Any, *arguments: Any) -> tuple[torch
         text = result.text if lookup.source() is None else result.whole
         raise NoKernelError("\n".join(filter(None, [text, reason, lookup.remedy(request)]))) from None
     return result  # type: ignore[no-any-return]
+
+
+def _out_of_memory(failure: core.Failure, query: torch.Tensor, value: torch.Tensor) -> torch.OutOfMemoryError:
+    """The error of a GPU that has no memory for a call: what was wanted, and what torch says of the device.
+
+    Raises:
+        RuntimeError: it isn't memory that torch lacks.
+    """
+    try:
+        _ = query.new_empty((*query.shape[:-1], value.shape[-1])), query.new_empty(query.shape[:-1], dtype=torch.float32)
+    except torch.OutOfMemoryError as own:
+        return torch.OutOfMemoryError(f"{failure.text}\n{own}")
+    return torch.OutOfMemoryError(failure.text)
 
 
 def _kernel_key(
@@ -305,6 +322,9 @@ def neighborhood_attention(
 
     Raises:
         ValueError: shapes or the pattern don't fit each other.
+        MemoryError, torch.OutOfMemoryError: there is no memory, on a CPU or a GPU, for the output, the log-sum-exp,
+            the workspace or a copy of an input; says for which, and how much. A compiled graph raises a RuntimeError
+            with the same text for a GPU.
         NoKernelError: no kernel computes this, and none may or can be compiled now (``GNAFORGE_JIT``); lists each
             kernel's reason and the call that registers one.
     """
