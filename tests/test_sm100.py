@@ -27,7 +27,7 @@ from gnaforge.verification.process import Worker
 from gnaforge.verification.runner import Settings, Verifier
 from gnaforge.verification.schedules import Schedule
 from sm100_problems import random_problem
-from test_sm90 import LAYOUTS, MODES
+from test_sm90 import LAYOUTS, MODES, NONFINITE
 
 # Whole tiles; short ones, of which MMAs read padding; an odd Q box, whose halves share tokens; head dims with padding.
 KEYS = (
@@ -288,6 +288,14 @@ def test_any_layout_is_taken(libraries: dict[KernelConfig, Path], key: str) -> N
     """With maps per batch entry, and of one dimension; the kernel itself says what it can't read."""
     code = LAYOUTS.format(library=libraries[KernelConfig.parse(key)])
     assert int(run(prelude(libraries, key) + code)) == 8
+
+
+@pytest.mark.parametrize("key", [KEYS[1]])
+def test_values_that_are_not_finite_reach_no_further_than_is_said(
+    libraries: dict[KernelConfig, Path], key: str
+) -> None:
+    """In V, to all queries of Q tiles that visit a KV tile with the token; in K, to those that see it."""
+    run(prelude(libraries, key) + NONFINITE)
 
 
 REFUSED = """

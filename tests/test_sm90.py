@@ -185,6 +185,26 @@ def test_any_layout_is_taken(libraries: dict[KernelConfig, Path], key: str) -> N
     assert int(run(prelude(libraries, key) + code)) == 8
 
 
+NONFINITE = """
+from gnaforge.runtime.problem import Problem
+from nonfinite import check_reach
+problems = {
+    1: Problem(300, 9, 3, 2, True, heads=2),
+    2: Problem((30, 21), (4, 5), (2, 1), (2, 1)),
+    3: Problem((9, 12, 13), (2, 3, 4), (1, 2, 1)),
+}
+check_reach(attend, config, problems[config.rank])
+"""
+
+
+@pytest.mark.parametrize("key", [KEYS[0], KEYS[7], KEYS[11]])
+def test_values_that_are_not_finite_reach_no_further_than_is_said(
+    libraries: dict[KernelConfig, Path], key: str
+) -> None:
+    """In V, to all queries of Q tiles that visit a KV tile with the token; in K, to those that see it."""
+    run(prelude(libraries, key) + NONFINITE)
+
+
 def test_an_emulated_kernel_is_only_taken_by_name(libraries: dict[KernelConfig, Path], no_kernels: Path) -> None:
     code = """
 assert gnaforge.registry[config].emulated

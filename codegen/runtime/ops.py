@@ -298,7 +298,8 @@ def neighborhood_attention(
     kernel: KernelConfig | str | None = None,
     **natten_tuning: Any,
 ) -> Any:
-    """Neighborhood attention of any rank, read off the query: 1 to 3 token dimensions.
+    """Neighborhood attention of any rank, read off the query: 1 to 3 token dimensions. What values that are not finite
+    reach: see `na1d`.
 
     Args:
         query: ``[batch, *tokens, heads, head_dim]``, of a type that kernels take, such as bfloat16.
@@ -338,6 +339,13 @@ def neighborhood_attention(
     return _attention(rank, query, key, value, kernel_size, stride, dilation, is_causal, scale, return_lse, pinned)
 
 
+_NON_FINITE = """Values that are not finite: a NaN or infinity in K reaches the queries that see its token, and no others.
+    So does one in V on cpu. On GPUs (sm90, sm100) one in V also makes the outputs NaN of queries whose Q tile visits a
+    KV tile with its token: they multiply it by a probability of 0. In no case does it reach another head or batch
+    entry, or V the log-sum-exp. A query with a score of infinity has a NaN as output and a log-sum-exp of infinity,
+    by kernels of the variant ``cutlass`` NaN."""
+
+
 def _fixed_rank(rank: int, layout: str) -> Callable[..., Any]:
     def operator(
         query: torch.Tensor,
@@ -372,7 +380,7 @@ def _fixed_rank(rank: int, layout: str) -> Callable[..., Any]:
     operator.__name__ = operator.__qualname__ = f"na{rank}d"
     operator.__doc__ = (
         f"{rank}-D neighborhood attention; query, key and value are ``[batch, {layout}, heads, head_dim]``.\n\n"
-        "    Arguments, results and errors: see `neighborhood_attention`.\n    "
+        f"    Arguments, results and errors: see `neighborhood_attention`.\n\n    {_NON_FINITE}\n    "
     )
     return operator
 
