@@ -36,6 +36,8 @@ struct Call {
   gnaforge_host host{sizeof(gnaforge_host), 1, parallel_for};
   gnaforge_args args{};
   const gnaforge_args* passed = &args;
+  bool wants_words = true;
+  int workspace_offset = 0;  ///< From where it is aligned; negative for none.
   bool runs = HOSTILE_RUNS;  ///< If can_run accepts the call: its data are as large as it says.
 
   static void parallel_for(int64_t begin, int64_t end, int64_t, void (*body)(int64_t, int64_t, void*), void* context) {
@@ -97,6 +99,13 @@ const Case cases[] = {
     {"small log_sum_exp", [](Call& c) { c.tensor[GNAFORGE_LSE].struct_size = 0; }},
     {"small host", [](Call& c) { c.host = {4, INT_MAX, nullptr}; }},
     {"large structs", [](Call& c) { c.args.struct_size = c.problem.struct_size = c.tensor[0].struct_size = UINT_MAX; }},
+    {"no workspace", [](Call& c) { c.workspace_offset = -1; }},
+    {"misaligned workspace", [](Call& c) { c.workspace_offset = 64; }},
+    {"no room for words",
+     [](Call& c) {
+       c.wants_words = false;
+       c.problem.rank = 99;
+     }},
     {"unknown op", [](Call& c) { c.args.op = 99; }},
     {"another op", [](Call& c) { c.args.op = GNAFORGE_GNA_BACKWARD_Q; }},
     {"unknown feature", [](Call& c) { c.args.features = uint64_t{1} << 63; }},
@@ -275,14 +284,17 @@ void try_case(const gnaforge_entry& entry, const Case& one) {
   Call call;
   one.change(call);
   char text[300] = "";
-  const int code = entry.can_run(call.passed, text, sizeof(text));
+  char* const words = call.wants_words ? text : nullptr;
+  const size_t room = call.wants_words ? sizeof(text) : 0;
+  const int code = entry.can_run(call.passed, words, room);
   std::printf("%d", code);
   if (code == GNAFORGE_OK) {
     const int64_t bytes = entry.workspace_bytes(call.passed);
     if (!(entry.visited_work(call.passed) >= 0) || bytes < 0 || bytes > (1 << 24)) std::abort();
-    void* const workspace = std::aligned_alloc(256, static_cast<size_t>(bytes + 255) / 256 * 256 + 256);
-    if (call.runs) std::printf(" %d", entry.run(call.passed, workspace, nullptr, text, sizeof(text)));
-    std::free(workspace);
+    void* const memory = std::aligned_alloc(256, static_cast<size_t>(bytes + 255) / 256 * 256 + 256);
+    void* const workspace = call.workspace_offset < 0 ? nullptr : static_cast<char*>(memory) + call.workspace_offset;
+    if (call.runs) std::printf(" %d", entry.run(call.passed, workspace, nullptr, words, room));
+    std::free(memory);
   }
   std::printf("\t%s", text);
 }
