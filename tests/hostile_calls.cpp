@@ -1,6 +1,6 @@
-// Calls of a cpu kernel that break the contract, or are as large as numbers can be, each in a child process: prints for
-// each its name, can_run's code, and run's if can_run accepts the call and its tensors are as large as it says. Compiled
-// with sanitizers, so that a child whose call reads or writes out of bounds, or overflows, dies.
+// Calls of a kernel that break the contract, or are as large as numbers can be, each in a child process: prints for
+// each its name, can_run's code, and run's if can_run accepts the call and its tensors are as large as it says.
+// Compiled with sanitizers, so that a child whose call reads or writes out of bounds, or overflows, dies.
 #include <sys/wait.h>
 #include <unistd.h>
 

@@ -460,5 +460,7 @@ def test_exact_attention_without_memory_says_how_much_it_needs() -> None:
     from gnaforge.runtime.reference import attention
 
     q = torch.zeros(8).as_strided((1, 2**29, 2**10, 8), (0, 0, 0, 1))
-    with pytest.raises(MemoryError, match="exact attention in float64 needs .* bytes for inputs and results and .* of 1 "):
+    with pytest.raises(
+        MemoryError, match=r"exact attention in float64 needs .* bytes for inputs and results and .* of 1 "
+    ):
         attention(Problem(2**29, 3, heads=2**10, head_dim=8), q, q, q)

@@ -20,14 +20,16 @@ from kernel_set import cpu_config
 
 # What can_run says of each of hostile_calls.cpp's cases; of those that it accepts, what run says.
 EXPECTED = {
-    "bad_call": "no args|no problem|no tensors|no roles|too few roles|no query|no out|small args|small problem|small tensor|"
+    "bad_call": "no args|"
+    "no problem|no tensors|no roles|too few roles|no query|no out|small args|small problem|small tensor|"
     "small log_sum_exp|small host|a feature that isn't announced|"
     "extra keys that aren't announced|accumulation that isn't announced|a tensor too many|a reserved tensor",
     "no_op": "unknown op|another op",
     "no_feature": "unknown feature|a feature it hasn't|a tensor of an unknown role",
     "no_device": "unknown device",
-    "bad_input": "no room for words|rank 0|rank -1|rank 99|batch -1|heads -1|kv_heads 0|kv_heads INT64_MIN|batch 2^62|heads 2^62|"
-    "batch 2^40 of 2^30 tokens|batch 2^62 without strides|tokens INT64_MAX|tokens -5|window 0|window 17|"
+    "bad_input": "no room for words|rank 0|rank -1|rank 99|batch -1|heads -1|kv_heads 0|kv_heads INT64_MIN|"
+    "batch 2^62|heads 2^62|batch 2^40 of 2^30 tokens|batch 2^62 without strides|tokens INT64_MAX|tokens -5|"
+    "window 0|window 17|"
     "window INT64_MIN|stride 6|dilation 4|dilation INT64_MAX|causal 3|bf16 log_sum_exp|token stride INT64_MAX|"
     "token stride INT64_MIN|token stride -2^62|token stride of out 0|head stride of log_sum_exp 0|misaligned|"
     "a part of the grid that isn't announced",

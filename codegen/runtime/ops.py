@@ -154,7 +154,10 @@ def _out_of_memory(failure: core.Failure, query: torch.Tensor, value: torch.Tens
         RuntimeError: it isn't memory that torch lacks.
     """
     try:
-        _ = query.new_empty((*query.shape[:-1], value.shape[-1])), query.new_empty(query.shape[:-1], dtype=torch.float32)
+        _ = (
+            query.new_empty((*query.shape[:-1], value.shape[-1])),
+            query.new_empty(query.shape[:-1], dtype=torch.float32),
+        )
     except torch.OutOfMemoryError as own:
         return torch.OutOfMemoryError(f"{failure.text}\n{own}")
     return torch.OutOfMemoryError(failure.text)
@@ -339,11 +342,11 @@ def neighborhood_attention(
     return _attention(rank, query, key, value, kernel_size, stride, dilation, is_causal, scale, return_lse, pinned)
 
 
-_NON_FINITE = """Values that are not finite: a NaN or infinity in K reaches the queries that see its token, and no others.
-    So does one in V on cpu. On GPUs (sm90, sm100) one in V also makes the outputs NaN of queries whose Q tile visits a
-    KV tile with its token: they multiply it by a probability of 0. In no case does it reach another head or batch
-    entry, or V the log-sum-exp. A query with a score of infinity has a NaN as output and a log-sum-exp of infinity,
-    by kernels of the variant ``cutlass`` NaN."""
+_NON_FINITE = """Values that are not finite: a NaN or infinity in K reaches the queries that see its token, and no
+    others. So does one in V on cpu. On GPUs (sm90, sm100) one in V also makes the outputs NaN of queries whose Q tile
+    visits a KV tile with its token: they multiply it by a probability of 0. It never reaches another batch entry, or a
+    query head that has other keys, and from V not the log-sum-exp. A query with a score of infinity has NaN as output
+    and a log-sum-exp of infinity (by kernels of the variant ``cutlass``: NaN)."""
 
 
 def _fixed_rank(rank: int, layout: str) -> Callable[..., Any]:

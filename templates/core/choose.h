@@ -140,7 +140,7 @@ inline const gnaforge_entry* find(const Table& table, std::string_view key, cons
   return best;
 }
 
-/// A kernel as `find` gives it, for a valid call. Only where none takes the tensors as they lie, one that does if inputs
+/// A kernel as `find` gives it, for a valid call. Only where none takes tensors as they lie, one that does if inputs
 /// are copied. Raises an error if there is none either.
 inline Choice choose(const Table& table, std::string_view key, const gnaforge_args& args) {
   NoChoice none;

@@ -1,4 +1,4 @@
-// A call whose kernel can't read some inputs as they lie: which of them must be copied is the kernel's to say. No torch.
+// Calls whose kernel can't read some inputs as they lie: which of them must be copied is the kernel's to say. No torch.
 #pragma once
 
 #include <algorithm>

@@ -2,8 +2,8 @@
 //
 // A map has five dims at most, innermost first: channels, heads, tokens (innermost axis first), batch. Rank 3 would
 // need six. Where a head's channels fill whole copies and heads are adjacent, heads fold into the channels: both loads'
-// zero fill and stores' clipping still end at the head. Elsewhere each batch entry of rank 3 has maps of its own, and of
-// any rank where batch entries are one, as `expand` makes them: whether a map may have a stride of 0 isn't documented.
+// zero fill and stores' clipping still end at the head. Elsewhere each batch entry of rank 3 has maps of its own, as in
+// any rank where batch entries are one, which `expand` makes: whether maps may have a stride of 0 isn't documented.
 #pragma once
 
 #include <cuda.h>
