@@ -162,6 +162,8 @@ class Call {
     add(role, tensor, const_cast<void*>(tensor.const_data_ptr()));
   }
 
+  uint32_t dtype_of(gnaforge_role role) const { return by_role_[role]->dtype; }
+
   /// A new tensor for a result of the call. Raises what `check` would before it says that there is no memory.
   Tensor write(gnaforge_role role, const std::vector<int64_t>& sizes, int32_t dtype, uint32_t code) {
     int64_t bytes = dtype_bytes(code);
@@ -170,13 +172,14 @@ class Call {
     if (!fits)
       raise(ErrorCode::bad_input, std::string(role_facts[role].name) + " is too large: its sizes reach beyond 64 bits");
     const AtenTensorHandle handle = try_empty(like_, sizes, dtype);
+    gnaforge_tensor& view = place(role);
+    view = contiguous_view(*args_.problem, role, code);
     if (handle == nullptr) {
-      place(role) = contiguous_view(*args_.problem, role, code);
       check();
       raise_out_of_memory(like_, bytes, role_facts[role].name + (", " + sizes_text(sizes)) + " in " + dtype_name(code));
     }
     Tensor tensor(handle);
-    add(role, tensor, tensor.mutable_data_ptr());
+    view.data = tensor.mutable_data_ptr();
     return tensor;
   }
 

@@ -194,7 +194,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& query, const Tensor& key, const
   shape.back() = problem.value_head_dim;
   int32_t dtype = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(q.get(), &dtype));
-  Tensor out = call.write(GNAFORGE_OUT, shape, dtype, dtype_code(q.scalar_type()));
+  Tensor out = call.write(GNAFORGE_OUT, shape, dtype, call.dtype_of(GNAFORGE_Q));
   shape.pop_back();
   Tensor lse = call.write(GNAFORGE_LSE, shape, aoti_torch_dtype_float32(), GNAFORGE_FP32);
   if (out.numel() == 0 && lse.numel() == 0)
