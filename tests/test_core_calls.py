@@ -182,8 +182,10 @@ empty = x[0:0]
 for arguments in ((500,), (0,), (3, 4), (3, 1, 9)):
     say(message(lambda: gnaforge.na2d(empty, empty, empty, *arguments)))
 say(gnaforge.na2d(empty, empty, empty, 3).shape[0], gnaforge.na2d(x[:, :0], x[:, :0], x[:, :0], 3).shape[1])
+say(failure(lambda: torch.ops.gnaforge.forward(x, x, x[..., :0], [3, 3, 1, 1, 1, 1, 0, 0])).text)
 """
-    *refused, batch, tokens = run(forked, code)
+    *refused, batch, tokens, no_channels = run(forked, code)
+    assert "no kernel fits this problem" in no_channels
     assert all(text.startswith("ValueError: ") for text in refused) and (batch, tokens) == (0, 0)
 
 
@@ -334,9 +336,11 @@ DEMAND = """([&] {
     if (heads && (tensor.head_stride == 0 || tensor.head_stride % 8)) return GNAFORGE_NO_LAYOUT;
     if (reinterpret_cast<uintptr_t>(tensor.data) % 16) return GNAFORGE_NO_LAYOUT;
   }
+  for (int role = 0; role < 5; ++role)
+    if (args->tensors[role]->token_stride[2] != 0) return GNAFORGE_BAD_CALL;
   return GNAFORGE_OK;
 }())"""
-"""Like that of tensor maps."""
+"""Like that of tensor maps; and dims that a tensor doesn't have have no strides."""
 
 
 @pytest.mark.parametrize("pinned", [False, True])

@@ -219,8 +219,7 @@ class Call {
   }
 
   void add(gnaforge_role role, const Tensor& tensor, void* data) {
-    const RoleFacts& facts = role_facts[role];
-    const int token_dims = facts.tokens == Tokens::none ? 0 : facts.tokens == Tokens::extra ? 1 : args_.problem->rank;
+    const int tokens = token_dims(*args_.problem, role);
     gnaforge_tensor& view = place(role);
     view = {};
     view.struct_size = sizeof(view);
@@ -228,8 +227,8 @@ class Call {
     view.data = data;
     const auto strides = tensor.strides();
     view.batch_stride = strides[0];
-    for (int d = 0; d < token_dims; ++d) view.token_stride[d] = strides[static_cast<size_t>(d) + 1];
-    if (facts.heads != Heads::none) view.head_stride = strides[static_cast<size_t>(token_dims) + 1];
+    for (int d = 0; d < tokens; ++d) view.token_stride[d] = strides[static_cast<size_t>(d) + 1];
+    if (role_facts[role].heads != Heads::none) view.head_stride = strides[static_cast<size_t>(tokens) + 1];
   }
 
   /// Puts copies in the place of inputs that the kernel can't read as they lie.

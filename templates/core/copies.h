@@ -16,11 +16,11 @@ inline gnaforge_tensor contiguous_view(const gnaforge_problem& problem, int role
   gnaforge_tensor view{};
   view.struct_size = sizeof(view);
   view.dtype = dtype;
-  // Calls are valid, so nothing overflows.
-  int64_t stride = sizes.channels;
-  view.head_stride = stride;
+  // Of dims without elements strides are as if they had one, as torch's are. Calls are valid, so nothing overflows.
+  int64_t stride = std::max<int64_t>(sizes.channels, 1);
+  if (role_facts[role].heads != Heads::none) view.head_stride = stride;
   stride *= std::max<int64_t>(sizes.heads, 1);
-  for (int d = GNAFORGE_MAX_RANK; d-- > 0; stride *= std::max<int64_t>(sizes.tokens[d], 1))
+  for (int d = token_dims(problem, role); d-- > 0; stride *= std::max<int64_t>(sizes.tokens[d], 1))
     view.token_stride[d] = stride;
   view.batch_stride = stride;
   return view;
