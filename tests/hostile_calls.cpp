@@ -1,6 +1,6 @@
-// Calls of a cpu kernel that break the contract, or are as large as numbers can be, each in a child process: prints for
-// each its name, can_run's code, and run's if can_run accepts the call. Compiled with sanitizers, so that a child whose
-// call reads or writes out of bounds, or overflows, dies.
+// Calls of a kernel that break the contract, or are as large as numbers can be, each in a child process: prints for
+// each its name, can_run's code, and run's if can_run accepts the call and its tensors are as large as it says.
+// Compiled with sanitizers, so that a child whose call reads or writes out of bounds, or overflows, dies.
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -10,15 +10,24 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <functional>
 #include <string>
 #include <vector>
 
 #include "gnaforge/abi.h"
 
+// Of a kernel that takes another type, or whose `run` needs a GPU.
+#ifndef HOSTILE_DTYPE
+#define HOSTILE_DTYPE GNAFORGE_FP32
+#endif
+#ifndef HOSTILE_RUNS
+#define HOSTILE_RUNS true
+#endif
+
 namespace {
 
-/// 16 tokens, 2 heads, head dim 16.
+/// 2 batch entries, 16 tokens, 2 heads, head dim 16.
 struct Call {
   gnaforge_problem problem{};
   gnaforge_tensor tensor[GNAFORGE_ROLES + 2]{};
@@ -26,6 +35,10 @@ struct Call {
   std::vector<char> data[GNAFORGE_ROLES + 2];
   gnaforge_host host{sizeof(gnaforge_host), 1, parallel_for};
   gnaforge_args args{};
+  const gnaforge_args* passed = &args;
+  bool wants_words = true;
+  int workspace_offset = 0;  ///< From where it is aligned; negative for none.
+  bool runs = HOSTILE_RUNS;  ///< If can_run accepts the call: its data are as large as it says.
 
   static void parallel_for(int64_t begin, int64_t end, int64_t, void (*body)(int64_t, int64_t, void*), void* context) {
     for (int64_t i = begin; i < end; ++i) body(i, i + 1, context);
@@ -34,7 +47,7 @@ struct Call {
   Call() {
     problem.struct_size = sizeof(problem);
     problem.rank = 1;
-    problem.batch = 1;
+    problem.batch = 2;
     problem.heads = problem.kv_heads = 2;
     problem.head_dim = problem.value_head_dim = 16;
     problem.scale = 0.25;
@@ -52,15 +65,15 @@ struct Call {
 
   void add(int role) {
     const int channels = role == GNAFORGE_LSE ? 1 : 16;
-    data[role].assign(16 * 2 * 16 * sizeof(float), 0);
-    tensor[role] = {sizeof(gnaforge_tensor), GNAFORGE_FP32,  data[role].data(),
-                    16 * 2 * channels,       {2 * channels}, channels};
+    data[role].assign(2 * 16 * 2 * 16 * sizeof(float), 0);
+    tensor[role] = {sizeof(gnaforge_tensor), HOSTILE_DTYPE, data[role].data(), 32 * channels, {2 * channels}, channels};
+    if (role == GNAFORGE_LSE) tensor[role].dtype = GNAFORGE_FP32;
     by_role[role] = &tensor[role];
   }
 };
 
 struct Case {
-  const char* name;
+  std::string name;
   std::function<void(Call&)> change;
 };
 
@@ -68,6 +81,7 @@ void tokens(Call& c, int64_t n) { c.problem.tokens[0] = c.problem.kv_tokens[0] =
 
 const Case cases[] = {
     {"good", [](Call&) {}},
+    {"no args", [](Call& c) { c.passed = nullptr; }},
     {"no problem", [](Call& c) { c.args.problem = nullptr; }},
     {"no tensors", [](Call& c) { c.args.tensors = nullptr; }},
     {"no roles", [](Call& c) { c.args.roles = 0; }},
@@ -85,6 +99,13 @@ const Case cases[] = {
     {"small log_sum_exp", [](Call& c) { c.tensor[GNAFORGE_LSE].struct_size = 0; }},
     {"small host", [](Call& c) { c.host = {4, INT_MAX, nullptr}; }},
     {"large structs", [](Call& c) { c.args.struct_size = c.problem.struct_size = c.tensor[0].struct_size = UINT_MAX; }},
+    {"no workspace", [](Call& c) { c.workspace_offset = -1; }},
+    {"misaligned workspace", [](Call& c) { c.workspace_offset = 64; }},
+    {"no room for words",
+     [](Call& c) {
+       c.wants_words = false;
+       c.problem.rank = 99;
+     }},
     {"unknown op", [](Call& c) { c.args.op = 99; }},
     {"another op", [](Call& c) { c.args.op = GNAFORGE_GNA_BACKWARD_Q; }},
     {"unknown feature", [](Call& c) { c.args.features = uint64_t{1} << 63; }},
@@ -154,7 +175,11 @@ const Case cases[] = {
     {"token stride of out 0", [](Call& c) { c.tensor[GNAFORGE_OUT].token_stride[0] = 0; }},
     {"head stride of log_sum_exp 0", [](Call& c) { c.tensor[GNAFORGE_LSE].head_stride = 0; }},
     {"token stride of query 0", [](Call& c) { c.tensor[GNAFORGE_Q].token_stride[0] = 0; }},
-    {"strides of one element", [](Call& c) { c.tensor[GNAFORGE_Q].batch_stride = INT64_MIN; }},
+    {"strides of one element",
+     [](Call& c) {
+       c.problem.batch = 1;
+       c.tensor[GNAFORGE_Q].batch_stride = INT64_MIN;
+     }},
     {"misaligned",
      [](Call& c) {
        tokens(c, 15);
@@ -167,18 +192,109 @@ const Case cases[] = {
     {"no parallel_for", [](Call& c) { c.host = {sizeof(gnaforge_host), 8, nullptr}; }},
 };
 
+struct Named {
+  const char* name;
+  int64_t* value;
+};
+
+/// The numbers of a problem, and where they are.
+std::vector<Named> numbers(gnaforge_problem& p) {
+  std::vector<Named> found = {{"batch", &p.batch},
+                              {"heads", &p.heads},
+                              {"kv_heads", &p.kv_heads},
+                              {"head_dim", &p.head_dim},
+                              {"value_head_dim", &p.value_head_dim}};
+  const Named arrays[] = {{"tokens", p.tokens},       {"window", p.window},       {"stride", p.stride},
+                          {"dilation", p.dilation},   {"causal", p.causal},       {"edge", p.edge},
+                          {"sink", p.sink},           {"grid", p.grid},           {"q_offset", p.q_offset},
+                          {"kv_tokens", p.kv_tokens}, {"kv_offset", p.kv_offset}, {"kv_sink", p.kv_sink}};
+  found.insert(found.end(), std::begin(arrays), std::end(arrays));
+  for (int64_t& piece : p.extra_tokens) found.push_back({"extra_tokens", &piece});
+  return found;
+}
+
+constexpr const char* roles[] = {"query", "key", "value", "out", "log_sum_exp"};
+
+/// The first `size` bytes of a struct, where their memory ends, so that whoever reads on dies.
+template <class T>
+T* cut(const T& whole, uint32_t size) {
+  T copy = whole;
+  copy.struct_size = size;
+  const size_t bytes = std::max<size_t>(size, sizeof(size));
+  return static_cast<T*>(std::memcpy(std::malloc(bytes), &copy, bytes));
+}
+
+/// Each struct of every size below its own, each pointer null, each tensor at odd addresses and with strides as large
+/// as they can be, each number of the problem likewise.
+std::vector<Case> every_field() {
+  std::vector<Case> found;
+  const auto text = [](auto... parts) { return (... + (std::string(parts) + " ")); };
+  const auto add = [&found](std::string name, std::function<void(Call&)> change) {
+    name.pop_back();
+    found.push_back({name, std::move(change)});
+  };
+  for (uint32_t size = 0; size < sizeof(gnaforge_args); size += 4)
+    add(text("size", std::to_string(size), "args"), [size](Call& c) { c.passed = cut(c.args, size); });
+  for (uint32_t size = 0; size < sizeof(gnaforge_problem); size += 4)
+    add(text("size", std::to_string(size), "problem"), [size](Call& c) { c.args.problem = cut(c.problem, size); });
+  for (uint32_t size = 0; size < sizeof(gnaforge_host); size += 4)
+    add(text("size", std::to_string(size), "host"), [size](Call& c) { c.args.host = cut(c.host, size); });
+  for (int role = 0; role < 5; ++role) {
+    const char* const name = roles[role];
+    for (uint32_t size = 0; size < sizeof(gnaforge_tensor); size += 4)
+      add(text("size", std::to_string(size), name),
+          [role, size](Call& c) { c.by_role[role] = cut(c.tensor[role], size); });
+    add(text("null", name), [role](Call& c) { c.by_role[role] = nullptr; });
+    add(text("null data", name), [role](Call& c) { c.tensor[role].data = nullptr; });
+    for (int offset = 1; offset <= 4; ++offset)
+      add(text("offset", std::to_string(offset), name), [role, offset](Call& c) {
+        tokens(c, 15);
+        c.tensor[role].data = c.data[role].data() + offset;
+      });
+    for (const char* field : {"batch", "tokens", "heads"})
+      for (const int power : {0, 30, 40, 57, 58, 59, 60, 61, 62, 63})
+        for (const int64_t sign : {1, -1}) {
+          const auto power_of_two = static_cast<int64_t>(uint64_t{1} << power);  // -2^63 for 63
+          const int64_t stride = power == 0    ? 0
+                                 : power == 63 ? (sign > 0 ? INT64_MAX : INT64_MIN)
+                                               : sign * power_of_two;
+          add(text("stride", std::to_string(stride), field, name), [=](Call& c) {
+            gnaforge_tensor& tensor = c.tensor[role];
+            (field[0] == 'b'   ? tensor.batch_stride
+             : field[0] == 't' ? tensor.token_stride[0]
+                               : tensor.head_stride) = stride;
+            c.runs = false;
+          });
+        }
+  }
+  Call plain;
+  const auto plain_numbers = numbers(plain.problem);
+  for (size_t i = 0; i < plain_numbers.size(); ++i)
+    for (const int64_t value :
+         {INT64_MIN, INT64_MIN + 1, -(int64_t{1} << 32), int64_t{-1}, int64_t{0}, int64_t{1} << 31,
+          (int64_t{1} << 32) + *plain_numbers[i].value, int64_t{1} << 40, int64_t{1} << 62, INT64_MAX})
+      add(text("problem", std::to_string(value), plain_numbers[i].name, std::to_string(i)), [=](Call& c) {
+        *numbers(c.problem)[i].value = value;
+        c.runs = false;
+      });
+  return found;
+}
+
 void try_case(const gnaforge_entry& entry, const Case& one) {
   Call call;
   one.change(call);
   char text[300] = "";
-  const int code = entry.can_run(&call.args, text, sizeof(text));
+  char* const words = call.wants_words ? text : nullptr;
+  const size_t room = call.wants_words ? sizeof(text) : 0;
+  const int code = entry.can_run(call.passed, words, room);
   std::printf("%d", code);
   if (code == GNAFORGE_OK) {
-    const int64_t bytes = entry.workspace_bytes(&call.args);
-    if (!(entry.visited_work(&call.args) >= 0) || bytes < 0 || bytes > (1 << 24)) std::abort();
-    void* const workspace = std::aligned_alloc(256, static_cast<size_t>(bytes + 255) / 256 * 256 + 256);
-    std::printf(" %d", entry.run(&call.args, workspace, nullptr, text, sizeof(text)));
-    std::free(workspace);
+    const int64_t bytes = entry.workspace_bytes(call.passed);
+    if (!(entry.visited_work(call.passed) >= 0) || bytes < 0 || bytes > (1 << 24)) std::abort();
+    void* const memory = std::aligned_alloc(256, static_cast<size_t>(bytes + 255) / 256 * 256 + 256);
+    void* const workspace = call.workspace_offset < 0 ? nullptr : static_cast<char*>(memory) + call.workspace_offset;
+    if (call.runs) std::printf(" %d", entry.run(call.passed, workspace, nullptr, words, room));
+    std::free(memory);
   }
   std::printf("\t%s", text);
 }
@@ -187,8 +303,10 @@ void try_case(const gnaforge_entry& entry, const Case& one) {
 
 int main() {
   const gnaforge_library* const library = gnaforge_library_v1();
-  for (const Case& one : cases) {
-    std::printf("%s\t", one.name);
+  std::vector<Case> all = every_field();
+  all.insert(all.begin(), std::begin(cases), std::end(cases));
+  for (const Case& one : all) {
+    std::printf("%s\t", one.name.c_str());
     std::fflush(stdout);
     const pid_t child = fork();
     if (child == 0) {

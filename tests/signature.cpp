@@ -1,4 +1,7 @@
-// The memo's key of templates/core/signature.h as C functions, for test_signature.py.
+// Parts of templates/core as C functions, for test_signature.py and test_core_calls.py.
+#include <cstdio>
+
+#include "error.h"
 #include "signature.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
@@ -19,5 +22,18 @@ EXPORT int too_long(const gnaforge_args* args) {
     return 0;
   } catch (const std::length_error&) {
     return 1;
+  }
+}
+
+/// 1 for a std::bad_alloc, 2 for a std::runtime_error.
+EXPORT int thrown_without_memory(bool cuda, char* text, size_t n) {
+  try {
+    gnaforge::raise_out_of_memory(cuda, "5 bytes");
+  } catch (const std::bad_alloc& error) {
+    std::snprintf(text, n, "%s", error.what());
+    return 1;
+  } catch (const std::runtime_error& error) {
+    std::snprintf(text, n, "%s", error.what());
+    return 2;
   }
 }

@@ -63,8 +63,9 @@ def test_runs_for_callers_of_this_and_of_later_minor_versions(entry: Entry, size
     args, (q, k, v, out, lse) = call_of(grow)
     text = c.create_string_buffer(256)
     assert entry.can_run(c.byref(args), text, len(text)) == 0, text.value
-    workspace = torch.empty(entry.workspace_bytes(c.byref(args)), dtype=torch.uint8)
-    assert entry.run(c.byref(args), workspace.data_ptr(), None, text, len(text)) == 0, text.value
+    workspace = torch.empty(entry.workspace_bytes(c.byref(args)) + 256, dtype=torch.uint8)
+    aligned = (workspace.data_ptr() + 255) // 256 * 256
+    assert entry.run(c.byref(args), aligned, None, text, len(text)) == 0, text.value
     exact, exact_lse = oracle.reference(PROBLEM, q, k, v)
     torch.testing.assert_close(out.double(), exact, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(lse.double(), exact_lse, rtol=1e-5, atol=1e-5)

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+from gnaforge.spec import presets
 
 ONE = "gna_forward-cpu-r1-fp32-dany-q8-kv8"
 SPEC = """\
@@ -172,3 +173,17 @@ def test_schema_accepts_the_example(cli) -> None:
     jsonschema.validate(yaml.safe_load(SPEC), schema)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(yaml.safe_load(SPEC.replace("rank: 1", "rank: 4")), schema)
+
+
+def test_presets_are_listed_with_what_they_are_for(cli) -> None:
+    rows = json.loads(cli("presets", "--json").stdout)
+    assert {row["name"]: row["description"] for row in rows} == presets()
+    text = cli("presets", COLUMNS="60").stdout
+    assert all(f"{row['name']} " in text and row["description"] in text for row in rows)
+    assert all(row["arch"] and row["rank"] and row["dtype"] for row in rows)
+
+
+def test_a_command_without_its_spec_says_what_one_is(cli) -> None:
+    for command in ("build", "wheel", "generate"):
+        done = cli(command)
+        assert done.returncode == 2 and "gnaforge presets lists them" in done.stderr

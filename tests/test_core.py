@@ -147,6 +147,16 @@ print(gnaforge.na2d(x, x, x, 3, kernel={toy_key(5)!r}).max().item())
     assert out.endswith("1.0")
 
 
+MISSING = {
+    "no key": "TOY_KEY",
+    "no function": "TOY_RUN",
+    "no entry": "TOY_ENTRY",
+    "no entries": "TOY_ENTRIES",
+    "no table": "TOY_LIBRARY",
+}
+"""Macros of toy_library.cpp for what a library lacks."""
+
+
 @pytest.mark.parametrize(
     ("damage", "expected"),
     [
@@ -156,6 +166,11 @@ print(gnaforge.na2d(x, x, x, 3, kernel={toy_key(5)!r}).max().item())
         ("foreign", "exports no gnaforge_library_v1"),
         ("abi", "built for gnaforge ABI 2.0, this core speaks 1.0; rebuild the library"),
         ("entry", "holds an incomplete kernel entry"),
+        ("no key", "holds an incomplete kernel entry"),
+        ("no function", "holds an incomplete kernel entry"),
+        ("no entry", "holds an incomplete kernel entry"),
+        ("no entries", "its table of kernels is incomplete"),
+        ("no table", "its table of kernels is incomplete"),
     ],
 )
 def test_libraries_that_must_not_load(python, toy, tmp_path: Path, damage: str, expected: str) -> None:
@@ -173,6 +188,8 @@ def test_libraries_that_must_not_load(python, toy, tmp_path: Path, damage: str, 
         path = toy("abi", TOY_KEY=f'"{toy_key(6)}"', TOY_ABI="(2u<<16)")
     elif damage == "entry":
         path = toy("entry", TOY_KEY=f'"{toy_key(6)}"', TOY_ENTRY_SIZE=16)
+    elif damage in MISSING:
+        path = toy(damage.replace(" ", "_"), **{"TOY_KEY": f'"{toy_key(6)}"', MISSING[damage]: "nullptr"})
     out = lines(python(PREAMBLE + f"print(message(lambda: gnaforge.load_library({str(path)!r})))"))
     assert out[0].startswith("LibraryError: ")
     assert expected in out[0]

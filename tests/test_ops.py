@@ -13,10 +13,13 @@ import gnaforge
 import oracle
 import pytest
 import torch
+from gnaforge.build.kernels import build_kernels
 from gnaforge.runtime import ops
+from gnaforge.runtime.config import KernelConfig
 from gnaforge.runtime.problem import Problem
 from gnaforge.runtime.reference import attention, error_bound, mask_rows
 from kernel_set import CONFIGS, cpu_config
+from nonfinite import check_reach
 
 pytestmark = pytest.mark.usefixtures("kernel_set")
 
@@ -131,6 +134,22 @@ def test_masked_and_foreign_values_have_no_effect() -> None:
     keep[0, 17:, 17:] = False  # their windows reach the corner
     assert torch.equal(poisoned[keep], clean[keep])
     assert poisoned[0, 17:, 17:, 0].isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        (cpu_config(1, "bf16", (16,), (16,)), Problem(60, 9, 3, 2, True, dtype="bf16", heads=2)),
+        (cpu_config(2, "fp32", (8, 8), (8, 8)), Problem((20, 11), (4, 5), (2, 1), (2, 1), heads=2)),
+    ],
+    ids=str,
+)
+def test_values_that_are_not_finite_reach_the_queries_that_see_them(config: KernelConfig, problem: Problem) -> None:
+    def attend(*arguments: object) -> tuple[torch.Tensor, torch.Tensor]:
+        return gnaforge.neighborhood_attention(*arguments, return_lse=True, kernel=config)
+
+    build_kernels([config])
+    check_reach(attend, config, problem)
 
 
 def test_large_scores_stay_finite() -> None:

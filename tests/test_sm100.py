@@ -27,7 +27,7 @@ from gnaforge.verification.process import Worker
 from gnaforge.verification.runner import Settings, Verifier
 from gnaforge.verification.schedules import Schedule
 from sm100_problems import random_problem
-from test_sm90 import MODES
+from test_sm90 import LAYOUTS, MODES, NONFINITE
 
 # Whole tiles; short ones, of which MMAs read padding; an odd Q box, whose halves share tokens; head dims with padding.
 KEYS = (
@@ -283,6 +283,21 @@ compare(*(torch.randn(2, 8, 9, 20, 2, d + 8).bfloat16()[:, ::2, 2:, 1:19:2, :, :
     run(prelude(libraries, key) + code)
 
 
+@pytest.mark.parametrize("key", [KEYS[1], KEYS[3]])
+def test_any_layout_is_taken(libraries: dict[KernelConfig, Path], key: str) -> None:
+    """With maps per batch entry, and of one dimension; the kernel itself says what it can't read."""
+    code = LAYOUTS.format(library=libraries[KernelConfig.parse(key)])
+    assert int(run(prelude(libraries, key) + code)) == 8
+
+
+@pytest.mark.parametrize("key", [KEYS[1]])
+def test_values_that_are_not_finite_reach_no_further_than_is_said(
+    libraries: dict[KernelConfig, Path], key: str
+) -> None:
+    """In V, to all queries of Q tiles that visit a KV tile with the token; in K, to those that see it."""
+    run(prelude(libraries, key) + NONFINITE)
+
+
 REFUSED = """
 x = torch.randn(1, 300, 2, 136).half()
 try:
@@ -295,7 +310,6 @@ except Exception as error:
 @pytest.mark.parametrize(
     ("call", "reason"),
     [
-        ("attend(x[..., 4:132], x[..., :128], x[..., :128], 3)", "query is not aligned to 16 bytes"),
         ("attend(*[x[..., :64]] * 3, 3)", "head_dim is 64, this kernel takes 128"),
         ("attend(*[x[..., :128]] * 3, 3, 1, 1, False, -1.0)", "scale is -1, this kernel takes positive ones"),
     ],

@@ -24,6 +24,9 @@
 #ifndef TOY_CODE  // what can_run says of calls that it could compute
 #define TOY_CODE GNAFORGE_OK
 #endif
+#ifndef TOY_WORKSPACE
+#define TOY_WORKSPACE 16
+#endif
 #ifndef TOY_FLAGS
 #define TOY_FLAGS 0
 #endif
@@ -38,6 +41,18 @@ void gnaforge_standin_announce(uint64_t, uint64_t, const char*) {}
 void gnaforge_standin_withdraw(uint64_t) {}
 const char* gnaforge_standin_report() { return TOY_REPORT; }
 }
+#endif
+#ifndef TOY_RUN
+#define TOY_RUN run
+#endif
+#ifndef TOY_ENTRY
+#define TOY_ENTRY &entry
+#endif
+#ifndef TOY_ENTRIES
+#define TOY_ENTRIES entries
+#endif
+#ifndef TOY_LIBRARY
+#define TOY_LIBRARY &library
 #endif
 #ifndef TOY_ENTRY_SIZE
 #define TOY_ENTRY_SIZE sizeof(gnaforge_entry)
@@ -61,7 +76,7 @@ int can_run(const gnaforge_args* args, char* why, size_t n) {
 
 float* data(const gnaforge_args* args, gnaforge_role role) { return static_cast<float*>(args->tensors[role]->data); }
 
-int64_t workspace_bytes(const gnaforge_args*) { return 16; }
+int64_t workspace_bytes(const gnaforge_args*) { return TOY_WORKSPACE; }
 
 double visited_work(const gnaforge_args*) { return TOY_WORK; }
 
@@ -88,11 +103,13 @@ int run(const gnaforge_args* args, void* workspace, void*, char* err, size_t n) 
   return GNAFORGE_OK;
 }
 
-const gnaforge_entry entry = {TOY_ENTRY_SIZE, TOY_OP,          TOY_FEATURES, 0,  0, GNAFORGE_CPU, 0, TOY_KEY,
-                              can_run,        workspace_bytes, visited_work, run};
-const gnaforge_entry* const entries[] = {&entry};
-const gnaforge_library library = {sizeof(gnaforge_library), TOY_ABI, TOY_FLAGS, 1, entries};
+const gnaforge_entry entry = {TOY_ENTRY_SIZE, TOY_OP,          TOY_FEATURES, 0,      0, GNAFORGE_CPU, 0, TOY_KEY,
+                              can_run,        workspace_bytes, visited_work, TOY_RUN};
+const gnaforge_entry* const entries[] = {TOY_ENTRY};
+const gnaforge_library library = {sizeof(gnaforge_library), TOY_ABI, TOY_FLAGS, 1, TOY_ENTRIES};
 
 }  // namespace
 
-extern "C" __attribute__((visibility("default"))) const gnaforge_library* gnaforge_library_v1(void) { return &library; }
+extern "C" __attribute__((visibility("default"))) const gnaforge_library* gnaforge_library_v1(void) {
+  return TOY_LIBRARY;
+}

@@ -44,15 +44,26 @@ def load_library_table(path: Path) -> tuple[ctypes.CDLL, abi.Library]:
     except (OSError, AttributeError) as error:
         raise InputError(f"{path} is no gnaforge kernel library: {error}") from error
     table.restype = ctypes.POINTER(abi.Library)
-    library: abi.Library = table().contents
+    found = table()
+    if not found or found.contents.struct_size < ctypes.sizeof(abi.Library):
+        raise InputError(f"{path}: its table of kernels is incomplete; build it again")
+    library: abi.Library = found.contents
+    if library.count and not library.entries:
+        raise InputError(f"{path}: its table of kernels is incomplete; build it again")
     if library.abi >> 16 != abi.ABI_MAJOR:
         raise InputError(
             f"{path} speaks gnaforge ABI {library.abi >> 16}, this gnaforge {abi.ABI_MAJOR}; build it again"
         )
     for i in range(library.count):
-        if library.entries[i].contents.struct_size < ctypes.sizeof(abi.Entry):
+        entry = library.entries[i]
+        if not entry or entry.contents.struct_size < ctypes.sizeof(abi.Entry) or not _is_complete(entry.contents):
             raise InputError(f"{path} holds an incomplete kernel entry; build it again")
     return loaded, library
+
+
+def _is_complete(entry: abi.Entry) -> bool:
+    functions = (entry.can_run, entry.workspace_bytes, entry.visited_work, entry.run)
+    return bool(entry.key) and all(functions)
 
 
 def is_emulated(path: Path) -> bool:

@@ -21,8 +21,8 @@ PATIENCE, PATIENCE_ELSEWHERE = 1.0, 5.0
 
 @contextmanager
 def waiting(what: str, total: int | None = None) -> Iterator[Wait]:
-    """Shows ``what`` is under way if it takes long: on a terminal with the seconds, and removed at the end; elsewhere as
-    one line.
+    """Shows that ``what`` is under way if it takes long: on a terminal with the seconds, and removed at the end;
+    elsewhere as one line.
 
     Args:
         what: begins in lower case, for example ``fitting tiles``.

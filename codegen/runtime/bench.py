@@ -356,7 +356,7 @@ def report(
         config = KernelConfig.parse(first)
         try:
             found["overhead_us"] = overhead(first, device, config.dtype, config.rank, config.head_dim or 64)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             found["overhead_error"] = str(error)[:1000]
     save()
     return found

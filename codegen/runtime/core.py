@@ -274,7 +274,7 @@ def _add_library(library: ctypes.CDLL, path: str | os.PathLike[str]) -> int:
     return added.value
 
 
-def failure_of(error: RuntimeError) -> Failure:
+def failure_of(error: RuntimeError | MemoryError) -> Failure:
     """What an error is that an operator raised last on this thread; its code is OTHER if the core didn't raise it."""
     whole = str(error).encode()
     begin, end = ctypes.c_size_t(0), ctypes.c_size_t(len(whole))

@@ -108,6 +108,9 @@ def _recover(error: RuntimeError, operator: Any, *arguments: Any) -> tuple[torch
     failure = core.failure_of(error)
     if failure.code == core.ErrorCode.BAD_INPUT:
         raise ValueError(failure.reason) from None
+    query, key, value, pattern, _, pinned = arguments
+    if failure.code == core.ErrorCode.OUT_OF_MEMORY:
+        raise _out_of_memory(failure, query, value) from None
     if failure.code not in core.NO_KERNEL:
         raise error
 
@@ -117,11 +120,12 @@ def _recover(error: RuntimeError, operator: Any, *arguments: Any) -> tuple[torch
             return operator(*arguments)
         except RuntimeError as again:
             found = core.failure_of(again)
+            if found.code == core.ErrorCode.OUT_OF_MEMORY:
+                raise _out_of_memory(found, query, value) from None
             if found.code not in core.NO_KERNEL:
                 raise
             return found
 
-    query, key, value, pattern, _, pinned = arguments
     request = request_of(query, key, value, pattern, pinned)
     if busy := jit.busy():
         lookup.remedy(request)  # raises where there can't be a kernel
@@ -142,6 +146,22 @@ def _recover(error: RuntimeError, operator: Any, *arguments: Any) -> tuple[torch
         text = result.text if lookup.source() is None else result.whole
         raise NoKernelError("\n".join(filter(None, [text, reason, lookup.remedy(request)]))) from None
     return result  # type: ignore[no-any-return]
+
+
+def _out_of_memory(failure: core.Failure, query: torch.Tensor, value: torch.Tensor) -> torch.OutOfMemoryError:
+    """The error of a GPU that has no memory for a call: what was wanted, and what torch says of the device.
+
+    Raises:
+        RuntimeError: it isn't memory that torch lacks.
+    """
+    try:
+        _ = (
+            query.new_empty((*query.shape[:-1], value.shape[-1])),
+            query.new_empty(query.shape[:-1], dtype=torch.float32),
+        )
+    except torch.OutOfMemoryError as own:
+        return torch.OutOfMemoryError(f"{failure.text}\n{own}")
+    return torch.OutOfMemoryError(failure.text)
 
 
 def _kernel_key(
@@ -282,7 +302,8 @@ def neighborhood_attention(
     kernel: KernelConfig | str | None = None,
     **natten_tuning: Any,
 ) -> Any:
-    """Neighborhood attention of any rank, read off the query: 1 to 3 token dimensions.
+    """Neighborhood attention of any rank, read off the query: 1 to 3 token dimensions. What values that are not finite
+    reach: see `na1d`.
 
     Args:
         query: ``[batch, *tokens, heads, head_dim]``, of a type that kernels take, such as bfloat16.
@@ -306,6 +327,9 @@ def neighborhood_attention(
 
     Raises:
         ValueError: shapes or the pattern don't fit each other.
+        MemoryError, torch.OutOfMemoryError: there is no memory, on a CPU or a GPU, for the output, the log-sum-exp,
+            the workspace or a copy of an input; says for which, and how much. A compiled graph raises a RuntimeError
+            with the same text for a GPU.
         NoKernelError: no kernel computes this, and none may or can be compiled now (``GNAFORGE_JIT``); lists each
             kernel's reason and the call that registers one.
     """
@@ -317,6 +341,13 @@ def neighborhood_attention(
         raise ValueError(f"query must be [batch, 1 to 3 token dims, heads, head_dim], got {tuple(query.shape)}")
     pinned = _kernel_key(rank, query, value, kernel, q_tile_shape, kv_tile_shape)
     return _attention(rank, query, key, value, kernel_size, stride, dilation, is_causal, scale, return_lse, pinned)
+
+
+_NON_FINITE = """Values that are not finite: a NaN or infinity in K reaches the queries that see its token, and no
+    others. So does one in V on cpu. On GPUs (sm90, sm100) one in V also makes the outputs NaN of queries whose Q tile
+    visits a KV tile with its token: they multiply it by a probability of 0. It never reaches another batch entry, or a
+    query head that has other keys, and from V not the log-sum-exp. A query with a score of infinity has NaN as output
+    and a log-sum-exp of infinity (by kernels of the variant ``cutlass``: NaN)."""
 
 
 def _fixed_rank(rank: int, layout: str) -> Callable[..., Any]:
@@ -353,7 +384,7 @@ def _fixed_rank(rank: int, layout: str) -> Callable[..., Any]:
     operator.__name__ = operator.__qualname__ = f"na{rank}d"
     operator.__doc__ = (
         f"{rank}-D neighborhood attention; query, key and value are ``[batch, {layout}, heads, head_dim]``.\n\n"
-        "    Arguments, results and errors: see `neighborhood_attention`.\n    "
+        f"    Arguments, results and errors: see `neighborhood_attention`.\n\n    {_NON_FINITE}\n    "
     )
     return operator
 

@@ -54,19 +54,40 @@ def mask_rows(problem: Problem, begin: int, end: int, device: torch.device | str
     return rows.reshape(end - begin, problem.token_count)
 
 
+def _require_memory(query: torch.Tensor, value: torch.Tensor, rows: int) -> None:
+    """Raises what `attention` would where it finds no memory on its way, and says what for."""
+    queries = query.shape[:-1].numel()
+    parts = {
+        "inputs and results": 8 * 2 * queries * (query.shape[-1] + value.shape[-1]),
+        f"scores of {rows} queries at a time": 8 * 2 * rows * queries,
+    }
+    try:
+        torch.empty(sum(parts.values()), dtype=torch.uint8, device=query.device)  # not touched: a CPU maps nothing
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:
+        wanted = " and ".join(f"{size:,} bytes for {name}" for name, size in parts.items())
+        raise MemoryError(f"out of memory: exact attention in float64 needs {wanted}") from None
+
+
 def attention(problem: Problem, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Pair:
     """Exact neighborhood attention in float64, by brute force over all pairs.
 
     Shapes as for `neighborhood_attention`. Returns output ``[batch, *tokens, heads, head_dim_v]`` and log-sum-exp
     ``[batch, *tokens, heads]``, both float64.
+
+    Raises:
+        MemoryError, torch.OutOfMemoryError: on a CPU or a GPU, there is no memory for it.
     """
     count, group = problem.token_count, problem.heads // problem.kv_heads
+    # The scores' matrix is bounded by this, not the result.
+    rows = max(1, 2**24 // (count * query.shape[0] * query.shape[-2]))
+    _require_memory(query, value, rows)
 
     def heads_first(tensor: torch.Tensor, repeats: int) -> torch.Tensor:
         return tensor.double().flatten(1, -3).transpose(1, 2).repeat_interleave(repeats, dim=1)
 
     q, k, v = heads_first(query, 1), heads_first(key, group), heads_first(value, group)
-    rows = max(1, 2**24 // (count * q.shape[0] * q.shape[1]))  # bounds the score matrix, not the result
     outputs, sums = [], []
     for begin in range(0, count, rows):
         end = min(begin + rows, count)

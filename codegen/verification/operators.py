@@ -135,11 +135,40 @@ def compilation(library: Path, kernel: Kernel) -> Json:
     return {}
 
 
+def _odd_layouts(x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Tensors of the same shape that lie as tensor maps can't show them, or as kernels don't take them."""
+    misplaced = x.new_zeros(x.numel() + 1)[1:].view(x.shape).copy_(x)
+    gaps = x.new_zeros((*x.shape[:-1], x.shape[-1] + 3))[..., : x.shape[-1]].copy_(x)
+    return {
+        "at an odd address": misplaced,
+        "with odd gaps": gaps,
+        "with channels apart": x.mT.contiguous().mT,
+        "of one token": x[:, :1].expand_as(x),
+        "of one head": x[..., :1, :].expand_as(x),
+        "of one batch entry": x[:1].expand_as(x),
+    }
+
+
+def layouts(library: Path, kernel: Kernel) -> Json:
+    """However an input lies, and where K and V are one head's, the result is that of contiguous tensors."""
+    _, tensors, attend = _operands(library, kernel)
+    whole = [torch.cat([x, x.flip(1)]) for x in tensors]
+    names = list(_odd_layouts(whole[0]))
+    calls = {f"{FORWARD.inputs[i % 3].title} {name}": {i % 3: name} for i, name in enumerate(names)}
+    calls |= {f"keys and values {name}": {1: name, 2: name} for name in ("of one head", "of one batch entry")}
+    for title, odd in calls.items():
+        given = [_odd_layouts(x)[odd[i]] if i in odd else x for i, x in enumerate(whole)]
+        want = attend(*(x.contiguous() for x in given))
+        _require_equal(attend(*given), want, f"{title}: the result differs from that of contiguous tensors")
+    return {"calls": len(calls)}
+
+
 OPERATOR_JOBS: dict[str, Callable[[Path, Kernel], Json]] = {
     "result": result,
     "stream": stream,
     "other device": other_device,
     "graph": graph,
     "compiled": compilation,
+    "layouts": layouts,
 }
 """Checks by name; they raise `Failure`, and `Skipped` where this machine can't do them."""

@@ -63,8 +63,8 @@ def poison_others(op: Op, problem: Problem, config: KernelConfig, memory: Memory
 
 
 def poison_unseen(op: Op, problem: Problem, config: KernelConfig, memory: Memory, seed: int) -> Poison | None:
-    """NaN in K of one token, for queries that don't see it, with large V; NaN in V of another one, for queries whose Q
-    tile doesn't come near it. None for ops other than forward."""
+    """NaN in K of one token, for queries that don't see it, with large V; NaN or infinity in V of another one, for
+    queries whose Q tile doesn't come near it. None for ops other than forward."""
     if op.name != "gna_forward":
         return None
     rng = Random(f"poison {seed}")
@@ -78,7 +78,7 @@ def poison_unseen(op: Op, problem: Problem, config: KernelConfig, memory: Memory
     unseen = ~(seen | queries_that_visit(problem, config, far, k.device))
     k[of_token(masked)] = float("nan")
     v[of_token(masked)] = torch.finfo(v.dtype).max
-    v[of_token(far)] = float("nan")
+    v[of_token(far)] = rng.choice((float("nan"), float("inf"), float("-inf")))
 
     def of_all(tokens: torch.Tensor) -> torch.Tensor:
         return tokens[None, ..., None].expand(problem.batch, *problem.tokens, problem.heads)

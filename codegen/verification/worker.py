@@ -154,7 +154,7 @@ class Server:
             reply = {"skipped": str(error)}
         except Failure as error:
             reply = {"failed": error.kind, "message": str(error)}
-        except torch.OutOfMemoryError as error:
+        except (torch.OutOfMemoryError, MemoryError) as error:
             reply = {"skipped": f"out of memory: {error}"}
         except Exception:
             reply = {"broken": traceback.format_exc()}

@@ -1,6 +1,8 @@
 // A call of an operator in the contract's form: tensors of torch by role, the kernel that is chosen, its run.
 #pragma once
 
+#include <atomic>
+#include <cstdio>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -29,39 +31,82 @@ inline uint32_t dtype_code(ScalarType type) {
   }
 }
 
-/// An uninitialised contiguous tensor on the device of `like`. The direct shim takes a third of the time of the
-/// dispatcher's route through stable::new_empty.
-inline Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes, int32_t dtype) {
+inline std::string sizes_text(const std::vector<int64_t>& sizes) {
+  std::string text = "[";
+  for (size_t d = 0; d < sizes.size(); ++d) text += (d ? ", " : "") + std::to_string(sizes[d]);
+  return text + "]";
+}
+
+[[noreturn]] inline void raise_out_of_memory(const Tensor& like, int64_t bytes, const std::string& purpose) {
+  char amount[64];
+  std::snprintf(amount, sizeof(amount), "%lld bytes (%.1f GiB)", static_cast<long long>(bytes),
+                static_cast<double>(bytes) / (1 << 30));
+  raise_out_of_memory(like.is_cuda(), "torch can't allocate " + std::string(amount) + " for " + purpose);
+}
+
+/// An uninitialised contiguous tensor on the device of `like`; null if there is no memory for it. The direct shim takes
+/// a third of the time of the dispatcher's route through stable::new_empty.
+inline AtenTensorHandle try_empty(const Tensor& like, const std::vector<int64_t>& sizes, int32_t dtype) {
   int64_t strides[GNAFORGE_MAX_RANK + 3];
   int64_t stride = 1;
   for (size_t d = sizes.size(); d-- > 0; stride *= sizes[d] > 0 ? sizes[d] : 1) strides[d] = stride;
   int32_t device_type = 0;
   AtenTensorHandle handle = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides, dtype,
-                                                  device_type, like.get_device_index(), &handle));
-  return Tensor(handle);
+  const auto dims = static_cast<int64_t>(sizes.size());
+  const AOTITorchError error =
+      aoti_torch_empty_strided(dims, sizes.data(), strides, dtype, device_type, like.get_device_index(), &handle);
+  return error == AOTI_TORCH_SUCCESS ? handle : nullptr;
+}
+
+/// A contiguous copy of `tensor`, which `name` names.
+inline Tensor contiguous_copy(const Tensor& tensor, const char* name) {
+  const std::vector<int64_t> sizes(tensor.sizes().begin(), tensor.sizes().end());
+  int32_t dtype = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &dtype));
+  const AtenTensorHandle handle = try_empty(tensor, sizes, dtype);
+  if (handle == nullptr)
+    raise_out_of_memory(tensor, tensor.numel() * dtype_bytes(dtype_code(tensor.scalar_type())),
+                        std::string("a contiguous copy of ") + name + ", " + sizes_text(sizes));
+  Tensor copy(handle);
+  TORCH_ERROR_CODE_CHECK(aoti_torch_copy_(copy.get(), tensor.get(), 0));
+  return copy;
+}
+
+/// Says that a tensor is copied, and why.
+inline void note_copy(const std::string& why) {
+  const std::string note = "gnaforge: " + why + ", so it is copied at every call; this is said once";
+  aoti_torch_warn("forward", "gnaforge/core.cpp", 0, note.c_str());
 }
 
 /// Scratch memory of one call: torch's, so that its allocator orders reuse by stream. On the CPU a call is done when it
 /// returns, so a thread keeps a small one for its next call.
 class Workspace {
  public:
-  Workspace(const Tensor& like, int64_t bytes) {
+  Workspace(const Tensor& like, const gnaforge_entry& entry, int64_t bytes) {
     constexpr int64_t kept = 1 << 20;
     thread_local std::optional<Tensor> own;
     if (bytes <= 0) return;
-    if (!like.is_cpu() || bytes > kept) {
-      tensor_ = empty(like, {bytes}, aoti_torch_dtype_uint8());
-    } else {
-      if (!own) own = empty(like, {kept}, aoti_torch_dtype_uint8());
+    const bool small = like.is_cpu() && bytes <= kept;
+    if (small && own) {
       tensor_ = own;
+      return;
     }
+    const int64_t size = (small ? kept : bytes) + alignment;
+    const AtenTensorHandle handle = try_empty(like, {size}, aoti_torch_dtype_uint8());
+    if (handle == nullptr) raise_out_of_memory(like, size, std::string("the workspace of ") + entry.key);
+    tensor_ = Tensor(handle);
+    if (small) own = tensor_;
   }
 
-  void* data() const { return tensor_ ? tensor_->mutable_data_ptr() : nullptr; }
+  void* data() const {
+    if (!tensor_) return nullptr;
+    const auto address = reinterpret_cast<uintptr_t>(tensor_->mutable_data_ptr());
+    return reinterpret_cast<void*>((address + alignment - 1) / alignment * alignment);
+  }
 
  private:
+  static constexpr int64_t alignment = 256;  // that the contract promises; of torch's memory on CPUs it is 64
   std::optional<Tensor> tensor_;
 };
 
@@ -112,24 +157,48 @@ class Call {
   Call(const Call&) = delete;
   Call& operator=(const Call&) = delete;
 
-  void read(gnaforge_role role, const Tensor& tensor) { add(role, tensor, const_cast<void*>(tensor.const_data_ptr())); }
-  void write(gnaforge_role role, const Tensor& tensor) { add(role, tensor, tensor.mutable_data_ptr()); }
+  void read(gnaforge_role role, const Tensor& tensor) {
+    inputs_[role] = &tensor;
+    add(role, tensor, const_cast<void*>(tensor.const_data_ptr()));
+  }
+
+  uint32_t dtype_of(gnaforge_role role) const { return by_role_[role]->dtype; }
+
+  /// A new tensor for a result of the call. Raises what `check` would before it says that there is no memory.
+  Tensor write(gnaforge_role role, const std::vector<int64_t>& sizes, int32_t dtype, uint32_t code) {
+    int64_t bytes = dtype_bytes(code);
+    bool fits = true;
+    for (const int64_t size : sizes) fits = fits && !__builtin_mul_overflow(bytes, size, &bytes);
+    if (!fits)
+      raise(ErrorCode::bad_input, std::string(role_facts[role].name) + " is too large: its sizes reach beyond 64 bits");
+    const AtenTensorHandle handle = try_empty(like_, sizes, dtype);
+    gnaforge_tensor& view = place(role);
+    view = contiguous_view(*args_.problem, role, code);
+    if (handle == nullptr) {
+      check();
+      raise_out_of_memory(like_, bytes, role_facts[role].name + (", " + sizes_text(sizes)) + " in " + dtype_name(code));
+    }
+    Tensor tensor(handle);
+    view.data = tensor.mutable_data_ptr();
+    return tensor;
+  }
 
   /// Chooses a kernel, or takes the one named `key`, and runs it.
-  void run(std::string_view key) const {
+  void run(std::string_view key) {
     const Choice choice = choose_memoised(table(), key, args_);
+    if (choice.copies != 0) copy_inputs(choice);
     std::optional<DeviceGuard> guard;
     void* stream = nullptr;
     if (args_.device == GNAFORGE_CUDA) {
       guard.emplace(args_.device_index);
       stream = current_stream(args_.device_index);
     }
-    const Workspace workspace(like_, choice.workspace_bytes);
+    const Workspace workspace(like_, *choice.entry, choice.workspace_bytes);
     char error[1024] = "";
     const int code = choice.entry->run(&args_, workspace.data(), stream, error, sizeof(error));
-    if (code != GNAFORGE_OK)
-      raise(code == GNAFORGE_OUT_OF_MEMORY ? ErrorCode::out_of_memory : ErrorCode::failed,
-            std::string("kernel ") + choice.entry->key + " failed: " + error);
+    if (code == GNAFORGE_OUT_OF_MEMORY)
+      gnaforge::raise_out_of_memory(like_.is_cuda(), std::string("kernel ") + choice.entry->key + ": " + error);
+    if (code != GNAFORGE_OK) raise(ErrorCode::failed, std::string("kernel ") + choice.entry->key + " failed: " + error);
   }
 
   /// Of a call that has nothing to compute: raises what `run` would of its rules.
@@ -142,20 +211,39 @@ class Call {
   }
 
  private:
+  /// The view of a role, which is now one of the call's.
+  gnaforge_tensor& place(gnaforge_role role) {
+    by_role_[role] = &views_[role];
+    if (args_.roles <= static_cast<uint32_t>(role)) args_.roles = static_cast<uint32_t>(role) + 1;
+    return views_[role];
+  }
+
   void add(gnaforge_role role, const Tensor& tensor, void* data) {
-    const RoleFacts& facts = role_facts[role];
-    const int token_dims = facts.tokens == Tokens::none ? 0 : facts.tokens == Tokens::extra ? 1 : args_.problem->rank;
-    gnaforge_tensor& view = views_[role];
+    const int tokens = token_dims(*args_.problem, role);
+    gnaforge_tensor& view = place(role);
     view = {};
     view.struct_size = sizeof(view);
     view.dtype = dtype_code(tensor.scalar_type());
     view.data = data;
     const auto strides = tensor.strides();
     view.batch_stride = strides[0];
-    for (int d = 0; d < token_dims; ++d) view.token_stride[d] = strides[static_cast<size_t>(d) + 1];
-    if (facts.heads != Heads::none) view.head_stride = strides[static_cast<size_t>(token_dims) + 1];
-    by_role_[role] = &view;
-    if (args_.roles <= static_cast<uint32_t>(role)) args_.roles = static_cast<uint32_t>(role) + 1;
+    for (int d = 0; d < tokens; ++d) view.token_stride[d] = strides[static_cast<size_t>(d) + 1];
+    if (role_facts[role].heads != Heads::none) view.head_stride = strides[static_cast<size_t>(tokens) + 1];
+  }
+
+  /// Puts copies in the place of inputs that the kernel can't read as they lie.
+  [[gnu::noinline]] void copy_inputs(const Choice& choice) {
+    static std::atomic<bool> noted{false};
+    if (!noted.exchange(true)) {
+      char why[512] = "";
+      choice.entry->can_run(&args_, why, sizeof(why));
+      note_copy(why);
+    }
+    for (int role = 0; role < GNAFORGE_ROLES; ++role) {
+      if (!(choice.copies & bit(role))) continue;
+      copies_.push_back(contiguous_copy(*inputs_[role], role_facts[role].name));
+      add(static_cast<gnaforge_role>(role), copies_.back(), const_cast<void*>(copies_.back().const_data_ptr()));
+    }
   }
 
   const Tensor& like_;
@@ -163,6 +251,8 @@ class Call {
   gnaforge_args args_{};
   const gnaforge_tensor* by_role_[GNAFORGE_ROLES] = {};
   gnaforge_tensor views_[GNAFORGE_ROLES];  // those of by_role_ are set
+  const Tensor* inputs_[GNAFORGE_ROLES];   // those that are read are set
+  std::vector<Tensor> copies_;
 };
 
 }  // namespace gnaforge

@@ -6,6 +6,7 @@
 #include <string>
 #include <string_view>
 
+#include "copies.h"
 #include "error.h"
 #include "gnaforge/names.h"
 #include "gnaforge/rules.h"
@@ -18,6 +19,13 @@ namespace gnaforge {
 struct Choice {
   const gnaforge_entry* entry;
   int64_t workspace_bytes;
+  uint64_t copies;  ///< Inputs that it takes contiguous copies of, as bits of roles.
+};
+
+/// An error that says why there is none; as `raise` takes it.
+struct NoChoice {
+  ErrorCode code;
+  std::string text, advice;
 };
 
 inline std::string describe(const gnaforge_args& args) {
@@ -85,20 +93,24 @@ inline int can_run(const Kernel& kernel, const gnaforge_args& args, std::string&
 }
 
 /// The kernel named `key`, or for an empty key the one with the least work among those that can run.
-/// Emulated kernels run only when named. Raises an error that lists each kernel's reason for refusing.
-inline Choice choose(const Table& table, std::string_view key, const gnaforge_args& args) {
+/// Emulated kernels run only when named. Null if there is none: `none` then lists each kernel's reason for refusing.
+inline const gnaforge_entry* find(const Table& table, std::string_view key, const gnaforge_args& args, NoChoice& none) {
   const auto kernels = table.kernels();
   std::string why;
   if (!key.empty()) {
     const std::string name(key);
     const auto found = kernels->find(name);
-    if (found == kernels->end())
-      raise(ErrorCode::missing, "no kernel " + name + " is loaded or in the cache",
-            "\nregister it with: gnaforge.register(\"" + name + "\")");
-    if (const int code = can_run(found->second, args, why))
-      raise(code == GNAFORGE_NO_LAYOUT ? ErrorCode::layout : ErrorCode::refused,
-            "no kernel fits: " + name + " was asked for and can't run this problem (" + describe(args) + "): " + why);
-    return {found->second.entry, found->second.entry->workspace_bytes(&args)};
+    if (found == kernels->end()) {
+      none = {ErrorCode::missing, "no kernel " + name + " is loaded or in the cache",
+              "\nregister it with: gnaforge.register(\"" + name + "\")"};
+      return nullptr;
+    }
+    const int code = can_run(found->second, args, why);
+    if (code == GNAFORGE_OK) return found->second.entry;
+    none = {code == GNAFORGE_NO_LAYOUT ? ErrorCode::layout : ErrorCode::refused,
+            "no kernel fits: " + name + " was asked for and can't run this problem (" + describe(args) + "): " + why,
+            ""};
+    return nullptr;
   }
   const gnaforge_entry* best = nullptr;
   double least = 0;
@@ -121,10 +133,30 @@ inline Choice choose(const Table& table, std::string_view key, const gnaforge_ar
     refusals += "\n  " + name + ": " + why;
   }
   if (!best)
-    raise(layout ? ErrorCode::layout : ErrorCode::none_fits,
-          "no kernel fits this problem: " + describe(args) + (refusals.empty() ? "\n  no kernel is loaded" : refusals),
-          "\nregister one with: " + register_call(args));
-  return {best, best->workspace_bytes(&args)};
+    none = {
+        layout ? ErrorCode::layout : ErrorCode::none_fits,
+        "no kernel fits this problem: " + describe(args) + (refusals.empty() ? "\n  no kernel is loaded" : refusals),
+        "\nregister one with: " + register_call(args)};
+  return best;
+}
+
+/// A kernel as `find` gives it, for a valid call. Only where none takes tensors as they lie, one that does if inputs
+/// are copied. Raises an error if there is none either.
+inline Choice choose(const Table& table, std::string_view key, const gnaforge_args& args) {
+  NoChoice none;
+  if (const gnaforge_entry* const entry = find(table, key, args, none))
+    return {entry, entry->workspace_bytes(&args), 0};
+  if (none.code == ErrorCode::layout) {
+    CopiedInputs copied(args);
+    NoChoice again;
+    if (const gnaforge_entry* const entry = find(table, key, copied.args(), again)) {
+      char text[512];
+      copied.leave_out(
+          [&](const gnaforge_args& less) { return entry->can_run(&less, text, sizeof(text)) == GNAFORGE_OK; });
+      return {entry, entry->workspace_bytes(&copied.args()), copied.roles()};
+    }
+  }
+  raise(none.code, none.text, none.advice);
 }
 
 /// Raises an error unless the call keeps the rules that no kernel can lift.

@@ -60,23 +60,15 @@ class Text {
   StringHandle handle_;
 };
 
-std::string shape_text(const Tensor& tensor) {
-  std::string text = "[";
-  for (int64_t d = 0; d < tensor.dim(); ++d) text += (d ? ", " : "") + std::to_string(tensor.size(d));
-  return text + "]";
-}
+std::string shape_text(const Tensor& tensor) { return sizes_text({tensor.sizes().begin(), tensor.sizes().end()}); }
 
 /// Kernels need contiguous channels and strides >= 0, which torch guarantees; anything else is copied.
 Tensor with_contiguous_channels(const Tensor& tensor, const char* name) {
   const int64_t last = tensor.dim() - 1;
   if (tensor.size(last) == 1 || tensor.stride(last) == 1) return tensor;
   static std::atomic<bool> noted{false};
-  if (!noted.exchange(true)) {
-    const std::string note = std::string("gnaforge: the last dimension of ") + name +
-                             " is not contiguous, so it is copied at every call; this is said once";
-    aoti_torch_warn("forward", "gnaforge/core.cpp", 0, note.c_str());
-  }
-  return torch::stable::contiguous(tensor);
+  if (!noted.exchange(true)) note_copy(std::string("the last dimension of ") + name + " is not contiguous");
+  return contiguous_copy(tensor, name);
 }
 
 void check_kind(const Tensor& t, const char* name, const Tensor& q) {
@@ -170,6 +162,8 @@ int64_t gather_extra(const std::optional<Tensor>& k, const std::optional<Tensor>
   return tokens;
 }
 
+bool is_one_head(const Tensor& tensor, const gnaforge_problem& p) { return tensor.stride(p.rank + 1) == 0; }
+
 std::tuple<Tensor, Tensor> forward(const Tensor& query, const Tensor& key, const Tensor& value,
                                    const std::vector<int64_t>& pattern, std::optional<double> scale,
                                    StringHandle pinned_key, const std::optional<Tensor>& extra_k,
@@ -177,18 +171,15 @@ std::tuple<Tensor, Tensor> forward(const Tensor& query, const Tensor& key, const
   const Text pinned(pinned_key);
   gnaforge_problem problem = gather(query, key, value, pattern, scale);
   const int64_t extra = problem.extra_tokens[0] = gather_extra(extra_k, extra_v, extra_lengths, query, problem);
+  // Heads of keys and values that are one, as `expand` makes them, are passed as one: no kernel need read them apart.
+  if (extra == 0 && problem.kv_heads > 1 && problem.heads % problem.kv_heads == 0 && is_one_head(key, problem) &&
+      is_one_head(value, problem))
+    problem.kv_heads = 1;
   const Tensor q = with_contiguous_channels(query, "query");
   const Tensor k = with_contiguous_channels(key, "key");
   const Tensor v = with_contiguous_channels(value, "value");
   std::vector<Tensor> more;
   if (extra > 0) more = {with_contiguous_channels(*extra_k, "extra_k"), with_contiguous_channels(*extra_v, "extra_v")};
-
-  std::vector<int64_t> shape(q.sizes().begin(), q.sizes().end() - 1);
-  const Tensor lse = empty(q, shape, aoti_torch_dtype_float32());
-  shape.push_back(problem.value_head_dim);
-  int32_t dtype = 0;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(q.get(), &dtype));
-  const Tensor out = empty(q, shape, dtype);
 
   Call call(GNAFORGE_GNA_FORWARD, problem, q);
   call.read(GNAFORGE_Q, q);
@@ -199,8 +190,13 @@ std::tuple<Tensor, Tensor> forward(const Tensor& query, const Tensor& key, const
     call.read(GNAFORGE_EXTRA_V, more[1]);
     if (extra_lengths) call.read(GNAFORGE_EXTRA_LENGTHS, *extra_lengths);
   }
-  call.write(GNAFORGE_OUT, out);
-  call.write(GNAFORGE_LSE, lse);
+  std::vector<int64_t> shape(q.sizes().begin(), q.sizes().end());
+  shape.back() = problem.value_head_dim;
+  int32_t dtype = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(q.get(), &dtype));
+  Tensor out = call.write(GNAFORGE_OUT, shape, dtype, call.dtype_of(GNAFORGE_Q));
+  shape.pop_back();
+  Tensor lse = call.write(GNAFORGE_LSE, shape, aoti_torch_dtype_float32(), GNAFORGE_FP32);
   if (out.numel() == 0 && lse.numel() == 0)
     call.check();
   else

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <new>
 #include <stdexcept>
 #include <string>
 
@@ -33,10 +34,31 @@ inline LastError& last_error() {
   return error;
 }
 
-[[noreturn]] inline void raise(ErrorCode code, const std::string& text, const std::string& advice = "") {
+/// Keeps the error for `gnaforge_core_error`; returns its whole text.
+inline const std::string& keep_error(ErrorCode code, const std::string& text, const std::string& advice = "") {
   const std::string who = "gnaforge: ";
   last_error() = {code, who + text + advice, who.size(), who.size() + text.size()};
-  throw std::runtime_error(last_error().text);
+  return last_error().text;
+}
+
+[[noreturn]] inline void raise(ErrorCode code, const std::string& text, const std::string& advice = "") {
+  throw std::runtime_error(keep_error(code, text, advice));
+}
+
+/// Becomes a MemoryError in Python.
+class OutOfMemory : public std::bad_alloc {
+ public:
+  explicit OutOfMemory(const std::string& text) : text_(text) {}
+  const char* what() const noexcept override { return text_.what(); }
+
+ private:
+  std::runtime_error text_;  // which can be copied without memory
+};
+
+/// `text` says how much was wanted for what. Torch has an error of its own for GPUs, which only Python can make.
+[[noreturn]] inline void raise_out_of_memory(bool cuda, const std::string& text) {
+  if (cuda) raise(ErrorCode::out_of_memory, "CUDA out of memory: " + text);
+  throw OutOfMemory(keep_error(ErrorCode::out_of_memory, "out of memory: " + text));
 }
 
 }  // namespace gnaforge

@@ -82,11 +82,15 @@ class Table {
       throw std::runtime_error(path + ": not a gnaforge kernel library of ABI major version " +
                                std::to_string(GNAFORGE_ABI_MAJOR) + " (it exports no gnaforge_library_v1); rebuild it");
     }
-    return add(*library_v1(), path);
+    const gnaforge_library* const library = library_v1();
+    if (!library) throw std::runtime_error(path + ": its table of kernels is incomplete; rebuild the library");
+    return add(*library, path);
   }
 
   int add(const gnaforge_library& library, const std::string& origin) {
-    if (!GNAFORGE_HAS(&library, entries) || library.abi >> 16 != GNAFORGE_ABI_MAJOR)
+    if (!GNAFORGE_HAS(&library, entries) || (library.count > 0 && !library.entries))
+      throw std::runtime_error(origin + ": its table of kernels is incomplete; rebuild the library");
+    if (library.abi >> 16 != GNAFORGE_ABI_MAJOR)
       throw std::runtime_error(origin + ": built for gnaforge ABI " + version_text(library.abi) +
                                ", this core speaks " + version_text(GNAFORGE_ABI_VERSION) + "; rebuild the library");
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -94,7 +98,9 @@ class Table {
     int added = 0;
     for (uint32_t i = 0; i < library.count; ++i) {
       const gnaforge_entry* entry = library.entries[i];
-      if (!GNAFORGE_HAS(entry, run)) throw std::runtime_error(origin + ": holds an incomplete kernel entry");
+      if (!entry || !GNAFORGE_HAS(entry, run) || !entry->key || !entry->can_run || !entry->workspace_bytes ||
+          !entry->visited_work || !entry->run)
+        throw std::runtime_error(origin + ": holds an incomplete kernel entry; rebuild the library");
       const char* const op = op_name(entry->op);
       if (op && std::string(entry->key).rfind(std::string(op) + "-", 0) != 0)
         throw std::runtime_error(origin + ": the kernel " + entry->key + " says that it computes " + op +

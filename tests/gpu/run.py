@@ -35,7 +35,7 @@ from gnaforge.verification.problems import for_kernel, random_problem_for  # noq
 
 Job = dict[str, Any]
 _FAR = 2**31 + 64  # elements
-_OPERATOR_KINDS = ("stream", "other device", "graph", "compiled")
+_OPERATOR_KINDS = ("stream", "other device", "graph", "compiled", "layouts")
 
 
 def _job(section: str, do: str, kernel: str, problem: Problem | None = None, **fields: Any) -> Job:

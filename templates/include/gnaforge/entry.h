@@ -77,6 +77,13 @@ inline gnaforge_code data(const gnaforge_args& args, const Reason& reason) {
   return GNAFORGE_OK;
 }
 
+/// And its workspace, where it needs one.
+inline gnaforge_code workspace(const void* memory, const Reason& reason) {
+  if (memory == nullptr || reinterpret_cast<std::uintptr_t>(memory) % 256 != 0)
+    return reason.refuse(GNAFORGE_BAD_CALL, "the workspace is null or not aligned to 256 bytes");
+  return GNAFORGE_OK;
+}
+
 }  // namespace check
 
 /// The layout of a problem that `check_call` accepts.

@@ -116,6 +116,15 @@ inline int roles_end(const gnaforge_args& args) {
   return args.roles < GNAFORGE_ROLES ? static_cast<int>(args.roles) : GNAFORGE_ROLES;
 }
 
+/// How many token dims a role's tensor has.
+inline int token_dims(const gnaforge_problem& problem, int role) {
+  switch (role_facts[role].tokens) {
+    case Tokens::none: return 0;
+    case Tokens::extra: return 1;
+    default: return problem.rank;
+  }
+}
+
 /// Sizes of a role's tensor, in the order of its strides; 1 of dims that it doesn't have.
 struct Sizes {
   std::int64_t batch, tokens[GNAFORGE_MAX_RANK], heads, channels;

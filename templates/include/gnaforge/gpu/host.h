@@ -208,8 +208,9 @@ struct Entry {
       cudaGetLastError();
       return reason.refuse(GNAFORGE_FAILED, "can't prepare device %d: %s", device, cudaGetErrorString(error));
     }
-    const bool folded = rank == 3 && L::may_fold && problem.batch > 1 && foldable<Element>(args);
-    const std::int64_t batch_step = rank == 3 && !folded ? 1 : problem.batch;
+    const bool apart = problem.batch > 1 && repeats_batch(args);
+    const bool folded = rank == 3 && L::may_fold && problem.batch > 1 && !apart && foldable<Element>(args);
+    const std::int64_t batch_step = (rank == 3 && !folded) || apart ? 1 : problem.batch;
     Params<rank> params = common_params(args, axes, folded);
     Slice slice{};
     slice.batch = batch_step;

@@ -2,7 +2,8 @@
 //
 // A map has five dims at most, innermost first: channels, heads, tokens (innermost axis first), batch. Rank 3 would
 // need six. Where a head's channels fill whole copies and heads are adjacent, heads fold into the channels: both loads'
-// zero fill and stores' clipping still end at the head. Elsewhere each batch entry of rank 3 has maps of its own.
+// zero fill and stores' clipping still end at the head. Elsewhere each batch entry of rank 3 has maps of its own, as in
+// any rank where batch entries are one, which `expand` makes: whether maps may have a stride of 0 isn't documented.
 #pragma once
 
 #include <cuda.h>
@@ -32,8 +33,7 @@ gnaforge_code stride(const char* tensor, const char* dim, std::int64_t size, std
   if (size == 1) return GNAFORGE_OK;
   constexpr std::int64_t multiple = 16 / Element::bytes, limit = (std::int64_t{1} << 40) / Element::bytes;
   if (stride <= 0 || stride % multiple != 0)
-    return reason.refuse(GNAFORGE_NO_LAYOUT,
-                         "%s has stride %lld along its %s, must be a positive multiple of %lld; pass a contiguous copy",
+    return reason.refuse(GNAFORGE_NO_LAYOUT, "%s has stride %lld along its %s, must be a positive multiple of %lld",
                          tensor, static_cast<long long>(stride), dim, static_cast<long long>(multiple));
   if (stride >= limit)
     return reason.refuse(GNAFORGE_NO_LAYOUT, "%s has stride %lld along its %s, must be below %lld", tensor,
@@ -51,9 +51,10 @@ gnaforge_code layout(const gnaforge_args& args, const Reason& reason) {
     const char* const name = role_facts[role].name;
     const Sizes sizes = sizes_of(*args.problem, role);
     if (reinterpret_cast<std::uintptr_t>(tensor->data) % 16 != 0)
-      return reason.refuse(GNAFORGE_NO_LAYOUT, "%s is not aligned to 16 bytes; pass a contiguous copy", name);
-    if (const gnaforge_code code = stride<Element>(name, "batch", sizes.batch, tensor->batch_stride, reason))
-      return code;
+      return reason.refuse(GNAFORGE_NO_LAYOUT, "%s is not aligned to 16 bytes", name);
+    if (tensor->batch_stride != 0)
+      if (const gnaforge_code code = stride<Element>(name, "batch", sizes.batch, tensor->batch_stride, reason))
+        return code;
     if (const gnaforge_code code = stride<Element>(name, "heads", sizes.heads, tensor->head_stride, reason))
       return code;
     for (int d = 0; d < GNAFORGE_MAX_RANK; ++d)
@@ -65,6 +66,15 @@ gnaforge_code layout(const gnaforge_args& args, const Reason& reason) {
 }
 
 }  // namespace check
+
+/// True if batch entries of a tensor that is copied by tensor maps are one.
+inline bool repeats_batch(const gnaforge_args& args) {
+  for (int role = 0; role < roles_end(args); ++role) {
+    const gnaforge_tensor* const tensor = tensor_of(args, role);
+    if (tensor != nullptr && role_facts[role].dtype == 0 && tensor->batch_stride == 0) return true;
+  }
+  return false;
+}
 
 /// True if the heads of every tensor that is copied by tensor maps can be folded into its channels.
 template <class Element>

@@ -171,8 +171,9 @@ struct Kernel {
   static int run(const gnaforge_args* args, void* workspace, void*, char* error, std::size_t n) {
     const Plan<Config> plan = plan_of(*args);
     if (plan.tasks == 0) return GNAFORGE_OK;
-    if (const gnaforge_code code = check::data(*args, Reason{error, n})) return code;
-    if (workspace == nullptr) return Reason{error, n}.refuse(GNAFORGE_BAD_CALL, "the workspace is null");
+    const Reason reason{error, n};
+    if (const gnaforge_code code = check::data(*args, reason)) return code;
+    if (const gnaforge_code code = check::workspace(workspace, reason)) return code;
     Shared shared{plan, static_cast<float*>(workspace), {0}};
     const std::int64_t used = slots(*args, plan);
     if (args->host == nullptr || args->host->parallel_for == nullptr || used == 1)

@@ -246,9 +246,11 @@ class Forward {
           if (!exists[i]) continue;
           has_nan = has_nan || is_nan[i] != 0;
           narrow(task_.at(plan_.out, task_.head, plan_.axis, position[i]), row[i], channels);
+          // Relative to infinity, a score of infinity has no probability, and the sum is a NaN.
+          const bool infinite = max[lane + i] == __builtin_inff();
           if (plan_.log_sum_exp.data != nullptr)
             *task_.at(plan_.log_sum_exp, task_.head, plan_.axis, position[i]) =
-                max[lane + i] * 0.693147181f + __builtin_logf(sum[lane + i]);
+                infinite ? max[lane + i] : max[lane + i] * 0.693147181f + __builtin_logf(sum[lane + i]);
         }
       }
     }

@@ -107,7 +107,9 @@ struct Consumer {
         exists = exists && position < params.length[work.slice][d];
         offset += position * params.lse_token_stride[d];
       }
-      if (exists) log_sum_exp[offset] = softmax.max[r] * params.scale + logf(softmax.sum[r]);
+      // Relative to infinity, a score of infinity has no probability, and the sum is a NaN.
+      const float of_sum = softmax.max[r] == INFINITY ? 0.0f : logf(softmax.sum[r]);
+      if (exists) log_sum_exp[offset] = softmax.max[r] * params.scale + of_sum;
     }
   }
 
