@@ -14,12 +14,17 @@ from functools import cache
 from typing import Any, TypeVar
 
 import torch
+from torch import is_grad_enabled
+from torch._C import _is_tracing as is_tracing
+from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
-from . import core, jit, lookup, torch_ops
+from . import arguments, core, jit, lookup, sharding, torch_ops
+from .autocast import autocast_dtype, autocast_tensor
 from .config import KernelConfig
 from .dtypes import DTYPES, dtype_name
 from .errors import NoKernelError
-from .problem import per_dim
+from .given import failure_of_call
 from .request import Request, request_of
 from .table import loaded_kernels
 
@@ -39,14 +44,15 @@ def _constant_result(function: F) -> F:
     return function
 
 
-_operators: tuple[Callable[..., Any], ...] = ()  # forward, forward_with_grad
+_operators: tuple[Callable[..., Any], ...] = ()  # forward_no_grad, forward
 _ignored_noted = False
 
 
 def _load_operators() -> tuple[Callable[..., Any], ...]:
     global _operators
     core.core()
-    _operators = (torch.ops.gnaforge.forward.default, torch.ops.gnaforge.forward_with_grad.default)
+    sharding.register_strategies()
+    _operators = (torch.ops.gnaforge.forward_no_grad.default, torch.ops.gnaforge.forward.default)
     return _operators
 
 
@@ -55,15 +61,6 @@ def _load_operators_now() -> bool:
     """Runs as plain Python while torch.compile traces, which can't follow the loading of a library."""
     _load_operators()
     return True
-
-
-def _per_dim(name: str, value: Any, rank: int, kind: type[int]) -> list[int]:
-    if type(value) is kind:
-        return [value] * rank
-    values = per_dim(name, value, rank)
-    if not all(isinstance(x, kind) for x in values):
-        raise TypeError(f"{name} must be {kind.__name__} or a sequence of {rank}, got {value!r}")
-    return [int(x) for x in values]
 
 
 def _attention(
@@ -83,45 +80,64 @@ def _attention(
         pattern = [kernel_size] * rank + [stride] * rank + [dilation] * rank + [is_causal] * rank
     else:
         pattern = [
-            *_per_dim("kernel_size", kernel_size, rank, int),
-            *_per_dim("stride", stride, rank, int),
-            *_per_dim("dilation", dilation, rank, int),
-            *_per_dim("is_causal", False if is_causal is None else is_causal, rank, bool),
+            *arguments.ints_per_dim("kernel_size", kernel_size, rank),
+            *arguments.ints_per_dim("stride", stride, rank),
+            *arguments.ints_per_dim("dilation", dilation, rank),
+            *arguments.flags_per_dim("is_causal", is_causal, rank),
         ]
-    with_grad = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
-    if torch.compiler.is_compiling():
+    if scale is not None and type(scale) is not float:
+        scale = arguments.number("scale", scale)
+    if is_compiling():
+        arguments.require_call(query, key, value, pattern)
         _load_operators_now()
-        namespace = torch.ops.gnaforge
-        operator = namespace.forward_with_grad.default if with_grad else namespace.forward.default
+        out, lse = torch.ops.gnaforge.forward.default(query, key, value, pattern, scale, kernel)
+        return (out, lse) if return_lse else out
+    operators = _operators or _load_operators()
+    operator = operators[1]
+    try:
+        # A graph that torch.jit traces may be differentiated later, and a tangent is seen by autograd alone.
+        if not (
+            (is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad))
+            or forward_ad._current_level >= 0
+            or is_tracing()
+        ):
+            operator = operators[0]
         out, lse = operator(query, key, value, pattern, scale, kernel)
-    else:
-        eager = (_operators or _load_operators())[with_grad]
-        try:
-            out, lse = eager(query, key, value, pattern, scale, kernel)
-        except RuntimeError as error:
-            out, lse = _recover(error, eager, query, key, value, pattern, scale, kernel)
+    except (RuntimeError, AttributeError, TypeError) as error:
+        arguments.require_call(query, key, value, pattern)
+        if not isinstance(error, RuntimeError):
+            raise
+        out, lse = _recover(error, operator, query, key, value, pattern, scale, kernel)
     return (out, lse) if return_lse else out
 
 
-def _recover(error: RuntimeError, operator: Any, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def _recover(error: RuntimeError, operator: Any, *call: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """After a failed call: loads or makes a kernel that fits and tries again, or raises what the caller can act on."""
+    if sharding.register_strategies():  # torch.distributed.tensor came after the core
+        try:
+            return operator(*call)  # type: ignore[no-any-return]
+        except RuntimeError as again:
+            error = again
     failure = core.failure_of(error)
     if failure.code == core.ErrorCode.BAD_INPUT:
         raise ValueError(failure.reason) from None
     if failure.code not in core.NO_KERNEL:
+        if failure.code == core.ErrorCode.OTHER and (fault := failure_of_call(call[:3], *call[3:])):
+            raise ValueError(fault.reason) from None  # torch refused it first, in other words
         raise error
 
     def attempt() -> Any:
         """The operator's result, or the core's `Failure` if it has no kernel for the call."""
         try:
-            return operator(*arguments)
+            return operator(*call)
         except RuntimeError as again:
             found = core.failure_of(again)
             if found.code not in core.NO_KERNEL:
                 raise
             return found
 
-    query, key, value, pattern, _, pinned = arguments
+    query, key, value = map(autocast_tensor, call[:3])
+    pattern, pinned = call[3], call[5]
     if busy := jit.busy():
         raise NoKernelError(f"{failure.whole}\n{busy}") from None
     request = request_of(query, key, value, pattern, pinned)
@@ -155,17 +171,18 @@ def _kernel_key(
         checked: str = _require_key(kernel)
         return checked
     if kernel is not None:
-        return kernel.key
+        return arguments.key_of(kernel)
     if q_tile is None and kv_tile is None:
         return ""
+    arguments.require_tensors(query=query, value=value)
     key: str = _key_with_tiles(
         rank,
-        dtype_name(query.dtype),
+        dtype_name(autocast_dtype(query)),
         int(query.shape[-1]),
         int(value.shape[-1]),
         query.device.type,
-        None if q_tile is None else tuple(q_tile),
-        None if kv_tile is None else tuple(kv_tile),
+        None if q_tile is None else tuple(arguments.ints_per_dim("q_tile_shape", q_tile, rank)),
+        None if kv_tile is None else tuple(arguments.ints_per_dim("kv_tile_shape", kv_tile, rank)),
         torch.compiler.is_compiling(),
     )
     return key
@@ -240,12 +257,12 @@ def _note_ignored(names: list[str]) -> None:
         )
 
 
-def _check_natten(arguments: dict[str, Any]) -> None:
+def _check_natten(given: dict[str, Any]) -> None:
     """Handles NATTEN's further arguments: some can't be honoured, the tuning ones have no meaning here."""
-    unknown = arguments.keys() - _NATTEN_TUNING
+    unknown = given.keys() - _NATTEN_TUNING
     if unknown:
         raise TypeError(f"unexpected keyword argument {sorted(unknown)[0]!r}")
-    _note_ignored(sorted(arguments))
+    _note_ignored(sorted(given))
 
 
 _NATTEN_TUNING = frozenset(
@@ -311,6 +328,7 @@ def neighborhood_attention(
     _refuse_additional(additional_keys, additional_values)
     if natten_tuning:
         _check_natten(natten_tuning)
+    arguments.require_tensors(query=query)
     rank = query.dim() - 3
     if not 1 <= rank <= 3:
         raise ValueError(f"query must be [batch, 1 to 3 token dims, heads, head_dim], got {tuple(query.shape)}")

@@ -10,24 +10,12 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include "choose.h"
+#include "given.h"
 
 // Lives in libtorch_cuda; weak, so that the core loads on a torch without CUDA.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
 
 namespace gnaforge {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-inline uint32_t dtype_code(ScalarType type) {
-  switch (type) {
-    case ScalarType::Float: return GNAFORGE_FP32;
-    case ScalarType::BFloat16: return GNAFORGE_BF16;
-    case ScalarType::Half: return GNAFORGE_FP16;
-    case ScalarType::Int: return GNAFORGE_INT32;
-    default: return 0;
-  }
-}
 
 /// An uninitialised contiguous tensor on the device of `like`. The direct shim takes a third of the time of the
 /// dispatcher's route through stable::new_empty.
@@ -94,15 +82,15 @@ class DeviceGuard {
 class Call {
  public:
   /// `like`: a tensor on the device that all of them are on.
-  Call(gnaforge_op op, const gnaforge_problem& problem, const Tensor& like) : like_(like) {
-    const bool cuda = like.is_cuda();
+  Call(gnaforge_op op, const gnaforge_problem& problem, const Given& like) {
+    const bool cuda = like.device == DeviceType::CUDA;
     host_.struct_size = sizeof(host_);
     host_.threads = cuda ? 1 : static_cast<int32_t>(torch::stable::get_num_threads());
     host_.parallel_for = cuda ? nullptr : parallel_for;
     args_.struct_size = sizeof(args_);
     args_.op = op;
     args_.device = cuda ? GNAFORGE_CUDA : GNAFORGE_CPU;
-    args_.device_index = like.get_device_index();
+    args_.device_index = like.device_index;
     args_.features = features_of(problem);
     args_.flags = GNAFORGE_ARGS_CHECKED;
     args_.tensors = by_role_;
@@ -115,8 +103,26 @@ class Call {
   void read(gnaforge_role role, const Tensor& tensor) { add(role, tensor, const_cast<void*>(tensor.const_data_ptr())); }
   void write(gnaforge_role role, const Tensor& tensor) { add(role, tensor, tensor.mutable_data_ptr()); }
 
-  /// Chooses a kernel, or takes the one named `key`, and runs it.
-  void run(std::string_view key) const {
+  /// A tensor that isn't there, as torch would make it: contiguous.
+  void assume(gnaforge_role role, uint32_t dtype) {
+    const Sizes sizes = sizes_of(*args_.problem, role);
+    gnaforge_tensor& view = view_of(role, dtype, nullptr);
+    int64_t stride = sizes.channels;
+    const auto next = [&stride](int64_t size) {
+      const int64_t own = stride;
+      if (__builtin_mul_overflow(stride, size > 0 ? size : 1, &stride)) stride = INT64_MAX;
+      return own;
+    };
+    view.head_stride = next(sizes.heads);
+    for (int d = args_.problem->rank; d-- > 0;) view.token_stride[d] = next(sizes.tokens[d]);
+    view.batch_stride = next(sizes.batch);
+  }
+
+  /// The kernel that `run` would run. Raises an error if there is none.
+  void choose_kernel(std::string_view key) const { choose(table(), key, args_); }
+
+  /// Chooses a kernel, or takes the one named `key`, and runs it. `like`: a tensor on the call's device.
+  void run(std::string_view key, const Tensor& like) const {
     const Choice choice = choose_memoised(table(), key, args_);
     std::optional<DeviceGuard> guard;
     void* stream = nullptr;
@@ -124,7 +130,7 @@ class Call {
       guard.emplace(args_.device_index);
       stream = current_stream(args_.device_index);
     }
-    const Workspace workspace(like_, choice.workspace_bytes);
+    const Workspace workspace(like, choice.workspace_bytes);
     char error[1024] = "";
     const int code = choice.entry->run(&args_, workspace.data(), stream, error, sizeof(error));
     if (code != GNAFORGE_OK)
@@ -145,20 +151,24 @@ class Call {
   void add(gnaforge_role role, const Tensor& tensor, void* data) {
     const RoleFacts& facts = role_facts[role];
     const int token_dims = facts.tokens == Tokens::none ? 0 : facts.tokens == Tokens::extra ? 1 : args_.problem->rank;
-    gnaforge_tensor& view = views_[role];
-    view = {};
-    view.struct_size = sizeof(view);
-    view.dtype = dtype_code(tensor.scalar_type());
-    view.data = data;
+    gnaforge_tensor& view = view_of(role, dtype_code(tensor.scalar_type()), data);
     const auto strides = tensor.strides();
     view.batch_stride = strides[0];
     for (int d = 0; d < token_dims; ++d) view.token_stride[d] = strides[static_cast<size_t>(d) + 1];
     if (facts.heads != Heads::none) view.head_stride = strides[static_cast<size_t>(token_dims) + 1];
-    by_role_[role] = &view;
-    if (args_.roles <= static_cast<uint32_t>(role)) args_.roles = static_cast<uint32_t>(role) + 1;
   }
 
-  const Tensor& like_;
+  gnaforge_tensor& view_of(gnaforge_role role, uint32_t dtype, void* data) {
+    gnaforge_tensor& view = views_[role];
+    view = {};
+    view.struct_size = sizeof(view);
+    view.dtype = dtype;
+    view.data = data;
+    by_role_[role] = &view;
+    if (args_.roles <= static_cast<uint32_t>(role)) args_.roles = static_cast<uint32_t>(role) + 1;
+    return view;
+  }
+
   gnaforge_host host_{};
   gnaforge_args args_{};
   const gnaforge_tensor* by_role_[GNAFORGE_ROLES] = {};
