@@ -306,3 +306,23 @@ def test_opcheck_of_backward(operators: Any) -> None:
         operators.backward.default, (x, lse, x, x, x, x, lse, [3, 1, 1, 0]), raise_exception=False
     )
     assert all(result == "SUCCESS" or "no backward kernels" in str(result) for result in found.values()), found
+
+
+@pytest.mark.parametrize("shape", [(0, 9, 8, 4, 16), (2, 9, 8, 0, 16), (0, 9, 8, 0, 16), (2, 9, 0, 4, 16)])
+def test_nothing_to_compute_is_no_reason_to_take_everything(shape: tuple[int, ...]) -> None:
+    """Tensors without elements keep the rules that others keep; and those that do pass."""
+    empty = torch.empty(shape)
+    bad = {
+        "kernel_size is 0 along dim 1": {"kernel_size": (3, 0)},
+        "kernel_size 500 times dilation 1 exceeds the 9 tokens": {"kernel_size": (500, 3)},
+        "stride is 4 along dim 0; it must be 1 to kernel_size (3)": {"stride": 4},
+        "kernel_size 3 times dilation 9 exceeds the 9 tokens along dim 0": {"dilation": (9, 1)},
+        "scale is inf; it must be finite": {"scale": float("inf")},
+    }
+    for way in (run_eagerly, run_fake, run_meta, run_compiled):
+        for text, arguments in bad.items():
+            assert text in refusal(way, attend(**arguments), empty, empty, empty), way.__name__
+        assert "key has head_dim 8" in refusal(way, attend(), empty, empty[..., :8], empty)
+        assert "value is bfloat16" in refusal(way, attend(), empty, empty, empty.bfloat16())
+        out, lse = way(attend(return_lse=True), empty, empty, empty)
+        assert out.shape == shape and lse.shape == shape[:-1] and lse.dtype == torch.float32

@@ -87,7 +87,7 @@ def number(name: str, value: Any) -> Any:
         raise ValueError(f"{name} is too large for a float") from None
 
 
-def finite(name: str, value: Any) -> float:
+def finite_number(name: str, value: Any) -> float:
     """A real number as a float, neither infinite nor NaN.
 
     Raises:
@@ -100,7 +100,7 @@ def finite(name: str, value: Any) -> float:
     return found
 
 
-def positive(name: str, value: Any) -> int:
+def positive_int(name: str, value: Any) -> int:
     """An integer of at least 1.
 
     Raises:

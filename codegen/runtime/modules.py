@@ -44,13 +44,13 @@ class _NeighborhoodAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.embed_dim, self.num_heads = (
-            arguments.positive(name, value) for name, value in (("embed_dim", embed_dim), ("num_heads", num_heads))
+            arguments.positive_int(name, value) for name, value in (("embed_dim", embed_dim), ("num_heads", num_heads))
         )
         if self.embed_dim % self.num_heads:
             raise ValueError(f"num_heads ({num_heads}) must divide embed_dim ({embed_dim})")
         pattern = arguments.plain_pattern(self.rank, kernel_size, stride, dilation, is_causal)
         self.head_dim = self.embed_dim // self.num_heads
-        self.scale = self.head_dim**-0.5 if qk_scale is None else arguments.finite("qk_scale", qk_scale)
+        self.scale = self.head_dim**-0.5 if qk_scale is None else arguments.finite_number("qk_scale", qk_scale)
         self.kernel_size, self.stride, self.dilation, self.is_causal = pattern
         self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)
         self.proj = nn.Linear(embed_dim, embed_dim)

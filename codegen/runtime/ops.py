@@ -7,6 +7,7 @@ and log-sum-exp ``[batch, *tokens, heads]`` in float32, natural logarithm. Seman
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -19,18 +20,23 @@ from torch._C import _is_tracing as is_tracing
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
-from . import arguments, core, jit, lookup, sharding, torch_ops
-from .autocast import autocast_dtype, autocast_tensor
+from . import arguments, core, jit, lookup
 from .config import KernelConfig
 from .dtypes import DTYPES, dtype_name
 from .errors import NoKernelError
-from .given import failure_of_call
 from .request import Request, request_of
 from .table import loaded_kernels
 
 DTYPE_NAMES = {dtype.torch: dtype.name for dtype in DTYPES.values()}
 
-core.set_python_parts(torch_ops.register_python_parts)
+
+def _register_python_parts() -> None:
+    from .torch_ops import register_python_parts  # which takes longer to import than the rest of a call needs
+
+    register_python_parts()
+
+
+core.set_python_parts(_register_python_parts)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -46,14 +52,27 @@ def _constant_result(function: F) -> F:
 
 _operators: tuple[Callable[..., Any], ...] = ()  # forward_no_grad, forward
 _ignored_noted = False
+_sharding_registered = False
 
 
 def _load_operators() -> tuple[Callable[..., Any], ...]:
     global _operators
     core.core()
-    sharding.register_strategies()
+    _register_sharding()
     _operators = (torch.ops.gnaforge.forward_no_grad.default, torch.ops.gnaforge.forward.default)
     return _operators
+
+
+def _register_sharding() -> bool:
+    """Registers the sharding of DTensors, once, where they are imported. Whether it did now."""
+    global _sharding_registered
+    if _sharding_registered or "torch.distributed.tensor" not in sys.modules:
+        return False
+    from .sharding import register_strategies
+
+    register_strategies()
+    _sharding_registered = True
+    return True
 
 
 @_constant_result
@@ -113,7 +132,10 @@ def _attention(
 
 def _recover(error: RuntimeError, operator: Any, *call: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """After a failed call: loads or makes a kernel that fits and tries again, or raises what the caller can act on."""
-    if sharding.register_strategies():  # torch.distributed.tensor came after the core
+    from .autocast import autocast_tensor
+    from .given import failure_of_call
+
+    if _register_sharding():  # torch.distributed.tensor came after the core
         try:
             return operator(*call)  # type: ignore[no-any-return]
         except RuntimeError as again:
@@ -174,6 +196,8 @@ def _kernel_key(
         return arguments.key_of(kernel)
     if q_tile is None and kv_tile is None:
         return ""
+    from .autocast import autocast_dtype
+
     arguments.require_tensors(query=query, value=value)
     key: str = _key_with_tiles(
         rank,
@@ -304,7 +328,7 @@ def neighborhood_attention(
         query: ``[batch, *tokens, heads, head_dim]``, of a type that kernels take, such as bfloat16.
         key: ``[batch, *tokens, heads_kv, head_dim]``; ``heads_kv`` divides ``heads`` (GQA, MQA).
         value: ``[batch, *tokens, heads_kv, head_dim_v]``.
-        kernel_size: window, in tokens: an int for all dimensions or one per dimension.
+        kernel_size: window, in tokens: an integer for all dimensions or one per dimension.
             ``1 <= kernel_size`` and ``kernel_size * dilation <= tokens``.
         stride: queries that share a window, ``1 <= stride <= kernel_size``.
         dilation: step between the keys of a window.
@@ -321,9 +345,14 @@ def neighborhood_attention(
         ``[batch, *tokens, heads]``, float32, natural logarithm.
 
     Raises:
-        ValueError: shapes or the pattern don't fit each other.
+        TypeError: an argument is of a type that it can't have.
+        ValueError: shapes, dtypes, devices or the pattern don't fit each other.
         NoKernelError: no kernel computes this, and none may or can be compiled now (``GNAFORGE_JIT``); lists each
             kernel's reason and the call that registers one.
+        NotImplementedError: forward-mode differentiation.
+
+    Under torch.autocast tensors are cast as torch's scaled_dot_product_attention casts its own. What torch only traces
+    is refused in the same words as a call that runs.
     """
     _refuse_additional(additional_keys, additional_values)
     if natten_tuning:

@@ -1,24 +1,18 @@
 """How the operators divide DTensors over devices: by batch and by heads, where none needs what another device has.
 
-Tokens stay whole. torch.distributed.tensor is not imported for it: it takes long, and who has no DTensor needs none.
+Tokens stay whole.
 """
 
 from __future__ import annotations
 
-import sys
 from math import prod
 from typing import Any
 
 import torch
 
-_registered = False
 
-
-def register_strategies() -> bool:
-    """Registers the operators' sharding, once, where DTensor is imported. Whether it did now."""
-    global _registered
-    if _registered or "torch.distributed.tensor" not in sys.modules:
-        return False
+def register_strategies() -> None:
+    """Registers the operators' sharding."""
     from torch.distributed.tensor import DTensor
     from torch.distributed.tensor._op_schema import RuntimeSchemaInfo
 
@@ -28,8 +22,6 @@ def register_strategies() -> bool:
     for operator in (operators.forward, operators.forward_no_grad):
         register(operator.default, _forward, RuntimeSchemaInfo(3, needs_pytree=True))
     register(operators.backward.default, _backward, RuntimeSchemaInfo(7, needs_pytree=True))
-    _registered = True
-    return True
 
 
 def _forward(schema: Any) -> Any:

@@ -10,7 +10,6 @@ from . import jit, lookup, table
 from .autocast import register_autocast
 from .batching import register_batching
 from .errors import NoKernelError
-from .given import failure_of_call
 from .gradients import register_autograd
 from .request import Request, request_of
 
@@ -29,6 +28,8 @@ def _forward_fake(
     extra_v: torch.Tensor | None = None,
     extra_lengths: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    from .given import failure_of_call
+
     tensors = q, k, v, extra_k, extra_v, extra_lengths
     if failure := failure_of_call(tensors, pattern, scale, key):
         raise ValueError(failure.reason)
@@ -45,6 +46,8 @@ def _require_kernel(
     Raises:
         NoKernelError: it isn't.
     """
+    from .given import failure_of_call
+
     lookup.load_matching(request)
     if failure := failure_of_call(tensors, pattern, scale, request.key, choose=True):
         raise NoKernelError(f"{failure.whole}\n{jit.TRACING}")

@@ -223,12 +223,9 @@ GNAFORGE_EXPORT const char* gnaforge_core_check(const gnaforge_given* const tens
     uint32_t device = 0;
     int32_t index = 0;
     TORCH_ERROR_CODE_CHECK(torch_parse_device_string(tensors[i]->device, &device, &index));
-    return Given{name,
-                 tensors[i]->sizes,
-                 tensors[i]->dims,
-                 type_named(tensors[i]->dtype),
-                 static_cast<DeviceType>(device),
-                 index};
+    return Given{
+        name, tensors[i]->sizes, tensors[i]->dims, type_named(tensors[i]->dtype), static_cast<DeviceType>(device),
+        index};
   };
   try {
     GivenForward all{look(0, "query"), look(1, "key"), look(2, "value"), {}, {}, {}};

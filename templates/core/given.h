@@ -88,12 +88,7 @@ inline Given given(const Tensor& tensor, const char* name) {
   int32_t device = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(tensor.get(), &sizes));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &device));
-  return {name,
-          sizes,
-          tensor.dim(),
-          tensor.scalar_type(),
-          static_cast<DeviceType>(device),
-          tensor.get_device_index()};
+  return {name, sizes, tensor.dim(), tensor.scalar_type(), static_cast<DeviceType>(device), tensor.get_device_index()};
 }
 
 /// The tensors of a forward call; the last three are perhaps not there.
