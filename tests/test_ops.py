@@ -270,13 +270,6 @@ def test_backward_says_that_it_is_missing() -> None:
         assert not gnaforge.na2d(x, x, x, 3).requires_grad
 
 
-def test_opcheck() -> None:
-    gnaforge.na2d(X, X, X, 3)  # registers the operators
-    for name in ("forward", "forward_with_grad"):
-        operator = getattr(torch.ops.gnaforge, name).default
-        torch.library.opcheck(operator, (X, X, X, [3, 3, 1, 1, 1, 1, 0, 0], None, ""))
-
-
 def test_fullgraph_compile_over_many_resolutions() -> None:
     graphs = 0
 

@@ -46,7 +46,7 @@ def call_overhead() -> list[dict[str, Any]]:
         load_file(library)
     x = torch.randn(1, 1, 1, 8)
     na1d(x, x, x, 1)
-    operator = torch.ops.gnaforge.forward.default
+    operator = torch.ops.gnaforge.forward_no_grad.default
 
     @torch.library.custom_op(
         "gnaforge_bench::forward", mutates_args=(), schema="(Tensor q, Tensor k, Tensor v) -> Tensor"

@@ -20,6 +20,7 @@ from . import lookup
 from .request import Request
 
 POLICIES = ("never", "warn", "always")
+TRACING = "torch is tracing, and nothing is compiled meanwhile: register the kernel before"
 
 _policy: str | None = None
 _locks: dict[Request, threading.Lock] = {}
@@ -59,7 +60,7 @@ def _origin(chosen: str) -> str:
 def busy() -> str:
     """Why nothing may be compiled or loaded right now; empty if it may."""
     if torch.compiler.is_compiling():
-        return "torch is tracing, and nothing is compiled meanwhile: register the kernel before"
+        return TRACING
     if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
         return "a CUDA graph is being captured, and nothing is compiled or loaded meanwhile: register the kernel before"
     return ""

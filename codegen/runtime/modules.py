@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from . import arguments
 from .ops import neighborhood_attention
 
 
@@ -23,7 +24,8 @@ class _NeighborhoodAttention(nn.Module):
         proj_drop: dropout after the output projection.
 
     Raises:
-        ValueError: ``num_heads`` doesn't divide ``embed_dim``.
+        TypeError: an argument is of a type that it can't have.
+        ValueError: ``num_heads`` doesn't divide ``embed_dim``, or no input could keep the rules of the pattern.
     """
 
     rank: ClassVar[int]
@@ -41,16 +43,15 @@ class _NeighborhoodAttention(nn.Module):
         proj_drop: float = 0.0,
     ) -> None:
         super().__init__()
-        if embed_dim % num_heads:
+        self.embed_dim, self.num_heads = (
+            arguments.positive_int(name, value) for name, value in (("embed_dim", embed_dim), ("num_heads", num_heads))
+        )
+        if self.embed_dim % self.num_heads:
             raise ValueError(f"num_heads ({num_heads}) must divide embed_dim ({embed_dim})")
-        self.embed_dim = embed_dim
-        self.num_heads = num_heads
-        self.head_dim = embed_dim // num_heads
-        self.scale = qk_scale or self.head_dim**-0.5
-        self.kernel_size = kernel_size
-        self.stride = stride
-        self.dilation = dilation
-        self.is_causal = is_causal
+        pattern = arguments.plain_pattern(self.rank, kernel_size, stride, dilation, is_causal)
+        self.head_dim = self.embed_dim // self.num_heads
+        self.scale = self.head_dim**-0.5 if qk_scale is None else arguments.finite_number("qk_scale", qk_scale)
+        self.kernel_size, self.stride, self.dilation, self.is_causal = pattern
         self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)
         self.proj = nn.Linear(embed_dim, embed_dim)
         self.proj_drop = nn.Dropout(proj_drop)

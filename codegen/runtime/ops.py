@@ -7,6 +7,7 @@ and log-sum-exp ``[batch, *tokens, heads]`` in float32, natural logarithm. Seman
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,18 +15,28 @@ from functools import cache
 from typing import Any, TypeVar
 
 import torch
+from torch import is_grad_enabled
+from torch._C import _is_tracing as is_tracing
+from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
-from . import core, jit, lookup, torch_ops
+from . import arguments, core, jit, lookup
 from .config import KernelConfig
 from .dtypes import DTYPES, dtype_name
 from .errors import NoKernelError
-from .problem import per_dim
 from .request import Request, request_of
 from .table import loaded_kernels
 
 DTYPE_NAMES = {dtype.torch: dtype.name for dtype in DTYPES.values()}
 
-core.set_python_parts(torch_ops.register_python_parts)
+
+def _register_python_parts() -> None:
+    from .torch_ops import register_python_parts  # which takes longer to import than the rest of a call needs
+
+    register_python_parts()
+
+
+core.set_python_parts(_register_python_parts)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -39,15 +50,29 @@ def _constant_result(function: F) -> F:
     return function
 
 
-_operators: tuple[Callable[..., Any], ...] = ()  # forward, forward_with_grad
+_operators: tuple[Callable[..., Any], ...] = ()  # forward_no_grad, forward
 _ignored_noted = False
+_sharding_registered = False
 
 
 def _load_operators() -> tuple[Callable[..., Any], ...]:
     global _operators
     core.core()
-    _operators = (torch.ops.gnaforge.forward.default, torch.ops.gnaforge.forward_with_grad.default)
+    _register_sharding()
+    _operators = (torch.ops.gnaforge.forward_no_grad.default, torch.ops.gnaforge.forward.default)
     return _operators
+
+
+def _register_sharding() -> bool:
+    """Registers the sharding of DTensors, once, where they are imported. Whether it did now."""
+    global _sharding_registered
+    if _sharding_registered or "torch.distributed.tensor" not in sys.modules:
+        return False
+    from .sharding import register_strategies
+
+    register_strategies()
+    _sharding_registered = True
+    return True
 
 
 @_constant_result
@@ -55,15 +80,6 @@ def _load_operators_now() -> bool:
     """Runs as plain Python while torch.compile traces, which can't follow the loading of a library."""
     _load_operators()
     return True
-
-
-def _per_dim(name: str, value: Any, rank: int, kind: type[int]) -> list[int]:
-    if type(value) is kind:
-        return [value] * rank
-    values = per_dim(name, value, rank)
-    if not all(isinstance(x, kind) for x in values):
-        raise TypeError(f"{name} must be {kind.__name__} or a sequence of {rank}, got {value!r}")
-    return [int(x) for x in values]
 
 
 def _attention(
@@ -83,49 +99,71 @@ def _attention(
         pattern = [kernel_size] * rank + [stride] * rank + [dilation] * rank + [is_causal] * rank
     else:
         pattern = [
-            *_per_dim("kernel_size", kernel_size, rank, int),
-            *_per_dim("stride", stride, rank, int),
-            *_per_dim("dilation", dilation, rank, int),
-            *_per_dim("is_causal", False if is_causal is None else is_causal, rank, bool),
+            *arguments.ints_per_dim("kernel_size", kernel_size, rank),
+            *arguments.ints_per_dim("stride", stride, rank),
+            *arguments.ints_per_dim("dilation", dilation, rank),
+            *arguments.flags_per_dim("is_causal", is_causal, rank),
         ]
-    with_grad = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
-    if torch.compiler.is_compiling():
+    if scale is not None and type(scale) is not float:
+        scale = arguments.number("scale", scale)
+    if is_compiling():
+        arguments.require_call(query, key, value, pattern)
         _load_operators_now()
-        namespace = torch.ops.gnaforge
-        operator = namespace.forward_with_grad.default if with_grad else namespace.forward.default
+        out, lse = torch.ops.gnaforge.forward.default(query, key, value, pattern, scale, kernel)
+        return (out, lse) if return_lse else out
+    operators = _operators or _load_operators()
+    operator = operators[1]
+    try:
+        # A graph that torch.jit traces may be differentiated later, and a tangent is seen by autograd alone.
+        if not (
+            (is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad))
+            or forward_ad._current_level >= 0
+            or is_tracing()
+        ):
+            operator = operators[0]
         out, lse = operator(query, key, value, pattern, scale, kernel)
-    else:
-        eager = (_operators or _load_operators())[with_grad]
-        try:
-            out, lse = eager(query, key, value, pattern, scale, kernel)
-        except RuntimeError as error:
-            out, lse = _recover(error, eager, query, key, value, pattern, scale, kernel)
+    except (RuntimeError, AttributeError, TypeError) as error:
+        arguments.require_call(query, key, value, pattern)
+        if not isinstance(error, RuntimeError):
+            raise
+        out, lse = _recover(error, operator, query, key, value, pattern, scale, kernel)
     return (out, lse) if return_lse else out
 
 
-def _recover(error: RuntimeError, operator: Any, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def _recover(error: RuntimeError, operator: Any, *call: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """After a failed call: loads or makes a kernel that fits and tries again, or raises what the caller can act on."""
+    from .autocast import autocast_tensor
+    from .given import failure_of_call
+
+    if _register_sharding():  # torch.distributed.tensor came after the core
+        try:
+            return operator(*call)  # type: ignore[no-any-return]
+        except RuntimeError as again:
+            error = again
     failure = core.failure_of(error)
     if failure.code == core.ErrorCode.BAD_INPUT:
         raise ValueError(failure.reason) from None
-    query, key, value, pattern, _, pinned = arguments
     if failure.code == core.ErrorCode.OUT_OF_MEMORY:
-        raise _out_of_memory(failure, query, value) from None
+        raise _out_of_memory(failure, call[0], call[2]) from None
     if failure.code not in core.NO_KERNEL:
+        if failure.code == core.ErrorCode.OTHER and (fault := failure_of_call(call[:3], *call[3:])):
+            raise ValueError(fault.reason) from None  # torch refused it first, in other words
         raise error
 
     def attempt() -> Any:
         """The operator's result, or the core's `Failure` if it has no kernel for the call."""
         try:
-            return operator(*arguments)
+            return operator(*call)
         except RuntimeError as again:
             found = core.failure_of(again)
             if found.code == core.ErrorCode.OUT_OF_MEMORY:
-                raise _out_of_memory(found, query, value) from None
+                raise _out_of_memory(found, call[0], call[2]) from None
             if found.code not in core.NO_KERNEL:
                 raise
             return found
 
+    query, key, value = map(autocast_tensor, call[:3])
+    pattern, pinned = call[3], call[5]
     request = request_of(query, key, value, pattern, pinned)
     if busy := jit.busy():
         lookup.remedy(request)  # raises where there can't be a kernel
@@ -176,17 +214,20 @@ def _kernel_key(
         checked: str = _require_key(kernel)
         return checked
     if kernel is not None:
-        return kernel.key
+        return arguments.key_of(kernel)
     if q_tile is None and kv_tile is None:
         return ""
+    from .autocast import autocast_dtype
+
+    arguments.require_tensors(query=query, value=value)
     key: str = _key_with_tiles(
         rank,
-        dtype_name(query.dtype),
+        dtype_name(autocast_dtype(query)),
         int(query.shape[-1]),
         int(value.shape[-1]),
         query.device.type,
-        None if q_tile is None else tuple(q_tile),
-        None if kv_tile is None else tuple(kv_tile),
+        None if q_tile is None else tuple(arguments.ints_per_dim("q_tile_shape", q_tile, rank)),
+        None if kv_tile is None else tuple(arguments.ints_per_dim("kv_tile_shape", kv_tile, rank)),
         torch.compiler.is_compiling(),
     )
     return key
@@ -261,12 +302,12 @@ def _note_ignored(names: list[str]) -> None:
         )
 
 
-def _check_natten(arguments: dict[str, Any]) -> None:
+def _check_natten(given: dict[str, Any]) -> None:
     """Handles NATTEN's further arguments: some can't be honoured, the tuning ones have no meaning here."""
-    unknown = arguments.keys() - _NATTEN_TUNING
+    unknown = given.keys() - _NATTEN_TUNING
     if unknown:
         raise TypeError(f"unexpected keyword argument {sorted(unknown)[0]!r}")
-    _note_ignored(sorted(arguments))
+    _note_ignored(sorted(given))
 
 
 _NATTEN_TUNING = frozenset(
@@ -309,7 +350,7 @@ def neighborhood_attention(
         query: ``[batch, *tokens, heads, head_dim]``, of a type that kernels take, such as bfloat16.
         key: ``[batch, *tokens, heads_kv, head_dim]``; ``heads_kv`` divides ``heads`` (GQA, MQA).
         value: ``[batch, *tokens, heads_kv, head_dim_v]``.
-        kernel_size: window, in tokens: an int for all dimensions or one per dimension.
+        kernel_size: window, in tokens: an integer for all dimensions or one per dimension.
             ``1 <= kernel_size`` and ``kernel_size * dilation <= tokens``.
         stride: queries that share a window, ``1 <= stride <= kernel_size``.
         dilation: step between the keys of a window.
@@ -326,16 +367,22 @@ def neighborhood_attention(
         ``[batch, *tokens, heads]``, float32, natural logarithm.
 
     Raises:
-        ValueError: shapes or the pattern don't fit each other.
+        TypeError: an argument is of a type that it can't have.
+        ValueError: shapes, dtypes, devices or the pattern don't fit each other.
         MemoryError, torch.OutOfMemoryError: there is no memory, on a CPU or a GPU, for the output, the log-sum-exp,
             the workspace or a copy of an input; says for which, and how much. A compiled graph raises a RuntimeError
             with the same text for a GPU.
         NoKernelError: no kernel computes this, and none may or can be compiled now (``GNAFORGE_JIT``); lists each
             kernel's reason and the call that registers one.
+        NotImplementedError: forward-mode differentiation.
+
+    Under torch.autocast tensors are cast as torch's scaled_dot_product_attention casts its own. What torch only traces
+    is refused in the same words as a call that runs.
     """
     _refuse_additional(additional_keys, additional_values)
     if natten_tuning:
         _check_natten(natten_tuning)
+    arguments.require_tensors(query=query)
     rank = query.dim() - 3
     if not 1 <= rank <= 3:
         raise ValueError(f"query must be [batch, 1 to 3 token dims, heads, head_dim], got {tuple(query.shape)}")

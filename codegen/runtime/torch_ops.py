@@ -1,15 +1,20 @@
-"""The parts of the operators that live in Python: shapes for torch.compile, and autograd."""
+"""The parts of the operators that live in Python: what they do where torch traces, differentiates or transforms."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 
-from . import lookup, table
+from . import jit, lookup, table
+from .autocast import register_autocast
+from .batching import register_batching
 from .errors import NoKernelError
-from .problem import fields_of_pattern
+from .gradients import register_autograd
 from .request import Request, request_of
+
+FORWARD_OPERATORS = ("forward", "forward_no_grad")
+"""The second is the first without its autograd formula, which costs time at each call."""
 
 
 def _forward_fake(
@@ -23,26 +28,35 @@ def _forward_fake(
     extra_v: torch.Tensor | None = None,
     extra_lengths: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    rank = len(fields_of_pattern(pattern)["window"])
-    torch._check(q.dim() == rank + 3, lambda: f"gnaforge: query must have {rank + 3} dims, got {q.dim()}")
-    _load_for_graph(request_of(q, k, v, pattern, key, extra_k))
+    from .given import failure_of_call
+
+    tensors = q, k, v, extra_k, extra_v, extra_lengths
+    if failure := failure_of_call(tensors, pattern, scale, key):
+        raise ValueError(failure.reason)
+    if q.device.type in ("cpu", "cuda") and not any(type(size) is int and size == 0 for size in q.shape[:-1]):
+        _require_kernel(request_of(q, k, v, pattern, key, extra_k), tensors, pattern, scale)
     return q.new_empty((*q.shape[:-1], v.shape[-1])), q.new_empty(q.shape[:-1], dtype=torch.float32)
 
 
-def _load_for_graph(request: Request) -> None:
+def _require_kernel(
+    request: Request, tensors: Sequence[torch.Tensor | None], pattern: Sequence[int], scale: float | None
+) -> None:
     """A compiled graph calls the operator without Python: what it needs is loaded now, and must be there already.
 
     Raises:
         NoKernelError: it isn't.
     """
+    from .given import failure_of_call
+
     lookup.load_matching(request)
-    if request.device in ("cpu", "cuda") and not table.serves(request):
-        lookup.remedy(request)  # raises what is more to the point than that none is loaded, if there is something
-        wanted = request.key or str(request)
-        raise NoKernelError(
-            f"gnaforge: torch is tracing, no kernel for {wanted} is loaded or in the cache, and none is compiled "
-            f"meanwhile\nregister one before: {request.register_call()}"
-        )
+    failure = failure_of_call(tensors, pattern, scale, request.key, choose=True)
+    if failure is None and table.serves(request):  # where a size isn't known, the core isn't asked
+        return
+    lookup.remedy(request)  # raises what is more to the point than that none is loaded, if there is something
+    if failure is not None:
+        raise NoKernelError(f"{failure.whole}\n{jit.TRACING}")
+    wanted, call = request.key or str(request), request.register_call()
+    raise NoKernelError(f"gnaforge: no kernel for {wanted} is loaded\nregister one with: {call}\n{jit.TRACING}")
 
 
 def _backward_fake(
@@ -60,21 +74,16 @@ def _backward_fake(
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
-    q, k, v, pattern, scale = inputs[:5]
-    ctx.save_for_backward(q, k, v, *output)
-    ctx.pattern, ctx.scale = pattern, scale
-
-
-def _backward(ctx: Any, grad_out: torch.Tensor, grad_lse: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-    q, k, v, out, lse = ctx.saved_tensors
-    grads = torch.ops.gnaforge.backward(grad_out, grad_lse, q, k, v, out, lse, ctx.pattern, ctx.scale)
-    return (*grads, None, None, None, None, None, None)
+_library: torch.library.Library | None = None  # what it registered ends with it
 
 
 def register_python_parts() -> None:
-    """Registers fakes and the autograd formula; called once per process, after the core registered the operators."""
-    for name in ("gnaforge::forward", "gnaforge::forward_with_grad"):
-        torch.library.register_fake(name, _forward_fake)
-    torch.library.register_fake("gnaforge::backward", _backward_fake)
-    torch.library.register_autograd("gnaforge::forward_with_grad", _backward, setup_context=_setup_context)
+    """Registers fakes, autograd, autocast and vmap; called once per process, when the core has registered itself."""
+    global _library
+    _library = torch.library.Library("gnaforge", "IMPL")
+    for name in FORWARD_OPERATORS:
+        torch.library.register_fake(f"gnaforge::{name}", _forward_fake, lib=_library)
+        register_autocast(name, _library)
+        register_batching(name, _library)
+    torch.library.register_fake("gnaforge::backward", _backward_fake, lib=_library)
+    register_autograd(_library)

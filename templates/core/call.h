@@ -12,30 +12,12 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include "choose.h"
+#include "given.h"
 
 // Lives in libtorch_cuda; weak, so that the core loads on a torch without CUDA.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
 
 namespace gnaforge {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-inline uint32_t dtype_code(ScalarType type) {
-  switch (type) {
-    case ScalarType::Float: return GNAFORGE_FP32;
-    case ScalarType::BFloat16: return GNAFORGE_BF16;
-    case ScalarType::Half: return GNAFORGE_FP16;
-    case ScalarType::Int: return GNAFORGE_INT32;
-    default: return 0;
-  }
-}
-
-inline std::string sizes_text(const std::vector<int64_t>& sizes) {
-  std::string text = "[";
-  for (size_t d = 0; d < sizes.size(); ++d) text += (d ? ", " : "") + std::to_string(sizes[d]);
-  return text + "]";
-}
 
 [[noreturn]] inline void raise_out_of_memory(const Tensor& like, int64_t bytes, const std::string& purpose) {
   char amount[64];
@@ -67,7 +49,7 @@ inline Tensor contiguous_copy(const Tensor& tensor, const char* name) {
   const AtenTensorHandle handle = try_empty(tensor, sizes, dtype);
   if (handle == nullptr)
     raise_out_of_memory(tensor, tensor.numel() * dtype_bytes(dtype_code(tensor.scalar_type())),
-                        std::string("a contiguous copy of ") + name + ", " + sizes_text(sizes));
+                        std::string("a contiguous copy of ") + name + ", " + sizes_text(sizes.data(), sizes.size()));
   Tensor copy(handle);
   TORCH_ERROR_CODE_CHECK(aoti_torch_copy_(copy.get(), tensor.get(), 0));
   return copy;
@@ -139,15 +121,15 @@ class DeviceGuard {
 class Call {
  public:
   /// `like`: a tensor on the device that all of them are on.
-  Call(gnaforge_op op, const gnaforge_problem& problem, const Tensor& like) : like_(like) {
-    const bool cuda = like.is_cuda();
+  Call(gnaforge_op op, const gnaforge_problem& problem, const Given& like) {
+    const bool cuda = like.device == DeviceType::CUDA;
     host_.struct_size = sizeof(host_);
     host_.threads = cuda ? 1 : static_cast<int32_t>(torch::stable::get_num_threads());
     host_.parallel_for = cuda ? nullptr : parallel_for;
     args_.struct_size = sizeof(args_);
     args_.op = op;
     args_.device = cuda ? GNAFORGE_CUDA : GNAFORGE_CPU;
-    args_.device_index = like.get_device_index();
+    args_.device_index = like.device_index;
     args_.features = features_of(problem);
     args_.flags = GNAFORGE_ARGS_CHECKED;
     args_.tensors = by_role_;
@@ -158,7 +140,7 @@ class Call {
   Call& operator=(const Call&) = delete;
 
   void read(gnaforge_role role, const Tensor& tensor) {
-    inputs_[role] = &tensor;
+    like_ = inputs_[role] = &tensor;
     add(role, tensor, const_cast<void*>(tensor.const_data_ptr()));
   }
 
@@ -171,17 +153,25 @@ class Call {
     for (const int64_t size : sizes) fits = fits && !__builtin_mul_overflow(bytes, size, &bytes);
     if (!fits)
       raise(ErrorCode::bad_input, std::string(role_facts[role].name) + " is too large: its sizes reach beyond 64 bits");
-    const AtenTensorHandle handle = try_empty(like_, sizes, dtype);
+    const AtenTensorHandle handle = try_empty(*like_, sizes, dtype);
     gnaforge_tensor& view = place(role);
     view = contiguous_view(*args_.problem, role, code);
     if (handle == nullptr) {
       check();
-      raise_out_of_memory(like_, bytes, role_facts[role].name + (", " + sizes_text(sizes)) + " in " + dtype_name(code));
+      raise_out_of_memory(
+          *like_, bytes,
+          role_facts[role].name + (", " + sizes_text(sizes.data(), sizes.size())) + " in " + dtype_name(code));
     }
     Tensor tensor(handle);
     view.data = tensor.mutable_data_ptr();
     return tensor;
   }
+
+  /// A tensor that isn't there, as torch would make it: contiguous.
+  void assume(gnaforge_role role, uint32_t dtype) { place(role) = contiguous_view(*args_.problem, role, dtype); }
+
+  /// The kernel that `run` would run. Raises an error if there is none.
+  void choose_kernel(std::string_view key) const { choose(table(), key, args_); }
 
   /// Chooses a kernel, or takes the one named `key`, and runs it.
   void run(std::string_view key) {
@@ -193,11 +183,11 @@ class Call {
       guard.emplace(args_.device_index);
       stream = current_stream(args_.device_index);
     }
-    const Workspace workspace(like_, *choice.entry, choice.workspace_bytes);
+    const Workspace workspace(*like_, *choice.entry, choice.workspace_bytes);
     char error[1024] = "";
     const int code = choice.entry->run(&args_, workspace.data(), stream, error, sizeof(error));
     if (code == GNAFORGE_OUT_OF_MEMORY)
-      gnaforge::raise_out_of_memory(like_.is_cuda(), std::string("kernel ") + choice.entry->key + ": " + error);
+      gnaforge::raise_out_of_memory(like_->is_cuda(), std::string("kernel ") + choice.entry->key + ": " + error);
     if (code != GNAFORGE_OK) raise(ErrorCode::failed, std::string("kernel ") + choice.entry->key + " failed: " + error);
   }
 
@@ -246,7 +236,7 @@ class Call {
     }
   }
 
-  const Tensor& like_;
+  const Tensor* like_ = nullptr;  // an input
   gnaforge_host host_{};
   gnaforge_args args_{};
   const gnaforge_tensor* by_role_[GNAFORGE_ROLES] = {};

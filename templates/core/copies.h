@@ -16,12 +16,17 @@ inline gnaforge_tensor contiguous_view(const gnaforge_problem& problem, int role
   gnaforge_tensor view{};
   view.struct_size = sizeof(view);
   view.dtype = dtype;
-  // Of dims without elements strides are as if they had one, as torch's are. Calls are valid, so nothing overflows.
+  // Of dims without elements strides are as if they had one, as torch's are. Those of a call that is only looked at may
+  // be beyond 64 bits: the rules refuse it.
   int64_t stride = std::max<int64_t>(sizes.channels, 1);
-  if (role_facts[role].heads != Heads::none) view.head_stride = stride;
-  stride *= std::max<int64_t>(sizes.heads, 1);
-  for (int d = token_dims(problem, role); d-- > 0; stride *= std::max<int64_t>(sizes.tokens[d], 1))
-    view.token_stride[d] = stride;
+  const auto next = [&stride](int64_t size) {
+    const int64_t own = stride;
+    if (__builtin_mul_overflow(stride, std::max<int64_t>(size, 1), &stride)) stride = INT64_MAX;
+    return own;
+  };
+  const int64_t head_stride = next(sizes.heads);
+  if (role_facts[role].heads != Heads::none) view.head_stride = head_stride;
+  for (int d = token_dims(problem, role); d-- > 0;) view.token_stride[d] = next(sizes.tokens[d]);
   view.batch_stride = stride;
   return view;
 }

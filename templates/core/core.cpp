@@ -3,16 +3,15 @@
 // Built on the libtorch stable ABI (TORCH_TARGET_VERSION 2.10), so one binary serves every later torch and Python.
 // There is no static registration: a second one for the same namespace would end the process, so gnaforge_core_init
 // registers and checks every return code, and Python calls it once per process.
-#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <optional>
-#include <sstream>
 #include <tuple>
 
 #include <torch/csrc/stable/library.h>
 
 #include "call.h"
+#include "given.h"
 
 #define GNAFORGE_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -32,13 +31,6 @@ struct Operator {
   const char* signature;
   BoxedKernel kernel;
 };
-
-template <class... Parts>
-[[noreturn]] void refuse(const Parts&... parts) {
-  std::ostringstream text;
-  (text << ... << parts);
-  raise(ErrorCode::bad_input, text.str());
-}
 
 /// An operator's `str` argument, which is its to free. Torch's own conversion to std::string leaks that string.
 class Text {
@@ -60,8 +52,6 @@ class Text {
   StringHandle handle_;
 };
 
-std::string shape_text(const Tensor& tensor) { return sizes_text({tensor.sizes().begin(), tensor.sizes().end()}); }
-
 /// Kernels need contiguous channels and strides >= 0, which torch guarantees; anything else is copied.
 Tensor with_contiguous_channels(const Tensor& tensor, const char* name) {
   const int64_t last = tensor.dim() - 1;
@@ -71,97 +61,6 @@ Tensor with_contiguous_channels(const Tensor& tensor, const char* name) {
   return contiguous_copy(tensor, name);
 }
 
-void check_kind(const Tensor& t, const char* name, const Tensor& q) {
-  if (t.scalar_type() != q.scalar_type()) refuse("query, key and value must have one dtype, ", name, " has another");
-  if (t.is_cpu() != q.is_cpu() || t.get_device_index() != q.get_device_index())
-    refuse("query, key and value must be on one device, ", name, " is on another");
-}
-
-/// The numbers of each dim that `pattern` holds: the fields of gnaforge_problem from window to causal, and perhaps
-/// those from edge to kv_sink, whose kv_tokens are the key tensor's. No other count is possible: it would be ambiguous
-/// which rank a list is of.
-constexpr size_t plain_groups = 4, all_groups = 10;
-
-/// Puts the tensors' shapes and the pattern into the contract's form.
-gnaforge_problem gather(const Tensor& q, const Tensor& k, const Tensor& v, const std::vector<int64_t>& pattern,
-                        std::optional<double> scale) {
-  size_t rank = 1;
-  while (rank < GNAFORGE_MAX_RANK && pattern.size() != rank * plain_groups && pattern.size() != rank * all_groups)
-    ++rank;
-  const bool plain = pattern.size() == rank * plain_groups;
-  if (!plain && pattern.size() != rank * all_groups)
-    refuse(
-        "pattern must hold window, stride, dilation and causal of 1 to 3 dimensions, perhaps also edge, sink, grid, "
-        "q_offset, kv_offset and kv_sink; got ",
-        pattern.size(), " numbers");
-  const auto q_sizes = q.sizes(), k_sizes = k.sizes(), v_sizes = v.sizes();
-  // Only a pattern with a grid may have keys of another extent; the values' is always the keys'.
-  const auto& key_like = plain ? q_sizes : k_sizes;
-  const auto check = [&](const Tensor& tensor, const char* name, const auto& sizes, const auto& like) {
-    if (sizes.size() != rank + 3)
-      refuse(name, " must be [batch, ", rank, " token dims, heads, head_dim], got shape ", shape_text(tensor));
-    if (const uint32_t dtype = dtype_code(tensor.scalar_type()); dtype == 0 || dtype == GNAFORGE_INT32)
-      refuse(name, " must be float32, bfloat16 or float16");
-    check_kind(tensor, name, q);
-    bool agree = sizes[0] == q_sizes[0];
-    for (size_t d = 1; d <= rank; ++d) agree = agree && sizes[d] == like[d];
-    if (!agree)
-      refuse(name, " has shape ", shape_text(tensor), ", ", plain ? "query" : "key", " has ", shape_text(plain ? q : k),
-             "; batch and token dims must agree");
-  };
-  check(q, "query", q_sizes, q_sizes);
-  check(k, "key", k_sizes, key_like);
-  check(v, "value", v_sizes, key_like);
-  gnaforge_problem p{};
-  p.struct_size = sizeof(p);
-  p.rank = static_cast<int>(rank);
-  p.batch = q_sizes[0];
-  p.heads = q_sizes[rank + 1];
-  p.kv_heads = k_sizes[rank + 1];
-  p.head_dim = q_sizes[rank + 2];
-  p.value_head_dim = v_sizes[rank + 2];
-  p.scale = scale ? *scale : 1.0 / std::sqrt(static_cast<double>(p.head_dim));
-  if (k_sizes[rank + 2] != p.head_dim) refuse("key has head_dim ", k_sizes[rank + 2], ", query has ", p.head_dim);
-  if (v_sizes[rank + 1] != p.kv_heads) refuse("key has ", p.kv_heads, " heads, value has ", v_sizes[rank + 1]);
-  const int64_t* next = pattern.data();
-  const auto take = [&next, rank](int64_t* field) {
-    for (size_t d = 0; d < rank; ++d) field[d] = *next++;
-  };
-  for (int64_t* field : {p.window, p.stride, p.dilation, p.causal}) take(field);
-  for (size_t d = 0; d < rank; ++d) {
-    p.tokens[d] = q_sizes[d + 1];
-    p.grid[d] = p.kv_tokens[d] = k_sizes[d + 1];
-  }
-  if (!plain)
-    for (int64_t* field : {p.edge, p.sink, p.grid, p.q_offset, p.kv_offset, p.kv_sink}) take(field);
-  return p;
-}
-
-void check_shape(const Tensor& t, const char* name, const std::vector<int64_t>& wanted) {
-  bool same = t.dim() == static_cast<int64_t>(wanted.size());
-  for (size_t d = 0; same && d < wanted.size(); ++d) same = t.size(static_cast<int64_t>(d)) == wanted[d];
-  if (!same) refuse(name, " has shape ", shape_text(t), ", which doesn't fit query, key and value");
-}
-
-/// A piece of extra keys, all or nothing of it: [batch, tokens, heads, channels], lengths [batch]. Returns its tokens.
-int64_t gather_extra(const std::optional<Tensor>& k, const std::optional<Tensor>& v,
-                     const std::optional<Tensor>& lengths, const Tensor& q, const gnaforge_problem& p) {
-  if (!k && !v && !lengths) return 0;
-  if (!k || !v) refuse("extra_k and extra_v come together");
-  const int64_t tokens = k->dim() == 4 ? k->size(1) : -1;
-  check_shape(*k, "extra_k", {p.batch, tokens, p.kv_heads, p.head_dim});
-  check_shape(*v, "extra_v", {p.batch, tokens, p.kv_heads, p.value_head_dim});
-  check_kind(*k, "extra_k", q);
-  check_kind(*v, "extra_v", q);
-  if (lengths) {
-    check_shape(*lengths, "extra_lengths", {p.batch});
-    if (dtype_code(lengths->scalar_type()) != GNAFORGE_INT32 || lengths->get_device_index() != q.get_device_index() ||
-        lengths->is_cpu() != q.is_cpu())
-      refuse("extra_lengths must be int32 and on the device of the query");
-  }
-  return tokens;
-}
-
 bool is_one_head(const Tensor& tensor, const gnaforge_problem& p) { return tensor.stride(p.rank + 1) == 0; }
 
 std::tuple<Tensor, Tensor> forward(const Tensor& query, const Tensor& key, const Tensor& value,
@@ -169,8 +68,12 @@ std::tuple<Tensor, Tensor> forward(const Tensor& query, const Tensor& key, const
                                    StringHandle pinned_key, const std::optional<Tensor>& extra_k,
                                    const std::optional<Tensor>& extra_v, const std::optional<Tensor>& extra_lengths) {
   const Text pinned(pinned_key);
-  gnaforge_problem problem = gather(query, key, value, pattern, scale);
-  const int64_t extra = problem.extra_tokens[0] = gather_extra(extra_k, extra_v, extra_lengths, query, problem);
+  GivenForward tensors{given(query, "query"), given(key, "key"), given(value, "value"), {}, {}, {}};
+  if (extra_k) tensors.extra_k = given(*extra_k, "extra_k");
+  if (extra_v) tensors.extra_v = given(*extra_v, "extra_v");
+  if (extra_lengths) tensors.extra_lengths = given(*extra_lengths, "extra_lengths");
+  gnaforge_problem problem = gather(tensors, pattern.data(), pattern.size(), scale);
+  const int64_t extra = problem.extra_tokens[0];
   // Heads of keys and values that are one, as `expand` makes them, are passed as one: no kernel need read them apart.
   if (extra == 0 && problem.kv_heads > 1 && problem.heads % problem.kv_heads == 0 && is_one_head(key, problem) &&
       is_one_head(value, problem))
@@ -181,7 +84,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& query, const Tensor& key, const
   std::vector<Tensor> more;
   if (extra > 0) more = {with_contiguous_channels(*extra_k, "extra_k"), with_contiguous_channels(*extra_v, "extra_v")};
 
-  Call call(GNAFORGE_GNA_FORWARD, problem, q);
+  Call call(GNAFORGE_GNA_FORWARD, problem, tensors.q);
   call.read(GNAFORGE_Q, q);
   call.read(GNAFORGE_K, k);
   call.read(GNAFORGE_V, v);
@@ -210,6 +113,25 @@ std::tuple<Tensor, Tensor, Tensor> backward(Tensor, std::optional<Tensor>, Tenso
   raise(ErrorCode::other,
         "this version has no backward kernels: gradients don't flow through neighborhood attention yet. For inference "
         "call it under torch.no_grad(); for training keep NATTEN or FlexAttention until they land");
+}
+
+/// What a forward call without data would be refused for: raises it. With `choose` also that no kernel fits it.
+void check_forward(const GivenForward& tensors, const int64_t* pattern, size_t count, std::optional<double> scale,
+                   std::string_view pinned, bool choose) {
+  const gnaforge_problem problem = gather(tensors, pattern, count, scale);
+  const uint32_t dtype = dtype_code(tensors.q.dtype);
+  Call call(GNAFORGE_GNA_FORWARD, problem, tensors.q);
+  for (const gnaforge_role role : {GNAFORGE_Q, GNAFORGE_K, GNAFORGE_V, GNAFORGE_OUT}) call.assume(role, dtype);
+  call.assume(GNAFORGE_LSE, GNAFORGE_FP32);
+  if (problem.extra_tokens[0] > 0) {
+    for (const gnaforge_role role : {GNAFORGE_EXTRA_K, GNAFORGE_EXTRA_V}) call.assume(role, dtype);
+    if (tensors.extra_lengths) call.assume(GNAFORGE_EXTRA_LENGTHS, GNAFORGE_INT32);
+  }
+  call.check();
+  const Sizes lse = sizes_of(problem, GNAFORGE_LSE);
+  bool empty = lse.batch == 0 || lse.heads == 0;
+  for (const int64_t tokens : lse.tokens) empty = empty || tokens == 0;
+  if (choose && !empty) call.choose_kernel(pinned);
 }
 
 int fail(char* text, size_t size, const std::string& reason) {
@@ -241,9 +163,9 @@ GNAFORGE_EXPORT uint32_t gnaforge_core_abi() { return GNAFORGE_ABI_VERSION; }
 /// Registers the operators. To be called once per process. 0 on success; else the reason is in error[0..n).
 GNAFORGE_EXPORT int gnaforge_core_init(char* error, size_t n) {
   using namespace gnaforge;
-  // forward_with_grad is forward under a name of its own: an autograd formula on `forward` would slow every call.
+  // forward_no_grad is forward under a name of its own, which has no autograd formula: one would slow every call.
   const Operator operators[] = {{"forward", forward_signature, TORCH_BOX(&forward)},
-                                {"forward_with_grad", forward_signature, TORCH_BOX(&forward)},
+                                {"forward_no_grad", forward_signature, TORCH_BOX(&forward)},
                                 {"backward", backward_signature, TORCH_BOX(&backward)}};
   // The library handles stay open: closing one would take its registrations back.
   TorchLibraryHandle library = nullptr;
@@ -281,6 +203,41 @@ GNAFORGE_EXPORT int gnaforge_core_error(const char* text, size_t* begin, size_t*
   *begin = error.begin;
   *end = error.end;
   return error.text == text ? static_cast<int>(error.code) : 0;
+}
+
+/// A tensor of a call that is only looked at.
+struct gnaforge_given {
+  const int64_t* sizes;
+  int64_t dims;
+  const char *dtype, *device;  ///< As torch names them: `float32`, `cuda:0`.
+};
+
+/// The words that a forward call with these tensors (query, key, value, and perhaps null: extra_k, extra_v,
+/// extra_lengths) would be refused with, null if it wouldn't: what keeps the rules, and with `choose` is served by a
+/// kernel that is loaded, however its tensors lie. They stay good until the next call on this thread.
+GNAFORGE_EXPORT const char* gnaforge_core_check(const gnaforge_given* const tensors[6], const int64_t* pattern,
+                                                size_t count, const double* scale, const char* key, int choose) {
+  using namespace gnaforge;
+  thread_local std::string words;
+  const auto look = [&tensors](int i, const char* name) {
+    uint32_t device = 0;
+    int32_t index = 0;
+    TORCH_ERROR_CODE_CHECK(torch_parse_device_string(tensors[i]->device, &device, &index));
+    return Given{
+        name, tensors[i]->sizes, tensors[i]->dims, type_named(tensors[i]->dtype), static_cast<DeviceType>(device),
+        index};
+  };
+  try {
+    GivenForward all{look(0, "query"), look(1, "key"), look(2, "value"), {}, {}, {}};
+    if (tensors[3] != nullptr) all.extra_k = look(3, "extra_k");
+    if (tensors[4] != nullptr) all.extra_v = look(4, "extra_v");
+    if (tensors[5] != nullptr) all.extra_lengths = look(5, "extra_lengths");
+    check_forward(all, pattern, count, scale ? std::optional(*scale) : std::nullopt, key, choose != 0);
+    return nullptr;
+  } catch (const std::exception& error) {
+    words = error.what();
+    return words.c_str();
+  }
 }
 
 /// Grows with every change of the table.

@@ -1,0 +1,165 @@
+"""The arguments of calls, made plain: what may stand for a number, and words for what may not."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from math import isfinite
+from numbers import Real
+from typing import Any
+
+import torch
+
+from .problem import Problem, per_dim
+from .problem_rules import MAX_EXTENT, ProblemError
+
+_LIMIT = 2**63
+
+
+def require_tensors(**given: object) -> None:
+    """Refuses arguments, by name, that are no tensors.
+
+    Raises:
+        TypeError: one isn't.
+    """
+    for name, value in given.items():
+        if not isinstance(value, torch.Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {_kind(value)}")
+
+
+def require_call(query: object, key: object, value: object, pattern: Sequence[int]) -> None:
+    """Refuses what the operator can't even be given.
+
+    Raises:
+        TypeError: one of the first three is no tensor.
+        ValueError: a number of the pattern is beyond 64 bits.
+    """
+    require_tensors(query=query, key=key, value=value)
+    rank = len(pattern) // 4
+    for position, number in enumerate(pattern):
+        if type(number) is int and not -_LIMIT <= number < _LIMIT:
+            name = ("kernel_size", "stride", "dilation")[position // rank]
+            raise ValueError(f"{name} along dim {position % rank} is beyond 64 bits")
+
+
+def ints_per_dim(name: str, value: Any, rank: int) -> list[int]:
+    """One integer per token dimension: those given, or the one for all. Whatever has ``__index__`` is an integer, such
+    as those of NumPy; a bool is none.
+
+    Raises:
+        TypeError: there is something else.
+        ValueError: there are more or fewer.
+    """
+    if type(value) is int:
+        return [value] * rank
+    return [entry if type(entry) is int else _int(name, value, entry, rank) for entry in per_dim(name, value, rank)]
+
+
+def flags_per_dim(name: str, value: Any, rank: int) -> list[int]:
+    """One 0 or 1 per token dimension, of bools: Python's or NumPy's; None is False.
+
+    Raises:
+        TypeError: there is something else.
+        ValueError: there are more or fewer.
+    """
+    if type(value) is bool:
+        return [value] * rank
+    entries = per_dim(name, False if value is None else value, rank)
+    if not all(_is_flag(entry) for entry in entries):
+        raise TypeError(f"{name} must be bool or a sequence of {rank}, got {value!r}")
+    return [int(bool(entry)) for entry in entries]
+
+
+def number(name: str, value: Any) -> Any:
+    """A real number as a float.
+
+    Raises:
+        TypeError: it is none; a bool isn't, nor is a tensor: it would get no gradient.
+        ValueError: it is too large.
+    """
+    if isinstance(value, torch.SymFloat):
+        return value
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {_kind(value)}")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name} is too large for a float") from None
+
+
+def finite_number(name: str, value: Any) -> float:
+    """A real number as a float, neither infinite nor NaN.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it isn't finite.
+    """
+    found = float(number(name, value))
+    if not isfinite(found):
+        raise ValueError(f"{name} is {found}; it must be finite")
+    return found
+
+
+def positive_int(name: str, value: Any) -> int:
+    """An integer of at least 1.
+
+    Raises:
+        TypeError: it is no integer.
+        ValueError: it is less.
+    """
+    (found,) = ints_per_dim(name, value, 1)
+    if found < 1:
+        raise ValueError(f"{name} is {found}; it must be at least 1")
+    return found
+
+
+def plain_pattern(rank: int, kernel_size: Any, stride: Any, dilation: Any, is_causal: Any) -> list[Any]:
+    """The arguments as Python's own numbers, one entry per token dimension if they were a sequence. Refuses what no
+    number of tokens could make right.
+
+    Raises:
+        TypeError: an argument is of a type that it can't have.
+        ValueError: one has a wrong length, or breaks a rule that it keeps with others.
+    """
+    windows = ints_per_dim("kernel_size", kernel_size, rank)
+    strides, dilations = ints_per_dim("stride", stride, rank), ints_per_dim("dilation", dilation, rank)
+    flags = flags_per_dim("is_causal", is_causal, rank)
+    spans = (min(max(1, window * step), MAX_EXTENT) for window, step in zip(windows, dilations, strict=True))
+    try:
+        Problem(tuple(spans), windows, strides, dilations, [flag == 1 for flag in flags])
+    except ProblemError as error:
+        name = {"window": "kernel_size", "causal": "is_causal"}.get(error.field, error.field)
+        raise ValueError(f"{name}: {error.text}") from None
+    plain: tuple[list[Any], ...] = windows, strides, dilations, [flag == 1 for flag in flags]
+    given = kernel_size, stride, dilation, is_causal
+    return [tuple(own) if isinstance(value, Sequence) else own[0] for own, value in zip(plain, given, strict=True)]
+
+
+def key_of(kernel: object) -> str:
+    """The key of a `KernelConfig`, perhaps another package's.
+
+    Raises:
+        TypeError: it is none.
+    """
+    key = getattr(kernel, "key", None)
+    if not isinstance(key, str):
+        raise TypeError(f"kernel must be a KernelConfig or a kernel's key, got {_kind(kernel)}")
+    return key
+
+
+def _int(name: str, value: Any, entry: Any, rank: int) -> int:
+    if not _is_flag(entry):
+        try:
+            return operator.index(entry)
+        except TypeError:
+            pass
+    raise TypeError(f"{name} must be int or a sequence of {rank}, got {value!r}")
+
+
+def _is_flag(value: Any) -> bool:
+    """Also of NumPy's, whose dtype is equal to Python's bool."""
+    return bool in (type(value), getattr(value, "dtype", None))
+
+
+def _kind(value: object) -> str:
+    return "None" if value is None else f"{value!r}" if isinstance(value, int | str) else type(value).__name__

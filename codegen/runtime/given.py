@@ -1,0 +1,103 @@
+"""What a forward call brings, for the core to judge: one that torch only traces keeps the rules of one that runs.
+
+The rules and their words are the core's alone. Sizes that torch doesn't know yet are judged when the graph runs: there,
+too, by the core.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from . import core
+from .core import Failure
+
+if TYPE_CHECKING:
+    import torch
+
+_TENSORS = 6  # query, key, value, extra_k, extra_v, extra_lengths
+_PLAIN_GROUPS = 4  # numbers per dimension of a pattern without ranges
+
+
+class _Given(ctypes.Structure):
+    """gnaforge_given of templates/core/core.cpp."""
+
+    _fields_ = (
+        ("sizes", ctypes.POINTER(ctypes.c_int64)),
+        ("dims", ctypes.c_int64),
+        ("dtype", ctypes.c_char_p),
+        ("device", ctypes.c_char_p),
+    )
+
+
+def failure_of_call(
+    tensors: Sequence[torch.Tensor | None],
+    pattern: Sequence[int],
+    scale: float | None = None,
+    key: str = "",
+    *,
+    choose: bool = False,
+) -> Failure | None:
+    """What the core refuses a call with these tensors for, real, fake or meta ones; None if it doesn't.
+
+    Args:
+        tensors: query, key, value, and perhaps extra_k, extra_v and extra_lengths.
+        pattern, scale, key: as the operator has them.
+        choose: also refuse what no kernel that is loaded computes; not looked at where a size isn't known.
+    """
+    sizes, known = _sizes(tensors, pattern)
+    if sizes is None:
+        return None
+    entries = (ctypes.POINTER(_Given) * _TENSORS)()
+    for i, (tensor, own) in enumerate(zip(tensors, sizes, strict=True)):
+        if tensor is not None:
+            texts = str(tensor.dtype).removeprefix("torch.").encode(), str(tensor.device).encode()
+            entries[i] = ctypes.pointer(_Given((ctypes.c_int64 * len(own))(*own), len(own), *texts))
+    number = None if not isinstance(scale, int | float) else ctypes.byref(ctypes.c_double(scale))
+    check = core.core().gnaforge_core_check
+    check.restype = ctypes.c_char_p
+    numbers = (ctypes.c_int64 * len(pattern))(*pattern)
+    words = check(entries, numbers, ctypes.c_size_t(len(numbers)), number, key.encode(), int(choose and known))
+    return None if words is None else core.failure_of(RuntimeError(words.decode()))
+
+
+def _sizes(tensors: Sequence[torch.Tensor | None], pattern: Sequence[int]) -> tuple[list[Sequence[int]] | None, bool]:
+    """Each tensor's sizes as numbers, and whether torch knows them all. One that it doesn't is what it must be beside
+    the others, so that the rules see no fault in it; None where only the run can tell."""
+    given: list[list[int | None]] = [[] if t is None else [_number(size) for size in t.shape] for t in tensors]
+    if all(size is not None for own in given for size in own):
+        return given, True  # type: ignore[return-value]
+    rank = max(len(given[0]) - 3, 0)
+    if len(pattern) != _PLAIN_GROUPS * rank:
+        return None, False
+    tokens = [f"tokens {d}" for d in range(rank)]
+    axes = [
+        ["batch", *tokens, "heads", "channels"],
+        ["batch", *tokens, "kv heads", "channels"],
+        ["batch", *tokens, "kv heads", "value channels"],
+        ["batch", "extra tokens", "kv heads", "channels"],
+        ["batch", "extra tokens", "kv heads", "value channels"],
+        ["batch"],
+    ]
+    there: dict[str, int] = {}
+    for own, names in zip(given, axes, strict=False):
+        for size, name in zip(own, names, strict=False):
+            if size is not None:
+                there.setdefault(name, size)
+    spans = {name: pattern[d] * pattern[2 * rank + d] for d, name in enumerate(tokens)}  # window times dilation
+    heads = there.get("heads", 1)
+    kv_heads = there.setdefault("kv heads", heads)
+    fill = {**spans, "heads": kv_heads, **there}
+    whole = [
+        [fill.get(name, 8) if size is None else size for size, name in zip(own, [*names, *"?" * 9], strict=False)]
+        for own, names in zip(given, axes, strict=False)
+    ]
+    return whole, False  # type: ignore[return-value]
+
+
+def _number(size: Any) -> int | None:
+    """A size, which may be symbolic: then that of the example that torch traces with, without a guard on it."""
+    if type(size) is int:
+        return size
+    return int(size.node.hint) if size.node.has_hint() else None

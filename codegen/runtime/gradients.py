@@ -1,0 +1,83 @@
+"""The operators' derivatives: which don't exist yet, and say so however they are asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd import forward_ad
+
+_NO_TANGENTS = (
+    "gnaforge: neighborhood attention has no forward-mode derivatives (torch.func.jvp, jacfwd, linearize, dual "
+    "tensors). Take torch.nn.functional.scaled_dot_product_attention with a boolean mask, under "
+    "torch.nn.attention.sdpa_kernel(SDPBackend.MATH), which has them"
+)
+
+
+class _Forward(torch.autograd.Function):
+    """`forward`, for autograd and the transformations of torch.func. Arguments are the operator's, all of them."""
+
+    @staticmethod
+    def forward(*arguments: Any) -> Any:
+        """The operator below autograd."""
+        return _below_autograd(arguments)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
+        """Keeps what a backward kernel reads."""
+        query, key, value, pattern, scale = inputs[:5]
+        ctx.save_for_backward(query, key, value, *output)
+        ctx.pattern, ctx.scale = pattern, scale
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad_out: torch.Tensor | None, grad_lse: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, ...]:
+        """The operator `backward`, which this version refuses."""
+        query, key, value, out, lse = ctx.saved_tensors
+        grad_out = torch.zeros_like(out) if grad_out is None else grad_out
+        gradients = torch.ops.gnaforge.backward(grad_out, grad_lse, query, key, value, out, lse, ctx.pattern, ctx.scale)
+        return (*gradients, None, None, None, None, None, None)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: torch.Tensor | None) -> Any:
+        """Refuses.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(_NO_TANGENTS)
+
+
+def _below_autograd(arguments: tuple[Any, ...]) -> Any:
+    with torch._C._AutoDispatchBelowAutograd():
+        return torch.ops.gnaforge.forward_no_grad.default(*arguments)
+
+
+def _forward(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    pattern: list[int],
+    scale: float | None = None,
+    kernel: str = "",
+    extra_k: torch.Tensor | None = None,
+    extra_v: torch.Tensor | None = None,
+    extra_lengths: torch.Tensor | None = None,
+) -> Any:
+    arguments = query, key, value, pattern, scale, kernel, extra_k, extra_v, extra_lengths
+    tensors = [tensor for tensor in (query, key, value, extra_k, extra_v) if tensor is not None]
+    wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    if wanted or forward_ad._current_level >= 0:
+        # The dispatcher has taken torch.func's transformations apart: what is left here is one level of autograd.
+        with enable_single_level_autograd_function():
+            return super(torch.autograd.Function, _Forward).apply(*arguments)
+    return _below_autograd(arguments)
+
+
+def register_autograd(library: torch.library.Library) -> None:
+    """Registers what the forward operators do where autograd looks: one has derivatives, the other is passed by."""
+    library.impl("forward", _forward, "Autograd")
+    library.impl("forward_no_grad", torch.library.fallthrough_kernel, "Autograd")

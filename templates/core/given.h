@@ -1,0 +1,225 @@
+// What an operator is given: tensors as far as the rules look at them, and the problem that they make. Calls that torch
+// only traces have no data, and are held to the same rules, in the same words, as calls that run.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+#include <optional>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include <torch/csrc/stable/tensor.h>
+
+#include "error.h"
+#include "gnaforge/abi.h"
+
+namespace gnaforge {
+
+using torch::headeronly::DeviceType;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <class... Parts>
+[[noreturn]] void refuse(const Parts&... parts) {
+  std::ostringstream text;
+  (text << ... << parts);
+  raise(ErrorCode::bad_input, text.str());
+}
+
+inline uint32_t dtype_code(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float: return GNAFORGE_FP32;
+    case ScalarType::BFloat16: return GNAFORGE_BF16;
+    case ScalarType::Half: return GNAFORGE_FP16;
+    case ScalarType::Int: return GNAFORGE_INT32;
+    default: return 0;
+  }
+}
+
+/// Torch's names, which its C interface doesn't tell.
+struct TypeName {
+  ScalarType type;
+  const char* name;
+};
+constexpr TypeName type_names[] = {
+    {ScalarType::Float, "float32"},
+    {ScalarType::BFloat16, "bfloat16"},
+    {ScalarType::Half, "float16"},
+    {ScalarType::Double, "float64"},
+    {ScalarType::Char, "int8"},
+    {ScalarType::Short, "int16"},
+    {ScalarType::Int, "int32"},
+    {ScalarType::Long, "int64"},
+    {ScalarType::Byte, "uint8"},
+    {ScalarType::Bool, "bool"},
+    {ScalarType::ComplexHalf, "complex32"},
+    {ScalarType::ComplexFloat, "complex64"},
+    {ScalarType::ComplexDouble, "complex128"},
+    {ScalarType::Float8_e4m3fn, "float8_e4m3fn"},
+    {ScalarType::Float8_e5m2, "float8_e5m2"},
+    {ScalarType::Undefined, "of another type"},
+};
+
+inline const char* type_name(ScalarType type) {
+  for (const TypeName& known : type_names)
+    if (known.type == type) return known.name;
+  return "of another type";
+}
+
+inline ScalarType type_named(const char* name) {
+  for (const TypeName& known : type_names)
+    if (std::strcmp(known.name, name) == 0) return known.type;
+  return ScalarType::Undefined;
+}
+
+/// A tensor. Its sizes are somebody else's.
+struct Given {
+  const char* name;
+  const int64_t* sizes;
+  int64_t dims;
+  ScalarType dtype;
+  DeviceType device;
+  int32_t device_index;
+};
+
+inline Given given(const Tensor& tensor, const char* name) {
+  int64_t* sizes = nullptr;
+  int32_t device = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(tensor.get(), &sizes));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &device));
+  return {name, sizes, tensor.dim(), tensor.scalar_type(), static_cast<DeviceType>(device), tensor.get_device_index()};
+}
+
+/// The tensors of a forward call; the last three are perhaps not there.
+struct GivenForward {
+  Given q, k, v;
+  std::optional<Given> extra_k, extra_v, extra_lengths;
+};
+
+inline std::string sizes_text(const int64_t* sizes, size_t dims) {
+  std::string text = "[";
+  for (size_t d = 0; d < dims; ++d) text += (d ? ", " : "") + std::to_string(sizes[d]);
+  return text + "]";
+}
+
+inline std::string shape_text(const Given& tensor) {
+  return sizes_text(tensor.sizes, static_cast<size_t>(tensor.dims));
+}
+
+inline bool has_index(DeviceType device) { return device != DeviceType::CPU && device != DeviceType::Meta; }
+
+inline std::string device_text(const Given& tensor) {
+  std::string text;
+  switch (tensor.device) {
+    case DeviceType::CPU: text = "cpu"; break;
+    case DeviceType::CUDA: text = "cuda"; break;
+    case DeviceType::Meta: text = "meta"; break;
+    case DeviceType::XPU: text = "xpu"; break;
+    case DeviceType::MPS: text = "mps"; break;
+    case DeviceType::XLA: text = "xla"; break;
+    case DeviceType::HPU: text = "hpu"; break;
+    case DeviceType::MTIA: text = "mtia"; break;
+    default: text = "a device of type " + std::to_string(static_cast<int>(tensor.device));
+  }
+  return has_index(tensor.device) && tensor.device_index >= 0 ? text + ":" + std::to_string(tensor.device_index) : text;
+}
+
+inline void check_device(const Given& t, const Given& q) {
+  if (t.device != q.device || (has_index(q.device) && t.device_index != q.device_index))
+    refuse("query, key and value must be on one device: query is on ", device_text(q), ", ", t.name, " is on ",
+           device_text(t));
+}
+
+inline void check_kind(const Given& t, const Given& q) {
+  if (t.dtype != q.dtype)
+    refuse("query, key and value must have one dtype: query is ", type_name(q.dtype), ", ", t.name, " is ",
+           type_name(t.dtype), "; cast them to one, or call under torch.autocast, which does");
+  check_device(t, q);
+}
+
+/// The numbers of each dim that `pattern` holds: the fields of gnaforge_problem from window to causal, and perhaps
+/// those from edge to kv_sink, whose kv_tokens are the key tensor's. No other count is possible: it would be ambiguous
+/// which rank a list is of.
+constexpr size_t plain_groups = 4, all_groups = 10;
+
+inline void check_shape(const Given& t, const std::vector<int64_t>& wanted) {
+  bool same = t.dims == static_cast<int64_t>(wanted.size());
+  for (size_t d = 0; same && d < wanted.size(); ++d) same = t.sizes[d] == wanted[d];
+  if (!same) refuse(t.name, " has shape ", shape_text(t), ", which doesn't fit query, key and value");
+}
+
+/// A piece of extra keys, all or nothing of it: [batch, tokens, heads, channels], lengths [batch]. Returns its tokens.
+inline int64_t gather_extra(const GivenForward& tensors, const gnaforge_problem& p) {
+  const std::optional<Given>&k = tensors.extra_k, &v = tensors.extra_v, &lengths = tensors.extra_lengths;
+  if (!k && !v && !lengths) return 0;
+  if (!k || !v) refuse("extra_k and extra_v come together");
+  const int64_t tokens = k->dims == 4 ? k->sizes[1] : -1;
+  check_shape(*k, {p.batch, tokens, p.kv_heads, p.head_dim});
+  check_shape(*v, {p.batch, tokens, p.kv_heads, p.value_head_dim});
+  check_kind(*k, tensors.q);
+  check_kind(*v, tensors.q);
+  if (lengths) {
+    check_shape(*lengths, {p.batch});
+    if (dtype_code(lengths->dtype) != GNAFORGE_INT32)
+      refuse("extra_lengths must be int32, got ", type_name(lengths->dtype));
+    check_device(*lengths, tensors.q);
+  }
+  return tokens;
+}
+
+/// Puts the tensors' shapes and the pattern into the contract's form, which `rules` judges then.
+inline gnaforge_problem gather(const GivenForward& tensors, const int64_t* pattern, size_t count,
+                               std::optional<double> scale) {
+  const Given &q = tensors.q, &k = tensors.k, &v = tensors.v;
+  size_t rank = 1;
+  while (rank < GNAFORGE_MAX_RANK && count != rank * plain_groups && count != rank * all_groups) ++rank;
+  const bool plain = count == rank * plain_groups;
+  if (!plain && count != rank * all_groups)
+    refuse(
+        "pattern must hold window, stride, dilation and causal of 1 to 3 dimensions, perhaps also edge, sink, grid, "
+        "q_offset, kv_offset and kv_sink; got ",
+        count, " numbers");
+  // Only a pattern with a grid may have keys of another extent; the values' is always the keys'.
+  const Given& key_like = plain ? q : k;
+  for (const Given* t : {&q, &k, &v}) {
+    if (t->dims != static_cast<int64_t>(rank) + 3)
+      refuse(t->name, " must be [batch, ", rank, " token dims, heads, head_dim], got shape ", shape_text(*t));
+    if (const uint32_t dtype = dtype_code(t->dtype); dtype == 0 || dtype == GNAFORGE_INT32)
+      refuse(t->name, " must be float32, bfloat16 or float16, got ", type_name(t->dtype));
+    check_kind(*t, q);
+    bool agree = t->sizes[0] == q.sizes[0];
+    for (size_t d = 1; d <= rank; ++d) agree = agree && (t == &q || t->sizes[d] == key_like.sizes[d]);
+    const Given& like = t->sizes[0] == q.sizes[0] ? key_like : q;
+    if (!agree)
+      refuse(t->name, " has shape ", shape_text(*t), ", ", like.name, " has ", shape_text(like),
+             "; batch and token dims must agree");
+  }
+  gnaforge_problem p{};
+  p.struct_size = sizeof(p);
+  p.rank = static_cast<int>(rank);
+  p.batch = q.sizes[0];
+  p.heads = q.sizes[rank + 1];
+  p.kv_heads = k.sizes[rank + 1];
+  p.head_dim = q.sizes[rank + 2];
+  p.value_head_dim = v.sizes[rank + 2];
+  if (scale && !std::isfinite(*scale)) refuse("scale is ", *scale, "; it must be finite");
+  p.scale = scale ? *scale : 1.0 / std::sqrt(static_cast<double>(p.head_dim));
+  if (k.sizes[rank + 2] != p.head_dim) refuse("key has head_dim ", k.sizes[rank + 2], ", query has ", p.head_dim);
+  if (v.sizes[rank + 1] != p.kv_heads) refuse("key has ", p.kv_heads, " heads, value has ", v.sizes[rank + 1]);
+  const int64_t* next = pattern;
+  const auto take = [&next, rank](int64_t* field) {
+    for (size_t d = 0; d < rank; ++d) field[d] = *next++;
+  };
+  for (int64_t* field : {p.window, p.stride, p.dilation, p.causal}) take(field);
+  for (size_t d = 0; d < rank; ++d) {
+    p.tokens[d] = q.sizes[d + 1];
+    p.kv_tokens[d] = p.grid[d] = k.sizes[d + 1];
+  }
+  if (!plain)
+    for (int64_t* field : {p.edge, p.sink, p.grid, p.q_offset, p.kv_offset, p.kv_sink}) take(field);
+  p.extra_tokens[0] = gather_extra(tensors, p);
+  return p;
+}
+
+}  // namespace gnaforge
