@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from ..build_tools.text import count_of
 from ..families.target import TARGETS
 from .options import HtmlOption, JsonOption, VariantOption, check_outputs, refuse_unused
 from .problem_options import PATTERN, ProblemOptions, parse_numbers, takes_problem
@@ -195,11 +196,12 @@ def _check_effort(problems: list[Problem], sweep: bool, fitted: bool) -> None:
     from ..simulator.sweep import stride_count
 
     strides = sum(map(stride_count, problems)) if sweep else 0
+    what = count_of(len(problems), "problem")
     if strides > MAX_STRIDES:
-        raise InputError(f"--sweep-stride would look at {strides:,} strides of {len(problems):,} problems; {_FEWER}")
+        raise InputError(f"--sweep-stride would look at {count_of(strides, 'stride')} of {what}; {_FEWER}")
     if len(problems) > (MAX_FITTED if fitted else MAX_SIMULATED):
         why = "tiles would be fitted to" if fitted else "there are"
-        raise InputError(f"{why} {len(problems):,} problems; {_FEWER}")
+        raise InputError(f"{why} {what}; {_FEWER}")
 
 
 MAX_SIMULATED = 1000
