@@ -203,8 +203,8 @@ X = torch.randn(1, 8, 8, 4, 16)
         (
             (X[..., :12],) * 3 + (3,),
             {},
-            gnaforge.NoKernelError,
-            "head_dim is 12, this kernel takes multiples of 8 up to 256",
+            ValueError,
+            "head_dim: 12 is no such number: cpu kernels take multiples of 8 up to 256",
         ),
         ((X, X, X, 3), {"kernel": "nonsense"}, ValueError, "'nonsense' is no kernel key; a key looks like"),
         ((X, X, X, 3), {"additional_keys": X}, NotImplementedError, "additional_keys and additional_values are not"),
