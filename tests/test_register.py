@@ -520,3 +520,16 @@ print(right(gnaforge.na1d(x, x, x, 3)))
         and "this package holds only the kernels above" in out[2]
     )
     assert out[3] == "True" and compiled() == 1
+
+
+def test_a_kernel_is_found_while_torch_jit_traces(run, compiled, tmp_path: Path) -> None:
+    """The first call fails for want of a kernel; the trace goes on with the second."""
+    code = """
+import gnaforge, torch
+module = gnaforge.NeighborhoodAttention1D(16, 2, 3)
+x = torch.randn(1, 9, 16)
+traced = torch.jit.trace(module, x)
+print(torch.equal(traced(x), module(x)))
+"""
+    out, _ = run(code)
+    assert out == ["True"] and compiled() == 1

@@ -115,10 +115,11 @@ def _attention(
     operator = operators[1]
     try:
         # A graph that torch.jit traces may be differentiated later, and a tangent is seen by autograd alone.
-        if not (
+        if is_tracing():
+            _require_kernel(query, key, value, pattern, scale, kernel)
+        elif not (
             (is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad))
             or forward_ad._current_level >= 0
-            or is_tracing()
         ):
             operator = operators[0]
         out, lse = operator(query, key, value, pattern, scale, kernel)
@@ -132,7 +133,6 @@ def _attention(
 
 def _recover(error: RuntimeError, operator: Any, *call: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """After a failed call: loads or makes a kernel that fits and tries again, or raises what the caller can act on."""
-    from .autocast import autocast_tensor
     from .given import failure_of_call
 
     if _register_sharding():  # torch.distributed.tensor came after the core
@@ -162,6 +162,41 @@ def _recover(error: RuntimeError, operator: Any, *call: Any) -> tuple[torch.Tens
                 raise
             return found
 
+    return _find_kernel(failure, attempt, *call)  # type: ignore[no-any-return]
+
+
+def _require_kernel(*call: Any) -> None:
+    """Loads or makes a kernel for a call that torch.jit traces: it doesn't survive an operator that fails.
+
+    Raises:
+        ValueError, NoKernelError: as a call.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    from .autocast import autocast_tensor
+    from .given import failure_of_call
+
+    arguments.require_call(*call[:4])
+    cast = (*map(autocast_tensor, call[:3]), *call[3:])
+
+    def attempt() -> core.Failure | None:
+        return failure_of_call(cast[:3], *cast[3:], choose=True)
+
+    def find() -> None:
+        failure = attempt()
+        if failure is not None and failure.code == core.ErrorCode.BAD_INPUT:
+            raise ValueError(failure.reason)
+        if failure is not None and failure.code in core.NO_KERNEL:
+            _find_kernel(failure, attempt, *cast)
+
+    with ThreadPoolExecutor(1) as other:  # a trace is one thread's: what this looks at must not become a part of it
+        other.submit(find).result()
+
+
+def _find_kernel(failure: core.Failure, attempt: Callable[[], Any], *call: Any) -> Any:
+    """What ``attempt`` gives when there is a kernel for it, which is loaded or made; until then that is a `Failure`."""
+    from .autocast import autocast_tensor
+
     query, key, value = map(autocast_tensor, call[:3])
     pattern, pinned = call[3], call[5]
     request = request_of(query, key, value, pattern, pinned)
@@ -183,7 +218,7 @@ def _recover(error: RuntimeError, operator: Any, *call: Any) -> tuple[torch.Tens
         # To register one is no help in a package of built kernels.
         text = result.text if lookup.source() is None else result.whole
         raise NoKernelError("\n".join(filter(None, [text, reason, lookup.remedy(request)]))) from None
-    return result  # type: ignore[no-any-return]
+    return result
 
 
 def _out_of_memory(failure: core.Failure, query: torch.Tensor, value: torch.Tensor) -> torch.OutOfMemoryError:
