@@ -7,6 +7,7 @@
 #include "gnaforge/gna/source.h"
 #include "gnaforge/gpu/element.h"
 #include "gnaforge/gpu/shared_memory.h"
+#include "gnaforge/sm90/forward/quad_columns.h"
 
 namespace gnaforge::sm90 {
 
@@ -54,7 +55,9 @@ struct Layout {
   static constexpr int out_bytes = v_chunks * q_chunk_bytes;
   static constexpr int k_bytes = qk_chunks * kv_chunk_bytes;
   static constexpr int v_bytes = v_chunks * kv_chunk_bytes;
-  static constexpr int control_bytes = 512;  ///< Barriers and facts; see below.
+  using Columns = QuadColumns<KvTile>;
+  static constexpr int facts_bytes = 512;  ///< Barriers and facts; see below.
+  static constexpr int control_bytes = facts_bytes + Columns::table_bytes;
 
   /// Two thread blocks on a multiprocessor where each has one warpgroup only, and so nothing else that computes while
   /// its softmax runs or its output leaves.
@@ -88,7 +91,10 @@ struct Layout {
   // What the producer tells the consumers, behind the barriers.
   static constexpr int q_facts = ceil_div(v_empty + 8 * stages, 16) * 16;  ///< For this Q tile and the next.
   static constexpr int kv_facts = q_facts + 2 * gpu::q_facts_bytes;        ///< For each stage.
-  static_assert(kv_facts + gpu::kv_facts_bytes * stages <= shared_bytes, "room for what the consumers are told");
+  static_assert(kv_facts + gpu::kv_facts_bytes * stages <= control_offset + facts_bytes,
+                "room for what the consumers are told");
+
+  static constexpr int mask_table = control_offset + facts_bytes;
 
   /// True if each warpgroup's rows are a box by themselves, which it stores without waiting for the others.
   static constexpr bool out_by_warpgroup =
