@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _SHARED_MEMORY = 227 * 1024  # of one thread block (CUDA C Programming Guide, technical specifications)
 _WARPGROUP_ROWS = 64
+_LAUNCH_REGISTERS = 65_536 // 512
 
 
 def _channels(head_dim: int) -> int:
@@ -32,13 +33,18 @@ def _tile(rows: int, kv_box: Box, head_dim: int, value_head_dim: int) -> str | N
     if memory > _SHARED_MEMORY:
         return f"needs {memory:,} bytes of shared memory, of which there are {_SHARED_MEMORY:,}"
     # Of a row: scores of the next tile (fp32), probabilities of this one (16 bit), output (fp32), over half a quad of
-    # threads. The limits are what compiles without a spill at rank 3, which needs most besides, with nvcc 13.0: at head
-    # dim 128, 128x176 does and 128x192 doesn't always; at 64, 128x224 and 192x128; at 256, 128x64, whose producer needs
-    # more.
+    # threads. The limits are what compiles without a spill at rank 3, which needs most besides, with nvcc 13.0: see
+    # tests/sm90_boundary.py. More than 128 columns take second words of masks, more channels more addresses.
     registers = columns // 2 + columns // 4 + value_head_dim // 2
-    limit = 128 if rows > 128 else 180 if q + v > 256 else 200
+    if rows > 128:
+        limit = 112 if columns > 128 or q > 192 else 128
+    else:
+        limit = 180 if q + v > 256 else 200 if rows <= 64 else 196
     if registers > limit:
         return f"needs {registers} accumulator registers a thread, of which there are {limit}"
+    # Of three consumers and a producer each thread has 128 at launch, and ptxas has one product fit them.
+    if rows > 128 and (launch := max(columns, value_head_dim) // 2 + 32) > _LAUNCH_REGISTERS:
+        return f"needs {launch} registers a thread for one product, of which there are {_LAUNCH_REGISTERS} at launch"
     return None
 
 

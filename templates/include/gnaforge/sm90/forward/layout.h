@@ -59,10 +59,14 @@ struct Layout {
   static constexpr int facts_bytes = 512;  ///< Barriers and facts; see below.
   static constexpr int control_bytes = facts_bytes + Columns::table_bytes;
 
+  /// What ptxas needs of the registers that a thread has at launch, whatever it asks for later: all of one product.
+  static constexpr int launch_registers = max_int(columns, value_head_dim) / 2 + 32;
+
   /// Two thread blocks on a multiprocessor where each has one warpgroup only, and so nothing else that computes while
   /// its softmax runs or its output leaves.
   static constexpr bool two_blocks =
-      warpgroups == 1 && q_bytes + out_bytes + 2 * (k_bytes + v_bytes) + control_bytes <= half_shared_memory_limit;
+      warpgroups == 1 && launch_registers <= 128 &&
+      q_bytes + out_bytes + 2 * (k_bytes + v_bytes) + control_bytes <= half_shared_memory_limit;
   static constexpr int blocks_per_processor = two_blocks ? 2 : 1;
   static constexpr int block_limit = two_blocks ? half_shared_memory_limit : gpu::shared_memory_limit;
 
@@ -117,6 +121,7 @@ struct Layout {
   /// One consumer and one producer that have the multiprocessor for themselves may both have 255.
   static constexpr bool shares_registers = warpgroups > 1 || blocks_per_processor > 1;
   static_assert(warpgroups <= 3, "at most 192 query rows");
+  static_assert(warpgroups < 3 || launch_registers <= 128, "no room for a product in the registers at launch");
 };
 
 }  // namespace gnaforge::sm90
