@@ -3,7 +3,7 @@
 Use: ``python sm90_boundary.py RESULT.json [EVERY [PROCESSES]]``.
 
 With EVERY, of the kernels only every so manieth. Kernels that the file has already are not compiled again. The result
-is in tests/data/sm90_boundary.json, so far of every seventh.
+is in tests/data/sm90_boundary.json: ranks 2 and 3 whole, of rank 1 a sixth.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ FAMILY = Family(
         tile_cycles=128.0,
         rescale_cycles=1 / 128,
         # What shell tiles take more than interior ones in an issue model of the machine code, with two matrix products
-        # queued: 171 to 489 cycles in 25 kernels, of which 22 are within 18 % of this and the rest within 34 %.
+        # queued: 173 to 498 cycles in 25 kernels, of which 21 are within 18 % of this and the rest within 35 %.
         mask_cycles=0.008,
         mask_tile_cycles=150.0,
         key_cycles=0.0,
