@@ -22,8 +22,9 @@ NVCC_LINK_FLAGS = (
 )
 _USED = re.compile(r"Used (\d+) registers")
 _SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
-# ptxas serialises wgmma: each product waits for the one before.
-_SERIALISED = re.compile(r"^.*\(C75(?:04|09|10|15)\).*$", re.MULTILINE)
+# ptxas lets each wgmma wait for the one before, adds waits of its own, or leaves out setmaxnreg. By its words: versions
+# number them differently.
+_LOSS = re.compile(r"^.*(?:Potential Performance Loss|warpgroup\.wait is injected).*$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -132,11 +133,11 @@ def kernel_facts(log: str, spill_limit: int = 0) -> KernelFacts:
     """Reads what ``ptxas -v`` printed about the one kernel of an object.
 
     Raises:
-        BuildError: it serialised matrix products, the kernel spills more than ``spill_limit`` bytes of registers, or
-            the report has another form.
+        BuildError: it reports a loss of performance, such as serialised products; the kernel spills more than
+            ``spill_limit`` bytes of registers; or the report has another form.
     """
-    if (warning := _SERIALISED.search(log)) is not None:
-        raise BuildError(f"ptxas serialised the kernel's matrix products: {warning[0].strip()}")
+    if losses := dict.fromkeys(_LOSS.findall(log)):
+        raise BuildError("\n".join(["ptxas says that the kernel loses performance:", *losses]))
     used, spills = _USED.findall(log), _SPILLS.findall(log)
     if len(used) != 1 or len(spills) != 1:
         raise BuildError(f"ptxas reported on {len(used)} kernels, expected 1:\n{log}")

@@ -1,6 +1,7 @@
 // C functions over the window, tile and mask headers, for test_headers.py. With nvcc: that they compile for a device.
 #include "gnaforge/cpu/forward/row_set.h"
 #include "gnaforge/gna/source.h"
+#include "gnaforge/sm90/forward/quad_columns.h"
 
 #include <vector>
 
@@ -25,14 +26,47 @@ bool has_row(const cpu::RowSet<Tile>& set, int row) {
   return (set.word[row / 64] >> (row % 64) & 1) != 0;
 }
 
+/// Masks of sm90's kernels, with their table as thread blocks make it.
+template <class KvTile>
+struct QuadMasks {
+  using Columns = sm90::QuadColumns<KvTile>;
+  static constexpr int rank = KvTile::rank;
+  std::vector<unsigned> table;
+
+  QuadMasks() {
+    for (int d = 0; rank > 1 && d < rank; ++d)
+      for (int end = 0; end < Columns::coordinates(d); ++end)
+        for (int quad = 0; quad < 4; ++quad)
+          for (int word = 0; word < Columns::words; ++word) table.push_back(Columns::below(d, end, quad, word));
+  }
+
+  unsigned below(int d, int end, int quad, int word) const {
+    const int at = Columns::table_offset(d) + Columns::clip(d, end) * Columns::entry_bytes;
+    return table[static_cast<unsigned>(at / 4 + quad * Columns::words + word)];
+  }
+
+  bool has(const Interval (&seen)[rank], int column) const {
+    const int quad = column % 8 / 2, word = column / 128;
+    unsigned bits = ~0u;
+    for (int d = 0; d < rank; ++d)
+      if constexpr (rank == 1)
+        bits = range_bits(Columns::count_below(seen[0].begin, quad) - 32 * word,
+                          Columns::count_below(seen[0].end, quad) - 32 * word);
+      else
+        bits &= below(d, seen[d].end, quad, word) & ~below(d, seen[d].begin, quad, word);
+    return (bits >> (column % 128 / 8 * 2 + column % 2) & 1) != 0;
+  }
+};
+
 /// What a kernel would do with one dilation group per axis. The arrays [queries, keys] say of each pair how often it
-/// was visited, how often RowMask and RowSet call it visible, and which tile of its Q tile's list it is in. The arrays
-/// [Q tiles] hold the lengths of the lists; `origin` gets the first keys of all their tiles, [tiles, rank]. Returns how
-/// often a mask shows a pair that does not exist, or a tile's extent leaves out a key that is visible.
+/// was visited, how often RowMask, RowSet and QuadMasks call it visible, and which tile of its Q tile's list it is in.
+/// The arrays [Q tiles] hold the lengths of the lists; `origin` gets the first keys of all their tiles, [tiles, rank].
+/// Returns how often a mask shows a pair that does not exist, or a tile's extent leaves out a key that is visible.
 struct Visits {
   int* visits;
   int* row_mask;
   int* row_set;
+  int* quad_mask;
   int* tile;
   int* count;
   int* interior;
@@ -57,6 +91,7 @@ int visit(const Axis* groups, const Visits& out) {
   }
   cpu::RowSet<QTile>* rows[rank];
   for (cpu::RowSet<QTile>*& sets : rows) sets = new cpu::RowSet<QTile>[static_cast<unsigned>(widest)];
+  const QuadMasks<KvTile> quad_masks;
   int stray = 0;
   int* origins = out.origin;
   for (int q_tile = 0; q_tile < q_tile_count; ++q_tile) {
@@ -97,6 +132,7 @@ int visit(const Axis* groups, const Visits& out) {
             stray += in_mask;
             continue;
           }
+          const bool in_quad_mask = quad_masks.has(seen, column);
           Coordinates<KvTile> key;
           split<KvTile>(column, kv_extents, key);
           bool in_set = true, in_use = true, key_exists = true;
@@ -111,7 +147,7 @@ int visit(const Axis* groups, const Visits& out) {
           if (!exists) {
             stray += in_set;  // the mask row of a query that does not exist means nothing
           } else if (!key_exists) {
-            stray += in_set + in_mask;
+            stray += in_set + in_mask + in_quad_mask;
           } else {
             stray += in_mask && !in_use;
             stray += !in_mask && Source::kind(list, index) == TileKind::interior;
@@ -119,6 +155,7 @@ int visit(const Axis* groups, const Visits& out) {
             out.visits[pair] += 1;
             out.row_mask[pair] += in_mask;
             out.row_set[pair] += in_set;
+            out.quad_mask[pair] += in_quad_mask;
             out.tile[pair] = index;
           }
         }
@@ -184,7 +221,7 @@ const Shape shapes[] = {
     shape<Box<1, 1, 1>, Box<1, 1, 1>>(),
     shape<Box<2, 2, 2>, Box<2, 1, 2>>(),
     shape<Box<3, 5, 4>, Box<3, 5, 4>>(),
-    shape<Box<4, 1, 3>, Box<1, 2, 33>>(),
+    shape<Box<4, 1, 3>, Box<1, 4, 33>>(),
     shape<Box<4, 4, 8>, Box<4, 4, 8>>(),
 };
 
@@ -230,6 +267,10 @@ __global__ void on_device(Axis x, Axis y, Axis z, int first_query, unsigned* out
     *out++ = static_cast<unsigned>(Source::kind(list, index)) + static_cast<unsigned>(Source::extent(list, walk, 0));
     for (int word = 0; word < KvTile::volume / 32; ++word) *out++ = mask.word(word);
   }
+  using Columns = sm90::QuadColumns<KvTile>;
+  const int quad = first_query % 4;
+  *out++ = Columns::below(0, Columns::clip(0, first_query), quad, 0) + Columns::below(2, first_query, quad, 0);
+  *out++ = static_cast<unsigned>(Columns::count_below(first_query, quad) + Columns::table_offset(2));
   *out++ = static_cast<unsigned>(transposed_window(axis[0], first_query).end + QTile::pitch(first_query));
   *out++ = static_cast<unsigned>(count_tiles<QTile, KvTile>(axis).visited);
   int group, tile;

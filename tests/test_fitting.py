@@ -120,7 +120,7 @@ class TestBest:
         ("tokens", "window", "stride", "at_least", "natten"),
         [
             # Work bounds of the design, which are of tiles of one size; and of NATTEN's tiles on a grid.
-            ((30, 48, 80), (18, 24, 24), 1, 7.3, 5.44),
+            ((30, 48, 80), (18, 24, 24), 1, 7.26, 5.44),
             ((21, 45, 80), (11, 15, 20), 1, 12.0, 7.0),
             ((30, 48, 80), (18, 24, 24), (16, 8, 8), 11.11, 11.11),
             ((256, 256), (80, 80), (16, 16), 10.24, 10.24),

@@ -1,4 +1,5 @@
-"""The C++ headers of gna/, which kernels compile, against the oracle; and the order of tiles against Python's."""
+"""C++ headers that kernels compile, those of gna/ and sm90's masks, against the oracle; the order of tiles against
+Python's."""
 
 from __future__ import annotations
 
@@ -121,14 +122,14 @@ def check_visits(headers, index: int, q_tile: list[int], kv_tile: list[int], pro
     seen = reduce(np.kron, masks)
     lengths = [len(mask) for mask in masks]
     q_tiles = [-(-length // extent) for length, extent in zip(lengths, q_tile, strict=True)]
-    visits, row_mask, row_set, tile = np.zeros((4, *seen.shape), dtype=np.int32)
+    visits, row_mask, row_set, quad_mask, tile = np.zeros((5, *seen.shape), dtype=np.int32)
     count, interior = np.zeros((2, np.prod(q_tiles)), dtype=np.int32)
     origin = np.full((np.prod(q_tiles) * np.prod(lengths), len(q_tile)), -1, dtype=np.int32)
     axes = [
         (length, window, stride, 1, causal)
         for length, (_, window, stride, _, causal) in zip(lengths, problem.axes, strict=True)
     ]
-    outputs = (visits, row_mask, row_set, tile, count, interior, origin)
+    outputs = (visits, row_mask, row_set, quad_mask, tile, count, interior, origin)
     arrays = (ctypes.c_void_p * len(outputs))(*(pointer(array).value for array in outputs))
     stray = headers.visit_tiles(index, (Axis * len(axes))(*axes), arrays)
 
@@ -136,6 +137,7 @@ def check_visits(headers, index: int, q_tile: list[int], kv_tile: list[int], pro
     assert visits.max() == 1, f"a pair is visited twice: {case}"
     assert np.array_equal(row_mask, seen), f"RowMask: {case}"
     assert np.array_equal(row_set, seen), f"rows_that_see: {case}"
+    assert np.array_equal(quad_mask, seen), f"QuadColumns: {case}"
 
     coordinates = np.unravel_index(np.arange(len(seen)), lengths)
     q_tile_of = np.ravel_multi_index([x // extent for x, extent in zip(coordinates, q_tile, strict=True)], q_tiles)

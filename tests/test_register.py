@@ -523,7 +523,8 @@ print(right(gnaforge.na1d(x, x, x, 3)))
 
 
 def test_a_kernel_is_found_while_torch_jit_traces(run, compiled, tmp_path: Path) -> None:
-    """The first call fails for want of a kernel; the trace goes on with the second."""
+    """No kernel is loaded, and one is in the cache."""
+    run("register(KEY)")
     code = """
 import gnaforge, torch
 module = gnaforge.NeighborhoodAttention1D(16, 2, 3)

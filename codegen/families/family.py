@@ -28,7 +28,7 @@ def any_q_box(box: Box) -> str | None:
     return None
 
 
-def any_tile(rows: int, columns: int, head_dim: int, value_head_dim: int) -> str | None:
+def any_tile(rows: int, kv_box: Box, head_dim: int, value_head_dim: int) -> str | None:
     """Admits every pair of tiles."""
     return None
 
@@ -45,8 +45,8 @@ class Limits:
         head_dim: largest head dim.
         head_dim_multiple: head dims are a multiple of this.
         q_box: says why a Q tile of these extents does not fit; None if it does.
-        tile: says why a tile of (query rows with padding, key tokens) does not fit with (head dim, value head dim), for
-            lack of registers or memory; None if it does.
+        tile: says why a KV tile of these extents does not fit beside so many query rows with padding: of (rows, KV box,
+            head dim, value head dim), for lack of registers or memory; None if it does.
     """
 
     q_rows: int
@@ -56,7 +56,7 @@ class Limits:
     head_dim: int = 256
     head_dim_multiple: int = 8
     q_box: Callable[[Box], str | None] = any_q_box
-    tile: Callable[[int, int, int, int], str | None] = any_tile
+    tile: Callable[[int, Box, int, int], str | None] = any_tile
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ class Family:
             found.append(
                 ("kv_tile", f"holds {count_of(columns, 'key token')}; {self} needs a multiple of {limits.kv_multiple}")
             )
-        if not found and config.head_dim != ANY_HEAD_DIM and (misfit := self._misfit(config, columns)):
+        if not found and config.head_dim != ANY_HEAD_DIM and (misfit := self._misfit(config, config.kv_tile)):
             found.append(("kv_tile", f"beside {count_of(config.q_rows, 'query token')} {misfit}"))
         return found
 
@@ -223,9 +223,10 @@ class Family:
         return replace(config, head_dim=ANY_HEAD_DIM, value_head_dim=0) if self.head_dim_at_run_time else config
 
     def most_kv_columns(self, config: KernelConfig) -> int:
-        """The most key tokens that fit beside the Q tile of ``config``; 0 if none do."""
+        """The most key tokens that fit beside the Q tile of ``config``, whatever their box; 0 if none do."""
         columns = range(self.limits.kv_columns, 0, -self.limits.kv_multiple)
-        return next((n for n in columns if self._misfit(config, n) is None), 0)
+        line = (1,) * (config.rank - 1)
+        return next((n for n in columns if self._misfit(config, (*line, n)) is None), 0)
 
     def default_boxes(
         self, rank: int, head_dim: int = ANY_HEAD_DIM, value_head_dim: int = ANY_HEAD_DIM
@@ -235,7 +236,7 @@ class Family:
         q_tile, kv_tile = self.default_tiles[rank]
         rows = self.padding.padded_rows(prod(q_tile))
         while prod(kv_tile) > self.limits.kv_multiple and self.limits.tile(
-            rows, prod(kv_tile), head_dim, value_head_dim or head_dim
+            rows, kv_tile, head_dim, value_head_dim or head_dim
         ):
             longest = kv_tile.index(max(kv_tile))
             kv_tile = (*kv_tile[:longest], kv_tile[longest] // 2, *kv_tile[longest + 1 :])
@@ -285,6 +286,6 @@ class Family:
             limits.head_dim,
         )
 
-    def _misfit(self, config: KernelConfig, columns: int) -> str | None:
+    def _misfit(self, config: KernelConfig, kv_box: Box) -> str | None:
         value_head_dim = config.value_head_dim or config.head_dim
-        return self.limits.tile(self.padding.padded_rows(config.q_rows), columns, config.head_dim, value_head_dim)
+        return self.limits.tile(self.padding.padded_rows(config.q_rows), kv_box, config.head_dim, value_head_dim)

@@ -186,7 +186,7 @@ class Candidates:
         kv = _boxes(min(limits.kv_columns, MAX_EXTENT), kv_caps, multiple)
         fits = np.ones((len(q), len(kv)), dtype=np.bool_)
         for head_dim, value_head_dim in {(problem.head_dim, problem.value_head_dim) for problem in problems}:
-            fits &= _fits(family, q.prod(axis=1), kv.prod(axis=1), head_dim, value_head_dim)
+            fits &= _fits(family, q.prod(axis=1), kv, head_dim, value_head_dim)
         if not fits.any():
             dims = ", ".join(sorted({f"{problem.head_dim}/{problem.value_head_dim}" for problem in problems}))
             raise InputError(f"head_dim: {family} has no tile that fits head dims {dims} (Q and K / V)")
@@ -297,12 +297,13 @@ def _boxes(limit: int, caps: tuple[int, ...], multiple: int) -> IntArray:
     return np.array(list(walk(limit, ())), dtype=np.int64)
 
 
-def _fits(family: Family, rows: IntArray, columns: IntArray, head_dim: int, value_head_dim: int) -> BoolArray:
-    """[Q boxes, KV boxes] whether a kernel with tiles of so many tokens fits the registers and memory."""
+def _fits(family: Family, rows: IntArray, kv: IntArray, head_dim: int, value_head_dim: int) -> BoolArray:
+    """[Q boxes, KV boxes] whether a kernel fits the registers and memory; ``rows`` are tokens of a Q box."""
     padded = -(-rows // family.padding.rows) * family.padding.rows
-    (some_rows, row), (some_columns, column) = (np.unique(n, return_inverse=True) for n in (padded, columns))
-    fits = [[family.limits.tile(r, c, head_dim, value_head_dim) is None for c in some_columns] for r in some_rows]
-    return np.array(fits)[row[:, None], column[None, :]]
+    some_rows, row = np.unique(padded, return_inverse=True)
+    boxes = list(map(tuple, kv.tolist()))
+    fits = [[family.limits.tile(r, box, head_dim, value_head_dim) is None for box in boxes] for r in some_rows.tolist()]
+    return np.array(fits)[row]
 
 
 def _cover(worse: Floats, good: BoolArray) -> list[int]:

@@ -24,6 +24,18 @@ __device__ __forceinline__ int4 load_shared(SharedAddress from) {
   return found;
 }
 
+__device__ __forceinline__ void store_shared_word(SharedAddress to, unsigned word) {
+  asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(word) : "memory");
+}
+
+__device__ __forceinline__ void load_shared_words(unsigned (&found)[1], SharedAddress from) {
+  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(found[0]) : "r"(from) : "memory");
+}
+
+__device__ __forceinline__ void load_shared_words(unsigned (&found)[2], SharedAddress from) {
+  asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(found[0]), "=r"(found[1]) : "r"(from) : "memory");
+}
+
 /// Orders this thread's writes to shared memory before asynchronous reads of it.
 __device__ __forceinline__ void fence_shared_to_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 

@@ -25,6 +25,7 @@ struct Consumer {
   static_assert(L::Element::bytes == 2, "registers and 8x8 matrices hold 16-bit elements");
   static constexpr int turn_barrier = 1;  ///< First of one named barrier per warpgroup.
   static constexpr int out_barrier = turn_barrier + L::warpgroups;
+  static constexpr int table_barrier = out_barrier + L::warpgroups;
 
   const gpu::Params<rank>& params;
   ptx::SharedAddress shared;
@@ -196,7 +197,7 @@ struct Consumer {
       release(L::k_empty + 8 * at.stage);
       if (facts.kind == TileKind::interior) return;
       ptx::mark<ptx::Marker::tile_is_shell>();
-      windows.apply(scores, params, facts.origin);
+      windows.seen(params, shared + L::mask_table, facts.origin).apply(scores);
     };
 
     ptx::mark<ptx::Marker::tile_begins>();
@@ -261,6 +262,10 @@ struct Consumer {
   __device__ __forceinline__ void run() const {
     RingPosition at{0, 0};
     std::uint32_t q_parity = 0;
+    if constexpr (rank > 1) {  // while the first tiles load
+      make_mask_table<Config>(shared + L::mask_table);
+      ptx::barrier_sync(table_barrier, L::warpgroups * warpgroup_threads);
+    }
     // The first turn is warpgroup 0's.
     if (L::warpgroups > 1 && warpgroup == L::warpgroups - 1) pass_turn();
     for (int index = blockIdx.x; index < params.tiles(); index += gridDim.x) {

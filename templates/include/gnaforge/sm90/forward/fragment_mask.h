@@ -1,6 +1,7 @@
-// Masks of shell tiles in the layout of wgmma's accumulator. Device only.
+// Masks of shell tiles in the layout of wgmma's accumulator; see quad_columns.h. Device only.
 #pragma once
 
+#include "gnaforge/gna/mask.h"
 #include "gnaforge/gpu/work.h"
 #include "gnaforge/ptx/registers.h"
 #include "gnaforge/sm90/forward/layout.h"
@@ -8,56 +9,115 @@
 
 namespace gnaforge::sm90 {
 
-/// What a warp's 16 rows see. Lane i holds it of row i % 16, found once per Q tile.
+/// Writes the table of masks to shared memory. All consumers do, who then meet at a barrier.
+template <class Config>
+__device__ __forceinline__ void make_mask_table(ptx::SharedAddress table) {
+  using L = Layout<Config>;
+  using Columns = typename L::Columns;
+  constexpr int threads = L::warpgroups * warpgroup_threads;
+  const int thread = static_cast<int>(threadIdx.x) - warpgroup_threads;
+#pragma unroll
+  for (int d = 0; d < L::rank; ++d)  // short axes by different warps
+    for (int i = thread ^ (32 * d); i < Columns::coordinates(d) * 4 * Columns::words; i += threads)
+      ptx::store_shared_word(table + Columns::table_offset(d) + 4 * i,
+                             Columns::below(d, i / (4 * Columns::words), i / Columns::words % 4, i % Columns::words));
+}
+
+/// Of a thread's columns those that its two rows see.
+template <int Words>
+struct SeenColumns {
+  unsigned word[2][Words];
+
+  /// Sets scores of the others to -infinity.
+  template <int N>
+  __device__ __forceinline__ void apply(float (&scores)[N]) const {
+    static_assert(ceil_div(N, 64) == Words, "one accumulator per tile");
+#pragma unroll
+    for (int r = 0; r < 2; ++r)
+#pragma unroll
+      for (int i = 0; i < N / 4; ++i)
+#pragma unroll
+        for (int c = 0; c < 2; ++c)
+          if (!(word[r][i / 16] >> (2 * i + c) % 32 & 1)) scores[element(i, r, c)] = -INFINITY;
+  }
+};
+
+/// What a thread's two rows see, found once per Q tile.
 template <class Config>
 struct RowWindows {
+  using L = Layout<Config>;
   using Source = TileSource<Config>;
   using QTile = typename Config::QTile;
-  using KvTile = typename Config::KvTile;
-  static constexpr int rank = QTile::rank;
+  using Columns = typename L::Columns;
+  static constexpr int rank = L::rank;
+  static constexpr int words = Columns::words;
 
-  Interval row[rank];
+  Interval row[2][rank];
+  int quad;  ///< The thread's place in its quad.
+
+  /// Whether rows r and r + 8 of any 16 lie at the same coordinate along `d`, and so see the same.
+  static __device__ __forceinline__ constexpr bool rows_agree(int d) {
+    return QTile::pitch(d) % 16 == 0 || 8 % (QTile::pitch(d) * QTile::extent(d)) == 0;
+  }
 
   /// `first_row` is the warp's, within the Q tile. Rows of tokens that don't exist get the last one's windows; nobody
-  /// stores them.
+  /// stores them. Lane i works it out for row i % 16.
   __device__ __forceinline__ void compute(const gpu::Params<rank>& params, const gpu::QTileFacts<rank>& work,
                                           int first_row) {
-    const int own = first_row + ptx::reload_thread_index() % 16;
+    const int lane = ptx::reload_thread_index() & 31;
+    const int own = first_row + lane % 16;
+    quad = lane & 3;
 #pragma unroll
     for (int d = 0; d < rank; ++d) {
       const Axis axis = params.axis_of(work.slice, d);
       const int query = work.q_begin[d] + own / QTile::pitch(d) % QTile::extent(d);
-      row[d] = Source::row(axis, min_int(query, axis.length - 1));
+      const Interval keys = Source::row(axis, min_int(query, axis.length - 1));
+#pragma unroll
+      for (int r = 0; r < 2; ++r)
+        row[r][d] = {__shfl_sync(~0u, keys.begin, lane / 4 + 8 * r), __shfl_sync(~0u, keys.end, lane / 4 + 8 * r)};
     }
   }
 
-  /// Sets scores of keys that a row doesn't see to -infinity; `origin` is the KV tile's first key.
-  template <int N>
-  __device__ __forceinline__ void apply(float (&scores)[N], const gpu::Params<rank>& params,
-                                        const int (&origin)[rank]) const {
-    static_assert(N == KvTile::volume / 2, "one accumulator per tile");
-    const int lane = threadIdx.x % 32;
-    Interval own[rank];
+  /// Of the KV tile whose first key is `origin`; `table` is that of masks.
+  __device__ __forceinline__ SeenColumns<words> seen(const gpu::Params<rank>& params, ptx::SharedAddress table,
+                                                     const int (&origin)[rank]) const {
+    unsigned along[rank][2][words];  // one axis alone
 #pragma unroll
-    for (int d = 0; d < rank; ++d) own[d] = Source::seen(params.axis[d], row[d], origin[d]);
+    for (int d = 0; d < rank; ++d) {
+      find(along[d][0], Source::seen(params.axis[d], row[0][d], origin[d]), table, d);
+      if (!rows_agree(d))
+        find(along[d][1], Source::seen(params.axis[d], row[1][d], origin[d]), table, d);
+      else
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      Interval seen[rank];
+        for (int w = 0; w < words; ++w) along[d][1][w] = along[d][0][w];
+    }
+    SeenColumns<words> columns;
 #pragma unroll
-      for (int d = 0; d < rank; ++d)
-        seen[d] = {__shfl_sync(~0u, own[d].begin, lane / 4 + 8 * r), __shfl_sync(~0u, own[d].end, lane / 4 + 8 * r)};
-      const RowMask<KvTile> mask = Source::mask(seen);
+    for (int r = 0; r < 2; ++r)
 #pragma unroll
-      for (int word = 0; word < ceil_div(KvTile::volume, 32); ++word) {
-        const unsigned bits = mask.word(word) >> (2 * (lane % 4));
+      for (int w = 0; w < words; ++w) {
+        columns.word[r][w] = along[0][r][w];
 #pragma unroll
-        for (int i = 0; i < 4; ++i)
-#pragma unroll
-          for (int c = 0; c < 2; ++c) {
-            const int index = element(4 * word + i, r, c);
-            if (index < N && !(bits >> (8 * i + c) & 1)) scores[index] = -INFINITY;
-          }
+        for (int d = 1; d < rank; ++d) columns.word[r][w] &= along[d][r][w];
       }
+    return columns;
+  }
+
+ private:
+  /// Columns whose coordinate along `d` is one of `keys`.
+  __device__ __forceinline__ void find(unsigned (&columns)[words], Interval keys, ptx::SharedAddress table,
+                                       int d) const {
+    if constexpr (rank == 1) {
+      const int begin = Columns::count_below(keys.begin, quad), end = Columns::count_below(keys.end, quad);
+#pragma unroll
+      for (int w = 0; w < words; ++w) columns[w] = range_bits(begin - 32 * w, end - 32 * w);
+    } else {
+      const ptx::SharedAddress entries = table + Columns::table_offset(d) + 4 * words * quad;
+      unsigned below_begin[words], below_end[words];
+      ptx::load_shared_words(below_begin, entries + Columns::clip(d, keys.begin) * Columns::entry_bytes);
+      ptx::load_shared_words(below_end, entries + Columns::clip(d, keys.end) * Columns::entry_bytes);
+#pragma unroll
+      for (int w = 0; w < words; ++w) columns[w] = below_end[w] & ~below_begin[w];
     }
   }
 };

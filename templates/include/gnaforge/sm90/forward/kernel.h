@@ -18,6 +18,7 @@
 //   turn_barrier + w  256, if W > 1             consumer w, before its products                 its predecessor, after
 //   out_barrier + w   128, if out_by_warpgroup  consumer w, before and after it writes its output
 //   out_barrier       128 W, else               all consumers, likewise
+//   table_barrier     128 W, but for rank 1     all consumers, once the table of masks is there
 #pragma once
 
 #include "gnaforge/sm90/forward/consumer.h"

@@ -7,6 +7,7 @@
 #include "gnaforge/gna/source.h"
 #include "gnaforge/gpu/element.h"
 #include "gnaforge/gpu/shared_memory.h"
+#include "gnaforge/sm90/forward/quad_columns.h"
 
 namespace gnaforge::sm90 {
 
@@ -54,12 +55,18 @@ struct Layout {
   static constexpr int out_bytes = v_chunks * q_chunk_bytes;
   static constexpr int k_bytes = qk_chunks * kv_chunk_bytes;
   static constexpr int v_bytes = v_chunks * kv_chunk_bytes;
-  static constexpr int control_bytes = 512;  ///< Barriers and facts; see below.
+  using Columns = QuadColumns<KvTile>;
+  static constexpr int facts_bytes = 512;  ///< Barriers and facts; see below.
+  static constexpr int control_bytes = facts_bytes + Columns::table_bytes;
+
+  /// What ptxas needs of the registers that a thread has at launch, whatever it asks for later: all of one product.
+  static constexpr int launch_registers = max_int(columns, value_head_dim) / 2 + 32;
 
   /// Two thread blocks on a multiprocessor where each has one warpgroup only, and so nothing else that computes while
   /// its softmax runs or its output leaves.
   static constexpr bool two_blocks =
-      warpgroups == 1 && q_bytes + out_bytes + 2 * (k_bytes + v_bytes) + control_bytes <= half_shared_memory_limit;
+      warpgroups == 1 && launch_registers <= 128 &&
+      q_bytes + out_bytes + 2 * (k_bytes + v_bytes) + control_bytes <= half_shared_memory_limit;
   static constexpr int blocks_per_processor = two_blocks ? 2 : 1;
   static constexpr int block_limit = two_blocks ? half_shared_memory_limit : gpu::shared_memory_limit;
 
@@ -88,7 +95,10 @@ struct Layout {
   // What the producer tells the consumers, behind the barriers.
   static constexpr int q_facts = ceil_div(v_empty + 8 * stages, 16) * 16;  ///< For this Q tile and the next.
   static constexpr int kv_facts = q_facts + 2 * gpu::q_facts_bytes;        ///< For each stage.
-  static_assert(kv_facts + gpu::kv_facts_bytes * stages <= shared_bytes, "room for what the consumers are told");
+  static_assert(kv_facts + gpu::kv_facts_bytes * stages <= control_offset + facts_bytes,
+                "room for what the consumers are told");
+
+  static constexpr int mask_table = control_offset + facts_bytes;
 
   /// True if each warpgroup's rows are a box by themselves, which it stores without waiting for the others.
   static constexpr bool out_by_warpgroup =
@@ -111,6 +121,7 @@ struct Layout {
   /// One consumer and one producer that have the multiprocessor for themselves may both have 255.
   static constexpr bool shares_registers = warpgroups > 1 || blocks_per_processor > 1;
   static_assert(warpgroups <= 3, "at most 192 query rows");
+  static_assert(warpgroups < 3 || launch_registers <= 128, "no room for a product in the registers at launch");
 };
 
 }  // namespace gnaforge::sm90
