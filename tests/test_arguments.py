@@ -19,6 +19,9 @@ X = torch.randn(1, 8, 8, 4, 16)
 class Index:
     """An integer of somebody's own."""
 
+    def __repr__(self) -> str:
+        return "Index"
+
     def __index__(self) -> int:
         return 3
 
