@@ -17,6 +17,7 @@ import gnaforge
 import oracle
 import pytest
 from gnaforge.build.identity import template_dir
+from gnaforge.page.benchmark import benchmark_page
 from gnaforge.page.page import Page, Table, render_page
 from gnaforge.page.pattern import MOST_TOKENS, pattern_of
 from gnaforge.runtime.problem import Problem
@@ -182,6 +183,15 @@ def test_pages_of_commands(cli: Any, tmp_path: Path) -> None:
     assert sum(tag == "tr" for tag, _ in found.tags) > 2 and len(found.scripts) > 1
     done = cli("simulate", "--tokens", "30,48", "--window", "9,12", "--html", "page.txt")
     assert done.returncode == 2 and "--html page.txt: give the name of a .html file" in done.stderr
+
+
+@pytest.mark.parametrize("kernel", [None, "nonsense", 3, "gna_forward-cpu-r3-fp32-dany-q2x8x8-kv1x8x8"])
+def test_reports_of_kernels_that_nobody_knows_have_a_page_without_a_pattern(kernel: object) -> None:
+    row = {"problem": PROBLEMS["plane"][0].as_json(), "kernel": kernel, "flop_bound": 2.0, "timings": []}
+    report = {"date": HOSTILE, "machine": {}, "complete": True, "problems": [row]}
+    assert benchmark_page(report).patterns == {}
+    own = benchmark_page({**report, "problems": [{**row, "kernel": "gna_forward-cpu-r2-fp32-dany-q8x8-kv8x8"}] * 2})
+    assert len(own.patterns) == 1 and Reader(render_page(own)).open == []
 
 
 def test_long_axes_have_no_pattern() -> None:

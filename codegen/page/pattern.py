@@ -18,6 +18,8 @@ from ..simulator.cost import Tiles
 
 MOST_TOKENS = 4096
 """Tokens along an axis of a pattern that a page shows."""
+MOST_PATTERNS = 12
+"""Problems of a page that have a picture."""
 
 
 def pattern_of(problem: Problem, tiles: Tiles, tiling: Tiling = "dynamic") -> Mapping[str, Any] | None:

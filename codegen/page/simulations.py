@@ -7,14 +7,12 @@ from typing import Any
 
 from ..simulator.simulation import Simulation
 from .page import Page, Table
-from .pattern import pattern_of
+from .pattern import MOST_PATTERNS, pattern_of
 
 _COLUMNS = (
     *("problem", "Q tile", "KV tile", "FLOP bound", "work bound", "paper bound", "NATTEN's work bound"),
     *("% of tiles without mask", "model ms", "model speed-up"),
 )
-MOST_PATTERNS = 12
-"""Problems of a page that have a picture."""
 
 
 def simulation_page(simulations: Sequence[Simulation], rows: Sequence[dict[str, Any]]) -> Page:
