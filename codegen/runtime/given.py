@@ -62,12 +62,15 @@ def failure_of_call(
     return None if words is None else core.failure_of(RuntimeError(words.decode()))
 
 
-def _sizes(tensors: Sequence[torch.Tensor | None], pattern: Sequence[int]) -> tuple[list[Sequence[int]] | None, bool]:
+def _sizes(
+    tensors: Sequence[torch.Tensor | None], pattern: Sequence[int]
+) -> tuple[Sequence[Sequence[int]] | None, bool]:
     """Each tensor's sizes as numbers, and whether torch knows them all. One that it doesn't is what it must be beside
     the others, so that the rules see no fault in it; None where only the run can tell."""
-    given: list[list[int | None]] = [[] if t is None else [_number(size) for size in t.shape] for t in tensors]
-    if all(size is not None for own in given for size in own):
-        return given, True  # type: ignore[return-value]
+    given = [[] if t is None else [_number(size) for size in t.shape] for t in tensors]
+    known = [[size for size in own if size is not None] for own in given]
+    if known == given:
+        return known, True
     rank = max(len(given[0]) - 3, 0)
     if len(pattern) != _PLAIN_GROUPS * rank:
         return None, False
@@ -89,11 +92,11 @@ def _sizes(tensors: Sequence[torch.Tensor | None], pattern: Sequence[int]) -> tu
     heads = there.get("heads", 1)
     kv_heads = there.setdefault("kv heads", heads)
     fill = {**spans, "heads": kv_heads, **there}
-    whole = [
+    whole: list[Sequence[int]] = [
         [fill.get(name, 8) if size is None else size for size, name in zip(own, [*names, *"?" * 9], strict=False)]
         for own, names in zip(given, axes, strict=False)
     ]
-    return whole, False  # type: ignore[return-value]
+    return whole, False
 
 
 def _number(size: Any) -> int | None:

@@ -39,6 +39,8 @@ def _register_python_parts() -> None:
 core.set_python_parts(_register_python_parts)
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
+Results = tuple[torch.Tensor, torch.Tensor]  # output and log-sum-exp
 
 
 def _constant_result(function: F) -> F:
@@ -116,7 +118,7 @@ def _attention(
     try:
         # A graph that torch.jit traces may be differentiated later, and a tangent is seen by autograd alone.
         if is_tracing():
-            _require_kernel(query, key, value, pattern, scale, kernel)
+            _prepare_trace(query, key, value, pattern, scale, kernel)
         elif not (
             (is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad))
             or forward_ad._current_level >= 0
@@ -131,13 +133,13 @@ def _attention(
     return (out, lse) if return_lse else out
 
 
-def _recover(error: RuntimeError, operator: Any, *call: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def _recover(error: RuntimeError, operator: Callable[..., Results], *call: Any) -> Results:
     """After a failed call: loads or makes a kernel that fits and tries again, or raises what the caller can act on."""
     from .given import failure_of_call
 
     if _register_sharding():  # torch.distributed.tensor came after the core
         try:
-            return operator(*call)  # type: ignore[no-any-return]
+            return operator(*call)
         except RuntimeError as again:
             error = again
     failure = core.failure_of(error)
@@ -150,7 +152,7 @@ def _recover(error: RuntimeError, operator: Any, *call: Any) -> tuple[torch.Tens
             raise ValueError(fault.reason) from None  # torch refused it first, in other words
         raise error
 
-    def attempt() -> Any:
+    def attempt() -> Results | core.Failure:
         """The operator's result, or the core's `Failure` if it has no kernel for the call."""
         try:
             return operator(*call)
@@ -162,10 +164,10 @@ def _recover(error: RuntimeError, operator: Any, *call: Any) -> tuple[torch.Tens
                 raise
             return found
 
-    return _find_kernel(failure, attempt, *call)  # type: ignore[no-any-return]
+    return _find_kernel(failure, attempt, *call)
 
 
-def _require_kernel(*call: Any) -> None:
+def _prepare_trace(*call: Any) -> None:
     """Loads or makes a kernel for a call that torch.jit traces: it doesn't survive an operator that fails.
 
     Raises:
@@ -193,7 +195,7 @@ def _require_kernel(*call: Any) -> None:
         other.submit(find).result()
 
 
-def _find_kernel(failure: core.Failure, attempt: Callable[[], Any], *call: Any) -> Any:
+def _find_kernel(failure: core.Failure, attempt: Callable[[], T | core.Failure], *call: Any) -> T:
     """What ``attempt`` gives when there is a kernel for it, which is loaded or made; until then that is a `Failure`."""
     from .autocast import autocast_tensor
 

@@ -79,9 +79,9 @@ def stream(library: Path, kernel: Kernel) -> Json:
     want = attend(*tensors)
     late = [torch.zeros_like(x) for x in tensors]
     torch.cuda.synchronize()
-    other = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    other = torch.cuda.Stream()
     with torch.cuda.stream(other):
-        torch.cuda._sleep(200_000_000)  # type: ignore[no-untyped-call]  # about 0.1 s
+        torch.cuda._sleep(200_000_000)  # about 0.1 s
         for to, x in zip(late, tensors, strict=True):
             to.copy_(x)
         got = attend(*late)

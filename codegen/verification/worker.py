@@ -167,7 +167,7 @@ class Server:
 def gpu_lives() -> bool:
     """Whether this process can still use its GPU, if it does: after a fault in a kernel it can't."""
     try:
-        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        if torch.cuda.is_initialized():
             torch.cuda.synchronize()
     except RuntimeError:
         return False
