@@ -1,4 +1,4 @@
-"""What values that are not finite reach: the same of a kernel for any arch, given how far V of unseen tokens does."""
+"""Says what values that are not finite reach: the same of a kernel for any arch, given how far V of unseen tokens does."""
 
 from __future__ import annotations
 

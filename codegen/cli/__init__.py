@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -39,7 +40,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _title, _commands in {
+_COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     "Begin": {"quickstart": quickstart.quickstart, "doctor": inspecting.doctor},
     "Generate kernels for your shapes": {
         "presets": presets.presets,
@@ -52,8 +53,9 @@ for _title, _commands in {
         "bench": bench.bench,
     },
     "Build a wheel of just your kernels": {"wheel": wheel.wheel, "check-wheel": wheel.check_wheel},
-}.items():
-    for _name, _function in _commands.items():
+}
+for _title, _functions in _COMMANDS.items():
+    for _name, _function in _functions.items():
         app.command(_name, cls=Command, rich_help_panel=_title)(_function)
 app.add_typer(cache.app, rich_help_panel="Kernels of running processes")
 

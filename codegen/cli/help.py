@@ -1,4 +1,4 @@
-"""How `--help` reads: prose and options that wrap at the terminal's width, whatever it is.
+"""Prints `--help`: prose, options and examples that wrap at the terminal's width, whatever it is.
 
 typer's own tables cut names of options and defaults on narrow terminals, and keep the line ends of docstrings.
 """

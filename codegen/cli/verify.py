@@ -235,7 +235,7 @@ def _shapes_of(preset: str) -> list[Any]:
 
 
 class _Work:
-    """What to try one kernel on."""
+    """Problems and layouts to try one kernel on."""
 
     def __init__(self, target: Target, problems: list[tuple[Problem, Problem | None]], random: int, tiles: int) -> None:
         self.target, self.problems, self.random, self.tiles = target, problems, random, tiles
