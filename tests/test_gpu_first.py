@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import venv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ import pytest
 from gnaforge.build.kernels import find_libraries
 from gnaforge.errors import BuildError
 from gnaforge.runtime.config import KernelConfig
+from gnaforge.runtime.op_table import FORWARD
+from gnaforge.runtime.problem import Problem
+from gnaforge.verification.problems import for_kernel
 from kernel_set import SMALL
 from sm90_kernels import KEYS
 
@@ -23,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent / "gpu"))
 import first
 import first_report
 import measure
-from first_plan import plan_of_rehearsal
+from first_plan import plan_of_hardware, plan_of_rehearsal
 from prepare import build_device
 
 GPU = Path(__file__).parent / "gpu"
@@ -48,9 +52,9 @@ def devices(session_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     return found
 
 
-def run(*arguments: object, bare: bool = False, **environment: str) -> subprocess.CompletedProcess[str]:
-    """first.py; ``bare``: with the standard library only."""
-    command = [sys.executable, *(["-S"] if bare else []), str(GPU / "first.py"), *map(str, arguments)]
+def run(*arguments: object, python: str = sys.executable, **environment: str) -> subprocess.CompletedProcess[str]:
+    """first.py, by a Python."""
+    command = [python, str(GPU / "first.py"), *map(str, arguments)]
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "OUT")}
     return subprocess.run(command, capture_output=True, text=True, env={**kept, **environment}, timeout=900)
 
@@ -116,7 +120,8 @@ def test_all_sections_in_the_emulator(devices: dict[str, Path], tmp_path: Path) 
         [sys.executable, "-m", "gnaforge", "bench", "--from", str(report), "--json"], capture_output=True, text=True
     )
     assert read.returncode == 0, read.stderr
-    assert json.loads(report.read_text())["complete"] and len(json.loads(read.stdout)["problems"]) == 12
+    assert json.loads(report.read_text())["complete"]
+    assert {row["contender"] for row in json.loads(read.stdout)} == {line["contender"] for line in timed}
 
 
 def test_kernels_are_measured_with_the_standard_library_alone(devices: dict[str, Path], tmp_path: Path) -> None:
@@ -125,7 +130,9 @@ def test_kernels_are_measured_with_the_standard_library_alone(devices: dict[str,
     library = find_libraries([KernelConfig.parse(key)], emulated=True)[KernelConfig.parse(key)]
     plan = write_plan(tmp_path, plan_of_rehearsal({1: key}))
     given = [f"--device={devices['emulated']}", f"--plan={plan}", f"--library={library}", f"--out={tmp_path / 'out'}"]
-    done = run(*given, "--patience=20", "--job-seconds=300", bare=True, PATH=sanitizer(tmp_path, 0))
+    venv.create(tmp_path / "bare", symlinks=True)
+    python = str(tmp_path / "bare" / "bin" / "python")
+    done = run(*given, "--patience=20", "--job-seconds=300", python=python, PATH=sanitizer(tmp_path, 0))
     assert done.returncode == 0, done.stdout + done.stderr
     lines = lines_of(tmp_path / "out")
     found = statuses(lines)
@@ -229,7 +236,31 @@ def test_bad_input_says_what_to_do(devices: dict[str, Path], small_kernel: Path,
         assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert statuses(lines_of(tmp_path / "none")) == {"machine": "failed"}
     teaches = run("--help").stdout
-    assert all(f"  {name}" in teaches for name in first.SECTIONS) and "python3 tests/gpu/first.py --seconds" in teaches
+    assert all(f"  {name}" in teaches for name in first.SECTIONS) and "python3 tests/gpu/first.py --out" in teaches
+
+
+def test_what_is_planned_for_hardware_fits_a_card_and_the_time() -> None:
+    """By the simulator's times, with as much again for all that is not timed."""
+    plan = plan_of_hardware(sorted(KEYS))
+    assert plan["right"]["problems"] * len(plan["right"]["kernels"]) == 240
+    assert sum(limit for limit, _ in first.SECTIONS.values()) <= 400
+    for section in ("dense", "boxes", "models"):
+        seconds = 0.0
+        for run_of_plan in plan[section]["runs"]:
+            row = plan[section]["rows"][run_of_plan["row"]]
+            problem = Problem.from_json(run_of_plan["problem"])
+            one = row["model_seconds"] * (row["model_speedup"] if run_of_plan["contender"] == "gnaforge dense" else 1)
+            seconds += run_of_plan["pause"] + 4 * one + max(one, run_of_plan["seconds"])
+            assert sum(role.bytes(problem) for role in (*FORWARD.inputs, *FORWARD.outputs)) < 10e9
+            if run_of_plan["do"] == "time":
+                config = KernelConfig.parse(run_of_plan["kernel"])
+                assert for_kernel(problem, config) == problem and config.rank == problem.rank
+        assert 2 * seconds < first.SECTIONS[section][0], section
+    rows = {row["label"]: row for row in plan["models"]["rows"]}
+    assert len(rows) == 12 and {row["group"] for row in rows.values()} == {"HunyuanVideo", "FLUX", "Wan", "StormScope"}
+    assert rows["HunyuanVideo, stride 16x8x8"]["perfect"] and rows["FLUX, stride 16x16"]["perfect"]
+    masked = [run_of_plan["tiles"]["interior"] for run_of_plan in plan["boxes"]["runs"]]
+    assert masked == [run_of_plan["tiles"]["kv"] for run_of_plan in plan["boxes"]["runs"]]
 
 
 def test_cycles_follow_from_both_counters() -> None:
@@ -237,11 +268,16 @@ def test_cycles_follow_from_both_counters() -> None:
     found = measure.clock_of(1.0, 1.1 * 1.7e9, 1.1e9, 100)
     assert found["mhz"] == pytest.approx(1700) and found["cycles"] == pytest.approx(1.7e7)
     assert measure.clock_of(1.0, 0, 0, 1) == {"cycles": None, "mhz": None}
-    tiles = {"q": 2048, "kv": 2048 * 128}  # 16,384 tokens and 16 heads by 128 and 128: 15.5 Q tiles a processor
+    tiles = {
+        "q": 2048,
+        "kv": 2048 * 128,
+        "tensor_cycles": 2048.0,
+    }  # 16,384 tokens and 16 heads by 128 and 128: 15.5 Q tiles a processor
     assert first_report.tiles_of_busiest(tiles, 132) == 16 * 128
     run = {"flop": 2.2e12, "tiles": tiles}
     found = first_report.derived(run, {"seconds": 0.0036, "cycles": 2300.0 * 16 * 128}, 132)
     assert found["tflops"] == pytest.approx(611, abs=1) and found["cycles_per_tile"] == pytest.approx(2300)
+    assert found["tensor_share"] == pytest.approx(2048 / 2300)
 
 
 def test_ratios_are_of_rows_of_a_group() -> None:

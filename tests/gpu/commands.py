@@ -90,5 +90,5 @@ class Watch:
 
 def versions() -> dict[str, Any]:
     """Of Python and the tools that are found on the path."""
-    tools = {name: shutil.which(name) for name in ("nvidia-smi", "nvcc", "compute-sanitizer", "ncu")}
+    tools = [name for name in ("nvidia-smi", "nvcc", "compute-sanitizer", "ncu") if shutil.which(name)]
     return {"python": sys.version.split()[0], "tools": tools}

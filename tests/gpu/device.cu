@@ -110,7 +110,14 @@ EXPORT const char* device_open(DeviceFacts* facts) {
   return nullptr;
 }
 
-EXPORT const char* device_allocate(void** out, uint64_t bytes) { return said(cudaMalloc(out, bytes)); }
+/// Null where there is not as much memory, which does no harm.
+EXPORT const char* device_allocate(void** out, uint64_t bytes) {
+  cudaError_t error = cudaMalloc(out, bytes);
+  if (error != cudaErrorMemoryAllocation) return said(error);
+  cudaGetLastError();
+  *out = nullptr;
+  return nullptr;
+}
 EXPORT const char* device_release(void* memory) { return said(cudaFree(memory)); }
 EXPORT const char* device_set(void* memory, int byte, uint64_t bytes) { return said(cudaMemset(memory, byte, bytes)); }
 EXPORT const char* device_read(void* to, const void* from, uint64_t bytes) {

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 
 class DeviceError(Exception):
-    """A CUDA call failed; the GPU can't be used by this process any more, unless it says that memory is short."""
+    """A CUDA call failed; this process can't use the GPU any more."""
 
 
 class _Facts(c.Structure):
@@ -90,13 +90,10 @@ class Device:
             MemoryError: there are not as many.
         """
         memory = c.c_void_p()
-        try:
-            self._call("allocate", c.byref(memory), c.c_uint64(size))
-        except DeviceError as error:
-            if "memory" in str(error).lower():
-                raise MemoryError(f"{size:,} bytes: {error}") from error
-            raise
-        return memory.value or 0
+        self._call("allocate", c.byref(memory), c.c_uint64(size))
+        if not memory.value:
+            raise MemoryError(f"the GPU has no {size:,} bytes left")
+        return memory.value
 
     def release(self, address: int) -> None:
         """Gives memory back."""

@@ -296,10 +296,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog=f"sections, with the most that each may take:\n{described}\n\n"
-        "example, where tests/gpu/carried is there:\n  python3 tests/gpu/first.py --seconds 420",
+        "example, where tests/gpu/carried is there:\n  python3 tests/gpu/first.py --out results",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--seconds", type=float, default=420, help="for everything; default: 420")
+    parser.add_argument("--seconds", type=float, default=400, help="after which no new run starts; default: 400")
     parser.add_argument(
         "--only",
         action="append",

@@ -143,12 +143,14 @@ class Report:
 
 
 def derived(run: Json, answer: Json, processors: int) -> Json:
-    """What follows from a measurement: TFLOP/s, and cycles that the processor with the most KV tiles has for each."""
+    """What follows from a measurement: TFLOP/s; cycles that the processor with the most KV tiles has for each, and how
+    much of them its tensor cores need."""
     if "seconds" not in answer:
         return {}
     found: Json = {"tflops": run["flop"] / answer["seconds"] / 1e12}
     if answer.get("cycles") and processors and "tiles" in run:
-        found["cycles_per_tile"] = answer["cycles"] / tiles_of_busiest(run["tiles"], processors)
+        cycles = found["cycles_per_tile"] = answer["cycles"] / tiles_of_busiest(run["tiles"], processors)
+        found["tensor_share"] = run["tiles"]["tensor_cycles"] / cycles
     return found
 
 
@@ -187,7 +189,8 @@ def tell_run(row: Json, run: Json, answer: Json, processors: int) -> str:
     if answer.get("mhz"):
         parts.append(f"{answer['mhz']:.0f} MHz")
     if "cycles_per_tile" in found:
-        parts.append(f"{found['cycles_per_tile']:.0f} cycles a KV tile")
+        needed = run["tiles"]["tensor_cycles"]
+        parts.append(f"{found['cycles_per_tile']:.0f} cycles a KV tile that takes {needed:.0f} at best")
     if run["contender"] == "gnaforge":
         parts.append(f"model {row['model_seconds'] * 1e3:.4g} ms")
     if "share" in answer:
