@@ -3,6 +3,7 @@ computes, how long the simulator says that it takes. first.py needs to know noth
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from math import prod
 from random import Random
@@ -208,21 +209,28 @@ def models_of_hardware() -> list[Model]:
     return [replace(model, dense=config_of(model.flat, "sm90")) for model in models]
 
 
-def _small_check(config: KernelConfig, tokens: int) -> Json:
-    """For compute-sanitizer: a ragged problem that takes it seconds."""
-    problem = random_problem_for(config, 1, tokens)
+def _check(config: KernelConfig, seed: int, tokens: int) -> Json:
+    """A small ragged problem, some queries of which are compared."""
+    problem = random_problem_for(config, seed, tokens)
     return {"do": "check", "kernel": config.key, "problem": problem.as_json(), "queries": _queries(problem, 4)}
+
+
+def _checks(keys: Iterable[str], seeds: int, tokens: int) -> Json:
+    """The suite's problems, and those for where there is no torch."""
+    configs = [KernelConfig.parse(key) for key in keys]
+    without = [_check(config, seed, tokens) for seed in range(seeds) for config in configs]
+    return {"kernels": [*keys], "problems": seeds, "tokens": tokens, "without_torch": without}
 
 
 def plan_of_hardware(suite: list[str]) -> Json:
     """What is measured on a GPU. ``suite``: keys of the kernels that are checked."""
     return {
         "schema": REPORT_SCHEMA,
-        "right": {"kernels": suite, "problems": 20, "tokens": 300},
+        "right": _checks(suite, 20, 300),
         "dense": _dense(DENSE, 16384, 16, 0.2, 3.0).as_json(),
         "boxes": _boxes(BOXES, 16, 0.3).as_json(),
         "models": _models(models_of_hardware(), 0.4).as_json(),
-        "sanitizer": [_small_check(KernelConfig.parse(key), 200) for key in (suite[0], suite[-1])],
+        "sanitizer": [_check(KernelConfig.parse(key), 1, 200) for key in (suite[0], suite[-1])],
         "suite": {"kernels": suite, "problems": 2000, "only": None},
     }
 
@@ -234,14 +242,14 @@ def plan_of_rehearsal(keys: dict[int, str]) -> Json:
     shape = {1: (60,), 2: (9, 7), 3: (5, 3, 5)}
     models = []
     for rank, config in configs.items():
-        problems = [for_kernel(Problem(tokens[rank], shape[rank], stride, heads=2), config) for stride in (1, 4)]
+        problems = [for_kernel(Problem(tokens[rank], shape[rank], stride, heads=2), config) for stride in (1, 3)]
         models.append(Model(f"model of rank {rank}", [(one, config) for one in problems], configs.get(1)))
     return {
         "schema": REPORT_SCHEMA,
-        "right": {"kernels": [*keys.values()], "problems": 1, "tokens": 60},
+        "right": _checks(keys.values(), 1, 60),
         "dense": _dense((keys[1],), 256, 2, 0.001, 0.002).as_json(),
         "boxes": _boxes({keys[rank]: tokens[rank] for rank in keys}, 1, 0.001).as_json(),
         "models": _models(models, 0.001).as_json(),
-        "sanitizer": [_small_check(configs[rank], 60) for rank in (1, 3) if rank in configs],
+        "sanitizer": [_check(configs[rank], 1, 60) for rank in (1, 3) if rank in configs],
         "suite": {"kernels": [*keys.values()], "problems": 1, "only": ["accuracy beside SDPA"]},
     }

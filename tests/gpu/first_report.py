@@ -58,11 +58,12 @@ class Report:
 
     def facts(self, found: Json) -> None:
         """What is known of this machine and run."""
-        self.machine |= {name: value for name, value in found.items() if isinstance(value, str | int | float)}
+        kept = {name: value for name, value in found.items() if name != "took"}
+        self.machine |= {name: value for name, value in kept.items() if isinstance(value, str | int | float)}
         self._write("facts", **found)
         if self._section:
-            plain = {name: value for name, value in found.items() if name != "carried"}
-            print(f"  {json.dumps(plain)}", flush=True)
+            kept.pop("carried", None)
+            print(f"  {json.dumps(kept)}", flush=True)
 
     def begin(self, section: str) -> None:
         """A section begins."""
@@ -82,11 +83,11 @@ class Report:
         self._write("fault", message=message)
         print(f"  FAILED {message}", flush=True)
 
-    def result(self, job: Json, answer: Json) -> None:
-        """A check's result."""
+    def result(self, job: Json, answer: Json, told: bool = True) -> None:
+        """A check's result, also printed if it is ``told``."""
         self.failures += "failed" in answer
         self._write("result", job=job, **answer)
-        if "results" not in job:
+        if told:
             print(f"  {'FAILED ' if 'failed' in answer else ''}{json.dumps(job)}: {_told(answer)}", flush=True)
 
     def run(self, row: Json, run: Json, answer: Json) -> None:

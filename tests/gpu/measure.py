@@ -97,24 +97,26 @@ class Tensors:
         if not self._exact:
             with ThreadPoolExecutor() as pool:  # C code: the lock of the interpreter is free
                 self._exact = list(pool.map(self.device.exact, map(self._query, queries)))
+        return max(map(self._compare, queries, self._exact))
+
+    def _compare(self, query: Json, exact: Exact) -> float:
+        """The largest share of its bound that an element of a query's results takes."""
+        problem, unit = self.problem, _UNITS[self.problem.dtype]
+        row = (query["batch"] * problem.token_count + query["token"]) * problem.heads + query["head"]
+        # Probabilities and the output are rounded, each by half an ulp; the rest is fp32.
+        sizes = zip(exact.out, exact.magnitude, strict=True)
+        bounds = [1.1 * unit * (magnitude + abs(value)) + 1e-4 * magnitude + 1e-6 for value, magnitude in sizes]
         worst = 0.0
-        for query, exact in zip(queries, self._exact, strict=True):
-            row = (query["batch"] * problem.token_count + query["token"]) * problem.heads + query["head"]
-            unit = _UNITS[problem.dtype]
-            # Probabilities and the output are rounded, each by half an ulp; the rest is fp32.
-            bounds = [
-                unit * (m + abs(o)) * 1.1 + 1e-4 * m + 1e-6 for o, m in zip(exact.out, exact.magnitude, strict=True)
-            ]
-            for name, wanted, slack in (("out", exact.out, bounds), ("lse", [exact.lse], [_LSE_SLACK])):
-                for channel, (found, value, bound) in enumerate(zip(self._read(name, row), wanted, slack, strict=True)):
-                    share = abs(found - value) / bound
-                    if not share <= 1:
-                        where = f"batch entry {query['batch']}, token {query['token']}, head {query['head']}"
-                        raise Wrong(
-                            f"{name}: {found:.6g} at {where}, channel {channel}; exact is {value:.6g}, allowed error "
-                            f"{bound:.2g}"
-                        )
-                    worst = max(worst, share)
+        for name, values, allowed in (("out", exact.out, bounds), ("lse", [exact.lse], [_LSE_SLACK])):
+            for channel, found in enumerate(self._read(name, row)):
+                share = abs(found - values[channel]) / allowed[channel]
+                if not share <= 1:  # NaN, too
+                    where = f"batch entry {query['batch']}, token {query['token']}, head {query['head']}"
+                    raise Wrong(
+                        f"{name}: {found:.6g} at {where}, channel {channel}; exact is {values[channel]:.6g}, allowed "
+                        f"error {allowed[channel]:.2g}"
+                    )
+                worst = max(worst, share)
         return worst
 
     def _query(self, query: Json) -> Query:
