@@ -195,7 +195,7 @@ class First:
         """
         if self.worker is None:
             settings = {"GNAFORGE_EMULATOR_PROCESSORS": "3"} if self.emulated else {}
-            self.worker, self.opened = Worker(log=self.report.log, command=self._command(), **settings), ""
+            self.worker, self.opened = Worker(None, self.report.log, self._command(), **settings), ""
         left = self.section_end - time.monotonic()
         limit = max(self.options.job_seconds + 3 * request.get("seconds", 0), at_least)
         late = "no result within {} s: it hangs" if limit <= left else "cut off after {} s: the section's time is up"

@@ -171,8 +171,9 @@ class Model:
     def flat(self) -> Problem:
         """Dense attention over the same tokens, as one dimension."""
         first = self.problems[0][0]
-        sizes = {"heads": first.heads, "head_dim": first.head_dim, "value_head_dim": first.value_head_dim}
-        return Problem(first.token_count, first.token_count, dtype=first.dtype, batch=first.batch, **sizes)
+        count, dims = first.token_count, (first.head_dim, first.value_head_dim)
+        flat = Problem(count, count, heads=first.heads, head_dim=dims[0], value_head_dim=dims[1], dtype=first.dtype)
+        return replace(flat, batch=first.batch)
 
 
 def _models(models: list[Model], seconds: float) -> _Section:

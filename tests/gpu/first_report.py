@@ -177,7 +177,7 @@ def ratios(row: Json, group: list[Json], times: dict[str, dict[str, float]]) -> 
 
 def tiles_of_busiest(tiles: Json, processors: int) -> float:
     """KV tiles of the processor with the most Q tiles, if all Q tiles have as many."""
-    return float(-(-tiles["q"] // processors)) * tiles["kv"] / tiles["q"]
+    return float(-(-tiles["q"] // processors) * tiles["kv"] / tiles["q"])
 
 
 def tell_run(row: Json, run: Json, answer: Json, processors: int) -> str:

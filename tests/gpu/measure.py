@@ -5,6 +5,7 @@ Standard library only, but for requests about torch."""
 from __future__ import annotations
 
 import argparse
+import ctypes as c
 import math
 import struct
 import sys
@@ -60,7 +61,7 @@ class Tensors:
             strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
             size = self._bytes[role.name] = math.prod(shape) * dtype.bytes
             at = self.addresses[role.name] = self.device.allocate(size)
-            view = abi.Tensor(abi.c.sizeof(abi.Tensor), dtype.code, at, strides[0])
+            view = abi.Tensor(c.sizeof(abi.Tensor), dtype.code, at, strides[0])
             view.token_stride = abi.I64x3(*strides[1 : 1 + problem.rank])
             view.head_stride = strides[1 + problem.rank]
             views[role.name] = view
@@ -89,8 +90,7 @@ class Tensors:
         Raises:
             Wrong: more than all of it.
         """
-        op, problem = self.entry.op, self.problem
-        for role in op.outputs:
+        for role in self.entry.op.outputs:
             self.device.set(self.addresses[role.name], _NAN, self._bytes[role.name])
         self.launch()
         self.device.wait()
@@ -129,7 +129,7 @@ class Tensors:
         sizes = (problem.heads, problem.kv_heads, problem.head_dim, problem.value_head_dim)
         where = (query["batch"], query["token"], query["head"])
         code = DTYPES[problem.dtype].code
-        return Query(problem.rank, code, *boxes, *where, *sizes, problem.score_scale, (abi.c.c_uint64 * 3)(0, 1, 2))
+        return Query(problem.rank, code, *boxes, *where, *sizes, problem.score_scale, (c.c_uint64 * 3)(0, 1, 2))
 
     def _read(self, name: str, row: int) -> list[float]:
         (role,) = (role for role in self.entry.op.outputs if role.name == name)
