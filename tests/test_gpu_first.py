@@ -189,6 +189,28 @@ def test_what_hangs_dies_or_is_wrong_leaves_the_rest(
     assert f"{done.stdout.count('FAILED')} failed; results in" in done.stdout
 
 
+def test_a_key_too_many_or_too_few_is_wrong(devices: dict[str, Path], small_kernel: Path, tmp_path: Path) -> None:
+    """Of 60 that a query sees, and of 256."""
+    runs = plan_of_rehearsal({1: SMALL.key})["models"]["runs"][:2]
+    jobs: list[Json] = [{"do": "open", "key": SMALL.key, "library": str(small_kernel)}]
+    for of_plan in runs:
+        for end in (0, -1, 0):
+            queries = [{**query, "end": [query["end"][0] + end]} for query in of_plan["queries"][:1]]
+            jobs += [{"do": "check", "problem": of_plan["problem"], "queries": queries}, jobs[0]]  # which forgets
+    (tmp_path / "jobs").write_text("".join(json.dumps(job) + "\n" for job in jobs))
+    command = [
+        sys.executable,
+        str(GPU / "measure.py"),
+        f"--device={devices['emulated']}",
+        f"--jobs={tmp_path / 'jobs'}",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    checks = [answer for answer in answers if "device" not in answer]
+    assert [answer.get("failed") for answer in checks] == [None, "wrong", None] * 2, done.stdout + done.stderr
+    assert all("lse: " in answer["message"] or "out: " in answer["message"] for answer in (checks[1], checks[4]))
+
+
 def test_a_kernel_is_given_up_after_two_processes(
     devices: dict[str, Path], toy: Callable[..., Path], tmp_path: Path
 ) -> None:
