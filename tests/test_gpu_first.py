@@ -281,8 +281,9 @@ def test_what_is_planned_for_hardware_fits_a_card_and_the_time() -> None:
     rows = {row["label"]: row for row in plan["models"]["rows"]}
     assert len(rows) == 12 and {row["group"] for row in rows.values()} == {"HunyuanVideo", "FLUX", "Wan", "StormScope"}
     assert rows["HunyuanVideo, stride 16x8x8"]["perfect"] and rows["FLUX, stride 16x16"]["perfect"]
-    masked = [run_of_plan["tiles"]["interior"] for run_of_plan in plan["boxes"]["runs"]]
-    assert masked == [run_of_plan["tiles"]["kv"] for run_of_plan in plan["boxes"]["runs"]]
+    tiles = [run_of_plan["tiles"] for run_of_plan in plan["boxes"]["runs"]]
+    assert all(one["interior"] == one["kv"] and one["q"] == 16 * 128 for one in tiles)
+    assert [one["kv"] // one["q"] for one in tiles] == [128] * 4 + [4, 4, 1, 1]
 
 
 def test_cycles_follow_from_both_counters() -> None:
@@ -300,6 +301,17 @@ def test_cycles_follow_from_both_counters() -> None:
     found = first_report.derived(run, {"seconds": 0.0036, "cycles": 2300.0 * 16 * 128}, 132)
     assert found["tflops"] == pytest.approx(611, abs=1) and found["cycles_per_tile"] == pytest.approx(2300)
     assert found["tensor_share"] == pytest.approx(2048 / 2300)
+    assert found["cycles_per_q_tile"] == pytest.approx(2300 * 128)
+
+
+def test_a_launch_that_the_host_decides_is_told() -> None:
+    row = {"label": "short", "model_seconds": 2e-5}
+    run_of_plan = {"contender": "gnaforge", "flop": 1e9}
+    told = [
+        first_report.tell_run(row, run_of_plan, {"seconds": 3e-5, "launches": 9, "host_seconds": host}, 132)
+        for host in (None, 1e-5, 2.9e-5)
+    ]
+    assert ["the host takes" in line for line in told] == [False, False, True]
 
 
 def test_ratios_are_of_rows_of_a_group() -> None:

@@ -35,7 +35,7 @@ SECTIONS = {
     "machine": (90, "what is there: GPU, driver, torch, tools"),
     "right": (60, "12 kernels on 20 ragged problems each, NaN where it must not matter, against float64"),
     "dense": (60, "cycles per KV tile of dense attention, in a burst and for longer, beside torch's cuDNN and flash"),
-    "boxes": (25, "the same tokens as 1, 2 and 3 dimensions, no masks: what shorter runs of tokens cost the loads"),
+    "boxes": (25, "without masks: what loads cost at rank 1, 2 and 3, and a Q tile with few KV tiles"),
     "models": (90, "HunyuanVideo, FLUX, Wan, StormScope, at stride 1 and perfect strides, beside dense attention"),
     "sanitizer": (70, "compute-sanitizer's racecheck and memcheck on two small problems, if it is installed"),
     "suite": (0, "the suite of run.py, for the time that is left (needs torch)"),

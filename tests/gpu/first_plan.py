@@ -23,13 +23,18 @@ from gnaforge.spec import load_spec
 from gnaforge.verification.problems import for_kernel, random_problem_for, tile_counts
 
 Json = dict[str, Any]
-# All tiles are interior: the same work at each rank, with shorter and shorter runs of tokens.
-BOXES = {
-    "gna_forward-sm90-r1-bf16-d128-q128-kv128": (16384,),
-    "gna_forward-sm90-r2-bf16-d128-q8x16-kv8x16": (128, 128),
-    "gna_forward-sm90-r3-bf16-d128-q2x8x8-kv2x8x8": (16, 32, 32),
-    "gna_forward-sm90-r3-bf16-d128-q8x4x4-kv8x4x4": (16, 32, 32),
-}
+# Kernel, tokens, window and stride. No tile needs a mask. First the same work at each rank, with ever shorter runs of
+# tokens; then blocks, where a Q tile has 4 KV tiles or 1, with a head dim so small that they don't wait for memory.
+BOXES = (
+    ("gna_forward-sm90-r1-bf16-d128-q128-kv128", (16384,), (16384,)),
+    ("gna_forward-sm90-r2-bf16-d128-q8x16-kv8x16", (128, 128), (128, 128)),
+    ("gna_forward-sm90-r3-bf16-d128-q2x8x8-kv2x8x8", (16, 32, 32), (16, 32, 32)),
+    ("gna_forward-sm90-r3-bf16-d128-q8x4x4-kv8x4x4", (16, 32, 32), (16, 32, 32)),
+    ("gna_forward-sm90-r1-bf16-d32-q128-kv128", (16384,), (512,)),
+    ("gna_forward-sm90-r3-bf16-d32-q2x8x8-kv2x8x8", (16, 32, 32), (2, 16, 16)),
+    ("gna_forward-sm90-r1-bf16-d32-q128-kv128", (16384,), (128,)),
+    ("gna_forward-sm90-r3-bf16-d32-q2x8x8-kv2x8x8", (16, 32, 32), (2, 8, 8)),
+)
 DENSE = ("gna_forward-sm90-r1-bf16-d128-q128-kv128", "gna_forward-sm90-r1-bf16-d128-q128-kv176")
 MODELS = {"HunyuanVideo": "hunyuan-video", "FLUX": "flux-4k", "Wan": "wan-720p"}
 STORMSCOPE = Problem((128, 160), 31, heads=16, head_dim=48)
@@ -147,13 +152,14 @@ def _dense(keys: tuple[str, ...], tokens: int, heads: int, burst: float, sustain
     return section
 
 
-def _boxes(boxes: dict[str, tuple[int, ...]], heads: int, seconds: float) -> _Section:
+def _boxes(boxes: Iterable[tuple[str, tuple[int, ...], tuple[int, ...]]], heads: int, seconds: float) -> _Section:
     section = _Section()
-    for key, tokens in boxes.items():
+    for key, tokens, window in boxes:
         config = KernelConfig.parse(key)
-        problem = for_kernel(Problem(tokens, tokens, heads=heads), config)
-        label = f"all of {_extents(tokens)} by tiles of {_extents(config.q_tile)} and {_extents(config.kv_tile)}"
-        row = section.add("boxes", label, problem, config)
+        problem = for_kernel(Problem(tokens, window, 1 if window == tokens else window, heads=heads), config)
+        what = "all" if window == tokens else f"blocks of {_extents(window)}"
+        label = f"{what} of {_extents(tokens)} by tiles of {_extents(config.q_tile)} and {_extents(config.kv_tile)}"
+        row = section.add("all" if window == tokens else "blocks", label, problem, config)
         section.runs.append(_run(row, problem, config, "gnaforge", seconds, 3))
     return section
 
@@ -249,7 +255,9 @@ def plan_of_rehearsal(keys: dict[int, str]) -> Json:
         "schema": REPORT_SCHEMA,
         "right": _checks(keys.values(), 1, 60),
         "dense": _dense((keys[1],), 256, 2, 0.001, 0.002).as_json(),
-        "boxes": _boxes({keys[rank]: tokens[rank] for rank in keys}, 1, 0.001).as_json(),
+        "boxes": _boxes(
+            [(keys[rank], tokens[rank], window) for rank in keys for window in (tokens[rank], shape[rank])], 1, 0.001
+        ).as_json(),
         "models": _models(models, 0.001).as_json(),
         "sanitizer": [_check(configs[rank], 1, 60) for rank in (1, 3) if rank in configs],
         "suite": {"kernels": [*keys.values()], "problems": 1, "only": ["accuracy beside SDPA"]},

@@ -150,6 +150,7 @@ def derived(run: Json, answer: Json, processors: int) -> Json:
         return {}
     found: Json = {"tflops": run["flop"] / answer["seconds"] / 1e12}
     if answer.get("cycles") and processors and "tiles" in run:
+        found["cycles_per_q_tile"] = answer["cycles"] / -(-run["tiles"]["q"] // processors)
         cycles = found["cycles_per_tile"] = answer["cycles"] / tiles_of_busiest(run["tiles"], processors)
         found["tensor_share"] = run["tiles"]["tensor_cycles"] / cycles
     return found
@@ -191,7 +192,11 @@ def tell_run(row: Json, run: Json, answer: Json, processors: int) -> str:
         parts.append(f"{answer['mhz']:.0f} MHz")
     if "cycles_per_tile" in found:
         needed = run["tiles"]["tensor_cycles"]
+        each = run["tiles"]["kv"] / run["tiles"]["q"]
+        parts.append(f"{found['cycles_per_q_tile']:.0f} cycles a Q tile with {each:.3g} KV tiles")
         parts.append(f"{found['cycles_per_tile']:.0f} cycles a KV tile that takes {needed:.0f} at best")
+    if (answer.get("host_seconds") or 0) > 0.8 * answer["seconds"]:
+        parts.append(f"of which the host takes {answer['host_seconds'] * 1e3:.2g} ms, so it says little of the GPU")
     if run["contender"] == "gnaforge":
         parts.append(f"model {row['model_seconds'] * 1e3:.4g} ms")
     if "share" in answer:

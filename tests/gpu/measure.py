@@ -29,6 +29,7 @@ from gnaforge.verification.entry import Call, Entry, LaunchError, Refused  # noq
 from gnaforge.verification.serving import serve  # noqa: E402
 
 Json = dict[str, Any]
+_SHORT = 5e-4  # seconds of a kernel beside which the host's part of a launch is of interest
 _NAN = 0xFF  # every byte of it: NaN in each element type
 _LSE_SLACK = 1e-3  # of log-sum-exp: fp32 sums and exp2, far below what a lost KV tile does to it
 _UNITS = {"bf16": 2.0**-8, "fp16": 2.0**-11, "fp32": 2.0**-24}  # half an ulp of 1
@@ -264,8 +265,9 @@ def measure(device: Device, launch: Callable[[], object], seconds: float, pause:
     """Repeats a call for about ``seconds``, after a pause in which the GPU cools and one call that warms it up.
 
     Returns:
-        ``launches``; per launch ``seconds``, by events, and ``cycles`` of a processor's clock; ``mhz``, the mean clock.
-        The last two are None where nothing counts cycles.
+        ``launches``; per launch ``seconds``, by events, and ``cycles`` of a processor's clock; ``mhz``, the mean clock;
+        ``host_seconds`` that a launch of a short kernel takes before it is in the queue. The last three are None where
+        nothing counts cycles, or the kernel is long.
     """
     time.sleep(pause)
     launch()
@@ -273,13 +275,28 @@ def measure(device: Device, launch: Callable[[], object], seconds: float, pause:
     launch()
     device.mark(1)
     one = device.elapsed().seconds
+    host = _enqueue(launch) if one < _SHORT else None
+    device.wait()
     launches = max(1, min(100_000, round(seconds / max(one, 1e-6))))
     device.mark(0)
     for _ in range(launches):
         launch()
     device.mark(1)
     found = device.elapsed()
-    return {"launches": launches, "seconds": found.seconds / launches, **clock_of(*found, launches)}
+    return {
+        "launches": launches,
+        "seconds": found.seconds / launches,
+        **clock_of(*found, launches),
+        "host_seconds": host,
+    }
+
+
+def _enqueue(launch: Callable[[], object], times: int = 50) -> float:
+    """Seconds of the host per launch, of fewer than a queue takes."""
+    start = time.perf_counter()
+    for _ in range(times):
+        launch()
+    return (time.perf_counter() - start) / times
 
 
 def clock_of(seconds: float, cycles: float, nanoseconds: float, launches: int) -> Json:
