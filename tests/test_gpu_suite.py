@@ -18,6 +18,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent / "gpu"))
 
 import run as suite
+from commands import output_of
 from gnaforge.build.core import core_path
 from gnaforge.build.kernels import find_libraries
 from gnaforge.runtime.config import KernelConfig
@@ -203,5 +204,5 @@ def test_jobs_are_for_all_kernels_and_devices() -> None:
 
 def test_a_command_that_hangs_ends_with_its_children() -> None:
     """The child holds the pipe, which is read to its end."""
-    said = suite._output(["sh", "-c", "echo begins; sleep 50 & sleep 50; echo ends"], 1, {})
+    said = output_of(["sh", "-c", "echo begins; sleep 50 & sleep 50; echo ends"], 1, {})
     assert said == "begins\n\ntimed out"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,6 +21,7 @@ from ..errors import GnaforgeError
 _KEPT = {f"GNAFORGE_EMULATOR_{name}" for name in ("DEVICE", "PROCESSORS", "COUNTERS", "KEEP")}
 COMMAND = [sys.executable, "-m", "gnaforge.verification.worker"]
 _START_SECONDS = 60.0  # it imports torch
+_END_SECONDS = 10.0
 _HANGS = "no result within {} s: the kernel or its host code hangs"
 
 
@@ -38,15 +41,22 @@ class Worker:
     Args:
         core: the core extension for its operators, where there is no compile cache to take it from.
         log: takes what the process prints, after what is there; by default errors show its last lines.
+        command: what serves the requests; by default `COMMAND`.
         settings: environment variables for it; of those of the emulator it gets no others, but few.
     """
 
-    def __init__(self, core: Path | None = None, log: Path | None = None, **settings: str) -> None:
+    def __init__(
+        self,
+        core: Path | None = None,
+        log: Path | None = None,
+        command: Sequence[str] | None = None,
+        **settings: str,
+    ) -> None:
         self._said = tempfile.TemporaryFile() if log is None else log.open("a+b")  # noqa: SIM115  (as long as the process)
         kept = {k: v for k, v in os.environ.items() if not k.startswith("GNAFORGE_EMULATOR_") or k in _KEPT}
         # Its own process group: Ctrl-C reaches this process, which then ends the other.
         self._process = subprocess.Popen(
-            [*COMMAND, *([] if core is None else ["--core", str(core)])],
+            [*(command or COMMAND), *([] if core is None else ["--core", str(core)])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
@@ -65,7 +75,8 @@ class Worker:
         """Ends the process."""
         if self._process.poll() is None:
             self._process.kill()
-        self._process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # the driver may hold a process whose GPU hangs
+            self._process.wait(timeout=_END_SECONDS)
         for stream in (self._process.stdin, self._process.stdout, self._said):
             if stream is not None:
                 stream.close()

@@ -1,5 +1,5 @@
-"""The process in which kernels run: ``python -m gnaforge.verification.worker``. One JSON request per line of standard
-input, one reply per line of standard output; with ``--jobs FILE`` the requests come from a file.
+"""The process in which kernels run: ``python -m gnaforge.verification.worker``. See `serving`; with ``--jobs FILE`` the
+requests come from a file.
 
 A kernel may crash or hang without harm to its caller, and its schedule is its own: see `process.Worker`.
 """
@@ -7,7 +7,6 @@ A kernel may crash or hang without harm to its caller, and its schedule is its o
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -30,6 +29,7 @@ from .layouts import fill
 from .operators import OPERATOR_JOBS, Skipped
 from .problems import EMULATED_PROCESSORS
 from .runs import KernelRuns
+from .serving import serve
 
 Json = dict[str, Any]
 
@@ -182,17 +182,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.core is not None:
         core.set_core_files(lambda: [options.core])
-    # Kernels print to standard output, which is for replies only; so do C code and child processes.
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    sys.stdout = sys.stderr
     torch.set_num_threads(1)
-    server = Server()
-    for line in options.jobs.read_text().splitlines() if options.jobs else sys.stdin:
-        reply = server.answer(json.loads(line))
-        print(json.dumps(reply), file=replies, flush=True)
-        if reply.get("ended"):
-            sys.exit(3)
+    serve(Server().answer, options.jobs)
 
 
 if __name__ == "__main__":

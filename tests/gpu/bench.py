@@ -8,7 +8,7 @@ import datetime
 import os
 from pathlib import Path
 
-from paths import CARRIED, HERE, set_up
+from paths import BENCH_LIBRARY, CARRIED, HERE, set_up
 
 set_up()
 
@@ -25,7 +25,7 @@ def main() -> None:
     bench.main(
         [
             f"--problems={CARRIED / 'problems.json'}",
-            f"--library={CARRIED / 'gpu_bench.so'}",
+            f"--library={BENCH_LIBRARY}",
             f"--seconds={options.seconds}",
             f"--report={options.out}",
             *rest,

@@ -12,7 +12,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 CARRIED = HERE / "carried"
-LIBRARY, CORE, FACTS = CARRIED / "gpu_suite.so", CARRIED / "core.so", CARRIED / "facts.json"
+LIBRARY, BENCH_LIBRARY, CORE = CARRIED / "gpu_suite.so", CARRIED / "gpu_bench.so", CARRIED / "core.so"
+DEVICE, FACTS, PLAN = CARRIED / "device.so", CARRIED / "facts.json", CARRIED / "first.json"
 
 
 def set_up() -> None:

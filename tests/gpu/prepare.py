@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Builds what the suite takes to a machine with a GPU and without gnaforge: the kernels, the core extension, facts."""
+"""Builds what the suite takes to a machine with a GPU and without gnaforge or a compiler: kernels, the core extension,
+what measures kernels without torch, facts."""
 
 from __future__ import annotations
 
@@ -7,13 +8,21 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
-from paths import CARRIED, CORE, FACTS, LIBRARY, ROOT
+from paths import BENCH_LIBRARY, CARRIED, CORE, DEVICE, FACTS, HERE, LIBRARY, PLAN, ROOT
 
 sys.path.insert(0, str(ROOT / "tests"))
 
+from first_plan import plan_of_hardware
 from gnaforge.build.core import core_path
+from gnaforge.build.identity import include_dir
+from gnaforge.build.kernels import find_stand_in, kernel_compiler
 from gnaforge.build.link import build, library_path
+from gnaforge.build_tools.cuda_compiler import CudaCompiler
+from gnaforge.build_tools.toolchain import cxx_compiler
+from gnaforge.errors import BuildError
 from gnaforge.plan import Plan, plan
 from gnaforge.runtime.config import KernelConfig
 from gnaforge.runtime.problem import Problem
@@ -60,13 +69,35 @@ def _git(*arguments: str) -> str:
     return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
 
+def build_device(path: Path, *, emulated: bool = False) -> None:
+    """Compiles device.cu to a library; linked to the emulator's stand-in if ``emulated``, else to a static runtime.
+
+    Raises:
+        BuildError: there is no compiler.
+    """
+    compiler = kernel_compiler(CONFIGS[0], cxx_compiler(), find_stand_in() if emulated else None)
+    assert isinstance(compiler, CudaCompiler)
+    with tempfile.TemporaryDirectory(prefix="gnaforge-") as folder:
+        built = f"{folder}/device.o"
+        for command in (
+            compiler.compile_command(str(HERE / "device.cu"), built, include_dir()),
+            compiler.link_command([built], str(path)),
+        ):
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise BuildError(f"device.cu did not compile:\n{done.stderr}")
+
+
 def main() -> None:
     CARRIED.mkdir(exist_ok=True)
+    first = plan_of_hardware(sorted(config.key for config in CONFIGS))
+    rows = [row for part in ("dense", "boxes", "models") for row in first[part]["rows"]]
+    measured = {KernelConfig.parse(row["kernel"]) for row in rows}
     fitted = {config for name in PRESETS for config in plan(load_spec(name), ["sm90"]).configs}
     facts: dict[str, object] = {"commit": _git("rev-parse", "HEAD"), "uncommitted": _git("status", "--short")}
     for name, configs in (
-        ("gpu_suite", sorted(CONFIGS)),
-        ("gpu_bench", sorted(fitted | set(map(KernelConfig.parse, DENSE_KERNELS)))),
+        (LIBRARY.stem, sorted(CONFIGS)),
+        (BENCH_LIBRARY.stem, sorted(fitted | measured | set(map(KernelConfig.parse, DENSE_KERNELS)))),
     ):
         made = Plan(name, tuple(configs))
         result = build(made, CARRIED)
@@ -75,6 +106,8 @@ def main() -> None:
         print(f"{name}.so: {len(configs)} kernels, {len(result.compiled)} compiled in {result.seconds:.0f} s")
         shutil.rmtree(CARRIED / name)
     shutil.copy(core_path(), CORE)
+    build_device(DEVICE)
+    PLAN.write_text(json.dumps(first) + "\n")
     (CARRIED / "problems.json").write_text(json.dumps(_problems(), indent=1) + "\n")
     FACTS.write_text(json.dumps(facts, indent=1) + "\n")
     print(f"{sum(path.stat().st_size for path in CARRIED.iterdir()) / 2**20:.1f} MB in {CARRIED}")

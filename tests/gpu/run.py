@@ -13,14 +13,13 @@ import json
 import os
 import platform
 import shutil
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from commands import driver, sanitizer_output
 from paths import CORE, FACTS, HERE, LIBRARY, set_up
 
 set_up()
@@ -52,6 +51,13 @@ def _random(section: str, kernel: str, seed: int, max_tokens: int, **fields: Any
     return _verify(section, kernel, problem, LAYOUTS[seed % len(LAYOUTS)], seed, **fields)
 
 
+def ragged_jobs(section: str, keys: list[str], seeds: Iterable[int], tokens: int) -> Iterator[Job]:
+    """A small problem per seed and kernel, of any shape and layout, repeated, and with NaN where it must not matter."""
+    for seed in seeds:
+        for key in keys:
+            yield _random(section, key, seed, tokens, repeats=1, poison=POISONS)
+
+
 def _dense(rank: int, large: bool) -> tuple[int, ...]:
     if large:
         return {1: (4000,), 2: (60, 70), 3: (12, 18, 20)}[rank]
@@ -61,8 +67,7 @@ def _dense(rank: int, large: bool) -> tuple[int, ...]:
 def jobs_of(keys: list[str], problems: int, large: bool, first: int) -> Iterator[Job]:
     """All jobs, the most telling first. ``large``: sizes for a GPU, not for the emulator. Seeds start at ``first``."""
     configs = {key: KernelConfig.parse(key) for key in keys}
-    for key in keys:
-        yield _random("first runs", key, first - 1, 300, repeats=1, poison=POISONS)
+    yield from ragged_jobs("first runs", keys, [first - 1], 300)
     for key in keys[:: 1 if large else 4]:
         yield _job("operators", "operator", key, kind="result")
     for kind in _OPERATOR_KINDS:
@@ -113,7 +118,7 @@ class Suite:
         self.results: dict[str, Any] = {
             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "command": " ".join(sys.argv[1:]),
-            "driver": _driver(),
+            "driver": driver(),
             "host": platform.platform(),
             "facts": json.loads(FACTS.read_text()) if FACTS.is_file() else None,
             "machine": {},
@@ -220,10 +225,10 @@ class Suite:
             if left < 20:
                 self.results["sanitizer"][check] = "no time left"
                 continue
-            command = [tool, "--tool", check, "--kernel-regex", "kns=gna_", *process.COMMAND, "--jobs", str(jobs)]
             # Without torch's cache each tensor is an allocation of its own, whose end memcheck knows.
-            text = _output(command, min(left, 90), {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
-            summary = [line.strip() for line in text.splitlines() if "SUMMARY" in line or "timed out" in line]
+            uncached = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+            command = [*process.COMMAND, "--jobs", str(jobs)]
+            summary, text = sanitizer_output(tool, check, command, min(left, 90), uncached)
             answered = text.count('"digest": '), text.count('"failed": ')
             self.results["sanitizer"][check] = {"summary": summary, "passed": answered[0], "failed": answered[1]}
             self.options.out.with_suffix(f".{check}.txt").write_text(text[-200_000:])
@@ -232,34 +237,6 @@ class Suite:
 
     def save(self) -> None:
         self.options.out.write_text(json.dumps(self.results, indent=1) + "\n")
-
-
-def _output(command: list[str], seconds: float, environment: dict[str, str]) -> str:
-    """All that a command prints within its time, after which it ends with the processes that it has started."""
-    running = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env={**os.environ, **environment},
-        start_new_session=True,
-    )
-    try:
-        return running.communicate(timeout=seconds)[0].decode(errors="replace")
-    except subprocess.TimeoutExpired:
-        os.killpg(running.pid, signal.SIGKILL)
-    try:
-        printed = running.communicate(timeout=10)[0]
-    except subprocess.TimeoutExpired as error:  # a process that left the group holds the pipe
-        printed = error.stdout or b""
-    return printed.decode(errors="replace") + "\ntimed out"
-
-
-def _driver() -> str:
-    try:
-        query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-        return subprocess.run(query, capture_output=True, text=True, timeout=20).stdout.strip()
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
 
 
 def main() -> int:

@@ -1,0 +1,107 @@
+"""Kernels of a library through the C contract (abi.h), on memory of any kind. Needs no torch."""
+
+from __future__ import annotations
+
+import ctypes as c
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..build import abi
+from ..build.library import load_library_table
+from ..runtime.config import KernelConfig
+from ..runtime.op_table import OPS
+from ..runtime.problem import Problem
+from .kinds import Device
+
+_TEXT = 4096
+
+
+def _serially(begin: int, end: int, _: int, body: Callable[..., None], context: int) -> None:
+    body(begin, end, context)
+
+
+_SERIALLY = abi.ParallelFor(_serially)
+
+
+class Refused(Exception):
+    """A kernel does not take a problem; says why."""
+
+
+class LaunchError(Exception):
+    """A kernel took a problem and failed; says why."""
+
+
+class Call:
+    """A call that its kernel takes; it may run any number of times.
+
+    Attributes:
+        workspace_bytes: memory that it needs beside its tensors.
+
+    Raises:
+        Refused: the kernel does not take this problem.
+    """
+
+    def __init__(self, entry: abi.Entry, args: abi.Args) -> None:
+        self._entry, self._args, self._text = entry, args, c.create_string_buffer(_TEXT)
+        if entry.can_run(c.byref(args), self._text, _TEXT):
+            raise Refused(self._text.value.decode(errors="replace"))
+        self.workspace_bytes = int(entry.workspace_bytes(c.byref(args)))
+
+    def run(self, workspace: int | None, stream: int | None) -> None:
+        """Runs the kernel, or enqueues it on a GPU's stream.
+
+        Raises:
+            LaunchError: it failed; says why.
+        """
+        if self._entry.run(c.byref(self._args), workspace, stream, self._text, _TEXT):
+            raise LaunchError(self._text.value.decode(errors="replace"))
+
+
+class Entry:
+    """One kernel of a library.
+
+    Attributes:
+        config: its identity.
+        op: what it computes.
+        device: what runs it. In the emulator it takes memory of the CPU, and can be given schedules.
+
+    Raises:
+        InputError: it is no kernel library of this version of the contract.
+        ValueError: the library holds no such kernel, or one of an op that the op table doesn't have.
+    """
+
+    def __init__(self, library: Path, key: str) -> None:
+        self._library, contents = load_library_table(library)
+        self.config = KernelConfig.parse(key)
+        entries = [contents.entries[i].contents for i in range(contents.count)]
+        found = [entry for entry in entries if entry.key.decode() == key]
+        if not found:
+            raise ValueError(f"{library} has no kernel {key}")
+        if self.config.op not in OPS:
+            raise ValueError(f"{key}: nothing is known of the op; there are {', '.join(OPS)}")
+        self.op = OPS[self.config.op]
+        self._entry = found[0]
+        on_gpu = self._entry.device == abi.DEVICES["cuda"]
+        self.device: Device = "emulator" if contents.flags & abi.EMULATED else "cuda" if on_gpu else "cpu"
+
+    @property
+    def tensor_device(self) -> str:
+        """Where its tensors must be, for torch."""
+        return "cuda" if self.device == "cuda" else "cpu"
+
+    def function(self, name: str) -> Any:
+        """A function of the library or of what it is linked to; AttributeError if there is none."""
+        return getattr(self._library, name)
+
+    def prepare(self, problem: Problem, views: Mapping[str, abi.Tensor], device_index: int = 0) -> Call:
+        """A call with tensors by role.
+
+        Raises:
+            Refused: the kernel does not take this problem.
+        """
+        host = abi.Host(c.sizeof(abi.Host), 1, _SERIALLY)
+        args = abi.make_args(self.op.name, abi.describe(problem), views, host, self.tensor_device)
+        args.features = abi.feature_bits(problem.features())
+        args.device_index = device_index
+        return Call(self._entry, args)
