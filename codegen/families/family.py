@@ -16,6 +16,7 @@ from ..runtime.family import FamilyFacts, Padding
 from .target import Target
 
 if TYPE_CHECKING:
+    from ..build_tools.cycles import TileLoop
     from ..build_tools.sass import Sass
 
 Box = tuple[int, ...]
@@ -113,10 +114,13 @@ class MachineCode:
             for the build record and `gnaforge list --static` (``products``, ``mufu``, ``mufu_under_product`` as far as
             they mean something), or raises a `BuildError` that says what is wrong.
         spill_bytes: most bytes of stack, of spill stores and of spill loads that ptxas may report.
+        tile_loop: says how a kernel works through KV tiles, for the time model of machine code; None where nobody has
+            said so yet.
     """
 
     check: Callable[[KernelConfig, Sass, int], dict[str, int]]
     spill_bytes: int = 0
+    tile_loop: Callable[[KernelConfig], TileLoop] | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,10 @@ from .family import Box, Family, Limits, MachineCode, TimeConstants
 from .target import TARGETS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..build_tools.cycles import TileLoop
+    from ..build_tools.cycles.instruction import Instruction
     from ..build_tools.sass import Sass
 
 _SHARED_MEMORY = 227 * 1024  # of one thread block (CUDA C Programming Guide, technical specifications)
@@ -84,6 +88,26 @@ def check_machine_code(config: KernelConfig, code: Sass, registers: int) -> dict
     }
 
 
+def _rescales(block: Sequence[Instruction]) -> bool:
+    """Whether a block is there to multiply the output, which only a new maximum asks for."""
+    return 2 * sum(instruction.name == "FMUL" for instruction in block) > len(block)
+
+
+def tile_loop(config: KernelConfig) -> TileLoop:
+    """How consumers work through KV tiles: Q K^T of one and P V of the one before, by turns."""
+    from ..build_tools.cycles import SM90, TileLoop
+
+    consumers = -(-config.q_rows // _WARPGROUP_ROWS)
+    return TileLoop(
+        SM90,
+        warps=consumers,
+        threads=SM90.warpgroup_threads * (consumers + 1),
+        groups=2,
+        never=frozenset({"UTMALDG"}),  # that is the producer's
+        rare=_rescales,
+    )
+
+
 FAMILY = Family(
     op="gna_forward",
     target=TARGETS["sm90"],
@@ -94,7 +118,7 @@ FAMILY = Family(
     padding=Padding(rows=_WARPGROUP_ROWS, columns=16),
     default_tiles={1: ((128,), (128,)), 2: ((8, 16), (8, 16)), 3: ((2, 8, 8), (2, 8, 8))},
     rounds_probabilities=True,
-    machine_code=MachineCode(check_machine_code),
+    machine_code=MachineCode(check_machine_code, tile_loop=tile_loop),
     time=TimeConstants(
         device="H100 SXM",
         units=132,
