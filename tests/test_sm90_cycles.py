@@ -31,20 +31,21 @@ def nvcc() -> str:
         pytest.skip(str(error))
 
 
-def differences(
-    found: dict[str, dict[str, dict[str, int]]], budgets: dict[str, dict[str, dict[str, int]]]
-) -> list[str]:
+Modelled = dict[str, dict[str, Any]]
+"""`KernelCycles.to_json` of kernels, by key."""
+
+
+def differences(found: Modelled, budgets: Modelled) -> list[str]:
     """What is off by more than 5 %, a line each."""
     lines = []
     for key, budget in budgets.items():
         for tile in TILES:
             for queue, cycles in budget[tile].items():
                 now = found[key][tile][queue]
-                if abs(now / cycles - 1) > WITHIN:
-                    word = "slower" if now > cycles else "faster"
-                    lines.append(
-                        f"{key}: {tile}, {queue}: {now}, the budget is {cycles} ({now / cycles - 1:+.0%}, {word})"
-                    )
+                change = now / cycles - 1
+                if abs(change) > WITHIN:
+                    word = "slower" if change > 0 else "faster"
+                    lines.append(f"{key}: {tile}, {queue}: {now}, the budget is {cycles} ({change:+.0%}, {word})")
     return lines
 
 
