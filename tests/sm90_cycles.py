@@ -1,7 +1,8 @@
-"""Models the sm90 kernels of the tests, and keeps what that gives.
+"""Models sm90 kernels, and keeps what that gives: budgets of the tests' kernels, and the simulator's constants.
 
-Use: ``python tests/sm90_cycles.py`` compiles them, about a minute, and writes tests/data/sm90_cycles.json, which
-test_sm90_cycles.py holds them to.
+Use: ``python tests/sm90_cycles.py`` compiles 75 kernels, which takes minutes. It writes tests/data/sm90_cycles.json, to
+which test_sm90_cycles.py holds the tests' kernels, and codegen/families/sm90_forward_times.py, the formulas that are
+fitted to all of them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ from gnaforge.families import family_of
 from gnaforge.runtime.config import KernelConfig
 from sm90_boundary import compile_kernel
 from sm90_kernels import CONFIGS
+from sm90_times import FITTED, TIMES, errors_of, fit_all, render_times
+
+Modelled = dict[str, dict[str, Any]]
+"""`KernelCycles.to_json` of kernels, by key."""
 
 RESULT = Path(__file__).with_name("data") / "sm90_cycles.json"
 PROCESSES = 2
@@ -37,7 +42,7 @@ def modelled(config: KernelConfig, folder: Path) -> dict[str, Any]:
     return model_kernel(code, demands.tile_loop(config), registers=registers, shared_memory=0).to_json()
 
 
-def model_all(configs: Iterable[KernelConfig], folder: Path) -> dict[str, dict[str, Any]]:
+def model_all(configs: Iterable[KernelConfig], folder: Path) -> Modelled:
     """`modelled` of each kernel, by key."""
     configs = list(configs)
     with ThreadPoolExecutor(PROCESSES) as pool:
@@ -46,11 +51,17 @@ def model_all(configs: Iterable[KernelConfig], folder: Path) -> dict[str, dict[s
 
 
 def main() -> None:
-    """Writes the result."""
+    """Writes the results."""
     with tempfile.TemporaryDirectory() as folder:
-        found = {"nvcc": find_nvcc().version, "kernels": model_all(CONFIGS, Path(folder))}
-    RESULT.write_text(json.dumps(found, indent=1) + "\n")
-    print(f"wrote {RESULT}: {len(CONFIGS)} kernels")
+        kernels = model_all([*CONFIGS, *FITTED], Path(folder))
+    RESULT.write_text(json.dumps({"nvcc": find_nvcc().version, "kernels": kernels}, indent=1) + "\n")
+    times = fit_all(kernels)
+    TIMES.write_text(render_times(times, len(kernels)))
+    print(f"wrote {RESULT} and {TIMES}: {len(kernels)} kernels")
+    for group, errors in errors_of(times, kernels).items():
+        squares = sum(error**2 for error in errors.values()) / len(errors)
+        worst = max(errors, key=lambda name: abs(errors[name]))
+        print(f"{group}: off by {squares**0.5:.1%} (root mean square), at most {errors[worst]:+.1%} ({worst})")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,11 @@ from gnaforge.build_tools.cycles import SM90, TileLoop, model_kernel
 from gnaforge.build_tools.sass import read_cubin
 from gnaforge.errors import BuildError
 from gnaforge.families.sm90_forward import FAMILY
+from gnaforge.families.sm90_forward_times import CODE_TIMES
+from gnaforge.runtime.config import KernelConfig
 from sm90_cycles import RESULT, model_all
 from sm90_kernels import CONFIGS
+from sm90_times import FITTED, errors_of, fit_all, group_of
 
 TILES = ("interior_tile_cycles", "shell_tile_cycles", "q_tile_cycles")
 WITHIN = 0.05
@@ -51,8 +55,9 @@ def differences(found: Modelled, budgets: Modelled) -> list[str]:
 
 def test_modelled_cycles_are_within_their_budgets(nvcc: str, tmp_path: Path) -> None:
     known = json.loads(RESULT.read_text())
-    assert known["kernels"].keys() == {config.key for config in CONFIGS}, "run: python tests/sm90_cycles.py"
-    lines = differences(model_all(CONFIGS, tmp_path), known["kernels"])
+    keys = [config.key for config in CONFIGS]
+    assert known["kernels"].keys() == {*keys, *(config.key for config in FITTED)}, "run: python tests/sm90_cycles.py"
+    lines = differences(model_all(CONFIGS, tmp_path), {key: known["kernels"][key] for key in keys})
     assert not lines, "\n".join(
         [
             *lines,
@@ -69,6 +74,32 @@ def test_a_budget_is_missed_in_both_directions() -> None:
         (line,) = differences(found, budget)
         assert line.startswith(f"k: shell_tile_cycles, queue_2: {cycles}, the budget is 1000") and word in line
     assert not differences({"k": {**budget["k"], "shell_tile_cycles": {"queue_2": 1049}}}, budget)
+
+
+def test_the_formulas_of_the_simulator_are_those_of_the_table() -> None:
+    """Fitted again, and as near to the modelled cycles as the simulator's page says."""
+    kernels = json.loads(RESULT.read_text())["kernels"]
+    times = fit_all(kernels)
+    assert times.keys() == CODE_TIMES.keys(), "run: python tests/sm90_cycles.py"
+    for group, errors in errors_of(CODE_TIMES, kernels).items():
+        refitted = errors_of({group: times[group]}, {key: k for key, k in kernels.items() if group_of(key, k) == group})
+        assert rms(errors) == pytest.approx(rms(refitted[group]), abs=1e-3), "run: python tests/sm90_cycles.py"
+        assert rms(errors) < 0.065 and max(map(abs, errors.values())) < 0.15, (group, errors)
+        assert CODE_TIMES[group].q_tile == pytest.approx(times[group].q_tile)
+
+
+def rms(errors: Mapping[str, float]) -> float:
+    return (sum(error**2 for error in errors.values()) / len(errors)) ** 0.5
+
+
+def test_blocks_that_share_a_multiprocessor() -> None:
+    """The simulator's rule, without a kernel at hand, is what registers and shared memory of compiled ones give."""
+    constants = FAMILY.time_constants()
+    for key, cycles in json.loads(RESULT.read_text())["kernels"].items():
+        config = KernelConfig.parse(key)
+        rows = FAMILY.padding.padded_rows(config.q_rows)
+        dims = config.head_dim, config.value_head_dim or config.head_dim
+        assert constants.two_blocks(rows, config.kv_columns, *dims) == (cycles["blocks_per_multiprocessor"] == 2), key
 
 
 def test_a_build_keeps_what_the_model_reads(nvcc: str) -> None:
