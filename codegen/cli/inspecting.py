@@ -80,7 +80,9 @@ def list_kernels(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """List kernels: keys, tiles, and what is known of the compiled ones. Needs no compiler.
+    """List kernels and what is known of the compiled ones.
+
+    Needs no compiler.
 
     With `--static`: registers after launch, bytes spilled, shared memory per thread block, and of the machine
     code the instructions, matrix products (HGMMA or UTCHMMA), special functions (MUFU, nearly all of them exp2), and,
@@ -93,8 +95,10 @@ def list_kernels(
     in shared memory. No kernel has run on hardware to check it. With `--json` as well, `modelled` has the cycles, or
     says why there are none.
 
-    Examples: `gnaforge list`, `gnaforge list hunyuan-video --static`,
-    `gnaforge list generated/quickstart/lib/quickstart.so`
+    Examples:
+        gnaforge list  # What the compile cache holds.
+        gnaforge list hunyuan-video --static
+        gnaforge list generated/quickstart/lib/quickstart.so
     """
     from ..build.library import read_library
 
@@ -191,9 +195,13 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
 
 
 def doctor(json: JsonOption = False) -> None:
-    """Say what gnaforge needs, what it found where, and how to get what is missing.
+    """Say what gnaforge needs, what it found, and how to get the rest.
 
     Exits with 1 if cpu kernels can't be built and run here.
+
+    Examples:
+        gnaforge doctor
+        gnaforge doctor --json  # For a report of a fault.
     """
     from ..doctor import GROUPS, NEEDED, examine
 
@@ -217,8 +225,12 @@ def schema(
 ) -> None:
     """Print the JSON Schema of kernel specs, for editors.
 
-    Example: `gnaforge schema > gnaforge.schema.json`, then put
-    `# yaml-language-server: $schema=gnaforge.schema.json` on a spec's first line.
+    Redirect it to gnaforge.schema.json and put `# yaml-language-server: $schema=gnaforge.schema.json` on a spec's first
+    line: editors then complete and check its fields.
+
+    Examples:
+        gnaforge schema
+        gnaforge schema --markdown  # A table of the fields, to read.
     """
     from ..spec import json_schema
     from ..spec.reference import reference_table
