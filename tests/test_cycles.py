@@ -245,10 +245,46 @@ def test_ways_through_a_kernel() -> None:
     assert names(ways.interior) == f"{start} {end}"
     # The block of products runs rarely, so that not even the longest way goes through it.
     assert names(ways.shell) == f"{start} FSEL FSEL FMNMX {end}"
-    assert names(ways.before) == "LDS SYNCS BRA"
-    assert names(ways.after) == "BRA FADD BRA"
+    assert [names(way) for way in ways.outside] == ["LDS SYNCS BRA", "BRA FADD BRA"]
+    assert ways.q_tile(2) == (*ways.outside[0], *ways.shell, *ways.shell, *ways.outside[1])
     everything = find_ways(decode(listing_of(KERNEL)), LOOP).shell
     assert names(everything) == f"{start} FSEL FSEL FMNMX BRA FMUL FMUL FMUL FMUL FMUL WARPGROUP BRA"
+
+
+APART = """
+    q:
+      LDS
+      unmasked:
+        ARRIVE
+        HGMMA 64 end
+        AWAIT 0
+        @ BRA unmasked
+      FMNMX
+      masked:
+        ARRIVE
+        HGMMA 64 end
+        AWAIT 0
+        FSEL
+        FSEL
+        @ BRA masked
+      FADD
+      @ BRA q
+    EXIT
+"""
+
+
+def test_shell_tiles_with_a_loop_of_their_own() -> None:
+    facts = TileLoop(SM90, 1, 256, 1, loops=2)
+    ways = find_ways(decode(listing(APART)), facts)
+    assert names(ways.interior) == "WARPGROUP HGMMA WARPGROUP BRA"
+    assert names(ways.shell) == "WARPGROUP HGMMA WARPGROUP FSEL FSEL BRA"
+    assert [names(way) for way in ways.outside] == ["LDS", "FMNMX", "FADD BRA"]
+    assert names(ways.q_tile(1)) == f"LDS {names(ways.interior)} FMNMX {names(ways.shell)} FADD BRA"
+    # 71 to the end of the wait, as above, and a branch; in the shell selections at 71 and 73, a branch at 74.
+    found = model_kernel(listing(APART), facts, registers=168, shared_memory=150_000)
+    assert (found.interior_tile["2"], found.shell_tile["2"]) == (72, 75)
+    with pytest.raises(UnknownCode, match="2 loops have 1 groups"):
+        find_ways(decode(listing(APART)), LOOP)
 
 
 def test_modelled_cycles_of_a_kernel() -> None:

@@ -19,15 +19,23 @@ class Ways:
     """The ways through a kernel.
 
     Attributes:
-        interior, shell: one KV tile: the shortest way through the loop, and the longest, which masks.
-        before, after: what a Q tile takes beside the loop, on the longest way: masks, and outputs stored. Where there
-            is no loop over Q tiles, a thread block takes one, and these begin and end with the kernel.
+        interior, shell: one KV tile: where all have one loop the shortest way through it, and the longest, which masks.
+        loops: the ways of a Q tile's KV tiles, in order: those of its loops.
+        outside: what a Q tile takes before, between and behind its loops, on the longest way: row windows, outputs
+            stored. Where there is no loop over Q tiles, a thread block takes one: this begins and ends with the kernel.
     """
 
     interior: Way
     shell: Way
-    before: Way
-    after: Way
+    loops: tuple[Way, ...]
+    outside: tuple[Way, ...]
+
+    def q_tile(self, passes: int) -> Way:
+        """A Q tile that goes through each of its loops so many times."""
+        found = self.outside[0]
+        for loop, after in zip(self.loops, self.outside[1:], strict=True):
+            found = (*found, *loop * passes, *after)
+        return found
 
 
 @dataclass(frozen=True)
@@ -161,31 +169,36 @@ def find_ways(code: Sequence[Instruction], facts: TileLoop) -> Ways:
     """The ways through a kernel's loops.
 
     Raises:
-        UnknownCode: there is no such loop, or several; or an instruction on the way is none that the model knows.
+        UnknownCode: there are not as many such loops; or an instruction on the way is none that the model knows.
     """
     graph = _Graph(code)
-    tiles = _tile_loop(graph, facts)
-    around = [loop for loop in graph.loops if tiles.blocks < loop.blocks]
+    loops = _tile_loops(graph, facts)
+    tiles = frozenset[int]().union(*(loop.blocks for loop in loops))
+    around = [loop for loop in graph.loops if tiles < loop.blocks]
     q_tiles = min(around, key=lambda loop: len(loop.blocks)) if around else graph.whole()
-    outside = q_tiles.blocks - tiles.blocks
-    exits = {n for block in tiles.blocks for n in graph.next[block] if n in outside and _leads(graph, n, q_tiles)}
-    if len(exits) != 1:
-        raise UnknownCode(f"the loop over KV tiles ends in {len(exits)} places, expected 1")
-    around_head = outside | {tiles.head}
-    ways = (
-        graph.usual_way(tiles.head, tiles.ends, tiles.blocks, facts, longest=False),
-        graph.usual_way(tiles.head, tiles.ends, tiles.blocks, facts),
-        graph.usual_way(q_tiles.head, {tiles.head}, around_head, facts)[:-1],
-        graph.usual_way(exits.pop(), q_tiles.ends, outside, facts),
+    rest = q_tiles.blocks - tiles
+    begin, outside = q_tiles.head, []
+    for loop in loops:
+        way = graph.usual_way(begin, {loop.head}, rest | {loop.head}, facts)
+        outside.append(_instructions(graph, way[:-1]))
+        exits = {n for block in loop.blocks for n in graph.next[block] if n in rest and _leads(graph, n, q_tiles)}
+        if len(exits) != 1:
+            raise UnknownCode(f"the loop over KV tiles ends in {len(exits)} places, expected 1")
+        begin = exits.pop()
+    outside.append(_instructions(graph, graph.usual_way(begin, q_tiles.ends, rest, facts)))
+    short, long = (
+        [_instructions(graph, graph.usual_way(x.head, x.ends, x.blocks, facts, longest=longest)) for x in loops]
+        for longest in (False, True)
     )
-    return Ways(*(_instructions(graph, way) for way in ways))
+    return Ways(min(short, key=len), max(long, key=len), tuple(long), tuple(outside))
 
 
 def _leads(graph: _Graph, block: int, loop: _Loop) -> bool:
     return graph.way(block, loop.ends, loop.blocks, longest=False) is not None
 
 
-def _tile_loop(graph: _Graph, facts: TileLoop) -> _Loop:
+def _tile_loops(graph: _Graph, facts: TileLoop) -> list[_Loop]:
+    """The loops over KV tiles, in the order in which a Q tile comes to them."""
     found = []
     for loop in graph.loops:
         body = list(graph.instructions(loop.blocks))
@@ -193,11 +206,12 @@ def _tile_loop(graph: _Graph, facts: TileLoop) -> _Loop:
         if groups == facts.groups and not any(instruction.name in facts.never for instruction in body):
             found.append(loop)
     found = [loop for loop in found if not any(other.blocks < loop.blocks for other in found)]
-    if len(found) != 1:
+    if len(found) != facts.loops:
         raise UnknownCode(
-            f"{len(found)} loops have {facts.groups} groups of matrix products (WARPGROUP.ARRIVE), expected 1"
+            f"{len(found)} loops have {facts.groups} groups of matrix products (WARPGROUP.ARRIVE), "
+            f"expected {facts.loops}"
         )
-    return found[0]
+    return sorted(found, key=lambda loop: -graph.done.index(loop.head))
 
 
 def _instructions(graph: _Graph, way: Sequence[int]) -> Way:

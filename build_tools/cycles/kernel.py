@@ -14,7 +14,7 @@ from .issue import Steady, find_turn, simulate
 QUEUES: Mapping[str, int | None] = {"unlimited": None, "2": 2, "1": 1}
 """Matrix products that may wait for the tensor core: nobody has published how many, so the model is run with each."""
 
-_TILES = 5  # of a Q tile in the model; what it costs beside them hardly depends on it
+_PASSES = 4  # through each loop for a Q tile in the model; what it costs beside them hardly depends on it
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class KernelCycles:
 
     Attributes:
         interior_tile, shell_tile: a KV tile of one thread block, without a mask and with one.
-        q_tile: a Q tile of one thread block, beyond its KV tiles; all of these need masks.
+        q_tile: a Q tile of one thread block, beyond its KV tiles; all of these take the longest way.
         interior_limit, shell_limit: what is busiest with two products waiting, and for which share of the cycles.
         blocks: thread blocks on the multiprocessor, between which the cycles are divided.
     """
@@ -75,12 +75,15 @@ def model_kernel(code: Sass, loop: TileLoop, *, registers: int, shared_memory: i
         return {name: steady.cycles / blocks for name, steady in found.items()}
 
     interior, shell = run(ways.interior), run(ways.shell)
-    whole = per_tile(run((*ways.before, *ways.shell * (_TILES - 1), *ways.after)))
-    shell_tile = per_tile(shell)
+    interior_tile, shell_tile = per_tile(interior), per_tile(shell)
+    whole = per_tile(run(ways.q_tile(_PASSES)))
+    # One more tile than the loops take: of its products some are before them and some behind.
+    kinds = [shell_tile] if loop.loops == 1 else [interior_tile, shell_tile]
+    tiles = {name: (_PASSES + 1) * kinds[0][name] + _PASSES * sum(k[name] for k in kinds[1:]) for name in QUEUES}
     return KernelCycles(
-        interior_tile=per_tile(interior),
+        interior_tile=interior_tile,
         shell_tile=shell_tile,
-        q_tile={name: cycles - _TILES * shell_tile[name] for name, cycles in whole.items()},
+        q_tile={name: whole[name] - tiles[name] for name in QUEUES},
         interior_limit=_limit(interior["2"]),
         shell_limit=_limit(shell["2"]),
         blocks=blocks,
