@@ -151,13 +151,22 @@ def kernel_facts(log: str, spill_limit: int = 0) -> KernelFacts:
     return KernelFacts(int(used[0]), stores + loads)
 
 
+def cubin_of(folder: Path) -> Path:
+    """The machine code of the kernel that was compiled in ``folder``, as a file.
+
+    Raises:
+        BuildError: there is not exactly one cubin.
+    """
+    cubins = sorted(folder.glob("*.cubin"))
+    if len(cubins) != 1:
+        raise BuildError(f"nvcc left {len(cubins)} cubins in {folder}, expected 1")
+    return cubins[0]
+
+
 def machine_code(folder: Path) -> Sass:
     """The machine code of the kernel that was compiled in ``folder``.
 
     Raises:
         BuildError: there is not exactly one cubin, or it holds no code.
     """
-    cubins = sorted(folder.glob("*.cubin"))
-    if len(cubins) != 1:
-        raise BuildError(f"nvcc left {len(cubins)} cubins in {folder}, expected 1")
-    return read_cubin(cubins[0].read_bytes())
+    return read_cubin(cubin_of(folder).read_bytes())

@@ -21,6 +21,8 @@ REPORT_BYTES = 8 << 20
 """Of a report of `gnaforge bench`."""
 LIBRARY_BYTES = 1 << 30
 """Of a library or another file of an artifact."""
+CUBIN_BYTES = 8 << 20
+"""Of a kernel's machine code."""
 ARTIFACT_BYTES = 1 << 28
 """Of all files of an artifact in an archive, which are in memory at once."""
 UNPACKED_BYTES = 4 << 30

@@ -1,7 +1,8 @@
 """Reads machine code of sm_90 and sm_100 as far as the checks of a build need: which instructions, in which order.
 
 A cubin is an ELF file with a section ``.text.<kernel>`` of 128-bit instructions, whose low 12 bits are the opcode. The
-toolkit's disassembler would say more, but the pip wheels of the compiler don't bring it.
+toolkit's disassembler would say more, but the pip wheels of the compiler don't bring it. The time model in ``cycles``
+reads more of an instruction.
 """
 
 from __future__ import annotations
@@ -68,10 +69,14 @@ def read_cubin(data: bytes) -> Sass:
     """
     if data[:5] != b"\x7fELF\x02":
         raise BuildError("the compiler's cubin is no 64-bit ELF file")
-    _, _, offset, size, count, names_index = _HEADER.unpack_from(data)
-    sections = [_SECTION.unpack_from(data, offset + i * size) for i in range(count)]
-    names = data[sections[names_index][4] :]
-    texts = [data[s[4] : s[4] + s[5]] for s in sections if names[s[0] :].startswith(b".text.")]
+    try:
+        _, _, offset, size, count, names_index = _HEADER.unpack_from(data)
+        sections = [_SECTION.unpack_from(data, offset + i * size) for i in range(count)]
+        start = sections[names_index][4]
+        found = [s for s in sections if data.startswith(b".text.", start + s[0])]
+        texts = [tuple(struct.iter_unpack("<QQ", data[s[4] : s[4] + s[5]])) for s in found]
+    except (struct.error, IndexError) as error:
+        raise BuildError(f"the compiler's cubin is damaged: {error}") from error
     if len(texts) != 1:
         raise BuildError(f"the compiler's cubin holds {len(texts)} kernels, expected 1")
-    return Sass(tuple(struct.iter_unpack("<QQ", texts[0])))
+    return Sass(texts[0])

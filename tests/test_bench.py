@@ -209,7 +209,7 @@ def synthetic(machine: Any, noise: float) -> dict[str, Any]:
 def test_constants_are_found_again_in_times_that_the_model_gives() -> None:
     truth = replace(
         SM90.time_constants(), units=120, flop_per_cycle=3600.0, score_cycles=0.08, tile_cycles=200.0, mask_cycles=0.03,
-        mask_tile_cycles=400.0, q_tile_cycles=3000.0, load_bytes_per_cycle=1e9,
+        mask_tile_cycles=400.0, q_tile_cycles=3000.0, load_bytes_per_cycle=1e9, code={},
     )  # fmt: skip
     exact = calibrate_report(synthetic(truth, 0), SM90)
     assert exact.runs == 16 and exact.largest_error < 1e-3

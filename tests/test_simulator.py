@@ -19,6 +19,7 @@ from gnaforge.build.identity import include_dir
 from gnaforge.build.render import render_kernel, render_library
 from gnaforge.build_tools.toolchain import cxx_compiler
 from gnaforge.families import families
+from gnaforge.families.family import CodeTimes
 from gnaforge.gna.axes import Axis, axes_of
 from gnaforge.gna.counts import axis_counts, count_tiles, visible_pairs
 from gnaforge.gna.flat import count_flat_tiles
@@ -27,7 +28,8 @@ from gnaforge.runtime.config import KernelConfig
 from gnaforge.runtime.op_table import FORWARD
 from gnaforge.runtime.problem_rules import MAX_EXTENT
 from gnaforge.simulator.calibration import Run, fit_constants
-from gnaforge.simulator.cost import Tiles, tile_costs
+from gnaforge.simulator.code_times import overlapped, tile_code
+from gnaforge.simulator.cost import Tiles, costs, tile_costs
 from gnaforge.simulator.end_to_end import end_to_end, published_rounding
 from gnaforge.simulator.simulation import simulate_tiles
 from gnaforge.simulator.sweep import smallest_perfect_stride, sweep_strides
@@ -354,6 +356,27 @@ class TestSimulate:
         assert [found.axes[0].stride for found in sweep] == [1, 128]
         assert float(sweep[0].time.seconds) == float(sweep[1].time.seconds) > sweep[0].time.memory_seconds
         assert [found.perfectly_block_sparse for found in sweep] == [False, True]
+
+    def test_formulas_from_machine_code_take_the_place_of_constants(self) -> None:
+        """One Q tile of 100 rows, computed as 128, and 2 KV tiles of 128 columns, one of them with a mask."""
+        code = CodeTimes(
+            column=3.0, channel=0.5, tile=64.0, mask_column=2.0, mask_tile=44.0, overlap=1.0, q_tile=1000.0,
+            q_tile_padded=0.5,
+        )  # fmt: skip
+        constants = replace(
+            FAMILIES["sm90"].time_constants(), units=1, ghz=1.0, launch_us=0.0, score_cycles=0.0, tile_cycles=0.0,
+            rescale_cycles=0.0, code={(2, 1): code, (1, 1): replace(code, column=1e6)},
+        )  # fmt: skip
+        problem = oracle.Problem((100,), 100, head_dim=72, value_head_dim=64)
+        padding = FAMILIES["sm90"].padding
+        cost = costs(padding, 100, 128, 1, 256, 2, 1, 2, 1)
+        # Products: 2 x 128 x 128 x (80 + 64) / 4096 = 1152, since Q and K are 16 channels deep at a time. The rest:
+        # 3 x 128 + 0.5 x 64 + 64 = 480; the mask 2 x 128 + 44 = 300. The Q tile is padded: 1000 + 1152 / 2.
+        found = tile_code(constants, padding, problem, cost)
+        assert (float(found.interior), float(found.shell), float(found.q_tile)) == (1632, 1932, 1576)
+        assert float(model_time(constants, padding, problem, FORWARD, cost).seconds) == pytest.approx(5140e-9)
+        # With full overlap a tile takes the longer of both.
+        assert float(overlapped(np.array(1152.0), np.array(480.0), 50.0)) == pytest.approx(1152)
 
     def test_every_family_has_time_constants_with_a_source(self) -> None:
         assert all(family.time_constants().source for family in families())

@@ -20,6 +20,7 @@ from ..runtime.config import KernelConfig
 
 SOURCE_SCHEMA = 2
 LIBRARY_FILE = "kernel.so"
+CUBIN_FILE = "kernel.cubin"  # machine code of a GPU kernel, for the time model
 LIBRARY_TEMPLATE = "library/library.cpp.j2"
 _NESTED = re.compile(r"{%-?\s*(?:include|import|from|extends)\s+[\"']([^\"']+)[\"']")
 

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 from ..build_tools.cache import ATTEMPTS, Artifact, Cache, digest_of, find_in_layers, user_cache
 from ..build_tools.compile import Failure, Progress, Step, run_steps, step_seconds
 from ..build_tools.cuda import cutlass_version
-from ..build_tools.cuda_compiler import CudaCompiler, cuda_compiler
+from ..build_tools.cuda_compiler import CudaCompiler, cubin_of, cuda_compiler
 from ..build_tools.includes import include_closure
 from ..build_tools.text import count_of
 from ..build_tools.toolchain import Compiler, cxx_compiler, job_limit, launcher
@@ -23,6 +23,7 @@ from ..families import TARGETS, Family, family_of
 from ..runtime.config import KernelConfig
 from .gpu_check import check_kernel
 from .identity import (
+    CUBIN_FILE,
     LIBRARY_FILE as LIBRARY_FILE,
     SOURCE_SCHEMA,
     include_dirs,
@@ -326,6 +327,9 @@ def _record(job: Job, seconds: dict[str, float], scratch: Path) -> dict[str, Any
     if isinstance(job.compiler, CudaCompiler):
         facts = check_kernel(job.config, folder)
     keep = {"kernel" + source_suffix(job.config), "kernel.o", "library.cpp", "library.o", LIBRARY_FILE}
+    if isinstance(job.compiler, CudaCompiler) and not job.emulated:
+        cubin_of(folder).rename(folder / CUBIN_FILE)
+        keep.add(CUBIN_FILE)
     for path in folder.iterdir():
         if path.name not in keep:
             path.unlink()

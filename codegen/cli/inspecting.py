@@ -20,7 +20,8 @@ def print_json(value: object) -> None:
 
 
 def _cached_rows() -> list[dict[str, Any]]:
-    """Compiled kernels; those made from sources of another version, which calls don't use, are marked stale."""
+    """Compiled kernels, with their artifacts; those made from sources of another version, which calls don't use, are
+    marked stale."""
     from ..build.identity import installed_parts, source_digest
     from ..build_tools.cache import cache_layers
     from ..families import faults_of
@@ -35,7 +36,8 @@ def _cached_rows() -> list[dict[str, Any]]:
             except (ValueError, KeyError):  # the core, or a kernel of another version
                 continue
             current = known and artifact.is_made_of(source_digest(config), installed_parts(config))
-            rows.append({**artifact.record, "state": "built" if current else "stale", "where": str(artifact.folder)})
+            state = "built" if current else "stale"
+            rows.append({**artifact.record, "state": state, "where": str(artifact.folder), "artifact": artifact})
     return rows
 
 
@@ -86,6 +88,13 @@ def list_kernels(
     code the instructions, matrix products (HGMMA or UTCHMMA), special functions (MUFU, nearly all of them exp2), and,
     where one warp does both, how many of those run while a product is under way.
 
+    For kernels of the compile cache also modelled cycles of one multiprocessor: of a KV tile without and with a mask,
+    and of a Q tile beyond its KV tiles; each with any number, with two and with one matrix product waiting for the
+    tensor core. They come from the schedule in the machine code. The model tells a faster version of a kernel from a
+    slower one; it doesn't say how fast either is, since it knows nothing of power, clocks, caches, loads and conflicts
+    in shared memory. No kernel has run on hardware to check it. With `--json` as well, `modelled` has the cycles, or
+    says why there are none.
+
     Examples:
         gnaforge list  # What the compile cache holds.
         gnaforge list hunyuan-video --static
@@ -100,6 +109,9 @@ def list_kernels(
     else:
         raw = _planned_rows(source)
     rows = [_row(row) for row in raw]
+    if static:
+        for row, of in zip(rows, raw, strict=True):
+            row["modelled"] = _modelled(of)
     if json:
         print_json(rows)
         return
@@ -110,13 +122,24 @@ def list_kernels(
     (_print_static if static else _print_table)(rows)
 
 
+def _modelled(raw: dict[str, Any]) -> dict[str, Any]:
+    from ..build.cycles import modelled_cycles
+
+    if (artifact := raw.get("artifact")) is None:
+        return {"not_modelled": "the model reads kernels of the compile cache only"}
+    return modelled_cycles(artifact)
+
+
 def _print_static(rows: list[dict[str, Any]]) -> None:
     rows = [row for row in rows if row["registers"]]
     if not rows:
         say("no GPU kernel among these is built yet: gnaforge build SPEC --arch sm90", file=sys.stderr)
         return
     print_table(
-        ("kernel", "registers", "spills", "shared memory", "instructions", "products", "MUFU", "under a product"),
+        (
+            *("kernel", "registers", "spills", "shared memory", "instructions", "products", "MUFU", "under a product"),
+            *("interior tile", "shell tile", "Q tile", "busiest"),
+        ),
         (
             (
                 row["key"],
@@ -124,10 +147,23 @@ def _print_static(rows: list[dict[str, Any]]) -> None:
                 f"{row['spill_bytes']} B",
                 f"{row['shared_memory']} B",
                 *_counts(row["code"] or {}),
+                *_cycles(row["modelled"]),
             )
             for row in rows
         ),
     )
+    for reason in dict.fromkeys(row["modelled"].get("not_modelled") for row in rows):
+        if reason is not None:
+            keys = [row["key"] for row in rows if row["modelled"].get("not_modelled") == reason]
+            say(f"no modelled cycles of {', '.join(keys)}: {reason}", file=sys.stderr)
+
+
+def _cycles(modelled: dict[str, Any]) -> list[str]:
+    if "not_modelled" in modelled:
+        return [""] * 4
+    tiles = (modelled[f"{name}_cycles"] for name in ("interior_tile", "shell_tile", "q_tile"))
+    limit = modelled["interior_limit"]
+    return [*("/".join(map(str, cycles.values())) for cycles in tiles), f"{limit['pipe']} {limit['busy_share']:.0%}"]
 
 
 def _counts(code: dict[str, int]) -> list[str]:

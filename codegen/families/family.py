@@ -16,6 +16,7 @@ from ..runtime.family import FamilyFacts, Padding
 from .target import Target
 
 if TYPE_CHECKING:
+    from ..build_tools.cycles import TileLoop
     from ..build_tools.sass import Sass
 
 Box = tuple[int, ...]
@@ -60,6 +61,34 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class CodeTimes:
+    """Cycles of a multiprocessor per tile, as a formula that was fitted to what the time model of machine code says of
+    kernels. Matrix work P is known exactly. What else a KV tile takes, where nothing overlaps, is
+    S = ``column`` x its columns + ``channel`` x value head dim + ``tile``; so it takes
+    (P^overlap + S^overlap)^(1/overlap), and with a mask ``mask_column`` x columns + ``mask_tile`` more.
+
+    Attributes:
+        overlap: how well matrix work hides the rest, and the reverse: 1 for not at all.
+        q_tile: of a Q tile beyond its KV tiles.
+        q_tile_padded: of one that doesn't fill its rows, so much more, in units of P: its warps wait for each other.
+    """
+
+    column: float
+    channel: float
+    tile: float
+    mask_column: float
+    mask_tile: float
+    overlap: float
+    q_tile: float
+    q_tile_padded: float
+
+
+def one_block(rows: Any, columns: Any, head_dim: int, value_head_dim: int) -> Any:
+    """Says of no tiles that two thread blocks share a multiprocessor."""
+    return rows < 0
+
+
+@dataclass(frozen=True)
 class TimeConstants:
     """Constants of the time model. Cycles are those of one unit: a streaming multiprocessor (SM), or a processor core.
     A *score* is one element of Q K^T.
@@ -83,6 +112,11 @@ class TimeConstants:
         launch_us: a call's fixed cost.
         dense_rows: query rows of a tile of the dense kernel that times are compared with.
         source: where the constants come from.
+        code: what the time model of machine code says, by (groups of padded rows in a Q tile, thread blocks on a
+            multiprocessor). Where there is such a thing, it has the matrix work, masks and Q tiles, and the constants
+            above what runs take beyond it; ``solo_factor`` is not used.
+        two_blocks: of (padded rows, columns, head dim, value head dim), numbers or arrays: whether two thread blocks
+            share a multiprocessor.
     """
 
     device: str
@@ -102,6 +136,8 @@ class TimeConstants:
     launch_us: float
     dense_rows: int
     source: str
+    code: Mapping[tuple[int, int], CodeTimes] = field(default_factory=dict)
+    two_blocks: Callable[[Any, Any, int, int], Any] = one_block
 
 
 @dataclass(frozen=True)
@@ -113,10 +149,13 @@ class MachineCode:
             for the build record and `gnaforge list --static` (``products``, ``mufu``, ``mufu_under_product`` as far as
             they mean something), or raises a `BuildError` that says what is wrong.
         spill_bytes: most bytes of stack, of spill stores and of spill loads that ptxas may report.
+        tile_loop: says how a kernel works through KV tiles, for the time model of machine code; None where nobody has
+            said so yet.
     """
 
     check: Callable[[KernelConfig, Sass, int], dict[str, int]]
     spill_bytes: int = 0
+    tile_loop: Callable[[KernelConfig], TileLoop] | None = None
 
 
 @dataclass(frozen=True, eq=False)

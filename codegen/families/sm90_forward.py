@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import BuildError
 from ..runtime.config import KernelConfig
 from ..runtime.family import Padding
 from .family import Box, Family, Limits, MachineCode, TimeConstants
+from .sm90_forward_times import CODE_TIMES
 from .target import TARGETS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..build_tools.cycles import TileLoop
+    from ..build_tools.cycles.instruction import Instruction
     from ..build_tools.sass import Sass
 
 _SHARED_MEMORY = 227 * 1024  # of one thread block (CUDA C Programming Guide, technical specifications)
@@ -84,6 +89,34 @@ def check_machine_code(config: KernelConfig, code: Sass, registers: int) -> dict
     }
 
 
+def _rescales(block: Sequence[Instruction]) -> bool:
+    """Whether a block is there to multiply the output, which only a new maximum asks for."""
+    return 2 * sum(instruction.name == "FMUL" for instruction in block) > len(block)
+
+
+def _two_blocks(rows: Any, columns: Any, head_dim: int, value_head_dim: int) -> Any:
+    """Whether two thread blocks share a multiprocessor, of numbers or arrays: as layout.h says, with an estimate of the
+    table of masks."""
+    q, v = _channels(head_dim), _channels(value_head_dim)
+    memory = 2 * rows * (q + v) + 4 * columns * (q + v) + 512 + 5 * columns
+    return (rows <= _WARPGROUP_ROWS) & (columns <= 192) & (value_head_dim <= 192) & (memory <= 113 * 1024)
+
+
+def tile_loop(config: KernelConfig) -> TileLoop:
+    """How consumers work through KV tiles: Q K^T of one and P V of the one before, by turns."""
+    from ..build_tools.cycles import SM90, TileLoop
+
+    consumers = -(-config.q_rows // _WARPGROUP_ROWS)
+    return TileLoop(
+        SM90,
+        warps=consumers,
+        threads=SM90.warpgroup_threads * (consumers + 1),
+        groups=2,
+        never=frozenset({"UTMALDG"}),  # that is the producer's
+        rare=_rescales,
+    )
+
+
 FAMILY = Family(
     op="gna_forward",
     target=TARGETS["sm90"],
@@ -94,32 +127,33 @@ FAMILY = Family(
     padding=Padding(rows=_WARPGROUP_ROWS, columns=16),
     default_tiles={1: ((128,), (128,)), 2: ((8, 16), (8, 16)), 3: ((2, 8, 8), (2, 8, 8))},
     rounds_probabilities=True,
-    machine_code=MachineCode(check_machine_code),
+    machine_code=MachineCode(check_machine_code, tile_loop=tile_loop),
     time=TimeConstants(
         device="H100 SXM",
         units=132,
         ghz=1.755,
         flop_per_cycle=4096.0,
         # 16k tokens, FlashAttention-3 at 1.83 GHz: 497, 648 and 756 TFLOP/s at head dims 64, 128 and 256 are 2048,
-        # 3126 and 5358 cycles per 128x128 scores. Less 1024, 2048 and 4096 of matrix work and what rescaling the
-        # output takes (one of 128 lanes per element and KV tile), about 0.05 per score and 128 per tile are left.
-        score_cycles=0.05,
+        # 3126 and 5358 cycles per 128x128 scores. The formulas in `code` say 1231, 2096 and 4100 of tiles of 192x128,
+        # 128x128 and 128x64. Of the rest, 128 per tile and one of 128 lanes per element of the output leave 0.03 to
+        # 0.05 per score: power, and what the model of machine code lacks.
+        score_cycles=0.043,
         solo_factor=2.0,
         tile_cycles=128.0,
         rescale_cycles=1 / 128,
-        # What shell tiles take more than interior ones in an issue model of the machine code, with two matrix products
-        # queued: 173 to 498 cycles in 25 kernels, of which 21 are within 18 % of this and the rest within 35 %.
-        mask_cycles=0.008,
-        mask_tile_cycles=150.0,
+        mask_cycles=0.0,
+        mask_tile_cycles=0.0,
         key_cycles=0.0,
-        q_tile_cycles=1000.0,
+        q_tile_cycles=0.0,
+        code=CODE_TIMES,
+        two_blocks=_two_blocks,
         load_bytes_per_cycle=24.0,
         memory_gb_s=3350.0,
         launch_us=2.0,
         dense_rows=128,
         source=(
-            "softmax from FlashAttention-3's published dense times on H100; masks from a model of how our machine "
-            "code issues; solo_factor, loads and fixed costs estimated; no kernel of ours was run"
+            "matrix work, softmax, masks and Q tiles from the time model of our machine code; what FlashAttention-3's "
+            "published dense times on H100 take beyond that; loads estimated; no kernel of ours was run"
         ),
     ),
 )

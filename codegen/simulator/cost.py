@@ -21,6 +21,7 @@ class Costs:
 
     Attributes:
         rows, columns: tokens of a Q tile, padded to what the matrix units take, and of a KV tile, likewise.
+        padded: whether the Q tile has fewer tokens than rows.
         q_tiles, interior, shell: how many, as in `TileCounts`.
         interior_scores, shell_scores: scores computed in them, padding included.
         most, most_interior: KV tiles of the Q tile that visits the most.
@@ -28,6 +29,7 @@ class Costs:
 
     rows: Floats
     columns: Floats
+    padded: npt.NDArray[np.bool_]
     q_tiles: Floats
     interior: Floats
     shell: Floats
@@ -64,6 +66,7 @@ def costs(
     return Costs(
         rows=rows,
         columns=columns,
+        padded=rows > np.asarray(q_product),
         q_tiles=np.asarray(q_tiles, dtype=float),
         interior=interior,
         shell=visited - interior,

@@ -11,6 +11,7 @@ from ..runtime.dtypes import DTYPES
 from ..runtime.family import Padding
 from ..runtime.op_table import Op
 from ..runtime.problem import Problem
+from .code_times import tile_code
 from .cost import Costs, Floats, costs
 
 _DENSE_COLUMNS = 128  # key columns of the dense kernel that times are compared with
@@ -42,17 +43,25 @@ def model_time(constants: TimeConstants, padding: Padding, problem: Problem, op:
     load = cost.columns * channels * DTYPES[problem.dtype].bytes / constants.load_bytes_per_cycle
     convert = channels * constants.key_cycles / cost.rows  # per score: a key is converted once for all rows
     fixed = constants.tile_cycles + cost.rows * problem.value_head_dim * constants.rescale_cycles
+    q_tile: Floats | float = constants.q_tile_cycles
+    code = tile_code(constants, padding, problem, cost) if constants.code else None
+    if code is not None:
+        q_tile = q_tile + code.q_tile
 
     def cycles(scores: Floats, tiles: Floats, masked: bool) -> Floats:
-        compute = scores * (per_score + convert + masked * constants.mask_cycles)
+        if code is None:
+            compute = scores * (per_score + convert + masked * constants.mask_cycles)
+        else:  # no tile takes less than its matrix work; the fit asks for the least of scores without tiles
+            products = scores * flop / constants.flop_per_cycle
+            compute = np.maximum(tiles * code.tile(masked), products) + scores * constants.score_cycles
         return np.maximum(compute + tiles * (fixed + masked * constants.mask_tile_cycles), tiles * load)
 
     interior = cycles(cost.interior_scores, cost.interior, masked=False)
     shell = cycles(cost.shell_scores, cost.shell, masked=True)
     one_interior = interior / np.maximum(cost.interior, 1)
     one_shell = shell / np.maximum(cost.shell, 1)
-    mean = (interior + shell) / cost.q_tiles + constants.q_tile_cycles
-    longest = cost.most_interior * one_interior + (cost.most - cost.most_interior) * one_shell + constants.q_tile_cycles
+    mean = (interior + shell) / cost.q_tiles + q_tile
+    longest = cost.most_interior * one_interior + (cost.most - cost.most_interior) * one_shell + q_tile
     waves = cost.q_tiles * problem.heads * problem.batch / constants.units
     busy = np.maximum(np.ceil(waves) * mean, longest) / (constants.ghz * 1e9)
     memory = op.bytes(problem) / (constants.memory_gb_s * 1e9)

@@ -1,0 +1,5 @@
+"""A time model of GPU kernels that needs no GPU: cycles per tile, from the schedule that ptxas wrote into the code."""
+
+from .description import SM90 as SM90, Multiprocessor as Multiprocessor, TileLoop as TileLoop
+from .instruction import UnknownCode as UnknownCode
+from .kernel import QUEUES as QUEUES, KernelCycles as KernelCycles, model_kernel as model_kernel

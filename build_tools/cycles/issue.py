@@ -1,0 +1,255 @@
+"""Simulates how the warps of one part of a multiprocessor issue instructions.
+
+Warps issue in order, one instruction a cycle between them; of those that can, the one that has waited longest. A warp
+waits for its own stalls and scoreboards, which are ptxas's, for pipes that other instructions occupy, for its turn at a
+named barrier, and for matrix products, which one tensor core takes first come, first served.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum, auto
+
+from .description import Multiprocessor
+from .flow import Way
+from .instruction import NO_SCOREBOARD, Instruction, Pipe, Role, UnknownCode
+
+_MOST_ROUNDS = 32
+_PIPES = list(Pipe)
+_SCOREBOARDS = {mask: tuple(i for i in range(6) if mask >> i & 1) for mask in range(64)}
+
+
+@dataclass(frozen=True)
+class Steady:
+    """How warps run once they repeat themselves.
+
+    Attributes:
+        cycles: of one round of all warps.
+        busy: of each pipe, by name, the share of the cycles in which it is occupied; of ``issue`` that in which an
+            instruction is issued.
+    """
+
+    cycles: float
+    busy: dict[str, float]
+
+    @property
+    def limit(self) -> str:
+        """What is busiest."""
+        return max(self.busy, key=self.busy.__getitem__)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A named barrier that passes a turn from warp to warp: how many threads it counts, and whether its number is
+    known at run time only."""
+
+    threads: int
+    in_register: bool
+
+
+def find_turn(loop: Way) -> Turn | None:
+    """The barrier at which warps arrive in the loop and don't wait; None if there is none."""
+    found = {Turn(i.amount, i.barrier_in_register) for i in loop if i.role is Role.BARRIER_ARRIVE}
+    if len(found) > 1:
+        raise UnknownCode(f"warps arrive at {len(found)} kinds of barriers in the loop over KV tiles, expected 1")
+    return found.pop() if found else None
+
+
+class _Does(IntEnum):
+    """What of an instruction concerns more than its own warp's stalls and scoreboards."""
+
+    NOTHING = 0
+    PRODUCT = auto()
+    AWAIT_PRODUCTS = auto()
+    AWAIT_TURN = auto()
+    PASS_TURN = auto()
+    MEET = auto()
+
+
+@dataclass(slots=True)
+class _Op:
+    """An instruction, as the simulation takes it."""
+
+    does: int
+    waits: tuple[int, ...]
+    pipe: int
+    occupancy: int
+    stall: int
+    result: int
+    latency: int
+    read: int
+    amount: int
+    ends_group: bool
+
+
+def _prepare(instruction: Instruction, unit: Multiprocessor, turn: Turn | None, warps: int) -> _Op:
+    role, amount = instruction.role, instruction.amount
+    does, stall = _Does.NOTHING, instruction.stall
+    if role is Role.PRODUCT:
+        does, amount = _Does.PRODUCT, unit.product_cycles(instruction.amount)
+    elif role is Role.AWAIT_PRODUCTS:
+        does = _Does.AWAIT_PRODUCTS
+    elif role is Role.ARRIVE:
+        stall = max(stall, unit.arrive)
+    elif role is Role.FENCE:
+        stall = max(stall, unit.fence)
+    elif role in (Role.BARRIER_SYNC, Role.BARRIER_ARRIVE):
+        if turn == Turn(instruction.amount, instruction.barrier_in_register):
+            does = _Does.AWAIT_TURN if role is Role.BARRIER_SYNC else _Does.PASS_TURN
+        elif role is Role.BARRIER_SYNC and warps > 1 and not 0 < amount <= unit.warpgroup_threads:
+            does = _Does.MEET
+        elif role is Role.BARRIER_SYNC:
+            stall = max(stall, unit.barrier)
+    return _Op(
+        does=does,
+        waits=_SCOREBOARDS[instruction.waits],
+        pipe=_PIPES.index(instruction.pipe),
+        occupancy=unit.occupancy[instruction.pipe],
+        stall=max(1, stall),
+        result=instruction.result,
+        latency=unit.latency.get(instruction.name, unit.other_latency),
+        read=instruction.read,
+        amount=amount,
+        ends_group=instruction.ends_group,
+    )
+
+
+class _Warp:
+    __slots__ = (
+        "at",
+        "groups",
+        "last",
+        "met",
+        "peers",
+        "place",
+        "ready",
+        "rounds",
+        "scoreboards",
+        "turn_from",
+        "turns",
+    )
+
+    def __init__(self, place: int, peers: list[_Warp]) -> None:
+        self.place, self.peers = place, peers  # in its thread block
+        self.at, self.rounds, self.ready, self.last = 0, 0, 0, -1
+        self.scoreboards = [0] * 6
+        self.groups: deque[int] = deque([0] * 8, maxlen=8)  # when groups of products are done
+        self.turns, self.turn_from = int(place == 0), 0
+        self.met = False
+
+    def state(self, now: int) -> tuple[object, ...]:
+        """What decides all that it does from now on."""
+        times = (self.ready, self.turn_from, *self.scoreboards, *self.groups)
+        return self.at, self.turns, self.met, tuple(max(0, time - now) for time in times)
+
+
+def simulate(
+    way: Sequence[Instruction],
+    unit: Multiprocessor,
+    *,
+    warps: int,
+    blocks: int = 1,
+    queue: int | None = None,
+    turn: Turn | None = None,
+) -> Steady:
+    """Runs warps that each take ``way`` again and again.
+
+    Args:
+        warps: of one thread block that share the part of the multiprocessor.
+        blocks: thread blocks on it.
+        queue: matrix products that may be issued before the tensor core has begun with them; None for any number.
+        turn: the barrier at which the warps of a block take turns.
+
+    Raises:
+        UnknownCode: the warps wait for each other for ever.
+    """
+    ops = [_prepare(instruction, unit, turn, warps) for instruction in way]
+    everyone: list[_Warp] = []
+    for _ in range(blocks):
+        block: list[_Warp] = []
+        block += [_Warp(place, block) for place in range(warps)]
+        everyone += block
+    free = [0] * len(_PIPES)  # when each pipe is
+    starts: deque[int] = deque(maxlen=queue or 1)  # when the last products begin
+    tensor_end = 0
+    now = 0
+    seen: dict[object, tuple[int, int]] = {}
+    marks: list[tuple[int, int]] = []  # the time, and the rounds of all warps
+    first = everyone[0]
+    while True:
+        when, warp = -1, first
+        for w in everyone:
+            op = ops[w.at]
+            if w.met or (op.does == _Does.AWAIT_TURN and not w.turns):
+                continue
+            time = w.ready
+            for i in op.waits:
+                if w.scoreboards[i] > time:
+                    time = w.scoreboards[i]
+            if free[op.pipe] > time:
+                time = free[op.pipe]
+            if op.does:
+                if op.does == _Does.AWAIT_PRODUCTS:
+                    time = max(time, w.groups[-1 - op.amount])
+                elif op.does == _Does.AWAIT_TURN:
+                    time = max(time, w.turn_from)
+                elif op.does == _Does.PRODUCT and queue and len(starts) == queue:
+                    time = max(time, starts[0])
+            if time < now:
+                time = now
+            if when < 0 or time < when or (time == when and w.last < warp.last):
+                when, warp = time, w
+        if when < 0:
+            raise UnknownCode("warps wait for each other for ever at named barriers, as the model reads the code")
+        if warp is first and warp.at == 0:
+            rounds = sum(w.rounds for w in everyone)
+            marks.append((when, rounds))
+            state = (
+                tuple(w.state(when) for w in everyone),
+                tuple(max(0, time - when) for time in (*free, tensor_end, *starts)),
+            )
+            if state in seen or len(marks) > _MOST_ROUNDS:
+                break
+            seen[state] = marks[-1]
+        op = ops[warp.at]
+        free[op.pipe] = when + op.occupancy
+        warp.ready, warp.last = when + op.stall, when
+        if op.result != NO_SCOREBOARD:
+            warp.scoreboards[op.result] = max(warp.scoreboards[op.result], when + op.latency)
+        if op.read != NO_SCOREBOARD:
+            warp.scoreboards[op.read] = max(warp.scoreboards[op.read], when + unit.read_latency)
+        if op.does:
+            if op.does == _Does.PRODUCT:
+                start = max(when + unit.product_start, tensor_end)
+                tensor_end = start + op.amount
+                starts.append(start)
+                if op.ends_group:
+                    warp.groups.append(tensor_end + unit.product_end)
+            elif op.does == _Does.AWAIT_TURN:
+                warp.turns -= 1
+            elif op.does == _Does.PASS_TURN:
+                heir = warp.peers[(warp.place + 1) % warps]
+                heir.turns, heir.turn_from = heir.turns + 1, when + unit.barrier
+            elif op.does == _Does.MEET:
+                warp.met = True
+                if all(peer.met for peer in warp.peers):
+                    for peer in warp.peers:
+                        peer.met, peer.ready = False, max(peer.ready, when + unit.barrier)
+        warp.at += 1
+        if warp.at == len(ops):
+            warp.at, warp.rounds = 0, warp.rounds + 1
+        now = when + 1
+    begin = seen.get(state, marks[len(marks) // 2])
+    end = marks[-1]
+    cycles = (end[0] - begin[0]) * len(everyone) / (end[1] - begin[1])
+    return Steady(cycles, _busy(way, ops, len(everyone), cycles))
+
+
+def _busy(way: Sequence[Instruction], ops: Sequence[_Op], warps: int, cycles: float) -> dict[str, float]:
+    occupied = {pipe.value: 0 for pipe in Pipe if pipe is not Pipe.CONTROL}
+    for instruction, op in zip(way, ops, strict=True):
+        if instruction.pipe is not Pipe.CONTROL:
+            occupied[instruction.pipe.value] += op.amount if op.does == _Does.PRODUCT else op.occupancy
+    return {name: warps * time / cycles for name, time in {**occupied, "issue": len(ops)}.items()}

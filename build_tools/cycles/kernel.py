@@ -1,0 +1,94 @@
+"""Modelled cycles of a kernel, from its machine code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..sass import Sass
+from .description import TileLoop
+from .flow import Way, find_ways
+from .instruction import decode
+from .issue import Steady, find_turn, simulate
+
+QUEUES: Mapping[str, int | None] = {"unlimited": None, "2": 2, "1": 1}
+"""Matrix products that may wait for the tensor core: nobody has published how many, so the model is run with each."""
+
+_PASSES = 4  # through each loop for a Q tile in the model; what it costs beside them hardly depends on it
+
+
+@dataclass(frozen=True)
+class KernelCycles:
+    """Modelled cycles of one multiprocessor, by the number of products that may wait for the tensor core (`QUEUES`).
+
+    Attributes:
+        interior_tile, shell_tile: a KV tile of one thread block, without a mask and with one.
+        q_tile: a Q tile of one thread block, beyond its KV tiles; all of these take the longest way.
+        interior_limit, shell_limit: what is busiest with two products waiting, and for which share of the cycles.
+        blocks: thread blocks on the multiprocessor, between which the cycles are divided.
+    """
+
+    interior_tile: Mapping[str, float]
+    shell_tile: Mapping[str, float]
+    q_tile: Mapping[str, float]
+    interior_limit: tuple[str, float]
+    shell_limit: tuple[str, float]
+    blocks: int
+
+    def to_json(self) -> dict[str, object]:
+        """For `gnaforge list --static --json`; keys say the unit."""
+        return {
+            **{
+                f"{name}_cycles": {f"queue_{queue}": round(cycles) for queue, cycles in getattr(self, name).items()}
+                for name in ("interior_tile", "shell_tile", "q_tile")
+            },
+            **{
+                name: {"pipe": limit[0], "busy_share": round(limit[1], 3)}
+                for name, limit in (("interior_limit", self.interior_limit), ("shell_limit", self.shell_limit))
+            },
+            "blocks_per_multiprocessor": self.blocks,
+        }
+
+
+def model_kernel(code: Sass, loop: TileLoop, *, registers: int, shared_memory: int) -> KernelCycles:
+    """Models a kernel.
+
+    Args:
+        registers: of a thread at launch.
+        shared_memory: bytes of a thread block.
+
+    Raises:
+        UnknownCode: the code is not laid out as ``loop`` says, or holds an instruction that the model doesn't know.
+    """
+    unit = loop.multiprocessor
+    blocks = unit.blocks(loop.threads, registers, shared_memory)
+    ways = find_ways(decode(code), loop)
+    turn = find_turn(ways.interior)
+
+    def run(way: Way) -> dict[str, Steady]:
+        return {
+            name: simulate(way, unit, warps=loop.warps, blocks=blocks, queue=queue, turn=turn)
+            for name, queue in QUEUES.items()
+        }
+
+    def per_tile(found: Mapping[str, Steady]) -> dict[str, float]:
+        return {name: steady.cycles / blocks for name, steady in found.items()}
+
+    interior, shell = run(ways.interior), run(ways.shell)
+    interior_tile, shell_tile = per_tile(interior), per_tile(shell)
+    whole = per_tile(run(ways.q_tile(_PASSES)))
+    # One more tile than the loops take: of its products some are before them and some behind.
+    kinds = [shell_tile] if loop.loops == 1 else [interior_tile, shell_tile]
+    tiles = {name: (_PASSES + 1) * kinds[0][name] + _PASSES * sum(k[name] for k in kinds[1:]) for name in QUEUES}
+    return KernelCycles(
+        interior_tile=interior_tile,
+        shell_tile=shell_tile,
+        q_tile={name: whole[name] - tiles[name] for name in QUEUES},
+        interior_limit=_limit(interior["2"]),
+        shell_limit=_limit(shell["2"]),
+        blocks=blocks,
+    )
+
+
+def _limit(steady: Steady) -> tuple[str, float]:
+    return steady.limit, steady.busy[steady.limit]

@@ -1,0 +1,63 @@
+"""Cycles of tiles by the formulas that were fitted to the time model of machine code; see `CodeTimes`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..families.family import TimeConstants
+from ..runtime.family import Padding
+from ..runtime.problem import Problem
+from .cost import Costs, Floats
+
+_DEPTH = 16  # channels that one matrix instruction adds up
+
+
+@dataclass(frozen=True)
+class TileCode:
+    """Cycles of a multiprocessor for tiles: numbers, or arrays over candidates.
+
+    Attributes:
+        interior, shell: of a KV tile without and with a mask.
+        q_tile: of a Q tile beyond its KV tiles.
+    """
+
+    interior: Floats
+    shell: Floats
+    q_tile: Floats
+
+    def tile(self, masked: bool) -> Floats:
+        """Of a KV tile."""
+        return self.shell if masked else self.interior
+
+
+def tile_code(constants: TimeConstants, padding: Padding, problem: Problem, cost: Costs) -> TileCode:
+    """The cycles of tiles with the rows and columns of ``cost``, by the formulas in ``constants.code``."""
+    dim, value_dim = problem.head_dim, problem.value_head_dim
+    groups = np.asarray(cost.rows / padding.rows)
+    blocks = np.where(constants.two_blocks(cost.rows, cost.columns, dim, value_dim), 2, 1)
+    kinds = [(groups == g) & (blocks == b) for g, b in constants.code]
+
+    def of(name: str) -> Floats:
+        return np.select(kinds, [getattr(times, name) for times in constants.code.values()], default=np.nan)
+
+    products = product_cycles(constants, cost.rows, cost.columns, dim, value_dim)
+    softmax = of("column") * cost.columns + of("channel") * value_dim + of("tile")
+    mask = of("mask_column") * cost.columns + of("mask_tile")
+    overlap = np.maximum(of("overlap"), 1.0)
+    q_tile = of("q_tile") + cost.padded * of("q_tile_padded") * products
+    interior = overlapped(products, softmax, overlap)
+    return TileCode(interior=interior, shell=interior + mask, q_tile=q_tile)
+
+
+def overlapped(products: Floats, other: Floats, overlap: Floats | float) -> Floats:
+    """(products^overlap + other^overlap)^(1 / overlap), of positive numbers, without powers that are too large."""
+    more, less = np.maximum(products, other), np.minimum(products, other)
+    return np.asarray(more * (1 + (less / more) ** overlap) ** (1 / overlap))
+
+
+def product_cycles(constants: TimeConstants, rows: Floats, columns: Floats, dim: int, value_dim: int) -> Floats:
+    """Matrix work of a KV tile: 2 flop per score and channel, of Q and K whole instructions."""
+    channels = -(-dim // _DEPTH) * _DEPTH + value_dim
+    return np.asarray(2 * rows * columns * channels / constants.flop_per_cycle)

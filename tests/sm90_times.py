@@ -1,0 +1,163 @@
+"""Fits the simulator's formulas to modelled cycles of sm90 kernels; `sm90_cycles.py` calls it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gnaforge.families.family import CodeTimes
+from gnaforge.families.sm90_forward import FAMILY
+from gnaforge.runtime.config import KernelConfig
+from gnaforge.runtime.problem import Problem
+from gnaforge.simulator.code_times import overlapped, product_cycles, tile_code
+from gnaforge.simulator.cost import Costs, costs
+
+Floats = npt.NDArray[np.float64]
+Group = tuple[int, int]
+"""Consumer warpgroups, and thread blocks on a multiprocessor: each has a formula of its own."""
+
+TIMES = Path(__file__).parents[1] / "codegen" / "families" / "sm90_forward_times.py"
+QUEUE = "queue_2"
+"""Of the numbers of products that may wait for the tensor core, the one that the formulas are fitted to."""
+
+_Q_BOXES = {1: (4, 4, 4), 2: (2, 8, 8), 3: (3, 8, 8)}
+_KV_TOKENS = {  # by consumer warpgroups and head dim
+    1: {16: (128, 256), 32: (64, 96, 128, 224), 64: (48, 64, 80, 128, 192, 224), 96: (96, 192), 128: (64, 128, 176)}
+    | {192: (96,), 256: (16, 32, 64)},
+    2: {16: (128,), 32: (32, 64, 128, 192, 240), 48: (128,), 64: (32, 64, 96, 128, 160, 192), 96: (48, 96, 128, 192)}
+    | {128: (32, 64, 96, 128, 144, 176), 192: (64, 112), 256: (64,)},
+    3: {16: (96,), 32: (64, 128), 48: (96, 128), 64: (48, 96, 128), 96: (32, 64, 96), 128: (32, 48, 80)}
+    | {192: (16, 32)},
+}
+_PADDED = ("q3x9x7-kv2x4x12", "q3x9x7-kv2x4x8", "q7x6x3-kv2x4x12")
+
+
+def _fitted() -> list[KernelConfig]:
+    keys = [f"gna_forward-sm90-r3-bf16-d64-{tiles}" for tiles in _PADDED]
+    for warpgroups, by_dim in _KV_TOKENS.items():
+        for dim, sizes in by_dim.items():
+            for tokens in sizes:
+                box = (2, 4, tokens // 8) if tokens % 8 == 0 and tokens >= 48 else (2, 2, tokens // 4)
+                q, kv = ("x".join(map(str, sides)) for sides in (_Q_BOXES[warpgroups], box))
+                keys.append(f"gna_forward-sm90-r3-bf16-d{dim}-q{q}-kv{kv}")
+    return [KernelConfig.parse(key) for key in keys]
+
+
+FITTED = _fitted()
+"""Kernels that the formulas are fitted to, beside those of the tests."""
+
+
+def group_of(key: str, cycles: dict[str, Any]) -> Group:
+    """The formula that a kernel is for."""
+    return -(-KernelConfig.parse(key).q_rows // 64), cycles["blocks_per_multiprocessor"]
+
+
+def fit_all(kernels: dict[str, dict[str, Any]]) -> dict[Group, CodeTimes]:
+    """A formula for each group of kernels."""
+    groups: dict[Group, dict[str, dict[str, Any]]] = {}
+    for key, cycles in kernels.items():
+        groups.setdefault(group_of(key, cycles), {})[key] = cycles
+    return {group: _fit(groups[group]) for group in sorted(groups)}
+
+
+def errors_of(times: dict[Group, CodeTimes], kernels: dict[str, dict[str, Any]]) -> dict[Group, dict[str, float]]:
+    """By group, of each kernel and kind of KV tile how far the formula is off, 0.03 for 3 % more."""
+    constants = replace(FAMILY.time_constants(), code=times)
+    found: dict[Group, dict[str, float]] = {}
+    for key, cycles in kernels.items():
+        config = KernelConfig.parse(key)
+        code = tile_code(constants, FAMILY.padding, _problem(config), _cost(config))
+        for name in ("interior", "shell"):
+            error = float(getattr(code, name)) / cycles[f"{name}_tile_cycles"][QUEUE] - 1
+            found.setdefault(group_of(key, cycles), {})[f"{key}, {name}"] = error
+    return found
+
+
+def render_times(times: dict[Group, CodeTimes], kernels: int) -> str:
+    """The module of the family's formulas."""
+    lines = [
+        '"""Cycles per tile of the sm90 forward kernels, fitted to what the time model of machine code says of',
+        f"{kernels} kernels. Written by tests/sm90_cycles.py; not to be edited.",
+        '"""',
+        "",
+        "from __future__ import annotations",
+        "",
+        "from .family import CodeTimes",
+        "",
+        "CODE_TIMES = {  # by consumer warpgroups and thread blocks on a multiprocessor",
+    ]
+    for group, found in times.items():
+        lines.append(f"    {group}: CodeTimes(")
+        lines += [f"        {field.name}={getattr(found, field.name)!r}," for field in fields(found)]
+        lines.append("    ),")
+    return "\n".join([*lines, "}", ""])
+
+
+def _problem(config: KernelConfig) -> Problem:
+    value_dim = config.value_head_dim or config.head_dim
+    return Problem(config.q_tile, config.q_tile, head_dim=config.head_dim, value_head_dim=value_dim, dtype=config.dtype)
+
+
+def _cost(config: KernelConfig) -> Costs:
+    """Of one visited tile."""
+    return costs(FAMILY.padding, config.q_rows, config.kv_columns, 1, config.kv_columns, 1, 1, 1, 1)
+
+
+def _fit(kernels: dict[str, dict[str, Any]]) -> CodeTimes:
+    """Least squares of relative errors."""
+    configs = [KernelConfig.parse(key) for key in kernels]
+    value_dims = np.array([config.value_head_dim or config.head_dim for config in configs], dtype=float)
+    work = [_cost(config) for config in configs]
+    columns = np.array([float(cost.columns) for cost in work])
+    products = np.array(
+        [
+            float(product_cycles(FAMILY.time_constants(), cost.rows, cost.columns, config.head_dim, int(value_dim)))
+            for config, cost, value_dim in zip(configs, work, value_dims, strict=True)
+        ]
+    )
+    interior, shell, q_tile = (
+        np.array([cycles[f"{name}_cycles"][QUEUE] for cycles in kernels.values()], dtype=float)
+        for name in ("interior_tile", "shell_tile", "q_tile")
+    )
+
+    least = np.array([0.0, 0.0, 1.0, 0.0, 0.0, 1.0])  # no tile takes less the more it has to do
+    most = np.array([1e3, 1e3, 1e5, 1e3, 1e5, 12.0])  # beyond 12 it is the larger one of both
+
+    def errors(x: Floats) -> Floats:
+        x = np.clip(x, least, most)
+        softmax = x[0] * columns + x[1] * value_dims + x[2]
+        tile = overlapped(products, softmax, x[5])
+        return np.concatenate([tile / interior, (tile + x[3] * columns + x[4]) / shell]) - 1
+
+    starts = [np.array([8.0, 0.5, 200.0, 2.0, 100.0, overlap]) for overlap in (1.2, 2.0, 4.0, 8.0)]
+    best = min((_descend(errors, start) for start in starts), key=lambda x: float((errors(x) ** 2).sum()))
+    padded = np.array([bool(cost.padded) for cost in work])
+    whole = float(q_tile[~padded].mean())
+    apart = ((q_tile - whole) / products)[padded]
+    more = max(float(apart.mean()), 0.0) if len(apart) and work[0].rows > FAMILY.padding.rows else 0.0
+    numbers = (*map(float, np.clip(best, least, most)), whole, more)
+    return CodeTimes(*(float(f"{value:.4g}") for value in numbers))
+
+
+def _descend(errors: Callable[[Floats], Floats], start: Floats) -> Floats:
+    """Levenberg's and Marquardt's method."""
+    at, now, damping = start, errors(start), 1e-3
+    for _ in range(300):
+        steps = np.maximum(np.abs(at) * 1e-5, 1e-5)
+        slopes = np.array(
+            [(errors(at + step * unit) - now) / step for step, unit in zip(steps, np.eye(len(at)), strict=True)]
+        ).T
+        square = slopes.T @ slopes
+        move = np.linalg.solve(square + damping * np.diag(np.diag(square) + 1e-12), slopes.T @ now)
+        then = errors(at - move)
+        if (then**2).sum() < (now**2).sum():
+            at, now, damping = at - move, then, damping / 3
+        else:
+            damping *= 3
+        if damping > 1e9:
+            break
+    return at

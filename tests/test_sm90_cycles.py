@@ -1,0 +1,133 @@
+"""Budgets of sm90 kernels: their modelled cycles stay what tests/data/sm90_cycles.json says, and that stays true."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cutlass_kernels import compiled
+from gnaforge.build.cycles import modelled_cycles
+from gnaforge.build.kernels import build_kernels
+from gnaforge.build_tools.cuda import find_nvcc
+from gnaforge.build_tools.cycles import SM90, TileLoop, model_kernel
+from gnaforge.build_tools.sass import read_cubin
+from gnaforge.errors import BuildError
+from gnaforge.families.sm90_forward import FAMILY
+from gnaforge.families.sm90_forward_times import CODE_TIMES
+from gnaforge.runtime.config import KernelConfig
+from sm90_cycles import RESULT, model_all
+from sm90_kernels import CONFIGS
+from sm90_times import FITTED, errors_of, fit_all, group_of
+
+TILES = ("interior_tile_cycles", "shell_tile_cycles", "q_tile_cycles")
+WITHIN = 0.05
+
+
+@pytest.fixture
+def nvcc() -> str:
+    try:
+        return find_nvcc(FAMILY.target.nvcc).version
+    except BuildError as error:
+        pytest.skip(str(error))
+
+
+Modelled = dict[str, dict[str, Any]]
+"""`KernelCycles.to_json` of kernels, by key."""
+
+
+def differences(found: Modelled, budgets: Modelled) -> list[str]:
+    """What is off by more than 5 %, a line each."""
+    lines = []
+    for key, budget in budgets.items():
+        for tile in TILES:
+            for queue, cycles in budget[tile].items():
+                now = found[key][tile][queue]
+                change = now / cycles - 1
+                if abs(change) > WITHIN:
+                    word = "slower" if change > 0 else "faster"
+                    lines.append(f"{key}: {tile}, {queue}: {now}, the budget is {cycles} ({change:+.0%}, {word})")
+    return lines
+
+
+def test_modelled_cycles_are_within_their_budgets(nvcc: str, tmp_path: Path) -> None:
+    known = json.loads(RESULT.read_text())
+    keys = [config.key for config in CONFIGS]
+    assert known["kernels"].keys() == {*keys, *(config.key for config in FITTED)}, "run: python tests/sm90_cycles.py"
+    lines = differences(model_all(CONFIGS, tmp_path), {key: known["kernels"][key] for key in keys})
+    assert not lines, "\n".join(
+        [
+            *lines,
+            "If a change of the kernels is meant to do that, say so with it, and run: python tests/sm90_cycles.py",
+            f"Budgets are from nvcc {known['nvcc']}, this is {nvcc}.",
+        ]
+    )
+
+
+def test_a_budget_is_missed_in_both_directions() -> None:
+    budget = {"k": {tile: {"queue_2": 1000} for tile in TILES}}
+    for cycles, word in ((1051, "slower"), (949, "faster")):
+        found = {"k": {**budget["k"], "shell_tile_cycles": {"queue_2": cycles}}}
+        (line,) = differences(found, budget)
+        assert line.startswith(f"k: shell_tile_cycles, queue_2: {cycles}, the budget is 1000") and word in line
+    assert not differences({"k": {**budget["k"], "shell_tile_cycles": {"queue_2": 1049}}}, budget)
+
+
+def test_the_formulas_of_the_simulator_are_those_of_the_table() -> None:
+    """Fitted again, and as near to the modelled cycles as the simulator's page says."""
+    kernels = json.loads(RESULT.read_text())["kernels"]
+    times = fit_all(kernels)
+    assert times.keys() == CODE_TIMES.keys(), "run: python tests/sm90_cycles.py"
+    for group, errors in errors_of(CODE_TIMES, kernels).items():
+        refitted = errors_of({group: times[group]}, {key: k for key, k in kernels.items() if group_of(key, k) == group})
+        assert rms(errors) == pytest.approx(rms(refitted[group]), abs=1e-3), "run: python tests/sm90_cycles.py"
+        assert rms(errors) < 0.065 and max(map(abs, errors.values())) < 0.15, (group, errors)
+        assert CODE_TIMES[group].q_tile == pytest.approx(times[group].q_tile)
+
+
+def rms(errors: Mapping[str, float]) -> float:
+    return (sum(error**2 for error in errors.values()) / len(errors)) ** 0.5
+
+
+def test_blocks_that_share_a_multiprocessor() -> None:
+    """The simulator's rule, without a kernel at hand, is what registers and shared memory of compiled ones give."""
+    constants = FAMILY.time_constants()
+    for key, cycles in json.loads(RESULT.read_text())["kernels"].items():
+        config = KernelConfig.parse(key)
+        rows = FAMILY.padding.padded_rows(config.q_rows)
+        dims = config.head_dim, config.value_head_dim or config.head_dim
+        assert constants.two_blocks(rows, config.kv_columns, *dims) == (cycles["blocks_per_multiprocessor"] == 2), key
+
+
+def test_a_build_keeps_what_the_model_reads(nvcc: str) -> None:
+    """The model's numbers of a kernel in the cache are those of its machine code."""
+    config = CONFIGS[0]
+    artifacts, _ = build_kernels([config])
+    found = modelled_cycles(artifacts[config])
+    budget = json.loads(RESULT.read_text())["kernels"][config.key]
+    assert not differences({config.key: found}, {config.key: budget})
+    assert found["blocks_per_multiprocessor"] == 1 and found["interior_limit"]["pipe"] == "tensor"
+    (artifacts[config].folder / "kernel.cubin").write_bytes(b"\x7fELF\x02")
+    assert "is damaged" in modelled_cycles(artifacts[config])["not_modelled"]
+
+
+def test_example_88_is_limited_by_the_tensor_core_as_ours_are(nvcc: str, tmp_path: Path) -> None:
+    """128x128 tiles with head dim 128: 2 warpgroups x 2 products x 128 x 128 x 64 FMA, 2048 a cycle."""
+    try:
+        folder = compiled("hopper")
+    except BuildError as error:
+        pytest.skip(str(error))
+    cubin = tmp_path / "forward.cubin"
+    text = (folder / "kernels.ptx").read_text()
+    (name,) = (line.split("(")[0].split()[-1] for line in text.splitlines() if ".entry" in line and "Fwd" in line)
+    ptxas = find_nvcc().path.with_name("ptxas")
+    subprocess.run([ptxas, "-arch=sm_90a", f"--entry={name}", folder / "kernels.ptx", "-o", cubin], check=True)
+    loop = TileLoop(SM90, warps=2, threads=384, groups=2, never=frozenset({"UTMALDG"}))
+    example = model_kernel(read_cubin(cubin.read_bytes()), loop, registers=168, shared_memory=0)
+    ours = json.loads(RESULT.read_text())["kernels"]["gna_forward-sm90-r1-bf16-d128-q128-kv128"]
+    assert example.interior_tile == {"unlimited": 2048, "2": 2048, "1": 2048}
+    assert example.interior_limit == ("tensor", 1.0)
+    assert ours["interior_tile_cycles"]["queue_2"] == 2048 and ours["interior_limit"]["pipe"] == "tensor"
