@@ -52,7 +52,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run of steps is.
+    """The progress of a run of steps.
 
     Attributes:
         finished: the output of the step that has just ended; empty when the run begins.

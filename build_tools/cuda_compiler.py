@@ -29,7 +29,7 @@ _LOSS = re.compile(r"^.*(?:Potential Performance Loss|warpgroup\.wait is injecte
 
 @dataclass(frozen=True)
 class KernelFacts:
-    """What ptxas reports of a kernel."""
+    """Facts that ptxas reports of a kernel."""
 
     registers: int
     spill_bytes: int

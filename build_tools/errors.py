@@ -10,7 +10,7 @@ class GnaforgeError(Exception):
 
 
 class InputError(GnaforgeError, ValueError):
-    """What the user gave is wrong: a spec, an option, a path. Nothing was written."""
+    """A spec, an option, a path or another thing that the user gave is wrong. Nothing was written."""
 
     exit_code = 2
 

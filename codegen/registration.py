@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from .build.cached import open_kernel, open_kernels
 from .build.core import core_files
-from .build.progress import Listener, show_compilation
 from .errors import BuildError, InputError
 from .families import (
     TARGETS,
@@ -38,6 +37,7 @@ from .runtime.request import Request, refusal
 if TYPE_CHECKING:
     import torch
 
+    from .build.progress import Listener
     from .spec import Spec
 
 Numbers = int | Sequence[int]
@@ -275,6 +275,8 @@ def _have(configs: Sequence[KernelConfig]) -> None:
     missing = [config for config in configs if config not in registry]
     absent = [config for config in missing if core.load_first(open_kernel(config)) is None]
     if absent:
+        from .build.progress import show_compilation
+
         with show_compilation([config.key for config in absent]) as listener:
             _build_and_load(absent, listener)
 
@@ -386,6 +388,8 @@ def make_for_call(request: Request, *, quiet: bool) -> Made:
         InputError: this version has no kernels for it.
         BuildError: as `register`.
     """
+    from .build.progress import show_compilation
+
     begin = time.monotonic()
     config = config_for(request, fit=True)
     with show_compilation([config.key], transient=True, quiet=quiet) as listener:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Header:
-    """What a header declares, without comments.
+    """The declarations of a header, without comments.
 
     Attributes:
         structs: per struct the declarations of its fields, in order.

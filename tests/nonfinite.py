@@ -1,4 +1,4 @@
-"""What values that are not finite reach: the same of a kernel for any arch, given how far V of unseen tokens does."""
+"""Says how far values that are not finite reach: the same of a kernel for any arch, given that of unseen V."""
 
 from __future__ import annotations
 

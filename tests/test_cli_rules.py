@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 from gnaforge.build.kernels import build_kernels
 from gnaforge.build_tools.cache_archive import export_artifacts
 from gnaforge.cli import READER_GONE, app
+from gnaforge.cli.help import split_examples
 from gnaforge.plan import Plan
 from gnaforge.wheel.build import build_wheel
 from kernel_set import SMALL
@@ -77,7 +79,7 @@ def test_help_wraps(path: tuple[str, ...], width: int) -> None:
     width = min(width, 100)
     lines = done.output.splitlines()
     assert max(map(len, lines)) <= width
-    for line, following in pairwise(lines):
+    for line, following in pairwise(lines[: lines.index("Examples:")]):  # examples end where their commands do
         words = following.split()
         begins_anew = not line.strip() or not words or line.endswith(":") or re.match(r"\s+(-|[a-z-]+  )", following)
         alone = re.fullmatch(r"  \S.*", line) and re.match(r" {10}", following)  # a long name above its text
@@ -88,6 +90,21 @@ def test_help_wraps(path: tuple[str, ...], width: int) -> None:
             assert not name.startswith("-") or re.search(rf"(?<![\w-]){name}(?![\w-])", done.output), name
     for inner in getattr(EVERY[path], "commands", {}):
         assert f"  {inner} " in done.output
+
+
+@pytest.mark.parametrize("path", EVERY, ids=" ".join)
+def test_help_shows_two_examples_that_parse(path: tuple[str, ...]) -> None:
+    _, examples = split_examples(EVERY[path].help)
+    shown = CliRunner().invoke(app, [*path, "--help"], env={"COLUMNS": "100"}).output.partition("\nExamples:\n")[2]
+    assert len(examples) >= 2
+    for line, what in examples:
+        assert line in shown and what in " ".join(shown.split())
+        program, *words = shlex.split(line)
+        assert program == "gnaforge" and tuple(words[: len(path)]) == path
+        command: Any = EVERY[()]
+        while hasattr(command, "commands"):
+            command = command.commands[words.pop(0)]
+        command.make_context("example", words)  # raises if an option or an argument is none of the command's
 
 
 @pytest.mark.parametrize("path", EVERY, ids=" ".join)

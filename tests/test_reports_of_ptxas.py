@@ -1,4 +1,4 @@
-"""What ptxas reports of a kernel decides whether it is published."""
+"""Reports of ptxas decide whether a kernel is published."""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""The format of C++ and CUDA sources."""
+"""The format of C++ and CUDA sources, and docstrings."""
 
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -34,3 +36,16 @@ def test_lines_have_120_columns_at_most() -> None:
         if len(line) > 120
     ]
     assert not long
+
+
+def test_modules_and_classes_say_what_they_are() -> None:
+    """Their docstrings are sentences or noun phrases, no questions: `Counts of a launch`, not `What a launch did`."""
+    question = re.compile(r"(What|Which|Where|Whether|When|How|Why)\b")
+    asking = [
+        f"{path.relative_to(ROOT)}: {docstring.splitlines()[0]}"
+        for folder in ("build_tools", "codegen", "tests")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Module | ast.ClassDef) and question.match(docstring := ast.get_docstring(node) or "")
+    ]
+    assert not asking, "\n".join(asking)

@@ -1,4 +1,4 @@
-"""What every call's tensors must keep, of every role of every op, beside Python's integers, which don't overflow."""
+"""Rules of every role of every op for tensors, beside Python's integers, which don't overflow."""
 
 from __future__ import annotations
 

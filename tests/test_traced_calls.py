@@ -24,7 +24,7 @@ Call = Callable[..., Any]
 
 
 class Calling(torch.nn.Module):
-    """What torch.export takes."""
+    """A model that torch.export takes."""
 
     def __init__(self, call: Call) -> None:
         super().__init__()

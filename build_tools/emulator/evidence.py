@@ -22,7 +22,7 @@ _END = 1 << 60
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a mutant is wrong by its rule, and why it is or isn't. ``reached``: the runs executed the instruction."""
+    """Says that a mutant is wrong by its rule, or isn't, and why. ``reached``: the runs executed the instruction."""
 
     wrong: bool
     reason: str
@@ -30,7 +30,7 @@ class Verdict:
 
 
 class Evidence(History):
-    """Whether mutants of the kernel recorded are wrong."""
+    """Judges which mutants of the kernel recorded are wrong."""
 
     def verdict(self, mutant: Mutant) -> Verdict:
         """Whether the mutant breaks its rule."""

@@ -59,7 +59,7 @@ class CtaHistory:
 
 
 class History:
-    """What recordings of a correct kernel say.
+    """Answers questions about recordings of a correct kernel.
 
     Args:
         module: the kernel.

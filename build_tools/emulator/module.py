@@ -42,7 +42,7 @@ class EmulationError(GnaforgeError):
 
 @dataclass(frozen=True)
 class Options:
-    """How a kernel is scheduled. Every choice is one that PTX allows hardware to make.
+    """The schedule of a kernel. Every choice is one that PTX allows hardware to make.
 
     Attributes:
         timing: when asynchronous work completes: ``eager`` (when issued), ``lazy`` (when nothing else can run, or when
@@ -81,7 +81,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Counters:
-    """What a launch did.
+    """Counts of a launch.
 
     Attributes:
         instructions: warp instructions executed.

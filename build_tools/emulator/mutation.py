@@ -15,7 +15,7 @@ _PREDICATE = r"(?P<predicate>[%\w]+)"
 
 @dataclass(frozen=True)
 class Rule:
-    """What is done to one kind of instruction.
+    """A change to one kind of instruction.
 
     Attributes:
         kind: names the condition in `evidence` under which the mutant is wrong.

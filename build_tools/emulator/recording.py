@@ -36,7 +36,7 @@ RECORD = np.dtype([("event", "u4"), ("warp", "u4"), ("instruction", "u4"), ("add
 
 @dataclass
 class Recording:
-    """What was recorded, in the order of the schedule; complete once the block of `recording` has ended.
+    """Events, in the order of the schedule; complete once the block of `recording` has ended.
 
     Attributes:
         records: of dtype `RECORD`; ``event`` is an index into `EVENTS`, ``instruction`` one into `Module.instructions`.

@@ -30,7 +30,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Survey:
-    """What became of a kernel's mutants."""
+    """The fates of a kernel's mutants."""
 
     outcomes: tuple[Outcome, ...]
 

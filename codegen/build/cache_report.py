@@ -68,7 +68,7 @@ def summaries() -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Why a kernel is found in the cache, or not.
+    """The reasons for which a kernel is found in the cache, or not.
 
     Attributes:
         parts: every part of its cache key, by name.

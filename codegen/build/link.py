@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BuildResult:
-    """What a build did. ``records`` holds the build record of every kernel of the library, by key."""
+    """The result of a build. ``records`` holds the build record of every kernel of the library, by key."""
 
     library: Path
     compiled: list[KernelConfig]

@@ -16,7 +16,7 @@ _SILENT = 1.0  # seconds
 
 @dataclass(frozen=True)
 class Compilation:
-    """Where the compilation of kernels is.
+    """The progress of the compilation of kernels.
 
     Attributes:
         done, total: finished kernels, and all that have to be compiled.

@@ -25,7 +25,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,254}")
 
 @dataclass(frozen=True)
 class Drift:
-    """How a folder differs from what rendering gives: file names, each list sorted."""
+    """The differences of a folder from what rendering gives: file names, each list sorted."""
 
     missing: list[str]
     changed: list[str]

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -26,35 +27,37 @@ app = typer.Typer(
     cls=Group,
     help=(
         "Generates, compiles and runs attention kernels with neighborhood masking (GNA): only the ones you need.\n\n"
-        "Start with `gnaforge quickstart`. Then write a spec (or take a preset) and `gnaforge build` it."
+        "Examples:\n"
+        "gnaforge quickstart  # Build a kernel, run it, check it, draw it: a minute.\n"
+        "gnaforge build hunyuan-video --arch cpu  # Build a preset's kernels, or those of a spec that you write.\n"
     ),
     epilog=(
-        "Exit status: 0 if all went well; 1 if something is wrong: a kernel that can't be built or computes wrong "
-        "numbers, sources that are stale, a damaged wheel; 2 if what was given is wrong, and nothing was written; "
-        "130 after Ctrl-C; 141, without a word, if whoever read the output has gone. What else a command has is in its "
-        "--help."
+        "Exit status: 0 if all went well; 1 if something is wrong, such as a kernel or a wheel; 2 if what was given is "
+        "wrong, and nothing was written; 130 after Ctrl-C; 141 if whoever read the output has gone."
     ),
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _function, _name in (
-    (quickstart.quickstart, None),
-    (building.build, None),
-    (wheel.wheel, None),
-    (wheel.check_wheel, "check-wheel"),
-    (building.generate, None),
-    (inspecting.list_kernels, "list"),
-    (presets.presets, None),
-    (inspecting.doctor, None),
-    (simulate.simulate, None),
-    (verify.verify, None),
-    (bench.bench, None),
-    (inspecting.schema, None),
-):
-    app.command(_name, cls=Command)(_function)
-app.add_typer(cache.app)
+_COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
+    "Begin": {"quickstart": quickstart.quickstart, "doctor": inspecting.doctor},
+    "Generate kernels for your shapes": {
+        "presets": presets.presets,
+        "schema": inspecting.schema,
+        "simulate": simulate.simulate,
+        "generate": building.generate,
+        "build": building.build,
+        "list": inspecting.list_kernels,
+        "verify": verify.verify,
+        "bench": bench.bench,
+    },
+    "Build a wheel of just your kernels": {"wheel": wheel.wheel, "check-wheel": wheel.check_wheel},
+}
+for _title, _functions in _COMMANDS.items():
+    for _name, _function in _functions.items():
+        app.command(_name, cls=Command, rich_help_panel=_title)(_function)
+app.add_typer(cache.app, rich_help_panel="Kernels of running processes")
 
 
 def _version(wanted: bool) -> None:

@@ -64,18 +64,19 @@ def bench(
     html: HtmlOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Time kernels beside torch's SDPA with the same mask, compiled FlexAttention, NATTEN and dense attention.
+    """Time kernels beside SDPA, FlexAttention, NATTEN and dense attention.
 
-    Shapes of a preset are timed at its first head dim and in the dtypes of --dtype; on the cpu with one head and batch
-    1, so that they fit.
+    SDPA has the same mask, FlexAttention is compiled. Shapes of a preset are timed at its first head dim and in the
+    dtypes of --dtype; on the cpu with one head and batch 1, so that they fit.
 
     Kernels that a problem needs and the cache lacks are built first: with default tiles for the cpu, fitted ones for a
     GPU. Contenders take turns; times are medians, and GFLOP/s count visible pairs only (all pairs for dense ones).
     Where there is no gnaforge, `python -m gnaforge.runtime.bench` of a built wheel measures the same.
 
-    Examples: `gnaforge bench --tokens 56,56 --window 7,7 --head-dim 32 --heads 4 --dtype fp32,bf16`,
-    `gnaforge bench --preset hunyuan-video --arch sm90 --report mine.json`,
-    `gnaforge bench --calibrate --arch sm90 --from mine.json`
+    Examples:
+        gnaforge bench --tokens 56,56 --window 7,7 --head-dim 32 --heads 4 --dtype fp32,bf16
+        gnaforge bench --preset hunyuan-video --arch sm90 --report mine.json
+        gnaforge bench --calibrate --arch sm90 --from mine.json  # The simulator's constants, by what was measured.
     """
     from ..errors import InputError
     from ..families import require_family

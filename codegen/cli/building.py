@@ -58,7 +58,9 @@ def generate(
 ) -> None:
     """Render the C++ sources of a spec's kernels, without compiling them.
 
-    Example: `gnaforge generate hunyuan-video -o generated`
+    Examples:
+        gnaforge generate hunyuan-video -o generated
+        gnaforge generate my.yaml --check  # In CI: fail if the sources that you keep are not what a spec gives.
     """
     from ..build import sources as generating
 
@@ -107,7 +109,10 @@ def build(
 
     Where the compiler for some of the kernels is missing, the others are built; the exit status is 1.
 
-    Examples: `gnaforge build hunyuan-video --arch cpu`, `gnaforge build cosmos --arch sm90 --shard 2/3`
+    Examples:
+        gnaforge build hunyuan-video --arch cpu
+        gnaforge build my.yaml --dry-run  # Say what your spec's kernels are.
+        gnaforge build cosmos --arch sm90 --shard 2/3  # On the second of three machines.
     """
     from ..build import link as linking
     from ..build.kernels import Listener

@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="cache",
     cls=Group,
-    help="Look at the compile cache, make room, move kernels between machines. GNAFORGE_CACHE_DIR says where it is.",
+    help=(
+        "Look at the compile cache, make room, move kernels between machines.\n\n"
+        "GNAFORGE_CACHE_DIR says where it is.\n\n"
+        "Examples:\n"
+        "gnaforge cache info\n"
+        "gnaforge cache export kernels.zip --spec hunyuan-video  # For `gnaforge cache import` elsewhere.\n"
+    ),
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
@@ -31,7 +37,9 @@ DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be
 def info(json: JsonOption = False) -> None:
     """Say where the cache and its read-only layers are, and what they hold.
 
-    Example: `gnaforge cache info`
+    Examples:
+        gnaforge cache info
+        gnaforge cache info --json
     """
     from ..build.cache_report import summaries
 
@@ -69,11 +77,14 @@ def _state(row: dict[str, object]) -> str:
 
 @app.command(cls=Command)
 def clear(dry_run: DryRunOption = False) -> None:
-    """Delete everything in the cache. Kernels compile again when they are needed.
+    """Delete everything in the cache.
 
-    Processes that run keep what they have loaded; builds that run finish. Layers are not touched.
+    Kernels compile again when they are needed. Processes that run keep what they have loaded; builds that run finish.
+    Layers are not touched.
 
-    Example: `gnaforge cache clear`
+    Examples:
+        gnaforge cache clear --dry-run
+        gnaforge cache clear
     """
     from ..build_tools.cache import user_cache
     from ..build_tools.cache_care import all_artifacts
@@ -92,9 +103,13 @@ def prune(
     ] = None,
     dry_run: DryRunOption = False,
 ) -> None:
-    """Delete what is of no use: kernels made by another version of gnaforge, damaged ones, leftovers of killed builds.
+    """Delete what is of no use.
 
-    Examples: `gnaforge cache prune`, `gnaforge cache prune --older-than 30 --keep-mb 500`
+    That is kernels made by another version of gnaforge, damaged ones, and leftovers of killed builds.
+
+    Examples:
+        gnaforge cache prune
+        gnaforge cache prune --older-than 30 --keep-mb 500
     """
     from ..build.cache_report import is_stale
     from ..build_tools.cache import user_cache
@@ -126,9 +141,13 @@ def explain(
     key: Annotated[str, typer.Argument(metavar="KEY", help="A kernel's key, as gnaforge list prints it.")],
     json: JsonOption = False,
 ) -> None:
-    """Print every part of a kernel's cache key, and which part differs from the nearest entry of the cache.
+    """Say why a kernel is compiled again, or isn't.
 
-    Example: `gnaforge cache explain gna_forward-cpu-r2-fp32-dany-q8x8-kv8x8`
+    Prints every part of its cache key, and which part differs from the nearest entry of the cache.
+
+    Examples:
+        gnaforge cache explain gna_forward-cpu-r2-fp32-dany-q8x8-kv8x8
+        gnaforge cache explain gna_forward-cpu-r2-fp32-dany-q8x8-kv8x8 --json
     """
     from ..build.cache_report import explain as explained
     from ..families import require_config

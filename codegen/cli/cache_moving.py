@@ -30,12 +30,16 @@ def export(
     ] = None,
     arch: ArchOption = None,
 ) -> None:
-    """Copy compiled kernels out of the cache, for `gnaforge cache import` on another machine.
+    """Copy compiled kernels out of the cache.
+
+    `gnaforge cache import` brings them into another machine's.
 
     A folder can also be used as it is, as a read-only layer: name it in GNAFORGE_CACHE_PATH. With --spec the core
     extension goes along, if the cache has the current one.
 
-    Example: `gnaforge cache export part-1-of-3.zip --spec hunyuan-video`
+    Examples:
+        gnaforge cache export part-1-of-3.zip --spec hunyuan-video
+        gnaforge cache export /opt/kernels --arch sm90  # A folder to name in GNAFORGE_CACHE_PATH.
     """
     from ..build_tools.cache import user_cache
     from ..build_tools.cache_archive import export_artifacts
@@ -61,12 +65,14 @@ def import_(
         typer.Argument(metavar="FILE|DIR...", help="What gnaforge cache export wrote.", show_default=False),
     ],
 ) -> None:
-    """Bring exported kernels into the cache. Every file is compared with its digest; what is there already stays.
+    """Bring exported kernels into the cache.
 
-    Import only what you made yourself or trust: kernels are code that your processes will run, and a digest shows
-    damage, not malice.
+    Every file is compared with its digest; what is there already stays. Import only what you made yourself or trust:
+    kernels are code that your processes will run, and a digest shows damage, not malice.
 
-    Example: `gnaforge cache import part-1-of-3.zip part-2-of-3.zip part-3-of-3.zip`
+    Examples:
+        gnaforge cache import part-1-of-3.zip part-2-of-3.zip part-3-of-3.zip
+        gnaforge cache import /mnt/kernels
     """
     from ..build_tools.cache import user_cache
     from ..build_tools.cache_archive import import_artifacts

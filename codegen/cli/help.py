@@ -1,4 +1,4 @@
-"""How `--help` reads: prose and options that wrap at the terminal's width, whatever it is.
+"""Prints `--help`: prose, options and examples that wrap at the terminal's width, whatever it is.
 
 typer's own tables cut names of options and defaults on narrow terminals, and keep the line ends of docstrings.
 """
@@ -55,14 +55,29 @@ def _page(command: Any, ctx: Any) -> str:
     width = _width()
     usage = f"Usage: {ctx.command_path} "
     blocks = [_wrap(" ".join(command.collect_usage_pieces(ctx)), width, usage, " " * len("Usage: "))]
-    blocks += _prose(command.help or "", width)
+    text, examples = split_examples(command.help or "")
+    blocks += _prose(text, width)
     parameters = command.get_params(ctx)
     for title, kind in (("Arguments", "argument"), ("Options", "option")):
         rows = [parameter.get_help_record(ctx) for parameter in parameters if parameter.param_type_name == kind]
         blocks += _section(title, [row for row in rows if row is not None], width)
     commands = [(name, one) for name, one in getattr(command, "commands", {}).items() if not one.hidden]
-    blocks += _section("Commands", [(name, _summary(one.help or "")) for name, one in commands], width)
+    titles = {name: one.rich_help_panel or "Commands" for name, one in commands}
+    for title in dict.fromkeys(titles.values()):
+        rows = [(name, _summary(one.help or "")) for name, one in commands if titles[name] == title]
+        blocks += _section(title, rows, width)
+    blocks += _examples(examples, width)
     return "\n\n".join([*blocks, *_prose(command.epilog or "", width)])
+
+
+def split_examples(text: str) -> tuple[str, list[tuple[str, str]]]:
+    """A docstring's prose, and its examples: of each the command line and what it does.
+
+    Examples come last, below a line ``Examples:``, a line each: ``COMMAND  # WHAT``.
+    """
+    prose, _, examples = inspect.cleandoc(text).partition("\nExamples:\n")
+    pairs = (line.partition("  # ") for line in examples.splitlines() if line.strip())
+    return prose, [(command.strip(), what.strip()) for command, _, what in pairs]
 
 
 def _width() -> int:
@@ -115,13 +130,25 @@ def _section(title: str, rows: Sequence[tuple[str, str]], width: int) -> list[st
     return ["\n".join(lines)]
 
 
+def _examples(examples: Sequence[tuple[str, str]], width: int) -> list[str]:
+    """Command lines, and below each what it does where that is said."""
+    margin = " " * _INDENT
+    lines = [
+        _wrap(text, width, margin * times, margin * 3)
+        for command, what in examples
+        for text, times in ((command, 1), (what, 3))
+        if text
+    ]
+    return ["\n".join(["Examples:", *lines])] if lines else []
+
+
 def _print(page: str) -> None:
     """Prints the page, in colours where it goes to a terminal that has them."""
     from rich.console import Console
     from rich.text import Text
 
     text = Text(page)
-    text.highlight_regex(r"(?m)^(Usage|Arguments|Options|Commands):", "bold yellow")
+    text.highlight_regex(r"(?m)^[A-Z][a-z ]+:(?= |$)", "bold yellow")
     text.highlight_regex(r"(?<![\w-])--?[a-z][\w-]*", "cyan")
     text.highlight_regex(r"(?s)`[^`]*`", "bold")
     with writing():

@@ -78,14 +78,18 @@ def list_kernels(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """List kernels: keys, tiles, and what is known of the compiled ones. Needs no compiler.
+    """List kernels and what is known of the compiled ones.
+
+    Needs no compiler.
 
     With `--static`: registers after launch, bytes spilled, shared memory per thread block, and of the machine
     code the instructions, matrix products (HGMMA or UTCHMMA), special functions (MUFU, nearly all of them exp2), and,
     where one warp does both, how many of those run while a product is under way.
 
-    Examples: `gnaforge list`, `gnaforge list hunyuan-video`,
-    `gnaforge list generated/quickstart/lib/quickstart.so`
+    Examples:
+        gnaforge list  # What the compile cache holds.
+        gnaforge list hunyuan-video --static
+        gnaforge list generated/quickstart/lib/quickstart.so
     """
     from ..build.library import read_library
 
@@ -155,9 +159,13 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
 
 
 def doctor(json: JsonOption = False) -> None:
-    """Say what gnaforge needs, what it found where, and how to get what is missing.
+    """Say what gnaforge needs, what it found, and how to get the rest.
 
     Exits with 1 if cpu kernels can't be built and run here.
+
+    Examples:
+        gnaforge doctor
+        gnaforge doctor --json  # For a report of a fault.
     """
     from ..doctor import GROUPS, NEEDED, examine
 
@@ -181,8 +189,12 @@ def schema(
 ) -> None:
     """Print the JSON Schema of kernel specs, for editors.
 
-    Example: `gnaforge schema > gnaforge.schema.json`, then put
-    `# yaml-language-server: $schema=gnaforge.schema.json` on a spec's first line.
+    Redirect it to gnaforge.schema.json and put `# yaml-language-server: $schema=gnaforge.schema.json` on a spec's first
+    line: editors then complete and check its fields.
+
+    Examples:
+        gnaforge schema
+        gnaforge schema --markdown  # A table of the fields, to read.
     """
     from ..spec import json_schema
     from ..spec.reference import reference_table

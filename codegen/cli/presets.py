@@ -8,9 +8,13 @@ from .tables import print_table
 
 
 def presets(json: JsonOption = False) -> None:
-    """List the specs that come with gnaforge. Every command that takes a spec takes the name of one.
+    """List the specs that come with gnaforge.
 
-    Example: `gnaforge presets`
+    Every command that takes a spec takes the name of one.
+
+    Examples:
+        gnaforge presets
+        gnaforge presets --json
     """
     from ..spec import load_spec, presets as descriptions
 

@@ -21,7 +21,7 @@ PATTERN = ("tokens", "window", "stride", "dilation", "causal")
 
 @dataclass(frozen=True)
 class ProblemOptions:
-    """What the options of a problem say, None where one wasn't given. Numbers are separated by commas or x."""
+    """The options of a problem, None where one wasn't given. Numbers are separated by commas or x."""
 
     preset: Annotated[
         str | None, typer.Option("--preset", metavar="SPEC", help="Take every shape of a preset or spec file.")

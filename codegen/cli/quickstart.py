@@ -21,10 +21,16 @@ def quickstart(
         "gnaforge-quickstart.png"
     ),
 ) -> None:
-    """See the whole pipeline: build a small preset, run it, check it, time it, draw it. About a minute.
+    """Build a small preset, run it, check it, time it, draw it.
+
+    It takes about a minute, most of it the compiler's.
 
     Builds the preset `quickstart`, runs its problem, compares with exact attention in float64, times it beside
     torch's SDPA with the same mask, and draws what queries attend to.
+
+    Examples:
+        gnaforge quickstart
+        gnaforge quickstart --out /tmp/quickstart --plot /tmp/pattern.svg  # Leave nothing in this folder.
     """
     from ..build.kernels import Listener
     from ..build.link import build

@@ -77,9 +77,9 @@ def simulate(
     html: HtmlOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Say how fast a pattern can be, with which tiles, and which stride needs no masks. Runs nothing.
+    """Say how fast a pattern can be, with which tiles and stride.
 
-    Bounds are exact counts of what kernels visit; times are a model, and named so.
+    Runs nothing. Bounds are exact counts of what kernels visit; times are a model, and named so.
     Speed-ups are over dense attention on the same tokens.
 
     FLOP bound: all pairs over visible pairs. No work bound exceeds it.
@@ -90,12 +90,9 @@ def simulate(
     Paper bound: as the GNA paper publishes it, from the worst Q tile on a grid.
 
     Examples:
-
-      gnaforge simulate --tokens 30,48,80 --window 18,24,24 --stride 16,8,8
-
-      gnaforge simulate --tokens 256,256 --window 80 --sweep-stride --plot strides.png
-
-      gnaforge simulate --preset hunyuan-video --arch sm100 --json
+        gnaforge simulate --tokens 30,48,80 --window 18,24,24 --stride 16,8,8
+        gnaforge simulate --tokens 256,256 --window 80 --sweep-stride --plot strides.png  # Which strides need no masks.
+        gnaforge simulate --preset hunyuan-video --arch sm100 --html hunyuan.html  # Patterns query by query.
     """
     from ..errors import InputError
     from ..simulator.fitting import simulate_problem

@@ -100,12 +100,13 @@ def verify(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Check kernels without a GPU: run them in the emulator and compare with exact attention in float64.
+    """Check kernels without a GPU, in the emulator.
 
-    GPU kernels are compiled for the emulator (once, into the cache) and run under every timing of asynchronous work
-    with every order of warps. Reported are wrong numbers, broken rules of PTX (races, missing fences, wrong phases),
-    deadlocks with who waits for what, accesses out of bounds, elements that were not written. Kernels for the cpu run
-    as they are, and so do those of a library for a GPU that is here. Nothing is said about speed on hardware.
+    Their results are compared with exact attention in float64. GPU kernels are compiled for the emulator (once, into
+    the cache) and run under every timing of asynchronous work with every order of warps. Reported are wrong numbers,
+    broken rules of PTX (races, missing fences, wrong phases), deadlocks with who waits for what, accesses out of
+    bounds, elements that were not written. Kernels for the cpu run as they are, and so do those of a library for a GPU
+    that is here. Nothing is said about speed on hardware.
 
     Exit status: 0 if all kernels are good; 1 if one is wrong; 2 if none is, but not all could be tried: bad input, no
     compiler, a kernel that doesn't compile or refuses a problem.
@@ -114,12 +115,9 @@ def verify(
     --random N.
 
     Examples:
-
-      gnaforge verify hunyuan-video --arch sm90
-
-      gnaforge verify gna_forward-sm90-r2-bf16-d64-q8x16-kv8x16 --random 20 --seeds 5
-
-      gnaforge verify KEY --tokens 30,40 --window 12,16 --stride 4 --timing lazy --seed 7 --trace
+        gnaforge verify hunyuan-video --arch sm90
+        gnaforge verify gna_forward-sm90-r2-bf16-d64-q8x16-kv8x16 --random 20 --seeds 5
+        gnaforge verify KEY --tokens 30,40 --window 12,16 --timing lazy --seed 7 --trace  # Repeat one run, and look.
     """
     from ..errors import GnaforgeError, InputError
     from ..families import require_config
@@ -237,7 +235,7 @@ def _shapes_of(preset: str) -> list[Any]:
 
 
 class _Work:
-    """What to try one kernel on."""
+    """Problems and layouts to try one kernel on."""
 
     def __init__(self, target: Target, problems: list[tuple[Problem, Problem | None]], random: int, tiles: int) -> None:
         self.target, self.problems, self.random, self.tiles = target, problems, random, tiles

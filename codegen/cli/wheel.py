@@ -40,14 +40,16 @@ def wheel(
     jobs: JobsOption = None,
     launcher: LauncherOption = None,
 ) -> None:
-    """Build a wheel that holds just a spec's kernels, for every torch from 2.10 on and every Python from 3.10 on.
+    """Build a wheel that holds just a spec's kernels.
 
-    It needs torch and nothing else: no compiler, no gnaforge. Its package has na1d, na2d, na3d and
-    neighborhood_attention; gnaforge finds its kernels too. Two builds give the same bytes; SOURCE_DATE_EPOCH sets the
-    time that its files bear. Where the compiler for some of the kernels is missing, the wheel holds the others; the
-    exit status is 1.
+    One wheel serves every torch from 2.10 on and every Python from 3.10 on. It needs torch and nothing else: no
+    compiler, no gnaforge. Its package has na1d, na2d, na3d and neighborhood_attention; gnaforge finds its kernels too.
+    Two builds give the same bytes; SOURCE_DATE_EPOCH sets the time that its files bear. Where the compiler for some of
+    the kernels is missing, the wheel holds the others; the exit status is 1.
 
-    Example: `gnaforge wheel vit-56 --arch cpu --out dist`
+    Examples:
+        gnaforge wheel vit-56 --arch cpu --out dist
+        gnaforge wheel my.yaml --name my_attention --version 1.2 --budget-mb 50
     """
     from ..build.kernels import Listener
     from ..wheel import build as making
@@ -97,12 +99,16 @@ def check_wheel(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A wheel that gnaforge made.", show_default=False)],
     json: JsonOption = False,
 ) -> None:
-    """Say what a wheel holds, whether it is intact, and whether this machine can run it. Runs nothing of it.
+    """Say what a wheel holds, and whether it is intact and can run here.
+
+    Runs nothing of the wheel.
 
     Exits with 1 if the wheel is damaged or would not run on every machine that its name promises, with 2 if the file is
     no wheel of gnaforge's that can be read, with 3 if it is intact and none of its kernels can run here.
 
-    Example: `gnaforge check-wheel dist/gnaforge_vit_56-1.0-py3-none-manylinux_2_27_x86_64.whl`
+    Examples:
+        gnaforge check-wheel dist/gnaforge_vit_56-*.whl
+        gnaforge check-wheel my.whl --json
     """
     from ..wheel.check import check
 

@@ -51,7 +51,7 @@ Box = tuple[tuple[float, float], tuple[float, float]]
 
 @dataclass(frozen=True)
 class Visit:
-    """What one Q tile visits along one axis. Pairs are intervals [begin, end) of positions in dilation group 0.
+    """The visits of one Q tile along one axis. Pairs are intervals [begin, end) of positions in dilation group 0.
 
     Attributes:
         axis: the whole axis, with its dilation.

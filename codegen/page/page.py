@@ -29,7 +29,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Page:
-    """What a page shows, from top to bottom.
+    """The content of a page, from top to bottom.
 
     Attributes:
         title: its head, and the browser's.

@@ -22,7 +22,7 @@ _NUMBER, _NAME, _BOX = r"\d+", r"[a-z][a-z0-9]*(?:_[a-z0-9]+)*", r"\d+(?:x\d+)*"
 
 
 class _Part(NamedTuple):
-    """How a field stands in the key.
+    """A field's form in the key.
 
     Attributes:
         field: of `KernelConfig`.

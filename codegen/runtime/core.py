@@ -30,7 +30,7 @@ CPU_ISAS = ("", "portable", "avx2", "avx512")
 
 
 class ErrorCode(IntEnum):
-    """Why an operator raised an error: `ErrorCode` of templates/core/error.h."""
+    """The reason for which an operator raised an error: `ErrorCode` of templates/core/error.h."""
 
     OTHER = 0
     BAD_INPUT = 2
@@ -102,7 +102,7 @@ def add_own_library(path: Path) -> None:
 
 
 class _State(ModuleType):
-    """What all copies of this file in a process share."""
+    """State that all copies of this file in a process share."""
 
     lock: threading.RLock
     core: ctypes.CDLL | None

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Padding:
-    """What a tile is computed as.
+    """The size that a tile is computed as.
 
     Attributes:
         rows: query rows are padded to a multiple of this: the M of the matrix product, or the lanes of vectors.
@@ -41,7 +41,7 @@ class Padding:
 
 @dataclass(frozen=True)
 class FamilyFacts:
-    """What running kernels takes to know of their family.
+    """Facts of a family that running its kernels takes.
 
     Attributes:
         name: of the family.

@@ -1,4 +1,4 @@
-"""What a forward call brings, for the core to judge: one that torch only traces keeps the rules of one that runs.
+"""Passes what a forward call brings to the core, to judge: one that torch only traces keeps the rules of one that runs.
 
 The rules and their words are the core's alone. Sizes that torch doesn't know yet are judged when the graph runs: there,
 too, by the core.

@@ -19,7 +19,7 @@ ENTRY_POINT_GROUP = "gnaforge.libraries"
 
 
 class Made(NamedTuple):
-    """What `Source.make` did: the keys that were compiled for it, and how long it took."""
+    """The result of `Source.make`: the keys that were compiled for it, and how long it took."""
 
     compiled: list[str]
     seconds: float

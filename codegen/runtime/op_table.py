@@ -21,7 +21,7 @@ Tensors = Mapping[str, "torch.Tensor"]
 
 @dataclass(frozen=True)
 class Role:
-    """What a tensor is to an op, as gnaforge_role in abi.h: heads-last, [batch, *tokens, heads, channels].
+    """A tensor's part in an op, as gnaforge_role in abi.h: heads-last, [batch, *tokens, heads, channels].
 
     Attributes:
         name: that of the role, in lower case.
@@ -58,7 +58,7 @@ class Role:
 
 
 class Bound(Protocol):
-    """How far a kernel's results may be from the exact ones, elementwise, by role."""
+    """The largest error that a kernel's results may have, elementwise, by role."""
 
     def __call__(
         self, problem: Problem, inputs: Tensors, exact: Tensors, *, rounds_probabilities: bool

@@ -51,7 +51,7 @@ class Fault(NamedTuple):
 
 
 class Dimension(NamedTuple):
-    """What one token dimension of a problem says; see `Problem` for the meaning. ``causal`` is False, True or
+    """One token dimension of a problem; see `Problem` for the meaning. ``causal`` is False, True or
     ``block``; ``tokens`` are those of the queries."""
 
     tokens: int

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """What a call needs of a kernel, as far as a kernel's key can tell; ``problem`` and ``key`` say more if known.
+    """The needs of a call for a kernel, as far as a kernel's key can tell; ``problem`` and ``key`` say more if known.
 
     Attributes:
         device: ``cpu`` or ``cuda``; ``device_index`` says which.

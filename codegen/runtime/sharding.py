@@ -1,4 +1,4 @@
-"""How the operators divide DTensors over devices: by batch and by heads, where none needs what another device has.
+"""Divides DTensors over devices for the operators: by batch and by heads, where none needs what another device has.
 
 Tokens stay whole.
 """

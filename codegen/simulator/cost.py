@@ -17,7 +17,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Costs:
-    """What one (batch, head) of a problem costs with given tiles. Numbers, or arrays over many candidate tiles.
+    """The costs of one (batch, head) of a problem with given tiles. Numbers, or arrays over many candidate tiles.
 
     Attributes:
         rows, columns: tokens of a Q tile, padded to what the matrix units take, and of a KV tile, likewise.

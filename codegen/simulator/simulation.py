@@ -24,7 +24,7 @@ Flat = Literal["flat"]
 
 @dataclass(frozen=True)
 class Simulation:
-    """What a problem costs with given tiles. Bounds are exact, `time` is a model.
+    """The costs of a problem with given tiles. Bounds are exact, `time` is a model.
 
     Attributes:
         problem, family, tiles, tiling: what was simulated.

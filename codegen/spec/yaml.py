@@ -29,7 +29,7 @@ _RESOLVER = yaml.resolver.Resolver()
 
 @dataclass(frozen=True, order=True)
 class Position:
-    """Where something stands in a file; line and column count from 1."""
+    """The place of something in a file; line and column count from 1."""
 
     line: int
     column: int

@@ -40,7 +40,7 @@ def class_of(opcode: str) -> str:
 
 @dataclass(frozen=True)
 class WorkCounters:
-    """What the launches of one call did. Instructions are warp instructions of PTX, which ptxas changes further.
+    """Counts of the launches of one call. Instructions are warp instructions of PTX, which ptxas changes further.
 
     Attributes:
         launches: kernels launched.

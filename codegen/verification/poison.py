@@ -20,7 +20,7 @@ from .layouts import Memory
 
 @dataclass(frozen=True)
 class Poison:
-    """What was poisoned.
+    """The elements that were poisoned.
 
     Attributes:
         why: names it, for messages.

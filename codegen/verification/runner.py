@@ -22,7 +22,7 @@ _LATE = "exact attention of this problem takes longer than --timeout {}; use --m
 
 @dataclass(frozen=True)
 class Settings:
-    """How to verify.
+    """The settings of a verification.
 
     Attributes:
         schedules: for kernels on the emulator.
@@ -43,7 +43,7 @@ class Settings:
 
 @dataclass
 class ProblemResult:
-    """What was found of a kernel on one problem.
+    """Findings on a kernel and one problem.
 
     Attributes:
         problem: it.
@@ -99,7 +99,7 @@ class ProblemResult:
 
 @dataclass
 class KernelResult:
-    """What was found of one kernel. ``note`` says what could not be tried, if anything."""
+    """Findings on one kernel. ``note`` says what could not be tried, if anything."""
 
     config: KernelConfig
     library: Path | None

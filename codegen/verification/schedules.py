@@ -13,7 +13,7 @@ PATIENCE = 20_000_000
 
 @dataclass(frozen=True)
 class Schedule:
-    """When asynchronous work completes, which warp runs, and the seed of what is random; see `emulator.Options`."""
+    """The timing of asynchronous work, the order of warps, and the seed of what is random; see `emulator.Options`."""
 
     timing: str
     order: str

@@ -33,7 +33,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Targets:
-    """What there is to verify. ``skipped`` gives the kernels that can't be tried here, with the reason."""
+    """The kernels to verify. ``skipped`` gives the kernels that can't be tried here, with the reason."""
 
     targets: tuple[Target, ...]
     skipped: Mapping[str, str] = field(default_factory=dict)

@@ -32,7 +32,7 @@ _LEAST_TORCH = (2, 10)
 
 @dataclass(frozen=True)
 class Report:
-    """What was found.
+    """The findings on a wheel.
 
     Attributes:
         metadata: the wheel's ``metadata.json``.
@@ -84,7 +84,7 @@ def check(path: Path) -> Report:
 
 @dataclass(frozen=True)
 class _Files:
-    """What is in a wheel: every file's sha256, by name, and the content of a few; `libraries` are temporary files."""
+    """A wheel's content: every file's sha256, by name, and the bytes of a few; `libraries` are temporary files."""
 
     digests: dict[str, bytes]
     texts: dict[str, bytes]
