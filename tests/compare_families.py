@@ -1,6 +1,7 @@
-"""Warp instructions of PTX that a Q tile, an interior and a shell KV tile take of each kernel family of sm90, of all warps
-together, as the emulator counts them. Found by least squares over problems that differ in tiles, for CUTLASS's loops
-can't be marked; of all families alike.
+"""Warp instructions of PTX that a Q tile, an interior and a shell KV tile take, of each kernel family of sm90.
+
+Of all warps together, as the emulator counts them: by least squares over problems that differ in tiles, for CUTLASS's
+loops can't be marked; of all families alike.
 
 ``python compare_families.py [KEY...]``; needs the CUDA compiler and CUTLASS's sources.
 """

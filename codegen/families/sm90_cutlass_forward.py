@@ -82,8 +82,8 @@ FAMILY = Family(
         mask_cycles=0.008,
         mask_tile_cycles=210.0,
         source=(
-            "all but masks as of the family without variant; masks from a model of how our machine code issues; no kernel "
-            "of ours was run"
+            "all but masks as of the family without variant; masks from a model of how our machine code issues; no "
+            "kernel of ours was run"
         ),
     ),
 )
