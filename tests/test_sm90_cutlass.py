@@ -266,6 +266,7 @@ def test_checks_of_machine_code() -> None:
         ("r1-bf16-d128-q128-kv120", "kv_tile: holds 120 key tokens; sm90 cutlass needs a multiple of 16"),
         ("r1-bf16-d264-q128-kv16", "head_dim: 264 is too large; sm90 cutlass takes at most 256"),
         ("r1-bf16-d256-q128-kv112", "kv_tile: beside 128 query tokens needs 247,808 bytes of shared memory, of which"),
+        ("r1-bf16-d192-q128-kv112", "kv_tile: beside 128 query tokens needs 180 accumulator registers a thread, of wh"),
         ("r1-fp32-d64-q128-kv64", "dtype: sm90 cutlass has no fp32 kernels; it has bf16, fp16"),
     ],
 )

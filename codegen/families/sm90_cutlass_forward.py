@@ -35,6 +35,11 @@ def _tile(rows: int, kv_box: Box, head_dim: int, value_head_dim: int) -> str | N
     memory = 2 * channels * (2 * rows + 2 * columns) + notes + 1024
     if memory > _SHARED_MEMORY:
         return f"needs {memory:,} bytes of shared memory, of which there are {_SHARED_MEMORY:,}"
+    # Of a row: scores and output (fp32), probabilities (16 bit), over half a quad of threads. The limits are what
+    # compiles without a spill at rank 3 with nvcc 13.0.
+    registers = columns // 2 + columns // 4 + channels // 2
+    if registers > (limit := 208 if channels <= 128 else 176):
+        return f"needs {registers} accumulator registers a thread, of which there are {limit}"
     return None
 
 
