@@ -42,7 +42,7 @@ MORE_KEYS = (
     "gna_forward-sm90-r3-bf16-d64-q7x6x3-kv2x8x12-cutlass",
     "gna_forward-sm90-r3-bf16-d128-q7x6x3-kv2x4x22-cutlass",
     "gna_forward-sm90-r3-bf16-d192v96-q2x8x8-kv2x8x6-cutlass",
-    "gna_forward-sm90-r1-bf16-d8v256-q1-kv16-cutlass",
+    "gna_forward-sm90-r1-bf16-d8v256-q33-kv16-cutlass",
     "gna_forward-sm90-r2-fp16-d64-q9x14-kv8x20-cutlass",
 )
 
