@@ -23,7 +23,7 @@ class UnknownCode(BuildError):
 
 
 class Pipe(str, Enum):
-    """What an instruction occupies. The values are what users read."""
+    """The unit that an instruction occupies. The values are what users read."""
 
     TENSOR = "tensor"
     MUFU = "MUFU"
@@ -36,7 +36,7 @@ class Pipe(str, Enum):
 
 
 class Role(Enum):
-    """What the model has to know of an instruction beside its pipe."""
+    """The facts that the model has to know of an instruction beside its pipe."""
 
     PLAIN = auto()
     BRANCH = auto()

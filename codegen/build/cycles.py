@@ -32,7 +32,7 @@ def _model(artifact: Artifact) -> dict[str, Any]:
     family = find_family(config)
     demands = family.machine_code if family is not None else None
     if demands is None or demands.tile_loop is None:
-        raise UnknownCode(f"nobody has told the model how {family or config.arch} kernels work through KV tiles")
+        raise UnknownCode(f"nobody has told the model how kernels of {family or config.arch} work through KV tiles")
     if CUBIN_FILE not in record["files"]:
         raise UnknownCode("the cache holds no machine code of it; build it again")
     registers, memory = record.get("registers"), record.get("shared_memory")
