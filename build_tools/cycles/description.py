@@ -80,7 +80,7 @@ def no_block(block: Sequence[Instruction]) -> bool:
 
 @dataclass(frozen=True)
 class TileLoop:
-    """The way in which warps of a family's kernels work through KV tiles: a loop of one tile each, within a loop of one Q tile each.
+    """The way of a family's warps through KV tiles: a loop of one tile each, within a loop of one Q tile each.
 
     Attributes:
         multiprocessor: what they run on.
