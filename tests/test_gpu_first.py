@@ -227,7 +227,7 @@ def test_a_kernel_is_given_up_after_two_processes(
 def test_a_section_ends_when_its_time_is_up(
     devices: dict[str, Path], small_kernel: Path, toy: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """What runs then is cut off, what is left is said to be, and the next section has its own time."""
+    """The run of then is cut off, the rest is said to be left out, and the next section has its own time."""
     library = toy("first_sleeps", "-include", "unistd.h", TOY_KEY=f'"{HANGS}"', TOY_STATEMENT="sleep(600)")
     plan = plan_of_rehearsal({1: SMALL.key})
     plan["dense"] = plan_of_rehearsal({1: HANGS})["dense"]

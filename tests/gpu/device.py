@@ -36,7 +36,7 @@ class Query(c.Structure):
 
 
 class Elapsed(NamedTuple):
-    """What passed between two marks: seconds by events; cycles of a processor and nanoseconds by their own counters,
+    """The time between two marks: seconds by events; cycles of a processor and nanoseconds by their own counters,
     medians over processors, 0 where nothing counts them."""
 
     seconds: float
