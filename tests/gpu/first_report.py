@@ -144,8 +144,8 @@ class Report:
 
 
 def derived(run: Json, answer: Json, processors: int) -> Json:
-    """Numbers that follow from a measurement: TFLOP/s; cycles that the processor with the most KV tiles has for each, and
-    how much of them its tensor cores need."""
+    """Numbers that follow from a measurement: TFLOP/s; cycles that the processor with the most KV tiles has for each,
+    and how much of them its tensor cores need."""
     if "seconds" not in answer:
         return {}
     found: Json = {"tflops": run["flop"] / answer["seconds"] / 1e12}
