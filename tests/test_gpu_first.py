@@ -179,7 +179,7 @@ def test_what_hangs_dies_or_is_wrong_leaves_the_rest(
     assert all("was ended by SIGABRT" in message for message in said[DIES])
     assert all(message.startswith("out: nan at batch entry 0, token 0") for message in said[NANS])
     assert all(line["seconds"] > 0 for line in runs if line["kernel"] == NANS)  # timed all the same
-    assert [line["failed"] for line in runs if line["kernel"] == FAILS] == ["launch"]
+    assert [line["failed"] for line in runs if line["kernel"] == FAILS] == ["launch"] * 2
     good = [line for line in runs if line["kernel"] == SMALL.key]
     assert {line["section"] for line in good} == {"dense", "boxes", "models"}
     assert all(0 < line["share"] < 1 and "failed" not in line for line in good)
@@ -227,18 +227,19 @@ def test_a_kernel_is_given_up_after_two_processes(
 def test_a_section_ends_when_its_time_is_up(
     devices: dict[str, Path], small_kernel: Path, toy: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """What runs then is cut off, what is left is said to be, and the next section has its own time."""
+    """The run of then is cut off, the rest is said to be left out, and the next section has its own time."""
     library = toy("first_sleeps", "-include", "unistd.h", TOY_KEY=f'"{HANGS}"', TOY_STATEMENT="sleep(600)")
     plan = plan_of_rehearsal({1: SMALL.key})
     plan["dense"] = plan_of_rehearsal({1: HANGS})["dense"]
     given = [f"--device={devices['emulated']}", f"--plan={write_plan(tmp_path, plan)}", f"--out={tmp_path / 'out'}"]
     given += [f"--library={path}" for path in (small_kernel, library)]
-    done = run(*given, "--only=dense", "--only=boxes", "--patience=0.05", "--job-seconds=500")
+    done = run(*given, "--only=dense", "--only=boxes", "--patience=0.2", "--job-seconds=500")
     lines = lines_of(tmp_path / "out")
     assert statuses(lines)["dense"] == "its time was up", done.stdout
     dense = [line for line in lines if line["kind"] == "run" and line["section"] == "dense"]
     assert "the section's time is up" in dense[0]["message"] and dense[-1]["skipped"] == first._UP
-    assert [line["kernel"] for line in lines if line["kind"] == "run" and line["section"] == "boxes"] == [SMALL.key]
+    boxes = [line for line in lines if line["kind"] == "run" and line["section"] == "boxes"]
+    assert {line["kernel"] for line in boxes} == {SMALL.key} and "seconds" in boxes[0]
 
 
 def test_bad_input_says_what_to_do(devices: dict[str, Path], small_kernel: Path, tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ class Entry:
 
     @property
     def tensor_device(self) -> str:
-        """Where its tensors must be, for torch."""
+        """The place of its tensors, for torch."""
         return "cuda" if self.device == "cuda" else "cpu"
 
     def function(self, name: str) -> Any:

@@ -38,7 +38,7 @@ def output_of(command: Sequence[str], seconds: float, environment: Mapping[str, 
 def sanitizer_output(
     tool: str, check: str, command: Sequence[str], seconds: float, environment: Mapping[str, str]
 ) -> tuple[list[str], str]:
-    """What compute-sanitizer says of our kernels in a command: its summary, and everything."""
+    """The words of compute-sanitizer about our kernels in a command: its summary, and everything."""
     text = output_of([tool, "--tool", check, "--kernel-regex", "kns=gna_", *command], seconds, environment)
     return [line.strip() for line in text.splitlines() if "SUMMARY" in line or "timed out" in line], text
 

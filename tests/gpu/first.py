@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The first minutes on a GPU: is anything wrong, and which of the performance model's guesses hold?
+"""Tells within minutes whether anything is wrong on a GPU, and which guesses of the performance model hold.
 
 Runs sections, the most telling first, each within a time of its own and in processes of its own: one that hangs or
 faults ends only itself. Results are on disk as they come. README.md says what they decide."""
@@ -104,7 +104,7 @@ class First:
     # --- sections
 
     def machine(self) -> None:
-        """What runs here. Without a GPU nothing else can be said."""
+        """Facts of this machine. Without a GPU nothing else can be said."""
         asked = ("memory.total", "power.limit", "clocks.max.sm", "clocks.sm", "temperature.gpu")
         self.report.facts(
             {
@@ -263,7 +263,7 @@ class First:
 
     @property
     def _no_torch(self) -> str:
-        """Why torch can't be used; empty if it can."""
+        """The reason that torch can't be used; empty if it can."""
         if self.torch.get("usable") or (self.emulated and "torch" in self.torch):
             return ""
         return str(self.torch.get("unavailable") or "torch can't use this GPU")
@@ -296,7 +296,7 @@ class First:
 
 
 def _says_zero(summary: str) -> bool:
-    """Whether a summary line of compute-sanitizer counts nothing."""
+    """True if a summary line of compute-sanitizer counts nothing."""
     numbers = [word for word in summary.replace(",", " ").split() if word.isdigit()]
     return bool(numbers) and not any(map(int, numbers[:1]))
 

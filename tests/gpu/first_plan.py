@@ -230,7 +230,7 @@ def _checks(keys: Iterable[str], seeds: int, tokens: int) -> Json:
 
 
 def plan_of_hardware(suite: list[str]) -> Json:
-    """What is measured on a GPU. ``suite``: keys of the kernels that are checked."""
+    """Everything for a GPU. ``suite``: keys of the kernels that are checked."""
     return {
         "schema": REPORT_SCHEMA,
         "right": _checks(suite, 20, 300),

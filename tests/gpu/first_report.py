@@ -57,7 +57,7 @@ class Report:
         self._lines.flush()
 
     def facts(self, found: Json) -> None:
-        """What is known of this machine and run."""
+        """Facts of this machine and run."""
         kept = {name: value for name, value in found.items() if name != "took"}
         self.machine |= {name: value for name, value in kept.items() if isinstance(value, str | int | float)}
         self._write("facts", **found)
@@ -101,7 +101,7 @@ class Report:
         print(f"  {tell_run(row, run, answer, self._processors)}", flush=True)
 
     def compare(self, rows: list[Json]) -> None:
-        """What the times of rows say beside each other, once they are there."""
+        """Compares the times of rows, once they are there."""
         for row in rows:
             found = ratios(row, [other for other in rows if other["group"] == row["group"]], self._times)
             if found:
@@ -144,8 +144,8 @@ class Report:
 
 
 def derived(run: Json, answer: Json, processors: int) -> Json:
-    """What follows from a measurement: TFLOP/s; cycles that the processor with the most KV tiles has for each, and how
-    much of them its tensor cores need."""
+    """Numbers that follow from a measurement: TFLOP/s; cycles that the processor with the most KV tiles has for each,
+    and how much of them its tensor cores need."""
     if "seconds" not in answer:
         return {}
     found: Json = {"tflops": run["flop"] / answer["seconds"] / 1e12}
@@ -157,7 +157,7 @@ def derived(run: Json, answer: Json, processors: int) -> Json:
 
 
 def ratios(row: Json, group: list[Json], times: dict[str, dict[str, float]]) -> Json:
-    """How many times as fast as dense attention a row's kernel is, by who computes that, beside what its tiles and the
+    """Speed of a row's kernel in times that of dense attention, by who computes that, beside what its tiles and the
     simulator's model allow; of dense attention: as the first row of its group."""
     ours = times.get(row["label"], {}).get("gnaforge")
     if ours is None:
@@ -206,7 +206,7 @@ def tell_run(row: Json, run: Json, answer: Json, processors: int) -> str:
 
 
 def _told(answer: Json) -> str:
-    """What an answer without a time says."""
+    """The text of an answer without a time."""
     for name in ("message", "unavailable", "skipped"):
         if name in answer:
             return str(answer[name])

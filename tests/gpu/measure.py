@@ -160,7 +160,7 @@ class Server:
         }
 
     def about(self, _: Json) -> Json:
-        """What runs here."""
+        """Facts of the GPU."""
         return dict(self._device.facts)
 
     def torch(self, _: Json) -> Json:
