@@ -49,8 +49,8 @@ __device__ __forceinline__ void clear(unsigned char* memory, int thread, int byt
 }
 
 /// Clears what copies and products read but nobody writes: rows of Q beyond the tile, and channels of the output beyond
-/// the last, but where Q comes to lie. What comes of them goes nowhere, but nothing should depend on what was in memory.
-/// All consumers do, while the first tiles load.
+/// the last, but where Q comes to lie. What comes of them goes nowhere, but nothing should depend on what was in
+/// memory. All consumers do, while the first tiles load.
 template <class Config, class Mma>
 __device__ __forceinline__ void clear_padding(unsigned char* memory) {
   using L = Layout<Config>;
