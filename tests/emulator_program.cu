@@ -16,6 +16,7 @@ __global__ void scale_and_add(int* out, const int* in, int factor, int count) {
 
 __global__ void reverse(int* data) {
   extern __shared__ int room[];
+  cudaGridDependencySynchronize();
   room[threadIdx.x] = data[threadIdx.x];
   __syncthreads();
   data[threadIdx.x] = room[blockDim.x - 1 - threadIdx.x];
@@ -131,6 +132,22 @@ static int cluster() {
   return 2;
 }
 
+static int early() {
+  int* data;
+  CHECK(cudaMalloc(&data, sizeof(int)));
+  cudaLaunchConfig_t config = {};
+  config.gridDim = config.blockDim = 1;
+  cudaLaunchAttribute attribute;
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 0;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  CHECK(cudaLaunchKernelEx(&config, unordered, data));
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  CHECK(cudaLaunchKernelEx(&config, unordered, data));
+  return 2;
+}
+
 static int race() {
   int* data;
   CHECK(cudaMalloc(&data, sizeof(int)));
@@ -148,6 +165,7 @@ int main(int, char** arguments) {
   if (name == "too-much-shared") return too_much_shared();
   if (name == "bad-tensor-map") return bad_tensor_map();
   if (name == "cluster") return cluster();
+  if (name == "early") return early();
   if (name == "race") return race();
   return 3;
 }

@@ -3,11 +3,20 @@
 #include "gnaforge/gna/source.h"
 #include "gnaforge/sm90/forward/quad_columns.h"
 
+#include <climits>
 #include <vector>
 
 using namespace gnaforge;
 
 namespace {
+
+/// gnaforge::Axis as test_headers.py fills it.
+struct PlainAxis {
+  int length, window, stride, dilation;
+  bool causal;
+
+  operator Axis() const { return {length, window, make_divisor(stride), dilation, causal}; }
+};
 
 template <class Tile>
 using Coordinates = int[Tile::rank];
@@ -74,7 +83,7 @@ struct Visits {
 };
 
 template <class QTile, class KvTile>
-int visit(const Axis* groups, const Visits& out) {
+int visit(const PlainAxis* groups, const Visits& out) {
   using Source = WindowTiles<QTile, KvTile>;
   constexpr int rank = QTile::rank;
   Axis axis[rank];
@@ -167,7 +176,7 @@ int visit(const Axis* groups, const Visits& out) {
 }
 
 template <class QTile, class KvTile>
-TileCounts count(const Axis* axes) {
+TileCounts count(const PlainAxis* axes) {
   Axis axis[QTile::rank];
   for (int d = 0; d < QTile::rank; ++d) axis[d] = axes[d];
   return count_tiles<QTile, KvTile>(axis);
@@ -175,14 +184,15 @@ TileCounts count(const Axis* axes) {
 
 /// Q tiles of all dilation groups, in closed form. Numbered, each has its place in its own group.
 template <class QTile>
-std::int64_t q_tiles(const Axis* axes, int* errors) {
+std::int64_t q_tiles(const PlainAxis* axes, int* errors) {
   std::int64_t total = 1;
   *errors = 0;
   for (int d = 0; d < QTile::rank; ++d) {
-    const AxisQTiles tiles(axes[d], QTile::extent(d));
+    const Axis axis = axes[d];
+    const AxisQTiles tiles(axis, QTile::extent(d));
     std::int64_t index = 0;
-    for (int of = 0; of < axes[d].dilation; ++of)
-      for (int at = 0; at * QTile::extent(d) < group_length(axes[d], of); ++at) {
+    for (int of = 0; of < axis.dilation; ++of)
+      for (int at = 0; at * QTile::extent(d) < group_length(axis, of); ++at) {
         int group = -1, tile = -1;
         tiles.locate(index++, group, tile);
         *errors += group != of || tile != at;
@@ -197,9 +207,9 @@ struct Shape {
   int rank;
   const int* q_tile;
   const int* kv_tile;
-  int (*visit)(const Axis*, const Visits&);
-  TileCounts (*count)(const Axis*);
-  std::int64_t (*q_tiles)(const Axis*, int*);
+  int (*visit)(const PlainAxis*, const Visits&);
+  TileCounts (*count)(const PlainAxis*);
+  std::int64_t (*q_tiles)(const PlainAxis*, int*);
 };
 
 template <class QTile, class KvTile>
@@ -231,18 +241,44 @@ extern "C" {
 
 int shape_count() { return static_cast<int>(sizeof(shapes) / sizeof(shapes[0])); }
 const Shape* shape_at(int index) { return &shapes[index]; }
-int visit_tiles(int index, const Axis* groups, const Visits* out) { return shapes[index].visit(groups, *out); }
-void count_all_tiles(int index, const Axis* axes, TileCounts* out) { *out = shapes[index].count(axes); }
-std::int64_t count_q_tiles(int index, const Axis* axes, int* errors) { return shapes[index].q_tiles(axes, errors); }
+int visit_tiles(int index, const PlainAxis* groups, const Visits* out) { return shapes[index].visit(groups, *out); }
+void count_all_tiles(int index, const PlainAxis* axes, TileCounts* out) { *out = shapes[index].count(axes); }
+std::int64_t count_q_tiles(int index, const PlainAxis* axes, int* errors) {
+  return shapes[index].q_tiles(axes, errors);
+}
 
 /// Fills one entry per position of a dilation group; returns the length of the group.
-int all_windows(const Axis* axis, int group, Interval* windows, Interval* transposed) {
+int all_windows(const PlainAxis* axis, int group, Interval* windows, Interval* transposed) {
   const Axis positions = group_axis(*axis, group);
   for (int i = 0; i < positions.length; ++i) {
     windows[i] = window(positions, i);
     transposed[i] = transposed_window(positions, i);
   }
   return positions.length;
+}
+
+/// How often a Divisor and the language differ: divisors from `first` to `last`, dividends from 0 to `dense`, and from
+/// there to the largest those beside the multiples that are `spread` apart, down from the last one.
+std::int64_t count_wrong_divisions(int first, int last, int dense, int spread) {
+  std::int64_t wrong = 0;
+  const auto check = [&](const Divisor& by, std::int64_t dividend) {
+    if (dividend < 0 || dividend > INT_MAX) return;
+    const int number = static_cast<int>(dividend);
+    int quotient = number;
+    const int rest = by.split(quotient);
+    wrong += by.quotient(number) != number / by.value || quotient != number / by.value || rest != number % by.value ||
+             by.floor(number) != number - number % by.value;
+    if (number <= INT_MAX - by.value) wrong += by.quotient_up(number) != ceil_div(number, by.value);
+  };
+  for (std::int64_t value = first; value <= last; ++value) {
+    const Divisor by = make_divisor(static_cast<int>(value));
+    wrong += by.value != value;
+    for (std::int64_t dividend = 0; dividend <= dense; ++dividend) check(by, dividend);
+    for (std::int64_t quotient = INT_MAX / value; quotient >= 0; quotient -= spread)
+      for (int beside = -1; beside <= 1; ++beside) check(by, quotient * value + beside);
+    check(by, INT_MAX);
+  }
+  return wrong;
 }
 
 }  // extern "C"
@@ -272,6 +308,7 @@ __global__ void on_device(Axis x, Axis y, Axis z, int first_query, unsigned* out
   *out++ = Columns::below(0, Columns::clip(0, first_query), quad, 0) + Columns::below(2, first_query, quad, 0);
   *out++ = static_cast<unsigned>(Columns::count_below(first_query, quad) + Columns::table_offset(2));
   *out++ = static_cast<unsigned>(transposed_window(axis[0], first_query).end + QTile::pitch(first_query));
+  *out++ = static_cast<unsigned>(QTile::divisor(first_query % 3).quotient(first_query));
   *out++ = static_cast<unsigned>(count_tiles<QTile, KvTile>(axis).visited);
   int group, tile;
   const AxisQTiles tiles(x, QTile::extent(0));

@@ -71,7 +71,8 @@ def compile_kernel(config: KernelConfig, folder: Path) -> int:
     cubin = source.with_suffix(".cubin")
     source.write_text(render_kernel(config))
     target = FAMILY.target.nvcc_target
-    command = [str(find_nvcc().path), *NVCC_FLAGS, f"-gencode=arch=compute_{target},code=sm_{target}", "-cubin"]
+    nvcc = find_nvcc(FAMILY.target.nvcc)
+    command = [str(nvcc.path), *NVCC_FLAGS, f"-gencode=arch=compute_{target},code=sm_{target}", "-cubin"]
     done = subprocess.run(
         [*command, f"-I{include_dir()}", str(source), "-o", str(cubin)], capture_output=True, text=True
     )
@@ -93,7 +94,8 @@ def _registers_or_reason(config: KernelConfig, folder: Path) -> int | str:
 def main(result: str, every: int = 1, processes: int = 1) -> None:
     """Compiles what the file lacks and writes it after each kernel; fails if a kernel does."""
     path = Path(result)
-    found = json.loads(path.read_text()) if path.exists() else {"nvcc": find_nvcc().version, "registers": {}}
+    new = {"nvcc": find_nvcc(FAMILY.target.nvcc).version, "registers": {}}
+    found = json.loads(path.read_text()) if path.exists() else new
     registers = found["registers"]
     configs = [config for config in list(boundary())[::every] if config.key not in registers]
     wrong = []

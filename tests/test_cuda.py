@@ -49,10 +49,10 @@ def test_a_compiler_that_is_too_old_is_passed_over(nvcc: NvccOf, monkeypatch: py
         cuda.find_nvcc((12, 9))
 
 
-def test_each_arch_gets_a_compiler_that_knows_it(nvcc: NvccOf, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_arch_gets_a_compiler_that_is_new_enough(nvcc: NvccOf, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is linked has the newer one's runtime."""
     pytest.importorskip("cutlass_library")
-    nvcc("system", "12.4.131"), nvcc("pip", "13.0.88")
+    nvcc("system", "12.8.93"), nvcc("pip", "13.0.88")
     host = cxx_compiler()
     taken = {}
     for name, compiler in {
@@ -62,15 +62,25 @@ def test_each_arch_gets_a_compiler_that_knows_it(nvcc: NvccOf, monkeypatch: pyte
     }.items():
         assert isinstance(compiler, CudaCompiler)
         taken[name] = compiler.nvcc.version
-    assert taken == {"sm90": "12.4.131", "sm100": "13.0.88", "both": "13.0.88"}
+    assert taken == {"sm90": "12.8.93", "sm100": "13.0.88", "both": "13.0.88"}
 
 
 def test_doctor_says_which_arch_lacks_a_compiler(nvcc: NvccOf) -> None:
-    nvcc("system", "12.4.131")
+    nvcc("system", "12.8.93")
     found = {finding.name.split(" (")[0]: finding for finding in doctor.examine()}
-    assert found["CUDA compiler for sm90"].ok and "12.4.131 (system)" in found["CUDA compiler for sm90"].detail
+    assert found["CUDA compiler for sm90"].ok and "12.8.93 (system)" in found["CUDA compiler for sm90"].detail
     missing = found["CUDA compiler for sm100"]
-    assert not missing.ok and "which is 12.4.131: needs 12.9 or newer" in missing.detail
+    assert not missing.ok and "which is 12.8.93: needs 12.9 or newer" in missing.detail
+
+
+def test_an_nvcc_that_schedules_sm90_badly_is_refused(nvcc: NvccOf) -> None:
+    path = nvcc("system", "12.4.131")
+    with pytest.raises(BuildError, match=rf"{path}, which is 12\.4\.131: needs 12\.8 or newer.*gnaforge\[cuda\]"):
+        kernel_compiler(SM90, cxx_compiler())
+    found = {finding.name.split(" (")[0]: finding for finding in doctor.examine()}
+    assert "12.4.131: needs 12.8 or newer" in found["CUDA compiler for sm90"].detail
+    nvcc("pip", "13.0.88")
+    assert kernel_compiler(SM90, cxx_compiler()).version.startswith("nvcc 13.0.88 (pip)")
 
 
 def test_doctor_names_a_compiler_for_all_archs_once(nvcc: NvccOf) -> None:
@@ -80,7 +90,7 @@ def test_doctor_names_a_compiler_for_all_archs_once(nvcc: NvccOf) -> None:
 
 
 def test_every_gpu_arch_states_what_it_needs() -> None:
-    """PTX of sm_90a came with CUDA 12.0, family targets such as sm_100f with 12.9."""
+    """PTX of sm_90a came with CUDA 12.0, and 12.8 compiles it well; family targets such as sm_100f came with 12.9."""
     for target in TARGETS.values():
-        assert (target.nvcc >= (12, 0)) == (target.compiler == "nvcc")
+        assert (target.nvcc >= (12, 8)) == (target.compiler == "nvcc")
         assert target.nvcc >= (12, 9) or not target.nvcc_target.endswith("f")

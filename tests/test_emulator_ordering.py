@@ -6,6 +6,8 @@ from the rules alone, whatever the schedule does.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from emulator_ptx import SCHEDULES, run
@@ -309,6 +311,35 @@ def test_a_bulk_store_is_waited_for_before_its_bytes_are_read(options: Options) 
         "race: read of global memory at 0x.* a bulk store has",
         threads=1,
     )
+
+
+# Warp 1 touches device memory; a launch that may begin early has to wait before, itself or by a warp that it has seen.
+EARLY = {
+    "no wait": ("@%q1 bra END; st.global.u32 [%p0], %r9;", False),
+    "a wait": ("@%q1 bra END; griddepcontrol.wait; st.global.u32 [%p0], %r9;", True),
+    "a wait too late": ("@%q1 bra END; st.global.u32 [%p0], %r9; griddepcontrol.wait;", False),
+    "launch_dependents": ("@%q1 bra END; griddepcontrol.launch_dependents; ld.global.u32 %r8, [%p0];", False),
+    "another warp's wait": ("@%q1 griddepcontrol.wait; @!%q1 st.global.u32 [%p0], %r9;", False),
+    "another warp's wait, seen": ("@%q1 griddepcontrol.wait; bar.sync 0; @!%q1 st.global.u32 [%p0], %r9;", True),
+    "seen before the wait": ("bar.sync 0; @%q1 griddepcontrol.wait; @!%q1 st.global.u32 [%p0], %r9;", False),
+    "a bulk load": (
+        """@%q1 bra END; mov.u32 %r1, box; mov.u32 %r2, barrier; setp.ne.u32 %q2, %tid, 32; @%q2 bra END;
+        mbarrier.init.shared::cta.b64 [%r2], 1; fence.mbarrier_init.release.cluster;
+        cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%r1], [%p0], 16, [%r2];""",
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", EARLY)
+@every_schedule
+def test_an_early_launch_waits_before_it_touches_device_memory(options: Options, case: str) -> None:
+    body, right = EARLY[case]
+    body = f"mov.u32 %r9, 77; setp.lt.u32 %q1, %tid, 32; {body} END:"
+    message = "touches device memory before griddepcontrol.wait, in a launch that may begin"
+    check(body, right, replace(options, early=True), message)
+    if "bulk" not in case:
+        check(body, True, options)
 
 
 def test_checks_can_be_left_out() -> None:

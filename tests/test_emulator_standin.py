@@ -119,6 +119,7 @@ def test_checks_are_left_out_for_kernels_that_are_named(program: Path) -> None:
             "65536 bytes of dynamic shared memory exceed 49152; cudaFuncAttributeMaxDynamicSharedMemorySize",
         ),
         ("bad-tensor-map", r"cuTensorMapEncodeTiled: globalStrides[0] = 40 is not a multiple of 16"),
+        ("early", "touches device memory before griddepcontrol.wait"),
         ("cluster", "clusters of more than one CTA are not emulated"),
     ],
 )

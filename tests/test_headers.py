@@ -27,11 +27,12 @@ from gnaforge.runtime.config import KernelConfig
 
 SOURCE = Path(__file__).with_name("headers.cpp")
 STRICT = ("-std=c++17", "-O1", "-Wall", "-Wextra", "-Wconversion", "-Wpedantic", "-Werror")
+INT_MAX = (1 << 31) - 1
 UBSAN = ("-fsanitize=undefined", "-fno-sanitize-recover=undefined")
 
 
 class Axis(ctypes.Structure):
-    """gnaforge::Axis"""
+    """PlainAxis in headers.cpp, of gnaforge::Axis."""
 
     _fields_ = (
         *((name, ctypes.c_int) for name in ("length", "window", "stride", "dilation")),
@@ -61,8 +62,26 @@ def headers(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     assert done.returncode == 0, done.stderr
     loaded = ctypes.CDLL(str(library))
     loaded.shape_at.restype = ctypes.POINTER(Shape)
-    loaded.count_q_tiles.restype = ctypes.c_int64
+    loaded.count_q_tiles.restype = loaded.count_wrong_divisions.restype = ctypes.c_int64
     return loaded
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "dense", "spread"),
+    [
+        pytest.param(1, 300, 1 << 16, 1 << 20, id="small divisors and dividends"),
+        pytest.param(1, 1 << 18, 4, 1 << 24, id="divisors up to 2^18"),
+        *(
+            pytest.param(
+                (1 << bits) - 64, min((1 << bits) + 64, INT_MAX), 64, 1 << max(0, 24 - bits), id=f"beside 2^{bits}"
+            )
+            for bits in range(18, 32)
+        ),
+    ],
+)
+def test_divisors_divide(headers: ctypes.CDLL, first: int, last: int, dense: int, spread: int) -> None:
+    """A factor that is too small or too large goes wrong first beside the largest multiples."""
+    assert headers.count_wrong_divisions(first, last, dense, spread) == 0
 
 
 def test_every_small_window_and_its_transpose(headers: ctypes.CDLL) -> None:

@@ -64,6 +64,17 @@ def test_fitted_tiles_of_large_heads_compile(
     compile_kernel(KernelConfig("gna_forward", "sm90", 2, "bf16", head_dim, tile.q, tile.kv, value), tmp_path)
 
 
+def test_head_dim_256_takes_80_keys_at_ranks_1_and_2(nvcc: None, tmp_path: Path) -> None:
+    for key in ("r1-bf16-d256-q128-kv80", "r2-bf16-d256-q9x14-kv2x40"):
+        config = KernelConfig.parse(f"gna_forward-sm90-{key}")
+        assert not FAMILY.faults(config)
+        compile_kernel(config, tmp_path)
+    assert FAMILY.faults(KernelConfig.parse("gna_forward-sm90-r3-bf16-d256-q2x8x8-kv2x4x10"))
+    dense = {"tokens": (16384,), "window": (16384,), "heads": 16}
+    (tile,) = gnaforge.fit([dense], arch="sm90", head_dim=256).tiles
+    assert (tile.q, tile.kv) == ((128,), (80,))
+
+
 def test_two_blocks_share_a_multiprocessor_only_where_products_fit(nvcc: None, tmp_path: Path) -> None:
     """Two blocks leave a thread 128 registers at launch, less than a product with 256 value channels takes."""
     shared = compile_kernel(KernelConfig.parse("gna_forward-sm90-r1-bf16-d192-q64-kv16"), tmp_path)

@@ -58,6 +58,9 @@ class Options:
         relaxed_tensor_frees: lets tcgen05.dealloc come before the last use of the columns, as in the backward kernel of
             CUTLASS's example 77: nothing there waits for the last dQ.
         trace: an error's message ends with the last instructions and synchronisation of each warp. Slow.
+        early: the launch may begin before the one before it has ended, as with
+            cudaLaunchAttributeProgrammaticStreamSerialization: touching device memory before griddepcontrol.wait is
+            an error. The stand-in sets it for launches that have the attribute.
         checks: False leaves out the search for races in shared and global memory and for reads of uninitialised shared
             memory: to see what it costs.
     """
@@ -71,6 +74,7 @@ class Options:
     relaxed_warpgroups: bool = False
     relaxed_tensor_frees: bool = False
     trace: bool = False
+    early: bool = False
     checks: bool = True
 
     def __post_init__(self) -> None:
@@ -305,6 +309,7 @@ class Module:
             relaxed_tensor_waits=int(options.relaxed_tensor_waits),
             trace=int(options.trace),
             unchecked=int(not options.checks),
+            early=int(options.early),
         )
         device = engine().gnaforge_emulator_memory()
         counted = Counted()

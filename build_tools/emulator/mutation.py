@@ -193,6 +193,13 @@ RULES = (
         r"tcgen05\.dealloc[^;]*;",
     ),
     Rule(
+        "always",
+        "wait dropped",
+        "griddepcontrol",
+        "a launch that may begin early sees what launches before it wrote only after the wait",
+        r"griddepcontrol\.wait;",
+    ),
+    Rule(
         "initialisation fence",
         "fence dropped",
         "membar, fence: fence.mbarrier_init",

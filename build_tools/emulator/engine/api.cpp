@@ -149,7 +149,8 @@ int gnaforge_emulator_launch(void* module, const char* kernel, const GnaforgeEmu
                       how->relaxed_tensor_frees != 0,
                       how->trace != 0,
                       how->relaxed_tensor_waits != 0,
-                      how->unchecked == 0};
+                      how->unchecked == 0,
+                      how->early != 0};
     launch.print = [](const std::string& text) {
       std::fputs(text.c_str(), stdout);
       std::fflush(stdout);

@@ -402,7 +402,10 @@ const uint8_t* Cta::read(Warp& warp, Space space, uint64_t address, uint32_t siz
   if (space == Space::param && window == 0) address |= kParamWindow;
   if (space == Space::global && window != 0) throw EmulationError(hex(address) + " is not an address in global memory");
   const uint8_t* bytes = object(address, size);
-  if ((address & kWindowMask) == 0) launch.accesses->read(address, size, linear_id, warp.clock, warp.epoch(strong));
+  if ((address & kWindowMask) == 0) {
+    check_begun(warp.clock);
+    launch.accesses->read(address, size, linear_id, warp.clock, warp.epoch(strong));
+  }
   return bytes;
 }
 
@@ -420,6 +423,7 @@ uint8_t* Cta::write(Warp& warp, Space space, uint64_t address, uint32_t size, bo
   if (window != 0 || space == Space::param || space == Space::constant)
     throw EmulationError("write to read-only memory at " + hex(address));
   launch.memory->check(address, size);
+  check_begun(warp.clock);
   launch.accesses->write(address, size, linear_id, warp.clock, warp.epoch(strong));
   return reinterpret_cast<uint8_t*>(address);
 }
@@ -438,13 +442,24 @@ void Cta::observe(Warp& warp, Space space, uint64_t address, Ordering order) {
     launch.accesses->observe(address, warp, order);
 }
 
+void Cta::check_begun(const Clock& seen) const {
+  if (!launch.options.early || !launch.options.checks) return;
+  for (const Epoch& wait : grid_waits)
+    if (wait.before(seen)) return;
+  throw EmulationError(
+      "touches device memory before griddepcontrol.wait, in a launch that may begin before the one before it has "
+      "ended");
+}
+
 void Cta::check_bulk_load(Warp& warp, uint64_t address, uint64_t size) {
   launch.memory->check(address, size);
+  check_begun(warp.clock);
   launch.accesses->read(address, size, linear_id, warp.clock, warp.epoch());
 }
 
 void Cta::check_bulk_store(uint64_t address, uint64_t size, const Clock& seen, bool reduction) {
   launch.memory->check(address, size);
+  check_begun(seen);
   launch.accesses->write(address, size, linear_id, seen, {bulk_stores, kBulkStoreAgent, reduction});
 }
 

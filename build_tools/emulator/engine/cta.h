@@ -35,6 +35,7 @@ struct Options {
   bool trace = false;                 // the message of an error ends with what happened before
   bool relaxed_tensor_waits = false;  // tcgen05.ld and st need no tcgen05.wait, as hardware's scoreboards have it
   bool checks = true;                 // for races and uninitialised memory
+  bool early = false;                 // it may begin before the launch before it has ended
 };
 
 /// What a launch counted, in warp instructions and bytes.
@@ -125,6 +126,8 @@ class Cta {
     Clock history, published;
   } cluster_barrier;
 
+  std::vector<Epoch> grid_waits;  // griddepcontrol.wait, by warps
+
   bool chance(double probability) { return std::uniform_real_distribution<>()(random) < probability; }
   Timing timing() const { return launch.options.timing; }
   void event() {
@@ -148,6 +151,8 @@ class Cta {
   /// A shared-memory address from one in the shared or generic space.
   uint32_t shared_address(Space space, uint64_t address) const;
   /// Asynchronous copies start to use device memory: in bounds, and no race.
+  /// Whoever has seen `seen` touches device memory.
+  void check_begun(const Clock& seen) const;
   void check_bulk_load(Warp& warp, uint64_t address, uint64_t size);
   void check_bulk_store(uint64_t address, uint64_t size, const Clock& clock, bool reduction);
   /// Whether an mbarrier may be signalled through the async proxy by a copy that this thread issues.

@@ -363,6 +363,14 @@ void decode_fence(Instruction& in) {
 }
 void decode_nothing(Instruction& in) { in.run = nothing; }
 
+/// griddepcontrol.wait: the launches before are over, as they always are here; but a launch that may begin early has to
+/// say where it needs that. launch_dependents does nothing.
+Status wait_for_grids(Warp& warp, const Instruction&, uint32_t) {
+  warp.cta.grid_waits.push_back(warp.epoch());
+  return Status::next;
+}
+void decode_grid_control(Instruction& in) { in.run = in.has("wait") ? wait_for_grids : nothing; }
+
 // Kernels may mark how far a warp is, for the counters: pmevent 1 begins the work on a KV tile, 2 says that the tile
 // needs a mask, 3 ends it. Markers are no work and are not counted.
 enum Marker { tile_begins = 1, tile_is_shell = 2, tile_ends = 3 };
@@ -421,7 +429,7 @@ std::vector<Opcode> control_opcodes() {
        "shared::cluster "
        "tensormap::generic"},
       {"membar", "Parallel Synchronization: membar", decode_fence, "cta gl sys proxy alias"},
-      {"griddepcontrol", "Parallel Synchronization: griddepcontrol", decode_nothing, "launch_dependents wait"},
+      {"griddepcontrol", "Parallel Synchronization: griddepcontrol", decode_grid_control, "launch_dependents wait"},
   };
 }
 

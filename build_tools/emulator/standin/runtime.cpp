@@ -77,13 +77,17 @@ cudaError_t __cudaGetKernel(cudaKernel_t* out, const void* function) {
   return kernel_of(function) ? cudaSuccess : cudaErrorInvalidDeviceFunction;
 }
 
-cudaError_t cudaLaunchKernel(const void* function, dim3 grid, dim3 block, void** arguments, size_t shared,
-                             cudaStream_t) {
+static cudaError_t launch(const void* function, dim3 grid, dim3 block, void** arguments, size_t shared, bool early) {
   State& state = State::get();
   Lock lock(state.mutex);
   Kernel* kernel = kernel_of(function);
   if (!kernel) return state.fail(cudaErrorInvalidDeviceFunction, "launch of a function that is no kernel");
-  return state.launch(*kernel, grid, block, arguments, shared);
+  return state.launch(*kernel, grid, block, arguments, shared, early);
+}
+
+cudaError_t cudaLaunchKernel(const void* function, dim3 grid, dim3 block, void** arguments, size_t shared,
+                             cudaStream_t) {
+  return launch(function, grid, block, arguments, shared, false);
 }
 cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void** arguments, size_t shared,
                                cudaStream_t stream) {
@@ -92,15 +96,17 @@ cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void*
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* function, void** arguments) {
   State& state = State::get();
   Lock lock(state.mutex);
+  bool early = false;
   for (unsigned i = 0; i < config->numAttrs; ++i) {
     const cudaLaunchAttribute& attribute = config->attrs[i];
+    if (attribute.id == cudaLaunchAttributeProgrammaticStreamSerialization)
+      early = attribute.val.programmaticStreamSerializationAllowed != 0;
     if (attribute.id != cudaLaunchAttributeClusterDimension) continue;
     const auto& cluster = attribute.val.clusterDim;
     if (cluster.x * cluster.y * cluster.z != 1)
       return state.fail(cudaErrorNotSupported, "clusters of more than one CTA are not emulated");
   }
-  return cudaLaunchKernel(function, config->gridDim, config->blockDim, arguments, config->dynamicSmemBytes,
-                          config->stream);
+  return launch(function, config->gridDim, config->blockDim, arguments, config->dynamicSmemBytes, early);
 }
 
 cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute attribute, int value) {

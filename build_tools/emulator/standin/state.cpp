@@ -174,7 +174,7 @@ cudaError_t State::release(void* pointer) {
   return cudaSuccess;
 }
 
-cudaError_t State::launch(Kernel& kernel, dim3 grid, dim3 block, void** arguments, size_t shared) {
+cudaError_t State::launch(Kernel& kernel, dim3 grid, dim3 block, void** arguments, size_t shared, bool early) {
   if (sticky_ != cudaSuccess) return sticky_;
   void* module = module_of(*kernel.binary);
   if (!module) return peek_error();
@@ -200,6 +200,7 @@ cudaError_t State::launch(Kernel& kernel, dim3 grid, dim3 block, void** argument
   how.block[1] = block.y;
   how.block[2] = block.z;
   how.dynamic_shared = static_cast<uint32_t>(shared);
+  how.early = early;
   for (const std::string& part : settings.unchecked) how.unchecked |= kernel.name.find(part) != std::string::npos;
   if (!settings.keep.empty()) keep(kernel, how, params);
   GnaforgeEmulatorCounters counted{};
@@ -225,7 +226,7 @@ void State::keep(const Kernel& kernel, const GnaforgeEmulatorLaunch& how, const 
     return "[" + std::to_string(of[0]) + ", " + std::to_string(of[1]) + ", " + std::to_string(of[2]) + "]";
   };
   launch << "{\"kernel\": \"" << kernel.name << "\", \"grid\": " << list(how.grid) << ", \"block\": " << list(how.block)
-         << ", \"shared_bytes\": " << how.dynamic_shared << "}\n";
+         << ", \"shared_bytes\": " << how.dynamic_shared << ", \"early\": " << (how.early ? "true" : "false") << "}\n";
   std::ofstream(base + ".params", std::ios::binary)
       .write(reinterpret_cast<const char*>(params.data()), static_cast<std::streamsize>(params.size()));
   std::ofstream text(base + ".ptx");

@@ -58,7 +58,8 @@ class State {
 
   cudaError_t allocate(void** out, size_t size);
   cudaError_t release(void* pointer);
-  cudaError_t launch(Kernel& kernel, dim3 grid, dim3 block, void** arguments, size_t shared);
+  /// `early`: it may begin before the launch before it has ended.
+  cudaError_t launch(Kernel& kernel, dim3 grid, dim3 block, void** arguments, size_t shared, bool early);
   /// Writes a launch to the folder `settings.keep`.
   void keep(const Kernel& kernel, const GnaforgeEmulatorLaunch& how, const std::vector<uint8_t>& params);
 

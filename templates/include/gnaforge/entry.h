@@ -91,7 +91,8 @@ template <int Rank>
 void copy_axes(const gnaforge_problem& problem, Axis (&axes)[Rank]) {
   for (int d = 0; d < Rank; ++d)
     axes[d] = Axis{static_cast<int>(problem.tokens[d]), static_cast<int>(problem.window[d]),
-                   static_cast<int>(problem.stride[d]), static_cast<int>(problem.dilation[d]), problem.causal[d] != 0};
+                   make_divisor(static_cast<int>(problem.stride[d])), static_cast<int>(problem.dilation[d]),
+                   problem.causal[d] != 0};
 }
 
 /// GNAFORGE_OK if a kernel of `Config` and `traits` computes the call, else why not; the rest of can_run is the

@@ -1,11 +1,7 @@
 // The shape of a GNA problem along its token dimensions. Host and device, no torch, no STL.
 #pragma once
 
-#if defined(__CUDACC__)
-#define GNAFORGE_HD __host__ __device__ __forceinline__
-#else
-#define GNAFORGE_HD inline
-#endif
+#include "gnaforge/gna/divisor.h"
 
 // Before a loop over axes: an array that a loop indexes lives in memory unless the loop is unrolled.
 #if defined(__CUDA_ARCH__)
@@ -22,7 +18,7 @@ namespace gnaforge {
 struct Axis {
   int length;
   int window;
-  int stride;
+  Divisor stride;
   int dilation;
   bool causal;
 };
@@ -47,6 +43,14 @@ struct Box {
   GNAFORGE_HD static constexpr int extent(int axis) {
     int found = 0, index = 0;
     ((found = index++ == axis ? Extents : found), ...);
+    return found;
+  }
+
+  /// extent(axis) to divide by; worked out by the compiler, whatever `axis` is.
+  GNAFORGE_HD static constexpr Divisor divisor(int axis) {
+    Divisor found{};
+    int index = 0;
+    ((found = index++ == axis ? divisor_of<Extents>() : found), ...);
     return found;
   }
 

@@ -7,6 +7,7 @@
 //     using List;                                            // KV tiles of one Q tile: `count`, first `interior` ones
 //     using Walk;                                            // a place among them: begin(list), step(list, next index)
 //     static List list(axis, q_begin);
+//     static AxisTiles along(axis, q_begin, int d);          // its part of axis d, for those who share out the axes
 //     static TileKind kind(const List&, int index);          // of the index-th tile of a walk
 //     static int origin(const List&, const Walk&, int d);    // its first key along axis d,
 //     static int extent(const List&, const Walk&, int d);    // and how many from there on some row may see
@@ -45,9 +46,14 @@ struct WindowTiles {
   GNAFORGE_HD static List list(const Axis (&axis)[rank], const int (&q_begin)[rank]) {
     List list;
     GNAFORGE_UNROLL
-    for (int d = 0; d < rank; ++d) list.axis[d] = axis_tiles(axis[d], q_begin[d], QTile::extent(d), KvTile::extent(d));
+    for (int d = 0; d < rank; ++d) list.axis[d] = along(axis[d], q_begin[d], d);
     list.finish();
     return list;
+  }
+
+  /// What the list is along axis `d` alone.
+  GNAFORGE_HD static AxisTiles along(const Axis& axis, int q_begin, int d) {
+    return axis_tiles(axis, q_begin, QTile::extent(d), KvTile::divisor(d));
   }
 
   GNAFORGE_HD static TileKind kind(const List& list, int index) {

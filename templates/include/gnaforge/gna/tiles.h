@@ -20,14 +20,15 @@ struct AxisTiles {
 
 /// Tiles of the queries [q_begin, q_begin + q_extent) of `axis`, a dilation group. Needs q_begin < axis.length;
 /// queries at or beyond axis.length do not exist and have no say.
-GNAFORGE_HD AxisTiles axis_tiles(const Axis& axis, int q_begin, int q_extent, int kv_extent) {
+GNAFORGE_HD AxisTiles axis_tiles(const Axis& axis, int q_begin, int q_extent, Divisor kv_extent) {
   const Interval first = window(axis, q_begin);
   const Interval last = window(axis, min_int(q_begin + q_extent, axis.length) - 1);
   const int begin = first.begin;
-  const int interior_begin = ceil_div(last.begin - begin, kv_extent);
-  const int interior_end = (first.end - begin) / kv_extent;
+  const int interior_begin = kv_extent.quotient_up(last.begin - begin);
+  const int interior_end = kv_extent.quotient(first.end - begin);
   const bool any = interior_begin < interior_end;
-  return {{begin, last.end}, {any ? interior_begin : 0, any ? interior_end : 0}, ceil_div(last.end - begin, kv_extent)};
+  const int count = kv_extent.quotient_up(last.end - begin);
+  return {{begin, last.end}, {any ? interior_begin : 0, any ? interior_end : 0}, count};
 }
 
 /// The KV tiles of one Q tile: the product of its axes, each of which knows `count` and `interior` as AxisTiles do.
@@ -76,7 +77,7 @@ struct AxisQTiles {
 
 /// A KV box of one token, of any rank: with it, count_tiles counts the keys in the box that each Q tile sees.
 struct OneKey {
-  GNAFORGE_HD static constexpr int extent(int) { return 1; }
+  GNAFORGE_HD static constexpr Divisor divisor(int) { return divisor_of<1>(); }
 };
 
 /// Tiles that all Q tiles of a problem visit, per batch entry and head.
@@ -100,7 +101,7 @@ GNAFORGE_HD TileCounts count_tiles(const Axis (&axis)[QTile::rank]) {
       if (groups == 0) continue;
       const Axis group = group_axis(axis[d], kind == 0 ? 0 : long_groups);
       for (int q = 0; q < group.length; q += QTile::extent(d)) {
-        const AxisTiles tiles = axis_tiles(group, q, QTile::extent(d), KvTile::extent(d));
+        const AxisTiles tiles = axis_tiles(group, q, QTile::extent(d), KvTile::divisor(d));
         sum.q_tiles += groups;
         sum.visited += static_cast<double>(groups) * tiles.count;
         sum.interior += static_cast<double>(groups) * (tiles.interior.end - tiles.interior.begin);

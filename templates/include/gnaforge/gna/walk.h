@@ -12,10 +12,9 @@ struct TileWalk {
   int tile[rank];  ///< Its index along each axis.
 
   GNAFORGE_HD void begin(const List& list) {
-    if (list.interior > 0)
-      begin_interior(list);
-    else
-      begin_shell(list);
+    // Without interior tiles there are none to skip.
+    GNAFORGE_UNROLL
+    for (int d = 0; d < rank; ++d) tile[d] = list.interior > 0 ? list.axis[d].interior.begin : 0;
   }
 
   /// To the shell's first tile, if there is one.
@@ -36,11 +35,6 @@ struct TileWalk {
   }
 
  private:
-  GNAFORGE_HD void begin_interior(const List& list) {
-    GNAFORGE_UNROLL
-    for (int d = 0; d < rank; ++d) tile[d] = list.axis[d].interior.begin;
-  }
-
   GNAFORGE_HD void next_interior(const List& list) {
     GNAFORGE_UNROLL
     for (int d = rank - 1; d >= 0; --d) {

@@ -29,6 +29,9 @@ constexpr gnaforge_device tensor_device = GNAFORGE_CUDA;
 ///   max_tiles;                               // Q tiles of one launch, at most
 ///   rows, columns;                           // of the products for a Q tile and a KV tile, with padding
 ///   may_fold;                                // whether heads may be folded into the maps' channels; see maps.h
+///   begins_early;                            // whether a launch may begin before the kernel before it in its stream
+///                                            // ends: every thread block waits for that end (griddepcontrol.wait)
+///                                            // before it touches tensors
 ///   q_box(axis), out_box(axis);              // what one copy loads of Q, and stores of the output
 ///   threads, shared_bytes;                   // of a thread block
 ///   blocks_per_processor;                    // that fit a multiprocessor
@@ -136,8 +139,8 @@ struct Entry {
     const gnaforge_problem& problem = *args.problem;
     Params<rank> params{};
     params.folded = folded;
-    params.kv_heads = static_cast<int>(problem.kv_heads);
-    params.heads_per_kv_head = static_cast<int>(problem.heads / problem.kv_heads);
+    params.kv_heads = make_divisor(static_cast<int>(problem.kv_heads));
+    params.heads_per_kv_head = make_divisor(static_cast<int>(problem.heads / problem.kv_heads));
     params.scale = static_cast<float>(problem.scale);
     params.scale_log2 = static_cast<float>(problem.scale * 1.4426950408889634);
     for (int d = 0; d < rank; ++d) params.axis[d] = group_axis(axes[d], 0);
@@ -155,9 +158,13 @@ struct Entry {
     const int index = params.slices;
     std::int64_t tiles = slice.batch * problem.heads;
     int q_box[rank], kv_box[rank], out_box[rank];
+    params.q_tiles_shift[index] = 0;
     for (int d = 0; d < rank; ++d) {
       params.length[index][d] = group_length(axes[d], slice.group[d]);
-      tiles *= ceil_div(params.length[index][d], QTile::extent(d));
+      const Divisor along = make_divisor(ceil_div(params.length[index][d], QTile::extent(d)));
+      params.q_tiles_factor[index][d] = along.factor;
+      params.q_tiles_shift[index] |= along.shift << (8 * d);
+      tiles *= along.value;
       q_box[d] = L::q_box(d);
       kv_box[d] = KvTile::extent(d);
       out_box[d] = L::out_box(d);
@@ -175,9 +182,19 @@ struct Entry {
                   {maps.out, GNAFORGE_OUT, out_box}};
     for (const auto& [to, role, box] : copied)
       if (const gnaforge_code code = map(encode, to, args, role, params, axes, slice, box, reason)) return code;
-    params.first_tile[index + 1] = params.first_tile[index] + static_cast<int>(tiles);
+    const int end = params.first_tile[index] + static_cast<int>(tiles);
+    for (int next = index + 1; next <= max_slices; ++next) params.first_tile[next] = end;
     params.slices = index + 1;
     return GNAFORGE_OK;
+  }
+
+  /// Whether the driver takes launches that may begin early, also while a stream is captured into a graph: from CUDA
+  /// 12.3 on (CUDA C++ Programming Guide, Programmatic Dependent Launch, Use in CUDA Graphs).
+  static bool driver_begins_early() {
+    static std::atomic<int> known{0};
+    int version = known.load(std::memory_order_relaxed);
+    if (version == 0 && cudaDriverGetVersion(&version) == cudaSuccess) known.store(version, std::memory_order_relaxed);
+    return version >= 12030;
   }
 
   static gnaforge_code launch(Params<rank>& params, int processors, void* stream, const Reason& reason) {
@@ -186,6 +203,13 @@ struct Entry {
     launch.blockDim = dim3(L::threads);
     launch.dynamicSmemBytes = L::shared_bytes;
     launch.stream = static_cast<cudaStream_t>(stream);
+    cudaLaunchAttribute early{};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    if (L::begins_early && driver_begins_early()) {
+      launch.attrs = &early;
+      launch.numAttrs = 1;
+    }
     void* arguments[] = {&params};
     const cudaError_t error = cudaLaunchKernelExC(&launch, Config::kernel(), arguments);
     params.slices = 0;

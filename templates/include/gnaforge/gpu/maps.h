@@ -97,12 +97,8 @@ inline EncodeTiled find_encode_tiled() {
   void* function = found.load(std::memory_order_relaxed);
   if (function == nullptr) {
     cudaDriverEntryPointQueryResult result{};
-#if CUDART_VERSION >= 12050
     const cudaError_t error =
         cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &result);
-#else
-    const cudaError_t error = cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &function, cudaEnableDefault, &result);
-#endif
     if (error != cudaSuccess || result != cudaDriverEntryPointSuccess) return nullptr;
     found.store(function, std::memory_order_relaxed);
   }

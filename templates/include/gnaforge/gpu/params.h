@@ -23,19 +23,35 @@ constexpr int max_slices = 7;
 template <int Rank>
 struct Params {
   Maps maps[max_slices];
-  float* log_sum_exp[max_slices];  ///< Of the slice's first token; null if the caller wants none.
-  int length[max_slices][Rank];    ///< Tokens of the slice's dilation group.
-  int first_tile[max_slices + 1];  ///< Of each slice; then how many tiles there are.
+  float* log_sum_exp[max_slices];             ///< Of the slice's first token; null if the caller wants none.
+  int length[max_slices][Rank];               ///< Tokens of the slice's dilation group.
+  unsigned q_tiles_factor[max_slices][Rank];  ///< Of a Divisor: how many Q tiles the slice has along an axis.
+  int q_tiles_shift[max_slices];              ///< Byte d is of axis d.
+  int first_tile[max_slices + 1];             ///< Of each slice; from the last one's end on, how many there are.
   int slices;
   std::int64_t lse_batch_stride, lse_head_stride, lse_token_stride[Rank];
   Axis axis[Rank];  ///< Lengths are those of the slices.
-  int kv_heads;
-  int heads_per_kv_head;
+  Divisor kv_heads;
+  Divisor heads_per_kv_head;
   float scale;
   float scale_log2;  ///< For a softmax in powers of two.
   int folded;        ///< The maps' channels run through all heads, and their last dim is the batch; see maps.h.
 
-  GNAFORGE_HD int tiles() const { return first_tile[slices]; }
+  GNAFORGE_HD int tiles() const { return first_tile[max_slices]; }
+
+  /// The slice that Q tile `tile` is of.
+  GNAFORGE_HD int slice_of(int tile) const {
+    int slice = 0;
+    if (tile < first_tile[1]) return slice;  // mostly
+    GNAFORGE_UNROLL
+    for (int s = 1; s < max_slices; ++s) slice += tile >= first_tile[s];
+    return slice;
+  }
+
+  /// Q tiles of `extent` that a slice has along `d`.
+  GNAFORGE_HD Divisor q_tiles(int slice, int d, Divisor extent) const {
+    return {extent.quotient_up(length[slice][d]), q_tiles_factor[slice][d], q_tiles_shift[slice] >> (8 * d) & 31};
+  }
 
   /// The axis that a slice's dilation group is along `d`.
   GNAFORGE_HD Axis axis_of(int slice, int d) const {

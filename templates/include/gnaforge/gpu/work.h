@@ -16,28 +16,51 @@ struct Work {
   int q_begin[rank];
   typename Source::List list;
 
-  /// Query heads that share keys come next to each other, then neighbouring tiles: thread blocks that run at the same
-  /// time share K and V in the L2 cache. Causal axes run backwards: their last tiles see most keys and take longest.
   __device__ __forceinline__ Work(const Params<rank>& params, int index) {
-    slice = 0;
-    while (index >= params.first_tile[slice + 1]) ++slice;
-    index -= params.first_tile[slice];
+    place(params, index);
     Axis axis[rank];
 #pragma unroll
     for (int d = 0; d < rank; ++d) axis[d] = params.axis_of(slice, d);
-    const int member = index % params.heads_per_kv_head;
-    index /= params.heads_per_kv_head;
+    list = Source::list(axis, q_begin);
+  }
+
+  /// The same for all lanes of a warp, who are here together. Each works out one axis and tells the others: one after
+  /// the other, axes would take up to three times as long.
+  __device__ __forceinline__ Work(const Params<rank>& params, int index, int lane) {
+    place(params, index);
+    const int own = rank == 1 ? 0 : min_int(lane, rank - 1);
+    int own_begin = q_begin[rank - 1];
+#pragma unroll
+    for (int d = 0; d < rank - 1; ++d) own_begin = own == d ? q_begin[d] : own_begin;
+    const auto along = Source::along(params.axis_of(slice, own), own_begin, own);
+#pragma unroll
+    for (int d = 0; d < rank; ++d) list.axis[d] = rank == 1 ? along : from_lane(along, d);
+    list.finish();
+  }
+
+ private:
+  static __device__ __forceinline__ Interval from_lane(Interval interval, int lane) {
+    return {__shfl_sync(~0u, interval.begin, lane), __shfl_sync(~0u, interval.end, lane)};
+  }
+  static __device__ __forceinline__ AxisTiles from_lane(const AxisTiles& tiles, int lane) {
+    return {from_lane(tiles.visited, lane), from_lane(tiles.interior, lane), __shfl_sync(~0u, tiles.count, lane)};
+  }
+
+  /// Query heads that share keys come next to each other, then neighbouring tiles: thread blocks that run at the same
+  /// time share K and V in the L2 cache. Causal axes run backwards: their last tiles see most keys and take longest.
+  __device__ __forceinline__ void place(const Params<rank>& params, int index) {
+    slice = params.slice_of(index);
+    index -= params.first_tile[slice];
+    const int member = params.heads_per_kv_head.split(index);
 #pragma unroll
     for (int d = rank - 1; d >= 0; --d) {
-      const int tiles = ceil_div(axis[d].length, QTile::extent(d));
-      const int tile = index % tiles;
-      index /= tiles;
-      q_begin[d] = (axis[d].causal ? tiles - 1 - tile : tile) * QTile::extent(d);
+      const Divisor tiles = params.q_tiles(slice, d, QTile::divisor(d));
+      const int tile = tiles.split(index);
+      q_begin[d] = (params.axis[d].causal ? tiles.value - 1 - tile : tile) * QTile::extent(d);
     }
-    kv_head = index % params.kv_heads;
-    batch = index / params.kv_heads;
-    head = kv_head * params.heads_per_kv_head + member;
-    list = Source::list(axis, q_begin);
+    kv_head = params.kv_heads.split(index);
+    batch = index;
+    head = kv_head * params.heads_per_kv_head.value + member;
   }
 };
 

@@ -76,6 +76,8 @@ struct Layout {
   static_assert(stages >= 2, "the tiles fit shared memory");
   static constexpr int shared_bytes = fixed_bytes + stages * stage_bytes;
 
+  static constexpr bool begins_early = false;  ///< CUTLASS's kernel doesn't wait.
+
   static constexpr int threads = (1 + halves) * warpgroup_threads;
   static constexpr int blocks_per_processor = 1;
 };

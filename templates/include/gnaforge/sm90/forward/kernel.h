@@ -1,5 +1,5 @@
-// The sm90 forward kernel. Warpgroup 0 loads: its first thread is the producer. Warpgroups 1 to W compute: consumers 0
-// to W - 1. Device only.
+// The sm90 forward kernel. Warpgroup 0 loads: its first warp is the producer, of which one lane writes and copies.
+// Warpgroups 1 to W compute: consumers 0 to W - 1. Device only.
 //
 // mbarriers, those of K and V one per stage of the ring. The producer's waits for *_empty pass at once the first time.
 //   name      arrivals a phase                    by whom                                            who waits
@@ -14,11 +14,12 @@
 //
 // Named barriers, counted in threads:
 //   number            threads                   who syncs                                       who only arrives
-//   0, __syncthreads  all                       all, once barriers are there and padding is clear
+//   start_barrier     all                       all, once mbarriers are there
 //   turn_barrier + w  256, if W > 1             consumer w, before its products                 its predecessor, after
 //   out_barrier + w   128, if out_by_warpgroup  consumer w, before and after it writes its output
 //   out_barrier       128 W, else               all consumers, likewise
-//   table_barrier     128 W, but for rank 1     all consumers, once the table of masks is there
+//   table_barrier     128 W                     all consumers, once padding is clear, if there is any; but for rank 1,
+//                                               again once the table of masks is there
 #pragma once
 
 #include "gnaforge/sm90/forward/consumer.h"
@@ -43,24 +44,41 @@ __device__ __forceinline__ void init_barriers(ptx::SharedAddress shared) {
 }
 
 template <int Threads>
-__device__ __forceinline__ void clear(unsigned char* memory, int bytes) {
-  for (int i = threadIdx.x; i < bytes / 16; i += Threads) reinterpret_cast<uint4*>(memory)[i] = uint4{0, 0, 0, 0};
+__device__ __forceinline__ void clear(unsigned char* memory, int thread, int bytes) {
+  for (int i = thread; i < bytes / 16; i += Threads) reinterpret_cast<uint4*>(memory)[i] = uint4{0, 0, 0, 0};
 }
 
-/// Clears what copies read but nobody writes: rows of Q beyond the tile, and channels of the output beyond the last.
-/// What comes of them goes nowhere, but nothing should depend on what was in memory.
-template <class Config>
+/// Clears what copies and products read but nobody writes: rows of Q beyond the tile, and channels of the output beyond
+/// the last, but where Q comes to lie. What comes of them goes nowhere, but nothing should depend on what was in
+/// memory. All consumers do, while the first tiles load.
+template <class Config, class Mma>
 __device__ __forceinline__ void clear_padding(unsigned char* memory) {
   using L = Layout<Config>;
-  constexpr int volume = Config::QTile::volume;
-  constexpr bool channels = L::value_head_dim % L::chunk_channels != 0;
+  constexpr int volume = Config::QTile::volume, threads = L::warpgroups * warpgroup_threads;
+  constexpr bool channels = L::value_head_dim % L::chunk_channels != 0 && (L::out_apart || L::v_chunks > L::qk_chunks);
+  const int thread = static_cast<int>(threadIdx.x) - warpgroup_threads;
   if constexpr (volume < L::rows)
     for (int c = 0; c < L::qk_chunks; ++c)
-      clear<L::threads>(memory + L::q_offset + c * L::q_chunk_bytes + volume * row_bytes,
-                        (L::rows - volume) * row_bytes);
+      clear<threads>(memory + L::q_offset + c * L::q_chunk_bytes + volume * row_bytes, thread,
+                     (L::rows - volume) * row_bytes);
   if constexpr (channels)
-    clear<L::threads>(memory + L::out_offset + (L::v_chunks - 1) * L::q_chunk_bytes, volume * row_bytes);
-  if constexpr (volume < L::rows || channels) ptx::fence_shared_to_async();
+    clear<threads>(memory + L::out_offset + (L::v_chunks - 1) * L::q_chunk_bytes, thread, volume * row_bytes);
+  if constexpr (volume < L::rows || channels) {
+    ptx::fence_shared_to_async();
+    ptx::barrier_sync(Consumer<Config, Mma>::table_barrier, threads);
+  }
+}
+
+/// The number of lane 0, of which the compiler then knows that it is the same in all lanes: such numbers have registers
+/// of their own.
+__device__ __forceinline__ unsigned same_in_all_lanes(unsigned number) { return __shfl_sync(~0u, number, 0); }
+
+template <class Config>
+__device__ __forceinline__ void prefetch_maps(const gpu::Params<Config::QTile::rank>& params) {
+  ptx::prefetch_map(&params.maps[0].q);
+  ptx::prefetch_map(&params.maps[0].k);
+  ptx::prefetch_map(&params.maps[0].v);
+  ptx::prefetch_map(&params.maps[0].out);
 }
 
 template <class Config, class Mma>
@@ -68,23 +86,22 @@ __device__ __forceinline__ void forward(const gpu::Params<Config::QTile::rank>& 
   using L = Layout<Config>;
   extern __shared__ __align__(gpu::swizzle_bytes) unsigned char memory[];
   const ptx::SharedAddress shared = ptx::shared_address(memory);
-  if (threadIdx.x == 0) {
-    ptx::prefetch_map(&params.maps[0].q);
-    ptx::prefetch_map(&params.maps[0].k);
-    ptx::prefetch_map(&params.maps[0].v);
-    ptx::prefetch_map(&params.maps[0].out);
-    init_barriers<Config>(shared);
-  }
-  clear_padding<Config>(memory);
-  __syncthreads();
-  // The same in all lanes, and so the compiler knows.
-  const int warpgroup = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / warpgroup_threads, 0);
-  if (warpgroup == 0) {
+  const int warp = static_cast<int>(same_in_all_lanes(threadIdx.x / 32));
+  if (threadIdx.x < warpgroup_threads) {
     if constexpr (L::shares_registers) ptx::registers_down<L::producer_registers>();
-    if (threadIdx.x == 0) Producer<Config>{params, shared}.run();
+    if (warp == 0)
+      Producer<Config>{params, same_in_all_lanes(shared)}.run();
+    else
+      start<Config>();
   } else {
+    if (threadIdx.x == warpgroup_threads) {  // the producer looks for its first Q tile meanwhile
+      prefetch_maps<Config>(params);
+      init_barriers<Config>(shared);
+    }
+    start<Config>();
     if constexpr (L::shares_registers) ptx::registers_up<L::consumer_registers>();
-    Consumer<Config, Mma>{params, shared, warpgroup - 1}.run();
+    clear_padding<Config, Mma>(memory);
+    Consumer<Config, Mma>{params, shared, warp * 32 / warpgroup_threads - 1}.run();
   }
 }
 

@@ -31,6 +31,7 @@ template <class Config>
 struct Layout {
   static constexpr int max_tiles = (1 << 30) - 1;  ///< Q tiles of one launch.
   static constexpr bool may_fold = true;           ///< Heads into channels; see maps.h.
+  static constexpr bool begins_early = true;       ///< See host.h.
 
   using QTile = typename Config::QTile;
   using KvTile = typename Config::KvTile;
@@ -111,13 +112,17 @@ struct Layout {
   static constexpr int out_box(int axis) { return axis == 0 ? out_extent : QTile::extents[axis]; }
 
   /// Registers per thread after launch, shared out of what it gave: 384 x 168, 512 x 128 or, of two blocks on a
-  /// multiprocessor, 256 x 128. More copies per tile take the producer more addresses.
+  /// multiprocessor, 256 x 128. The producer gets 40 of them where it needs them, for the addresses of many copies, and
+  /// where two consumers can spare them, whose scores, probabilities and output leave room.
   static constexpr bool many_copies = qk_chunks + v_chunks > 4;
-  static constexpr int producer_registers = warpgroups == 3 ? 32 : many_copies ? 40 : 24;
+  static constexpr bool spares_registers = columns / 2 + columns / 4 + value_head_dim / 2 <= 184;
+  static constexpr int producer_registers = warpgroups == 3 ? 32 : many_copies || spares_registers ? 40 : 24;
   static constexpr int consumer_registers = warpgroups == 3   ? 160
                                             : warpgroups == 1 ? 256 - producer_registers
-                                            : many_copies     ? 232
-                                                              : 240;
+                                                              : 252 - producer_registers / 2;
+  /// Whether the lanes of the producer share out the axes of its list: at rank 2 that is the least gain, and takes more
+  /// than 24 registers.
+  static constexpr bool shares_axes = rank == 3 || producer_registers > 24;
   /// One consumer and one producer that have the multiprocessor for themselves may both have 255.
   static constexpr bool shares_registers = warpgroups > 1 || blocks_per_processor > 1;
   static_assert(warpgroups <= 3, "at most 192 query rows");

@@ -1,8 +1,10 @@
-// The warpgroup that loads: one thread issues the tensor copies of Q, K and V. Device only.
+// The warp that loads: one lane issues the tensor copies of Q, K and V. Device only.
 #pragma once
 
 #include "gnaforge/gpu/work.h"
+#include "gnaforge/ptx/barrier.h"
 #include "gnaforge/ptx/mbarrier.h"
+#include "gnaforge/ptx/registers.h"
 #include "gnaforge/ptx/tma.h"
 #include "gnaforge/sm90/forward/layout.h"
 
@@ -22,6 +24,14 @@ struct RingPosition {
   }
 };
 
+constexpr int start_barrier = 0;  ///< The named barrier at which all threads meet, once.
+
+template <class Config>
+__device__ __forceinline__ void start() {
+  ptx::barrier_sync(start_barrier, Layout<Config>::threads);
+}
+
+/// All lanes of the warp go through it together.
 template <class Config>
 struct Producer {
   using L = Layout<Config>;
@@ -31,6 +41,14 @@ struct Producer {
 
   const gpu::Params<rank>& params;
   ptx::SharedAddress shared;
+  bool leads = false;  ///< Whether this lane writes and copies.
+
+  __device__ __forceinline__ Work find(int index) const {
+    if constexpr (L::shares_axes)
+      return Work(params, index, ptx::reload_thread_index());
+    else
+      return Work(params, index);
+  }
 
   /// All chunks of one box, to `to`; `barrier` hears of `chunks * box_bytes` bytes.
   template <int Chunks>
@@ -48,6 +66,7 @@ struct Producer {
 
   __device__ __forceinline__ void load_k(const Work& work, RingPosition at, const int (&origin)[rank], TileKind kind) {
     ptx::mbarrier_wait(shared + L::k_empty + 8 * at.stage, at.parity);
+    if (!leads) return;
     gpu::KvTileFacts<rank>::store(shared + L::kv_facts + gpu::kv_facts_bytes * at.stage, origin, kind);
     load<L::qk_chunks>(params.maps[work.slice].k, shared + L::k_full + 8 * at.stage,
                        shared + L::k_offset + at.stage * L::k_bytes, L::kv_chunk_bytes, L::kv_chunk_bytes, L::head_dim,
@@ -56,36 +75,50 @@ struct Producer {
 
   __device__ __forceinline__ void load_v(const Work& work, RingPosition at, const int (&origin)[rank]) {
     ptx::mbarrier_wait(shared + L::v_empty + 8 * at.stage, at.parity);
+    if (!leads) return;
     load<L::v_chunks>(params.maps[work.slice].v, shared + L::v_full + 8 * at.stage,
                       shared + L::v_offset + at.stage * L::v_bytes, L::kv_chunk_bytes, L::kv_chunk_bytes,
                       L::value_head_dim, work.kv_head, origin, work.batch);
   }
 
+  __device__ __forceinline__ void load_q(const Work& work, std::uint32_t& parity) {
+    ptx::mbarrier_wait(shared + L::q_empty, parity);
+    parity ^= 1;
+    if (!leads) return;
+    gpu::QTileFacts<rank>::store(shared + L::q_facts + gpu::q_facts_bytes * parity, work);
+    load<L::qk_chunks>(params.maps[work.slice].q, shared + L::q_full, shared + L::q_offset, L::q_chunk_bytes,
+                       Config::QTile::volume * row_bytes, L::head_dim, work.head, work.q_begin, work.batch);
+  }
+
   __device__ __forceinline__ void run() {
+    int index = blockIdx.x;
+    Work work = find(index);  // while the barriers come to be
+    start<Config>();
+    // The launch may have begun before the one before it ended. No consumer touches tensors before it has seen a load.
+    ptx::wait_for_grids();
+    leads = ptx::elect();
     // A wait for the phase before the first returns at once: every stage is empty.
     RingPosition at{0, 1};
     std::uint32_t q_parity = 1;
-    for (int index = blockIdx.x; index < params.tiles(); index += gridDim.x) {
-      const Work work(params, index);
+    for (;;) {
       typename Source::Walk walk;
       walk.begin(work.list);
-      for (int j = 0; j < work.list.count; ++j) {
+      int j = 0;
+      do {
         int origin[rank];
 #pragma unroll
         for (int d = 0; d < rank; ++d) origin[d] = Source::origin(work.list, walk, d);
         load_k(work, at, origin, Source::kind(work.list, j));
         // The first K is under way before Q waits for the last tile's output to leave.
-        if (j == 0) {
-          ptx::mbarrier_wait(shared + L::q_empty, q_parity);
-          q_parity ^= 1;
-          gpu::QTileFacts<rank>::store(shared + L::q_facts + gpu::q_facts_bytes * q_parity, work);
-          load<L::qk_chunks>(params.maps[work.slice].q, shared + L::q_full, shared + L::q_offset, L::q_chunk_bytes,
-                             Config::QTile::volume * row_bytes, L::head_dim, work.head, work.q_begin, work.batch);
-        }
+        if (j == 0) load_q(work, q_parity);
         load_v(work, at, origin);
+        __syncwarp();  // a lane two phases behind would take this phase of a barrier for an earlier one
         at.template advance<L::stages>();
-        if (j + 1 < work.list.count) walk.step(work.list, j + 1);
-      }
+        if (++j < work.list.count) walk.step(work.list, j);
+      } while (j < work.list.count);
+      index += gridDim.x;
+      if (index >= params.tiles()) break;
+      work = find(index);
     }
   }
 };
