@@ -114,20 +114,22 @@ class Cutlass:
 
     Attributes:
         include: CUTLASS's and CuTe's headers.
-        fmha: example 77, whose headers are the attention kernels for sm100.
+        example: the example whose headers are compiled with them; None for none. One at a time: those of attention
+            have headers of the same names.
     """
 
     include: Path
-    fmha: Path
+    example: Path | None = None
 
     @property
     def folders(self) -> tuple[Path, ...]:
         """What to compile with: ``-I``."""
-        return self.include, self.include.parent / "tools" / "util" / "include", self.fmha
+        own = (self.example,) if self.example else ()
+        return self.include, self.include.parent / "tools" / "util" / "include", *own
 
 
-def find_cutlass() -> Cutlass:
-    """Where the ``nvidia-cutlass`` package has its sources.
+def find_cutlass(example: str = "") -> Cutlass:
+    """Where the ``nvidia-cutlass`` package has its sources, and among them an example's, by its folder's name.
 
     Raises:
         BuildError: it isn't installed, or not whole.
@@ -135,9 +137,9 @@ def find_cutlass() -> Cutlass:
     spec = importlib.util.find_spec("cutlass_library")
     if spec is not None and spec.origin is not None:
         source = Path(spec.origin).parent / "source"
-        found = Cutlass(source / "include", source / "examples" / "77_blackwell_fmha")
-        mainloop = found.fmha / "collective" / "sm100_fmha_fwd_mainloop_tma_warpspecialized.hpp"
-        if (found.include / "cutlass" / "version.h").is_file() and mainloop.is_file():
+        found = Cutlass(source / "include", source / "examples" / example if example else None)
+        whole = found.example is None or any(found.example.glob("collective/*.hpp"))
+        if (found.include / "cutlass" / "version.h").is_file() and whole:
             return found
     raise BuildError(_NO_CUTLASS)
 

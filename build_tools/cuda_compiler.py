@@ -118,15 +118,15 @@ def cuda_compiler(
     target: str,
     stand_in: Path | None = None,
     *,
-    cutlass: bool = False,
+    cutlass: str = "",
     at_least: tuple[int, int] = (0, 0),
 ) -> CudaCompiler:
-    """nvcc for ``target``, of a version ``at_least`` that, with CUTLASS if kernels are made of it.
+    """nvcc for ``target``, of a version ``at_least`` that, with CUTLASS if kernels are made of it: of which example.
 
     Raises:
         BuildError: one of them is missing.
     """
-    return CudaCompiler(find_nvcc(at_least), host, target, stand_in, find_cutlass() if cutlass else None)
+    return CudaCompiler(find_nvcc(at_least), host, target, stand_in, find_cutlass(cutlass) if cutlass else None)
 
 
 def kernel_facts(log: str, spill_limit: int = 0) -> KernelFacts:

@@ -19,7 +19,7 @@ from .build_tools.text import count_of
 from .build_tools.toolchain import available_memory_gb, cxx_compiler, job_limit
 from .build_tools.trust import mistrust_of_way
 from .errors import GnaforgeError
-from .families import TARGETS
+from .families import TARGETS, families
 from .runtime.core import CPU_ISAS
 
 GROUPS = ("run", "run GPU kernels", "build cpu kernels", "build GPU kernels")
@@ -123,7 +123,9 @@ def _nvccs(group: str) -> list[Finding]:
 
 
 def _cutlass() -> str:
-    return f"{cutlass_version()}, {find_cutlass().include}"
+    examples = {family.cutlass for family in families()} - {""}
+    (folder,) = {find_cutlass(example).include for example in examples}
+    return f"{cutlass_version()}, {folder}"
 
 
 def _cache() -> str:

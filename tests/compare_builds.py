@@ -16,7 +16,6 @@ from pathlib import Path
 from cutlass_kernels import FOLDER, SOURCES
 from gnaforge.build.identity import include_dir
 from gnaforge.build.render import render_kernel, render_library
-from gnaforge.build_tools.cuda import find_cutlass
 from gnaforge.build_tools.cuda_compiler import cuda_compiler, kernel_facts, machine_code
 from gnaforge.build_tools.toolchain import cxx_compiler
 from gnaforge.families import TARGETS, family_of
@@ -25,6 +24,8 @@ from gnaforge.runtime.config import KernelConfig
 KEYS = (
     "gna_forward-sm90-r1-bf16-d128-q128-kv128",
     "gna_forward-sm90-r3-bf16-d128-q2x8x8-kv2x8x8",
+    "gna_forward-sm90-r1-bf16-d128-q128-kv128-cutlass",
+    "gna_forward-sm90-r3-bf16-d128-q2x8x8-kv2x8x8-cutlass",
     "gna_forward-sm100-r1-fp16-d128-q256-kv128-cutlass",
     "gna_forward-sm100-r1-bf16-d128-q256-kv128-cutlass",
     "gna_forward-sm100-r1-bf16-d64-q256-kv128-cutlass",
@@ -73,13 +74,12 @@ def measured(name: str, commands: list[list[str]], folder: Path) -> tuple[str, .
 def example(arch: str, dtype: str, head_dim: int) -> tuple[str, ...]:
     """The thin forward host of `cutlass/`."""
     source, _, number = SOURCES[EXAMPLES[arch]]
-    compiler = cuda_compiler(cxx_compiler(), TARGETS[arch].nvcc_target, cutlass=True, at_least=TARGETS[arch].nvcc)
+    compiler = cuda_compiler(cxx_compiler(), TARGETS[arch].nvcc_target, cutlass=number, at_least=TARGETS[arch].nvcc)
     defines = [f"-DGNAFORGE_ELEMENT={ELEMENTS[dtype]}", f"-DGNAFORGE_FORWARD_DIM={head_dim}"]
     with tempfile.TemporaryDirectory() as folder:
         kernel = Path(folder) / "kernel.cu"
         kernel.write_text(f'#include "{FOLDER / source}.cu"\n')
-        headers = f"-I{find_cutlass().include.parent / 'examples' / number}"
-        compile_it = [*compiler.compile_command(str(kernel), str(kernel.with_suffix(".o")), FOLDER), headers, *defines]
+        compile_it = [*compiler.compile_command(str(kernel), str(kernel.with_suffix(".o")), FOLDER), *defines]
         link_it = compiler.link_command(["kernel.o"], "out.so")
         return measured(f"example {number[:2]}, {dtype}, head dim {head_dim}", [compile_it, link_it], Path(folder))
 

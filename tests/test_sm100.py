@@ -120,10 +120,11 @@ def test_larger_problems(libraries: dict[KernelConfig, Path], key: str, problem:
 
 
 class Control:
-    """Example 77's forward kernel, unmodified, for dense attention beside ours."""
+    """The forward kernel of ``blackwell`` (example 77) or ``hopper`` (example 88), unmodified, for dense attention
+    beside ours."""
 
-    def __init__(self) -> None:
-        self.example = Example("blackwell", "forward")
+    def __init__(self, arch: str) -> None:
+        self.example = Example(arch, "forward")
         self.module = self.example.module()
 
     def attend(self, problem: Dense, mode: str) -> tuple[torch.Tensor, torch.Tensor, Counters]:
@@ -134,7 +135,7 @@ class Control:
 
 @pytest.fixture(scope="module")
 def control(libraries: dict[KernelConfig, Path]) -> Control:
-    return Control()
+    return Control("blackwell")
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +174,7 @@ def work(counters: Counters | WorkCounters) -> dict[str, int]:
     waits = of("mbarrier.try_wait")
     return {
         "instructions": counters.instructions - waits,
-        "MMAs": of("tcgen05.mma"),
+        "MMAs": of("tcgen05.mma") + of("wgmma.mma_async"),
         "exp2": 32 * of("ex2."),
         "bytes": counters.async_load_bytes,
     }

@@ -369,10 +369,7 @@ OFF_LIMITS = {
     "variant": (
         "dtype:",
         "variant: «cutlass\n    dtype:",
-        [
-            "kernels[0].variant: 'cutlass' is not a variant of cpu; it has ''",
-            "kernels[0].variant: 'cutlass' is not a variant of sm90; it has ''",
-        ],
+        ["kernels[0].variant: 'cutlass' is not a variant of cpu; it has ''"],
     ),
 }
 

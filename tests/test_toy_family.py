@@ -59,6 +59,29 @@ def test_simulate_and_bench_know_it(cli) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_bench_times_it_beside_the_default_family(cli, tmp_path: Path) -> None:
+    """As a contender, by default too; each with its own kernel."""
+    problem = ("--tokens", "24,24", "--window", "5,5", "--dtype", "fp32", "--head-dim", "16", "--seconds", "0.1")
+    done = cli("bench", *problem, "--against", "gnaforge toy", "--json", "--report", "report.json")
+    assert done.returncode == 0, done.stderr
+    ours, toy = json.loads(done.stdout)
+    assert (ours["contender"], toy["contender"]) == ("gnaforge", "gnaforge toy") and 0 < toy["difference"] < 1e-5
+    (row,) = json.loads((tmp_path / "report.json").read_text())["problems"]
+    assert row["rivals"].keys() == {"gnaforge toy"} and row["rivals"]["gnaforge toy"].endswith("-toy")
+    assert not row["kernel"].endswith("-toy")
+    unknown = cli("bench", *problem, "--against", "gnaforge tory")
+    assert unknown.returncode == 2 and "--against gnaforge tory: unknown; there are" in unknown.stderr
+    assert unknown.stderr.rstrip().endswith("flash dense, gnaforge toy")
+
+
+def test_contenders_of_an_arch() -> None:
+    from gnaforge.bench.run import other_contenders
+
+    assert other_contenders("cpu") == ["gnaforge toy", "sdpa", "flex"]
+    assert other_contenders("cpu", "toy") == ["sdpa", "flex"]
+    assert other_contenders("sm90")[0] == "gnaforge cutlass" and "gnaforge cutlass" not in other_contenders("sm100")
+
+
 def test_a_call_runs_it_after_registration(forked) -> None:
     done = forked(
         """

@@ -12,9 +12,9 @@ from typing import Any
 from ..build.kernels import open_libraries
 from ..build_tools.text import count_of, printable
 from ..errors import InputError, as_input_error
-from ..families import Family, choose_family, require_config, require_target
+from ..families import Family, choose_family, families_of, require_config, require_target
 from ..runtime.bench import DEFAULT_CONTENDERS, report
-from ..runtime.bench_contenders import CONTENDERS
+from ..runtime.bench_contenders import CONTENDERS, OWN, variant_of
 from ..runtime.config import KernelConfig
 from ..runtime.core import load_file
 from ..runtime.op_table import FORWARD
@@ -79,26 +79,44 @@ def run_all(
     Raises:
         InputError: a contender is unknown, or there is no GPU of this arch.
     """
+    rivals = _rivals(arch, variant)
     for name in contenders:
-        if name not in CONTENDERS:
-            raise InputError(f"--against {name}: unknown; there are {', '.join(list(CONTENDERS)[1:])}")
+        if name not in CONTENDERS and variant_of(name) not in rivals:
+            known = [*list(CONTENDERS)[1:], *(f"{OWN} {rival}" for rival in rivals)]
+            raise InputError(f"--against {name}: unknown; there are {', '.join(known)}")
     check_gpu(arch)
     if kernel is None:
-        configs = {config_of(problem, arch, variant) for problem in problems}
+        chosen = [config_of(problem, arch, variant) for problem in problems]
     else:
-        configs = {require_config(kernel)}
-    if others := {config.arch for config in configs} - {arch}:
+        chosen = [require_config(kernel)] * len(problems)
+    if others := {config.arch for config in chosen} - {arch}:
         raise InputError(f"--kernel {kernel} is for {others.pop()}, not for --arch {arch}")
-    for library in open_libraries(sorted(configs)):
+    named = [family for rival, family in rivals.items() if f"{OWN} {rival}" in contenders]
+    others_of = {
+        config_of(problem, arch, family.variant)
+        for family in named
+        for problem in problems
+        if not family.faults(_smallest(problem, family))
+    }
+    for library in open_libraries(sorted({*chosen, *others_of})):
         load_file(library)
-    # Of a named variant each problem has its own kernel; else the one with the least work is taken, whosever it is.
-    keys = [kernel if variant is None else config_of(problem, arch, variant).key for problem in problems]
+    # Where families are told apart each problem has its own kernel; else the one with the least work is taken, whosever
+    # it is.
+    pinned = kernel is not None or variant is not None or named
+    keys = [config.key if pinned else None for config in chosen]
     return report(problems, contenders, seconds * len(problems), keys, require_target(arch).device, path)
 
 
-def other_contenders(arch: str) -> list[str]:
-    """The contenders beside gnaforge that suit an arch."""
-    return list(DEFAULT_CONTENDERS[require_target(arch).device][1:])
+def other_contenders(arch: str, variant: str | None = None) -> list[str]:
+    """The contenders beside gnaforge that suit an arch: its other kernel families too."""
+    rivals = [f"{OWN} {rival}" for rival in _rivals(arch, variant)]
+    return [*rivals, *DEFAULT_CONTENDERS[require_target(arch).device][1:]]
+
+
+def _rivals(arch: str, variant: str | None) -> dict[str, Family]:
+    """The families of an arch that have a variant, by it, but for the one that `gnaforge` itself stands for."""
+    first, *others = families_of(FORWARD.name, arch)
+    return {family.variant: family for family in others if family.variant != (variant or first.variant)}
 
 
 def check_gpu(arch: str) -> None:
@@ -143,7 +161,7 @@ def rows(found: dict[str, Any]) -> list[dict[str, Any]]:
         if "error" in row:
             continue
         problem, name = row["problem"], _text(row["problem"])
-        ours = next((t["seconds"] for t in row["timings"] if t["contender"] == "gnaforge"), None)
+        ours = next((t["seconds"] for t in row["timings"] if t["contender"] == OWN), None)
         for timing in row["timings"]:
             made.append(
                 {

@@ -36,8 +36,9 @@ def bench(
     against: Annotated[
         str | None,
         typer.Option(
-            help="Contenders beside gnaforge: sdpa (with the mask), flex, natten; dense attention: gnaforge dense, "
-            "cudnn dense, flash dense. Default: sdpa,flex on the cpu, all on a GPU.",
+            help="Contenders beside gnaforge: sdpa (with the mask), flex, natten; gnaforge VARIANT, of another kernel "
+            "family; dense attention: gnaforge dense, cudnn dense, flash dense. Default: sdpa,flex on the cpu, all on "
+            "a GPU.",
             show_default=False,
         ),
     ] = None,
@@ -118,7 +119,7 @@ def bench(
         problems = _problems(options, arch, variant)
         if kernel is not None:
             refuse_unused(context, ("variant",), "beside --kernel")
-        names = against.split(",") if against is not None else bench_run.other_contenders(arch)
+        names = against.split(",") if against is not None else bench_run.other_contenders(arch, variant)
         contenders = ["gnaforge", *(name for name in names if name)]
         found = bench_run.run_all(problems, contenders, seconds, kernel, arch, report, variant)
     rows = bench_run.rows(found)

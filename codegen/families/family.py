@@ -29,6 +29,17 @@ def any_q_box(box: Box) -> str | None:
     return None
 
 
+def q_box_of_halves(rows: int) -> Callable[[Box], str | None]:
+    """Admits Q tiles for kernels that compute two halves of so many rows, each a box of its own: cut across one axis,
+    an odd extent rounded up (gpu/half_tile.h)."""
+
+    def q_box(box: Box) -> str | None:
+        half = min(prod(box) // extent * -(-extent // 2) for extent in box)
+        return None if half <= rows else f"can't be cut into two boxes of at most {rows} tokens: the best has {half}"
+
+    return q_box
+
+
 def any_tile(rows: int, kv_box: Box, head_dim: int, value_head_dim: int) -> str | None:
     """Admits every pair of tiles."""
     return None
@@ -176,7 +187,7 @@ class Family:
         features: the optional features that it has: GNAFORGE_FEATURE_* of abi.h, in lower case.
         head_dim_at_run_time: whether one kernel serves all head dims.
         rounds_probabilities: whether softmax's result is rounded to the inputs' type before it meets V.
-        cutlass: whether kernels are compiled with CUTLASS.
+        cutlass: folder of the CUTLASS example that kernels are compiled with; empty for none.
         relaxed_tensor_waits: whether the emulator has to run its kernels with that option.
         time: constants of the time model; None where nobody has found them yet: then tiles can't be fitted.
         machine_code: demands on its machine code; None on a CPU, or where nobody has stated them yet.
@@ -195,7 +206,7 @@ class Family:
     features: tuple[str, ...] = ()
     head_dim_at_run_time: bool = False
     rounds_probabilities: bool = False
-    cutlass: bool = False
+    cutlass: str = ""
     relaxed_tensor_waits: bool = False
     time: TimeConstants | None = None
     machine_code: MachineCode | None = None

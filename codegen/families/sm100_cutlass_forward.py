@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from math import prod
 from typing import TYPE_CHECKING
 
 from ..errors import BuildError
 from ..runtime.config import KernelConfig
 from ..runtime.family import Padding
-from .family import Box, Family, Limits, MachineCode, TimeConstants
+from .family import Family, Limits, MachineCode, TimeConstants, q_box_of_halves
 from .target import TARGETS
 
 if TYPE_CHECKING:
@@ -21,12 +20,6 @@ _SOFTMAX, _CORRECTION, _OTHER = 184, 112, 32
 # Bytes of stack, stores or loads. Example 77 as it is, at head dim 128, has 200, 160 and 196 of them with nvcc 13.0, in
 # correction warps (tests/compare_builds.py). Ours spills in the epilogue, where a Q tile ends, not among KV tiles.
 _SPILL_BYTES = 128
-
-
-def _q_box(box: Box) -> str | None:
-    # The kernel computes two halves of 128 rows, each a box of its own, cut across one axis; odd ones are rounded up.
-    half = min(prod(box) // extent * -(-extent // 2) for extent in box)
-    return None if half <= 128 else f"can't be cut into two boxes of at most 128 tokens: the best has {half}"
 
 
 def check_machine_code(config: KernelConfig, code: Sass, registers: int) -> dict[str, int]:
@@ -61,11 +54,11 @@ FAMILY = Family(
     default=True,
     dtypes=("bf16", "fp16"),
     features=("deterministic",),
-    limits=Limits(q_rows=256, kv_columns=128, head_dim=128, q_box=_q_box),
+    limits=Limits(q_rows=256, kv_columns=128, head_dim=128, q_box=q_box_of_halves(128)),
     padding=Padding(rows=256, columns=128),
     default_tiles={1: ((256,), (128,)), 2: ((16, 16), (16, 8)), 3: ((4, 8, 8), (2, 8, 8))},
     rounds_probabilities=True,
-    cutlass=True,
+    cutlass="77_blackwell_fmha",
     relaxed_tensor_waits=True,
     machine_code=MachineCode(check_machine_code, _SPILL_BYTES),
     time=TimeConstants(

@@ -25,7 +25,18 @@ from typing import Any
 import torch
 
 from . import core
-from .bench_contenders import CONTENDERS, DENSE, HEADS_FIRST, MASKED, Call, Tensors, excluded, heads_first
+from .bench_contenders import (
+    CONTENDERS,
+    DENSE,
+    HEADS_FIRST,
+    OWN,
+    Call,
+    Tensors,
+    Unavailable,
+    excluded,
+    heads_first,
+    variant_of,
+)
 from .config import KernelConfig
 from .dtypes import DTYPES
 from .family import facts_of, find_facts
@@ -116,7 +127,7 @@ def run(
 
     Args:
         problem: what to compute.
-        contenders: any of `CONTENDERS`.
+        contenders: any of `CONTENDERS`, or ``gnaforge VARIANT``.
         budget_seconds: how long the rounds may take in all; there are at least three, or a single one where that
             alone takes longer.
         kernel: key of the gnaforge kernel; default: the one with the least work.
@@ -134,19 +145,19 @@ def run(
         for name in contenders:
             own = torch_sets if name in HEADS_FIRST else sets
             try:
-                call = CONTENDERS[name](problem, kernel, sets[0])
+                call = _call_of(name, problem, kernel, sets[0], device)
                 out = call(own[0])  # the warm-up, compilation included
                 if device == "cuda":
                     torch.cuda.synchronize()
             except Exception as error:
-                if notes is None or (name == "gnaforge" and len(contenders) == 1):
+                if notes is None or (name == OWN and len(contenders) == 1):
                     raise
                 notes[name] = (f"{type(error).__name__}: {error}".splitlines() or ["?"])[0][:300]
                 continue
             calls[name] = _Rotation(call, own)
-            if name in MASKED:
+            if name not in DENSE:
                 outputs[name] = out
-        ours = outputs.get("gnaforge")
+        ours = outputs.get(OWN)
         differences = {
             name: None if ours is None else float((out.float() - ours.float()).abs().max())
             for name, out in outputs.items()
@@ -160,6 +171,16 @@ def run(
         for name, times in seconds.items()
         for median in (statistics.median(times),)
     ]
+
+
+def _call_of(name: str, problem: Problem, kernel: str | None, tensors: Tensors, device: str) -> Call:
+    variant = variant_of(name)
+    if variant is None:
+        return CONTENDERS[name](problem, kernel, tensors)
+    own = choose_kernel(problem, device, variant)
+    if own is None:
+        raise Unavailable(f"no kernel of the variant {variant} is loaded for this problem")
+    return CONTENDERS[OWN](problem, own.key, tensors)
 
 
 def _rounds(calls: dict[str, _Rotation], budget_seconds: float, device: str) -> dict[str, list[float]]:
@@ -191,11 +212,12 @@ def share_of_work_bound(problem: Problem, config: KernelConfig, seconds: float, 
     return dense_seconds / seconds * computed_pairs(problem, config) / computed_pairs(problem.dense(), config)
 
 
-def choose_kernel(problem: Problem, device: str) -> KernelConfig | None:
+def choose_kernel(problem: Problem, device: str, variant: str | None = None) -> KernelConfig | None:
     """The kernel of this process with the least work, as dispatch chooses; None if none fits. Kernels of families that
-    this package doesn't know are left out: their padding is part of the work."""
+    this package doesn't know are left out: their padding is part of the work. With a variant, of its kernels."""
     request = Request.of_problem(FORWARD.name, problem, device)
     kernels = [kernel.config for kernel in registry.values() if not kernel.refusal(request)]
+    kernels = [config for config in kernels if variant is None or config.variant == variant]
     fitting = [config for config in kernels if find_facts(config) is not None]
     return min(fitting, key=lambda config: computed_pairs(problem, config), default=None)
 
@@ -270,17 +292,19 @@ def measure(
     row: dict[str, Any] = {"problem": problem.as_json(), "kernel": chosen.key if chosen else None, "notes": {}}
     if chosen is None:
         row["notes"]["gnaforge"] = "no kernel is loaded for this problem"
-        contenders = [name for name in contenders if not name.startswith("gnaforge")]
+        contenders = [name for name in contenders if not name.startswith(OWN)]
     else:
         row["error_units"] = check(problem, chosen.key, device)
         row["work_bound"] = problem.token_count**2 / computed_pairs(problem, chosen)
+    rivals = {name: choose_kernel(problem, device, variant_of(name)) for name in contenders if variant_of(name)}
+    row["rivals"] = {name: config.key for name, config in rivals.items() if config is not None}
     row["flop_bound"] = problem.token_count**2 / visible_pairs(problem)
     timings = run(problem, contenders, budget_seconds, chosen.key if chosen else None, device, row["notes"])
     row["timings"] = [asdict(timing) for timing in timings]
     seconds = {timing.contender: timing.seconds for timing in timings}
-    ours = seconds.get("gnaforge")
+    ours = seconds.get(OWN)
     if ours:
-        row["speedups"] = {name: took / ours for name, took in seconds.items() if name != "gnaforge"}
+        row["speedups"] = {name: took / ours for name, took in seconds.items() if name != OWN}
         if "gnaforge dense" in seconds and chosen is not None:
             row["share_of_work_bound"] = share_of_work_bound(problem, chosen, ours, seconds["gnaforge dense"])
     return row
@@ -378,7 +402,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--head-dim", type=int, default=64)
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--contenders", help=f"default: all that suit the device; there are {', '.join(CONTENDERS)}")
+    known = f"{', '.join(CONTENDERS)}, {OWN} VARIANT"
+    parser.add_argument("--contenders", help=f"default: all that suit the device; there are {known}")
     parser.add_argument("--seconds", type=float, default=20.0, help="budget of the timed rounds of all problems")
     parser.add_argument("--kernel", help="key of the gnaforge kernel; default: the one with the least work")
     parser.add_argument("--library", action="append", default=[], help="kernel library to load first")
@@ -387,8 +412,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device, file, path = options.pop("device"), options.pop("problems"), options.pop("report")
     contenders = options.pop("contenders")
     names = contenders.split(",") if contenders else DEFAULT_CONTENDERS[device]
-    if unknown := [name for name in names if name not in CONTENDERS]:
-        parser.error(f"--contenders: {unknown[0]!r} is unknown; there are {', '.join(CONTENDERS)}")
+    if unknown := [name for name in names if name not in CONTENDERS and variant_of(name) is None]:
+        parser.error(f"--contenders: {unknown[0]!r} is unknown; there are {known}")
     budget, kernel = options.pop("seconds"), options.pop("kernel")
     for library in options.pop("library"):
         core.load_library(library)

@@ -172,4 +172,15 @@ CONTENDERS: dict[str, Maker] = {**MASKED, **DENSE}
 """Each makes the call to time, which takes Q, K and V heads-last or, those in `HEADS_FIRST`, as torch's own attention
 does. Raises `Unavailable`."""
 
+OWN = "gnaforge"
+"""The contender that takes our kernel with the least work, or a given one; followed by a space and a variant, the
+kernel with the least work of that variant."""
+
+
+def variant_of(contender: str) -> str | None:
+    """The variant that a contender like ``gnaforge cutlass`` names; None for the contenders of `CONTENDERS`."""
+    own, _, variant = contender.partition(" ")
+    return variant if own == OWN and variant and contender not in CONTENDERS else None
+
+
 HEADS_FIRST = frozenset(("sdpa", "flex", "cudnn dense", "flash dense"))

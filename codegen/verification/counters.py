@@ -55,7 +55,7 @@ class WorkCounters:
         interior_tiles, shell_tiles: KV tiles visited without and with a mask; 0 if the kernel has no markers.
         interior_instructions, shell_instructions: executed on them, by all warps that compute. In a pipelined loop,
             the product with V of a tile is counted with the tile after it. 0 if the markers only count tiles, as in
-            the variant ``cutlass`` of sm100, whose loops are CUTLASS's.
+            the variant ``cutlass``, whose loops are CUTLASS's.
     """
 
     launches: int

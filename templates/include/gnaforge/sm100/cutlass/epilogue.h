@@ -4,7 +4,8 @@
 #include <cute/tensor.hpp>
 #include <cutlass/pipeline/pipeline.hpp>
 
-#include "gnaforge/ptx/tma.h"
+#include "gnaforge/gpu/copy.h"
+#include "gnaforge/gpu/log_sum_exp.h"
 #include "gnaforge/sm100/cutlass/mask.h"
 
 namespace gnaforge::sm100 {
@@ -35,23 +36,12 @@ struct LogSumExp {
   __device__ __forceinline__ LogSumExpElement operator[](int rows) const { return *(*this + rows); }
 
   __device__ __forceinline__ LogSumExpElement operator*() const {
-    using Half = HalfTile<typename Config::QTile>;
     // Worked out anew: what the trip count shares with it would be spilled over the loop between them.
     int own = row;
     asm volatile("" : "+r"(own));
     const gpu::Work<TileSource<Config>> work(*params, own / (halves * half_rows));
-    const int half = own / half_rows % halves, in_half = own % half_rows;
-    bool exists = in_half < Half::volume;
-    std::int64_t offset = work.batch * params->lse_batch_stride + work.head * params->lse_head_stride;
-#pragma unroll
-    for (int d = 0; d < rank; ++d) {
-      const int token = in_half / Half::pitch(d) % Half::extent(d);
-      if (Half::common > 0 && d == Half::axis) exists = exists && (half == 0 || token >= Half::common);
-      const int position = work.q_begin[d] + Half::begin(half, d) + token;
-      exists = exists && position < params->length[work.slice][d];
-      offset += position * params->lse_token_stride[d];
-    }
-    return {exists ? params->log_sum_exp[work.slice] + offset : nullptr};
+    return {gpu::log_sum_exp_of<HalfTile<typename Config::QTile>>(*params, work, own / half_rows % halves,
+                                                                  own % half_rows)};
   }
 };
 
@@ -111,14 +101,8 @@ struct Epilogue {
         int token[rank];
 #pragma unroll
         for (int d = 0; d < rank; ++d) token[d] = work.q_begin[d] + L::Half::begin(half, d);
-#pragma unroll
-        for (int c = 0; c < L::v_chunks; ++c) {
-          int at[gpu::map_rank(rank)];
-          gpu::map_coordinates<rank>(at, kernel.folded, L::value_head_dim, c * L::chunk_channels, work.head, token,
-                                     work.batch);
-          ptx::tensor_store(&kernel.maps[work.slice].out, memory + half * L::half_bytes + c * half_rows * row_bytes,
-                            at);
-        }
+        gpu::store_box<L, L::v_chunks>(kernel.maps[work.slice].out, kernel.folded, memory + half * L::half_bytes,
+                                       half_rows * row_bytes, L::value_head_dim, work.head, token, work.batch);
       }
       ptx::bulk_commit();
     }

@@ -36,25 +36,11 @@ struct Schedule : cutlass::fmha::kernel::Sm100FmhaCtxKernelWarpspecializedSchedu
   static const int NumRegsOther = 32;
 };
 
-/// CUTLASS's name of a dtype that gpu/element.h has.
-template <gnaforge_dtype Dtype>
-struct CutlassElement {
-  static_assert(gpu::is_known<Dtype>, "CUTLASS's type of this dtype is not in sm100/cutlass/kernel.h");
-};
-template <>
-struct CutlassElement<GNAFORGE_BF16> {
-  using type = cutlass::bfloat16_t;
-};
-template <>
-struct CutlassElement<GNAFORGE_FP16> {
-  using type = cutlass::half_t;
-};
-
 /// The types of example 77 for one config.
 template <class Config>
 struct Types {
   using L = Layout<Config>;
-  using Element = typename CutlassElement<Config::dtype>::type;
+  using Element = typename gpu::CutlassElement<Config::dtype>::type;
   using Tile = cute::Shape<cute::Int<L::rows>, cute::Int<L::columns>, cute::Int<L::channels>>;
   using Heads = cute::tuple<cute::tuple<cute::_1, cute::_1>, cute::_1>;
   /// Rows of all Q tiles; keys, where 1 says that there are some: were it not static, the mainloop would compile a
@@ -77,24 +63,16 @@ struct Types {
                 "scores and outputs fit the 512 columns of tensor memory");
 };
 
-/// Clears rows of `blocks` blocks of 128 from row `first` on; a row has 128 bytes.
-template <int Threads>
-__device__ __forceinline__ void clear_rows(unsigned char* memory, int blocks, int first) {
-  const int pieces = (half_rows - first) * row_bytes / 16;
-  for (int i = threadIdx.x; i < blocks * pieces; i += Threads)
-    reinterpret_cast<uint4*>(memory + i / pieces * half_rows * row_bytes + first * row_bytes)[i % pieces] =
-        uint4{0, 0, 0, 0};
-}
-
 template <class Config>
 __device__ __forceinline__ void forward(const gpu::Params<Config::QTile::rank>& params) {
   using T = Types<Config>;
   using L = Layout<Config>;
   extern __shared__ __align__(gpu::swizzle_bytes) unsigned char memory[];
-  // MMAs read whole tiles; nobody writes the rows that boxes lack.
   constexpr bool short_q = L::Half::volume < half_rows, short_kv = Config::KvTile::volume < columns;
-  if constexpr (short_q) clear_rows<L::threads>(memory + L::q_offset, halves * L::chunks, L::Half::volume);
-  if constexpr (short_kv) clear_rows<L::threads>(memory + L::kv_offset, kv_stages * L::chunks, Config::KvTile::volume);
+  if constexpr (short_q)
+    gpu::clear_rows<L::threads, half_rows>(memory + L::q_offset, halves * L::chunks, L::Half::volume);
+  if constexpr (short_kv)
+    gpu::clear_rows<L::threads, columns>(memory + L::kv_offset, kv_stages * L::chunks, Config::KvTile::volume);
   if constexpr (short_q || short_kv) ptx::fence_shared_to_async();
 
   auto* const states = reinterpret_cast<MaskState<TileSource<Config>>*>(memory + L::state_offset);

@@ -4,53 +4,21 @@
 #include "gnaforge/abi.h"
 #include "gnaforge/gna/source.h"
 #include "gnaforge/gpu/element.h"
+#include "gnaforge/gpu/half_tile.h"
 #include "gnaforge/gpu/shared_memory.h"
 
 namespace gnaforge::sm100 {
 
+using gpu::halves;
 using gpu::row_bytes;
 
 /// The tile of CUTLASS's example 77, which is fixed: two halves of query rows, which share the keys.
-constexpr int halves = 2;
 constexpr int half_rows = 128;
 constexpr int columns = 128;
 constexpr int kv_stages = 3;
 
-/// One half of a Q tile, cut across the axis where halves are smallest. Across an odd extent both halves hold the
-/// tokens in the middle: both compute and store them, with the same result (the log-sum-exp only the first).
 template <class QTile>
-struct HalfTile {
-  static constexpr int rank = QTile::rank;
-
-  GNAFORGE_HD static constexpr int volume_across(int axis) {
-    return QTile::volume / QTile::extent(axis) * ceil_div(QTile::extent(axis), halves);
-  }
-  GNAFORGE_HD static constexpr int cut_axis() {
-    int best = 0;
-    for (int d = 1; d < rank; ++d)
-      if (volume_across(d) < volume_across(best)) best = d;
-    return best;
-  }
-
-  static constexpr int axis = cut_axis();
-  static constexpr int volume = volume_across(axis);
-  static constexpr int offset = QTile::extent(axis) - ceil_div(QTile::extent(axis), halves);  ///< Of the second half.
-
-  static constexpr int common = ceil_div(QTile::extent(axis), halves) - offset;  ///< Along the axis, of both halves.
-
-  GNAFORGE_HD static constexpr int extent(int d) {
-    return d == axis ? ceil_div(QTile::extent(d), halves) : QTile::extent(d);
-  }
-  GNAFORGE_HD static constexpr int pitch(int d) {
-    int elements = 1;
-    for (int inner = d + 1; inner < rank; ++inner) elements *= extent(inner);
-    return elements;
-  }
-  /// Where half `half` begins along axis `d`, from the tile's first query.
-  GNAFORGE_HD static constexpr int begin(int half, int d) { return d == axis ? half * offset : 0; }
-
-  static_assert(volume <= half_rows, "a half of the Q tile has at most 128 queries");
-};
+using HalfTile = gpu::HalfTile<QTile, half_rows>;
 
 /// Which KV tiles the kernel visits; see gna/source.h.
 template <class Config>

@@ -5,29 +5,19 @@
 #include <collective/fmha_fusion.hpp>
 #include <collective/sm100_fmha_load_tma_warpspecialized.hpp>
 
-#include "gnaforge/ptx/marker.h"
+#include "gnaforge/gpu/copy.h"
+#include "gnaforge/gpu/cutlass.h"
 #include "gnaforge/ptx/mbarrier.h"
-#include "gnaforge/ptx/tma.h"
 #include "gnaforge/sm100/cutlass/mask.h"
 
 namespace gnaforge::sm100 {
 
-/// One copy per chunk of channels that the tensor has, or that the MMA wants: what is beyond the tensor's channels
-/// reads zero.
-template <class Config>
-__device__ __forceinline__ void load_box(const CUtensorMap& map, const gpu::Params<Config::QTile::rank>& params,
-                                         ptx::SharedAddress barrier, ptx::SharedAddress to, int chunk_bytes,
-                                         int box_bytes, int head_dim, int head, const int (&token)[Config::QTile::rank],
-                                         int batch) {
-  constexpr int rank = Config::QTile::rank;
-  using L = Layout<Config>;
-#pragma unroll
-  for (int c = 0; c < L::chunks; ++c) {
-    int at[gpu::map_rank(rank)];
-    gpu::map_coordinates<rank>(at, params.folded, head_dim, c * L::chunk_channels, head, token, batch);
-    ptx::tensor_load(to + c * chunk_bytes, &map, barrier, at);
-  }
-  // The mainloop's pipelines wait for a whole tile.
+/// The mainloop's pipelines wait for a whole tile, of which the box may lack rows.
+template <class L>
+__device__ __forceinline__ void load_box(const CUtensorMap& map, bool folded, ptx::SharedAddress barrier,
+                                         ptx::SharedAddress to, int chunk_bytes, int box_bytes, int head_dim, int head,
+                                         const int (&token)[L::rank], int batch) {
+  gpu::load_box<L, L::chunks>(map, folded, barrier, to, chunk_bytes, head_dim, head, token, batch);
   if (box_bytes < chunk_bytes) ptx::mbarrier_complete(barrier, L::chunks * (chunk_bytes - box_bytes));
 }
 
@@ -77,20 +67,6 @@ struct Sm100FmhaLoadTmaWarpspecialized<Element, StrideQ, StrideK, StrideV, MmaQK
     gnaforge::ptx::prefetch_map(&params.kernel->maps[0].v);
   }
 
-  /// For the emulator: tiles can be counted, but no instructions on them, for CUTLASS's loops over them can't be
-  /// marked. So nothing may stand between the marks, a branch neither.
-  static __device__ __forceinline__ void count_tile(bool shell) {
-    using gnaforge::ptx::mark, gnaforge::ptx::Marker;
-    if (shell) {
-      mark<Marker::tile_begins>();
-      mark<Marker::tile_is_shell>();
-      mark<Marker::tile_ends>();
-    } else {
-      mark<Marker::tile_begins>();
-      mark<Marker::tile_ends>();
-    }
-  }
-
   template <class Block, class Shape, class ParamsShape>
   __device__ __forceinline__ void load(const Block& block, const Shape&, const Params& own, const ParamsShape&,
                                        TensorStorage& storage, PipelineQ& q_pipeline,
@@ -109,20 +85,20 @@ struct Sm100FmhaLoadTmaWarpspecialized<Element, StrideQ, StrideK, StrideV, MmaQK
         int token[rank];
         CUTLASS_PRAGMA_UNROLL
         for (int d = 0; d < rank; ++d) token[d] = work.q_begin[d] + Half::begin(half, d);
-        gnaforge::sm100::load_box<Config>(maps.q, params,
-                                          gnaforge::ptx::shared_address(q_pipeline.producer_get_barrier(q_state)),
-                                          q_memory + q_state.index() * L::half_bytes, half_rows * row_bytes,
-                                          Half::volume * row_bytes, L::head_dim, work.head, token, work.batch);
+        gnaforge::sm100::load_box<L>(maps.q, params.folded,
+                                     gnaforge::ptx::shared_address(q_pipeline.producer_get_barrier(q_state)),
+                                     q_memory + q_state.index() * L::half_bytes, half_rows * row_bytes,
+                                     Half::volume * row_bytes, L::head_dim, work.head, token, work.batch);
       }
       ++q_state;
     };
     const auto load_kv = [&](const CUtensorMap& map, int head_dim, const int (&token)[rank]) {
       kv_pipeline.producer_acquire(kv_state);
       if (leader)
-        gnaforge::sm100::load_box<Config>(map, params,
-                                          gnaforge::ptx::shared_address(kv_pipeline.producer_get_barrier(kv_state)),
-                                          kv_memory + kv_state.index() * L::stage_bytes, columns * row_bytes,
-                                          KvTile::volume * row_bytes, head_dim, work.kv_head, token, work.batch);
+        gnaforge::sm100::load_box<L>(map, params.folded,
+                                     gnaforge::ptx::shared_address(kv_pipeline.producer_get_barrier(kv_state)),
+                                     kv_memory + kv_state.index() * L::stage_bytes, columns * row_bytes,
+                                     KvTile::volume * row_bytes, head_dim, work.kv_head, token, work.batch);
       ++kv_state;
     };
 
@@ -134,7 +110,7 @@ struct Sm100FmhaLoadTmaWarpspecialized<Element, StrideQ, StrideK, StrideV, MmaQK
       int origin[rank];
       CUTLASS_PRAGMA_UNROLL
       for (int d = 0; d < rank; ++d) origin[d] = Source::origin(work.list, walk, d);
-      if (leader) count_tile(index >= Mask::unmasked(work.list));
+      if (leader) gnaforge::gpu::count_tile(index >= Mask::unmasked(work.list));
       load_kv(maps.k, L::head_dim, origin);
       if (index == 0) load_q(1);
       load_kv(maps.v, L::value_head_dim, origin);
