@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,7 @@ def test_blocks_that_share_a_multiprocessor() -> None:
         assert constants.two_blocks(rows, config.kv_columns, *dims) == (cycles["blocks_per_multiprocessor"] == 2), key
 
 
-def test_a_build_keeps_what_the_model_reads(nvcc: str) -> None:
+def test_a_build_keeps_what_the_model_reads(nvcc: str, cli: Callable[..., Any]) -> None:
     """The model's numbers of a kernel in the cache are those of its machine code."""
     config = CONFIGS[0]
     artifacts, _ = build_kernels([config])
@@ -110,6 +110,9 @@ def test_a_build_keeps_what_the_model_reads(nvcc: str) -> None:
     budget = json.loads(RESULT.read_text())["kernels"][config.key]
     assert not differences({config.key: found}, {config.key: budget})
     assert found["blocks_per_multiprocessor"] == 1 and found["interior_limit"]["pipe"] == "tensor"
+    listed = json.loads(cli("list", "--static", "--json").stdout)
+    assert [row["modelled"] for row in listed if row["key"] == config.key] == [found]
+    assert "/".join(str(cycles) for cycles in found["shell_tile_cycles"].values()) in cli("list", "--static").stdout
     (artifacts[config].folder / "kernel.cubin").write_bytes(b"\x7fELF\x02")
     assert "is damaged" in modelled_cycles(artifacts[config])["not_modelled"]
 

@@ -40,7 +40,7 @@ def tile_code(constants: TimeConstants, padding: Padding, problem: Problem, cost
     kinds = [(groups == g) & (blocks == b) for g, b in constants.code]
 
     def of(name: str) -> Floats:
-        return np.select(kinds, [getattr(times, name) for times in constants.code.values()])
+        return np.select(kinds, [getattr(times, name) for times in constants.code.values()], default=np.nan)
 
     products = product_cycles(constants, cost.rows, cost.columns, dim, value_dim)
     softmax = of("column") * cost.columns + of("channel") * value_dim + of("tile")
