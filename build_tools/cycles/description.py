@@ -1,4 +1,4 @@
-"""What the time model has to be told of a family's kernels, and of a target's multiprocessor."""
+"""Facts that the time model has to be told: of a family's kernels, and of a target's multiprocessor."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def no_block(block: Sequence[Instruction]) -> bool:
 
 @dataclass(frozen=True)
 class TileLoop:
-    """How warps of a family's kernels work through KV tiles: a loop of one tile each, within a loop of one Q tile each.
+    """The way that warps of a family's kernels work through KV tiles: one tile a pass of a loop, within one of Q tiles.
 
     Attributes:
         multiprocessor: what they run on.

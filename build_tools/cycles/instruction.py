@@ -23,7 +23,7 @@ class UnknownCode(BuildError):
 
 
 class Pipe(str, Enum):
-    """What an instruction occupies. The values are what users read."""
+    """A unit that an instruction occupies. The values are what users read."""
 
     TENSOR = "tensor"
     MUFU = "MUFU"
@@ -36,7 +36,7 @@ class Pipe(str, Enum):
 
 
 class Role(Enum):
-    """What the model has to know of an instruction beside its pipe."""
+    """The part that an instruction plays for the model, beside its pipe."""
 
     PLAIN = auto()
     BRANCH = auto()

@@ -23,7 +23,7 @@ _SCOREBOARDS = {mask: tuple(i for i in range(6) if mask >> i & 1) for mask in ra
 
 @dataclass(frozen=True)
 class Steady:
-    """How warps run once they repeat themselves.
+    """Warps that have come to repeat themselves.
 
     Attributes:
         cycles: of one round of all warps.
@@ -58,7 +58,7 @@ def find_turn(loop: Way) -> Turn | None:
 
 
 class _Does(IntEnum):
-    """What of an instruction concerns more than its own warp's stalls and scoreboards."""
+    """Effects of an instruction beyond its own warp's stalls and scoreboards."""
 
     NOTHING = 0
     PRODUCT = auto()
