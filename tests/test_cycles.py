@@ -252,6 +252,16 @@ def test_ways_through_a_kernel() -> None:
     assert names(everything) == f"{start} FSEL FSEL FMNMX BRA FMUL FMUL FMUL FMUL FMUL WARPGROUP BRA"
 
 
+def test_what_leads_to_a_rare_block_alone_is_rare_too() -> None:
+    facts = TileLoop(SM90, 1, 256, 1, rare=lambda block: sum(i.name == "FMUL" for i in block) > 2)
+    asked = KERNEL.replace("        FMUL\n", "        MUFU\n        @ BRA same_maximum\n        FMUL\n", 1)
+    again = "        FMUL\n        @ BRA same_maximum\n" + "        FMUL\n" * 3  # led to by the first one alone
+    asked = asked.replace("        FMUL\n      same_maximum:", again + "      same_maximum:")
+    expected, found = (find_ways(decode(listing_of(text)), facts) for text in (KERNEL, asked))
+    assert names(found.shell) == names(expected.shell) and names(found.interior) == names(expected.interior)
+    assert "MUFU" in names(find_ways(decode(listing_of(asked)), LOOP).shell)
+
+
 APART = """
     q:
       LDS

@@ -155,10 +155,22 @@ class _Graph:
             UnknownCode: there is no way.
         """
         kept = set(blocks)
+
+        def passes_by(block: int) -> bool:
+            return self.way(start, ends, kept - {block}, longest=False) is not None
+
         for block in sorted(kept - {start, *ends}):
+            if block not in kept or self.way(start, {block}, kept, longest=False) is None:
+                continue
             retry = block in self.next[block] and any(i.role is Role.TRANSACTION for i in self.blocks[block])
-            if (retry or facts.rare(self.blocks[block])) and self.way(start, ends, kept - {block}, longest=False):
+            if retry and passes_by(block):
                 kept.discard(block)
+            elif facts.rare(self.blocks[block]) and passes_by(block):
+                # With it go those that lead to it alone, such as the question whether it is to run.
+                leading = [b for b in kept - {start, *ends} if not self.way(start, {block}, kept - {b}, longest=False)]
+                for b in leading:
+                    if passes_by(b):
+                        kept.discard(b)
         found = self.way(start, ends, kept, longest=longest)
         if found is None:
             raise UnknownCode("there is no way through the loops that the model can follow")

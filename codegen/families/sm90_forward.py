@@ -90,8 +90,10 @@ def check_machine_code(config: KernelConfig, code: Sass, registers: int) -> dict
 
 
 def _rescales(block: Sequence[Instruction]) -> bool:
-    """Whether a block is there to multiply the output, which only a new maximum asks for."""
-    return 2 * sum(instruction.name == "FMUL" for instruction in block) > len(block)
+    """Whether a block is there to multiply the output, which only a new maximum asks for: of a thread's elements, which
+    are 4 at least."""
+    products = sum(instruction.name == "FMUL" for instruction in block)
+    return products >= 4 and 2 * products > len(block)
 
 
 def _two_blocks(rows: Any, columns: Any, head_dim: int, value_head_dim: int) -> Any:
