@@ -14,6 +14,7 @@ from gnaforge.build_tools.cycles.instruction import Instruction, Pipe, Role, dec
 from gnaforge.build_tools.cycles.issue import find_turn, simulate
 from gnaforge.build_tools.sass import Sass, read_cubin
 from gnaforge.errors import BuildError
+from gnaforge.families import sm90_cutlass_forward
 from gnaforge.families.sm90_forward import FAMILY, tile_loop
 from gnaforge.runtime.config import KernelConfig
 
@@ -353,6 +354,12 @@ def test_what_a_family_says_of_its_loop() -> None:
     multiply, select = (decode(listing("\n".join([name] * 9 + ["BRA 0"][:0]))) for name in ("FMUL", "FSEL"))
     assert found.rare(multiply) and not found.rare(select)
     assert FAMILY.machine_code is not None and FAMILY.machine_code.tile_loop is tile_loop
+
+
+def test_example_88s_kernels_have_two_loops() -> None:
+    key = "gna_forward-sm90-r1-bf16-d64-q100-kv64-cutlass"
+    found = sm90_cutlass_forward.tile_loop(KernelConfig.parse(key))
+    assert (found.warps, found.threads, found.groups, found.loops) == (2, 384, 2, 2)
 
 
 def test_pipes_have_an_occupancy() -> None:

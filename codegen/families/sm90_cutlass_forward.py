@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING
 
 from ..errors import BuildError
 from ..runtime.config import KernelConfig
 from ..runtime.family import Padding
-from .family import Box, Family, Limits, MachineCode, TimeConstants, q_box_of_halves
+from .family import Box, Family, Limits, MachineCode, one_block, q_box_of_halves
+from .sm90_forward import FAMILY as LEAN
+from .sm90_forward_times import CODE_TIMES
 from .target import TARGETS
 
 if TYPE_CHECKING:
+    from ..build_tools.cycles import TileLoop
     from ..build_tools.sass import Sass
 
 _SHARED_MEMORY = 227 * 1024  # of one thread block (CUDA C Programming Guide, technical specifications)
@@ -66,6 +70,21 @@ def check_machine_code(config: KernelConfig, code: Sass, registers: int) -> dict
     return {"products": code.count(HGMMA_SHARED) + code.count(HGMMA_REGISTERS), "mufu": code.count(MUFU)}
 
 
+def tile_loop(config: KernelConfig) -> TileLoop:
+    """How computing warps work through KV tiles: Q K^T and P V of one tile; those that need masks in a second loop."""
+    from ..build_tools.cycles import SM90, TileLoop
+
+    warpgroups = _ROWS // 64
+    return TileLoop(
+        SM90,
+        warps=warpgroups,
+        threads=SM90.warpgroup_threads * (warpgroups + 1),
+        groups=2,
+        loops=2,
+        never=frozenset({"UTMALDG"}),  # that is the loading warp's
+    )
+
+
 FAMILY = Family(
     op="gna_forward",
     target=TARGETS["sm90"],
@@ -77,32 +96,16 @@ FAMILY = Family(
     default_tiles={1: ((128,), (128,)), 2: ((8, 16), (8, 16)), 3: ((2, 8, 8), (2, 8, 8))},
     rounds_probabilities=True,
     cutlass="88_hopper_fmha",
-    machine_code=MachineCode(check_machine_code),
-    time=TimeConstants(
-        device="H100 SXM",
-        units=132,
-        ghz=1.755,
-        flop_per_cycle=4096.0,
-        # Of 128x128 scores at head dim 128, 0.05 per score, 128 per tile and what rescaling takes are 3123 cycles, 2048
-        # of them matrix work. NATTEN 0.20, perfectly block-sparse on this mainloop: 23.36 ms (HunyuanVideo) and 7.91 ms
-        # (FLUX), of which the model says 23.7 and 8.4.
-        score_cycles=0.05,
-        solo_factor=1.0,  # a Q tile always has two halves
-        tile_cycles=128.0,
-        rescale_cycles=1 / 128,
-        # What shell tiles take more than interior ones in an issue model of the machine code, with two matrix products
-        # queued: 197 to 597 cycles in 5 kernels, all within 45 % of this.
-        mask_cycles=0.016,
-        mask_tile_cycles=66.0,
-        key_cycles=0.0,
-        q_tile_cycles=1000.0,
-        load_bytes_per_cycle=24.0,
-        memory_gb_s=3350.0,
-        launch_us=2.0,
-        dense_rows=128,
+    machine_code=MachineCode(check_machine_code, tile_loop=tile_loop),
+    time=replace(
+        LEAN.time_constants(),
+        # What shell tiles take more than interior ones in modelled cycles of machine code, with two matrix products
+        # queued: 225 to 714 cycles in 9 kernels of 64 to 192 columns, 8 of them within 40 % of this. At head dims from
+        # 192 on interior tiles take a quarter to a third more than the other family's, which the formula doesn't say.
+        code={(1, 1): replace(CODE_TIMES[2, 1], mask_column=1.5, mask_tile=190.0)},
+        two_blocks=one_block,
         source=(
-            "softmax from FlashAttention-3's published dense times on H100, which suit NATTEN's block-sparse ones on "
-            "this mainloop; masks from a model of how our machine code issues; loads and fixed costs estimated; no "
+            "all but masks as of the family without variant; masks from a model of how our machine code issues; no "
             "kernel of ours was run"
         ),
     ),
