@@ -4,8 +4,8 @@
 // as a float: what was added up under one shift counts exp2(old - new) times under the next, exactly 1 where it stays,
 // and the log-sum-exp is the shift plus that of the sum. So nothing depends on how the shift was rounded.
 //
-// A shift moves where a score exceeds it by more than 2^`growth`: threads compare scores with a limit and go through
-// `move` only if a score of the warp is above.
+// A shift moves only if a score exceeds it by more than 2^`growth` (Zadouri et al., FlashAttention-4, on rescaling):
+// few tiles do that, so threads compare scores with a limit and go through `move` only if a score of the warp is above.
 //
 // A fused t - shift is off by the rounding of the shift, for t = shift too: by up to 2^-13 for shifts below 2^12, too
 // little to change the 16 bits of a probability of 1, but by 64 at 2^30. Where the shift is larger, t is rounded first,
@@ -23,7 +23,7 @@ GNAFORGE_HD constexpr int element(int group, int row, int column) { return 4 * g
 
 struct Softmax {
   static constexpr float lowest = -3.402823466e+38f;  ///< The shift of a row that has seen no key: finite, see move.
-  static constexpr float growth = 0.0f;
+  static constexpr float growth = 8.0f;
   static constexpr float large = 4096.0f;  ///< From here on t is rounded before the shift is taken off.
 
   float shift[2];
