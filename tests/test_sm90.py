@@ -281,7 +281,7 @@ def test_machine_code_is_read_in_order() -> None:
         ((WAIT[1], branch(1), WAIT[0], EXP, EXP, WAIT[0]), 2),  # the wait is skipped
         ((WAIT[1], branch(1, 7), WAIT[0], EXP, EXP, WAIT[0]), 2),
         ((WAIT[1], branch(1), OTHER, WAIT[0], EXP, EXP), 0),  # it is not
-        ((WAIT[1], branch(2), EXP, EXP, EXP, WAIT[0]), 2),  # two on the way behind the branch, but of the whole, one
+        ((WAIT[1], branch(2), EXP, EXP, EXP, WAIT[0]), 2),  # ways meet: the one with fewer counts
         ((WAIT[1], branch(2), EXP, EXIT, EXP, EXP, WAIT[0]), 2),
         ((WAIT[1], EXP, branch(-2), EXP, WAIT[0]), 2),  # a loop counts once
         ((WAIT[1], EXP, branch(-2, 7), EXP, WAIT[0]), 1),  # nothing comes past it
