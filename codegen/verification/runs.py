@@ -221,8 +221,8 @@ class KernelRuns:
         """Errors of dense attention, ours beside those of torch's SDPA on the same data, root mean squares.
 
         Raises:
-            Refused, Failure: ours is more than 5 % larger: where maxima are rescaled lazily, a row's largest probability
-                is rounded as the others are, and SDPA's is not.
+            Refused, Failure: ours is more than 5 % larger. Lazy rescaling costs some: a row's largest probability is
+                rounded as the others are, SDPA's is 1.
         """
         exact = self.exact(problem, 0)
         memory = self.allocate(problem, "contiguous")
