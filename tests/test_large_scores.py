@@ -195,7 +195,8 @@ def test_results_do_not_depend_on_where_a_row_is_cut(case: Case, attend: Attend)
         assert ((lse - found[0][1]).abs() <= 8 * U * lse.abs().max()).all()
 
 
-def test_a_row_depends_on_no_other(case: Case, attend: Attend) -> None:
+@pytest.mark.parametrize("window", [64, 9])  # with 9, most rows see nothing of the first tiles
+def test_a_row_depends_on_no_other(case: Case, attend: Attend, window: int) -> None:
     """Rows that share threads and warps: others' scores of any size, moving maxima included, change no bit of it."""
     tokens = (64, 1)
     torch.manual_seed(4)
@@ -205,7 +206,24 @@ def test_a_row_depends_on_no_other(case: Case, attend: Attend) -> None:
     for size in (1.0, 30.0, 3000.0):
         changed = q.clone()
         changed[:, others] *= size
-        out, lse = attend(changed, k, v, tokens)
+        out, lse = attend(changed, k, v, (window, 1))
         assert out.isfinite().all() and lse.isfinite().all()
         found.append((out[:, ~others], lse[:, ~others]))
     assert all(torch.equal(a, b) for pair in found[1:] for a, b in zip(pair, found[0], strict=True))
+
+
+@pytest.mark.parametrize("bit", [0, 3, 6])
+def test_rows_move_alone(case: Case, attend: Attend, bit: int) -> None:
+    """Of rows that share threads and warps only those whose number has a bit, or lacks it, have maxima that rise."""
+    tokens = (128, 1)
+    torch.manual_seed(5)
+    row = torch.arange(128) >> bit & 1
+    query = torch.stack((row, 1 - row), -1)[None, :, None]  # two heads
+    key = torch.arange(128)[None, :, None, None].expand(1, 128, 2, 1)
+    q, k = (channels(x.reshape(1, *tokens, 2, 1).float(), case.dtype) for x in (query, key))
+    v = torch.randn(1, *tokens, 2, HEAD_DIM).to(case.dtype)
+    problem = Problem.of_tensors(q, k, v, tokens, scale=20.0)
+    exact = attention(problem, q, k, v)
+    bounds = error_bound(problem, q, k, v, exact, rounds_probabilities=case.config.arch != "cpu")
+    for found, wanted, bound in zip(attend(q, k, v, tokens, scale=20.0), exact, bounds, strict=True):
+        assert ((found.double() - wanted).abs() <= bound).all()
