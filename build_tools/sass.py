@@ -23,6 +23,8 @@ _SET_REGISTERS = 0x9C8  # USETMAXREG; the number is in bits 32 to 40
 LOCAL_LOAD, LOCAL_STORE = 0x983, 0x387
 _WARPGROUP = 0x9C5  # ARRIVE, or DEPBAR where bit 47 is set
 _DEPBAR = 1 << 47
+_BRANCH, _EXIT = 0x947, 0x94D
+_ALWAYS = 7  # the predicate of what is done always, in bits 12 to 15
 
 
 @dataclass(frozen=True)
@@ -49,16 +51,36 @@ class Sass:
         return found
 
     def overlap(self, opcode: int) -> int:
-        """Instructions of this opcode while a product is under way: the most between a wait that leaves one pending
-        and the next wait of any kind."""
-        most, current, pending = 0, 0, False
-        for low, high in self.instructions:
+        """Instructions of this opcode while a product is under way: the most from a wait that leaves one pending to
+        where the next wait of any kind ends it. Ways that a branch forward opens count apart, and where ways with a
+        product pending meet, the one with the fewest counts: a wait in code that is skipped ends nothing."""
+        most = 0
+        current: int | None = None  # no product is pending, or nothing comes this way
+        arriving: dict[int, int] = {}  # by the instruction where a branch goes: counts
+        for index, (low, high) in enumerate(self.instructions):
+            if (jumped := arriving.pop(index, None)) is not None:
+                current = jumped if current is None else min(current, jumped)
             if low & 0xFFF == _WARPGROUP and low & _DEPBAR:
-                pending, current = high >> 8 & 0x7 > 0, 0
-            elif pending and low & 0xFFF == opcode:
+                current = 0 if high >> 8 & 0x7 > 0 else None
+            elif low & 0xFFF == opcode and current is not None:
                 current += 1
                 most = max(most, current)
+            elif low & 0xFFF in (_BRANCH, _EXIT):
+                target = _branch_target(index, low, high) if low & 0xFFF == _BRANCH else 0
+                if target > index and current is not None:
+                    arriving[target] = min(current, arriving.get(target, current))
+                if low >> 12 & 0xF == _ALWAYS:
+                    current = None
         return most
+
+
+def _branch_target(index: int, low: int, high: int) -> int:
+    """The instruction where a branch at ``index`` goes: relative to the next one, in units of 4 bytes of which an
+    instruction has 16; bits 16 to 23 are the offset's lowest, those from 34 on the others."""
+    offset = (low >> 34 | (high & 0x3FFFF) << 30) << 8 | low >> 16 & 0xFF
+    if offset >> 55:
+        offset -= 1 << 56
+    return index + 1 + offset // 4
 
 
 def read_cubin(data: bytes) -> Sass:

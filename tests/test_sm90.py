@@ -244,7 +244,7 @@ def test_a_wait_above_the_softmax_fails_the_build(
     shutil.copytree(include_dir(), headers)
     consumer = headers / "gnaforge" / "sm90" / "forward" / "consumer.h"
     text = consumer.read_text()
-    after = "      release_and_mask(facts);\n      softmax.step(scores, params.scale_log2);\n"
+    after = "      release_and_mask(facts);\n      softmax.step(scores, params.scale_log2, rescale);\n"
     assert text.count(after) == 1
     consumer.write_text(text.replace(after, after + "      ptx::wgmma_wait<0>();\n      ptx::hold(out);\n"))
     monkeypatch.setattr(building, "include_dirs", lambda _: (headers,))
@@ -257,21 +257,48 @@ def test_a_wait_above_the_softmax_fails_the_build(
     assert (own_cache / ".failed" / KEYS[4] / "kernel.cu").is_file()
 
 
+EXP, OTHER = (0x7308, 0), (0x7221, 0)
+WAIT = [(0x8000000079C5, pending << 8 | 0x10000) for pending in (0, 1)]
+EXIT = (0x794D, 0)
+
+
+def branch(over: int, predicate: int = 0) -> tuple[int, int]:
+    """A branch over so many instructions, back if negative; always taken if the predicate is 7."""
+    offset = 4 * over & (1 << 56) - 1
+    return 0x947 | predicate << 12 | (offset & 0xFF) << 16 | (offset >> 8 & 0x3FFFFFFF) << 34, offset >> 38
+
+
 def test_machine_code_is_read_in_order() -> None:
-    wait = [(0x8000000079C5, pending << 8 | 0x10000) for pending in (0, 1)]
-    exp, other = (0x7308, 0), (0x7221, 0)
-    code = Sass((exp, wait[1], exp, other, exp, wait[0], exp, exp, exp, wait[1], exp, wait[0]))
+    code = Sass((EXP, WAIT[1], EXP, OTHER, EXP, WAIT[0], EXP, EXP, EXP, WAIT[1], EXP, WAIT[0]))
     assert code.count(0x308) == 7 and code.overlap(MUFU) == 2
     with pytest.raises(BuildError, match="no 64-bit ELF file"):
         read_cubin(b"text")
 
 
+@pytest.mark.parametrize(
+    ("code", "overlap"),
+    [
+        ((WAIT[1], branch(1), WAIT[0], EXP, EXP, WAIT[0]), 2),  # the wait is skipped
+        ((WAIT[1], branch(1, 7), WAIT[0], EXP, EXP, WAIT[0]), 2),
+        ((WAIT[1], branch(1), OTHER, WAIT[0], EXP, EXP), 0),  # it is not
+        ((WAIT[1], branch(2), EXP, EXP, EXP, WAIT[0]), 2),  # ways meet: the one with fewer counts
+        ((WAIT[1], branch(2), EXP, EXIT, EXP, EXP, WAIT[0]), 2),
+        ((WAIT[1], EXP, branch(-2), EXP, WAIT[0]), 2),  # a loop counts once
+        ((WAIT[1], EXP, branch(-2, 7), EXP, WAIT[0]), 1),  # nothing comes past it
+        ((WAIT[1], branch(3, 7), EXP, EXP, EXP, WAIT[0]), 0),
+        ((WAIT[1], branch(70), *[OTHER] * 69, WAIT[0], EXP, WAIT[0]), 1),  # farther than one byte tells
+    ],
+)
+def test_machine_code_is_read_along_branches(code: tuple[tuple[int, int], ...], overlap: int) -> None:
+    assert Sass(code).overlap(MUFU) == overlap
+
+
 def test_registers_that_a_block_has_not_got() -> None:
     """Warps that ask for more registers than the block has given up or never had wait for ever, on hardware only."""
     config = KernelConfig.parse("gna_forward-sm90-r1-bf16-d64-q192-kv16")
-    product, wait, exp = ((opcode, 0) for opcode in (HGMMA_SHARED, 0x8000000079C5, MUFU))
+    product = (HGMMA_SHARED, 0)
     up, down = ((registers << 32 | 0x9C8, 0) for registers in (160, 32))
-    code = (up, product, (HGMMA_REGISTERS, 0), (wait[0], 0x10100), *[exp] * 8, wait, down)
+    code = (up, product, (HGMMA_REGISTERS, 0), WAIT[1], *[EXP] * 8, WAIT[0], down)
     assert check_machine_code(config, Sass(code), 128)["mufu"] == 8
     with pytest.raises(BuildError, match=r"takes 120 .* 4 warpgroups ask for 32 and 3 x 160, 32 more than they have"):
         check_machine_code(config, Sass(code), 120)

@@ -158,7 +158,7 @@ def test_a_swapped_phase_is_explained(cli, changed_kernel) -> None:
 @needs_nvcc
 def test_wrong_results_are_explained(changed_kernel) -> None:
     """Nothing for the emulator to find, but for the comparison."""
-    library = changed_kernel("consumer.h", "params.scale + of_sum", "params.scale + 1.001f * of_sum")
+    library = changed_kernel("consumer.h", "0.693147181f + of_sum", "0.693147181f + 1.001f * of_sum")
     config = KernelConfig.parse(SMALL)
     with Verifier(config, library, Settings([Schedule("eager", "round-robin")])) as verifier:
         found = verifier.verify(Problem((40,), (9,), (1,), (1,), (False,), heads=2, head_dim=32, value_head_dim=32))

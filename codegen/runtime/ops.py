@@ -427,7 +427,8 @@ def neighborhood_attention(
     return _attention(rank, query, key, value, kernel_size, stride, dilation, is_causal, scale, return_lse, pinned)
 
 
-_NON_FINITE = """Values that are not finite: a NaN or infinity in K reaches the queries that see its token, and no
+_NON_FINITE = """Scores up to 2^30 in powers of two give finite results (up to 2^28 by the variant ``cutlass``).
+    Values that are not finite: a NaN or infinity in K reaches the queries that see its token, and no
     others. So does one in V on cpu. On GPUs (sm90, sm100) one in V also makes the outputs NaN of queries whose Q tile
     visits a KV tile with its token: they multiply it by a probability of 0. It never reaches another batch entry, or a
     query head that has other keys, and from V not the log-sum-exp. A query with a score of infinity has NaN as output

@@ -142,8 +142,8 @@ def error_bound(
     n visible keys: a score is off by at most e = (head_dim + 3) u scale |q| |k|; a probability by e and a few u of
     exp2, relatively; the two sums over keys by n u each; the result is then rounded to the output's dtype.
     With ``rounds_probabilities`` they are also rounded to the dtype of the inputs before the product with V, as kernels
-    on tensor cores do: each by half an ulp, or by half the spacing of subnormals. They are relative to a row's
-    maximum so far, so their sum is at least about 1.
+    on tensor cores do: each by half an ulp, or by half the spacing of subnormals. They are relative to one of a row's
+    scores, so their sum is at least about 1.
     """
     magnitude = attention(problem, query, key, value.abs())[0] if rounds_probabilities else None
     return _bounds(problem, query, key, value, exact, magnitude)

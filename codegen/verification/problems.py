@@ -18,6 +18,7 @@ EMULATED_TILES = 300
 # Problems are small: only on few processors does a CTA of a persistent kernel come to a second Q tile.
 EMULATED_PROCESSORS = 3
 _CTAS = 2 * EMULATED_PROCESSORS  # at once, at most
+_WIDE = 8.0  # times the default scale: scores of normal inputs that spread by 11 powers of two
 # Pairs of tokens for which exact attention by brute force takes a few seconds.
 _REFERENCE_PAIRS = 2**26
 
@@ -94,11 +95,13 @@ def widen(problem: Problem, config: KernelConfig, rng: Random) -> Problem:
 def random_problem_for(config: KernelConfig, seed: int, max_tokens: int = 400) -> Problem:
     """A random problem of a kernel's rank and head dims. The same for equal arguments.
 
-    One of three seeds in a row gives one that `widen` made.
+    One of three seeds in a row gives one that `widen` made, and one of two a large scale, so that a row's largest score
+    so far often grows much from one KV tile to the next.
     """
     rng = Random(f"{config.key} {seed}")
     problem = random_problem(rng, config.rank, max_tokens)
-    return for_kernel(widen(problem, config, rng) if seed % 3 == 0 else problem, config)
+    problem = for_kernel(widen(problem, config, rng) if seed % 3 == 0 else problem, config)
+    return replace(problem, scale=_WIDE * problem.score_scale) if seed % 2 else problem
 
 
 def shrink(problem: Problem, config: KernelConfig, most_tiles: int = EMULATED_TILES) -> Problem:

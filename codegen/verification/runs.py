@@ -221,7 +221,8 @@ class KernelRuns:
         """Errors of dense attention, ours beside those of torch's SDPA on the same data, root mean squares.
 
         Raises:
-            Refused, Failure: ours is more than 2 % larger.
+            Refused, Failure: ours is more than 5 % larger. Lazy rescaling costs some: a row's largest probability is
+                rounded as the others are, SDPA's is 1.
         """
         exact = self.exact(problem, 0)
         memory = self.allocate(problem, "contiguous")
@@ -231,7 +232,7 @@ class KernelRuns:
         q, k, v = (exact.inputs[role.name].flatten(1, -3).transpose(1, 2) for role in FORWARD.inputs)
         theirs = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(wanted.shape)
         ours, sdpa = (float((x.double() - wanted).square().mean().sqrt()) for x in (memory["out"].tensor, theirs))
-        if ours > 1.02 * sdpa:
+        if ours > 1.05 * sdpa:
             raise Failure("wrong", f"rms error {ours:.3g}, SDPA's is {sdpa:.3g}")
         return {"ours": ours, "sdpa": sdpa}
 

@@ -109,8 +109,8 @@ struct Consumer {
         offset += position * params.lse_token_stride[d];
       }
       // Relative to infinity, a score of infinity has no probability, and the sum is a NaN.
-      const float of_sum = softmax.max[r] == INFINITY ? 0.0f : logf(softmax.sum[r]);
-      if (exists) log_sum_exp[offset] = softmax.max[r] * params.scale + of_sum;
+      const float of_sum = softmax.shift[r] == INFINITY ? 0.0f : logf(softmax.sum[r]);
+      if (exists) log_sum_exp[offset] = softmax.shift[r] * 0.693147181f + of_sum;
     }
   }
 
@@ -199,6 +199,14 @@ struct Consumer {
       ptx::mark<ptx::Marker::tile_is_shell>();
       windows.seen(params, shared + L::mask_table, facts.origin).apply(scores);
     };
+    // Few tiles do this, so it may wait for the product under way.
+    const auto rescale = [&](const float (&factor)[2]) {
+      ptx::wgmma_wait<0>();
+      ptx::hold(out);
+#pragma unroll
+      for (int i = 0; i < out_registers; ++i) out[i] *= factor[i / 2 % 2];
+      ptx::hold(out);
+    };
 
     ptx::mark<ptx::Marker::tile_begins>();
     softmax.begin();
@@ -208,7 +216,7 @@ struct Consumer {
     ptx::wgmma_wait<0>();
     ptx::hold(scores);
     release_and_mask(facts);
-    softmax.step(scores, params.scale_log2);
+    softmax.step(scores, params.scale_log2, [](const float (&)[2]) {});
 #pragma unroll
     for (int i = 0; i < out_registers; ++i) out[i] = 0;
 
@@ -223,7 +231,6 @@ struct Consumer {
       ptx::hold(probabilities);
       if (last_stage >= 0) release(L::v_empty + 8 * last_stage);
       round(probabilities, scores);
-      softmax.apply(out);
       const RingPosition current = at;
       last_stage = at.stage;
       at.template advance<L::stages>();
@@ -237,7 +244,7 @@ struct Consumer {
       ptx::wgmma_wait<1>();
       ptx::hold(scores);
       release_and_mask(facts);
-      softmax.step(scores, params.scale_log2);
+      softmax.step(scores, params.scale_log2, rescale);
     }
     ptx::wgmma_wait<0>();
     ptx::hold(out);
@@ -245,7 +252,6 @@ struct Consumer {
     if (last_stage >= 0) release(L::v_empty + 8 * last_stage);
     if constexpr (L::out_apart) release(L::q_empty);
     round(probabilities, scores);
-    softmax.apply(out);
     wait(L::v_full, at);
     multiply_pv(out, probabilities, at.stage);
     ptx::mark<ptx::Marker::tile_ends>();
