@@ -1,6 +1,6 @@
 """Models sm90 kernels, and keeps what that gives: budgets of the tests' kernels, and the simulator's constants.
 
-Use: ``python tests/sm90_cycles.py`` compiles 75 kernels, which takes minutes. It writes tests/data/sm90_cycles.json, to
+Use: ``python tests/sm90_cycles.py`` compiles 78 kernels, which takes minutes. It writes tests/data/sm90_cycles.json, to
 which test_sm90_cycles.py holds the tests' kernels, and codegen/families/sm90_forward_times.py, the formulas that are
 fitted to all of them.
 """

@@ -130,8 +130,8 @@ def _fit(kernels: dict[str, dict[str, Any]]) -> CodeTimes:
     def errors(x: Floats) -> Floats:
         x = np.clip(x, least, most)
         softmax = x[0] * columns + x[1] * value_dims + x[2]
-        tile = overlapped(products, softmax, x[5])
-        return np.concatenate([tile / interior, (tile + x[3] * columns + x[4]) / shell]) - 1
+        found = [overlapped(products, softmax + mask, x[5]) for mask in (0.0, x[3] * columns + x[4])]
+        return np.concatenate([found[0] / interior, found[1] / shell]) - 1
 
     starts = [np.array([8.0, 0.5, 200.0, 2.0, 100.0, overlap]) for overlap in (1.2, 2.0, 4.0, 8.0)]
     best = min((_descend(errors, start) for start in starts), key=lambda x: float((errors(x) ** 2).sum()))

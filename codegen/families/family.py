@@ -76,7 +76,7 @@ class CodeTimes:
     """Cycles of a multiprocessor per tile, as a formula that was fitted to what the time model of machine code says of
     kernels. Matrix work P is known exactly. What else a KV tile takes, where nothing overlaps, is
     S = ``column`` x its columns + ``channel`` x value head dim + ``tile``; so it takes
-    (P^overlap + S^overlap)^(1/overlap), and with a mask ``mask_column`` x columns + ``mask_tile`` more.
+    (P^overlap + S^overlap)^(1/overlap). With a mask S is ``mask_column`` x columns + ``mask_tile`` more.
 
     Attributes:
         overlap: how well matrix work hides the rest, and the reverse: 1 for not at all.

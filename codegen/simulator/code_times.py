@@ -47,8 +47,11 @@ def tile_code(constants: TimeConstants, padding: Padding, problem: Problem, cost
     mask = of("mask_column") * cost.columns + of("mask_tile")
     overlap = np.maximum(of("overlap"), 1.0)
     q_tile = of("q_tile") + cost.padded * of("q_tile_padded") * products
-    interior = overlapped(products, softmax, overlap)
-    return TileCode(interior=interior, shell=interior + mask, q_tile=q_tile)
+    return TileCode(
+        interior=overlapped(products, softmax, overlap),
+        shell=overlapped(products, softmax + mask, overlap),
+        q_tile=q_tile,
+    )
 
 
 def overlapped(products: Floats, other: Floats, overlap: Floats | float) -> Floats:
