@@ -258,6 +258,15 @@ void describe_group(const gnaforge_problem* problem, std::int64_t group, int* qu
   *first_key = axis.first_key(group);
 }
 
+/// The tiles of a Q tile, and their first rows.
+void runs_of(const gnaforge_problem* problem, std::int64_t group, int q_begin, int q_extent, int extent,
+             AxisRuns* out) {
+  *out = axis_runs(band_of(PatternAxis(*problem, 0), group), q_begin, q_extent, extent);
+}
+void origins_of(const AxisRuns* runs, int extent, int* origins) {
+  for (int index = 0; index < runs->count; ++index) origins[index] = runs->origin(index, extent);
+}
+
 /// All tiles, rows and columns of a group whose mask is [queries, keys]. Where the first keys of the grid are stored
 /// apart, keys have no columns: rows of a KV tile would not be neighbours.
 void check_axis(const gnaforge_problem* problem, std::int64_t group, const std::uint8_t* data, int keys, int thorough,

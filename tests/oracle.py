@@ -164,12 +164,15 @@ def count_axis_tiles(
     """
     axis = Dimension(*axis)
     seam = None if _is_dense(axis) else min(axis.sink, axis.length) or None
-    if axis.edge == "wrap" and not _is_dense(axis) and (axis.kv_offset, axis.keys) == (0, axis.length):
+    wraps = axis.edge == "wrap" and (axis.kv_offset, axis.keys) == (0, axis.length)
+    if wraps and axis.window * axis.dilation < axis.length:
         seam = axis.length
     q_tiles = visited = interior = 0
     for row in range(min(axis.dilation, axis.tokens)):
         group = (row + axis.q_offset) % axis.dilation
         seen = [{(key - group) // axis.dilation for key in keys} for keys in _seen(axis)[row :: axis.dilation]]
+        if wraps and seam is None:  # all keys, from wherever one looks
+            seen = [set(range(axis.length // axis.dilation))] * len(seen)
         end = None if seam is None else seam // axis.dilation
         for begin in range(0, len(seen), q_extent):
             rows = seen[begin : begin + q_extent]

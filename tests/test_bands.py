@@ -13,6 +13,9 @@ import numpy as np
 import oracle
 import pytest
 from gnaforge.build import abi
+from gnaforge.gna.bands import BandTiles, PatternAxis, band_of
+from gnaforge.gna.counts import count_tiles, visible_pairs
+from gnaforge.runtime import reference
 from gnaforge.runtime.problem import Problem
 from gnaforge.runtime.problem_rules import Dimension
 from test_headers import STRICT, UBSAN, Shape, pointer
@@ -171,3 +174,80 @@ def check_groups(bands: c.CDLL, index: int, problem: Problem, whole: abi.Problem
     assert wrong == 0, f"a mask shows a key that isn't there, or a tile is not what its kind and rows say: {case}"
     assert np.array_equal(row_mask, seen), f"RowMask: {case}"
     assert np.array_equal(row_set, seen), f"rows_that_see: {case}"
+
+
+class AxisRuns(c.Structure):
+    """gnaforge::AxisRuns"""
+
+    _fields_ = tuple(
+        (name, c.c_int)
+        for name in (
+            *("low_begin", "low_end", "begin", "end", "low_origin", "count", "low_count", "turn"),
+            *("interior_begin", "interior_end"),
+        )
+    )
+
+
+def test_python_has_the_same_tiles(bands: c.CDLL) -> None:
+    rng, checked = Random(6), 0
+    while checked < 600:
+        axis = random_axis(rng)
+        if not kept(axis) or not all_there(axis):
+            continue
+        checked += 1
+        q_extent, extent = rng.choice((1, 2, 3, 8)), rng.choice((1, 2, 3, 5, 16))
+        for group in range(axis.dilation):
+            band = band_of(axis, group)
+            for begin in range(0, band.length, q_extent):
+                runs = AxisRuns()
+                bands.runs_of(c.byref(described(axis)), c.c_int64(group), begin, q_extent, extent, c.byref(runs))
+                found = BandTiles(band).tiles(np.array([begin]), q_extent, extent)
+                case = axis, group, begin, q_extent, extent
+                for name, _ in AxisRuns._fields_:
+                    expected = getattr(runs, name)
+                    if name == "end" and runs.end < runs.begin:  # nothing from the split on
+                        continue
+                    assert int(getattr(found, name)[0]) == expected, (name, case)
+                origins = (c.c_int * max(runs.count, 1))()
+                bands.origins_of(c.byref(runs), extent, origins)
+                assert found.origins(extent).tolist() == origins[: runs.count], case
+
+
+def test_python_counts_tiles_and_pairs(bands: c.CDLL) -> None:
+    rng = Random(7)
+    for _ in range(300):
+        problem = random_pattern(rng, rng.randint(1, 2), 2000)
+        q_tile, kv_tile = (tuple(rng.randint(1, 9) for _ in range(problem.rank)) for _ in range(2))
+        axes = tuple(map(PatternAxis, problem.dimensions))
+        counts = count_tiles(axes, q_tile, kv_tile)
+        expected = oracle.count_tiles(problem, q_tile, kv_tile)
+        assert (counts.q_tiles, counts.visited, counts.interior) == expected, (problem, q_tile, kv_tile)
+        assert visible_pairs(axes) == oracle.mask(problem).sum() == reference.visible_pairs(problem), problem
+
+
+def test_python_counts_without_walking_over_equal_tiles() -> None:
+    """Of long axes, beside a walk over all Q tiles."""
+    rng, steps = Random(8), 0
+    for _ in range(400):
+        length, (edge, causal), dilation = rng.randint(500, 5000), rng.choice(KINDS), rng.choice((1, 1, 2, 3))
+        length -= length % dilation if edge == "wrap" else 0
+        window = rng.randint(1, rng.choice((20, 200, length // dilation)))
+        sink = 0 if edge == "wrap" or dilation > 1 else rng.choice((0, 3, 70))
+        first = rng.choice((0, rng.randint(0, length // 2))) if edge != "wrap" else 0
+        tokens = length - first if rng.random() < 0.5 else rng.randint(1, length - first)
+        axis = Dimension(tokens, window, rng.randint(1, min(window, 9)), dilation, causal, edge, sink, length, first)
+        q_extent, extent = rng.randint(1, 12), rng.randint(1, 40)
+        for band, _ in PatternAxis(axis._replace(kv_tokens=length)).groups():
+            source, every = BandTiles(band), np.arange(0, band.length, q_extent)
+            classes = source.classes(q_extent, 1, 64)
+            found = [(begin, times, source.tiles(begin, q_extent, extent)) for begin, times in classes]
+            whole = source.tiles(every, q_extent, extent)
+            steps += len(every)
+            for name in ("keys", "count"):
+                sums = sum(int((getattr(tiles, name) * times).sum()) for _, times, tiles in found)
+                assert sums == getattr(whole, name).sum(), (axis, q_extent, extent)
+            inside = sum(int(((t.interior_end - t.interior_begin) * times).sum()) for _, times, t in found)
+            assert inside == (whole.interior_end - whole.interior_begin).sum(), (axis, q_extent, extent)
+            assert sum(int(times.sum()) for _, times, _ in found) == len(every), axis
+            steps -= sum(len(begin) for begin, _, _ in found)
+    assert steps > 50_000  # that it did not take

@@ -55,10 +55,11 @@ struct PatternAxis {
   }
 
   /// Dilation group of the query tensor's token `row` and those that follow in steps of `dilation`.
-  std::int64_t group_of(std::int64_t row) const { return (row + q_offset) % dilation; }
+  std::int64_t group_of(std::int64_t row) const { return dilation == 1 ? 0 : (row + q_offset) % dilation; }
 
   /// The key tensor's first token that is in a dilation group.
   std::int64_t first_key(std::int64_t group) const {
+    if (dilation == 1) return 0;
     const std::int64_t first = (group - kv_offset) % dilation;
     return first < 0 ? first + dilation : first;
   }
@@ -67,6 +68,7 @@ struct PatternAxis {
 /// The first position, within dilation group `group`, that is not before position `token` of the grid.
 inline std::int64_t position_in_group(std::int64_t token, std::int64_t group, std::int64_t dilation) {
   const std::int64_t distance = token - group;
+  if (dilation == 1) return distance;  // most calls, and divisions are a good part of what this file costs
   return distance / dilation + (distance % dilation > 0);
 }
 
@@ -80,20 +82,21 @@ inline Band band_of(const PatternAxis& axis, std::int64_t group) {
   const std::int64_t kv_begin = axis.kv_sink > 0 ? 0 : position_in_group(axis.kv_offset, group, dilation);
   const bool causal = axis.causal != GNAFORGE_CAUSAL_NONE, wraps = axis.edge == GNAFORGE_EDGE_WRAP;
   const std::int64_t lead = causal ? axis.stride - axis.window : axis.stride / 2 - axis.window / 2;
-  const std::int64_t phase = q_begin % axis.stride;
+  const std::int64_t phase = q_begin == 0 ? 0 : q_begin % axis.stride;
   const std::int64_t zero = -kv_begin, end = length - kv_begin;  // rows of the grid's first position, after its last
   std::int64_t first = q_begin - phase + lead - kv_begin, ahead = far;
   std::int64_t begin_min = zero, begin_max = far, end_min = -far, end_max = end;
   std::int64_t split = -far, low_begin = far, low_slack = 0, gap = 0;
-  if (axis.dense()) {
+  // Of the axis, not of the group: a part of another range may be as long by chance.
+  const bool whole = axis.kv_offset == 0 && axis.kv_tokens == axis.length;
+  if (axis.dense() || (wraps && whole && axis.window == length)) {  // all queries see all keys: no seam
     first = 0;
     begin_max = zero;
     end_min = end;
   } else if (wraps) {
     begin_min = -far;
     end_max = far;
-    // Of the axis, not of the group: a part of another range may be as long by chance.
-    if (axis.kv_offset == 0 && axis.kv_tokens == axis.length) split = gap = length;
+    if (whole) split = gap = length;
   } else if (axis.causal == GNAFORGE_CAUSAL_TOKEN) {
     begin_max = (length > axis.window ? length - axis.window : 0) + zero;
     ahead = q_begin + 1 + zero;
