@@ -181,7 +181,7 @@ class WindowTiles:
 
 
 class Source(Protocol):
-    """What counts and tile lists ask of a pattern along one axis, within a dilation group."""
+    """A pattern along one axis, within a dilation group, as far as counts and tile lists look at it."""
 
     @property
     def length(self) -> int:

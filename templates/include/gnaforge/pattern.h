@@ -55,21 +55,22 @@ struct PatternAxis {
   }
 
   /// Dilation group of the query tensor's token `row` and those that follow in steps of `dilation`.
-  std::int64_t group_of(std::int64_t row) const { return dilation == 1 ? 0 : (row + q_offset) % dilation; }
+  std::int64_t group_of(std::int64_t row) const {
+    return dilation == 1 ? 0 : static_cast<int>(row + q_offset) % static_cast<int>(dilation);
+  }
 
   /// The key tensor's first token that is in a dilation group.
   std::int64_t first_key(std::int64_t group) const {
     if (dilation == 1) return 0;
-    const std::int64_t first = (group - kv_offset) % dilation;
+    const int first = static_cast<int>(group - kv_offset) % static_cast<int>(dilation);
     return first < 0 ? first + dilation : first;
   }
 };
 
 /// The first position, within dilation group `group`, that is not before position `token` of the grid.
-inline std::int64_t position_in_group(std::int64_t token, std::int64_t group, std::int64_t dilation) {
-  const std::int64_t distance = token - group;
-  if (dilation == 1) return distance;  // most calls, and divisions are a good part of what this file costs
-  return distance / dilation + (distance % dilation > 0);
+inline int position_in_group(std::int64_t token, std::int64_t group, std::int64_t dilation) {
+  const auto distance = static_cast<int>(token - group), step = static_cast<int>(dilation);
+  return step == 1 ? distance : distance / step + (distance % step > 0);
 }
 
 /// The band of one dilation group, of a call that rules.h accepts, with positions of at most max_axis_length.
@@ -82,7 +83,7 @@ inline Band band_of(const PatternAxis& axis, std::int64_t group) {
   const std::int64_t kv_begin = axis.kv_sink > 0 ? 0 : position_in_group(axis.kv_offset, group, dilation);
   const bool causal = axis.causal != GNAFORGE_CAUSAL_NONE, wraps = axis.edge == GNAFORGE_EDGE_WRAP;
   const std::int64_t lead = causal ? axis.stride - axis.window : axis.stride / 2 - axis.window / 2;
-  const std::int64_t phase = q_begin == 0 ? 0 : q_begin % axis.stride;
+  const std::int64_t phase = q_begin == 0 ? 0 : static_cast<int>(q_begin) % static_cast<int>(axis.stride);
   const std::int64_t zero = -kv_begin, end = length - kv_begin;  // rows of the grid's first position, after its last
   std::int64_t first = q_begin - phase + lead - kv_begin, ahead = far;
   std::int64_t begin_min = zero, begin_max = far, end_min = -far, end_max = end;
@@ -118,5 +119,26 @@ inline Band band_of(const PatternAxis& axis, std::int64_t group) {
     band.gap = narrow(axis.kv_offset - axis.kv_sink);
   return band;
 }
+
+/// The bands of an axis. Of the whole grid there are only two kinds of groups, so a Q tile need not make its own.
+struct AxisBands {
+  PatternAxis axis;
+  bool whole;
+  std::int64_t long_groups;  ///< So many groups, the first ones, are one token longer than the rest.
+  Band band[2];              ///< Of a long group and of another, where all is there.
+
+  AxisBands() = default;
+  explicit AxisBands(const PatternAxis& from)
+      : axis(from),
+        whole(axis.q_offset == 0 && axis.kv_offset == 0 && axis.kv_sink == 0 && axis.q_tokens == axis.length &&
+              axis.kv_tokens == axis.length),
+        long_groups(axis.length % axis.dilation) {
+    if (!whole) return;
+    band[0] = band_of(axis, 0);
+    band[1] = long_groups > 0 && axis.dilation > 1 ? band_of(axis, axis.dilation - 1) : band[0];
+  }
+
+  Band of(std::int64_t group) const { return whole ? band[group >= long_groups] : band_of(axis, group); }
+};
 
 }  // namespace gnaforge

@@ -74,7 +74,7 @@ struct Plan {
   static_assert(Config::out_dtype == Config::dtype, "the output has the inputs' dtype");
   static constexpr int rank = QTile::rank;
 
-  PatternAxis axis[rank];
+  AxisBands axis[rank];
   int head_dim;
   int value_head_dim;
   std::int64_t heads;
@@ -102,8 +102,8 @@ struct Plan {
     const gnaforge_tensor* const lse = tensor_of(args, GNAFORGE_LSE);
     if (lse != nullptr) log_sum_exp = View<float, rank>(*lse);
     for (int d = 0; d < rank; ++d) {
-      axis[d] = PatternAxis(*args.problem, d);
-      q_tiles[d] = AxisQTiles(query_axis(axis[d]), QTile::extents[d]);
+      axis[d] = AxisBands(PatternAxis(*args.problem, d));
+      q_tiles[d] = AxisQTiles(query_axis(axis[d].axis), QTile::extents[d]);
       tasks *= q_tiles[d].count;
     }
   }
@@ -128,10 +128,11 @@ struct Task {
       plan.q_tiles[d].locate(index % plan.q_tiles[d].count, row, tile);
       index /= plan.q_tiles[d].count;
       q_begin[d] = tile * Config::QTile::extents[d];
-      const std::int64_t group = plan.axis[d].group_of(row);
+      const AxisBands& axis = plan.axis[d];
+      const std::int64_t group = axis.whole ? row : axis.axis.group_of(row);
       q_first[d] = row;
-      k_first[d] = plan.axis[d].first_key(group);
-      band[d] = band_of(plan.axis[d], group);
+      k_first[d] = axis.whole ? row : axis.axis.first_key(group);
+      band[d] = axis.of(group);
     }
     const std::int64_t kv_heads = plan.heads / plan.heads_per_kv_head;
     kv_head = index % kv_heads;
@@ -156,7 +157,7 @@ struct Task {
   T* at(const View<T, rank>& view, std::int64_t of_head, const Plan<Config>& plan, const std::int64_t (&first)[rank],
         const int (&row)[rank]) const {
     std::int64_t offset = batch * view.batch_stride + of_head * view.head_stride;
-    for (int d = 0; d < rank; ++d) offset += (first[d] + row[d] * plan.axis[d].dilation) * view.token_stride[d];
+    for (int d = 0; d < rank; ++d) offset += (first[d] + row[d] * plan.axis[d].axis.dilation) * view.token_stride[d];
     return view.data + offset;
   }
 };

@@ -117,8 +117,8 @@ class Forward {
       if (Masked) rows_.rows_that_see(d, seen.begin, count[d], rows[d]);
     }
     constexpr int inner = rank - 1;
-    const std::int64_t k_step = plan_.k.token_stride[inner] * plan_.axis[inner].dilation;
-    const std::int64_t v_step = plan_.v.token_stride[inner] * plan_.axis[inner].dilation;
+    const std::int64_t k_step = plan_.k.token_stride[inner] * plan_.axis[inner].axis.dilation;
+    const std::int64_t v_step = plan_.v.token_stride[inner] * plan_.axis[inner].axis.dilation;
     for (int line = 0; line < lines; ++line) {
       int position[rank];
       RowSet<QTile> seen_by;
