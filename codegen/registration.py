@@ -16,13 +16,13 @@ from .families import (
     TARGETS,
     Family,
     choose_family,
-    families,
     families_of,
     family_of,
     find_family,
     is_key,
     machine_target,
     require_config,
+    require_features,
 )
 from .families.family import Box
 from .runtime import core, family as family_facts, jit, lookup
@@ -33,7 +33,6 @@ from .runtime.kernels import registry
 from .runtime.lookup import Made
 from .runtime.op_table import FORWARD
 from .runtime.problem import Causal, per_dim
-from .runtime.problem_rules import ProblemError
 from .runtime.request import Request, refusal
 
 if TYPE_CHECKING:
@@ -449,17 +448,10 @@ def config_for(request: Request, *, fit: bool) -> KernelConfig:
 
 def _require_features(request: Request, arch: str) -> None:
     """Raises an InputError for a problem that needs what no kernel of the arch has; names the archs that have it."""
+    own = families_of(request.op, arch)
     needed = set(request.problem.features()) if request.problem is not None else set()
-    if not needed or any(needed <= set(family.features) for family in families_of(request.op, arch)):
-        return
-    assert request.problem is not None
-    has = {name for family in families_of(request.op, arch) for name in family.features}
-    others = {family.arch: None for family in families() if needed <= set(family.features)}
-    advice = f"{', '.join(others)} has it" if others else "no arch has it yet"
-    try:
-        request.problem.require_features(has, arch)
-    except ProblemError as error:
-        raise InputError(f"{error}; {advice}") from None
+    if request.problem is not None and not any(needed <= set(family.features) for family in own):
+        require_features(request.problem, arch, {name for family in own for name in family.features})
 
 
 def _fit_boxes(request: Request, family: Family) -> tuple[Box, Box]:

@@ -10,8 +10,8 @@ from typing import Literal
 
 import numpy as np
 
-from ..errors import InputError, as_input_error
-from ..families import Family
+from ..errors import InputError
+from ..families import Family, require_features
 from ..gna.counts import AnyAxis, axis_counts, pattern_axes
 from ..gna.flat import BLOCK
 from ..gna.source import BoolArray, IntArray, Tiling
@@ -117,8 +117,7 @@ def fit_problems(
 
 def _require_features(problem: Problem, family: Family, tiling: Tiling) -> None:
     """Raises an InputError for a problem that the family's kernels don't compute, or a tiling that is not for it."""
-    with as_input_error():
-        problem.require_features(family.features, f"the family {family.name}")
+    require_features(problem, str(family), family.features)
     if problem.features() and tiling != "dynamic":
         raise InputError(f"tiling: {tiling} tiles are for plain windows")
 

@@ -110,7 +110,7 @@ def _causal(value: Any) -> bool | str:
         return bool(value) if value != "block" else "block"
     if value == "token":
         return True
-    raise _wrong(f"{quote(value)} is not true or false, token or block")
+    raise _wrong(f"{quote(value)} is no causal kind; allowed: true, false, token, block")
 
 
 class _OrAuto:
