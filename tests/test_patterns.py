@@ -257,7 +257,7 @@ def test_archs_that_lack_a_setting_name_one_that_has_it(arch: str, monkeypatch: 
         for make in (registration.make_for_call, lambda request, quiet: registration.CacheSource().remedy(request)):
             with pytest.raises(InputError) as caught:
                 make(request, quiet=True)
-            assert str(caught.value) == f"{field}: {arch} does not have the feature {feature}; cpu has it"
+            assert str(caught.value) == f"{field}: {arch} doesn't have the feature {feature}; cpu has it"
 
 
 def test_register_takes_what_its_errors_print() -> None:

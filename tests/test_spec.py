@@ -61,7 +61,7 @@ kernels:
     assert problem.features() == ("edge", "block_causal", "sink") and problem.edge == ("cut", "wrap")
     (config,) = plan(spec, ["cpu"]).configs
     assert (config.arch, config.rank) == ("cpu", 2)
-    with pytest.raises(InputError, match="edge: sm90 does not have the feature edge; cpu has it"):
+    with pytest.raises(InputError, match="edge: sm90 doesn't have the feature edge; cpu has it"):
         plan(spec, ["sm90"])
     with pytest.raises(InputError, match=r"shapes\[0\].sink\[1\]: dimension 1 wraps, so it has no first tokens"):
         parse_spec(text.replace("sink: [10, 0]", "sink: [10, 2]").encode(), "f.yaml")

@@ -281,7 +281,7 @@ class Problem:
         for name in self.features():
             if name not in has:
                 field = next(filter(self._needs, _FEATURE_FIELDS[name]))
-                raise ProblemError(field, f"{who} does not have the feature {name}")
+                raise ProblemError(field, f"{who} doesn't have the feature {name}")
 
     def dense(self) -> Problem:
         """Attention of all queries to all keys, by the same tensors."""

@@ -116,7 +116,7 @@ def refusal(
         return f"takes {device} tensors"
     for name in request.problem.features() if request.problem is not None else ():
         if name not in features:
-            return f"does not have the feature {name}"
+            return f"doesn't have the feature {name}"
     return mismatch(
         config,
         op=request.op,

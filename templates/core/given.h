@@ -184,13 +184,15 @@ inline gnaforge_problem gather(const GivenForward& tensors, const int64_t* patte
   // values' extent is always the keys'.
   const int64_t *const window = pattern, *const dilation = window + 2 * rank, *const causal = dilation + rank;
   const int64_t *const edge = plain ? nullptr : causal + rank, *const grid = plain ? nullptr : edge + 2 * rank;
-  bool as_many = true;
-  for (size_t d = 0; d < rank && k.dims == q.dims; ++d) {
+  bool as_many = true, differ = false;
+  const bool comparable = q.dims == static_cast<int64_t>(rank) + 3 && k.dims == q.dims;
+  for (size_t d = 0; d < rank && comparable; ++d) {
     const bool dense = window[d] == k.sizes[d + 1] && dilation[d] == 1 && causal[d] == GNAFORGE_CAUSAL_NONE &&
                        (plain || edge[d] != GNAFORGE_EDGE_CUT);
+    differ = differ || k.sizes[d + 1] != q.sizes[d + 1];
     as_many = as_many && (dense || (grid && grid[d] != 0) || k.sizes[d + 1] == q.sizes[d + 1]);
   }
-  const Given& key_like = as_many ? k : q;
+  const Given& key_like = differ && as_many ? k : q;
   for (const Given* t : {&q, &k, &v}) {
     if (t->dims != static_cast<int64_t>(rank) + 3)
       refuse(t->name, " must be [batch, ", rank, " token dims, heads, head_dim], got shape ", shape_text(*t));
