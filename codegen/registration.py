@@ -22,6 +22,7 @@ from .families import (
     is_key,
     machine_target,
     require_config,
+    require_features,
 )
 from .families.family import Box
 from .runtime import core, family as family_facts, jit, lookup
@@ -31,7 +32,7 @@ from .runtime.errors import NoKernelError
 from .runtime.kernels import registry
 from .runtime.lookup import Made
 from .runtime.op_table import FORWARD
-from .runtime.problem import PATTERN_FIELDS, per_dim
+from .runtime.problem import Causal, per_dim
 from .runtime.request import Request, refusal
 
 if TYPE_CHECKING:
@@ -41,10 +42,11 @@ if TYPE_CHECKING:
     from .spec import Spec
 
 Numbers = int | Sequence[int]
-Flags = bool | Sequence[bool]
+Flags = Causal | Sequence[Causal]
 
 _ENTRY_FIELDS = ("rank", "head_dim", "value_head_dim", "dtype", "variant")
-_SHAPE_FIELDS = ("tokens", "window", "stride", "dilation", "causal", "heads", "kv_heads", "batch")
+_PATTERN = ("window", "stride", "dilation", "causal", "edge", "sink")
+_SHAPE_FIELDS = ("tokens", *_PATTERN, "heads", "kv_heads", "batch")
 _WORTH_FITTING = 8  # default Q tiles that a call must have tokens for
 
 
@@ -65,6 +67,8 @@ def register(
     stride: Numbers | None = None,
     dilation: Numbers | None = None,
     causal: Flags | None = None,
+    edge: str | Sequence[str] | None = None,
+    sink: Numbers | None = None,
     heads: int | None = None,
     kv_heads: int | None = None,
     batch: int | None = None,
@@ -90,8 +94,8 @@ def register(
             ``window``; without those they are the arch's default.
         tiles: in their place: ``auto`` (fitted), or a list as in a spec.
         variant: kernel family, where an arch has several.
-        tokens, window, stride, dilation, causal, heads, kv_heads, batch: the problem to fit the tiles to. The kernel
-            takes any other, too. A window of one number holds for all dimensions, and so do stride and dilation.
+        tokens, window, stride, dilation, causal, edge, sink, heads, kv_heads, batch: the problem to fit the tiles to.
+            The kernel takes any other, too. A window of one number holds for all dimensions, and so do the others.
         policy: from now on, what a call does that no kernel fits: ``never`` raises, ``warn`` compiles one and says
             so, ``always`` compiles silently. Default: ``GNAFORGE_JIT``, else ``warn``. May be given alone.
 
@@ -244,7 +248,7 @@ def _complete(shape: dict[str, Any]) -> dict[str, Any]:
     """A shape with one entry per dimension where one value was given for all."""
     tokens = shape.get("tokens")
     rank = len(tokens) if isinstance(tokens, list | tuple) else 1
-    columns = {name: shape[name] for name in PATTERN_FIELDS if name in shape}
+    columns = {name: shape[name] for name in _PATTERN if name in shape}
     return {**shape, **{n: v if isinstance(v, list | tuple) else per_dim(n, v, rank) for n, v in columns.items()}}
 
 
@@ -375,6 +379,7 @@ class CacheSource:
             arch = machine_target(request.device, request.device_index).name
         except InputError as error:
             raise NoKernelError(str(error)) from None
+        _require_features(request, arch)
         reasons = [family.facts.why_never(request) for family in families_of(request.op, arch)]
         if reasons and all(reasons):
             raise InputError(reasons[0]) from None
@@ -409,6 +414,7 @@ def config_for(request: Request, *, fit: bool) -> KernelConfig:
     if request.key:
         return require_config(request.key)
     arch = machine_target(request.device, request.device_index).name
+    _require_features(request, arch)
 
     def with_boxes(family: Family, q_tile: Box, kv_tile: Box) -> KernelConfig:
         try:
@@ -434,9 +440,18 @@ def config_for(request: Request, *, fit: bool) -> KernelConfig:
     p = request.problem
     tiles_asked = request.q_tile is not None or request.kv_tile is not None
     fits = fit and not tiles_asked and not family.faults(config) and family.time is not None
+    fits = fits and p is not None and not {"range", "kv_sink", "extra_keys"} & {*p.features()}
     if fits and p is not None and p.token_count >= _WORTH_FITTING * config.q_rows:
         config = with_boxes(family, *_fit_boxes(request, family))
     return family.serving_config(require_config(config))
+
+
+def _require_features(request: Request, arch: str) -> None:
+    """Raises an InputError for a problem that needs what no kernel of the arch has; names the archs that have it."""
+    own = families_of(request.op, arch)
+    needed = set(request.problem.features()) if request.problem is not None else set()
+    if request.problem is not None and not any(needed <= set(family.features) for family in own):
+        require_features(request.problem, arch, {name for family in own for name in family.features})
 
 
 def _fit_boxes(request: Request, family: Family) -> tuple[Box, Box]:

@@ -1,5 +1,6 @@
 // C functions over the window, tile and mask headers, for test_headers.py. With nvcc: that they compile for a device.
 #include "gnaforge/cpu/forward/row_set.h"
+#include "gnaforge/pattern.h"
 #include "gnaforge/gna/source.h"
 #include "gnaforge/sm90/forward/quad_columns.h"
 
@@ -67,6 +68,17 @@ struct QuadMasks {
   }
 };
 
+/// An axis without a setting beyond its own, as a pattern.
+PatternAxis plain(const Axis& axis) {
+  PatternAxis pattern{};
+  pattern.length = pattern.q_tokens = pattern.kv_tokens = axis.length;
+  pattern.window = axis.window;
+  pattern.stride = axis.stride;
+  pattern.dilation = axis.dilation;
+  pattern.causal = axis.causal;
+  return pattern;
+}
+
 /// What a kernel would do with one dilation group per axis. The arrays [queries, keys] say of each pair how often it
 /// was visited, how often RowMask, RowSet and QuadMasks call it visible, and which tile of its Q tile's list it is in.
 /// The arrays [Q tiles] hold the lengths of the lists; `origin` gets the first keys of all their tiles, [tiles, rank].
@@ -87,10 +99,12 @@ int visit(const PlainAxis* groups, const Visits& out) {
   using Source = WindowTiles<QTile, KvTile>;
   constexpr int rank = QTile::rank;
   Axis axis[rank];
+  Band band[rank];
   Coordinates<QTile> q_tiles, q_extents, kv_extents;
   int q_tile_count = 1, tokens = 1, widest = 0;
   for (int d = 0; d < rank; ++d) {
     axis[d] = groups[d];
+    band[d] = band_of(plain(axis[d]), 0);
     q_extents[d] = QTile::extent(d);
     kv_extents[d] = KvTile::extent(d);
     q_tiles[d] = ceil_div(axis[d].length, q_extents[d]);
@@ -108,7 +122,7 @@ int visit(const PlainAxis* groups, const Visits& out) {
     split<QTile>(q_tile, q_tiles, q_begin);
     for (int d = 0; d < rank; ++d) q_begin[d] *= q_extents[d];
     const typename Source::List list = Source::list(axis, q_begin);
-    const cpu::TileRows<Source> tile_rows(axis, q_begin);
+    const cpu::TileRows<BandTiles<QTile, KvTile>> tile_rows(band, q_begin);
     typename Source::Walk walk;
     walk.begin(list);
     out.count[q_tile] = list.count;
@@ -118,7 +132,7 @@ int visit(const PlainAxis* groups, const Visits& out) {
       Coordinates<KvTile> origin, used;
       for (int d = 0; d < rank; ++d) {
         origin[d] = Source::origin(list, walk, d);
-        used[d] = Source::extent(list, walk, d);
+        used[d] = Source::rows(list, walk, d).end - origin[d];
         *origins++ = origin[d];
         tile_rows.rows_that_see(d, origin[d], kv_extents[d], rows[d]);
       }
@@ -285,7 +299,7 @@ std::int64_t count_wrong_divisions(int first, int last, int dense, int spread) {
 
 #if defined(__CUDACC__)
 /// Reaches every function of the headers with arguments that the compiler cannot know.
-__global__ void on_device(Axis x, Axis y, Axis z, int first_query, unsigned* out) {
+__global__ void on_device(Axis x, Axis y, Axis z, Band b, int first_query, unsigned* out) {
   using QTile = Box<2, 4, 8>;
   using KvTile = Box<2, 8, 8>;
   const Axis axis[] = {group_axis(x, first_query), y, z};
@@ -300,7 +314,7 @@ __global__ void on_device(Axis x, Axis y, Axis z, int first_query, unsigned* out
     for (int d = 0; d < 3; ++d)
       seen[d] = Source::seen(axis[d], Source::row(axis[d], query[d]), Source::origin(list, walk, d));
     const RowMask<KvTile> mask = Source::mask(seen);
-    *out++ = static_cast<unsigned>(Source::kind(list, index)) + static_cast<unsigned>(Source::extent(list, walk, 0));
+    *out++ = static_cast<unsigned>(Source::kind(list, index)) + static_cast<unsigned>(Source::rows(list, walk, 0).end);
     for (int word = 0; word < KvTile::volume / 32; ++word) *out++ = mask.word(word);
   }
   using Columns = sm90::QuadColumns<KvTile>;
@@ -310,6 +324,15 @@ __global__ void on_device(Axis x, Axis y, Axis z, int first_query, unsigned* out
   *out++ = static_cast<unsigned>(transposed_window(axis[0], first_query).end + QTile::pitch(first_query));
   *out++ = static_cast<unsigned>(QTile::divisor(first_query % 3).quotient(first_query));
   *out++ = static_cast<unsigned>(count_tiles<QTile, KvTile>(axis).visited);
+  using Bands = BandTiles<QTile, KvTile>;
+  const Band band[] = {b, b, b};
+  const Bands::List runs = Bands::list(band, query);
+  Bands::Walk place;
+  place.begin(runs);
+  const Interval rows = Bands::rows(runs, place, 0);
+  const Interval keys = Bands::seen(b, Bands::row(b, first_query), Bands::origin(runs, place, 1));
+  *out++ = static_cast<unsigned>(rows.begin + keys.end + stored_row(b, rows.end, keys.begin));
+  *out++ = static_cast<unsigned>(axis_queries(b, first_query, 8, rows.end, 4).count);
   int group, tile;
   const AxisQTiles tiles(x, QTile::extent(0));
   tiles.locate(first_query, group, tile);

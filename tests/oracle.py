@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from gnaforge.runtime.op_table import OPS
-from gnaforge.runtime.problem import Problem
+from gnaforge.runtime.problem import PlainAxis, Problem
+from gnaforge.runtime.problem_rules import Dimension
 from gnaforge.verification.problems import random_axis, random_problem
 
 if TYPE_CHECKING:
@@ -29,49 +30,88 @@ def inputs(problem: Problem, seed: int, dtype: str = "fp32") -> tuple[torch.Tens
     return tuple(OPS["gna_forward"].random_inputs(replace(problem, dtype=dtype), seed).values())
 
 
-def visible_keys(query: int, length: int, window: int, stride: int, dilation: int, causal: bool) -> list[int]:
-    """The keys that token ``query`` sees along one dimension."""
+def visible_keys(
+    query: int,
+    length: int,
+    window: int,
+    stride: int,
+    dilation: int,
+    causal: bool | str,
+    edge: str = "shift",
+    sink: int = 0,
+) -> list[int]:
+    """The keys that token ``query`` of a grid sees along one dimension. Where it wraps, a key before the first token or
+    after the last stands for the one at the other end.
+    """
     # With dilation a query sees only its own group: every dilation-th token. All that follows is within it.
     group = range(query % dilation, length, dilation)
     position = group.index(query)
     last = len(group) - 1
-    # `stride` queries in a row share one leader. Where the axis ends within such a run, the leader still is one
-    # of the queries.
+    # `stride` queries in a row share one leader, in whose place there may be no query where the axis ends.
     run = position
     while run % stride:
         run -= 1
     if causal:
-        # The leader is the last of the run, and its window ends at itself. A query of the run sees what of
-        # that window does not come after the query.
-        leader = min(run + stride - 1, last)
-        return [group[i] for i in range(position + 1) if i > leader - window]
-    # The leader is the middle of the run, the right one of two. Its window is `window` keys with the leader
-    # in the middle, again the right one of two, and moves inwards where it would leave the layout.
-    leader = min(run + stride // 2, last)
+        # The leader is the last of the run, and its window ends at itself. Token by token, the leader is one of the
+        # queries, and one of the run sees what of that window does not come after itself.
+        leader = run + stride - 1
+        if causal != "block":
+            leader = min(leader, last)
+        end = leader if causal == "block" else position
+        seen = [i for i in range(last + 1) if leader - window < i <= end]
+        seen = [i for i in range(last + 1) if i in seen or (i < sink and i <= end)]
+        return [group[i] for i in seen]
+    # The leader is the middle of the run, the right one of two. Its window is `window` keys with the leader in the
+    # middle, again the right one of two.
+    leader = run + stride // 2
     first = leader - window // 2
-    while first < 0:
-        first += 1
-    while first + window - 1 > last:
-        first -= 1
-    return list(group[first : first + window])
+    if edge == "shift":  # it moves inwards where it would leave the layout
+        while first < 0:
+            first += 1
+        while first + window - 1 > last:
+            first -= 1
+    seen = [first + i for i in range(window)]
+    if edge == "wrap":
+        return [query + (i - position) * dilation for i in seen]
+    return [group[i] for i in range(last + 1) if i in seen or i < sink]
+
+
+def _is_dense(axis: Dimension) -> bool:
+    """Whether every query sees all of the grid, from wherever it looks."""
+    return axis.window == axis.length and axis.dilation == 1 and not axis.causal and axis.edge != "cut"
 
 
 @cache
-def axis_mask(length: int, window: int, stride: int, dilation: int, causal: bool) -> np.ndarray:
-    """Which query (row) sees which key (column) along one dimension: bool [length, length], read-only."""
-    mask = np.zeros((length, length), dtype=bool)
-    for query in range(length):
-        mask[query, visible_keys(query, length, window, stride, dilation, causal)] = True
+def dimension_mask(axis: Dimension) -> np.ndarray:
+    """Which query (row) sees which key (column) along one dimension: bool [tokens, keys], read-only.
+
+    Raises:
+        IndexError: a query sees a key that is not there.
+    """
+    keys = [*range(axis.kv_sink), *range(axis.kv_offset, axis.kv_offset + axis.keys - axis.kv_sink)]
+    mask = np.full((axis.tokens, axis.keys), _is_dense(axis))
+    wraps = axis.edge == "wrap" and keys == list(range(axis.length))
+    for row, seen in enumerate(() if _is_dense(axis) else _seen(axis)):
+        for key in seen:
+            place = key % axis.length if wraps else key
+            if place not in keys:
+                raise IndexError(f"query {row} sees {key}")
+            mask[row, keys.index(place)] = True
     mask.flags.writeable = False
     return mask
 
 
+def axis_mask(length: int, window: int, stride: int, dilation: int, causal: bool) -> np.ndarray:
+    """`dimension_mask` of a plain axis."""
+    return dimension_mask(Dimension(length, window, stride, dilation, causal))
+
+
 def mask(problem: Problem) -> np.ndarray:
-    """Which query sees which key: bool [tokens, tokens], tokens in row-major order.
+    """Which query sees which key: bool [tokens, key tokens], each in row-major order.
 
     A key is visible iff it is along every dimension.
     """
-    return reduce(np.kron, [axis_mask(*axis) for axis in problem.axes])
+    return reduce(np.kron, [dimension_mask(axis) for axis in problem.dimensions])
 
 
 def reference(problem: Problem, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -80,9 +120,9 @@ def reference(problem: Problem, q: torch.Tensor, k: torch.Tensor, v: torch.Tenso
     Args:
         problem: its pattern and scale; the rest is as the tensors say.
         q: [batch, *tokens, heads, head_dim]
-        k: [batch, *tokens, kv_heads, head_dim]; kv_heads divides heads, and query head h reads key and value
+        k: [batch, *key tokens, kv_heads, head_dim]; kv_heads divides heads, and query head h reads key and value
             head h // (heads // kv_heads).
-        v: [batch, *tokens, kv_heads, value_head_dim]
+        v: [batch, *key tokens, kv_heads, value_head_dim]
 
     Returns:
         Output [batch, *tokens, heads, value_head_dim] and natural-log LSE [batch, *tokens, heads].
@@ -101,38 +141,63 @@ def reference(problem: Problem, q: torch.Tensor, k: torch.Tensor, v: torch.Tenso
 
 
 @cache
+def _seen(axis: Dimension) -> tuple[frozenset[int], ...]:
+    """For each query, the positions that it sees, which are places in the grid or beyond its ends."""
+    if _is_dense(axis):
+        return (frozenset(range(axis.length)),) * axis.tokens
+    settings = axis.window, axis.stride, axis.dilation, axis.causal, axis.edge, axis.sink
+    queries = range(axis.q_offset, axis.q_offset + axis.tokens)
+    return tuple(frozenset(visible_keys(query, axis.length, *settings)) for query in queries)
+
+
+@cache
 def count_axis_tiles(
-    axis: tuple[int, int, int, int, bool], q_extent: int, kv_extent: int, static: bool = False
+    axis: Dimension | PlainAxis, q_extent: int, kv_extent: int, static: bool = False
 ) -> tuple[int, int, int]:
     """(Q tiles, visited KV tiles, interior KV tiles) along one dimension, all dilation groups together.
 
     A Q tile visits the tiles that hold a key which some of its queries see. Tiles are laid from the first of
     these keys on, or from key 0 where ``static``. A tile is interior if every query sees as many of its keys
-    as it has room for.
+    as it has room for. No tile lies on both sides of a seam, the end of a sink or of a grid that wraps: what is
+    below it has tiles of its own, which lie as if they began at the grid's first key where it wraps, or end at the
+    seam where there is more behind it.
     """
-    dilation = axis[3]
+    axis = Dimension(*axis)
+    seam = None if _is_dense(axis) else min(axis.sink, axis.length) or None
+    wraps = axis.edge == "wrap" and (axis.kv_offset, axis.keys) == (0, axis.length)
+    if wraps and axis.window * axis.dilation < axis.length:
+        seam = axis.length
     q_tiles = visited = interior = 0
-    for group in range(dilation):
-        seen = axis_mask(*axis)[group::dilation, group::dilation]
+    for row in range(min(axis.dilation, axis.tokens)):
+        group = (row + axis.q_offset) % axis.dilation
+        seen = [{(key - group) // axis.dilation for key in keys} for keys in _seen(axis)[row :: axis.dilation]]
+        if wraps and seam is None:  # all keys, from wherever one looks
+            seen = [set(range(axis.length // axis.dilation))] * len(seen)
+        end = None if seam is None else seam // axis.dilation
         for begin in range(0, len(seen), q_extent):
             rows = seen[begin : begin + q_extent]
-            keys = np.flatnonzero(rows.any(axis=0))
-            origin = 0 if static else keys[0]
-            tiles = {(key - origin) // kv_extent for key in keys.tolist()}
-            full = rows.all(axis=0)
+            keys, common = set().union(*rows), rows[0].intersection(*rows)
+            low = {key for key in keys if end is not None and key < end}
+            high = keys - low
             q_tiles += 1
-            visited += len(tiles)
-            for first in (origin + tile * kv_extent for tile in tiles):
-                keys_seen_by_all = full[first : first + kv_extent].sum()
-                interior += keys_seen_by_all == kv_extent
-    return q_tiles, visited, int(interior)
+            for side in filter(None, (low, high)):
+                origin = 0 if static else min(side)
+                if side is low and min(low) < 0:
+                    origin = 0
+                elif side is low and high:
+                    origin = end
+                tiles = {(key - origin) // kv_extent for key in side}
+                visited += len(tiles)
+                for first in (origin + tile * kv_extent for tile in tiles):
+                    interior += len(common & side & {*range(first, first + kv_extent)}) == kv_extent
+    return q_tiles, visited, interior
 
 
 def count_tiles(
     problem: Problem, q_tile: tuple[int, ...], kv_tile: tuple[int, ...], static: bool = False
 ) -> tuple[int, int, int]:
     """(Q tiles, visited, interior) of a problem: products over its dimensions."""
-    extents = zip(problem.axes, q_tile, kv_tile, strict=True)
+    extents = zip(problem.dimensions, q_tile, kv_tile, strict=True)
     per_axis = [count_axis_tiles(axis, q, kv, static) for axis, q, kv in extents]
     q_tiles, visited, interior = (prod(column) for column in zip(*per_axis, strict=True))
     return q_tiles, visited, interior

@@ -81,7 +81,7 @@ def test_runs_for_callers_of_this_and_of_later_minor_versions(entry: Entry, size
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda args: setattr(args, "features", 4), "the call needs sink, which this kernel doesn't have"),
+        (lambda args: setattr(args, "features", 256), "the call needs accumulate, which this kernel doesn't have"),
         (lambda args: setattr(args, "struct_size", SIZE_1_0 - 8), "gnaforge_args is smaller than version 1.0's"),
         (lambda args: setattr(args.problem.contents, "struct_size", 8), "gnaforge_problem is smaller"),
         (lambda args: setattr(args.tensors[0].contents, "struct_size", 8), "gnaforge_tensor of query is smaller"),

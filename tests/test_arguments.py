@@ -101,9 +101,12 @@ BAD: dict[str, tuple[type[Exception], Callable[[], Any]]] = {
         TypeError,
         lambda: gnaforge.na2d(X, X, X, np.array([3, 3])),
     ),
-    "is_causal must be bool or a sequence of 2, got 1": (TypeError, lambda: gnaforge.na2d(X, X, X, 3, is_causal=1)),
-    "is_causal must be bool or a sequence of 2, got (True, 'no')": (
+    "is_causal must be bool, 'token', 'block' or a sequence of 2, got 1": (
         TypeError,
+        lambda: gnaforge.na2d(X, X, X, 3, is_causal=1),
+    ),
+    "is_causal is 'no'; it must be a bool, 'token' or 'block'": (
+        ValueError,
         lambda: gnaforge.na2d(X, X, X, 3, is_causal=(True, "no")),
     ),
     "is_causal: (True,) has 1 entry for 2 dimensions": (
@@ -146,7 +149,8 @@ BAD_MODULES: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"stride": (1, 0)}, ValueError, "stride: 0 is not a positive integer (dimension 1)"),
     ({"dilation": 0}, ValueError, "dilation: 0 is not a positive integer"),
     ({"dilation": True}, TypeError, "dilation must be int"),
-    ({"is_causal": "yes"}, TypeError, "is_causal must be bool"),
+    ({"is_causal": "yes"}, ValueError, "is_causal is 'yes'; it must be a bool, 'token' or 'block'"),
+    ({"is_causal": 1}, TypeError, "is_causal must be bool, 'token', 'block' or a sequence of 2, got 1"),
     ({"is_causal": (True, False, True)}, ValueError, "is_causal: (True, False, True) has 3 entries for 2 dimensions"),
     ({"qk_scale": "1"}, TypeError, "qk_scale must be a number, got '1'"),
     ({"qk_scale": True}, TypeError, "qk_scale must be a number, got True"),

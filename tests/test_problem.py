@@ -109,10 +109,10 @@ def test_what_a_problem_needs_of_a_kernel(problem: Problem, needed: list[str]) -
     assert list(problem.features()) == needed
     problem.require_features(needed)
     for name in needed:
-        with pytest.raises(ProblemError, match=f"that kernel does not have the feature {name}$"):
+        with pytest.raises(ProblemError, match=f"that kernel doesn't have the feature {name}$"):
             problem.require_features(set(FEATURES) - {name}, "that kernel")
     for text in (lambda: problem.axes, problem.arguments, problem.options):
-        with pytest.raises(ProblemError, match="does not have the feature"):
+        with pytest.raises(ProblemError, match="doesn't have the feature"):
             text()
 
 

@@ -39,8 +39,8 @@ REQUEST = Request.of_problem("gna_forward", PROBLEM, "cuda")
         ({"kv_tile": (4, 16)}, r"kv_tile is (8, 16), not (4, 16)"),
         ({"key": CONFIG.key, "rank": 1}, ""),
         ({"key": ANY.key}, f"{ANY.key} is asked for"),
-        ({"problem": replace(PROBLEM, edge=("cut", "shift"))}, "does not have the feature edge"),
-        ({"problem": replace(PROBLEM, extra_tokens=(77,))}, "does not have the feature extra_keys"),
+        ({"problem": replace(PROBLEM, edge=("cut", "shift"))}, "doesn't have the feature edge"),
+        ({"problem": replace(PROBLEM, extra_tokens=(77,))}, "doesn't have the feature extra_keys"),
         ({"problem": None}, ""),
     ],
 )
@@ -50,7 +50,7 @@ def test_why_a_kernel_does_not_serve_a_request(changes: dict[str, Any], reason: 
 
 def test_features_and_emulated_kernels() -> None:
     wide = replace(REQUEST, problem=replace(PROBLEM, edge=("cut", "cut"), sink=(0, 3)))
-    assert refusal(CONFIG, "cuda", wide, features=("edge",)) == "does not have the feature sink"
+    assert refusal(CONFIG, "cuda", wide, features=("edge",)) == "doesn't have the feature sink"
     assert refusal(CONFIG, "cuda", wide, features=("sink", "edge")) == ""
     on_cpu = replace(REQUEST, device="cpu")
     assert refusal(CONFIG, "cpu", on_cpu, emulated=True) == "emulated, runs only when named"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from gnaforge.errors import InputError
 from gnaforge.plan import plan
 from gnaforge.spec import parse_spec
 from spec_text import VALID, marked, problems, replaced
@@ -41,6 +42,31 @@ kernels:
     assert (shape.tokens, shape.window, shape.stride, shape.causal) == ((100,), (7,), (2,), (True,))
 
 
+def test_shapes_have_edges_sinks_and_frames() -> None:
+    """Tiles fit them, for an arch that has them; another says which has."""
+    text = """
+spec_version: 1
+library: one
+arch: [cpu, sm90]
+kernels:
+  - rank: 2
+    head_dim: 64
+    dtype: bf16
+    tiles: auto
+    shapes:
+      - {tokens: [60, 100], window: [50, 7], stride: [10, 1], causal: [block, false], edge: [cut, wrap], sink: [10, 0]}
+"""
+    spec = parse_spec(text.encode(), "f.yaml")
+    problem = spec.kernels[0].shapes[0].problem()
+    assert problem.features() == ("edge", "block_causal", "sink") and problem.edge == ("cut", "wrap")
+    (config,) = plan(spec, ["cpu"]).configs
+    assert (config.arch, config.rank) == ("cpu", 2)
+    with pytest.raises(InputError, match="edge: sm90 doesn't have the feature edge; cpu has it"):
+        plan(spec, ["sm90"])
+    with pytest.raises(InputError, match=r"shapes\[0\].sink\[1\]: dimension 1 wraps, so it has no first tokens"):
+        parse_spec(text.replace("sink: [10, 0]", "sink: [10, 2]").encode(), "f.yaml")
+
+
 def test_several_ranks_take_the_tiles_and_shapes_of_their_length() -> None:
     text = (
         VALID.replace("rank: 3", "rank: [2, 3]")
@@ -71,8 +97,8 @@ REFUSED = {
         "batch: 2",
         "«windw: 2",
         (
-            "kernels[0].shapes[1].windw: unknown field; allowed: tokens, window, stride, dilation, causal, heads, "
-            "kv_heads, batch; did you mean 'window'?"
+            "kernels[0].shapes[1].windw: unknown field; allowed: tokens, window, stride, dilation, causal, edge, sink, "
+            "heads, kv_heads, batch; did you mean 'window'?"
         ),
     ),
     "unknown tile field": (
@@ -187,7 +213,12 @@ REFUSED = {
     "causal as number": (
         "[true, false, false]",
         "[true, «0, false]",
-        "kernels[0].causal[1]: 0 is no boolean; allowed: true, false",
+        "kernels[0].causal[1]: 0 is no causal kind; allowed: true, false, token, block",
+    ),
+    "edge of no kind": (
+        "batch: 2",
+        "edge: «bend",
+        "kernels[0].shapes[1].edge: 'bend' is no edge; allowed: shift, cut, wrap",
     ),
     "tile of another rank": (
         "{q: [2, 8, 8]",

@@ -53,7 +53,14 @@ def quickstart(
     say("3. Drawing ...", file=sys.stderr)
     config = kernels.configs[0]
     draw_pattern(
-        plot, shape.tokens, shape.window, shape.stride, shape.dilation, shape.causal, config.q_tile, config.kv_tile
+        plot,
+        shape.tokens,
+        shape.window,
+        shape.stride,
+        shape.dilation,
+        tuple(map(bool, shape.causal)),
+        config.q_tile,
+        config.kv_tile,
     )
     quickstart_run.report(result, rows, shape, plot)
     if not all(row.good for row in rows):

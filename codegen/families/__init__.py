@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
@@ -18,6 +18,8 @@ from typing import NamedTuple
 
 from ..errors import InputError
 from ..runtime.config import OPS, KernelConfig
+from ..runtime.problem import Problem
+from ..runtime.problem_rules import ProblemError
 from .family import Family as Family, Fault as Fault
 from .target import TARGETS as TARGETS, machine_target as machine_target, require_target as require_target
 
@@ -97,6 +99,20 @@ def faults_of(config: KernelConfig) -> list[Fault]:
         return [("variant", _unknown_variant(config.variant, own))]
     ops = dict.fromkeys(family.op for family in families() if family.arch == config.arch)
     return [("op", f"{config.op} is not available on {config.arch}; available: {', '.join(ops)}")]
+
+
+def require_features(problem: Problem, arch: str, has: Collection[str]) -> None:
+    """Refuses a problem for kernels of ``arch`` that have these features; names the archs whose kernels can compute it.
+
+    Raises:
+        InputError: it needs another one.
+    """
+    try:
+        problem.require_features(has, arch)
+    except ProblemError as error:
+        needed = set(problem.features())
+        others = {family.arch: None for family in families() if needed <= set(family.features)}
+        raise InputError(f"{error}; {', '.join(others)} has it" if others else f"{error}, nor has another") from None
 
 
 def require_config(config: KernelConfig | str) -> KernelConfig:

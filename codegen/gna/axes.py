@@ -60,7 +60,7 @@ class Axis:
 
 
 def axes_of(problem: Problem) -> tuple[Axis, ...]:
-    """The axes of a plain problem.
+    """The axes of a plain problem; `counts.pattern_axes` has those of any.
 
     Raises:
         ProblemError: it is not plain.
@@ -79,7 +79,7 @@ def check_positive(name: str, value: int) -> None:
         raise ValueError(f"{name}: {value!r} is not a positive integer")
 
 
-def check_rank(axes: Sequence[Axis], **values: Sequence[int]) -> None:
+def check_rank(axes: Sequence[object], **values: Sequence[int]) -> None:
     """Refuses, with a ValueError, a value that has not one entry per axis."""
     for name, value in values.items():
         if len(value) != len(axes):

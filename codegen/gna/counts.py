@@ -14,10 +14,33 @@ from math import prod
 
 import numpy as np
 
-from .axes import Axis, check_positive, check_rank
-from .source import IntArray, Tiling, WindowTiles
+from ..runtime.problem import Problem
+from .axes import Axis, axes_of, check_positive, check_rank
+from .bands import Band, BandTiles, PatternAxis
+from .source import IntArray, Source, Tiling, WindowTiles
 
 _CHUNK = 1 << 20  # counts made at a time, which bounds the memory
+
+
+AnyAxis = Axis | PatternAxis
+
+
+def pattern_axes(problem: Problem) -> tuple[AnyAxis, ...]:
+    """The axes of any problem, extra keys apart."""
+    return tuple(map(PatternAxis, problem.dimensions)) if problem.features() else axes_of(problem)
+
+
+def source_of(group: Axis | Band, tiling: Tiling = "dynamic") -> Source:
+    """The tile source of one dilation group.
+
+    Raises:
+        ValueError: ``tiling`` is unknown, or not for this pattern.
+    """
+    if isinstance(group, Axis):
+        return WindowTiles(group, tiling)
+    if tiling != "dynamic":
+        raise ValueError(f"tiling: {tiling!r} is for plain windows; those of other patterns are 'dynamic'")
+    return BandTiles(group)
 
 
 @dataclass(frozen=True)
@@ -39,7 +62,7 @@ class AxisCounts:
     most_interior: IntArray
 
 
-def axis_counts(axis: Axis, q_extent: int, kv_extents: Sequence[int], tiling: Tiling = "dynamic") -> AxisCounts:
+def axis_counts(axis: AnyAxis, q_extent: int, kv_extents: Sequence[int], tiling: Tiling = "dynamic") -> AxisCounts:
     """Counts for the Q tiles [0, q_extent), [q_extent, 2 * q_extent), ... of every dilation group.
 
     Raises:
@@ -52,7 +75,7 @@ def axis_counts(axis: Axis, q_extent: int, kv_extents: Sequence[int], tiling: Ti
     # A grid repeats with the KV extent; tiles that begin where the window does repeat with the windows alone.
     batches = [np.asarray(kv_extents)[:, None]] if tiling == "dynamic" else [np.array([[k]]) for k in kv_extents]
     for group, number in axis.groups():
-        source = WindowTiles(group, tiling)
+        source = source_of(group, tiling)
         for row, extents in enumerate(batches):
             rows = slice(None) if tiling == "dynamic" else slice(row, row + 1)
             grid = 1 if tiling == "dynamic" else int(extents[0, 0])
@@ -63,7 +86,7 @@ def axis_counts(axis: Axis, q_extent: int, kv_extents: Sequence[int], tiling: Ti
                 interior[rows] += number * (inside * times).sum(axis=1)
                 # Of several Q tiles with the most KV tiles, the one with the fewest interior ones costs the most.
                 top = tiles.count.max(axis=1)
-                fewest = np.where(tiles.count == top[:, None], inside, axis.length).min(axis=1)
+                fewest = np.where(tiles.count == top[:, None], inside, top[:, None]).min(axis=1)
                 more = (top > most[rows]) | ((top == most[rows]) & (fewest < most_interior[rows]))
                 most[rows], most_interior[rows] = (
                     np.where(more, top, most[rows]),
@@ -71,13 +94,13 @@ def axis_counts(axis: Axis, q_extent: int, kv_extents: Sequence[int], tiling: Ti
                 )
                 if row == 0:
                     q_tiles += number * int(times.sum())
-                    keys += number * int(((tiles.end - tiles.begin) * times).sum())
+                    keys += number * int((tiles.keys * times).sum())
     return AxisCounts(q_tiles, keys, visited, interior, most, most_interior)
 
 
-def visible_pairs(axes: Sequence[Axis]) -> int:
+def visible_pairs(axes: Sequence[AnyAxis]) -> int:
     """Pairs of a query and a key that it sees, in one batch entry and head; exact."""
-    return prod(sum(number * WindowTiles(group).pairs() for group, number in axis.groups()) for axis in axes)
+    return prod(sum(number * source_of(group).pairs() for group, number in axis.groups()) for axis in axes)
 
 
 @dataclass(frozen=True)
@@ -106,7 +129,7 @@ class TileCounts:
 
 
 def count_tiles(
-    axes: Sequence[Axis], q_tile: Sequence[int], kv_tile: Sequence[int], tiling: Tiling = "dynamic"
+    axes: Sequence[AnyAxis], q_tile: Sequence[int], kv_tile: Sequence[int], tiling: Tiling = "dynamic"
 ) -> TileCounts:
     """Exact counts over all Q tiles of all dilation groups.
 

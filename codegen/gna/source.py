@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from math import lcm
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +46,16 @@ class AxisTiles:
     interior_begin: IntArray
     interior_end: IntArray
 
+    @property
+    def keys(self) -> IntArray:
+        """Keys that some query of the Q tile sees."""
+        return self.end - self.begin
+
+    def origins(self, kv_extent: int) -> IntArray:
+        """The first key of each tile of the one Q tile that there is."""
+        found: IntArray = self.origin[0] + kv_extent * np.arange(self.count[0], dtype=np.int64)
+        return found
+
 
 @dataclass(frozen=True)
 class WindowTiles:
@@ -67,6 +77,11 @@ class WindowTiles:
             raise ValueError(f"dilation: {self.axis.dilation}, but tiles are those of one dilation group (Axis.group)")
         if self.tiling not in ("dynamic", "static"):
             raise ValueError(f"tiling: {self.tiling!r} is not 'dynamic' or 'static'")
+
+    @property
+    def length(self) -> int:
+        """Queries."""
+        return self.axis.length
 
     def row(self, query: IntArray) -> tuple[IntArray, IntArray]:
         """Keys [begin, end) that the queries at these positions see; both never fall."""
@@ -165,8 +180,25 @@ class WindowTiles:
         return length * (length + 1) // 2 - hidden
 
 
+class Source(Protocol):
+    """A pattern along one axis, within a dilation group, as far as counts and tile lists look at it."""
+
+    @property
+    def length(self) -> int:
+        """Queries."""
+
+    def tiles(self, q_begin: IntArray, q_extent: int, kv_extent: int | IntArray) -> Any:
+        """The KV tiles of some Q tiles, as `AxisTiles` has them: its count, interior, keys and origins."""
+
+    def classes(self, q_extent: int, grid: int, chunk: int) -> Iterator[tuple[IntArray, IntArray]]:
+        """Q tiles that stand for all, and for how many each of them stands."""
+
+    def pairs(self) -> int:
+        """Pairs of a query and a key that it sees."""
+
+
 def tile_list(
-    sources: Sequence[WindowTiles], q_tile: Sequence[int], kv_tile: Sequence[int], q_begin: Sequence[int]
+    sources: Sequence[Source], q_tile: Sequence[int], kv_tile: Sequence[int], q_begin: Sequence[int]
 ) -> tuple[IntArray, int]:
     """The KV tiles of the Q tile whose first query is ``q_begin``, in the order in which kernels walk over them.
 
@@ -182,16 +214,16 @@ def tile_list(
         ValueError: a tile has not one extent per axis, an extent is not a positive integer, or ``q_begin`` lies outside
             the axes.
     """
-    check_rank([source.axis for source in sources], q_tile=q_tile, kv_tile=kv_tile, q_begin=q_begin)
+    check_rank(sources, q_tile=q_tile, kv_tile=kv_tile, q_begin=q_begin)
     origins, inside = [], []
     for source, q_extent, kv_extent, begin in zip(sources, q_tile, kv_tile, q_begin, strict=True):
         check_positive("q_tile", q_extent)
         check_positive("kv_tile", kv_extent)
-        if not 0 <= begin < source.axis.length:
-            raise ValueError(f"q_begin: {begin} is outside the {source.axis.length} positions of its dilation group")
+        if not 0 <= begin < source.length:
+            raise ValueError(f"q_begin: {begin} is outside the {source.length} positions of its dilation group")
         tiles = source.tiles(np.array([begin], dtype=np.int64), q_extent, kv_extent)
-        index = np.arange(tiles.count[0], dtype=np.int64)
-        origins.append(tiles.origin[0] + kv_extent * index)
+        origins.append(tiles.origins(kv_extent))
+        index = np.arange(len(origins[-1]))
         inside.append((tiles.interior_begin[0] <= index) & (index < tiles.interior_end[0]))
     every = np.stack(np.meshgrid(*origins, indexing="ij"), axis=-1).reshape(-1, len(origins))
     interior = reduce(np.multiply.outer, inside).ravel()

@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 
-from .problem import Problem, per_dim
-from .problem_rules import MAX_EXTENT, ProblemError
+from .problem import Causal, Problem, per_dim
+from .problem_rules import EDGES, MAX_EXTENT, ProblemError
 
 _LIMIT = 2**63
+_FIELDS = ("kernel_size", "stride", "dilation", "is_causal", "edge", "sink", "grid", "q_offset", "kv_offset", "kv_sink")
+_CAUSAL = {"token": 1, "block": 2}
 
 
 def require_tensors(**given: object) -> None:
@@ -35,11 +37,10 @@ def require_call(query: object, key: object, value: object, pattern: Sequence[in
         ValueError: a number of the pattern is beyond 64 bits.
     """
     require_tensors(query=query, key=key, value=value)
-    rank = len(pattern) // 4
+    rank = next(rank for rank in (1, 2, 3) if len(pattern) in (4 * rank, len(_FIELDS) * rank))
     for position, number in enumerate(pattern):
         if type(number) is int and not -_LIMIT <= number < _LIMIT:
-            name = ("kernel_size", "stride", "dilation")[position // rank]
-            raise ValueError(f"{name} along dim {position % rank} is beyond 64 bits")
+            raise ValueError(f"{_FIELDS[position // rank]} along dim {position % rank} is beyond 64 bits")
 
 
 def ints_per_dim(name: str, value: Any, rank: int) -> list[int]:
@@ -55,19 +56,58 @@ def ints_per_dim(name: str, value: Any, rank: int) -> list[int]:
     return [entry if type(entry) is int else _int(name, value, entry, rank) for entry in per_dim(name, value, rank)]
 
 
-def flags_per_dim(name: str, value: Any, rank: int) -> list[int]:
-    """One 0 or 1 per token dimension, of bools: Python's or NumPy's; None is False.
+def causal_per_dim(name: str, value: Any, rank: int) -> list[int]:
+    """The number of gnaforge_causal per token dimension, of bools, Python's or NumPy's, ``token`` for True, and
+    ``block``; None is False.
 
     Raises:
         TypeError: there is something else.
-        ValueError: there are more or fewer.
+        ValueError: there are more or fewer, or another word.
     """
     if type(value) is bool:
         return [value] * rank
     entries = per_dim(name, False if value is None else value, rank)
-    if not all(_is_flag(entry) for entry in entries):
-        raise TypeError(f"{name} must be bool or a sequence of {rank}, got {value!r}")
-    return [int(bool(entry)) for entry in entries]
+    for entry in entries:
+        if isinstance(entry, str) and entry not in _CAUSAL:
+            raise ValueError(f"{name} is {entry!r}; it must be a bool, 'token' or 'block'")
+    if not all(_is_flag(entry) or isinstance(entry, str) for entry in entries):
+        raise TypeError(f"{name} must be bool, 'token', 'block' or a sequence of {rank}, got {value!r}")
+    return [_CAUSAL[entry] if isinstance(entry, str) else int(bool(entry)) for entry in entries]
+
+
+def edges_per_dim(name: str, value: Any, rank: int) -> list[int]:
+    """The number of gnaforge_edge per token dimension, of names; None is ``shift``.
+
+    Raises:
+        TypeError: there is something else than texts.
+        ValueError: there are more or fewer, or other words.
+    """
+    entries = per_dim(name, EDGES[0] if value is None else value, rank)
+    for entry in entries:
+        if not isinstance(entry, str):
+            raise TypeError(f"{name} must be a name or a sequence of {rank}, of {', '.join(EDGES)}; got {value!r}")
+        if entry not in EDGES:
+            raise ValueError(f"{name} is {entry!r}; it must be one of {', '.join(EDGES)}")
+    return [EDGES.index(entry) for entry in entries]
+
+
+def settings_pattern(
+    rank: int, edge: Any, sink: Any, grid: Any, q_offset: Any, kv_offset: Any, kv_sink: Any
+) -> list[int]:
+    """The part of the operator's pattern that says more than a plain one; None is neutral. A grid of 0 is the key
+    tensor's tokens, whose number torch may not know yet.
+
+    Raises:
+        TypeError: a setting is of a type that it can't have.
+        ValueError: one has a wrong length, or a value that no other setting makes right.
+    """
+    pattern = edges_per_dim("edge", edge, rank)
+    for name, value in (("sink", sink), ("grid", grid), ("q_offset", q_offset), ("kv_offset", kv_offset)):
+        numbers = ints_per_dim(name, 0 if value is None else value, rank)
+        if name == "grid" and value is not None and min(numbers) < 1:
+            raise ValueError(f"grid is {min(numbers)} along dim {numbers.index(min(numbers))}; it must be at least 1")
+        pattern += numbers
+    return pattern + ints_per_dim("kv_sink", 0 if kv_sink is None else kv_sink, rank)
 
 
 def number(name: str, value: Any) -> Any:
@@ -113,8 +153,10 @@ def positive_int(name: str, value: Any) -> int:
     return found
 
 
-def plain_pattern(rank: int, kernel_size: Any, stride: Any, dilation: Any, is_causal: Any) -> list[Any]:
-    """The arguments as Python's own numbers, one entry per token dimension if they were a sequence. Refuses what no
+def module_pattern(
+    rank: int, kernel_size: Any, stride: Any, dilation: Any, is_causal: Any, edge: Any, sink: Any
+) -> list[Any]:
+    """The arguments as Python's own values, one entry per token dimension if they were a sequence. Refuses what no
     number of tokens could make right.
 
     Raises:
@@ -123,16 +165,21 @@ def plain_pattern(rank: int, kernel_size: Any, stride: Any, dilation: Any, is_ca
     """
     windows = ints_per_dim("kernel_size", kernel_size, rank)
     strides, dilations = ints_per_dim("stride", stride, rank), ints_per_dim("dilation", dilation, rank)
-    flags = flags_per_dim("is_causal", is_causal, rank)
+    causal: list[Causal] = [(False, True, "block")[kind] for kind in causal_per_dim("is_causal", is_causal, rank)]
+    edges = [EDGES[kind] for kind in edges_per_dim("edge", edge, rank)]
+    sinks = ints_per_dim("sink", sink, rank)
     spans = (min(max(1, window * step), MAX_EXTENT) for window, step in zip(windows, dilations, strict=True))
     try:
-        Problem(tuple(spans), windows, strides, dilations, [flag == 1 for flag in flags])
+        Problem(tuple(spans), windows, strides, dilations, causal, edge=edges, sink=sinks)
     except ProblemError as error:
         name = {"window": "kernel_size", "causal": "is_causal"}.get(error.field, error.field)
         raise ValueError(f"{name}: {error.text}") from None
-    plain: tuple[list[Any], ...] = windows, strides, dilations, [flag == 1 for flag in flags]
-    given = kernel_size, stride, dilation, is_causal
-    return [tuple(own) if isinstance(value, Sequence) else own[0] for own, value in zip(plain, given, strict=True)]
+    plain: tuple[list[Any], ...] = windows, strides, dilations, causal, edges, sinks
+    given = kernel_size, stride, dilation, is_causal, edge, sink
+    return [
+        tuple(own) if isinstance(value, Sequence) and not isinstance(value, str) else own[0]
+        for own, value in zip(plain, given, strict=True)
+    ]
 
 
 def key_of(kernel: object) -> str:

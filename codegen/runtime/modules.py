@@ -10,6 +10,7 @@ from torch import nn
 
 from . import arguments
 from .ops import neighborhood_attention
+from .problem import Causal
 
 
 class _NeighborhoodAttention(nn.Module):
@@ -18,7 +19,7 @@ class _NeighborhoodAttention(nn.Module):
     Args:
         embed_dim: channels of the input; ``head_dim`` is ``embed_dim // num_heads``.
         num_heads: attention heads.
-        kernel_size, stride, dilation, is_causal: as for `neighborhood_attention`.
+        kernel_size, stride, dilation, is_causal, edge, sink: as for `neighborhood_attention`.
         qkv_bias: whether the QKV projection has a bias.
         qk_scale: factor of Q K^T; default ``head_dim ** -0.5``.
         proj_drop: dropout after the output projection.
@@ -37,10 +38,13 @@ class _NeighborhoodAttention(nn.Module):
         kernel_size: int | Sequence[int],
         stride: int | Sequence[int] = 1,
         dilation: int | Sequence[int] = 1,
-        is_causal: bool | Sequence[bool] = False,
+        is_causal: Causal | Sequence[Causal] = False,
         qkv_bias: bool = True,
         qk_scale: float | None = None,
         proj_drop: float = 0.0,
+        *,
+        edge: str | Sequence[str] = "shift",
+        sink: int | Sequence[int] = 0,
     ) -> None:
         super().__init__()
         self.embed_dim, self.num_heads = (
@@ -48,10 +52,14 @@ class _NeighborhoodAttention(nn.Module):
         )
         if self.embed_dim % self.num_heads:
             raise ValueError(f"num_heads ({num_heads}) must divide embed_dim ({embed_dim})")
-        pattern = arguments.plain_pattern(self.rank, kernel_size, stride, dilation, is_causal)
+        pattern = arguments.module_pattern(self.rank, kernel_size, stride, dilation, is_causal, edge, sink)
         self.head_dim = self.embed_dim // self.num_heads
         self.scale = self.head_dim**-0.5 if qk_scale is None else arguments.finite_number("qk_scale", qk_scale)
-        self.kernel_size, self.stride, self.dilation, self.is_causal = pattern
+        self.kernel_size, self.stride, self.dilation, self.is_causal, self.edge, self.sink = pattern
+        settings = {"edge": (self.edge, "shift"), "sink": (self.sink, 0)}
+        self._settings = {
+            name: value for name, (value, neutral) in settings.items() if value not in (neutral, (neutral,) * self.rank)
+        }
         self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)
         self.proj = nn.Linear(embed_dim, embed_dim)
         self.proj_drop = nn.Dropout(proj_drop)
@@ -65,7 +73,15 @@ class _NeighborhoodAttention(nn.Module):
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))
         query, key, value = qkv.unbind(-3)
         out = neighborhood_attention(
-            query, key, value, self.kernel_size, self.stride, self.dilation, self.is_causal, self.scale
+            query,
+            key,
+            value,
+            self.kernel_size,
+            self.stride,
+            self.dilation,
+            self.is_causal,
+            self.scale,
+            **self._settings,
         )
         return self.proj_drop(self.proj(out.flatten(-2)))  # type: ignore[no-any-return]
 
@@ -74,6 +90,7 @@ class _NeighborhoodAttention(nn.Module):
         return (
             f"head_dim={self.head_dim}, num_heads={self.num_heads}, kernel_size={self.kernel_size}, "
             f"stride={self.stride}, dilation={self.dilation}, is_causal={self.is_causal}"
+            + "".join(f", {name}={value!r}" for name, value in self._settings.items())
         )
 
 

@@ -24,6 +24,7 @@ from . import arguments, core, jit, lookup
 from .config import KernelConfig
 from .dtypes import DTYPES, dtype_name
 from .errors import NoKernelError
+from .problem import Causal
 from .request import Request, request_of
 from .table import loaded_kernels
 
@@ -92,10 +93,11 @@ def _attention(
     kernel_size: int | Sequence[int],
     stride: int | Sequence[int],
     dilation: int | Sequence[int],
-    is_causal: bool | Sequence[bool] | None,
+    is_causal: Causal | Sequence[Causal] | None,
     scale: float | None,
     return_lse: bool,
     kernel: str,
+    settings: tuple[Any, ...] | None,
 ) -> Any:
     if type(kernel_size) is type(stride) is type(dilation) is int and type(is_causal) is bool:
         pattern = [kernel_size] * rank + [stride] * rank + [dilation] * rank + [is_causal] * rank
@@ -104,8 +106,10 @@ def _attention(
             *arguments.ints_per_dim("kernel_size", kernel_size, rank),
             *arguments.ints_per_dim("stride", stride, rank),
             *arguments.ints_per_dim("dilation", dilation, rank),
-            *arguments.flags_per_dim("is_causal", is_causal, rank),
+            *arguments.causal_per_dim("is_causal", is_causal, rank),
         ]
+    if settings is not None:
+        pattern += arguments.settings_pattern(rank, *settings)
     if scale is not None and type(scale) is not float:
         scale = arguments.number("scale", scale)
     if is_compiling():
@@ -369,11 +373,17 @@ def neighborhood_attention(
     kernel_size: int | Sequence[int],
     stride: int | Sequence[int] = 1,
     dilation: int | Sequence[int] = 1,
-    is_causal: bool | Sequence[bool] | None = False,
+    is_causal: Causal | Sequence[Causal] | None = False,
     scale: float | None = None,
     additional_keys: torch.Tensor | None = None,
     additional_values: torch.Tensor | None = None,
     *,
+    edge: str | Sequence[str] | None = None,
+    sink: int | Sequence[int] | None = None,
+    grid: int | Sequence[int] | None = None,
+    q_offset: int | Sequence[int] | None = None,
+    kv_offset: int | Sequence[int] | None = None,
+    kv_sink: int | Sequence[int] | None = None,
     q_tile_shape: Sequence[int] | None = None,
     kv_tile_shape: Sequence[int] | None = None,
     return_lse: bool = False,
@@ -385,15 +395,26 @@ def neighborhood_attention(
 
     Args:
         query: ``[batch, *tokens, heads, head_dim]``, of a type that kernels take, such as bfloat16.
-        key: ``[batch, *tokens, heads_kv, head_dim]``; ``heads_kv`` divides ``heads`` (GQA, MQA).
+        key: ``[batch, *tokens, heads_kv, head_dim]``; ``heads_kv`` divides ``heads`` (GQA, MQA). Along a dimension
+            whose window holds all keys there may be any number of queries, as in cross attention.
         value: ``[batch, *tokens, heads_kv, head_dim_v]``.
         kernel_size: window, in tokens: an integer for all dimensions or one per dimension.
-            ``1 <= kernel_size`` and ``kernel_size * dilation <= tokens``.
+            ``1 <= kernel_size``, and ``kernel_size * dilation <= tokens`` but for ``cut`` and ``block``.
         stride: queries that share a window, ``1 <= stride <= kernel_size``.
         dilation: step between the keys of a window.
-        is_causal: a query sees no later key along the dimensions where this is true.
+        is_causal: a query sees no later key along the dimensions where this is true (or ``token``); ``block``: none
+            after its group of ``stride`` queries, as where these are a video frame. That window ends with the group.
         scale: factor of Q K^T; default ``head_dim ** -0.5``.
         additional_keys, additional_values: not available yet; raises NotImplementedError.
+        edge: what a window does that would leave the grid: ``shift`` (inwards, NATTEN's way, the default), ``cut``, or
+            ``wrap`` to the other end, as longitude does; one for all dimensions or one per dimension.
+        sink: the first so many tokens of each dimension are seen beside the window, by causal queries as far as these
+            are not later. Needs dilation 1, and no ``wrap``. (StreamingLLM, arXiv 2309.17453.)
+        grid: tokens per dimension that windows are laid in, where query or key are parts of it; default: the key's.
+        q_offset, kv_offset: where in the grid the queries and the keys begin. Every key that a query sees must be in
+            the key tensor. ``kv_offset`` may be negative where the grid wraps: positions go on beyond its ends.
+        kv_sink: the key tensor has the first so many tokens of the grid in front, and those from ``kv_offset`` on
+            after them, as a rolling cache has.
         q_tile_shape, kv_tile_shape: take a kernel with these tiles.
         return_lse: also return the log-sum-exp of each query.
         kernel: pins a kernel: its `KernelConfig` or key.
@@ -424,7 +445,12 @@ def neighborhood_attention(
     if not 1 <= rank <= 3:
         raise ValueError(f"query must be [batch, 1 to 3 token dims, heads, head_dim], got {tuple(query.shape)}")
     pinned = _kernel_key(rank, query, value, kernel, q_tile_shape, kv_tile_shape)
-    return _attention(rank, query, key, value, kernel_size, stride, dilation, is_causal, scale, return_lse, pinned)
+    settings = None
+    if not (edge is None is sink is grid is q_offset is kv_offset is kv_sink):
+        settings = edge, sink, grid, q_offset, kv_offset, kv_sink
+    return _attention(
+        rank, query, key, value, kernel_size, stride, dilation, is_causal, scale, return_lse, pinned, settings
+    )
 
 
 _NON_FINITE = """Scores up to 2^30 in powers of two give finite results (up to 2^28 by the variant ``cutlass``).
@@ -443,7 +469,7 @@ def _fixed_rank(rank: int, layout: str) -> Callable[..., Any]:
         kernel_size: int | Sequence[int],
         stride: int | Sequence[int] = 1,
         dilation: int | Sequence[int] = 1,
-        is_causal: bool | Sequence[bool] | None = False,
+        is_causal: Causal | Sequence[Causal] | None = False,
         scale: float | None = None,
         additional_keys: torch.Tensor | None = None,
         additional_values: torch.Tensor | None = None,
@@ -452,10 +478,19 @@ def _fixed_rank(rank: int, layout: str) -> Callable[..., Any]:
         q_tile_shape: Sequence[int] | None = None,
         kv_tile_shape: Sequence[int] | None = None,
         *,
+        edge: str | Sequence[str] | None = None,
+        sink: int | Sequence[int] | None = None,
+        grid: int | Sequence[int] | None = None,
+        q_offset: int | Sequence[int] | None = None,
+        kv_offset: int | Sequence[int] | None = None,
+        kv_sink: int | Sequence[int] | None = None,
         return_lse: bool = False,
         kernel: KernelConfig | str | None = None,
         **natten_tuning: Any,
     ) -> Any:
+        settings = None
+        if not (edge is None is sink is grid is q_offset is kv_offset is kv_sink):
+            settings = edge, sink, grid, q_offset, kv_offset, kv_sink
         if attention_kwargs is not None or backend is not None or natten_tuning:
             given = {"attention_kwargs": attention_kwargs, "backend": backend}
             _check_natten({**{name: x for name, x in given.items() if x is not None}, **natten_tuning})
@@ -464,7 +499,9 @@ def _fixed_rank(rank: int, layout: str) -> Callable[..., Any]:
         pinned = ""
         if kernel is not None or q_tile_shape is not None or kv_tile_shape is not None:
             pinned = _kernel_key(rank, query, value, kernel, q_tile_shape, kv_tile_shape)
-        return _attention(rank, query, key, value, kernel_size, stride, dilation, is_causal, scale, return_lse, pinned)
+        return _attention(
+            rank, query, key, value, kernel_size, stride, dilation, is_causal, scale, return_lse, pinned, settings
+        )
 
     operator.__name__ = operator.__qualname__ = f"na{rank}d"
     operator.__doc__ = (

@@ -28,10 +28,7 @@ _FEATURE_FIELDS = {
 FEATURES = tuple(_FEATURE_FIELDS)
 """What a problem may need beyond plain GNA: GNAFORGE_FEATURE_* of abi.h, in lower case."""
 
-PATTERN_FIELDS = ("window", "stride", "dilation", "causal")
-"""The fields of a plain pattern, in the order of the torch operator."""
-
-_PLAIN = ("tokens", *PATTERN_FIELDS)
+_PLAIN = ("tokens", "window", "stride", "dilation", "causal")
 # What each field of a pattern is along a dimension where it says nothing.
 _NEUTRAL: dict[str, Any] = {
     "stride": 1,
@@ -284,7 +281,7 @@ class Problem:
         for name in self.features():
             if name not in has:
                 field = next(filter(self._needs, _FEATURE_FIELDS[name]))
-                raise ProblemError(field, f"{who} does not have the feature {name}")
+                raise ProblemError(field, f"{who} doesn't have the feature {name}")
 
     def dense(self) -> Problem:
         """Attention of all queries to all keys, by the same tensors."""
@@ -379,13 +376,11 @@ class Problem:
         return " ".join(given)
 
     def register_arguments(self) -> list[str]:
-        """The arguments of `gnaforge.register` that fit tiles to this problem: ``window=(18, 24, 24)``, ...
-
-        Raises:
-            ProblemError: the problem is not plain.
-        """
-        self.require_features((), "register")
-        found = [f"{name}={_tuple_text(getattr(self, name))}" for name in self._not_neutral(_PLAIN)]
+        """The arguments of `gnaforge.register` that fit tiles to this problem: ``window=(18, 24, 24)``, ... None if
+        they don't say it: where queries and keys are parts of a grid, or there are extra keys."""
+        if {*self.features()} - {"edge", "block_causal", "sink"}:
+            return []
+        found = [f"{name}={_tuple_text(getattr(self, name))}" for name in self._not_neutral((*_PLAIN, "edge", "sink"))]
         found.append(f"heads={self.heads}")
         found += [f"kv_heads={self.kv_heads}"] if self.kv_heads != self.heads else []
         return found + ([f"batch={self.batch}"] if self.batch != 1 else [])
@@ -423,6 +418,8 @@ def fields_of_pattern(pattern: Sequence[int]) -> dict[str, tuple[Any, ...]]:
                         raise ProblemError("pattern", f"{fields[name]} holds numbers that are no {name}")
                     if name in fields:
                         fields[name] = tuple(meanings[number] for number in fields[name])
+                if not any(fields.get("grid", ())):  # the key tensor's tokens
+                    fields.pop("grid", None)
                 return fields
     raise ProblemError("pattern", f"{len(pattern)} numbers are no pattern of 1 to 3 dimensions")
 
@@ -446,4 +443,5 @@ def _box(values: Sequence[object]) -> str:
 
 
 def _tuple_text(values: Sequence[object]) -> str:
-    return str(values[0]) if len(values) == 1 else f"({', '.join(map(str, values))})"
+    texts = [f'"{value}"' if isinstance(value, str) else str(value) for value in values]
+    return texts[0] if len(texts) == 1 else f"({', '.join(texts)})"

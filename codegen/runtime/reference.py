@@ -1,7 +1,7 @@
 """The meaning of GNA in a few lines of torch: masks, and exact attention in float64. Slow; for checks and benchmarks.
 
-Semantics: GNA, arXiv 2504.16922, with NATTEN's border behaviour (windows shift inwards at borders). Everything here
-takes plain problems, and raises a `ProblemError` for others.
+Semantics: GNA, arXiv 2504.16922, and what `Problem` says of edges, causal kinds, sinks and ranges. `windows` and
+`visited_pairs` take plain problems, and raise a `ProblemError` for others.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 
 from .family import Padding
 from .problem import Problem
+from .problem_rules import Dimension
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 
@@ -33,33 +34,60 @@ def windows(
     return begin, begin + window
 
 
-def visible(
-    query: torch.Tensor, key: torch.Tensor, length: int, window: int, stride: int, dilation: int, causal: bool
-) -> torch.Tensor:
-    """Whether ``query`` sees ``key`` along one dimension; both hold positions, of any shapes that broadcast."""
-    begin, end = windows(query, length, window, stride, dilation, causal)
-    position = key // dilation
-    return (position >= begin) & (position < end) & (key % dilation == query % dilation)
+def visible(axis: Dimension, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """Whether ``query`` sees ``key`` along one dimension; both hold positions in their tensors, of any shapes that
+    broadcast."""
+    if axis.dense:
+        return (query >= 0) & (key >= 0)
+    at = torch.where(key < axis.kv_sink, key, key - axis.kv_sink + axis.kv_offset)
+    place = query + axis.q_offset
+    group, i = place % axis.dilation, place // axis.dilation
+    length = (axis.length - group + axis.dilation - 1) // axis.dilation
+    j = (at - group) // axis.dilation
+    first, window = i - i % axis.stride, axis.window
+    if axis.causal:
+        begin, end = first + axis.stride - window, first + axis.stride
+        if axis.causal != "block":
+            begin, end = torch.minimum(begin, length - window), i + 1
+        begin, end = begin.clamp(min=0), torch.minimum(end, length)
+    else:
+        begin = first + axis.stride // 2 - window // 2
+        if axis.edge == "shift":
+            begin = torch.minimum(begin.clamp(min=0), length - window)
+        end = begin + window
+        if axis.edge == "cut":
+            begin, end = begin.clamp(min=0), torch.minimum(end, length)
+    seen = (j >= begin) & (j < end)
+    if axis.edge == "wrap" and axis.kv_offset == 0 and axis.keys == axis.length:
+        seen = seen | ((j + length >= begin) & (j + length < end)) | ((j - length >= begin) & (j - length < end))
+    if axis.sink:
+        seen = seen | ((j < axis.sink) & (j < end) if axis.causal else j < axis.sink)
+    return seen & ((at - place) % axis.dilation == 0)
+
+
+def _key_tokens(problem: Problem) -> tuple[int, ...]:
+    return problem.kv_tokens or problem.tokens
 
 
 def mask_rows(problem: Problem, begin: int, end: int, device: torch.device | str = "cpu") -> torch.Tensor:
-    """Rows ``[begin, end)`` of the visibility mask, bool ``[end - begin, prod(tokens)]``; tokens in row-major order."""
+    """Rows ``[begin, end)`` of the visibility mask, bool ``[end - begin, prod(key tokens)]``; tokens in row-major
+    order."""
     rest = torch.arange(begin, end, device=device)
     rank = problem.rank
     rows = torch.ones((end - begin, *[1] * rank), dtype=torch.bool, device=device)
-    for d, axis in reversed(list(enumerate(problem.axes))):
-        position, rest = rest % axis.length, rest // axis.length
-        seen = visible(position[:, None], torch.arange(axis.length, device=device)[None, :], *axis)
-        rows = rows & seen.view(end - begin, *[axis.length if e == d else 1 for e in range(rank)])
-    return rows.reshape(end - begin, problem.token_count)
+    for d, axis in reversed(list(enumerate(problem.dimensions))):
+        position, rest = rest % axis.tokens, rest // axis.tokens
+        seen = visible(axis, position[:, None], torch.arange(axis.keys, device=device)[None, :])
+        rows = rows & seen.view(end - begin, *[axis.keys if e == d else 1 for e in range(rank)])
+    return rows.reshape(end - begin, prod(_key_tokens(problem)))
 
 
 def _require_memory(query: torch.Tensor, value: torch.Tensor, rows: int) -> None:
     """Raises what `attention` would where it finds no memory on its way, and says what for."""
-    queries = query.shape[:-1].numel()
+    queries, keys = query.shape[:-1].numel(), query.shape[-2] * value.shape[:-2].numel()
     parts = {
-        "inputs and results": 8 * 2 * queries * (query.shape[-1] + value.shape[-1]),
-        f"scores of {rows} queries at a time": 8 * 2 * rows * queries,
+        "inputs and results": 8 * (queries + keys) * (query.shape[-1] + value.shape[-1]),
+        f"scores of {rows} queries at a time": 8 * 2 * rows * keys,
     }
     try:
         torch.empty(sum(parts.values()), dtype=torch.uint8, device=query.device)  # not touched: a CPU maps nothing
@@ -81,7 +109,7 @@ def attention(problem: Problem, query: torch.Tensor, key: torch.Tensor, value: t
     """
     count, group = problem.token_count, problem.heads // problem.kv_heads
     # The scores' matrix is bounded by this, not the result.
-    rows = max(1, 2**24 // (count * query.shape[0] * query.shape[-2]))
+    rows = max(1, 2**24 // (prod(_key_tokens(problem)) * query.shape[0] * query.shape[-2]))
     _require_memory(query, value, rows)
 
     def heads_first(tensor: torch.Tensor, repeats: int) -> torch.Tensor:
@@ -103,9 +131,15 @@ def attention(problem: Problem, query: torch.Tensor, key: torch.Tensor, value: t
 def visible_pairs(problem: Problem) -> int:
     """(query, key) pairs that the mask lets through, per batch entry and head."""
     pairs = 1
-    for axis in problem.axes:
-        begin, end = windows(torch.arange(axis.length), *axis)
-        pairs *= int((end - begin).sum())
+    if not problem.features():
+        for axis in problem.axes:
+            begin, end = windows(torch.arange(axis.length), *axis)
+            pairs *= int((end - begin).sum())
+        return pairs
+    for dim in problem.dimensions:
+        keys = torch.arange(dim.keys)
+        rows = torch.arange(dim.tokens).split(max(1, 2**24 // dim.keys))
+        pairs *= sum(int(visible(dim, part[:, None], keys).sum()) for part in rows)
     return pairs
 
 
@@ -161,14 +195,14 @@ def query_sample(
     """What `attention` and `error_bound` give for one query of a problem of any size; ``at`` is its batch entry and
     token. Each pair is an output ``[heads, head_dim_v]`` and a log-sum-exp ``[heads]``, float64."""
     batch, *token = at
-    box: list[int | slice] = [batch]
-    for position, axis in zip(token, problem.axes, strict=True):
-        dilation, group = axis.dilation, position % axis.dilation
-        begin, end = (int(x) for x in windows(torch.tensor(position), *axis))
-        box.append(slice(begin * dilation + group, (end - 1) * dilation + group + 1, dilation))
+    box = []
+    for d, (position, axis) in enumerate(zip(token, problem.dimensions, strict=True)):
+        keys = torch.arange(axis.keys, device=key.device)
+        seen = keys[visible(axis, torch.tensor(position, device=key.device), keys)]
+        box.append(seen.view([-1 if e == d else 1 for e in range(problem.rank)]))
     group_size = problem.heads // problem.kv_heads
     q = query[tuple(at)]
-    k, v = (x[tuple(box)].flatten(0, -3) for x in (key, value))
+    k, v = (x[batch][tuple(box)].flatten(0, -3) for x in (key, value))
     keys, values = (x.double().repeat_interleave(group_size, dim=1) for x in (k, v))
     scores = torch.einsum("hd,khd->hk", q.double(), keys) * problem.score_scale
     shares = torch.softmax(scores, -1)
@@ -187,7 +221,7 @@ def _bounds(
 ) -> Pair:
     """As `error_bound` says; ``magnitude``: attention with the values' magnitudes, where probabilities are rounded."""
     u = 2.0**-24
-    n = prod(problem.window)
+    n = prod(min(axis.window + axis.sink, axis.keys) for axis in problem.dimensions)
     lengths = [tensor.double().norm(dim=-1).max().item() for tensor in (query, key)]
     e = (query.shape[-1] + 3) * u * abs(problem.score_scale) * lengths[0] * lengths[1]
     out, lse = exact

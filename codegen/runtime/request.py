@@ -80,6 +80,8 @@ def request_of(
     sizes = (*query.shape, *key.shape, value.shape[-1], *extra)
     problem = None
     if all(type(size) is int and size for size in sizes):  # a size may be a symbol while torch traces, and 0
+        if grid := fields.get("grid"):
+            fields["grid"] = tuple(own or size for own, size in zip(grid, key.shape[1:-2], strict=True))
         problem = Problem.of_tensors(query, key, value, **fields, extra_tokens=extra)
     return Request(
         "gna_forward",
@@ -114,7 +116,7 @@ def refusal(
         return f"takes {device} tensors"
     for name in request.problem.features() if request.problem is not None else ():
         if name not in features:
-            return f"does not have the feature {name}"
+            return f"doesn't have the feature {name}"
     return mismatch(
         config,
         op=request.op,

@@ -11,15 +11,14 @@ from typing import Literal
 import numpy as np
 
 from ..errors import InputError
-from ..families import Family
-from ..gna.axes import Axis, axes_of
-from ..gna.counts import axis_counts
+from ..families import Family, require_features
+from ..gna.counts import AnyAxis, axis_counts, pattern_axes
 from ..gna.flat import BLOCK
 from ..gna.source import BoolArray, IntArray, Tiling
 from ..runtime.op_table import OPS
 from ..runtime.problem import Problem
 from .cost import Costs, Floats, Tiles, costs
-from .simulation import Flat, Simulation, check_tiling, family_for, refusal, require_plain, simulate_tiles
+from .simulation import Flat, Simulation, check_tiling, family_for, refusal, simulate_tiles
 from .time import model_time
 
 Objective = Literal["time", "work"]
@@ -80,7 +79,7 @@ def fit_problems(
     if objective not in ("time", "work"):
         raise InputError(f"objective: {objective!r} is not time or work")
     for problem in problems:
-        require_plain(problem)
+        _require_features(problem, family, tiling)
     for reason in (refusal(problem, family) for problem in problems):
         if reason:
             raise InputError(reason)
@@ -114,6 +113,13 @@ def fit_problems(
         best=tuple(map(candidates.tiles, best)),
         loss=tuple(float(worse[row, c]) for row, c in enumerate(use)),
     )
+
+
+def _require_features(problem: Problem, family: Family, tiling: Tiling) -> None:
+    """Raises an InputError for a problem that the family's kernels don't compute, or a tiling that is not for it."""
+    require_features(problem, str(family), family.features)
+    if problem.features() and tiling != "dynamic":
+        raise InputError(f"tiling: {tiling} tiles are for plain windows")
 
 
 def best_of(seconds: Floats, work: Floats, objective: Objective) -> int:
@@ -176,7 +182,9 @@ class Candidates:
         Raises:
             InputError: there is none.
         """
-        spans = [[max(group.length for group, _ in axis.groups()) for axis in axes_of(problem)] for problem in problems]
+        spans = [
+            [max(group.length for group, _ in axis.groups()) for axis in pattern_axes(problem)] for problem in problems
+        ]
         longest = [max(column) for column in zip(*spans, strict=True)]
         # A Q tile longer than the axis only pads; a KV tile may have to be, for its tokens to be a whole multiple.
         limits, multiple = family.limits, family.limits.fit_multiple
@@ -261,14 +269,14 @@ class Candidates:
         # What pairs share is looked up, not computed again.
         return [
             _table(axis, tuple(np.unique(self.q[:, d]).tolist()), tuple(np.unique(self.kv[:, d]).tolist()), tiling)
-            for d, axis in enumerate(axes_of(problem))
+            for d, axis in enumerate(pattern_axes(problem))
         ]
 
 
 class _Table:
     """`AxisCounts` of one axis for several extents: indexed by Q extent, or [Q extent, KV extent]."""
 
-    def __init__(self, axis: Axis, q_extents: Sequence[int], kv_extents: Sequence[int], tiling: Tiling) -> None:
+    def __init__(self, axis: AnyAxis, q_extents: Sequence[int], kv_extents: Sequence[int], tiling: Tiling) -> None:
         shape = (max(q_extents) + 1, max(kv_extents) + 1)
         self.q_tiles, self.keys = np.zeros(shape[0]), np.zeros(shape[0])
         self.visited, self.interior, self.most, self.most_interior = (np.zeros(shape) for _ in range(4))

@@ -25,7 +25,7 @@ from ..families import TARGETS, Family, choose_family, families, families_of, fa
 from ..runtime.config import ANY_HEAD_DIM, OPS, KernelConfig
 from ..runtime.dtypes import DTYPES
 from ..runtime.problem import Problem
-from ..runtime.problem_rules import MAX_EXTENT, Dimension, dimension_faults, head_faults
+from ..runtime.problem_rules import EDGES, MAX_EXTENT, Dimension, dimension_faults, head_faults
 from .yaml import YamlPath, did_you_mean, path_text, quote
 
 SPEC_VERSION = 1
@@ -105,6 +105,14 @@ def _head_dim(value: Any) -> int:
     return value
 
 
+def _causal(value: Any) -> bool | str:
+    if type(value) is bool or value == "block":
+        return bool(value) if value != "block" else "block"
+    if value == "token":
+        return True
+    raise _wrong(f"{quote(value)} is no causal kind; allowed: true, false, token, block")
+
+
 class _OrAuto:
     """Metadata of a tuple field that may also be the word auto, which becomes the empty tuple."""
 
@@ -168,6 +176,13 @@ _Arch = Annotated[str, _OneOf("arch", lambda: TARGETS)]
 _Dtype = Annotated[str, _OneOf("dtype", lambda: DTYPES)]
 _Direction = Annotated[str, _OneOf("direction", _available_directions, planned=_PLANNED_DIRECTIONS)]
 _Variant = Annotated[str, _OneOf("variant", _variants)]
+_Edge = Annotated[str, _OneOf("edge", lambda: EDGES)]
+_Number = Annotated[int, Field(ge=0, le=MAX_EXTENT)]
+_Causal = Annotated[
+    bool | str,
+    PlainValidator(_causal),
+    WithJsonSchema({"anyOf": [{"type": "boolean"}, {"enum": ["token", "block"]}]}),
+]
 _Version = Annotated[int, PlainValidator(_version), WithJsonSchema({"const": SPEC_VERSION})]
 _Library = Annotated[
     str, PlainValidator(_library_name), WithJsonSchema({"type": "string", "pattern": f"^{_LIBRARY.pattern}$"})
@@ -201,9 +216,17 @@ class Shape(_Model):
     dilation: _Axis[_Count] = Field(
         default_factory=tuple, description="Distance between the keys of a window; default 1 everywhere."
     )
-    causal: _Axis[bool] = Field(
+    causal: _Axis[_Causal] = Field(
         default_factory=tuple,
-        description="Dimensions where keys after the query are hidden; default: the entry's.",
+        description="Dimensions where keys after the query are hidden (true, token), or after its group of stride "
+        "queries (block); default: the entry's.",
+    )
+    edge: _Axis[_Edge] = Field(
+        default_factory=tuple,
+        description="What a window does that would leave the tokens: shift inwards, be cut, or wrap; default shift.",
+    )
+    sink: _Axis[_Number] = Field(
+        default_factory=tuple, description="First tokens that are seen beside the window; default 0 everywhere."
     )
     heads: _Count = Field(default=1, description="Query heads.")
     kv_heads: _Count = Field(
@@ -218,7 +241,9 @@ class Shape(_Model):
         object.__setattr__(self, "stride", self.stride or ones)
         object.__setattr__(self, "dilation", self.dilation or ones)
         object.__setattr__(self, "kv_heads", self.kv_heads or self.heads)
-        _refuse([*self._extent_faults(), *self._head_faults()])
+        object.__setattr__(self, "edge", self.edge or ("shift",) * len(self.tokens))
+        object.__setattr__(self, "sink", self.sink or (0,) * len(self.tokens))
+        _refuse([*self.extent_faults(), *self._head_faults()])
         return self
 
     def problem(self, **fields: Any) -> Problem:
@@ -230,9 +255,11 @@ class Shape(_Model):
         own = {name: getattr(self, name) for name in type(self).model_fields}
         return Problem(**{**own, "causal": self.causal or False, **fields})
 
-    def _extent_faults(self) -> Iterator[Fault]:
+    def extent_faults(self) -> Iterator[Fault]:
+        """The rules that a dimension breaks."""
         # Columns of unequal length end at the shortest: their entry reports the length.
-        columns = zip(self.tokens, self.window, self.stride, self.dilation, strict=False)
+        causal = self.causal or (False,) * len(self.tokens)
+        columns = zip(self.tokens, self.window, self.stride, self.dilation, causal, self.edge, self.sink, strict=False)
         for dim, extents in enumerate(columns):
             for fault in dimension_faults(Dimension(*extents), dim):
                 yield (fault.field, dim), fault.text
@@ -254,7 +281,7 @@ class KernelEntry(_Model):
     )
     dtype: _Axis[_Dtype] = Field(description="Element type of Q, K, V and the output.")
     direction: _Axis[_Direction] = Field(default=("forward",), description="Passes to generate.")
-    causal: _Axis[bool] = Field(
+    causal: _Axis[_Causal] = Field(
         default_factory=tuple, description="Default of the shapes' causal, one flag per dimension."
     )
     tiles: Annotated[_List[Tile], _OrAuto()] = Field(
@@ -279,6 +306,9 @@ class KernelEntry(_Model):
         for shape in self.shapes:
             causal = shape.causal or self.causal or (False,) * len(shape.tokens)
             object.__setattr__(shape, "causal", causal)
+        if self.causal:  # which a shape by itself does not know
+            found = [(i, fault) for i, shape in enumerate(self.shapes) for fault in shape.extent_faults()]
+            _refuse([(("shapes", i, *path), text) for i, (path, text) in found])
         return self
 
     def _length_faults(self) -> Iterator[Fault]:
@@ -312,7 +342,7 @@ class KernelEntry(_Model):
             if own not in known:
                 yield fault(("shapes", i, "tokens"), shape.tokens, ranks)
             rank = own if own in known else known[0]
-            for field in ("window", "stride", "dilation", "causal"):
+            for field in ("window", "stride", "dilation", "causal", "edge", "sink"):
                 if field in shape.model_fields_set and len(getattr(shape, field)) != rank:
                     yield fault(("shapes", i, field), getattr(shape, field), rank)
 

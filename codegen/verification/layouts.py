@@ -85,7 +85,9 @@ def allocate(
     """
     memory: Memory = {}
     if layout == "packed":
-        memory |= _pack([role for role in op.inputs if _is_packed(role, op.inputs[0])], problem, device)
+        packed = [role for role in op.inputs if _is_packed(role, op.inputs[0])]
+        for tokens in {role.shape(problem)[:-2]: None for role in packed}:  # those of the queries may be others
+            memory |= _pack([role for role in packed if role.shape(problem)[:-2] == tokens], problem, device)
     for role in (*op.inputs, *op.outputs):
         if role.name not in memory:
             whole, view = _place(role.shape(problem), layout, channels=role.channels is not None)

@@ -12,6 +12,7 @@ import torch
 from ..runtime.config import KernelConfig
 from ..runtime.op_table import Op
 from ..runtime.problem import Problem
+from ..runtime.problem_rules import Dimension
 from ..runtime.reference import visible, windows
 from .checks import Failure
 from .kinds import POISONS
@@ -69,7 +70,7 @@ def poison_unseen(op: Op, problem: Problem, config: KernelConfig, memory: Memory
         return None
     rng = Random(f"poison {seed}")
     k, v = memory["k"].tensor, memory["v"].tensor
-    masked, far = ([rng.randrange(n) for n in problem.tokens] for _ in range(2))
+    masked, far = ([rng.randrange(n) for n in problem.kv_tokens or problem.tokens] for _ in range(2))
 
     def of_token(token: Sequence[int]) -> tuple[int | slice, ...]:
         return (slice(None), *token)
@@ -97,8 +98,8 @@ def queries_that_see(problem: Problem, key: Sequence[int], device: torch.device 
     """The queries, bool [*tokens], that see the token ``key``."""
     return _outer(
         [
-            visible(torch.arange(axis.length, device=device), torch.tensor(at, device=device), *axis)
-            for axis, at in zip(problem.axes, key, strict=True)
+            visible(axis, torch.arange(axis.tokens, device=device), torch.tensor(at, device=device))
+            for axis, at in zip(problem.dimensions, key, strict=True)
         ]
     )
 
@@ -106,21 +107,37 @@ def queries_that_see(problem: Problem, key: Sequence[int], device: torch.device 
 def queries_that_visit(
     problem: Problem, config: KernelConfig, key: Sequence[int], device: torch.device | str
 ) -> torch.Tensor:
-    """The queries, bool [*tokens], whose Q tile visits a KV tile that holds the token ``key``."""
-    found = []
-    for axis, at, q, kv in zip(problem.axes, key, config.q_tile, config.kv_tile, strict=True):
-        dilation = axis.dilation
-        token = torch.arange(axis.length, device=device)
-        group, position = token % dilation, token // dilation
-        count = (axis.length - group + dilation - 1) // dilation
-        first = position // q * q
-        last = torch.minimum(first + q, count) - 1
-        begin, _ = windows(first * dilation + group, *axis)
-        _, end = windows(last * dilation + group, *axis)
-        reach = begin + (end - begin + kv - 1) // kv * kv
-        where = at // dilation
-        found.append((group == at % dilation) & (begin <= where) & (where < reach))
+    """The queries, bool [*tokens], whose Q tile visits a KV tile that holds the token ``key``; if the problem isn't
+    plain, or comes near it by less than a KV tile."""
+    found, plain = [], not problem.features()
+    for axis, at, q, kv in zip(problem.dimensions, key, config.q_tile, config.kv_tile, strict=True):
+        token = torch.arange(axis.tokens, device=device)
+        if plain:
+            found.append(_visits(axis, token, at, q, kv))
+            continue
+        keys = torch.arange(axis.keys, device=device)
+        apart = (keys - at).abs()
+        apart = torch.minimum(apart, axis.keys - apart) if axis.edge == "wrap" else apart
+        near = keys[apart < kv * axis.dilation]
+        comes_near = visible(axis, token[:, None], near).any(1)
+        tile = token // axis.dilation // q * axis.dilation + token % axis.dilation
+        found.append((comes_near[:, None] & (tile[:, None] == tile)).any(0))
     return _outer(found)
+
+
+def _visits(axis: Dimension, token: torch.Tensor, at: int, q: int, kv: int) -> torch.Tensor:
+    """Which tokens of a plain axis are in a Q tile that visits a KV tile with the token ``at``."""
+    length, dilation = axis.tokens, axis.dilation
+    group, position = token % dilation, token // dilation
+    count = (length - group + dilation - 1) // dilation
+    first = position // q * q
+    last = torch.minimum(first + q, count) - 1
+    rules = axis.window, axis.stride, dilation, bool(axis.causal)
+    begin, _ = windows(first * dilation + group, length, *rules)
+    _, end = windows(last * dilation + group, length, *rules)
+    reach = begin + (end - begin + kv - 1) // kv * kv
+    where = at // dilation
+    return (group == at % dilation) & (begin <= where) & (where < reach)
 
 
 def _outer(axes: Sequence[torch.Tensor]) -> torch.Tensor:

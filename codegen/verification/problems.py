@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from math import ceil
 from random import Random
+from typing import Any
 
 from ..families import family_of
-from ..gna.axes import axes_of
-from ..gna.counts import TileCounts, count_tiles
+from ..gna.counts import TileCounts, count_tiles, pattern_axes
 from ..runtime.config import ANY_HEAD_DIM, KernelConfig
 from ..runtime.problem import PlainAxis, Problem
+from ..runtime.problem_rules import Dimension
 
 # One visited pair of tiles takes the emulator 2 to 5 ms. So many hold a small problem for two K/V heads.
 EMULATED_TILES = 300
@@ -19,13 +20,14 @@ EMULATED_TILES = 300
 EMULATED_PROCESSORS = 3
 _CTAS = 2 * EMULATED_PROCESSORS  # at once, at most
 _WIDE = 8.0  # times the default scale: scores of normal inputs that spread by 11 powers of two
+_SETTINGS = {"edge", "block_causal", "sink", "range", "kv_sink"}
 # Pairs of tokens for which exact attention by brute force takes a few seconds.
 _REFERENCE_PAIRS = 2**26
 
 
 def tile_counts(problem: Problem, config: KernelConfig) -> TileCounts:
     """Tiles of one batch entry and head, by the simulator's model of the kernel."""
-    counts = count_tiles(axes_of(problem), config.q_tile, config.kv_tile)
+    counts = count_tiles(pattern_axes(problem), config.q_tile, config.kv_tile)
     padded = family_of(config).padding.padded_columns(config.kv_columns) > config.kv_columns
     return replace(counts, interior=0) if padded else counts  # padding is masked in every tile
 
@@ -79,6 +81,56 @@ def random_problem(rng: Random, rank: int | None = None, max_tokens: int = 256, 
     )
 
 
+def random_dimension(rng: Random, max_length: int, features: Collection[str]) -> Dimension:
+    """A token dimension with settings of these features: edges, block-causal frames, sinks, and queries and keys that
+    are parts of a grid. All keys that queries see are there."""
+    length, window, stride, dilation, flag = random_axis(rng, max_length)
+    causal: bool | str = flag
+    edge, sink = "shift", 0
+    if "edge" in features and not causal:
+        edge = rng.choice(("shift", "cut", "wrap"))
+        if edge == "wrap" and length % dilation:
+            dilation = 1
+    if "block_causal" in features and edge == "shift" and rng.random() < 0.3:
+        causal = "block"
+    if (edge == "cut" or causal == "block") and rng.random() < 0.2:
+        window += length  # a window that is never full
+    if "sink" in features and edge != "wrap" and rng.random() < 0.4:
+        dilation, sink = 1, rng.choice((1, rng.randint(1, length), length + 1))
+    whole = Dimension(length, window, stride, dilation, causal, edge, sink)
+    if "range" not in features or rng.random() < 0.5:
+        return whole
+    begin = rng.randrange(length)
+    part = whole._replace(tokens=rng.randint(1, length - begin), grid=length, q_offset=begin)
+    if whole.dense:
+        return part._replace(kv_tokens=length)
+    import torch
+
+    from ..runtime.reference import visible
+
+    # Of all keys that there could be, those that are seen; beyond the grid's ends where it wraps.
+    beyond = length if edge == "wrap" else 0
+    every = part._replace(kv_offset=-beyond, kv_tokens=length + 2 * beyond)
+    seen = visible(every, torch.arange(part.tokens)[:, None], torch.arange(every.keys)).any(0).nonzero().flatten()
+    keys = [int(key) - beyond for key in seen]
+    head = sink if "kv_sink" in features and 0 < sink < length and rng.random() < 0.5 else 0
+    body = [key for key in keys if not head or key >= head] or [head]
+    low, high = min(body) - rng.choice((0, 0, 1, 2)), max(body) + 1 + rng.choice((0, 0, 1, 2))
+    if edge != "wrap":
+        low, high = max(low, head), min(high, length)
+    return part._replace(kv_offset=low, kv_tokens=head + high - low, kv_sink=head)
+
+
+def with_settings(problem: Problem, rng: Random, max_tokens: int, features: Collection[str]) -> Problem:
+    """The problem with other tokens, and along each dimension settings of these features."""
+    most = int(round(max_tokens ** (1 / problem.rank), 6))
+    axes = [random_dimension(rng, most, features) for _ in range(problem.rank)]
+    columns: dict[str, Any] = dict(zip(Dimension._fields, zip(*axes, strict=True), strict=True))
+    columns["grid"] = tuple(axis.length for axis in axes)
+    columns["kv_tokens"] = tuple(axis.keys for axis in axes)
+    return replace(problem, **columns)
+
+
 def widen(problem: Problem, config: KernelConfig, rng: Random) -> Problem:
     """The problem with what random ones seldom have: tokens and window for KV tiles that need no mask, and some after
     them that do; heads for more Q tiles than there are CTAs at once."""
@@ -95,12 +147,17 @@ def widen(problem: Problem, config: KernelConfig, rng: Random) -> Problem:
 def random_problem_for(config: KernelConfig, seed: int, max_tokens: int = 400) -> Problem:
     """A random problem of a kernel's rank and head dims. The same for equal arguments.
 
-    One of three seeds in a row gives one that `widen` made, and one of two a large scale, so that a row's largest score
-    so far often grows much from one KV tile to the next.
+    One of three seeds in a row gives one that `widen` made; another, of families that have settings beyond plain GNA,
+    one that has some. One of two has a large scale, so that a row's largest score so far often grows much from one KV
+    tile to the next.
     """
     rng = Random(f"{config.key} {seed}")
     problem = random_problem(rng, config.rank, max_tokens)
-    problem = for_kernel(widen(problem, config, rng) if seed % 3 == 0 else problem, config)
+    if seed % 3 == 0:
+        problem = widen(problem, config, rng)
+    elif seed % 3 == 1 and not _SETTINGS.isdisjoint(features := family_of(config).features):
+        problem = with_settings(problem, rng, max_tokens, features)
+    problem = for_kernel(problem, config)
     return replace(problem, scale=_WIDE * problem.score_scale) if seed % 2 else problem
 
 
@@ -111,7 +168,8 @@ def shrink(problem: Problem, config: KernelConfig, most_tiles: int = EMULATED_TI
     First to go are batch entries and heads (at most two of K and V stay, each with a group of at most two), then
     tokens, window and dilation of all dimensions, in proportion, but no window below what has interior tiles, and no
     dilation below 2. If that isn't enough, one of the K/V heads goes, so that interior tiles stay; and if that doesn't
-    help either, they go. Strides stay as long as they fit.
+    help either, they go. Strides stay as long as they fit. Of a problem that isn't plain, only batch entries and heads
+    go.
     """
 
     def small_enough(of: Problem) -> bool:
@@ -127,6 +185,8 @@ def shrink(problem: Problem, config: KernelConfig, most_tiles: int = EMULATED_TI
         return replace(problem, batch=1, heads=count * min(2, problem.heads // problem.kv_heads), kv_heads=count)
 
     two, one = with_kv_heads(min(2, problem.kv_heads)), with_kv_heads(1)
+    if problem.features():
+        return two if small_enough(two) else one
     with_interior = [q + kv for q, kv in zip(config.q_tile, config.kv_tile, strict=True)]
     anything = [1] * config.rank
     for alone, floors, dilation in (

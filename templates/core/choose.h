@@ -64,10 +64,17 @@ inline std::string register_call(const gnaforge_args& args) {
   if (p.value_head_dim != p.head_dim) text += ", value_head_dim=" + std::to_string(p.value_head_dim);
   text += std::string(", dtype=\"") + dtype_name(tensor_of(args, GNAFORGE_Q)->dtype) + "\"";
   if (args.device == GNAFORGE_CPU) text += ", arch=\"cpu\"";
+  // It has no words for parts of a grid, nor for extra keys.
+  if (args.features & (GNAFORGE_FEATURE_RANGE | GNAFORGE_FEATURE_KV_SINK | GNAFORGE_FEATURE_EXTRA_KEYS))
+    return text + ")";
   text += extents("tokens", p.tokens) + extents("window", p.window);
   if (most(p.stride) > 1) text += extents("stride", p.stride);
   if (most(p.dilation) > 1) text += extents("dilation", p.dilation);
-  if (most(p.causal) > 0) text += field("causal", [&p](int d) { return p.causal[d] ? "True" : "False"; });
+  static constexpr const char *kinds[] = {"False", "True", "\"block\""},
+                              *edges[] = {"\"shift\"", "\"cut\"", "\"wrap\""};
+  if (most(p.causal) > 0) text += field("causal", [&p](int d) { return kinds[p.causal[d]]; });
+  if (most(p.edge) > 0) text += field("edge", [&p](int d) { return edges[p.edge[d]]; });
+  if (most(p.sink) > 0) text += extents("sink", p.sink);
   text += ", heads=" + std::to_string(p.heads);
   if (p.kv_heads != p.heads) text += ", kv_heads=" + std::to_string(p.kv_heads);
   if (p.batch != 1) text += ", batch=" + std::to_string(p.batch);

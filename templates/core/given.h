@@ -139,8 +139,8 @@ inline void check_kind(const Given& t, const Given& q) {
 }
 
 /// The numbers of each dim that `pattern` holds: the fields of gnaforge_problem from window to causal, and perhaps
-/// those from edge to kv_sink, whose kv_tokens are the key tensor's. No other count is possible: it would be ambiguous
-/// which rank a list is of.
+/// those from edge to kv_sink, whose kv_tokens are the key tensor's, as is a grid of 0. No other count is possible: it
+/// would be ambiguous which rank a list is of.
 constexpr size_t plain_groups = 4, all_groups = 10;
 
 inline void check_shape(const Given& t, const std::vector<int64_t>& wanted) {
@@ -180,8 +180,19 @@ inline gnaforge_problem gather(const GivenForward& tensors, const int64_t* patte
         "pattern must hold window, stride, dilation and causal of 1 to 3 dimensions, perhaps also edge, sink, grid, "
         "q_offset, kv_offset and kv_sink; got ",
         count, " numbers");
-  // Only a pattern with a grid may have keys of another extent; the values' is always the keys'.
-  const Given& key_like = plain ? q : k;
+  // Queries and keys may be parts of a grid, if there is one; there may be any number of queries that see all keys. The
+  // values' extent is always the keys'.
+  const int64_t *const window = pattern, *const dilation = window + 2 * rank, *const causal = dilation + rank;
+  const int64_t *const edge = plain ? nullptr : causal + rank, *const grid = plain ? nullptr : edge + 2 * rank;
+  bool as_many = true, differ = false;
+  const bool comparable = q.dims == static_cast<int64_t>(rank) + 3 && k.dims == q.dims;
+  for (size_t d = 0; d < rank && comparable; ++d) {
+    const bool dense = window[d] == k.sizes[d + 1] && dilation[d] == 1 && causal[d] == GNAFORGE_CAUSAL_NONE &&
+                       (plain || edge[d] != GNAFORGE_EDGE_CUT);
+    differ = differ || k.sizes[d + 1] != q.sizes[d + 1];
+    as_many = as_many && (dense || (grid && grid[d] != 0) || k.sizes[d + 1] == q.sizes[d + 1]);
+  }
+  const Given& key_like = differ && as_many ? k : q;
   for (const Given* t : {&q, &k, &v}) {
     if (t->dims != static_cast<int64_t>(rank) + 3)
       refuse(t->name, " must be [batch, ", rank, " token dims, heads, head_dim], got shape ", shape_text(*t));
@@ -218,6 +229,8 @@ inline gnaforge_problem gather(const GivenForward& tensors, const int64_t* patte
   }
   if (!plain)
     for (int64_t* field : {p.edge, p.sink, p.grid, p.q_offset, p.kv_offset, p.kv_sink}) take(field);
+  for (size_t d = 0; d < rank; ++d)
+    if (p.grid[d] == 0) p.grid[d] = p.kv_tokens[d];
   p.extra_tokens[0] = gather_extra(tensors, p);
   return p;
 }

@@ -61,9 +61,16 @@ inline gnaforge_code head_dim(const char* name, std::int64_t value, int fixed, c
 
 /// Positions along token dimension `d` fit the kernel's ints.
 inline gnaforge_code axis_length(const gnaforge_problem& problem, int d, const Reason& reason) {
-  if (problem.tokens[d] < 1 || problem.tokens[d] > max_axis_length)
-    return reason.refuse(GNAFORGE_NO_SIZE, "tokens[%d] is %lld, must be 1 to %d", d,
-                         static_cast<long long>(problem.tokens[d]), max_axis_length);
+  const struct {
+    const char* name;
+    std::int64_t value, least;
+  } fields[] = {{"tokens", problem.tokens[d], 1},     {"key tokens", problem.kv_tokens[d], 1},
+                {"grid", problem.grid[d], 1},         {"kernel_size", problem.window[d], 1},
+                {"dilation", problem.dilation[d], 1}, {"kv_offset", problem.kv_offset[d], -max_axis_length}};
+  for (const auto& field : fields)
+    if (field.value < field.least || field.value > max_axis_length)
+      return reason.refuse(GNAFORGE_NO_SIZE, "%s[%d] is %lld, must be %lld to %d", field.name, d,
+                           static_cast<long long>(field.value), static_cast<long long>(field.least), max_axis_length);
   return GNAFORGE_OK;
 }
 

@@ -161,11 +161,13 @@ inline gnaforge_code axis(const gnaforge_problem& p, int d, const Reason& reason
     return reason.refuse(GNAFORGE_BAD_INPUT, "dilation %lld doesn't divide the %lld tokens along dim %d, which wraps",
                          number(dilation), number(length), d);
   if (wraps && p.causal[d] != GNAFORGE_CAUSAL_NONE)
-    return reason.refuse(GNAFORGE_BAD_INPUT, "dim %d wraps, so it can't be causal", d);
+    return reason.refuse(GNAFORGE_BAD_INPUT, "is_causal is %s along dim %d, where edge is wrap; it must be false there",
+                         p.causal[d] == GNAFORGE_CAUSAL_BLOCK ? "block" : "true", d);
   if (p.sink[d] < 0)
     return reason.refuse(GNAFORGE_BAD_INPUT, "sink is %lld along dim %d; it must be at least 0", number(p.sink[d]), d);
   if (p.sink[d] > 0 && (wraps || dilation != 1))
-    return reason.refuse(GNAFORGE_BAD_INPUT, "dim %d has a sink, so it can't wrap or be dilated", d);
+    return reason.refuse(GNAFORGE_BAD_INPUT, "sink is %lld along dim %d, which %s; it must be 0 there",
+                         number(p.sink[d]), d, wraps ? "wraps" : "has dilation");
   return GNAFORGE_OK;
 }
 
@@ -203,10 +205,11 @@ inline gnaforge_code range(const gnaforge_problem& p, int d, const Reason& reaso
     return reason.refuse(GNAFORGE_BAD_INPUT, "kv_sink is %lld along dim %d; it must be 0 to the %lld key tokens",
                          number(head), d, number(p.kv_tokens[d]));
   if (head > 0 && (wraps || dilation != 1))
-    return reason.refuse(GNAFORGE_BAD_INPUT, "dim %d has a kv_sink, so it can't wrap or be dilated", d);
+    return reason.refuse(GNAFORGE_BAD_INPUT, "kv_sink is %lld along dim %d, which %s; it must be 0 there", number(head),
+                         d, wraps ? "wraps" : "has dilation");
   if (begin < (wraps ? -limit : head))
-    return reason.refuse(GNAFORGE_BAD_INPUT, "kv_offset is %lld along dim %d; it must be at least %lld", number(begin),
-                         d, number(head));
+    return reason.refuse(GNAFORGE_BAD_INPUT, "kv_offset is %lld along dim %d; it must be at least %lld%s",
+                         number(begin), d, number(head), head > 0 ? ", which is kv_sink" : " where edge is not wrap");
   if (!wraps && end > length)
     return reason.refuse(GNAFORGE_BAD_INPUT, "key tokens reach up to %lld along dim %d, beyond the grid's %lld",
                          number(end), d, number(length));
@@ -246,8 +249,10 @@ inline gnaforge_code range(const gnaforge_problem& p, int d, const Reason& reaso
   for (const Seen& keys : {Seen{0, sink_end}, all})
     if (!stored(keys))
       return reason.refuse(GNAFORGE_BAD_INPUT,
-                           "queries see the keys %lld to %lld along dim %d, which are not all there",
-                           number(keys.begin), number(keys.end - 1), d);
+                           "queries see the keys %lld to %lld along dim %d, which are not all there: kv_offset is "
+                           "%lld, and there are %lld key tokens, %lld of them the grid's first (kv_sink)",
+                           number(keys.begin), number(keys.end - 1), d, number(begin), number(p.kv_tokens[d]),
+                           number(head));
   return GNAFORGE_OK;
 }
 

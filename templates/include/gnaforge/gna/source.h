@@ -10,16 +10,16 @@
 //     static AxisTiles along(axis, q_begin, int d);          // its part of axis d, for those who share out the axes
 //     static TileKind kind(const List&, int index);          // of the index-th tile of a walk
 //     static int origin(const List&, const Walk&, int d);    // its first key along axis d,
-//     static int extent(const List&, const Walk&, int d);    // and how many from there on some row may see
+//     static Interval rows(const List&, const Walk&, int d); // and those of its keys that some row sees
 //     static Interval row(axis, int query);                  // keys that a row sees along an axis: once per row
 //     static Interval seen(axis, Interval row, int origin);  // those of a tile, counted from its first; not clipped
 //     static RowMask<KvTile> mask(const Interval (&seen)[rank]);
 //   };
 //
 // Along each axis a row sees one interval of a tile, whatever the source: a sink and a window, or both sides of a seam,
-// are in different tiles. So bands fit: Band for Axis, AxisRuns for AxisTiles in the same list and walk, window(band)
-// for row, on_side(band) for seen; only where a copy begins is a question more (stored_row). Listed boxes fit with a
-// walk over numbers, a kind of their own and interior 0: nobody but the walk relies on an order of kinds.
+// are in different tiles. BandTiles (band_tiles.h) has Band for Axis, and one question more: where a copy begins
+// (stored_row). Listed boxes fit with a walk over numbers, a kind of their own and interior 0: nobody but the walk
+// relies on an order of kinds.
 #pragma once
 
 #include "gnaforge/gna/mask.h"
@@ -64,8 +64,9 @@ struct WindowTiles {
     return list.axis[d].origin(walk.tile[d], KvTile::extent(d));
   }
 
-  GNAFORGE_HD static int extent(const List& list, const Walk& walk, int d) {
-    return min_int(KvTile::extent(d), list.axis[d].visited.end - origin(list, walk, d));
+  GNAFORGE_HD static Interval rows(const List& list, const Walk& walk, int d) {
+    const int begin = origin(list, walk, d);
+    return {begin, min_int(begin + KvTile::extent(d), list.axis[d].visited.end)};
   }
 
   GNAFORGE_HD static Interval row(const Axis& axis, int query) { return window(axis, query); }

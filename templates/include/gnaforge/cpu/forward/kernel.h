@@ -17,7 +17,7 @@
 #include "gnaforge/cpu/forward/plan.h"
 #include "gnaforge/cpu/forward/row_set.h"
 #include "gnaforge/entry.h"
-#include "gnaforge/gna/tiles.h"
+#include "gnaforge/pattern_counts.h"
 
 #if defined(GNAFORGE_COUNT_TILES)
 // What the kernel really did, for tests.
@@ -131,25 +131,19 @@ struct Kernel {
     return args.host == nullptr ? 1 : std::max<std::int64_t>(args.host->threads, 1);
   }
 
-  static Plan<Config> plan_of(const gnaforge_args& args) {
-    Axis axes[rank];
-    copy_axes(*args.problem, axes);
-    return Plan<Config>(args, axes);
-  }
-
   /// Threads that have something to do.
   static std::int64_t slots(const gnaforge_args& args, const Plan<Config>& plan) {
     return std::min(threads(args), plan.tasks);
   }
 
   static std::int64_t workspace_bytes(const gnaforge_args* args) {
-    const Plan<Config> plan = plan_of(*args);
+    const Plan<Config> plan(*args);
     return slots(*args, plan) * plan.scratch.floats * static_cast<std::int64_t>(sizeof(float));
   }
 
   static double visited_work(const gnaforge_args* args) {
-    Axis axes[rank];
-    copy_axes(*args->problem, axes);
+    PatternAxis axes[rank];
+    for (int d = 0; d < rank; ++d) axes[d] = PatternAxis(*args->problem, d);
     // Keys of a KV tile that no query of the Q tile sees are left out, so only those that it sees count.
     constexpr int rows = ceil_div(Config::QTile::volume, row_padding) * row_padding;
     return gnaforge::visited_work(*args->problem, count_tiles<typename Config::QTile, OneKey>(axes).visited * rows);
@@ -169,7 +163,7 @@ struct Kernel {
   }
 
   static int run(const gnaforge_args* args, void* workspace, void*, char* error, std::size_t n) {
-    const Plan<Config> plan = plan_of(*args);
+    const Plan<Config> plan(*args);
     if (plan.tasks == 0) return GNAFORGE_OK;
     const Reason reason{error, n};
     if (const gnaforge_code code = check::data(*args, reason)) return code;

@@ -4,14 +4,15 @@
 #include <cstdint>
 
 #include "gnaforge/cpu/element.h"
-#include "gnaforge/gna/source.h"
+#include "gnaforge/gna/band_tiles.h"
+#include "gnaforge/pattern.h"
 #include "gnaforge/names.h"
 
 namespace gnaforge::cpu {
 
 /// Which KV tiles the kernel visits; see gna/source.h.
 template <class Config>
-using TileSource = WindowTiles<typename Config::QTile, typename Config::KvTile>;
+using TileSource = BandTiles<typename Config::QTile, typename Config::KvTile>;
 
 /// A tensor whose channels are contiguous.
 template <class T, int Rank>
@@ -59,6 +60,12 @@ struct Scratch {
   }
 };
 
+/// The queries along an axis, all that AxisQTiles looks at: their groups are numbered from the tensor's first token on.
+inline Axis query_axis(const PatternAxis& axis) {
+  const auto tokens = static_cast<int>(axis.q_tokens);
+  return {tokens, 1, 1, static_cast<int>(axis.dilation), false};
+}
+
 /// A call that can_run has accepted.
 template <class Config>
 struct Plan {
@@ -67,7 +74,7 @@ struct Plan {
   static_assert(Config::out_dtype == Config::dtype, "the output has the inputs' dtype");
   static constexpr int rank = QTile::rank;
 
-  Axis axis[rank];
+  AxisBands axis[rank];
   int head_dim;
   int value_head_dim;
   std::int64_t heads;
@@ -80,7 +87,7 @@ struct Plan {
   std::int64_t tasks;
   Scratch scratch;
 
-  Plan(const gnaforge_args& args, const Axis (&axes)[rank])
+  explicit Plan(const gnaforge_args& args)
       : head_dim(static_cast<int>(args.problem->head_dim)),
         value_head_dim(static_cast<int>(args.problem->value_head_dim)),
         heads(args.problem->heads),
@@ -95,8 +102,8 @@ struct Plan {
     const gnaforge_tensor* const lse = tensor_of(args, GNAFORGE_LSE);
     if (lse != nullptr) log_sum_exp = View<float, rank>(*lse);
     for (int d = 0; d < rank; ++d) {
-      axis[d] = axes[d];
-      q_tiles[d] = AxisQTiles(axes[d], QTile::extents[d]);
+      axis[d] = AxisBands(PatternAxis(*args.problem, d));
+      q_tiles[d] = AxisQTiles(query_axis(axis[d].axis), QTile::extents[d]);
       tasks *= q_tiles[d].count;
     }
   }
@@ -108,20 +115,24 @@ struct Task {
   static constexpr int rank = Config::QTile::rank;
 
   std::int64_t batch, head, kv_head;
-  int group[rank];
-  int q_begin[rank];  ///< In-group position of the first query.
-  Axis axis[rank];    ///< The dilation group's.
+  std::int64_t q_first[rank], k_first[rank];  ///< The group's first token in the query and in the key tensor.
+  int q_begin[rank];                          ///< The tile's first query, as a row of the group.
+  Band band[rank];
 
   /// Query heads that share keys come next to each other, then neighbouring tiles: consecutive tasks share K and V.
   Task(const Plan<Config>& plan, std::int64_t index) {
     const std::int64_t member = index % plan.heads_per_kv_head;
     index /= plan.heads_per_kv_head;
     for (int d = rank - 1; d >= 0; --d) {
-      int tile;
-      plan.q_tiles[d].locate(index % plan.q_tiles[d].count, group[d], tile);
+      int row, tile;
+      plan.q_tiles[d].locate(index % plan.q_tiles[d].count, row, tile);
       index /= plan.q_tiles[d].count;
       q_begin[d] = tile * Config::QTile::extents[d];
-      axis[d] = group_axis(plan.axis[d], group[d]);
+      const AxisBands& axis = plan.axis[d];
+      const std::int64_t group = axis.whole ? row : axis.axis.group_of(row);
+      q_first[d] = row;
+      k_first[d] = axis.whole ? row : axis.axis.first_key(group);
+      band[d] = axis.of(group);
     }
     const std::int64_t kv_heads = plan.heads / plan.heads_per_kv_head;
     kv_head = index % kv_heads;
@@ -129,12 +140,24 @@ struct Task {
     batch = index / kv_heads;
   }
 
-  /// Element that in-group position `position` of this batch entry and `of_head` begins at.
+  /// Element that the query in row `row` of this batch entry and head begins at.
   template <class T>
-  T* at(const View<T, rank>& view, std::int64_t of_head, const Axis (&whole)[rank], const int (&position)[rank]) const {
+  T* at_query(const View<T, rank>& view, const Plan<Config>& plan, const int (&row)[rank]) const {
+    return at(view, head, plan, q_first, row);
+  }
+
+  /// And the key in a row where it is stored.
+  template <class T>
+  T* at_key(const View<T, rank>& view, const Plan<Config>& plan, const int (&row)[rank]) const {
+    return at(view, kv_head, plan, k_first, row);
+  }
+
+ private:
+  template <class T>
+  T* at(const View<T, rank>& view, std::int64_t of_head, const Plan<Config>& plan, const std::int64_t (&first)[rank],
+        const int (&row)[rank]) const {
     std::int64_t offset = batch * view.batch_stride + of_head * view.head_stride;
-    for (int d = 0; d < rank; ++d)
-      offset += (group[d] + static_cast<std::int64_t>(position[d]) * whole[d].dilation) * view.token_stride[d];
+    for (int d = 0; d < rank; ++d) offset += (first[d] + row[d] * plan.axis[d].axis.dilation) * view.token_stride[d];
     return view.data + offset;
   }
 };

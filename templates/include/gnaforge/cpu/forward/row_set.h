@@ -2,7 +2,7 @@
 // see it. Host only.
 #pragma once
 
-#include "gnaforge/gna/source.h"
+#include "gnaforge/gna/band_tiles.h"
 
 namespace gnaforge::cpu {
 
@@ -36,14 +36,14 @@ inline constexpr RowTable<QTile> row_table{};
 template <class Source>
 struct TileRows {
   using QTile = typename Source::QTile;
-  const Axis (&axis)[QTile::rank];
+  const Band (&band)[QTile::rank];
   Interval at[QTile::rank][RowTable<QTile>::max_extent()];
 
-  /// For the Q tile at `q_begin` of the dilation groups `axis_`, which must outlive this.
-  TileRows(const Axis (&axis_)[QTile::rank], const int (&q_begin)[QTile::rank]) : axis(axis_) {
+  /// For the Q tile at `q_begin` of the bands, which must outlive this.
+  TileRows(const Band (&of)[QTile::rank], const int (&q_begin)[QTile::rank]) : band(of) {
     for (int d = 0; d < QTile::rank; ++d)
       for (int p = 0; p < QTile::extents[d]; ++p)
-        at[d][p] = q_begin[d] + p < axis[d].length ? Source::row(axis[d], q_begin[d] + p) : Interval{0, 0};
+        at[d][p] = q_begin[d] + p < band[d].queries ? Source::row(band[d], q_begin[d] + p) : no_window;
   }
 
   /// For each of the `count` keys from `origin` on of axis `d`, the rows that see it along this axis. A key of a tile
@@ -51,7 +51,7 @@ struct TileRows {
   void rows_that_see(int d, int origin, int count, RowSet<QTile>* rows) const {
     for (int k = 0; k < count; ++k) rows[k] = RowSet<QTile>{};
     for (int p = 0; p < QTile::extents[d]; ++p) {
-      const Interval seen = Source::seen(axis[d], at[d][p], origin);
+      const Interval seen = Source::seen(band[d], at[d][p], origin);
       const int end = min_int(seen.end, count);
       for (int k = max_int(seen.begin, 0); k < end; ++k)
         for (int w = 0; w < RowSet<QTile>::words; ++w) rows[k].word[w] |= row_table<QTile>.at[d][p].word[w];

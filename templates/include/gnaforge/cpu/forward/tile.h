@@ -36,14 +36,14 @@ class Forward {
 
  private:
   Forward(const Plan<Config>& plan, const Task<Config>& task, float* scratch)
-      : plan_(plan), task_(task), scratch_(scratch), rows_(task_.axis, task_.q_begin) {}
+      : plan_(plan), task_(task), scratch_(scratch), rows_(task_.band, task_.q_begin) {}
 
   /// Computes and stores the tile; false if it stored a NaN. Where `careful`, values that are not finite reach only
   /// the queries that see them.
   bool attend(bool careful) {
     careful_ = careful;
     load_queries();
-    const List tiles = Source::list(task_.axis, task_.q_begin);
+    const List tiles = Source::list(task_.band, task_.q_begin);
     Walk walk;
     walk.begin(tiles);
     gathered_ = 0;
@@ -68,7 +68,7 @@ class Forward {
     bool exists = row < QTile::volume;
     for (int d = 0; d < rank; ++d) {
       position[d] = task_.q_begin[d] + row / QTile::pitch(d) % QTile::extents[d];
-      exists = exists && position[d] < task_.axis[d].length;
+      exists = exists && position[d] < task_.band[d].queries;
     }
     return exists;
   }
@@ -83,7 +83,7 @@ class Forward {
         for (int i = 0; i < 4; ++i) {
           int position[rank];
           if (locate(p * panel + lane + i, position))
-            widen(row[i], task_.at(plan_.q, task_.head, plan_.axis, position), head_dim);
+            widen(row[i], task_.at_query(plan_.q, plan_, position), head_dim);
           else
             std::memset(row[i], 0, sizeof(float) * head_dim);
         }
@@ -110,14 +110,15 @@ class Forward {
     int lines = 1;
     RowSet<QTile> rows[rank][Masked ? max_extent() : 1];
     for (int d = 0; d < rank; ++d) {
-      origin[d] = Source::origin(tiles, walk, d);
-      count[d] = Source::extent(tiles, walk, d);
+      const Interval seen = Source::rows(tiles, walk, d);
+      count[d] = seen.end - seen.begin;
+      origin[d] = stored_row(task_.band[d], seen.begin, count[d]);
       if (d < rank - 1) lines *= count[d];
-      if (Masked) rows_.rows_that_see(d, origin[d], count[d], rows[d]);
+      if (Masked) rows_.rows_that_see(d, seen.begin, count[d], rows[d]);
     }
     constexpr int inner = rank - 1;
-    const std::int64_t k_step = plan_.k.token_stride[inner] * plan_.axis[inner].dilation;
-    const std::int64_t v_step = plan_.v.token_stride[inner] * plan_.axis[inner].dilation;
+    const std::int64_t k_step = plan_.k.token_stride[inner] * plan_.axis[inner].axis.dilation;
+    const std::int64_t v_step = plan_.v.token_stride[inner] * plan_.axis[inner].axis.dilation;
     for (int line = 0; line < lines; ++line) {
       int position[rank];
       RowSet<QTile> seen_by;
@@ -131,8 +132,8 @@ class Forward {
           for (int w = 0; w < RowSet<QTile>::words; ++w) seen_by.word[w] &= rows[d][step].word[w];
       }
       position[inner] = origin[inner];
-      const Element* k = task_.at(plan_.k, task_.kv_head, plan_.axis, position);
-      const Element* v = task_.at(plan_.v, task_.kv_head, plan_.axis, position);
+      const Element* k = task_.at_key(plan_.k, plan_, position);
+      const Element* v = task_.at_key(plan_.v, plan_, position);
       for (int x = 0; x < count[inner]; ++x) {
         const int slot = gathered_++;
         float* const key = scratch_ + plan_.scratch.k + slot * plan_.head_dim;
@@ -245,11 +246,11 @@ class Forward {
         for (int i = 0; i < 4; ++i) {
           if (!exists[i]) continue;
           has_nan = has_nan || is_nan[i] != 0;
-          narrow(task_.at(plan_.out, task_.head, plan_.axis, position[i]), row[i], channels);
+          narrow(task_.at_query(plan_.out, plan_, position[i]), row[i], channels);
           // Relative to infinity, a score of infinity has no probability, and the sum is a NaN.
           const bool infinite = max[lane + i] == __builtin_inff();
           if (plan_.log_sum_exp.data != nullptr)
-            *task_.at(plan_.log_sum_exp, task_.head, plan_.axis, position[i]) =
+            *task_.at_query(plan_.log_sum_exp, plan_, position[i]) =
                 infinite ? max[lane + i] : max[lane + i] * 0.693147181f + __builtin_logf(sum[lane + i]);
         }
       }

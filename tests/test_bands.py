@@ -1,0 +1,253 @@
+"""The C++ headers that turn settings into bands, and bands into tiles, against the oracle."""
+
+from __future__ import annotations
+
+import ctypes as c
+import subprocess
+from collections.abc import Callable, Iterator
+from functools import reduce
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import oracle
+import pytest
+from gnaforge.build import abi
+from gnaforge.gna.bands import BandTiles, PatternAxis, band_of
+from gnaforge.gna.counts import count_tiles, visible_pairs
+from gnaforge.runtime import reference
+from gnaforge.runtime.problem import Problem
+from gnaforge.runtime.problem_rules import Dimension
+from test_headers import STRICT, UBSAN, Shape, pointer
+from test_rules import all_there, described, kept, random_axis
+
+KINDS = (("shift", False), ("cut", False), ("wrap", False), ("shift", True), ("cut", True), ("shift", "block"))
+
+
+class Report(c.Structure):
+    """Report in bands.cpp."""
+
+    _fields_ = (
+        *((name, c.c_int64) for name in ("tiles", "interior", "extra_tiles")),
+        ("errors", c.c_int64 * 8),
+    )
+
+
+@pytest.fixture(scope="module")
+def bands(compile_library: Callable[..., Path]) -> c.CDLL:
+    """bands.cpp as a library. Warnings are errors, and UBSan, where there is one, ends the process."""
+    try:
+        path = compile_library("bands.cpp", "bands", *STRICT, *UBSAN)
+    except subprocess.CalledProcessError:
+        path = compile_library("bands.cpp", "bands", *STRICT)
+    loaded = c.CDLL(str(path))
+    loaded.shape_at.restype = c.POINTER(Shape)
+    loaded.describe_group.argtypes = [c.c_void_p, c.c_int64, c.c_void_p, c.c_void_p]
+    loaded.check_axis.argtypes = [c.c_void_p, c.c_int64, c.c_void_p, c.c_int, c.c_int, c.c_void_p]
+    return loaded
+
+
+def every_axis(longest: int) -> Iterator[Dimension]:
+    """All that is legal up to a length, dilations up to 3, without ranges."""
+    for length in range(1, longest + 1):
+        for edge, causal in KINDS:
+            for dilation in (1, 2, 3):
+                if edge == "wrap" and length % dilation:
+                    continue
+                widest = length + 3 if edge == "cut" or causal == "block" else length // dilation
+                sinks = {0} if edge == "wrap" or dilation > 1 else {0, 1, 2, 3, length // 2, length, length + 2}
+                for window in range(1, widest + 1):
+                    for stride in range(1, window + 1):
+                        for sink in sorted(sinks):
+                            yield Dimension(length, window, stride, dilation, causal, edge, sink)
+
+
+def check(bands: c.CDLL, axis: Dimension, report: Report, *, thorough: bool = True) -> None:
+    """All tiles and columns of all dilation groups of an axis."""
+    problem, seen = described(axis), oracle.dimension_mask(axis)
+    rows = 0
+    for group in range(axis.dilation):
+        queries, first_key = c.c_int(), c.c_int64()
+        bands.describe_group(c.byref(problem), group, c.byref(queries), c.byref(first_key))
+        first = (group - (0 if axis.dense else axis.q_offset)) % axis.dilation
+        mask = np.ascontiguousarray(seen[first :: axis.dilation, first_key.value :: axis.dilation], dtype=np.uint8)
+        assert queries.value == len(mask), (axis, group)
+        rows += mask.sum()
+        if len(mask):
+            bands.check_axis(c.byref(problem), group, pointer(mask), mask.shape[1], thorough, c.byref(report))
+            assert not any(report.errors), (axis, group, list(report.errors))
+    assert rows == seen.sum(), axis  # no query sees a key of another group
+
+
+def test_every_small_axis(bands: c.CDLL) -> None:
+    report = Report()
+    for axis in every_axis(7):
+        check(bands, axis, report)
+    assert report.interior > 10_000
+
+
+def test_axes_of_up_to_24_tokens(bands: c.CDLL) -> None:
+    """A sample of them."""
+    rng, report, kinds = Random(3), Report(), set()
+    for _ in range(1500):
+        length, (edge, causal), dilation = rng.randint(8, 24), rng.choice(KINDS), rng.choice((1, 1, 2, 3))
+        length -= length % dilation if edge == "wrap" else 0
+        window = rng.randint(1, length + 3 if edge == "cut" or causal == "block" else length // dilation)
+        sink = 0 if edge == "wrap" or dilation > 1 else rng.choice((0, 1, 3, length // 2, length, length + 2))
+        axis = Dimension(length, window, rng.randint(1, window), dilation, causal, edge, sink)
+        check(bands, axis, report, thorough=False)
+        kinds.add((edge, causal, dilation, sink > 0))
+    assert len(kinds) == 6 * 3 + 5, kinds
+    assert report.extra_tiles < 0.1 * report.tiles  # for seams, which weigh more in short axes
+
+
+def test_ranges(bands: c.CDLL) -> None:
+    """Of queries and keys in a grid, with keys apart in front of them."""
+    rng, report, checked, apart = Random(4), Report(), 0, 0
+    while checked < 1500:
+        axis = random_axis(rng)
+        if kept(axis) and all_there(axis):
+            check(bands, axis, report, thorough=False)
+            checked += 1
+            apart += axis.kv_sink > 0
+    assert apart > 50
+
+
+def test_longest_axes(bands: c.CDLL) -> None:
+    """No sum overflows."""
+    most, checked = 2**30 - 1, 0
+    for length in (most, most - 1, most // 2 + 7):
+        for edge, causal in KINDS:
+            for sink in (0, 100, length) if edge != "wrap" else (0,):
+                for window in (1, 2, 1000, length // 2, length - 1, length, most):
+                    if window > length and edge != "cut" and causal != "block":
+                        continue
+                    for stride in {1, min(64, window), max(window // 2, 1), window}:
+                        axis = Dimension(length, window, stride, 1, causal, edge, sink)
+                        assert bands.check_long_axis(c.byref(described(axis))) == 0, axis
+                        checked += 1
+    assert checked > 1000
+
+
+def random_pattern(rng: Random, rank: int, most: int) -> Problem:
+    """A problem of legal axes, each with settings of its own."""
+    axes: list[Dimension] = []
+    while len(axes) < rank:
+        axis = random_axis(rng)
+        if axis.tokens * axis.keys <= most and kept(axis) and all_there(axis):
+            axes.append(axis)
+    columns = {name: tuple(column) for name, column in zip(Dimension._fields, zip(*axes, strict=True), strict=True)}
+    columns["grid"] = tuple(axis.length for axis in axes)
+    columns["kv_tokens"] = tuple(axis.keys for axis in axes)
+    return Problem(**columns, heads=2, kv_heads=1, head_dim=8)
+
+
+def test_tile_lists_and_masks_of_all_ranks(bands: c.CDLL) -> None:
+    rng = Random(5)
+    for index in range(bands.shape_count()):
+        shape = bands.shape_at(index).contents
+        q_tile, kv_tile = shape.q_tile[: shape.rank], shape.kv_tile[: shape.rank]
+        for _ in range(60):
+            problem = random_pattern(rng, shape.rank, (2000, 300, 100)[shape.rank - 1])
+            case = f"q_tile {q_tile}, kv_tile {kv_tile}, {problem}"
+            whole = abi.describe(problem)
+            counts = (c.c_double * 3)()
+            bands.count_all_tiles(index, c.byref(whole), counts)
+            assert tuple(counts) == oracle.count_tiles(problem, tuple(q_tile), tuple(kv_tile)), case
+            groups = [rng.randrange(min(axis.dilation, axis.tokens)) for axis in problem.dimensions]
+            check_groups(bands, index, problem, whole, groups, f"{case}, groups {groups}")
+
+
+def check_groups(bands: c.CDLL, index: int, problem: Problem, whole: abi.Problem, rows: list[int], case: str) -> None:
+    """The dilation groups of the query tensor's tokens ``rows``, pair by pair."""
+    masks = []
+    groups = (c.c_int64 * problem.rank)()
+    for d, (axis, row) in enumerate(zip(problem.dimensions, rows, strict=True)):
+        groups[d] = (row + (0 if axis.dense else axis.q_offset)) % axis.dilation
+        queries, first_key = c.c_int(), c.c_int64()
+        bands.describe_group(c.byref(described(axis)), groups[d], c.byref(queries), c.byref(first_key))
+        masks.append(oracle.dimension_mask(axis)[row :: axis.dilation, first_key.value :: axis.dilation])
+    seen = reduce(np.kron, masks)
+    keys = (c.c_int * problem.rank)(*(mask.shape[1] for mask in masks))
+    row_mask, row_set = np.zeros((2, *seen.shape), dtype=np.int32)
+    wrong = bands.visit_tiles(index, c.byref(whole), groups, keys, pointer(row_mask), pointer(row_set))
+    assert wrong == 0, f"a mask shows a key that isn't there, or a tile is not what its kind and rows say: {case}"
+    assert np.array_equal(row_mask, seen), f"RowMask: {case}"
+    assert np.array_equal(row_set, seen), f"rows_that_see: {case}"
+
+
+class AxisRuns(c.Structure):
+    """gnaforge::AxisRuns"""
+
+    _fields_ = tuple(
+        (name, c.c_int)
+        for name in (
+            *("low_begin", "low_end", "begin", "end", "low_origin", "count", "low_count", "turn"),
+            *("interior_begin", "interior_end"),
+        )
+    )
+
+
+def test_python_has_the_same_tiles(bands: c.CDLL) -> None:
+    rng, checked = Random(6), 0
+    while checked < 600:
+        axis = random_axis(rng)
+        if not kept(axis) or not all_there(axis):
+            continue
+        checked += 1
+        q_extent, extent = rng.choice((1, 2, 3, 8)), rng.choice((1, 2, 3, 5, 16))
+        for group in range(axis.dilation):
+            band = band_of(axis, group)
+            for begin in range(0, band.length, q_extent):
+                runs = AxisRuns()
+                bands.runs_of(c.byref(described(axis)), c.c_int64(group), begin, q_extent, extent, c.byref(runs))
+                found = BandTiles(band).tiles(np.array([begin]), q_extent, extent)
+                case = axis, group, begin, q_extent, extent
+                for name, _ in AxisRuns._fields_:
+                    expected = getattr(runs, name)
+                    if name == "end" and runs.end < runs.begin:  # nothing from the split on
+                        continue
+                    assert int(getattr(found, name)[0]) == expected, (name, case)
+                origins = (c.c_int * max(runs.count, 1))()
+                bands.origins_of(c.byref(runs), extent, origins)
+                assert found.origins(extent).tolist() == origins[: runs.count], case
+
+
+def test_python_counts_tiles_and_pairs(bands: c.CDLL) -> None:
+    rng = Random(7)
+    for _ in range(300):
+        problem = random_pattern(rng, rng.randint(1, 2), 2000)
+        q_tile, kv_tile = (tuple(rng.randint(1, 9) for _ in range(problem.rank)) for _ in range(2))
+        axes = tuple(map(PatternAxis, problem.dimensions))
+        counts = count_tiles(axes, q_tile, kv_tile)
+        expected = oracle.count_tiles(problem, q_tile, kv_tile)
+        assert (counts.q_tiles, counts.visited, counts.interior) == expected, (problem, q_tile, kv_tile)
+        assert visible_pairs(axes) == oracle.mask(problem).sum() == reference.visible_pairs(problem), problem
+
+
+def test_python_counts_without_walking_over_equal_tiles() -> None:
+    """Of long axes, beside a walk over all Q tiles."""
+    rng, steps = Random(8), 0
+    for _ in range(400):
+        length, (edge, causal), dilation = rng.randint(500, 5000), rng.choice(KINDS), rng.choice((1, 1, 2, 3))
+        length -= length % dilation if edge == "wrap" else 0
+        window = rng.randint(1, rng.choice((20, 200, length // dilation)))
+        sink = 0 if edge == "wrap" or dilation > 1 else rng.choice((0, 3, 70))
+        first = rng.choice((0, rng.randint(0, length // 2))) if edge != "wrap" else 0
+        tokens = length - first if rng.random() < 0.5 else rng.randint(1, length - first)
+        axis = Dimension(tokens, window, rng.randint(1, min(window, 9)), dilation, causal, edge, sink, length, first)
+        q_extent, extent = rng.randint(1, 12), rng.randint(1, 40)
+        for band, _ in PatternAxis(axis._replace(kv_tokens=length)).groups():
+            source, every = BandTiles(band), np.arange(0, band.length, q_extent)
+            classes = source.classes(q_extent, 1, 64)
+            found = [(begin, times, source.tiles(begin, q_extent, extent)) for begin, times in classes]
+            whole = source.tiles(every, q_extent, extent)
+            steps += len(every)
+            for name in ("keys", "count"):
+                sums = sum(int((getattr(tiles, name) * times).sum()) for _, times, tiles in found)
+                assert sums == getattr(whole, name).sum(), (axis, q_extent, extent)
+            inside = sum(int(((t.interior_end - t.interior_begin) * times).sum()) for _, times, t in found)
+            assert inside == (whole.interior_end - whole.interior_begin).sum(), (axis, q_extent, extent)
+            assert sum(int(times.sum()) for _, times, _ in found) == len(every), axis
+            steps -= sum(len(begin) for begin, _, _ in found)
+    assert steps > 50_000  # that it did not take
