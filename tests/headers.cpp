@@ -73,7 +73,7 @@ PatternAxis plain(const Axis& axis) {
   PatternAxis pattern{};
   pattern.length = pattern.q_tokens = pattern.kv_tokens = axis.length;
   pattern.window = axis.window;
-  pattern.stride = axis.stride;
+  pattern.stride = axis.stride.value;
   pattern.dilation = axis.dilation;
   pattern.causal = axis.causal;
   return pattern;

@@ -77,6 +77,7 @@ struct AxisQTiles {
 
 /// A KV box of one token, of any rank: with it, count_tiles counts the keys in the box that each Q tile sees.
 struct OneKey {
+  GNAFORGE_HD static constexpr int extent(int) { return 1; }
   GNAFORGE_HD static constexpr Divisor divisor(int) { return divisor_of<1>(); }
 };
 
