@@ -259,7 +259,7 @@ def read_build_record(data: bytes, folder: Path) -> object:
         shutil.copy(LIBRARY[0], library)
     (folder / RECORD_FILE).write_bytes(data)
     found = read_library(library)
-    rows = [inspecting._row({**row, "state": "built", "where": str(library)}) for row in found]
+    rows = [inspecting._row({**row, "state": "built", "where": str(library)}, modelled=True) for row in found]
     inspecting._print_table(rows)
     inspecting._print_static(rows)
     inspecting.print_json(rows)
@@ -277,7 +277,7 @@ def read_cache_record(data: bytes, folder: Path) -> object:
     with mock.patch.dict(os.environ, {"GNAFORGE_CACHE_DIR": str(folder / "cache")}):
         (summary,) = cache_report.summaries()
         to_prune(user_cache(), cache_report.is_stale, older_than=None, keep_bytes=None)
-        rows = [inspecting._row(row) for row in inspecting._cached_rows()]
+        rows = [inspecting._row(row, modelled=True) for row in inspecting._cached_rows()]
         inspecting._print_table(rows)
         inspecting._print_static(rows)
         cache_command.explain(OTHER.key, json=False)

@@ -14,7 +14,7 @@ import oracle
 import pytest
 import torch
 from gnaforge.build.kernels import build_kernels
-from gnaforge.runtime import ops
+from gnaforge.runtime import natten_arguments, ops
 from gnaforge.runtime.config import KernelConfig
 from gnaforge.runtime.problem import Problem
 from gnaforge.runtime.reference import attention, error_bound, mask_rows
@@ -238,7 +238,7 @@ def test_tile_arguments_select_a_kernel() -> None:
 
 
 def test_nattens_tuning_arguments_are_ignored_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ops, "_ignored_noted", False)
+    monkeypatch.setattr(natten_arguments, "_noted", False)
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         for _ in range(2):

@@ -47,7 +47,7 @@ def _planned_rows(spec: str) -> list[dict[str, Any]]:
     return [built.get(config.key, {"key": config.key, "state": "not built"}) for config in plan.configs]
 
 
-def _row(raw: dict[str, Any]) -> dict[str, Any]:
+def _row(raw: dict[str, Any], *, modelled: bool = False) -> dict[str, Any]:
     from ..runtime.config import KernelConfig
 
     config = KernelConfig.parse(raw["key"])
@@ -63,6 +63,7 @@ def _row(raw: dict[str, Any]) -> dict[str, Any]:
         **{name: value if isinstance(value, int | float) else None for name, value in facts.items()},
         "code": {str(name): n for name, n in code.items() if isinstance(n, int)} if isinstance(code, dict) else None,
         "where": raw.get("where", ""),
+        **({"modelled": _modelled(raw)} if modelled else {}),
     }
 
 
@@ -108,10 +109,7 @@ def list_kernels(
         raw = [{**row, "state": "built", "where": source} for row in read_library(Path(source))]
     else:
         raw = _planned_rows(source)
-    rows = [_row(row) for row in raw]
-    if static:
-        for row, of in zip(rows, raw, strict=True):
-            row["modelled"] = _modelled(of)
+    rows = [_row(row, modelled=static) for row in raw]
     if json:
         print_json(rows)
         return

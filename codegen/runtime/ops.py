@@ -8,7 +8,6 @@ and log-sum-exp ``[batch, *tokens, heads]`` in float32, natural logarithm. Seman
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
@@ -20,7 +19,7 @@ from torch._C import _is_tracing as is_tracing
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
-from . import arguments, core, jit, lookup
+from . import arguments, core, jit, lookup, natten_arguments
 from .config import KernelConfig
 from .dtypes import DTYPES, dtype_name
 from .errors import NoKernelError
@@ -54,7 +53,6 @@ def _constant_result(function: F) -> F:
 
 
 _operators: tuple[Callable[..., Any], ...] = ()  # forward_no_grad, forward
-_ignored_noted = False
 _sharding_registered = False
 
 
@@ -332,40 +330,6 @@ def _refuse_additional(additional_keys: object, additional_values: object) -> No
         )
 
 
-def _note_ignored(names: list[str]) -> None:
-    global _ignored_noted
-    if not _ignored_noted and not torch.compiler.is_compiling():
-        _ignored_noted = True
-        warnings.warn(
-            f"gnaforge ignores NATTEN's tuning arguments ({', '.join(names)}): kernels are chosen by their work; "
-            "pin one with kernel=KEY, or with q_tile_shape and kv_tile_shape. This is said once.",
-            stacklevel=4,
-        )
-
-
-def _check_natten(given: dict[str, Any]) -> None:
-    """Handles NATTEN's further arguments: some can't be honoured, the tuning ones have no meaning here."""
-    unknown = given.keys() - _NATTEN_TUNING
-    if unknown:
-        raise TypeError(f"unexpected keyword argument {sorted(unknown)[0]!r}")
-    _note_ignored(sorted(given))
-
-
-_NATTEN_TUNING = frozenset(
-    {
-        "attention_kwargs",
-        "backend",
-        "backward_q_tile_shape",
-        "backward_kv_tile_shape",
-        "backward_kv_splits",
-        "backward_use_pt_reduction",
-        "run_persistent_kernel",
-        "kernel_schedule",
-        "torch_compile",
-    }
-)
-
-
 def neighborhood_attention(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -439,7 +403,7 @@ def neighborhood_attention(
     """
     _refuse_additional(additional_keys, additional_values)
     if natten_tuning:
-        _check_natten(natten_tuning)
+        natten_arguments.check(natten_tuning)
     arguments.require_tensors(query=query)
     rank = query.dim() - 3
     if not 1 <= rank <= 3:
@@ -493,7 +457,7 @@ def _fixed_rank(rank: int, layout: str) -> Callable[..., Any]:
             settings = edge, sink, grid, q_offset, kv_offset, kv_sink
         if attention_kwargs is not None or backend is not None or natten_tuning:
             given = {"attention_kwargs": attention_kwargs, "backend": backend}
-            _check_natten({**{name: x for name, x in given.items() if x is not None}, **natten_tuning})
+            natten_arguments.check({**{name: x for name, x in given.items() if x is not None}, **natten_tuning})
         if additional_keys is not None or additional_values is not None:
             _refuse_additional(additional_keys, additional_values)
         pinned = ""
