@@ -30,7 +30,7 @@ def quickstart(
 
     Examples:
         gnaforge quickstart
-        gnaforge quickstart --out /tmp/quickstart --plot /tmp/pattern.svg  # Leave nothing in this folder.
+        gnaforge quickstart --plot pattern.svg  # Draw lines in place of pixels.
     """
     from ..build.kernels import Listener
     from ..build.link import build

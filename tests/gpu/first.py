@@ -93,7 +93,7 @@ class First:
             except (WorkerError, HarnessError) as error:
                 self.report.fault(str(error))
                 status = "failed"
-            except Exception:
+            except Exception:  # whatever ends one section, the others' results are wanted
                 self.report.fault(traceback.format_exc())
                 status = "failed"
             self.drop()

@@ -256,7 +256,7 @@ class Server:
             reply = {"unavailable": str(error)}
         except (DeviceError, LaunchError) as error:
             reply = {"failed": "launch", "message": str(error), "ended": True}
-        except Exception:
+        except Exception:  # goes to whoever asked; the next job may be right
             reply = {"broken": traceback.format_exc()}
         return {**reply, "took": round(time.perf_counter() - start, 3)}
 
