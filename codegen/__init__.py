@@ -1,6 +1,7 @@
 """Generates, compiles and runs attention kernels with Generalized Neighborhood Attention (GNA) masking.
 
-Run a kernel: `na1d`, `na2d`, `na3d`, `neighborhood_attention`, the modules ``NeighborhoodAttention{1,2,3}D``.
+Run a kernel: `na1d`, `na2d`, `na3d`, `neighborhood_attention`, the modules ``NeighborhoodAttention{1,2,3}D``; packed
+samples: `na1d_varlen`, `na2d_varlen`, `na3d_varlen`; dense attention: `attention`, `merge_attentions`.
 Kernels: `register`, `warmup`, `registry`, `kernels`, `load_library`. Choosing tiles and strides, without torch:
 `simulate`, `fit`.
 """
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
         registry,
     )
     from .registration import register, warmup
+    from .runtime.attention import attention
+    from .runtime.merge import merge_attentions
+    from .runtime.varlen import na1d_varlen, na2d_varlen, na3d_varlen
     from .simulator import fit, simulate
 
 __version__ = "0.2.0"
@@ -44,12 +48,17 @@ __all__ = [
     "NeighborhoodAttention2D",
     "NeighborhoodAttention3D",
     "NoKernelError",
+    "attention",
     "fit",
     "kernels",
     "load_library",
+    "merge_attentions",
     "na1d",
+    "na1d_varlen",
     "na2d",
+    "na2d_varlen",
     "na3d",
+    "na3d_varlen",
     "neighborhood_attention",
     "register",
     "registry",
@@ -57,7 +66,13 @@ __all__ = [
     "warmup",
 ]
 
-_MODULES = {"fit": ".simulator", "simulate": ".simulator", "register": ".registration", "warmup": ".registration"}
+_MODULES = {
+    **dict.fromkeys(("fit", "simulate"), ".simulator"),
+    **dict.fromkeys(("register", "warmup"), ".registration"),
+    **dict.fromkeys(("na1d_varlen", "na2d_varlen", "na3d_varlen"), ".runtime.varlen"),
+    "attention": ".runtime.attention",
+    "merge_attentions": ".runtime.merge",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -37,10 +37,27 @@ def require_call(query: object, key: object, value: object, pattern: Sequence[in
         ValueError: a number of the pattern is beyond 64 bits.
     """
     require_tensors(query=query, key=key, value=value)
-    rank = next(rank for rank in (1, 2, 3) if len(pattern) in (4 * rank, len(_FIELDS) * rank))
     for position, number in enumerate(pattern):
         if type(number) is int and not -_LIMIT <= number < _LIMIT:
-            raise ValueError(f"{_FIELDS[position // rank]} along dim {position % rank} is beyond 64 bits")
+            assert isinstance(query, torch.Tensor)
+            raise _too_large(position, len(pattern), query.dim() - 3)
+
+
+def require_numbers(pattern: Sequence[int], rank: int) -> None:
+    """Refuses numbers of a pattern, or of several, that the operators can't be given.
+
+    Raises:
+        ValueError: one is beyond 64 bits.
+    """
+    for position, number in enumerate(pattern):
+        if type(number) is int and not -_LIMIT <= number < _LIMIT:
+            raise _too_large(position, len(pattern), rank)
+
+
+def _too_large(position: int, count: int, rank: int) -> ValueError:
+    """Of one number of ``count``, which are of one pattern or of several."""
+    own = next((groups for groups in (len(_FIELDS), 4) if rank > 0 and count % (groups * rank) == 0), len(_FIELDS))
+    return ValueError(f"{_FIELDS[position // max(rank, 1) % own]} along dim {position % max(rank, 1)} is beyond 64 bits")
 
 
 def ints_per_dim(name: str, value: Any, rank: int) -> list[int]:

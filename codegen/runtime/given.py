@@ -52,14 +52,47 @@ def failure_of_call(
     entries = (ctypes.POINTER(_Given) * _TENSORS)()
     for i, (tensor, own) in enumerate(zip(tensors, sizes, strict=True)):
         if tensor is not None:
-            texts = str(tensor.dtype).removeprefix("torch.").encode(), str(tensor.device).encode()
-            entries[i] = ctypes.pointer(_Given((ctypes.c_int64 * len(own))(*own), len(own), *texts))
-    number = None if not isinstance(scale, int | float) else ctypes.byref(ctypes.c_double(scale))
+            entries[i] = _given(tensor, own)
     check = core.core().gnaforge_core_check
     check.restype = ctypes.c_char_p
     numbers = (ctypes.c_int64 * len(pattern))(*pattern)
-    words = check(entries, numbers, ctypes.c_size_t(len(numbers)), number, key.encode(), int(choose and known))
+    words = check(entries, numbers, ctypes.c_size_t(len(numbers)), _double(scale), key.encode(), int(choose and known))
     return None if words is None else core.failure_of(RuntimeError(words.decode()))
+
+
+def failure_of_samples(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    rank: int,
+    layouts: Sequence[int],
+    pattern: Sequence[int],
+    scale: float | None = None,
+    kernel: str = "",
+    *,
+    choose: bool = False,
+) -> Failure | None:
+    """As `failure_of_call`, of a call of ``forward_varlen``. Where a size isn't known only that of all samples' tensors
+    is looked at."""
+    tensors = query, key, value
+    if not all(type(number) is int for number in (*layouts, *pattern, *(size for t in tensors for size in t.shape))):
+        return failure_of_call((*tensors, None, None, None), [1, 1, 1, 0], scale)
+    entries = (ctypes.POINTER(_Given) * len(tensors))(*(_given(tensor, tensor.shape) for tensor in tensors))
+    extents, numbers = ((ctypes.c_int64 * len(values))(*values) for values in (layouts, pattern))
+    lists = extents, ctypes.c_size_t(len(extents)), numbers, ctypes.c_size_t(len(numbers))
+    check = core.core().gnaforge_core_check_varlen
+    check.restype = ctypes.c_char_p
+    words = check(entries, ctypes.c_int64(rank), *lists, _double(scale), kernel.encode(), int(choose))
+    return None if words is None else core.failure_of(RuntimeError(words.decode()))
+
+
+def _given(tensor: torch.Tensor, sizes: Sequence[int]) -> Any:
+    texts = str(tensor.dtype).removeprefix("torch.").encode(), str(tensor.device).encode()
+    return ctypes.pointer(_Given((ctypes.c_int64 * len(sizes))(*sizes), len(sizes), *texts))
+
+
+def _double(number: Any) -> Any:
+    return None if not isinstance(number, int | float) else ctypes.byref(ctypes.c_double(number))
 
 
 def _sizes(

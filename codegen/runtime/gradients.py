@@ -77,6 +77,58 @@ def _forward(
     return _below_autograd(arguments)
 
 
+_NO_GRADIENTS = (
+    "gnaforge: this version has no backward kernels: gradients don't flow through {} yet. For inference call it under "
+    "torch.no_grad()"
+)
+
+
+def register_refusal(name: str, library: torch.library.Library) -> None:
+    """Registers for an operator of query, key, value and more that it has no derivatives, in words of their own."""
+    operator = getattr(torch.ops.gnaforge, name).default
+
+    class Refusal(torch.autograd.Function):
+        """The operator, whose results know that they need a gradient."""
+
+        @staticmethod
+        def forward(*arguments: Any) -> Any:
+            """The operator below autograd."""
+            with torch._C._AutoDispatchBelowAutograd():
+                return operator(*arguments)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            """Keeps nothing."""
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Any) -> Any:
+            """Refuses.
+
+            Raises:
+                RuntimeError: always.
+            """
+            raise RuntimeError(_NO_GRADIENTS.format(name))
+
+        @staticmethod
+        def jvp(ctx: Any, *tangents: Any) -> Any:
+            """Refuses.
+
+            Raises:
+                NotImplementedError: always.
+            """
+            raise NotImplementedError(_NO_TANGENTS)
+
+    def call(*arguments: Any) -> Any:
+        wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in arguments[:3])
+        if wanted or forward_ad._current_level >= 0:
+            with enable_single_level_autograd_function():
+                return super(torch.autograd.Function, Refusal).apply(*arguments)
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator(*arguments)
+
+    library.impl(name, call, "Autograd")
+
+
 def register_autograd(library: torch.library.Library) -> None:
     """Registers what the forward operators do where autograd looks: one has derivatives, the other is passed by."""
     library.impl("forward", _forward, "Autograd")

@@ -23,6 +23,7 @@ from . import arguments, core, jit, lookup, natten_arguments
 from .config import KernelConfig
 from .dtypes import DTYPES, dtype_name
 from .errors import NoKernelError
+from .own_patterns import is_own, own_patterns
 from .problem import Causal
 from .request import Request, request_of
 from .table import loaded_kernels
@@ -83,7 +84,21 @@ def _load_operators_now() -> bool:
     return True
 
 
-def _attention(
+def load_operators() -> None:
+    """Makes the operators known to torch, whoever asks."""
+    if is_compiling():
+        _load_operators_now()
+    elif not _operators:
+        _load_operators()
+
+
+def wants_autograd(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
+    """Whether autograd has to see a call: a tensor requires grad, or there may be tangents."""
+    wanted = is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
+    return wanted or forward_ad._current_level >= 0
+
+
+def attend(
     rank: int,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -99,15 +114,10 @@ def _attention(
 ) -> Any:
     if type(kernel_size) is type(stride) is type(dilation) is int and type(is_causal) is bool:
         pattern = [kernel_size] * rank + [stride] * rank + [dilation] * rank + [is_causal] * rank
+        if settings is not None:
+            pattern = _whole_pattern(rank, query, kernel_size, stride, dilation, is_causal, settings)
     else:
-        pattern = [
-            *arguments.ints_per_dim("kernel_size", kernel_size, rank),
-            *arguments.ints_per_dim("stride", stride, rank),
-            *arguments.ints_per_dim("dilation", dilation, rank),
-            *arguments.causal_per_dim("is_causal", is_causal, rank),
-        ]
-    if settings is not None:
-        pattern += arguments.settings_pattern(rank, *settings)
+        pattern = _whole_pattern(rank, query, kernel_size, stride, dilation, is_causal, settings)
     if scale is not None and type(scale) is not float:
         scale = arguments.number("scale", scale)
     if is_compiling():
@@ -135,6 +145,29 @@ def _attention(
     return (out, lse) if return_lse else out
 
 
+def _whole_pattern(
+    rank: int,
+    query: torch.Tensor,
+    kernel_size: Any,
+    stride: Any,
+    dilation: Any,
+    is_causal: Any,
+    settings: tuple[Any, ...] | None,
+) -> list[int]:
+    """The operator's pattern; of each head, where an argument has an entry for each."""
+    if any(map(is_own, (kernel_size, stride, dilation, is_causal, *(settings or ())[:2]))):
+        arguments.require_tensors(query=query)
+        given = {"kernel_size": kernel_size, "stride": stride, "dilation": dilation, "is_causal": is_causal}
+        return own_patterns(rank, query.shape[-2], "head", given, settings)
+    pattern = [
+        *arguments.ints_per_dim("kernel_size", kernel_size, rank),
+        *arguments.ints_per_dim("stride", stride, rank),
+        *arguments.ints_per_dim("dilation", dilation, rank),
+        *arguments.causal_per_dim("is_causal", is_causal, rank),
+    ]
+    return pattern if settings is None else pattern + arguments.settings_pattern(rank, *settings)
+
+
 def _recover(error: RuntimeError, operator: Callable[..., Results], *call: Any) -> Results:
     """After a failed call: loads or makes a kernel that fits and tries again, or raises what the caller can act on."""
     from .given import failure_of_call
@@ -148,7 +181,7 @@ def _recover(error: RuntimeError, operator: Callable[..., Results], *call: Any) 
     if failure.code == core.ErrorCode.BAD_INPUT:
         raise ValueError(failure.reason) from None
     if failure.code == core.ErrorCode.OUT_OF_MEMORY:
-        raise _out_of_memory(failure, call[0], call[2]) from None
+        raise out_of_memory(failure, call[0], call[2]) from None
     if failure.code not in core.NO_KERNEL:
         if failure.code == core.ErrorCode.OTHER and (fault := failure_of_call(call[:3], *call[3:])):
             raise ValueError(fault.reason) from None  # torch refused it first, in other words
@@ -161,12 +194,18 @@ def _recover(error: RuntimeError, operator: Callable[..., Results], *call: Any) 
         except RuntimeError as again:
             found = core.failure_of(again)
             if found.code == core.ErrorCode.OUT_OF_MEMORY:
-                raise _out_of_memory(found, call[0], call[2]) from None
+                raise out_of_memory(found, call[0], call[2]) from None
             if found.code not in core.NO_KERNEL:
                 raise
             return found
 
-    return _find_kernel(failure, attempt, *call)
+    return find_kernel(failure, attempt, _request_of(call))
+
+
+def _request_of(call: tuple[Any, ...]) -> Request:
+    from .autocast import autocast_tensor
+
+    return request_of(*map(autocast_tensor, call[:3]), call[3], call[5])
 
 
 def _prepare_trace(*call: Any) -> None:
@@ -175,8 +214,6 @@ def _prepare_trace(*call: Any) -> None:
     Raises:
         ValueError, NoKernelError: as a call.
     """
-    from concurrent.futures import ThreadPoolExecutor
-
     from .autocast import autocast_tensor
     from .given import failure_of_call
 
@@ -191,25 +228,31 @@ def _prepare_trace(*call: Any) -> None:
         if failure is not None and failure.code == core.ErrorCode.BAD_INPUT:
             raise ValueError(failure.reason)
         if failure is not None and failure.code in core.NO_KERNEL:
-            _find_kernel(failure, attempt, *cast)
+            find_kernel(failure, attempt, _request_of(cast))
 
-    with ThreadPoolExecutor(1) as other:  # a trace is one thread's: what this looks at must not become a part of it
-        other.submit(find).result()
+    prepare_apart(find)
 
 
-def _find_kernel(failure: core.Failure, attempt: Callable[[], T | core.Failure], *call: Any) -> T:
-    """What ``attempt`` gives when there is a kernel for it, which is loaded or made; until then that is a `Failure`."""
-    from .autocast import autocast_tensor
+def prepare_apart(prepare: Callable[[], object]) -> None:
+    """Calls a function while torch.jit traces, which must not make a part of the trace of what it looks at."""
+    from concurrent.futures import ThreadPoolExecutor
 
-    query, key, value = map(autocast_tensor, call[:3])
-    pattern, pinned = call[3], call[5]
-    request = request_of(query, key, value, pattern, pinned)
+    with ThreadPoolExecutor(1) as other:  # a trace is one thread's
+        other.submit(prepare).result()
+
+
+def find_kernel(failure: core.Failure, attempt: Callable[[], T | core.Failure], request: Request) -> T:
+    """What ``attempt`` gives when there is a kernel for it, which is loaded or made; until then that is a `Failure`.
+
+    Raises:
+        ValueError, NoKernelError: there can't be one, or none may be made.
+    """
     if busy := jit.busy():
         lookup.remedy(request)  # raises where there can't be a kernel
         raise NoKernelError(f"{failure.whole}\n{busy}") from None
     lookup.load_matching(request)
     result = attempt()  # also where nothing new came: another thread may have loaded it
-    if isinstance(result, core.Failure) and pinned and result.code != core.ErrorCode.MISSING:
+    if isinstance(result, core.Failure) and request.key and result.code != core.ErrorCode.MISSING:
         raise NoKernelError(f"{result.text}\nleave out kernel= to let gnaforge choose one that fits") from None
     reason = ""
     if isinstance(result, core.Failure):
@@ -225,7 +268,7 @@ def _find_kernel(failure: core.Failure, attempt: Callable[[], T | core.Failure],
     return result
 
 
-def _out_of_memory(failure: core.Failure, query: torch.Tensor, value: torch.Tensor) -> torch.OutOfMemoryError:
+def out_of_memory(failure: core.Failure, query: torch.Tensor, value: torch.Tensor) -> torch.OutOfMemoryError:
     """The error of a GPU that has no memory for a call: what was wanted, and what torch says of the device.
 
     Raises:
@@ -241,7 +284,7 @@ def _out_of_memory(failure: core.Failure, query: torch.Tensor, value: torch.Tens
     return torch.OutOfMemoryError(failure.text)
 
 
-def _kernel_key(
+def kernel_key(
     rank: int,
     query: torch.Tensor,
     value: torch.Tensor,
@@ -408,11 +451,11 @@ def neighborhood_attention(
     rank = query.dim() - 3
     if not 1 <= rank <= 3:
         raise ValueError(f"query must be [batch, 1 to 3 token dims, heads, head_dim], got {tuple(query.shape)}")
-    pinned = _kernel_key(rank, query, value, kernel, q_tile_shape, kv_tile_shape)
+    pinned = kernel_key(rank, query, value, kernel, q_tile_shape, kv_tile_shape)
     settings = None
     if not (edge is None is sink is grid is q_offset is kv_offset is kv_sink):
         settings = edge, sink, grid, q_offset, kv_offset, kv_sink
-    return _attention(
+    return attend(
         rank, query, key, value, kernel_size, stride, dilation, is_causal, scale, return_lse, pinned, settings
     )
 
@@ -462,8 +505,8 @@ def _fixed_rank(rank: int, layout: str) -> Callable[..., Any]:
             _refuse_additional(additional_keys, additional_values)
         pinned = ""
         if kernel is not None or q_tile_shape is not None or kv_tile_shape is not None:
-            pinned = _kernel_key(rank, query, value, kernel, q_tile_shape, kv_tile_shape)
-        return _attention(
+            pinned = kernel_key(rank, query, value, kernel, q_tile_shape, kv_tile_shape)
+        return attend(
             rank, query, key, value, kernel_size, stride, dilation, is_causal, scale, return_lse, pinned, settings
         )
 

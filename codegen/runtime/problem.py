@@ -44,7 +44,9 @@ _PATTERN = ("stride", "dilation", "causal", "edge", "sink", "grid", "q_offset", 
 
 _CAUSAL = (False, True, "block")  # by number in the operator's pattern
 _IN_PATTERN = ("window", "stride", "dilation", "causal", "edge", "sink", "grid", "q_offset", "kv_offset", "kv_sink")
-_PLAIN_IN_PATTERN = 4  # fields that every pattern has; it has the others all or none
+
+PLAIN_PATTERN_FIELDS, PATTERN_FIELDS = 4, len(_IN_PATTERN)
+"""Numbers per dimension of the operators' patterns: they have the first fields, or all."""
 
 Ints = int | Sequence[int]
 Causal = bool | str
@@ -409,7 +411,7 @@ def fields_of_pattern(pattern: Sequence[int]) -> dict[str, tuple[Any, ...]]:
         ProblemError: it has a wrong length, or numbers that mean nothing.
     """
     for rank in (1, 2, 3):
-        for count in (_PLAIN_IN_PATTERN, len(_IN_PATTERN)):
+        for count in (PLAIN_PATTERN_FIELDS, PATTERN_FIELDS):
             if len(pattern) == rank * count:
                 columns = [tuple(pattern[i : i + rank]) for i in range(0, len(pattern), rank)]
                 fields: dict[str, tuple[Any, ...]] = dict(zip(_IN_PATTERN, columns, strict=False))
@@ -422,6 +424,25 @@ def fields_of_pattern(pattern: Sequence[int]) -> dict[str, tuple[Any, ...]]:
                     fields.pop("grid", None)
                 return fields
     raise ProblemError("pattern", f"{len(pattern)} numbers are no pattern of 1 to 3 dimensions")
+
+
+def split_patterns(pattern: Sequence[int], rank: int, count: int) -> list[Sequence[int]]:
+    """The patterns that an operator's ``pattern`` holds: one, or one for each of ``count`` heads or samples."""
+    if len(pattern) in (rank * PLAIN_PATTERN_FIELDS, rank * PATTERN_FIELDS) or count == 0 or len(pattern) % count:
+        return [pattern]
+    own = len(pattern) // count
+    return [pattern[i : i + own] for i in range(0, len(pattern), own)]
+
+
+def hungriest(patterns: Sequence[Sequence[int]], rank: int) -> Sequence[int]:
+    """Of several patterns that one kernel is to serve the one that asks most of it: a window with more fields that
+    aren't neutral, or else a larger one."""
+
+    def wants(pattern: Sequence[int]) -> tuple[int, int]:
+        beyond = [number for number in pattern[PLAIN_PATTERN_FIELDS * rank :] if number]
+        return len(beyond) + sum(number > 1 for number in pattern[3 * rank : 4 * rank]), prod(pattern[:rank])
+
+    return patterns[0] if len(patterns) == 1 else max(patterns, key=wants)
 
 
 def per_dim(name: str, value: Any, rank: int) -> tuple[Any, ...]:

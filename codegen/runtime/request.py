@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .config import ANY_HEAD_DIM, KernelConfig
 from .dtypes import dtype_name
-from .problem import Problem, fields_of_pattern
+from .problem import Problem, fields_of_pattern, hungriest, split_patterns
 
 if TYPE_CHECKING:
     import torch
@@ -75,6 +75,8 @@ def request_of(
     Raises:
         ProblemError: the tensors and the pattern make no problem.
     """
+    if (count := query.shape[-2]) != 1 and 1 <= (rank := query.dim() - 3) <= 3:
+        pattern = hungriest(split_patterns(pattern, rank, count), rank)
     fields = fields_of_pattern(pattern)
     extra = () if extra_key is None else (extra_key.shape[1],)
     sizes = (*query.shape, *key.shape, value.shape[-1], *extra)

@@ -11,6 +11,7 @@ from .autocast import register_autocast
 from .batching import register_batching
 from .errors import NoKernelError
 from .gradients import register_autograd
+from .list_parts import register_list_parts
 from .request import Request, request_of
 
 FORWARD_OPERATORS = ("forward", "forward_no_grad")
@@ -87,3 +88,4 @@ def register_python_parts() -> None:
         register_batching(name, _library)
     torch.library.register_fake("gnaforge::backward", _backward_fake, lib=_library)
     register_autograd(_library)
+    register_list_parts(_library)

@@ -11,6 +11,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include "calls.h"
 #include "choose.h"
 #include "given.h"
 
@@ -53,6 +54,27 @@ inline Tensor contiguous_copy(const Tensor& tensor, const char* name) {
   Tensor copy(handle);
   TORCH_ERROR_CODE_CHECK(aoti_torch_copy_(copy.get(), tensor.get(), 0));
   return copy;
+}
+
+/// The integers of a one-dimensional tensor, which `name` names. The host waits for those of a GPU.
+inline std::vector<int64_t> numbers_of(const Tensor& tensor, const char* name) {
+  const ScalarType type = tensor.scalar_type();
+  const bool wide = type == ScalarType::Long;
+  if (tensor.dim() != 1 || (!wide && type != ScalarType::Int))
+    refuse(name, " must be a vector of int32 or int64, got ", tensor.dim(), " dims of ", type_name(type));
+  const int64_t count = tensor.size(0), stride = 1;
+  Tensor here = tensor;
+  if (!tensor.is_cpu() || (count > 1 && tensor.stride(0) != 1)) {
+    AtenTensorHandle handle = nullptr;
+    const int32_t dtype = wide ? aoti_torch_dtype_int64() : aoti_torch_dtype_int32();
+    TORCH_ERROR_CODE_CHECK(
+        aoti_torch_empty_strided(1, &count, &stride, dtype, aoti_torch_device_type_cpu(), -1, &handle));
+    here = Tensor(handle);
+    TORCH_ERROR_CODE_CHECK(aoti_torch_copy_(here.get(), tensor.get(), 0));
+  }
+  const auto read = [count](const auto* data) { return std::vector<int64_t>(data, data + count); };
+  return wide ? read(static_cast<const int64_t*>(here.const_data_ptr()))
+              : read(static_cast<const int32_t*>(here.const_data_ptr()));
 }
 
 /// Says that a tensor is copied, and why.
@@ -176,19 +198,33 @@ class Call {
   /// Chooses a kernel, or takes the one named `key`, and runs it.
   void run(std::string_view key) {
     const Choice choice = choose_memoised(table(), key, args_);
-    if (choice.copies != 0) copy_inputs(choice);
-    std::optional<DeviceGuard> guard;
-    void* stream = nullptr;
-    if (args_.device == GNAFORGE_CUDA) {
-      guard.emplace(args_.device_index);
-      stream = current_stream(args_.device_index);
-    }
-    const Workspace workspace(*like_, *choice.entry, choice.workspace_bytes);
-    char error[1024] = "";
-    const int code = choice.entry->run(&args_, workspace.data(), stream, error, sizeof(error));
-    if (code == GNAFORGE_OUT_OF_MEMORY)
-      gnaforge::raise_out_of_memory(like_->is_cuda(), std::string("kernel ") + choice.entry->key + ": " + error);
-    if (code != GNAFORGE_OK) raise(ErrorCode::failed, std::string("kernel ") + choice.entry->key + " failed: " + error);
+    if (choice.copies != 0)
+      copy_inputs(choice.copies, [&](char* why, size_t n) { choice.entry->can_run(&args_, why, n); });
+    launch(*choice.entry, choice.workspace_bytes, [&](auto... where) { return choice.entry->run(&args_, where...); });
+  }
+
+  /// As `run`, in slices. They are made of `numbers`, beside the call, in a way that `kind` names.
+  template <class MakeSlices>
+  void run_slices(std::string_view key, char kind, const std::vector<int64_t>& numbers, const MakeSlices& make_slices) {
+    const Plan& found = plan_memoised(table(), key, args_, kind, numbers, make_slices);
+    const ListChoice& choice = found.choice;
+    if (!choice.entry) return;  // there is nothing to compute
+    if (choice.copies != 0)
+      copy_inputs(choice.copies, [&](char* why, size_t n) {
+        const CallList as_they_lie(args_, make_slices());
+        const CallSpan list = as_they_lie.calls();
+        for (int64_t i = 0; i < list.count && choice.entry->can_run(list.calls[i], why, n) == GNAFORGE_OK;) ++i;
+      });
+    found.list->place(args_);
+    launch(*choice.entry, choice.workspace_bytes, [&](auto... where) { return run_list(found, where...); });
+  }
+
+  /// `check`, and with `choose` also `choose_kernel`, of slices.
+  void check_slices(const Slices& slices, std::string_view key, bool choose) const {
+    if (choose)
+      plan(table(), key, args_, slices);
+    else
+      CallList(args_, slices).require_valid();
   }
 
   /// Of a call that has nothing to compute: raises what `run` would of its rules.
@@ -221,19 +257,41 @@ class Call {
     if (role_facts[role].heads != Heads::none) view.head_stride = strides[static_cast<size_t>(tokens) + 1];
   }
 
-  /// Puts copies in the place of inputs that the kernel can't read as they lie.
-  [[gnu::noinline]] void copy_inputs(const Choice& choice) {
-    static std::atomic<bool> noted{false};
-    if (!noted.exchange(true)) {
+  /// Calls `run` with a workspace, the stream, and space for an error; raises that error.
+  template <class Run>
+  void launch(const gnaforge_entry& entry, int64_t workspace_bytes, const Run& run) const {
+    std::optional<DeviceGuard> guard;
+    void* stream = nullptr;
+    if (args_.device == GNAFORGE_CUDA) {
+      guard.emplace(args_.device_index);
+      stream = current_stream(args_.device_index);
+    }
+    const Workspace workspace(*like_, entry, workspace_bytes);
+    char error[1024] = "";
+    const int code = run(workspace.data(), stream, error, sizeof(error));
+    if (code == GNAFORGE_OUT_OF_MEMORY)
+      gnaforge::raise_out_of_memory(like_->is_cuda(), std::string("kernel ") + entry.key + ": " + error);
+    if (code != GNAFORGE_OK) raise(ErrorCode::failed, std::string("kernel ") + entry.key + " failed: " + error);
+  }
+
+  /// Puts copies in the place of inputs that the kernel can't read as they lie; `say_why` writes why not.
+  template <class SayWhy>
+  [[gnu::noinline]] void copy_inputs(uint64_t roles, const SayWhy& say_why) {
+    if (!copies_noted().exchange(true)) {
       char why[512] = "";
-      choice.entry->can_run(&args_, why, sizeof(why));
+      say_why(why, sizeof(why));
       note_copy(why);
     }
     for (int role = 0; role < GNAFORGE_ROLES; ++role) {
-      if (!(choice.copies & bit(role))) continue;
+      if (!(roles & bit(role))) continue;
       copies_.push_back(contiguous_copy(*inputs_[role], role_facts[role].name));
       add(static_cast<gnaforge_role>(role), copies_.back(), const_cast<void*>(copies_.back().const_data_ptr()));
     }
+  }
+
+  static std::atomic<bool>& copies_noted() {
+    static std::atomic<bool> noted{false};
+    return noted;
   }
 
   const Tensor* like_ = nullptr;  // an input

@@ -22,6 +22,13 @@ struct Choice {
   uint64_t copies;  ///< Inputs that it takes contiguous copies of, as bits of roles.
 };
 
+/// Calls that one kernel is to run: one, or those of a list.
+struct CallSpan {
+  const gnaforge_args* const* calls;
+  int64_t count;
+  const std::string* names;  ///< Of each, for errors; null of a single call.
+};
+
 /// An error that says why there is none; as `raise` takes it.
 struct NoChoice {
   ErrorCode code;
@@ -99,9 +106,30 @@ inline int can_run(const Kernel& kernel, const gnaforge_args& args, std::string&
   return code;
 }
 
-/// The kernel named `key`, or for an empty key the one with the least work among those that can run.
+/// GNAFORGE_OK if the kernel computes all calls; else as above of the first that it doesn't, which `why` names.
+inline int can_run(const Kernel& kernel, const CallSpan& span, std::string& why) {
+  for (int64_t i = 0; i < span.count; ++i)
+    if (const int code = can_run(kernel, *span.calls[i], why)) {
+      if (span.names) why.insert(0, span.names[i] + ": ");
+      return code;
+    }
+  return GNAFORGE_OK;
+}
+
+inline double visited_work(const gnaforge_entry& entry, const CallSpan& span) {
+  double work = 0;
+  for (int64_t i = 0; i < span.count; ++i) work += entry.visited_work(span.calls[i]);
+  return work;
+}
+
+/// The kernel named `key`, or for an empty key the one with the least work among those that can run all calls.
 /// Emulated kernels run only when named. Null if there is none: `none` then lists each kernel's reason for refusing.
-inline const gnaforge_entry* find(const Table& table, std::string_view key, const gnaforge_args& args, NoChoice& none) {
+inline const gnaforge_entry* find(const Table& table, std::string_view key, const CallSpan& span, NoChoice& none) {
+  const gnaforge_args& args = *span.calls[0];
+  const auto describe_all = [&] {
+    const std::string others = std::to_string(span.count - 1);
+    return describe(args) + (span.count > 1 ? ", and " + others + " more of a list" : "");
+  };
   const auto kernels = table.kernels();
   std::string why;
   if (!key.empty()) {
@@ -112,10 +140,10 @@ inline const gnaforge_entry* find(const Table& table, std::string_view key, cons
               "\nregister it with: gnaforge.register(\"" + name + "\")"};
       return nullptr;
     }
-    const int code = can_run(found->second, args, why);
+    const int code = can_run(found->second, span, why);
     if (code == GNAFORGE_OK) return found->second.entry;
     none = {code == GNAFORGE_NO_LAYOUT ? ErrorCode::layout : ErrorCode::refused,
-            "no kernel fits: " + name + " was asked for and can't run this problem (" + describe(args) + "): " + why,
+            "no kernel fits: " + name + " was asked for and can't run this problem (" + describe_all() + "): " + why,
             ""};
     return nullptr;
   }
@@ -127,10 +155,10 @@ inline const gnaforge_entry* find(const Table& table, std::string_view key, cons
     if (kernel.entry->op != args.op) continue;
     if (kernel.emulated) {
       why = "emulated, runs only when named";
-    } else if (const int code = can_run(kernel, args, why)) {
+    } else if (const int code = can_run(kernel, span, why)) {
       layout = layout || code == GNAFORGE_NO_LAYOUT;
     } else {
-      const double work = kernel.entry->visited_work(&args);
+      const double work = visited_work(*kernel.entry, span);
       if (!best || work < least) {
         best = kernel.entry;
         least = work;
@@ -142,7 +170,7 @@ inline const gnaforge_entry* find(const Table& table, std::string_view key, cons
   if (!best)
     none = {
         layout ? ErrorCode::layout : ErrorCode::none_fits,
-        "no kernel fits this problem: " + describe(args) + (refusals.empty() ? "\n  no kernel is loaded" : refusals),
+        "no kernel fits this problem: " + describe_all() + (refusals.empty() ? "\n  no kernel is loaded" : refusals),
         "\nregister one with: " + register_call(args)};
   return best;
 }
@@ -151,12 +179,14 @@ inline const gnaforge_entry* find(const Table& table, std::string_view key, cons
 /// are copied. Raises an error if there is none either.
 inline Choice choose(const Table& table, std::string_view key, const gnaforge_args& args) {
   NoChoice none;
-  if (const gnaforge_entry* const entry = find(table, key, args, none))
+  const gnaforge_args* call = &args;
+  if (const gnaforge_entry* const entry = find(table, key, {&call, 1, nullptr}, none))
     return {entry, entry->workspace_bytes(&args), 0};
   if (none.code == ErrorCode::layout) {
     CopiedInputs copied(args);
     NoChoice again;
-    if (const gnaforge_entry* const entry = find(table, key, copied.args(), again)) {
+    call = &copied.args();
+    if (const gnaforge_entry* const entry = find(table, key, {&call, 1, nullptr}, again)) {
       char text[512];
       copied.leave_out(
           [&](const gnaforge_args& less) { return entry->can_run(&less, text, sizeof(text)) == GNAFORGE_OK; });

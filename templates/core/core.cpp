@@ -5,6 +5,7 @@
 // registers and checks every return code, and Python calls it once per process.
 #include <cstdio>
 #include <cstring>
+#include <limits>
 #include <optional>
 #include <tuple>
 
@@ -12,6 +13,7 @@
 
 #include "call.h"
 #include "given.h"
+#include "slices.h"
 
 #define GNAFORGE_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -24,6 +26,13 @@ constexpr const char* forward_signature =
 constexpr const char* backward_signature =
     "(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, int[] pattern, "
     "float? scale=None, str key=\"\") -> (Tensor, Tensor, Tensor)";
+
+constexpr const char* forward_varlen_signature =
+    "(Tensor q, Tensor k, Tensor v, int rank, SymInt[] layouts, SymInt[] pattern, float? scale=None, str key=\"\") -> "
+    "(Tensor, Tensor)";
+constexpr const char* attention_varlen_signature =
+    "(Tensor q, Tensor k, Tensor v, Tensor cumulative_q, Tensor cumulative_kv, bool is_causal=False, "
+    "float? scale=None, str key=\"\") -> (Tensor, Tensor)";
 
 using BoxedKernel = void (*)(StableIValue*, uint64_t, uint64_t);
 struct Operator {
@@ -72,7 +81,8 @@ std::tuple<Tensor, Tensor> forward(const Tensor& query, const Tensor& key, const
   if (extra_k) tensors.extra_k = given(*extra_k, "extra_k");
   if (extra_v) tensors.extra_v = given(*extra_v, "extra_v");
   if (extra_lengths) tensors.extra_lengths = given(*extra_lengths, "extra_lengths");
-  gnaforge_problem problem = gather(tensors, pattern.data(), pattern.size(), scale);
+  const int64_t patterns = head_patterns(tensors.q, pattern.size());
+  gnaforge_problem problem = gather(tensors, pattern.data(), pattern.size() / static_cast<size_t>(patterns), scale);
   const int64_t extra = problem.extra_tokens[0];
   // Heads of keys and values that are one, as `expand` makes them, are passed as one: no kernel need read them apart.
   if (extra == 0 && problem.kv_heads > 1 && problem.heads % problem.kv_heads == 0 && is_one_head(key, problem) &&
@@ -100,11 +110,88 @@ std::tuple<Tensor, Tensor> forward(const Tensor& query, const Tensor& key, const
   Tensor out = call.write(GNAFORGE_OUT, shape, dtype, call.dtype_of(GNAFORGE_Q));
   shape.pop_back();
   Tensor lse = call.write(GNAFORGE_LSE, shape, aoti_torch_dtype_float32(), GNAFORGE_FP32);
-  if (out.numel() == 0 && lse.numel() == 0)
+  const bool empty = out.numel() == 0 && lse.numel() == 0;
+  if (patterns > 1) {
+    const auto slices = [&] { return slices_of_heads(tensors, problem, pattern.data(), pattern.size(), scale); };
+    if (empty)
+      call.check_slices(slices(), "", false);
+    else
+      call.run_slices(pinned.view(), 'h', pattern, slices);
+  } else if (empty) {
     call.check();
-  else
+  } else {
     call.run(pinned.view());
+  }
   return {out, lse};
+}
+
+/// Packed samples are given as one: [batch, tokens, heads, channels].
+struct Packed {
+  Packed(const Tensor& query, const Tensor& key, const Tensor& value)
+      : tensors{given(query, "query"), given(key, "key"), given(value, "value"), {}, {}, {}},
+        q(with_contiguous_channels(query, "query")),
+        k(with_contiguous_channels(key, "key")),
+        v(with_contiguous_channels(value, "value")) {}
+
+  /// Computes the slices that are made.
+  template <class MakeSlices>
+  std::tuple<Tensor, Tensor> run(const gnaforge_problem& whole, std::string_view key, char kind,
+                                 const std::vector<int64_t>& numbers, const MakeSlices& make_slices) const {
+    Call call(GNAFORGE_GNA_FORWARD, whole, tensors.q);
+    call.read(GNAFORGE_Q, q);
+    call.read(GNAFORGE_K, k);
+    call.read(GNAFORGE_V, v);
+    int32_t dtype = 0;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(q.get(), &dtype));
+    const std::vector<int64_t> shape{whole.batch, whole.tokens[0], whole.heads, whole.value_head_dim};
+    Tensor out = call.write(GNAFORGE_OUT, shape, dtype, call.dtype_of(GNAFORGE_Q));
+    Tensor lse = call.write(GNAFORGE_LSE, {shape.begin(), shape.end() - 1}, aoti_torch_dtype_float32(), GNAFORGE_FP32);
+    if (out.numel() == 0 && lse.numel() == 0)
+      call.check_slices(make_slices(), "", false);
+    else
+      call.run_slices(key, kind, numbers, make_slices);
+    return {out, lse};
+  }
+
+  GivenForward tensors;
+  Tensor q, k, v;
+};
+
+std::tuple<Tensor, Tensor> forward_varlen(const Tensor& query, const Tensor& key, const Tensor& value, int64_t rank,
+                                          const std::vector<int64_t>& layouts, const std::vector<int64_t>& pattern,
+                                          std::optional<double> scale, StringHandle pinned_key) {
+  const Text pinned(pinned_key);
+  const Packed packed(query, key, value);
+  const gnaforge_problem whole = gather_packed(packed.tensors, scale);
+  std::vector<int64_t> numbers{rank, static_cast<int64_t>(layouts.size())};
+  numbers.insert(numbers.end(), layouts.begin(), layouts.end());
+  numbers.insert(numbers.end(), pattern.begin(), pattern.end());
+  return packed.run(whole, pinned.view(), 'v', numbers,
+                    [&] { return slices_of_samples(whole, Layouts{rank, layouts}, pattern); });
+}
+
+std::tuple<Tensor, Tensor> attention_varlen(const Tensor& query, const Tensor& key, const Tensor& value,
+                                            const Tensor& cumulative_q, const Tensor& cumulative_kv, bool is_causal,
+                                            std::optional<double> scale, StringHandle pinned_key) {
+  const Text pinned(pinned_key);
+  const Packed packed(query, key, value);
+  const gnaforge_problem whole = gather_packed(packed.tensors, scale, true);
+  const Lengths q{"cumulative_seqlen_Q", numbers_of(cumulative_q, "cumulative_seqlen_Q")},
+      kv{"cumulative_seqlen_KV", numbers_of(cumulative_kv, "cumulative_seqlen_KV")};
+  std::vector<int64_t> numbers{is_causal};
+  numbers.insert(numbers.end(), q.ends.begin(), q.ends.end());
+  numbers.insert(numbers.end(), kv.ends.begin(), kv.ends.end());
+  auto results =
+      packed.run(whole, pinned.view(), 'l', numbers, [&] { return slices_of_lengths(whole, q, kv, is_causal); });
+  for (size_t i = 1; i < q.ends.size(); ++i) {
+    const int64_t first = q.ends[i - 1], queries = q.ends[i] - first;
+    if (queries == 0 || kv.ends[i] != kv.ends[i - 1]) continue;  // what follows is for samples without keys
+    Tensor out = torch::stable::narrow(std::get<0>(results), 1, first, queries);
+    Tensor lse = torch::stable::narrow(std::get<1>(results), 1, first, queries);
+    torch::stable::zero_(out);
+    torch::stable::fill_(lse, -std::numeric_limits<double>::infinity());
+  }
+  return results;
 }
 
 std::tuple<Tensor, Tensor, Tensor> backward(Tensor, std::optional<Tensor>, Tensor, Tensor, Tensor, Tensor, Tensor,
@@ -115,23 +202,31 @@ std::tuple<Tensor, Tensor, Tensor> backward(Tensor, std::optional<Tensor>, Tenso
         "call it under torch.no_grad(); for training keep NATTEN or FlexAttention until they land");
 }
 
+void assume_plain(Call& call, uint32_t dtype) {
+  for (const gnaforge_role role : {GNAFORGE_Q, GNAFORGE_K, GNAFORGE_V, GNAFORGE_OUT}) call.assume(role, dtype);
+  call.assume(GNAFORGE_LSE, GNAFORGE_FP32);
+}
+
 /// What a forward call without data would be refused for: raises it. With `choose` also that no kernel fits it.
 void check_forward(const GivenForward& tensors, const int64_t* pattern, size_t count, std::optional<double> scale,
                    std::string_view pinned, bool choose) {
-  const gnaforge_problem problem = gather(tensors, pattern, count, scale);
+  const int64_t patterns = head_patterns(tensors.q, count);
+  const gnaforge_problem problem = gather(tensors, pattern, count / static_cast<size_t>(patterns), scale);
   const uint32_t dtype = dtype_code(tensors.q.dtype);
   Call call(GNAFORGE_GNA_FORWARD, problem, tensors.q);
-  for (const gnaforge_role role : {GNAFORGE_Q, GNAFORGE_K, GNAFORGE_V, GNAFORGE_OUT}) call.assume(role, dtype);
-  call.assume(GNAFORGE_LSE, GNAFORGE_FP32);
+  assume_plain(call, dtype);
   if (problem.extra_tokens[0] > 0) {
     for (const gnaforge_role role : {GNAFORGE_EXTRA_K, GNAFORGE_EXTRA_V}) call.assume(role, dtype);
     if (tensors.extra_lengths) call.assume(GNAFORGE_EXTRA_LENGTHS, GNAFORGE_INT32);
   }
-  call.check();
+  if (patterns == 1) call.check();
   const Sizes lse = sizes_of(problem, GNAFORGE_LSE);
   bool empty = lse.batch == 0 || lse.heads == 0;
   for (const int64_t tokens : lse.tokens) empty = empty || tokens == 0;
-  if (choose && !empty) call.choose_kernel(pinned);
+  if (patterns > 1)
+    call.check_slices(slices_of_heads(tensors, problem, pattern, count, scale), pinned, choose && !empty);
+  else if (choose && !empty)
+    call.choose_kernel(pinned);
 }
 
 int fail(char* text, size_t size, const std::string& reason) {
@@ -166,6 +261,8 @@ GNAFORGE_EXPORT int gnaforge_core_init(char* error, size_t n) {
   // forward_no_grad is forward under a name of its own, which has no autograd formula: one would slow every call.
   const Operator operators[] = {{"forward", forward_signature, TORCH_BOX(&forward)},
                                 {"forward_no_grad", forward_signature, TORCH_BOX(&forward)},
+                                {"forward_varlen", forward_varlen_signature, TORCH_BOX(&forward_varlen)},
+                                {"attention_varlen", attention_varlen_signature, TORCH_BOX(&attention_varlen)},
                                 {"backward", backward_signature, TORCH_BOX(&backward)}};
   // The library handles stay open: closing one would take its registrations back.
   TorchLibraryHandle library = nullptr;
@@ -212,32 +309,61 @@ struct gnaforge_given {
   const char *dtype, *device;  ///< As torch names them: `float32`, `cuda:0`.
 };
 
+namespace gnaforge {
+namespace {
+
+Given look(const gnaforge_given& tensor, const char* name) {
+  uint32_t device = 0;
+  int32_t index = 0;
+  TORCH_ERROR_CODE_CHECK(torch_parse_device_string(tensor.device, &device, &index));
+  return {name, tensor.sizes, tensor.dims, type_named(tensor.dtype), static_cast<DeviceType>(device), index};
+}
+
+/// What `check` raises, or null. The words stay good until the next call on this thread.
+template <class Check>
+const char* words_of(const Check& check) {
+  thread_local std::string words;
+  try {
+    check();
+    return nullptr;
+  } catch (const std::exception& error) {
+    words = error.what();
+    return words.c_str();
+  }
+}
+
+}  // namespace
+}  // namespace gnaforge
+
 /// The words that a forward call with these tensors (query, key, value, and perhaps null: extra_k, extra_v,
 /// extra_lengths) would be refused with, null if it wouldn't: what keeps the rules, and with `choose` is served by a
 /// kernel that is loaded, however its tensors lie. They stay good until the next call on this thread.
 GNAFORGE_EXPORT const char* gnaforge_core_check(const gnaforge_given* const tensors[6], const int64_t* pattern,
                                                 size_t count, const double* scale, const char* key, int choose) {
   using namespace gnaforge;
-  thread_local std::string words;
-  const auto look = [&tensors](int i, const char* name) {
-    uint32_t device = 0;
-    int32_t index = 0;
-    TORCH_ERROR_CODE_CHECK(torch_parse_device_string(tensors[i]->device, &device, &index));
-    return Given{
-        name, tensors[i]->sizes, tensors[i]->dims, type_named(tensors[i]->dtype), static_cast<DeviceType>(device),
-        index};
-  };
-  try {
-    GivenForward all{look(0, "query"), look(1, "key"), look(2, "value"), {}, {}, {}};
-    if (tensors[3] != nullptr) all.extra_k = look(3, "extra_k");
-    if (tensors[4] != nullptr) all.extra_v = look(4, "extra_v");
-    if (tensors[5] != nullptr) all.extra_lengths = look(5, "extra_lengths");
+  return words_of([&] {
+    GivenForward all{look(*tensors[0], "query"), look(*tensors[1], "key"), look(*tensors[2], "value"), {}, {}, {}};
+    if (tensors[3] != nullptr) all.extra_k = look(*tensors[3], "extra_k");
+    if (tensors[4] != nullptr) all.extra_v = look(*tensors[4], "extra_v");
+    if (tensors[5] != nullptr) all.extra_lengths = look(*tensors[5], "extra_lengths");
     check_forward(all, pattern, count, scale ? std::optional(*scale) : std::nullopt, key, choose != 0);
-    return nullptr;
-  } catch (const std::exception& error) {
-    words = error.what();
-    return words.c_str();
-  }
+  });
+}
+
+/// As above, of a call of forward_varlen with these tensors: query, key, value.
+GNAFORGE_EXPORT const char* gnaforge_core_check_varlen(const gnaforge_given* const tensors[3], int64_t rank,
+                                                       const int64_t* layouts, size_t extents, const int64_t* pattern,
+                                                       size_t count, const double* scale, const char* key, int choose) {
+  using namespace gnaforge;
+  return words_of([&] {
+    const GivenForward all{look(*tensors[0], "query"), look(*tensors[1], "key"), look(*tensors[2], "value"), {}, {}, {}};
+    const gnaforge_problem whole = gather_packed(all, scale ? std::optional(*scale) : std::nullopt);
+    Call call(GNAFORGE_GNA_FORWARD, whole, all.q);
+    assume_plain(call, dtype_code(all.q.dtype));
+    const std::vector<int64_t> numbers(layouts, layouts + extents);
+    const Slices slices = slices_of_samples(whole, Layouts{rank, numbers}, {pattern, pattern + count});
+    call.check_slices(slices, key, choose != 0 && whole.batch > 0 && whole.heads > 0);
+  });
 }
 
 /// Grows with every change of the table.

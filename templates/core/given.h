@@ -168,6 +168,19 @@ inline int64_t gather_extra(const GivenForward& tensors, const gnaforge_problem&
   return tokens;
 }
 
+/// Puts a pattern into a problem whose rank and tokens are known.
+inline void take_pattern(gnaforge_problem& p, const int64_t* next, bool plain) {
+  const auto take = [&next, &p](int64_t* field) {
+    for (int d = 0; d < p.rank; ++d) field[d] = *next++;
+  };
+  for (int64_t* field : {p.window, p.stride, p.dilation, p.causal}) take(field);
+  for (int d = 0; d < p.rank; ++d) p.grid[d] = p.kv_tokens[d];
+  if (!plain)
+    for (int64_t* field : {p.edge, p.sink, p.grid, p.q_offset, p.kv_offset, p.kv_sink}) take(field);
+  for (int d = 0; d < p.rank; ++d)
+    if (p.grid[d] == 0) p.grid[d] = p.kv_tokens[d];
+}
+
 /// Puts the tensors' shapes and the pattern into the contract's form, which `rules` judges then.
 inline gnaforge_problem gather(const GivenForward& tensors, const int64_t* pattern, size_t count,
                                std::optional<double> scale) {
@@ -218,21 +231,20 @@ inline gnaforge_problem gather(const GivenForward& tensors, const int64_t* patte
   p.scale = scale ? *scale : 1.0 / std::sqrt(static_cast<double>(p.head_dim));
   if (k.sizes[rank + 2] != p.head_dim) refuse("key has head_dim ", k.sizes[rank + 2], ", query has ", p.head_dim);
   if (v.sizes[rank + 1] != p.kv_heads) refuse("key has ", p.kv_heads, " heads, value has ", v.sizes[rank + 1]);
-  const int64_t* next = pattern;
-  const auto take = [&next, rank](int64_t* field) {
-    for (size_t d = 0; d < rank; ++d) field[d] = *next++;
-  };
-  for (int64_t* field : {p.window, p.stride, p.dilation, p.causal}) take(field);
   for (size_t d = 0; d < rank; ++d) {
     p.tokens[d] = q.sizes[d + 1];
-    p.kv_tokens[d] = p.grid[d] = k.sizes[d + 1];
+    p.kv_tokens[d] = k.sizes[d + 1];
   }
-  if (!plain)
-    for (int64_t* field : {p.edge, p.sink, p.grid, p.q_offset, p.kv_offset, p.kv_sink}) take(field);
-  for (size_t d = 0; d < rank; ++d)
-    if (p.grid[d] == 0) p.grid[d] = p.kv_tokens[d];
+  take_pattern(p, pattern, plain);
   p.extra_tokens[0] = gather_extra(tensors, p);
   return p;
+}
+
+/// As above, of packed samples: the problem of one that has all tokens, of rank 1. There may be other numbers of queries
+/// and keys only where `apart`.
+inline gnaforge_problem gather_packed(const GivenForward& tensors, std::optional<double> scale, bool apart = false) {
+  const int64_t all[] = {apart && tensors.k.dims == 4 ? tensors.k.sizes[1] : 1, 1, 1, GNAFORGE_CAUSAL_NONE};
+  return gather(tensors, all, plain_groups, scale);
 }
 
 }  // namespace gnaforge

@@ -1,0 +1,206 @@
+"""`attention`: dense attention on the kernels of rank 1, with NATTEN's signature."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from . import arguments, lists, natten_arguments, ops
+from .config import KernelConfig
+from .dtypes import dtype_name
+from .problem import Problem
+from .request import Request
+
+if TYPE_CHECKING:
+    from .core import Failure
+
+Lengths = torch.Tensor | Sequence[int]
+
+
+def attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    is_causal: bool = False,
+    scale: float | None = None,
+    seqlens_Q: Lengths | None = None,
+    seqlens_KV: Lengths | None = None,
+    cumulative_seqlen_Q: Lengths | None = None,
+    cumulative_seqlen_KV: Lengths | None = None,
+    max_seqlen_Q: int | None = None,
+    max_seqlen_KV: int | None = None,
+    backend: str | None = None,
+    q_tile_size: int | None = None,
+    kv_tile_size: int | None = None,
+    *,
+    return_lse: bool = False,
+    kernel: KernelConfig | str | None = None,
+    **natten_tuning: Any,
+) -> Any:
+    """Dense attention of all queries to all keys, on the kernels that neighborhood attention of rank 1 has.
+
+    With lengths, samples of different lengths are packed without padding, as one batch entry: each attends to itself.
+    Give lengths or cumulative ones, of queries and of keys. The host reads them: those of a GPU tensor it waits for, at
+    each call, which a CUDA graph can't capture; a sequence or a tensor of the CPU costs no waiting.
+
+    Args:
+        query: ``[batch, N, heads, head_dim]``, of a type that kernels take, such as bfloat16.
+        key: ``[batch, M, heads_kv, head_dim]``; ``heads_kv`` divides ``heads`` (GQA, MQA).
+        value: ``[batch, M, heads_kv, head_dim_v]``.
+        is_causal: query i sees no key after key i, whatever N and M are: the mask is aligned at the top left, as
+            NATTEN's and torch's are.
+        scale: factor of Q K^T; default ``head_dim ** -0.5``.
+        seqlens_Q, seqlens_KV: lengths of the samples, integers ``[samples]``. A sample without keys gets zeros, and a
+            log-sum-exp of -infinity.
+        cumulative_seqlen_Q, cumulative_seqlen_KV: instead of them, where samples begin and the last ends: integers
+            ``[samples + 1]``, of which the first is 0.
+        max_seqlen_Q, max_seqlen_KV: accepted, and not needed.
+        q_tile_size, kv_tile_size: take a kernel with these tiles.
+        return_lse: also return the log-sum-exp of each query.
+        kernel: pins a kernel: its `KernelConfig` or key.
+        backend, natten_tuning: NATTEN's other tuning arguments are accepted and ignored, with one warning.
+
+    Returns:
+        The output ``[batch, N, heads, head_dim_v]``, or with ``return_lse`` a tuple with the log-sum-exp
+        ``[batch, N, heads]``, float32, natural logarithm.
+
+    Raises:
+        TypeError, ValueError, MemoryError, NoKernelError: as `neighborhood_attention`.
+    """
+    if backend is not None or natten_tuning:
+        natten_arguments.check({**({} if backend is None else {"backend": backend}), **natten_tuning})
+    arguments.require_tensors(query=query, key=key, value=value)
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if tensor.dim() != 4:
+            raise ValueError(f"{name} must be [batch, tokens, heads, head_dim], got {tuple(tensor.shape)}")
+    if not isinstance(is_causal, bool):
+        raise TypeError(f"is_causal must be bool, got {is_causal!r}")
+    scale = None if scale is None else arguments.number("scale", scale)
+    tiles = [None if size is None else (size,) for size in (q_tile_size, kv_tile_size)]
+    pinned = ops.kernel_key(1, query, value, kernel, *tiles)
+    lengths = _cumulative_lengths(seqlens_Q, seqlens_KV, cumulative_seqlen_Q, cumulative_seqlen_KV)
+    queries, keys = query.shape[1], key.shape[1]
+    if lengths is not None:
+        if query.shape[0] != 1:
+            raise ValueError(f"packed samples are one batch entry, and query has {query.shape[0]}")
+        results = _attend_packed(query, key, value, *lengths, is_causal, scale, pinned)
+    elif keys == 0 or (is_causal and queries > keys):  # some queries see no key, or all of them
+        ends = [torch.tensor([0, size]) for size in (queries, keys)]
+        results = _attend_packed(query, key, value, ends[0], ends[1], is_causal, scale, pinned)
+    else:
+        if is_causal and queries < keys:
+            key, value, keys = key[:, :queries], value[:, :queries], queries
+        results = ops.attend(1, query, key, value, max(keys, 1), 1, 1, is_causal, scale, True, pinned, None)
+    out, lse = results
+    return (out, lse) if return_lse else out
+
+
+def _cumulative_lengths(*given: Lengths | None) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Cumulative lengths of queries and keys, of lengths or of cumulative ones.
+
+    Raises:
+        ValueError: there are those of queries and none of keys, or the other way round, or both kinds.
+    """
+    plain, cumulative = given[:2], given[2:]
+    if all(lengths is None for lengths in given):
+        return None
+    if any(lengths is not None for lengths in plain) and any(lengths is not None for lengths in cumulative):
+        raise ValueError("give lengths or cumulative lengths, not both")
+    names = ("seqlens_Q", "seqlens_KV") if plain != (None, None) else ("cumulative_seqlen_Q", "cumulative_seqlen_KV")
+    wanted = plain if plain != (None, None) else cumulative
+    found = []
+    for name, lengths in zip(names, wanted, strict=True):
+        if lengths is None:
+            raise ValueError(f"{names[0]} and {names[1]} come together; {name} is missing")
+        whole = lengths if isinstance(lengths, torch.Tensor) else torch.tensor(_integers(name, lengths))
+        if whole.dim() != 1 or whole.dtype not in (torch.int32, torch.int64):
+            kind = str(whole.dtype).removeprefix("torch.")
+            raise ValueError(f"{name} must be a vector of int32 or int64, got {tuple(whole.shape)} of {kind}")
+        found.append(torch.nn.functional.pad(whole.cumsum(0), (1, 0)) if wanted is plain else whole)
+    return found[0], found[1]
+
+
+def _integers(name: str, lengths: Any) -> list[int]:
+    if not isinstance(lengths, Sequence) or isinstance(lengths, str):
+        raise TypeError(f"{name} must be a tensor or a sequence of integers, got {lengths!r}")
+    return arguments.ints_per_dim(name, lengths, len(lengths))
+
+
+def _attend_packed(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cumulative_q: torch.Tensor,
+    cumulative_kv: torch.Tensor,
+    is_causal: bool,
+    scale: float | None,
+    pinned: str,
+) -> lists.Results:
+    ops.load_operators()
+    call = query, key, value, cumulative_q, cumulative_kv, is_causal, scale, pinned
+    ends = cumulative_q, cumulative_kv
+    return lists.run(
+        "attention_varlen",
+        call,
+        lambda: request_of_lengths(query, value, pinned, key, *(None if is_traced(end) else end for end in ends)),
+        lambda choose: failure_of_lengths(query, key, value, cumulative_q, cumulative_kv, scale),
+    )
+
+
+def is_traced(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has no numbers to read."""
+    from torch._subclasses import FakeTensor
+
+    return isinstance(tensor, FakeTensor) or tensor.is_meta
+
+
+def request_of_lengths(
+    query: torch.Tensor,
+    value: torch.Tensor,
+    pinned: str,
+    key: torch.Tensor | None = None,
+    cumulative_q: torch.Tensor | None = None,
+    cumulative_kv: torch.Tensor | None = None,
+) -> Request:
+    """The request that a call of the operator ``attention_varlen`` makes: that of its longest sample, if lengths are
+    known."""
+    from .autocast import autocast_dtype
+
+    dtype, problem = dtype_name(autocast_dtype(query)), None
+    if key is not None and cumulative_q is not None and cumulative_kv is not None:
+        lengths = [ends.diff().tolist() for ends in (cumulative_q, cumulative_kv)]
+        queries, keys = max(zip(*lengths, strict=False), key=lambda pair: (pair[0] != pair[1]) + pair[0] * pair[1])
+        if min(queries, keys, query.shape[0]) > 0:
+            problem = Problem(
+                (queries,),
+                (keys,),
+                heads=query.shape[2],
+                kv_heads=key.shape[2],
+                head_dim=query.shape[3],
+                value_head_dim=value.shape[3],
+                batch=query.shape[0],
+                dtype=dtype,
+                kv_tokens=(keys,),
+            )
+    dims = int(query.shape[-1]), int(value.shape[-1])
+    index = query.device.index or 0
+    return Request("gna_forward", 1, dtype, *dims, query.device.type, device_index=index, key=pinned, problem=problem)
+
+
+def failure_of_lengths(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cumulative_q: torch.Tensor,
+    cumulative_kv: torch.Tensor,
+    scale: float | None,
+) -> Failure | None:
+    """What a call of ``attention_varlen`` is refused for, whatever its lengths are: its tensors don't fit each other."""
+    from .autocast import autocast_tensor
+    from .given import failure_of_call
+
+    tensors = *map(autocast_tensor, (query, key, value)), None, None, None
+    keys = key.shape[1] if key.dim() == 4 else 1
+    return failure_of_call(tensors, [keys, 1, 1, 0], scale) if type(keys) is int and keys > 0 else None

@@ -1,0 +1,86 @@
+"""The Python parts of the operators that run a list of calls over packed samples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from . import lists
+from .autocast import register_autocast
+from .gradients import register_refusal
+
+OPERATORS = ("forward_varlen", "attention_varlen")
+
+
+def _results(q: torch.Tensor, v: torch.Tensor) -> lists.Results:
+    return q.new_empty((*q.shape[:-1], v.shape[-1])), q.new_empty(q.shape[:-1], dtype=torch.float32)
+
+
+def _may_run(q: torch.Tensor) -> bool:
+    sizes = q.shape[:-1]
+    return q.device.type in ("cpu", "cuda") and not any(type(size) is int and size == 0 for size in sizes)
+
+
+def _forward_varlen_fake(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    rank: int,
+    layouts: list[int],
+    pattern: list[int],
+    scale: float | None = None,
+    key: str = "",
+) -> lists.Results:
+    from .given import failure_of_samples
+    from .varlen import request_of_samples
+
+    request = request_of_samples(q, k, v, rank, layouts, pattern, key)
+    failing = lambda choose: failure_of_samples(q, k, v, rank, layouts, pattern, scale, key, choose=choose)  # noqa: E731
+    lists.check_traced(request, failing, may_run=_may_run(q))
+    return _results(q, v)
+
+
+def _attention_varlen_fake(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cumulative_q: torch.Tensor,
+    cumulative_kv: torch.Tensor,
+    is_causal: bool = False,
+    scale: float | None = None,
+    key: str = "",
+) -> lists.Results:
+    from .attention import failure_of_lengths, request_of_lengths
+
+    failing = lambda choose: failure_of_lengths(q, k, v, cumulative_q, cumulative_kv, scale)  # noqa: E731
+    lists.check_traced(request_of_lengths(q, v, key), failing, may_run=_may_run(q))
+    return _results(q, v)
+
+
+def _fold(info: Any, tensor: torch.Tensor, dim: int | None) -> torch.Tensor:
+    whole = tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+    return whole.flatten(0, 1)
+
+
+def _batched(name: str) -> Any:
+    """The rule of `torch.library.register_vmap`: batch entries share the samples, so its dimension is part of them."""
+
+    def call(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> Any:
+        if any(dim is not None for dim in in_dims[3:] if not isinstance(dim, list | tuple)):
+            raise NotImplementedError("gnaforge: torch.vmap over cumulative lengths: samples are the same for all")
+        tensors = [_fold(info, tensor, dim) for tensor, dim in zip(arguments[:3], in_dims, strict=False)]
+        results = getattr(torch.ops.gnaforge, name).default(*tensors, *arguments[3:])
+        return tuple(result.unflatten(0, (info.batch_size, -1)) for result in results), (0, 0)
+
+    return call
+
+
+def register_list_parts(library: torch.library.Library) -> None:
+    """Registers fakes, autograd, autocast and vmap of the operators."""
+    fakes = {"forward_varlen": _forward_varlen_fake, "attention_varlen": _attention_varlen_fake}
+    for name in OPERATORS:
+        torch.library.register_fake(f"gnaforge::{name}", fakes[name], lib=library)
+        register_autocast(name, library)
+        torch.library.register_vmap(f"gnaforge::{name}", _batched(name), lib=library)
+        register_refusal(name, library)

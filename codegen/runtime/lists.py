@@ -1,0 +1,92 @@
+"""Calls of the operators that run a list: what they do where no kernel fits, and where torch only traces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from . import core, lookup, ops, table
+from .errors import NoKernelError
+from .jit import TRACING
+from .request import Request
+
+Results = tuple[torch.Tensor, torch.Tensor]  # output and log-sum-exp
+Failing = Callable[[bool], "core.Failure | None"]
+
+
+def run(name: str, call: tuple[Any, ...], request: Callable[[], Request], failing: Failing) -> Results:
+    """Calls an operator; if no kernel fits, loads or makes one and tries again.
+
+    Args:
+        name: the operator's.
+        call: its arguments; the first three are query, key and value.
+        request: says what kernel a call needs.
+        failing: gives the `core.Failure` of a call that doesn't run; True: also where no kernel is loaded that fits.
+
+    Raises:
+        ValueError, NoKernelError, MemoryError: as `neighborhood_attention`.
+    """
+    operator = getattr(torch.ops.gnaforge, name).default
+    if ops.is_compiling():
+        return operator(*call)  # type: ignore[no-any-return]
+    if ops.is_tracing():
+        ops.prepare_apart(lambda: _prepare(request(), failing))
+        return operator(*call)  # type: ignore[no-any-return]
+
+    def attempt() -> Results | core.Failure:
+        try:
+            if ops.wants_autograd(*call[:3]):
+                return operator(*call)  # type: ignore[no-any-return]
+            with torch._C._AutoDispatchBelowAutograd():
+                return operator(*call)  # type: ignore[no-any-return]
+        except RuntimeError as error:
+            failure = core.failure_of(error)
+            if failure.code in core.NO_KERNEL:
+                return failure
+            if failure.code == core.ErrorCode.BAD_INPUT:
+                raise ValueError(failure.reason) from None
+            if failure.code == core.ErrorCode.OUT_OF_MEMORY:
+                raise ops.out_of_memory(failure, call[0], call[2]) from None
+            if failure.code == core.ErrorCode.OTHER and (fault := failing(False)):
+                raise ValueError(fault.reason) from None  # torch refused it first, in other words
+            raise
+
+    found = attempt()
+    return ops.find_kernel(found, attempt, request()) if isinstance(found, core.Failure) else found
+
+
+def _prepare(request: Request, failing: Failing) -> None:
+    failure = failing(True)
+    if failure is not None and failure.code == core.ErrorCode.BAD_INPUT:
+        raise ValueError(failure.reason)
+    if failure is not None and failure.code in core.NO_KERNEL:
+        ops.find_kernel(failure, lambda: failing(True), request)
+
+
+def check_traced(request: Request, failing: Failing, *, may_run: bool) -> None:
+    """Refuses a call that torch traces as it would be refused when it runs. A compiled graph calls an operator without
+    Python: the kernel that it needs is loaded now, and must be there already.
+
+    Args:
+        request, failing: as for `run`.
+        may_run: whether a kernel could run it, on its device, and has something to do.
+
+    Raises:
+        ValueError: the call breaks a rule.
+        NoKernelError: there is no kernel.
+    """
+    if failure := failing(False):
+        raise ValueError(failure.reason)
+    if not may_run:
+        return
+    lookup.load_matching(request)
+    failure = failing(True)
+    if failure is None and table.serves(request):
+        return
+    lookup.remedy(request)  # raises what is more to the point than that none is loaded, if there is something
+    if failure is not None:
+        raise NoKernelError(f"{failure.whole}\n{TRACING}")
+    wanted, call = request.key or str(request), request.register_call()
+    raise NoKernelError(f"gnaforge: no kernel for {wanted} is loaded\nregister one with: {call}\n{TRACING}")

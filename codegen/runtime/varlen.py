@@ -1,0 +1,178 @@
+"""Neighborhood attention over packed samples, each with a layout of its own: `na1d_varlen`, `na2d_varlen`,
+`na3d_varlen`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any
+
+import torch
+
+from . import arguments, lists, natten_arguments, ops
+from .config import KernelConfig
+from .own_patterns import is_own, own_patterns
+from .problem import Causal, Problem, fields_of_pattern, hungriest, split_patterns
+from .request import Request
+
+Layouts = Sequence[int] | Sequence[Sequence[int]] | torch.Tensor
+
+
+def layouts_of(value: Any, rank: int) -> list[int]:
+    """The extents of all samples, one after the other.
+
+    Raises:
+        TypeError: there is something else than integers.
+        ValueError: a sample has another number of extents, or one below 0.
+    """
+    rows = value.tolist() if hasattr(value, "tolist") else value
+    if not isinstance(rows, Sequence) or isinstance(rows, str):
+        raise TypeError(f"layouts must be a sequence of {rank} extents for each sample, got {value!r}")
+    extents: list[int] = []
+    for i, row in enumerate(rows):
+        whole = list(row) if isinstance(row, Sequence) and not isinstance(row, str) else [row]
+        if len(whole) != rank:
+            raise ValueError(f"layouts[{i}] is {row!r}; it must have {rank} extent{'s' * (rank > 1)}")
+        extents += arguments.ints_per_dim(f"layouts[{i}]", whole, rank)
+    arguments.require_numbers(extents, rank)
+    return extents
+
+
+def _patterns(
+    rank: int, samples: int, given: dict[str, Any], edge: Any, sink: Any
+) -> list[int]:
+    settings = None if edge is None and sink is None else (edge, sink, None, None, None, None)
+    return own_patterns(rank, max(samples, 1), "sample", given, settings)
+
+
+def request_of_samples(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    rank: int,
+    layouts: Sequence[int],
+    pattern: Sequence[int],
+    pinned: str,
+) -> Request:
+    """The request that a call of the operator ``forward_varlen`` makes: that of the sample that asks most of a kernel."""
+    from .autocast import autocast_dtype
+    from .dtypes import dtype_name
+
+    samples = len(layouts) // rank
+    own = split_patterns(pattern, rank, samples)
+    sizes = (*layouts, *pattern, query.shape[0], *query.shape[2:], *key.shape[2:], value.shape[-1])
+    problem = None
+    if all(type(size) is int for size in sizes) and all(sizes[len(layouts) + len(pattern) :]):
+        rows = [tuple(layouts[i * rank : (i + 1) * rank]) for i in range(samples)]
+        pairs = [(row, own[i if len(own) > 1 else 0]) for i, row in enumerate(rows) if prod(row)]
+        if pairs:
+            wanted = hungriest([pattern for _, pattern in pairs], rank)
+            tokens = max((row for row, pattern in pairs if pattern is wanted), key=prod)
+            fields = fields_of_pattern(wanted)
+            fields.pop("grid", None)
+            heads, kv_heads = query.shape[2], key.shape[2]
+            problem = Problem(
+                tokens,
+                **fields,
+                heads=heads,
+                kv_heads=kv_heads,
+                head_dim=query.shape[-1],
+                value_head_dim=value.shape[-1],
+                batch=query.shape[0],
+                dtype=dtype_name(autocast_dtype(query)),
+            )
+    return Request(
+        "gna_forward",
+        rank,
+        dtype_name(autocast_dtype(query)),
+        int(query.shape[-1]),
+        int(value.shape[-1]),
+        query.device.type,
+        device_index=query.device.index or 0,
+        key=pinned,
+        problem=problem,
+    )
+
+
+def _fixed_rank(rank: int, extents: str) -> Callable[..., Any]:
+    def operator(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        layouts: Layouts,
+        kernel_size: int | Sequence[int] | Sequence[Sequence[int]],
+        stride: int | Sequence[int] | Sequence[Sequence[int]] = 1,
+        dilation: int | Sequence[int] | Sequence[Sequence[int]] = 1,
+        is_causal: Causal | Sequence[Causal] | Sequence[Sequence[Causal]] | None = False,
+        scale: float | None = None,
+        backend: str | None = None,
+        q_tile_shape: Sequence[int] | None = None,
+        kv_tile_shape: Sequence[int] | None = None,
+        *,
+        edge: str | Sequence[str] | Sequence[Sequence[str]] | None = None,
+        sink: int | Sequence[int] | Sequence[Sequence[int]] | None = None,
+        return_lse: bool = False,
+        kernel: KernelConfig | str | None = None,
+        **natten_tuning: Any,
+    ) -> Any:
+        if backend is not None or natten_tuning:
+            natten_arguments.check({**({} if backend is None else {"backend": backend}), **natten_tuning})
+        arguments.require_tensors(query=query, key=key, value=value)
+        for name, tensor in (("query", query), ("key", key), ("value", value)):
+            if tensor.dim() != 3:
+                raise ValueError(f"{name} must be [tokens, heads, head_dim], got {tuple(tensor.shape)}")
+        whole = layouts_of(layouts, rank)
+        given = {"kernel_size": kernel_size, "stride": stride, "dilation": dilation, "is_causal": is_causal}
+        pattern = _patterns(rank, len(whole) // rank, given, edge, sink)
+        arguments.require_numbers(pattern, rank)
+        scale = None if scale is None else arguments.number("scale", scale)
+        pinned = ops.kernel_key(rank, query, value, kernel, q_tile_shape, kv_tile_shape)
+        ops.load_operators()
+        call = (query[None], key[None], value[None], rank, whole, pattern, scale, pinned)
+
+        def failing(choose: bool) -> Any:
+            from .autocast import autocast_tensor
+            from .given import failure_of_samples
+
+            return failure_of_samples(*map(autocast_tensor, call[:3]), *call[3:], choose=choose)
+
+        out, lse = lists.run(
+            "forward_varlen", call, lambda: request_of_samples(*call[:6], pinned), failing
+        )
+        return (out[0], lse[0]) if return_lse else out[0]
+
+    operator.__name__ = operator.__qualname__ = f"na{rank}d_varlen"
+    operator.__doc__ = f"""{rank}-D neighborhood attention over samples of different layouts, packed without padding.
+
+    The result equals that of `na{rank}d` for each sample apart. A kernel works through all samples at once where it can;
+    no tensor is copied.
+
+    Args:
+        query: ``[tokens, heads, head_dim]``: the samples' tokens one after the other, each sample's in row-major order.
+        key: ``[tokens, heads_kv, head_dim]``; ``heads_kv`` divides ``heads``.
+        value: ``[tokens, heads_kv, head_dim_v]``.
+        layouts: {extents} of each sample; all together have ``tokens`` tokens. A sample may have none. A sequence, or a
+            tensor ``[samples, {rank}]``, which the host waits for if it is on a GPU.
+        kernel_size, stride, dilation, is_causal, edge, sink: as for `neighborhood_attention`, for all samples; or of each,
+            ``[samples, {rank}]``. A window must fit each sample.
+        scale: factor of Q K^T; default ``head_dim ** -0.5``.
+        q_tile_shape, kv_tile_shape, kernel: as for `neighborhood_attention`.
+        return_lse: also return the log-sum-exp of each query.
+        backend, natten_tuning: NATTEN's tuning arguments are accepted and ignored, with one warning.
+
+    Returns:
+        The output ``[tokens, heads, head_dim_v]``, or with ``return_lse`` a tuple with the log-sum-exp
+        ``[tokens, heads]``, float32, natural logarithm.
+
+    Raises:
+        TypeError, ValueError, MemoryError, NoKernelError: as `neighborhood_attention`; what is wrong of a sample names
+            it by its number.
+
+    torch.compile makes one graph for any layouts of as many samples, if they are a sequence of integers.
+    """
+    return operator
+
+
+na1d_varlen = _fixed_rank(1, "the extent")
+na2d_varlen = _fixed_rank(2, "the extents")
+na3d_varlen = _fixed_rank(3, "the extents")
