@@ -87,12 +87,12 @@ int can_run(const gnaforge_args* args, char* why, size_t n) {
 
 float* data(const gnaforge_args* args, gnaforge_role role) { return static_cast<float*>(args->tensors[role]->data); }
 
-int64_t workspace_bytes(const gnaforge_args*) { return TOY_WORKSPACE; }
+int64_t workspace_bytes([[maybe_unused]] const gnaforge_args* args) { return TOY_WORKSPACE; }
 
-double visited_work(const gnaforge_args*) { return TOY_WORK; }
+double visited_work([[maybe_unused]] const gnaforge_args* args) { return TOY_WORK; }
 
-/// Fills the output with a constant, so that a test sees which kernel ran.
-int run(const gnaforge_args* args, void* workspace, void*, char* err, size_t n) {
+/// Fills the results with a constant, so that a test sees which kernel ran.
+int fill(const gnaforge_args* args, void* workspace, char* err, size_t n, float value) {
   TOY_STATEMENT;
   if (workspace == nullptr) {
     std::snprintf(err, n, "no workspace");
@@ -109,8 +109,23 @@ int run(const gnaforge_args* args, void* workspace, void*, char* err, size_t n) 
     std::snprintf(err, n, "the toy needs 5 bytes at scale 0.25");
     return GNAFORGE_OUT_OF_MEMORY;
   }
-  for (int64_t i = 0; i < rows * p.value_head_dim; ++i) data(args, GNAFORGE_OUT)[i] = TOY_VALUE;
-  for (int64_t i = 0; i < rows; ++i) data(args, GNAFORGE_LSE)[i] = TOY_VALUE;
+  for (int64_t i = 0; i < rows * p.value_head_dim; ++i) data(args, GNAFORGE_OUT)[i] = TOY_VALUE + value;
+  for (int64_t i = 0; i < rows; ++i) data(args, GNAFORGE_LSE)[i] = TOY_VALUE + value;
+  return GNAFORGE_OK;
+}
+
+int run(const gnaforge_args* args, void* workspace, void*, char* err, size_t n) {
+  return fill(args, workspace, err, n, 0);
+}
+
+/// A list has a workspace of its own, and its calls leave other constants.
+[[maybe_unused]] int64_t calls_workspace_bytes(const gnaforge_args* const*, int64_t count) { return count << 21; }
+
+[[maybe_unused]] int run_calls(const gnaforge_args* const* calls, int64_t count, void* workspace, void*, char* err,
+                               size_t n) {
+  static_cast<char*>(workspace)[(count << 21) - 1] = 1;
+  for (int64_t i = 0; i < count; ++i)
+    if (const int code = fill(calls[i], workspace, err, n, 99 + static_cast<float>(count))) return code;
   return GNAFORGE_OK;
 }
 

@@ -57,7 +57,9 @@ def require_numbers(pattern: Sequence[int], rank: int) -> None:
 def _too_large(position: int, count: int, rank: int) -> ValueError:
     """Of one number of ``count``, which are of one pattern or of several."""
     own = next((groups for groups in (len(_FIELDS), 4) if rank > 0 and count % (groups * rank) == 0), len(_FIELDS))
-    return ValueError(f"{_FIELDS[position // max(rank, 1) % own]} along dim {position % max(rank, 1)} is beyond 64 bits")
+    return ValueError(
+        f"{_FIELDS[position // max(rank, 1) % own]} along dim {position % max(rank, 1)} is beyond 64 bits"
+    )
 
 
 def ints_per_dim(name: str, value: Any, rank: int) -> list[int]:

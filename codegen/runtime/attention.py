@@ -12,6 +12,7 @@ from .config import KernelConfig
 from .dtypes import dtype_name
 from .problem import Problem
 from .request import Request
+from .sharding import on_mesh
 
 if TYPE_CHECKING:
     from .core import Failure
@@ -139,21 +140,14 @@ def _attend_packed(
     pinned: str,
 ) -> lists.Results:
     ops.load_operators()
-    call = query, key, value, cumulative_q, cumulative_kv, is_causal, scale, pinned
-    ends = cumulative_q, cumulative_kv
+    ends = on_mesh(cumulative_q, query), on_mesh(cumulative_kv, query)
+    call = query, key, value, *ends, is_causal, scale, pinned
     return lists.run(
         "attention_varlen",
         call,
-        lambda: request_of_lengths(query, value, pinned, key, *(None if is_traced(end) else end for end in ends)),
-        lambda choose: failure_of_lengths(query, key, value, cumulative_q, cumulative_kv, scale),
+        lambda: request_of_lengths(query, value, pinned, key, cumulative_q, cumulative_kv),
+        lambda choose: failure_of_lengths(query, key, value, scale),
     )
-
-
-def is_traced(tensor: torch.Tensor) -> bool:
-    """Whether a tensor has no numbers to read."""
-    from torch._subclasses import FakeTensor
-
-    return isinstance(tensor, FakeTensor) or tensor.is_meta
 
 
 def request_of_lengths(
@@ -193,11 +187,9 @@ def failure_of_lengths(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    cumulative_q: torch.Tensor,
-    cumulative_kv: torch.Tensor,
     scale: float | None,
 ) -> Failure | None:
-    """What a call of ``attention_varlen`` is refused for, whatever its lengths are: its tensors don't fit each other."""
+    """What a call of ``attention_varlen`` is refused for, whatever its lengths are."""
     from .autocast import autocast_tensor
     from .given import failure_of_call
 

@@ -25,7 +25,9 @@ def is_own(value: Any) -> bool:
     """Whether an argument has an entry for each head or sample, itself one per dimension: a sequence of sequences, or a
     tensor or array of two dimensions."""
     if isinstance(value, Sequence):
-        return bool(value) and not isinstance(value, str) and isinstance(value[0], Sequence) and type(value[0]) is not str
+        return (
+            bool(value) and not isinstance(value, str) and isinstance(value[0], Sequence) and type(value[0]) is not str
+        )
     return getattr(value, "ndim", 0) == 2
 
 

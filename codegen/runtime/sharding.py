@@ -5,10 +5,13 @@ Tokens stay whole.
 
 from __future__ import annotations
 
+import sys
 from math import prod
 from typing import Any
 
 import torch
+
+from .problem import PATTERN_FIELDS, PLAIN_PATTERN_FIELDS
 
 
 def register_strategies() -> None:
@@ -21,6 +24,8 @@ def register_strategies() -> None:
     # What a placement is remembered for: all arguments from the pattern on.
     for operator in (operators.forward, operators.forward_no_grad):
         register(operator.default, _forward, RuntimeSchemaInfo(3, needs_pytree=True))
+    register(operators.forward_varlen.default, _packed, RuntimeSchemaInfo(3, needs_pytree=True))
+    register(operators.attention_varlen.default, _packed, RuntimeSchemaInfo(5, needs_pytree=True))
     register(operators.backward.default, _backward, RuntimeSchemaInfo(7, needs_pytree=True))
 
 
@@ -37,7 +42,34 @@ def _forward(schema: Any) -> Any:
         [heads] * 5 + [Shard(2), Shard(2), whole][:extra],
         [heads] * 3 + [whole] * (2 + extra),  # the one head of keys for all
     ]
+    rank = len(schema.args_strategy[0].shape) - 3
+    if len(schema.args_schema[3]) not in (rank * PLAIN_PATTERN_FIELDS, rank * PATTERN_FIELDS):
+        del kinds[2:]  # the pattern has an entry for each head
     return _strategy(schema, kinds, outputs=2, query=0)
+
+
+def _packed(schema: Any) -> Any:
+    """The placements that a call of packed samples may have: of out, lse, query, key, value, and perhaps of cumulative
+    lengths, which all devices have."""
+    from torch.distributed.tensor import Replicate, Shard
+
+    lengths = len(schema.args_strategy) - 3
+    whole, heads = Replicate(), Shard(2)
+    kinds = [[place] * 5 + [whole] * lengths for place in (whole, Shard(0), heads)]
+    kinds.append([heads] * 3 + [whole] * (2 + lengths))
+    return _strategy(schema, kinds, outputs=2, query=0)
+
+
+def on_mesh(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A tensor that all devices have, beside a DTensor; itself beside any other."""
+    if "torch.distributed.tensor" not in sys.modules:
+        return tensor
+    from torch.distributed.tensor import DTensor, Replicate
+
+    if not isinstance(like, DTensor) or isinstance(tensor, DTensor):
+        return tensor
+    mesh = like.device_mesh
+    return DTensor.from_local(tensor, mesh, [Replicate()] * mesh.ndim, run_check=False)
 
 
 def _backward(schema: Any) -> Any:

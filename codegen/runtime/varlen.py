@@ -11,7 +11,7 @@ import torch
 
 from . import arguments, lists, natten_arguments, ops
 from .config import KernelConfig
-from .own_patterns import is_own, own_patterns
+from .own_patterns import own_patterns
 from .problem import Causal, Problem, fields_of_pattern, hungriest, split_patterns
 from .request import Request
 
@@ -38,9 +38,7 @@ def layouts_of(value: Any, rank: int) -> list[int]:
     return extents
 
 
-def _patterns(
-    rank: int, samples: int, given: dict[str, Any], edge: Any, sink: Any
-) -> list[int]:
+def _patterns(rank: int, samples: int, given: dict[str, Any], edge: Any, sink: Any) -> list[int]:
     settings = None if edge is None and sink is None else (edge, sink, None, None, None, None)
     return own_patterns(rank, max(samples, 1), "sample", given, settings)
 
@@ -54,7 +52,7 @@ def request_of_samples(
     pattern: Sequence[int],
     pinned: str,
 ) -> Request:
-    """The request that a call of the operator ``forward_varlen`` makes: that of the sample that asks most of a kernel."""
+    """The request that a call of ``forward_varlen`` makes: that of the sample that asks most of a kernel."""
     from .autocast import autocast_dtype
     from .dtypes import dtype_name
 
@@ -136,16 +134,14 @@ def _fixed_rank(rank: int, extents: str) -> Callable[..., Any]:
 
             return failure_of_samples(*map(autocast_tensor, call[:3]), *call[3:], choose=choose)
 
-        out, lse = lists.run(
-            "forward_varlen", call, lambda: request_of_samples(*call[:6], pinned), failing
-        )
+        out, lse = lists.run("forward_varlen", call, lambda: request_of_samples(*call[:6], pinned), failing)
         return (out[0], lse[0]) if return_lse else out[0]
 
     operator.__name__ = operator.__qualname__ = f"na{rank}d_varlen"
     operator.__doc__ = f"""{rank}-D neighborhood attention over samples of different layouts, packed without padding.
 
-    The result equals that of `na{rank}d` for each sample apart. A kernel works through all samples at once where it can;
-    no tensor is copied.
+    The result equals that of `na{rank}d` for each sample apart. One kernel works through all samples, together if it
+    takes lists of calls; no tensor is copied.
 
     Args:
         query: ``[tokens, heads, head_dim]``: the samples' tokens one after the other, each sample's in row-major order.
@@ -153,8 +149,8 @@ def _fixed_rank(rank: int, extents: str) -> Callable[..., Any]:
         value: ``[tokens, heads_kv, head_dim_v]``.
         layouts: {extents} of each sample; all together have ``tokens`` tokens. A sample may have none. A sequence, or a
             tensor ``[samples, {rank}]``, which the host waits for if it is on a GPU.
-        kernel_size, stride, dilation, is_causal, edge, sink: as for `neighborhood_attention`, for all samples; or of each,
-            ``[samples, {rank}]``. A window must fit each sample.
+        kernel_size, stride, dilation, is_causal, edge, sink: as for `neighborhood_attention`, for all samples; or of
+            each, ``[samples, {rank}]``. A window must fit each sample.
         scale: factor of Q K^T; default ``head_dim ** -0.5``.
         q_tile_shape, kv_tile_shape, kernel: as for `neighborhood_attention`.
         return_lse: also return the log-sum-exp of each query.

@@ -356,7 +356,8 @@ GNAFORGE_EXPORT const char* gnaforge_core_check_varlen(const gnaforge_given* con
                                                        size_t count, const double* scale, const char* key, int choose) {
   using namespace gnaforge;
   return words_of([&] {
-    const GivenForward all{look(*tensors[0], "query"), look(*tensors[1], "key"), look(*tensors[2], "value"), {}, {}, {}};
+    const GivenForward all{
+        look(*tensors[0], "query"), look(*tensors[1], "key"), look(*tensors[2], "value"), {}, {}, {}};
     const gnaforge_problem whole = gather_packed(all, scale ? std::optional(*scale) : std::nullopt);
     Call call(GNAFORGE_GNA_FORWARD, whole, all.q);
     assume_plain(call, dtype_code(all.q.dtype));

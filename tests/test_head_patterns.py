@@ -1,0 +1,224 @@
+"""Windows of their own for heads: one call, whose heads are those of calls apart."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import gnaforge
+import numpy as np
+import pytest
+import torch
+from own_patterns import exact_heads, own_arguments, random_pattern, require_close
+
+pytestmark = pytest.mark.usefixtures("kernel_set")
+
+Q, K = torch.randn(2, 9, 10, 4, 16), torch.randn(2, 9, 10, 2, 16)
+WINDOWS = [(3, 3), (5, 5), (5, 5), (9, 3)]
+ROWS = [[3, 3, 1, 1, 1, 1, 0, 0], [5, 5, 2, 1, 1, 1, 0, 1], [5, 5, 2, 1, 1, 1, 0, 1], [9, 3, 1, 1, 1, 1, 0, 0]]
+FLAT = [number for row in ROWS for number in row]
+
+
+def test_random_heads_agree_with_exact_attention() -> None:
+    """All ranks and settings; groups of query heads that share keys are split wherever patterns change."""
+    rng, split = Random(0), 0
+    for seed in range(80):
+        tokens = [rng.randint(1, 9) for _ in range(rng.randint(1, 3))]
+        kv_heads, group = rng.choice((1, 2, 3)), rng.choice((1, 2, 4))
+        heads: list[Any] = []
+        while len(heads) < kv_heads * group:
+            heads += [random_pattern(rng, tokens, plain=seed % 2 == 0)] * rng.randint(1, 5)
+        heads = heads[: kv_heads * group]
+        split += any(heads[i] != heads[i - 1] and i % group for i in range(1, len(heads)))
+        torch.manual_seed(seed)
+        q, k, v = (torch.randn(2, *tokens, n, 16) for n in (len(heads), kv_heads, kv_heads))
+        got = gnaforge.neighborhood_attention(q, k, v, **own_arguments(heads), return_lse=True)
+        require_close(got, exact_heads(heads, q, k, v), f"{seed}: {heads}")
+    assert split > 10
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_heads_are_those_of_calls_apart(dtype: torch.dtype) -> None:
+    """To the bit, by one kernel; whatever the tensors' strides are."""
+    key = f"gna_forward-cpu-r2-{gnaforge.runtime.dtypes.dtype_name(dtype)}-dany-q1x16-kv5x7"
+    whole = torch.randn(2, 9, 10, 3, 4, 16).to(dtype)  # as a projection of all three leaves them
+    q, k, v = whole[..., 0, :, :], whole[..., 1, :2, :], whole[..., 2, :2, :]
+    out, lse = gnaforge.na2d(q, k, v, WINDOWS, return_lse=True, kernel=key)
+    assert out.is_contiguous() and lse.is_contiguous()
+    for head, window in enumerate(WINDOWS):
+        own, shared = slice(head, head + 1), slice(head // 2, head // 2 + 1)
+        apart = gnaforge.na2d(q[..., own, :], k[..., shared, :], v[..., shared, :], window, return_lse=True, kernel=key)
+        assert torch.equal(out[..., own, :], apart[0]) and torch.equal(lse[..., own], apart[1])
+
+
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor], ids=["lists", "arrays", "tensors"])
+def test_what_may_stand_for_the_rows(kind: Callable[..., Any]) -> None:
+    want = gnaforge.na2d(Q, K, K, WINDOWS, [(1, 1), (2, 1), (1, 2), (3, 3)])
+    assert torch.equal(gnaforge.na2d(Q, K, K, kind(WINDOWS), kind([[1, 1], [2, 1], [1, 2], [3, 3]])), want)
+    causal = [[False, True]] * 4
+    assert torch.equal(
+        gnaforge.na2d(Q, K, K, kind([(3, 5)] * 4), 1, 1, kind(causal)), gnaforge.na2d(Q, K, K, (3, 5), 1, 1, causal[0])
+    )
+
+
+def test_one_head_of_keys_that_is_expanded_serves_all() -> None:
+    one = K[..., :1, :]
+    many = one.expand(-1, -1, -1, 4, -1)
+    assert torch.equal(gnaforge.na2d(Q, many, many, WINDOWS), gnaforge.na2d(Q, one, one, WINDOWS))
+
+
+BAD: dict[str, tuple[type[Exception], dict[str, Any]]] = {
+    "kernel_size has 3 rows for 4 heads": (ValueError, {"kernel_size": WINDOWS[:3]}),
+    "kernel_size must be [heads, 2] here: kernel_size: (3, 3, 3) has 3 entries": (
+        ValueError,
+        {"kernel_size": [*WINDOWS[:3], (3, 3, 3)]},
+    ),
+    "stride must be [heads, 2] here: stride must be int": (TypeError, {"stride": [(1, "x")] * 4}),
+    "head 3: kernel_size 9 times dilation 2 exceeds the 9 tokens along dim 0": (
+        ValueError,
+        {"dilation": [(1, 1), (1, 1), (1, 1), (2, 1)]},
+    ),
+    "head 1: stride is 6 along dim 1; it must be 1 to kernel_size (5)": (
+        ValueError,
+        {"stride": [(1, 1), (1, 6), (1, 1), (1, 1)]},
+    ),
+    "is_causal must be [heads, 2] here: is_causal is 'no'": (ValueError, {"is_causal": [("no", True)] * 4}),
+    "edge must be [heads, 2] here: edge is 'no'": (ValueError, {"edge": [("cut", "no")] * 4}),
+    "stride along dim 1 is beyond 64 bits": (ValueError, {"stride": [(1, 1), (1, 2**70), (1, 1), (1, 1)]}),
+}
+
+
+@pytest.mark.parametrize("text", BAD)
+def test_errors_name_the_head(text: str) -> None:
+    kind, arguments = BAD[text]
+    with pytest.raises(kind) as failed:
+        gnaforge.na2d(Q, K, K, **{"kernel_size": WINDOWS, **arguments})
+    assert text in str(failed.value)
+
+
+def test_query_heads_must_share_keys_evenly() -> None:
+    odd = torch.randn(2, 9, 10, 3, 16)
+    with pytest.raises(ValueError, match="4 query heads can't be shared among 3 key/value heads"):
+        gnaforge.na2d(Q, odd, odd, WINDOWS)
+
+
+def test_nothing_to_compute_keeps_the_rules() -> None:
+    empty_q, empty_k = Q[:0], K[:0]
+    assert gnaforge.na2d(empty_q, empty_k, empty_k, WINDOWS).shape == (0, 9, 10, 4, 16)
+    with pytest.raises(ValueError, match="head 3: kernel_size 90"):
+        gnaforge.na2d(empty_q, empty_k, empty_k, [*WINDOWS[:3], (90, 3)])
+
+
+def heads(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    return gnaforge.na2d(q, k, k, WINDOWS, [(1, 1), (2, 1), (2, 1), (1, 1)])  # type: ignore[no-any-return]
+
+
+def test_torch_takes_it_as_any_call() -> None:
+    """Compiled without a break, also with sizes that aren't known; exported; under vmap and autocast."""
+    want = heads(Q, K)
+    torch._dynamo.reset()
+    assert torch.equal(torch.compile(heads, fullgraph=True, backend="aot_eager")(Q, K), want)
+    assert torch.equal(torch.compile(heads, fullgraph=True, dynamic=True, backend="aot_eager")(Q, K), want)
+
+    class Module(torch.nn.Module):
+        def forward(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+            return heads(q, k)
+
+    assert torch.equal(torch.export.export(Module(), (Q, K)).module()(Q, K), want)
+    assert torch.equal(torch.vmap(heads)(Q[None], K[None])[0], want)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(heads(Q, K), heads(Q.bfloat16(), K.bfloat16()))
+    for operator in (torch.ops.gnaforge.forward, torch.ops.gnaforge.forward_no_grad):
+        found = torch.library.opcheck(operator.default, (Q, K, K, FLAT, 0.5, ""))
+        assert set(found.values()) == {"SUCCESS"}
+    with pytest.raises(RuntimeError, match="no backward kernels"):
+        heads(Q.clone().requires_grad_(), K).sum().backward()
+
+
+def test_what_is_traced_is_refused_in_the_words_of_a_call() -> None:
+    torch._dynamo.reset()
+    bad = [*WINDOWS[:3], (90, 3)]
+    with pytest.raises(Exception, match="head 3: kernel_size 90 times dilation 1 exceeds the 9 tokens along dim 0"):
+        torch.compile(lambda q, k: gnaforge.na2d(q, k, k, bad), fullgraph=True, backend="aot_eager")(Q, K)
+
+
+# lists of calls in the core
+
+TOY = "gna_forward-cpu-r2-fp32-d8-q{}x8-kv8x8"
+PREAMBLE = """
+import json, torch, gnaforge
+x = torch.zeros(32 + 15, 2, 8)
+layouts = [(4, 8), (3, 5)]
+def value(key=None, **options):
+    try:
+        out, lse = gnaforge.na2d_varlen(x, x, x, layouts, 3, return_lse=True, kernel=key, **options)
+        return [out.unique().tolist(), lse.unique().tolist()]
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+def say(found):
+    print(json.dumps(found))
+"""
+
+
+def run(python: Callable[..., Any], code: str) -> list[Any]:
+    done = python(PREAMBLE + code)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_the_core_gives_a_kernel_the_whole_list_if_it_takes_lists(no_kernels: Path, python: Any, toy: Any) -> None:
+    lists = {"TOY_RUN_CALLS": "run_calls", "TOY_CALLS_WORKSPACE": "calls_workspace_bytes"}
+    together = toy("together", TOY_KEY=f'"{TOY.format(1)}"', TOY_VALUE="1.f", **lists)
+    apart = toy("apart", TOY_KEY=f'"{TOY.format(2)}"', TOY_VALUE="2.f", TOY_WORKSPACE="args->problem->tokens[0]")
+    half = toy("half", TOY_KEY=f'"{TOY.format(3)}"', TOY_VALUE="3.f", TOY_RUN_CALLS="run_calls")
+    old = toy("frozen", f"-I{Path(__file__).parent / 'abi_1_0'}", TOY_KEY=f'"{TOY.format(4)}"', TOY_VALUE="4.f")
+    paths = [str(path) for path in (together, apart, half, old)]
+    out = run(
+        python,
+        f"""
+for path in {paths!r}:
+    core.load_library(path)
+for number in (1, 2, 3, 4, 1):
+    say(value({TOY!r}.format(number)))
+layouts = layouts[:1]
+x = x[:32]
+say(value({TOY.format(1)!r}))  # one call is none that needs a list
+""",
+    )
+    assert out == [[[102.0], [102.0]], [[2.0], [2.0]], [[3.0], [3.0]], [[4.0], [4.0]], [[102.0], [102.0]], [[1.0]] * 2]
+
+
+def test_one_kernel_is_chosen_for_all_calls_of_a_list(no_kernels: Path, python: Any, toy: Any) -> None:
+    """That with the least work for all together, of those that compute each; the words name the call."""
+    first = toy(
+        "first", TOY_KEY=f'"{TOY.format(1)}"', TOY_VALUE="1.f", TOY_WORK="args->problem->tokens[0] == 4 ? 1 : 9"
+    )
+    second = toy("second", TOY_KEY=f'"{TOY.format(2)}"', TOY_VALUE="2.f", TOY_WORK="4")
+    picky = toy(
+        "picky",
+        TOY_KEY=f'"{TOY.format(3)}"',
+        TOY_VALUE="3.f",
+        TOY_WORK="0",
+        TOY_CODE="args->problem->tokens[0] == 4 ? GNAFORGE_OK : GNAFORGE_NO_OTHER",
+    )
+    out = run(
+        python,
+        f"""
+core.load_library({str(picky)!r})
+say(value())
+core.load_library({str(first)!r})
+say(value())
+core.load_library({str(second)!r})
+say(value())
+say(value({TOY.format(3)!r}))
+say(value({TOY.format(2)!r}, scale=0.5))
+""",
+    )
+    assert "no kernel fits this problem" in out[0] and "and 1 more of a list" in out[0]
+    assert "sample 1: " in out[0]
+    assert out[1:3] == [[[1.0], [1.0]], [[2.0], [2.0]]]  # 1 + 9 are more than 4 + 4
+    assert "was asked for and can't run this problem" in out[3] and "sample 1: " in out[3]
+    assert f"kernel {TOY.format(2)} failed: the toy fails at scale 0.5" in out[4]
