@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -78,7 +79,10 @@ def _batched(name: str) -> Any:
 
 def register_list_parts(library: torch.library.Library) -> None:
     """Registers fakes, autograd, autocast and vmap of the operators."""
-    fakes = {"forward_varlen": _forward_varlen_fake, "attention_varlen": _attention_varlen_fake}
+    fakes: dict[str, Callable[..., Any]] = {
+        "forward_varlen": _forward_varlen_fake,
+        "attention_varlen": _attention_varlen_fake,
+    }
     for name in OPERATORS:
         torch.library.register_fake(f"gnaforge::{name}", fakes[name], lib=library)
         register_autocast(name, library)

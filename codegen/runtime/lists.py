@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch._C import _is_tracing as is_tracing
+from torch.compiler import is_compiling
 
 from . import core, lookup, ops, table
 from .errors import NoKernelError
@@ -29,9 +31,9 @@ def run(name: str, call: tuple[Any, ...], request: Callable[[], Request], failin
         ValueError, NoKernelError, MemoryError: as `neighborhood_attention`.
     """
     operator = getattr(torch.ops.gnaforge, name).default
-    if ops.is_compiling():
+    if is_compiling():
         return operator(*call)  # type: ignore[no-any-return]
-    if ops.is_tracing():
+    if is_tracing():
         ops.prepare_apart(lambda: _prepare(request(), failing))
         return operator(*call)  # type: ignore[no-any-return]
 

@@ -205,7 +205,8 @@ def _recover(error: RuntimeError, operator: Callable[..., Results], *call: Any) 
 def _request_of(call: tuple[Any, ...]) -> Request:
     from .autocast import autocast_tensor
 
-    return request_of(*map(autocast_tensor, call[:3]), call[3], call[5])
+    query, key, value = map(autocast_tensor, call[:3])
+    return request_of(query, key, value, call[3], call[5])
 
 
 def _prepare_trace(*call: Any) -> None:

@@ -66,7 +66,7 @@ def request_of_samples(
         if pairs:
             wanted = hungriest([pattern for _, pattern in pairs], rank)
             tokens = max((row for row, pattern in pairs if pattern is wanted), key=prod)
-            fields = fields_of_pattern(wanted)
+            fields: dict[str, Any] = fields_of_pattern(wanted)
             fields.pop("grid", None)
             heads, kv_heads = query.shape[2], key.shape[2]
             problem = Problem(
@@ -132,7 +132,8 @@ def _fixed_rank(rank: int, extents: str) -> Callable[..., Any]:
             from .autocast import autocast_tensor
             from .given import failure_of_samples
 
-            return failure_of_samples(*map(autocast_tensor, call[:3]), *call[3:], choose=choose)
+            cast = tuple(map(autocast_tensor, call))
+            return failure_of_samples(*cast, choose=choose)
 
         out, lse = lists.run("forward_varlen", call, lambda: request_of_samples(*call[:6], pinned), failing)
         return (out[0], lse[0]) if return_lse else out[0]
