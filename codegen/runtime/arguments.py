@@ -49,9 +49,10 @@ def require_numbers(pattern: Sequence[int], rank: int) -> None:
     Raises:
         ValueError: one is beyond 64 bits.
     """
-    for position, number in enumerate(pattern):
-        if type(number) is int and not -_LIMIT <= number < _LIMIT:
-            raise _too_large(position, len(pattern), rank)
+    if torch.compiler.is_compiling() or not pattern or (max(pattern) < _LIMIT and min(pattern) >= -_LIMIT):
+        return
+    position = next(position for position, number in enumerate(pattern) if not -_LIMIT <= number < _LIMIT)
+    raise _too_large(position, len(pattern), rank)
 
 
 def _too_large(position: int, count: int, rank: int) -> ValueError:
@@ -72,6 +73,8 @@ def ints_per_dim(name: str, value: Any, rank: int) -> list[int]:
     """
     if type(value) is int:
         return [value] * rank
+    if type(value) is tuple and len(value) == rank and all(type(entry) is int for entry in value):
+        return list(value)  # as below, in less time
     return [entry if type(entry) is int else _int(name, value, entry, rank) for entry in per_dim(name, value, rank)]
 
 
@@ -85,6 +88,8 @@ def causal_per_dim(name: str, value: Any, rank: int) -> list[int]:
     """
     if type(value) is bool:
         return [value] * rank
+    if type(value) is tuple and len(value) == rank and all(type(entry) is bool for entry in value):
+        return list(value)  # as below, in less time
     entries = per_dim(name, False if value is None else value, rank)
     for entry in entries:
         if isinstance(entry, str) and entry not in _CAUSAL:
@@ -108,6 +113,21 @@ def edges_per_dim(name: str, value: Any, rank: int) -> list[int]:
         if entry not in EDGES:
             raise ValueError(f"{name} is {entry!r}; it must be one of {', '.join(EDGES)}")
     return [EDGES.index(entry) for entry in entries]
+
+
+def plain_pattern(rank: int, kernel_size: Any, stride: Any, dilation: Any, is_causal: Any) -> list[int]:
+    """The operator's pattern of a call without settings.
+
+    Raises:
+        TypeError: an argument is of a type that it can't have.
+        ValueError: one has a wrong length.
+    """
+    return [
+        *ints_per_dim("kernel_size", kernel_size, rank),
+        *ints_per_dim("stride", stride, rank),
+        *ints_per_dim("dilation", dilation, rank),
+        *causal_per_dim("is_causal", is_causal, rank),
+    ]
 
 
 def settings_pattern(

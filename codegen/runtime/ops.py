@@ -112,12 +112,19 @@ def attend(
     kernel: str,
     settings: tuple[Any, ...] | None,
 ) -> Any:
-    if type(kernel_size) is type(stride) is type(dilation) is int and type(is_causal) is bool:
+    plain_settings = settings is None or not any(map(is_own, settings[:2]))
+    if type(kernel_size) is type(stride) is type(dilation) is int and type(is_causal) is bool and plain_settings:
         pattern = [kernel_size] * rank + [stride] * rank + [dilation] * rank + [is_causal] * rank
-        if settings is not None:
-            pattern = _whole_pattern(rank, query, kernel_size, stride, dilation, is_causal, settings)
     else:
-        pattern = _whole_pattern(rank, query, kernel_size, stride, dilation, is_causal, settings)
+        plain = kernel_size, stride, dilation, is_causal
+        if not plain_settings or any(map(is_own, plain)):
+            arguments.require_tensors(query=query)
+            pattern = own_patterns(rank, query.shape[-2], "head", plain, settings)
+            settings = None
+        else:
+            pattern = arguments.plain_pattern(rank, *plain)
+    if settings is not None:
+        pattern += arguments.settings_pattern(rank, *settings)
     if scale is not None and type(scale) is not float:
         scale = arguments.number("scale", scale)
     if is_compiling():
@@ -143,29 +150,6 @@ def attend(
             raise
         out, lse = _recover(error, operator, query, key, value, pattern, scale, kernel)
     return (out, lse) if return_lse else out
-
-
-def _whole_pattern(
-    rank: int,
-    query: torch.Tensor,
-    kernel_size: Any,
-    stride: Any,
-    dilation: Any,
-    is_causal: Any,
-    settings: tuple[Any, ...] | None,
-) -> list[int]:
-    """The operator's pattern; of each head, where an argument has an entry for each."""
-    if any(map(is_own, (kernel_size, stride, dilation, is_causal, *(settings or ())[:2]))):
-        arguments.require_tensors(query=query)
-        given = {"kernel_size": kernel_size, "stride": stride, "dilation": dilation, "is_causal": is_causal}
-        return own_patterns(rank, query.shape[-2], "head", given, settings)
-    pattern = [
-        *arguments.ints_per_dim("kernel_size", kernel_size, rank),
-        *arguments.ints_per_dim("stride", stride, rank),
-        *arguments.ints_per_dim("dilation", dilation, rank),
-        *arguments.causal_per_dim("is_causal", is_causal, rank),
-    ]
-    return pattern if settings is None else pattern + arguments.settings_pattern(rank, *settings)
 
 
 def _recover(error: RuntimeError, operator: Callable[..., Results], *call: Any) -> Results:

@@ -19,11 +19,17 @@ _FIELDS: dict[str, Callable[[str, Any, int], list[int]]] = {
     "sink": arguments.ints_per_dim,
 }
 _NEUTRAL = {"is_causal": None, "edge": None, "sink": 0}
+_SCALARS = frozenset((int, bool, str))
 
 
 def is_own(value: Any) -> bool:
     """Whether an argument has an entry for each head or sample, itself one per dimension: a sequence of sequences, or a
     tensor or array of two dimensions."""
+    kind = type(value)
+    if kind is int or kind is bool or kind is str or value is None:
+        return False
+    if (kind is tuple or kind is list) and value and type(value[0]) in _SCALARS:
+        return False
     if isinstance(value, Sequence):
         return (
             bool(value) and not isinstance(value, str) and isinstance(value[0], Sequence) and type(value[0]) is not str
@@ -31,7 +37,9 @@ def is_own(value: Any) -> bool:
     return getattr(value, "ndim", 0) == 2
 
 
-def own_patterns(rank: int, count: int, who: str, given: dict[str, Any], settings: tuple[Any, ...] | None) -> list[int]:
+def own_patterns(
+    rank: int, count: int, who: str, given: tuple[Any, ...], settings: tuple[Any, ...] | None
+) -> list[int]:
     """The operators' pattern of a call some of whose arguments have an entry for each head or sample: that of each, one
     after the other, or one if all are equal.
 
@@ -47,7 +55,7 @@ def own_patterns(rank: int, count: int, who: str, given: dict[str, Any], setting
         ValueError: one has a wrong length.
     """
     edge, sink, *ranges = settings or (None,) * 6
-    columns = [_column(name, value, rank, count, who) for name, value in given.items()]
+    columns = [_column(name, value, rank, count, who) for name, value in zip(_FIELDS, given, strict=False)]
     if settings is not None:
         columns += [_column(name, value, rank, count, who) for name, value in (("edge", edge), ("sink", sink))]
         rest = arguments.settings_pattern(rank, None, None, *ranges)[2 * rank :]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from math import prod
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from . import arguments, lists, natten_arguments, ops
 from .config import KernelConfig
-from .own_patterns import own_patterns
+from .own_patterns import is_own, own_patterns
 from .problem import Causal, Problem, fields_of_pattern, hungriest, split_patterns
 from .request import Request
 
@@ -28,7 +29,12 @@ def layouts_of(value: Any, rank: int) -> list[int]:
     rows = value.tolist() if hasattr(value, "tolist") else value
     if not isinstance(rows, Sequence) or isinstance(rows, str):
         raise TypeError(f"layouts must be a sequence of {rank} extents for each sample, got {value!r}")
-    extents: list[int] = []
+    if rows and all(type(row) in (tuple, list) and len(row) == rank for row in rows):
+        extents = list(chain.from_iterable(rows))
+        if all(type(extent) is int for extent in extents):
+            arguments.require_numbers(extents, rank)
+            return extents
+    extents = []
     for i, row in enumerate(rows):
         whole = list(row) if isinstance(row, Sequence) and not isinstance(row, str) else [row]
         if len(whole) != rank:
@@ -36,11 +42,6 @@ def layouts_of(value: Any, rank: int) -> list[int]:
         extents += arguments.ints_per_dim(f"layouts[{i}]", whole, rank)
     arguments.require_numbers(extents, rank)
     return extents
-
-
-def _patterns(rank: int, samples: int, given: dict[str, Any], edge: Any, sink: Any) -> list[int]:
-    settings = None if edge is None and sink is None else (edge, sink, None, None, None, None)
-    return own_patterns(rank, max(samples, 1), "sample", given, settings)
 
 
 def request_of_samples(
@@ -120,8 +121,13 @@ def _fixed_rank(rank: int, extents: str) -> Callable[..., Any]:
             if tensor.dim() != 3:
                 raise ValueError(f"{name} must be [tokens, heads, head_dim], got {tuple(tensor.shape)}")
         whole = layouts_of(layouts, rank)
-        given = {"kernel_size": kernel_size, "stride": stride, "dilation": dilation, "is_causal": is_causal}
-        pattern = _patterns(rank, len(whole) // rank, given, edge, sink)
+        settings = None if edge is None and sink is None else (edge, sink, None, None, None, None)
+        given = kernel_size, stride, dilation, is_causal
+        if any(map(is_own, (*given, edge, sink))):
+            pattern = own_patterns(rank, len(whole) // rank, "sample", given, settings)
+        else:
+            pattern = arguments.plain_pattern(rank, *given)
+            pattern += [] if settings is None else arguments.settings_pattern(rank, *settings)
         arguments.require_numbers(pattern, rank)
         scale = None if scale is None else arguments.number("scale", scale)
         pinned = ops.kernel_key(rank, query, value, kernel, q_tile_shape, kv_tile_shape)
