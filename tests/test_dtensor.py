@@ -15,27 +15,31 @@ import gnaforge
 warnings.simplefilter("ignore")
 torch.set_num_threads(1)
 
-def attend(*tensors, **arguments):
-    return gnaforge.na2d(*tensors, 3, return_lse=True, **arguments)
+ENDS = torch.tensor([0, 10, 30])
+
+def attend(*tensors, window=3, **arguments):
+    return gnaforge.na2d(*tensors, window, return_lse=True, **arguments)
 
 def main():
     before = torch.randn(1, 9, 8, 1, 16)
     if EARLY:
         attend(before, before, before)  # the core is there before DTensor
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor, init_device_mesh
+    from gnaforge.runtime.sharding import on_mesh
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
-    places = {"batch": Shard(0), "tokens": Shard(1), "heads": Shard(3), "whole": Replicate()}
+    places = {"batch": Shard(0), "tokens": Shard(1), "heads": Shard(3), "whole": Replicate(), "packed heads": Shard(2)}
     names = {str(place): name for name, place in places.items()}
 
     def spread(shape, *along, seed=0):
         whole = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
         return distribute_tensor(whole, mesh, [places[name] for name in along])
 
-    def case(heads, kv_heads, query, key, batch=4):
+    def case(heads, kv_heads, query, key, batch=4, window=3):
         kinds = (heads, query), (kv_heads, key), (kv_heads, key)
         tensors = [spread((batch, 9, 8, n, 16), *along, seed=i) for i, (n, along) in enumerate(kinds)]
-        results = attend(*tensors)
-        for got, want in zip(results, attend(*(tensor.full_tensor() for tensor in tensors)), strict=True):
+        results = attend(*tensors, window=window)
+        whole = attend(*(tensor.full_tensor() for tensor in tensors), window=window)
+        for got, want in zip(results, whole, strict=True):
             assert torch.equal(got.full_tensor(), want), (heads, kv_heads, query, key)
         out, lse = ([names[str(place)] for place in result.placements] for result in results)
         assert out == lse
@@ -57,6 +61,22 @@ def main():
         said["autocast"] = str(attend(x, x, x.bfloat16())[0].dtype)
     compiled = torch.compile(lambda q: attend(q, q, q)[0], backend="aot_eager", fullgraph=True)
     said["compiled"] = torch.equal(compiled(x).full_tensor(), attend(x, x, x)[0].full_tensor())
+    own = [(3, 3), (5, 5), (9, 3), (1, 8)]
+    said["heads of their own"] = case(4, 4, ("batch", "heads"), ("batch", "heads"), window=own)
+    long = [spread((2, 30, n, 16), "batch", "packed heads", seed=n) for n in (4, 2, 2)]
+    ways = {
+        "packed": lambda *x: torch.ops.gnaforge.forward_varlen(*x, 2, [3, 4, 6, 3], [3, 3, 1, 1, 1, 1, 0, 0]),
+        "lengths": lambda *x: torch.ops.gnaforge.attention_varlen(*x, *map(on_mesh, [ENDS] * 2, x), True),
+    }
+    for name, call in ways.items():
+        results = call(*long)
+        for got, want in zip(results, call(*(x.full_tensor() for x in long)), strict=True):
+            assert torch.equal(got.full_tensor(), want), name
+        said[name] = [names[str(place)] for place in results[0].placements]
+    one = [spread((1, 30, 4, 16), "whole", "packed heads")] * 3
+    lengths = {"seqlens_Q": [10, 20], "seqlens_KV": [10, 20]}
+    want = gnaforge.attention(*(x.full_tensor() for x in one), **lengths)
+    assert torch.equal(gnaforge.attention(*one, **lengths).full_tensor(), want)
     extra = [distribute_tensor(torch.randn(4, 5, 4, 16), mesh, [Shard(0), Shard(2)]) for _ in range(2)]
     forward, pattern = torch.ops.gnaforge.forward, [3, 3, 1, 1, 1, 1, 0, 0]
     got, want = (
@@ -115,6 +135,8 @@ def test_each_device_computes_its_share(kernel_set, forked, early: bool) -> None
     assert {name: said[name] for name in PLACED} == PLACED
     assert "heads" not in said["groups that devices would split"] and "tokens" not in said["tokens"]
     assert said["fewer groups than devices"].count("heads") == 1
+    assert "heads" not in said["heads of their own"]
+    assert said["packed"] == said["lengths"] == ["batch", "packed heads"]
     assert said["bad"].startswith("ValueError: kernel_size 300 times dilation 1 exceeds the 9 tokens along dim 0")
     for name in ("gradients", "gradients of lse"):
         assert "this version has no backward kernels" in said[name]

@@ -70,6 +70,19 @@ def test_one_head_of_keys_that_is_expanded_serves_all() -> None:
     assert torch.equal(gnaforge.na2d(Q, many, many, WINDOWS), gnaforge.na2d(Q, one, one, WINDOWS))
 
 
+def test_extra_keys_go_with_the_heads() -> None:
+    """All heads see those of the head of keys that they share."""
+    extra, lengths = torch.randn(2, 7, 2, 16), torch.tensor([7, 0], dtype=torch.int32)
+    operator = torch.ops.gnaforge.forward.default
+    out, lse = operator(Q, K, K, FLAT, None, "", extra, extra, lengths)
+    for head, pattern in enumerate(ROWS):
+        own, shared = slice(head, head + 1), slice(head // 2, head // 2 + 1)
+        keys, more = K[..., shared, :], extra[..., shared, :]
+        apart = operator(Q[..., own, :], keys, keys, pattern, None, "", more, more, lengths)
+        torch.testing.assert_close(out[..., own, :], apart[0], rtol=2e-5, atol=2e-5)
+        torch.testing.assert_close(lse[..., own], apart[1], rtol=2e-5, atol=2e-5)
+
+
 BAD: dict[str, tuple[type[Exception], dict[str, Any]]] = {
     "kernel_size has 3 rows for 4 heads": (ValueError, {"kernel_size": WINDOWS[:3]}),
     "kernel_size must be [heads, 2] here: kernel_size: (3, 3, 3) has 3 entries": (

@@ -146,7 +146,7 @@ def _attend_packed(
         "attention_varlen",
         call,
         lambda: request_of_lengths(query, value, pinned, key, cumulative_q, cumulative_kv),
-        lambda choose: failure_of_lengths(query, key, value, scale),
+        lambda choose: failure_of_lengths(query, key, value, scale, pinned, choose=choose),
     )
 
 
@@ -188,11 +188,17 @@ def failure_of_lengths(
     key: torch.Tensor,
     value: torch.Tensor,
     scale: float | None,
+    pinned: str,
+    *,
+    choose: bool,
 ) -> Failure | None:
-    """What a call of ``attention_varlen`` is refused for, whatever its lengths are."""
+    """What a call of ``attention_varlen`` is refused for, whatever its lengths are; ``choose``: also that no kernel for
+    all tokens as one sample is loaded."""
     from .autocast import autocast_tensor
     from .given import failure_of_call
 
     tensors = *map(autocast_tensor, (query, key, value)), None, None, None
     keys = key.shape[1] if key.dim() == 4 else 1
-    return failure_of_call(tensors, [keys, 1, 1, 0], scale) if type(keys) is int and keys > 0 else None
+    if type(keys) is not int or keys == 0:
+        return None
+    return failure_of_call(tensors, [keys, 1, 1, 0], scale, pinned, choose=choose)

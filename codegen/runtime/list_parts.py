@@ -54,7 +54,7 @@ def _attention_varlen_fake(
 ) -> lists.Results:
     from .attention import failure_of_lengths, request_of_lengths
 
-    failing = lambda choose: failure_of_lengths(q, k, v, scale)  # noqa: E731
+    failing = lambda choose: failure_of_lengths(q, k, v, scale, key, choose=choose)  # noqa: E731
     lists.check_traced(request_of_lengths(q, v, key), failing, may_run=_may_run(q))
     return _results(q, v)
 

@@ -13,6 +13,8 @@ _TUNING = frozenset(
         "backend",
         "backward_q_tile_shape",
         "backward_kv_tile_shape",
+        "backward_q_tile_size",
+        "backward_kv_tile_size",
         "backward_kv_splits",
         "backward_use_pt_reduction",
         "run_persistent_kernel",

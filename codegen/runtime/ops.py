@@ -390,7 +390,9 @@ def neighborhood_attention(
         key: ``[batch, *tokens, heads_kv, head_dim]``; ``heads_kv`` divides ``heads`` (GQA, MQA). Along a dimension
             whose window holds all keys there may be any number of queries, as in cross attention.
         value: ``[batch, *tokens, heads_kv, head_dim_v]``.
-        kernel_size: window, in tokens: an integer for all dimensions or one per dimension.
+        kernel_size: window, in tokens: an integer for all dimensions or one per dimension. Or ``[heads, rank]``: of
+            each head its own, as a sequence of sequences, a tensor or an array. So may be stride, dilation, is_causal,
+            edge and sink.
             ``1 <= kernel_size``, and ``kernel_size * dilation <= tokens`` but for ``cut`` and ``block``.
         stride: queries that share a window, ``1 <= stride <= kernel_size``.
         dilation: step between the keys of a window.
