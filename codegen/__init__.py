@@ -1,8 +1,8 @@
 """Generates, compiles and runs attention kernels with Generalized Neighborhood Attention (GNA) masking.
 
-Run a kernel: `na1d`, `na2d`, `na3d`, `neighborhood_attention`, the modules ``NeighborhoodAttention{1,2,3}D``.
-Kernels: `register`, `warmup`, `registry`, `kernels`, `load_library`. Choosing tiles and strides, without torch:
-`simulate`, `fit`.
+Run a kernel: `na1d`, `na2d`, `na3d`, `neighborhood_attention`, `joint_attention`, the modules
+``NeighborhoodAttention{1,2,3}D``. Kernels: `register`, `warmup`, `registry`, `kernels`, `load_library`. Choosing tiles
+and strides, without torch: `simulate`, `fit`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         NeighborhoodAttention2D,
         NeighborhoodAttention3D,
         NoKernelError,
+        joint_attention,
         kernels,
         load_library,
         na1d,
@@ -45,6 +46,7 @@ __all__ = [
     "NeighborhoodAttention3D",
     "NoKernelError",
     "fit",
+    "joint_attention",
     "kernels",
     "load_library",
     "na1d",

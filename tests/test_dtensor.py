@@ -24,7 +24,7 @@ def main():
         attend(before, before, before)  # the core is there before DTensor
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor, init_device_mesh
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
-    places = {"batch": Shard(0), "tokens": Shard(1), "heads": Shard(3), "whole": Replicate()}
+    places = {"batch": Shard(0), "tokens": Shard(1), "heads": Shard(3), "heads at 2": Shard(2), "whole": Replicate()}
     names = {str(place): name for name, place in places.items()}
 
     def spread(shape, *along, seed=0):
@@ -64,6 +64,17 @@ def main():
         for given in ([x, *extra], [y.full_tensor() for y in (x, *extra)])
     )
     said["extra keys"] = torch.equal(got.full_tensor(), want)
+    with torch.no_grad():
+        packed = x.flatten(1, 2)
+        joint = gnaforge.joint_attention(packed, packed, packed, grid=(8, 8), prefix=8, kernel_size=3)
+        said["joint places"] = [names[str(place)] for place in joint.placements]
+        whole = packed.full_tensor()
+        want = gnaforge.joint_attention(whole, whole, whole, grid=(8, 8), prefix=8, kernel_size=3)
+        said["joint"] = torch.equal(joint.full_tensor(), want)
+        apart = [*[x] * 3, *[x[:, 0]] * 3]
+        results = gnaforge.joint_attention(*apart, kernel_size=3, return_lse=True)
+        wanted = gnaforge.joint_attention(*(y.full_tensor() for y in apart), kernel_size=3, return_lse=True)
+        said["apart"] = all(torch.equal(got.full_tensor(), want) for got, want in zip(results, wanted))
     return said
 
 pids = []
@@ -119,7 +130,8 @@ def test_each_device_computes_its_share(kernel_set, forked, early: bool) -> None
     for name in ("gradients", "gradients of lse"):
         assert "this version has no backward kernels" in said[name]
     assert said["differentiable"] == "True" and said["autocast"] == "torch.bfloat16" and said["compiled"] is True
-    assert said["extra keys"] is True
+    assert said["extra keys"] is said["joint"] is said["apart"] is True
+    assert said["joint places"] == ["batch", "heads at 2"]
 
 
 def test_nobody_imports_dtensor_for_it(kernel_set, forked) -> None:

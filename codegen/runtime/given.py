@@ -16,7 +16,10 @@ from .core import Failure
 if TYPE_CHECKING:
     import torch
 
-_TENSORS = 6  # query, key, value, extra_k, extra_v, extra_lengths
+_NAMES = (
+    *("query", "key", "value", "additional_keys", "additional_values", "additional_lengths"),
+    *("second additional_keys", "second additional_values", "second additional_lengths", "out", "out_lse"),
+)
 _PLAIN_GROUPS = 4  # numbers per dimension of a pattern without ranges
 
 
@@ -24,10 +27,12 @@ class _Given(ctypes.Structure):
     """gnaforge_given of templates/core/core.cpp."""
 
     _fields_ = (
+        ("name", ctypes.c_char_p),
         ("sizes", ctypes.POINTER(ctypes.c_int64)),
         ("dims", ctypes.c_int64),
         ("dtype", ctypes.c_char_p),
         ("device", ctypes.c_char_p),
+        ("last_stride", ctypes.c_int64),
     )
 
 
@@ -38,27 +43,36 @@ def failure_of_call(
     key: str = "",
     *,
     choose: bool = False,
+    names: Sequence[str] = (),
 ) -> Failure | None:
     """What the core refuses a call with these tensors for, real, fake or meta ones; None if it doesn't.
 
     Args:
-        tensors: query, key, value, and perhaps extra_k, extra_v and extra_lengths.
+        tensors: query, key, value, and perhaps keys, values and lengths of two further pieces, and an output and a
+            log-sum-exp to write to.
         pattern, scale, key: as the operator has them.
         choose: also refuse what no kernel that is loaded computes; not looked at where a size isn't known.
+        names: what messages call the tensors; by default as `neighborhood_attention` does.
     """
-    sizes, known = _sizes(tensors, pattern)
+    numbers = [number for entry in pattern if (number := number_of(entry)) is not None]
+    if len(numbers) < len(pattern):
+        return None
+    sizes, known = _sizes(tensors, numbers)
     if sizes is None:
         return None
-    entries = (ctypes.POINTER(_Given) * _TENSORS)()
-    for i, (tensor, own) in enumerate(zip(tensors, sizes, strict=True)):
+    entries = (_Given * len(_NAMES))()
+    for entry, name in zip(entries, (*names, *_NAMES[len(names) :]), strict=True):
+        entry.name = name.encode()
+    for entry, tensor, own in zip(entries, tensors, sizes, strict=False):
         if tensor is not None:
-            texts = str(tensor.dtype).removeprefix("torch.").encode(), str(tensor.device).encode()
-            entries[i] = ctypes.pointer(_Given((ctypes.c_int64 * len(own))(*own), len(own), *texts))
-    number = None if not isinstance(scale, int | float) else ctypes.byref(ctypes.c_double(scale))
+            entry.sizes, entry.dims = (ctypes.c_int64 * max(len(own), 1))(*own), len(own)
+            entry.dtype, entry.device = str(tensor.dtype).removeprefix("torch.").encode(), str(tensor.device).encode()
+            entry.last_stride = (number_of(tensor.stride(-1)) if own else None) or 1
+    factor = None if not isinstance(scale, int | float) else ctypes.byref(ctypes.c_double(scale))
     check = core.core().gnaforge_core_check
     check.restype = ctypes.c_char_p
-    numbers = (ctypes.c_int64 * len(pattern))(*pattern)
-    words = check(entries, numbers, ctypes.c_size_t(len(numbers)), number, key.encode(), int(choose and known))
+    values = (ctypes.c_int64 * len(numbers))(*numbers)
+    words = check(entries, values, ctypes.c_size_t(len(values)), factor, key.encode(), int(choose and known))
     return None if words is None else core.failure_of(RuntimeError(words.decode()))
 
 
@@ -67,7 +81,7 @@ def _sizes(
 ) -> tuple[Sequence[Sequence[int]] | None, bool]:
     """Each tensor's sizes as numbers, and whether torch knows them all. One that it doesn't is what it must be beside
     the others, so that the rules see no fault in it; None where only the run can tell."""
-    given = [[] if t is None else [_number(size) for size in t.shape] for t in tensors]
+    given = [[] if t is None else [number_of(size) for size in t.shape] for t in tensors]
     known = [[size for size in own if size is not None] for own in given]
     if known == given:
         return known, True
@@ -79,9 +93,17 @@ def _sizes(
         ["batch", *tokens, "heads", "channels"],
         ["batch", *tokens, "kv heads", "channels"],
         ["batch", *tokens, "kv heads", "value channels"],
-        ["batch", "extra tokens", "kv heads", "channels"],
-        ["batch", "extra tokens", "kv heads", "value channels"],
-        ["batch"],
+        *(
+            names
+            for piece in ("extra tokens", "second extra tokens")
+            for names in (
+                ["batch", piece, "kv heads", "channels"],
+                ["batch", piece, "kv heads", "value channels"],
+                ["batch"],
+            )
+        ),
+        ["batch", *tokens, "heads", "value channels"],
+        ["batch", *tokens, "heads"],
     ]
     there: dict[str, int] = {}
     for own, names in zip(given, axes, strict=False):
@@ -99,8 +121,9 @@ def _sizes(
     return whole, False
 
 
-def _number(size: Any) -> int | None:
-    """A size, which may be symbolic: then that of the example that torch traces with, without a guard on it."""
-    if type(size) is int:
+def number_of(size: Any) -> int | None:
+    """A size, which may be symbolic: then that of the example that torch traces with, without a guard on it; None if
+    there is none."""
+    if isinstance(size, int):
         return size
     return int(size.node.hint) if size.node.has_hint() else None

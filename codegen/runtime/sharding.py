@@ -21,6 +21,8 @@ def register_strategies() -> None:
     # What a placement is remembered for: all arguments from the pattern on.
     for operator in (operators.forward, operators.forward_no_grad):
         register(operator.default, _forward, RuntimeSchemaInfo(3, needs_pytree=True))
+    register(operators.joint.default, _joint, RuntimeSchemaInfo(3, needs_pytree=True))
+    register(operators.joint_apart.default, _joint_apart, RuntimeSchemaInfo(3, needs_pytree=True))
     register(operators.backward.default, _backward, RuntimeSchemaInfo(7, needs_pytree=True))
 
 
@@ -38,6 +40,29 @@ def _forward(schema: Any) -> Any:
         [heads] * 3 + [whole] * (2 + extra),  # the one head of keys for all
     ]
     return _strategy(schema, kinds, outputs=2, query=0)
+
+
+def _joint(schema: Any) -> Any:
+    """The placements of joint attention of packed tokens: results are [batch, tokens, heads, channels] and the same
+    without channels."""
+    return _joint_strategy(schema, [2, 2])
+
+
+def _joint_apart(schema: Any) -> Any:
+    """Those of tensors apart, whose first two results have the image's token dimensions."""
+    image = len(schema.args_strategy[0].shape) - 2
+    return _joint_strategy(schema, [image, image, 2, 2])
+
+
+def _joint_strategy(schema: Any, heads_of_results: list[int]) -> Any:
+    """By batch, or by heads of all tensors that have some."""
+    from torch.distributed.tensor import Replicate, Shard
+
+    whole, inputs = Replicate(), [len(strategy.shape) for strategy in schema.args_strategy]
+    heads = [*map(Shard, heads_of_results), *(Shard(dims - 2) if dims > 1 else whole for dims in inputs)]
+    count = len(heads)
+    kinds = [[whole] * count, [Shard(0)] * count, heads]
+    return _strategy(schema, kinds, outputs=len(heads_of_results), query=0)
 
 
 def _backward(schema: Any) -> Any:

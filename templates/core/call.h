@@ -167,6 +167,12 @@ class Call {
     return tensor;
   }
 
+  /// A result that is somebody else's tensor, of the sizes and type that the call gives it.
+  void write_into(gnaforge_role role, const Tensor& tensor) { add(role, tensor, tensor.mutable_data_ptr()); }
+
+  /// Says that the call has nothing to do with what the one that is launched before it writes.
+  void run_beside_last() { args_.flags |= GNAFORGE_ARGS_BESIDE; }
+
   /// A tensor that isn't there, as torch would make it: contiguous.
   void assume(gnaforge_role role, uint32_t dtype) { place(role) = contiguous_view(*args_.problem, role, dtype); }
 
@@ -175,20 +181,30 @@ class Call {
 
   /// Chooses a kernel, or takes the one named `key`, and runs it.
   void run(std::string_view key) {
-    const Choice choice = choose_memoised(table(), key, args_);
-    if (choice.copies != 0) copy_inputs(choice);
+    prepare(key);
+    launch();
+  }
+
+  /// All of `run` that comes before the launch. Kernels that run side by side have their workspaces at once.
+  void prepare(std::string_view key) {
+    choice_ = choose_memoised(table(), key, args_);
+    if (choice_.copies != 0) copy_inputs(choice_);
+    workspace_.emplace(*like_, *choice_.entry, choice_.workspace_bytes);
+  }
+
+  void launch() {
     std::optional<DeviceGuard> guard;
     void* stream = nullptr;
     if (args_.device == GNAFORGE_CUDA) {
       guard.emplace(args_.device_index);
       stream = current_stream(args_.device_index);
     }
-    const Workspace workspace(*like_, *choice.entry, choice.workspace_bytes);
     char error[1024] = "";
-    const int code = choice.entry->run(&args_, workspace.data(), stream, error, sizeof(error));
+    const int code = choice_.entry->run(&args_, workspace_->data(), stream, error, sizeof(error));
     if (code == GNAFORGE_OUT_OF_MEMORY)
-      gnaforge::raise_out_of_memory(like_->is_cuda(), std::string("kernel ") + choice.entry->key + ": " + error);
-    if (code != GNAFORGE_OK) raise(ErrorCode::failed, std::string("kernel ") + choice.entry->key + " failed: " + error);
+      gnaforge::raise_out_of_memory(like_->is_cuda(), std::string("kernel ") + choice_.entry->key + ": " + error);
+    if (code != GNAFORGE_OK)
+      raise(ErrorCode::failed, std::string("kernel ") + choice_.entry->key + " failed: " + error);
   }
 
   /// Of a call that has nothing to compute: raises what `run` would of its rules.
@@ -243,6 +259,8 @@ class Call {
   gnaforge_tensor views_[GNAFORGE_ROLES];  // those of by_role_ are set
   const Tensor* inputs_[GNAFORGE_ROLES];   // those that are read are set
   std::vector<Tensor> copies_;
+  Choice choice_{};
+  std::optional<Workspace> workspace_;
 };
 
 }  // namespace gnaforge

@@ -10,8 +10,8 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "call.h"
-#include "given.h"
+#include "forward.h"
+#include "joint.h"
 
 #define GNAFORGE_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -21,6 +21,9 @@ namespace {
 constexpr const char* forward_signature =
     "(Tensor q, Tensor k, Tensor v, int[] pattern, float? scale=None, str key=\"\", Tensor? extra_k=None, "
     "Tensor? extra_v=None, Tensor? extra_lengths=None) -> (Tensor, Tensor)";
+constexpr const char* forward_out_signature =
+    "(Tensor q, Tensor k, Tensor v, int[] pattern, float? scale=None, str key=\"\", Tensor? extra_k=None, "
+    "Tensor? extra_v=None, Tensor? extra_lengths=None, *, Tensor(a!) output, Tensor(b!) output_lse) -> ()";
 constexpr const char* backward_signature =
     "(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, int[] pattern, "
     "float? scale=None, str key=\"\") -> (Tensor, Tensor, Tensor)";
@@ -32,79 +35,48 @@ struct Operator {
   BoxedKernel kernel;
 };
 
-/// An operator's `str` argument, which is its to free. Torch's own conversion to std::string leaks that string.
-class Text {
- public:
-  explicit Text(StringHandle handle) : handle_(handle) {}
-  Text(const Text&) = delete;
-  Text& operator=(const Text&) = delete;
-  ~Text() { torch_delete_string(handle_); }
-
-  std::string_view view() const {
-    const char* data = nullptr;
-    size_t length = 0;
-    TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle_, &data));
-    TORCH_ERROR_CODE_CHECK(torch_string_length(handle_, &length));
-    return {data, length};
-  }
-
- private:
-  StringHandle handle_;
-};
-
-/// Kernels need contiguous channels and strides >= 0, which torch guarantees; anything else is copied.
-Tensor with_contiguous_channels(const Tensor& tensor, const char* name) {
-  const int64_t last = tensor.dim() - 1;
-  if (tensor.size(last) == 1 || tensor.stride(last) == 1) return tensor;
-  static std::atomic<bool> noted{false};
-  if (!noted.exchange(true)) note_copy(std::string("the last dimension of ") + name + " is not contiguous");
-  return contiguous_copy(tensor, name);
-}
-
 bool is_one_head(const Tensor& tensor, const gnaforge_problem& p) { return tensor.stride(p.rank + 1) == 0; }
+
+/// The problem of a call. Heads of keys and values that are one, as `expand` makes them, are passed as one: no kernel
+/// need read them apart.
+gnaforge_problem problem_of(const ForwardTensors& tensors, const GivenForward& given,
+                            const std::vector<int64_t>& pattern, std::optional<double> scale) {
+  gnaforge_problem problem = gather(given, pattern.data(), pattern.size(), scale);
+  if (problem.extra_tokens[0] == 0 && problem.kv_heads > 1 && problem.heads % problem.kv_heads == 0 &&
+      is_one_head(tensors.k, problem) && is_one_head(tensors.v, problem))
+    problem.kv_heads = 1;
+  return problem;
+}
 
 std::tuple<Tensor, Tensor> forward(const Tensor& query, const Tensor& key, const Tensor& value,
                                    const std::vector<int64_t>& pattern, std::optional<double> scale,
                                    StringHandle pinned_key, const std::optional<Tensor>& extra_k,
                                    const std::optional<Tensor>& extra_v, const std::optional<Tensor>& extra_lengths) {
   const Text pinned(pinned_key);
-  GivenForward tensors{given(query, "query"), given(key, "key"), given(value, "value"), {}, {}, {}};
-  if (extra_k) tensors.extra_k = given(*extra_k, "extra_k");
-  if (extra_v) tensors.extra_v = given(*extra_v, "extra_v");
-  if (extra_lengths) tensors.extra_lengths = given(*extra_lengths, "extra_lengths");
-  gnaforge_problem problem = gather(tensors, pattern.data(), pattern.size(), scale);
-  const int64_t extra = problem.extra_tokens[0];
-  // Heads of keys and values that are one, as `expand` makes them, are passed as one: no kernel need read them apart.
-  if (extra == 0 && problem.kv_heads > 1 && problem.heads % problem.kv_heads == 0 && is_one_head(key, problem) &&
-      is_one_head(value, problem))
-    problem.kv_heads = 1;
-  const Tensor q = with_contiguous_channels(query, "query");
-  const Tensor k = with_contiguous_channels(key, "key");
-  const Tensor v = with_contiguous_channels(value, "value");
-  std::vector<Tensor> more;
-  if (extra > 0) more = {with_contiguous_channels(*extra_k, "extra_k"), with_contiguous_channels(*extra_v, "extra_v")};
+  const ForwardTensors tensors{
+      query, key, value, {{pointer_to(extra_k), pointer_to(extra_v), pointer_to(extra_lengths)}, {}}};
+  const GivenForward given = tensors.given();
+  ForwardCall forward(tensors, given, problem_of(tensors, given, pattern, scale));
+  auto results = forward.make_results(given.q);
+  forward.run(pinned.view());
+  return results;
+}
 
-  Call call(GNAFORGE_GNA_FORWARD, problem, tensors.q);
-  call.read(GNAFORGE_Q, q);
-  call.read(GNAFORGE_K, k);
-  call.read(GNAFORGE_V, v);
-  if (extra > 0) {
-    call.read(GNAFORGE_EXTRA_K, more[0]);
-    call.read(GNAFORGE_EXTRA_V, more[1]);
-    if (extra_lengths) call.read(GNAFORGE_EXTRA_LENGTHS, *extra_lengths);
-  }
-  std::vector<int64_t> shape(q.sizes().begin(), q.sizes().end());
-  shape.back() = problem.value_head_dim;
-  int32_t dtype = 0;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(q.get(), &dtype));
-  Tensor out = call.write(GNAFORGE_OUT, shape, dtype, call.dtype_of(GNAFORGE_Q));
-  shape.pop_back();
-  Tensor lse = call.write(GNAFORGE_LSE, shape, aoti_torch_dtype_float32(), GNAFORGE_FP32);
-  if (out.numel() == 0 && lse.numel() == 0)
-    call.check();
-  else
-    call.run(pinned.view());
-  return {out, lse};
+/// As `forward`, with results in tensors of the caller's.
+void forward_out(const Tensor& query, const Tensor& key, const Tensor& value, const std::vector<int64_t>& pattern,
+                 std::optional<double> scale, StringHandle pinned_key, const std::optional<Tensor>& extra_k,
+                 const std::optional<Tensor>& extra_v, const std::optional<Tensor>& extra_lengths, const Tensor& out,
+                 const Tensor& lse) {
+  const Text pinned(pinned_key);
+  const ForwardTensors tensors{
+      query, key, value, {{pointer_to(extra_k), pointer_to(extra_v), pointer_to(extra_lengths)}, {}}};
+  const GivenForward given = tensors.given();
+  const gnaforge_problem problem = problem_of(tensors, given, pattern, scale);
+  check_results(gnaforge::given(out, "out"), last_stride(out), gnaforge::given(lse, "out_lse"), given.q, problem);
+  ForwardCall forward(tensors, given, problem);
+  forward.call.write_into(GNAFORGE_OUT, out);
+  forward.call.write_into(GNAFORGE_LSE, lse);
+  forward.run(pinned.view());
 }
 
 std::tuple<Tensor, Tensor, Tensor> backward(Tensor, std::optional<Tensor>, Tensor, Tensor, Tensor, Tensor, Tensor,
@@ -116,22 +88,22 @@ std::tuple<Tensor, Tensor, Tensor> backward(Tensor, std::optional<Tensor>, Tenso
 }
 
 /// What a forward call without data would be refused for: raises it. With `choose` also that no kernel fits it.
-void check_forward(const GivenForward& tensors, const int64_t* pattern, size_t count, std::optional<double> scale,
-                   std::string_view pinned, bool choose) {
+gnaforge_problem check_forward(const GivenForward& tensors, const int64_t* pattern, size_t count,
+                               std::optional<double> scale, std::string_view pinned, bool choose) {
   const gnaforge_problem problem = gather(tensors, pattern, count, scale);
   const uint32_t dtype = dtype_code(tensors.q.dtype);
   Call call(GNAFORGE_GNA_FORWARD, problem, tensors.q);
   for (const gnaforge_role role : {GNAFORGE_Q, GNAFORGE_K, GNAFORGE_V, GNAFORGE_OUT}) call.assume(role, dtype);
   call.assume(GNAFORGE_LSE, GNAFORGE_FP32);
-  if (problem.extra_tokens[0] > 0) {
-    for (const gnaforge_role role : {GNAFORGE_EXTRA_K, GNAFORGE_EXTRA_V}) call.assume(role, dtype);
-    if (tensors.extra_lengths) call.assume(GNAFORGE_EXTRA_LENGTHS, GNAFORGE_INT32);
+  for (int i = 0; i < GNAFORGE_MAX_EXTRA; ++i) {
+    if (problem.extra_tokens[i] == 0) continue;
+    for (const int role : {GNAFORGE_EXTRA_K, GNAFORGE_EXTRA_V})
+      call.assume(static_cast<gnaforge_role>(role + i), dtype);
+    if (tensors.pieces[i].lengths) call.assume(static_cast<gnaforge_role>(GNAFORGE_EXTRA_LENGTHS + i), GNAFORGE_INT32);
   }
   call.check();
-  const Sizes lse = sizes_of(problem, GNAFORGE_LSE);
-  bool empty = lse.batch == 0 || lse.heads == 0;
-  for (const int64_t tokens : lse.tokens) empty = empty || tokens == 0;
-  if (choose && !empty) call.choose_kernel(pinned);
+  if (choose && !has_no_rows(problem)) call.choose_kernel(pinned);
+  return problem;
 }
 
 int fail(char* text, size_t size, const std::string& reason) {
@@ -166,6 +138,9 @@ GNAFORGE_EXPORT int gnaforge_core_init(char* error, size_t n) {
   // forward_no_grad is forward under a name of its own, which has no autograd formula: one would slow every call.
   const Operator operators[] = {{"forward", forward_signature, TORCH_BOX(&forward)},
                                 {"forward_no_grad", forward_signature, TORCH_BOX(&forward)},
+                                {"forward_out", forward_out_signature, TORCH_BOX(&forward_out)},
+                                {"joint", joint_signature, TORCH_BOX(&joint)},
+                                {"joint_apart", joint_apart_signature, TORCH_BOX(&joint_apart)},
                                 {"backward", backward_signature, TORCH_BOX(&backward)}};
   // The library handles stay open: closing one would take its registrations back.
   TorchLibraryHandle library = nullptr;
@@ -207,32 +182,42 @@ GNAFORGE_EXPORT int gnaforge_core_error(const char* text, size_t* begin, size_t*
 
 /// A tensor of a call that is only looked at.
 struct gnaforge_given {
-  const int64_t* sizes;
+  const char* name;
+  const int64_t* sizes;  ///< Null: there is no such tensor.
   int64_t dims;
   const char *dtype, *device;  ///< As torch names them: `float32`, `cuda:0`.
+  int64_t last_stride;         ///< Of results.
 };
 
-/// The words that a forward call with these tensors (query, key, value, and perhaps null: extra_k, extra_v,
-/// extra_lengths) would be refused with, null if it wouldn't: what keeps the rules, and with `choose` is served by a
-/// kernel that is loaded, however its tensors lie. They stay good until the next call on this thread.
-GNAFORGE_EXPORT const char* gnaforge_core_check(const gnaforge_given* const tensors[6], const int64_t* pattern,
-                                                size_t count, const double* scale, const char* key, int choose) {
+/// The words that a forward call would be refused with, null if it wouldn't: what keeps the rules, and with `choose` is
+/// served by a kernel that is loaded, however its inputs lie. Its tensors are query, key and value, and perhaps keys,
+/// values and lengths of two further pieces, and an output and a log-sum-exp to write to. They stay good until the next
+/// call on this thread.
+GNAFORGE_EXPORT const char* gnaforge_core_check(const gnaforge_given tensors[11], const int64_t* pattern, size_t count,
+                                                const double* scale, const char* key, int choose) {
   using namespace gnaforge;
   thread_local std::string words;
-  const auto look = [&tensors](int i, const char* name) {
+  const auto look = [](const gnaforge_given& tensor) {
     uint32_t device = 0;
     int32_t index = 0;
-    TORCH_ERROR_CODE_CHECK(torch_parse_device_string(tensors[i]->device, &device, &index));
-    return Given{
-        name, tensors[i]->sizes, tensors[i]->dims, type_named(tensors[i]->dtype), static_cast<DeviceType>(device),
-        index};
+    TORCH_ERROR_CODE_CHECK(torch_parse_device_string(tensor.device, &device, &index));
+    return Given{tensor.name, tensor.sizes, tensor.dims, type_named(tensor.dtype), static_cast<DeviceType>(device),
+                 index};
+  };
+  const auto look_if_there = [&look](const gnaforge_given& tensor) {
+    return tensor.sizes == nullptr ? std::nullopt : std::optional(look(tensor));
+  };
+  const auto piece = [&](const gnaforge_given* first) {
+    return GivenPiece{first[0].name,           first[1].name,           first[2].name,
+                      look_if_there(first[0]), look_if_there(first[1]), look_if_there(first[2])};
   };
   try {
-    GivenForward all{look(0, "query"), look(1, "key"), look(2, "value"), {}, {}, {}};
-    if (tensors[3] != nullptr) all.extra_k = look(3, "extra_k");
-    if (tensors[4] != nullptr) all.extra_v = look(4, "extra_v");
-    if (tensors[5] != nullptr) all.extra_lengths = look(5, "extra_lengths");
-    check_forward(all, pattern, count, scale ? std::optional(*scale) : std::nullopt, key, choose != 0);
+    const GivenForward all{
+        look(tensors[0]), look(tensors[1]), look(tensors[2]), {piece(tensors + 3), piece(tensors + 6)}};
+    const gnaforge_problem problem =
+        check_forward(all, pattern, count, scale ? std::optional(*scale) : std::nullopt, key, choose != 0);
+    if (tensors[9].sizes != nullptr)
+      check_results(look(tensors[9]), tensors[9].last_stride, look(tensors[10]), all.q, problem);
     return nullptr;
   } catch (const std::exception& error) {
     words = error.what();
