@@ -1,9 +1,9 @@
 """Generates, compiles and runs attention kernels with Generalized Neighborhood Attention (GNA) masking.
 
 Run a kernel: `na1d`, `na2d`, `na3d`, `neighborhood_attention`, the modules ``NeighborhoodAttention{1,2,3}D``; packed
-samples: `na1d_varlen`, `na2d_varlen`, `na3d_varlen`; dense attention: `attention`, `merge_attentions`.
-Kernels: `register`, `warmup`, `registry`, `kernels`, `load_library`. Choosing tiles and strides, without torch:
-`simulate`, `fit`.
+samples: `na1d_varlen`, `na2d_varlen`, `na3d_varlen`; with text: `joint_attention`; dense: `attention`,
+`merge_attentions`. Kernels: `register`, `warmup`, `registry`, `kernels`, `load_library`. Choosing tiles and strides,
+without torch: `simulate`, `fit`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         NeighborhoodAttention2D,
         NeighborhoodAttention3D,
         NoKernelError,
+        joint_attention,
         kernels,
         load_library,
         na1d,
@@ -50,6 +51,7 @@ __all__ = [
     "NoKernelError",
     "attention",
     "fit",
+    "joint_attention",
     "kernels",
     "load_library",
     "merge_attentions",

@@ -10,6 +10,7 @@ from .registration import connect as connect, disconnect as disconnect
 from .runtime.config import KernelConfig as KernelConfig
 from .runtime.core import load_library as load_library
 from .runtime.errors import LibraryError as LibraryError, NoKernelError as NoKernelError
+from .runtime.joint import joint_attention as joint_attention
 from .runtime.kernels import Kernel as Kernel, kernels as kernels, registry as registry
 from .runtime.modules import (
     NeighborhoodAttention1D as NeighborhoodAttention1D,

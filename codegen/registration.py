@@ -440,7 +440,7 @@ def config_for(request: Request, *, fit: bool) -> KernelConfig:
     p = request.problem
     tiles_asked = request.q_tile is not None or request.kv_tile is not None
     fits = fit and not tiles_asked and not family.faults(config) and family.time is not None
-    fits = fits and p is not None and not {"range", "kv_sink", "extra_keys"} & {*p.features()}
+    fits = fits and p is not None and not {"range", "kv_sink"} & {*p.features()}
     if fits and p is not None and p.token_count >= _WORTH_FITTING * config.q_rows:
         config = with_boxes(family, *_fit_boxes(request, family))
     return family.serving_config(require_config(config))
@@ -458,5 +458,6 @@ def _fit_boxes(request: Request, family: Family) -> tuple[Box, Box]:
     from .simulator.fitting import fit_problems
 
     assert request.problem is not None
-    tiles = fit_problems([request.problem], family).tiles[0]
+    # Extra keys are as many for all tiles.
+    tiles = fit_problems([replace(request.problem, extra_tokens=())], family).tiles[0]
     return tiles.q, tiles.kv

@@ -158,13 +158,16 @@ say([kernel.features for kernel in gnaforge.kernels()])
         ),
         ("x, x[:, :5], x[:, :5], long", "queries see the keys 0 to 7 along dim 0, which are not all there"),
         ("x[0:0], x[0:0], x[0:0], [9, 9, 1, 1, 1, 1, 0, 0]", "kernel_size 9 times dilation 1 exceeds the 8 tokens"),
-        ("x, x, x, plain, None, '', x", "extra_k and extra_v come together"),
-        ("x, x, x, plain, None, '', x, x", "extra_k has shape [1, 8, 8, 2, 8], which doesn't fit"),
+        ("x, x, x, plain, None, '', x", "additional_keys and additional_values come together"),
+        (
+            "x, x, x, plain, None, '', x, x",
+            "additional_keys has shape [1, 8, 8, 2, 8]; beside query and key it must be [1, tokens, 2, 8]",
+        ),
         (
             "x, x, x, plain, None, '', x[:, 0], x[:, 0].half()",
-            "query is float32, extra_v is float16",
+            "query is float32, additional_values is float16",
         ),
-        ("x, x, x, plain, None, '', x[:, 0], x[:, 0], torch.ones(1)", "extra_lengths must be int32"),
+        ("x, x, x, plain, None, '', x[:, 0], x[:, 0], torch.ones(1)", "additional_lengths must be int32"),
     ],
     ids=lambda value: value if " must " in value or " is " in value else "",
 )

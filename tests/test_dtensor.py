@@ -27,7 +27,7 @@ def main():
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor, init_device_mesh
     from gnaforge.runtime.sharding import on_mesh
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
-    places = {"batch": Shard(0), "tokens": Shard(1), "heads": Shard(3), "whole": Replicate(), "packed heads": Shard(2)}
+    places = {"batch": Shard(0), "tokens": Shard(1), "heads": Shard(3), "whole": Replicate(), "heads at 2": Shard(2)}
     names = {str(place): name for name, place in places.items()}
 
     def spread(shape, *along, seed=0):
@@ -63,7 +63,7 @@ def main():
     said["compiled"] = torch.equal(compiled(x).full_tensor(), attend(x, x, x)[0].full_tensor())
     own = [(3, 3), (5, 5), (9, 3), (1, 8)]
     said["heads of their own"] = case(4, 4, ("batch", "heads"), ("batch", "heads"), window=own)
-    long = [spread((2, 30, n, 16), "batch", "packed heads", seed=n) for n in (4, 2, 2)]
+    long = [spread((2, 30, n, 16), "batch", "heads at 2", seed=n) for n in (4, 2, 2)]
     ways = {
         "packed": lambda *x: torch.ops.gnaforge.forward_varlen(*x, 2, [3, 4, 6, 3], [3, 3, 1, 1, 1, 1, 0, 0]),
         "lengths": lambda *x: torch.ops.gnaforge.attention_varlen(*x, *map(on_mesh, [ENDS] * 2, x), True),
@@ -73,7 +73,7 @@ def main():
         for got, want in zip(results, call(*(x.full_tensor() for x in long)), strict=True):
             assert torch.equal(got.full_tensor(), want), name
         said[name] = [names[str(place)] for place in results[0].placements]
-    one = [spread((1, 30, 4, 16), "whole", "packed heads")] * 3
+    one = [spread((1, 30, 4, 16), "whole", "heads at 2")] * 3
     lengths = {"seqlens_Q": [10, 20], "seqlens_KV": [10, 20]}
     want = gnaforge.attention(*(x.full_tensor() for x in one), **lengths)
     assert torch.equal(gnaforge.attention(*one, **lengths).full_tensor(), want)
@@ -84,6 +84,17 @@ def main():
         for given in ([x, *extra], [y.full_tensor() for y in (x, *extra)])
     )
     said["extra keys"] = torch.equal(got.full_tensor(), want)
+    with torch.no_grad():
+        packed = x.flatten(1, 2)
+        joint = gnaforge.joint_attention(packed, packed, packed, grid=(8, 8), prefix=8, kernel_size=3)
+        said["joint places"] = [names[str(place)] for place in joint.placements]
+        whole = packed.full_tensor()
+        want = gnaforge.joint_attention(whole, whole, whole, grid=(8, 8), prefix=8, kernel_size=3)
+        said["joint"] = torch.equal(joint.full_tensor(), want)
+        apart = [*[x] * 3, *[x[:, 0]] * 3]
+        results = gnaforge.joint_attention(*apart, kernel_size=3, return_lse=True)
+        wanted = gnaforge.joint_attention(*(y.full_tensor() for y in apart), kernel_size=3, return_lse=True)
+        said["apart"] = all(torch.equal(got.full_tensor(), want) for got, want in zip(results, wanted))
     return said
 
 pids = []
@@ -136,12 +147,13 @@ def test_each_device_computes_its_share(kernel_set, forked, early: bool) -> None
     assert "heads" not in said["groups that devices would split"] and "tokens" not in said["tokens"]
     assert said["fewer groups than devices"].count("heads") == 1
     assert "heads" not in said["heads of their own"]
-    assert said["packed"] == said["lengths"] == ["batch", "packed heads"]
+    assert said["packed"] == said["lengths"] == ["batch", "heads at 2"]
     assert said["bad"].startswith("ValueError: kernel_size 300 times dilation 1 exceeds the 9 tokens along dim 0")
     for name in ("gradients", "gradients of lse"):
         assert "this version has no backward kernels" in said[name]
     assert said["differentiable"] == "True" and said["autocast"] == "torch.bfloat16" and said["compiled"] is True
-    assert said["extra keys"] is True
+    assert said["extra keys"] is said["joint"] is said["apart"] is True
+    assert said["joint places"] == ["batch", "heads at 2"]
 
 
 def test_nobody_imports_dtensor_for_it(kernel_set, forked) -> None:

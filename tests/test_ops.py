@@ -207,7 +207,7 @@ X = torch.randn(1, 8, 8, 4, 16)
             "head_dim: 12 is no such number: cpu kernels take multiples of 8 up to 256",
         ),
         ((X, X, X, 3), {"kernel": "nonsense"}, ValueError, "'nonsense' is no kernel key; a key looks like"),
-        ((X, X, X, 3), {"additional_keys": X}, NotImplementedError, "additional_keys and additional_values are not"),
+        ((X, X, X, 3), {"additional_keys": X}, ValueError, "additional_keys and additional_values come together"),
         ((X, X, X, 3), {"windows": 3}, TypeError, "unexpected keyword argument 'windows'"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -371,7 +371,7 @@ class Module(torch.nn.Module):
 def registering(x):
     register(KEY)
     return x
-gnaforge.na1d and gnaforge.runtime.ops._load_operators()
+gnaforge.na1d and gnaforge.runtime.ops.load_operators()
 for trace in (lambda: torch.compile(attend, backend="eager", fullgraph=True)(x),
               lambda: torch.compile(attend, backend="eager", dynamic=True)(x),
               lambda: torch.compile(pinned, backend="eager", fullgraph=True)(x),
@@ -400,7 +400,7 @@ def test_a_compiled_graph_that_misses_its_kernel_names_the_call(run, compiled) -
     """A graph exported elsewhere calls the operator with no Python around it."""
     out, _ = run(
         """
-gnaforge.na1d and gnaforge.runtime.ops._load_operators()
+gnaforge.na1d and gnaforge.runtime.ops.load_operators()
 print(said(lambda: torch.ops.gnaforge.forward(x, x, x, [3, 1, 1, 0])).replace("\\n", " | "))
 y = torch.randn(2, 8, 9, 4, 16, dtype=torch.bfloat16)
 v = torch.randn(2, 8, 9, 2, 32, dtype=torch.bfloat16)

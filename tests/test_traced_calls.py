@@ -121,15 +121,94 @@ BAD = {
         X,
         *[X[:, :5]] * 2,
     ),
-    "extra_k and extra_v come together": (
-        lambda q, k, v: torch.ops.gnaforge.forward(q, k, v, PLAIN, None, "", q[:, 0]),
+    "additional_keys and additional_values come together": (
+        lambda q, k, v: gnaforge.na2d(q, k, v, 3, additional_keys=q[:, 0]),
         *[X] * 3,
     ),
-    "extra_lengths must be int32, got float32": (
+    "additional_lengths come with additional_keys and additional_values": (
+        lambda q, k, v: gnaforge.na2d(q, k, v, 3, additional_lengths=q[:, 0, 0, 0, 0].int()),
+        *[X] * 3,
+    ),
+    "additional_keys has shape [2, 9, 8, 4, 16]; beside query and key it must be [2, tokens, 4, 16]": (
+        lambda q, k, v: gnaforge.na2d(q, k, v, 3, additional_keys=k, additional_values=v),
+        *[X] * 3,
+    ),
+    "query is float32, additional_values is bfloat16; cast them to one": (
+        lambda q, k, v: gnaforge.na2d(q, k, v, 3, additional_keys=k[:, 0], additional_values=v[:, 0].bfloat16()),
+        *[X] * 3,
+    ),
+    "additional_lengths has shape [1]; beside query it must be [2]": (
+        lambda q, k, v: gnaforge.na2d(
+            *(q, k, v, 3),
+            additional_keys=k[:, 0],
+            additional_values=v[:, 0],
+            additional_lengths=q[:1, 0, 0, 0, 0].int(),
+        ),
+        *[X] * 3,
+    ),
+    "out has shape [2, 9, 8, 4, 8]; beside query and value it must be [2, 9, 8, 4, 16]": (
+        lambda q, k, v: gnaforge.na2d(q, k, v, 3, out=torch.empty_like(v[..., :8])),
+        *[X] * 3,
+    ),
+    "out_lse has shape [2, 9, 8, 4, 16]; beside query it must be [2, 9, 8, 4]": (
+        lambda q, k, v: gnaforge.na2d(q, k, v, 3, out_lse=torch.empty_like(v)),
+        *[X] * 3,
+    ),
+    "out is bfloat16; it must be float32 as query": (
+        lambda q, k, v: gnaforge.na2d(q, k, v, 3, out=torch.empty_like(v).bfloat16()),
+        *[X] * 3,
+    ),
+    "out_lse is bfloat16; it must be float32": (
+        lambda q, k, v: gnaforge.na2d(q, k, v, 3, out_lse=v[..., 0].bfloat16()),
+        *[X] * 3,
+    ),
+    "out has a last stride of 2; its channels must be contiguous": (
+        lambda q, k, v: gnaforge.na2d(q, k, v, 3, out=v.repeat(1, 1, 1, 1, 2)[..., ::2]),
+        *[X] * 3,
+    ),
+    "text_q has shape [2, 8, 2, 16]; beside text_k it must be [2, 8, 4, 16]": (
+        lambda q, k, v: torch.ops.gnaforge.joint_apart(q, k, v, PLAIN, None, "", "", q[:, 0, :, :2], k[:, 0], v[:, 0]),
+        *[X] * 3,
+    ),
+    "text_v has shape [2, 8, 4, 8]; beside text_k it must be [2, 8, 4, 16]": (
+        lambda q, k, v: gnaforge.joint_attention(q, k, v, q[:, 0], k[:, 0], v[:, 0, :, :, :8], kernel_size=3),
+        *[X] * 3,
+    ),
+    "query is float32, text_k is bfloat16; cast them to one": (
+        lambda q, k, v: gnaforge.joint_attention(q, k, v, q[:, 0], k[:, 0].bfloat16(), v[:, 0], kernel_size=3),
+        *[X] * 3,
+    ),
+    "text_q is bfloat16, key is float32; cast them to one": (
+        lambda q, k, v: gnaforge.joint_attention(q, k, v, q[:, 0].bfloat16(), k[:, 0], v[:, 0], kernel_size=3),
+        *[X] * 3,
+    ),
+    "text_lengths must be int32, got float32": (
+        lambda q, k, v: gnaforge.joint_attention(
+            *(q, k, v, q[:, 0], k[:, 0], v[:, 0]), kernel_size=3, text_lengths=q[:, 0, 0, 0, 0]
+        ),
+        *[X] * 3,
+    ),
+    "q has 72 tokens, and a prefix of 8, 63 of the grid 9x7 and a suffix of 0 make others": (
+        lambda q, k, v: gnaforge.joint_attention(
+            *(x.flatten(1, 2) for x in (q, k, v)), kernel_size=3, grid=(9, 7), prefix=8
+        ),
+        *[X] * 3,
+    ),
+    "lengths of the suffix has shape [1]; beside query it must be [2]": (
+        lambda q, k, v: gnaforge.joint_attention(
+            *(x.flatten(1, 2) for x in (q, k, v)),
+            kernel_size=3,
+            grid=(8, 8),
+            suffix=8,
+            lengths=q[:1, 0, 0, 0, 0].int(),
+        ),
+        *[X] * 3,
+    ),
+    "additional_lengths must be int32, got float32": (
         lambda q, k, v: torch.ops.gnaforge.forward(q, k, v, PLAIN, None, "", q[:, 0], v[:, 0], v[:, 0, 0, 0, 0]),
         *[X] * 3,
     ),
-    "extra_v has shape [2, 8, 4, 8], which doesn't fit query, key and value": (
+    "additional_values has shape [2, 8, 4, 8]; beside additional_keys it must be [2, 8, 4, 16]": (
         lambda q, k, v: torch.ops.gnaforge.forward(q, k, v, PLAIN, None, "", q[:, 0], v[:, 0, :, :, :8]),
         *[X] * 3,
     ),
@@ -196,7 +275,7 @@ def test_devices_that_are_not_here_are_told_apart_too(operators: Any, devices: t
         for name, call in calls.items():
             with pytest.raises(ValueError) as caught:
                 call()
-            wrong = "extra_v" if name == "extra" else ("query", "key", "value")[other]
+            wrong = "additional_values" if name == "extra" else ("query", "key", "value")[other]
             words = f"query is on {devices[0]}, {wrong} is on {devices[other]}"
             assert words in str(caught.value), name
 
@@ -278,6 +357,7 @@ OPCHECKED = {
     "empty": (X[:0], X[:0], X[:0], PLAIN),
     "bf16": (HALF, HALF, HALF, PLAIN),
     "3 dimensions": (*[X[:, :, None]] * 3, [3, 1, 3, *[1] * 6, 0, 0, 0]),
+    "extra keys": (X, X, X, PLAIN, 0.5, "", X[:, 0], X[:, 1], torch.tensor([3, 0], dtype=torch.int32)),
 }
 
 

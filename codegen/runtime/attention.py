@@ -93,7 +93,7 @@ def attention(
     else:
         if is_causal and queries < keys:
             key, value, keys = key[:, :queries], value[:, :queries], queries
-        results = ops.attend(1, query, key, value, max(keys, 1), 1, 1, is_causal, scale, True, pinned, None)
+        results = ops.attend(1, query, key, value, max(keys, 1), 1, 1, is_causal, scale, True, pinned, None, None)
     out, lse = results
     return (out, lse) if return_lse else out
 
@@ -139,7 +139,6 @@ def _attend_packed(
     scale: float | None,
     pinned: str,
 ) -> lists.Results:
-    ops.load_operators()
     ends = on_mesh(cumulative_q, query), on_mesh(cumulative_kv, query)
     call = query, key, value, *ends, is_causal, scale, pinned
     return lists.run(
@@ -197,7 +196,7 @@ def failure_of_lengths(
     from .autocast import autocast_tensor
     from .given import failure_of_call
 
-    tensors = *map(autocast_tensor, (query, key, value)), None, None, None
+    tensors = tuple(map(autocast_tensor, (query, key, value)))
     keys = key.shape[1] if key.dim() == 4 else 1
     if type(keys) is not int or keys == 0:
         return None

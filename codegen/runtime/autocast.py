@@ -24,14 +24,15 @@ def autocast_tensor(tensor: Any) -> Any:
 
 
 def register_autocast(name: str, library: torch.library.Library) -> None:
-    """Registers casts for a forward operator. Autocast is off below them, as it is for torch's own operators."""
+    """Registers casts for an operator's inputs, not for what it writes to. Autocast is off below them, as it is for
+    torch's own operators."""
     operator = getattr(torch.ops.gnaforge, name).default
 
     def make_kernel(key: torch._C.DispatchKey) -> Any:
-        def call_with_casts(*arguments: Any) -> Any:
+        def call_with_casts(*arguments: Any, **results: Any) -> Any:
             whole = [autocast_tensor(argument) for argument in arguments]
             with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
-                return operator(*whole)
+                return operator(*whole, **results)
 
         return call_with_casts
 

@@ -6,34 +6,37 @@ from typing import Any
 
 import torch
 
+_RUNS_AS = {"forward_no_grad": "forward"}  # tensors below may want gradients, although torch.vmap's own said no
 
-def _forward(
-    info: Any,
-    in_dims: tuple[Any, ...],
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    pattern: list[int],
-    scale: float | None = None,
-    key: str = "",
-    *extra: torch.Tensor | None,
-) -> tuple[tuple[torch.Tensor, ...], tuple[int, int]]:
+
+def _map(name: str) -> Any:
     """The rule of `torch.library.register_vmap`. A tensor without the dimension is repeated along it, which copies it
     if its batch has several entries."""
 
-    def fold(tensor: torch.Tensor | None, dim: int | None) -> torch.Tensor | None:
-        if tensor is None:
-            return None
-        whole = tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-        return whole.flatten(0, 1)
+    def call(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[tuple[torch.Tensor, ...], tuple[int, ...]]:
+        def fold(argument: Any, dim: int | None) -> Any:
+            if not isinstance(argument, torch.Tensor):
+                return argument
+            whole = argument.expand(info.batch_size, *argument.shape) if dim is None else argument.movedim(dim, 0)
+            return whole.flatten(0, 1)
 
-    tensors = [fold(tensor, dim) for tensor, dim in zip((q, k, v), in_dims, strict=False)]
-    more = [fold(tensor, dim) for tensor, dim in zip(extra, in_dims[6:], strict=False)]
-    # Tensors below may want gradients, although torch.vmap's own said that they don't.
-    results = torch.ops.gnaforge.forward.default(*tensors, pattern, scale, key, *more)
-    return tuple(result.unflatten(0, (info.batch_size, -1)) for result in results), (0, 0)
+        dims = (*in_dims, *[None] * (len(arguments) - len(in_dims)))
+        operator = getattr(torch.ops.gnaforge, _RUNS_AS.get(name, name)).default
+        results = operator(*map(fold, arguments, dims))
+        return tuple(result.unflatten(0, (info.batch_size, -1)) for result in results), (0,) * len(results)
+
+    return call
+
+
+def _refuse(*arguments: Any, **results: Any) -> Any:
+    raise NotImplementedError(
+        "gnaforge: out= and out_lse= can't be given under torch.vmap: it makes results of its own"
+    )
 
 
 def register_batching(name: str, library: torch.library.Library) -> None:
-    """Registers the rule for an operator that computes a forward call."""
-    torch.library.register_vmap(f"gnaforge::{name}", _forward, lib=library)
+    """Registers the rule for an operator; one that writes to the caller's tensors has none, and says so."""
+    if name.endswith("_out"):
+        library.impl(name, _refuse, "FuncTorchBatched")  # `torch.library.register_vmap` takes no such operators
+    else:
+        torch.library.register_vmap(f"gnaforge::{name}", _map(name), lib=library)

@@ -16,7 +16,10 @@ from .core import Failure
 if TYPE_CHECKING:
     import torch
 
-_TENSORS = 6  # query, key, value, extra_k, extra_v, extra_lengths
+_NAMES = (
+    *("query", "key", "value", "additional_keys", "additional_values", "additional_lengths"),
+    *("second additional_keys", "second additional_values", "second additional_lengths", "out", "out_lse"),
+)
 _PLAIN_GROUPS = 4  # numbers per dimension of a pattern without ranges
 
 
@@ -24,10 +27,12 @@ class _Given(ctypes.Structure):
     """gnaforge_given of templates/core/core.cpp."""
 
     _fields_ = (
+        ("name", ctypes.c_char_p),
         ("sizes", ctypes.POINTER(ctypes.c_int64)),
         ("dims", ctypes.c_int64),
         ("dtype", ctypes.c_char_p),
         ("device", ctypes.c_char_p),
+        ("last_stride", ctypes.c_int64),
     )
 
 
@@ -38,25 +43,28 @@ def failure_of_call(
     key: str = "",
     *,
     choose: bool = False,
+    names: Sequence[str] = (),
 ) -> Failure | None:
     """What the core refuses a call with these tensors for, real, fake or meta ones; None if it doesn't.
 
     Args:
-        tensors: query, key, value, and perhaps extra_k, extra_v and extra_lengths.
+        tensors: query, key, value, and perhaps keys, values and lengths of two further pieces, and an output and a
+            log-sum-exp to write to.
         pattern, scale, key: as the operator has them.
         choose: also refuse what no kernel that is loaded computes; not looked at where a size isn't known.
+        names: what messages call the tensors; by default as `neighborhood_attention` does.
     """
-    sizes, known = _sizes(tensors, pattern)
+    numbers = [number for entry in pattern if (number := number_of(entry)) is not None]
+    if len(numbers) < len(pattern):
+        return None
+    sizes, known = _sizes(tensors, numbers)
     if sizes is None:
         return None
-    entries = (ctypes.POINTER(_Given) * _TENSORS)()
-    for i, (tensor, own) in enumerate(zip(tensors, sizes, strict=True)):
-        if tensor is not None:
-            entries[i] = _given(tensor, own)
+    entries = _entries(tensors, sizes, names)
     check = core.core().gnaforge_core_check
     check.restype = ctypes.c_char_p
-    numbers = (ctypes.c_int64 * len(pattern))(*pattern)
-    words = check(entries, numbers, ctypes.c_size_t(len(numbers)), _double(scale), key.encode(), int(choose and known))
+    values = (ctypes.c_int64 * len(numbers))(*numbers)
+    words = check(entries, values, ctypes.c_size_t(len(values)), _double(scale), key.encode(), int(choose and known))
     return None if words is None else core.failure_of(RuntimeError(words.decode()))
 
 
@@ -72,12 +80,11 @@ def failure_of_samples(
     *,
     choose: bool = False,
 ) -> Failure | None:
-    """As `failure_of_call`, of a call of ``forward_varlen``. Where a size isn't known only that of all samples' tensors
-    is looked at."""
+    """As `failure_of_call`, of a call of ``forward_varlen``; where a size isn't known only of its tensors."""
     tensors = query, key, value
     if not all(type(number) is int for number in (*layouts, *pattern, *(size for t in tensors for size in t.shape))):
-        return failure_of_call((*tensors, None, None, None), [1, 1, 1, 0], scale)
-    entries = (ctypes.POINTER(_Given) * len(tensors))(*(_given(tensor, tensor.shape) for tensor in tensors))
+        return failure_of_call(tensors, [1, 1, 1, 0], scale)
+    entries = _entries(tensors, [tuple(tensor.shape) for tensor in tensors])
     extents, numbers = ((ctypes.c_int64 * len(values))(*values) for values in (layouts, pattern))
     lists = extents, ctypes.c_size_t(len(extents)), numbers, ctypes.c_size_t(len(numbers))
     check = core.core().gnaforge_core_check_varlen
@@ -86,9 +93,19 @@ def failure_of_samples(
     return None if words is None else core.failure_of(RuntimeError(words.decode()))
 
 
-def _given(tensor: torch.Tensor, sizes: Sequence[int]) -> Any:
-    texts = str(tensor.dtype).removeprefix("torch.").encode(), str(tensor.device).encode()
-    return ctypes.pointer(_Given((ctypes.c_int64 * len(sizes))(*sizes), len(sizes), *texts))
+def _entries(
+    tensors: Sequence[torch.Tensor | None], sizes: Sequence[Sequence[int]], names: Sequence[str] = ()
+) -> ctypes.Array[_Given]:
+    """What the core looks at of tensors of these sizes, with their names; by default those of `_NAMES`."""
+    entries = (_Given * len(_NAMES))()
+    for entry, name in zip(entries, (*names, *_NAMES[len(names) :]), strict=True):
+        entry.name = name.encode()
+    for entry, tensor, own in zip(entries, tensors, sizes, strict=False):
+        if tensor is not None:
+            entry.sizes, entry.dims = (ctypes.c_int64 * max(len(own), 1))(*own), len(own)
+            entry.dtype, entry.device = str(tensor.dtype).removeprefix("torch.").encode(), str(tensor.device).encode()
+            entry.last_stride = (number_of(tensor.stride(-1)) if own else None) or 1
+    return entries
 
 
 def _double(number: Any) -> Any:
@@ -100,7 +117,7 @@ def _sizes(
 ) -> tuple[Sequence[Sequence[int]] | None, bool]:
     """Each tensor's sizes as numbers, and whether torch knows them all. One that it doesn't is what it must be beside
     the others, so that the rules see no fault in it; None where only the run can tell."""
-    given = [[] if t is None else [_number(size) for size in t.shape] for t in tensors]
+    given = [[] if t is None else [number_of(size) for size in t.shape] for t in tensors]
     known = [[size for size in own if size is not None] for own in given]
     if known == given:
         return known, True
@@ -112,9 +129,17 @@ def _sizes(
         ["batch", *tokens, "heads", "channels"],
         ["batch", *tokens, "kv heads", "channels"],
         ["batch", *tokens, "kv heads", "value channels"],
-        ["batch", "extra tokens", "kv heads", "channels"],
-        ["batch", "extra tokens", "kv heads", "value channels"],
-        ["batch"],
+        *(
+            names
+            for piece in ("extra tokens", "second extra tokens")
+            for names in (
+                ["batch", piece, "kv heads", "channels"],
+                ["batch", piece, "kv heads", "value channels"],
+                ["batch"],
+            )
+        ),
+        ["batch", *tokens, "heads", "value channels"],
+        ["batch", *tokens, "heads"],
     ]
     there: dict[str, int] = {}
     for own, names in zip(given, axes, strict=False):
@@ -132,8 +157,9 @@ def _sizes(
     return whole, False
 
 
-def _number(size: Any) -> int | None:
-    """A size, which may be symbolic: then that of the example that torch traces with, without a guard on it."""
-    if type(size) is int:
+def number_of(size: Any) -> int | None:
+    """A size, which may be symbolic: then that of the example that torch traces with, without a guard on it; None if
+    there is none."""
+    if isinstance(size, int):
         return size
     return int(size.node.hint) if size.node.has_hint() else None

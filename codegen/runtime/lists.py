@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch._C import _is_tracing as is_tracing
+from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 from . import core, lookup, ops, table
@@ -30,16 +31,18 @@ def run(name: str, call: tuple[Any, ...], request: Callable[[], Request], failin
     Raises:
         ValueError, NoKernelError, MemoryError: as `neighborhood_attention`.
     """
-    operator = getattr(torch.ops.gnaforge, name).default
     if is_compiling():
-        return operator(*call)  # type: ignore[no-any-return]
+        ops.load_operators_now()
+        return getattr(torch.ops.gnaforge, name).default(*call)  # type: ignore[no-any-return]
+    ops.load_operators()
+    operator = getattr(torch.ops.gnaforge, name).default
     if is_tracing():
         ops.prepare_apart(lambda: _prepare(request(), failing))
         return operator(*call)  # type: ignore[no-any-return]
 
     def attempt() -> Results | core.Failure:
         try:
-            if ops.wants_autograd(*call[:3]):
+            if _wants_autograd(*call[:3]):
                 return operator(*call)  # type: ignore[no-any-return]
             with torch._C._AutoDispatchBelowAutograd():
                 return operator(*call)  # type: ignore[no-any-return]
@@ -57,6 +60,12 @@ def run(name: str, call: tuple[Any, ...], request: Callable[[], Request], failin
 
     found = attempt()
     return ops.find_kernel(found, attempt, request()) if isinstance(found, core.Failure) else found
+
+
+def _wants_autograd(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
+    """Whether autograd has to see a call: a tensor requires grad, or there may be tangents."""
+    wanted = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
+    return wanted or forward_ad._current_level >= 0
 
 
 def _prepare(request: Request, failing: Failing) -> None:

@@ -57,15 +57,15 @@ _operators: tuple[Callable[..., Any], ...] = ()  # forward_no_grad, forward
 _sharding_registered = False
 
 
-def _load_operators() -> tuple[Callable[..., Any], ...]:
+def load_operators() -> tuple[Callable[..., Any], ...]:
     global _operators
     core.core()
-    _register_sharding()
+    register_sharding()
     _operators = (torch.ops.gnaforge.forward_no_grad.default, torch.ops.gnaforge.forward.default)
     return _operators
 
 
-def _register_sharding() -> bool:
+def register_sharding() -> bool:
     """Registers the sharding of DTensors, once, where they are imported. Whether it did now."""
     global _sharding_registered
     if _sharding_registered or "torch.distributed.tensor" not in sys.modules:
@@ -78,24 +78,10 @@ def _register_sharding() -> bool:
 
 
 @_constant_result
-def _load_operators_now() -> bool:
+def load_operators_now() -> bool:
     """Runs as plain Python while torch.compile traces, which can't follow the loading of a library."""
-    _load_operators()
+    load_operators()
     return True
-
-
-def load_operators() -> None:
-    """Makes the operators known to torch, whoever asks."""
-    if is_compiling():
-        _load_operators_now()
-    elif not _operators:
-        _load_operators()
-
-
-def wants_autograd(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
-    """Whether autograd has to see a call: a tensor requires grad, or there may be tangents."""
-    wanted = is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
-    return wanted or forward_ad._current_level >= 0
 
 
 def attend(
@@ -111,7 +97,10 @@ def attend(
     return_lse: bool,
     kernel: str,
     settings: tuple[Any, ...] | None,
+    further: tuple[Any, ...] | None,
 ) -> Any:
+    """A call of any rank. ``settings`` are what `arguments.settings_pattern` takes; ``further`` are keys, values and
+    lengths of the extra piece, and an output and a log-sum-exp to write to."""
     plain_settings = settings is None or not any(map(is_own, settings[:2]))
     if type(kernel_size) is type(stride) is type(dilation) is int and type(is_causal) is bool and plain_settings:
         pattern = [kernel_size] * rank + [stride] * rank + [dilation] * rank + [is_causal] * rank
@@ -127,12 +116,14 @@ def attend(
         pattern += arguments.settings_pattern(rank, *settings)
     if scale is not None and type(scale) is not float:
         scale = arguments.number("scale", scale)
+    if further is not None:
+        return _attention_further(query, key, value, pattern, scale, kernel, return_lse, *further)
     if is_compiling():
         arguments.require_call(query, key, value, pattern)
-        _load_operators_now()
+        load_operators_now()
         out, lse = torch.ops.gnaforge.forward.default(query, key, value, pattern, scale, kernel)
         return (out, lse) if return_lse else out
-    operators = _operators or _load_operators()
+    operators = _operators or load_operators()
     operator = operators[1]
     try:
         # A graph that torch.jit traces may be differentiated later, and a tangent is seen by autograd alone.
@@ -152,24 +143,77 @@ def attend(
     return (out, lse) if return_lse else out
 
 
-def _recover(error: RuntimeError, operator: Callable[..., Results], *call: Any) -> Results:
-    """After a failed call: loads or makes a kernel that fits and tries again, or raises what the caller can act on."""
-    from .given import failure_of_call
+def _attention_further(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    pattern: list[int],
+    scale: float | None,
+    kernel: str,
+    return_lse: bool,
+    extra_k: torch.Tensor | None,
+    extra_v: torch.Tensor | None,
+    extra_lengths: torch.Tensor | None,
+    out: torch.Tensor | None,
+    out_lse: torch.Tensor | None,
+) -> Any:
+    """The rest of `attend` for calls with extra keys or results of the caller's."""
+    arguments.require_call(query, key, value, pattern)
+    named = {"additional_keys": extra_k, "additional_values": extra_v, "additional_lengths": extra_lengths}
+    named |= {"out": out, "out_lse": out_lse}
+    arguments.require_tensors(**{name: tensor for name, tensor in named.items() if tensor is not None})
+    call = query, key, value, pattern, scale, kernel, extra_k, extra_v, extra_lengths
+    results: tuple[torch.Tensor, ...] = ()
+    if out is not None or out_lse is not None:
+        results = _complete_results(query, value, out, out_lse)
+    if is_compiling():
+        load_operators_now()
+    else:
+        load_operators()
 
-    if _register_sharding():  # torch.distributed.tensor came after the core
+    def operator(*call: Any) -> Results:
+        if results:
+            torch.ops.gnaforge.forward_out.default(*call, output=results[0], output_lse=results[1])
+            return results[0], results[1]
+        return torch.ops.gnaforge.forward.default(*call)  # type: ignore[no-any-return]
+
+    if is_compiling():
+        found = operator(*call)
+    else:
+        try:
+            if is_tracing():
+                _prepare_trace(*call)
+            found = operator(*call)
+        except RuntimeError as error:
+            found = _recover(error, operator, *call, results=results)
+    return found if return_lse else found[0]
+
+
+def _complete_results(
+    query: torch.Tensor, value: torch.Tensor, out: torch.Tensor | None, out_lse: torch.Tensor | None
+) -> Results:
+    """An output and a log-sum-exp to write to, where the caller brings one of them."""
+    from .autocast import autocast_dtype
+
+    if out is None:
+        out = query.new_empty((*query.shape[:-1], *value.shape[-1:]), dtype=autocast_dtype(query))
+    if out_lse is None:
+        out_lse = query.new_empty(query.shape[:-1], dtype=torch.float32)
+    return out, out_lse
+
+
+def _recover(
+    error: RuntimeError, operator: Callable[..., Results], *call: Any, results: tuple[torch.Tensor, ...] = ()
+) -> Results:
+    """After a failed call: loads or makes a kernel that fits and tries again, or raises what the caller can act on."""
+    if register_sharding():  # torch.distributed.tensor came after the core
         try:
             return operator(*call)
         except RuntimeError as again:
             error = again
     failure = core.failure_of(error)
-    if failure.code == core.ErrorCode.BAD_INPUT:
-        raise ValueError(failure.reason) from None
-    if failure.code == core.ErrorCode.OUT_OF_MEMORY:
-        raise out_of_memory(failure, call[0], call[2]) from None
     if failure.code not in core.NO_KERNEL:
-        if failure.code == core.ErrorCode.OTHER and (fault := failure_of_call(call[:3], *call[3:])):
-            raise ValueError(fault.reason) from None  # torch refused it first, in other words
-        raise error
+        raise _error_of(error, failure, call, results) from None
 
     def attempt() -> Results | core.Failure:
         """The operator's result, or the core's `Failure` if it has no kernel for the call."""
@@ -177,20 +221,34 @@ def _recover(error: RuntimeError, operator: Callable[..., Results], *call: Any) 
             return operator(*call)
         except RuntimeError as again:
             found = core.failure_of(again)
-            if found.code == core.ErrorCode.OUT_OF_MEMORY:
-                raise out_of_memory(found, call[0], call[2]) from None
             if found.code not in core.NO_KERNEL:
-                raise
+                raise _error_of(again, found, call, results) from None
             return found
 
     return find_kernel(failure, attempt, _request_of(call))
 
 
+def _error_of(
+    error: RuntimeError, failure: core.Failure, call: tuple[Any, ...], results: tuple[torch.Tensor, ...]
+) -> Exception:
+    """The error to raise for one of an operator's that no other kernel would mend."""
+    from .given import failure_of_call
+
+    if failure.code == core.ErrorCode.BAD_INPUT:
+        return ValueError(failure.reason)
+    if failure.code == core.ErrorCode.OUT_OF_MEMORY:
+        return out_of_memory(failure, call[0], call[2])
+    if failure.code == core.ErrorCode.OTHER:
+        tensors = (*call[:3], *call[6:], *[None] * (12 - len(call)), *results) if results else (*call[:3], *call[6:])
+        if fault := failure_of_call(tensors, *call[3:6]):
+            return ValueError(fault.reason)  # torch refused it first, in other words
+    return error
+
+
 def _request_of(call: tuple[Any, ...]) -> Request:
     from .autocast import autocast_tensor
 
-    query, key, value = map(autocast_tensor, call[:3])
-    return request_of(query, key, value, call[3], call[5])
+    return request_of(*map(autocast_tensor, call[:3]), call[3], call[5], *call[6:7])
 
 
 def _prepare_trace(*call: Any) -> None:
@@ -200,22 +258,10 @@ def _prepare_trace(*call: Any) -> None:
         ValueError, NoKernelError: as a call.
     """
     from .autocast import autocast_tensor
-    from .given import failure_of_call
 
     arguments.require_call(*call[:4])
-    cast = (*map(autocast_tensor, call[:3]), *call[3:])
-
-    def attempt() -> core.Failure | None:
-        return failure_of_call(cast[:3], *cast[3:], choose=True)
-
-    def find() -> None:
-        failure = attempt()
-        if failure is not None and failure.code == core.ErrorCode.BAD_INPUT:
-            raise ValueError(failure.reason)
-        if failure is not None and failure.code in core.NO_KERNEL:
-            find_kernel(failure, attempt, _request_of(cast))
-
-    prepare_apart(find)
+    cast = tuple(map(autocast_tensor, call))
+    prepare_apart(lambda: prepare((*cast[:3], *cast[6:]), *cast[3:6]))
 
 
 def prepare_apart(prepare: Callable[[], object]) -> None:
@@ -224,6 +270,27 @@ def prepare_apart(prepare: Callable[[], object]) -> None:
 
     with ThreadPoolExecutor(1) as other:  # a trace is one thread's
         other.submit(prepare).result()
+
+
+def prepare(
+    tensors: Sequence[Any], pattern: Sequence[int], scale: float | None, key: str, names: Sequence[str] = ()
+) -> None:
+    """Has a kernel in the table for a forward call that doesn't run now; tensors and names are as
+    `given.failure_of_call` takes them.
+
+    Raises:
+        ValueError, NoKernelError: as a call.
+    """
+    from .given import failure_of_call
+
+    def attempt() -> core.Failure | None:
+        return failure_of_call(tensors, pattern, scale, key, choose=True, names=names)
+
+    failure = attempt()
+    if failure is not None and failure.code == core.ErrorCode.BAD_INPUT:
+        raise ValueError(failure.reason)
+    if failure is not None and failure.code in core.NO_KERNEL:
+        find_kernel(failure, attempt, request_of(tensors[0], tensors[1], tensors[2], pattern, key, *tensors[3:9:3]))
 
 
 def find_kernel(failure: core.Failure, attempt: Callable[[], T | core.Failure], request: Request) -> T:
@@ -350,14 +417,6 @@ def _key_with_tiles(
     )
 
 
-def _refuse_additional(additional_keys: object, additional_values: object) -> None:
-    if additional_keys is not None or additional_values is not None:
-        raise NotImplementedError(
-            "additional_keys and additional_values are not available yet: gnaforge kernels attend to the window only. "
-            "Until then, run them as a second attention and merge both by their log-sum-exp (return_lse=True)"
-        )
-
-
 def neighborhood_attention(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -370,6 +429,7 @@ def neighborhood_attention(
     additional_keys: torch.Tensor | None = None,
     additional_values: torch.Tensor | None = None,
     *,
+    additional_lengths: torch.Tensor | None = None,
     edge: str | Sequence[str] | None = None,
     sink: int | Sequence[int] | None = None,
     grid: int | Sequence[int] | None = None,
@@ -379,6 +439,8 @@ def neighborhood_attention(
     q_tile_shape: Sequence[int] | None = None,
     kv_tile_shape: Sequence[int] | None = None,
     return_lse: bool = False,
+    out: torch.Tensor | None = None,
+    out_lse: torch.Tensor | None = None,
     kernel: KernelConfig | str | None = None,
     **natten_tuning: Any,
 ) -> Any:
@@ -399,7 +461,11 @@ def neighborhood_attention(
         is_causal: a query sees no later key along the dimensions where this is true (or ``token``); ``block``: none
             after its group of ``stride`` queries, as where these are a video frame. That window ends with the group.
         scale: factor of Q K^T; default ``head_dim ** -0.5``.
-        additional_keys, additional_values: not available yet; raises NotImplementedError.
+        additional_keys, additional_values: further keys that all queries see, in the same softmax, such as text:
+            ``[batch, S, heads_kv, head_dim]`` and ``[batch, S, heads_kv, head_dim_v]``. (NATTEN's, there computed
+            apart and merged.)
+        additional_lengths: how many of them count, int32 ``[batch]`` on the same device, cut to [0, S]; default: all.
+            Those beyond are padding: their values must be finite, and have no effect then.
         edge: what a window does that would leave the grid: ``shift`` (inwards, NATTEN's way, the default), ``cut``, or
             ``wrap`` to the other end, as longitude does; one for all dimensions or one per dimension.
         sink: the first so many tokens of each dimension are seen beside the window, by causal queries as far as these
@@ -411,12 +477,15 @@ def neighborhood_attention(
             after them, as a rolling cache has.
         q_tile_shape, kv_tile_shape: take a kernel with these tiles.
         return_lse: also return the log-sum-exp of each query.
+        out, out_lse: tensors to write the output and the log-sum-exp to, of any strides but for the output's channels,
+            which are contiguous: slices of larger ones, for example. They must not overlap with an input, nor with each
+            other, which isn't checked. No argument may require grad then, nor the call be under torch.vmap.
         kernel: pins a kernel: its `KernelConfig` or key.
         natten_tuning: NATTEN's other tuning arguments are accepted and ignored, with one warning.
 
     Returns:
         The output ``[batch, *tokens, heads, head_dim_v]``, or with ``return_lse`` a tuple with the log-sum-exp
-        ``[batch, *tokens, heads]``, float32, natural logarithm.
+        ``[batch, *tokens, heads]``, float32, natural logarithm. Each is the tensor to write to, if there is one.
 
     Raises:
         TypeError: an argument is of a type that it can't have.
@@ -426,12 +495,12 @@ def neighborhood_attention(
             with the same text for a GPU.
         NoKernelError: no kernel computes this, and none may or can be compiled now (``GNAFORGE_JIT``); lists each
             kernel's reason and the call that registers one.
-        NotImplementedError: forward-mode differentiation.
+        NotImplementedError: forward-mode differentiation; ``out`` or ``out_lse`` under torch.vmap.
+        RuntimeError: ``out`` or ``out_lse`` where an argument requires grad.
 
     Under torch.autocast tensors are cast as torch's scaled_dot_product_attention casts its own. What torch only traces
     is refused in the same words as a call that runs.
     """
-    _refuse_additional(additional_keys, additional_values)
     if natten_tuning:
         natten_arguments.check(natten_tuning)
     arguments.require_tensors(query=query)
@@ -439,11 +508,13 @@ def neighborhood_attention(
     if not 1 <= rank <= 3:
         raise ValueError(f"query must be [batch, 1 to 3 token dims, heads, head_dim], got {tuple(query.shape)}")
     pinned = kernel_key(rank, query, value, kernel, q_tile_shape, kv_tile_shape)
-    settings = None
+    settings = further = None
     if not (edge is None is sink is grid is q_offset is kv_offset is kv_sink):
         settings = edge, sink, grid, q_offset, kv_offset, kv_sink
+    if not (additional_keys is additional_values is additional_lengths is out is out_lse is None):
+        further = additional_keys, additional_values, additional_lengths, out, out_lse
     return attend(
-        rank, query, key, value, kernel_size, stride, dilation, is_causal, scale, return_lse, pinned, settings
+        rank, query, key, value, kernel_size, stride, dilation, is_causal, scale, return_lse, pinned, settings, further
     )
 
 
@@ -472,6 +543,7 @@ def _fixed_rank(rank: int, layout: str) -> Callable[..., Any]:
         q_tile_shape: Sequence[int] | None = None,
         kv_tile_shape: Sequence[int] | None = None,
         *,
+        additional_lengths: torch.Tensor | None = None,
         edge: str | Sequence[str] | None = None,
         sink: int | Sequence[int] | None = None,
         grid: int | Sequence[int] | None = None,
@@ -479,6 +551,8 @@ def _fixed_rank(rank: int, layout: str) -> Callable[..., Any]:
         kv_offset: int | Sequence[int] | None = None,
         kv_sink: int | Sequence[int] | None = None,
         return_lse: bool = False,
+        out: torch.Tensor | None = None,
+        out_lse: torch.Tensor | None = None,
         kernel: KernelConfig | str | None = None,
         **natten_tuning: Any,
     ) -> Any:
@@ -488,13 +562,26 @@ def _fixed_rank(rank: int, layout: str) -> Callable[..., Any]:
         if attention_kwargs is not None or backend is not None or natten_tuning:
             given = {"attention_kwargs": attention_kwargs, "backend": backend}
             natten_arguments.check({**{name: x for name, x in given.items() if x is not None}, **natten_tuning})
-        if additional_keys is not None or additional_values is not None:
-            _refuse_additional(additional_keys, additional_values)
+        further = None
+        if not (additional_keys is additional_values is additional_lengths is out is out_lse is None):
+            further = additional_keys, additional_values, additional_lengths, out, out_lse
         pinned = ""
         if kernel is not None or q_tile_shape is not None or kv_tile_shape is not None:
             pinned = kernel_key(rank, query, value, kernel, q_tile_shape, kv_tile_shape)
         return attend(
-            rank, query, key, value, kernel_size, stride, dilation, is_causal, scale, return_lse, pinned, settings
+            rank,
+            query,
+            key,
+            value,
+            kernel_size,
+            stride,
+            dilation,
+            is_causal,
+            scale,
+            return_lse,
+            pinned,
+            settings,
+            further,
         )
 
     operator.__name__ = operator.__qualname__ = f"na{rank}d"

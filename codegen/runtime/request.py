@@ -68,9 +68,10 @@ def request_of(
     value: torch.Tensor,
     pattern: Sequence[int],
     pinned: str = "",
-    extra_key: torch.Tensor | None = None,
+    *extra_keys: torch.Tensor | None,
 ) -> Request:
-    """The request that a forward call with these tensors makes; ``pattern`` as the operator has it.
+    """The request that a forward call with these tensors makes; ``pattern`` as the operator has it,
+    ``extra_keys`` those of each further piece.
 
     Raises:
         ProblemError: the tensors and the pattern make no problem.
@@ -78,8 +79,8 @@ def request_of(
     if (count := query.shape[-2]) != 1 and 1 <= (rank := query.dim() - 3) <= 3:
         pattern = hungriest(split_patterns(pattern, rank, count), rank)
     fields = fields_of_pattern(pattern)
-    extra = () if extra_key is None else (extra_key.shape[1],)
-    sizes = (*query.shape, *key.shape, value.shape[-1], *extra)
+    extra = [keys.shape[1] for keys in extra_keys if keys is not None and not is_zero(keys.shape[1])]
+    sizes = (*query.shape, *key.shape, value.shape[-1], *fields["window"], *extra)
     problem = None
     if all(type(size) is int and size for size in sizes):  # a size may be a symbol while torch traces, and 0
         if grid := fields.get("grid"):
@@ -96,6 +97,11 @@ def request_of(
         key=pinned,
         problem=problem,
     )
+
+
+def is_zero(size: int) -> bool:
+    """Whether a size is known to be 0: while torch traces it may be a symbol."""
+    return type(size) is int and size == 0
 
 
 def refusal(

@@ -26,6 +26,8 @@ def register_strategies() -> None:
         register(operator.default, _forward, RuntimeSchemaInfo(3, needs_pytree=True))
     register(operators.forward_varlen.default, _packed, RuntimeSchemaInfo(3, needs_pytree=True))
     register(operators.attention_varlen.default, _packed, RuntimeSchemaInfo(5, needs_pytree=True))
+    register(operators.joint.default, _joint, RuntimeSchemaInfo(3, needs_pytree=True))
+    register(operators.joint_apart.default, _joint_apart, RuntimeSchemaInfo(3, needs_pytree=True))
     register(operators.backward.default, _backward, RuntimeSchemaInfo(7, needs_pytree=True))
 
 
@@ -42,10 +44,13 @@ def _forward(schema: Any) -> Any:
         [heads] * 5 + [Shard(2), Shard(2), whole][:extra],
         [heads] * 3 + [whole] * (2 + extra),  # the one head of keys for all
     ]
+    return _strategy(schema, kinds[: 2 if _has_own_patterns(schema) else None], outputs=2, query=0)
+
+
+def _has_own_patterns(schema: Any) -> bool:
+    """Whether a call's pattern has an entry for each head, so that these can't be divided."""
     rank = len(schema.args_strategy[0].shape) - 3
-    if len(schema.args_schema[3]) not in (rank * PLAIN_PATTERN_FIELDS, rank * PATTERN_FIELDS):
-        del kinds[2:]  # the pattern has an entry for each head
-    return _strategy(schema, kinds, outputs=2, query=0)
+    return len(schema.args_schema[3]) not in (rank * PLAIN_PATTERN_FIELDS, rank * PATTERN_FIELDS)
 
 
 def _packed(schema: Any) -> Any:
@@ -70,6 +75,29 @@ def on_mesh(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         return tensor
     mesh = like.device_mesh
     return DTensor.from_local(tensor, mesh, [Replicate()] * mesh.ndim, run_check=False)
+
+
+def _joint(schema: Any) -> Any:
+    """The placements of joint attention of packed tokens: results are [batch, tokens, heads, channels] and the same
+    without channels."""
+    return _joint_strategy(schema, [2, 2])
+
+
+def _joint_apart(schema: Any) -> Any:
+    """Those of tensors apart, whose first two results have the image's token dimensions."""
+    image = len(schema.args_strategy[0].shape) - 2
+    return _joint_strategy(schema, [image, image, 2, 2])
+
+
+def _joint_strategy(schema: Any, heads_of_results: list[int]) -> Any:
+    """By batch, or by heads of all tensors that have some."""
+    from torch.distributed.tensor import Replicate, Shard
+
+    whole, inputs = Replicate(), [len(strategy.shape) for strategy in schema.args_strategy]
+    heads = [*map(Shard, heads_of_results), *(Shard(dims - 2) if dims > 1 else whole for dims in inputs)]
+    count = len(heads)
+    kinds = [[whole] * count, [Shard(0)] * count, *([] if _has_own_patterns(schema) else [heads])]
+    return _strategy(schema, kinds, outputs=len(heads_of_results), query=0)
 
 
 def _backward(schema: Any) -> Any:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 
-from . import jit, lookup, table
+from . import jit, joint_parts, lookup, table
 from .autocast import register_autocast
 from .batching import register_batching
 from .errors import NoKernelError
 from .gradients import register_autograd
 from .list_parts import register_list_parts
-from .request import Request, request_of
-
-FORWARD_OPERATORS = ("forward", "forward_no_grad")
-"""The second is the first without its autograd formula, which costs time at each call."""
+from .request import Request, is_zero, request_of
 
 
 def _forward_fake(
@@ -29,14 +27,81 @@ def _forward_fake(
     extra_v: torch.Tensor | None = None,
     extra_lengths: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    _check((q, k, v, extra_k, extra_v, extra_lengths), pattern, scale, key)
+    return _results(q, v)
+
+
+def _forward_out_fake(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    pattern: list[int],
+    scale: float | None = None,
+    key: str = "",
+    extra_k: torch.Tensor | None = None,
+    extra_v: torch.Tensor | None = None,
+    extra_lengths: torch.Tensor | None = None,
+    *,
+    output: torch.Tensor,  # torch.compile takes no strided tensor of an argument that is called out
+    output_lse: torch.Tensor,
+) -> None:
+    _check((q, k, v, extra_k, extra_v, extra_lengths, None, None, None, output, output_lse), pattern, scale, key)
+
+
+def _joint_fake(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    pattern: list[int],
+    scale: float | None = None,
+    key: str = "",
+    text_key: str = "",
+    *texts: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    _check_parts(joint_parts.of_packed(q, k, v, pattern, key, text_key, *texts), scale)
+    rows = q.flatten(1, -3).shape[1] + sum(text.shape[1] for text in texts[::4] if text is not None)
+    return _results(q.new_empty((q.shape[0], rows, q.shape[-2], 1)), v)
+
+
+def _joint_apart_fake(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    pattern: list[int],
+    scale: float | None,
+    key: str,
+    text_key: str,
+    *text: torch.Tensor,
+) -> tuple[torch.Tensor, ...]:
+    _check_parts(joint_parts.of_apart(q, k, v, pattern, key, text_key, *text), scale)
+    return (*_results(q, v), *_results(text[0], v))
+
+
+def _results(q: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return q.new_empty((*q.shape[:-1], v.shape[-1])), q.new_empty(q.shape[:-1], dtype=torch.float32)
+
+
+def _check_parts(parts: Iterable[joint_parts.Part], scale: float | None) -> None:
+    for part in parts:
+        _check(part.tensors, part.pattern, scale, part.key, part.names)
+
+
+def _check(
+    tensors: Sequence[torch.Tensor | None],
+    pattern: Sequence[int],
+    scale: float | None,
+    key: str,
+    names: Sequence[str] = (),
+) -> None:
+    """Refuses what a forward call with these tensors would refuse; `given.failure_of_call` describes them."""
     from .given import failure_of_call
 
-    tensors = q, k, v, extra_k, extra_v, extra_lengths
-    if failure := failure_of_call(tensors, pattern, scale, key):
+    if failure := failure_of_call(tensors, pattern, scale, key, names=names):
         raise ValueError(failure.reason)
-    if q.device.type in ("cpu", "cuda") and not any(type(size) is int and size == 0 for size in q.shape[:-1]):
-        _require_kernel(request_of(q, k, v, pattern, key, extra_k), tensors, pattern, scale)
-    return q.new_empty((*q.shape[:-1], v.shape[-1])), q.new_empty(q.shape[:-1], dtype=torch.float32)
+    q, k, v = tensors[:3]
+    assert q is not None and k is not None and v is not None
+    if q.device.type in ("cpu", "cuda") and not any(map(is_zero, q.shape[:-1])):
+        _require_kernel(request_of(q, k, v, pattern, key, *tensors[3:9:3]), tensors, pattern, scale)
 
 
 def _require_kernel(
@@ -82,8 +147,15 @@ def register_python_parts() -> None:
     """Registers fakes, autograd, autocast and vmap; called once per process, when the core has registered itself."""
     global _library
     _library = torch.library.Library("gnaforge", "IMPL")
-    for name in FORWARD_OPERATORS:
-        torch.library.register_fake(f"gnaforge::{name}", _forward_fake, lib=_library)
+    fakes: dict[str, Callable[..., Any]] = {
+        "forward": _forward_fake,
+        "forward_no_grad": _forward_fake,  # which is forward without its autograd formula: that costs time at each call
+        "forward_out": _forward_out_fake,
+        "joint": _joint_fake,
+        "joint_apart": _joint_apart_fake,
+    }
+    for name, fake in fakes.items():
+        torch.library.register_fake(f"gnaforge::{name}", fake, lib=_library)
         register_autocast(name, _library)
         register_batching(name, _library)
     torch.library.register_fake("gnaforge::backward", _backward_fake, lib=_library)

@@ -131,7 +131,6 @@ def _fixed_rank(rank: int, extents: str) -> Callable[..., Any]:
         arguments.require_numbers(pattern, rank)
         scale = None if scale is None else arguments.number("scale", scale)
         pinned = ops.kernel_key(rank, query, value, kernel, q_tile_shape, kv_tile_shape)
-        ops.load_operators()
         call = (query[None], key[None], value[None], rank, whole, pattern, scale, pinned)
 
         def failing(choose: bool) -> Any:

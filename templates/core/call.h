@@ -189,6 +189,12 @@ class Call {
     return tensor;
   }
 
+  /// A result that is somebody else's tensor, of the sizes and type that the call gives it.
+  void write_into(gnaforge_role role, const Tensor& tensor) { add(role, tensor, tensor.mutable_data_ptr()); }
+
+  /// Says that the call has nothing to do with what the one that is launched before it writes.
+  void run_beside_last() { args_.flags |= GNAFORGE_ARGS_BESIDE; }
+
   /// A tensor that isn't there, as torch would make it: contiguous.
   void assume(gnaforge_role role, uint32_t dtype) { place(role) = contiguous_view(*args_.problem, role, dtype); }
 
@@ -197,17 +203,24 @@ class Call {
 
   /// Chooses a kernel, or takes the one named `key`, and runs it.
   void run(std::string_view key) {
-    const Choice choice = choose_memoised(table(), key, args_);
-    if (choice.copies != 0)
-      copy_inputs(choice.copies, [&](char* why, size_t n) { choice.entry->can_run(&args_, why, n); });
-    launch(*choice.entry, choice.workspace_bytes, [&](auto... where) { return choice.entry->run(&args_, where...); });
+    prepare(key);
+    launch();
   }
 
-  /// As `run`, in slices. They are made of `numbers`, beside the call, in a way that `kind` names.
+  /// All of `run` that comes before the launch. Kernels that run side by side have their workspaces at once.
+  void prepare(std::string_view key) {
+    choice_ = choose_memoised(table(), key, args_);
+    if (choice_.copies != 0)
+      copy_inputs(choice_.copies, [&](char* why, size_t n) { choice_.entry->can_run(&args_, why, n); });
+    workspace_.emplace(*like_, *choice_.entry, choice_.workspace_bytes);
+  }
+
+  /// As `prepare`, for a run in slices. They are made of `numbers`, beside the call, in a way that `kind` names.
   template <class MakeSlices>
-  void run_slices(std::string_view key, char kind, const std::vector<int64_t>& numbers, const MakeSlices& make_slices) {
-    const Plan& found = plan_memoised(table(), key, args_, kind, numbers, make_slices);
-    const ListChoice& choice = found.choice;
+  void prepare_slices(std::string_view key, char kind, const std::vector<int64_t>& numbers,
+                      const MakeSlices& make_slices) {
+    plan_ = plan_memoised(table(), key, args_, kind, numbers, make_slices);
+    const ListChoice& choice = plan_->choice;
     if (!choice.entry) return;  // there is nothing to compute
     if (choice.copies != 0)
       copy_inputs(choice.copies, [&](char* why, size_t n) {
@@ -215,9 +228,30 @@ class Call {
         const CallSpan list = as_they_lie.calls();
         for (int64_t i = 0; i < list.count && choice.entry->can_run(list.calls[i], why, n) == GNAFORGE_OK;) ++i;
       });
-    found.list->place(args_);
-    launch(*choice.entry, choice.workspace_bytes, [&](auto... where) { return run_list(found, where...); });
+    choice_.entry = choice.entry;
+    workspace_.emplace(*like_, *choice.entry, choice.workspace_bytes);
   }
+
+  void launch() {
+    if (choice_.entry == nullptr) return;
+    std::optional<DeviceGuard> guard;
+    void* stream = nullptr;
+    if (args_.device == GNAFORGE_CUDA) {
+      guard.emplace(args_.device_index);
+      stream = current_stream(args_.device_index);
+    }
+    char error[1024] = "";
+    if (plan_) plan_->list->place(args_);
+    const int code = plan_ ? run_list(*plan_, workspace_->data(), stream, error, sizeof(error))
+                           : choice_.entry->run(&args_, workspace_->data(), stream, error, sizeof(error));
+    if (code == GNAFORGE_OUT_OF_MEMORY)
+      gnaforge::raise_out_of_memory(like_->is_cuda(), std::string("kernel ") + choice_.entry->key + ": " + error);
+    if (code != GNAFORGE_OK)
+      raise(ErrorCode::failed, std::string("kernel ") + choice_.entry->key + " failed: " + error);
+  }
+
+  /// Of a call that has nothing to compute: raises what `run` would of its rules.
+  void check() const { require_valid(args_); }
 
   /// `check`, and with `choose` also `choose_kernel`, of slices.
   void check_slices(const Slices& slices, std::string_view key, bool choose) const {
@@ -226,9 +260,6 @@ class Call {
     else
       CallList(args_, slices).require_valid();
   }
-
-  /// Of a call that has nothing to compute: raises what `run` would of its rules.
-  void check() const { require_valid(args_); }
 
   /// The process's kernels.
   static Table& table() {
@@ -255,23 +286,6 @@ class Call {
     view.batch_stride = strides[0];
     for (int d = 0; d < tokens; ++d) view.token_stride[d] = strides[static_cast<size_t>(d) + 1];
     if (role_facts[role].heads != Heads::none) view.head_stride = strides[static_cast<size_t>(tokens) + 1];
-  }
-
-  /// Calls `run` with a workspace, the stream, and space for an error; raises that error.
-  template <class Run>
-  void launch(const gnaforge_entry& entry, int64_t workspace_bytes, const Run& run) const {
-    std::optional<DeviceGuard> guard;
-    void* stream = nullptr;
-    if (args_.device == GNAFORGE_CUDA) {
-      guard.emplace(args_.device_index);
-      stream = current_stream(args_.device_index);
-    }
-    const Workspace workspace(*like_, entry, workspace_bytes);
-    char error[1024] = "";
-    const int code = run(workspace.data(), stream, error, sizeof(error));
-    if (code == GNAFORGE_OUT_OF_MEMORY)
-      gnaforge::raise_out_of_memory(like_->is_cuda(), std::string("kernel ") + entry.key + ": " + error);
-    if (code != GNAFORGE_OK) raise(ErrorCode::failed, std::string("kernel ") + entry.key + " failed: " + error);
   }
 
   /// Puts copies in the place of inputs that the kernel can't read as they lie; `say_why` writes why not.
@@ -301,6 +315,9 @@ class Call {
   gnaforge_tensor views_[GNAFORGE_ROLES];  // those of by_role_ are set
   const Tensor* inputs_[GNAFORGE_ROLES];   // those that are read are set
   std::vector<Tensor> copies_;
+  Choice choice_{};
+  std::shared_ptr<Plan> plan_;  // of a call in slices
+  std::optional<Workspace> workspace_;
 };
 
 }  // namespace gnaforge

@@ -54,6 +54,7 @@ class CallList {
         views_.push_back(view(whole, slice, role));
       }
       gnaforge_args args = whole;
+      if (i > 0) args.flags &= ~GNAFORGE_ARGS_BESIDE;  // run one by one, calls share a workspace
       args.features = features_of(problems_[i]) | (whole.features & ~features_of(*whole.problem));
       args.tensors = by_role_.data() + i * roles_;
       args.problem = &problems_[i];
@@ -180,14 +181,14 @@ inline Plan plan(const Table& table, std::string_view key, const gnaforge_args& 
 
 /// `plan` with a memo per thread. `numbers` and `kind` are what slices are made of, beside the whole call.
 template <class MakeSlices>
-Plan& plan_memoised(const Table& table, std::string_view key, const gnaforge_args& whole, char kind,
-                    const std::vector<int64_t>& numbers, const MakeSlices& make_slices) {
+std::shared_ptr<Plan> plan_memoised(const Table& table, std::string_view key, const gnaforge_args& whole, char kind,
+                                    const std::vector<int64_t>& numbers, const MakeSlices& make_slices) {
   struct Slot {
     Signature signature;
     std::string key;
     char kind;
     std::vector<int64_t> numbers;
-    Plan plan;
+    std::shared_ptr<Plan> plan;
   };
   constexpr size_t slots = 64;
   thread_local std::unique_ptr<Slot> memo[slots];
@@ -197,7 +198,8 @@ Plan& plan_memoised(const Table& table, std::string_view key, const gnaforge_arg
     hash = (hash ^ static_cast<uint64_t>(number)) * 0x9fb21c651e98df25u + (hash >> 29);
   std::unique_ptr<Slot>& slot = memo[(hash ^ hash >> 32) % slots];
   if (!slot || !(slot->signature == signature) || slot->key != key || slot->kind != kind || slot->numbers != numbers)
-    slot.reset(new Slot{signature, std::string(key), kind, numbers, plan(table, key, whole, make_slices())});
+    slot.reset(new Slot{signature, std::string(key), kind, numbers,
+                        std::make_shared<Plan>(plan(table, key, whole, make_slices()))});
   return slot->plan;
 }
 

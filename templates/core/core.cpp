@@ -5,15 +5,14 @@
 // registers and checks every return code, and Python calls it once per process.
 #include <cstdio>
 #include <cstring>
-#include <limits>
 #include <optional>
 #include <tuple>
 
 #include <torch/csrc/stable/library.h>
 
-#include "call.h"
-#include "given.h"
-#include "slices.h"
+#include "forward.h"
+#include "joint.h"
+#include "varlen.h"
 
 #define GNAFORGE_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -23,16 +22,12 @@ namespace {
 constexpr const char* forward_signature =
     "(Tensor q, Tensor k, Tensor v, int[] pattern, float? scale=None, str key=\"\", Tensor? extra_k=None, "
     "Tensor? extra_v=None, Tensor? extra_lengths=None) -> (Tensor, Tensor)";
+constexpr const char* forward_out_signature =
+    "(Tensor q, Tensor k, Tensor v, int[] pattern, float? scale=None, str key=\"\", Tensor? extra_k=None, "
+    "Tensor? extra_v=None, Tensor? extra_lengths=None, *, Tensor(a!) output, Tensor(b!) output_lse) -> ()";
 constexpr const char* backward_signature =
     "(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, int[] pattern, "
     "float? scale=None, str key=\"\") -> (Tensor, Tensor, Tensor)";
-
-constexpr const char* forward_varlen_signature =
-    "(Tensor q, Tensor k, Tensor v, int rank, SymInt[] layouts, SymInt[] pattern, float? scale=None, str key=\"\") -> "
-    "(Tensor, Tensor)";
-constexpr const char* attention_varlen_signature =
-    "(Tensor q, Tensor k, Tensor v, Tensor cumulative_q, Tensor cumulative_kv, bool is_causal=False, "
-    "float? scale=None, str key=\"\") -> (Tensor, Tensor)";
 
 using BoxedKernel = void (*)(StableIValue*, uint64_t, uint64_t);
 struct Operator {
@@ -41,157 +36,50 @@ struct Operator {
   BoxedKernel kernel;
 };
 
-/// An operator's `str` argument, which is its to free. Torch's own conversion to std::string leaks that string.
-class Text {
- public:
-  explicit Text(StringHandle handle) : handle_(handle) {}
-  Text(const Text&) = delete;
-  Text& operator=(const Text&) = delete;
-  ~Text() { torch_delete_string(handle_); }
-
-  std::string_view view() const {
-    const char* data = nullptr;
-    size_t length = 0;
-    TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle_, &data));
-    TORCH_ERROR_CODE_CHECK(torch_string_length(handle_, &length));
-    return {data, length};
-  }
-
- private:
-  StringHandle handle_;
-};
-
-/// Kernels need contiguous channels and strides >= 0, which torch guarantees; anything else is copied.
-Tensor with_contiguous_channels(const Tensor& tensor, const char* name) {
-  const int64_t last = tensor.dim() - 1;
-  if (tensor.size(last) == 1 || tensor.stride(last) == 1) return tensor;
-  static std::atomic<bool> noted{false};
-  if (!noted.exchange(true)) note_copy(std::string("the last dimension of ") + name + " is not contiguous");
-  return contiguous_copy(tensor, name);
-}
-
 bool is_one_head(const Tensor& tensor, const gnaforge_problem& p) { return tensor.stride(p.rank + 1) == 0; }
+
+/// The problem of a call. Heads of keys and values that are one, as `expand` makes them, are passed as one: no kernel
+/// need read them apart.
+gnaforge_problem problem_of(const ForwardTensors& tensors, const GivenForward& given,
+                            const std::vector<int64_t>& pattern, std::optional<double> scale) {
+  gnaforge_problem problem = gather_first(given, pattern, scale);
+  if (problem.extra_tokens[0] == 0 && problem.kv_heads > 1 && problem.heads % problem.kv_heads == 0 &&
+      is_one_head(tensors.k, problem) && is_one_head(tensors.v, problem))
+    problem.kv_heads = 1;
+  return problem;
+}
 
 std::tuple<Tensor, Tensor> forward(const Tensor& query, const Tensor& key, const Tensor& value,
                                    const std::vector<int64_t>& pattern, std::optional<double> scale,
                                    StringHandle pinned_key, const std::optional<Tensor>& extra_k,
                                    const std::optional<Tensor>& extra_v, const std::optional<Tensor>& extra_lengths) {
   const Text pinned(pinned_key);
-  GivenForward tensors{given(query, "query"), given(key, "key"), given(value, "value"), {}, {}, {}};
-  if (extra_k) tensors.extra_k = given(*extra_k, "extra_k");
-  if (extra_v) tensors.extra_v = given(*extra_v, "extra_v");
-  if (extra_lengths) tensors.extra_lengths = given(*extra_lengths, "extra_lengths");
-  const int64_t patterns = head_patterns(tensors.q, pattern.size());
-  gnaforge_problem problem = gather(tensors, pattern.data(), pattern.size() / static_cast<size_t>(patterns), scale);
-  const int64_t extra = problem.extra_tokens[0];
-  // Heads of keys and values that are one, as `expand` makes them, are passed as one: no kernel need read them apart.
-  if (extra == 0 && problem.kv_heads > 1 && problem.heads % problem.kv_heads == 0 && is_one_head(key, problem) &&
-      is_one_head(value, problem))
-    problem.kv_heads = 1;
-  const Tensor q = with_contiguous_channels(query, "query");
-  const Tensor k = with_contiguous_channels(key, "key");
-  const Tensor v = with_contiguous_channels(value, "value");
-  std::vector<Tensor> more;
-  if (extra > 0) more = {with_contiguous_channels(*extra_k, "extra_k"), with_contiguous_channels(*extra_v, "extra_v")};
-
-  Call call(GNAFORGE_GNA_FORWARD, problem, tensors.q);
-  call.read(GNAFORGE_Q, q);
-  call.read(GNAFORGE_K, k);
-  call.read(GNAFORGE_V, v);
-  if (extra > 0) {
-    call.read(GNAFORGE_EXTRA_K, more[0]);
-    call.read(GNAFORGE_EXTRA_V, more[1]);
-    if (extra_lengths) call.read(GNAFORGE_EXTRA_LENGTHS, *extra_lengths);
-  }
-  std::vector<int64_t> shape(q.sizes().begin(), q.sizes().end());
-  shape.back() = problem.value_head_dim;
-  int32_t dtype = 0;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(q.get(), &dtype));
-  Tensor out = call.write(GNAFORGE_OUT, shape, dtype, call.dtype_of(GNAFORGE_Q));
-  shape.pop_back();
-  Tensor lse = call.write(GNAFORGE_LSE, shape, aoti_torch_dtype_float32(), GNAFORGE_FP32);
-  const bool empty = out.numel() == 0 && lse.numel() == 0;
-  if (patterns > 1) {
-    const auto slices = [&] { return slices_of_heads(tensors, problem, pattern.data(), pattern.size(), scale); };
-    if (empty)
-      call.check_slices(slices(), "", false);
-    else
-      call.run_slices(pinned.view(), 'h', pattern, slices);
-  } else if (empty) {
-    call.check();
-  } else {
-    call.run(pinned.view());
-  }
-  return {out, lse};
-}
-
-/// Packed samples are given as one: [batch, tokens, heads, channels].
-struct Packed {
-  Packed(const Tensor& query, const Tensor& key, const Tensor& value)
-      : tensors{given(query, "query"), given(key, "key"), given(value, "value"), {}, {}, {}},
-        q(with_contiguous_channels(query, "query")),
-        k(with_contiguous_channels(key, "key")),
-        v(with_contiguous_channels(value, "value")) {}
-
-  /// Computes the slices that are made.
-  template <class MakeSlices>
-  std::tuple<Tensor, Tensor> run(const gnaforge_problem& whole, std::string_view key, char kind,
-                                 const std::vector<int64_t>& numbers, const MakeSlices& make_slices) const {
-    Call call(GNAFORGE_GNA_FORWARD, whole, tensors.q);
-    call.read(GNAFORGE_Q, q);
-    call.read(GNAFORGE_K, k);
-    call.read(GNAFORGE_V, v);
-    int32_t dtype = 0;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(q.get(), &dtype));
-    const std::vector<int64_t> shape{whole.batch, whole.tokens[0], whole.heads, whole.value_head_dim};
-    Tensor out = call.write(GNAFORGE_OUT, shape, dtype, call.dtype_of(GNAFORGE_Q));
-    Tensor lse = call.write(GNAFORGE_LSE, {shape.begin(), shape.end() - 1}, aoti_torch_dtype_float32(), GNAFORGE_FP32);
-    if (out.numel() == 0 && lse.numel() == 0)
-      call.check_slices(make_slices(), "", false);
-    else
-      call.run_slices(key, kind, numbers, make_slices);
-    return {out, lse};
-  }
-
-  GivenForward tensors;
-  Tensor q, k, v;
-};
-
-std::tuple<Tensor, Tensor> forward_varlen(const Tensor& query, const Tensor& key, const Tensor& value, int64_t rank,
-                                          const std::vector<int64_t>& layouts, const std::vector<int64_t>& pattern,
-                                          std::optional<double> scale, StringHandle pinned_key) {
-  const Text pinned(pinned_key);
-  const Packed packed(query, key, value);
-  const gnaforge_problem whole = gather_packed(packed.tensors, scale);
-  std::vector<int64_t> numbers{rank, static_cast<int64_t>(layouts.size())};
-  numbers.insert(numbers.end(), layouts.begin(), layouts.end());
-  numbers.insert(numbers.end(), pattern.begin(), pattern.end());
-  return packed.run(whole, pinned.view(), 'v', numbers,
-                    [&] { return slices_of_samples(whole, Layouts{rank, layouts}, pattern); });
-}
-
-std::tuple<Tensor, Tensor> attention_varlen(const Tensor& query, const Tensor& key, const Tensor& value,
-                                            const Tensor& cumulative_q, const Tensor& cumulative_kv, bool is_causal,
-                                            std::optional<double> scale, StringHandle pinned_key) {
-  const Text pinned(pinned_key);
-  const Packed packed(query, key, value);
-  const gnaforge_problem whole = gather_packed(packed.tensors, scale, true);
-  const Lengths q{"cumulative_seqlen_Q", numbers_of(cumulative_q, "cumulative_seqlen_Q")},
-      kv{"cumulative_seqlen_KV", numbers_of(cumulative_kv, "cumulative_seqlen_KV")};
-  std::vector<int64_t> numbers{is_causal};
-  numbers.insert(numbers.end(), q.ends.begin(), q.ends.end());
-  numbers.insert(numbers.end(), kv.ends.begin(), kv.ends.end());
-  auto results =
-      packed.run(whole, pinned.view(), 'l', numbers, [&] { return slices_of_lengths(whole, q, kv, is_causal); });
-  for (size_t i = 1; i < q.ends.size(); ++i) {
-    const int64_t first = q.ends[i - 1], queries = q.ends[i] - first;
-    if (queries == 0 || kv.ends[i] != kv.ends[i - 1]) continue;  // what follows is for samples without keys
-    Tensor out = torch::stable::narrow(std::get<0>(results), 1, first, queries);
-    Tensor lse = torch::stable::narrow(std::get<1>(results), 1, first, queries);
-    torch::stable::zero_(out);
-    torch::stable::fill_(lse, -std::numeric_limits<double>::infinity());
-  }
+  const ForwardTensors tensors{
+      query, key, value, {{pointer_to(extra_k), pointer_to(extra_v), pointer_to(extra_lengths)}, {}}};
+  const GivenForward given = tensors.given();
+  ForwardCall forward(tensors, given, problem_of(tensors, given, pattern, scale));
+  forward.set_patterns(given, pattern, scale);
+  auto results = forward.make_results(given.q);
+  forward.run(pinned.view());
   return results;
+}
+
+/// As `forward`, with results in tensors of the caller's.
+void forward_out(const Tensor& query, const Tensor& key, const Tensor& value, const std::vector<int64_t>& pattern,
+                 std::optional<double> scale, StringHandle pinned_key, const std::optional<Tensor>& extra_k,
+                 const std::optional<Tensor>& extra_v, const std::optional<Tensor>& extra_lengths, const Tensor& out,
+                 const Tensor& lse) {
+  const Text pinned(pinned_key);
+  const ForwardTensors tensors{
+      query, key, value, {{pointer_to(extra_k), pointer_to(extra_v), pointer_to(extra_lengths)}, {}}};
+  const GivenForward given = tensors.given();
+  const gnaforge_problem problem = problem_of(tensors, given, pattern, scale);
+  check_results(gnaforge::given(out, "out"), last_stride(out), gnaforge::given(lse, "out_lse"), given.q, problem);
+  ForwardCall forward(tensors, given, problem);
+  forward.set_patterns(given, pattern, scale);
+  forward.call.write_into(GNAFORGE_OUT, out);
+  forward.call.write_into(GNAFORGE_LSE, lse);
+  forward.run(pinned.view());
 }
 
 std::tuple<Tensor, Tensor, Tensor> backward(Tensor, std::optional<Tensor>, Tensor, Tensor, Tensor, Tensor, Tensor,
@@ -208,25 +96,26 @@ void assume_plain(Call& call, uint32_t dtype) {
 }
 
 /// What a forward call without data would be refused for: raises it. With `choose` also that no kernel fits it.
-void check_forward(const GivenForward& tensors, const int64_t* pattern, size_t count, std::optional<double> scale,
-                   std::string_view pinned, bool choose) {
-  const int64_t patterns = head_patterns(tensors.q, count);
-  const gnaforge_problem problem = gather(tensors, pattern, count / static_cast<size_t>(patterns), scale);
+gnaforge_problem check_forward(const GivenForward& tensors, const std::vector<int64_t>& pattern,
+                               std::optional<double> scale, std::string_view pinned, bool choose) {
+  const gnaforge_problem problem = gather_first(tensors, pattern, scale);
   const uint32_t dtype = dtype_code(tensors.q.dtype);
   Call call(GNAFORGE_GNA_FORWARD, problem, tensors.q);
   assume_plain(call, dtype);
-  if (problem.extra_tokens[0] > 0) {
-    for (const gnaforge_role role : {GNAFORGE_EXTRA_K, GNAFORGE_EXTRA_V}) call.assume(role, dtype);
-    if (tensors.extra_lengths) call.assume(GNAFORGE_EXTRA_LENGTHS, GNAFORGE_INT32);
+  for (int i = 0; i < GNAFORGE_MAX_EXTRA; ++i) {
+    if (problem.extra_tokens[i] == 0) continue;
+    for (const int role : {GNAFORGE_EXTRA_K, GNAFORGE_EXTRA_V})
+      call.assume(static_cast<gnaforge_role>(role + i), dtype);
+    if (tensors.pieces[i].lengths) call.assume(static_cast<gnaforge_role>(GNAFORGE_EXTRA_LENGTHS + i), GNAFORGE_INT32);
   }
-  if (patterns == 1) call.check();
-  const Sizes lse = sizes_of(problem, GNAFORGE_LSE);
-  bool empty = lse.batch == 0 || lse.heads == 0;
-  for (const int64_t tokens : lse.tokens) empty = empty || tokens == 0;
-  if (patterns > 1)
-    call.check_slices(slices_of_heads(tensors, problem, pattern, count, scale), pinned, choose && !empty);
-  else if (choose && !empty)
-    call.choose_kernel(pinned);
+  choose = choose && !has_no_rows(problem);
+  if (head_patterns(tensors.q, pattern.size()) > 1) {
+    call.check_slices(slices_of_heads(tensors, problem, pattern.data(), pattern.size(), scale), pinned, choose);
+    return problem;
+  }
+  call.check();
+  if (choose) call.choose_kernel(pinned);
+  return problem;
 }
 
 int fail(char* text, size_t size, const std::string& reason) {
@@ -261,6 +150,9 @@ GNAFORGE_EXPORT int gnaforge_core_init(char* error, size_t n) {
   // forward_no_grad is forward under a name of its own, which has no autograd formula: one would slow every call.
   const Operator operators[] = {{"forward", forward_signature, TORCH_BOX(&forward)},
                                 {"forward_no_grad", forward_signature, TORCH_BOX(&forward)},
+                                {"forward_out", forward_out_signature, TORCH_BOX(&forward_out)},
+                                {"joint", joint_signature, TORCH_BOX(&joint)},
+                                {"joint_apart", joint_apart_signature, TORCH_BOX(&joint_apart)},
                                 {"forward_varlen", forward_varlen_signature, TORCH_BOX(&forward_varlen)},
                                 {"attention_varlen", attention_varlen_signature, TORCH_BOX(&attention_varlen)},
                                 {"backward", backward_signature, TORCH_BOX(&backward)}};
@@ -304,19 +196,21 @@ GNAFORGE_EXPORT int gnaforge_core_error(const char* text, size_t* begin, size_t*
 
 /// A tensor of a call that is only looked at.
 struct gnaforge_given {
-  const int64_t* sizes;
+  const char* name;
+  const int64_t* sizes;  ///< Null: there is no such tensor.
   int64_t dims;
   const char *dtype, *device;  ///< As torch names them: `float32`, `cuda:0`.
+  int64_t last_stride;         ///< Of results.
 };
 
 namespace gnaforge {
 namespace {
 
-Given look(const gnaforge_given& tensor, const char* name) {
+Given look(const gnaforge_given& tensor) {
   uint32_t device = 0;
   int32_t index = 0;
   TORCH_ERROR_CODE_CHECK(torch_parse_device_string(tensor.device, &device, &index));
-  return {name, tensor.sizes, tensor.dims, type_named(tensor.dtype), static_cast<DeviceType>(device), index};
+  return {tensor.name, tensor.sizes, tensor.dims, type_named(tensor.dtype), static_cast<DeviceType>(device), index};
 }
 
 /// What `check` raises, or null. The words stay good until the next call on this thread.
@@ -335,29 +229,37 @@ const char* words_of(const Check& check) {
 }  // namespace
 }  // namespace gnaforge
 
-/// The words that a forward call with these tensors (query, key, value, and perhaps null: extra_k, extra_v,
-/// extra_lengths) would be refused with, null if it wouldn't: what keeps the rules, and with `choose` is served by a
-/// kernel that is loaded, however its tensors lie. They stay good until the next call on this thread.
-GNAFORGE_EXPORT const char* gnaforge_core_check(const gnaforge_given* const tensors[6], const int64_t* pattern,
-                                                size_t count, const double* scale, const char* key, int choose) {
+/// The words that a forward call would be refused with, null if it wouldn't: what keeps the rules, and with `choose` is
+/// served by a kernel that is loaded, however its inputs lie. Its tensors are query, key and value, and perhaps keys,
+/// values and lengths of two further pieces, and an output and a log-sum-exp to write to. They stay good until the next
+/// call on this thread.
+GNAFORGE_EXPORT const char* gnaforge_core_check(const gnaforge_given tensors[11], const int64_t* pattern, size_t count,
+                                                const double* scale, const char* key, int choose) {
   using namespace gnaforge;
+  const auto look_if_there = [](const gnaforge_given& tensor) {
+    return tensor.sizes == nullptr ? std::nullopt : std::optional(look(tensor));
+  };
+  const auto piece = [&](const gnaforge_given* first) {
+    return GivenPiece{first[0].name,           first[1].name,           first[2].name,
+                      look_if_there(first[0]), look_if_there(first[1]), look_if_there(first[2])};
+  };
   return words_of([&] {
-    GivenForward all{look(*tensors[0], "query"), look(*tensors[1], "key"), look(*tensors[2], "value"), {}, {}, {}};
-    if (tensors[3] != nullptr) all.extra_k = look(*tensors[3], "extra_k");
-    if (tensors[4] != nullptr) all.extra_v = look(*tensors[4], "extra_v");
-    if (tensors[5] != nullptr) all.extra_lengths = look(*tensors[5], "extra_lengths");
-    check_forward(all, pattern, count, scale ? std::optional(*scale) : std::nullopt, key, choose != 0);
+    const GivenForward all{
+        look(tensors[0]), look(tensors[1]), look(tensors[2]), {piece(tensors + 3), piece(tensors + 6)}};
+    const gnaforge_problem problem =
+        check_forward(all, {pattern, pattern + count}, scale ? std::optional(*scale) : std::nullopt, key, choose != 0);
+    if (tensors[9].sizes != nullptr)
+      check_results(look(tensors[9]), tensors[9].last_stride, look(tensors[10]), all.q, problem);
   });
 }
 
 /// As above, of a call of forward_varlen with these tensors: query, key, value.
-GNAFORGE_EXPORT const char* gnaforge_core_check_varlen(const gnaforge_given* const tensors[3], int64_t rank,
+GNAFORGE_EXPORT const char* gnaforge_core_check_varlen(const gnaforge_given tensors[3], int64_t rank,
                                                        const int64_t* layouts, size_t extents, const int64_t* pattern,
                                                        size_t count, const double* scale, const char* key, int choose) {
   using namespace gnaforge;
   return words_of([&] {
-    const GivenForward all{
-        look(*tensors[0], "query"), look(*tensors[1], "key"), look(*tensors[2], "value"), {}, {}, {}};
+    const GivenForward all{look(tensors[0]), look(tensors[1]), look(tensors[2]), {no_piece, no_piece}};
     const gnaforge_problem whole = gather_packed(all, scale ? std::optional(*scale) : std::nullopt);
     Call call(GNAFORGE_GNA_FORWARD, whole, all.q);
     assume_plain(call, dtype_code(all.q.dtype));

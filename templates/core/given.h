@@ -91,10 +91,18 @@ inline Given given(const Tensor& tensor, const char* name) {
   return {name, sizes, tensor.dim(), tensor.scalar_type(), static_cast<DeviceType>(device), tensor.get_device_index()};
 }
 
-/// The tensors of a forward call; the last three are perhaps not there.
+/// A piece of keys and values [batch, tokens, heads, channels] that all queries see, and how many of them count, int32
+/// [batch]; any of the three may be missing. They have names for what is wrong with them, also while they are missing.
+struct GivenPiece {
+  const char *k_name, *v_name, *lengths_name;
+  std::optional<Given> k, v, lengths;
+};
+constexpr GivenPiece no_piece{"additional_keys", "additional_values", "additional_lengths", {}, {}, {}};
+
+/// The tensors of a forward call.
 struct GivenForward {
   Given q, k, v;
-  std::optional<Given> extra_k, extra_v, extra_lengths;
+  GivenPiece pieces[GNAFORGE_MAX_EXTRA];
 };
 
 inline std::string sizes_text(const int64_t* sizes, size_t dims) {
@@ -127,13 +135,13 @@ inline std::string device_text(const Given& tensor) {
 
 inline void check_device(const Given& t, const Given& q) {
   if (t.device != q.device || (has_index(q.device) && t.device_index != q.device_index))
-    refuse("query, key and value must be on one device: query is on ", device_text(q), ", ", t.name, " is on ",
+    refuse("query, key and value must be on one device: ", q.name, " is on ", device_text(q), ", ", t.name, " is on ",
            device_text(t));
 }
 
 inline void check_kind(const Given& t, const Given& q) {
   if (t.dtype != q.dtype)
-    refuse("query, key and value must have one dtype: query is ", type_name(q.dtype), ", ", t.name, " is ",
+    refuse("query, key and value must have one dtype: ", q.name, " is ", type_name(q.dtype), ", ", t.name, " is ",
            type_name(t.dtype), "; cast them to one, or call under torch.autocast, which does");
   check_device(t, q);
 }
@@ -143,29 +151,32 @@ inline void check_kind(const Given& t, const Given& q) {
 /// would be ambiguous which rank a list is of.
 constexpr size_t plain_groups = 4, all_groups = 10;
 
-inline void check_shape(const Given& t, const std::vector<int64_t>& wanted) {
+/// Refuses a tensor of other sizes than these; -1 stands for any number of tokens.
+inline void check_shape(const Given& t, const std::vector<int64_t>& wanted, const char* like) {
   bool same = t.dims == static_cast<int64_t>(wanted.size());
-  for (size_t d = 0; same && d < wanted.size(); ++d) same = t.sizes[d] == wanted[d];
-  if (!same) refuse(t.name, " has shape ", shape_text(t), ", which doesn't fit query, key and value");
+  for (size_t d = 0; same && d < wanted.size(); ++d) same = wanted[d] == -1 || t.sizes[d] == wanted[d];
+  if (same) return;
+  std::string text;
+  for (const int64_t size : wanted) text += (text.empty() ? "" : ", ") + (size == -1 ? "tokens" : std::to_string(size));
+  refuse(t.name, " has shape ", shape_text(t), "; beside ", like, " it must be [", text, "]");
 }
 
-/// A piece of extra keys, all or nothing of it: [batch, tokens, heads, channels], lengths [batch]. Returns its tokens.
-inline int64_t gather_extra(const GivenForward& tensors, const gnaforge_problem& p) {
-  const std::optional<Given>&k = tensors.extra_k, &v = tensors.extra_v, &lengths = tensors.extra_lengths;
-  if (!k && !v && !lengths) return 0;
-  if (!k || !v) refuse("extra_k and extra_v come together");
-  const int64_t tokens = k->dims == 4 ? k->sizes[1] : -1;
-  check_shape(*k, {p.batch, tokens, p.kv_heads, p.head_dim});
-  check_shape(*v, {p.batch, tokens, p.kv_heads, p.value_head_dim});
-  check_kind(*k, tensors.q);
-  check_kind(*v, tensors.q);
-  if (lengths) {
-    check_shape(*lengths, {p.batch});
-    if (dtype_code(lengths->dtype) != GNAFORGE_INT32)
-      refuse("extra_lengths must be int32, got ", type_name(lengths->dtype));
-    check_device(*lengths, tensors.q);
+/// A piece of extra keys, all or nothing of it. Returns its tokens.
+inline int64_t gather_piece(const GivenPiece& piece, const Given& q, const gnaforge_problem& p) {
+  if (!piece.k && !piece.v && !piece.lengths) return 0;
+  if (!piece.k && !piece.v) refuse(piece.lengths_name, " come with ", piece.k_name, " and ", piece.v_name);
+  if (!piece.k || !piece.v) refuse(piece.k_name, " and ", piece.v_name, " come together");
+  check_shape(*piece.k, {p.batch, -1, p.kv_heads, p.head_dim}, "query and key");
+  check_shape(*piece.v, {p.batch, piece.k->sizes[1], p.kv_heads, p.value_head_dim}, piece.k_name);
+  check_kind(*piece.k, q);
+  check_kind(*piece.v, q);
+  if (piece.lengths) {
+    check_shape(*piece.lengths, {p.batch}, "query");
+    if (dtype_code(piece.lengths->dtype) != GNAFORGE_INT32)
+      refuse(piece.lengths_name, " must be int32, got ", type_name(piece.lengths->dtype));
+    check_device(*piece.lengths, q);
   }
-  return tokens;
+  return piece.k->sizes[1];
 }
 
 /// Puts a pattern into a problem whose rank and tokens are known.
@@ -236,7 +247,8 @@ inline gnaforge_problem gather(const GivenForward& tensors, const int64_t* patte
     p.kv_tokens[d] = k.sizes[d + 1];
   }
   take_pattern(p, pattern, plain);
-  p.extra_tokens[0] = gather_extra(tensors, p);
+  for (int piece = 0; piece < GNAFORGE_MAX_EXTRA; ++piece)
+    p.extra_tokens[piece] = gather_piece(tensors.pieces[piece], tensors.q, p);
   return p;
 }
 
@@ -245,6 +257,23 @@ inline gnaforge_problem gather(const GivenForward& tensors, const int64_t* patte
 inline gnaforge_problem gather_packed(const GivenForward& tensors, std::optional<double> scale, bool apart = false) {
   const int64_t all[] = {apart && tensors.k.dims == 4 ? tensors.k.sizes[1] : 1, 1, 1, GNAFORGE_CAUSAL_NONE};
   return gather(tensors, all, plain_groups, scale);
+}
+
+/// Refuses results of the caller's that can't hold those of a call.
+inline void check_results(const Given& out, int64_t last_stride, const Given& lse, const Given& q,
+                          const gnaforge_problem& p) {
+  std::vector<int64_t> sizes(q.sizes, q.sizes + q.dims);
+  sizes.back() = p.value_head_dim;
+  check_shape(out, sizes, "query and value");
+  sizes.pop_back();
+  check_shape(lse, sizes, q.name);
+  if (out.dtype != q.dtype)
+    refuse(out.name, " is ", type_name(out.dtype), "; it must be ", type_name(q.dtype), " as query");
+  if (lse.dtype != ScalarType::Float) refuse(lse.name, " is ", type_name(lse.dtype), "; it must be float32");
+  check_device(out, q);
+  check_device(lse, q);
+  if (p.value_head_dim > 1 && last_stride != 1)
+    refuse(out.name, " has a last stride of ", last_stride, "; its channels must be contiguous");
 }
 
 }  // namespace gnaforge

@@ -24,6 +24,13 @@ inline int64_t head_patterns(const Given& query, size_t count) {
   return 1;
 }
 
+/// The problem of a call, with the first head's pattern where heads have their own.
+inline gnaforge_problem gather_first(const GivenForward& tensors, const std::vector<int64_t>& pattern,
+                                     std::optional<double> scale) {
+  const auto patterns = static_cast<size_t>(head_patterns(tensors.q, pattern.size()));
+  return gather(tensors, pattern.data(), pattern.size() / patterns, scale);
+}
+
 /// Slices of heads, of a call whose problem has the first head's pattern. Neighbours with one pattern are one slice, if
 /// they are whole groups that share a head of keys, or of one such group.
 inline Slices slices_of_heads(const GivenForward& tensors, const gnaforge_problem& whole, const int64_t* pattern,

@@ -1,0 +1,259 @@
+// Joint attention of an image and text: two or three forward calls that write into one output, nothing copied between.
+//
+// Image rows see their window and the text; text rows see the image, as one dense axis of its tokens, and the text. Text
+// rows are launched first, since they are few and long; the image rows' launch may begin beside them.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <tuple>
+#include <vector>
+
+#include "forward.h"
+
+namespace gnaforge {
+
+constexpr const char* joint_signature =
+    "(Tensor q, Tensor k, Tensor v, int[] pattern, float? scale=None, str key=\"\", str text_key=\"\", "
+    "Tensor? prefix_q=None, Tensor? prefix_k=None, Tensor? prefix_v=None, Tensor? prefix_lengths=None, "
+    "Tensor? suffix_q=None, Tensor? suffix_k=None, Tensor? suffix_v=None, Tensor? suffix_lengths=None) "
+    "-> (Tensor, Tensor)";
+constexpr const char* joint_apart_signature =
+    "(Tensor q, Tensor k, Tensor v, int[] pattern, float? scale, str key, str text_key, "
+    "Tensor text_q, Tensor text_k, Tensor text_v, Tensor? text_lengths=None) -> (Tensor, Tensor, Tensor, Tensor)";
+
+/// Text tokens: queries, and the piece of keys that all rows see.
+struct TextRows {
+  const Tensor* q;
+  const char* q_name;
+  Piece piece;
+};
+
+constexpr GivenPiece prefix_names{"key of the prefix", "value of the prefix", "lengths of the prefix", {}, {}, {}};
+constexpr GivenPiece suffix_names{"key of the suffix", "value of the suffix", "lengths of the suffix", {}, {}, {}};
+constexpr GivenPiece text_names{"text_k", "text_v", "text_lengths", {}, {}, {}};
+
+/// A view of a tensor's memory from its element `offset` on: torch adds that to the tensor's own.
+inline Tensor view_of(const Tensor& tensor, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
+                      int64_t offset) {
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(tensor.get(), static_cast<int64_t>(sizes.size()), sizes.data(),
+                                                        strides.data(), offset, &handle));
+  return Tensor(handle);
+}
+
+/// Keys or values of the image with one token dim; copied where its tokens don't lie one distance apart.
+inline Tensor flat_tokens(const Tensor& tensor, int rank, int64_t tokens, const char* name) {
+  const std::vector<int64_t> sizes(tensor.sizes().begin(), tensor.sizes().end());
+  const auto flatten = [&](const Tensor& from) {
+    const auto d = static_cast<size_t>(rank);
+    const std::vector<int64_t> strides(from.strides().begin(), from.strides().end());
+    return view_of(from, {sizes[0], tokens, sizes[d + 1], sizes[d + 2]},
+                   {strides[0], strides[d], strides[d + 1], strides[d + 2]}, 0);
+  };
+  bool even = true;
+  for (int d = rank; d > 1; --d)
+    even = even && (tensor.size(d - 1) == 1 || tensor.stride(d - 1) == tensor.stride(d) * tensor.size(d));
+  if (even) return flatten(tensor);
+  static std::atomic<bool> noted{false};
+  if (!noted.exchange(true)) note_copy(std::string("the tokens of ") + name + " don't lie one distance apart");
+  return flatten(contiguous_copy(tensor, name));
+}
+
+/// Runs a step of one part of the work, whose name its errors begin with, but for those of bad input.
+template <class Step>
+void for_part(const char* part, Step step) {
+  try {
+    step();
+  } catch (const std::runtime_error& thrown) {
+    const LastError error = last_error();
+    if (error.text != thrown.what() || error.code == ErrorCode::bad_input) throw;
+    raise(error.code, std::string(part) + ": " + error.text.substr(error.begin, error.end - error.begin),
+          error.text.substr(error.end));
+  }
+}
+
+/// An uninitialised result.
+inline Tensor make_result(const Tensor& like, const std::vector<int64_t>& sizes, int32_t dtype, const char* name) {
+  int64_t bytes = 4;  // at most
+  for (const int64_t size : sizes)
+    if (__builtin_mul_overflow(bytes, size, &bytes))
+      raise(ErrorCode::bad_input, std::string(name) + " is too large: its sizes reach beyond 64 bits");
+  const AtenTensorHandle handle = try_empty(like, sizes, dtype);
+  if (handle == nullptr) raise_out_of_memory(like, bytes, name + (", " + sizes_text(sizes.data(), sizes.size())));
+  return Tensor(handle);
+}
+
+/// The calls of joint attention. What it is given outlives it.
+class JointCalls {
+ public:
+  JointCalls(const Tensor& q, const Tensor& k, const Tensor& v, const TextRows (&texts)[2],
+             const std::vector<int64_t>& pattern, std::optional<double> scale) {
+    const Piece pieces[2] = {texts[0].piece, texts[1].piece};
+    const ForwardTensors image{q, k, v, {pieces[0], pieces[1]}};
+    const GivenForward given = image.given();
+    const gnaforge_problem problem = gather_first(given, pattern, scale);
+    int64_t tokens = 1;
+    for (int d = 0; d < problem.rank; ++d) tokens *= problem.tokens[d];
+    if (tokens == 0) refuse("query has shape ", shape_text(given.q), "; an image has tokens");
+    rank_ = problem.rank;
+    image_sizes_ = output_sizes(given.q, problem);
+    flat_k_.emplace(flat_tokens(k, rank_, tokens, "key"));
+    flat_v_.emplace(flat_tokens(v, rank_, tokens, "value"));
+    for (int i = 0; i < 2; ++i) {
+      const TextRows& text = texts[i];
+      if (text.q == nullptr && text.piece.k == nullptr) continue;
+      if (text.q == nullptr || text.piece.k == nullptr)
+        refuse(text.q_name, " and ", text.piece.names->k_name, " come together");
+      const ForwardTensors rows{*text.q, *flat_k_, *flat_v_, {pieces[0], pieces[1]}, text.q_name};
+      const GivenForward given_rows = rows.given();
+      const int64_t dense[] = {tokens, 1, 1, 0};
+      const gnaforge_problem own = gather(given_rows, dense, 4, scale);
+      check_shape(given_rows.q, {problem.batch, problem.extra_tokens[i], problem.heads, problem.head_dim},
+                  text.piece.names->k_name);
+      texts_[i].tokens = own.tokens[0];
+      if (!has_no_rows(own)) texts_[i].call = std::make_unique<ForwardCall>(rows, given_rows, own);
+    }
+    image_ = std::make_unique<ForwardCall>(image, given, problem);
+    image_->set_patterns(given, pattern, scale);
+    image_is_empty_ = has_no_rows(problem);
+    channels_ = problem.value_head_dim;
+    dtype_ = torch_dtype(q);
+  }
+
+  int64_t text_tokens(int i) const { return texts_[i].tokens; }
+  int64_t batch() const { return image_sizes_.front(); }
+  int64_t heads() const { return image_sizes_[image_sizes_.size() - 2]; }
+  int64_t channels() const { return channels_; }
+  int32_t dtype() const { return dtype_; }
+  const std::vector<int64_t>& image_sizes() const { return image_sizes_; }
+
+  int64_t image_tokens() const {
+    int64_t tokens = 1;
+    for (int d = 1; d <= rank_; ++d) tokens *= image_sizes_[static_cast<size_t>(d)];
+    return tokens;
+  }
+
+  /// The image rows' results, in tensors that outlive the run.
+  void write_image(const Tensor& out, const Tensor& lse) { write(*image_, out, lse); }
+
+  /// Those of text rows.
+  void write_text(int i, const Tensor& out, const Tensor& lse) {
+    if (texts_[i].call) write(*texts_[i].call, out, lse);
+  }
+
+  /// Runs all calls. Kernels are found before the first of them is launched.
+  void run(std::string_view key, std::string_view text_key) {
+    std::vector<ForwardCall*> calls;
+    for (Rows& text : texts_)
+      if (text.call) calls.push_back(text.call.get());
+    if (!image_is_empty_)
+      calls.push_back(image_.get());
+    else
+      image_->check();
+    for (ForwardCall* forward : calls) {
+      const bool is_image = forward == image_.get();
+      if (forward != calls.front()) forward->call.run_beside_last();
+      for_part(is_image ? "image rows" : "text rows", [&] { forward->prepare(is_image ? key : text_key); });
+    }
+    for (ForwardCall* forward : calls) forward->call.launch();
+  }
+
+ private:
+  struct Rows {
+    std::unique_ptr<ForwardCall> call;
+    int64_t tokens = 0;
+  };
+
+  static void write(ForwardCall& forward, const Tensor& out, const Tensor& lse) {
+    forward.call.write_into(GNAFORGE_OUT, out);
+    forward.call.write_into(GNAFORGE_LSE, lse);
+  }
+
+  int rank_;
+  std::optional<Tensor> flat_k_, flat_v_;
+  std::unique_ptr<ForwardCall> image_;
+  Rows texts_[2];
+  std::vector<int64_t> image_sizes_;
+  bool image_is_empty_;
+  int64_t channels_;
+  int32_t dtype_;
+};
+
+/// Rows [begin, begin + the tokens of `sizes`) of a packed result [batch, tokens, heads, channels], or without channels.
+inline Tensor rows_of(const Tensor& packed, const std::vector<int64_t>& sizes, int64_t begin) {
+  const size_t rest = static_cast<size_t>(packed.dim()) - 2, tokens = sizes.size() - 1 - rest;
+  std::vector<int64_t> strides(sizes.size());
+  strides[0] = packed.stride(0);
+  int64_t step = packed.stride(1);
+  for (size_t d = tokens; d >= 1; step *= sizes[d--]) strides[d] = step;
+  for (size_t d = 0; d < rest; ++d) strides[1 + tokens + d] = packed.stride(static_cast<int64_t>(2 + d));
+  return view_of(packed, sizes, strides, begin * packed.stride(1));
+}
+
+/// Results [batch, prefix + image + suffix, heads, channels] and the same without channels.
+inline std::tuple<Tensor, Tensor> joint(const Tensor& q, const Tensor& k, const Tensor& v,
+                                        const std::vector<int64_t>& pattern, std::optional<double> scale,
+                                        StringHandle key, StringHandle text_key, const std::optional<Tensor>& prefix_q,
+                                        const std::optional<Tensor>& prefix_k, const std::optional<Tensor>& prefix_v,
+                                        const std::optional<Tensor>& prefix_lengths,
+                                        const std::optional<Tensor>& suffix_q, const std::optional<Tensor>& suffix_k,
+                                        const std::optional<Tensor>& suffix_v,
+                                        const std::optional<Tensor>& suffix_lengths) {
+  const Text pinned(key), pinned_text(text_key);
+  const TextRows texts[2] = {{pointer_to(prefix_q),
+                              "query of the prefix",
+                              {pointer_to(prefix_k), pointer_to(prefix_v), pointer_to(prefix_lengths), &prefix_names}},
+                             {pointer_to(suffix_q),
+                              "query of the suffix",
+                              {pointer_to(suffix_k), pointer_to(suffix_v), pointer_to(suffix_lengths), &suffix_names}}};
+  JointCalls calls(q, k, v, texts, pattern, scale);
+  const int64_t prefix = calls.text_tokens(0), image = calls.image_tokens(), suffix = calls.text_tokens(1);
+  const std::vector<int64_t> sizes{calls.batch(), prefix + image + suffix, calls.heads(), calls.channels()};
+  Tensor out = make_result(q, sizes, calls.dtype(), "out");
+  Tensor lse = make_result(q, without_channels(sizes), aoti_torch_dtype_float32(), "log_sum_exp");
+  std::vector<Tensor> views;
+  for (const Tensor* packed : {&out, &lse}) {
+    const auto part = [&](std::vector<int64_t> own, int64_t begin) {
+      if (packed == &lse) own.pop_back();
+      views.push_back(rows_of(*packed, own, begin));
+    };
+    part({sizes[0], prefix, sizes[2], sizes[3]}, 0);
+    part(calls.image_sizes(), prefix);
+    part({sizes[0], suffix, sizes[2], sizes[3]}, prefix + image);
+  }
+  calls.write_text(0, views[0], views[3]);
+  calls.write_image(views[1], views[4]);
+  calls.write_text(1, views[2], views[5]);
+  calls.run(pinned.view(), pinned_text.view());
+  return {out, lse};
+}
+
+/// The same of tensors that are apart: results of the image, and of the text.
+inline std::tuple<Tensor, Tensor, Tensor, Tensor> joint_apart(const Tensor& q, const Tensor& k, const Tensor& v,
+                                                              const std::vector<int64_t>& pattern,
+                                                              std::optional<double> scale, StringHandle key,
+                                                              StringHandle text_key, const Tensor& text_q,
+                                                              const Tensor& text_k, const Tensor& text_v,
+                                                              const std::optional<Tensor>& text_lengths) {
+  const Text pinned(key), pinned_text(text_key);
+  const TextRows texts[2] = {
+      {&text_q, "text_q", {&text_k, &text_v, pointer_to(text_lengths), &text_names}},
+      {nullptr, "", {}},
+  };
+  JointCalls calls(q, k, v, texts, pattern, scale);
+  const std::vector<int64_t> text{calls.batch(), calls.text_tokens(0), calls.heads(), calls.channels()};
+  const int32_t fp32 = aoti_torch_dtype_float32();
+  Tensor out = make_result(q, calls.image_sizes(), calls.dtype(), "out");
+  Tensor lse = make_result(q, without_channels(calls.image_sizes()), fp32, "log_sum_exp");
+  Tensor text_out = make_result(q, text, calls.dtype(), "text_out");
+  Tensor text_lse = make_result(q, without_channels(text), fp32, "log_sum_exp of text_out");
+  calls.write_image(out, lse);
+  calls.write_text(0, text_out, text_lse);
+  calls.run(pinned.view(), pinned_text.view());
+  return {out, lse, text_out, text_lse};
+}
+
+}  // namespace gnaforge

@@ -1,0 +1,79 @@
+// Calls over packed samples, [batch, tokens, heads, channels]: neighborhood attention of samples with layouts of their
+// own, and dense attention of samples with lengths of their own.
+#pragma once
+
+#include <limits>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "forward.h"
+#include "slices.h"
+
+namespace gnaforge {
+
+constexpr const char* forward_varlen_signature =
+    "(Tensor q, Tensor k, Tensor v, int rank, SymInt[] layouts, SymInt[] pattern, float? scale=None, str key=\"\") -> "
+    "(Tensor, Tensor)";
+constexpr const char* attention_varlen_signature =
+    "(Tensor q, Tensor k, Tensor v, Tensor cumulative_q, Tensor cumulative_kv, bool is_causal=False, "
+    "float? scale=None, str key=\"\") -> (Tensor, Tensor)";
+
+/// Computes the slices of `whole` that are made, of numbers that `kind` gives a meaning.
+template <class MakeSlices>
+std::tuple<Tensor, Tensor> run_packed(const ForwardTensors& tensors, const GivenForward& given,
+                                      const gnaforge_problem& whole, std::string_view key, char kind,
+                                      const std::vector<int64_t>& numbers, const MakeSlices& make_slices) {
+  ForwardCall forward(tensors, given, whole);
+  auto results = forward.make_results(given.q);
+  if (has_no_rows(whole)) {
+    forward.call.check_slices(make_slices(), "", false);
+  } else {
+    forward.call.prepare_slices(key, kind, numbers, make_slices);
+    forward.call.launch();
+  }
+  return results;
+}
+
+inline std::tuple<Tensor, Tensor> forward_varlen(const Tensor& query, const Tensor& key, const Tensor& value,
+                                                 int64_t rank, const std::vector<int64_t>& layouts,
+                                                 const std::vector<int64_t>& pattern, std::optional<double> scale,
+                                                 StringHandle pinned_key) {
+  const Text pinned(pinned_key);
+  const ForwardTensors tensors{query, key, value, {}};
+  const GivenForward given = tensors.given();
+  const gnaforge_problem whole = gather_packed(given, scale);
+  std::vector<int64_t> numbers{rank, static_cast<int64_t>(layouts.size())};
+  numbers.insert(numbers.end(), layouts.begin(), layouts.end());
+  numbers.insert(numbers.end(), pattern.begin(), pattern.end());
+  return run_packed(tensors, given, whole, pinned.view(), 'v', numbers,
+                    [&] { return slices_of_samples(whole, Layouts{rank, layouts}, pattern); });
+}
+
+inline std::tuple<Tensor, Tensor> attention_varlen(const Tensor& query, const Tensor& key, const Tensor& value,
+                                                   const Tensor& cumulative_q, const Tensor& cumulative_kv,
+                                                   bool is_causal, std::optional<double> scale,
+                                                   StringHandle pinned_key) {
+  const Text pinned(pinned_key);
+  const ForwardTensors tensors{query, key, value, {}};
+  const GivenForward given = tensors.given();
+  const gnaforge_problem whole = gather_packed(given, scale, true);
+  const Lengths q{"cumulative_seqlen_Q", numbers_of(cumulative_q, "cumulative_seqlen_Q")},
+      kv{"cumulative_seqlen_KV", numbers_of(cumulative_kv, "cumulative_seqlen_KV")};
+  std::vector<int64_t> numbers{is_causal};
+  numbers.insert(numbers.end(), q.ends.begin(), q.ends.end());
+  numbers.insert(numbers.end(), kv.ends.begin(), kv.ends.end());
+  auto results = run_packed(tensors, given, whole, pinned.view(), 'l', numbers,
+                            [&] { return slices_of_lengths(whole, q, kv, is_causal); });
+  for (size_t i = 1; i < q.ends.size(); ++i) {
+    const int64_t first = q.ends[i - 1], queries = q.ends[i] - first;
+    if (queries == 0 || kv.ends[i] != kv.ends[i - 1]) continue;  // what follows is for samples without keys
+    Tensor out = torch::stable::narrow(std::get<0>(results), 1, first, queries);
+    Tensor lse = torch::stable::narrow(std::get<1>(results), 1, first, queries);
+    torch::stable::zero_(out);
+    torch::stable::fill_(lse, -std::numeric_limits<double>::infinity());
+  }
+  return results;
+}
+
+}  // namespace gnaforge
