@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes as c
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import reduce
 from pathlib import Path
 from random import Random
@@ -12,25 +12,28 @@ from random import Random
 import numpy as np
 import oracle
 import pytest
+from band_cases import (
+    EXTENTS,
+    KINDS,
+    Q_EXTENTS,
+    RUNS,
+    Report,
+    axes_of_length,
+    check,
+    check_counts,
+    check_python,
+    check_ranges,
+    load,
+    ranges_of,
+)
 from gnaforge.build import abi
 from gnaforge.gna.bands import BandTiles, PatternAxis, band_of
 from gnaforge.gna.counts import count_tiles, visible_pairs
 from gnaforge.runtime import reference
 from gnaforge.runtime.problem import Problem
 from gnaforge.runtime.problem_rules import Dimension
-from test_headers import STRICT, UBSAN, Shape, pointer
+from test_headers import STRICT, UBSAN, pointer
 from test_rules import all_there, described, kept, random_axis
-
-KINDS = (("shift", False), ("cut", False), ("wrap", False), ("shift", True), ("cut", True), ("shift", "block"))
-
-
-class Report(c.Structure):
-    """Report in bands.cpp."""
-
-    _fields_ = (
-        *((name, c.c_int64) for name in ("tiles", "interior", "extra_tiles")),
-        ("errors", c.c_int64 * 8),
-    )
 
 
 @pytest.fixture(scope="module")
@@ -40,69 +43,78 @@ def bands(compile_library: Callable[..., Path]) -> c.CDLL:
         path = compile_library("bands.cpp", "bands", *STRICT, *UBSAN)
     except subprocess.CalledProcessError:
         path = compile_library("bands.cpp", "bands", *STRICT)
-    loaded = c.CDLL(str(path))
-    loaded.shape_at.restype = c.POINTER(Shape)
-    loaded.describe_group.argtypes = [c.c_void_p, c.c_int64, c.c_void_p, c.c_void_p]
-    loaded.check_axis.argtypes = [c.c_void_p, c.c_int64, c.c_void_p, c.c_int, c.c_int, c.c_void_p]
-    return loaded
+    return load(path)
 
 
-def every_axis(longest: int) -> Iterator[Dimension]:
-    """All that is legal up to a length, dilations up to 3, without ranges."""
-    for length in range(1, longest + 1):
-        for edge, causal in KINDS:
-            for dilation in (1, 2, 3):
-                if edge == "wrap" and length % dilation:
-                    continue
-                widest = length + 3 if edge == "cut" or causal == "block" else length // dilation
-                sinks = {0} if edge == "wrap" or dilation > 1 else {0, 1, 2, 3, length // 2, length, length + 2}
-                for window in range(1, widest + 1):
-                    for stride in range(1, window + 1):
-                        for sink in sorted(sinks):
-                            yield Dimension(length, window, stride, dilation, causal, edge, sink)
+@pytest.fixture(scope="module")
+def fast(compile_library: Callable[..., Path]) -> c.CDLL:
+    """The same for what takes long: optimized, without UBSan."""
+    return load(compile_library("bands.cpp", "fast_bands", "-O2"))
 
 
-def check(bands: c.CDLL, axis: Dimension, report: Report, *, thorough: bool = True) -> None:
-    """All tiles and columns of all dilation groups of an axis."""
-    problem, seen = described(axis), oracle.dimension_mask(axis)
-    rows = 0
-    for group in range(axis.dilation):
-        queries, first_key = c.c_int(), c.c_int64()
-        bands.describe_group(c.byref(problem), group, c.byref(queries), c.byref(first_key))
-        first = (group - (0 if axis.dense else axis.q_offset)) % axis.dilation
-        mask = np.ascontiguousarray(seen[first :: axis.dilation, first_key.value :: axis.dilation], dtype=np.uint8)
-        assert queries.value == len(mask), (axis, group)
-        rows += mask.sum()
-        if len(mask):
-            bands.check_axis(c.byref(problem), group, pointer(mask), mask.shape[1], thorough, c.byref(report))
-            assert not any(report.errors), (axis, group, list(report.errors))
-    assert rows == seen.sum(), axis  # no query sees a key of another group
+def extents(number: int) -> tuple[int, int]:
+    """Extents of a Q and a KV tile, one pair after another."""
+    return Q_EXTENTS[number % len(Q_EXTENTS)], EXTENTS[number // len(Q_EXTENTS) % len(EXTENTS)]
+
+
+def random_whole_axis(rng: Random, shortest: int, longest: int) -> Dimension:
+    """One of a whole grid, each kind about as often."""
+    length, (edge, causal), dilation = rng.randint(shortest, longest), rng.choice(KINDS), rng.choice((1, 1, 2, 3))
+    length -= length % dilation if edge == "wrap" else 0
+    window = rng.randint(1, length + 3 if edge == "cut" or causal == "block" else length // dilation)
+    sink = 0 if edge == "wrap" or dilation > 1 else rng.choice((0, 1, 3, length // 2, length, length + 2))
+    return Dimension(length, window, rng.randint(1, window), dilation, causal, edge, sink)
 
 
 def test_every_small_axis(bands: c.CDLL) -> None:
+    """Whole and with every range of its queries, by the headers and by NumPy."""
     report = Report()
-    for axis in every_axis(7):
-        check(bands, axis, report)
-    assert report.interior > 10_000
+    for length in range(1, 7):
+        for number, axis in enumerate(axes_of_length(length)):
+            check(bands, axis, report)
+            check_ranges(bands, axis, report)
+            check_counts(bands, axis, *extents(number))
+            for part in ranges_of(axis) if length < 4 else ():
+                check_python(bands, part, *extents(number))
+    assert report.interior > 10_000 and report.ranges > 100_000
 
 
 def test_axes_of_up_to_24_tokens(bands: c.CDLL) -> None:
     """A sample of them."""
     rng, report, kinds = Random(3), Report(), set()
-    for _ in range(1500):
-        length, (edge, causal), dilation = rng.randint(8, 24), rng.choice(KINDS), rng.choice((1, 1, 2, 3))
-        length -= length % dilation if edge == "wrap" else 0
-        window = rng.randint(1, length + 3 if edge == "cut" or causal == "block" else length // dilation)
-        sink = 0 if edge == "wrap" or dilation > 1 else rng.choice((0, 1, 3, length // 2, length, length + 2))
-        axis = Dimension(length, window, rng.randint(1, window), dilation, causal, edge, sink)
+    for number in range(700):
+        axis = random_whole_axis(rng, 7, 24)
         check(bands, axis, report, thorough=False)
-        kinds.add((edge, causal, dilation, sink > 0))
-    assert len(kinds) == 6 * 3 + 5, kinds
+        check_counts(bands, axis, *extents(number))
+        check_python(bands, axis, *extents(number))
+        if number % 20 == 0:
+            check_ranges(bands, axis, report)
+        kinds.add((axis.edge, axis.causal, axis.dilation > 1, axis.sink > 0))
+    assert len(kinds) == 6 * 2 + 5, kinds
     assert report.extra_tiles < 0.1 * report.tiles  # for seams, which weigh more in short axes
 
 
+@pytest.mark.survey
+@pytest.mark.parametrize("length", range(1, 25))
+def test_every_axis_of_up_to_24_tokens(fast: c.CDLL, length: int) -> None:
+    """As above, all of them: about an hour on one processor, half of it for 22 to 24 tokens. ``pytest -m survey -s``"""
+    report, axes = Report(), 0
+    for axis in axes_of_length(length):
+        check(fast, axis, report, thorough=length <= 12)
+        check_ranges(fast, axis, report)
+        check_counts(fast, axis, *extents(axes))
+        check_python(fast, axis, *extents(axes))
+        for part in ranges_of(axis) if length <= 8 else ():
+            check_python(fast, part, *extents(axes))
+        axes += 1
+        oracle.dimension_mask.cache_clear()
+    print(
+        f"\n{length} tokens: {axes:,} axes, {report.ranges:,} ranges, {report.tiles:,} tiles, {report.interior:,} whole"
+    )
+
+
 def test_ranges(bands: c.CDLL) -> None:
-    """Of queries and keys in a grid, with keys apart in front of them."""
+    """Of queries and keys in a longer grid, with keys apart in front of them."""
     rng, report, checked, apart = Random(4), Report(), 0, 0
     while checked < 1500:
         axis = random_axis(rng)
@@ -176,19 +188,8 @@ def check_groups(bands: c.CDLL, index: int, problem: Problem, whole: abi.Problem
     assert np.array_equal(row_set, seen), f"rows_that_see: {case}"
 
 
-class AxisRuns(c.Structure):
-    """gnaforge::AxisRuns"""
-
-    _fields_ = tuple(
-        (name, c.c_int)
-        for name in (
-            *("low_begin", "low_end", "begin", "end", "low_origin", "count", "low_count", "turn"),
-            *("interior_begin", "interior_end"),
-        )
-    )
-
-
 def test_python_has_the_same_tiles(bands: c.CDLL) -> None:
+    """Of ranges too, and in the same order."""
     rng, checked = Random(6), 0
     while checked < 600:
         axis = random_axis(rng)
@@ -196,21 +197,17 @@ def test_python_has_the_same_tiles(bands: c.CDLL) -> None:
             continue
         checked += 1
         q_extent, extent = rng.choice((1, 2, 3, 8)), rng.choice((1, 2, 3, 5, 16))
+        check_python(bands, axis, q_extent, extent)
         for group in range(axis.dilation):
             band = band_of(axis, group)
             for begin in range(0, band.length, q_extent):
-                runs = AxisRuns()
-                bands.runs_of(c.byref(described(axis)), c.c_int64(group), begin, q_extent, extent, c.byref(runs))
+                runs = (c.c_int * len(RUNS))()
+                bands.runs_of(c.byref(described(axis)), c.c_int64(group), begin, q_extent, extent, runs)
+                count = runs[RUNS.index("count")]
+                origins = (c.c_int * max(count, 1))()
+                bands.origins_of(runs, extent, origins)
                 found = BandTiles(band).tiles(np.array([begin]), q_extent, extent)
-                case = axis, group, begin, q_extent, extent
-                for name, _ in AxisRuns._fields_:
-                    expected = getattr(runs, name)
-                    if name == "end" and runs.end < runs.begin:  # nothing from the split on
-                        continue
-                    assert int(getattr(found, name)[0]) == expected, (name, case)
-                origins = (c.c_int * max(runs.count, 1))()
-                bands.origins_of(c.byref(runs), extent, origins)
-                assert found.origins(extent).tolist() == origins[: runs.count], case
+                assert found.origins(extent).tolist() == origins[:count], (axis, group, begin, q_extent, extent)
 
 
 def test_python_counts_tiles_and_pairs(bands: c.CDLL) -> None:
