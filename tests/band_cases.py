@@ -1,27 +1,31 @@
-"""What bands and their tiles are compared with: every small axis, by the oracle's walk from key to key.
-
-``python band_cases.py LIBRARY`` runs the part that takes a second, of bands.cpp compiled with some headers; it exits
-with 1 where a check fails. bands_mutants.py does that.
-"""
+"""Checks of bands and their tiles, of bands.cpp as it was compiled, against the oracle's walk from key to key."""
 
 from __future__ import annotations
 
 import ctypes as c
-import sys
 from collections.abc import Iterator
+from functools import reduce
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import oracle
+from gnaforge.build import abi
 from gnaforge.gna.bands import BandTiles, PatternAxis, band_of
 from gnaforge.gna.counts import axis_counts, visible_pairs
+from gnaforge.runtime.problem import Problem
 from gnaforge.runtime.problem_rules import Dimension
 from test_headers import Shape, pointer
-from test_rules import described
+from test_rules import all_there, described, kept, random_axis
 
 KINDS = (("shift", False), ("cut", False), ("wrap", False), ("shift", True), ("cut", True), ("shift", "block"))
 EXTENTS = (1, 2, 3, 4, 5, 8, 16, 32)
 Q_EXTENTS = (1, 2, 3, 5, 8, 16)
+
+
+def extents(number: int) -> tuple[int, int]:
+    """Extents of a Q and a KV tile, one pair after another."""
+    return Q_EXTENTS[number % len(Q_EXTENTS)], EXTENTS[number // len(Q_EXTENTS) % len(EXTENTS)]
 
 
 class Report(c.Structure):
@@ -145,19 +149,70 @@ def ranges_of(axis: Dimension) -> Iterator[Dimension]:
                 yield part._replace(kv_offset=begin, kv_tokens=max(keys) + 1 - begin + head, kv_sink=head)
 
 
+def random_pattern(rng: Random, rank: int, most: int) -> Problem:
+    """A problem of legal axes, each with settings of its own."""
+    axes: list[Dimension] = []
+    while len(axes) < rank:
+        axis = random_axis(rng)
+        if axis.tokens * axis.keys <= most and kept(axis) and all_there(axis):
+            axes.append(axis)
+    columns = {name: tuple(column) for name, column in zip(Dimension._fields, zip(*axes, strict=True), strict=True)}
+    columns["grid"] = tuple(axis.length for axis in axes)
+    columns["kv_tokens"] = tuple(axis.keys for axis in axes)
+    return Problem(**columns, heads=2, kv_heads=1, head_dim=8)
+
+
+def check_product(bands: c.CDLL, index: int, problem: Problem, rng: Random) -> None:
+    """Tiles and masks of a problem, by the ``index``-th shape of bands.cpp."""
+    shape = bands.shape_at(index).contents
+    q_tile, kv_tile = tuple(shape.q_tile[: shape.rank]), tuple(shape.kv_tile[: shape.rank])
+    case = f"q_tile {q_tile}, kv_tile {kv_tile}, {problem}"
+    whole = abi.describe(problem)
+    counts = (c.c_double * 3)()
+    bands.count_all_tiles(index, c.byref(whole), counts)
+    assert tuple(counts) == oracle.count_tiles(problem, q_tile, kv_tile), case
+    groups = [rng.randrange(min(axis.dilation, axis.tokens)) for axis in problem.dimensions]
+    check_groups(bands, index, problem, whole, groups, f"{case}, groups {groups}")
+
+
+def check_groups(bands: c.CDLL, index: int, problem: Problem, whole: abi.Problem, rows: list[int], case: str) -> None:
+    """The dilation groups of the query tensor's tokens ``rows``, pair by pair."""
+    masks = []
+    groups = (c.c_int64 * problem.rank)()
+    for d, (axis, row) in enumerate(zip(problem.dimensions, rows, strict=True)):
+        groups[d] = (row + (0 if axis.dense else axis.q_offset)) % axis.dilation
+        queries, first_key = c.c_int(), c.c_int64()
+        bands.describe_group(c.byref(described(axis)), groups[d], c.byref(queries), c.byref(first_key))
+        masks.append(oracle.dimension_mask(axis)[row :: axis.dilation, first_key.value :: axis.dilation])
+    seen = reduce(np.kron, masks)
+    keys = (c.c_int * problem.rank)(*(mask.shape[1] for mask in masks))
+    row_mask, row_set = np.zeros((2, *seen.shape), dtype=np.int32)
+    wrong = bands.visit_tiles(index, c.byref(whole), groups, keys, pointer(row_mask), pointer(row_set))
+    assert wrong == 0, f"a mask shows a key that isn't there, or a tile is not what its kind and rows say: {case}"
+    assert np.array_equal(row_mask, seen), f"RowMask: {case}"
+    assert np.array_equal(row_set, seen), f"rows_that_see: {case}"
+
+
 def quick_checks(bands: c.CDLL) -> Report:
-    """Every axis of up to 5 tokens, whole and with all ranges, and some longer ones; in about a second.
+    """Every axis of up to 5 tokens, whole and with all ranges, and some of longer grids and of all ranks, in seconds.
 
     Raises:
         AssertionError: something is wrong.
     """
-    report = Report()
+    report, rng = Report(), Random(0)
     for length in range(1, 6):
-        for axis in axes_of_length(length):
+        for number, axis in enumerate(axes_of_length(length)):
             check(bands, axis, report, thorough=length < 4)
             check_ranges(bands, axis, report)
+            if number % 5 == 0:
+                check_counts(bands, axis, *extents(number))
+    for number in range(1000):
+        axis = random_axis(rng)
+        if kept(axis) and all_there(axis):
+            check(bands, axis, report, thorough=False)
+            check_counts(bands, axis, *extents(number))
+    for index in range(bands.shape_count()):
+        rank = bands.shape_at(index).contents.rank
+        for _ in range(10):
+            check_product(bands, index, random_pattern(rng, rank, 100), rng)
     return report
-
-
-if __name__ == "__main__":
-    quick_checks(load(Path(sys.argv[1])))

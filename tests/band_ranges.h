@@ -55,12 +55,12 @@ struct Grid {
 /// A call that rules.h takes: bands of all dilation groups, with one size of tiles after another.
 inline void check_range(const Grid& grid, Interval queries, const Keys& keys, const gnaforge_problem& problem,
                         Report& report) {
-  const PatternAxis axis(problem, 0);
+  const AxisBands bands{PatternAxis(problem, 0)};
   const bool folds = grid.wraps && grid.is_whole(keys);
   std::vector<std::uint8_t> data;
   std::int64_t rows = 0;
   for (int group = 0; group < grid.dilation; ++group) {
-    const Band band = band_of(axis, group);
+    const Band band = bands.of(group);
     if (band.queries == 0) continue;
     std::vector<int> positions;  // of the group's keys, as they are stored
     for (int key = 0; key < problem.kv_tokens[0]; ++key) {
@@ -112,10 +112,11 @@ inline void check_keys(const Grid& grid, Interval queries, const Keys& keys, Rep
 }
 
 /// All ranges of the queries of an axis. Their keys: as few as they need, one less and one more at either end, the
-/// whole grid; and apart from the grid's first `apart`.
+/// whole grid; and apart from the grid's first `apart`, even if nothing else is seen.
 inline void check_every_range(const gnaforge_problem& whole, const std::uint8_t* seen, int apart, Report& report) {
   const Grid grid(whole, seen);
   if (grid.dense) return;
+  if (grid.wraps || grid.dilation > 1) apart = 0;  // refused
   for (int first = 0; first < grid.length; ++first) {
     Interval hull{3 * grid.length, -grid.length}, body = hull;
     for (int end = first + 1; end <= grid.length; ++end) {
@@ -129,9 +130,10 @@ inline void check_every_range(const gnaforge_problem& whole, const std::uint8_t*
         for (const int high : {0, 1, -1}) {
           if (low != 0 && high != 0) continue;
           check_keys(grid, queries, {0, hull.begin + low, hull.end + high}, report);
-          if (apart > 0 && grid.dilation == 1 && !grid.wraps && body.begin < body.end)
+          if (apart > 0 && body.begin < body.end)
             check_keys(grid, queries, {apart, body.begin + low, body.end + high}, report);
         }
+      if (apart > 0 && body.begin >= body.end) check_keys(grid, queries, {apart, apart + 1, apart + 2}, report);
       if (!grid.is_whole({0, hull.begin, hull.end})) check_keys(grid, queries, {0, 0, grid.length}, report);
     }
   }

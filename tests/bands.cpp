@@ -183,7 +183,7 @@ void check_ranges(const gnaforge_problem* problem, const std::uint8_t* seen, int
 /// apart, keys have no columns: rows of a KV tile would not be neighbours.
 void check_axis(const gnaforge_problem* problem, std::int64_t group, const std::uint8_t* data, int keys, int thorough,
                 Report* report) {
-  const Band band = band_of(PatternAxis(*problem, 0), group);
+  const Band band = AxisBands(PatternAxis(*problem, 0)).of(group);
   const Mask mask{data, band.queries, keys};
   const bool columns = problem->kv_sink[0] == 0;
   if (columns) check_columns(band, mask, *report);

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes as c
 import subprocess
 from collections.abc import Callable
-from functools import reduce
 from pathlib import Path
 from random import Random
 
@@ -13,26 +12,25 @@ import numpy as np
 import oracle
 import pytest
 from band_cases import (
-    EXTENTS,
     KINDS,
-    Q_EXTENTS,
     RUNS,
     Report,
     axes_of_length,
     check,
     check_counts,
+    check_product,
     check_python,
     check_ranges,
+    extents,
     load,
+    random_pattern,
     ranges_of,
 )
-from gnaforge.build import abi
 from gnaforge.gna.bands import BandTiles, PatternAxis, band_of
 from gnaforge.gna.counts import count_tiles, visible_pairs
 from gnaforge.runtime import reference
-from gnaforge.runtime.problem import Problem
 from gnaforge.runtime.problem_rules import Dimension
-from test_headers import STRICT, UBSAN, pointer
+from test_headers import STRICT, UBSAN
 from test_rules import all_there, described, kept, random_axis
 
 
@@ -50,11 +48,6 @@ def bands(compile_library: Callable[..., Path]) -> c.CDLL:
 def fast(compile_library: Callable[..., Path]) -> c.CDLL:
     """The same for what takes long: optimized, without UBSan."""
     return load(compile_library("bands.cpp", "fast_bands", "-O2"))
-
-
-def extents(number: int) -> tuple[int, int]:
-    """Extents of a Q and a KV tile, one pair after another."""
-    return Q_EXTENTS[number % len(Q_EXTENTS)], EXTENTS[number // len(Q_EXTENTS) % len(EXTENTS)]
 
 
 def random_whole_axis(rng: Random, shortest: int, longest: int) -> Dimension:
@@ -141,51 +134,12 @@ def test_longest_axes(bands: c.CDLL) -> None:
     assert checked > 1000
 
 
-def random_pattern(rng: Random, rank: int, most: int) -> Problem:
-    """A problem of legal axes, each with settings of its own."""
-    axes: list[Dimension] = []
-    while len(axes) < rank:
-        axis = random_axis(rng)
-        if axis.tokens * axis.keys <= most and kept(axis) and all_there(axis):
-            axes.append(axis)
-    columns = {name: tuple(column) for name, column in zip(Dimension._fields, zip(*axes, strict=True), strict=True)}
-    columns["grid"] = tuple(axis.length for axis in axes)
-    columns["kv_tokens"] = tuple(axis.keys for axis in axes)
-    return Problem(**columns, heads=2, kv_heads=1, head_dim=8)
-
-
 def test_tile_lists_and_masks_of_all_ranks(bands: c.CDLL) -> None:
     rng = Random(5)
     for index in range(bands.shape_count()):
         shape = bands.shape_at(index).contents
-        q_tile, kv_tile = shape.q_tile[: shape.rank], shape.kv_tile[: shape.rank]
         for _ in range(60):
-            problem = random_pattern(rng, shape.rank, (2000, 300, 100)[shape.rank - 1])
-            case = f"q_tile {q_tile}, kv_tile {kv_tile}, {problem}"
-            whole = abi.describe(problem)
-            counts = (c.c_double * 3)()
-            bands.count_all_tiles(index, c.byref(whole), counts)
-            assert tuple(counts) == oracle.count_tiles(problem, tuple(q_tile), tuple(kv_tile)), case
-            groups = [rng.randrange(min(axis.dilation, axis.tokens)) for axis in problem.dimensions]
-            check_groups(bands, index, problem, whole, groups, f"{case}, groups {groups}")
-
-
-def check_groups(bands: c.CDLL, index: int, problem: Problem, whole: abi.Problem, rows: list[int], case: str) -> None:
-    """The dilation groups of the query tensor's tokens ``rows``, pair by pair."""
-    masks = []
-    groups = (c.c_int64 * problem.rank)()
-    for d, (axis, row) in enumerate(zip(problem.dimensions, rows, strict=True)):
-        groups[d] = (row + (0 if axis.dense else axis.q_offset)) % axis.dilation
-        queries, first_key = c.c_int(), c.c_int64()
-        bands.describe_group(c.byref(described(axis)), groups[d], c.byref(queries), c.byref(first_key))
-        masks.append(oracle.dimension_mask(axis)[row :: axis.dilation, first_key.value :: axis.dilation])
-    seen = reduce(np.kron, masks)
-    keys = (c.c_int * problem.rank)(*(mask.shape[1] for mask in masks))
-    row_mask, row_set = np.zeros((2, *seen.shape), dtype=np.int32)
-    wrong = bands.visit_tiles(index, c.byref(whole), groups, keys, pointer(row_mask), pointer(row_set))
-    assert wrong == 0, f"a mask shows a key that isn't there, or a tile is not what its kind and rows say: {case}"
-    assert np.array_equal(row_mask, seen), f"RowMask: {case}"
-    assert np.array_equal(row_set, seen), f"rows_that_see: {case}"
+            check_product(bands, index, random_pattern(rng, shape.rank, (2000, 300, 100)[shape.rank - 1]), rng)
 
 
 def test_python_has_the_same_tiles(bands: c.CDLL) -> None:

@@ -73,11 +73,9 @@ GNAFORGE_HD Interval transposed_window(const Band& band, int key) {
   }
   // Those whose window begins at or before it: up to `end`.
   int end = band.queries;
-  if (low)
-    end = key < band.low_begin ? 0 : band.queries;
-  else if (key < band.begin_min)
+  if (!low && key < band.begin_min)
     end = 0;
-  else if (key < band.begin_max)  // raw <= key
+  else if (!low && key < band.begin_max)  // raw <= key
     end = (floor_div(key - band.first, band.stride) + 1) * band.stride - band.phase;
   begin = clamp_int(begin, 0, band.queries);
   return {begin, max_int(begin, min_int(end, band.queries))};
