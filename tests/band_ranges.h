@@ -10,36 +10,41 @@ namespace {
 /// Of the grid's positions: keys [0, head), then [begin, end). Beyond the grid's ends they are further images.
 struct Keys {
   int head, begin, end;
-  bool holds(int position) const { return (position >= begin && position < end) || (position >= 0 && position < head); }
 };
 
 /// All that `check_every_range` knows of an axis: queries [0, length) by positions [-length, 2 * length).
 struct Grid {
   const gnaforge_problem& whole;
-  const std::uint8_t* seen;
+  std::vector<Bits> seen;
   int length, dilation;
   bool wraps, dense;
 
   Grid(const gnaforge_problem& problem, const std::uint8_t* data)
       : whole(problem),
-        seen(data),
         length(static_cast<int>(problem.grid[0])),
         dilation(static_cast<int>(problem.dilation[0])),
         wraps(problem.edge[0] == GNAFORGE_EDGE_WRAP),
-        dense(PatternAxis(problem, 0).dense()) {}
-
-  bool at(int query, int position) const { return seen[query * 3 * length + position + length] != 0; }
-
-  /// Whether all that is seen is there.
-  bool complete(Interval queries, const Keys& keys) const {
-    if (is_whole(keys)) return true;
-    for (int q = queries.begin; q < queries.end; ++q)
-      for (int position = -length; position < 2 * length; ++position)
-        if (at(q, position) && !keys.holds(position)) return false;
-    return true;
+        dense(PatternAxis(problem, 0).dense()) {
+    for (int query = 0; query < length; ++query) {
+      seen.push_back(0);
+      for (int i = 0; i < 3 * length; ++i) seen.back() |= Bits{*data++ != 0} << i;
+    }
   }
 
   bool is_whole(const Keys& keys) const { return keys.head == 0 && keys.begin == 0 && keys.end == length; }
+
+  /// Which of these positions are there.
+  Bits stored(const Keys& keys) const {
+    return ones(length, length + keys.head) | ones(length + keys.begin, length + keys.end);
+  }
+
+  /// Which of the key tensor's tokens a query sees.
+  Bits row(int query, const Keys& keys) const {
+    const Bits all = seen[static_cast<std::size_t>(query)];
+    if (wraps && is_whole(keys)) return (all | all >> length | all >> 2 * length) & ones(0, length);
+    const Bits body = all >> (length + keys.begin) & ones(0, keys.end - keys.begin);
+    return (all >> length & ones(0, keys.head)) | body << keys.head;
+  }
 
   gnaforge_problem call(Interval queries, const Keys& keys) const {
     gnaforge_problem problem = whole;
@@ -52,35 +57,38 @@ struct Grid {
   }
 };
 
+inline int floor_mod(int a, int b) { return a - floor_div(a, b) * b; }
+
+/// The interval of all bits that are set, the first of which stands for `origin`.
+inline Interval hull_of(Bits bits, int origin) {
+  Interval hull{0, 0};
+  for (int i = 0; i < most_rows; ++i)
+    if (bits >> i & 1) hull = {hull.begin < hull.end ? hull.begin : origin + i, origin + i + 1};
+  return hull;
+}
+
 /// A call that rules.h takes: bands of all dilation groups, with one size of tiles after another.
 inline void check_range(const Grid& grid, Interval queries, const Keys& keys, const gnaforge_problem& problem,
                         Report& report) {
   const AxisBands bands{PatternAxis(problem, 0)};
-  const bool folds = grid.wraps && grid.is_whole(keys);
-  std::vector<std::uint8_t> data;
-  std::int64_t rows = 0;
+  const auto tokens = static_cast<int>(problem.kv_tokens[0]);
+  int rows = 0;
   for (int group = 0; group < grid.dilation; ++group) {
     const Band band = bands.of(group);
     if (band.queries == 0) continue;
-    std::vector<int> positions;  // of the group's keys, as they are stored
-    for (int key = 0; key < problem.kv_tokens[0]; ++key) {
-      const int position = key < keys.head ? key : key - keys.head + keys.begin;
-      if ((position - group) % grid.dilation == 0) positions.push_back(position);
+    Mask mask;
+    const int first = floor_mod(group - keys.begin, grid.dilation);  // of the key tensor's tokens in the group
+    mask.keys = first < tokens ? ceil_div(tokens - first, grid.dilation) : 0;
+    for (int q = queries.begin + floor_mod(group - queries.begin, grid.dilation); q < queries.end; q += grid.dilation) {
+      const Bits all = grid.row(q, keys);
+      Bits own = grid.dilation == 1 ? all : 0;
+      for (int key = 0; key < mask.keys && grid.dilation > 1; ++key)
+        own |= (all >> (first + key * grid.dilation) & 1) << key;
+      mask.add_row(own);
     }
-    Mask mask{nullptr, 0, static_cast<int>(positions.size())};
-    data.clear();
-    for (int q = queries.begin; q < queries.end; ++q) {
-      if ((q - group) % grid.dilation != 0) continue;
-      ++mask.queries;
-      for (const int position : positions) {
-        const bool image = folds && (grid.at(q, position - grid.length) || grid.at(q, position + grid.length));
-        const bool inside = position >= -grid.length && position < 2 * grid.length;
-        data.push_back(inside && (grid.at(q, position) || image));
-      }
-    }
-    report.errors[0] += band.queries != mask.queries;
     rows += mask.queries;
-    mask.data = data.data();
+    report.errors[0] += band.queries != mask.queries;
+    if (band.queries != mask.queries) continue;
     const int q_extent = q_extents[report.ranges % 6], extent = extents[report.ranges / 6 % 8];
     for (int q = 0; q < mask.queries; q += q_extent) check_q_tile(band, mask, q, q_extent, extent, report);
     if (keys.head > 0) continue;  // columns would not be neighbours
@@ -91,8 +99,9 @@ inline void check_range(const Grid& grid, Interval queries, const Keys& keys, co
   ++report.ranges;
 }
 
-/// Some keys for a range of queries: those that rules.h must take are checked, others must be refused.
-inline void check_keys(const Grid& grid, Interval queries, const Keys& keys, Report& report) {
+/// Some keys for a range of queries that see these positions: those that rules.h must take are checked, others must be
+/// refused.
+inline void check_keys(const Grid& grid, Interval queries, Bits seen, const Keys& keys, Report& report) {
   if (keys.end <= keys.begin || (!grid.wraps && keys.end > grid.length)) return;
   if (keys.begin < (grid.wraps ? -grid.length : keys.head)) return;
   const gnaforge_problem problem = grid.call(queries, keys);
@@ -102,9 +111,8 @@ inline void check_keys(const Grid& grid, Interval queries, const Keys& keys, Rep
     return sum;
   };
   const std::int64_t before = wrong();
-  char why[512];
-  const bool taken = rules::problem(problem, {why, sizeof(why)}) == GNAFORGE_OK;
-  report.errors[8] += taken != grid.complete(queries, keys);
+  const bool taken = rules::problem(problem, {nullptr, 0}) == GNAFORGE_OK;
+  report.errors[8] += taken != ((grid.wraps && grid.is_whole(keys)) || (seen & ~grid.stored(keys)) == 0);
   if (taken) check_range(grid, queries, keys, problem, report);
   if (before > 0 || wrong() == 0) return;
   const std::int64_t first[] = {queries.begin, queries.end, keys.begin, keys.end, keys.head};
@@ -118,23 +126,20 @@ inline void check_every_range(const gnaforge_problem& whole, const std::uint8_t*
   if (grid.dense) return;
   if (grid.wraps || grid.dilation > 1) apart = 0;  // refused
   for (int first = 0; first < grid.length; ++first) {
-    Interval hull{3 * grid.length, -grid.length}, body = hull;
+    Bits all = 0;
     for (int end = first + 1; end <= grid.length; ++end) {
-      for (int position = -grid.length; position < 2 * grid.length; ++position) {
-        if (!grid.at(end - 1, position)) continue;
-        hull = {min_int(hull.begin, position), max_int(hull.end, position + 1)};
-        if (position >= apart) body = {min_int(body.begin, position), max_int(body.end, position + 1)};
-      }
-      const Interval queries{first, end};
+      all |= grid.seen[static_cast<std::size_t>(end - 1)];
+      const Interval queries{first, end}, hull = hull_of(all, -grid.length);
+      const Interval body = hull_of(all & ~ones(0, grid.length + apart), -grid.length);
       for (const int low : {0, 1, -1})
         for (const int high : {0, 1, -1}) {
           if (low != 0 && high != 0) continue;
-          check_keys(grid, queries, {0, hull.begin + low, hull.end + high}, report);
+          check_keys(grid, queries, all, {0, hull.begin + low, hull.end + high}, report);
           if (apart > 0 && body.begin < body.end)
-            check_keys(grid, queries, {apart, body.begin + low, body.end + high}, report);
+            check_keys(grid, queries, all, {apart, body.begin + low, body.end + high}, report);
         }
-      if (apart > 0 && body.begin >= body.end) check_keys(grid, queries, {apart, apart + 1, apart + 2}, report);
-      if (!grid.is_whole({0, hull.begin, hull.end})) check_keys(grid, queries, {0, 0, grid.length}, report);
+      if (apart > 0 && body.begin >= body.end) check_keys(grid, queries, all, {apart, apart + 1, apart + 2}, report);
+      if (!grid.is_whole({0, hull.begin, hull.end})) check_keys(grid, queries, all, {0, 0, grid.length}, report);
     }
   }
 }

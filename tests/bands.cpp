@@ -179,12 +179,18 @@ void check_ranges(const gnaforge_problem* problem, const std::uint8_t* seen, int
   check_every_range(*problem, seen, apart, *report);
 }
 
-/// All tiles, rows and columns of a group whose mask is [queries, keys]. Where the first keys of the grid are stored
+/// All tiles, rows and columns of a group whose mask is [queries, keys], at most most_rows each. Where the first keys of the grid are stored
 /// apart, keys have no columns: rows of a KV tile would not be neighbours.
 void check_axis(const gnaforge_problem* problem, std::int64_t group, const std::uint8_t* data, int keys, int thorough,
                 Report* report) {
   const Band band = AxisBands(PatternAxis(*problem, 0)).of(group);
-  const Mask mask{data, band.queries, keys};
+  Mask mask;
+  mask.keys = keys;
+  for (int q = 0; q < band.queries; ++q) {
+    Bits row = 0;
+    for (int key = 0; key < keys; ++key) row |= Bits{data[q * keys + key] != 0} << key;
+    mask.add_row(row);
+  }
   const bool columns = problem->kv_sink[0] == 0;
   if (columns) check_columns(band, mask, *report);
   const int step = thorough ? 1 : 3;
