@@ -85,6 +85,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"kv_tokens": 20}, "kv_tokens: 20 key tokens and 12 query tokens along dimension 0 are parts of a grid"),
     ({"grid": 40, "q_offset": 30}, "q_offset: 30 along dimension 0, and the 12 queries from there on end at 42"),
     ({"grid": 40, "kv_offset": 30}, "kv_offset: 30 along dimension 0, and the 12 keys from there on end at 42"),
+    ({"kv_offset": 1.5}, "kv_offset: 1.5 is not an integer up to 1073741823"),
     ({"grid": 40, "kv_offset": -1}, "kv_offset: -1 along dimension 0; it must be at least 0 where edge is not wrap"),
     ({"grid": 40, "kv_sink": 13}, "kv_sink: 13 along dimension 0; it must be 0 to the 12 key tokens"),
     ({"grid": 40, "kv_sink": 4, "kv_offset": 3}, "kv_offset: 3 along dimension 0; it must be at least 4"),
