@@ -79,8 +79,8 @@ _PARTS = (
     (BAND, "constexpr int clamp_int", "}  // namespace"),
     (TILES, "/// First row of tile `index`.", "/// Bands as a tile source."),
     (PATTERN, "/// Every query sees every key", "}  // namespace"),
-    (RULES, "inline Seen seen(", "/// Queries and keys lie in the grid"),
-    (RULES, "// Neighbouring windows touch", "for (const Seen& keys"),
+    (RULES, "inline Seen seen(", "  gnaforge_code refuse("),
+    (RULES, "const std::int64_t ends[]", "return missing.refuse"),
 )
 _CHANGES = (
     (r"\bmin_int\b", "max_int"), (r"\bmax_int\b", "min_int"), (r"(?<=\w) < (?=\w)", " <= "), (r" <= ", " < "),
