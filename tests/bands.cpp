@@ -179,8 +179,8 @@ void check_ranges(const gnaforge_problem* problem, const std::uint8_t* seen, int
   check_every_range(*problem, seen, apart, *report);
 }
 
-/// All tiles, rows and columns of a group whose mask is [queries, keys], at most most_rows each. Where the first keys of
-/// the grid are stored apart, keys have no columns: rows of a KV tile would not be neighbours.
+/// All tiles, rows and columns of a group whose mask is [queries, keys], at most most_rows each. Where the grid's first
+/// keys are stored apart, keys have no columns: rows of a KV tile would not be neighbours.
 void check_axis(const gnaforge_problem* problem, std::int64_t group, const std::uint8_t* data, int keys, int thorough,
                 Report* report) {
   const Band band = AxisBands(PatternAxis(*problem, 0)).of(group);
