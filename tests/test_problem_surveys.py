@@ -151,7 +151,9 @@ def survey_calls(batch: int, count: int) -> Counter[str]:
         rng, case = Random(f"calls {batch} {number}"), f"batch {batch}, number {number}"
         problem = mixed_problem(rng, {*CPU_FEATURES})
         problem = replace(problem, extra_tokens=problem.extra_tokens[:1])
-        heads = patterns_of_heads(problem, rng) if HAS_OWN_PATTERNS and rng.random() < 0.3 else None
+        heads = None
+        if HAS_OWN_PATTERNS and (HAS_ADDITIONAL_LENGTHS or not problem.extra_tokens) and rng.random() < 0.3:
+            heads = patterns_of_heads(problem, rng)
         layout = rng.choice(LAYOUTS)
         values = FORWARD.random_inputs(problem, number)
         memory = allocate(FORWARD, problem, layout)
