@@ -2,116 +2,13 @@
 #include <cstdint>
 #include <vector>
 
+#include "band_ranges.h"
 #include "gnaforge/cpu/forward/row_set.h"
 #include "gnaforge/pattern_counts.h"
 
 using namespace gnaforge;
 
 namespace {
-
-/// Of the first axis of a problem.
-struct Report {
-  std::int64_t tiles, interior, extra_tiles;
-  std::int64_t errors[8];
-};
-
-Interval row_range(const Band& band, int query, int origin, int extent) {
-  const Interval keys = on_side(band, window(band, query), origin);
-  return {max_int(keys.begin - origin, 0), min_int(keys.end - origin, extent)};
-}
-
-/// A mask [queries, keys] of one dilation group.
-struct Mask {
-  const std::uint8_t* data;
-  int queries, keys;
-  bool at(int query, int key) const { return data[query * keys + key] != 0; }
-};
-
-void check_q_tile(const Band& band, const Mask& mask, int q_begin, int q_extent, int extent, Report& report) {
-  const AxisRuns runs = axis_runs(band, q_begin, q_extent, extent);
-  const int q_end = min_int(q_begin + q_extent, mask.queries);
-  std::vector<int> seen(static_cast<std::size_t>(q_extent) * static_cast<std::size_t>(mask.keys)), origins;
-  for (int index = 0; index < runs.count; ++index) {
-    const int origin = runs.origin(index, extent);
-    for (const int other : origins) report.errors[0] += other == origin;  // a tile twice
-    origins.push_back(origin);
-    const Interval rows = runs.rows(index, extent);
-    const bool interior = index >= runs.interior.begin && index < runs.interior.end;
-    bool full = true;
-    Interval any{extent, 0};
-    for (int q = q_begin; q < q_end; ++q) {
-      const Interval range = row_range(band, q, origin, extent);
-      full = full && range.begin == 0 && range.end == extent;
-      for (int t = range.begin; t < range.end; ++t) {
-        any = {min_int(any.begin, t), max_int(any.end, t + 1)};
-        const int key = stored_row(band, origin, extent) + t;
-        if (key < 0 || key >= mask.keys)
-          ++report.errors[1];  // visible, but not there
-        else
-          ++seen[static_cast<std::size_t>((q - q_begin) * mask.keys + key)];
-      }
-    }
-    // The rows that count are those that somebody sees, and are where they are stored.
-    report.errors[2] += rows.begin - origin != any.begin || rows.end - origin != any.end;
-    report.errors[3] +=
-        stored_row(band, rows.begin, rows.end - rows.begin) != stored_row(band, origin, extent) + rows.begin - origin;
-    report.errors[4] += interior != full;
-    report.interior += interior;
-    ++report.tiles;
-  }
-  int least = 0;  // tiles that any cover of the visible keys takes, without a seam
-  for (int key = 0; key < mask.keys; ++key) {
-    bool any = false;
-    for (int q = q_begin; q < q_end; ++q) any = any || mask.at(q, key);
-    if (any) ++least, key += extent - 1;
-  }
-  report.extra_tiles += runs.count - least;
-  for (int q = q_begin; q < q_end; ++q)
-    for (int key = 0; key < mask.keys; ++key)  // each visible pair once, others never
-      report.errors[5] += seen[static_cast<std::size_t>((q - q_begin) * mask.keys + key)] != mask.at(q, key);
-}
-
-/// Images of a key: rows that stand for it, of which one is where it is stored.
-int images(const Band& band) { return band.gap != 0 ? 1 : 0; }
-
-void check_columns(const Band& band, const Mask& mask, Report& report) {
-  for (int key = 0; key < mask.keys; ++key) {
-    std::vector<int> seen(static_cast<std::size_t>(mask.queries));
-    int parts = 0;
-    for (int image = -images(band); image <= images(band); ++image) {
-      const Interval queries = transposed_window(band, key + image * band.gap);
-      parts += queries.begin < queries.end;
-      for (int q = queries.begin; q < queries.end; ++q) ++seen[static_cast<std::size_t>(q)];
-    }
-    report.errors[6] += parts > 2;
-    for (int q = 0; q < mask.queries; ++q) report.errors[6] += seen[static_cast<std::size_t>(q)] != mask.at(q, key);
-  }
-}
-
-void check_kv_tile(const Band& band, const Mask& mask, int k_begin, int k_extent, int extent, Report& report) {
-  const int k_end = min_int(k_begin + k_extent, mask.keys);
-  std::vector<int> seen(static_cast<std::size_t>(k_extent) * static_cast<std::size_t>(mask.queries));
-  for (int image = -images(band); image <= images(band); ++image) {
-    const int shift = image * band.gap;
-    const AxisQueries tiles = axis_queries(band, k_begin + shift, k_extent, mask.keys + shift, extent);
-    for (int tile = 0; tile < tiles.count; ++tile) {
-      const int origin = tiles.visited.begin + tile * extent;
-      bool full = true;
-      for (int key = k_begin; key < k_end; ++key) {
-        const Interval queries = transposed_window(band, key + shift);
-        for (int q = origin; q < origin + extent; ++q) {
-          const bool sees = q >= queries.begin && q < queries.end;
-          full = full && sees;
-          if (sees) ++seen[static_cast<std::size_t>((key - k_begin) * mask.queries + q)];
-        }
-      }
-      report.errors[7] += full != (tile >= tiles.interior.begin && tile < tiles.interior.end);
-    }
-  }
-  for (int key = k_begin; key < k_end; ++key)
-    for (int q = 0; q < mask.queries; ++q)
-      report.errors[7] += seen[static_cast<std::size_t>((key - k_begin) * mask.queries + q)] != mask.at(q, key);
-}
 
 template <class Tile>
 void split(int index, const int (&shape)[Tile::rank], int (&coordinates)[Tile::rank]) {
@@ -263,20 +160,40 @@ void runs_of(const gnaforge_problem* problem, std::int64_t group, int q_begin, i
              AxisRuns* out) {
   *out = axis_runs(band_of(PatternAxis(*problem, 0), group), q_begin, q_extent, extent);
 }
+/// Of all Q tiles.
+void all_runs(const gnaforge_problem* problem, std::int64_t group, int q_extent, int extent, AxisRuns* out) {
+  const Band band = band_of(PatternAxis(*problem, 0), group);
+  for (int q = 0; q < band.queries; q += q_extent) *out++ = axis_runs(band, q, q_extent, extent);
+}
 void origins_of(const AxisRuns* runs, int extent, int* origins) {
   for (int index = 0; index < runs->count; ++index) origins[index] = runs->origin(index, extent);
 }
 
-/// All tiles, rows and columns of a group whose mask is [queries, keys]. Where the first keys of the grid are stored
-/// apart, keys have no columns: rows of a KV tile would not be neighbours.
+/// Tiles of a whole axis, by the counts that the simulator and kernels share.
+void count_axis(const gnaforge_problem* problem, int q_extent, int extent, TileCounts* out) {
+  *out = count_axis_tiles(PatternAxis(*problem, 0), q_extent, extent);
+}
+
+/// `check_every_range` of band_ranges.h.
+void check_ranges(const gnaforge_problem* problem, const std::uint8_t* seen, int apart, Report* report) {
+  check_every_range(*problem, seen, apart, *report);
+}
+
+/// All tiles, rows and columns of a group whose mask is [queries, keys], at most most_rows each. Where the grid's first
+/// keys are stored apart, keys have no columns: rows of a KV tile would not be neighbours.
 void check_axis(const gnaforge_problem* problem, std::int64_t group, const std::uint8_t* data, int keys, int thorough,
                 Report* report) {
-  const Band band = band_of(PatternAxis(*problem, 0), group);
-  const Mask mask{data, band.queries, keys};
+  const Band band = AxisBands(PatternAxis(*problem, 0)).of(group);
+  Mask mask;
+  mask.keys = keys;
+  for (int q = 0; q < band.queries; ++q) {
+    Bits row = 0;
+    for (int key = 0; key < keys; ++key) row |= Bits{data[q * keys + key] != 0} << key;
+    mask.add_row(row);
+  }
   const bool columns = problem->kv_sink[0] == 0;
   if (columns) check_columns(band, mask, *report);
   const int step = thorough ? 1 : 3;
-  const int q_extents[] = {2, 1, 3, 5, 8, 16}, extents[] = {3, 1, 2, 4, 5, 8, 16, 32};
   for (int i = 0; i < 6; i += step)
     for (int j = 0; j < 8; j += step) {
       for (int q = 0; q < mask.queries; q += q_extents[i])

@@ -4,33 +4,34 @@ from __future__ import annotations
 
 import ctypes as c
 import subprocess
-from collections.abc import Callable, Iterator
-from functools import reduce
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
 import numpy as np
 import oracle
 import pytest
-from gnaforge.build import abi
+from band_cases import (
+    KINDS,
+    RUNS,
+    Report,
+    axes_of_length,
+    check,
+    check_counts,
+    check_product,
+    check_python,
+    check_ranges,
+    extents,
+    load,
+    random_pattern,
+    ranges_of,
+)
 from gnaforge.gna.bands import BandTiles, PatternAxis, band_of
 from gnaforge.gna.counts import count_tiles, visible_pairs
 from gnaforge.runtime import reference
-from gnaforge.runtime.problem import Problem
 from gnaforge.runtime.problem_rules import Dimension
-from test_headers import STRICT, UBSAN, Shape, pointer
+from test_headers import STRICT, UBSAN
 from test_rules import all_there, described, kept, random_axis
-
-KINDS = (("shift", False), ("cut", False), ("wrap", False), ("shift", True), ("cut", True), ("shift", "block"))
-
-
-class Report(c.Structure):
-    """Report in bands.cpp."""
-
-    _fields_ = (
-        *((name, c.c_int64) for name in ("tiles", "interior", "extra_tiles")),
-        ("errors", c.c_int64 * 8),
-    )
 
 
 @pytest.fixture(scope="module")
@@ -40,69 +41,73 @@ def bands(compile_library: Callable[..., Path]) -> c.CDLL:
         path = compile_library("bands.cpp", "bands", *STRICT, *UBSAN)
     except subprocess.CalledProcessError:
         path = compile_library("bands.cpp", "bands", *STRICT)
-    loaded = c.CDLL(str(path))
-    loaded.shape_at.restype = c.POINTER(Shape)
-    loaded.describe_group.argtypes = [c.c_void_p, c.c_int64, c.c_void_p, c.c_void_p]
-    loaded.check_axis.argtypes = [c.c_void_p, c.c_int64, c.c_void_p, c.c_int, c.c_int, c.c_void_p]
-    return loaded
+    return load(path)
 
 
-def every_axis(longest: int) -> Iterator[Dimension]:
-    """All that is legal up to a length, dilations up to 3, without ranges."""
-    for length in range(1, longest + 1):
-        for edge, causal in KINDS:
-            for dilation in (1, 2, 3):
-                if edge == "wrap" and length % dilation:
-                    continue
-                widest = length + 3 if edge == "cut" or causal == "block" else length // dilation
-                sinks = {0} if edge == "wrap" or dilation > 1 else {0, 1, 2, 3, length // 2, length, length + 2}
-                for window in range(1, widest + 1):
-                    for stride in range(1, window + 1):
-                        for sink in sorted(sinks):
-                            yield Dimension(length, window, stride, dilation, causal, edge, sink)
+@pytest.fixture(scope="module")
+def fast(compile_library: Callable[..., Path]) -> c.CDLL:
+    """The same for what takes long: optimized, without UBSan."""
+    return load(compile_library("bands.cpp", "fast_bands", "-O2"))
 
 
-def check(bands: c.CDLL, axis: Dimension, report: Report, *, thorough: bool = True) -> None:
-    """All tiles and columns of all dilation groups of an axis."""
-    problem, seen = described(axis), oracle.dimension_mask(axis)
-    rows = 0
-    for group in range(axis.dilation):
-        queries, first_key = c.c_int(), c.c_int64()
-        bands.describe_group(c.byref(problem), group, c.byref(queries), c.byref(first_key))
-        first = (group - (0 if axis.dense else axis.q_offset)) % axis.dilation
-        mask = np.ascontiguousarray(seen[first :: axis.dilation, first_key.value :: axis.dilation], dtype=np.uint8)
-        assert queries.value == len(mask), (axis, group)
-        rows += mask.sum()
-        if len(mask):
-            bands.check_axis(c.byref(problem), group, pointer(mask), mask.shape[1], thorough, c.byref(report))
-            assert not any(report.errors), (axis, group, list(report.errors))
-    assert rows == seen.sum(), axis  # no query sees a key of another group
+def random_whole_axis(rng: Random, shortest: int, longest: int) -> Dimension:
+    """One of a whole grid, each kind about as often."""
+    length, (edge, causal), dilation = rng.randint(shortest, longest), rng.choice(KINDS), rng.choice((1, 1, 2, 3))
+    length -= length % dilation if edge == "wrap" else 0
+    window = rng.randint(1, length + 3 if edge == "cut" or causal == "block" else length // dilation)
+    sink = 0 if edge == "wrap" or dilation > 1 else rng.choice((0, 1, 3, length // 2, length, length + 2))
+    return Dimension(length, window, rng.randint(1, window), dilation, causal, edge, sink)
 
 
 def test_every_small_axis(bands: c.CDLL) -> None:
+    """Whole and with every range of its queries, by the headers and by NumPy."""
     report = Report()
-    for axis in every_axis(7):
-        check(bands, axis, report)
-    assert report.interior > 10_000
+    for length in range(1, 7):
+        for number, axis in enumerate(axes_of_length(length)):
+            check(bands, axis, report)
+            check_ranges(bands, axis, report)
+            check_counts(bands, axis, *extents(number))
+            for part in ranges_of(axis) if length < 4 else ():
+                check_python(bands, part, *extents(number))
+    assert report.interior > 10_000 and report.ranges > 100_000
 
 
 def test_axes_of_up_to_24_tokens(bands: c.CDLL) -> None:
     """A sample of them."""
     rng, report, kinds = Random(3), Report(), set()
-    for _ in range(1500):
-        length, (edge, causal), dilation = rng.randint(8, 24), rng.choice(KINDS), rng.choice((1, 1, 2, 3))
-        length -= length % dilation if edge == "wrap" else 0
-        window = rng.randint(1, length + 3 if edge == "cut" or causal == "block" else length // dilation)
-        sink = 0 if edge == "wrap" or dilation > 1 else rng.choice((0, 1, 3, length // 2, length, length + 2))
-        axis = Dimension(length, window, rng.randint(1, window), dilation, causal, edge, sink)
+    for number in range(700):
+        axis = random_whole_axis(rng, 7, 24)
         check(bands, axis, report, thorough=False)
-        kinds.add((edge, causal, dilation, sink > 0))
-    assert len(kinds) == 6 * 3 + 5, kinds
+        check_counts(bands, axis, *extents(number))
+        check_python(bands, axis, *extents(number))
+        if number % 20 == 0:
+            check_ranges(bands, axis, report)
+        kinds.add((axis.edge, axis.causal, axis.dilation > 1, axis.sink > 0))
+    assert len(kinds) == 6 * 2 + 5, kinds
     assert report.extra_tiles < 0.1 * report.tiles  # for seams, which weigh more in short axes
 
 
+@pytest.mark.survey
+@pytest.mark.parametrize("length", range(1, 25))
+def test_every_axis_of_up_to_24_tokens(fast: c.CDLL, length: int) -> None:
+    """As above, all of them: about an hour on one processor, half of it for 22 to 24 tokens. ``pytest -m survey -s``"""
+    report, axes = Report(), 0
+    for axis in axes_of_length(length):
+        check(fast, axis, report, thorough=length <= 12)
+        check_ranges(fast, axis, report)
+        check_counts(fast, axis, *extents(axes))
+        check_python(fast, axis, *extents(axes))
+        for part in ranges_of(axis) if length <= 8 else ():
+            check_python(fast, part, *extents(axes))
+        axes += 1
+        oracle.dimension_mask.cache_clear()
+    print(
+        f"\n{length} tokens: {axes:,} axes, {report.ranges:,} ranges, {report.tiles:,} tiles, {report.interior:,} whole"
+    )
+
+
 def test_ranges(bands: c.CDLL) -> None:
-    """Of queries and keys in a grid, with keys apart in front of them."""
+    """Of queries and keys in a longer grid, with keys apart in front of them."""
     rng, report, checked, apart = Random(4), Report(), 0, 0
     while checked < 1500:
         axis = random_axis(rng)
@@ -129,66 +134,16 @@ def test_longest_axes(bands: c.CDLL) -> None:
     assert checked > 1000
 
 
-def random_pattern(rng: Random, rank: int, most: int) -> Problem:
-    """A problem of legal axes, each with settings of its own."""
-    axes: list[Dimension] = []
-    while len(axes) < rank:
-        axis = random_axis(rng)
-        if axis.tokens * axis.keys <= most and kept(axis) and all_there(axis):
-            axes.append(axis)
-    columns = {name: tuple(column) for name, column in zip(Dimension._fields, zip(*axes, strict=True), strict=True)}
-    columns["grid"] = tuple(axis.length for axis in axes)
-    columns["kv_tokens"] = tuple(axis.keys for axis in axes)
-    return Problem(**columns, heads=2, kv_heads=1, head_dim=8)
-
-
 def test_tile_lists_and_masks_of_all_ranks(bands: c.CDLL) -> None:
     rng = Random(5)
     for index in range(bands.shape_count()):
         shape = bands.shape_at(index).contents
-        q_tile, kv_tile = shape.q_tile[: shape.rank], shape.kv_tile[: shape.rank]
         for _ in range(60):
-            problem = random_pattern(rng, shape.rank, (2000, 300, 100)[shape.rank - 1])
-            case = f"q_tile {q_tile}, kv_tile {kv_tile}, {problem}"
-            whole = abi.describe(problem)
-            counts = (c.c_double * 3)()
-            bands.count_all_tiles(index, c.byref(whole), counts)
-            assert tuple(counts) == oracle.count_tiles(problem, tuple(q_tile), tuple(kv_tile)), case
-            groups = [rng.randrange(min(axis.dilation, axis.tokens)) for axis in problem.dimensions]
-            check_groups(bands, index, problem, whole, groups, f"{case}, groups {groups}")
-
-
-def check_groups(bands: c.CDLL, index: int, problem: Problem, whole: abi.Problem, rows: list[int], case: str) -> None:
-    """The dilation groups of the query tensor's tokens ``rows``, pair by pair."""
-    masks = []
-    groups = (c.c_int64 * problem.rank)()
-    for d, (axis, row) in enumerate(zip(problem.dimensions, rows, strict=True)):
-        groups[d] = (row + (0 if axis.dense else axis.q_offset)) % axis.dilation
-        queries, first_key = c.c_int(), c.c_int64()
-        bands.describe_group(c.byref(described(axis)), groups[d], c.byref(queries), c.byref(first_key))
-        masks.append(oracle.dimension_mask(axis)[row :: axis.dilation, first_key.value :: axis.dilation])
-    seen = reduce(np.kron, masks)
-    keys = (c.c_int * problem.rank)(*(mask.shape[1] for mask in masks))
-    row_mask, row_set = np.zeros((2, *seen.shape), dtype=np.int32)
-    wrong = bands.visit_tiles(index, c.byref(whole), groups, keys, pointer(row_mask), pointer(row_set))
-    assert wrong == 0, f"a mask shows a key that isn't there, or a tile is not what its kind and rows say: {case}"
-    assert np.array_equal(row_mask, seen), f"RowMask: {case}"
-    assert np.array_equal(row_set, seen), f"rows_that_see: {case}"
-
-
-class AxisRuns(c.Structure):
-    """gnaforge::AxisRuns"""
-
-    _fields_ = tuple(
-        (name, c.c_int)
-        for name in (
-            *("low_begin", "low_end", "begin", "end", "low_origin", "count", "low_count", "turn"),
-            *("interior_begin", "interior_end"),
-        )
-    )
+            check_product(bands, index, random_pattern(rng, shape.rank, (2000, 300, 100)[shape.rank - 1]), rng)
 
 
 def test_python_has_the_same_tiles(bands: c.CDLL) -> None:
+    """Of ranges too, and in the same order."""
     rng, checked = Random(6), 0
     while checked < 600:
         axis = random_axis(rng)
@@ -196,21 +151,17 @@ def test_python_has_the_same_tiles(bands: c.CDLL) -> None:
             continue
         checked += 1
         q_extent, extent = rng.choice((1, 2, 3, 8)), rng.choice((1, 2, 3, 5, 16))
+        check_python(bands, axis, q_extent, extent)
         for group in range(axis.dilation):
             band = band_of(axis, group)
             for begin in range(0, band.length, q_extent):
-                runs = AxisRuns()
-                bands.runs_of(c.byref(described(axis)), c.c_int64(group), begin, q_extent, extent, c.byref(runs))
+                runs = (c.c_int * len(RUNS))()
+                bands.runs_of(c.byref(described(axis)), c.c_int64(group), begin, q_extent, extent, runs)
+                count = runs[RUNS.index("count")]
+                origins = (c.c_int * max(count, 1))()
+                bands.origins_of(runs, extent, origins)
                 found = BandTiles(band).tiles(np.array([begin]), q_extent, extent)
-                case = axis, group, begin, q_extent, extent
-                for name, _ in AxisRuns._fields_:
-                    expected = getattr(runs, name)
-                    if name == "end" and runs.end < runs.begin:  # nothing from the split on
-                        continue
-                    assert int(getattr(found, name)[0]) == expected, (name, case)
-                origins = (c.c_int * max(runs.count, 1))()
-                bands.origins_of(c.byref(runs), extent, origins)
-                assert found.origins(extent).tolist() == origins[: runs.count], case
+                assert found.origins(extent).tolist() == origins[:count], (axis, group, begin, q_extent, extent)
 
 
 def test_python_counts_tiles_and_pairs(bands: c.CDLL) -> None:

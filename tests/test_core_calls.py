@@ -154,9 +154,12 @@ say([kernel.features for kernel in gnaforge.kernels()])
         ("x, x, x, [*plain[:6], 3, 0]", "is_causal is 3 along dim 0"),
         (
             "x[:, :5], x, x, [*long[:14], 4, 0, 0, 0, 0, 0]",
-            "query tokens reach up to 9 along dim 0, beyond the grid's 8",
+            "q_offset is 4 along dim 0, and the 5 queries from there on end at 9",
         ),
-        ("x, x[:, :5], x[:, :5], long", "queries see the keys 0 to 7 along dim 0, which are not all there"),
+        (
+            "x, x[:, :5], x[:, :5], long",
+            "queries 4 to 7 see keys 5 to 7 of the grid along dim 0, which the key tensor lacks",
+        ),
         ("x[0:0], x[0:0], x[0:0], [9, 9, 1, 1, 1, 1, 0, 0]", "kernel_size 9 times dilation 1 exceeds the 8 tokens"),
         ("x, x, x, plain, None, '', x", "additional_keys and additional_values come together"),
         (

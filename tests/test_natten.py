@@ -14,10 +14,13 @@ import numpy as np
 import oracle
 import pytest
 import torch
+from gnaforge.runtime.op_table import FORWARD
 from gnaforge.runtime.reference import error_bound
+from test_problem_surveys import attend, load_all
 
 pytest.importorskip("natten")
-from natten.backends.flex import flex_fna_generic, get_na_flex_mask
+from natten.backends.flex import flex_fmha, flex_fna_generic, get_na_flex_mask
+from natten.functional import merge_attentions, neighborhood_attention_generic
 from torch.nn.attention.flex_attention import create_mask
 
 pytestmark = [
@@ -75,3 +78,49 @@ def test_masks(batch: int) -> None:
         tokens = int(np.prod(problem.tokens))
         theirs = create_mask(block_mask.mask_mod, 1, 1, tokens, tokens, device="cpu")
         assert np.array_equal(theirs[0, 0].numpy(), oracle.mask(problem)), problem
+
+
+@pytest.mark.usefixtures("kernel_set")
+@pytest.mark.parametrize("batch", range(4))
+def test_additional_keys(batch: int) -> None:
+    """Four times 25 problems, of which NATTEN computes windows and additional keys apart and merges them."""
+    rng = Random(f"additional {batch}")
+    load_all()
+    for number in range(25):
+        problem = replace(random_problem(rng), extra_tokens=(rng.choice((1, rng.randint(1, 40), 100)),), dtype="fp32")
+        given = FORWARD.random_inputs(problem, number)
+        given.pop("extra_lengths", None)
+        q, k, v, keys, values = given.values()
+        with torch.compiler.set_stance("force_eager"):
+            theirs = neighborhood_attention_generic(
+                q,
+                k,
+                v,
+                **replace(problem, extra_tokens=()).arguments(),
+                additional_keys=keys,
+                additional_values=values,
+                backend="flex-fna",
+                attention_kwargs={"backend": "flex-fmha"},
+            )
+        exact, _ = oracle.reference(problem, q, k, v, (keys, values, None))
+        got, _ = attend(problem, None, given)
+        where = f"batch {batch}, {number}, {problem}"
+        assert (theirs - exact).abs().max().item() < 1e-4, f"NATTEN: {where}"
+        assert (got - theirs).abs().max().item() < 1e-4, f"gnaforge: {where}"
+
+
+def test_dense_attention_and_merged_attention() -> None:
+    """Queries and keys of other numbers; parts of the keys apart, merged as NATTEN merges them."""
+    rng = Random("dense")
+    for number in range(40):
+        tokens, keys = rng.randint(1, 60), rng.randint(2, 90)
+        problem = oracle.Problem(tokens, keys, kv_tokens=keys, heads=4, kv_heads=rng.choice((1, 2, 4)), head_dim=16)
+        q, k, v = oracle.inputs(problem, number)
+        exact = oracle.reference(problem, q, k, v)
+        cut = rng.randint(1, keys - 1)
+        with torch.compiler.set_stance("force_eager"):
+            theirs = flex_fmha(q, k, v, return_lse=True)
+            parts = [flex_fmha(q, k[:, at], v[:, at], return_lse=True) for at in (slice(0, cut), slice(cut, None))]
+        merged = merge_attentions(*map(list, zip(*parts, strict=True)), torch_compile=False, use_autograd_fix=False)
+        for natten, whole, want in zip(theirs, merged, exact, strict=True):
+            assert (natten - want).abs().max().item() < 1e-4 and (whole - want).abs().max().item() < 1e-4, problem

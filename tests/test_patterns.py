@@ -128,15 +128,22 @@ BAD: dict[str, dict[str, Any]] = {
         "edge": ("wrap", "cut"),
         "is_causal": "block",
     },
-    "kernel_size 13 times dilation 1 exceeds the 12 tokens along dim 0": {"kernel_size": (13, 3), "edge": "wrap"},
-    "dilation 2 doesn't divide the 9 tokens along dim 1, which wraps": {"edge": "wrap", "dilation": 2},
+    "kernel_size 13 times dilation 1 exceeds the 12 tokens along dim 0; kernel_size must be at most 12 there": {
+        "kernel_size": (13, 3),
+        "edge": "wrap",
+    },
+    "dilation is 2 along dim 1, which wraps; it must divide the 9 tokens there": {"edge": "wrap", "dilation": 2},
     "sink is 3 along dim 0, which wraps; it must be 0 there": {"edge": ("wrap", "shift"), "sink": 3},
     "sink is 3 along dim 1, which has dilation; it must be 0 there": {"dilation": (1, 2), "sink": 3},
     "sink is -1 along dim 0; it must be at least 0": {"sink": (-1, 0)},
     "sink along dim 1 is beyond 64 bits": {"sink": (0, 2**70)},
     "grid is 0 along dim 1; it must be at least 1": {"grid": (12, 0)},
-    "key tokens reach up to 12 along dim 0, beyond the grid's 10": {"grid": 10},
-    "query tokens reach up to 13 along dim 0, beyond the grid's 12": {"q_offset": (1, 0)},
+    "kv_offset is 0 along dim 0, and the 12 keys from there on end at 12; they must end by 10, as the grid does": {
+        "grid": 10
+    },
+    "q_offset is 1 along dim 0, and the 12 queries from there on end at 13; they must end by 12, as the grid does": {
+        "q_offset": (1, 0)
+    },
     "q_offset is -1 along dim 0; it must be at least 0": {"q_offset": -1},
     "kv_offset is -1 along dim 1; it must be at least 0 where edge is not wrap": {
         "kv_offset": (0, -1),
@@ -145,7 +152,8 @@ BAD: dict[str, dict[str, Any]] = {
     "kv_offset is 1 along dim 0; it must be at least 2, which is kv_sink": {"kv_sink": 2, "kv_offset": 1, "grid": 40},
     "kv_sink is 13 along dim 0; it must be 0 to the 12 key tokens": {"kv_sink": 13},
     "kv_sink is 1 along dim 0, which wraps; it must be 0 there": {"edge": "wrap", "kv_sink": 1, "kv_offset": 1},
-    "queries see the keys 3 to 16 along dim 0, which are not all there: kv_offset is 0, and there are 12 key tokens": {
+    "queries 11 to 15 see keys 12 to 16 of the grid along dim 0, which the key tensor lacks: it has 12 keys from "
+    "kv_offset (0) on, and queries see 3 to 16 in all": {
         "grid": (20, 9),
         "q_offset": (4, 0),
     },
@@ -247,17 +255,16 @@ def test_modules_have_edges_and_sinks() -> None:
     assert "edge" not in repr(gnaforge.NeighborhoodAttention2D(32, 2, 3))
     for keywords, text in (
         ({"edge": "bend"}, "edge is 'bend'"),
-        ({"edge": "wrap", "is_causal": True}, "edge: dimension 0 wraps"),
-        ({"sink": 2, "dilation": 2}, "sink: can't be along dimension 0, which has dilation 2"),
+        ({"edge": "wrap", "is_causal": True}, "causal: true along dimension 0, where edge is wrap"),
+        ({"sink": 2, "dilation": 2}, "sink: 2 along dimension 0, which has dilation; it must be 0 there"),
     ):
         with pytest.raises(ValueError, match=text):
             gnaforge.NeighborhoodAttention2D(32, 2, 3, **keywords)
 
 
-@pytest.mark.parametrize("arch", ["sm90", "sm100"])
-def test_archs_that_lack_a_setting_name_one_that_has_it(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_arch_that_lacks_a_setting_names_those_that_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything is compiled."""
-    monkeypatch.setattr(registration, "machine_target", lambda device, index: TARGETS[arch])
+    monkeypatch.setattr(registration, "machine_target", lambda device, index: TARGETS["sm100"])
     for fields, field, feature in (
         ({"edge": "cut"}, "edge", "edge"),
         ({"causal": "block"}, "causal", "block_causal"),
@@ -269,7 +276,7 @@ def test_archs_that_lack_a_setting_name_one_that_has_it(arch: str, monkeypatch: 
         for make in (registration.make_for_call, lambda request, quiet: registration.CacheSource().remedy(request)):
             with pytest.raises(InputError) as caught:
                 make(request, quiet=True)
-            assert str(caught.value) == f"{field}: {arch} doesn't have the feature {feature}; cpu has it"
+            assert str(caught.value) == f"{field}: sm100 doesn't have the feature {feature}; cpu and sm90 have it"
 
 
 def test_register_takes_what_its_errors_print() -> None:

@@ -30,7 +30,7 @@ BEYOND = (
     (Problem(9, 4, sink=2), ["sink"]),
     (Problem(4, 4, grid=12, q_offset=8, kv_tokens=7, kv_offset=5), ["range"]),
     (Problem(10, 20, kv_tokens=20), ["range"]),
-    (Problem(4, 4, causal=True, grid=40, q_offset=36, kv_tokens=8, kv_offset=34, kv_sink=2, sink=2),
+    (Problem(4, 3, causal=True, grid=40, q_offset=36, kv_tokens=8, kv_offset=34, kv_sink=2, sink=2),
      ["sink", "range", "kv_sink"]),
     (Problem(9, 4, extra_tokens=(77, 5)), ["extra_keys"]),
 )  # fmt: skip
@@ -77,18 +77,19 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"dtype": "fp64"}, "dtype: 'fp64' is not one of fp32, bf16, fp16"),
     ({"scale": float("nan")}, "scale: nan is not a finite number"),
     ({"edge": "mirror"}, "edge: 'mirror' is not one of shift, cut, wrap"),
-    ({"edge": "wrap", "causal": True}, "edge: dimension 0 wraps, so no key is after another"),
-    ({"edge": "wrap", "sink": 1}, "sink: dimension 0 wraps, so it has no first tokens"),
-    ({"edge": "wrap", "window": 2, "dilation": 5}, "dilation: 5 does not divide the 12 tokens of dimension 0, which"),
-    ({"sink": 2, "dilation": 2}, "sink: can't be along dimension 0, which has dilation 2"),
+    ({"edge": "wrap", "causal": True}, "causal: true along dimension 0, where edge is wrap; it must be false there"),
+    ({"edge": "wrap", "sink": 1}, "sink: 1 along dimension 0, which wraps; it must be 0 there"),
+    ({"edge": "wrap", "window": 2, "dilation": 5}, "dilation: 5 along dimension 0, which wraps; it must divide"),
+    ({"sink": 2, "dilation": 2}, "sink: 2 along dimension 0, which has dilation; it must be 0 there"),
     ({"sink": -1}, "sink: -1 is not an integer from 0 to 1073741823"),
     ({"kv_tokens": 20}, "kv_tokens: 20 key tokens and 12 query tokens along dimension 0 are parts of a grid"),
-    ({"grid": 40, "q_offset": 30}, "q_offset: 12 query tokens from 30 on reach beyond the grid of 40 tokens"),
-    ({"grid": 40, "kv_offset": 30}, "kv_tokens: 12 key tokens from 30 on reach beyond the grid of 40 tokens"),
-    ({"grid": 40, "kv_offset": -1}, "kv_offset: -1 is less than 0, and dimension 0 does not wrap"),
-    ({"grid": 40, "kv_sink": 13}, "kv_sink: 13 is more than the 12 key tokens of dimension 0"),
-    ({"grid": 40, "kv_sink": 4, "kv_offset": 3}, "kv_offset: 3 is less than the 4 first tokens of dimension 0"),
-    ({"grid": 14, "window": 14}, "kv_tokens: 12 key tokens are not the 14 of dimension 0 that every query sees"),
+    ({"grid": 40, "q_offset": 30}, "q_offset: 30 along dimension 0, and the 12 queries from there on end at 42"),
+    ({"grid": 40, "kv_offset": 30}, "kv_offset: 30 along dimension 0, and the 12 keys from there on end at 42"),
+    ({"kv_offset": 1.5}, "kv_offset: 1.5 is not an integer up to 1073741823"),
+    ({"grid": 40, "kv_offset": -1}, "kv_offset: -1 along dimension 0; it must be at least 0 where edge is not wrap"),
+    ({"grid": 40, "kv_sink": 13}, "kv_sink: 13 along dimension 0; it must be 0 to the 12 key tokens"),
+    ({"grid": 40, "kv_sink": 4, "kv_offset": 3}, "kv_offset: 3 along dimension 0; it must be at least 4"),
+    ({"grid": 14, "window": 14}, "kv_tokens: 12 along dimension 0, where every query sees all of the grid;"),
     ({"grid": 0}, "grid: 0 is not a positive integer"),
     ({"extra_tokens": (1, 2, 3)}, "extra_tokens: (1, 2, 3) has more than 2 entries"),
     ({"extra_tokens": (0,)}, "extra_tokens: 0 is not a positive integer"),
@@ -154,7 +155,7 @@ def test_texts() -> None:
     assert str(PLAIN) == "30x48x80, window 18x24x24, stride 16x8x8, batch 2, 24 heads (8 of K, V)"
     assert str(Problem(9, 4, dilation=2, causal=True)) == "9, window 4, dilation 2, causal 1"
     assert (
-        str(BEYOND[8][0]) == "4, window 4, causal 1, sink 2, grid 40, q offset 36, kv tokens 8, kv offset 34, kv sink 2"
+        str(BEYOND[8][0]) == "4, window 3, causal 1, sink 2, grid 40, q offset 36, kv tokens 8, kv offset 34, kv sink 2"
     )
     assert str(BEYOND[9][0]) == "9, window 4, extra keys 77 and 5"
     assert PLAIN.options() == (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes as c
+import re
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -10,7 +11,7 @@ from random import Random
 import pytest
 from gnaforge.build import abi
 from gnaforge.runtime.problem import Problem
-from gnaforge.runtime.problem_rules import Dimension, ProblemError
+from gnaforge.runtime.problem_rules import Dimension, ProblemError, dimension_faults
 
 Check = Callable[[abi.Problem], str]
 
@@ -105,7 +106,7 @@ def random_axis(rng: Random) -> Dimension:
 
 
 def kept(axis: Dimension) -> bool:
-    """Whether `Problem` takes it, which does not look for keys that are missing."""
+    """Whether `Problem` takes it."""
     try:
         values = {**axis._asdict(), "grid": axis.grid if axis.grid is None else (axis.grid,)}
         Problem(**{name: value if isinstance(value, tuple | None) else (value,) for name, value in values.items()})
@@ -114,21 +115,53 @@ def kept(axis: Dimension) -> bool:
     return True
 
 
+FIELDS = {"kernel_size": "window", "is_causal": "causal", "key tokens": "kv_tokens"}
+
+
+def as_of_a_problem(text: str) -> str:
+    """A sentence of rules.h in the words of `Problem`: these begin with the field."""
+    text = text.replace(" dim ", " dimension ")
+    if re.match("quer(y|ies) ", text):
+        return f"kv_offset: {text}"
+    name = re.match("([a-z_ ]+) (?:is|are) ", text)
+    return f"{FIELDS.get(name[1], name[1])}: {text[name.end() :]}" if name else text
+
+
+def check_missing(axis: Dimension, reason: str) -> None:
+    """The sentence about missing keys, beside a search query by query."""
+    found = re.match(r"quer(?:y|ies) (\d+)(?: to (\d+))? sees? keys? (-?\d+)(?: to (-?\d+))? of the grid", reason)
+    assert found, (axis, reason)
+    first, last, low, high = (int(found[i] or found[i - 1]) for i in (1, 2, 3, 4))
+    stored = {*range(axis.kv_sink), *range(axis.kv_offset, axis.kv_offset + axis.keys - axis.kv_sink)}
+    lost = {axis.q_offset + q: seen_by(axis, axis.q_offset + q) - stored for q in range(axis.tokens)}
+    who = [query for query, keys in lost.items() if keys & {*range(low, high + 1)}]
+    assert (min(who), max(who)) == (first, last), (axis, reason)
+    missing = set().union(*lost.values())
+    assert {low, high} <= missing and not {*range(low, high + 1)} & stored, (axis, reason)
+
+
 def test_random_axes_are_judged_as_problems_and_as_a_search_for_their_keys(rules: c.CDLL) -> None:
+    """In the same words."""
     rng = Random(0)
     taken = missing = refused = 0
     for _ in range(20_000):
         axis = random_axis(rng)
         reason = refusal(rules, described(axis))
-        if not kept(axis):
-            assert reason, axis
-            refused += 1
-        elif all_there(axis):
-            assert not reason, (axis, reason)
+        faults = [*dimension_faults(axis, 0)]
+        assert bool(reason) == bool(faults) == (not kept(axis)), (axis, reason, faults)
+        assert not re.search(r"\b1 (tokens|keys|queries|key tokens)\b", f"{reason} {faults}"), (axis, reason, faults)
+        if not faults:
+            assert all_there(axis), axis
             taken += 1
-        else:
-            assert "are not all there" in reason, (axis, reason)
+        elif "lacks" in reason:
+            check_missing(axis, reason)
+            assert as_of_a_problem(reason) == f"{faults[0].field}: {faults[0].text}", axis
             missing += 1
+        else:
+            same = [fault for fault in faults if fault.field not in ("window", "stride") and "more" not in fault.text]
+            if len(faults) == len(same) == 1:
+                assert as_of_a_problem(reason) == f"{same[0].field}: {same[0].text}", axis
+            refused += 1
     assert min(taken, missing, refused) > 1000, (taken, missing, refused)
 
 

@@ -116,7 +116,7 @@ BAD = {
         lambda q, k, v: torch.ops.gnaforge.forward(q, k, v, [*PLAIN[:7], 3]),
         *[X] * 3,
     ),
-    "queries see the keys 0 to 8 along dim 0, which are not all there": (
+    "of the grid along dim 0, which the key tensor lacks: it has": (
         lambda q, k, v: torch.ops.gnaforge.forward(q, k, v, LONG),
         X,
         *[X[:, :5]] * 2,

@@ -10,6 +10,7 @@ from math import isfinite
 from typing import Any, NamedTuple
 
 from .dtypes import DTYPES
+from .missing_keys import missing_keys
 
 MAX_EXTENT = 2**30 - 1
 """Most tokens along one dimension, as max_axis_length in problem.h; also the bound of heads, batch and channels."""
@@ -88,13 +89,16 @@ _WHOLE = tuple(Dimension._field_defaults.values())[_FIRST_OF_RANGE - 2 :]  # two
 
 
 def dimension_faults(axis: Dimension, dim: int | None = None) -> Iterator[Fault]:
-    """The rules that a dimension breaks, in words that name it by its number ``dim`` if it has one. Its fields have the
-    right types, and are not negative."""
-    yield from _window_faults(axis, dim)
+    """The rules that a dimension breaks, in words that name it by its number ``dim`` if it has one, those of rules.h
+    where they are not about its window alone. Its fields have the right types, and are not negative."""
+    faults = [*_window_faults(axis, dim)]
     if axis.edge != "shift" or axis.sink:
-        yield from _edge_faults(axis, dim)
+        faults += _edge_faults(axis, dim)
     if axis[_FIRST_OF_RANGE:] != _WHOLE:
-        yield from _range_faults(axis, dim)
+        faults += _range_faults(axis, dim)
+        if not faults and (missing := missing_keys(axis)):
+            faults.append(Fault("kv_offset", dim, missing.text(axis, dim)))
+    yield from faults
 
 
 def head_faults(heads: int, kv_heads: int) -> Iterator[Fault]:
@@ -109,7 +113,7 @@ def _window_faults(axis: Dimension, dim: int | None) -> Iterator[Fault]:
     window, dilation = axis.window, axis.dilation
     name = "" if dim is None else f" of dimension {dim}"
     if axis.edge != "cut" and axis.causal != "block":  # these may have a window that is never full
-        there = f"more than the {axis.length} tokens{name}; at most"
+        there = f"more than the {_count(axis.length, 'token')}{name}; at most"
         if dilation > axis.length:
             yield Fault("dilation", dim, f"{dilation} is {there} {axis.length}")
         elif window * dilation > axis.length:
@@ -121,42 +125,49 @@ def _window_faults(axis: Dimension, dim: int | None) -> Iterator[Fault]:
 
 
 def _edge_faults(axis: Dimension, dim: int | None) -> Iterator[Fault]:
-    if axis.edge == "wrap":
-        if axis.causal:
-            yield Fault("edge", dim, f"dimension {dim} wraps, so no key is after another; leave out causal there")
-        if axis.sink:
-            yield Fault("sink", dim, f"dimension {dim} wraps, so it has no first tokens; leave out sink there")
-        if axis.length % axis.dilation:
-            text = f"{axis.dilation} does not divide the {axis.length} tokens of dimension {dim}, which wraps"
-            yield Fault("dilation", dim, text)
-    if axis.sink and axis.dilation > 1:
-        yield Fault("sink", dim, f"can't be along dimension {dim}, which has dilation {axis.dilation}")
+    at, wraps = f"along dimension {dim}", axis.edge == "wrap"
+    if wraps and axis.length % axis.dilation:
+        tokens = _count(axis.length, "token")
+        yield Fault("dilation", dim, f"{axis.dilation} {at}, which wraps; it must divide the {tokens} there")
+    if wraps and axis.causal:
+        kind = "block" if axis.causal == "block" else "true"
+        yield Fault("causal", dim, f"{kind} {at}, where edge is wrap; it must be false there")
+    if axis.sink and (wraps or axis.dilation > 1):
+        why = "wraps" if wraps else "has dilation"
+        yield Fault("sink", dim, f"{axis.sink} {at}, which {why}; it must be 0 there")
 
 
 def _range_faults(axis: Dimension, dim: int | None) -> Iterator[Fault]:
+    at, wraps = f"along dimension {dim}", axis.edge == "wrap"
+    ends = f"they must end by {axis.length}, as the grid does"
+    body = axis.keys - axis.kv_sink
+    end, last = axis.kv_offset + body, axis.q_offset + axis.tokens
     if axis.kv_sink > axis.keys:
-        yield Fault("kv_sink", dim, f"{axis.kv_sink} is more than the {axis.keys} key tokens of dimension {dim}")
-    elif axis.kv_sink and axis.kv_offset < axis.kv_sink:
-        text = f"{axis.kv_offset} is less than the {axis.kv_sink} first tokens of dimension {dim}, which kv_sink holds"
-        yield Fault("kv_offset", dim, text)
-    if axis.kv_sink and (axis.edge == "wrap" or axis.dilation > 1):
-        yield Fault("kv_sink", dim, f"can't be along dimension {dim}, which wraps or is dilated")
-    if axis.edge != "wrap":
-        if axis.kv_offset < 0:
-            yield Fault("kv_offset", dim, f"{axis.kv_offset} is less than 0, and dimension {dim} does not wrap")
-        elif axis.kv_offset + axis.keys - axis.kv_sink > axis.length:
-            there = f"beyond the grid of {axis.length} tokens of dimension {dim}"
-            yield Fault("kv_tokens", dim, f"{axis.keys} key tokens from {axis.kv_offset} on reach {there}")
+        yield Fault("kv_sink", dim, f"{axis.kv_sink} {at}; it must be 0 to the {_count(axis.keys, 'key token')}")
+        return
+    if axis.kv_sink and (wraps or axis.dilation > 1):
+        why = "wraps" if wraps else "has dilation"
+        yield Fault("kv_sink", dim, f"{axis.kv_sink} {at}, which {why}; it must be 0 there")
+    if not wraps and axis.kv_offset < axis.kv_sink:
+        why = ", which is kv_sink" if axis.kv_sink else " where edge is not wrap"
+        yield Fault("kv_offset", dim, f"{axis.kv_offset} {at}; it must be at least {axis.kv_sink}{why}")
+    if not wraps and end > axis.length:
+        keys = f"{_count(body, 'key')} from there on end at {end}"
+        yield Fault("kv_offset", dim, f"{axis.kv_offset} {at}, and the {keys}; {ends}")
     if axis.dense:
         if axis.keys != axis.length:
-            text = f"{axis.keys} key tokens are not the {axis.length} of dimension {dim} that every query sees"
+            text = f"{axis.keys} {at}, where every query sees all of the grid; they must be its {axis.length}"
             yield Fault("kv_tokens", dim, text)
     elif axis.grid is None and axis.keys != axis.tokens:
-        parts = f"{axis.keys} key tokens and {axis.tokens} query tokens along dimension {dim}"
-        yield Fault("kv_tokens", dim, f"{parts} are parts of a grid; say of which with grid")
-    elif axis.q_offset + axis.tokens > axis.length:
-        there = f"beyond the grid of {axis.length} tokens of dimension {dim}"
-        yield Fault("q_offset", dim, f"{axis.tokens} query tokens from {axis.q_offset} on reach {there}")
+        parts = f"{_count(axis.keys, 'key token')} and {_count(axis.tokens, 'query token')}"
+        yield Fault("kv_tokens", dim, f"{parts} {at} are parts of a grid; say of which with grid")
+    elif last > axis.length:
+        queries = f"{axis.tokens} {'query' if axis.tokens == 1 else 'queries'} from there on end at {last}"
+        yield Fault("q_offset", dim, f"{axis.q_offset} {at}, and the {queries}; {ends}")
+
+
+def _count(number: int, name: str) -> str:
+    return f"{number} {name}{'' if number == 1 else 's'}"
 
 
 def require_types(values: Mapping[str, Any]) -> None:

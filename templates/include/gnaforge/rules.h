@@ -84,6 +84,8 @@ inline std::uint64_t features_of(const gnaforge_problem& p) {
 namespace rules {
 
 inline long long number(std::int64_t value) { return value; }
+/// The plural's ending after a number of things.
+inline const char* s(std::int64_t count) { return count == 1 ? "" : "s"; }
 inline int lowest_bit(std::uint64_t bits) { return __builtin_ctzll(bits); }
 
 /// Whatever is read here or later is there. Entries ask this of every call.
@@ -135,8 +137,14 @@ inline gnaforge_code roles(const gnaforge_args& args, const Reason& reason) {
 /// Token dimension `d`.
 inline gnaforge_code axis(const gnaforge_problem& p, int d, const Reason& reason) {
   const std::int64_t length = p.grid[d], window = p.window[d], stride = p.stride[d], dilation = p.dilation[d];
-  if (p.tokens[d] < 0 || p.kv_tokens[d] < 0 || length < 0)
-    return reason.refuse(GNAFORGE_BAD_INPUT, "there are %lld tokens along dim %d", number(p.tokens[d]), d);
+  if (p.tokens[d] < 0)
+    return reason.refuse(GNAFORGE_BAD_INPUT, "query tokens are %lld along dim %d; they must be at least 0",
+                         number(p.tokens[d]), d);
+  if (p.kv_tokens[d] < 0)
+    return reason.refuse(GNAFORGE_BAD_INPUT, "key tokens are %lld along dim %d; they must be at least 0",
+                         number(p.kv_tokens[d]), d);
+  if (length < 0)
+    return reason.refuse(GNAFORGE_BAD_INPUT, "grid is %lld along dim %d; it must be at least 0", number(length), d);
   if (window < 1)
     return reason.refuse(GNAFORGE_BAD_INPUT, "kernel_size is %lld along dim %d; it must be at least 1", number(window),
                          d);
@@ -155,11 +163,16 @@ inline gnaforge_code axis(const gnaforge_problem& p, int d, const Reason& reason
   const bool may_exceed = p.edge[d] == GNAFORGE_EDGE_CUT || p.causal[d] == GNAFORGE_CAUSAL_BLOCK;
   if (length > 0 && !may_exceed && window > length / dilation)
     return reason.refuse(GNAFORGE_BAD_INPUT,
-                         "kernel_size %lld times dilation %lld exceeds the %lld tokens along dim %d", number(window),
-                         number(dilation), number(length), d);
+                         "kernel_size %lld times dilation %lld exceeds the %lld token%s along dim %d; %s must be at "
+                         "most %lld there",
+                         number(window), number(dilation), number(length), s(length), d,
+                         dilation > length ? "dilation" : "kernel_size",
+                         number(dilation > length ? length : length / dilation));
   if (wraps && length % dilation != 0)
-    return reason.refuse(GNAFORGE_BAD_INPUT, "dilation %lld doesn't divide the %lld tokens along dim %d, which wraps",
-                         number(dilation), number(length), d);
+    return reason.refuse(GNAFORGE_BAD_INPUT,
+                         "dilation is %lld along dim %d, which wraps; it must divide the %lld "
+                         "token%s there",
+                         number(dilation), d, number(length), s(length));
   if (wraps && p.causal[d] != GNAFORGE_CAUSAL_NONE)
     return reason.refuse(GNAFORGE_BAD_INPUT, "is_causal is %s along dim %d, where edge is wrap; it must be false there",
                          p.causal[d] == GNAFORGE_CAUSAL_BLOCK ? "block" : "true", d);
@@ -191,19 +204,109 @@ inline Seen seen(const gnaforge_problem& p, int d, std::int64_t length, std::int
   return found;
 }
 
+/// The first position, within a dilation group, that is not before `token` of the grid.
+inline std::int64_t position(std::int64_t token, std::int64_t group, std::int64_t dilation) {
+  const std::int64_t distance = token - group;
+  return distance / dilation + (distance % dilation > 0);
+}
+
+/// Keys along a dimension that queries see and that are not there, and these queries, by their places in the grid.
+struct Missing {
+  static constexpr std::int64_t far = std::int64_t{1} << 62;
+  Seen keys[4] = {{far, -far}, {far, -far}, {far, -far}, {far, -far}};  ///< Of sinks and of windows: before, after.
+  Seen queries[4] = {{far, -far}, {far, -far}, {far, -far}, {far, -far}};
+  Seen all{far, -far};  ///< All that queries see, sinks apart.
+
+  static void add(Seen& to, std::int64_t begin, std::int64_t last) {
+    if (begin < to.begin) to.begin = begin;
+    if (last >= to.end) to.end = last + 1;
+  }
+
+  /// Adds a dilation group, whose queries are at the positions `first` to `last` of it.
+  void look(const gnaforge_problem& p, int d, std::int64_t group, std::int64_t first, std::int64_t last) {
+    const std::int64_t dilation = p.dilation[d], length = position(p.grid[d], group, dilation), head = p.kv_sink[d];
+    const std::int64_t begin = position(p.kv_offset[d], group, dilation);
+    const std::int64_t end = position(p.kv_offset[d] + p.kv_tokens[d] - head, group, dilation);
+    const Seen own = seen(p, d, length, first, last);
+    add(all, group + own.begin * dilation, group + (own.end - 1) * dilation);
+    const bool causal = p.causal[d] != GNAFORGE_CAUSAL_NONE;
+    const std::int64_t sink = p.sink[d] < length ? p.sink[d] : length;
+    // Keys are not there between those in front and the others, and after these.
+    const Seen gaps[] = {{head > 0 ? head : -far, begin}, {end, far}};
+    const Seen parts[] = {{0, causal && sink > own.end ? own.end : sink}, own};
+    for (int i = 0; i < 4; ++i) {
+      const Seen gap = gaps[i / 2], part = parts[i % 2];
+      const Seen lost{part.begin > gap.begin ? part.begin : gap.begin, part.end < gap.end ? part.end : gap.end};
+      if (lost.begin >= lost.end) continue;
+      // Windows end after the first of them; those of a sink's queries need not where not causal, nor begin anywhere.
+      std::int64_t from = first, to = last;
+      if (i % 2 == 1 || causal)
+        from = partition(first, last + 1, [&](std::int64_t q) { return seen(p, d, length, q, q).end > lost.begin; });
+      if (i % 2 == 1)
+        to = partition(from, last + 1, [&](std::int64_t q) { return seen(p, d, length, q, q).begin >= lost.end; }) - 1;
+      add(keys[i], group + lost.begin * dilation, group + (lost.end - 1) * dilation);
+      add(queries[i], group + from * dilation, group + to * dilation);
+    }
+  }
+
+  /// The first of [low, high) for which something holds that then holds for all; `high` if there is none.
+  template <class Holds>
+  static std::int64_t partition(std::int64_t low, std::int64_t high, const Holds& holds) {
+    while (low < high) {
+      const std::int64_t middle = low + (high - low) / 2;
+      if (holds(middle))
+        high = middle;
+      else
+        low = middle + 1;
+    }
+    return low;
+  }
+
+  gnaforge_code refuse(const gnaforge_problem& p, int d, const Reason& reason) const {
+    int i = 0;
+    while (i < 4 && keys[i].begin >= keys[i].end) ++i;
+    if (i == 4) return GNAFORGE_OK;
+    if (reason.text == nullptr) return GNAFORGE_BAD_INPUT;
+    char who[64], lost[64], front[64] = "", sink[64] = "";
+    if (queries[i].begin + 1 == queries[i].end)
+      std::snprintf(who, sizeof(who), "query %lld sees", number(queries[i].begin));
+    else
+      std::snprintf(who, sizeof(who), "queries %lld to %lld see", number(queries[i].begin), number(queries[i].end - 1));
+    if (keys[i].begin + 1 == keys[i].end)
+      std::snprintf(lost, sizeof(lost), "key %lld of the grid", number(keys[i].begin));
+    else
+      std::snprintf(lost, sizeof(lost), "keys %lld to %lld of the grid", number(keys[i].begin),
+                    number(keys[i].end - 1));
+    const std::int64_t head = p.kv_sink[d], there = p.kv_tokens[d] - head;
+    if (head > 0) std::snprintf(front, sizeof(front), "the first %lld (kv_sink) and ", number(head));
+    if (p.sink[d] > 0) std::snprintf(sink, sizeof(sink), " and the first %lld (sink)", number(p.sink[d]));
+    return reason.refuse(GNAFORGE_BAD_INPUT,
+                         "%s %s along dim %d, which the key tensor lacks: it has %s%lld key%s from kv_offset (%lld) "
+                         "on, and queries see %lld to %lld%s in all",
+                         who, lost, d, front, number(there), s(there), number(p.kv_offset[d]), number(all.begin),
+                         number(all.end - 1), sink);
+  }
+};
+
 /// Queries and keys lie in the grid along dimension `d`, and every key that a query sees is there.
 inline gnaforge_code range(const gnaforge_problem& p, int d, const Reason& reason) {
   constexpr std::int64_t limit = std::int64_t{1} << 40;
-  for (const std::int64_t value : {p.tokens[d], p.kv_tokens[d], p.grid[d], p.window[d], p.dilation[d], p.sink[d],
-                                   p.q_offset[d], p.kv_sink[d], p.kv_offset[d]})
-    if (value > limit || value < -limit)
-      return reason.refuse(GNAFORGE_BAD_INPUT, "a range is too large along dim %d: %lld", d, number(value));
+  const struct {
+    const char* name;
+    std::int64_t value;
+  } fields[] = {{"query tokens", p.tokens[d]}, {"key tokens", p.kv_tokens[d]}, {"grid", p.grid[d]},
+                {"kernel_size", p.window[d]},  {"dilation", p.dilation[d]},    {"sink", p.sink[d]},
+                {"q_offset", p.q_offset[d]},   {"kv_sink", p.kv_sink[d]},      {"kv_offset", p.kv_offset[d]}};
+  for (const auto& field : fields)
+    if (field.value > limit || field.value < -limit)
+      return reason.refuse(GNAFORGE_BAD_INPUT, "%s: %lld along dim %d is too large for a range; at most 2^40",
+                           field.name, number(field.value), d);
   const std::int64_t length = p.grid[d], dilation = p.dilation[d], first = p.q_offset[d], head = p.kv_sink[d];
   const std::int64_t begin = p.kv_offset[d], end = begin + p.kv_tokens[d] - head;  // of the keys after those in front
   const bool wraps = p.edge[d] == GNAFORGE_EDGE_WRAP;
   if (head < 0 || head > p.kv_tokens[d])
-    return reason.refuse(GNAFORGE_BAD_INPUT, "kv_sink is %lld along dim %d; it must be 0 to the %lld key tokens",
-                         number(head), d, number(p.kv_tokens[d]));
+    return reason.refuse(GNAFORGE_BAD_INPUT, "kv_sink is %lld along dim %d; it must be 0 to the %lld key token%s",
+                         number(head), d, number(p.kv_tokens[d]), s(p.kv_tokens[d]));
   if (head > 0 && (wraps || dilation != 1))
     return reason.refuse(GNAFORGE_BAD_INPUT, "kv_sink is %lld along dim %d, which %s; it must be 0 there", number(head),
                          d, wraps ? "wraps" : "has dilation");
@@ -211,49 +314,43 @@ inline gnaforge_code range(const gnaforge_problem& p, int d, const Reason& reaso
     return reason.refuse(GNAFORGE_BAD_INPUT, "kv_offset is %lld along dim %d; it must be at least %lld%s",
                          number(begin), d, number(head), head > 0 ? ", which is kv_sink" : " where edge is not wrap");
   if (!wraps && end > length)
-    return reason.refuse(GNAFORGE_BAD_INPUT, "key tokens reach up to %lld along dim %d, beyond the grid's %lld",
-                         number(end), d, number(length));
+    return reason.refuse(GNAFORGE_BAD_INPUT,
+                         "kv_offset is %lld along dim %d, and the %lld key%s from there on end at %lld; they must end "
+                         "by %lld, as the grid does",
+                         number(begin), d, number(end - begin), s(end - begin), number(end), number(length));
   if (first < 0)
     return reason.refuse(GNAFORGE_BAD_INPUT, "q_offset is %lld along dim %d; it must be at least 0", number(first), d);
   if (p.window[d] == length && dilation == 1 && p.causal[d] == GNAFORGE_CAUSAL_NONE && p.edge[d] != GNAFORGE_EDGE_CUT) {
     // Dense: every query sees every key, wherever it is.
     if (p.kv_tokens[d] == length) return GNAFORGE_OK;
     return reason.refuse(GNAFORGE_BAD_INPUT,
-                         "all of the grid's %lld tokens along dim %d are seen, and there are %lld keys", number(length),
-                         d, number(p.kv_tokens[d]));
+                         "key tokens are %lld along dim %d, where every query sees all of the grid; they must be its "
+                         "%lld",
+                         number(p.kv_tokens[d]), d, number(length));
   }
   const std::int64_t last = first + p.tokens[d] - 1;
   if (last >= length)
-    return reason.refuse(GNAFORGE_BAD_INPUT, "query tokens reach up to %lld along dim %d, beyond the grid's %lld",
-                         number(last + 1), d, number(length));
+    return reason.refuse(GNAFORGE_BAD_INPUT,
+                         "q_offset is %lld along dim %d, and the %lld quer%s from there on end at %lld; they must end "
+                         "by %lld, as the grid does",
+                         number(first), d, number(p.tokens[d]), p.tokens[d] == 1 ? "y" : "ies", number(last + 1),
+                         number(length));
   if (p.tokens[d] == 0 || (wraps && begin == 0 && end == length)) return GNAFORGE_OK;
   // Neighbouring windows touch, so those of a group's queries are one interval. Groups between two bounds differ in
   // nothing but their offset.
-  Seen all{length + limit, -2 * limit};
-  for (const std::int64_t bound :
-       {std::int64_t{0}, first % dilation, (last + 1) % dilation, length % dilation, dilation})
-    for (const std::int64_t group : {bound - 1, bound}) {
-      if (group < 0 || group >= dilation || (last < group) || (last - group) / dilation * dilation + group < first)
-        continue;
-      const std::int64_t from = first <= group ? 0 : (first - group + dilation - 1) / dilation;
-      const Seen own = seen(p, d, (length - group + dilation - 1) / dilation, from, (last - group) / dilation);
-      if (group + own.begin * dilation < all.begin) all.begin = group + own.begin * dilation;
-      if (group + (own.end - 1) * dilation >= all.end) all.end = group + (own.end - 1) * dilation + 1;
-    }
-  std::int64_t sink_end = p.sink[d] < length ? p.sink[d] : length;
-  if (p.causal[d] != GNAFORGE_CAUSAL_NONE && sink_end > all.end) sink_end = all.end;
-  const auto stored = [head, begin, end](Seen keys) {
-    return keys.begin >= keys.end || keys.end <= head || (keys.begin >= begin && keys.end <= end) ||
-           (begin == head && keys.begin >= 0 && keys.end <= end);
-  };
-  for (const Seen& keys : {Seen{0, sink_end}, all})
-    if (!stored(keys))
-      return reason.refuse(GNAFORGE_BAD_INPUT,
-                           "queries see the keys %lld to %lld along dim %d, which are not all there: kv_offset is "
-                           "%lld, and there are %lld key tokens, %lld of them the grid's first (kv_sink)",
-                           number(keys.begin), number(keys.end - 1), d, number(begin), number(p.kv_tokens[d]),
-                           number(head));
-  return GNAFORGE_OK;
+  const std::int64_t ends[] = {0, first, last + 1, length, begin, end};
+  Missing missing;
+  std::int64_t looked[12];
+  int count = 0;
+  for (int i = 0; i < 12; ++i) {
+    const std::int64_t group = (ends[i / 2] % dilation + dilation - i % 2) % dilation;
+    bool skip = last < group || group + (last - group) / dilation * dilation < first;  // no queries
+    for (int other = 0; other < count; ++other) skip = skip || looked[other] == group;
+    if (skip) continue;
+    looked[count++] = group;
+    missing.look(p, d, group, position(first, group, dilation), (last - group) / dilation);
+  }
+  return missing.refuse(p, d, reason);
 }
 
 inline gnaforge_code problem(const gnaforge_problem& p, const Reason& reason) {
@@ -265,15 +362,15 @@ inline gnaforge_code problem(const gnaforge_problem& p, const Reason& reason) {
                          number(p.batch), number(p.heads), number(p.kv_heads));
   if (p.kv_heads == 0 ? p.heads != 0 : p.heads % p.kv_heads != 0)
     return reason.refuse(GNAFORGE_BAD_INPUT,
-                         "%lld query heads can't be shared among %lld key/value heads; it must divide evenly",
-                         number(p.heads), number(p.kv_heads));
+                         "%lld query head%s can't be shared among %lld key/value head%s; it must divide evenly",
+                         number(p.heads), s(p.heads), number(p.kv_heads), s(p.kv_heads));
   if (p.head_dim < 0 || p.value_head_dim < 0)
     return reason.refuse(GNAFORGE_BAD_INPUT, "head_dim is %lld, value_head_dim is %lld; neither may be negative",
                          number(p.head_dim), number(p.value_head_dim));
   for (int piece = 0; piece < GNAFORGE_MAX_EXTRA; ++piece)
     if (p.extra_tokens[piece] < 0)
-      return reason.refuse(GNAFORGE_BAD_INPUT, "piece %d of the extra keys has %lld tokens", piece,
-                           number(p.extra_tokens[piece]));
+      return reason.refuse(GNAFORGE_BAD_INPUT, "extra_tokens is %lld in piece %d; it must be at least 0",
+                           number(p.extra_tokens[piece]), piece);
   for (int d = 0; d < p.rank; ++d) {
     if (const gnaforge_code code = axis(p, d, reason)) return code;
     if (features_of(p) & (GNAFORGE_FEATURE_RANGE | GNAFORGE_FEATURE_KV_SINK))
