@@ -34,8 +34,8 @@ def problems_of_spec(source: str, dtypes: Sequence[str], arch: str, variant: str
     """
     small = {} if require_target(arch).is_gpu else {"heads": 1, "kv_heads": 1, "batch": 1}
     problems = []
-    for entry in load_spec(source).kernels:
-        for shape, dtype in product(entry.shapes, dtypes):
+    for _, entry in load_spec(source).entries(arch):
+        for shape, dtype in product(entry.problems, dtypes):
             with as_input_error():
                 problem = shape.problem(head_dim=entry.head_dim[0] or 64, dtype=dtype, **small)  # 0: taken at run time
             require_arch(problem, arch, variant)

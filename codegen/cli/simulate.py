@@ -111,7 +111,9 @@ def simulate(
         refuse_unused(context, ("dense_steps",), "without --end-to-end")
     check_outputs(plot=plot, html=html)
     problems = (
-        [options.problem()] if options.preset is None else _problems_of_spec(options.preset, options.fields_in_use())
+        [options.problem()]
+        if options.preset is None
+        else _problems_of_spec(options.preset, options.fields_in_use(), arch)
     )
     if sweep_stride:  # shapes that differ in their stride only have one sweep
         problems = list(dict.fromkeys(replace(problem, stride=(1,) * problem.rank) for problem in problems))
@@ -168,21 +170,24 @@ def simulate(
     say_written(plot, html)
 
 
-def _problems_of_spec(source: str, given: Mapping[str, Any]) -> list[Problem]:
-    """One per shape of the spec, at the first head dim and dtype of its entry."""
+def _problems_of_spec(source: str, given: Mapping[str, Any], arch: str | None) -> list[Problem]:
+    """One per shape of the spec and window of some heads, at the first head dim and dtype of its entry; with an arch,
+    of entries for it."""
     from ..errors import InputError, as_input_error
     from ..spec import load_spec
 
     problems = []
     for entry in load_spec(source).kernels:
+        if arch is not None and entry.arch and arch not in entry.arch:
+            continue
         fields = {"head_dim": entry.head_dim[0] or 64, "dtype": entry.dtype[0]}  # 0: taken at run time
         if entry.value_head_dim:
             fields["value_head_dim"] = entry.value_head_dim[0]
-        for shape in entry.shapes:
+        for shape in entry.problems:
             with as_input_error():
                 problems.append(shape.problem(**{**fields, **given}))
     if not problems:
-        raise InputError(f"{source} lists no shapes to simulate")
+        raise InputError(f"{source} lists no shapes to simulate{f' for {arch}' if arch else ''}")
     return problems
 
 
