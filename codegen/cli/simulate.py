@@ -116,7 +116,7 @@ def simulate(
         else _problems_of_spec(options.preset, options.fields_in_use(), arch)
     )
     if sweep_stride:  # shapes that differ in their stride only have one sweep
-        problems = list(dict.fromkeys(replace(problem, stride=(1,) * problem.rank) for problem in problems))
+        problems = list(dict.fromkeys(map(_without_stride, problems)))
     if plot is not None and len(problems) > 1:
         raise InputError(
             f"--plot draws one problem, {options.preset} has {len(problems)}: give it by --tokens and --window"
@@ -191,6 +191,12 @@ def _problems_of_spec(source: str, given: Mapping[str, Any], arch: str | None) -
     return problems
 
 
+def _without_stride(problem: Problem) -> Problem:
+    """The problem with stride 1, but where that says what a block is."""
+    both = zip(problem.stride, problem.causal, strict=True)
+    return replace(problem, stride=tuple(stride if causal == "block" else 1 for stride, causal in both))
+
+
 def _check_effort(problems: list[Problem], sweep: bool, fitted: bool) -> None:
     """Refuses more problems than can be simulated in some ten seconds."""
     from ..errors import InputError
@@ -249,11 +255,12 @@ def _as_json(simulation: Simulation, share: tuple[float, int, int] | None) -> di
             "paper_bound": natten.paper_bound,
         }
     if share is not None:
+        paper = simulation.paper_bound
         row["end_to_end"] = {
             "attention_share": share[0],
             "dense_steps": share[1],
             "steps": share[2],
             "work_bound": end_to_end(simulation.work_bound, *share),
-            "paper_bound": end_to_end(published_rounding(simulation.paper_bound), *share),
+            "paper_bound": None if paper is None else end_to_end(published_rounding(paper), *share),
         }
     return row

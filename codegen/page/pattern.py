@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..gna.axes import Axis, axes_of
-from ..gna.plot import names
 from ..gna.source import Tiling, WindowTiles
+from ..gna.words import names
 from ..runtime.problem import Problem
 from ..simulator.cost import Tiles
 
