@@ -48,7 +48,7 @@ def test_shapes_have_edges_sinks_and_frames() -> None:
     text = """
 spec_version: 1
 library: one
-arch: cpu
+arch: [cpu, sm90]
 kernels:
   - rank: 2
     head_dim: 64
@@ -60,8 +60,11 @@ kernels:
     spec = parse_spec(text.encode(), "f.yaml")
     problem = spec.kernels[0].shapes[0].problem()
     assert problem.features() == ("edge", "block_causal", "sink") and problem.edge == ("cut", "wrap")
-    (config,) = plan(spec, ["cpu"]).configs
-    assert (config.arch, config.rank) == ("cpu", 2)
+    for arch in ("cpu", "sm90"):
+        (config,) = plan(spec, [arch]).configs
+        assert (config.arch, config.rank) == (arch, 2)
+    with pytest.raises(InputError, match="edge: sm100 doesn't have the feature edge; cpu and sm90 have it"):
+        parse_spec(text.replace("sm90]", "sm100]").encode(), "f.yaml")
     with pytest.raises(InputError, match=r"shapes\[0\].sink\[1\]: dimension 1 wraps, so it has no first tokens"):
         parse_spec(text.replace("sink: [10, 0]", "sink: [10, 2]").encode(), "f.yaml")
 

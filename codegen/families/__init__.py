@@ -108,8 +108,9 @@ def feature_fault(problem: Problem, who: str, has: Collection[str]) -> tuple[str
         problem.require_features(has, who)
     except ProblemError as error:
         needed = set(problem.features())
-        others = {family.arch: None for family in families() if needed <= set(family.features)}
-        return error.field, f"{error.text}; {', '.join(others)} has it" if others else f"{error.text}, nor has another"
+        others = list(dict.fromkeys(family.arch for family in families() if needed <= set(family.features)))
+        who = f"; {' and '.join(others)} {'have' if len(others) > 1 else 'has'} it" if others else ", nor has another"
+        return error.field, error.text + who
     return None
 
 
