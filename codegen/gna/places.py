@@ -1,4 +1,4 @@
-"""Where in the grid lies what queries see and what a Q tile visits, along one axis: for pictures and pages.
+"""Places in the grid of what queries see and what a Q tile visits, along one axis: for pictures and pages.
 
 Positions are those of one dilation group of the grid, whatever rows of a tensor hold them: of keys that wrap around,
 that are a part of the grid, or whose first ones lie in front of the others.
@@ -51,7 +51,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Visited:
-    """What one Q tile visits.
+    """The KV tiles that one Q tile visits, and the keys that its queries see.
 
     Attributes:
         runs: its KV tiles; where a tile crosses the seam of keys that wrap around, each part is a run.

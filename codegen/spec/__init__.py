@@ -92,7 +92,7 @@ def presets() -> dict[str, str]:
     files = [file for file in resources.files("gnaforge.presets").iterdir() if file.name.endswith(".yaml")]
     return {
         file.name.removesuffix(".yaml"): file.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
-        for file in sorted(files, key=lambda file: file.name)
+        for file in sorted(files, key=lambda file: file.name.removesuffix(".yaml"))
     }
 
 
