@@ -42,7 +42,7 @@ _LEGEND: dict[Kind, str] = {
     "window": "keys that the Q tile's queries see, at least one of them",
     "common": "keys that all of its queries see; KV tiles inside are interior",
     "key": "single keys that they see: dilation skips the tokens between",
-    "past": "past the last token, or before the first: part of a tile, but no key is there",
+    "past": "past the last token, or before the first: no key is there",
 }
 _TILINGS = {
     "dynamic": "Tiling is dynamic: KV tiles begin where the Q tile's window does.",
@@ -127,7 +127,7 @@ def page(title: str, caption: Sequence[str], width: float, height: float) -> tup
     from matplotlib.figure import Figure
 
     lines = [line for text in caption for line in wrap(text, int(14.5 * width))]
-    heads = title.split("\n")
+    heads = [line for text in title.split("\n") for line in wrap(text, int(9.5 * width))]
     head, foot = 0.15 + 0.24 * len(heads) + 0.19 * len(lines), 1.0
     figure: Any = Figure(figsize=(width, head + height + foot), layout="constrained")
     top, body, bottom = figure.subfigures(3, 1, height_ratios=(head, height, foot))
