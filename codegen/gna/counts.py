@@ -182,11 +182,6 @@ def count_problem(
     )
 
 
-def all_pairs(problem: Problem) -> int:
-    """Pairs of dense attention to the same keys, in one batch entry and head."""
-    return problem.token_count * (prod(problem.kv_tokens or problem.tokens) + sum(problem.extra_tokens))
-
-
 def seen_pairs(problem: Problem) -> int:
     """Pairs of a query and a key that it sees, extra ones included, in one batch entry and head; exact."""
     return visible_pairs(pattern_axes(problem)) + problem.token_count * sum(problem.extra_tokens)

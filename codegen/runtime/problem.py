@@ -223,6 +223,11 @@ class Problem:
         return prod(self.tokens)
 
     @property
+    def pair_count(self) -> int:
+        """Pairs of a query and a key, extra ones included, of one batch entry and head: what dense attention takes."""
+        return self.token_count * (prod(self.kv_tokens or self.tokens) + sum(self.extra_tokens))
+
+    @property
     def score_scale(self) -> float:
         """The factor of the scores."""
         return self.head_dim**-0.5 if self.scale is None else self.scale
@@ -288,8 +293,10 @@ class Problem:
 
     def dense(self) -> Problem:
         """Attention of all queries to all keys, by the same tensors."""
-        one = (1,) * self.rank
-        return replace(self, window=self.tokens, stride=one, dilation=one, causal=(False,) * self.rank)
+        one, none = (1,) * self.rank, (0,) * self.rank
+        plain: dict[str, Any] = {"stride": one, "dilation": one, "causal": (False,) * self.rank, "edge": "shift"}
+        plain |= dict.fromkeys(("sink", "q_offset", "kv_offset", "kv_sink"), none)
+        return replace(self, window=self.kv_tokens or self.tokens, grid=None, **plain)
 
     def arguments(self) -> dict[str, Any]:
         """The pattern and scale as keyword arguments of `neighborhood_attention`.
@@ -452,7 +459,8 @@ def per_dim(name: str, value: Any, rank: int) -> tuple[Any, ...]:
 
 
 def _box(values: Sequence[object]) -> str:
-    return "x".join(str(int(x)) if isinstance(x, bool) else str(x) for x in values)
+    words = any(isinstance(x, str) for x in values)
+    return ("/" if words else "x").join(str(int(x)) if isinstance(x, bool) else str(x) for x in values)
 
 
 def _option_text(value: object) -> str:

@@ -12,7 +12,6 @@ from ..gna.axes import axes_of
 from ..gna.counts import (
     AnyAxis,
     TileCounts,
-    all_pairs,
     axis_counts,
     count_problem,
     extra_tiles,
@@ -72,7 +71,7 @@ class Simulation:
     @property
     def flop_speedup(self) -> float:
         """FLOP-wise bound: all pairs of a query and a key over visible pairs; extra keys count in both."""
-        return all_pairs(self.problem) / seen_pairs(self.problem)
+        return self.problem.pair_count / seen_pairs(self.problem)
 
     @property
     def paper_bound(self) -> float | None:
@@ -94,7 +93,7 @@ class Simulation:
         rows = padding.padded_rows(prod(self.tiles.q))
         columns = padding.padded_columns(prod(self.tiles.kv))
         computed = self.counts.keys if padding.clips else self.counts.visited * columns
-        return all_pairs(self.problem) / (computed * rows)
+        return self.problem.pair_count / (computed * rows)
 
     @property
     def perfectly_block_sparse(self) -> bool:
