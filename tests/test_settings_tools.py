@@ -164,3 +164,14 @@ def test_refusals_name_the_option(cli: Any) -> None:
         window = () if "--preset" in given else ("--tokens", "20", "--window", "9")
         done = cli("simulate", *window, *given)
         assert done.returncode == 2 and said in done.stderr, (given, done.stderr)
+
+
+def test_kernels_are_listed_with_what_they_take(cli: Any) -> None:
+    rows = {row["arch"]: row for row in json.loads(cli("list", "stormscope", "--json").stdout)}
+    assert {arch: {*row["features"]} for arch, row in rows.items()} == {
+        arch: {*family.features} for arch, family in FAMILIES.items()
+    }
+    said = cli("list", "stormscope").stdout.splitlines()
+    assert "beyond plain windows" in said[0]
+    assert all(line.endswith("nothing") for line in said if "-sm100-" in line)
+    assert all(line.endswith("everything") for line in said if "-cpu-" in line)
