@@ -56,9 +56,9 @@ def plan(spec: Spec, arches: Sequence[str] | None = None) -> Plan:
     shapes: dict[KernelConfig, dict[Shape, None]] = {}
     fits: dict[str, None] = {}
     for arch in chosen:
-        for entry in spec.kernels:
+        for _, entry in spec.entries(arch):
             for probe, _ in entry.configs(arch):
-                own = [shape for shape in entry.shapes if len(shape.tokens) == probe.rank]
+                own = [shape for shape in entry.problems if len(shape.tokens) == probe.rank]
                 if entry.tiles:
                     served = [(probe, own)]
                 else:
@@ -86,11 +86,13 @@ def _check_fits(spec: Spec, arches: Sequence[str]) -> None:
     for entry in spec.kernels:
         if not entry.tiles:
             # Head dims and element sizes are what else a fit depends on.
-            times = len(arches) * len({*product(entry.head_dim, entry.value_head_dim or (0,))})
+            times = len({*arches} & {*(entry.arch or arches)}) * len(
+                {*product(entry.head_dim, entry.value_head_dim or (0,))}
+            )
             times *= len({dtype == "fp32" for dtype in entry.dtype})
-            problems += times * len(entry.shapes)
-            fitted += times * len(entry.shapes) * (1 if entry.within <= 10 else 3)
-            walked += times * sum(sum(shape.window) + 128 * sum(shape.stride) for shape in entry.shapes)
+            problems += times * len(entry.problems)
+            fitted += times * len(entry.problems) * (1 if entry.within <= 10 else 3)
+            walked += times * sum(sum(shape.window) + 128 * sum(shape.stride) for shape in entry.problems)
     if fitted > MAX_FITTED or walked > _WALK:
         raise InputError(
             f"tiles: auto would have to fit tiles to {count_of(problems, 'problem')} (shapes by "

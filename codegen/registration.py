@@ -45,8 +45,20 @@ Numbers = int | Sequence[int]
 Flags = Causal | Sequence[Causal]
 
 _ENTRY_FIELDS = ("rank", "head_dim", "value_head_dim", "dtype", "variant")
-_PATTERN = ("window", "stride", "dilation", "causal", "edge", "sink")
-_SHAPE_FIELDS = ("tokens", *_PATTERN, "heads", "kv_heads", "batch")
+_PATTERN = (
+    "window",
+    "stride",
+    "dilation",
+    "causal",
+    "edge",
+    "sink",
+    "grid",
+    "q_offset",
+    "kv_tokens",
+    "kv_offset",
+    "kv_sink",
+)
+_SHAPE_FIELDS = ("tokens", *_PATTERN, "extra_tokens", "heads", "kv_heads", "batch")
 _WORTH_FITTING = 8  # default Q tiles that a call must have tokens for
 
 
@@ -69,6 +81,12 @@ def register(
     causal: Flags | None = None,
     edge: str | Sequence[str] | None = None,
     sink: Numbers | None = None,
+    grid: Numbers | None = None,
+    q_offset: Numbers | None = None,
+    kv_tokens: Numbers | None = None,
+    kv_offset: Numbers | None = None,
+    kv_sink: Numbers | None = None,
+    extra_tokens: Numbers | None = None,
     heads: int | None = None,
     kv_heads: int | None = None,
     batch: int | None = None,
@@ -96,6 +114,7 @@ def register(
         variant: kernel family, where an arch has several.
         tokens, window, stride, dilation, causal, edge, sink, heads, kv_heads, batch: the problem to fit the tiles to.
             The kernel takes any other, too. A window of one number holds for all dimensions, and so do the others.
+        grid, q_offset, kv_tokens, kv_offset, kv_sink, extra_tokens: the rest of it, as in a spec.
         policy: from now on, what a call does that no kernel fits: ``never`` raises, ``warn`` compiles one and says
             so, ``always`` compiles silently. Default: ``GNAFORGE_JIT``, else ``warn``. May be given alone.
 
@@ -440,7 +459,6 @@ def config_for(request: Request, *, fit: bool) -> KernelConfig:
     p = request.problem
     tiles_asked = request.q_tile is not None or request.kv_tile is not None
     fits = fit and not tiles_asked and not family.faults(config) and family.time is not None
-    fits = fits and p is not None and not {"range", "kv_sink"} & {*p.features()}
     if fits and p is not None and p.token_count >= _WORTH_FITTING * config.q_rows:
         config = with_boxes(family, *_fit_boxes(request, family))
     return family.serving_config(require_config(config))

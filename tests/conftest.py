@@ -50,6 +50,21 @@ def kernel_set(session_cache: Path) -> None:
     build_kernels(CONFIGS)
 
 
+@pytest.fixture
+def every_feature() -> Iterator[None]:
+    """The default families of the cpu and of sm90 have all features: what tools say of a problem depends on what
+    families claim, not on whether they run it."""
+    from gnaforge.runtime.problem import FEATURES
+    from kernel_set import FAMILIES
+
+    own = {FAMILIES[arch]: FAMILIES[arch].features for arch in ("cpu", "sm90")}
+    for family in own:
+        object.__setattr__(family, "features", FEATURES)
+    yield
+    for family, features in own.items():
+        object.__setattr__(family, "features", features)
+
+
 @pytest.fixture(scope="session")
 def compile_library(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Compiles a C++ file of the tests to a shared library: ``compile_library("x.cpp", "name", "-O1", ...)``."""

@@ -81,7 +81,7 @@ def visible_keys(
             first += 1
         while first + window - 1 > last:
             first -= 1
-    seen = [first + i for i in range(window)]
+    seen = range(first, first + window)
     if edge == "wrap":
         return [query + (i - position) * dilation for i in seen]
     return [group[i] for i in range(last + 1) if i in seen or i < sink]

@@ -23,19 +23,23 @@ from gnaforge.bench.run import config_of, explain_missing
 from gnaforge.errors import InputError
 from gnaforge.families import TARGETS, faults_of
 from gnaforge.gna.axes import axes_of
-from gnaforge.gna.counts import count_tiles
+from gnaforge.gna.counts import count_problem, count_tiles, seen_pairs
 from gnaforge.runtime import bench
 from gnaforge.runtime.bench import computed_pairs
-from gnaforge.runtime.bench_contenders import CONTENDERS, heads_first
+from gnaforge.runtime.bench_contenders import CONTENDERS, Unavailable, flex_mask, heads_first
 from gnaforge.runtime.config import KernelConfig
+from gnaforge.runtime.core import load_library
+from gnaforge.runtime.family import facts_of
 from gnaforge.runtime.op_table import FORWARD
-from gnaforge.runtime.problem import Problem
-from gnaforge.runtime.reference import attention, visible_pairs
+from gnaforge.runtime.problem import FEATURES, Problem
+from gnaforge.runtime.reference import ExtraKeys, attention, mask_rows, visible_pairs
 from gnaforge.simulator.calibration import calibrate_report
 from gnaforge.simulator.cost import Tiles, tile_costs
 from gnaforge.simulator.simulation import simulate_tiles
 from gnaforge.simulator.time import model_time
-from kernel_set import FAMILIES
+from gnaforge.verification.problems import with_settings
+from kernel_set import FAMILIES, SMALL
+from torch.nn.attention.flex_attention import create_block_mask
 
 CONFIG = "gna_forward-cpu-r1-fp32-dany-q8-kv8"
 SM90 = FAMILIES["sm90"]
@@ -59,6 +63,74 @@ def test_the_bound_of_a_report_is_the_simulators(arch: str) -> None:
         pairs = problem.token_count**2
         assert pairs / computed_pairs(problem, config) == pytest.approx(found.work_bound)
         assert pairs / visible_pairs(problem) == pytest.approx(found.flop_speedup)
+
+
+def test_computed_pairs_of_every_setting() -> None:
+    """Beside the simulator's counts, which are held to the kernels' own."""
+    rng = Random(2)
+    for seed in range(300):
+        rank = seed % 3 + 1
+        problem = with_settings(oracle.random_problem(rng, rank=rank), rng, 400, FEATURES)
+        config = KernelConfig.parse(f"gna_forward-{('cpu', 'sm90')[seed % 2]}-{CONFIGS[rank][seed % 2]}")
+        padding = facts_of(config).padding
+        counts = count_problem(problem, config.q_tile, config.kv_tile)
+        rows = padding.padded_rows(config.q_rows)
+        columns = counts.keys if padding.clips else counts.visited * padding.padded_columns(config.kv_columns)
+        assert computed_pairs(problem, config) == columns * rows, problem
+        assert visible_pairs(problem) == seen_pairs(problem)
+        assert problem.dense().features() == tuple(f for f in problem.features() if f in ("range", "extra_keys")) or (
+            problem.dense().kv_tokens is None
+        )
+        assert visible_pairs(problem.dense()) == problem.pair_count
+
+
+SETTINGS = {
+    "edges": Problem((10, 12), 5, edge=("cut", "wrap"), heads=2, head_dim=16, dtype="fp32"),
+    "frames": Problem((8, 9), (4, 3), (2, 1), causal=("block", False), sink=(3, 0), head_dim=16, dtype="fp32"),
+    "a part": Problem((4, 6), 5, grid=(20, 20), q_offset=(9, 12), kv_tokens=(10, 20), kv_offset=(5, 5), head_dim=16,
+                      edge=("shift", "wrap"), dtype="fp32"),
+    "text": Problem((9, 8), 3, dilation=(2, 1), heads=4, kv_heads=2, head_dim=16, dtype="fp32", extra_tokens=(13, 5)),
+    "text and edges": Problem(40, 9, edge="cut", head_dim=16, dtype="fp32", extra_tokens=(7,)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_contenders_compute_the_problem(name: str) -> None:
+    """What they are timed on, with the same mask."""
+    problem = SETTINGS[name]
+    tensors = bench._inputs(problem, "cpu")
+    q, k, v, *extra = tensors
+    pieces = [ExtraKeys(*extra[i : i + 2]) for i in range(0, len(extra), 2)]
+    exact, _ = attention(problem, q, k, v, *pieces)
+    out = CONTENDERS["sdpa"](problem, None, heads_first(tensors))(heads_first(tensors))
+    assert out.shape == q.shape and float((out - exact).abs().max()) < 1e-5
+    # Compiling FlexAttention takes a minute; what it is given says whether it computes the same.
+    count, keys = problem.token_count, problem.pair_count // problem.token_count
+    query, key = torch.arange(count)[:, None].expand(count, keys), torch.arange(keys).expand(count, keys)
+    mask = flex_mask(problem, torch.device("cpu"))(0, 0, query, key)
+    assert torch.equal(mask[:, : keys - sum(problem.extra_tokens)], mask_rows(problem, 0, count))
+    assert mask[:, keys - sum(problem.extra_tokens) :].all()
+    assert create_block_mask(flex_mask(problem, torch.device("cpu")), None, None, count, keys, device="cpu")
+    with pytest.raises(Unavailable, match=r"natten can't be imported|kernels don't have (edge|block|extra|range)"):
+        CONTENDERS["natten"](problem, None, tensors)
+
+
+TIMED = (
+    Problem(90, 21, edge="cut", heads=2, head_dim=16, dtype="fp32"),
+    Problem(90, 24, 4, causal="block", sink=9, head_dim=16, dtype="fp32"),
+    Problem(30, 21, grid=90, q_offset=55, kv_tokens=60, kv_offset=40, edge="wrap", head_dim=16, dtype="fp32"),
+)
+
+
+@pytest.mark.parametrize("problem", TIMED, ids=lambda problem: "+".join(problem.features()))
+def test_every_setting_is_timed(problem: Problem, small_kernel: Path) -> None:
+    load_library(small_kernel)
+    row = bench.measure(problem, ("gnaforge", "sdpa"), 0.1, SMALL.key, "cpu")
+    timed = {timing["contender"]: timing for timing in row["timings"]}
+    assert timed.keys() == {"gnaforge", "sdpa"} and row["error_units"] < 50 and row["notes"] == {}
+    assert timed["sdpa"]["difference"] < 1e-5
+    assert 0 < row["work_bound"] <= row["flop_bound"] == problem.pair_count / visible_pairs(problem)
+    assert Problem.from_json(row["problem"]) == problem
 
 
 def scores(tokens: Sequence[int], pattern: Sequence[Any], config: KernelConfig) -> int:

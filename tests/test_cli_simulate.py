@@ -135,7 +135,7 @@ def test_long_dimensions(cli) -> None:
         ),
         (("--tokens", "0", "--window", "3"), "tokens: 0 is not a positive integer"),
         (("--tokens", "2000000000", "--window", "3"), "tokens: 2000000000 is more than 1073741823"),
-        (("--tokens", "8", "--window", "3", "--causal", "2"), "--causal: '2' is not 0 or 1"),
+        (("--tokens", "8", "--window", "3", "--causal", "2"), "--causal: '2' is not 0, 1 (or token) or block"),
         (("--tokens", "8", "--window", "3", "--q-tile", "4"), "give both --q-tile and --kv-tile"),
         (("--tokens", "8,8", "--window", "3", "--q-tile", "4", "--kv-tile", "4,4"), "rank 2 needs 2"),
         (("--tokens", "8,8", "--window", "3", "--q-tile", "99,99", "--kv-tile", "4,4"), "sm100 takes at most 256"),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import gnaforge
 import pytest
 from gnaforge.cli import simulate as command
+from gnaforge.gna.words import describe
 from gnaforge.runtime.problem import Problem
 from gnaforge.simulator.cost import Tiles
 from gnaforge.simulator.fitting import simulate_fitted
@@ -33,6 +35,7 @@ def fitted_row(preset: str, found: Simulation) -> str:
     for name in ("stride", "dilation"):
         values = tuple(getattr(axis, name) for axis in axes)
         problem += f", {name} {box(values)}" if set(values) != {1} else ""
+    problem += "".join(f", {n} text tokens" for n in found.problem.extra_tokens)
     natten = simulate_natten(found.problem, found.family)
     assert natten is not None
     ours, theirs = (f"{box(each.tiles.q)}, {box(each.tiles.kv)} | {each.work_bound:.2f}x" for each in (found, natten))
@@ -40,11 +43,38 @@ def fitted_row(preset: str, found: Simulation) -> str:
 
 
 @pytest.mark.parametrize("preset", ["hunyuan-video", "flux-4k", "wan-720p", "cosmos", "vit-56"])
+@pytest.mark.usefixtures("every_feature")
 def test_fitted_tiles_beside_nattens(preset: str) -> None:
     for entry in load_spec(preset).kernels:
-        for shape in entry.shapes:
+        for shape in entry.problems:
             problem = shape.problem(head_dim=entry.head_dim[0], dtype=entry.dtype[0])
             assert fitted_row(preset, simulate_fitted(problem, FAMILIES["sm90"])) in SIMULATOR
+
+
+def preset_row(preset: str, found: Simulation) -> str:
+    """A row of the table of presets that no paper of NATTEN's has."""
+    counts, problem = found.counts, found.problem
+    tiles = f"{box(found.tiles.q)}, {box(found.tiles.kv)}"
+    share = counts.interior / counts.visited
+    numbers = f"{found.sparsity:.1%} | {found.flop_speedup:.2f}x | {tiles} | {found.work_bound:.2f}x"
+    tokens = f"{counts.visited / counts.q_tiles:.1f} | {share:.0%} |"
+    return f"| {preset}: {describe(problem, stride=set(problem.stride) != {1})} | {numbers} | {tokens}"
+
+
+@pytest.mark.parametrize("preset", ["stormscope", "atlas", "longlive", "cosmos-predict2", "hunyuan-video", "flux-4k"])
+@pytest.mark.usefixtures("every_feature")
+def test_counts_of_presets(preset: str) -> None:
+    """One row for the shapes that differ in their heads only."""
+    rows = {}
+    for entry in load_spec(preset).kernels:
+        for shape in entry.problems:
+            problem = replace(shape.problem(head_dim=entry.head_dim[0], dtype=entry.dtype[0]), heads=16, kv_heads=16)
+            if preset in ("hunyuan-video", "flux-4k") and not problem.extra_tokens:
+                continue
+            rows[preset_row(preset, simulate_fitted(problem, FAMILIES["sm90"]))] = None
+    missing = [row for row in rows if row not in SIMULATOR]
+    assert not missing, "\n".join(rows)
+    assert len(set(rows)) == SIMULATOR.count(f"| {preset}: ")
 
 
 def test_worked_example() -> None:

@@ -17,6 +17,7 @@ import gnaforge
 import oracle
 import pytest
 from gnaforge.build.identity import template_dir
+from gnaforge.gna.counts import count_problem
 from gnaforge.page.benchmark import benchmark_page
 from gnaforge.page.page import Page, Table, render_page
 from gnaforge.page.pattern import MOST_TOKENS, pattern_of
@@ -149,6 +150,68 @@ def tiles_along(axis: Any, token: int, q: int, kv: int) -> list[tuple[set[int], 
     return found
 
 
+SETTINGS = {
+    "wrapping plane": (Problem((12, 20), (5, 9), edge=("cut", "wrap"), extra_tokens=(77, 9)), Tiles((4, 8), (2, 4))),
+    "frames": (Problem((10, 12), (4, 5), (2, 1), causal=("block", False), sink=(3, 0)), Tiles((4, 4), (2, 4))),
+    "dilated": (Problem((24, 15), (3, 3), dilation=(4, 3), edge="wrap"), Tiles((2, 2), (2, 2))),
+    "line with a sink": (Problem(40, 9, 2, sink=5), Tiles((8,), (4,))),
+    "part of a grid": (Problem((6, 8), 5, grid=(20, 20), q_offset=(9, 12), kv_tokens=(12, 20), kv_offset=(6, 5),
+                               edge=("shift", "wrap")), Tiles((4, 4), (3, 4))),
+    "rolling cache": (Problem((2, 6, 5), (4, 6, 3), (2, 1, 1), causal=("block", False, False), sink=(2, 0, 0),
+                              grid=(12, 6, 5), q_offset=(8, 0, 0), kv_tokens=(6, 6, 5), kv_offset=(6, 0, 0),
+                              kv_sink=(2, 0, 0)), Tiles((2, 4, 4), (2, 2, 4))),
+    "cross attention": (Problem((9, 10), (12, 3), kv_tokens=(12, 10)), Tiles((4, 4), (4, 4))),
+}  # fmt: skip
+
+
+def keys_of(problem: Problem, query: tuple[int, ...]) -> set[tuple[int, ...]]:
+    """The places in the grid that a query sees."""
+    along = []
+    for dimension, token in zip(problem.dimensions, query, strict=True):
+        keys = [*range(dimension.kv_sink), *range(dimension.kv_offset, dimension.kv_offset + dimension.keys)]
+        row = oracle.dimension_mask(dimension)[token]
+        along.append({keys[i] % dimension.length for i in row.nonzero()[0]})
+    return set(product(*along))
+
+
+@needs_node
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_script_draws_every_setting(name: str) -> None:
+    problem, tiles = SETTINGS[name]
+    pattern = pattern_of(problem, tiles)
+    grid = [dimension.length for dimension in problem.dimensions]
+    asked = queries(problem, 6)
+    slices: list[int | None] = [*range(grid[0])] if problem.rank == 3 else [None]
+    drawn = iter(run_script([["boxes", pattern, query, at] for query in asked for at in slices]))
+    said = run_script([["facts", pattern, query] for query in asked])
+    for query, facts in zip(asked, said, strict=True):
+        keys = keys_of(problem, query)
+        assert (facts["keys"], facts["extra"]) == (len(keys), sum(problem.extra_tokens))
+        offsets = [0 if d.dense else d.q_offset for d in problem.dimensions]
+        for at in slices:
+            boxes = next(drawn)
+            expected = {key[-2:] for key in keys if at is None or key[0] == at}
+            assert covered(boxes, ("window", "key"), tuple(grid[-2:])) == expected, (query, at)
+            assert expected <= covered(boxes, ("interior", "shell"), tuple(grid[-2:]))
+            (own,) = [box for box in boxes if box["kind"] == "query"] or [None]
+            assert (own is None) == (at is not None and at != query[0] + offsets[0])
+            assert own is None or own["x"] + 0.5 == query[-1] + offsets[-1]
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_setting_counts_as_the_simulator_does(name: str) -> None:
+    problem, tiles = SETTINGS[name]
+    pattern = json.loads(json.dumps(pattern_of(problem, tiles)))
+    totals = [
+        [sum(own[i] for group in axis["groups"] if group for own in group["tiles"]) for i in (0, 1)]
+        for axis in pattern["axes"]
+    ]
+    counts = count_problem(problem, tiles.q, tiles.kv)
+    extra = pattern["extra"]
+    assert prod(total[0] for total in totals) + counts.q_tiles * extra["tiles"] == counts.visited
+    assert prod(total[1] for total in totals) + counts.q_tiles * extra["interior"] == counts.interior
+
+
 @needs_node
 def test_cells_are_sorted_as_numbers_with_empty_ones_last() -> None:
     values = ["10", "9", "", "1e3", "-2.5"]
@@ -166,7 +229,7 @@ def test_a_page_needs_nothing_else_and_runs_nothing_of_others() -> None:
     text = render_page(Page(HOSTILE, [HOSTILE], [table], {HOSTILE: pattern}, [HOSTILE]))
     found = Reader(text)
     assert found.open == [] and len(found.scripts) == 2
-    assert json.loads(found.scripts[0]) == pattern
+    assert json.loads(found.scripts[0]) == json.loads(json.dumps(pattern))
     assert found.scripts[1].strip() == (template_dir() / "page" / "page.js").read_text().strip()
     assert "\x1b" not in text and "alert" in found.words
     assert not any("src" in attributes or "href" in attributes for _, attributes in found.tags)
@@ -206,5 +269,5 @@ def test_tiles_of_the_middle_are_those_of_the_simulator() -> None:
     counts = gnaforge.simulate(
         problem.tokens, problem.window, problem.stride, q_tile=tiles.q, kv_tile=tiles.kv, arch="cpu"
     ).counts
-    visited = [[own[1] for own in axis["tiles"][0]] for axis in pattern["axes"]]
+    visited = [[own[0] for own in axis["groups"][0]["tiles"]] for axis in pattern["axes"]]
     assert sum(a * b for a, b in product(*visited)) == counts.visited

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from gnaforge.gna import plot as plots
 from gnaforge.gna.source import WindowTiles, tile_list
+from gnaforge.gna.words import describe
 from gnaforge.simulator import Simulation, simulate
 from gnaforge.simulator.pictures import draw_tiles, spread, tiles_figure
 from gnaforge.simulator.simulation import simulate_tiles
@@ -21,7 +22,7 @@ from gnaforge.spec import load_spec
 from hypothesis import given, strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
-from oracle import visible_keys
+from oracle import dimension_mask, visible_keys
 
 STATIC = {"tiling": "static", "arch": "cpu"}
 PLANES = {
@@ -291,6 +292,86 @@ def test_a_line_shows_queries_against_keys(name: str) -> None:
         assert not path.contains_point((keys[0] - 1, query))
         assert not path.contains_point((keys[-1] + axis.dilation, query))
     check_legend(check_text(figure, found), [strip, plane])
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "wrap": {"tokens": (40, 60), "window": (13, 21), "edge": ("shift", "wrap"), "q_tile": (8, 32), "kv_tile": (4, 8)},
+    "cut": {"tokens": (40, 60), "window": (31, 41), "edge": "cut", "q_tile": (16, 16), "kv_tile": (6, 8)},
+    "frames": {"tokens": (40, 30), "window": (20, 9), "stride": (5, 1), "causal": ("block", False), "sink": (7, 0),
+               "q_tile": (10, 8), "kv_tile": (4, 8), "extra_tokens": 77},
+    "a part": {"tokens": (12, 20), "window": (13, 21), "edge": ("shift", "wrap"), "grid": (40, 60),
+               "q_offset": (20, 38), "kv_tokens": (30, 42), "kv_offset": (8, 27), "q_tile": (6, 8), "kv_tile": (4, 8)},
+    "dilated wrap": {"tokens": (24, 30), "window": (3, 3), "dilation": (4, 5), "edge": "wrap", "q_tile": (2, 4),
+                     "kv_tile": (2, 2)},
+    "a line with a sink": {"tokens": (200,), "window": (61,), "sink": 16, "causal": True, "q_tile": (40,),
+                           "kv_tile": (32,)},
+    "a line that wraps": {"tokens": (200,), "window": (61,), "edge": "wrap", "q_tile": (120,), "kv_tile": (32,)},
+    "rolling cache": {"tokens": (8, 12, 10), "window": (24, 12, 10), "stride": (8, 1, 1), "sink": (8, 0, 0),
+                      "causal": ("block", False, False), "grid": (64, 12, 10), "q_offset": (56, 0, 0),
+                      "kv_tokens": (32, 12, 10), "kv_offset": (40, 0, 0), "kv_sink": (8, 0, 0),
+                      "q_tile": (4, 4, 5), "kv_tile": (2, 12, 4)},
+    "wrapping slices": {"tokens": (20, 12, 10), "window": (9, 12, 5), "edge": ("wrap", "shift", "cut"),
+                        "q_tile": (4, 4, 4), "kv_tile": (3, 4, 4)},
+}  # fmt: skip
+
+
+def seen_along(dimension: Any, extent: int) -> tuple[set[int], set[int]]:
+    """Tokens of the grid that some query of the Q tile nearest to the middle sees, and those that all see."""
+    mask = dimension_mask(dimension)
+    keys = [*range(dimension.kv_sink), *range(dimension.kv_offset, dimension.kv_offset + dimension.keys)]
+    first = 0 if dimension.dense else -dimension.q_offset % dimension.dilation
+    rows = range(first, dimension.tokens, dimension.dilation)
+    begin = len(rows) // 2 // extent * extent
+    seen = mask[[*rows[begin : begin + extent]]]
+    length = dimension.length
+    some, every = (({keys[i] % length for i in some.nonzero()[0]}) for some in (seen.any(axis=0), seen.all(axis=0)))
+    return some, every
+
+
+def covered(axes: Any, kinds: tuple[str, ...], height: int, width: int) -> set[tuple[int, int]]:
+    found = set()
+    for top, bottom, left, right in (box for kind in kinds for box in boxes(axes, kind)):
+        rows = range(max(round(top + 0.5), 0), min(round(bottom + 0.5), height))
+        found |= {*product(rows, range(max(round(left + 0.5), 0), min(round(right + 0.5), width)))}
+    return found
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_pictures_of_every_setting(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = simulate(**SETTINGS[name], arch="cpu")
+    figure = tiles_figure(found)
+    dimensions, tiles = found.problem.dimensions, found.tiles
+    some, every = zip(*(seen_along(d, q) for d, q in zip(dimensions, tiles.q, strict=True)), strict=True)
+    grid = [d.length for d in dimensions]
+    planes: list[tuple[Any, set[int]]]  # and the tokens along t that they stand for
+    if len(grid) == 3:
+        planes = []
+        for panel in figure.axes[1:]:
+            if match := re.match(r"([a-z]): t = (\d+)(?: to (\d+))?\n", panel.get_title()):
+                planes.append((panel, {*range(int(match[2]), int(match[3] or match[2]) + 1)}))
+        drawn = {token for _, tokens in planes for token in tokens}
+        assert some[0] <= drawn and sum(len(tokens) for _, tokens in planes) == len(drawn)
+    else:
+        planes = [(figure.axes[0] if len(grid) == 2 else figure.axes[-2], {0})]
+    height, width = grid[-2:] if len(grid) > 1 else (1, grid[0])
+    y, x = (some[-2] if len(grid) > 1 else {0}), some[-1]
+    all_y, all_x = (every[-2] if len(grid) > 1 else {0}), every[-1]
+    for panel, tokens in planes:
+        visible = len(grid) < 3 or tokens <= some[0]
+        if prod(found.problem.dilation) > 1:
+            assert {(round(top + 0.5), round(left + 0.5)) for top, _, left, _ in boxes(panel, "key")} == {
+                *product(y, x)
+            }
+        else:
+            assert covered(panel, ("window",), height, width) == ({*product(y, x)} if visible else set())
+            wraps = "wrap" in found.problem.edge
+            common = covered(panel, ("common",), height, width)
+            assert common == {*product(all_y, all_x)} or wraps or not visible
+            assert covered(panel, ("interior",), height, width) <= {*product(all_y, all_x)}
+        assert not visible or {*product(y, x)} <= covered(panel, ("interior", "shell"), height, width)
+    texts = " ".join(" ".join(texts_of(figure)).split())
+    assert describe(found.problem) in texts and ("extra keys, which lie nowhere" in texts) == (name == "frames")
+    check_readable(figure, monkeypatch)
 
 
 def test_grey_tells_interior_from_shell() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import pickle
 import re
@@ -112,9 +113,8 @@ def test_what_a_problem_needs_of_a_kernel(problem: Problem, needed: list[str]) -
     for name in needed:
         with pytest.raises(ProblemError, match=f"that kernel doesn't have the feature {name}$"):
             problem.require_features(set(FEATURES) - {name}, "that kernel")
-    for text in (lambda: problem.axes, problem.arguments, problem.options):
-        with pytest.raises(ProblemError, match="doesn't have the feature"):
-            text()
+    with pytest.raises(ProblemError, match="doesn't have the feature"):
+        problem.axes  # noqa: B018
 
 
 @pytest.mark.parametrize("problem", [PLAIN, Problem(9, 4), *(problem for problem, _ in BEYOND)])
@@ -166,6 +166,39 @@ def test_texts() -> None:
     assert causal.options().startswith("--tokens 9,8 --window 3,3 --causal 1,0 --head-dim")
     assert causal.register_arguments() == ["tokens=(9, 8)", "window=(3, 3)", "causal=(True, False)", "heads=1"]
     assert PLAIN.pattern == [18, 24, 24, 16, 8, 8, 1, 1, 1, 0, 0, 0]
+
+
+@pytest.mark.parametrize("problem", [PLAIN, Problem((9, 8), 4, causal=(True, False)), *(p for p, _ in BEYOND)])
+def test_options_bring_a_problem_back(problem: Problem) -> None:
+    words = problem.options().split()
+    given = {word[2:].replace("-", "_"): value for word, value in zip(words[::2], words[1::2], strict=True)}
+    numbers = {name: int(text) if name in SCALARS else text for name, text in given.items()}
+    assert Problem.from_options(numbers) == problem
+
+
+def test_words_of_options_that_mean_nothing() -> None:
+    with pytest.raises(ProblemError, match=r"^causal: '1,blok' is not 0, 1 \(or token\) or block, once or per dim"):
+        Problem.from_options({"tokens": "9,9", "window": "3", "causal": "1,blok"})
+    with pytest.raises(ProblemError, match=r"^edge: 'warp' is not one of shift, cut, wrap"):
+        Problem.from_options({"tokens": "9,9", "window": "3", "edge": "cut,warp"})
+    with pytest.raises(ProblemError, match=r"^extra_tokens: \(1, 2, 3\) has more than 2 entries"):
+        Problem.from_options({"tokens": "9,9", "window": "3", "extra_tokens": "1,2,3"})
+    assert Problem.from_options({"tokens": "9", "window": "3", "extra_tokens": "77"}).extra_tokens == (77,)
+
+
+def test_arguments_are_those_of_calls() -> None:
+    """All fields but the tensors', and those of extra keys, which are tensors."""
+    names = set(inspect.signature(gnaforge.neighborhood_attention).parameters)
+    for problem, needed in BEYOND:
+        if "extra_keys" in needed:
+            with pytest.raises(ProblemError, match=r"^extra_tokens: a call without their tensors doesn't have"):
+                problem.arguments()
+            continue
+        given = problem.arguments()
+        assert given.keys() <= names
+        fields = {"kernel_size": "window", "is_causal": "causal"}
+        brought = {fields.get(name, name): value for name, value in given.items()}
+        assert Problem(problem.tokens, kv_tokens=problem.kv_tokens, **brought) == problem
 
 
 def test_register_arguments_are_fields() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from gnaforge.errors import InputError
 from gnaforge.plan import plan
+from gnaforge.runtime.problem import Problem
 from gnaforge.spec import parse_spec
 from spec_text import VALID, marked, problems, replaced
 
@@ -47,7 +48,7 @@ def test_shapes_have_edges_sinks_and_frames() -> None:
     text = """
 spec_version: 1
 library: one
-arch: [cpu, sm90, sm100]
+arch: [cpu, sm90]
 kernels:
   - rank: 2
     head_dim: 64
@@ -63,9 +64,156 @@ kernels:
         (config,) = plan(spec, [arch]).configs
         assert (config.arch, config.rank) == (arch, 2)
     with pytest.raises(InputError, match="edge: sm100 doesn't have the feature edge; cpu and sm90 have it"):
-        plan(spec, ["sm100"])
+        parse_spec(text.replace("sm90]", "sm100]").encode(), "f.yaml")
     with pytest.raises(InputError, match=r"shapes\[0\].sink\[1\]: 2 along dimension 1, which wraps; it must be 0 there"):
         parse_spec(text.replace("sink: [10, 0]", "sink: [10, 2]").encode(), "f.yaml")
+
+
+SETTINGS = """
+spec_version: 1
+library: one
+arch: [cpu, sm100]
+kernels:
+  - rank: 2
+    arch: cpu
+    head_dim: 64
+    dtype: bf16
+    causal: [block, false]
+    tiles: [{q: [8, 8], kv: [8, 8]}]
+    shapes:
+      - {tokens: [8, 64], window: [32, 13], stride: [4, 1]}
+      - {tokens: [4, 64], window: [8, 64], grid: [40, 64], q_offset: [36, 0], kv_tokens: [12, 64], kv_offset: [32, 0],
+         kv_sink: [4, 0], sink: [4, 0], stride: [4, 1], extra_tokens: 256}
+      - {tokens: [64, 60], window: [9, 9], edge: [shift, wrap], causal: [false, false], extra_tokens: [77, 9]}
+  - rank: 3
+    head_dim: 64
+    dtype: bf16
+    tiles: [{q: [2, 8, 8], kv: [2, 8, 8]}]
+    shapes: [{tokens: [8, 16, 16], window: [3, 3, 3]}]
+"""
+
+
+@pytest.mark.usefixtures("every_feature")
+def test_settings_of_shapes_are_those_of_problems() -> None:
+    """The default of an entry's causal holds for a window that exceeds the tokens, too."""
+    spec = parse_spec(SETTINGS.encode(), "f.yaml")
+    frames, cache, wrapped = (shape.problem(head_dim=64) for shape in spec.kernels[0].shapes)
+    assert frames == Problem((8, 64), (32, 13), (4, 1), causal=("block", False), head_dim=64)
+    assert cache == Problem(
+        (4, 64), (8, 64), (4, 1), causal=("block", False), head_dim=64, grid=(40, 64), q_offset=(36, 0),
+        kv_tokens=(12, 64), kv_offset=(32, 0), kv_sink=(4, 0), sink=(4, 0), extra_tokens=(256,),
+    )  # fmt: skip
+    assert (wrapped.edge, wrapped.causal, wrapped.extra_tokens) == (("shift", "wrap"), (False, False), (77, 9))
+    assert {config.arch: config.rank for config in plan(spec).configs if config.rank == 2} == {"cpu": 2}
+    assert {config.arch for config in plan(spec).configs if config.rank == 3} == {"cpu", "sm100"}
+
+
+SETTINGS_REFUSED = {
+    "window of another default": ("[block, false]", "[true, false]", "shapes[0].window[0]: 32 is more than"),
+    "no default": ("    causal: [block, false]\n", "", "shapes[0].window[0]: 32 is more than"),
+    "its own causal": ("stride: [4, 1]}", "causal: [true, false]}", "shapes[0].window[0]: 32 is more than"),
+    "malformed default": ("[block, false]", "[blok, false]", "kernels[0].causal[0]: 'blok' is no causal kind; allowed"),
+    "range beyond the grid": ("q_offset: [36", "q_offset: [37", "shapes[1].q_offset[0]: 4 query tokens from 37 on"),
+    "keys of another length": ("kv_tokens: [12,", "kv_tokens: [13,", "shapes[1].kv_tokens[0]: 13 key tokens from 32"),
+    "entries of a range": ("kv_sink: [4, 0]", "kv_sink: [4]", "shapes[1].kv_sink: [4] has 1 entry; rank 2 needs 2"),
+    "three pieces": ("[77, 9]", "[77, 9, 5]", "shapes[2].extra_tokens: [77, 9, 5] has 3 entries; at most 2"),
+    "no extra keys": ("[77, 9]", "[77, 0]", "shapes[2].extra_tokens[1]: 0 is too small; at least 1"),
+    "arch of the entry": ("arch: cpu", "arch: sm90", "kernels[0].arch: 'sm90' is not among those of the spec"),
+    "an arch without them": ("    arch: cpu\n", "", "shapes[0].causal: sm100 doesn't have the feature"),
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("every_feature")
+@pytest.mark.parametrize("case", SETTINGS_REFUSED)
+def test_refusals_of_settings(case: str) -> None:
+    old, new, message = SETTINGS_REFUSED[case]
+    assert SETTINGS.count(old) >= 1
+    with pytest.raises(InputError) as raised:
+        parse_spec(SETTINGS.replace(old, new, 1).encode(), "f.yaml")
+    assert message in str(raised.value), raised.value
+    if case not in ("an arch without them", "no default", "window of another default"):
+        assert "\n" not in str(raised.value).strip()
+
+
+@pytest.mark.usefixtures("every_feature")
+def test_every_feature_that_an_arch_lacks_is_refused_where_it_is_asked_for() -> None:
+    """sm100's family has none of them."""
+    for field, given, feature in (
+        ("edge", "edge: [wrap, shift]", "edge"),
+        ("causal", "causal: [block, false]", "block_causal"),
+        ("sink", "sink: [2, 0]", "sink"),
+        ("kv_tokens", "window: [20, 20], kv_tokens: [20, 20]", "range"),
+        ("extra_tokens", "extra_tokens: 64", "extra_keys"),
+    ):
+        window = "" if "window" in given else "window: [3, 3], "
+        text = SETTINGS[: SETTINGS.index("  - rank: 2")].replace("[cpu, sm100]", "sm100") + (
+            "  - {rank: 2, head_dim: 64, dtype: bf16, tiles: [{q: [8, 8], kv: [8, 8]}],\n"
+            f"     shapes: [{{tokens: [64, 64], {window}{given}}}]}}\n"
+        )
+        place = rf"f\.yaml:7:\d+: kernels\[0\]\.shapes\[0\]\.{field}"
+        with pytest.raises(InputError, match=f"{place}: sm100 doesn't have the feature {feature}; cpu"):
+            parse_spec(text.encode(), "f.yaml")
+
+
+HEADS = """
+spec_version: 1
+library: one
+arch: cpu
+kernels:
+  - rank: 2
+    head_dim: 64
+    dtype: bf16
+    tiles: auto
+    shapes:
+      - tokens: [32, 48]
+        stride: [2, 2]
+        kv_heads: 4
+        windows:
+          - {heads: 8, window: [5, 7]}
+          - {heads: 2, window: [16, 9], stride: [4, 1], edge: [cut, wrap]}
+          - {heads: 6, window: [9, 9], causal: [true, false], sink: [3, 0]}
+"""
+
+
+def test_windows_of_some_heads_are_problems_of_their_own() -> None:
+    text = HEADS.replace("heads: 2,", "heads: 4,").replace("heads: 6,", "heads: 4,")
+    spec = parse_spec(text.encode(), "f.yaml")
+    (shape,) = spec.kernels[0].shapes
+    first, second, third = (part.problem() for part in shape.parts)
+    assert shape.heads == 16 and spec.kernels[0].problems == shape.parts
+    assert first == Problem((32, 48), (5, 7), 2, heads=8, kv_heads=2)
+    assert second == Problem((32, 48), (16, 9), (4, 1), heads=4, kv_heads=1, edge=("cut", "wrap"))
+    assert third == Problem((32, 48), 9, 2, causal=(True, False), heads=4, kv_heads=1, sink=(3, 0))
+    planned = plan(spec)
+    assert {part for shapes in planned.shapes.values() for part in shapes} == set(shape.parts)
+    groups = HEADS.replace("heads: 2,", "heads: 1,").replace("heads: 6,", "heads: 3,")  # of one head of K and V
+    (shape,) = parse_spec(groups.replace("kv_heads: 4", "kv_heads: 3").encode(), "f.yaml").kernels[0].shapes
+    assert [(part.heads, part.kv_heads) for part in shape.parts] == [(8, 2), (1, 1), (3, 1)]
+
+
+HEADS_REFUSED = {
+    "shared heads": ("kv_heads: 4", "kv_heads: 4", "windows[2].heads: heads 10 to 15 share heads of K and V"),
+    "a window's own": ("[16, 9],", "[16, 6], dilation: [1, 7],", "windows[1].dilation[1]: 7 does not divide the 48"),
+    "sum": ("        stride: [2, 2]\n", "        heads: 12\n", "heads: 12 is not the 16 heads of the windows"),
+    "both": ("        stride: [2, 2]\n", "        window: [5, 5]\n", "windows: can't be given beside window"),
+    "neither": (HEADS[HEADS.index("        windows:") :], "", "window: is required"),
+    "the shape's stride": ("stride: [2, 2]", "stride: [6, 2]", "stride[0]: 6 is more than the window of dimension 0"),
+    "its own window": ("window: [5, 7]", "window: [5, 70]", "windows[0].window[1]: 70 is more than the 48"),
+    "entries": ("window: [5, 7]", "window: [5]", "windows[0].window: [5] has 1 entry; rank 2 needs 2"),
+    "unknown": ("{heads: 8,", "{heds: 8,", "windows[0].heds: unknown field; allowed: heads, window, "),
+    "no heads": ("{heads: 8,", "{", "windows[0].heads: is required"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", HEADS_REFUSED)
+def test_refusals_of_windows_per_head(case: str) -> None:
+    old, new, message = HEADS_REFUSED[case]
+    text = HEADS.replace(old, new, 1)
+    if case != "shared heads":
+        text = text.replace("kv_heads: 4", "kv_heads: 2")
+    with pytest.raises(InputError) as raised:
+        parse_spec(text.encode(), "f.yaml")
+    assert f"kernels[0].shapes[0].{message}" in str(raised.value), raised.value
 
 
 def test_several_ranks_take_the_tiles_and_shapes_of_their_length() -> None:
@@ -79,7 +227,7 @@ def test_several_ranks_take_the_tiles_and_shapes_of_their_length() -> None:
     assert {c.rank for c in kernels.shapes} == {3}
 
 
-ENTRY_FIELDS = "rank, head_dim, value_head_dim, dtype, direction, causal, tiles, within, variant, shapes"
+ENTRY_FIELDS = "rank, head_dim, value_head_dim, dtype, direction, causal, tiles, within, variant, arch, shapes"
 INTEGER = "is no integer; allowed: a whole number, not in quotes"
 
 # What to replace in VALID, by what (« marks the place that the message must name), and the rest of the message.
@@ -99,7 +247,8 @@ REFUSED = {
         "«windw: 2",
         (
             "kernels[0].shapes[1].windw: unknown field; allowed: tokens, window, stride, dilation, causal, edge, sink, "
-            "heads, kv_heads, batch; did you mean 'window'?"
+            "windows, grid, q_offset, kv_tokens, kv_offset, kv_sink, extra_tokens, heads, kv_heads, batch; did you "
+            "mean 'window'?"
         ),
     ),
     "unknown tile field": (

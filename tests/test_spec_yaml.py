@@ -169,6 +169,7 @@ def test_preset(name: str) -> None:
 
 def test_known_presets() -> None:
     names = {"quickstart", "hunyuan-video", "flux-4k", "wan-720p", "cosmos", "atlas", "vit-56"}
+    names |= {"stormscope", "longlive", "cosmos-predict2"}
     assert list(presets()) == sorted(names)
 
 

@@ -22,11 +22,19 @@ from gnaforge.build_tools.emulator import EmulationError
 from gnaforge.cli.verify_text import print_results
 from gnaforge.errors import BuildError
 from gnaforge.families import family_of
+from gnaforge.gna.counts import count_problem
 from gnaforge.runtime.config import KernelConfig
-from gnaforge.runtime.problem import Problem
+from gnaforge.runtime.problem import FEATURES, Problem
 from gnaforge.runtime.reference import attention, error_bound
 from gnaforge.verification.counters import REPORTED, class_of, count_work
-from gnaforge.verification.problems import EMULATED_TILES, for_kernel, random_problem_for, shrink, tile_counts
+from gnaforge.verification.problems import (
+    EMULATED_TILES,
+    for_kernel,
+    random_problem_for,
+    shrink,
+    tile_counts,
+    with_settings,
+)
 from gnaforge.verification.process import HarnessError, Worker, WorkerError
 from gnaforge.verification.runner import KernelResult, ProblemResult, Settings, Verifier
 from gnaforge.verification.schedules import Schedule, schedules
@@ -447,6 +455,23 @@ def test_cut_down_problems_stay_of_their_kind() -> None:
         for length, window, stride, dilation, _ in shrink(problem, config, 5).axes:
             assert 1 <= stride <= window and window * dilation <= length
         assert Problem.from_json(json.loads(json.dumps(problem.as_json()))) == problem
+
+
+def test_cut_down_problems_keep_their_settings() -> None:
+    rng = Random(1)
+    cut = 0
+    for seed in range(200):
+        config = KernelConfig.parse(f"gna_forward-{('sm90', 'cpu')[seed % 2]}-r2-bf16-d128-q8x16-kv8x16")
+        whole = with_settings(oracle.random_problem(rng, rank=2), rng, 3000, FEATURES)
+        whole = replace(whole, extra_tokens=(rng.randint(1, 300),) if seed % 3 else (), heads=8, kv_heads=4)
+        small = shrink(whole, config, 40)
+        assert small.edge == whole.edge and small.causal == whole.causal
+        assert [n > 0 for n in small.sink] == [n > 0 for n in whole.sink]
+        assert len(small.extra_tokens) == len(whole.extra_tokens)
+        assert {*small.features()} == {*whole.features()}, (whole, small)
+        assert count_problem(small, config.q_tile, config.kv_tile).visited * small.heads <= 40 or small.heads <= 2
+        cut += small.tokens != whole.tokens
+    assert cut > 50
 
 
 def test_schedules() -> None:

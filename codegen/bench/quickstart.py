@@ -62,7 +62,7 @@ def check_and_time(library: Path, configs: Sequence[KernelConfig], shape: Shape)
 def report(result: BuildResult, rows: Sequence[Row], shape: Shape, plot: Path) -> None:
     """Prints what was seen and what to do next."""
     problem = shape.problem(head_dim=_HEAD_DIM)
-    hidden = 1 - visible_pairs(problem) / problem.token_count**2
+    hidden = 1 - visible_pairs(problem) / problem.pair_count
     print(f"\n{problem}, head dim {_HEAD_DIM}: {hidden:.1%} of all pairs are masked out\n")
     print_table(
         ("kernel", "result", "largest error", "time", "SDPA with mask", "faster"),

@@ -12,7 +12,7 @@ from typing import Any
 from ..build.kernels import open_libraries
 from ..build_tools.text import count_of, printable
 from ..errors import InputError, as_input_error
-from ..families import Family, choose_family, families_of, require_config, require_target
+from ..families import Family, choose_family, families_of, require_config, require_features, require_target
 from ..runtime.bench import DEFAULT_CONTENDERS, report
 from ..runtime.bench_contenders import CONTENDERS, OWN, variant_of
 from ..runtime.config import KernelConfig
@@ -34,8 +34,8 @@ def problems_of_spec(source: str, dtypes: Sequence[str], arch: str, variant: str
     """
     small = {} if require_target(arch).is_gpu else {"heads": 1, "kv_heads": 1, "batch": 1}
     problems = []
-    for entry in load_spec(source).kernels:
-        for shape, dtype in product(entry.shapes, dtypes):
+    for _, entry in load_spec(source).entries(arch):
+        for shape, dtype in product(entry.problems, dtypes):
             with as_input_error():
                 problem = shape.problem(head_dim=entry.head_dim[0] or 64, dtype=dtype, **small)  # 0: taken at run time
             require_arch(problem, arch, variant)
@@ -49,6 +49,7 @@ def require_arch(problem: Problem, arch: str, variant: str | None = None) -> Non
     """Raises an InputError if no kernel of an arch can be timed with the problem; says why."""
     smallest = partial(_smallest, problem)
     family = choose_family(FORWARD.name, arch, variant, smallest)
+    require_features(problem, str(family), family.features)
     if faults := family.faults(smallest(family)):
         raise InputError("; ".join(f"{field}: {reason}" for field, reason in faults))
     if problem.value_head_dim != problem.head_dim:
@@ -96,7 +97,7 @@ def run_all(
         config_of(problem, arch, family.variant)
         for family in named
         for problem in problems
-        if not family.faults(_smallest(problem, family))
+        if not family.faults(_smallest(problem, family)) and {*problem.features()} <= {*family.features}
     }
     for library in open_libraries(sorted({*chosen, *others_of})):
         load_file(library)

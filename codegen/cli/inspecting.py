@@ -48,9 +48,11 @@ def _planned_rows(spec: str) -> list[dict[str, Any]]:
 
 
 def _row(raw: dict[str, Any], *, modelled: bool = False) -> dict[str, Any]:
+    from ..families import find_family
     from ..runtime.config import KernelConfig
 
     config = KernelConfig.parse(raw["key"])
+    family = find_family(config)
     # Records may come from elsewhere: what is no number is left out.
     facts = {name: raw.get(name) for name in ("seconds", "library_bytes", "registers", "spill_bytes", "shared_memory")}
     code = raw.get("code")
@@ -60,6 +62,7 @@ def _row(raw: dict[str, Any], *, modelled: bool = False) -> dict[str, Any]:
         "arch": config.arch,
         "q_tile": list(config.q_tile),
         "kv_tile": list(config.kv_tile),
+        "features": list(family.features) if family else None,
         **{name: value if isinstance(value, int | float) else None for name, value in facts.items()},
         "code": {str(name): n for name, n in code.items() if isinstance(n, int)} if isinstance(code, dict) else None,
         "where": raw.get("where", ""),
@@ -83,7 +86,7 @@ def list_kernels(
 ) -> None:
     """List kernels and what is known of the compiled ones.
 
-    Needs no compiler.
+    Needs no compiler. Beyond plain windows, kernels may take edges, frames, sinks, parts of a grid and extra keys.
 
     With `--static`: registers after launch, bytes spilled, shared memory per thread block, and of the machine
     code the instructions, matrix products (HGMMA or UTCHMMA), special functions (MUFU, nearly all of them exp2), and,
@@ -177,7 +180,7 @@ def _print_presets() -> None:
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
     print_table(
-        ("kernel", "state", "size", "compiled in", "registers", "shared memory"),
+        ("kernel", "state", "size", "compiled in", "registers", "shared memory", "beyond plain windows"),
         (
             (
                 row["key"],
@@ -186,10 +189,21 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
                 f"{row['seconds']:.1f} s" if row["seconds"] else "",
                 str(row["registers"] or ""),
                 f"{row['shared_memory']} B" if row["shared_memory"] else "",
+                _features(row["features"]),
             )
             for row in rows
         ),
     )
+
+
+def _features(names: list[str] | None) -> str:
+    """The settings that a kernel takes, of `FEATURES`; others say nothing of problems."""
+    from ..runtime.problem import FEATURES
+
+    if names is None:
+        return ""
+    own = [name for name in FEATURES if name in names]
+    return "everything" if len(own) == len(FEATURES) else ", ".join(name.replace("_", " ") for name in own) or "nothing"
 
 
 def doctor(json: JsonOption = False) -> None:

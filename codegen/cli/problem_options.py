@@ -15,7 +15,10 @@ from ..runtime.dtypes import DTYPES
 if TYPE_CHECKING:
     from ..runtime.problem import Problem
 
-PATTERN = ("tokens", "window", "stride", "dilation", "causal")
+PATTERN = (
+    *("tokens", "window", "stride", "dilation", "causal", "edge", "sink"),
+    *("grid", "q_offset", "kv_tokens", "kv_offset", "kv_sink", "extra_tokens"),
+)
 """The options that give tokens and pattern."""
 
 
@@ -40,7 +43,46 @@ class ProblemOptions:
     ] = None
     causal: Annotated[
         str | None,
-        typer.Option(help="1 where a query sees no key after itself, else 0; once or per dimension.", show_default="0"),
+        typer.Option(
+            help="1 where a query sees no key after itself, block where none after its --stride queries, else 0; once "
+            "or per dimension.",
+            show_default="0",
+        ),
+    ] = None
+    edge: Annotated[
+        str | None,
+        typer.Option(
+            help="What a window does that would leave the tokens: shift, cut or wrap; once or per dimension.",
+            show_default="shift",
+        ),
+    ] = None
+    sink: Annotated[
+        str | None,
+        typer.Option(help="First tokens that are seen beside the window; once or per dimension.", show_default="0"),
+    ] = None
+    grid: Annotated[
+        str | None,
+        typer.Option(
+            help="Tokens that windows are laid in, where queries or keys are a part of them.",
+            show_default="the key tokens",
+        ),
+    ] = None
+    q_offset: Annotated[
+        str | None,
+        typer.Option(help="Where in the grid the queries begin.", show_default="0"),
+    ] = None
+    kv_tokens: Annotated[str | None, typer.Option(help="Tokens of the keys.", show_default="as --tokens")] = None
+    kv_offset: Annotated[str | None, typer.Option(help="Where in the grid the keys begin.", show_default="0")] = None
+    kv_sink: Annotated[
+        str | None,
+        typer.Option(
+            help="So many keys are the grid's first; the others begin at --kv-offset.",
+            show_default="0",
+        ),
+    ] = None
+    extra_tokens: Annotated[
+        str | None,
+        typer.Option(help="Extra keys that all queries see, for example 256; two numbers for two pieces."),
     ] = None
     heads: Annotated[int | None, typer.Option(help="Query heads.", show_default="1")] = None
     kv_heads: Annotated[
@@ -67,7 +109,7 @@ class ProblemOptions:
             InputError: they say none; begins with the option.
         """
         from ..errors import InputError
-        from ..runtime.problem import Problem
+        from ..runtime.problem import Problem, option_of
         from ..runtime.problem_rules import ProblemError
 
         try:
@@ -119,11 +161,6 @@ def _parameter(name: str, changed: str | Mapping[str, Any]) -> inspect.Parameter
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option])
 
 
-def option_of(field: str) -> str:
-    """The option for a field, as the user writes it."""
-    return f"--{field.replace('_', '-')}"
-
-
 def parse_numbers(field: str, text: str) -> tuple[int, ...]:
     """The whole numbers that the value of the option for a field lists.
 
@@ -137,4 +174,4 @@ def parse_numbers(field: str, text: str) -> tuple[int, ...]:
     try:
         return problem.parse_numbers(field, text)
     except ProblemError as error:
-        raise InputError(f"{option_of(field)}: {error.text}") from None
+        raise InputError(f"{problem.option_of(field)}: {error.text}") from None

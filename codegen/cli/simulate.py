@@ -111,10 +111,12 @@ def simulate(
         refuse_unused(context, ("dense_steps",), "without --end-to-end")
     check_outputs(plot=plot, html=html)
     problems = (
-        [options.problem()] if options.preset is None else _problems_of_spec(options.preset, options.fields_in_use())
+        [options.problem()]
+        if options.preset is None
+        else _problems_of_spec(options.preset, options.fields_in_use(), arch)
     )
     if sweep_stride:  # shapes that differ in their stride only have one sweep
-        problems = list(dict.fromkeys(replace(problem, stride=(1,) * problem.rank) for problem in problems))
+        problems = list(dict.fromkeys(map(_without_stride, problems)))
     if plot is not None and len(problems) > 1:
         raise InputError(
             f"--plot draws one problem, {options.preset} has {len(problems)}: give it by --tokens and --window"
@@ -168,22 +170,31 @@ def simulate(
     say_written(plot, html)
 
 
-def _problems_of_spec(source: str, given: Mapping[str, Any]) -> list[Problem]:
-    """One per shape of the spec, at the first head dim and dtype of its entry."""
+def _problems_of_spec(source: str, given: Mapping[str, Any], arch: str | None) -> list[Problem]:
+    """One per shape of the spec and window of some heads, at the first head dim and dtype of its entry; with an arch,
+    of entries for it."""
     from ..errors import InputError, as_input_error
     from ..spec import load_spec
 
     problems = []
     for entry in load_spec(source).kernels:
+        if arch is not None and entry.arch and arch not in entry.arch:
+            continue
         fields = {"head_dim": entry.head_dim[0] or 64, "dtype": entry.dtype[0]}  # 0: taken at run time
         if entry.value_head_dim:
             fields["value_head_dim"] = entry.value_head_dim[0]
-        for shape in entry.shapes:
+        for shape in entry.problems:
             with as_input_error():
                 problems.append(shape.problem(**{**fields, **given}))
     if not problems:
-        raise InputError(f"{source} lists no shapes to simulate")
+        raise InputError(f"{source} lists no shapes to simulate{f' for {arch}' if arch else ''}")
     return problems
+
+
+def _without_stride(problem: Problem) -> Problem:
+    """The problem with stride 1, but where that says what a block is."""
+    both = zip(problem.stride, problem.causal, strict=True)
+    return replace(problem, stride=tuple(stride if causal == "block" else 1 for stride, causal in both))
 
 
 def _check_effort(problems: list[Problem], sweep: bool, fitted: bool) -> None:
@@ -244,11 +255,12 @@ def _as_json(simulation: Simulation, share: tuple[float, int, int] | None) -> di
             "paper_bound": natten.paper_bound,
         }
     if share is not None:
+        paper = simulation.paper_bound
         row["end_to_end"] = {
             "attention_share": share[0],
             "dense_steps": share[1],
             "steps": share[2],
             "work_bound": end_to_end(simulation.work_bound, *share),
-            "paper_bound": end_to_end(published_rounding(simulation.paper_bound), *share),
+            "paper_bound": None if paper is None else end_to_end(published_rounding(paper), *share),
         }
     return row

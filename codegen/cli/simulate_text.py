@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..build_tools.text import count_of
+from ..gna.words import describe
+from ..runtime.problem import Problem
 from ..simulator.simulation import Simulation
 from .tables import print_table, say
 
@@ -21,22 +23,17 @@ def _seconds(value: float) -> str:
     raise AssertionError
 
 
-def _problem(row: dict[str, Any], *, stride: bool = True) -> str:
-    text = f"{_box(row['tokens'])} tokens, window {_box(row['window'])}"
-    if stride:
-        text += f", stride {_box(row['stride'])}"
-    if set(row["dilation"]) != {1}:
-        text += f", dilation {_box(row['dilation'])}"
-    if any(row["causal"]):
-        text += ", causal along " + ", ".join(str(d) for d, causal in enumerate(row["causal"]) if causal)
-    heads = count_of(row["heads"], "head")
-    if row["heads"] != row["kv_heads"]:
-        heads += f" ({row['kv_heads']} of K and V)"
-    batch = f"batch {row['batch']}, " if row["batch"] > 1 else ""
-    return f"{text}; {batch}{heads} of {row['head_dim']}, {row['dtype']}"
+def _problem(problem: Problem, *, stride: bool = True) -> str:
+    heads = count_of(problem.heads, "head")
+    if problem.heads != problem.kv_heads:
+        heads += f" ({problem.kv_heads} of K and V)"
+    batch = f"batch {problem.batch}, " if problem.batch > 1 else ""
+    return f"{describe(problem, stride=stride)}; {batch}{heads} of {problem.head_dim}, {problem.dtype}"
 
 
-def _times(factor: float) -> str:
+def _times(factor: float | None) -> str:
+    if factor is None:
+        return "none"
     return f"{factor:,.2f}x" if factor >= 0.1 else f"{factor:.2g}x"
 
 
@@ -54,11 +51,13 @@ def print_one(found: Simulation, row: dict[str, Any]) -> None:
     origin = f"fitted to {found.family}" if found.fitted else "as given"
     lines = {
         "tiles": f"{found.tiles} ({origin}, {found.tiling} tiling)",
-        "masked out": f"{_share(row['sparsity'])} of all pairs of tokens",
+        "masked out": f"{_share(row['sparsity'])} of all pairs of a query and a key",
         "FLOP bound": f"{_times(row['flop_speedup'])}   all pairs / visible pairs",
         "work bound": f"{_times(row['work_bound'])}   all pairs / pairs computed in visited tiles, padding counted",
-        "paper bound": f"{_times(row['paper_bound'])}   as the GNA paper counts: worst Q tile, KV tiles on a grid",
     }
+    if row["paper_bound"] is not None:
+        text = "as the GNA paper counts: worst Q tile, KV tiles on a grid"
+        lines["paper bound"] = f"{_times(row['paper_bound'])}   {text}"
     if "natten" in row:
         tiles, theirs = row["natten"]["tiles"], row["natten"]["work_bound"]
         name = f"q {_box(tiles['q'])}, kv {_box(tiles['kv'])} on a grid"
@@ -76,11 +75,12 @@ def print_one(found: Simulation, row: dict[str, Any]) -> None:
     if "end_to_end" in row:
         end = row["end_to_end"]
         steps = f", {end['dense_steps']} of {end['steps']} steps dense" if end["dense_steps"] else ""
+        paper = f", {_times(end['paper_bound'])} by the paper's" if end["paper_bound"] is not None else ""
         lines["end to end"] = (
-            f"{_times(end['work_bound'])} by the work bound, {_times(end['paper_bound'])} by the paper's "
+            f"{_times(end['work_bound'])} by the work bound{paper} "
             f"(attention is {end['attention_share']:.1%} of the time{steps})"
         )
-    say(_problem(row))
+    say(_problem(found.problem))
     for name, text in lines.items():
         say(f"  {name:13} {text}")
     say(f"\nThe model is no measurement. Its constants: {model['source']}.{_model_note([found])}")
@@ -103,6 +103,22 @@ def _columns(found: Simulation, row: dict[str, Any]) -> tuple[str, ...]:
 _HEADS = ("Q tile", "KV tile", "FLOP bound", "work bound", "paper bound", "NATTEN's work bound", "no mask", "model", "")
 
 
+def _short(problem: Problem) -> str:
+    """As few letters as tell the problems of a spec apart."""
+    parts = [f"{_box(problem.tokens)} w{_box(problem.window)} s{_box(problem.stride)}"]
+    parts += [f"d{_box(problem.dilation)}"] if set(problem.dilation) != {1} else []
+    kinds = {True: "causal", "block": "block", False: "-"}
+    parts += ["/".join(kinds[causal] for causal in problem.causal)] if any(problem.causal) else []
+    parts += ["/".join(problem.edge)] if set(problem.edge) != {"shift"} else []
+    parts += [f"sink {_box(problem.sink)}"] if any(problem.sink) else []
+    ranges = [
+        name for name in ("grid", "q_offset", "kv_tokens", "kv_offset", "kv_sink") if any(getattr(problem, name) or ())
+    ]
+    parts += [f"{name} {_box(getattr(problem, name))}" for name in ranges]
+    parts += [f"+{'+'.join(map(str, problem.extra_tokens))} keys"] if problem.extra_tokens else []
+    return " ".join(parts)
+
+
 def print_many(simulations: Sequence[Simulation], rows: Sequence[dict[str, Any]]) -> None:
     """A table of problems."""
     end = ["end to end"] if "end_to_end" in rows[0] else []
@@ -110,8 +126,7 @@ def print_many(simulations: Sequence[Simulation], rows: Sequence[dict[str, Any]]
         ("problem", *_HEADS, *end),
         (
             (
-                f"{_box(row['tokens'])} w{_box(row['window'])} s{_box(row['stride'])}"
-                + (f" d{_box(row['dilation'])}" if set(row["dilation"]) != {1} else ""),
+                _short(found.problem),
                 *_columns(found, row),
                 *([f"{_times(row['end_to_end']['work_bound'])}"] if end else []),
             )
@@ -133,8 +148,7 @@ def _model_note(simulations: Sequence[Simulation]) -> str:
 
 def print_sweep(sweep: Sequence[Simulation]) -> None:
     """The strides of a sweep, the smallest perfectly block-sparse one marked."""
-    first = sweep[0].as_json()
-    say(_problem(first, stride=False))
+    say(_problem(sweep[0].problem, stride=False))
     perfect = next((found for found in sweep if found.perfectly_block_sparse), None)
     print_table(
         ("stride", "Q tile", "KV tile", "work bound", "paper bound", "no mask", "model", ""),
@@ -144,7 +158,7 @@ def print_sweep(sweep: Sequence[Simulation]) -> None:
                 _box(found.tiles.q),
                 _box(found.tiles.kv),
                 f"{_times(found.work_bound)}",
-                f"{_times(found.paper_bound)}",
+                _times(found.paper_bound),
                 _percent(found.counts.interior, found.counts.visited),
                 _seconds(float(found.time.seconds)),
                 f"{_times(found.model_speedup)}",

@@ -11,7 +11,7 @@ import typer
 
 from ..build_tools.text import count_of
 from .options import ArchOption, JsonOption, plan_of, refuse_unused
-from .problem_options import ProblemOptions, takes_problem
+from .problem_options import PATTERN, ProblemOptions, takes_problem
 from .tables import say
 
 if TYPE_CHECKING:
@@ -130,8 +130,7 @@ def verify(
     if (options.tokens is None) != (options.window is None):
         raise InputError("--tokens and --window go together; see gnaforge verify --help")
     if options.tokens is None:
-        pattern_options = ("stride", "dilation", "causal", "batch", "heads", "kv_heads")
-        refuse_unused(context, pattern_options, "without --tokens and --window")
+        refuse_unused(context, (*PATTERN[2:], "batch", "heads", "kv_heads"), "without --tokens and --window")
     head_dim = options.head_dim or FREE_HEAD_DIM
     head_dims = (head_dim, options.value_head_dim or head_dim)
     problem = options.problem(head_dim=head_dim) if options.tokens is not None else None
@@ -228,7 +227,7 @@ def _shapes_of(preset: str) -> list[Any]:
     from ..errors import InputError
     from ..spec import load_spec
 
-    shapes = [shape for entry in load_spec(preset).kernels for shape in entry.shapes]
+    shapes = [shape for entry in load_spec(preset).kernels for shape in entry.problems]
     if not shapes:
         raise InputError(f"{preset} lists no shapes")
     return shapes

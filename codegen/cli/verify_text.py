@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from json import dumps
 
 from ..build_tools.text import count_of
 from ..runtime.config import ANY_HEAD_DIM
@@ -101,15 +100,11 @@ def _print_failure(result: KernelResult, found: ProblemResult, target: str) -> N
     if found.cut_from:
         say(f"  cut down from {found.cut_from}")
     free = result.config.head_dim == ANY_HEAD_DIM
-    options = "" if problem.features() else problem.options(elements=free)
-    again = f"gnaforge verify {target} {options}"
+    again = f"gnaforge verify {target} {problem.options(elements=free)}"
     if found.schedule:
         say(f"  with {found.schedule}, tensors {found.layout}; run {found.runs}")
         again += f" --timing {found.schedule.timing} --order {found.schedule.order} --seed {found.schedule.seed}"
     again += f" --data-seed {found.data_seed}" if found.data_seed else ""
     for line in found.message.splitlines():
         say(f"    {line}")
-    if problem.features():  # which no options say
-        say(f"  as JSON: {dumps(problem.as_json())}\n")
-    else:
-        say(f"  again: {again} --trace\n")
+    say(f"  again: {again} --trace\n")

@@ -101,19 +101,27 @@ def faults_of(config: KernelConfig) -> list[Fault]:
     return [("op", f"{config.op} is not available on {config.arch}; available: {', '.join(ops)}")]
 
 
+def feature_fault(problem: Problem, who: str, has: Collection[str]) -> tuple[str, str] | None:
+    """The field of a problem that needs a feature which ``who`` lacks, that has these ones, and words for it that name
+    the archs whose kernels can compute the problem; None if it lacks none."""
+    try:
+        problem.require_features(has, who)
+    except ProblemError as error:
+        needed = set(problem.features())
+        others = list(dict.fromkeys(family.arch for family in families() if needed <= set(family.features)))
+        who = f"; {' and '.join(others)} {'have' if len(others) > 1 else 'has'} it" if others else ", nor has another"
+        return error.field, error.text + who
+    return None
+
+
 def require_features(problem: Problem, arch: str, has: Collection[str]) -> None:
     """Refuses a problem for kernels of ``arch`` that have these features; names the archs whose kernels can compute it.
 
     Raises:
         InputError: it needs another one.
     """
-    try:
-        problem.require_features(has, arch)
-    except ProblemError as error:
-        needed = set(problem.features())
-        others = list(dict.fromkeys(family.arch for family in families() if needed <= set(family.features)))
-        who = f"; {' and '.join(others)} {'have' if len(others) > 1 else 'has'} it" if others else ", nor has another"
-        raise InputError(f"{error}{who}") from None
+    if found := feature_fault(problem, arch, has):
+        raise InputError(": ".join(found))
 
 
 def require_config(config: KernelConfig | str) -> KernelConfig:

@@ -9,8 +9,9 @@ windows of all queries are clamped to the same place, stand for each other too. 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +28,9 @@ AnyAxis = Axis | PatternAxis
 
 def pattern_axes(problem: Problem) -> tuple[AnyAxis, ...]:
     """The axes of any problem, extra keys apart."""
-    return tuple(map(PatternAxis, problem.dimensions)) if problem.features() else axes_of(problem)
+    if set(problem.features()) <= {"extra_keys"}:
+        return axes_of(replace(problem, extra_tokens=()) if problem.extra_tokens else problem)
+    return tuple(map(PatternAxis, problem.dimensions))
 
 
 def source_of(group: Axis | Band, tiling: Tiling = "dynamic") -> Source:
@@ -99,7 +102,7 @@ def axis_counts(axis: AnyAxis, q_extent: int, kv_extents: Sequence[int], tiling:
 
 
 def visible_pairs(axes: Sequence[AnyAxis]) -> int:
-    """Pairs of a query and a key that it sees, in one batch entry and head; exact."""
+    """Pairs of a query and a key of the grid that it sees, in one batch entry and head; exact."""
     return prod(sum(number * source_of(group).pairs() for group, number in axis.groups()) for axis in axes)
 
 
@@ -109,7 +112,7 @@ class TileCounts:
 
     Attributes:
         q_tiles: Q tiles.
-        keys: pairs of a Q tile and a key in the box of keys that its queries see.
+        keys: pairs of a Q tile and a key in the box of keys that its queries see, or an extra one.
         visited: pairs of a Q tile and a KV tile that it visits.
         interior: those of the pairs that need no mask: every query of the one sees every key of the other.
         most, most_interior: visited and interior KV tiles of the Q tile with the most.
@@ -149,3 +152,36 @@ def count_tiles(
         most=prod(int(axis.most[0]) for axis in found),
         most_interior=prod(int(axis.most_interior[0]) for axis in found),
     )
+
+
+def extra_tiles(extra_tokens: Sequence[int], volume: Any) -> tuple[Any, Any]:
+    """KV tiles of so many keys that every Q tile visits for extra keys, and those of them that need no mask: the last
+    tile of a piece is partial where they don't divide it. ``volume`` is a number or an array."""
+    return sum(-(-n // volume) for n in extra_tokens), sum(n // volume for n in extra_tokens)
+
+
+def count_problem(
+    problem: Problem, q_tile: Sequence[int], kv_tile: Sequence[int], tiling: Tiling = "dynamic"
+) -> TileCounts:
+    """Exact counts of any problem, its extra keys included.
+
+    Raises:
+        ValueError: as `count_tiles`.
+    """
+    found = count_tiles(pattern_axes(problem), q_tile, kv_tile, tiling)
+    if not problem.extra_tokens:
+        return found
+    visited, interior = extra_tiles(problem.extra_tokens, prod(kv_tile))
+    return TileCounts(
+        q_tiles=found.q_tiles,
+        keys=found.keys + found.q_tiles * sum(problem.extra_tokens),
+        visited=found.visited + found.q_tiles * visited,
+        interior=found.interior + found.q_tiles * interior,
+        most=found.most + visited,
+        most_interior=found.most_interior + interior,
+    )
+
+
+def seen_pairs(problem: Problem) -> int:
+    """Pairs of a query and a key that it sees, extra ones included, in one batch entry and head; exact."""
+    return visible_pairs(pattern_axes(problem)) + problem.token_count * sum(problem.extra_tokens)

@@ -1,14 +1,14 @@
 """Pictures of a pattern: what queries attend to, and which KV tiles a Q tile visits. And bars of benchmark results.
 
-Positions of dilation group 0 are drawn at their tokens: position p from token p * dilation on, wide as the dilation.
+Positions of a dilation group are drawn at their tokens: position p from token p * dilation on, wide as the dilation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,10 @@ from ..build_tools.text import count_of
 from ..errors import InputError
 from ..runtime.problem import Problem
 from .axes import Axis, axes_of
-from .source import Tiling, WindowTiles, attended_keys
+from .counts import AnyAxis
+from .places import Interval, Places, Visited, places_of
+from .source import Tiling, attended_keys
+from .words import describe, extents
 
 # Okabe and Ito's palette: told apart with any colour vision.
 BLUE, SKY, GREEN, YELLOW, ORANGE = "#0072b2", "#56b4e9", "#009e73", "#f0e442", "#d55e00"
@@ -51,81 +54,92 @@ Box = tuple[tuple[float, float], tuple[float, float]]
 
 @dataclass(frozen=True)
 class Visit:
-    """The visits of one Q tile along one axis. Pairs are intervals [begin, end) of positions in dilation group 0.
+    """The visits of one Q tile along one axis. Intervals [begin, end) are positions in the dilation group drawn.
 
     Attributes:
         axis: the whole axis, with its dilation.
-        length: positions of the group.
-        kv_extent: tokens of a KV tile.
-        q_tile: the Q tile's queries; it may reach past ``length``.
-        window: the keys that some query of it sees.
-        common: the keys that all of them see; there are none where end <= begin.
-        tiles: the visited KV tiles; the last one may reach past ``length``.
-        interior: those of them in which every query sees every key; there are none where end <= begin.
+        places: the group that is drawn.
+        q_tile: the Q tile's queries; it may reach past the group.
+        row: the first of them, counted among the group's queries.
+        visited: its KV tiles, which may reach past the group, and the keys that its queries see.
     """
 
-    axis: Axis
-    length: int
-    kv_extent: int
-    q_tile: tuple[int, int]
-    window: tuple[int, int]
-    common: tuple[int, int]
-    tiles: tuple[int, int]
-    interior: tuple[int, int]
+    axis: AnyAxis
+    places: Places
+    q_tile: Interval
+    row: int
+    visited: Visited
 
     @property
     def count(self) -> int:
         """Visited KV tiles."""
-        return (self.tiles[1] - self.tiles[0]) // self.kv_extent
+        return self.visited.count
 
     @property
     def interior_count(self) -> int:
         """Those of them that are interior."""
-        return (self.interior[1] - self.interior[0]) // self.kv_extent
+        return self.visited.interior_count
+
+    @property
+    def spans(self) -> list[Interval]:
+        """Where runs of visited KV tiles lie."""
+        return [run.span for run in self.visited.runs]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the grid."""
+        return self.places.grid
 
     @property
     def last(self) -> float:
         """Where the tokens end on a plot. Token 0 goes from -0.5 to 0.5."""
-        return self.axis.length - 0.5
+        return self.tokens - 0.5
+
+    def intervals(self, kind: Kind) -> Sequence[Interval]:
+        """The intervals of one kind of thing."""
+        if kind == "q_tile":
+            return [self.q_tile]
+        if kind == "interior":
+            return [span for run in self.visited.runs if (span := run.interior_span)[0] < span[1]]
+        return self.visited.window if kind == "window" else self.visited.common
 
     def edges(self, positions: Sequence[int] | npt.NDArray[np.int64]) -> Floats:
         """Where positions begin on a plot; the end of the last one is that of the tokens."""
         position = np.asarray(positions, dtype=np.int64)
-        token = position * self.axis.dilation
-        edge: Floats = np.where(position <= self.length, np.minimum(token, self.axis.length), token) - 0.5
+        token = position * self.axis.dilation + self.places.group
+        edge: Floats = np.where(position <= self.places.length, np.minimum(token, self.tokens), token) - 0.5
         return edge
 
-    def span(self, interval: tuple[int, int]) -> tuple[float, float]:
+    def span(self, interval: Interval) -> tuple[float, float]:
         """Where an interval of positions begins and ends on a plot."""
         begin, end = self.edges(interval)
         return float(begin), float(end)
 
+    def cells(self, *, whole: bool) -> list[tuple[tuple[float, float], bool]]:
+        """Where the KV tiles lie on a plot, or with ``whole`` the regions of interior and other ones, and which are
+        interior."""
+        found = []
+        for run in self.visited.runs:
+            first, last = run.interior
+            numbers = {0, run.count, *((first, last) if first < last else ())}
+            cuts = np.array(sorted(numbers)) if whole else np.arange(run.count + 1)
+            edges = self.edges(run.begin + cuts * run.extent).tolist()
+            found += [
+                (pair, bool(first <= cut < last)) for pair, cut in zip(pairwise(edges), cuts[:-1].tolist(), strict=True)
+            ]
+        return found
 
-def visit(axis: Axis, q_extent: int, kv_extent: int, tiling: Tiling = "dynamic") -> Visit:
-    """What the Q tile nearest to the middle of dilation group 0 visits.
+
+def visit(axis: AnyAxis, q_extent: int, kv_extent: int, tiling: Tiling = "dynamic") -> Visit:
+    """What the Q tile nearest to the middle visits, of the first dilation group that has queries.
 
     Raises:
         ValueError: as `source.WindowTiles`.
     """
-    group = axis.group(0)
-    begin = group.length // 2 // q_extent * q_extent
-    source = WindowTiles(group, tiling)
-    found = source.tiles(np.array([begin]), q_extent, kv_extent)
-    first, last = source.row(np.array([begin, min(begin + q_extent, group.length) - 1]))
-    origin = int(found.origin[0])
-    return Visit(
-        axis=axis,
-        length=group.length,
-        kv_extent=kv_extent,
-        q_tile=(begin, begin + q_extent),
-        window=(int(found.begin[0]), int(found.end[0])),
-        common=(int(first[1]), int(last[0])),
-        tiles=(origin, origin + kv_extent * int(found.count[0])),
-        interior=(
-            origin + kv_extent * int(found.interior_begin[0]),
-            origin + kv_extent * int(found.interior_end[0]),
-        ),
-    )
+    places = next(iter(places_of(axis, tiling)))
+    row = places.queries // 2 // q_extent * q_extent
+    begin = places.first_query + row
+    return Visit(axis, places, (begin, begin + q_extent), row, places.visited(row, q_extent, kv_extent))
 
 
 def draw_plane(plot: Any, rows: Visit, columns: Visit, kinds: Collection[Kind]) -> set[Kind]:
@@ -138,15 +152,16 @@ def draw_plane(plot: Any, rows: Visit, columns: Visit, kinds: Collection[Kind]) 
     layout = ((-0.5, rows.last), (-0.5, columns.last))
     _add(plot, [layout], facecolor="white", edgecolor="black", linewidth=1, zorder=0)
     found: dict[Kind, list[Box]] = dict(_tiles(rows, columns, kinds))
-    q_tile = [("q_tile", rows.q_tile, columns.q_tile)] if "q_tile" in kinds else []
-    for _, *pair in [("tiles", rows.tiles, columns.tiles), *q_tile]:
+    q_tile = [(rows.q_tile, columns.q_tile)] if "q_tile" in kinds else []
+    for pair in [*product(rows.spans, columns.spans), *q_tile]:
         found.setdefault("past", []).extend(_past(rows, columns, pair))
     if "key" in kinds:
         found["key"] = _dilated_keys(rows, columns)
-    for kind in ("window", "common", "q_tile"):
-        row, column = getattr(rows, kind), getattr(columns, kind)
-        if kind in kinds and row[0] < row[1] and column[0] < column[1]:
-            found[kind] = [(rows.span(row), columns.span(column))]
+    outlines: tuple[Kind, ...] = ("window", "common", "q_tile")
+    for kind in outlines:
+        if kind in kinds:
+            pairs = product(rows.intervals(kind), columns.intervals(kind))
+            found[kind] = [(rows.span(row), columns.span(column)) for row, column in pairs]
     for zorder, (kind, style) in enumerate(STYLES.items(), 1):
         if kind == "q_tile" and found.get(kind):  # a white rim, to stand out from interior tiles in grey
             _add(plot, found[kind], zorder=zorder - 0.5, facecolor="none", edgecolor="white", linewidth=5.5)
@@ -162,26 +177,6 @@ def handle(kind: Kind, label: str) -> Any:
     from matplotlib.patches import Patch
 
     return Patch(**STYLES[kind], label=label)
-
-
-def extents(values: Iterable[int]) -> str:
-    return "x".join(map(str, values))
-
-
-def describe(layout: Sequence[Axis], *, stride: bool = True) -> str:
-    """A problem in a line."""
-    text = f"{extents(axis.length for axis in layout)} tokens, window {extents(axis.window for axis in layout)}"
-    if stride:
-        text += f", stride {extents(axis.stride for axis in layout)}"
-    if any(axis.dilation > 1 for axis in layout):
-        text += f", dilation {extents(axis.dilation for axis in layout)}"
-    causal = [name for name, axis in zip(names(len(layout)), layout, strict=True) if axis.causal]
-    return text + (f", causal along {' and '.join(causal)}" if causal else "")
-
-
-def names(rank: int) -> tuple[str, ...]:
-    """What the axes are called, outermost first."""
-    return ("t", "y", "x")[-rank:]
 
 
 def save(figure: Any, path: Path) -> None:
@@ -210,46 +205,42 @@ def _add(plot: Any, boxes: Sequence[Box], **style: Any) -> None:
 
 def _tiles(rows: Visit, columns: Visit, kinds: Collection[Kind]) -> dict[Kind, list[Box]]:
     """The visited KV tiles, or the regions that they cover if they are too many."""
-    inside: list[npt.NDArray[np.bool_]] = []
-    edges: list[Floats] = []
     whole = rows.count * columns.count > MOST_TILES
-    for axis in (rows, columns):
-        if whole:
-            cuts = np.unique([*axis.tiles, *(axis.interior if axis.interior_count else ())])
-        else:
-            cuts = np.arange(axis.tiles[0], axis.tiles[1] + 1, axis.kv_extent)
-        edges.append(axis.edges(cuts))
-        inside.append((axis.interior[0] <= cuts[:-1]) & (cuts[1:] <= axis.interior[1]))
-    interior = np.logical_and.outer(*inside) & ("interior" in kinds)
     boxes: dict[Kind, list[Box]] = {"interior": [], "shell": [], "slab": []}
-    for i, j in product(*(range(len(edge) - 1) for edge in edges)):
-        kind: Kind = "slab" if "slab" in kinds else "interior" if interior[i, j] else "shell"
-        boxes[kind].append(((edges[0][i], edges[0][i + 1]), (edges[1][j], edges[1][j + 1])))
+    for (y, inner), (x, also_inner) in product(*(axis.cells(whole=whole) for axis in (rows, columns))):
+        interior = inner and also_inner and "interior" in kinds
+        kind: Kind = "slab" if "slab" in kinds else "interior" if interior else "shell"
+        boxes[kind].append((y, x))
     return boxes
 
 
-def _past(rows: Visit, columns: Visit, pair: Sequence[tuple[int, int]]) -> list[Box]:
-    """The part of a box of positions that lies past the last token."""
+def _past(rows: Visit, columns: Visit, pair: Sequence[Interval]) -> list[Box]:
+    """The part of a box of positions that lies before the first token or past the last."""
     (top, bottom), (left, right) = rows.span(pair[0]), columns.span(pair[1])
-    below: list[Box] = [((rows.last, bottom), (left, right))] if bottom > rows.last else []
-    beside: list[Box] = [((top, min(bottom, rows.last)), (columns.last, right))] if right > columns.last else []
-    return below + beside
+    found: list[Box] = [((rows.last, bottom), (left, right))] if bottom > rows.last else []
+    found += [((top, -0.5), (left, right))] if top < -0.5 else []
+    inside = max(top, -0.5), min(bottom, rows.last)
+    found += [(inside, (columns.last, right))] if right > columns.last else []
+    found += [(inside, (left, -0.5))] if left < -0.5 else []
+    return found
 
 
 def _dilated_keys(rows: Visit, columns: Visit) -> list[Box]:
     """The single keys that the Q tile's queries see, if there are others between them, and not too many."""
     dilated = rows.axis.dilation > 1 or columns.axis.dilation > 1
-    if not dilated or any(axis.window[1] - axis.window[0] > _MOST_KEYS for axis in (rows, columns)):
+    seen = [[p for begin, end in axis.intervals("window") for p in range(begin, end)] for axis in (rows, columns)]
+    if not dilated or any(len(positions) > _MOST_KEYS for positions in seen):
         return []
-    tokens = ([p * axis.axis.dilation for p in range(*axis.window)] for axis in (rows, columns))
-    return [((y - 0.5, y + 0.5), (x - 0.5, x + 0.5)) for y, x in product(*tokens)]
+    ys, xs = ([axis.places.token(p) for p in some] for axis, some in zip((rows, columns), seen, strict=True))
+    return [((y - 0.5, y + 0.5), (x - 0.5, x + 0.5)) for y, x in product(ys, xs)]
 
 
 def _draw_grid(plot: Any, rows: Visit, columns: Visit) -> None:
     """Lines between some of the tiles of a region."""
     for axis, other, lines in ((rows, columns, plot.hlines), (columns, rows, plot.vlines)):
-        step = axis.kv_extent * grid_step(axis)
-        lines(axis.edges(np.arange(axis.tiles[0], axis.tiles[1], step)), *other.span(other.tiles), "#666666", lw=0.4)
+        for run, span in product(axis.visited.runs, other.spans):
+            numbers = np.arange(0, run.count, grid_step(axis))
+            lines(axis.edges(run.begin + numbers * run.extent), *other.span(span), "#666666", lw=0.4)
 
 
 def grid_step(axis: Visit) -> int:
@@ -274,7 +265,8 @@ def draw_pattern(
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    layout = axes_of(Problem(tokens, window, stride, dilation, causal))
+    problem = Problem(tokens, window, stride, dilation, causal)
+    layout = axes_of(problem)
     height, width = tokens
     figure = Figure(figsize=(10, 6.2), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -299,7 +291,7 @@ def draw_pattern(
         plot.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), aspect="equal")
         plot.set(xlabel="x (tokens)", ylabel="y (tokens)")
         plot.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.12), frameon=False, fontsize=9)
-    figure.suptitle(describe(layout))
+    figure.suptitle(describe(problem))
     save(figure, path)
 
 

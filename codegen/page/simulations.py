@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..gna.words import describe
 from ..simulator.simulation import Simulation
 from .page import Page, Table
 from .pattern import MOST_PATTERNS, pattern_of
@@ -24,18 +25,18 @@ def simulation_page(simulations: Sequence[Simulation], rows: Sequence[dict[str, 
         bounds = found.flop_speedup, found.work_bound, found.paper_bound, natten
         share = 100 * found.counts.interior / found.counts.visited
         model = float(found.time.seconds) * 1e3, found.model_speedup
-        cells.append((found.problem.pattern_text(), *tiles, *bounds, share, *model))
+        cells.append((describe(found.problem), *tiles, *bounds, share, *model))
     patterns = {}
     for found in simulations[:MOST_PATTERNS]:
         if found.tiling == "flat":  # such tiles are no boxes
             continue
         if (pattern := pattern_of(found.problem, found.tiles, found.tiling)) is not None:
-            patterns[f"{found.problem.pattern_text()}: {found.tiles}"] = pattern
+            patterns[f"{describe(found.problem)}: {found.tiles}"] = pattern
     family, constants = simulations[0].family, simulations[0].family.time_constants()
     return Page(
         title=f"Patterns on {family}",
         lines=(
-            "Bounds are exact speed-ups over dense attention on the same tokens.",
+            "Bounds are exact speed-ups over dense attention to the same keys.",
             "FLOP bound: pairs that the mask lets through. Work bound: pairs computed in visited tiles, and padding.",
             "Paper bound: as the GNA paper publishes it, from the worst Q tile.",
         ),

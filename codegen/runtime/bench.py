@@ -43,7 +43,7 @@ from .family import facts_of, find_facts
 from .kernels import registry
 from .op_table import FORWARD
 from .ops import neighborhood_attention
-from .problem import Problem
+from .problem import Problem, option_of
 from .problem_file import read_problems
 from .problem_rules import ProblemError
 from .reference import visible_pairs, visited_pairs
@@ -100,8 +100,14 @@ def _input_sets(problem: Problem, device: str) -> list[Tensors]:
 
 
 def _inputs(problem: Problem, device: str, seed: int = 0) -> Tensors:
-    q, k, v = FORWARD.random_inputs(problem, seed, device).values()
-    return q, k, v
+    """Q, K and V, then K and V of each piece of extra keys, all of which count."""
+    found = FORWARD.random_inputs(problem, seed, device)
+    return tuple(found[name] for name in _input_names(problem))
+
+
+def _input_names(problem: Problem) -> tuple[str, ...]:
+    ends = ("", "_2")[: len(problem.extra_tokens)]
+    return ("q", "k", "v", *(f"extra_{name}{end}" for end in ends for name in ("k", "v")))
 
 
 class _Rotation:
@@ -164,7 +170,7 @@ def run(
         }
         del outputs, ours
         seconds = _rounds(calls, budget_seconds, device)
-    pairs = {name: problem.token_count**2 if name in DENSE else visible_pairs(problem) for name in calls}
+    pairs = {name: problem.pair_count if name in DENSE else visible_pairs(problem) for name in calls}
     work = FORWARD.flop(problem)
     return [
         Timing(name, median, min(times), work * pairs[name] / median / 1e9, len(times), differences.get(name))
@@ -226,9 +232,9 @@ def check(problem: Problem, kernel: str | None, device: str, queries: int = 16) 
     """Largest error of some queries' output, relative to half a unit in the last place of the largest value: a few at
     most, where a kernel is right."""
     tensors = _inputs(problem, device)
-    out = neighborhood_attention(*tensors, **problem.arguments(), kernel=kernel)
+    out = CONTENDERS[OWN](problem, kernel, tensors)(tensors)
     unit = torch.finfo(out.dtype).eps / 2 * float(tensors[2].abs().max())
-    named = dict(zip((role.name for role in FORWARD.inputs), tensors, strict=True))
+    named = dict(zip(_input_names(problem), tensors, strict=True))
     rng = Random(0)
     worst = 0.0
     for _ in range(queries):
@@ -295,10 +301,10 @@ def measure(
         contenders = [name for name in contenders if not name.startswith(OWN)]
     else:
         row["error_units"] = check(problem, chosen.key, device)
-        row["work_bound"] = problem.token_count**2 / computed_pairs(problem, chosen)
+        row["work_bound"] = problem.pair_count / computed_pairs(problem, chosen)
     rivals = {name: choose_kernel(problem, device, variant_of(name)) for name in contenders if variant_of(name)}
     row["rivals"] = {name: config.key for name, config in rivals.items() if config is not None}
-    row["flop_bound"] = problem.token_count**2 / visible_pairs(problem)
+    row["flop_bound"] = problem.pair_count / visible_pairs(problem)
     timings = run(problem, contenders, budget_seconds, chosen.key if chosen else None, device, row["notes"])
     row["timings"] = [asdict(timing) for timing in timings]
     seconds = {timing.contender: timing.seconds for timing in timings}
@@ -396,7 +402,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--window", help="window, for example 7,7; one number holds for all dimensions")
     for name in ("stride", "dilation"):
         parser.add_argument(f"--{name}", help="one number, or one per dimension")
-    parser.add_argument("--causal", help="0 or 1, once or per dimension")
+    parser.add_argument("--causal", help="0, 1 or block, once or per dimension")
+    parser.add_argument("--edge", help="shift, cut or wrap, once or per dimension")
+    for name in ("sink", "grid", "q-offset", "kv-tokens", "kv-offset", "kv-sink"):
+        parser.add_argument(f"--{name}", help="one number, or one per dimension")
+    parser.add_argument("--extra-tokens", help="keys that all queries see; two numbers for two pieces")
     for name in ("heads", "kv-heads", "value-head-dim", "batch"):
         parser.add_argument(f"--{name}", type=int)
     parser.add_argument("--head-dim", type=int, default=64)
@@ -422,7 +432,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         rows = [(Problem.from_options(options), None)] if file is None else read_problems(file)
     except ProblemError as error:
-        parser.error(f"--{error.field.replace('_', '-')}: {error.text}")
+        parser.error(f"{option_of(error.field)}: {error.text}")
     except ValueError as error:
         parser.error(f"--problems: {error}")
     problems, kernels = [problem for problem, _ in rows], [own or kernel for _, own in rows]

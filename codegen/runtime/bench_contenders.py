@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from math import prod
 from typing import Any
 
 import torch
@@ -13,11 +15,12 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from .ops import neighborhood_attention
 from .problem import Problem
-from .reference import mask_rows, windows
+from .reference import mask_rows, visible, windows
 
 _MASK_ELEMENTS = 2**28  # a mask slice of SDPA: 1 GB once torch has made floats of it
 
-Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Tensors = tuple[torch.Tensor, ...]
+"""Q, K, V, and K, V of each piece of extra keys."""
 Call = Callable[[Tensors], torch.Tensor]
 
 
@@ -26,8 +29,18 @@ class Unavailable(Exception):
 
 
 def _gnaforge(problem: Problem, kernel: str | None, tensors: Tensors) -> Call:
-    arguments = problem.arguments()
-    return lambda qkv: neighborhood_attention(*qkv, **arguments, kernel=kernel)
+    arguments = replace(problem, extra_tokens=()).arguments()
+    names = ("additional_keys", "additional_values")[: len(tensors) - 3]
+    if len(problem.extra_tokens) > 1:
+        raise Unavailable("calls take one piece of extra keys")
+
+    def call(qkv: Tensors) -> torch.Tensor:
+        q, k, v, *extra = qkv
+        further: dict[str, Any] = dict(zip(names, extra, strict=True))
+        out: torch.Tensor = neighborhood_attention(q, k, v, **arguments, **further, kernel=kernel)
+        return out
+
+    return call
 
 
 def _gnaforge_dense(problem: Problem, kernel: str | None, tensors: Tensors) -> Call:
@@ -35,9 +48,10 @@ def _gnaforge_dense(problem: Problem, kernel: str | None, tensors: Tensors) -> C
 
 
 def heads_first(tensors: Tensors) -> Tensors:
-    """As torch's own attention takes them: [batch, heads, tokens, channels], contiguous."""
-    q, k, v = (x.flatten(1, -3).transpose(1, 2).contiguous() for x in tensors)
-    return q, k, v
+    """As torch's own attention takes them: Q, K and V as [batch, heads, tokens, channels], contiguous; extra keys
+    follow the others."""
+    q, k, v, *extra = (x.flatten(1, -3).transpose(1, 2).contiguous() for x in tensors)
+    return q, torch.cat([k, *extra[::2]], 2), torch.cat([v, *extra[1::2]], 2)
 
 
 def _tokens_first(out: torch.Tensor, tokens: tuple[int, ...]) -> torch.Tensor:
@@ -48,13 +62,13 @@ def _tokens_first(out: torch.Tensor, tokens: tuple[int, ...]) -> torch.Tensor:
 def _sdpa(problem: Problem, kernel: str | None, tensors: Tensors) -> Call:
     """SDPA with the boolean mask, made beforehand, in slices of queries where it would not fit memory whole."""
     count = problem.token_count
-    rows = max(1, min(count, _MASK_ELEMENTS // count))
+    rows = max(1, min(count, _MASK_ELEMENTS * count // problem.pair_count))
     slices = [(i, min(i + rows, count)) for i in range(0, count, rows)]
     device = tensors[0].device
     if len(slices) > 1 and device.type != "cpu":
         raise Unavailable("the mask doesn't fit memory")
     # A mask in slices is made anew in each call, outside of the time that SDPA is charged for.
-    whole = mask_rows(problem, 0, count, device) if len(slices) == 1 else None
+    whole = _mask(problem, 0, count, device) if len(slices) == 1 else None
     gqa = problem.heads != problem.kv_heads
 
     def run(qkv: Tensors) -> torch.Tensor:
@@ -62,7 +76,7 @@ def _sdpa(problem: Problem, kernel: str | None, tensors: Tensors) -> Call:
         parts = []
         for begin, end in slices:
             with excluded:
-                mask = mask_rows(problem, begin, end) if whole is None else whole
+                mask = _mask(problem, begin, end, device) if whole is None else whole
             parts.append(
                 torch.nn.functional.scaled_dot_product_attention(
                     q[:, :, begin:end], k, v, attn_mask=mask, scale=problem.scale, enable_gqa=gqa
@@ -74,13 +88,21 @@ def _sdpa(problem: Problem, kernel: str | None, tensors: Tensors) -> Call:
     return run
 
 
+def _mask(problem: Problem, begin: int, end: int, device: torch.device) -> torch.Tensor:
+    """Rows of the mask; extra keys, which all queries see, follow the others."""
+    seen = mask_rows(problem, begin, end, device)
+    extra = sum(problem.extra_tokens)
+    return torch.cat([seen, seen.new_ones(end - begin, extra)], 1) if extra else seen
+
+
 def _sdpa_dense(backend: SDPBackend, problem: Problem, kernel: str | None, tensors: Tensors) -> Call:
     """SDPA over all pairs, by one backend."""
     gqa = problem.heads != problem.kv_heads
 
     def run(qkv: Tensors) -> torch.Tensor:
+        q, k, v = qkv
         with sdpa_kernel(backend):
-            out = torch.nn.functional.scaled_dot_product_attention(*qkv, scale=problem.scale, enable_gqa=gqa)
+            out = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=problem.scale, enable_gqa=gqa)
         return _tokens_first(out, problem.tokens)
 
     return run
@@ -91,17 +113,50 @@ def _flex(problem: Problem, kernel: str | None, tensors: Tensors) -> Call:
     # Each problem compiles the same functions anew, and after 8 times dynamo would run them uncompiled without a word.
     torch.compiler.reset()
     tokens, count = problem.tokens, problem.token_count
+    device, keys = tensors[0].device, problem.pair_count // count
+    mask_mod = flex_mask(problem, device)
+    make = torch.compile(create_block_mask) if count > 2**14 else create_block_mask
+    blocks = make(mask_mod, None, None, count, keys, device=device)
+    compiled = torch.compile(flex_attention, dynamic=False)
+    gqa = problem.heads != problem.kv_heads
 
+    def run(qkv: Tensors) -> torch.Tensor:
+        q, k, v = qkv
+        return _tokens_first(compiled(q, k, v, block_mask=blocks, scale=problem.scale, enable_gqa=gqa), tokens)
+
+    return run
+
+
+Mask = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def is_plain(problem: Problem) -> bool:
+    """Whether its windows are plain GNA; there may be extra keys beside them."""
+    return set(problem.features()) <= {"extra_keys"}
+
+
+def flex_mask(problem: Problem, device: torch.device) -> Callable[..., torch.Tensor]:
+    """FlexAttention's ``mask_mod``: of batch entry, head, and query and key by number; extra keys follow the others."""
+    see = _plain_mask(problem, device) if is_plain(problem) else _any_mask(problem, device)
+    first_extra = prod(problem.kv_tokens or problem.tokens)
+
+    def with_extra(b: Any, h: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        return see(query, key) | (key >= first_extra)
+
+    return with_extra if problem.extra_tokens else lambda b, h, query, key: see(query, key)
+
+
+def _plain_mask(problem: Problem, device: torch.device) -> Mask:
+    """Whether a query sees a key, both by number; of extra keys it says anything."""
     # Tables instead of divisions: the mask function runs once per element of each partial block.
     tables = []
-    device = tensors[0].device
-    token = torch.arange(count, device=device)
-    for axis in reversed(problem.axes):
+    token = _padded(problem, torch.arange(problem.token_count, device=device))
+    for axis in reversed(replace(problem, extra_tokens=()).axes):
         at, token = token % axis.length, token // axis.length
         group = at % axis.dilation if axis.dilation > 1 else None
         tables.append((*windows(at, *axis), at // axis.dilation, group))
 
-    def mask_mod(b: Any, h: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    def see(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         seen = None
         for begin, end, position, group in tables:
             axis = (position[key] >= begin[query]) & (position[key] < end[query])
@@ -111,15 +166,34 @@ def _flex(problem: Problem, kernel: str | None, tensors: Tensors) -> Call:
         assert seen is not None
         return seen
 
-    make = torch.compile(create_block_mask) if count > 2**14 else create_block_mask
-    blocks = make(mask_mod, None, None, count, count, device=device)
-    compiled = torch.compile(flex_attention, dynamic=False)
-    gqa = problem.heads != problem.kv_heads
+    return see
 
-    def run(qkv: Tensors) -> torch.Tensor:
-        return _tokens_first(compiled(*qkv, block_mask=blocks, scale=problem.scale, enable_gqa=gqa), tokens)
 
-    return run
+def _any_mask(problem: Problem, device: torch.device) -> Mask:
+    """As `_plain_mask`, of any pattern: a table of each dimension says which position sees which."""
+    tables = []
+    query_token = torch.arange(problem.token_count, device=device)
+    key_token = _padded(problem, torch.arange(prod(problem.kv_tokens or problem.tokens), device=device))
+    for axis in reversed(problem.dimensions):
+        positions = [torch.arange(n, device=device) for n in (axis.tokens, axis.keys)]
+        table = visible(axis, positions[0][:, None], positions[1])
+        tables.append((table, query_token % axis.tokens, key_token % axis.keys))
+        query_token, key_token = query_token // axis.tokens, key_token // axis.keys
+
+    def see(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        seen = None
+        for table, rows, columns in tables:
+            axis = table[rows[query], columns[key]]
+            seen = axis if seen is None else seen & axis
+        assert seen is not None
+        return seen
+
+    return see
+
+
+def _padded(problem: Problem, tokens: torch.Tensor) -> torch.Tensor:
+    """Tokens, and zeros in the place of extra keys."""
+    return torch.cat([tokens, tokens.new_zeros(sum(problem.extra_tokens))])
 
 
 def _natten(problem: Problem, kernel: str | None, tensors: Tensors) -> Call:
@@ -128,6 +202,8 @@ def _natten(problem: Problem, kernel: str | None, tensors: Tensors) -> Call:
         import natten
     except ImportError as error:
         raise Unavailable(f"natten can't be imported: {error}") from None
+    if lacked := problem.features():
+        raise Unavailable(f"NATTEN's kernels don't have {', '.join(lacked)}")
     if tensors[0].device.type == "cpu":
         raise Unavailable("NATTEN's kernels need a GPU")
     operator = {1: natten.na1d, 2: natten.na2d, 3: natten.na3d}[problem.rank]

@@ -41,8 +41,11 @@ _NEUTRAL: dict[str, Any] = {
     "kv_sink": 0,
 }
 _PATTERN = ("stride", "dilation", "causal", "edge", "sink", "grid", "q_offset", "kv_tokens", "kv_offset", "kv_sink")
+_NOT_PLAIN = ("edge", "sink", "grid", "q_offset", "kv_offset", "kv_sink")  # arguments of calls
 
 _CAUSAL = (False, True, "block")  # by number in the operator's pattern
+_CAUSAL_WORDS: dict[Any, Causal] = {"0": False, "1": True, "token": True, "block": "block"}
+_COUNTS = ("tokens", "window", "stride", "dilation", "sink", "grid", "q_offset", "kv_tokens", "kv_offset", "kv_sink")
 _IN_PATTERN = ("window", "stride", "dilation", "causal", "edge", "sink", "grid", "q_offset", "kv_offset", "kv_sink")
 
 PLAIN_PATTERN_FIELDS, PATTERN_FIELDS = 4, len(_IN_PATTERN)
@@ -222,6 +225,11 @@ class Problem:
         return prod(self.tokens)
 
     @property
+    def pair_count(self) -> int:
+        """Pairs of a query and a key, extra ones included, of one batch entry and head: what dense attention takes."""
+        return self.token_count * (prod(self.kv_tokens or self.tokens) + sum(self.extra_tokens))
+
+    @property
     def score_scale(self) -> float:
         """The factor of the scores."""
         return self.head_dim**-0.5 if self.scale is None else self.scale
@@ -287,22 +295,26 @@ class Problem:
 
     def dense(self) -> Problem:
         """Attention of all queries to all keys, by the same tensors."""
-        one = (1,) * self.rank
-        return replace(self, window=self.tokens, stride=one, dilation=one, causal=(False,) * self.rank)
+        one, none = (1,) * self.rank, (0,) * self.rank
+        plain: dict[str, Any] = {"stride": one, "dilation": one, "causal": (False,) * self.rank, "edge": "shift"}
+        plain |= dict.fromkeys(("sink", "q_offset", "kv_offset", "kv_sink"), none)
+        return replace(self, window=self.kv_tokens or self.tokens, grid=None, **plain)
 
     def arguments(self) -> dict[str, Any]:
         """The pattern and scale as keyword arguments of `neighborhood_attention`.
 
         Raises:
-            ProblemError: the problem is not plain.
+            ProblemError: there are extra keys, which are tensors there.
         """
-        self.require_features(())
+        self.require_features([name for name in FEATURES if name != "extra_keys"], "a call without their tensors")
+        further = [name for name in _NOT_PLAIN if not self._is_neutral(name)]
         return {
             "kernel_size": self.window,
             "stride": self.stride,
             "dilation": self.dilation,
             "is_causal": self.causal,
             **({} if self.scale is None else {"scale": self.scale}),
+            **{name: getattr(self, name) for name in further},
         }
 
     def as_json(self) -> dict[str, Any]:
@@ -327,21 +339,26 @@ class Problem:
     @classmethod
     def from_options(cls, given: Mapping[str, Any]) -> Problem:
         """The problem that options of a command line describe, by field; None stands for an option that wasn't given.
-        What has an entry per dimension may be a text: ``30,48,80`` or ``30x48x80``, one number for all; causal: 0 or 1.
+        What has an entry per dimension may be a text: ``30,48,80`` or ``30x48x80``, one entry for all; causal: 0, 1 or
+        block; edge: ``shift,wrap``. ``extra_tokens`` has a number per piece.
 
         Raises:
             ProblemError: a text is no list of numbers, or the fields are wrong.
         """
         fields = {name: value for name, value in given.items() if value is not None}
-        for name in _PLAIN:
+        for name in (*_COUNTS, "extra_tokens"):
             if isinstance(text := fields.get(name), str):
                 numbers = parse_numbers(name, text)
-                fields[name] = numbers[0] if len(numbers) == 1 else numbers
+                fields[name] = numbers[0] if len(numbers) == 1 and name != "extra_tokens" else numbers
         if "causal" in fields:
-            flags = fields["causal"] if isinstance(fields["causal"], tuple) else (fields["causal"],)
-            if not set(flags) <= {0, 1}:
-                raise ProblemError("causal", f"{given['causal']!r} is not 0 or 1, once or per dimension")
-            fields["causal"] = flags[0] == 1 if len(flags) == 1 else tuple(flag == 1 for flag in flags)
+            words = fields["causal"].split(",") if isinstance(fields["causal"], str) else [fields["causal"]]
+            if not set(words) <= _CAUSAL_WORDS.keys():
+                allowed = "0, 1 (or token) or block, once or per dimension"
+                raise ProblemError("causal", f"{given['causal']!r} is not {allowed}")
+            flags = tuple(_CAUSAL_WORDS[word] for word in words)
+            fields["causal"] = flags[0] if len(flags) == 1 else flags
+        if isinstance(text := fields.get("edge"), str) and "," in text:
+            fields["edge"] = tuple(text.split(","))
         return cls.from_json(fields)
 
     def __str__(self) -> str:
@@ -361,13 +378,11 @@ class Problem:
         return parts + ([f"{self.heads} heads{grouped}"] if self.heads > 1 or grouped else [])
 
     def options(self, *, elements: bool = True) -> str:
-        """The command line's options that give this problem; ``elements``: with head dims and dtype.
-
-        Raises:
-            ProblemError: the problem is not plain.
-        """
-        self.require_features((), "the command line")
-        given = [f"--{name} {','.join(str(int(x)) for x in getattr(self, name))}" for name in self._not_neutral(_PLAIN)]
+        """The command line's options that give this problem; ``elements``: with head dims and dtype."""
+        given = [
+            f"{option_of(name)} {','.join(map(_option_text, getattr(self, name)))}"
+            for name in self._not_neutral(("tokens", "window", *_PATTERN, "extra_tokens"))
+        ]
         given += [f"--heads {self.heads}"] if self.heads > 1 else []
         given += [f"--kv-heads {self.kv_heads}"] if self.kv_heads != self.heads else []
         given += [f"--batch {self.batch}"] if self.batch > 1 else []
@@ -390,6 +405,11 @@ class Problem:
     def _not_neutral(self, names: Iterable[str]) -> list[str]:
         """Those of some fields that aren't neutral."""
         return [name for name in names if not self._is_neutral(name)]
+
+
+def option_of(field: str) -> str:
+    """The command line's option for a field."""
+    return f"--{field.replace('_', '-')}"
 
 
 def parse_numbers(field: str, text: str) -> tuple[int, ...]:
@@ -460,7 +480,12 @@ def per_dim(name: str, value: Any, rank: int) -> tuple[Any, ...]:
 
 
 def _box(values: Sequence[object]) -> str:
-    return "x".join(str(int(x)) if isinstance(x, bool) else str(x) for x in values)
+    words = any(isinstance(x, str) for x in values)
+    return ("/" if words else "x").join(str(int(x)) if isinstance(x, bool) else str(x) for x in values)
+
+
+def _option_text(value: object) -> str:
+    return str(int(value)) if isinstance(value, bool) else str(value)
 
 
 def _tuple_text(values: Sequence[object]) -> str:

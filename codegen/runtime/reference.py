@@ -1,12 +1,12 @@
 """The meaning of GNA in a few lines of torch: masks, and exact attention in float64. Slow; for checks and benchmarks.
 
-Semantics: GNA, arXiv 2504.16922, and what `Problem` says of edges, causal kinds, sinks and ranges. `windows` and
-`visited_pairs` take plain problems, and raise a `ProblemError` for others.
+Semantics: GNA, arXiv 2504.16922, and what `Problem` says of edges, causal kinds, sinks and ranges. `windows` takes
+plain axes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import prod
 from typing import NamedTuple
@@ -183,20 +183,65 @@ def visible_pairs(problem: Problem) -> int:
 
 def visited_pairs(problem: Problem, q_tile: Sequence[int], kv_tile: Sequence[int], padding: Padding) -> int:
     """Scores that a kernel with these tiles computes per batch entry and head, padding included. KV tiles are laid from
-    where a Q tile's first window begins."""
-    step = (1,) * len(kv_tile) if padding.clips else kv_tile
-    visited = 1
-    for d, axis in enumerate(problem.axes):
-        dilation, total = axis.dilation, 0
-        for group in range(dilation):
-            count = (axis.length - group + dilation - 1) // dilation
-            first = torch.arange(0, count, q_tile[d])
-            last = torch.clamp(first + q_tile[d], max=count) - 1
-            begin, _ = windows(first * dilation + group, *axis)
-            _, end = windows(last * dilation + group, *axis)
-            total += int(((end - begin + step[d] - 1) // step[d]).sum())
+    where a Q tile's first window begins; keys of a sink, those on the other side of a seam where keys wrap around, and
+    extra keys have tiles of their own."""
+    step = (1,) * len(kv_tile) if padding.clips else tuple(kv_tile)
+    q_tiles = visited = 1
+    for d, axis in enumerate(problem.dimensions):
+        tiles, total = 0, 0
+        for hulls in _hulls(axis, q_tile[d]):
+            tiles += len(hulls[0][0])
+            for begin, end in hulls:
+                total += int((((end - begin).clamp(min=0) + step[d] - 1) // step[d]).sum())
         visited *= total
+        q_tiles *= tiles
+    visited += q_tiles * sum(-(-n // prod(step)) for n in problem.extra_tokens)
     return visited * padding.padded_rows(prod(q_tile)) * padding.padded_columns(prod(step))
+
+
+def _hulls(axis: Dimension, q_extent: int) -> Iterator[list[tuple[torch.Tensor, torch.Tensor]]]:
+    """Of each dilation group that has queries, the intervals [begin, end) of keys that each Q tile visits along a
+    dimension; two where tiles are laid anew: below a sink's end and from there on, and on a side of a seam each."""
+    far = 2**62
+    for group in range(axis.dilation):
+        length = (axis.length - group + axis.dilation - 1) // axis.dilation
+        offset = 0 if axis.dense else axis.q_offset
+        first, stop = ((at - group + axis.dilation - 1) // axis.dilation for at in (offset, offset + axis.tokens))
+        begins = torch.arange(first, stop, q_extent)
+        ends = torch.clamp(begins + q_extent, max=stop) - 1
+        if not len(begins):
+            continue
+        if axis.dense:
+            yield [(torch.zeros_like(begins), torch.full_like(begins, axis.length))]
+            continue
+        (begin, _), (_, end) = (_main_interval(axis, at, length) for at in (begins, ends))
+        if axis.edge == "wrap" and axis.kv_offset == 0 and axis.keys == axis.length:
+            seams = [(-far, 0), (0, length), (length, far)] if axis.window < length else [(-far, far)]
+            if axis.window == length:
+                begin, end = torch.zeros_like(begin), torch.full_like(end, length)
+            yield [(begin.clamp(min=low), end.clamp(max=high)) for low, high in seams]
+        elif axis.sink:
+            sink = min(axis.sink, length)
+            low = end.clamp(max=sink) if axis.causal else torch.full_like(end, sink)
+            yield [(torch.zeros_like(begin), low), (begin.clamp(min=sink), end)]
+        else:
+            yield [(begin, end)]
+
+
+def _main_interval(axis: Dimension, query: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys [begin, end) of a dilation group of so many tokens that queries at these positions of it see beside a sink;
+    where it wraps, they may lie beyond both ends."""
+    first, window = query - query % axis.stride, axis.window
+    if axis.causal:
+        begin, end = first + axis.stride - window, first + axis.stride
+        if axis.causal != "block":
+            begin, end = begin.clamp(max=max(length - window, 0)), query + 1
+        return begin.clamp(min=0), end.clamp(max=length)
+    begin = first + axis.stride // 2 - window // 2
+    if axis.edge == "shift":
+        begin = begin.clamp(0, length - window)
+    end = begin + window
+    return (begin.clamp(min=0), end.clamp(max=length)) if axis.edge == "cut" else (begin, end)
 
 
 def error_bound(

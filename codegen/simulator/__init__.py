@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, as_input_error
 from ..gna.source import Tiling
-from ..runtime.problem import Problem
+from ..runtime.problem import Causal, Problem
 from .cost import Tiles
 from .fitting import Fit, Objective, fit_problems, simulate_problem
 from .simulation import Flat, Simulation, family_for
@@ -27,7 +27,7 @@ def simulate(
     window: int | Sequence[int],
     stride: int | Sequence[int] = 1,
     dilation: int | Sequence[int] = 1,
-    causal: bool | Sequence[bool] = False,
+    causal: Causal | Sequence[Causal] = False,
     *,
     q_tile: Sequence[int] | None = None,
     kv_tile: Sequence[int] | None = None,
@@ -40,6 +40,7 @@ def simulate(
     head_dim: int = 128,
     value_head_dim: int | None = None,
     dtype: str = "bf16",
+    **settings: Any,
 ) -> Simulation:
     """Exact bounds on the speed-up of a problem over dense attention, and a model of its time.
 
@@ -52,15 +53,15 @@ def simulate(
         arch, variant: the kernel family whose tile limits and time constants to take; by default sm90's, or sm100's
             where only that can have the tiles. An arch's own default is the first of its families that can have them.
         heads, kv_heads, batch, head_dim, value_head_dim, dtype: for the model of the time, and what tiles fit.
+        settings: further fields of a spec's shape: ``edge``, ``sink``, ``extra_tokens``, ``grid``, ``q_offset``, ...
 
     Raises:
         InputError: (a `ValueError`) an argument is wrong; the message begins with its name.
     """
     elements: dict[str, Any] = {"head_dim": head_dim, "value_head_dim": value_head_dim, "dtype": dtype}
+    counted = {"heads": heads, "kv_heads": kv_heads, "batch": batch}
     with as_input_error():
-        problem = Problem(
-            tokens, window, stride, dilation, causal, heads=heads, kv_heads=kv_heads, batch=batch, **elements
-        )
+        problem = _problem({**settings, **counted, **elements}, tokens, window, stride, dilation, causal)
     if (q_tile is None) != (kv_tile is None):
         raise InputError("q_tile and kv_tile: give both, or neither to have them fitted")
     tiles = None if q_tile is None or kv_tile is None else Tiles(tuple(q_tile), tuple(kv_tile))
@@ -86,7 +87,8 @@ def fit(
 
     Args:
         shapes: of one rank, each a mapping with the fields of a spec's shape: ``tokens``, ``window`` and optionally
-            ``stride``, ``dilation``, ``causal``, ``heads``, ``kv_heads``, ``batch``.
+            ``stride``, ``dilation``, ``causal``, ``edge``, ``sink``, ``extra_tokens``, ``heads``, ... ; of a shape of a
+            spec with windows for some heads each, every window counts.
         arch, variant: as those of `simulate`.
         objective: ``time`` (the model of it) or ``work`` (the work bound).
 
@@ -97,16 +99,29 @@ def fit(
 
     listed = [shapes] if isinstance(shapes, Mapping | Shape) else shapes
     problems = []
-    for shape in listed:
-        fields = dict(shape) if isinstance(shape, Mapping) else shape.model_dump()
-        unknown = fields.keys() - Shape.model_fields.keys()
+    for shape in (part for one in listed for part in ([one] if isinstance(one, Mapping) else one.parts)):
+        fields = dict(shape) if isinstance(shape, Mapping) else shape.model_dump(exclude={"windows"})
+        unknown = fields.keys() - (Shape.model_fields.keys() - {"windows"})
         missing = {"tokens", "window"} - fields.keys()
         if unknown or missing:
             what = "has no field" if unknown else "needs"
             raise InputError(f"shapes: a shape {what} {', '.join(sorted(unknown or missing))}")
         given = {name: value for name, value in fields.items() if value != ()}
         with as_input_error():
-            problems.append(Problem(**given, head_dim=head_dim, value_head_dim=value_head_dim, dtype=dtype))
+            elements = {"head_dim": head_dim, "value_head_dim": value_head_dim, "dtype": dtype}
+            problems.append(_problem({**given, **elements}))
     if not problems:
         raise InputError("shapes: there is none to fit tiles to")
     return fit_problems(problems, family_for(problems[0], None, arch, variant), tiling, objective, within)
+
+
+def _problem(fields: Mapping[str, Any], *positional: Any) -> Problem:
+    """The problem of these fields; one piece of extra keys may be a number."""
+    extra = fields.get("extra_tokens", ())
+    try:
+        return Problem(*positional, **{**fields, "extra_tokens": (extra,) if isinstance(extra, int) else extra})
+    except TypeError as error:
+        unknown = sorted(fields.keys() - Problem.__dataclass_fields__.keys())
+        if not unknown:
+            raise
+        raise InputError(f"{unknown[0]}: is no field of a problem") from error

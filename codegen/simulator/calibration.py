@@ -22,8 +22,7 @@ from ..build_tools.text import count_of
 from ..errors import InputError
 from ..families import Family, family_of, find_family, require_family
 from ..families.family import TimeConstants
-from ..gna.axes import axes_of
-from ..gna.counts import count_tiles
+from ..gna.counts import count_problem
 from ..runtime.config import ANY_HEAD_DIM, KernelConfig
 from ..runtime.core import load_file
 from ..runtime.dtypes import DTYPES
@@ -155,7 +154,7 @@ def fit_constants(runs: Sequence[Run], start: TimeConstants, names: Sequence[str
 def _seconds(constants: TimeConstants, run: Run) -> float:
     padding = family_of(run.config).padding
     tiles = Tiles(run.config.q_tile, run.config.kv_tile)
-    cost = tile_costs(padding, tiles, count_tiles(axes_of(run.problem), tiles.q, tiles.kv))
+    cost = tile_costs(padding, tiles, count_problem(run.problem, tiles.q, tiles.kv))
     return float(model_time(constants, padding, run.problem, OPS[run.config.op], cost).seconds)
 
 

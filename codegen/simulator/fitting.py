@@ -11,14 +11,14 @@ from typing import Literal
 import numpy as np
 
 from ..errors import InputError
-from ..families import Family, require_features
-from ..gna.counts import AnyAxis, axis_counts, pattern_axes
+from ..families import Family
+from ..gna.counts import AnyAxis, axis_counts, extra_tiles, pattern_axes
 from ..gna.flat import BLOCK
 from ..gna.source import BoolArray, IntArray, Tiling
 from ..runtime.op_table import OPS
 from ..runtime.problem import Problem
 from .cost import Costs, Floats, Tiles, costs
-from .simulation import Flat, Simulation, check_tiling, family_for, refusal, simulate_tiles
+from .simulation import Flat, Simulation, check_tiling, family_for, refusal, require_tiling, simulate_tiles
 from .time import model_time
 
 Objective = Literal["time", "work"]
@@ -78,14 +78,13 @@ def fit_problems(
         raise InputError("shapes: of different ranks; fit them rank by rank")
     if objective not in ("time", "work"):
         raise InputError(f"objective: {objective!r} is not time or work")
+    check_tiling(tiling)
     for problem in problems:
-        _require_features(problem, family, tiling)
-    for reason in (refusal(problem, family) for problem in problems):
-        if reason:
+        require_tiling(problem, tiling)
+        if reason := refusal(problem, family):
             raise InputError(reason)
     if not 0 <= within < 10:
         raise InputError(f"within: {within} is not from 0 to 10; 0.05 stands for 5 %")
-    check_tiling(tiling)
     candidates = Candidates.of_family(family, problems)
     all_best, least, serves = [], [], np.zeros(len(candidates), dtype=np.int32)
     for problem in problems:
@@ -113,13 +112,6 @@ def fit_problems(
         best=tuple(map(candidates.tiles, best)),
         loss=tuple(float(worse[row, c]) for row, c in enumerate(use)),
     )
-
-
-def _require_features(problem: Problem, family: Family, tiling: Tiling) -> None:
-    """Raises an InputError for a problem that the family's kernels don't compute, or a tiling that is not for it."""
-    require_features(problem, str(family), family.features)
-    if problem.features() and tiling != "dynamic":
-        raise InputError(f"tiling: {tiling} tiles are for plain windows")
 
 
 def best_of(seconds: Floats, work: Floats, objective: Objective) -> int:
@@ -230,12 +222,15 @@ class Candidates:
                 whole *= values[q] if values.ndim == 1 else values[q, self.kv[self.kv_index, d]]
             return whole
 
-        cost = costs(
-            self.family.padding,
-            self.q.prod(axis=1)[self.q_index],
-            self.kv.prod(axis=1)[self.kv_index],
-            *(product(name) for name in ("q_tiles", "keys", "visited", "interior", "most", "most_interior")),
-        )
+        counted = {name: product(name) for name in ("q_tiles", "keys", "visited", "interior", "most", "most_interior")}
+        columns = self.kv.prod(axis=1)[self.kv_index]
+        if problem.extra_tokens:  # as `count_problem`
+            extra, whole = extra_tiles(problem.extra_tokens, columns)
+            counted["keys"] += counted["q_tiles"] * sum(problem.extra_tokens)
+            for tiles, names in ((extra, ("visited", "most")), (whole, ("interior", "most_interior"))):
+                counted[names[0]] += counted["q_tiles"] * tiles
+                counted[names[1]] += tiles
+        cost = costs(self.family.padding, self.q.prod(axis=1)[self.q_index], columns, **counted)
         return self._seconds(problem, cost), cost.scores
 
     def search(self, problem: Problem, tiling: Tiling, objective: Objective, slack: float) -> tuple[Floats, Floats]:
@@ -258,6 +253,7 @@ class Candidates:
         tables = self._tables(problem, tiling)
         q_tiles = np.prod([table.q_tiles[self.q[:, d]] for d, table in enumerate(tables)], axis=0)
         keys = np.prod([table.keys[self.q[:, d]] for d, table in enumerate(tables)], axis=0)
+        keys = keys + q_tiles * sum(problem.extra_tokens)
         seen = costs(self.family.padding, self.q.prod(axis=1), 1, q_tiles, keys, 0, 0, 0, 0)
         seen = replace(seen, interior_scores=keys * seen.rows, shell_scores=np.zeros_like(keys))
         return self._seconds(problem, seen), seen.scores

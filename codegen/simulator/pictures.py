@@ -14,6 +14,8 @@ import numpy as np
 
 from ..errors import InputError
 from ..gna.axes import Axis
+from ..gna.counts import extra_tiles
+from ..gna.places import Interval, Run, Visited
 from ..gna.plot import (
     BLUE,
     MOST_TILES,
@@ -23,16 +25,13 @@ from ..gna.plot import (
     Floats,
     Kind,
     Visit,
-    describe,
     draw_plane,
-    extents,
     grid_step,
     handle,
-    names,
     save,
     visit,
 )
-from ..gna.source import WindowTiles
+from ..gna.words import describe, extents, names
 from .simulation import Simulation
 
 _LEGEND: dict[Kind, str] = {
@@ -43,7 +42,7 @@ _LEGEND: dict[Kind, str] = {
     "window": "keys that the Q tile's queries see, at least one of them",
     "common": "keys that all of its queries see; KV tiles inside are interior",
     "key": "single keys that they see: dilation skips the tokens between",
-    "past": "past the last token: part of a tile, but no key is there",
+    "past": "past the last token, or before the first: no key is there",
 }
 _TILINGS = {
     "dynamic": "Tiling is dynamic: KV tiles begin where the Q tile's window does.",
@@ -66,7 +65,7 @@ def tiles_figure(simulation: Simulation) -> Any:
     if tiling == "flat":
         raise InputError("tiling: flat tiles are not boxes, there is no picture of them")
     visits = [visit(axis, q, kv, tiling) for axis, q, kv in zip(layout, tiles.q, tiles.kv, strict=True)]
-    title = f"{describe(layout)}\n{tiles}, {tiling} tiling"
+    title = f"{describe(simulation.problem)}\n{tiles}, {tiling} tiling"
     draw = (_draw_line, _draw_map, _draw_slices)[len(layout) - 1]
     width, height = _body_size(visits)
     figure, body, foot = page(title, _tiles_caption(simulation, visits), width, height)
@@ -85,8 +84,8 @@ def _tiles_caption(simulation: Simulation, visits: Sequence[Visit]) -> list[str]
     interior = prod(axis.interior_count for axis in visits)
     drawn = (
         f"The Q tile drawn, the one nearest to the middle, visits {visited:,} KV tile{'s'[: visited > 1]}: "
-        f"{interior:,} interior and {visited - interior:,} shell. All {counts.q_tiles:,} Q tiles together visit "
-        f"{counts.visited:,}: {counts.interior:,} interior and {counts.shell:,} shell."
+        f"{interior:,} interior and {visited - interior:,} shell.{_extra(simulation)} All {counts.q_tiles:,} Q tiles "
+        f"together visit {counts.visited:,}: {counts.interior:,} interior and {counts.shell:,} shell."
     )
     bounds = (
         f"Speed-up over dense attention: at most {simulation.work_bound:,.2f}x with these tiles (work bound), at most "
@@ -96,6 +95,8 @@ def _tiles_caption(simulation: Simulation, visits: Sequence[Visit]) -> list[str]
     if simulation.perfectly_block_sparse:
         masks = "Perfectly block-sparse: no KV tile of any Q tile needs a mask."
     lines = [drawn, bounds, f"{masks} {_TILINGS[simulation.tiling]}"]
+    if any(len(axis.visited.runs) > 1 for axis in visits):
+        lines.append("Keys of a sink, or on the other side of a seam where keys wrap around, have tiles of their own.")
     dilation = [axis.axis.dilation for axis in visits]
     if prod(dilation) > 1:
         lines.append(
@@ -111,12 +112,22 @@ def _tiles_caption(simulation: Simulation, visits: Sequence[Visit]) -> list[str]
     return lines
 
 
+def _extra(simulation: Simulation) -> str:
+    """What the picture leaves out: extra keys have no place in the grid."""
+    tokens = simulation.problem.extra_tokens
+    if not tokens:
+        return ""
+    visited, _ = extra_tiles(tokens, prod(simulation.tiles.kv))
+    keys = " and ".join(f"{n:,}" for n in tokens)
+    return f" Beside them it visits {visited:,} of the {keys} extra keys, which lie nowhere in the grid."
+
+
 def page(title: str, caption: Sequence[str], width: float, height: float) -> tuple[Any, Any, Any]:
     """A figure with its heading, and the parts of it where the plots (of this size, in inches) and the legend go."""
     from matplotlib.figure import Figure
 
     lines = [line for text in caption for line in wrap(text, int(14.5 * width))]
-    heads = title.split("\n")
+    heads = [line for text in title.split("\n") for line in wrap(text, int(9.5 * width))]
     head, foot = 0.15 + 0.24 * len(heads) + 0.19 * len(lines), 1.0
     figure: Any = Figure(figsize=(width, head + height + foot), layout="constrained")
     top, body, bottom = figure.subfigures(3, 1, height_ratios=(head, height, foot))
@@ -143,18 +154,18 @@ def _body_size(visits: Sequence[Visit]) -> tuple[float, float]:
 
 def _view(axis: Visit) -> tuple[float, float]:
     """From where to where to draw an axis: all of it, or what is visited and some margin."""
-    spans = [axis.span(interval) for interval in (axis.tiles, axis.q_tile)]
+    spans = [axis.span(interval) for interval in (*axis.spans, axis.q_tile)]
     begin, end = min(span[0] for span in spans), max(span[1] for span in spans)
     margin = 0.15 * (end - begin)
-    if end - begin > 0.5 * axis.axis.length:
+    if end - begin > 0.5 * axis.tokens:
         begin, end, margin = min(begin, -0.5), max(end, axis.last), 0
-    begin, end = max(begin - margin, -0.5), min(end + margin, max(end, axis.last))
+    begin, end = max(begin - margin, min(begin, -0.5)), min(end + margin, max(end, axis.last))
     border = 0.015 * (end - begin)
     return begin - border, end + border
 
 
 def _is_zoomed(*visits: Visit) -> bool:
-    return any(view[1] - view[0] < axis.axis.length for axis in visits for view in [_view(axis)])
+    return any(view[1] - view[0] < axis.tokens for axis in visits for view in [_view(axis)])
 
 
 def _true_to_scale(height: float, width: float) -> bool:
@@ -174,7 +185,7 @@ def _set_axes(plot: Any, rows: Visit, columns: Visit, y: str, x: str) -> None:
     (top, bottom), (left, right) = _view(rows), _view(columns)
     plot.set(ylim=(bottom, top), xlim=(left, right), facecolor="#f4f4f4")
     plot.set_aspect("equal" if _true_to_scale(bottom - top, right - left) else "auto")
-    _set_ticks(plot, y, x, 5 if max(rows.axis.length, columns.axis.length) < 10_000 else 2)
+    _set_ticks(plot, y, x, 5 if max(rows.tokens, columns.tokens) < 10_000 else 2)
 
 
 def _set_ticks(plot: Any, y: str, x: str, number: int) -> None:
@@ -190,7 +201,7 @@ def _draw_whole(plot: Any, rows: Visit, columns: Visit, y: str, x: str) -> None:
     """The whole plane, and which part of it the other plots show."""
     from matplotlib.patches import Rectangle
 
-    height, width = rows.axis.length, columns.axis.length
+    height, width = rows.tokens, columns.tokens
     (top, bottom), (left, right) = _view(rows), _view(columns)
     plot.add_patch(Rectangle((-0.5, -0.5), width, height, facecolor="white", edgecolor="black"))
     plot.add_patch(
@@ -239,11 +250,7 @@ def _draw_line(body: Any, visits: Sequence[Visit]) -> set[Kind]:
     plot = plots[-1]
     queries = _query_rows(axis)
     drawn |= draw_plane(plot, queries, axis, ("interior", "shell"))
-    positions = np.arange(axis.q_tile[0], min(axis.q_tile[1], axis.length))
-    windows = WindowTiles(axis.axis.group(0)).row(positions)
-    y = np.repeat(axis.edges(np.append(positions, positions[-1] + 1)), 2)[1:-1]
-    left, right = (np.repeat(axis.edges(keys), 2) for keys in windows)
-    plot.fill_betweenx(y, left, right, zorder=10, gid="windows", **STYLES["window"])
+    _draw_staircases(plot, axis)
     _set_axes(plot, queries, axis, "query", "key")
     plot.xaxis.get_major_locator().set_params(nbins=6)  # as the strip above
     plot.set_aspect("auto")
@@ -251,10 +258,23 @@ def _draw_line(body: Any, visits: Sequence[Visit]) -> set[Kind]:
     return drawn
 
 
+def _draw_staircases(plot: Any, axis: Visit) -> None:
+    """The keys that each query of the Q tile sees: a staircase for each interval of them, from the left."""
+    number = min(axis.row + axis.q_tile[1] - axis.q_tile[0], axis.places.queries) - axis.row
+    windows = [axis.places.window(axis.row + i) for i in range(number)]
+    y = np.repeat(axis.edges(axis.q_tile[0] + np.arange(number + 1)), 2)[1:-1]
+    for index in range(max(map(len, windows))):
+        has = np.repeat([len(window) > index for window in windows], 2)
+        pairs = np.array([window[index] if len(window) > index else (0, 0) for window in windows])
+        left, right = (np.repeat(axis.edges(keys), 2) for keys in pairs.T)
+        plot.fill_betweenx(y, left, right, where=has, zorder=10, gid="windows", **STYLES["window"])
+
+
 def _query_rows(axis: Visit) -> Visit:
     """The queries of the Q tile as the rows of a plane, all in one."""
-    rows = axis.q_tile
-    return replace(axis, kv_extent=rows[1] - rows[0], window=rows, common=rows, tiles=rows, interior=rows)
+    begin, end = axis.q_tile
+    one = Visited((Run(begin, end - begin, 1, (0, 1)),), 1, 1, (axis.q_tile,), (axis.q_tile,))
+    return replace(axis, visited=one)
 
 
 def _draw_zoomed(plot: Any, rows: Visit, columns: Visit, kinds: Collection[Kind], y: str, x: str) -> set[Kind]:
@@ -262,7 +282,9 @@ def _draw_zoomed(plot: Any, rows: Visit, columns: Visit, kinds: Collection[Kind]
     drawn = draw_plane(plot, rows, columns, kinds)
     _set_axes(plot, rows, columns, y, x)
     (top, bottom), (left, right) = rows.span(rows.q_tile), columns.span(columns.q_tile)
-    share = max((axis.q_tile[1] - axis.q_tile[0]) / (axis.tiles[1] - axis.tiles[0]) for axis in (rows, columns))
+    share = max(
+        (axis.q_tile[1] - axis.q_tile[0]) / sum(end - begin for begin, end in axis.spans) for axis in (rows, columns)
+    )
     if "q_tile" in kinds and share < 0.02:
         _point_at(plot, (left + right) / 2, (top + bottom) / 2, "Q tile", ORANGE)
     return drawn
@@ -283,17 +305,20 @@ def _draw_map(body: Any, visits: Sequence[Visit]) -> set[Kind]:
 def _slices(visits: Sequence[Visit]) -> list[tuple[int, int, frozenset[Kind]]]:
     """Runs [begin, end) of positions along t whose slices look alike, and the kinds of things that they hold."""
     outer = visits[0]
-    interior = outer.interior if all(axis.interior_count for axis in visits) else (0, 0)
-    intervals: dict[Kind, tuple[int, int]] = {
-        "interior": interior,
-        "window": outer.window,
-        "q_tile": outer.q_tile,
-    }
-    begin, end = outer.tiles[0], min(outer.tiles[1], outer.length)
-    cuts = sorted({begin, end, *(cut for pair in intervals.values() for cut in pair if begin < cut < end)})
+    kinds: tuple[Kind, ...] = ("interior", "window", "q_tile")
+    intervals: dict[Kind, Sequence[Interval]] = {kind: outer.intervals(kind) for kind in kinds}
+    if not all(axis.interior_count for axis in visits):
+        intervals["interior"] = ()
+    spans = [(max(begin, 0), min(end, outer.places.length)) for begin, end in outer.spans]
+    edges = {cut for some in (spans, *intervals.values()) for pair in some for cut in pair}
     return [
-        (first, last, frozenset(kind for kind, (low, high) in intervals.items() if low <= first < high))
-        for first, last in pairwise(cuts)
+        (
+            first,
+            last,
+            frozenset(kind for kind, some in intervals.items() if any(low <= first < high for low, high in some)),
+        )
+        for first, last in pairwise(sorted(edges))
+        if any(begin <= first < end for begin, end in spans)
     ]
 
 
@@ -332,9 +357,9 @@ def _draw_slices(body: Any, visits: Sequence[Visit]) -> set[Kind]:
 def _tokens_of(outer: Visit, first: int, last: int) -> str:
     dilation = outer.axis.dilation
     if last - first == 1:
-        return f"t = {first * dilation}"
+        return f"t = {outer.places.token(first)}"
     step = f" in steps of {dilation}" if dilation > 1 else ""
-    return f"t = {first * dilation} to {(last - 1) * dilation}{step}"
+    return f"t = {outer.places.token(first)} to {outer.places.token(last - 1)}{step}"
 
 
 def _about(kinds: Collection[Kind]) -> str:

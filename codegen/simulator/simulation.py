@@ -6,10 +6,18 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Literal
 
-from ..errors import InputError, as_input_error
-from ..families import Family, choose_family, families
-from ..gna.axes import Axis, axes_of
-from ..gna.counts import TileCounts, axis_counts, count_tiles, visible_pairs
+from ..errors import InputError
+from ..families import Family, families, families_of, feature_fault, require_family
+from ..gna.axes import axes_of
+from ..gna.counts import (
+    AnyAxis,
+    TileCounts,
+    axis_counts,
+    count_problem,
+    extra_tiles,
+    pattern_axes,
+    seen_pairs,
+)
 from ..gna.flat import count_flat_tiles
 from ..gna.source import Tiling
 from ..runtime.config import KernelConfig
@@ -30,8 +38,9 @@ class Simulation:
         problem, family, tiles, tiling: what was simulated.
         fitted: whether the tiles were fitted, not given.
         counts: Q tiles, and KV tiles that they visit, of one batch entry and head.
-        worst_static: KV tiles of the Q tile that visits the most with KV tiles on a grid.
-        time, dense_seconds: modelled, of this problem and of dense attention over the same tokens.
+        worst_static: KV tiles of the Q tile that visits the most with KV tiles on a grid; None where a window is not
+            plain, which the paper has no bound of.
+        time, dense_seconds: modelled, of this problem and of dense attention to the same keys.
     """
 
     problem: Problem
@@ -40,14 +49,14 @@ class Simulation:
     tiling: Tiling | Flat
     fitted: bool
     counts: TileCounts
-    worst_static: int
+    worst_static: int | None
     time: Time = field(repr=False)
     dense_seconds: float
 
     @property
-    def axes(self) -> tuple[Axis, ...]:
+    def axes(self) -> tuple[AnyAxis, ...]:
         """The token dimensions."""
-        return axes_of(self.problem)
+        return pattern_axes(self.problem)
 
     @property
     def arch(self) -> str:
@@ -56,21 +65,26 @@ class Simulation:
 
     @property
     def sparsity(self) -> float:
-        """Share of all pairs of tokens that is masked out."""
+        """Share of all pairs of a query and a key that is masked out."""
         return 1 - 1 / self.flop_speedup
 
     @property
     def flop_speedup(self) -> float:
-        """FLOP-wise bound: all pairs of tokens over visible pairs."""
-        return self.problem.token_count**2 / visible_pairs(self.axes)
+        """FLOP-wise bound: all pairs of a query and a key over visible pairs; extra keys count in both."""
+        return self.problem.pair_count / seen_pairs(self.problem)
 
     @property
-    def paper_bound(self) -> float:
-        """The bound of the GNA paper (section 3.2): all KV tiles over those that the worst Q tile visits, on a grid."""
+    def paper_bound(self) -> float | None:
+        """The bound of the GNA paper (section 3.2): all KV tiles over those that the worst Q tile visits, on a grid.
+        None where a window is not plain."""
+        if self.worst_static is None:
+            return None
         lengths = [axis.length for axis in self.axes]
         if self.tiling == "flat":
             lengths = [prod(lengths)]
-        return prod(-(-n // kv) for n, kv in zip(lengths, self.tiles.kv, strict=True)) / self.worst_static
+        extra, _ = extra_tiles(self.problem.extra_tokens, prod(self.tiles.kv))
+        every = prod(-(-n // kv) for n, kv in zip(lengths, self.tiles.kv, strict=True)) + int(extra)
+        return every / self.worst_static
 
     @property
     def work_bound(self) -> float:
@@ -79,7 +93,7 @@ class Simulation:
         rows = padding.padded_rows(prod(self.tiles.q))
         columns = padding.padded_columns(prod(self.tiles.kv))
         computed = self.counts.keys if padding.clips else self.counts.visited * columns
-        return self.problem.token_count**2 / (computed * rows)
+        return self.problem.pair_count / (computed * rows)
 
     @property
     def perfectly_block_sparse(self) -> bool:
@@ -124,12 +138,15 @@ class Simulation:
 
 
 def refusal(problem: Problem, family: Family, tiles: Tiles | None = None, tiling: Tiling | Flat = "dynamic") -> str:
-    """Why ``family`` can have no kernel with these tiles (None: with any) for this problem; empty if it can.
+    """Why ``family`` has no kernel with these tiles (None: with any) that computes this problem; empty if it can.
 
     Raises:
         InputError: the tiles have not one positive extent per dimension.
     """
-    return "; ".join(f"{field}: {reason}" for field, reason in family.faults(_config(problem, family, tiles, tiling)))
+    faults = [*family.faults(_config(problem, family, tiles, tiling))]
+    if lacked := feature_fault(problem, str(family), family.features):
+        faults.append(lacked)
+    return "; ".join(f"{field}: {reason}" for field, reason in faults)
 
 
 def _config(problem: Problem, family: Family, tiles: Tiles | None, tiling: Tiling | Flat) -> KernelConfig:
@@ -159,18 +176,23 @@ def family_for(
     tiling: Tiling | Flat = "dynamic",
 ) -> Family:
     """The family to simulate: the one of this arch and variant. Without a variant, of those of the arch the first that
-    can have a kernel with these tiles (None: with any); without an arch, likewise of those for GPUs.
+    can have a kernel with these tiles (None: with any) for the problem; without an arch, likewise of those for GPUs,
+    and of others where no GPU's has the features that the problem needs.
 
     Raises:
         InputError: there is none.
     """
     op = FORWARD.name
     if arch is not None:
-        return choose_family(op, arch, variant, lambda family: _config(problem, family, tiles, tiling))
+        named = require_family(op, arch, variant)
+        own = [named] if variant is not None else families_of(op, arch)
+        return next((family for family in own if not refusal(problem, family, tiles, tiling)), named)
     candidates = [family for family in families() if family.op == op and family.target.is_gpu]
     candidates = [family for family in candidates if variant in (None, family.variant)]
     if not candidates:
         raise InputError(f"variant: no GPU has a kernel family {variant!r}")
+    if variant is None and all(feature_fault(problem, str(family), family.features) for family in candidates):
+        candidates += [family for family in families() if family.op == op and not family.target.is_gpu]
     refusals = {family: refusal(problem, family, tiles, tiling) for family in candidates}
     for family, reason in refusals.items():
         if not reason:
@@ -186,21 +208,21 @@ def simulate_tiles(
     Raises:
         InputError: no kernel of the family can have them, it has no time constants, or the tiling is unknown.
     """
-    require_plain(problem)
-    if tiling != "flat":
-        check_tiling(tiling)
+    require_tiling(problem, tiling)
     reason = refusal(problem, family, tiles, tiling)
     if reason:
         raise InputError(reason)
-    constants = family.time_constants()
-    axes, op = axes_of(problem), OPS[family.op]
+    constants, op = family.time_constants(), OPS[family.op]
+    axes, worst = pattern_axes(problem), None
     if tiling == "flat":
-        counts = count_flat_tiles(axes, tiles.q[0], tiles.kv[0])
+        counts = count_flat_tiles(axes_of(problem), tiles.q[0], tiles.kv[0])
         worst = counts.most
     else:
-        counts = count_tiles(axes, tiles.q, tiles.kv, tiling)
-        extents = zip(axes, tiles.q, tiles.kv, strict=True)
-        worst = prod(int(axis_counts(axis, q, [kv], "static").most[0]) for axis, q, kv in extents)
+        counts = count_problem(problem, tiles.q, tiles.kv, tiling)
+        if is_plain(problem):
+            extents = zip(axes, tiles.q, tiles.kv, strict=True)
+            worst = prod(int(axis_counts(axis, q, [kv], "static").most[0]) for axis, q, kv in extents)
+            worst += extra_tiles(problem.extra_tokens, prod(tiles.kv))[0]
     return Simulation(
         problem=problem,
         family=family,
@@ -214,10 +236,19 @@ def simulate_tiles(
     )
 
 
-def require_plain(problem: Problem) -> None:
-    """Raises an InputError unless ``problem`` is plain GNA; names the feature that it needs beyond."""
-    with as_input_error():
-        problem.require_features((), "the simulator")
+def is_plain(problem: Problem) -> bool:
+    """Whether its windows are plain GNA; there may be extra keys beside them."""
+    return set(problem.features()) <= {"extra_keys"}
+
+
+def require_tiling(problem: Problem, tiling: str) -> None:
+    """Raises an InputError unless ``tiling`` is one, and for the problem."""
+    if tiling != "flat":
+        check_tiling(tiling)
+    if problem.features() if tiling == "flat" else tiling == "static" and not is_plain(problem):
+        raise InputError(
+            f"tiling: {tiling} tiles are for plain windows; {problem} needs {', '.join(problem.features())}"
+        )
 
 
 def check_tiling(tiling: str) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ..gna.plot import BLUE, ORANGE, YELLOW, describe, extents, save
+from ..gna.plot import BLUE, ORANGE, YELLOW, save
+from ..gna.words import describe, extents
 from .pictures import label_above, page
 from .simulation import Simulation
 
@@ -32,7 +33,7 @@ def sweep_figure(sweep: Sequence[Simulation]) -> Any:
     masked = np.array([not simulation.perfectly_block_sparse for simulation in sweep])
     device = sweep[0].family.time_constants().device
     figure, body, foot = page(
-        f"{describe(sweep[0].axes, stride=False)}\nSpeed-up against stride",
+        f"{describe(sweep[0].problem, stride=False)}\nSpeed-up against stride",
         _sweep_caption(sweep),
         max(10, 2 + 0.32 * len(sweep)),
         5.6,
@@ -119,7 +120,7 @@ def _sweep_caption(sweep: Sequence[Simulation]) -> list[str]:
     lines = [advice, f"Above the plot: each stride, and its modelled speed-up. Tiling is {sweep[0].tiling}, {which}."]
     if not any(simulation.perfectly_block_sparse for simulation in sweep):
         lines.append("No stride of these is perfectly block-sparse: all need masks.")
-    if any(axis.causal for axis in sweep[0].axes):
+    if any(sweep[0].problem.causal):
         lines.append("Causal windows shrink as strides grow, so each stride has a FLOP bound of its own.")
     if any(simulation.model_speedup > simulation.flop_speedup for simulation in sweep):
         lines.append("The model may pass the bounds: its dense attention also wastes time, which bounds don't count.")

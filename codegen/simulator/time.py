@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
@@ -75,9 +76,10 @@ def model_time(constants: TimeConstants, padding: Padding, problem: Problem, op:
 
 
 def dense_time(constants: TimeConstants, padding: Padding, problem: Problem, op: Op) -> float:
-    """Modelled seconds of dense attention over the same tokens, by a kernel of the same family."""
+    """Modelled seconds of dense attention to the same keys, extra ones included, by a kernel of the same family."""
     rows = constants.dense_rows
-    q_tiles, kv_tiles = -(-problem.token_count // rows), -(-problem.token_count // _DENSE_COLUMNS)
+    q_tiles = -(-problem.token_count // rows)
+    kv_tiles = sum(-(-n // _DENSE_COLUMNS) for n in (prod(problem.kv_tokens or problem.tokens), *problem.extra_tokens))
     tiles = q_tiles * kv_tiles
     cost = costs(padding, rows, _DENSE_COLUMNS, q_tiles, tiles * _DENSE_COLUMNS, tiles, tiles, kv_tiles, kv_tiles)
     return float(model_time(constants, padding, problem, op, cost).seconds)

@@ -12,10 +12,21 @@ from pydantic_core import ErrorDetails
 
 from ..build_tools.files import open_regular, read_at_most
 from ..errors import InputError
-from .model import KernelEntry, Shape, Spec, Tile
+from .model import HeadWindow, KernelEntry, Shape, Spec, Tile
 from .yaml import MAX_BYTES, MAX_REPORTED, Document, YamlPath, did_you_mean, input_error, path_text, quote, read_yaml
 
-__all__ = ["KernelEntry", "Shape", "Spec", "Tile", "json_schema", "load_spec", "parse_spec", "presets", "spec_of"]
+__all__ = [
+    "HeadWindow",
+    "KernelEntry",
+    "Shape",
+    "Spec",
+    "Tile",
+    "json_schema",
+    "load_spec",
+    "parse_spec",
+    "presets",
+    "spec_of",
+]
 
 
 def load_spec(source: str | Path) -> Spec:
@@ -81,7 +92,7 @@ def presets() -> dict[str, str]:
     files = [file for file in resources.files("gnaforge.presets").iterdir() if file.name.endswith(".yaml")]
     return {
         file.name.removesuffix(".yaml"): file.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
-        for file in sorted(files, key=lambda file: file.name)
+        for file in sorted(files, key=lambda file: file.name.removesuffix(".yaml"))
     }
 
 
@@ -111,7 +122,7 @@ def _read(path: Path) -> bytes:
         raise InputError(f"can't read {quote(str(path))}: {getattr(error, 'strerror', None) or error}") from error
 
 
-_MODELS: dict[object, type[BaseModel]] = {"kernels": KernelEntry, "tiles": Tile, "shapes": Shape}
+_MODELS: dict[object, type[BaseModel]] = {"kernels": KernelEntry, "tiles": Tile, "shapes": Shape, "windows": HeadWindow}
 
 
 def _model_at(path: YamlPath) -> type[BaseModel]:
@@ -156,7 +167,8 @@ def _add_faults(document: Document, error: ValidationError) -> None:
             found.append((document.values[at], path, detail))
         elif at not in unreadable:
             positions = document.names if detail["type"] == "extra_forbidden" else document.values
-            found.append((positions[at], at, detail))
+            unwritten = len(path) > len(at) and isinstance(path[len(at)], str)  # a field that should be there
+            found.append((positions[at], path if unwritten else at, detail))
     found.sort(key=lambda item: item[0])
     for position, path, detail in found[:MAX_REPORTED]:  # suggestions take time: only what is shown gets its text
         document.add(position, path, _text(detail))

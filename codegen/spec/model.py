@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from itertools import product
 from math import gcd, prod
 from typing import Annotated, Any, TypeVar
@@ -15,13 +16,14 @@ from pydantic import (
     Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
+    ModelWrapValidatorHandler,
     PlainValidator,
     WithJsonSchema,
     model_validator,
 )
 from pydantic_core import PydanticCustomError, core_schema
 
-from ..families import TARGETS, Family, choose_family, families, families_of, faults_of, find_family
+from ..families import TARGETS, Family, families, families_of, faults_of, feature_fault, find_family
 from ..runtime.config import ANY_HEAD_DIM, OPS, KernelConfig
 from ..runtime.dtypes import DTYPES
 from ..runtime.problem import Problem
@@ -133,15 +135,18 @@ class _OrAuto:
 
 
 class _Listed:
-    """Metadata of a tuple field: a list in YAML, not empty; with ``or_one``, also its only element bare."""
+    """Metadata of a tuple field: a list in YAML, not empty, of at most so many entries; with ``or_one``, also its only
+    element bare."""
 
-    def __init__(self, *, or_one: bool) -> None:
-        self.or_one = or_one
+    def __init__(self, *, or_one: bool, most: int | None = None) -> None:
+        self.or_one, self.most = or_one, most
 
     def convert(self, value: Any) -> Any:
         # Not pydantic's own min_length: that counts valid elements only, and blames the list for them.
         if value in ([], ()):
             raise _wrong("is an empty list; allowed: at least one entry")
+        if self.most is not None and isinstance(value, list | tuple) and len(value) > self.most:
+            raise _wrong(f"{quote(value)} has {len(value)} entries; at most {self.most}")
         if isinstance(value, list):
             return tuple(value)
         return (value,) if self.or_one and not isinstance(value, tuple) else value
@@ -152,7 +157,7 @@ class _Listed:
     def __get_pydantic_json_schema__(
         self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        array = {**handler(schema), "minItems": 1}
+        array = {**handler(schema), "minItems": 1, **({} if self.most is None else {"maxItems": self.most})}
         return {"anyOf": [array["items"], array]} if self.or_one else array
 
 
@@ -178,6 +183,7 @@ _Direction = Annotated[str, _OneOf("direction", _available_directions, planned=_
 _Variant = Annotated[str, _OneOf("variant", _variants)]
 _Edge = Annotated[str, _OneOf("edge", lambda: EDGES)]
 _Number = Annotated[int, Field(ge=0, le=MAX_EXTENT)]
+_Offset = Annotated[int, Field(ge=-MAX_EXTENT, le=MAX_EXTENT)]
 _Causal = Annotated[
     bool | str,
     PlainValidator(_causal),
@@ -205,11 +211,32 @@ class Tile(_Model):
     kv: _Axis[_Count] = Field(description="Extents of the key/value tile.")
 
 
+_DEFAULT_CAUSAL: ContextVar[tuple[bool | str, ...] | None] = ContextVar("causal of the entry being read", default=())
+"""Of shapes that don't say it; None where the entry's is no list of causal kinds, so that nobody knows."""
+
+_OF_WINDOW = ("window", "stride", "dilation", "causal", "edge", "sink")
+_OF_RANGE = ("grid", "q_offset", "kv_tokens", "kv_offset", "kv_sink")
+
+
+class HeadWindow(_Model):
+    """The window of some of a shape's heads; what it leaves out is as the shape has it."""
+
+    heads: _Count = Field(description="So many heads, the next ones.")
+    window: _Axis[_Count] = Field(description="Keys that their queries see along each dimension.")
+    stride: _Axis[_Count] = Field(default_factory=tuple, description="As the shape's.")
+    dilation: _Axis[_Count] = Field(default_factory=tuple, description="As the shape's.")
+    causal: _Axis[_Causal] = Field(default_factory=tuple, description="As the shape's.")
+    edge: _Axis[_Edge] = Field(default_factory=tuple, description="As the shape's.")
+    sink: _Axis[_Number] = Field(default_factory=tuple, description="As the shape's.")
+
+
 class Shape(_Model):
     """A problem that the kernels are for. Feeds tile fitting and checks; kernels also run other shapes."""
 
     tokens: _Axis[_Count] = Field(description="Tokens along each dimension, outermost first.")
-    window: _Axis[_Count] = Field(description="Keys that a query sees along each dimension.")
+    window: _Axis[_Count] = Field(
+        default_factory=tuple, description="Keys that a query sees along each dimension; required without windows."
+    )
     stride: _Axis[_Count] = Field(
         default_factory=tuple, description="Consecutive queries that share a window; default 1 everywhere."
     )
@@ -228,7 +255,29 @@ class Shape(_Model):
     sink: _Axis[_Number] = Field(
         default_factory=tuple, description="First tokens that are seen beside the window; default 0 everywhere."
     )
-    heads: _Count = Field(default=1, description="Query heads.")
+    windows: _List[HeadWindow] = Field(
+        default_factory=tuple,
+        description="In place of window: windows of some heads each, a problem of its own for fitting, checks and "
+        "bounds.",
+    )
+    grid: _Axis[_Count] = Field(
+        default_factory=tuple,
+        description="Tokens that windows are laid in, where queries or keys are a part of them; default: the keys'.",
+    )
+    q_offset: _Axis[_Number] = Field(
+        default_factory=tuple, description="Where in the grid the queries begin; default 0."
+    )
+    kv_tokens: _Axis[_Count] = Field(default_factory=tuple, description="Tokens of the keys; default: as tokens.")
+    kv_offset: _Axis[_Offset] = Field(default_factory=tuple, description="Where in the grid the keys begin; default 0.")
+    kv_sink: _Axis[_Number] = Field(
+        default_factory=tuple,
+        description="So many keys are the grid's first, the others begin at kv_offset; default 0.",
+    )
+    extra_tokens: Annotated[tuple[_Count, ...], _Listed(or_one=True, most=2)] = Field(
+        default_factory=tuple,
+        description="Keys that all queries see beside their window, such as a text's: one piece, or a list of two.",
+    )
+    heads: _Count = Field(default_factory=int, description="Query heads; default 1, or those of the windows.")
     kv_heads: _Count = Field(
         default_factory=int,
         description="Key/value heads, a divisor of heads (GQA, MQA); default: as many as heads.",
@@ -237,36 +286,82 @@ class Shape(_Model):
 
     @model_validator(mode="after")
     def _complete(self) -> Shape:
-        ones = (1,) * len(self.tokens)
-        object.__setattr__(self, "stride", self.stride or ones)
-        object.__setattr__(self, "dilation", self.dilation or ones)
-        object.__setattr__(self, "kv_heads", self.kv_heads or self.heads)
-        object.__setattr__(self, "edge", self.edge or ("shift",) * len(self.tokens))
-        object.__setattr__(self, "sink", self.sink or (0,) * len(self.tokens))
-        _refuse([*self.extent_faults(), *self._head_faults()])
+        rank = len(self.tokens)
+        default = _DEFAULT_CAUSAL.get()
+        heads = sum(each.heads for each in self.windows) or 1
+        if not (self.window or self.windows):
+            _refuse([(("window",), "is required")])
+        if self.window and self.windows:
+            _refuse([(("windows",), "can't be given beside window, which all heads have")])
+        if self.windows and self.heads not in (0, heads):
+            _refuse([(("heads",), f"{self.heads} is not the {heads} heads of the windows together")])
+        for name, value in (
+            ("stride", (1,) * rank),
+            ("dilation", (1,) * rank),
+            ("causal", default or ()),
+            ("edge", ("shift",) * rank),
+            ("sink", (0,) * rank),
+            ("heads", heads),
+            ("kv_heads", self.heads or heads),
+        ):
+            object.__setattr__(self, name, getattr(self, name) or value)
+        extents = [] if default is None and not self.causal else self.extent_faults()
+        _refuse([*extents, *self._head_faults()])
         return self
 
+    @property
+    def parts(self) -> tuple[Shape, ...]:
+        """The shape; of one with windows for some heads each, those with their heads, in that order."""
+        if not self.windows:
+            return (self,)
+        return tuple(part for part, _ in self._parts())
+
+    def _parts(self) -> Iterator[tuple[Shape, int]]:
+        """A shape for each of the windows, and the number of its first head."""
+        group, first = self.heads // self.kv_heads, 0
+        for each in self.windows:
+            given = {name: getattr(each, name) or getattr(self, name) for name in _OF_WINDOW}
+            kv_heads = max(each.heads // group, 1)
+            yield self.model_copy(update={**given, "windows": (), "heads": each.heads, "kv_heads": kv_heads}), first
+            first += each.heads
+
     def problem(self, **fields: Any) -> Problem:
-        """The problem that the shape is; ``fields`` add to its own, or take their place.
+        """The problem that the shape is, one of `parts`; ``fields`` add to its own, or take their place.
 
         Raises:
             ProblemError: they don't fit each other.
         """
-        own = {name: getattr(self, name) for name in type(self).model_fields}
-        return Problem(**{**own, "causal": self.causal or False, **fields})
+        own = {name: getattr(self, name) for name in type(self).model_fields if name != "windows"}
+        return Problem(**{**{name: value for name, value in own.items() if value != ()}, **fields})
 
     def extent_faults(self) -> Iterator[Fault]:
         """The rules that a dimension breaks."""
+        if not self.windows:
+            yield from self._dimension_faults()
+        for index, (part, _) in enumerate(self._parts() if self.windows else ()):
+            for path, text in part._dimension_faults():
+                own = getattr(self.windows[index], str(path[0]), ())
+                yield (("windows", index, *path) if own else path), text
+
+    def _dimension_faults(self) -> Iterator[Fault]:
         # Columns of unequal length end at the shortest: their entry reports the length.
-        causal = self.causal or (False,) * len(self.tokens)
-        columns = zip(self.tokens, self.window, self.stride, self.dilation, causal, self.edge, self.sink, strict=False)
-        for dim, extents in enumerate(columns):
-            for fault in dimension_faults(Dimension(*extents), dim):
+        names = ("tokens", *_OF_WINDOW, *_OF_RANGE)
+        columns = {name: values for name in names if (values := getattr(self, name))}
+        for dim in range(min(map(len, columns.values()))):
+            axis = Dimension(**{name: values[dim] for name, values in columns.items()})
+            for fault in dimension_faults(axis, dim):
                 yield (fault.field, dim), fault.text
 
     def _head_faults(self) -> Iterator[Fault]:
-        for fault in head_faults(self.heads, self.kv_heads):
+        faults = [*head_faults(self.heads, self.kv_heads)]
+        for fault in faults:
             yield (fault.field,), fault.text
+        group = self.heads // self.kv_heads if not faults else 1
+        for index, (part, first) in enumerate(self._parts() if self.windows and not faults else ()):
+            last = first + part.heads - 1
+            if first // group != last // group and (first % group or part.heads % group):
+                text = f"heads {first} to {last} share heads of K and V, {group} each, with others"
+                yield ("windows", index, "heads"), f"{text}; allowed: a multiple of {group}, or some of one head's"
 
 
 class KernelEntry(_Model):
@@ -295,6 +390,9 @@ class KernelEntry(_Model):
         default_factory=lambda: ("",),  # no default in the JSON Schema: an editor has no name for it
         description="Kernel family, where an arch has several; default: the first that can have the kernel.",
     )
+    arch: _Axis[_Arch] = Field(
+        default_factory=tuple, description="Of the spec's architectures, those of this entry; default: all."
+    )
     shapes: _List[Shape] = Field(default_factory=tuple, description="Problems that the kernels are for.")
 
     @model_validator(mode="after")
@@ -303,13 +401,27 @@ class KernelEntry(_Model):
         if ANY_HEAD_DIM in self.head_dim and self.value_head_dim:
             faults.append((("value_head_dim",), "can't be given beside head_dim any, which leaves both open"))
         _refuse(faults)
-        for shape in self.shapes:
-            causal = shape.causal or self.causal or (False,) * len(shape.tokens)
-            object.__setattr__(shape, "causal", causal)
-        if self.causal:  # which a shape by itself does not know
-            found = [(i, fault) for i, shape in enumerate(self.shapes) for fault in shape.extent_faults()]
-            _refuse([(("shapes", i, *path), text) for i, (path, text) in found])
+        late = [(i, shape) for i, shape in enumerate(self.shapes) if not shape.causal]  # made before this entry was
+        for _, shape in late:
+            object.__setattr__(shape, "causal", self.causal or (False,) * len(shape.tokens))
+        found = [(i, fault) for i, shape in late for fault in shape.extent_faults()]
+        _refuse([(("shapes", i, *path), text) for i, (path, text) in found])
         return self
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _lend_causal(cls, value: Any, handler: ModelWrapValidatorHandler[KernelEntry]) -> KernelEntry:
+        """Validates the entry while its shapes, which are validated before it, know its causal kinds."""
+        token = _DEFAULT_CAUSAL.set(_causal_kinds(value.get("causal", ())) if isinstance(value, dict) else ())
+        try:
+            return handler(value)
+        finally:
+            _DEFAULT_CAUSAL.reset(token)
+
+    @property
+    def problems(self) -> tuple[Shape, ...]:
+        """The shapes; in place of one with windows for some heads each, its parts."""
+        return tuple(part for shape in self.shapes for part in shape.parts)
 
     def _length_faults(self) -> Iterator[Fault]:
         known = sorted(set(self.rank))
@@ -342,9 +454,12 @@ class KernelEntry(_Model):
             if own not in known:
                 yield fault(("shapes", i, "tokens"), shape.tokens, ranks)
             rank = own if own in known else known[0]
-            for field in ("window", "stride", "dilation", "causal", "edge", "sink"):
+            for field in (*_OF_WINDOW, *_OF_RANGE):
                 if field in shape.model_fields_set and len(getattr(shape, field)) != rank:
                     yield fault(("shapes", i, field), getattr(shape, field), rank)
+            for j, field in product(range(len(shape.windows)), _OF_WINDOW):
+                if (values := getattr(shape.windows[j], field)) and len(values) != rank:
+                    yield fault(("shapes", i, "windows", j, field), values, rank)
 
     def _tile_axis(self) -> Iterator[tuple[YamlPath, int, Tile | None]]:
         """Every tile once for each time that its rank is listed, with its path and rank; None if it is to be fitted."""
@@ -355,19 +470,26 @@ class KernelEntry(_Model):
             for rank in self.rank:
                 yield ("tiles",), rank, None
 
+    def _features(self, rank: int) -> frozenset[str]:
+        """What the shapes of a rank need of a kernel."""
+        return frozenset(
+            name for shape in self.problems if len(shape.tokens) == rank for name in shape.problem().features()
+        )
+
     def count(self) -> int:
         """How many configs this entry has on one arch (with tiles: auto: at most), counted without listing them."""
         ranks = Counter(self.rank)
         axes = (self.direction, self.dtype, self.head_dim, self.value_head_dim or (0,), self.variant)
-        boxes = [tile.q for tile in self.tiles] or [shape.tokens for shape in self.shapes]
+        boxes = [tile.q for tile in self.tiles] or [shape.tokens for shape in self.problems]
         return sum(ranks[len(box)] for box in boxes) * prod(map(len, axes))
 
     def configs(self, arch: str) -> Iterator[tuple[KernelConfig, dict[str, YamlPath]]]:
         """Every config of this entry on ``arch``, with the path in the entry that each field comes from.
 
         With ``tiles: auto`` each has the smallest tile there is, in place of those that will be fitted. Without a
-        variant it is of the first of the arch's families that can have the kernel.
+        variant it is of the first of the arch's families that can have the kernel, and that has what the shapes need.
         """
+        needed = {rank: self._features(rank) for rank in {*self.rank}}
         for (i, direction), (j, dtype), (k, head_dim), (m, value), (n, variant), (path, rank, tile) in product(
             enumerate(self.direction),
             enumerate(self.dtype),
@@ -376,7 +498,8 @@ class KernelEntry(_Model):
             enumerate(self.variant),
             self._tile_axis(),
         ):
-            config = _config(_DIRECTIONS[direction], arch, rank, dtype, head_dim, value, tile, variant)
+            names = _DIRECTIONS[direction], arch, rank, dtype, head_dim, value
+            config = _config(*names, tile, variant, needed.get(rank, frozenset()))
             origins: dict[str, YamlPath] = {
                 "op": ("direction", i),
                 "dtype": ("dtype", j),
@@ -389,10 +512,28 @@ class KernelEntry(_Model):
             yield config, origins
 
 
+def _causal_kinds(value: Any) -> tuple[bool | str, ...] | None:
+    """What an entry says of causal; None if it is wrong."""
+    values = value if isinstance(value, list | tuple) else [value]
+    try:
+        return tuple(map(_causal, values))
+    except PydanticCustomError:
+        return None
+
+
 def _config(
-    op: str, arch: str, rank: int, dtype: str, head_dim: int, value: int, tile: Tile | None, variant: str
+    op: str,
+    arch: str,
+    rank: int,
+    dtype: str,
+    head_dim: int,
+    value: int,
+    tile: Tile | None,
+    variant: str,
+    needed: Collection[str],
 ) -> KernelConfig:
-    """A config of the family of this variant, or of the first of the arch's that can have it."""
+    """A config of the family of this variant, or of the first of the arch's that can have it; of those that have the
+    features, if some do."""
 
     def of(variant: str, boxes: tuple[tuple[int, ...], tuple[int, ...]]) -> KernelConfig:
         q_tile, kv_tile = (tile.q, tile.kv) if tile else boxes
@@ -402,9 +543,12 @@ def _config(
         return of(family.variant, family.smallest_boxes(rank))
 
     named = [family for family in families_of(op, arch) if not variant or family.variant == variant]
-    if named:
-        return of_family(named[0] if len(named) == 1 else choose_family(op, arch, None, of_family))
-    return of(variant, ((1,) * rank, (1,) * rank))  # `faults_of` says what is wrong with it
+    able = [family for family in named if {*needed} <= {*family.features}] or named
+    for family in able:
+        if len(able) == 1 or not family.faults(of_family(family)):
+            return of_family(family)
+    # `faults_of` says what is wrong with it.
+    return of_family(able[0]) if able else of(variant, ((1,) * rank, (1,) * rank))
 
 
 class Spec(_Model):
@@ -417,17 +561,43 @@ class Spec(_Model):
 
     @model_validator(mode="after")
     def _check(self) -> Spec:
-        count = len(self.arch) * sum(entry.count() for entry in self.kernels)
+        count = sum(len(entry.arch or self.arch) * entry.count() for entry in self.kernels)
         if count > MAX_CONFIGS:
             text = f"the lists multiply to {count:,} kernels; at most {MAX_CONFIGS:,}"
             _refuse([(("kernels",), text)])
         faults: dict[Fault, None] = {}
-        for (i, entry), arch in product(enumerate(self.kernels), dict.fromkeys(self.arch)):
-            for config, origins in entry.configs(arch):
-                for field, reason in faults_of(config):
-                    faults[("kernels", i, *origins[field]), reason + _nearest(config, field)] = None
+        for i, entry in enumerate(self.kernels):
+            for k, arch in enumerate(entry.arch):
+                if arch not in self.arch:
+                    text = f"{arch!r} is not among those of the spec; allowed: {', '.join(dict.fromkeys(self.arch))}"
+                    faults[("kernels", i, "arch", k), text] = None
+        _refuse(list(faults))
+        for arch in dict.fromkeys(self.arch):
+            for i, entry in self.entries(arch):
+                used: dict[Family, None] = {}
+                for config, origins in entry.configs(arch):
+                    for field, reason in faults_of(config):
+                        faults[("kernels", i, *origins[field]), reason + _nearest(config, field)] = None
+                    if (family := find_family(config)) is not None:
+                        used[family] = None
+                faults |= dict.fromkeys(_feature_faults(i, entry, used))
         _refuse(list(faults))
         return self
+
+    def entries(self, arch: str) -> list[tuple[int, KernelEntry]]:
+        """The entries that are for an arch, and their places in ``kernels``."""
+        return [(i, entry) for i, entry in enumerate(self.kernels) if not entry.arch or arch in entry.arch]
+
+
+def _feature_faults(index: int, entry: KernelEntry, used: Iterable[Family]) -> Iterator[Fault]:
+    """The settings of an entry's shapes that families lack which it has kernels of."""
+    for family in used:
+        for i, shape in enumerate(entry.shapes):
+            for j, part in enumerate(shape.parts):
+                if found := feature_fault(part.problem(), str(family), family.features):
+                    field, text = found
+                    inside = ("windows", j) if shape.windows and getattr(shape.windows[j], field, ()) else ()
+                    yield ("kernels", index, "shapes", i, *inside, field), text
 
 
 def _nearest(config: KernelConfig, field: str) -> str:

@@ -42,6 +42,8 @@ def _allowed(field: Schema) -> str:
     if kind in ("integer", "number"):
         least, most = field.get("minimum"), field.get("maximum")
         word = "whole number" if kind == "integer" else "number"
+        if least == -MAX_EXTENT:
+            return word
         return f"{word} from {least}" + ("" if most in (None, MAX_EXTENT) else f" to {most}")
     return "true, false" if kind == "boolean" else f"text that matches `{field['pattern']}`"
 

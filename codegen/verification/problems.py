@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 from ..families import family_of
-from ..gna.counts import TileCounts, count_tiles, pattern_axes
+from ..gna.counts import TileCounts, count_problem, count_tiles, pattern_axes
 from ..runtime.config import ANY_HEAD_DIM, KernelConfig
 from ..runtime.problem import PlainAxis, Problem
 from ..runtime.problem_rules import Dimension
@@ -190,15 +190,15 @@ def shrink(problem: Problem, config: KernelConfig, most_tiles: int = EMULATED_TI
     First to go are batch entries and heads (at most two of K and V stay, each with a group of at most two), then
     tokens, window and dilation of all dimensions, in proportion, but no window below what has interior tiles, and no
     dilation below 2. If that isn't enough, one of the K/V heads goes, so that interior tiles stay; and if that doesn't
-    help either, they go. Strides stay as long as they fit. Of a problem that isn't plain, only batch entries and heads
-    go.
+    help either, they go. Strides stay as long as they fit. Sinks and extra keys shrink too. Dimensions where queries or
+    keys are a part of a grid stay as they are.
     """
 
     def small_enough(of: Problem) -> bool:
         times = of.batch * of.heads
-        if times * of.token_count**2 > _REFERENCE_PAIRS:
+        if times * of.pair_count > _REFERENCE_PAIRS:
             return False
-        return times * tile_counts(of, config).visited <= most_tiles
+        return times * count_problem(of, config.q_tile, config.kv_tile).visited <= most_tiles
 
     if small_enough(problem):
         return problem
@@ -207,8 +207,6 @@ def shrink(problem: Problem, config: KernelConfig, most_tiles: int = EMULATED_TI
         return replace(problem, batch=1, heads=count * min(2, problem.heads // problem.kv_heads), kv_heads=count)
 
     two, one = with_kv_heads(min(2, problem.kv_heads)), with_kv_heads(1)
-    if problem.features():
-        return two if small_enough(two) else one
     with_interior = [q + kv for q, kv in zip(config.q_tile, config.kv_tile, strict=True)]
     anything = [1] * config.rank
     for alone, floors, dilation in (
@@ -225,20 +223,21 @@ def shrink(problem: Problem, config: KernelConfig, most_tiles: int = EMULATED_TI
 
 
 def _scale(problem: Problem, scale: float, floors: Sequence[int], least_dilation: int) -> Problem:
-    columns: dict[str, list[int]] = {"tokens": [], "window": [], "stride": [], "dilation": []}
-    for (length, window, stride, dilation, _), floor in zip(problem.axes, floors, strict=True):
-        new = min(window, max(2, floor, ceil(window * scale)))
+    axes = []
+    for axis, floor in zip(problem.dimensions, floors, strict=True):
+        if (axis.keys, axis.length, axis.q_offset, axis.kv_offset) != (axis.tokens, axis.tokens, 0, 0):
+            axes.append(axis)
+            continue
+        new = min(axis.window, max(2, floor, ceil(axis.window * scale)))
         # A dilation that is a good part of the axis shrinks with it.
-        apart = min(dilation, max(least_dilation, ceil(length * scale) // new))
-        columns["window"].append(new)
-        columns["stride"].append(min(stride, new))
-        columns["dilation"].append(apart)
-        columns["tokens"].append(min(length, max(new * apart, ceil(length * scale))))
-    boxes = {name: tuple(column) for name, column in columns.items()}
-    return replace(
-        problem,
-        tokens=boxes["tokens"],
-        window=boxes["window"],
-        stride=boxes["stride"],
-        dilation=boxes["dilation"],
-    )
+        apart = min(axis.dilation, max(least_dilation, ceil(axis.tokens * scale) // new))
+        length = min(axis.tokens, max(new * apart, ceil(axis.tokens * scale)))
+        if axis.edge == "wrap":
+            length += -length % apart
+        sink = min(axis.sink, max(1, ceil(axis.sink * scale)))
+        shorter = axis._replace(tokens=length, window=new, stride=min(axis.stride, new), dilation=apart, sink=sink)
+        axes.append(shorter._replace(grid=length, kv_tokens=length))
+    columns: dict[str, Any] = dict(zip(Dimension._fields, zip(*axes, strict=True), strict=True))
+    columns["grid"] = tuple(axis.length for axis in axes)
+    columns["kv_tokens"] = tuple(axis.keys for axis in axes)
+    return replace(problem, **columns, extra_tokens=tuple(max(1, ceil(n * scale)) for n in problem.extra_tokens))

@@ -1,25 +1,23 @@
 "use strict";
 
-// Along one axis: the query's dilation group, its window, its Q tile and the KV tiles of that, in positions of the group.
+// Along one axis: the query's dilation group, the intervals that it sees, its Q tile and the runs of KV tiles of that, in
+// positions of the group in the grid.
 function along(axis, token) {
-  const group = token % axis.dilation, position = (token - group) / axis.dilation;
-  const number = Math.floor(position / axis.q);
-  const [origin, count, first, last] = axis.tiles[group][number];
-  const length = axis.windows[group].length;
-  const q = [number * axis.q, Math.min((number + 1) * axis.q, length)];
-  return { group, length, window: axis.windows[group][position], q, origin, count, first, last };
+  const place = token + axis.offset, group = place % axis.dilation, own = axis.groups[group];
+  const row = (place - group) / axis.dilation - own.first, number = Math.floor(row / axis.q);
+  const [count, interior, runs] = own.tiles[number];
+  const begin = own.first + number * axis.q;
+  const q = [begin, Math.min(begin + axis.q, own.first + own.windows.length)];
+  return { group, windows: own.windows[row], q, count, interior, runs };
 }
 
-// Interior tiles along an axis; where there are none along one axis, there are none at all.
-function interior(part) { return Math.max(part.last - part.first, 0); }
-
-// What a sentence says of a query: numbers only.
+// What a sentence says of a query: numbers only. Extra keys are seen by all queries, and are tiles of their own.
 function facts(pattern, query) {
-  const parts = pattern.axes.map((axis, d) => along(axis, query[d]));
+  const parts = pattern.axes.map((axis, d) => along(axis, query[d])), extra = pattern.extra;
   const times = (f) => parts.reduce((all, part, d) => all * f(part, pattern.axes[d]), 1);
-  const tiles = times((part) => part.count), inner = times(interior);
+  const tiles = times((part) => part.count) + extra.tiles, inner = times((part) => part.interior) + extra.interior;
   return {
-    keys: times((part) => part.window[1] - part.window[0]),
+    keys: times((part) => part.windows.reduce((sum, [begin, end]) => sum + end - begin, 0)), extra: extra.keys,
     queries: times((part) => part.q[1] - part.q[0]),
     tiles, interior: inner, shell: tiles - inner,
     computed: tiles * times((part, axis) => axis.kv * axis.q),
@@ -31,6 +29,12 @@ function span(axis, part, begin, end) {
   return [begin, end].map((position) => position * axis.dilation + part.group - 0.5);
 }
 
+// The tiles of runs: where each begins and ends, and whether it is interior.
+function tilesOf(part) {
+  return part.runs.flatMap(([begin, extent, count, first, last]) =>
+    Array.from({ length: count }, (_, i) => [begin + i * extent, begin + (i + 1) * extent, i >= first && i < last]));
+}
+
 const MOST_SHAPES = 4000;
 
 // Boxes {kind, y, x, height, width} of the plane of the last two axes (one: of the only one), in tokens. `slice` is a key's
@@ -40,11 +44,10 @@ function boxes(pattern, query, slice) {
   let outer = null, seen = true;
   if (parts.length === 3) {
     const axis = pattern.axes[0], part = parts[0], position = (slice - part.group) / axis.dilation;
-    const end = part.origin + part.count * axis.kv;
-    if (!Number.isInteger(position) || position < part.origin || position >= end) return [];
-    const tile = Math.floor((position - part.origin) / axis.kv);
-    outer = tile >= part.first && tile < part.last;
-    seen = position >= part.window[0] && position < part.window[1];
+    const here = tilesOf(part).filter(([begin, end]) => begin <= position && position < end);
+    if (!Number.isInteger(position) || here.length === 0) return [];
+    outer = here.some(([, , inner]) => inner);
+    seen = part.windows.some(([begin, end]) => position >= begin && position < end);
   }
   const plane = pattern.axes.length === 1 ? [null, pattern.axes[0]] : pattern.axes.slice(-2);
   const both = pattern.axes.length === 1 ? [null, parts[0]] : parts.slice(-2);
@@ -52,30 +55,28 @@ function boxes(pattern, query, slice) {
   const add = (kind, rows, columns) =>
     found.push({ kind, y: rows[0], x: columns[0], height: rows[1] - rows[0], width: columns[1] - columns[0] });
   const whole = [-0.5, 0.5];
-  const pieces = (axis, part) => {
-    if (axis === null) return [[whole, true]];
-    return Array.from({ length: part.count }, (_, i) => [
-      span(axis, part, part.origin + i * axis.kv, part.origin + (i + 1) * axis.kv), i >= part.first && i < part.last]);
-  };
+  const pieces = (axis, part) => axis === null ? [[whole, true]] :
+    tilesOf(part).map(([begin, end, inner]) => [span(axis, part, begin, end), inner]);
   const rows = pieces(plane[0], both[0]), columns = pieces(plane[1], both[1]);
   if (rows.length * columns.length <= MOST_SHAPES)
     for (const [y, inner] of rows)
       for (const [x, alsoInner] of columns)
         add(outer !== false && inner && alsoInner ? "interior" : "shell", y, x);
-  const window = (axis, part) => axis === null ? whole : span(axis, part, ...part.window);
   if (seen) {
     const dilated = plane.some((axis) => axis !== null && axis.dilation > 1);
-    const tokens = (axis, part) => axis === null ? [0] :
-      Array.from({ length: part.window[1] - part.window[0] }, (_, i) => (part.window[0] + i) * axis.dilation + part.group);
+    const tokens = (axis, part) => axis === null ? [0] : part.windows.flatMap(([begin, end]) =>
+      Array.from({ length: end - begin }, (_, i) => (begin + i) * axis.dilation + part.group));
+    const windows = (axis, part) => axis === null ? [whole] : part.windows.map((each) => span(axis, part, ...each));
     const ys = tokens(plane[0], both[0]), xs = tokens(plane[1], both[1]);
     if (dilated && ys.length * xs.length <= MOST_SHAPES)
       for (const y of ys) for (const x of xs) add("key", [y - 0.5, y + 0.5], [x - 0.5, x + 0.5]);
-    else add("window", window(plane[0], both[0]), window(plane[1], both[1]));
+    else for (const y of windows(plane[0], both[0])) for (const x of windows(plane[1], both[1])) add("window", y, x);
   }
-  if (parts.length < 3 || slice === query[0]) {
+  const place = query.map((token, d) => token + pattern.axes[d].offset);
+  if (parts.length < 3 || slice === place[0]) {
     const tile = (axis, part) => axis === null ? whole : span(axis, part, ...part.q);
     add("q_tile", tile(plane[0], both[0]), tile(plane[1], both[1]));
-    const at = (axis, d) => axis === null ? whole : [query[d] - 0.5, query[d] + 0.5];
+    const at = (axis, d) => axis === null ? whole : [place[d] - 0.5, place[d] + 0.5];
     add("query", at(plane[0], query.length - 2), at(plane[1], query.length - 1));
   }
   return found;
@@ -83,19 +84,20 @@ function boxes(pattern, query, slice) {
 
 function sentence(pattern, query) {
   const f = facts(pattern, query), n = (x) => x.toLocaleString("en");
-  return `The query (${query.join(", ")}) sees ${n(f.keys)} keys. Its Q tile of ${n(f.queries)} queries visits ${n(f.tiles)} ` +
+  const extra = f.extra ? ` and ${n(f.extra)} extra ones, which have no place here` : "";
+  return `The query (${query.join(", ")}) sees ${n(f.keys)} keys${extra}. Its Q tile of ${n(f.queries)} queries visits ${n(f.tiles)} ` +
     `KV tiles: ${n(f.interior)} interior, without a mask, and ${n(f.shell)} shell. That computes ${n(f.computed)} pairs.`;
 }
 
 function showPattern(section) {
   const pattern = JSON.parse(section.querySelector("script").textContent), axes = pattern.axes;
   const query = axes.map((axis) => Math.floor(axis.length / 2));
-  let slice = query[0];
+  let slice = query[0] + axes[0].offset;
   const make = (tag, parent, settings = {}) => parent.appendChild(Object.assign(document.createElement(tag), settings));
   const controls = make("div", section), said = make("p", section, { className: "facts" });
   said.setAttribute("aria-live", "polite");
   const svg = section.appendChild(document.createElementNS("http://www.w3.org/2000/svg", "svg"));
-  const height = axes.length === 1 ? 1 : axes.at(-2).length, width = axes.at(-1).length;
+  const height = axes.length === 1 ? 1 : axes.at(-2).grid, width = axes.at(-1).grid;
   const tall = axes.length === 1 ? Math.max(width / 12, 1) : height;  // a line of tokens is drawn as a band
   svg.setAttribute("viewBox", `-0.5 -0.5 ${width} ${tall}`);
   svg.setAttribute("preserveAspectRatio", "none");
@@ -104,7 +106,7 @@ function showPattern(section) {
   const inputs = axes.map((axis, d) =>
     number(`query ${axis.name}`, axis.length, () => query[d], (value) => { query[d] = value; }));
   if (axes.length === 3)
-    inputs.push(number(`keys of ${axes[0].name}`, axes[0].length, () => slice, (value) => { slice = value; }));
+    inputs.push(number(`keys of ${axes[0].name}`, axes[0].grid, () => slice, (value) => { slice = value; }));
   function number(name, length, get, set) {
     const label = make("label", controls, { textContent: `${name} ` });
     const input = make("input", label, { type: "number", min: 0, max: length - 1 });
@@ -134,9 +136,10 @@ function showPattern(section) {
     }));
   }
   function point(event) {
-    const place = svg.getBoundingClientRect(), inside = (value, n) => Math.min(Math.max(Math.floor(value * n), 0), n - 1);
-    query[query.length - 1] = inside((event.clientX - place.left) / place.width, width);
-    if (axes.length > 1) query[query.length - 2] = inside((event.clientY - place.top) / place.height, height);
+    const place = svg.getBoundingClientRect();
+    const inside = (axis, share) => Math.min(Math.max(Math.floor(share * axis.grid) - axis.offset, 0), axis.length - 1);
+    query[query.length - 1] = inside(axes.at(-1), (event.clientX - place.left) / place.width);
+    if (axes.length > 1) query[query.length - 2] = inside(axes.at(-2), (event.clientY - place.top) / place.height);
     draw();
   }
   svg.addEventListener("pointerdown", (event) => { svg.setPointerCapture(event.pointerId); point(event); });
