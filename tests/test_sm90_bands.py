@@ -87,7 +87,9 @@ CASES = {
     ),
     "a rolling cache": (
         RANK_1,
-        whole(60, 150, stride=30, causal="block", sink=30, grid=900, q_offset=600, kv_offset=480, kv_sink=30, kv_tokens=210),
+        whole(
+            60, 150, stride=30, causal="block", sink=30, grid=900, q_offset=600, kv_offset=480, kv_sink=30, kv_tokens=210
+        ),
     ),
     "first keys alone": (RANK_1, whole(40, 30, grid=200, q_offset=0, kv_offset=90, kv_sink=60, kv_tokens=80)),
     "keys from before the seam": (RANK_1, whole(100, 41, edge="wrap", grid=400, kv_offset=-25, kv_tokens=150)),

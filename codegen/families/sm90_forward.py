@@ -98,7 +98,10 @@ def _rescales(block: Sequence[Instruction]) -> bool:
     return products >= 4 and 2 * products > len(block)
 
 
-_CHOICES = frozenset("BRA IADD3 IMAD ISETP LDC LEA LOP3 MOV SEL SHF ULDC VIADD VIADDMNMX VIMNMX VIMNMX3".split())
+_CHOICES = frozenset(
+    {"BRA", "IADD3", "IMAD", "ISETP", "LDC", "LEA", "LOP3", "MOV", "SEL", "SHF", "ULDC"}
+    | {"VIADD", "VIADDMNMX", "VIMNMX", "VIMNMX3"}
+)
 
 
 def _is_below_split(block: Sequence[Instruction]) -> bool:
