@@ -72,6 +72,10 @@ def whole(tokens: int, window: int, **settings: object) -> Problem:
     return Problem(tokens, window, heads=2, kv_heads=1, **settings)  # type: ignore[arg-type]
 
 
+def part_of(grid: int, q_offset: int, kv_offset: int, kv_tokens: int) -> dict[str, int]:
+    return {"grid": grid, "q_offset": q_offset, "kv_offset": kv_offset, "kv_tokens": kv_tokens}
+
+
 CASES = {
     "a window cut at both ends": (RANK_1, whole(300, 420, edge="cut")),
     "both seams seen by one Q tile": (RANK_1, whole(300, 290, edge="wrap")),
@@ -87,9 +91,7 @@ CASES = {
     ),
     "a rolling cache": (
         RANK_1,
-        whole(
-            60, 150, stride=30, causal="block", sink=30, grid=900, q_offset=600, kv_offset=480, kv_sink=30, kv_tokens=210
-        ),
+        whole(60, 150, stride=30, causal="block", sink=30, **part_of(900, 600, 480, 210), kv_sink=30),
     ),
     "first keys alone": (RANK_1, whole(40, 30, grid=200, q_offset=0, kv_offset=90, kv_sink=60, kv_tokens=80)),
     "keys from before the seam": (RANK_1, whole(100, 41, edge="wrap", grid=400, kv_offset=-25, kv_tokens=150)),
