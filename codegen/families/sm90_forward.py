@@ -98,6 +98,13 @@ def _rescales(block: Sequence[Instruction]) -> bool:
     return products >= 4 and 2 * products > len(block)
 
 
+def _is_below_split(block: Sequence[Instruction]) -> bool:
+    """Whether a block works out what rows see of a KV tile below a split, as few tiles are: on each axis it chooses
+    between numbers, of which the parameters hold those of the lower side."""
+    chosen = {instruction.name for instruction in block if instruction.predicated}
+    return "LDC" in chosen and not chosen.isdisjoint({"VIMNMX", "VIADDMNMX"})
+
+
 def _two_blocks(rows: Any, columns: Any, head_dim: int, value_head_dim: int) -> Any:
     """Whether two thread blocks share a multiprocessor, of numbers or arrays: as layout.h says, with an estimate of the
     table of masks."""
@@ -118,6 +125,7 @@ def tile_loop(config: KernelConfig) -> TileLoop:
         groups=2,
         never=frozenset({"UTMALDG"}),  # that is the producer's
         rare=_rescales,
+        aside=_is_below_split,
     )
 
 
@@ -126,7 +134,7 @@ FAMILY = Family(
     target=TARGETS["sm90"],
     default=True,
     dtypes=("bf16", "fp16"),
-    features=("deterministic",),
+    features=("edge", "block_causal", "sink", "range", "kv_sink", "deterministic"),
     limits=Limits(q_rows=192, kv_columns=256, tile=_tile),
     padding=Padding(rows=_WARPGROUP_ROWS, columns=16),
     default_tiles={1: ((128,), (128,)), 2: ((8, 16), (8, 16)), 3: ((2, 8, 8), (2, 8, 8))},

@@ -9,7 +9,7 @@
 #include "gnaforge/entry.h"
 #include "gnaforge/gpu/maps.h"
 #include "gnaforge/gpu/params.h"
-#include "gnaforge/gna/tiles.h"
+#include "gnaforge/pattern_counts.h"
 
 namespace gnaforge::gpu {
 
@@ -59,9 +59,14 @@ struct Entry {
                          major, minor, Config::needs);
   }
 
-  static double launch_tiles(const gnaforge_problem& problem, const Axis (&axes)[rank]) {
+  static void copy_patterns(const gnaforge_problem& problem, PatternAxis (&axes)[rank]) {
+    for (int d = 0; d < rank; ++d) axes[d] = PatternAxis(problem, d);
+  }
+
+  static double launch_tiles(const gnaforge_problem& problem, const PatternAxis (&axes)[rank]) {
     double tiles = static_cast<double>(problem.batch) * static_cast<double>(problem.heads);
-    for (int d = 0; d < rank; ++d) tiles *= static_cast<double>(AxisQTiles(axes[d], QTile::extent(d)).count);
+    for (int d = 0; d < rank; ++d)
+      tiles *= static_cast<double>(AxisQTiles(query_axis(axes[d]), QTile::extent(d)).count);
     return tiles;
   }
 
@@ -76,8 +81,8 @@ struct Entry {
                            "scale is %g, this kernel takes positive ones: it maximises before it scales",
                            problem.scale);
     if (const gnaforge_code code = check::layout<Element>(*args, reason)) return code;
-    Axis axes[rank];
-    copy_axes(problem, axes);
+    PatternAxis axes[rank];
+    copy_patterns(problem, axes);
     if (launch_tiles(problem, axes) > L::max_tiles)
       return reason.refuse(GNAFORGE_NO_SIZE, "%.0f Q tiles of all heads and batch entries, at most %d",
                            launch_tiles(problem, axes), L::max_tiles);
@@ -87,8 +92,8 @@ struct Entry {
   static std::int64_t workspace_bytes(const gnaforge_args*) { return 0; }
 
   static double visited_work(const gnaforge_args* args) {
-    Axis axes[rank];
-    copy_axes(*args->problem, axes);
+    PatternAxis axes[rank];
+    copy_patterns(*args->problem, axes);
     const double scores = count_tiles<QTile, KvTile>(axes).visited * L::rows * L::columns;
     return gnaforge::visited_work(*args->problem, scores);
   }
@@ -106,36 +111,51 @@ struct Entry {
 
   /// One dilation group, of all batch entries or of one.
   struct Slice {
-    int group[rank];
+    std::int64_t query[rank], key[rank];  ///< Its first token in the query and in the key tensor.
     std::int64_t batch_begin, batch;
   };
 
-  static void* data_of(const gnaforge_tensor& tensor, const Slice& slice, std::int64_t size) {
+  /// A launch in the making.
+  struct Launch {
+    Params<rank> params;
+    int slices, groups;
+  };
+
+  static bool is_of_keys(int role) { return role_facts[role].tokens == Tokens::key; }
+
+  static void* data_of(const gnaforge_args& args, int role, const Slice& slice, std::int64_t size) {
+    const gnaforge_tensor& tensor = *tensor_of(args, role);
     std::int64_t offset = slice.batch_begin * tensor.batch_stride;
-    for (int d = 0; d < rank; ++d) offset += slice.group[d] * tensor.token_stride[d];
+    for (int d = 0; d < rank; ++d) offset += (is_of_keys(role) ? slice.key : slice.query)[d] * tensor.token_stride[d];
     return static_cast<char*>(tensor.data) + offset * size;
   }
 
-  static gnaforge_code map(EncodeTiled encode, CUtensorMap& out, const gnaforge_args& args, int role,
-                           const Params<rank>& params, const Axis (&axes)[rank], const Slice& slice,
-                           const int (&box)[rank], const Reason& reason) {
+  /// Tokens from `first` on in steps of the dilation.
+  static std::int64_t group_tokens(std::int64_t tokens, std::int64_t first, std::int64_t dilation) {
+    return dilation == 1 ? tokens - first : (tokens - first + dilation - 1) / dilation;
+  }
+
+  static gnaforge_code map(EncodeTiled encode, CUtensorMap& out, const gnaforge_args& args, int role, bool folded,
+                           const PatternAxis (&axes)[rank], const Slice& slice, const int (&box)[rank],
+                           const Reason& reason) {
     const gnaforge_tensor& tensor = *tensor_of(args, role);
     const Sizes sizes = sizes_of(*args.problem, role);
+    const std::int64_t (&first)[rank] = is_of_keys(role) ? slice.key : slice.query;
     Extents<rank> extents{sizes.channels, sizes.heads, {}, slice.batch};
     std::int64_t token_stride[rank];
     for (int d = 0; d < rank; ++d) {
-      extents.tokens[d] = params.length[params.slices][d];
+      extents.tokens[d] = group_tokens(sizes.tokens[d], first[d], axes[d].dilation);
       token_stride[d] = tensor.token_stride[d] * axes[d].dilation;
     }
-    const CUresult result = encode_map<Element, rank>(encode, out, tensor, data_of(tensor, slice, Element::bytes),
-                                                      extents, token_stride, box, params.folded != 0);
+    const CUresult result = encode_map<Element, rank>(encode, out, tensor, data_of(args, role, slice, Element::bytes),
+                                                      extents, token_stride, box, folded);
     if (result == CUDA_SUCCESS) return GNAFORGE_OK;
     return reason.refuse(GNAFORGE_FAILED, "the driver refuses a tensor map of %s (CUresult %d)", role_facts[role].name,
                          static_cast<int>(result));
   }
 
   /// What all slices of a call have in common.
-  static Params<rank> common_params(const gnaforge_args& args, const Axis (&axes)[rank], bool folded) {
+  static Params<rank> common_params(const gnaforge_args& args, const PatternAxis (&axes)[rank], bool folded) {
     const gnaforge_problem& problem = *args.problem;
     Params<rank> params{};
     params.folded = folded;
@@ -143,7 +163,8 @@ struct Entry {
     params.heads_per_kv_head = make_divisor(static_cast<int>(problem.heads / problem.kv_heads));
     params.scale = static_cast<float>(problem.scale);
     params.scale_log2 = static_cast<float>(problem.scale * 1.4426950408889634);
-    for (int d = 0; d < rank; ++d) params.axis[d] = group_axis(axes[d], 0);
+    for (int d = 0; d < rank; ++d)
+      if (axes[d].causal != GNAFORGE_CAUSAL_NONE) params.backwards |= 1 << d;
     if (const gnaforge_tensor* const lse = tensor_of(args, GNAFORGE_LSE)) {
       params.lse_batch_stride = lse->batch_stride;
       params.lse_head_stride = lse->head_stride;
@@ -152,25 +173,53 @@ struct Entry {
     return params;
   }
 
-  static gnaforge_code add_slice(Params<rank>& params, const gnaforge_args& args, const Axis (&axes)[rank],
-                                 const Slice& slice, EncodeTiled encode, const Reason& reason) {
-    const gnaforge_problem& problem = *args.problem;
-    const int index = params.slices;
-    std::int64_t tiles = slice.batch * problem.heads;
-    int q_box[rank], kv_box[rank], out_box[rank];
-    params.q_tiles_shift[index] = 0;
+  /// The dilation group that a slice is of along axis `d`; sets what of its band all groups have in common.
+  static GroupParams group_of(Params<rank>& params, const PatternAxis& axis, const Slice& slice, int d) {
+    const std::int64_t group = axis.group_of(slice.query[d]);
+    const Band band = band_of(axis, group, 0);
+    params.axis[d] = {band.stride, band.first, band.window,    band.begin_min, band.end_min,
+                      band.ahead,  band.split, band.low_begin, band.low_slack, band.gap};
+    const Divisor q_tiles = make_divisor(ceil_div(band.queries, QTile::extent(d)));
+    return {band.queries,   band.phase,   band.begin_max, band.end_max, first_key_position(axis, group),
+            q_tiles.factor, q_tiles.shift};
+  }
+
+  /// The number of a group among those of a launch, which learns of it; max_groups if there is no room.
+  static int number_of(Launch& launch, const GroupParams& group) {
+    for (int i = 0; i < launch.groups; ++i)
+      if (launch.params.groups[i] == group) return i;
+    if (launch.groups == max_groups) return max_groups;
+    launch.params.groups[launch.groups] = group;
+    return launch.groups++;
+  }
+
+  /// Whether there is room for the slice; it counts from `finish_slice` on.
+  static bool place_slice(Launch& launch, const PatternAxis (&axes)[rank], const Slice& slice) {
+    if (launch.slices == max_slices) return false;
+    int groups = 0;
     for (int d = 0; d < rank; ++d) {
-      params.length[index][d] = group_length(axes[d], slice.group[d]);
-      const Divisor along = make_divisor(ceil_div(params.length[index][d], QTile::extent(d)));
-      params.q_tiles_factor[index][d] = along.factor;
-      params.q_tiles_shift[index] |= along.shift << (8 * d);
-      tiles *= along.value;
+      const int number = number_of(launch, group_of(launch.params, axes[d], slice, d));
+      if (number == max_groups) return false;
+      groups |= number << (8 * d);
+    }
+    launch.params.groups_of[launch.slices] = groups;
+    return true;
+  }
+
+  static gnaforge_code finish_slice(Launch& launch, const gnaforge_args& args, const PatternAxis (&axes)[rank],
+                                    const Slice& slice, EncodeTiled encode, const Reason& reason) {
+    Params<rank>& params = launch.params;
+    const int index = launch.slices;
+    std::int64_t tiles = slice.batch * args.problem->heads;
+    int q_box[rank], kv_box[rank], out_box[rank];
+    for (int d = 0; d < rank; ++d) {
+      tiles *= ceil_div(params.queries(index, d), QTile::extent(d));
       q_box[d] = L::q_box(d);
       kv_box[d] = KvTile::extent(d);
       out_box[d] = L::out_box(d);
     }
-    if (const gnaforge_tensor* const lse = tensor_of(args, GNAFORGE_LSE))
-      params.log_sum_exp[index] = static_cast<float*>(data_of(*lse, slice, sizeof(float)));
+    if (tensor_of(args, GNAFORGE_LSE) != nullptr)
+      params.log_sum_exp[index] = static_cast<float*>(data_of(args, GNAFORGE_LSE, slice, sizeof(float)));
     Maps& maps = params.maps[index];
     const struct {
       CUtensorMap& map;
@@ -181,10 +230,11 @@ struct Entry {
                   {maps.v, GNAFORGE_V, kv_box},
                   {maps.out, GNAFORGE_OUT, out_box}};
     for (const auto& [to, role, box] : copied)
-      if (const gnaforge_code code = map(encode, to, args, role, params, axes, slice, box, reason)) return code;
+      if (const gnaforge_code code = map(encode, to, args, role, params.folded != 0, axes, slice, box, reason))
+        return code;
     const int end = params.first_tile[index] + static_cast<int>(tiles);
     for (int next = index + 1; next <= max_slices; ++next) params.first_tile[next] = end;
-    params.slices = index + 1;
+    ++launch.slices;
     return GNAFORGE_OK;
   }
 
@@ -197,7 +247,8 @@ struct Entry {
     return version >= 12030;
   }
 
-  static gnaforge_code launch(Params<rank>& params, int processors, void* stream, const Reason& reason) {
+  static gnaforge_code run_launch(Launch& made, int processors, void* stream, const Reason& reason) {
+    Params<rank>& params = made.params;
     cudaLaunchConfig_t launch{};
     launch.gridDim = dim3(static_cast<unsigned>(min_int(params.tiles(), processors * L::blocks_per_processor)));
     launch.blockDim = dim3(L::threads);
@@ -212,13 +263,13 @@ struct Entry {
     }
     void* arguments[] = {&params};
     const cudaError_t error = cudaLaunchKernelExC(&launch, Config::kernel(), arguments);
-    params.slices = 0;
+    made.slices = made.groups = 0;
     if (error == cudaSuccess) return GNAFORGE_OK;
     cudaGetLastError();
     return reason.refuse(GNAFORGE_FAILED, "the launch failed: %s", cudaGetErrorString(error));
   }
 
-  static gnaforge_code run_slices(const gnaforge_args& args, const Axis (&axes)[rank], void* stream,
+  static gnaforge_code run_slices(const gnaforge_args& args, const PatternAxis (&axes)[rank], void* stream,
                                   const Reason& reason) {
     const gnaforge_problem& problem = *args.problem;
     const EncodeTiled encode = find_encode_tiled();
@@ -235,18 +286,22 @@ struct Entry {
     const bool apart = problem.batch > 1 && repeats_batch(args);
     const bool folded = rank == 3 && L::may_fold && problem.batch > 1 && !apart && foldable<Element>(args);
     const std::int64_t batch_step = (rank == 3 && !folded) || apart ? 1 : problem.batch;
-    Params<rank> params = common_params(args, axes, folded);
+    Launch launch{common_params(args, axes, folded), 0, 0};
     Slice slice{};
     slice.batch = batch_step;
-    for (;;) {  // all dilation groups
+    for (;;) {  // all dilation groups that have a query
+      for (int d = 0; d < rank; ++d) slice.key[d] = axes[d].first_key(axes[d].group_of(slice.query[d]));
       for (slice.batch_begin = 0; slice.batch_begin < problem.batch; slice.batch_begin += batch_step) {
-        if (params.slices == max_slices)
-          if (const gnaforge_code code = launch(params, processors, stream, reason)) return code;
-        if (const gnaforge_code code = add_slice(params, args, axes, slice, encode, reason)) return code;
+        if (!place_slice(launch, axes, slice)) {
+          if (const gnaforge_code code = run_launch(launch, processors, stream, reason)) return code;
+          place_slice(launch, axes, slice);  // of an empty launch
+        }
+        if (const gnaforge_code code = finish_slice(launch, args, axes, slice, encode, reason)) return code;
       }
       int d = rank - 1;
-      while (d >= 0 && ++slice.group[d] == axes[d].dilation) slice.group[d--] = 0;
-      if (d < 0) return launch(params, processors, stream, reason);
+      while (d >= 0 && ++slice.query[d] == (axes[d].dilation < axes[d].q_tokens ? axes[d].dilation : axes[d].q_tokens))
+        slice.query[d--] = 0;
+      if (d < 0) return run_launch(launch, processors, stream, reason);
     }
   }
 
@@ -254,8 +309,8 @@ struct Entry {
     const Reason reason{error, n};
     if (args->problem->batch == 0 || args->problem->heads == 0) return GNAFORGE_OK;
     if (const gnaforge_code code = gnaforge::check::data(*args, reason)) return code;
-    Axis axes[rank];
-    copy_axes(*args->problem, axes);
+    PatternAxis axes[rank];
+    copy_patterns(*args->problem, axes);
     return run_slices(*args, axes, stream, reason);
   }
 };

@@ -19,7 +19,7 @@ __device__ __forceinline__ float* log_sum_exp_of(const Params<Half::rank>& param
     const int token = row / Half::pitch(d) % Half::extent(d);
     if (Half::common > 0 && d == Half::axis) exists = exists && (half == 0 || token >= Half::common);
     const int position = work.q_begin[d] + Half::begin(half, d) + token;
-    exists = exists && position < params.length[work.slice][d];
+    exists = exists && position < params.queries(work.slice, d);
     offset += position * params.lse_token_stride[d];
   }
   return exists ? params.log_sum_exp[work.slice] + offset : nullptr;

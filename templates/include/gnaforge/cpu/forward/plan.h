@@ -60,12 +60,6 @@ struct Scratch {
   }
 };
 
-/// The queries along an axis, all that AxisQTiles looks at: their groups are numbered from the tensor's first token on.
-inline Axis query_axis(const PatternAxis& axis) {
-  const auto tokens = static_cast<int>(axis.q_tokens);
-  return {tokens, 1, divisor_of<1>(), static_cast<int>(axis.dilation), false};
-}
-
 /// A call that can_run has accepted.
 template <class Config>
 struct Plan {

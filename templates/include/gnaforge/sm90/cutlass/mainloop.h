@@ -140,7 +140,7 @@ struct Mainloop : MainloopBase<Config, Element>::type {
     gpu::Work<Source> work(params, cute::get<0>(block));
     if (leader) {
       auto& notes = note(storage, state.count());
-      QTileFacts::store(ptx::shared_address(notes.facts), work);
+      QTileFacts::store(ptx::shared_address(notes.facts), work, work.list.count, work.list.interior);
       ptx::store_shared(ptx::shared_address(notes.more), work.kv_head, work.list.interior, 0, 0);
       notes.list = work.list;
     }

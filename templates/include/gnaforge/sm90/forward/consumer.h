@@ -105,7 +105,7 @@ struct Consumer {
 #pragma unroll
       for (int d = 0; d < rank; ++d) {
         const int position = work.q_begin[d] + row / QTile::pitch(d) % QTile::extent(d);
-        exists = exists && position < params.length[work.slice][d];
+        exists = exists && position < params.queries(work.slice, d);
         offset += position * params.lse_token_stride[d];
       }
       // Relative to infinity, a score of infinity has no probability, and the sum is a NaN.
@@ -184,7 +184,7 @@ struct Consumer {
     float scores[score_registers], out[out_registers];
     std::uint32_t probabilities[probability_registers];
     Softmax softmax;
-    RowWindows<Config> windows;
+    RowWindows<Config, TileSource<Config>> windows;
     int count;
     {
       const gpu::QTileFacts<rank> work = gpu::QTileFacts<rank>::load(slot);
@@ -197,7 +197,7 @@ struct Consumer {
       release(L::k_empty + 8 * at.stage);
       if (facts.kind == TileKind::interior) return;
       ptx::mark<ptx::Marker::tile_is_shell>();
-      windows.seen(params, shared + L::mask_table, facts.origin).apply(scores);
+      windows.seen(params, shared + L::mask_table, facts).apply(scores);
     };
     // Few tiles do this, so it may wait for the product under way.
     const auto rescale = [&](const float (&factor)[2]) {

@@ -42,11 +42,10 @@ struct SeenColumns {
   }
 };
 
-/// What a thread's two rows see, found once per Q tile.
-template <class Config>
+/// What a thread's two rows see, found once per Q tile. `Source` is the kernel's tile source.
+template <class Config, class Source>
 struct RowWindows {
   using L = Layout<Config>;
-  using Source = TileSource<Config>;
   using QTile = typename Config::QTile;
   using Columns = typename L::Columns;
   static constexpr int rank = L::rank;
@@ -69,24 +68,38 @@ struct RowWindows {
     quad = lane & 3;
 #pragma unroll
     for (int d = 0; d < rank; ++d) {
-      const Axis axis = params.axis_of(work.slice, d);
+      const auto pattern = params.template pattern<typename Source::Pattern>(work.slice, d);
       const int query = work.q_begin[d] + own / QTile::pitch(d) % QTile::extent(d);
-      const Interval keys = Source::row(axis, min_int(query, axis.length - 1));
+      const Interval keys = Source::row(pattern, min_int(query, params.queries(work.slice, d) - 1));
 #pragma unroll
       for (int r = 0; r < 2; ++r)
         row[r][d] = {__shfl_sync(~0u, keys.begin, lane / 4 + 8 * r), __shfl_sync(~0u, keys.end, lane / 4 + 8 * r)};
     }
   }
 
-  /// Of the KV tile whose first key is `origin`; `table` is that of masks.
+  /// Of a KV tile that needs a mask; `table` is that of masks.
   __device__ __forceinline__ SeenColumns<words> seen(const gpu::Params<rank>& params, ptx::SharedAddress table,
-                                                     const int (&origin)[rank]) const {
+                                                     const gpu::KvTileFacts<rank>& facts) const {
+    // Few are below a split: what they take is apart, and others take a branch for it.
+    if (Source::has_sides && facts.kind == TileKind::shell_below)
+      return find_all(table, [&](int d, Interval keys) {  // sides are the same in all slices
+        return Source::seen(params.template pattern<typename Source::Pattern>(0, d), keys, facts.origin[d]);
+      });
+    return find_all(table, [&](int d, Interval keys) {
+      return Interval{keys.begin - facts.origin[d], keys.end - facts.origin[d]};
+    });
+  }
+
+ private:
+  /// Columns that the thread's rows see; `seen(d, keys)` are those of the tile among the keys of a row along `d`.
+  template <class Seen>
+  __device__ __forceinline__ SeenColumns<words> find_all(ptx::SharedAddress table, const Seen& seen) const {
     unsigned along[rank][2][words];  // one axis alone
 #pragma unroll
     for (int d = 0; d < rank; ++d) {
-      find(along[d][0], Source::seen(params.axis[d], row[0][d], origin[d]), table, d);
+      find(along[d][0], seen(d, row[0][d]), table, d);
       if (!rows_agree(d))
-        find(along[d][1], Source::seen(params.axis[d], row[1][d], origin[d]), table, d);
+        find(along[d][1], seen(d, row[1][d]), table, d);
       else
 #pragma unroll
         for (int w = 0; w < words; ++w) along[d][1][w] = along[d][0][w];
@@ -103,7 +116,6 @@ struct RowWindows {
     return columns;
   }
 
- private:
   /// Columns whose coordinate along `d` is one of `keys`.
   __device__ __forceinline__ void find(unsigned (&columns)[words], Interval keys, ptx::SharedAddress table,
                                        int d) const {

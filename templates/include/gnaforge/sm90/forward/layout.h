@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "gnaforge/abi.h"
-#include "gnaforge/gna/source.h"
+#include "gnaforge/gna/band_tiles.h"
 #include "gnaforge/gpu/element.h"
 #include "gnaforge/gpu/shared_memory.h"
 #include "gnaforge/sm90/forward/quad_columns.h"
@@ -24,7 +24,7 @@ constexpr int mma_bytes = 32;
 
 /// Which KV tiles the kernel visits; see gna/source.h.
 template <class Config>
-using TileSource = WindowTiles<typename Config::QTile, typename Config::KvTile>;
+using TileSource = BandTiles<typename Config::QTile, typename Config::KvTile>;
 
 /// `Config` is as in entry.h.
 template <class Config>
@@ -120,9 +120,6 @@ struct Layout {
   static constexpr int consumer_registers = warpgroups == 3   ? 160
                                             : warpgroups == 1 ? 256 - producer_registers
                                                               : 252 - producer_registers / 2;
-  /// Whether the lanes of the producer share out the axes of its list: at rank 2 that is the least gain, and takes more
-  /// than 24 registers.
-  static constexpr bool shares_axes = rank == 3 || producer_registers > 24;
   /// One consumer and one producer that have the multiprocessor for themselves may both have 255.
   static constexpr bool shares_registers = warpgroups > 1 || blocks_per_processor > 1;
   static_assert(warpgroups <= 3, "at most 192 query rows");

@@ -6,6 +6,7 @@
 #include "gnaforge/ptx/mbarrier.h"
 #include "gnaforge/ptx/registers.h"
 #include "gnaforge/ptx/tma.h"
+#include "gnaforge/sm90/forward/lane_tiles.h"
 #include "gnaforge/sm90/forward/layout.h"
 
 namespace gnaforge::sm90 {
@@ -35,20 +36,15 @@ __device__ __forceinline__ void start() {
 template <class Config>
 struct Producer {
   using L = Layout<Config>;
-  using Source = TileSource<Config>;
-  using Work = gpu::Work<Source>;
+  using Tiles = LaneTiles<TileSource<Config>>;
+  using Place = gpu::Place<typename Config::QTile>;
   static constexpr int rank = L::rank;
 
   const gpu::Params<rank>& params;
   ptx::SharedAddress shared;
-  bool leads = false;  ///< Whether this lane writes and copies.
+  bool leads = false;  ///< Whether this lane copies.
 
-  __device__ __forceinline__ Work find(int index) const {
-    if constexpr (L::shares_axes)
-      return Work(params, index, ptx::reload_thread_index());
-    else
-      return Work(params, index);
-  }
+  static __device__ __forceinline__ int lane() { return ptx::reload_thread_index(); }
 
   /// All chunks of one box, to `to`; `barrier` hears of `chunks * box_bytes` bytes.
   template <int Chunks>
@@ -64,35 +60,41 @@ struct Producer {
     }
   }
 
-  __device__ __forceinline__ void load_k(const Work& work, RingPosition at, const int (&origin)[rank], TileKind kind) {
+  /// `origin` and `token` are the lane's and all axes' first row of the tile, where it is and where it is stored.
+  __device__ __forceinline__ void load_k(const Place& work, RingPosition at, int origin, TileKind kind,
+                                         const int (&token)[rank]) {
     ptx::mbarrier_wait(shared + L::k_empty + 8 * at.stage, at.parity);
+    gpu::KvTileFacts<rank>::store(shared + L::kv_facts + gpu::kv_facts_bytes * at.stage, lane(), origin, kind);
+    // What they wrote is there before the leader arrives. And a lane two phases behind would take this phase of a
+    // barrier for an earlier one.
+    __syncwarp();
     if (!leads) return;
-    gpu::KvTileFacts<rank>::store(shared + L::kv_facts + gpu::kv_facts_bytes * at.stage, origin, kind);
     load<L::qk_chunks>(params.maps[work.slice].k, shared + L::k_full + 8 * at.stage,
                        shared + L::k_offset + at.stage * L::k_bytes, L::kv_chunk_bytes, L::kv_chunk_bytes, L::head_dim,
-                       work.kv_head, origin, work.batch);
+                       work.kv_head, token, work.batch);
   }
 
-  __device__ __forceinline__ void load_v(const Work& work, RingPosition at, const int (&origin)[rank]) {
+  __device__ __forceinline__ void load_v(const Place& work, RingPosition at, const int (&token)[rank]) {
     ptx::mbarrier_wait(shared + L::v_empty + 8 * at.stage, at.parity);
     if (!leads) return;
     load<L::v_chunks>(params.maps[work.slice].v, shared + L::v_full + 8 * at.stage,
                       shared + L::v_offset + at.stage * L::v_bytes, L::kv_chunk_bytes, L::kv_chunk_bytes,
-                      L::value_head_dim, work.kv_head, origin, work.batch);
+                      L::value_head_dim, work.kv_head, token, work.batch);
   }
 
-  __device__ __forceinline__ void load_q(const Work& work, std::uint32_t& parity) {
+  __device__ __forceinline__ void load_q(const Place& work, const Tiles& tiles, std::uint32_t& parity) {
     ptx::mbarrier_wait(shared + L::q_empty, parity);
     parity ^= 1;
     if (!leads) return;
-    gpu::QTileFacts<rank>::store(shared + L::q_facts + gpu::q_facts_bytes * parity, work);
+    gpu::QTileFacts<rank>::store(shared + L::q_facts + gpu::q_facts_bytes * parity, work, tiles.count, tiles.interior);
     load<L::qk_chunks>(params.maps[work.slice].q, shared + L::q_full, shared + L::q_offset, L::q_chunk_bytes,
                        Config::QTile::volume * row_bytes, L::head_dim, work.head, work.q_begin, work.batch);
   }
 
   __device__ __forceinline__ void run() {
     int index = blockIdx.x;
-    Work work = find(index);  // while the barriers come to be
+    Place work(params, index);  // while the barriers come to be
+    Tiles tiles(params, work, lane());
     start<Config>();
     // The launch may have begun before the one before it ended. No consumer touches tensors before it has seen a load.
     ptx::wait_for_grids();
@@ -101,24 +103,23 @@ struct Producer {
     RingPosition at{0, 1};
     std::uint32_t q_parity = 1;
     for (;;) {
-      typename Source::Walk walk;
-      walk.begin(work.list);
       int j = 0;
       do {
-        int origin[rank];
+        const int origin = tiles.origin(), stored = tiles.stored(origin);
+        int token[rank];
 #pragma unroll
-        for (int d = 0; d < rank; ++d) origin[d] = Source::origin(work.list, walk, d);
-        load_k(work, at, origin, Source::kind(work.list, j));
+        for (int d = 0; d < rank; ++d) token[d] = Tiles::from_axis(stored, d);
+        load_k(work, at, origin, tiles.kind(j, origin), token);
         // The first K is under way before Q waits for the last tile's output to leave.
-        if (j == 0) load_q(work, q_parity);
-        load_v(work, at, origin);
-        __syncwarp();  // a lane two phases behind would take this phase of a barrier for an earlier one
+        if (j == 0) load_q(work, tiles, q_parity);
+        load_v(work, at, token);
         at.template advance<L::stages>();
-        if (++j < work.list.count) walk.step(work.list, j);
-      } while (j < work.list.count);
+        if (++j < tiles.count) tiles.step(j);
+      } while (j < tiles.count);
       index += gridDim.x;
       if (index >= params.tiles()) break;
-      work = find(index);
+      work = Place(params, index);
+      tiles = Tiles(params, work, lane());
     }
   }
 };
