@@ -28,6 +28,16 @@ template <int Words>
 struct SeenColumns {
   unsigned word[2][Words];
 
+  /// Both rows see the first `count` columns.
+  template <class Columns>
+  static __device__ __forceinline__ SeenColumns first(int count, int quad) {
+    SeenColumns seen;
+    const int own = Columns::count_below(count, quad);
+#pragma unroll
+    for (int w = 0; w < Words; ++w) seen.word[0][w] = seen.word[1][w] = ~bits_from(own - 32 * w);
+    return seen;
+  }
+
   /// Sets scores of the others to -infinity.
   template <int N>
   __device__ __forceinline__ void apply(float (&scores)[N]) const {
@@ -80,11 +90,14 @@ struct RowWindows {
   /// Of a KV tile that needs a mask; `table` is that of masks.
   __device__ __forceinline__ SeenColumns<words> seen(const gpu::Params<rank>& params, ptx::SharedAddress table,
                                                      const gpu::KvTileFacts<rank>& facts) const {
-    // Few are below a split: what they take is apart, and others take a branch for it.
-    if (Source::has_sides && facts.kind == TileKind::shell_below)
-      return find_all(table, [&](int d, Interval keys) {  // sides are the same in all slices
-        return Source::seen(params.template pattern<typename Source::Pattern>(0, d), keys, facts.origin[d]);
+    // Few are anything but shell: what they take is apart, and others take a branch for it.
+    if (Source::has_sides && facts.kind != TileKind::shell) {
+      if (facts.kind == TileKind::part)
+        return SeenColumns<words>::template first<Columns>(facts.origin[0], ptx::reload_thread_index() & 3);
+      return find_all(table, [&](int d, Interval keys) {
+        return Source::seen(params.template pattern<typename Source::Pattern>(facts.slice(), d), keys, facts.origin[d]);
       });
+    }
     return find_all(table, [&](int d, Interval keys) {
       return Interval{keys.begin - facts.origin[d], keys.end - facts.origin[d]};
     });

@@ -30,7 +30,7 @@ struct LaneTiles {
     own = Source::along(band, q_begin, axis);
     split = band.split;
     gap = band.gap;
-    kv_begin = params.group(work.slice, axis).kv_begin;
+    kv_begin = params.slices[work.slice].group[axis].kv_begin;
     count = 1;
     interior = 1;
 #pragma unroll
