@@ -5,38 +5,38 @@
 
 #include "gnaforge/gna/band_tiles.h"
 #include "gnaforge/gpu/work.h"
+#include "gnaforge/ptx/registers.h"
 
 namespace gnaforge::sm90 {
 
-/// `Source` is BandTiles. Tiles come in the order of its walk: see gna/walk.h.
+/// `Source` is BandTiles. Tiles come in the order of its walk: see gna/walk.h. Keys are counted in rows of the key
+/// tensor, where the band has positions of the grid: below a split the two are the same.
 template <class Source>
 struct LaneTiles {
+  using QTile = typename Source::QTile;
   using KvTile = typename Source::KvTile;
   static constexpr int rank = Source::rank;
 
-  AxisRuns own;         ///< Of the lane's axis.
-  int axis;             ///< Which one that is.
-  int place;            ///< The tile's number along it.
   int count, interior;  ///< Of all axes, as in TileList.
-  int split, gap, kv_begin;
 
-  __device__ __forceinline__ LaneTiles(const gpu::Params<rank>& params, const gpu::Place<typename Source::QTile>& work,
-                                       int lane) {
-    axis = rank == 1 ? 0 : min_int(lane, rank - 1);
+  __device__ __forceinline__ LaneTiles(const gpu::Params<rank>& params,
+                                       const gpu::Place<QTile>& work) {
+    const int d = axis();
     int q_begin = work.q_begin[rank - 1];
 #pragma unroll
-    for (int d = 0; d < rank - 1; ++d) q_begin = axis == d ? work.q_begin[d] : q_begin;
-    const Band band = params.template pattern<Band>(work.slice, axis);
-    own = Source::along(band, q_begin, axis);
-    split = band.split;
+    for (int e = 0; e < rank - 1; ++e) q_begin = d == e ? work.q_begin[e] : q_begin;
+    const Band band = params.template pattern<Band>(work.slice, d);
+    const int kv_begin = params.slices[work.slice].group[d].kv_begin;
+    const Interval first = window(band, q_begin), last = window(band, last_query(band, q_begin, QTile::extent(d)));
+    own = axis_runs(band, Interval{first.begin - kv_begin, first.end - kv_begin},
+                    Interval{last.begin - kv_begin, last.end - kv_begin}, KvTile::divisor(d));
     gap = band.gap;
-    kv_begin = params.slices[work.slice].group[axis].kv_begin;
     count = 1;
     interior = 1;
 #pragma unroll
-    for (int d = 0; d < rank; ++d) {
-      count *= from_axis(own.count, d);
-      interior *= from_axis(own.interior.end - own.interior.begin, d);
+    for (int e = 0; e < rank; ++e) {
+      count *= from_axis(own.count, e);
+      interior *= from_axis(own.interior.end - own.interior.begin, e);
     }
     place = interior > 0 ? own.interior.begin : 0;
   }
@@ -52,23 +52,23 @@ struct LaneTiles {
     else
       advance(0, own.count);
     while (on_all_axes(place >= own.interior.begin && place < own.interior.end)) {
-      if (axis == rank - 1) place = own.interior.end - 1;
+      if (axis() == rank - 1) place = own.interior.end - 1;
       advance(0, own.count);
     }
   }
 
   /// The first row of the tile along the lane's axis.
-  __device__ __forceinline__ int origin() const { return own.origin(place, KvTile::extent(axis)); }
+  __device__ __forceinline__ int origin() const { return own.origin(place, KvTile::extent(axis())); }
 
-  /// And where that is in the key tensor.
+  /// And where that is in the key tensor: stored_row of band.h, which asks what is known here.
   __device__ __forceinline__ int stored(int origin) const {
-    const int extent = KvTile::extent(axis);
-    return (origin + extent <= 0 ? origin + gap : origin >= split ? origin - gap : origin) - kv_begin;
+    if (!is_below_split()) return origin - gap;
+    return origin + KvTile::extent(axis()) <= 0 ? origin + gap : origin;
   }
 
-  /// Of the index-th tile, where the lane's axis has it.
-  __device__ __forceinline__ TileKind kind(int index, int origin) const {
-    const bool below = rank == 1 ? origin < split : __any_sync(~0u, origin < split);
+  /// Of the index-th tile.
+  __device__ __forceinline__ TileKind kind(int index) const {
+    const bool below = rank == 1 ? is_below_split() : __any_sync(~0u, is_below_split());
     return index < interior ? TileKind::interior : below ? TileKind::shell_below : TileKind::shell;
   }
 
@@ -78,6 +78,17 @@ struct LaneTiles {
   }
 
  private:
+  AxisRuns own;  ///< Of the lane's axis.
+  int place;     ///< The tile's number along it.
+  int gap;       ///< Of the Band.
+
+  /// Read anew each time, like all that follows from a lane's number: registers are few.
+  static __device__ __forceinline__ int axis() {
+    return rank == 1 ? 0 : min_int(ptx::reload_thread_index(), rank - 1);
+  }
+
+  __device__ __forceinline__ bool is_below_split() const { return place < own.low_count; }
+
   static __device__ __forceinline__ bool on_all_axes(bool value) { return rank == 1 ? value : __all_sync(~0u, value); }
 
   /// To the next of the tiles from `begin` to `end` of each axis, in row-major order: an axis goes on where all axes
@@ -87,7 +98,7 @@ struct LaneTiles {
     if constexpr (rank == 1) {
       ++place;
     } else {
-      const unsigned ends = __ballot_sync(~0u, last), further_in = ((1u << rank) - 1) & (~1u << axis);
+      const unsigned ends = __ballot_sync(~0u, last), further_in = ptx::lanes_above() & ((1u << rank) - 1);
       if ((ends & further_in) == further_in) place = last ? begin : place + 1;
     }
   }

@@ -154,7 +154,7 @@ struct Producer {
   __device__ __forceinline__ void run() {
     int index = blockIdx.x;
     Place work(params, index);  // while the barriers come to be
-    Tiles tiles(params, work, lane());
+    Tiles tiles(params, work);
     start<Config>();
     // The launch may have begun before the one before it ended. No consumer touches tensors before it has seen a load.
     if (params.beside)
@@ -174,7 +174,7 @@ struct Producer {
         int token[rank];
 #pragma unroll
         for (int d = 0; d < rank; ++d) token[d] = Tiles::from_axis(stored, d);
-        load_k(work, at, origin, tiles.kind(j, origin), token);
+        load_k(work, at, origin, tiles.kind(j), token);
         // The first K is under way before Q waits for the last tile's output to leave.
         if (j == 0) load_q(work, tiles, q_parity);
         load_v(work, at, token);
@@ -185,7 +185,7 @@ struct Producer {
       index += gridDim.x;
       if (index >= params.tiles()) break;
       work = Place(params, index);
-      tiles = Tiles(params, work, lane());
+      tiles = Tiles(params, work);
     }
   }
 };
