@@ -315,24 +315,27 @@ def check_samples(calls: Calls) -> None:
 
 
 def check_beside(calls: Calls) -> None:
-    """A call may run beside the one before it, which has launches of its own that do so; not if it reads what that one
-    writes."""
+    """Calls may run beside those before them, which have launches of their own that do so; not if one reads what any of
+    those writes."""
     first, second = small(calls, dilation=2, window=2, extra_tokens=(20,)), small(calls)
-    one, two = tensors_of(first), tensors_of(second, 1)
-    launches = calls.run(calls.args(first, one), calls.args(second, two, beside=True))
-    assert len(launches) > 1
+    one, two, three = tensors_of(first), tensors_of(second, 1), tensors_of(second, 2)
+    made = [calls.args(first, one)] + [calls.args(second, own, beside=True) for own in (two, three)]
+    assert len(calls.run(*made)) > 3
     require_right(first, one)
-    require_right(second, two)
-    check_list(calls, [first, second], [one, two], range(1, 20), beside=True)
-    two["k"] = one["out"][..., :2, :]
-    calls.run(calls.args(first, one), calls.args(second, two))
-    if second.head_dim == second.value_head_dim:
+    for own in (two, three):
+        require_right(second, own)
+    check_list(calls, [first, second, second], [one, two, three], range(1, 20), beside=True)
+    if second.head_dim != second.value_head_dim:
+        return
+    reads = {**three, "k": one["out"][..., : second.kv_heads, :]}
+    calls.run(made[0], made[1], calls.args(second, reads))
+    for between in ([], made[1:2]):
         try:
-            calls.run(calls.args(first, one), calls.args(second, two, beside=True))
+            calls.run(made[0], *between, calls.args(second, reads, beside=True))
         except RuntimeError as error:
             assert "which a launch writes that it runs beside" in str(error), error
         else:
-            raise AssertionError("a call that reads what the one before it writes ran beside it")
+            raise AssertionError("a call ran beside one whose results it reads")
 
 
 def main(library: str, key: str, check: str) -> None:

@@ -25,8 +25,7 @@ class Launches {
   using Params = gpu::Params<rank>;
 
  public:
-  /// `shares`: there are several calls, which may share maps. `beside`: they neither read nor write what the call before
-  /// them on the stream writes.
+  /// `shares`: there are several calls, which may share maps. `beside`: all have GNAFORGE_ARGS_BESIDE.
   Launches(EncodeTiled encode, int processors, void* stream, bool shares, bool beside, const Reason& reason)
       : encode_(encode), processors_(processors), stream_(stream), shares_(shares), reason_(reason) {
     params_.beside = beside && begins_early();
@@ -41,7 +40,7 @@ class Launches {
     call.folded = rank == 3 && L::may_fold && problem.batch > 1 && !apart && foldable<Element>(args);
     shape_extra_keys(call);
     if (slices_ > 0 && !agrees(call))
-      if (const gnaforge_code code = flush(true)) return code;
+      if (const gnaforge_code code = flush()) return code;
     const std::int64_t batch_step = (rank == 3 && !call.folded) || apart ? 1 : problem.batch;
     Group group{};
     group.batch = batch_step;
@@ -60,7 +59,7 @@ class Launches {
   }
 
   /// Launches what has not been launched yet.
-  gnaforge_code finish() { return slices_ == 0 ? GNAFORGE_OK : flush(false); }
+  gnaforge_code finish() { return slices_ == 0 ? GNAFORGE_OK : flush(); }
 
  private:
   static constexpr int most_sets = Params::room_bytes / static_cast<int>(sizeof(Maps));
@@ -250,7 +249,7 @@ class Launches {
         return GNAFORGE_OK;
       }
       if (empty) return reason_.refuse(GNAFORGE_FAILED, "a launch has no room for one slice");
-      if (const gnaforge_code code = flush(true)) return code;
+      if (const gnaforge_code code = flush()) return code;
       call.place = -1;
     }
   }
@@ -301,9 +300,8 @@ class Launches {
     return version >= 12030;
   }
 
-  /// Launches what there is. `goes_on`: another launch of these calls comes next. As they are independent of each other,
-  /// it may run beside this one.
-  gnaforge_code flush(bool goes_on) {
+  /// Launches what there is. The next launch may run beside it: slices are independent of each other.
+  gnaforge_code flush() {
     cudaLaunchConfig_t launch{};
     launch.gridDim = dim3(static_cast<unsigned>(min_int(params_.tiles(), processors_ * L::blocks_per_processor)));
     launch.blockDim = dim3(L::threads);
@@ -316,7 +314,6 @@ class Launches {
       launch.attrs = &early;
       launch.numAttrs = 1;
     }
-    params_.begins_others = goes_on;
     void* arguments[] = {&params_};
     const cudaError_t error = cudaLaunchKernelExC(&launch, Config::kernel(), arguments);
     params_.beside = begins_early();

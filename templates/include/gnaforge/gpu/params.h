@@ -76,17 +76,16 @@ template <int Rank>
 struct Params {
   using Call = CallParams<Rank>;
   using Slice = SliceParams<Rank>;
-  static constexpr int room_bytes = (max_param_bytes - 128 - max_slices * static_cast<int>(sizeof(Slice))) / 64 * 64;
+  static constexpr int room_bytes = (max_param_bytes - 64 - max_slices * static_cast<int>(sizeof(Slice))) / 64 * 64;
 
   /// Maps from the front on and CallParams from the back: some launches have many of these, some of those.
   alignas(64) unsigned char room[room_bytes];
   Slice slices[max_slices];
   int first_tile[max_slices + 1];  ///< Of each slice; from the last one's end on, how many there are.
   float scale;
-  float scale_log2;   ///< For a softmax in powers of two.
-  int folded;         ///< The maps' channels run through all heads, and their last dim is the batch; see maps.h.
-  int beside;         ///< It may run beside the launch before it, and waits for that one only at its end.
-  int begins_others;  ///< Where `beside`: the next one may run beside both.
+  float scale_log2;  ///< For a softmax in powers of two.
+  int folded;        ///< The maps' channels run through all heads, and their last dim is the batch; see maps.h.
+  int beside;        ///< It may run beside the launch before it, and waits for that one only at its end.
 
   GNAFORGE_HD static constexpr int call_offset(int place) {
     return room_bytes - (place + 1) * static_cast<int>(sizeof(Call));

@@ -82,7 +82,7 @@ struct Epilogue {
   __device__ __forceinline__ explicit Epilogue(const Params& own) : params(own) {}
 
   static __device__ __forceinline__ void prefetch_tma_descriptors(const Params& params) {
-    ptx::prefetch_map(&params.kernel->maps(0).out);
+    ptx::prefetch_map(&params.kernel->maps_at(0).out);
   }
 
   template <class Block, class Shape, class ParamsShape>

@@ -62,9 +62,9 @@ struct Sm100FmhaLoadTmaWarpspecialized<Element, StrideQ, StrideK, StrideV, MmaQK
   using Arguments = Params;
 
   static __device__ __forceinline__ void prefetch_tma_descriptors(const Params& params) {
-    gnaforge::ptx::prefetch_map(&params.kernel->maps(0).q);
-    gnaforge::ptx::prefetch_map(&params.kernel->maps(0).k);
-    gnaforge::ptx::prefetch_map(&params.kernel->maps(0).v);
+    gnaforge::ptx::prefetch_map(&params.kernel->maps_at(0).q);
+    gnaforge::ptx::prefetch_map(&params.kernel->maps_at(0).k);
+    gnaforge::ptx::prefetch_map(&params.kernel->maps_at(0).v);
   }
 
   template <class Block, class Shape, class ParamsShape>

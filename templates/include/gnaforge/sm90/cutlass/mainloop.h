@@ -63,10 +63,10 @@ struct Mainloop : MainloopBase<Config, Element>::type {
   static_assert(L::stages <= 5, "slots enough for the KV tiles that loads are ahead");
 
   static __device__ __forceinline__ void prefetch_tma_descriptors(const Params& params) {
-    ptx::prefetch_map(&params.kernel->maps(0).q);
-    ptx::prefetch_map(&params.kernel->maps(0).k);
-    ptx::prefetch_map(&params.kernel->maps(0).v);
-    ptx::prefetch_map(&params.kernel->maps(0).out);
+    ptx::prefetch_map(&params.kernel->maps_at(0).q);
+    ptx::prefetch_map(&params.kernel->maps_at(0).k);
+    ptx::prefetch_map(&params.kernel->maps_at(0).v);
+    ptx::prefetch_map(&params.kernel->maps_at(0).out);
   }
 
   /// Notes of a Q tile; `stages` counts Q's stages since launch, of which a tile takes two.

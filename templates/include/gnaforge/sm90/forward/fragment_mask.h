@@ -94,9 +94,8 @@ struct RowWindows {
   /// Of a KV tile that needs a mask; `table` is that of masks.
   __device__ __forceinline__ SeenColumns<words> seen(const gpu::Params<rank>& params, ptx::SharedAddress table,
                                                      const gpu::KvTileFacts<rank>& facts) const {
-    Ends ends = ends_of([&](int d, Interval keys) {
-      return Interval{keys.begin - facts.origin[d], keys.end - facts.origin[d]};
-    });
+    Ends ends = ends_of(
+        [&](int d, Interval keys) { return Interval{keys.begin - facts.origin[d], keys.end - facts.origin[d]}; });
     if constexpr (Source::has_sides) {
       // Few tiles are below a split, or have extra keys in part. Others take a branch for it, which waits for nothing:
       // its question is asked before the above is worked out.

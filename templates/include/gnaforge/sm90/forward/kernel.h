@@ -1,5 +1,5 @@
 // The sm90 forward kernel. Warpgroup 0 loads: its first warp is the producer, of which one lane writes and copies.
-// Warpgroups 1 to W compute: consumers 0 to W - 1. Device only.
+// The others there stand by. Warpgroups 1 to W compute: consumers 0 to W - 1. Device only.
 //
 // mbarriers, those of K and V one per stage of the ring. The producer's waits for *_empty pass at once the first time.
 //   name      arrivals a phase                    by whom                                            who waits
@@ -75,10 +75,10 @@ __device__ __forceinline__ unsigned same_in_all_lanes(unsigned number) { return 
 
 template <class Config>
 __device__ __forceinline__ void prefetch_maps(const gpu::Params<Config::QTile::rank>& params) {
-  ptx::prefetch_map(&params.maps(0).q);
-  ptx::prefetch_map(&params.maps(0).k);
-  ptx::prefetch_map(&params.maps(0).v);
-  ptx::prefetch_map(&params.maps(0).out);
+  ptx::prefetch_map(&params.maps_at(0).q);
+  ptx::prefetch_map(&params.maps_at(0).k);
+  ptx::prefetch_map(&params.maps_at(0).v);
+  ptx::prefetch_map(&params.maps_at(0).out);
 }
 
 /// What the producer's idle neighbours do.

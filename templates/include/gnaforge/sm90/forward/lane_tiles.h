@@ -19,8 +19,7 @@ struct LaneTiles {
 
   int count, interior;  ///< Of all axes, as in TileList.
 
-  __device__ __forceinline__ LaneTiles(const gpu::Params<rank>& params,
-                                       const gpu::Place<QTile>& work) {
+  __device__ __forceinline__ LaneTiles(const gpu::Params<rank>& params, const gpu::Place<QTile>& work) {
     const int d = axis();
     int q_begin = work.q_begin[rank - 1];
 #pragma unroll
@@ -83,9 +82,7 @@ struct LaneTiles {
   int gap;       ///< Of the Band.
 
   /// Read anew each time, like all that follows from a lane's number: registers are few.
-  static __device__ __forceinline__ int axis() {
-    return rank == 1 ? 0 : min_int(ptx::reload_thread_index(), rank - 1);
-  }
+  static __device__ __forceinline__ int axis() { return rank == 1 ? 0 : min_int(ptx::reload_thread_index(), rank - 1); }
 
   __device__ __forceinline__ bool is_below_split() const { return place < own.low_count; }
 

@@ -161,8 +161,7 @@ struct Producer {
       ptx::mark<ptx::Marker::runs_beside>();
     else
       ptx::wait_for_grids();
-    // One that runs beside this one may touch what this one may. Only for its own kind must it not wait.
-    if (!params.beside || params.begins_others) ptx::let_grids_begin();
+    ptx::let_grids_begin();  // those before have ended, or are independent of the next one if that runs beside this one
     leads = ptx::elect();
     // A wait for the phase before the first returns at once: every stage is empty.
     RingPosition at{0, 1};
