@@ -18,14 +18,13 @@ import torch
 from gnaforge.build import abi
 from gnaforge.runtime.op_table import FORWARD
 from gnaforge.runtime.problem import Problem
-from gnaforge.verification.contract import Kernel, Refused, token_dims, view_of
+from gnaforge.verification.contract import Kernel, LaunchError, Refused
 from gnaforge.verification.emulator import Emulator
-from gnaforge.verification.entry import _SERIALLY
+from gnaforge.verification.entry import Call
 from gnaforge.verification.problems import for_kernel, tile_counts
 from gnaforge.verification.schedules import Schedule
 
 Tensors = Mapping[str, torch.Tensor]
-BESIDE = 2  # GNAFORGE_ARGS_BESIDE
 
 
 class Calls:
@@ -34,30 +33,35 @@ class Calls:
     def __init__(self, library: str, key: str, schedule: dict[str, Any]) -> None:
         self.kernel = Kernel(Path(library), key)
         self.emulator = Emulator(self.kernel, False)
-        self._entry = self.kernel._entry
         self._schedule = schedule
-        self._text = c.create_string_buffer(4096)
 
-    def args(self, problem: Problem, tensors: Tensors, beside: bool = False) -> abi.Args:
+    def prepare(self, problem: Problem, tensors: Tensors, beside: bool = False) -> Call:
         """A call on tensors by role, as the kernel takes it.
 
         Raises:
             Refused: it doesn't; says why.
         """
-        roles = {role.name: role for role in (*FORWARD.reads(problem), *FORWARD.outputs)}
-        views = {name: view_of(tensor, token_dims(roles[name], problem.rank)) for name, tensor in tensors.items()}
-        host = abi.Host(c.sizeof(abi.Host), 1, _SERIALLY)
-        args = abi.make_args(FORWARD.name, abi.describe(problem), views, host, "cpu")
-        args.features, args.flags = abi.feature_bits(problem.features()), BESIDE if beside else 0
-        args.held = tensors  # not a field: as long as the call, the tensors stay
-        if reason := self.refusal(args):
-            raise Refused(reason)
-        return args
+        call = self.kernel.prepare_call(problem, {"lse": tensors["q"][..., 0].float(), **tensors})
+        if "lse" not in tensors:  # the harness knows none that goes without
+            call.args.tensors[abi.ROLES.index("lse")] = c.POINTER(abi.Tensor)()
+        call.args.flags = abi.BESIDE if beside else 0
+        call.held = tensors  # as long as the call, they stay
+        return call
 
-    def refusal(self, call: abi.Args) -> str:
-        """Why the kernel refuses a call; empty if it doesn't."""
-        code = self._entry.can_run(c.byref(call), self._text, len(self._text))
-        return self._text.value.decode() if code else ""
+    def run(self, *calls: Call, together: bool = False) -> list[dict[str, Any]]:
+        """Runs calls one after the other, or together; returns what was counted of each launch.
+
+        Raises:
+            LaunchError: the kernel broke a rule; says which.
+        """
+        self.emulator.start(self._schedule)
+        try:
+            for one in [self.kernel.prepare_list(calls)] if together else calls:
+                assert one.workspace_bytes == 0
+                one.run(None, None)
+        except LaunchError as error:
+            raise LaunchError("\n".join(self.emulator.messages()) or str(error)) from error
+        return self.emulator.launches()
 
     def q_tiles(self, problem: Problem) -> int:
         """Q tiles of one batch entry and head."""
@@ -73,27 +77,6 @@ class Calls:
         """Whether heads fold into channels, so that batch entries of rank 3 share maps."""
         config = self.kernel.config
         return config.head_dim % 64 == 0 and (config.value_head_dim or config.head_dim) % 64 == 0
-
-    def run(self, *calls: abi.Args, together: bool = False) -> list[dict[str, Any]]:
-        """Runs calls one after the other, or together; returns what was counted of each launch.
-
-        Raises:
-            RuntimeError: the kernel broke a rule; says which.
-        """
-        self.emulator.start(self._schedule)
-        if together:
-            pointers = (c.POINTER(abi.Args) * len(calls))(*map(c.pointer, calls))
-            assert self._entry.calls_workspace_bytes(pointers, len(calls)) == 0
-            codes = [self._entry.run_calls(pointers, len(calls), None, None, self._text, len(self._text))]
-        else:
-            codes = [self._entry.run(c.byref(call), None, None, self._text, len(self._text)) for call in calls]
-        if any(codes):
-            raise RuntimeError("\n".join(self.emulator.messages()) or self._text.value.decode())
-        return self.emulator.launches()
-
-    def work(self, call: abi.Args) -> float:
-        """What the kernel says that it takes."""
-        return float(self._entry.visited_work(c.byref(call)))
 
 
 def tensors_of(problem: Problem, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -151,11 +134,11 @@ def check_lengths(calls: Calls) -> None:
             for b, length in enumerate(lengths):
                 tensors["extra_k"][b, max(length, 0) :] = torch.nan
                 tensors["extra_v"][b, max(length, 0) :] = torch.finfo(tensors["v"].dtype).max
-            launches = calls.run(calls.args(problem, tensors))
+            launches = calls.run(calls.prepare(problem, tensors))
             require_right(problem, tensors)
             keys = sum(min(max(n, 0), tokens) // columns + (pieces - 1) for n in lengths)  # whole tiles
             parts = sum(n >= tokens or (n > 0 and n % columns != 0) for n in lengths)
-            plain = calls.run(calls.args(small(calls), tensors_of(small(calls))))
+            plain = calls.run(calls.prepare(small(calls), tensors_of(small(calls))))
             assert len(launches) == len(plain)
             more = [
                 sum(x[kind] for x in launches) - sum(x[kind] for x in plain)
@@ -173,7 +156,7 @@ def check_layouts(calls: Calls) -> None:
     for names in (("extra_k",), ("extra_v_2",), ("extra_k", "extra_v", "extra_k_2", "extra_v_2")):
         one = {name: tensors[name][:1].expand_as(tensors[name]) for name in names}
         shared = {**tensors, **one, "extra_lengths": lengths[::2]}
-        calls.run(calls.args(problem, shared))
+        calls.run(calls.prepare(problem, shared))
         require_right(problem, shared)
     k, v = tensors["extra_k"], tensors["extra_v_2"]
     for name, tensor, said in (
@@ -183,14 +166,14 @@ def check_layouts(calls: Calls) -> None:
         ("extra_v_2", v.new_zeros(*v.shape[:-1], v.shape[-1] + 2)[..., : v.shape[-1]], "a positive multiple of 8"),
     ):
         try:
-            calls.args(problem, {**tensors, name: tensor})
+            calls.prepare(problem, {**tensors, name: tensor})
         except Refused as error:
             assert said in str(error), error
         else:
             raise AssertionError(f"the kernel takes what it can't read: {said}")
     # Rank 3 folds heads into channels whatever the extra keys are like.
     apart = {**tensors, "extra_k": torch.cat([k, k], -1)[..., : k.shape[-1]]}
-    calls.run(calls.args(problem, apart))
+    calls.run(calls.prepare(problem, apart))
     require_right(problem, apart)
 
 
@@ -198,39 +181,47 @@ def check_second_piece_alone(calls: Calls) -> None:
     """The contract lets the first piece be missing."""
     problem = small(calls, extra_tokens=(70,))
     tensors = tensors_of(problem)
-    args = calls.args(problem, tensors)
-    calls.run(args)
+    call = calls.prepare(problem, tensors)
+    args = call.args
+    calls.run(call)
     wanted = [tensors[name].clone() for name in ("out", "lse")]
     args.problem.contents.extra_tokens[0], args.problem.contents.extra_tokens[1] = 0, 70
     for role in ("extra_k", "extra_v"):
         at = abi.ROLES.index(role)
         args.tensors[at + 1], args.tensors[at] = args.tensors[at], c.POINTER(abi.Tensor)()
     tensors["out"].fill_(torch.nan)
-    calls.run(args)
+    calls.run(call)
     assert all(map(torch.equal, (tensors["out"], tensors["lse"]), wanted))
 
 
 def check_work(calls: Calls) -> None:
     """Of the work that chooses a kernel, extra keys are whole tiles; more of them than an int holds are refused."""
     columns, group = calls.kernel.config.kv_columns, small(calls)
-    plain = calls.work(calls.args(group, tensors_of(group)))
     tiles = calls.q_tiles(group) * group.batch * group.heads
     per_tile = calls.padded_rows * columns * (group.head_dim + group.value_head_dim)
+
+    def work_of(problem: Problem) -> float:
+        call = calls.prepare(problem, tensors_of(problem))
+        return float(call._entry.visited_work(c.byref(call.args)))
+
     for pieces in ((1,), (columns,), (columns + 1, 3 * columns)):
-        problem = small(calls, extra_tokens=pieces)
-        more = calls.work(calls.args(problem, tensors_of(problem))) - plain
+        more = work_of(small(calls, extra_tokens=pieces)) - work_of(group)
         assert more == tiles * per_tile * sum(-(-tokens // columns) for tokens in pieces)
-    problem = small(calls, extra_tokens=(1,))
-    args = calls.args(problem, tensors_of(problem))
-    args.problem.contents.extra_tokens[0] = 1 << 30
-    assert "extra keys, at most 1073741823 in a piece" in calls.refusal(args)
+    call = calls.prepare(problem := small(calls, extra_tokens=(1,)), tensors_of(problem))
+    call.args.problem.contents.extra_tokens[0] = 1 << 30
+    try:
+        Call(call._entry, call.args)
+    except Refused as error:
+        assert "extra keys, at most 1073741823 in a piece" in str(error), error
+    else:
+        raise AssertionError("the kernel takes more extra keys than it can count")
 
 
 def check_list(
     calls: Calls, problems: Sequence[Problem], tensors: Sequence[Tensors], launches: range, beside: bool = False
 ) -> None:
     """Runs calls one by one, and as a list: they give the same bits, in one of so many launches."""
-    made = [calls.args(problem, own, beside) for problem, own in zip(problems, tensors, strict=True)]
+    made = [calls.prepare(problem, own, beside) for problem, own in zip(problems, tensors, strict=True)]
     results = [own[name] for own in tensors for name in ("out", "lse") if name in own]
 
     def clear() -> None:
@@ -317,9 +308,10 @@ def check_samples(calls: Calls) -> None:
 def check_beside(calls: Calls) -> None:
     """Calls may run beside those before them, which have launches of their own that do so; not if one reads what any of
     those writes."""
-    first, second = small(calls, dilation=2, window=2, extra_tokens=(20,)), small(calls)
+    dilation = {1: 8, 2: 3, 3: 2}[calls.kernel.config.rank]  # more groups than one launch has room for
+    first, second = small(calls, dilation=dilation, window=2, extra_tokens=(20,)), small(calls)
     one, two, three = tensors_of(first), tensors_of(second, 1), tensors_of(second, 2)
-    made = [calls.args(first, one)] + [calls.args(second, own, beside=True) for own in (two, three)]
+    made = [calls.prepare(first, one)] + [calls.prepare(second, own, beside=True) for own in (two, three)]
     assert len(calls.run(*made)) > 3
     require_right(first, one)
     for own in (two, three):
@@ -328,11 +320,11 @@ def check_beside(calls: Calls) -> None:
     if second.head_dim != second.value_head_dim:
         return
     reads = {**three, "k": one["out"][..., : second.kv_heads, :]}
-    calls.run(made[0], made[1], calls.args(second, reads))
+    calls.run(made[0], made[1], calls.prepare(second, reads))
     for between in ([], made[1:2]):
         try:
-            calls.run(made[0], *between, calls.args(second, reads, beside=True))
-        except RuntimeError as error:
+            calls.run(made[0], *between, calls.prepare(second, reads, beside=True))
+        except LaunchError as error:
             assert "which a launch writes that it runs beside" in str(error), error
         else:
             raise AssertionError("a call ran beside one whose results it reads")
