@@ -148,6 +148,41 @@ static int early() {
   return 2;
 }
 
+/// Writes a slot with what it reads in another. Waits for the launches before it at first, or at its end, or never: then
+/// it runs beside the one before. Lets the next one begin at first, after that wait, or never.
+__global__ void beside(const int* from, int* to, char waits, char begins_others) {
+  if (begins_others == 'f') asm volatile("griddepcontrol.launch_dependents;");
+  if (waits == 'f')
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+  else
+    asm volatile("pmevent 4;");
+  if (begins_others == 'w') asm volatile("griddepcontrol.launch_dependents;");
+  *to = *from + 1;
+  if (waits == 'e') asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+
+/// `launches`: of each the slots that it reads and writes, its `waits` and its `begins_others`, and a separator, which
+/// waits for all of them if it is a semicolon.
+static int run_beside(const char* launches) {
+  int* slots;
+  CHECK(cudaMalloc(&slots, 10 * sizeof(int)));
+  CHECK(cudaMemset(slots, 0, 10 * sizeof(int)));
+  for (const char* one = launches; *one; one += one[4] ? 5 : 4) {
+    cudaLaunchConfig_t config = {};
+    config.gridDim = config.blockDim = 1;
+    cudaLaunchAttribute attribute;
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    CHECK(cudaLaunchKernelEx(&config, beside, static_cast<const int*>(slots + one[0] - '0'), slots + one[1] - '0',
+                             one[2], one[3]));
+    if (one[4] == ';') CHECK(cudaDeviceSynchronize());
+  }
+  std::puts("ok");
+  return 0;
+}
+
 static int race() {
   int* data;
   CHECK(cudaMalloc(&data, sizeof(int)));
@@ -167,5 +202,6 @@ int main(int, char** arguments) {
   if (name == "cluster") return cluster();
   if (name == "early") return early();
   if (name == "race") return race();
+  if (name.rfind("beside:", 0) == 0) return run_beside(arguments[1] + 7);
   return 3;
 }

@@ -130,6 +130,34 @@ def test_errors_come_back_as_codes_and_messages(program: Path, case: str, messag
     assert "error" in done.stdout
 
 
+HELD = "which a launch writes that it runs beside"
+
+
+@pytest.mark.parametrize(
+    ("launches", "message"),
+    [
+        ("01fw,23en", ""),
+        ("01fw,12en", HELD),
+        ("01fw,21en", HELD),
+        ("01fw;12en", ""),  # somebody waits between them
+        ("01fw,12fn", ""),  # it waits at first
+        ("01fw,23nn", "ends without griddepcontrol.wait"),
+        ("01fw,23en,34en", HELD),
+        ("01fw,23en,14en", ""),  # the second one has waited for the first
+        ("01fw,23ef,14en", HELD),  # it has not
+        ("01fw,23ef,45en", ""),
+        ("01fw,23ff,14en", HELD),
+        ("01fw,23fw,14en", ""),
+    ],
+)
+def test_launches_beside_each_other(program: Path, launches: str, message: str) -> None:
+    """A launch that runs beside the one before it touches nothing that this one writes, nor what those write that this
+    one has let it begin beside; and it waits before it ends."""
+    done = execute(program, f"beside:{launches}")
+    assert done.returncode == bool(message), done.stdout + done.stderr
+    assert message in done.stderr if message else not done.stderr
+
+
 def test_no_code_for_the_device(program: Path) -> None:
     done = execute(program, "everything", DEVICE="b200")
     assert done.returncode == 1

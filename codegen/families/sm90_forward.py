@@ -140,7 +140,7 @@ FAMILY = Family(
     target=TARGETS["sm90"],
     default=True,
     dtypes=("bf16", "fp16"),
-    features=("edge", "block_causal", "sink", "range", "kv_sink", "deterministic"),
+    features=("edge", "block_causal", "sink", "range", "kv_sink", "extra_keys", "deterministic"),
     limits=Limits(q_rows=192, kv_columns=256, tile=_tile),
     padding=Padding(rows=_WARPGROUP_ROWS, columns=16),
     default_tiles={1: ((128,), (128,)), 2: ((8, 16), (8, 16)), 3: ((2, 8, 8), (2, 8, 8))},

@@ -125,6 +125,7 @@ void gnaforge_emulator_memory_remove(void* memory, uint64_t address) {
   static_cast<DeviceMemory*>(memory)->remove(address);
 }
 void gnaforge_emulator_memory_allow_mapped(void* memory) { static_cast<DeviceMemory*>(memory)->allow_mapped(); }
+void gnaforge_emulator_memory_settle(void* memory) { static_cast<DeviceMemory*>(memory)->running->settle(); }
 
 int gnaforge_emulator_launch(void* module, const char* kernel, const GnaforgeEmulatorLaunch* how, const void* params,
                              uint64_t param_bytes, void* memory, GnaforgeEmulatorCounters* counted, uint64_t* executed,

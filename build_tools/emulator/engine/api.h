@@ -46,6 +46,8 @@ GNAFORGE_EXPORT void gnaforge_emulator_memory_add(void* memory, uint64_t address
 GNAFORGE_EXPORT void gnaforge_emulator_memory_remove(void* memory, uint64_t address);
 /// Allows what the process has mapped as well: kernels that get pointers to memory which nobody announced.
 GNAFORGE_EXPORT void gnaforge_emulator_memory_allow_mapped(void* memory);
+/// Somebody has waited for all launches so far: the next one can't run beside them.
+GNAFORGE_EXPORT void gnaforge_emulator_memory_settle(void* memory);
 
 /// Runs a kernel. `executed` and `waited`, if not null, take a count per instruction: how often it ran, and how often
 /// an mbarrier wait found its phase open. 0, or 1 with the last error set.

@@ -325,6 +325,10 @@ void Cta::check_end() {
                          " wgmma in flight, this one the last: wgmma.wait_group is missing");
   }
   if (tensor_memory) tensor_memory->check_end();
+  if (beside && launch.options.early && grid_waits.empty())
+    throw EmulationError(
+        "ends without griddepcontrol.wait, in a launch that runs beside the one before it: who waits for this one "
+        "doesn't wait for that one");
 }
 
 void Cta::barrier_released(NamedBarrier& barrier) {
@@ -403,7 +407,7 @@ const uint8_t* Cta::read(Warp& warp, Space space, uint64_t address, uint32_t siz
   if (space == Space::global && window != 0) throw EmulationError(hex(address) + " is not an address in global memory");
   const uint8_t* bytes = object(address, size);
   if ((address & kWindowMask) == 0) {
-    check_begun(warp.clock);
+    check_begun(warp.clock, address, size);
     launch.accesses->read(address, size, linear_id, warp.clock, warp.epoch(strong));
   }
   return bytes;
@@ -423,7 +427,7 @@ uint8_t* Cta::write(Warp& warp, Space space, uint64_t address, uint32_t size, bo
   if (window != 0 || space == Space::param || space == Space::constant)
     throw EmulationError("write to read-only memory at " + hex(address));
   launch.memory->check(address, size);
-  check_begun(warp.clock);
+  check_begun(warp.clock, address, size);
   launch.accesses->write(address, size, linear_id, warp.clock, warp.epoch(strong));
   return reinterpret_cast<uint8_t*>(address);
 }
@@ -442,24 +446,32 @@ void Cta::observe(Warp& warp, Space space, uint64_t address, Ordering order) {
     launch.accesses->observe(address, warp, order);
 }
 
-void Cta::check_begun(const Clock& seen) const {
-  if (!launch.options.early || !launch.options.checks) return;
+bool Cta::waited(const Clock& seen) const {
   for (const Epoch& wait : grid_waits)
-    if (wait.before(seen)) return;
-  throw EmulationError(
-      "touches device memory before griddepcontrol.wait, in a launch that may begin before the one before it has "
-      "ended");
+    if (wait.before(seen)) return true;
+  return false;
+}
+
+void Cta::check_begun(const Clock& seen, uint64_t address, uint64_t size) const {
+  if (!launch.options.early || !launch.options.checks || waited(seen)) return;
+  if (!beside)
+    throw EmulationError(
+        "touches device memory before griddepcontrol.wait, in a launch that may begin before the one before it has "
+        "ended");
+  if (launch.memory->running->hold(address, size))
+    throw EmulationError("touches global memory at " + hex(address) +
+                         ", which a launch writes that it runs beside, before griddepcontrol.wait");
 }
 
 void Cta::check_bulk_load(Warp& warp, uint64_t address, uint64_t size) {
   launch.memory->check(address, size);
-  check_begun(warp.clock);
+  check_begun(warp.clock, address, size);
   launch.accesses->read(address, size, linear_id, warp.clock, warp.epoch());
 }
 
 void Cta::check_bulk_store(uint64_t address, uint64_t size, const Clock& seen, bool reduction) {
   launch.memory->check(address, size);
-  check_begun(seen);
+  check_begun(seen, address, size);
   launch.accesses->write(address, size, linear_id, seen, {bulk_stores, kBulkStoreAgent, reduction});
 }
 

@@ -60,6 +60,7 @@ struct Launch {
   std::mutex* atomics = nullptr;       // CTAs on several cores share device memory
   GlobalAccesses* accesses = nullptr;  // to device memory, by all CTAs
   std::function<void(const std::string&)> print;
+  std::atomic<bool>* begins_others = nullptr;  // set where the next one may begin although this one has not waited
   uint32_t threads() const { return block[0] * block[1] * block[2]; }
 };
 
@@ -127,6 +128,7 @@ class Cta {
   } cluster_barrier;
 
   std::vector<Epoch> grid_waits;  // griddepcontrol.wait, by warps
+  bool beside = false;            // a marker says that it runs beside the launch before
 
   bool chance(double probability) { return std::uniform_real_distribution<>()(random) < probability; }
   Timing timing() const { return launch.options.timing; }
@@ -152,7 +154,9 @@ class Cta {
   uint32_t shared_address(Space space, uint64_t address) const;
   /// Asynchronous copies start to use device memory: in bounds, and no race.
   /// Whoever has seen `seen` touches device memory.
-  void check_begun(const Clock& seen) const;
+  void check_begun(const Clock& seen, uint64_t address, uint64_t size) const;
+  /// griddepcontrol.wait was executed, and `seen` is later.
+  bool waited(const Clock& seen) const;
   void check_bulk_load(Warp& warp, uint64_t address, uint64_t size);
   void check_bulk_store(uint64_t address, uint64_t size, const Clock& clock, bool reduction);
   /// Whether an mbarrier may be signalled through the async proxy by a copy that this thread issues.

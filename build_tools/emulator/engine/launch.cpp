@@ -41,6 +41,8 @@ void run_launch(const Launch& request, uint32_t threads, Counters& counters) {
   if (threads > 1) launch.atomics = &atomics;
   GlobalAccesses accesses(threads > 1, launch.options.checks);
   launch.accesses = &accesses;
+  std::atomic<bool> begins_others{false};
+  launch.begins_others = &begins_others;
   std::atomic<uint64_t> next{0};
   std::atomic<bool> failed{false};
   std::string error;
@@ -67,6 +69,7 @@ void run_launch(const Launch& request, uint32_t threads, Counters& counters) {
     for (uint32_t i = 0; i < threads; ++i) pool.emplace_back(work);
     for (std::thread& one : pool) one.join();
   }
+  memory.running->add(accesses.written(), begins_others);
   if (failed) throw EmulationError(error);
 }
 

@@ -2,12 +2,14 @@
 #pragma once
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <vector>
 
 #include "clocks.h"
 #include "recording.h"
+#include "running.h"
 #include "types.h"
 
 namespace gnaforge::emulator {
@@ -16,13 +18,16 @@ namespace gnaforge::emulator {
 class DeviceMemory {
  public:
   DeviceMemory() = default;
-  DeviceMemory(const DeviceMemory& other) : ranges_(other.ranges_), mapped_too_(other.mapped_too_) {}
+  DeviceMemory(const DeviceMemory& other)
+      : running(other.running), ranges_(other.ranges_), mapped_too_(other.mapped_too_) {}
   void add(uint64_t address, uint64_t size, const std::string& name);
   void remove(uint64_t address);
   /// Lets `check` pass for whatever the process has mapped.
   void allow_mapped() { mapped_too_ = true; }
   /// Throws unless all of [address, address + size) lies in one allocation.
   void check(uint64_t address, uint64_t size) const;
+
+  std::shared_ptr<RunningWrites> running = std::make_shared<RunningWrites>();  // of launches on it
 
  private:
   struct Range {

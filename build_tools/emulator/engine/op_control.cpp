@@ -364,16 +364,24 @@ void decode_fence(Instruction& in) {
 void decode_nothing(Instruction& in) { in.run = nothing; }
 
 /// griddepcontrol.wait: the launches before are over, as they always are here; but a launch that may begin early has to
-/// say where it needs that. launch_dependents does nothing.
+/// say where it needs that.
 Status wait_for_grids(Warp& warp, const Instruction&, uint32_t) {
   warp.cta.grid_waits.push_back(warp.epoch());
   return Status::next;
 }
-void decode_grid_control(Instruction& in) { in.run = in.has("wait") ? wait_for_grids : nothing; }
+/// griddepcontrol.launch_dependents: the next launch may begin. If this one has not waited yet, those before it may
+/// still run then.
+Status launch_dependents(Warp& warp, const Instruction&, uint32_t) {
+  const Launch& launch = warp.cta.launch;
+  if (launch.options.early && launch.begins_others && !warp.cta.waited(warp.clock)) *launch.begins_others = true;
+  return Status::next;
+}
+void decode_grid_control(Instruction& in) { in.run = in.has("wait") ? wait_for_grids : launch_dependents; }
 
 // Kernels may mark how far a warp is, for the counters: pmevent 1 begins the work on a KV tile, 2 says that the tile
-// needs a mask, 3 ends it. Markers are no work and are not counted.
-enum Marker { tile_begins = 1, tile_is_shell = 2, tile_ends = 3 };
+// needs a mask, 3 ends it. 4 says that the launch runs beside the one before it, and touches nothing that that one
+// writes. Markers are no work and are not counted.
+enum Marker { tile_begins = 1, tile_is_shell = 2, tile_ends = 3, runs_beside = 4 };
 
 Status mark(Warp& warp, const Instruction& in, uint32_t mask) {
   TileMarks& marks = warp.marks;
@@ -383,6 +391,7 @@ Status mark(Warp& warp, const Instruction& in, uint32_t mask) {
     if (what == tile_begins) marks.begin();
     if (what == tile_is_shell) marks.shell = true;
   }
+  if (what == runs_beside) warp.cta.beside = true;
   --marks.executed;  // the scheduler is about to count this one
   --warp.cta.clock;
   return Status::next;

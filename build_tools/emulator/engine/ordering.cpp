@@ -120,4 +120,12 @@ void GlobalAccesses::observe(uint64_t address, Warp& warp, Ordering order) {
   places_.observe(address, warp, order);
 }
 
+RunningWrites::Pages GlobalAccesses::written() const {
+  RunningWrites::Pages pages;
+  for (const auto& [page, cells] : pages_)
+    for (size_t i = 0; i < cells.size(); ++i)
+      if (cells[i].write.stamp != 0) pages[page].set(i);
+  return pages;
+}
+
 }  // namespace gnaforge::emulator

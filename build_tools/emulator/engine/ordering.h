@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "clocks.h"
+#include "running.h"
 #include "types.h"
 
 namespace gnaforge::emulator {
@@ -62,9 +63,11 @@ class GlobalAccesses {
   }
   void publish(uint64_t address, Warp& warp, Ordering order, bool replaces);
   void observe(uint64_t address, Warp& warp, Ordering order);
+  /// All that was written so far.
+  RunningWrites::Pages written() const;
 
  private:
-  static constexpr uint64_t kPage = 4096, kCell = 4;
+  static constexpr uint64_t kPage = RunningWrites::kPage, kCell = RunningWrites::kCell;
   struct Past {
     uint32_t stamp = 0, cta : 24, agent : 8;
     Past() : cta(0), agent(0) {}

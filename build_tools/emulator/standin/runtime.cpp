@@ -179,14 +179,14 @@ cudaError_t cudaFreeAsync(void* pointer, cudaStream_t) { return cudaFree(pointer
 cudaError_t cudaFreeHost(void* pointer) { return cudaFree(pointer); }
 cudaError_t cudaMemcpy(void* to, const void* from, size_t size, cudaMemcpyKind) {
   if (size) std::memmove(to, from, size);
-  return State::get().peek_error();
+  return State::get().synchronize();
 }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t size, cudaMemcpyKind kind, cudaStream_t) {
   return cudaMemcpy(to, from, size, kind);
 }
 cudaError_t cudaMemset(void* to, int value, size_t size) {
   if (size) std::memset(to, value, size);
-  return State::get().peek_error();
+  return State::get().synchronize();
 }
 cudaError_t cudaMemsetAsync(void* to, int value, size_t size, cudaStream_t) { return cudaMemset(to, value, size); }
 cudaError_t cudaMemGetInfo(size_t* available, size_t* total) {
@@ -221,7 +221,7 @@ cudaError_t cudaGetDevice(int* device) {
   return cudaSuccess;
 }
 cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : State::get().fail(cudaErrorInvalidDevice); }
-cudaError_t cudaDeviceSynchronize() { return State::get().peek_error(); }
+cudaError_t cudaDeviceSynchronize() { return State::get().synchronize(); }
 cudaError_t cudaDeviceReset() { return cudaSuccess; }
 cudaError_t cudaDriverGetVersion(int* version) {
   *version = CUDART_VERSION;
@@ -323,7 +323,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   delete reinterpret_cast<char*>(stream);
   return cudaSuccess;
 }
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return State::get().peek_error(); }
+cudaError_t cudaStreamSynchronize(cudaStream_t) { return State::get().synchronize(); }
 cudaError_t cudaStreamQuery(cudaStream_t) { return State::get().peek_error(); }
 cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
 cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
@@ -343,7 +343,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
   reinterpret_cast<Event*>(event)->when = Clock::now();
   return State::get().peek_error();
 }
-cudaError_t cudaEventSynchronize(cudaEvent_t) { return State::get().peek_error(); }
+cudaError_t cudaEventSynchronize(cudaEvent_t) { return State::get().synchronize(); }
 cudaError_t cudaEventQuery(cudaEvent_t) { return State::get().peek_error(); }
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEvent_t end) {
   // The emulator's own time: says nothing about a GPU.

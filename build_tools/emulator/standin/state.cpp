@@ -276,6 +276,7 @@ void State::record(void* module, const Kernel& kernel, const GnaforgeEmulatorLau
 
 void State::reset() {
   error_ = sticky_ = cudaSuccess;
+  gnaforge_emulator_memory_settle(ranges);
   messages_.clear();
   launches_.clear();
 }
@@ -286,6 +287,11 @@ std::string State::report() const {
   out += "],\"launches\":[";
   for (size_t i = 0; i < launches_.size(); ++i) out += (i ? "," : "") + launches_[i];
   return out + "]}";
+}
+
+cudaError_t State::synchronize() {
+  gnaforge_emulator_memory_settle(ranges);
+  return peek_error();
 }
 
 cudaError_t State::take_error() {

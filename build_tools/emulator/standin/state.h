@@ -66,6 +66,8 @@ class State {
   /// Notes an error for cudaGetLastError, with a message on stderr if there is one.
   cudaError_t fail(cudaError_t error, const std::string& message = "");
   cudaError_t take_error();
+  /// Whatever comes next comes after all launches so far. Returns what peek_error does.
+  cudaError_t synchronize();
   /// Forgets errors, launches and messages.
   void reset();
   /// What happened since the last reset, as JSON: {"messages": [...], "launches": [...]}.

@@ -33,7 +33,8 @@ namespace gnaforge {
 enum class TileKind : int {
   interior,     ///< No mask: every row sees every key.
   shell,        ///< A mask by what rows see.
-  shell_below,  ///< The same, below the split of some axis: see gna/band.h.
+  part,         ///< The first columns only, the same ones for every row.
+  shell_below,  ///< As shell, below the split of some axis: see gna/band.h.
 };
 
 /// GNA's windows as a tile source.

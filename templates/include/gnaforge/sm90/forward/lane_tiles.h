@@ -25,7 +25,7 @@ struct LaneTiles {
 #pragma unroll
     for (int e = 0; e < rank - 1; ++e) q_begin = d == e ? work.q_begin[e] : q_begin;
     const Band band = params.template pattern<Band>(work.slice, d);
-    const int kv_begin = params.group(work.slice, d).kv_begin;
+    const int kv_begin = params.slices[work.slice].group[d].kv_begin;
     const Interval first = window(band, q_begin), last = window(band, last_query(band, q_begin, QTile::extent(d)));
     own = axis_runs(band, Interval{first.begin - kv_begin, first.end - kv_begin},
                     Interval{last.begin - kv_begin, last.end - kv_begin}, KvTile::divisor(d));
