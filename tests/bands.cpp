@@ -2,7 +2,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "gnaforge/cpu/forward/row_set.h"
+#include "gnaforge/cpu/row_set.h"
 #include "gnaforge/pattern_counts.h"
 
 using namespace gnaforge;

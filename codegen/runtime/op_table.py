@@ -83,6 +83,7 @@ class Op:
         exact: its results in float64, of a problem and its inputs.
         bound, sample: see `Bound` and `Sample`.
         flop: floating-point operations per pair of a query and a key, all heads of all batch entries together.
+        derive: of a problem and random inputs, those that follow from others.
     """
 
     name: str
@@ -90,8 +91,9 @@ class Op:
     outputs: tuple[Role, ...]
     exact: Callable[[Problem, Tensors], dict[str, torch.Tensor]]
     bound: Bound
-    sample: Sample
+    sample: Sample | None
     flop: Callable[[Problem], float]
+    derive: Callable[[Problem, Tensors], Tensors] = lambda problem, inputs: {}
 
     def random_inputs(
         self, problem: Problem, seed: int = 0, device: torch.device | str = "cpu"
@@ -104,6 +106,8 @@ class Op:
         for role in self.inputs:
             values = torch.randn(role.shape(problem), generator=generator, device=device)
             found[role.name] = values.to(role.dtype(problem).torch)
+        for name, values in self.derive(problem, found).items():
+            found[name] = values.to(found[name].dtype)
         return found
 
     def bytes(self, problem: Problem) -> int:
@@ -153,9 +157,45 @@ def _forward_flop(problem: Problem) -> float:
     return 2.0 * problem.batch * problem.heads * (problem.head_dim + problem.value_head_dim)
 
 
+GRAD_OUT = Role("grad_out", "output's gradient", "q", "value_head_dim", "output")
+GRAD_LSE = Role("grad_lse", "LSE's gradient", "q", None, "fp32")
+GRAD_Q = Role("grad_q", "query's gradient", "q", "head_dim")
+GRAD_K = Role("grad_k", "key's gradient", "kv", "head_dim")
+GRAD_V = Role("grad_v", "value's gradient", "kv", "value_head_dim")
+_BACKWARD_INPUTS = (Q, K, V, OUT, LSE, GRAD_OUT, GRAD_LSE)
+
+
+def _backward_op(name: str, outputs: tuple[Role, ...], products: tuple[int, int]) -> Op:
+    """A backward op; ``products``: matrix products along the channels of Q and K, and along those of V."""
+    side = name.removeprefix("gna_backward_")
+
+    def exact(problem: Problem, inputs: Tensors) -> dict[str, torch.Tensor]:
+        from . import reference_backward
+
+        return getattr(reference_backward, f"gradient_{side}")(problem, inputs)  # type: ignore[no-any-return]
+
+    def bound(
+        problem: Problem, inputs: Tensors, exact: Tensors, *, rounds_probabilities: bool
+    ) -> dict[str, torch.Tensor]:
+        from . import reference_backward
+
+        found = getattr(reference_backward, f"bound_{side}")
+        return found(problem, inputs, exact, rounds_probabilities=rounds_probabilities)  # type: ignore[no-any-return]
+
+    def flop(problem: Problem) -> float:
+        channels = products[0] * problem.head_dim + products[1] * problem.value_head_dim
+        return 2.0 * problem.batch * problem.heads * channels
+
+    return Op(name, _BACKWARD_INPUTS, outputs, exact, bound, None, flop, derive=_forward)
+
+
 OPS: dict[str, Op] = {
     op.name: op
-    for op in (Op("gna_forward", (Q, K, V), (OUT, LSE), _forward, _forward_bound, _forward_sample, _forward_flop),)
+    for op in (
+        Op("gna_forward", (Q, K, V), (OUT, LSE), _forward, _forward_bound, _forward_sample, _forward_flop),
+        _backward_op("gna_backward_q", (GRAD_Q,), (2, 1)),
+        _backward_op("gna_backward_kv", (GRAD_K, GRAD_V), (2, 2)),
+    )
 }
 """The ops by name."""
 
