@@ -57,7 +57,7 @@ def grow(text: str, pattern: str, added: str) -> str:
 
 @pytest.fixture(scope="session")
 def newer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Headers and core sources of a version 1.1: every struct has grown, every enum has a further value, there are two
+    """Headers and core sources of a version 1.2: every struct has grown, every enum has a further value, there are two
     more roles, and a feature that calls with a scale of 0.125 need."""
     folder = tmp_path_factory.mktemp("newer")
     shutil.copytree(include_dir(), folder / "include")
@@ -71,7 +71,7 @@ def newer(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.write_text(text)
 
     abi = "include/gnaforge/abi.h"
-    text = (folder / abi).read_text().replace("GNAFORGE_ABI_MINOR 0u", "GNAFORGE_ABI_MINOR 1u")
+    text = (folder / abi).read_text().replace("GNAFORGE_ABI_MINOR 1u", "GNAFORGE_ABI_MINOR 2u")
     (folder / abi).write_text(
         text.replace("GNAFORGE_ROLES = 26", "GNAFORGE_FUTURE = 26, GNAFORGE_FUTURE_2 = 27, GNAFORGE_ROLES = 28")
     )
@@ -140,10 +140,16 @@ print(json.dumps(near(gnaforge.na2d(x, x, x, 3, kernel={REAL.key!r}))))
 print(json.dumps(value(scale=0.125, kernel={REAL.key!r})))
 """,
     )
-    assert out[:3] == [1, 1 << 16 | 1, [3.0]]
+    assert out[:3] == [1, 1 << 16 | 2, [3.0]]
     assert "doesn't have the feature future" in out[3]
     assert out[4:6] == [1, True]
     assert "doesn't have the feature future" in out[6]
+
+
+def test_this_core_runs_libraries_of_version_1_0(python, toy) -> None:
+    """Whose entries end before `run_calls`."""
+    old = toy("frozen_toy", f"-I{FROZEN}", TOY_KEY=f'"{KEY.format(4)}"', TOY_VALUE="5.f")
+    assert run(python, f"print(core.load_library({str(old)!r}))\nprint(json.dumps(value()))") == [1, [5.0]]
 
 
 def test_this_core_runs_newer_libraries(python, toy, compile_kernel, newer: Path) -> None:

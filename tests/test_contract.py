@@ -93,6 +93,7 @@ def test_ctypes_has_the_numbers() -> None:
     assert int(HEADER.macros["GNAFORGE_ABI_MAJOR"].rstrip("u")) == abi.ABI_MAJOR
     assert int(HEADER.macros["GNAFORGE_LIBRARY_EMULATED"].rstrip("u")) == abi.EMULATED
     assert int(HEADER.macros["GNAFORGE_ARGS_CHECKED"].rstrip("u")) == abi.CHECKED
+    assert int(HEADER.macros["GNAFORGE_ARGS_BESIDE"].rstrip("u")) == abi.BESIDE
     assert set(FEATURES) <= set(abi.FEATURES)
 
 

@@ -45,6 +45,17 @@ const char* gnaforge_standin_report() { return TOY_REPORT; }
 #ifndef TOY_RUN
 #define TOY_RUN run
 #endif
+#ifndef TOY_CALLS_WORKSPACE
+#define TOY_CALLS_WORKSPACE nullptr
+#endif
+#ifndef TOY_RUN_CALLS
+#define TOY_RUN_CALLS nullptr
+#endif
+#if GNAFORGE_ABI_MINOR >= 1
+#define TOY_LISTS , TOY_CALLS_WORKSPACE, TOY_RUN_CALLS
+#else
+#define TOY_LISTS
+#endif
 #ifndef TOY_ENTRY
 #define TOY_ENTRY &entry
 #endif
@@ -103,8 +114,8 @@ int run(const gnaforge_args* args, void* workspace, void*, char* err, size_t n) 
   return GNAFORGE_OK;
 }
 
-const gnaforge_entry entry = {TOY_ENTRY_SIZE, TOY_OP,          TOY_FEATURES, 0,      0, GNAFORGE_CPU, 0, TOY_KEY,
-                              can_run,        workspace_bytes, visited_work, TOY_RUN};
+const gnaforge_entry entry = {TOY_ENTRY_SIZE,  TOY_OP,       TOY_FEATURES,     0, 0, GNAFORGE_CPU, 0, TOY_KEY, can_run,
+                              workspace_bytes, visited_work, TOY_RUN TOY_LISTS};
 const gnaforge_entry* const entries[] = {TOY_ENTRY};
 const gnaforge_library library = {sizeof(gnaforge_library), TOY_ABI, TOY_FLAGS, 1, TOY_ENTRIES};
 

@@ -10,6 +10,7 @@ from ..runtime import config, problem
 ABI_MAJOR = 1
 EMULATED = 1  # GNAFORGE_LIBRARY_EMULATED
 CHECKED = 1  # GNAFORGE_ARGS_CHECKED
+BESIDE = 2  # GNAFORGE_ARGS_BESIDE
 DEVICES = {"cpu": 0, "cuda": 1}
 OPS = {name: code for code, name in enumerate(config.OPS, 1)}
 EDGES = {"shift": 0, "cut": 1, "wrap": 2}
@@ -91,6 +92,7 @@ class Args(c.Structure):
     )
 
 
+Calls = c.POINTER(c.POINTER(Args))
 Reasoned = c.CFUNCTYPE(c.c_int, c.POINTER(Args), c.c_char_p, c.c_size_t)
 
 
@@ -106,6 +108,8 @@ class Entry(c.Structure):
         ("workspace_bytes", c.CFUNCTYPE(c.c_int64, c.POINTER(Args))),
         ("visited_work", c.CFUNCTYPE(c.c_double, c.POINTER(Args))),
         ("run", c.CFUNCTYPE(c.c_int, c.POINTER(Args), c.c_void_p, c.c_void_p, c.c_char_p, c.c_size_t)),
+        ("calls_workspace_bytes", c.CFUNCTYPE(c.c_int64, Calls, c.c_int64)),
+        ("run_calls", c.CFUNCTYPE(c.c_int, Calls, c.c_int64, c.c_void_p, c.c_void_p, c.c_char_p, c.c_size_t)),
     )
 
 

@@ -1,4 +1,4 @@
-/* The contract between kernel libraries and the core that calls them: plain C, versioned. This is version 1.0.
+/* The contract between kernel libraries and the core that calls them: plain C, versioned. This is version 1.1.
  *
  * A library exports exactly one function, gnaforge_library_v1. Every struct that crosses the boundary begins with its
  * size as the writer knew it.
@@ -29,7 +29,7 @@ extern "C" {
 #endif
 
 #define GNAFORGE_ABI_MAJOR 1u
-#define GNAFORGE_ABI_MINOR 0u
+#define GNAFORGE_ABI_MINOR 1u
 #define GNAFORGE_ABI_VERSION ((GNAFORGE_ABI_MAJOR << 16) | GNAFORGE_ABI_MINOR)
 #define GNAFORGE_MAX_RANK 3
 #define GNAFORGE_MAX_EXTRA 2 /* pieces of extra keys */
@@ -129,6 +129,9 @@ enum gnaforge_code {
 
 /* gnaforge_args.flags: the caller has applied the rules of gnaforge/rules.h to the call, so the entry need not. */
 #define GNAFORGE_ARGS_CHECKED 1u
+/* The call neither reads nor writes what the call before it on the same stream writes: they may run side by side. From
+ * version 1.1 on. */
+#define GNAFORGE_ARGS_BESIDE 2u
 
 /* A heads-last tensor [batch, tokens.., heads, channels]; its extents follow from its role and the problem. A piece of
  * extra keys has one token dim, lengths have none and no heads; the log-sum-exp has no channels. Strides in elements, 0
@@ -218,6 +221,17 @@ typedef struct gnaforge_entry {
 
   /* Runs on `stream` (a cudaStream_t; unused on cpu). GNAFORGE_OK, or why not, in words in err[0..n). */
   int (*run)(const gnaforge_args* args, void* workspace, void* stream, char* err, size_t n);
+
+  /* Lists of calls, from version 1.1 on. Both are null where the kernel runs calls one by one only. Of one call or more
+   * that can_run has accepted, all of this entry's op, on one device and with one host; none writes what another reads
+   * or writes: */
+
+  /* Bytes of workspace that run_calls needs, aligned to 256. */
+  int64_t (*calls_workspace_bytes)(const gnaforge_args* const* calls, int64_t count);
+
+  /* Computes what `run` of each call would, to the bit, in as few launches as it can and in any order. */
+  int (*run_calls)(const gnaforge_args* const* calls, int64_t count, void* workspace, void* stream, char* err,
+                   size_t n);
 } gnaforge_entry;
 
 typedef struct gnaforge_library {

@@ -274,7 +274,9 @@ constexpr gnaforge_entry make_entry() {
           E::can_run,
           E::workspace_bytes,
           E::visited_work,
-          E::run};
+          E::run,
+          nullptr,
+          nullptr};
 }
 
 }  // namespace gnaforge::gpu

@@ -130,7 +130,9 @@ constexpr gnaforge_entry make_entry() {
           K::can_run,
           K::workspace_bytes,
           K::visited_work,
-          K::run};
+          K::run,
+          nullptr,
+          nullptr};
 }
 
 }  // namespace gnaforge::cpu
