@@ -1,4 +1,4 @@
-"""The operators' derivatives: which don't exist yet, and say so however they are asked for."""
+"""The operators' derivatives: first ones; others say that there are none."""
 
 from __future__ import annotations
 
@@ -11,6 +11,12 @@ from torch.autograd import forward_ad
 _NO_TANGENTS = (
     "gnaforge: neighborhood attention has no forward-mode derivatives (torch.func.jvp, jacfwd, linearize, dual "
     "tensors). Take torch.nn.functional.scaled_dot_product_attention with a boolean mask, under "
+    "torch.nn.attention.sdpa_kernel(SDPBackend.MATH), which has them"
+)
+
+_NO_SECOND_DERIVATIVES = (
+    "gnaforge: neighborhood attention has no second derivatives (create_graph=True, gradient penalties). Take "
+    "torch.nn.functional.scaled_dot_product_attention with a boolean mask, under "
     "torch.nn.attention.sdpa_kernel(SDPBackend.MATH), which has them"
 )
 
@@ -35,10 +41,20 @@ class _Forward(torch.autograd.Function):
     def backward(
         ctx: Any, grad_out: torch.Tensor | None, grad_lse: torch.Tensor | None
     ) -> tuple[torch.Tensor | None, ...]:
-        """The operator `backward`, which this version refuses."""
+        """The operator `backward`, for what is wanted of Q, K and V.
+
+        Raises:
+            RuntimeError: the result shall be differentiated itself (``create_graph=True``).
+        """
+        if torch.is_grad_enabled():
+            raise RuntimeError(_NO_SECOND_DERIVATIVES)
         query, key, value, out, lse = ctx.saved_tensors
+        wanted = sum(1 << i for i in range(3) if ctx.needs_input_grad[i])
         grad_out = torch.zeros_like(out) if grad_out is None else grad_out
-        gradients = torch.ops.gnaforge.backward(grad_out, grad_lse, query, key, value, out, lse, ctx.pattern, ctx.scale)
+        found = torch.ops.gnaforge.backward.default(
+            grad_out, grad_lse, query, key, value, out, lse, ctx.pattern, ctx.scale, wanted
+        )
+        gradients = (gradient if wanted >> i & 1 else None for i, gradient in enumerate(found))
         return (*gradients, None, None, None, None, None, None)
 
     @staticmethod

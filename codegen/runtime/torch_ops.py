@@ -68,10 +68,13 @@ def _backward_fake(
     out: torch.Tensor,
     lse: torch.Tensor,
     pattern: list[int],
-    scale: float | None = None,
-    key: str = "",
+    scale: float | None,
+    wanted: int,
+    key_q: str = "",
+    key_kv: str = "",
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    of_q, of_k, of_v = (x.new_empty(x.shape if wanted >> i & 1 else 0) for i, x in enumerate((q, k, v)))
+    return of_q, of_k, of_v
 
 
 _library: torch.library.Library | None = None  # what it registered ends with it

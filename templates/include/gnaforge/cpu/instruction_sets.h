@@ -17,8 +17,8 @@
 #if defined(__clang__)
 #define GNAFORGE_BEGIN_AVX2 \
   _Pragma("clang attribute push(__attribute__((target(\"avx2,fma,f16c\"))), apply_to = function)")
-#define GNAFORGE_BEGIN_AVX512                                                                             \
-  _Pragma(                                                                                                \
+#define GNAFORGE_BEGIN_AVX512                                                                                \
+  _Pragma(                                                                                                   \
       "clang attribute push(__attribute__((target(\"avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c\"))), " \
       "apply_to = function)")
 #define GNAFORGE_END_TARGET _Pragma("clang attribute pop")

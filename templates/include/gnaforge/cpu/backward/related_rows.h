@@ -8,10 +8,11 @@ namespace gnaforge::cpu {
 /// A part of the rows along one axis, in which they lie in memory as they are counted.
 template <int Extent>
 struct RowPart {
-  Interval at[Extent];  ///< Of each position of the tile, the rows that it has to do with; empty for those past the end.
-  Interval any;         ///< The hull of these.
-  Interval all;         ///< The rows that all positions have in common; may be empty.
-  int shift;            ///< A row is stored so many rows later.
+  Interval
+      at[Extent];  ///< Of each position of the tile, the rows that it has to do with; empty for those past the end.
+  Interval any;    ///< The hull of these.
+  Interval all;    ///< The rows that all positions have in common; may be empty.
+  int shift;       ///< A row is stored so many rows later.
 };
 
 /// All parts of an axis: none has a row in common with another, as far as the tile has to do with it.

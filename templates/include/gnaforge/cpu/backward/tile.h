@@ -137,8 +137,7 @@ class Backward {
       const bool exists = locate(lane, position);
       scratch_[plan_.scratch.lse + lane] =
           exists ? *task_.at_query(plan_.log_sum_exp, plan_, task_.head, position) * log2e : __builtin_inff();
-      scratch_[plan_.scratch.delta + lane] =
-          exists ? *task_.at_query(plan_.delta, plan_, task_.head, position) : 0.0f;
+      scratch_[plan_.scratch.delta + lane] = exists ? *task_.at_query(plan_.delta, plan_, task_.head, position) : 0.0f;
     }
   }
 
@@ -264,8 +263,7 @@ class Backward {
     }
     float* const scores = scratch_ + plan_.scratch.scores;
     float* const slopes = scratch_ + plan_.scratch.slopes;
-    if constexpr (!of_keys)
-      of = {scratch_ + plan_.scratch.lse + p * panel, scratch_ + plan_.scratch.delta + p * panel};
+    if constexpr (!of_keys) of = {scratch_ + plan_.scratch.lse + p * panel, scratch_ + plan_.scratch.delta + p * panel};
     Vector none[width], one[width];
     for (int w = 0; w < width; ++w) {
       none[w] = Vector{};
