@@ -8,6 +8,8 @@ import torch
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 
+from .training import raise_missing
+
 _NO_TANGENTS = (
     "gnaforge: neighborhood attention has no forward-mode derivatives (torch.func.jvp, jacfwd, linearize, dual "
     "tensors). Take torch.nn.functional.scaled_dot_product_attention with a boolean mask, under "
@@ -51,9 +53,12 @@ class _Forward(torch.autograd.Function):
         query, key, value, out, lse = ctx.saved_tensors
         wanted = sum(1 << i for i in range(3) if ctx.needs_input_grad[i])
         grad_out = torch.zeros_like(out) if grad_out is None else grad_out
-        found = torch.ops.gnaforge.backward.default(
-            grad_out, grad_lse, query, key, value, out, lse, ctx.pattern, ctx.scale, wanted
-        )
+        call = grad_out, grad_lse, query, key, value, out, lse, ctx.pattern, ctx.scale, wanted
+        try:
+            found = torch.ops.gnaforge.backward.default(*call)
+        except RuntimeError as error:
+            raise_missing(error, query, key, value, ctx.pattern, wanted)
+            raise
         gradients = (gradient if wanted >> i & 1 else None for i, gradient in enumerate(found))
         return (*gradients, None, None, None, None, None, None)
 

@@ -132,6 +132,10 @@ def _attention(
         if not isinstance(error, RuntimeError):
             raise
         out, lse = _recover(error, operator, query, key, value, pattern, scale, kernel)
+    if operator is operators[1] and out.requires_grad:
+        from .training import prepare_backward
+
+        prepare_backward(query, key, value, pattern)
     return (out, lse) if return_lse else out
 
 
@@ -216,7 +220,7 @@ def _find_kernel(failure: core.Failure, attempt: Callable[[], T | core.Failure],
         with jit.one_thread(request):
             result = attempt()
             if isinstance(result, core.Failure):
-                reason = jit.make_kernel(request)
+                reason = jit.make_kernels(request)
                 result = attempt()
     if isinstance(result, core.Failure):
         # To register one is no help in a package of built kernels.
@@ -310,7 +314,7 @@ def _key_with_tiles(
     reason = ""
     if not found and not tracing and not (reason := jit.busy()):
         with jit.one_thread(request):
-            reason = "" if find_fitting(request) else jit.make_kernel(request)
+            reason = "" if find_fitting(request) else jit.make_kernels(request)
         found = find_fitting(request)
     if found:
         return found[0].key

@@ -12,6 +12,7 @@ from .batching import register_batching
 from .errors import NoKernelError
 from .gradients import register_autograd
 from .request import Request, request_of
+from .training import backward_requests, load_missing
 
 FORWARD_OPERATORS = ("forward", "forward_no_grad")
 """The second is the first without its autograd formula, which costs time at each call."""
@@ -73,6 +74,12 @@ def _backward_fake(
     key_q: str = "",
     key_kv: str = "",
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    for request in load_missing(backward_requests(q, k, v, pattern, bool(wanted & 1), bool(wanted & 6))):
+        lookup.remedy(request)  # raises where there can be none
+        call = request.register_call()
+        raise NoKernelError(
+            f"gnaforge: no kernel for {request.op}, {request} is loaded\nregister one with: {call}\n{jit.TRACING}"
+        )
     of_q, of_k, of_v = (x.new_empty(x.shape if wanted >> i & 1 else 0) for i, x in enumerate((q, k, v)))
     return of_q, of_k, of_v
 
