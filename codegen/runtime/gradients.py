@@ -22,6 +22,11 @@ _NO_SECOND_DERIVATIVES = (
     "torch.nn.attention.sdpa_kernel(SDPBackend.MATH), which has them"
 )
 
+_NO_EXTRA_KEYS = (
+    "gnaforge: gradients don't flow through additional keys yet. Call it under torch.no_grad(), or attend to them apart "
+    "and merge both results (gnaforge.merge_attentions)"
+)
+
 
 class _Forward(torch.autograd.Function):
     """`forward`, for autograd and the transformations of torch.func. Arguments are the operator's, all of them."""
@@ -34,7 +39,9 @@ class _Forward(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
         """Keeps what a backward kernel reads."""
-        query, key, value, pattern, scale = inputs[:5]
+        query, key, value, pattern, scale, _, *extra = inputs
+        if any(tensor is not None for tensor in extra):
+            raise NotImplementedError(_NO_EXTRA_KEYS)
         ctx.save_for_backward(query, key, value, *output)
         ctx.pattern, ctx.scale = pattern, scale
         ctx.set_materialize_grads(False)

@@ -14,8 +14,9 @@ from ..build.library import read_library
 from ..build_tools.emulator import EmulationError
 from ..errors import InputError
 from ..runtime.config import KernelConfig
-from ..runtime.op_table import FORWARD
+from ..runtime.op_table import FORWARD, named_extra_keys
 from ..runtime.problem import Problem
+from ..runtime.reference import ExtraKeys
 from .counters import WorkCounters, count_work
 from .process import Worker, WorkerError
 from .schedules import Schedule
@@ -66,11 +67,18 @@ class EmulatedKernel:
         is_causal: bool | Sequence[bool] = False,
         scale: float | None = None,
         *,
+        extra: Sequence[ExtraKeys] = (),
         layout: str = "contiguous",
+        **settings: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Runs the kernel, arguments and results as those of `gnaforge.neighborhood_attention` with ``return_lse``.
 
-        The kernel gets copies of the tensors with guard zones around them, in ``layout``, of `kinds.LAYOUTS`.
+        The kernel gets copies of the tensors with guard zones around them.
+
+        Args:
+            extra: pieces of keys that all queries see.
+            layout: of all tensors, of `kinds.LAYOUTS`.
+            settings: further fields of `Problem`: edge, sink, grid, ...
 
         Raises:
             EmulationError: the kernel broke a rule, wrote what it must not, or left elements out; the message says
@@ -78,11 +86,13 @@ class EmulatedKernel:
             WorkerError: its process crashed or hangs.
             ValueError: the arguments make no problem, or it refuses this one; says why.
         """
-        problem = Problem.of_tensors(query, key, value, kernel_size, stride, dilation, is_causal, scale=scale)
+        settings |= {"scale": scale, "extra_tokens": [piece.key.shape[1] for piece in extra]}
+        problem = Problem.of_tensors(query, key, value, kernel_size, stride, dilation, is_causal, **settings)
+        tensors = dict(zip((role.name for role in FORWARD.inputs), (query, key, value), strict=True))
+        tensors |= named_extra_keys(extra)
         with tempfile.TemporaryDirectory(prefix="gnaforge-") as folder:
             inputs, outputs = Path(folder) / "inputs.pt", Path(folder) / "outputs.pt"
-            named = zip((role.name for role in FORWARD.inputs), (query, key, value), strict=True)
-            torch.save({name: tensor.detach().clone() for name, tensor in named}, inputs)
+            torch.save({name: tensor.detach().clone() for name, tensor in tensors.items()}, inputs)
             said = self._ask(
                 do="call",
                 inputs=str(inputs),

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.config import KernelConfig
+from ..runtime.op_table import random_lengths
 from ..runtime.problem import Problem
 from .counters import WorkCounters, count_work
 from .kinds import LAYOUTS, POISONS, Comparison, Device
-from .problems import tile_counts
+from .problems import count_call_tiles
 from .process import Worker, WorkerError
 from .schedules import Schedule
 
@@ -257,10 +258,8 @@ class Verifier:
         found.counters = count_work(launches)
         if not found.counters.tiles:
             return
-        problem = found.problem
-        per_head = tile_counts(problem, self.result.config)
-        times = problem.batch * problem.heads
-        found.model = {"visited": times * per_head.visited, "interior": times * per_head.interior}
+        lengths = random_lengths(found.problem, found.data_seed)
+        found.model = count_call_tiles(found.problem, self.result.config, lengths)
         counted = {"visited": found.counters.tiles, "interior": found.counters.interior_tiles}
         if counted != found.model:
             found.failed = "tiles"

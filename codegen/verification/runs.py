@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..runtime.op_table import FORWARD, Op, Tensors
+from ..runtime.op_table import FORWARD, Op, Role, Tensors
 from ..runtime.problem import Problem
 from .checks import Failure, bytes_of_inputs, check_memory, compare_all, compare_sample, digest, results_of
 from .contract import Kernel, LaunchError
@@ -165,7 +165,7 @@ class KernelRuns:
         op, device = self.kernel.op, self.kernel.tensor_device
         generator = torch.Generator(device).manual_seed(0)
         tensors = {}
-        for role in op.inputs:
+        for role in _required(op, problem):
             tensors[role.name] = torch.empty(role.shape(problem), dtype=role.dtype(problem).torch, device=device)
             flat = tensors[role.name].view(-1)
             for first in range(0, flat.numel(), 2**28):  # normal_ of 16-bit elements needs no copy in fp32
@@ -188,7 +188,7 @@ class KernelRuns:
         op, device = self.kernel.op, self.kernel.tensor_device
         inputs = op.random_inputs(problem, 0, device)
         tensors = {}
-        for role in (*op.inputs, *op.outputs):
+        for role in (*_required(op, problem), *op.outputs):
             shape = role.shape(problem)
             inner = torch.empty(shape[1:], device="meta").stride()
             dtype = role.dtype(problem, self.kernel.config.output_dtype).torch
@@ -206,7 +206,7 @@ class KernelRuns:
         if self._emulator is not None:
             assert schedule is not None
             self._emulator.start(schedule)
-            for role in (*op.inputs, *op.outputs):
+            for role in (*_required(op, problem), *op.outputs):
                 self._emulator.announce(role.title, *_extent(tensors[role.name]))
         self._call(problem, tensors)
         worst = dict.fromkeys((role.name for role in op.outputs), 0.0)
@@ -235,6 +235,11 @@ class KernelRuns:
         if ours > 1.05 * sdpa:
             raise Failure("wrong", f"rms error {ours:.3g}, SDPA's is {sdpa:.3g}")
         return {"ours": ours, "sdpa": sdpa}
+
+
+def _required(op: Op, problem: Problem) -> list[Role]:
+    """The roles of what an op reads that no call goes without."""
+    return [role for role in op.reads(problem) if not role.optional]
 
 
 def _extent(tensor: torch.Tensor) -> tuple[int, int]:

@@ -84,7 +84,10 @@ struct Kernel {
     for (int d = 0; d < rank; ++d) axes[d] = PatternAxis(*args->problem, d);
     // Keys of a KV tile that no query of the Q tile sees are left out, so only those that it sees count.
     constexpr int rows = ceil_div(Config::QTile::volume, row_padding) * row_padding;
-    return gnaforge::visited_work(*args->problem, count_tiles<typename Config::QTile, OneKey>(axes).visited * rows);
+    const TileCounts counts = count_tiles<typename Config::QTile, OneKey>(axes);
+    double keys = counts.visited;
+    for (const std::int64_t tokens : args->problem->extra_tokens) keys += counts.q_tiles * static_cast<double>(tokens);
+    return gnaforge::visited_work(*args->problem, keys * rows);
   }
 
   /// What the threads of one run share.
