@@ -150,7 +150,7 @@ REFUSED = {
     "direction": (
         "direction: [forward]",
         "direction: «forwards",
-        "kernels[0].direction: 'forwards' is no direction; allowed: forward; did you mean 'forward'?",
+        "kernels[0].direction: 'forwards' is no direction; allowed: forward, backward; did you mean 'forward'?",
     ),
     "backward": (
         "[forward]",

@@ -96,4 +96,5 @@ def register_python_parts() -> None:
         register_autocast(name, _library)
         register_batching(name, _library)
     torch.library.register_fake("gnaforge::backward", _backward_fake, lib=_library)
+    register_batching("backward", _library)
     register_autograd(_library)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 
 from . import core, jit, lookup
-from .autocast import autocast_tensor
+from .autocast import autocast_dtype, autocast_tensor
 from .errors import NoKernelError
 from .request import Request, request_of
 from .table import serves
@@ -25,7 +25,7 @@ def prepare_backward(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     wanted = query.requires_grad, key.requires_grad or value.requires_grad
     ranged = len(pattern) > 4 * (query.dim() - 3) or query.shape[1:-2] != key.shape[1:-2]
     sizes = (query.shape, key.shape) if ranged else ()  # else tokens don't decide which kernels there must be
-    signature = (*wanted, query.dtype, query.device, query.shape[-1], value.shape[-1], *sizes, *pattern)
+    signature = (*wanted, autocast_dtype(query), query.device, query.shape[-1], value.shape[-1], *sizes, *pattern)
     if signature in _prepared:
         return
     q, k, v = map(autocast_tensor, (query, key, value))
