@@ -148,6 +148,21 @@ def test_gradients_of_other_arguments() -> None:
         torch.testing.assert_close(found, want)
 
 
+def test_gradients_outside_of_gradients() -> None:
+    """Of what the inner transformation doesn't differentiate."""
+
+    def outer(q: torch.Tensor) -> torch.Tensor:
+        return grad(lambda factor: attend(q).square().sum() * factor)(torch.ones(()))
+
+    torch.testing.assert_close(grad(outer)(Q), grad(lambda q: attend(q).square().sum())(Q))
+
+    def both(q: torch.Tensor) -> torch.Tensor:
+        value = vjp(lambda k: attend(q, k).square().sum(), K)[0]  # differentiated inside by K, outside by Q
+        return value
+
+    torch.testing.assert_close(grad(both)(Q), grad(lambda q: attend(q).square().sum())(Q))
+
+
 def test_second_derivatives_are_refused() -> None:
     with pytest.raises(RuntimeError, match="gnaforge: neighborhood attention has no second derivatives"):
         grad(lambda q: grad(sum_of(attend))(q).sum())(Q)

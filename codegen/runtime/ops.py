@@ -132,10 +132,6 @@ def _attention(
         if not isinstance(error, RuntimeError):
             raise
         out, lse = _recover(error, operator, query, key, value, pattern, scale, kernel)
-    if operator is operators[1] and out.requires_grad:
-        from .training import prepare_backward
-
-        prepare_backward(query, key, value, pattern)
     return (out, lse) if return_lse else out
 
 
@@ -196,6 +192,10 @@ def _prepare_trace(*call: Any) -> None:
             raise ValueError(failure.reason)
         if failure is not None and failure.code in core.NO_KERNEL:
             _find_kernel(failure, attempt, *cast)
+        if any(tensor.requires_grad for tensor in call[:3]):
+            from .training import prepare_backward
+
+            prepare_backward(*call[:4])
 
     with ThreadPoolExecutor(1) as other:  # a trace is one thread's: what this looks at must not become a part of it
         other.submit(find).result()
