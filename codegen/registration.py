@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 Numbers = int | Sequence[int]
 Flags = Causal | Sequence[Causal]
 
-_ENTRY_FIELDS = ("rank", "head_dim", "value_head_dim", "dtype", "variant")
+_ENTRY_FIELDS = ("rank", "head_dim", "value_head_dim", "dtype", "direction", "variant")
 _PATTERN = (
     "window",
     "stride",
@@ -68,6 +68,7 @@ def register(
     rank: Numbers | None = None,
     head_dim: Numbers | str | None = None,
     dtype: str | torch.dtype | Sequence[str] | None = None,
+    direction: str | Sequence[str] | None = None,
     arch: str | Sequence[str] | None = None,
     q_tile: Numbers | None = None,
     kv_tile: Numbers | None = None,
@@ -107,6 +108,7 @@ def register(
         rank: token dimensions, 1 to 3.
         head_dim: channels per head of Q and K; ``value_head_dim`` of V, where it differs.
         dtype: an element type, such as ``bf16``, or torch's.
+        direction: ``forward``, the default, ``backward``, or both in a list, as training takes.
         arch: ``cpu``, ``sm90``, ...; default: this machine's GPU, or ``cpu`` where there is none.
         q_tile, kv_tile: tokens per tile and dimension. Without them the tiles are fitted to ``tokens`` and
             ``window``; without those they are the arch's default.
@@ -375,9 +377,9 @@ class CacheSource:
         """What the cache and its layers have of each kernel whose key may serve the request. Asks no compiler."""
         return open_kernels(request)
 
-    def make(self, request: Request, *, quiet: bool) -> Made:
-        """Compiles a kernel for the request and loads it."""
-        return make_for_call(request, quiet=quiet)
+    def make(self, requests: Sequence[Request], *, quiet: bool) -> Made:
+        """Compiles a kernel for each request and loads it."""
+        return make_for_call(requests, quiet=quiet)
 
     def remedy(self, request: Request) -> str:
         """The command that builds a kernel for the request.
@@ -405,8 +407,8 @@ class CacheSource:
         return f"or build one with: gnaforge build {config_for(request, fit=False)}"
 
 
-def make_for_call(request: Request, *, quiet: bool) -> Made:
-    """Compiles a kernel for a call that none fits, and loads it.
+def make_for_call(requests: Sequence[Request], *, quiet: bool) -> Made:
+    """Compiles the kernels for a call that none fits, and loads them.
 
     Raises:
         InputError: this version has no kernels for it.
@@ -415,9 +417,9 @@ def make_for_call(request: Request, *, quiet: bool) -> Made:
     from .build.progress import show_compilation
 
     begin = time.monotonic()
-    config = config_for(request, fit=True)
-    with show_compilation([config.key], transient=True, quiet=quiet) as listener:
-        compiled = _build_and_load([config], listener)
+    configs = [config_for(request, fit=True) for request in requests]
+    with show_compilation([config.key for config in configs], transient=True, quiet=quiet) as listener:
+        compiled = _build_and_load(configs, listener)
     return Made([config.key for config in compiled], time.monotonic() - begin)
 
 

@@ -3,7 +3,7 @@
 #include <vector>
 
 #include "band_ranges.h"
-#include "gnaforge/cpu/forward/row_set.h"
+#include "gnaforge/cpu/row_set.h"
 #include "gnaforge/pattern_counts.h"
 
 using namespace gnaforge;

@@ -45,9 +45,9 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def kernel_set(session_cache: Path) -> None:
     """All cpu kernels that tests of the operators use, compiled in one go."""
     from gnaforge.build.kernels import build_kernels
-    from kernel_set import CONFIGS
+    from kernel_set import BACKWARD_CONFIGS, CONFIGS
 
-    build_kernels(CONFIGS)
+    build_kernels([*CONFIGS, *BACKWARD_CONFIGS])
 
 
 @pytest.fixture

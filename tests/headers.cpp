@@ -1,5 +1,5 @@
 // C functions over the window, tile and mask headers, for test_headers.py. With nvcc: that they compile for a device.
-#include "gnaforge/cpu/forward/row_set.h"
+#include "gnaforge/cpu/row_set.h"
 #include "gnaforge/pattern.h"
 #include "gnaforge/gna/source.h"
 #include "gnaforge/sm90/forward/quad_columns.h"

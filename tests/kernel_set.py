@@ -19,6 +19,19 @@ def cpu_config(rank: int, dtype: str, q_tile: tuple[int, ...], kv_tile: tuple[in
 
 
 CONFIGS = [cpu_config(rank, dtype, q, kv) for rank, boxes in _TILES.items() for q, kv in boxes for dtype in DTYPES]
+_BACKWARD = {
+    1: (("fp32", "fp16"), (24,), (40,)),
+    2: (("fp32", "bf16"), (8, 8), (8, 8)),
+    3: (("fp32",), (3, 5, 4), (2, 3, 7)),
+}
+BACKWARD_CONFIGS = [
+    KernelConfig(op, "cpu", rank, dtype, ANY_HEAD_DIM, q, kv)
+    for rank, (dtypes, q, kv) in _BACKWARD.items()
+    for dtype in dtypes
+    for op in ("gna_backward_q", "gna_backward_kv")
+]
+"""Kernels of gradients: fewer, since each takes twice as long to compile."""
+
 SMALL = cpu_config(1, "fp32", (8,), (8,))  # what tests of the cache and of registration compile
 
 FAMILIES = {arch: families_of("gna_forward", arch)[0] for arch in TARGETS}

@@ -300,12 +300,7 @@ REFUSED = {
     "direction": (
         "direction: [forward]",
         "direction: «forwards",
-        "kernels[0].direction: 'forwards' is no direction; allowed: forward; did you mean 'forward'?",
-    ),
-    "backward": (
-        "[forward]",
-        "[forward, «backward]",
-        "kernels[0].direction[1]: 'backward' is not available in this version; allowed: forward",
+        "kernels[0].direction: 'forwards' is no direction; allowed: forward, backward; did you mean 'forward'?",
     ),
     "auto tiles": (
         "[{q: [2, 8, 8], kv: [2, 8, 8]}]",
@@ -567,3 +562,13 @@ def test_huge_product_is_refused_with_its_count_before_it_is_listed() -> None:
     text = replaced("[64, 128]", f"[{thousand}]\n    value_head_dim: [{thousand}]")
     message = "kernels: the lists multiply to 6,000,000 kernels; at most 10,000"
     assert problems(text) == [f"f.yaml:6:3: {message}"]
+
+
+def test_directions_where_there_are_gradients() -> None:
+    text = replaced("[forward]", "[forward, backward]")
+    found = problems(text)
+    assert len(found) == 4 and all("kernels[0].direction[1]: gna_backward_" in line for line in found)
+    assert any("gna_backward_q is not available on sm90; available: gna_forward" in line for line in found)
+    spec = parse_spec(text.replace("[cpu, sm90, sm100]", "cpu").encode(), "f.yaml")
+    ops = [config.op for config in plan(spec).configs]
+    assert sorted(ops) == sorted(["gna_forward", "gna_backward_q", "gna_backward_kv"] * 2)

@@ -17,7 +17,6 @@ pytestmark = pytest.mark.usefixtures("kernel_set")
 Q, K, V = (torch.randn(2, 9, 8, 2, 16) for _ in range(3))
 PLAIN = [3, 3, 1, 1, 1, 1, 0, 0]
 NO_TANGENTS = "gnaforge: neighborhood attention has no forward-mode derivatives"
-NO_BACKWARD = "gnaforge: this version has no backward kernels: gradients don't flow through neighborhood attention yet"
 
 
 def attend(q: torch.Tensor, k: torch.Tensor = K, v: torch.Tensor = V, **arguments: Any) -> torch.Tensor:
@@ -100,34 +99,74 @@ def test_calls_beside_forward_mode_run() -> None:
 
 MODULE = gnaforge.NeighborhoodAttention2D(32, 2, 3)
 PARAMETERS = dict(MODULE.named_parameters())
-BACKWARD: dict[str, Callable[[], Any]] = {
-    "backward": lambda: attend(WITH_GRADIENTS).sum().backward(),
-    "backward of lse": lambda: attend(WITH_GRADIENTS, return_lse=True)[1].sum().backward(),
-    "of key": lambda: attend(Q, K.clone().requires_grad_()).sum().backward(),
-    "of value": lambda: attend(Q, K, V.clone().requires_grad_()).sum().backward(),
+
+
+def backward(call: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor = Q) -> torch.Tensor:
+    """The gradient that a backward pass leaves."""
+    leaf = x.clone().requires_grad_()
+    call(leaf).sum().backward()
+    assert leaf.grad is not None
+    return leaf.grad
+
+
+def trace(q: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        traced = torch.jit.trace(attend, (Q, K, V))
+    return traced(q, K, V)  # type: ignore[no-any-return]
+
+
+OF_QUERY: dict[str, Callable[[], torch.Tensor]] = {
+    "backward": lambda: backward(attend),
     "grad": lambda: grad(sum_of(attend))(Q),
-    "vjp": lambda: vjp(attend, Q)[1](Q),
+    "vjp": lambda: vjp(attend, Q)[1](torch.ones_like(Q))[0],
     "jacrev": lambda: jacrev(sum_of(attend))(Q),
-    "hessian": lambda: hessian(sum_of(attend))(Q),
-    "vmap of grad": lambda: vmap(grad(sum_of(lambda q: attend(q, q, q))))(Q[:, None]),
-    "gradients through vmap": lambda: vmap(attend, (0, None, None))(WITH_GRADIENTS[None], K, V).sum().backward(),
-    "grad of parameters": lambda: grad(lambda p: functional_call(MODULE, p, (Q.flatten(3),)).sum())(PARAMETERS),
+    "vmap of grad": lambda: vmap(grad(sum_of(attend)))(Q[:, None], K[:, None], V[:, None])[:, 0],
+    "gradients through vmap": lambda: backward(lambda q: vmap(attend, (0, None, None))(q[None], K, V)),
     "grad of compiled": lambda: grad(sum_of(compile_eager(attend)))(Q),
     "compiled grad": lambda: compile_eager(grad(sum_of(attend)))(Q),
-    "backward of compiled": lambda: torch.compile(attend, backend="aot_eager")(WITH_GRADIENTS).sum().backward(),
-    "backward of exported": lambda: export(Q)(WITH_GRADIENTS).sum().backward(),
-    "backward of the operator": lambda: torch.ops.gnaforge.forward(WITH_GRADIENTS, K, V, PLAIN)[0].sum().backward(),
-    "backward of a trace without gradients": lambda: (
-        torch.no_grad()(torch.jit.trace)(attend, (Q, K, V))(WITH_GRADIENTS, K, V).sum().backward()
-    ),
+    "backward of compiled": lambda: backward(torch.compile(attend, backend="aot_eager")),
+    "backward of the operator": lambda: backward(lambda q: torch.ops.gnaforge.forward(q, K, V, PLAIN)[0]),
+    "backward of a trace without gradients": lambda: backward(trace),
 }
 
 
-@pytest.mark.parametrize("name", BACKWARD)
-def test_gradients_are_refused_where_they_are_asked_for(name: str) -> None:
-    with pytest.raises(RuntimeError) as caught:
-        BACKWARD[name]()
-    assert NO_BACKWARD in str(caught.value)
+@pytest.mark.parametrize("name", OF_QUERY)
+def test_every_way_gives_the_same_gradient(name: str) -> None:
+    leaf = Q.clone().requires_grad_()
+    torch.testing.assert_close(OF_QUERY[name](), torch.autograd.grad(attend(leaf).sum(), leaf)[0], rtol=1e-6, atol=1e-6)
+
+
+def test_gradients_of_other_arguments() -> None:
+    def self_attention(x: torch.Tensor) -> torch.Tensor:
+        return attend(x, x, x)
+
+    torch.testing.assert_close(backward(export(Q)), backward(self_attention))
+    torch.testing.assert_close(vmap(grad(sum_of(self_attention)))(Q[:, None])[:, 0], backward(self_attention))
+    by_grad = grad(lambda p: functional_call(MODULE, p, (Q.flatten(3),)).sum())(PARAMETERS)
+    by_autograd = torch.autograd.grad(MODULE(Q.flatten(3)).sum(), list(PARAMETERS.values()))
+    for found, want in zip(by_grad.values(), by_autograd, strict=True):
+        torch.testing.assert_close(found, want)
+
+
+def test_gradients_outside_of_gradients() -> None:
+    """Of what the inner transformation doesn't differentiate."""
+
+    def outer(q: torch.Tensor) -> torch.Tensor:
+        return grad(lambda factor: attend(q).square().sum() * factor)(torch.ones(()))
+
+    torch.testing.assert_close(grad(outer)(Q), grad(lambda q: attend(q).square().sum())(Q))
+
+    def both(q: torch.Tensor) -> torch.Tensor:
+        return vjp(lambda k: attend(q, k).square().sum(), K)[0]  # differentiated inside by K, outside by Q
+
+    torch.testing.assert_close(grad(both)(Q), grad(lambda q: attend(q).square().sum())(Q))
+
+
+def test_second_derivatives_are_refused() -> None:
+    with pytest.raises(RuntimeError, match="gnaforge: neighborhood attention has no second derivatives"):
+        grad(lambda q: grad(sum_of(attend))(q).sum())(Q)
+    with pytest.raises((RuntimeError, NotImplementedError), match="gnaforge: neighborhood attention has no"):
+        hessian(sum_of(attend))(Q)
 
 
 def test_forward_of_what_wants_gradients_is_right() -> None:
@@ -150,8 +189,10 @@ def test_a_module_with_parameters_is_traced_and_passes_torchs_check(rank: int, t
     x = torch.randn(1, *[5, 6, 4][:rank], 16)
     traced = torch.jit.trace(module, x)
     torch.testing.assert_close(traced(x), module(x))
-    with pytest.raises(RuntimeError, match="no backward kernels"):
-        traced(x).sum().backward()
+    leaf = x.clone().requires_grad_()
+    torch.testing.assert_close(
+        torch.autograd.grad(traced(leaf).sum(), leaf), torch.autograd.grad(module(leaf).sum(), leaf)
+    )
 
 
 # vmap

@@ -71,7 +71,8 @@ def require_family(op: str, arch: str, variant: str | None = None) -> Family:
         if variant is None or family.variant == variant:
             return family
     if not own:
-        raise InputError(f"arch: {arch} has no {op} kernels")
+        others = ", ".join(dict.fromkeys(family.arch for family in families() if family.op == op))
+        raise InputError(f"arch: {arch} has no {op} kernels" + (f"; {others} has" if others else ""))
     raise InputError(f"variant: {_unknown_variant(variant, own)}")
 
 

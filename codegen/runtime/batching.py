@@ -13,7 +13,9 @@ def _map(name: str) -> Any:
     """The rule of `torch.library.register_vmap`. A tensor without the dimension is repeated along it, which copies it
     if its batch has several entries."""
 
-    def call(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[tuple[torch.Tensor, ...], tuple[int, ...]]:
+    def call(
+        info: Any, in_dims: tuple[Any, ...], *arguments: Any
+    ) -> tuple[tuple[torch.Tensor, ...], tuple[int | None, ...]]:
         def fold(argument: Any, dim: int | None) -> Any:
             if not isinstance(argument, torch.Tensor):
                 return argument
@@ -23,7 +25,11 @@ def _map(name: str) -> Any:
         dims = (*in_dims, *[None] * (len(arguments) - len(in_dims)))
         operator = getattr(torch.ops.gnaforge, _RUNS_AS.get(name, name)).default
         results = operator(*map(fold, arguments, dims))
-        return tuple(result.unflatten(0, (info.batch_size, -1)) for result in results), (0,) * len(results)
+        # What isn't wanted of gradients has no entries, for nobody.
+        mapped = [name != "backward" or bool(arguments[9] >> i & 1) for i in range(len(results))]
+        parts = zip(results, mapped, strict=True)
+        unfolded = (x.unflatten(0, (info.batch_size, -1)) if own else x for x, own in parts)
+        return tuple(unfolded), tuple(0 if own else None for own in mapped)
 
     return call
 

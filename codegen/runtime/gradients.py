@@ -1,4 +1,4 @@
-"""The operators' derivatives: which don't exist yet, and say so however they are asked for."""
+"""The operators' derivatives: first ones; others say that there are none."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch._C import _is_tracing as is_tracing
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
+
+from .training import prepare_backward, raise_missing
 
 _NO_TANGENTS = (
     "gnaforge: neighborhood attention has no forward-mode derivatives (torch.func.jvp, jacfwd, linearize, dual "
@@ -15,38 +19,25 @@ _NO_TANGENTS = (
     "torch.nn.attention.sdpa_kernel(SDPBackend.MATH), which has them"
 )
 
+_NO_SECOND_DERIVATIVES = (
+    "gnaforge: neighborhood attention has no second derivatives (gradient penalties, torch.func.hessian). Take "
+    "torch.nn.functional.scaled_dot_product_attention with a boolean mask, under "
+    "torch.nn.attention.sdpa_kernel(SDPBackend.MATH), which has them"
+)
 
 _NO_OUT = (
     "gnaforge: out= and out_lse= don't support automatic differentiation, but one of the arguments requires grad; "
     "call under torch.no_grad(), or leave them out"
 )
 
+_NO_GRADIENTS = (
+    "gnaforge: this version has no backward kernels for it: gradients don't flow through {} yet. For inference call it "
+    "under torch.no_grad()"
+)
 
-class _Forward(torch.autograd.Function):
-    """`forward`, for autograd and the transformations of torch.func. Arguments are the operator's, all of them."""
 
-    @staticmethod
-    def forward(*arguments: Any) -> Any:
-        """The operator below autograd."""
-        return _below_autograd("forward_no_grad", arguments)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-        """Keeps what a backward kernel reads."""
-        query, key, value, pattern, scale = (*inputs, None)[:5]  # an argument that has its default may be missing
-        ctx.save_for_backward(query, key, value, *output[:2])
-        ctx.pattern, ctx.scale, ctx.count = pattern, scale, len(inputs)
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(
-        ctx: Any, grad_out: torch.Tensor | None, grad_lse: torch.Tensor | None, *others: torch.Tensor | None
-    ) -> tuple[torch.Tensor | None, ...]:
-        """The operator `backward`, which this version refuses."""
-        query, key, value, out, lse = ctx.saved_tensors
-        grad_out = torch.zeros_like(out) if grad_out is None else grad_out
-        gradients = torch.ops.gnaforge.backward(grad_out, grad_lse, query, key, value, out, lse, ctx.pattern, ctx.scale)
-        return (*gradients, *[None] * (ctx.count - len(gradients)))
+class _Once(torch.autograd.Function):
+    """An operator of which there are no forward-mode derivatives."""
 
     @staticmethod
     def jvp(ctx: Any, *tangents: torch.Tensor | None) -> Any:
@@ -58,42 +49,100 @@ class _Forward(torch.autograd.Function):
         raise NotImplementedError(_NO_TANGENTS)
 
 
-class _Joint(_Forward):
-    """`joint`."""
+class _Forward(_Once):
+    """`forward`, for autograd and the transformations of torch.func. Arguments are the operator's, all of them."""
 
     @staticmethod
     def forward(*arguments: Any) -> Any:
         """The operator below autograd."""
-        return _below_autograd("joint", arguments)
+        return _below_autograd("forward", arguments)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+        """Keeps what a backward kernel reads."""
+        query, key, value, pattern, scale = (*inputs, None)[:5]  # an argument that has its default may be missing
+        ctx.save_for_backward(query, key, value, *output)
+        ctx.pattern, ctx.scale, ctx.count, ctx.beyond = pattern, scale, len(inputs), _without_gradients(*inputs)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad_out: torch.Tensor | None, grad_lse: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, ...]:
+        """The operator `backward`, for what is wanted of Q, K and V.
+
+        Raises:
+            RuntimeError: the call has what gradients don't flow through.
+        """
+        if ctx.beyond:
+            raise RuntimeError(_NO_GRADIENTS.format(ctx.beyond))
+        query, key, value, out, lse = ctx.saved_tensors
+        wanted = sum(1 << i for i in range(3) if ctx.needs_input_grad[i])
+        grad_out = torch.zeros_like(out) if grad_out is None else grad_out
+        call = grad_out, grad_lse, query, key, value, out, lse, ctx.pattern, ctx.scale, wanted
+        try:
+            found = torch.ops.gnaforge.backward.default(*call)
+        except RuntimeError as error:
+            raise_missing(error, query, key, value, ctx.pattern, wanted)
+            raise
+        gradients = (gradient if wanted >> i & 1 else None for i, gradient in enumerate(found))
+        return (*gradients, *[None] * (ctx.count - 3))
 
 
-class _JointApart(_Forward):
-    """`joint_apart`."""
+def _without_gradients(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *more: Any) -> str:
+    """The part of a forward call that gradients don't flow through; empty if they do."""
+    if any(tensor is not None for tensor in more[3:]):
+        return "additional keys"
+    rank = query.dim() - 3
+    return "" if len(more[0]) in (4 * rank, 10 * rank) else "windows per head"
+
+
+class _Backward(_Once):
+    """`backward`, whose derivatives are refused, when they are asked for: what torch.func computes of gradients always
+    could be differentiated, and mostly isn't. Arguments are the operator's, all of them."""
 
     @staticmethod
     def forward(*arguments: Any) -> Any:
         """The operator below autograd."""
-        return _below_autograd("joint_apart", arguments)
+        return _below_autograd("backward", arguments)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+        """Keeps nothing."""
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor | None) -> Any:
+        """Refuses.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise RuntimeError(_NO_SECOND_DERIVATIVES)
 
 
-def _below_autograd(name: str, arguments: tuple[Any, ...], **results: torch.Tensor) -> Any:
-    with torch._C._AutoDispatchBelowAutograd():
-        return getattr(torch.ops.gnaforge, name).default(*arguments, **results)
+def _below_autograd(name: str, arguments: tuple[Any, ...]) -> Any:
+    """The operator below this level of autograd. A transformation of torch.func outside of this one, which has a level
+    of its own, may want derivatives: so it isn't the operator that has none, nor are gradients switched off."""
+    with torch._C._AutoDispatchBelowAutograd(), torch.enable_grad():
+        return getattr(torch.ops.gnaforge, name).default(*arguments)
 
 
 def _wants_gradients(arguments: Iterable[Any]) -> bool:
     return torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in arguments)
 
 
-def _make_rule(function: type[_Forward], below: str) -> Callable[..., Any]:
-    """What an operator does where autograd looks; ``below`` is the same operator without it."""
+def _make_rule(name: str, function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """What an operator does where autograd looks."""
 
     def rule(*arguments: Any) -> Any:
-        if _wants_gradients(arguments) or forward_ad._current_level >= 0:
+        wanted = _wants_gradients(arguments)
+        if wanted and name == "forward" and not (is_compiling() or is_tracing() or _without_gradients(*arguments)):
+            prepare_backward(*arguments[:4])
+        if wanted or forward_ad._current_level >= 0:
             # The dispatcher has taken torch.func's transformations apart: what is left here is one level of autograd.
             with enable_single_level_autograd_function():
                 return super(torch.autograd.Function, function).apply(*arguments)  # type: ignore[misc]
-        return _below_autograd(below, arguments)
+        return _below_autograd(name, arguments)
 
     return rule
 
@@ -114,24 +163,16 @@ def _forward_out(*arguments: Any, **results: torch.Tensor) -> None:
         torch.autograd.graph.increment_version(result)
 
 
-_NO_GRADIENTS = (
-    "gnaforge: this version has no backward kernels: gradients don't flow through {} yet. For inference call it under "
-    "torch.no_grad()"
-)
-
-
 def register_refusal(name: str, library: torch.library.Library) -> None:
-    """Registers for an operator of query, key, value and more that it has no derivatives, in words of their own."""
-    operator = getattr(torch.ops.gnaforge, name).default
+    """Registers for an operator that it has no derivatives, in words of their own."""
 
-    class Refusal(torch.autograd.Function):
+    class Refusal(_Once):
         """The operator, whose results know that they need a gradient."""
 
         @staticmethod
         def forward(*arguments: Any) -> Any:
             """The operator below autograd."""
-            with torch._C._AutoDispatchBelowAutograd():
-                return operator(*arguments)
+            return _below_autograd(name, arguments)
 
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -146,30 +187,14 @@ def register_refusal(name: str, library: torch.library.Library) -> None:
             """
             raise RuntimeError(_NO_GRADIENTS.format(name))
 
-        @staticmethod
-        def jvp(ctx: Any, *tangents: Any) -> Any:
-            """Refuses.
-
-            Raises:
-                NotImplementedError: always.
-            """
-            raise NotImplementedError(_NO_TANGENTS)
-
-    def call(*arguments: Any) -> Any:
-        wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in arguments[:3])
-        if wanted or forward_ad._current_level >= 0:
-            with enable_single_level_autograd_function():
-                return super(torch.autograd.Function, Refusal).apply(*arguments)
-        with torch._C._AutoDispatchBelowAutograd():
-            return operator(*arguments)
-
-    library.impl(name, call, "Autograd")
+    library.impl(name, _make_rule(name, Refusal), "Autograd")
 
 
 def register_autograd(library: torch.library.Library) -> None:
-    """Registers what the forward operators do where autograd looks: one is passed by, the others have derivatives."""
-    library.impl("forward", _make_rule(_Forward, "forward_no_grad"), "Autograd")
-    library.impl("joint", _make_rule(_Joint, "joint"), "Autograd")
-    library.impl("joint_apart", _make_rule(_JointApart, "joint_apart"), "Autograd")
+    """Registers what the operators do where autograd looks: one is passed by, others have derivatives or refuse them."""
+    library.impl("forward", _make_rule("forward", _Forward), "Autograd")
+    library.impl("backward", _make_rule("backward", _Backward), "Autograd")
     library.impl("forward_out", _forward_out, "Autograd")
+    for name in ("joint", "joint_apart"):
+        register_refusal(name, library)
     library.impl("forward_no_grad", torch.library.fallthrough_kernel, "Autograd")

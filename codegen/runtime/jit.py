@@ -74,8 +74,8 @@ def one_thread(request: Request) -> Iterator[None]:
         yield
 
 
-def make_kernel(request: Request) -> str:
-    """Compiles and loads a kernel for a call, if the policy says so. Returns why not; empty if it did."""
+def make_kernels(*requests: Request) -> str:
+    """Compiles and loads a kernel for each part of a call, if the policy says so. Returns why not; empty if it did."""
     chosen = policy()
     source = lookup.source()
     if source is None:  # a package of built kernels
@@ -83,7 +83,7 @@ def make_kernel(request: Request) -> str:
     if chosen == "never":
         return f"calls don't compile ({_origin(chosen)})"
     try:
-        made = source.make(request, quiet=chosen == "always")
+        made = source.make(requests, quiet=chosen == "always")
     except (RuntimeError, ValueError) as error:
         return f"it can't be compiled now: {error}"
     if made.compiled and chosen == "warn":

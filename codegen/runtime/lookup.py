@@ -8,7 +8,7 @@ only `jit` asks for that.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import entry_points
 from typing import BinaryIO, NamedTuple, Protocol
 
@@ -31,8 +31,8 @@ class Source(Protocol):
     def builds(self, request: Request) -> Iterable[Iterable[BinaryIO]]:
         """Of each kernel that may fit its builds, open files of which the first that can be loaded is to be taken."""
 
-    def make(self, request: Request, *, quiet: bool) -> Made:
-        """Compiles a kernel for ``request`` and loads it; with ``quiet`` it shows no progress.
+    def make(self, requests: Sequence[Request], *, quiet: bool) -> Made:
+        """Compiles a kernel for each of ``requests`` and loads it; with ``quiet`` it shows no progress.
 
         Raises:
             RuntimeError, ValueError: it can't; the text says why and what to do.

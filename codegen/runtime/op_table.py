@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from random import Random
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from .dtypes import DTYPES, INT32, Dtype
 from .problem import Problem
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import torch
 
     from .reference import ExtraKeys
+
+_BRUTE_FORCE = 2**26  # pairs of tokens that exact attention takes a few seconds for
 
 Tensors = Mapping[str, "torch.Tensor"]
 """Tensors by role."""
@@ -105,6 +107,7 @@ class Op:
         exact: its results in float64, of a problem and its inputs.
         bound, sample: see `Bound` and `Sample`.
         flop: floating-point operations per pair of a query and a key, all heads of all batch entries together.
+        derive: of a problem and random inputs, those that follow from others.
     """
 
     name: str
@@ -114,6 +117,7 @@ class Op:
     bound: Bound
     sample: Sample
     flop: Callable[[Problem], float]
+    derive: Callable[[Problem, Tensors], Tensors] = lambda problem, inputs: {}
 
     def reads(self, problem: Problem) -> tuple[Role, ...]:
         """The roles of what it reads of a problem: `inputs`, and those of extra keys, in the order of gnaforge_role."""
@@ -137,6 +141,8 @@ class Op:
                 continue
             values = torch.randn(role.shape(problem), generator=generator, device=device)
             found[role.name] = values.to(role.dtype(problem).torch)
+        for name, values in self.derive(problem, found).items():
+            found[name] = values.to(found[name].dtype)
         return found
 
     def bytes(self, problem: Problem) -> int:
@@ -214,14 +220,55 @@ def _by_name(pair: tuple[torch.Tensor, torch.Tensor]) -> dict[str, torch.Tensor]
     return {"out": pair[0], "lse": pair[1]}
 
 
+def _forward_results(problem: Problem, inputs: Tensors) -> dict[str, torch.Tensor]:
+    """What a backward pass reads of its forward pass. Of a problem too large for brute force, results that one might
+    have: gradients are defined by what they are."""
+    if problem.token_count * prod(problem.kv_tokens or problem.tokens) <= _BRUTE_FORCE:
+        return _forward(problem, inputs)
+    most = abs(problem.score_scale) * inputs["q"].double().norm(dim=-1) * inputs["k"].double().norm(dim=-1).max()
+    return {"out": inputs["out"] / 4, "lse": most / 2}
+
+
 def _forward_flop(problem: Problem) -> float:
     """Q K^T and P V."""
     return 2.0 * problem.batch * problem.heads * (problem.head_dim + problem.value_head_dim)
 
 
+GRAD_OUT = Role("grad_out", "output's gradient", "q", "value_head_dim", "output")
+GRAD_LSE = Role("grad_lse", "LSE's gradient", "q", None, "fp32")
+GRAD_Q = Role("grad_q", "query's gradient", "q", "head_dim")
+GRAD_K = Role("grad_k", "key's gradient", "kv", "head_dim")
+GRAD_V = Role("grad_v", "value's gradient", "kv", "value_head_dim")
+_BACKWARD_INPUTS = (Q, K, V, OUT, LSE, GRAD_OUT, GRAD_LSE)
+
+
+def _backward_op(name: str, outputs: tuple[Role, ...], products: tuple[int, int]) -> Op:
+    """A backward op; ``products``: matrix products along the channels of Q and K, and along those of V."""
+    side = name.removeprefix("gna_backward_")
+
+    def of_reference(kind: str) -> Callable[..., Any]:
+        def call(*given: Any, **named: Any) -> Any:
+            from . import reference_backward
+
+            return getattr(reference_backward, f"{kind}_{side}")(*given, **named)
+
+        return call
+
+    def flop(problem: Problem) -> float:
+        channels = products[0] * problem.head_dim + products[1] * problem.value_head_dim
+        return 2.0 * problem.batch * problem.heads * channels
+
+    exact, bound, sample = (of_reference(kind) for kind in ("gradient", "bound", "sample"))
+    return Op(name, _BACKWARD_INPUTS, outputs, exact, bound, sample, flop, derive=_forward_results)
+
+
 OPS: dict[str, Op] = {
     op.name: op
-    for op in (Op("gna_forward", (Q, K, V), (OUT, LSE), _forward, _forward_bound, _forward_sample, _forward_flop),)
+    for op in (
+        Op("gna_forward", (Q, K, V), (OUT, LSE), _forward, _forward_bound, _forward_sample, _forward_flop),
+        _backward_op("gna_backward_q", (GRAD_Q,), (2, 1)),
+        _backward_op("gna_backward_kv", (GRAD_K, GRAD_V), (2, 2)),
+    )
 }
 """The ops by name."""
 

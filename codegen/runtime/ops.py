@@ -262,6 +262,10 @@ def _prepare_trace(*call: Any) -> None:
     arguments.require_call(*call[:4])
     cast = tuple(map(autocast_tensor, call))
     prepare_apart(lambda: prepare((*cast[:3], *cast[6:]), *cast[3:6]))
+    if any(tensor.requires_grad for tensor in call[:3]):
+        from .training import prepare_backward
+
+        prepare_apart(lambda: prepare_backward(*call[:4]))
 
 
 def prepare_apart(prepare: Callable[[], object]) -> None:
@@ -311,7 +315,7 @@ def find_kernel(failure: core.Failure, attempt: Callable[[], T | core.Failure], 
         with jit.one_thread(request):
             result = attempt()
             if isinstance(result, core.Failure):
-                reason = jit.make_kernel(request)
+                reason = jit.make_kernels(request)
                 result = attempt()
     if isinstance(result, core.Failure):
         # To register one is no help in a package of built kernels.
@@ -405,7 +409,7 @@ def _key_with_tiles(
     reason = ""
     if not found and not tracing and not (reason := jit.busy()):
         with jit.one_thread(request):
-            reason = "" if find_fitting(request) else jit.make_kernel(request)
+            reason = "" if find_fitting(request) else jit.make_kernels(request)
         found = find_fitting(request)
     if found:
         return found[0].key

@@ -55,6 +55,8 @@ class Request:
         if self.value_head_dim != self.head_dim:
             fields.append(f"value_head_dim={self.value_head_dim}")
         fields.append(f'dtype="{self.dtype}"')
+        if self.op != "gna_forward":
+            fields.append('direction="backward"')
         if self.device == "cpu":
             fields.append('arch="cpu"')
         if self.problem is not None:

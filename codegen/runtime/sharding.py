@@ -102,12 +102,16 @@ def _joint_strategy(schema: Any, heads_of_results: list[int]) -> Any:
 
 def _backward(schema: Any) -> Any:
     """The placements that a backward call may have: of the gradients of query, key and value, of those of out and
-    perhaps lse, of query, key, value, out and lse."""
+    perhaps lse, of query, key, value, out and lse. Gradients that aren't wanted have no elements to divide."""
     from torch.distributed.tensor import Replicate, Shard
 
     inputs = len(schema.args_strategy)
+    wanted = [schema.args_schema[9] >> i & 1 for i in range(3)]
     heads = Shard(len(schema.args_strategy[0].shape) - 2)
-    kinds = [[placement] * (3 + inputs) for placement in (Replicate(), Shard(0), heads)]
+    kinds = [
+        [placement if there else Replicate() for there in wanted] + [placement] * inputs
+        for placement in (Replicate(), Shard(0), heads)
+    ]
     return _strategy(schema, kinds, outputs=3, query=inputs - 5)
 
 

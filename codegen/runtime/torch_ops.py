@@ -14,6 +14,7 @@ from .errors import NoKernelError
 from .gradients import register_autograd
 from .list_parts import register_list_parts
 from .request import Request, is_zero, request_of
+from .training import backward_requests, load_missing
 
 
 def _forward_fake(
@@ -134,10 +135,19 @@ def _backward_fake(
     out: torch.Tensor,
     lse: torch.Tensor,
     pattern: list[int],
-    scale: float | None = None,
-    key: str = "",
+    scale: float | None,
+    wanted: int,
+    key_q: str = "",
+    key_kv: str = "",
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    for request in load_missing(backward_requests(q, k, v, pattern, bool(wanted & 1), bool(wanted & 6))):
+        lookup.remedy(request)  # raises where there can be none
+        call = request.register_call()
+        raise NoKernelError(
+            f"gnaforge: no kernel for {request.op}, {request} is loaded\nregister one with: {call}\n{jit.TRACING}"
+        )
+    of_q, of_k, of_v = (x.new_empty(x.shape if wanted >> i & 1 else 0) for i, x in enumerate((q, k, v)))
+    return of_q, of_k, of_v
 
 
 _library: torch.library.Library | None = None  # what it registered ends with it
@@ -159,5 +169,6 @@ def register_python_parts() -> None:
         register_autocast(name, _library)
         register_batching(name, _library)
     torch.library.register_fake("gnaforge::backward", _backward_fake, lib=_library)
+    register_batching("backward", _library)
     register_autograd(_library)
     register_list_parts(_library)

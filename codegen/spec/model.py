@@ -33,8 +33,7 @@ from .yaml import YamlPath, did_you_mean, path_text, quote
 SPEC_VERSION = 1
 MAX_CONFIGS = 10_000
 
-_DIRECTIONS = {op.removeprefix("gna_"): op for op in OPS}
-_PLANNED_DIRECTIONS = ["forward", "backward"]
+_DIRECTIONS = {"forward": OPS[:1], "backward": OPS[1:]}
 _MAX_NAME = 100
 _LIBRARY = re.compile(rf"[a-z][a-z0-9_]{{0,{_MAX_NAME - 1}}}")  # files and a package are named by it
 
@@ -53,21 +52,17 @@ def _refuse(faults: list[Fault]) -> None:
 
 
 class _OneOf:
-    """Metadata of a field that takes a name out of a table, which is looked at anew each time. ``planned`` holds names
-    of later versions."""
+    """Metadata of a field that takes a name out of a table, which is looked at anew each time."""
 
-    def __init__(self, what: str, allowed: Callable[[], Iterable[str]], planned: Sequence[str] = ()) -> None:
+    def __init__(self, what: str, allowed: Callable[[], Iterable[str]]) -> None:
         self.what = what
         self.allowed = allowed
-        self.planned = planned
 
     def check(self, value: Any) -> str:
         allowed = list(self.allowed())
         if isinstance(value, str) and value in allowed:
             return value
         choice = f"allowed: {', '.join(allowed)}"
-        if isinstance(value, str) and value in self.planned:
-            raise _wrong(f"{value!r} is not available in this version; {choice}")
         raise _wrong(f"{quote(value)} is no {self.what}; {choice}{did_you_mean(value, allowed)}")
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
@@ -163,7 +158,7 @@ class _Listed:
 
 def _available_directions() -> list[str]:
     ops = {family.op for family in families()}
-    return [name for name, op in _DIRECTIONS.items() if op in ops]
+    return [name for name, own in _DIRECTIONS.items() if ops.issuperset(own)]
 
 
 def _variants() -> list[str]:
@@ -179,7 +174,7 @@ _Count = Annotated[int, Field(ge=1, le=MAX_EXTENT)]
 _Rank = Annotated[int, Field(ge=1, le=3)]
 _Arch = Annotated[str, _OneOf("arch", lambda: TARGETS)]
 _Dtype = Annotated[str, _OneOf("dtype", lambda: DTYPES)]
-_Direction = Annotated[str, _OneOf("direction", _available_directions, planned=_PLANNED_DIRECTIONS)]
+_Direction = Annotated[str, _OneOf("direction", _available_directions)]
 _Variant = Annotated[str, _OneOf("variant", _variants)]
 _Edge = Annotated[str, _OneOf("edge", lambda: EDGES)]
 _Number = Annotated[int, Field(ge=0, le=MAX_EXTENT)]
@@ -375,7 +370,10 @@ class KernelEntry(_Model):
         default_factory=tuple, description="Channels per head of V and the output; default: head_dim."
     )
     dtype: _Axis[_Dtype] = Field(description="Element type of Q, K, V and the output.")
-    direction: _Axis[_Direction] = Field(default=("forward",), description="Passes to generate.")
+    direction: _Axis[_Direction] = Field(
+        default=("forward",),
+        description="Passes to generate; backward: two kernels, of the gradients of Q and of those of K and V.",
+    )
     causal: _Axis[_Causal] = Field(
         default_factory=tuple, description="Default of the shapes' causal, one flag per dimension."
     )
@@ -479,7 +477,8 @@ class KernelEntry(_Model):
     def count(self) -> int:
         """How many configs this entry has on one arch (with tiles: auto: at most), counted without listing them."""
         ranks = Counter(self.rank)
-        axes = (self.direction, self.dtype, self.head_dim, self.value_head_dim or (0,), self.variant)
+        ops = [op for direction in self.direction for op in _DIRECTIONS[direction]]
+        axes = (ops, self.dtype, self.head_dim, self.value_head_dim or (0,), self.variant)
         boxes = [tile.q for tile in self.tiles] or [shape.tokens for shape in self.problems]
         return sum(ranks[len(box)] for box in boxes) * prod(map(len, axes))
 
@@ -490,15 +489,16 @@ class KernelEntry(_Model):
         variant it is of the first of the arch's families that can have the kernel, and that has what the shapes need.
         """
         needed = {rank: self._features(rank) for rank in {*self.rank}}
-        for (i, direction), (j, dtype), (k, head_dim), (m, value), (n, variant), (path, rank, tile) in product(
-            enumerate(self.direction),
+        ops = [(i, op) for i, direction in enumerate(self.direction) for op in _DIRECTIONS[direction]]
+        for (i, op), (j, dtype), (k, head_dim), (m, value), (n, variant), (path, rank, tile) in product(
+            ops,
             enumerate(self.dtype),
             enumerate(self.head_dim),
             enumerate(self.value_head_dim or (0,)),
             enumerate(self.variant),
             self._tile_axis(),
         ):
-            names = _DIRECTIONS[direction], arch, rank, dtype, head_dim, value
+            names = op, arch, rank, dtype, head_dim, value
             config = _config(*names, tile, variant, needed.get(rank, frozenset()))
             origins: dict[str, YamlPath] = {
                 "op": ("direction", i),

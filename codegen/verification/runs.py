@@ -254,7 +254,7 @@ class KernelRuns:
                 self._emulator.announce(role.title, *_extent(tensors[role.name]))
         self._call([(problem, tensors)])
         worst = dict.fromkeys((role.name for role in op.outputs), 0.0)
-        for at in _sample_queries(problem, samples):
+        for at in _sample_tokens(op, problem, samples):
             exact, bounds = op.sample(problem, tensors, at, rounds_probabilities=self._rounds_probabilities)
             got = {role.name: tensors[role.name][at] for role in op.outputs}
             shares = compare_sample(op, got, exact, bounds, f"batch entry {at[0]}, token {at[1:]}")
@@ -291,9 +291,11 @@ def _extent(tensor: torch.Tensor) -> tuple[int, int]:
     return tensor.data_ptr(), (reach + 1) * tensor.element_size()
 
 
-def _sample_queries(problem: Problem, samples: int) -> Iterator[tuple[int, ...]]:
+def _sample_tokens(op: Op, problem: Problem, samples: int) -> Iterator[tuple[int, ...]]:
+    """Batch entries with tokens of what the op computes: queries, or keys."""
     rng = Random(0)
-    tokens = [(0,) * problem.rank, tuple(n - 1 for n in problem.tokens)]
-    tokens += [tuple(rng.randrange(n) for n in problem.tokens) for _ in range(samples)]
+    extents = op.outputs[0].shape(problem)[1 : 1 + problem.rank]
+    tokens = [(0,) * problem.rank, tuple(n - 1 for n in extents)]
+    tokens += [tuple(rng.randrange(n) for n in extents) for _ in range(samples)]
     for batch in sorted({0, problem.batch - 1}):
         yield from ((batch, *token) for token in tokens)

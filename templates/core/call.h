@@ -166,6 +166,9 @@ class Call {
     add(role, tensor, const_cast<void*>(tensor.const_data_ptr()));
   }
 
+  /// The call needs what the problem doesn't say.
+  void need(uint64_t features) { args_.features |= features; }
+
   uint32_t dtype_of(gnaforge_role role) const { return by_role_[role]->dtype; }
 
   /// A new tensor for a result of the call. Raises what `check` would before it says that there is no memory.

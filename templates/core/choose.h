@@ -70,6 +70,7 @@ inline std::string register_call(const gnaforge_args& args) {
   std::string text = "gnaforge.register(rank=" + std::to_string(p.rank) + ", head_dim=" + std::to_string(p.head_dim);
   if (p.value_head_dim != p.head_dim) text += ", value_head_dim=" + std::to_string(p.value_head_dim);
   text += std::string(", dtype=\"") + dtype_name(tensor_of(args, GNAFORGE_Q)->dtype) + "\"";
+  if (args.op != GNAFORGE_GNA_FORWARD) text += ", direction=\"backward\"";
   if (args.device == GNAFORGE_CPU) text += ", arch=\"cpu\"";
   // It has no words for parts of a grid, nor for extra keys.
   if (args.features & (GNAFORGE_FEATURE_RANGE | GNAFORGE_FEATURE_KV_SINK | GNAFORGE_FEATURE_EXTRA_KEYS))

@@ -10,6 +10,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "backward.h"
 #include "forward.h"
 #include "joint.h"
 #include "varlen.h"
@@ -27,7 +28,7 @@ constexpr const char* forward_out_signature =
     "Tensor? extra_v=None, Tensor? extra_lengths=None, *, Tensor(a!) output, Tensor(b!) output_lse) -> ()";
 constexpr const char* backward_signature =
     "(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, int[] pattern, "
-    "float? scale=None, str key=\"\") -> (Tensor, Tensor, Tensor)";
+    "float? scale, int wanted, str key_q=\"\", str key_kv=\"\") -> (Tensor, Tensor, Tensor)";
 
 using BoxedKernel = void (*)(StableIValue*, uint64_t, uint64_t);
 struct Operator {
@@ -82,12 +83,15 @@ void forward_out(const Tensor& query, const Tensor& key, const Tensor& value, co
   forward.run(pinned.view());
 }
 
-std::tuple<Tensor, Tensor, Tensor> backward(Tensor, std::optional<Tensor>, Tensor, Tensor, Tensor, Tensor, Tensor,
-                                            std::vector<int64_t>, std::optional<double>, StringHandle key) {
-  const Text pinned(key);
-  raise(ErrorCode::other,
-        "this version has no backward kernels: gradients don't flow through neighborhood attention yet. For inference "
-        "call it under torch.no_grad(); for training keep NATTEN or FlexAttention until they land");
+std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_out, const std::optional<Tensor>& grad_lse,
+                                            const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
+                                            const Tensor& lse, const std::vector<int64_t>& pattern,
+                                            std::optional<double> scale, int64_t wanted, StringHandle key_q,
+                                            StringHandle key_kv) {
+  const Text pinned_q(key_q), pinned_kv(key_kv);
+  BackwardCall call(grad_out, grad_lse, q, k, v, out, lse, pattern, scale);
+  auto [of_q, of_k, of_v] = call.run(wanted, pinned_q.view(), pinned_kv.view());
+  return {std::move(of_q), std::move(of_k), std::move(of_v)};
 }
 
 void assume_plain(Call& call, uint32_t dtype) {

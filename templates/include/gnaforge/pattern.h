@@ -59,11 +59,21 @@ struct PatternAxis {
     return dilation == 1 ? 0 : static_cast<int>(row + q_offset) % static_cast<int>(dilation);
   }
 
+  /// And that of the key tensor's token `row`, where it doesn't hold first keys of the grid apart.
+  std::int64_t group_of_key(std::int64_t row) const { return remainder(row + kv_offset); }
+
   /// The key tensor's first token that is in a dilation group.
-  std::int64_t first_key(std::int64_t group) const {
+  std::int64_t first_key(std::int64_t group) const { return remainder(group - kv_offset); }
+
+  /// And the query tensor's, if it has one.
+  std::int64_t first_query(std::int64_t group) const { return remainder(group - q_offset); }
+
+ private:
+  /// Of `dilation`, not negative.
+  std::int64_t remainder(std::int64_t token) const {
     if (dilation == 1) return 0;
-    const int first = static_cast<int>(group - kv_offset) % static_cast<int>(dilation);
-    return first < 0 ? first + dilation : first;
+    const int rest = static_cast<int>(token) % static_cast<int>(dilation);
+    return rest < 0 ? rest + dilation : rest;
   }
 };
 

@@ -28,7 +28,7 @@ inline void narrow(Bf16* to, const float* from, int count) {
   }
 }
 
-#if defined(GNAFORGE_HAS_F16C)
+#if GNAFORGE_VECTOR_BYTES >= 32  // sets with such vectors have F16C
 
 inline void widen(float* to, const Fp16* from, int count) {
   for (int i = 0; i < count; i += 8)

@@ -2,22 +2,14 @@
 // instruction set, each in its own namespace, and the best that the machine has is picked at the first call.
 #pragma once
 
-// Everything that the bodies use is included here, before the target changes: an inline function compiled for AVX-512
-// may be the copy that the linker keeps for all.
-#include <algorithm>
 #include <atomic>
 #include <cstdint>
-#include <cstdlib>
-#include <cstring>
 #include <new>
 #include <type_traits>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 #include "gnaforge/cpu/forward/plan.h"
-#include "gnaforge/cpu/forward/row_set.h"
+#include "gnaforge/cpu/instruction_sets.h"
+#include "gnaforge/cpu/row_set.h"
 #include "gnaforge/entry.h"
 #include "gnaforge/pattern_counts.h"
 
@@ -29,81 +21,27 @@ extern "C" {
 }
 #endif
 
-// block_rows and block_channels: accumulators of the two products, as many as registers take.
 #define GNAFORGE_ISA portable
 #define GNAFORGE_VECTOR_BYTES 16
-namespace gnaforge::cpu::portable {
-#if defined(__aarch64__)
-constexpr int block_rows = 8, block_channels = 8;
-#else
-constexpr int block_rows = 6, block_channels = 4;
-#endif
-}  // namespace gnaforge::cpu::portable
 #include "gnaforge/cpu/forward/isa.h"
 
 #if defined(__x86_64__)
 
-#define GNAFORGE_HAS_F16C
-
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c")
-#endif
 #define GNAFORGE_ISA avx2
 #define GNAFORGE_VECTOR_BYTES 32
-namespace gnaforge::cpu::avx2 {
-constexpr int block_rows = 6, block_channels = 4;
-}
+GNAFORGE_BEGIN_AVX2
 #include "gnaforge/cpu/forward/isa.h"
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+GNAFORGE_END_TARGET
 
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), \
-                             apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
-#endif
 #define GNAFORGE_ISA avx512
 #define GNAFORGE_VECTOR_BYTES 64
-namespace gnaforge::cpu::avx512 {
-constexpr int block_rows = 8, block_channels = 8;
-}
+GNAFORGE_BEGIN_AVX512
 #include "gnaforge/cpu/forward/isa.h"
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+GNAFORGE_END_TARGET
 
 #endif
 
 namespace gnaforge::cpu {
-
-enum class Isa { portable, avx2, avx512 };
-
-/// The best instruction set of this machine, or a lower one that GNAFORGE_CPU_ISA names.
-inline Isa choose_isa() {
-  Isa best = Isa::portable;
-#if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
-    best = Isa::avx2;
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl"))
-      best = Isa::avx512;
-  }
-#endif
-  const char* wanted = std::getenv("GNAFORGE_CPU_ISA");
-  if (wanted != nullptr && std::strcmp(wanted, "portable") == 0) return Isa::portable;
-  if (wanted != nullptr && std::strcmp(wanted, "avx2") == 0) return std::min(best, Isa::avx2);
-  return best;
-}
 
 template <class Config>
 struct Kernel {

@@ -2,13 +2,6 @@
 
 namespace gnaforge::cpu::GNAFORGE_ISA {
 
-/// Vectors that a panel is wide: two hide more of the loads, one where two would leave a quarter of the lanes idle.
-template <int Rows>
-constexpr int panel_width() {
-  constexpr int vectors = (Rows + lanes - 1) / lanes;
-  return vectors % 2 == 0 || vectors > 4 ? 2 : 1;
-}
-
 /// Where a Q tile's walk over its KV tiles stands. Keys are gathered into batches that tiles fill one after the other.
 template <class Config>
 class Forward {

@@ -3,6 +3,13 @@
 
 namespace gnaforge::cpu::GNAFORGE_ISA {
 
+/// Vectors that a panel is wide: two hide more of the loads, one where two would leave a quarter of the lanes idle.
+template <int Rows>
+constexpr int panel_width() {
+  constexpr int vectors = (Rows + lanes - 1) / lanes;
+  return vectors % 2 == 0 || vectors > 4 ? 2 : 1;
+}
+
 /// Rows of keys, values and masks that a panel attends to. Up to block_rows - 1 entries past `count` are readable.
 struct KeyList {
   int count;
