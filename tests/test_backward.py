@@ -41,7 +41,7 @@ def random_problem(config: KernelConfig, seed: int) -> Problem:
     heads = rng.choice((1, 2, 4))
     problem = Problem((1,) * config.rank, 1, heads=heads, kv_heads=rng.choice((1, heads)), batch=rng.randint(1, 2))
     problem = replace(problem, head_dim=rng.choice((8, 24, 40)), value_head_dim=rng.choice((8, 16)))
-    features = {*family_of(config).features} - {"accumulate", "delta", "deterministic"}
+    features = {*family_of(config).features} - {"accumulate", "delta", "deterministic"}  # extra keys among them
     return replace(with_settings(problem, rng, 200, features), dtype=config.dtype, scale=rng.choice((None, 0.0, -0.4)))
 
 
@@ -51,7 +51,7 @@ def run_random_problems(count: int) -> None:
         runs = KernelRuns(Kernel(library, config.key), None, rounds_probabilities=False)
         for seed in range(count):
             layout = ("contiguous", "gapped", "heads first", "every second token", "packed")[seed % 5]
-            runs.verify(random_problem(config, seed), seed, layout, None, repeats=1, poison=("others",))
+            runs.verify(random_problem(config, seed), seed, layout, None, repeats=1, poison=("others", "beyond"))
 
 
 def test_random_problems() -> None:
@@ -189,6 +189,42 @@ def test_every_part_alone_is_what_it_is_beside_others() -> None:
         (run(*tensors) * WEIGHTS).sum().backward()
         for i, tensor in enumerate(tensors):
             assert torch.equal(tensor.grad, whole[i]) if chosen >> i & 1 else tensor.grad is None
+
+
+def test_additional_keys() -> None:
+    """Their gradients too; those beyond the lengths are 0, whatever is there."""
+    extra_k, extra_v = torch.randn(2, 7, 2, 16), torch.randn(2, 7, 2, 16)
+    for lengths in (None, torch.tensor([3, 7], dtype=torch.int32), torch.tensor([0, 9], dtype=torch.int32)):
+        counts = [7, 7] if lengths is None else lengths.clamp(max=7).tolist()
+        for entry, count in enumerate(counts):
+            extra_v[entry, count:] = float("nan")
+
+        def ours(q: Any, k: Any, v: Any, more_k: Any, more_v: Any, lengths: Any = lengths) -> torch.Tensor:
+            return run(q, k, v, additional_keys=more_k, additional_values=more_v, additional_lengths=lengths)
+
+        def exact(q: Any, k: Any, v: Any, more_k: Any, more_v: Any, counts: Any = counts) -> torch.Tensor:
+            outputs = []
+            for entry, count in enumerate(counts):
+                one = [x[entry : entry + 1] for x in (q, k, v)]
+                (out, lse), piece = dense(replace(PROBLEM, batch=1), *one), slice(entry, entry + 1)
+                if count:
+                    text = [x[piece, :count].repeat_interleave(2, 2).transpose(1, 2) for x in (more_k, more_v)]
+                    scores = one[0].flatten(1, 2).transpose(1, 2) @ text[0].mT * 0.25
+                    own, whole = lse.flatten(1, 2).mT[..., None], torch.logsumexp(scores, -1, keepdim=True)
+                    total = torch.logaddexp(own, whole)
+                    rest = out.flatten(1, 2).transpose(1, 2) * (own - total).exp() + (scores - total).exp() @ text[1]
+                    out = rest.transpose(1, 2).unflatten(1, (9, 8))
+                outputs.append(out)
+            return torch.cat(outputs)
+
+        tensors = Q, K, V, extra_k, extra_v
+        found = gradients_of(ours, *tensors)
+        require_close(found, gradients_of(exact, *tensors))
+        for entry, count in enumerate(counts):
+            assert not found[3][entry, count:].any() and not found[4][entry, count:].any()
+        compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
+        require_close(gradients_of(compiled, *tensors), found, 1e-6)
+        extra_v = torch.randn(2, 7, 2, 16)
 
 
 def test_of_lse_alone() -> None:
@@ -397,7 +433,7 @@ def test_without_kernels_backward_says_what_to_do(python, own_cache: Path) -> No
 def test_archs_without_gradients_say_so() -> None:
     with pytest.raises(InputError, match="gna_backward_q is not available on sm90"):
         gnaforge.register("gna_backward_q-sm90-r1-bf16-d64-q128-kv128")
-    request = training.backward_requests(Q, K, V, [5, 3, 2, 1, 1, 1, 0, 1], True, False)[0]
+    request = training.backward_requests((Q, K, V, None), [5, 3, 2, 1, 1, 1, 0, 1], 1)[0]
     assert request.op == "gna_backward_q" and 'direction="backward"' in request.register_call()
     with pytest.raises(NoKernelError, match="gna_backward_q"):
         from gnaforge.runtime.torch_ops import _backward_fake

@@ -22,7 +22,7 @@ EXTRA_K, EXTRA_V = torch.randn(2, 7, 2, 16), torch.randn(2, 7, 2, 16)
 LENGTHS = torch.tensor([3, 7], dtype=INT)
 PLAIN = [3, 5, 1, 1, 1, 1, 0, 0]
 NO_TANGENTS = "gnaforge: neighborhood attention has no forward-mode derivatives"
-NO_BACKWARD = "this version has no backward kernels: gradients don't flow through neighborhood attention yet"
+NO_BACKWARD = "this version has no backward kernels for it: gradients don't flow through"
 
 Call = Callable[..., Any]
 

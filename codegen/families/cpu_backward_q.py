@@ -9,6 +9,6 @@ from .cpu_forward import FAMILY as FORWARD
 FAMILY = replace(
     FORWARD,
     op="gna_backward_q",
-    features=("edge", "block_causal", "sink", "range", "kv_sink", "accumulate", "delta", "deterministic"),
+    features=("edge", "block_causal", "sink", "range", "kv_sink", "extra_keys", "accumulate", "delta", "deterministic"),
     time=None,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -36,6 +36,9 @@ _NO_GRADIENTS = (
 )
 
 
+_DIFFERENTIABLE = (0, 1, 2, 6, 7)  # arguments of `forward`, in the order of `backward`'s results
+
+
 class _Once(torch.autograd.Function):
     """An operator of which there are no forward-mode derivatives."""
 
@@ -60,9 +63,10 @@ class _Forward(_Once):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
         """Keeps what a backward kernel reads."""
-        query, key, value, pattern, scale = (*inputs, None)[:5]  # an argument that has its default may be missing
-        ctx.save_for_backward(query, key, value, *output)
-        ctx.pattern, ctx.scale, ctx.count, ctx.beyond = pattern, scale, len(inputs), _without_gradients(*inputs)
+        whole = *inputs, *[None] * (9 - len(inputs))  # an argument that has its default may be missing
+        query, key, value, pattern, scale, _, *extra = whole
+        ctx.save_for_backward(query, key, value, *output, *extra)
+        ctx.pattern, ctx.scale, ctx.count, ctx.beyond = pattern, scale, len(inputs), _without_gradients(query, pattern)
         ctx.set_materialize_grads(False)
 
     @staticmethod
@@ -76,25 +80,27 @@ class _Forward(_Once):
         """
         if ctx.beyond:
             raise RuntimeError(_NO_GRADIENTS.format(ctx.beyond))
-        query, key, value, out, lse = ctx.saved_tensors
-        wanted = sum(1 << i for i in range(3) if ctx.needs_input_grad[i])
+        query, key, value, out, lse, *extra = ctx.saved_tensors
+        needed = (*ctx.needs_input_grad, *[False] * (9 - ctx.count))
+        wanted = sum(1 << i for i, argument in enumerate(_DIFFERENTIABLE) if needed[argument])
         grad_out = torch.zeros_like(out) if grad_out is None else grad_out
-        call = grad_out, grad_lse, query, key, value, out, lse, ctx.pattern, ctx.scale, wanted
+        call = grad_out, grad_lse, query, key, value, out, lse, ctx.pattern, ctx.scale, wanted, "", "", *extra
         try:
             found = torch.ops.gnaforge.backward.default(*call)
         except RuntimeError as error:
-            raise_missing(error, query, key, value, ctx.pattern, wanted)
+            raise_missing(error, (query, key, value, extra[0]), ctx.pattern, wanted)
             raise
-        gradients = (gradient if wanted >> i & 1 else None for i, gradient in enumerate(found))
-        return (*gradients, *[None] * (ctx.count - 3))
+        gradients: list[torch.Tensor | None] = [None] * 9
+        for i, argument in enumerate(_DIFFERENTIABLE):
+            if wanted >> i & 1:
+                gradients[argument] = found[i]
+        return tuple(gradients[: ctx.count])
 
 
-def _without_gradients(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *more: Any) -> str:
+def _without_gradients(query: torch.Tensor, pattern: Sequence[int]) -> str:
     """The part of a forward call that gradients don't flow through; empty if they do."""
-    if any(tensor is not None for tensor in more[3:]):
-        return "additional keys"
     rank = query.dim() - 3
-    return "" if len(more[0]) in (4 * rank, 10 * rank) else "windows per head"
+    return "" if len(pattern) in (4 * rank, 10 * rank) else "windows per head"
 
 
 class _Backward(_Once):
@@ -136,8 +142,10 @@ def _make_rule(name: str, function: type[torch.autograd.Function]) -> Callable[.
 
     def rule(*arguments: Any) -> Any:
         wanted = _wants_gradients(arguments)
-        if wanted and name == "forward" and not (is_compiling() or is_tracing() or _without_gradients(*arguments)):
-            prepare_backward(*arguments[:4])
+        if wanted and name == "forward" and not (is_compiling() or is_tracing()):
+            query, key, value, pattern = arguments[:4]
+            if not _without_gradients(query, pattern):
+                prepare_backward((query, key, value, *arguments[6:8]), pattern)
         if wanted or forward_ad._current_level >= 0:
             # The dispatcher has taken torch.func's transformations apart: what is left here is one level of autograd.
             with enable_single_level_autograd_function():
@@ -191,7 +199,7 @@ def register_refusal(name: str, library: torch.library.Library) -> None:
 
 
 def register_autograd(library: torch.library.Library) -> None:
-    """Registers what the operators do where autograd looks: one is passed by, others have derivatives or refuse them."""
+    """Registers what the operators do where autograd looks: one is passed by, others refuse or have derivatives."""
     library.impl("forward", _make_rule("forward", _Forward), "Autograd")
     library.impl("backward", _make_rule("backward", _Backward), "Autograd")
     library.impl("forward_out", _forward_out, "Autograd")

@@ -4,7 +4,7 @@ contract loop over this table: none of them knows a tensor of an op by name. Imp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from random import Random
@@ -108,6 +108,7 @@ class Op:
         bound, sample: see `Bound` and `Sample`.
         flop: floating-point operations per pair of a query and a key, all heads of all batch entries together.
         derive: of a problem and random inputs, those that follow from others.
+        extra_outputs: the roles of what it writes for each piece of extra keys.
     """
 
     name: str
@@ -118,11 +119,20 @@ class Op:
     sample: Sample
     flop: Callable[[Problem], float]
     derive: Callable[[Problem, Tensors], Tensors] = lambda problem, inputs: {}
+    extra_outputs: tuple[Role, ...] = ()
 
     def reads(self, problem: Problem) -> tuple[Role, ...]:
         """The roles of what it reads of a problem: `inputs`, and those of extra keys, in the order of gnaforge_role."""
         pieces = range(len(problem.extra_tokens))
         return (*self.inputs, *(role for role in _EXTRA if role.piece in pieces))
+
+    def writes(self, problem: Problem) -> tuple[Role, ...]:
+        """The roles of what it writes of a problem: `outputs`, and those of extra keys; as gnaforge_role has them."""
+        return (*self.outputs, *(role for role in self.extra_outputs if role.piece < len(problem.extra_tokens)))
+
+    def results(self, names: Container[str]) -> tuple[Role, ...]:
+        """The roles of what it writes, as far as they are among these names of roles."""
+        return (*self.outputs, *(role for role in self.extra_outputs if role.name in names))
 
     def random_inputs(
         self, problem: Problem, seed: int = 0, device: torch.device | str = "cpu"
@@ -147,7 +157,7 @@ class Op:
 
     def bytes(self, problem: Problem) -> int:
         """What it has to move: all inputs and outputs once."""
-        return sum(role.bytes(problem) for role in (*self.reads(problem), *self.outputs))
+        return sum(role.bytes(problem) for role in (*self.reads(problem), *self.writes(problem)))
 
 
 Q = Role("q", "query", "q", "head_dim")
@@ -239,6 +249,12 @@ GRAD_LSE = Role("grad_lse", "LSE's gradient", "q", None, "fp32")
 GRAD_Q = Role("grad_q", "query's gradient", "q", "head_dim")
 GRAD_K = Role("grad_k", "key's gradient", "kv", "head_dim")
 GRAD_V = Role("grad_v", "value's gradient", "kv", "value_head_dim")
+_GRAD_EXTRA = (
+    Role("grad_extra_k", "extra key's gradient", "extra", "head_dim"),
+    Role("grad_extra_k_2", "second extra key's gradient", "extra", "head_dim", piece=1),
+    Role("grad_extra_v", "extra value's gradient", "extra", "value_head_dim"),
+    Role("grad_extra_v_2", "second extra value's gradient", "extra", "value_head_dim", piece=1),
+)
 _BACKWARD_INPUTS = (Q, K, V, OUT, LSE, GRAD_OUT, GRAD_LSE)
 
 
@@ -259,7 +275,8 @@ def _backward_op(name: str, outputs: tuple[Role, ...], products: tuple[int, int]
         return 2.0 * problem.batch * problem.heads * channels
 
     exact, bound, sample = (of_reference(kind) for kind in ("gradient", "bound", "sample"))
-    return Op(name, _BACKWARD_INPUTS, outputs, exact, bound, sample, flop, derive=_forward_results)
+    extra = _GRAD_EXTRA if side == "kv" else ()
+    return Op(name, _BACKWARD_INPUTS, outputs, exact, bound, sample, flop, _forward_results, extra)
 
 
 OPS: dict[str, Op] = {

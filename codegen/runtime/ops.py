@@ -262,10 +262,10 @@ def _prepare_trace(*call: Any) -> None:
     arguments.require_call(*call[:4])
     cast = tuple(map(autocast_tensor, call))
     prepare_apart(lambda: prepare((*cast[:3], *cast[6:]), *cast[3:6]))
-    if any(tensor.requires_grad for tensor in call[:3]):
+    if any(tensor is not None and tensor.requires_grad for tensor in (*call[:3], *call[6:8])):
         from .training import prepare_backward
 
-        prepare_apart(lambda: prepare_backward(*call[:4]))
+        prepare_apart(lambda: prepare_backward((*call[:3], *call[6:8]), call[3]))
 
 
 def prepare_apart(prepare: Callable[[], object]) -> None:

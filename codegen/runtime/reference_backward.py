@@ -13,7 +13,7 @@ from math import prod
 
 import torch
 
-from .op_table import Tensors
+from .op_table import Tensors, extra_keys
 from .problem import Problem
 from .reference import mask_rows, visible
 
@@ -77,8 +77,20 @@ def _heads_first(tensor: torch.Tensor, repeats: int = 1) -> torch.Tensor:
 
 
 def _keys(problem: Problem, inputs: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
+    """K and V of all query heads; extra keys come after the grid's, as zeros where they don't count."""
     group = problem.heads // problem.kv_heads
-    return _heads_first(inputs["k"], group), _heads_first(inputs["v"], group)
+    pieces = [piece.seen() for piece in extra_keys(inputs)]
+    k = [_heads_first(tensor, group) for tensor in (inputs["k"], *(piece.key for piece in pieces))]
+    v = [_heads_first(tensor, group) for tensor in (inputs["v"], *(piece.value for piece in pieces))]
+    return torch.cat(k, dim=2), torch.cat(v, dim=2)
+
+
+def _hidden(problem: Problem, inputs: Tensors, begin: int, end: int) -> torch.Tensor:
+    """The keys that these queries don't see: [batch, 1, queries, keys]."""
+    batch = inputs["q"].shape[0]
+    masks = [mask_rows(problem, begin, end, inputs["q"].device).expand(batch, 1, -1, -1)]
+    masks += [piece.valid()[:, None, None, :].expand(-1, 1, end - begin, -1) for piece in extra_keys(inputs)]
+    return ~torch.cat(masks, dim=3)
 
 
 def _queries(inputs: Tensors) -> _Queries:
@@ -94,7 +106,7 @@ def _parts(problem: Problem, inputs: Tensors, rounding: float = 0.0) -> Iterator
     for begin in range(0, problem.token_count, rows):
         end = min(begin + rows, problem.token_count)
         part = queries.part(begin, end)
-        yield part, _pairs(problem, part, k, v, ~mask_rows(problem, begin, end, k.device), rounding)
+        yield part, _pairs(problem, part, k, v, _hidden(problem, inputs, begin, end), rounding)
 
 
 def _tokens(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -181,14 +193,14 @@ def sample_q(
 
 
 def gradient_kv(problem: Problem, inputs: Tensors) -> Found:
-    """``grad_k`` and ``grad_v``, of the shapes of K and V."""
+    """``grad_k`` and ``grad_v``, of the shapes of K and V, and those of extra keys."""
     return _sums(problem, inputs, 0, 0.0)
 
 
 def bound_kv(problem: Problem, inputs: Tensors, exact: Tensors, *, rounds_probabilities: bool) -> Found:
     """How far a kernel may be from `gradient_kv`; as `bound_q`."""
     bounds = _sums(problem, inputs, 1, _rounding(inputs, rounds_probabilities))
-    return {name: _stored(exact[name], bounds[name], inputs[name[-1]]) for name in bounds}
+    return {name: _stored(exact[name], bounds[name], inputs[name.removeprefix("grad_")]) for name in bounds}
 
 
 def _sums(problem: Problem, inputs: Tensors, which: int, rounding: float) -> Found:
@@ -199,8 +211,15 @@ def _sums(problem: Problem, inputs: Tensors, which: int, rounding: float) -> Fou
     for queries, pairs in _parts(problem, inputs, rounding):
         parts = _of_kv(problem, pairs, queries, count)[which]
         sums = [old + new for old, new in zip(sums, parts, strict=True)] if sums else list(parts)
-    shared = (each.unflatten(1, (problem.kv_heads, group)).sum(2) for each in sums)
-    return {name: _tokens(each, inputs[name[-1]]) for name, each in zip(("grad_k", "grad_v"), shared, strict=True)}
+    found = {}
+    for each, kind in zip(sums, "kv", strict=True):
+        names = [kind, *(name for name in (f"extra_{kind}", f"extra_{kind}_2") if name in inputs)]
+        shared = each.unflatten(1, (problem.kv_heads, group)).sum(2)
+        for name, part in zip(
+            names, shared.split([_heads_first(inputs[n]).shape[2] for n in names], dim=2), strict=True
+        ):
+            found[f"grad_{name}"] = _tokens(part, inputs[name])
+    return found
 
 
 def sample_kv(

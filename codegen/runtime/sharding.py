@@ -101,18 +101,24 @@ def _joint_strategy(schema: Any, heads_of_results: list[int]) -> Any:
 
 
 def _backward(schema: Any) -> Any:
-    """The placements that a backward call may have: of the gradients of query, key and value, of those of out and
-    perhaps lse, of query, key, value, out and lse. Gradients that aren't wanted have no elements to divide."""
+    """The placements that a backward call may have: of the gradients of query, key, value, and of extra keys and values;
+    of those of out and perhaps lse, of query, key, value, out and lse, and perhaps of extra keys, values and their
+    lengths. Gradients that aren't wanted have no elements to divide."""
     from torch.distributed.tensor import Replicate, Shard
 
-    inputs = len(schema.args_strategy)
-    wanted = [schema.args_schema[9] >> i & 1 for i in range(3)]
-    heads = Shard(len(schema.args_strategy[0].shape) - 2)
-    kinds = [
-        [placement if there else Replicate() for there in wanted] + [placement] * inputs
-        for placement in (Replicate(), Shard(0), heads)
-    ]
-    return _strategy(schema, kinds, outputs=3, query=inputs - 5)
+    first = 6 + (schema.args_schema[1] is not None)
+    extra = len(schema.args_strategy) - first
+    wanted = [schema.args_schema[9] >> i & 1 for i in range(5)]
+    kinds = []
+    for own, of_extra, of_lengths in (
+        (Replicate(), Replicate(), Replicate()),
+        (Shard(0), Shard(0), Shard(0)),
+        (Shard(len(schema.args_strategy[0].shape) - 2), Shard(2), Replicate()),
+    ):
+        places = zip([own] * 3 + [of_extra] * 2, wanted, strict=True)
+        results = [place if there else Replicate() for place, there in places]
+        kinds.append(results + [own] * first + [of_extra, of_extra, of_lengths][:extra])
+    return _strategy(schema, kinds, outputs=5, query=first - 5)
 
 
 def _strategy(schema: Any, kinds: list[Any], *, outputs: int, query: int) -> Any:

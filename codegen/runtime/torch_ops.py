@@ -139,15 +139,18 @@ def _backward_fake(
     wanted: int,
     key_q: str = "",
     key_kv: str = "",
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    for request in load_missing(backward_requests(q, k, v, pattern, bool(wanted & 1), bool(wanted & 6))):
+    extra_k: torch.Tensor | None = None,
+    extra_v: torch.Tensor | None = None,
+    extra_lengths: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, ...]:
+    for request in load_missing(backward_requests((q, k, v, extra_k), pattern, wanted)):
         lookup.remedy(request)  # raises where there can be none
         call = request.register_call()
         raise NoKernelError(
             f"gnaforge: no kernel for {request.op}, {request} is loaded\nregister one with: {call}\n{jit.TRACING}"
         )
-    of_q, of_k, of_v = (x.new_empty(x.shape if wanted >> i & 1 else 0) for i, x in enumerate((q, k, v)))
-    return of_q, of_k, of_v
+    likes = [x if x is not None and wanted >> i & 1 else None for i, x in enumerate((q, k, v, extra_k, extra_v))]
+    return tuple(q.new_empty(0 if like is None else like.shape) for like in likes)
 
 
 _library: torch.library.Library | None = None  # what it registered ends with it

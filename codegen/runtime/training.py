@@ -19,18 +19,26 @@ BACKWARD_OPS = ("gna_backward_q", "gna_backward_kv")
 _prepared: set[tuple[object, ...]] = set()
 
 
-def prepare_backward(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pattern: Sequence[int]) -> None:
+def prepare_backward(tensors: Sequence[torch.Tensor | None], pattern: Sequence[int]) -> None:
     """Loads or makes what the backward pass of a forward call takes, by the same policy. Where that can't be, the
-    backward pass says so: a forward call that nobody differentiates is none the worse for it."""
-    wanted = query.requires_grad, key.requires_grad or value.requires_grad
+    backward pass says so: a forward call that nobody differentiates is none the worse for it.
+
+    Args:
+        tensors: of the call: query, key, value, and perhaps additional keys and values.
+        pattern: as the operator has it.
+    """
+    query, key, value, extra = (*tensors[:3], tensors[3] if len(tensors) > 3 else None)
+    assert query is not None and key is not None and value is not None
+    wanted = sum(1 << i for i, tensor in enumerate(tensors) if tensor is not None and tensor.requires_grad)
+    of_query, of_others = bool(wanted & 1), wanted > 1
     ranged = len(pattern) > 4 * (query.dim() - 3) or query.shape[1:-2] != key.shape[1:-2]
     sizes = (query.shape, key.shape) if ranged else ()  # else tokens don't decide which kernels there must be
-    signature = (*wanted, autocast_dtype(query), query.device, query.shape[-1], value.shape[-1], *sizes, *pattern)
+    signature = (of_query, of_others, autocast_dtype(query), query.device, query.shape[-1], value.shape[-1], *sizes)
+    signature += (extra is None, *pattern)
     if signature in _prepared:
         return
-    q, k, v = map(autocast_tensor, (query, key, value))
-    requests = backward_requests(q, k, v, pattern, *wanted)
-    missing = load_missing(requests)
+    cast = [tensor if tensor is None else autocast_tensor(tensor) for tensor in (query, key, value, extra)]
+    missing = load_missing(backward_requests(cast, pattern, wanted))
     if missing and not jit.busy():
         with jit.one_thread(missing[0]):
             if missing := load_missing(missing):
@@ -38,12 +46,13 @@ def prepare_backward(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     _prepared.add(signature)
 
 
-def backward_requests(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pattern: Sequence[int], of_q: bool, of_kv: bool
-) -> list[Request]:
-    """What the backward pass of a forward call needs of kernels, for these gradients."""
-    request = request_of(query, key, value, pattern)
-    return [replace(request, op=op) for op, wanted in zip(BACKWARD_OPS, (of_q, of_kv), strict=True) if wanted]
+def backward_requests(tensors: Sequence[torch.Tensor | None], pattern: Sequence[int], wanted: int) -> list[Request]:
+    """What the backward pass of a forward call needs of kernels: of query, key, value and perhaps additional keys, for
+    what is ``wanted`` as the operator has it."""
+    query, key, value, extra = tensors
+    assert query is not None and key is not None and value is not None
+    request = request_of(query, key, value, pattern, "", extra)
+    return [replace(request, op=op) for op, there in zip(BACKWARD_OPS, (wanted & 1, wanted & ~1), strict=True) if there]
 
 
 def load_missing(requests: Sequence[Request]) -> list[Request]:
@@ -55,14 +64,10 @@ def load_missing(requests: Sequence[Request]) -> list[Request]:
 
 
 def raise_missing(
-    error: RuntimeError,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    pattern: Sequence[int],
-    wanted: int,
+    error: RuntimeError, tensors: Sequence[torch.Tensor | None], pattern: Sequence[int], wanted: int
 ) -> None:
-    """Raises what is to be done, where a backward call failed because it has no kernel; ``wanted`` as it has it.
+    """Raises what is to be done, where a backward call failed because it has no kernel; arguments as those of
+    `backward_requests`.
 
     Raises:
         NoKernelError, ValueError: there is none.
@@ -70,6 +75,6 @@ def raise_missing(
     failure = core.failure_of(error)
     if failure.code not in core.NO_KERNEL:
         return
-    for request in load_missing(backward_requests(query, key, value, pattern, bool(wanted & 1), bool(wanted & 6))):
+    for request in load_missing(backward_requests(tensors, pattern, wanted)):
         text = failure.text if lookup.source() is None else failure.whole
         raise NoKernelError(f"{text}\n{lookup.remedy(request)}") from None

@@ -27,7 +27,7 @@ def _were(number: int, where: str) -> str:
 
 def bytes_of_inputs(op: Op, memory: Memory) -> dict[str, torch.Tensor]:
     """All bytes of the inputs and of what is around them, by role: what `check_memory` compares with."""
-    outputs = {role.name for role in op.outputs}
+    outputs = {role.name for role in op.results(memory)}
     return {name: one.storage.view(torch.uint8).clone() for name, one in memory.items() if name not in outputs}
 
 
@@ -36,13 +36,13 @@ def check_memory(op: Op, memory: Memory, before: Mapping[str, torch.Tensor]) -> 
     for name, bits in before.items():
         if not torch.equal(memory[name].storage.view(torch.uint8), bits):
             raise Failure("guard", f"the kernel wrote into {memory[name].role.title}, or around it")
-    for role in op.outputs:
+    for role in op.results(memory):
         one = memory[role.name]
         missing = one.unwritten()
         if missing.any():
             first = one.place(missing.nonzero()[0].tolist())
             raise Failure("unwritten", f"{_were(int(missing.sum()), f'of {role.name}')} never written; first: {first}")
-    for role in op.outputs:
+    for role in op.results(memory):
         outside = memory[role.name].outside()
         if len(outside):
             raise Failure(
@@ -58,7 +58,7 @@ def compare_all(op: Op, memory: Memory, exact: Tensors, bounds: Tensors) -> dict
     Raises:
         Failure: one is beyond its bound.
     """
-    return {role.name: compare(memory[role.name], exact[role.name], bounds[role.name]) for role in op.outputs}
+    return {role.name: compare(memory[role.name], exact[role.name], bounds[role.name]) for role in op.results(memory)}
 
 
 def compare(one: Guarded, exact: torch.Tensor, bound: torch.Tensor) -> Comparison:
@@ -107,7 +107,7 @@ def _shares(got: torch.Tensor, exact: torch.Tensor, bound: torch.Tensor) -> tupl
 def digest(op: Op, memory: Memory) -> str:
     """Of the bits of all results."""
     found = hashlib.sha256()
-    for role in op.outputs:
+    for role in op.results(memory):
         bits = memory[role.name].tensor.clone(memory_format=torch.contiguous_format).flatten().view(torch.uint8)
         found.update(bits.cpu().numpy().tobytes())
     return found.hexdigest()
@@ -115,4 +115,4 @@ def digest(op: Op, memory: Memory) -> str:
 
 def results_of(op: Op, memory: Memory) -> dict[str, torch.Tensor]:
     """Copies of all results, by role."""
-    return {role.name: memory[role.name].tensor.clone() for role in op.outputs}
+    return {role.name: memory[role.name].tensor.clone() for role in op.results(memory)}

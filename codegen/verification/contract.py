@@ -61,7 +61,7 @@ class Kernel(Entry):
         Raises:
             Refused: the kernel does not take this problem.
         """
-        roles = [*self.op.reads(problem), *self.op.outputs]
+        roles = [*self.op.reads(problem), *self.op.writes(problem)]
         there = [role for role in roles if role.name in tensors or not role.optional]
         views = {role.name: view_of(tensors[role.name], token_dims(role, problem.rank)) for role in there}
         return self.prepare(problem, views, next(iter(tensors.values())).device.index or 0, host)

@@ -89,7 +89,7 @@ def allocate(
         packed = [role for role in op.reads(problem) if _is_packed(role, op.inputs[0])]
         for tokens in {role.shape(problem)[:-2]: None for role in packed}:  # those of the queries may be others
             memory |= _pack([role for role in packed if role.shape(problem)[:-2] == tokens], problem, device)
-    for role in (*op.reads(problem), *op.outputs):
+    for role in (*op.reads(problem), *op.writes(problem)):
         if role.name not in memory:
             place = _place_lengths if role.side == "batch" else _place
             whole, view = place(role.shape(problem), layout, channels=role.channels is not None)

@@ -66,7 +66,7 @@ def poison_others(op: Op, problem: Problem, config: KernelConfig, memory: Memory
         if role.name in memory:
             wrong = memory[role.name].tensor[~own(role.name)]
             memory[role.name].tensor[~own(role.name)] = torch.nan if wrong.is_floating_point() else 1 - wrong
-    kept = {role.name: own(role.name) for role in op.outputs}
+    kept = {role.name: own(role.name) for role in op.writes(problem)}
     return Poison(f"batch entries other than {batch}, or heads other than {head} of K and V", kept)
 
 
@@ -106,7 +106,7 @@ def poison_beyond(op: Op, problem: Problem, config: KernelConfig, memory: Memory
         piece.value[beyond] = torch.finfo(piece.value.dtype).max if family_of(config).target.is_gpu else torch.nan
     if not found:
         return None
-    kept = {role.name: torch.ones_like(memory[role.name].tensor, dtype=torch.bool) for role in op.outputs}
+    kept = {role.name: torch.ones_like(memory[role.name].tensor, dtype=torch.bool) for role in op.writes(problem)}
     return Poison("extra keys beyond their length", kept)
 
 

@@ -127,7 +127,7 @@ class KernelRuns:
         fill(other, op.random_inputs(problem, seed + 1, self.kernel.tensor_device))
         self.run(problem, other, schedule)
         alone = digest(op, other)
-        for role in op.outputs:
+        for role in op.writes(problem):
             memory[role.name].clear()
             other[role.name].clear()
         self.run_list([(problem, other), (problem, memory)], schedule)
@@ -168,7 +168,7 @@ class KernelRuns:
         return emulator.launches() if emulator is not None else []
 
     def _run_again(self, problem: Problem, memory: Memory, schedule: Json | None) -> None:
-        for role in self.kernel.op.outputs:
+        for role in self.kernel.op.writes(problem):
             memory[role.name].clear()
         self.run(problem, memory, schedule)
 

@@ -6,19 +6,24 @@
 #include <string_view>
 #include <vector>
 
-#include "call.h"
+#include "forward.h"
 
 namespace gnaforge {
 
-/// Bits of what is wanted: gradients of Q, K, V.
-constexpr int64_t wanted_q = 1, wanted_k = 2, wanted_v = 4;
+/// Gradients of Q, K, V, and of extra keys and values; each has a bit in what is wanted.
+using Gradients = std::array<Tensor, 5>;
+constexpr int64_t wanted_q = 1, wanted_kv = 2 | 4 | 8 | 16;
 
 class BackwardCall {
  public:
   BackwardCall(const Tensor& grad_out, const std::optional<Tensor>& grad_lse, const Tensor& q, const Tensor& k,
                const Tensor& v, const Tensor& out, const Tensor& lse, const std::vector<int64_t>& pattern,
-               std::optional<double> scale)
-      : given_{given(q, "query"), given(k, "key"), given(v, "value"), {}, {}, {}},
+               std::optional<double> scale, const std::optional<Tensor>& extra_k, const std::optional<Tensor>& extra_v,
+               const std::optional<Tensor>& extra_lengths)
+      : given_{given(q, "query"),
+               given(k, "key"),
+               given(v, "value"),
+               {Piece{pointer_to(extra_k), pointer_to(extra_v), pointer_to(extra_lengths)}.given(), no_piece}},
         problem_(gather(given_, pattern.data(), pattern.size(), scale)) {
     const Given& like = given_.q;
     std::vector<int64_t> rows(like.sizes, like.sizes + like.dims - 1);
@@ -34,19 +39,29 @@ class BackwardCall {
     add(GNAFORGE_LSE, lse, "lse");
     add(GNAFORGE_GRAD_OUT, grad_out, "grad_out");
     if (grad_lse) add(GNAFORGE_GRAD_LSE, *grad_lse, "grad_lse");
+    if (problem_.extra_tokens[0] == 0) return;
+    add(GNAFORGE_EXTRA_K, *extra_k, no_piece.k_name);
+    add(GNAFORGE_EXTRA_V, *extra_v, no_piece.v_name);
+    if (extra_lengths) add(GNAFORGE_EXTRA_LENGTHS, *extra_lengths, no_piece.lengths_name);
   }
 
-  /// Gradients of Q, K and V; those that aren't wanted have no elements.
-  std::array<Tensor, 3> run(int64_t wanted, std::string_view key_q, std::string_view key_kv) {
-    const bool both = (wanted & wanted_q) && (wanted & (wanted_k | wanted_v));
-    std::array<Tensor, 3> gradients;
-    if (wanted & (wanted_k | wanted_v)) {
+  /// What isn't wanted has no elements.
+  Gradients run(int64_t wanted, std::string_view key_q, std::string_view key_kv) {
+    const bool both = (wanted & wanted_q) && (wanted & wanted_kv);
+    Gradients gradients;
+    if (wanted & wanted_kv) {
       Call call(GNAFORGE_GNA_BACKWARD_KV, problem_, given_.q);
       read(call);
+      std::vector<Tensor*> results{&gradients[1], &gradients[2]};
       gradients[1] = write(call, GNAFORGE_GRAD_K, GNAFORGE_K);
       gradients[2] = write(call, GNAFORGE_GRAD_V, GNAFORGE_V);
+      if (problem_.extra_tokens[0] > 0) {
+        gradients[3] = write(call, GNAFORGE_GRAD_EXTRA_K, GNAFORGE_EXTRA_K);
+        gradients[4] = write(call, GNAFORGE_GRAD_EXTRA_V, GNAFORGE_EXTRA_V);
+        results.insert(results.end(), {&gradients[3], &gradients[4]});
+      }
       if (both) delta_ = write(call, GNAFORGE_DELTA, GNAFORGE_LSE);
-      finish(call, key_kv, {&gradients[1], &gradients[2]});
+      finish(call, key_kv, results);
     }
     if (wanted & wanted_q) {
       Call call(GNAFORGE_GNA_BACKWARD_Q, problem_, given_.q);
@@ -54,8 +69,8 @@ class BackwardCall {
       gradients[0] = write(call, GNAFORGE_GRAD_Q, GNAFORGE_Q);
       finish(call, key_q, {&gradients[0]});
     }
-    for (int i = 0; i < 3; ++i)
-      if (!(wanted >> i & 1)) gradients[static_cast<size_t>(i)] = Tensor(try_empty(tensors_[0].tensor, {0}, dtype_));
+    for (size_t i = 0; i < gradients.size(); ++i)
+      if (!(wanted >> i & 1)) gradients[i] = Tensor(try_empty(tensors_[0].tensor, {0}, dtype_));
     return gradients;
   }
 
@@ -104,7 +119,7 @@ class BackwardCall {
   }
 
   /// Where there are no queries, no kernel is asked: gradients of keys are 0.
-  void finish(Call& call, std::string_view key, std::initializer_list<Tensor*> results) const {
+  void finish(Call& call, std::string_view key, const std::vector<Tensor*>& results) const {
     if (tensors_[0].tensor.numel() != 0) return call.run(key);
     call.check();
     for (Tensor* const result : results) TORCH_ERROR_CODE_CHECK(aoti_torch_zero_(result->get()));

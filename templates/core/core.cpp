@@ -28,7 +28,8 @@ constexpr const char* forward_out_signature =
     "Tensor? extra_v=None, Tensor? extra_lengths=None, *, Tensor(a!) output, Tensor(b!) output_lse) -> ()";
 constexpr const char* backward_signature =
     "(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, int[] pattern, "
-    "float? scale, int wanted, str key_q=\"\", str key_kv=\"\") -> (Tensor, Tensor, Tensor)";
+    "float? scale, int wanted, str key_q=\"\", str key_kv=\"\", Tensor? extra_k=None, Tensor? extra_v=None, "
+    "Tensor? extra_lengths=None) -> (Tensor, Tensor, Tensor, Tensor, Tensor)";
 
 using BoxedKernel = void (*)(StableIValue*, uint64_t, uint64_t);
 struct Operator {
@@ -83,15 +84,14 @@ void forward_out(const Tensor& query, const Tensor& key, const Tensor& value, co
   forward.run(pinned.view());
 }
 
-std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_out, const std::optional<Tensor>& grad_lse,
-                                            const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
-                                            const Tensor& lse, const std::vector<int64_t>& pattern,
-                                            std::optional<double> scale, int64_t wanted, StringHandle key_q,
-                                            StringHandle key_kv) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
+    const Tensor& grad_out, const std::optional<Tensor>& grad_lse, const Tensor& q, const Tensor& k, const Tensor& v,
+    const Tensor& out, const Tensor& lse, const std::vector<int64_t>& pattern, std::optional<double> scale,
+    int64_t wanted, StringHandle key_q, StringHandle key_kv, const std::optional<Tensor>& extra_k,
+    const std::optional<Tensor>& extra_v, const std::optional<Tensor>& extra_lengths) {
   const Text pinned_q(key_q), pinned_kv(key_kv);
-  BackwardCall call(grad_out, grad_lse, q, k, v, out, lse, pattern, scale);
-  auto [of_q, of_k, of_v] = call.run(wanted, pinned_q.view(), pinned_kv.view());
-  return {std::move(of_q), std::move(of_k), std::move(of_v)};
+  BackwardCall call(grad_out, grad_lse, q, k, v, out, lse, pattern, scale, extra_k, extra_v, extra_lengths);
+  return std::tuple_cat(call.run(wanted, pinned_q.view(), pinned_kv.view()));
 }
 
 void assume_plain(Call& call, uint32_t dtype) {

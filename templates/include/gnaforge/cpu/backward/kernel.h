@@ -84,8 +84,11 @@ struct GradientKernel {
     for (int d = 0; d < rank; ++d) axes[d] = PatternAxis(*args->problem, d);
     constexpr int rows = ceil_div(Plan::Tile::volume, row_padding) * row_padding;
     // Keys that a Q tile sees and queries that see a KV tile are as many per token of the tile, but for the borders.
-    const double visited = count_tiles<typename Plan::Tile, OneKey>(axes).visited * rows;
-    return gnaforge::visited_work(*args->problem, visited) * (Plan::of_keys ? 2 : 1.5);
+    const TileCounts counts = count_tiles<typename Plan::Tile, OneKey>(axes);
+    double visited = counts.visited;
+    for (const std::int64_t tokens : args->problem->extra_tokens)
+      visited += counts.q_tiles * static_cast<double>(tokens);
+    return gnaforge::visited_work(*args->problem, visited * rows) * (Plan::of_keys ? 2 : 1.5);
   }
 
   /// What the threads of one run share.

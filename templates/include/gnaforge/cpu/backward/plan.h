@@ -71,8 +71,12 @@ struct GradientPlan {
   bool delta_is_given;
   View<Element, rank> grad[2];  ///< Of the first and of the second tensor; the second of backward_kv only.
   bool accumulates[2];          ///< Whether gradients are added to what is there.
+  ExtraPiece<Element> extra[GNAFORGE_MAX_EXTRA];
+  View<Element, 1> extra_grad[GNAFORGE_MAX_EXTRA][2];  ///< Of backward_kv, as `grad`.
+  bool extra_accumulates[GNAFORGE_MAX_EXTRA][2];
   AxisQTiles tiles[rank];
-  std::int64_t tasks;
+  std::int64_t extra_tasks[GNAFORGE_MAX_EXTRA];  ///< Tiles of extra keys, of all heads; of backward_kv.
+  std::int64_t tasks;                            ///< All of them. The extra keys', which take longest, are the first.
   GradientScratch scratch;
 
   explicit GradientPlan(const gnaforge_args& args)
@@ -105,6 +109,12 @@ struct GradientPlan {
       tiles[d] = AxisQTiles(of_keys ? key_axis(axis[d].axis) : query_axis(axis[d].axis), Tile::extents[d]);
       tasks *= tiles[d].count;
     }
+    for (int piece = 0; piece < GNAFORGE_MAX_EXTRA; ++piece) {
+      extra_tasks[piece] = 0;
+      if (args.problem->extra_tokens[piece] == 0) continue;
+      extra[piece] = ExtraPiece<Element>(args, piece);
+      if (of_keys) add_extra_tasks(args, piece);
+    }
   }
 
   /// Queries of all heads: how many numbers `delta` has.
@@ -122,22 +132,42 @@ struct GradientPlan {
     for (int d = rank; d-- > 0; stride *= tokens[d]) delta.token_stride[d] = stride;
     delta.batch_stride = stride;
   }
+
+ private:
+  void add_extra_tasks(const gnaforge_args& args, int piece) {
+    extra_tasks[piece] = batch * args.problem->kv_heads * ((extra[piece].tokens + Tile::volume - 1) / Tile::volume);
+    tasks += extra_tasks[piece];
+    const int roles[] = {GNAFORGE_GRAD_EXTRA_K + piece, GNAFORGE_GRAD_EXTRA_V + piece};
+    for (int i = 0; i < 2; ++i) {
+      extra_grad[piece][i] = View<Element, 1>(*tensor_of(args, roles[i]));
+      extra_accumulates[piece][i] = args.accumulate & bit(roles[i]);
+    }
+  }
 };
 
-/// One tile of one head, with the dilation group that it lies in.
+/// One tile of one head, with the dilation group that it lies in; or one of extra keys, which all queries see.
 template <class Config>
 struct GradientTask {
   using Plan = GradientPlan<Config>;
   static constexpr int rank = Plan::rank;
 
   std::int64_t batch, head, kv_head;          ///< The first query head of backward_kv.
+  int piece;                                  ///< Of the extra keys; -1: a tile of the grid.
   std::int64_t q_first[rank], k_first[rank];  ///< The group's first token in the query and in the key tensor.
+  std::int64_t step[rank];                    ///< Between its tokens.
   int begin[rank];                            ///< The tile's first token, as a row of the group.
   int end[rank];                              ///< Rows of the tile's side that the group has.
   Band band[rank];
 
   /// Query heads that share keys come next to each other, then neighbouring tiles: consecutive tasks share tensors.
-  GradientTask(const Plan& plan, std::int64_t index) {
+  GradientTask(const Plan& plan, std::int64_t index) : piece(-1) {
+    for (int i = 0; i < GNAFORGE_MAX_EXTRA; ++i) {
+      if (index < plan.extra_tasks[i]) {
+        place_extra(plan, i, index);
+        return;
+      }
+      index -= plan.extra_tasks[i];
+    }
     const std::int64_t per_tile = Plan::of_keys ? 1 : plan.heads_per_kv_head;
     const std::int64_t member = index % per_tile;
     index /= per_tile;
@@ -147,6 +177,7 @@ struct GradientTask {
       index /= plan.tiles[d].count;
       begin[d] = tile * Plan::Tile::extents[d];
       const PatternAxis& axis = plan.axis[d].axis;
+      step[d] = axis.dilation;
       const std::int64_t group = Plan::of_keys ? axis.group_of_key(row) : axis.group_of(row);
       band[d] = plan.axis[d].of(group);
       q_first[d] = axis.first_query(group);
@@ -162,22 +193,47 @@ struct GradientTask {
 
   /// Element that a query of the head `of_head` begins at.
   template <class T>
-  T* at_query(const View<T, rank>& view, const Plan& plan, std::int64_t of_head, const int (&row)[rank]) const {
-    return at(view, of_head, plan, q_first, row);
+  T* at_query(const View<T, rank>& view, std::int64_t of_head, const int (&row)[rank]) const {
+    return at(view, of_head, q_first, row);
   }
 
   /// And a key, in the row where it is stored.
   template <class T>
-  T* at_key(const View<T, rank>& view, const Plan& plan, const int (&row)[rank]) const {
-    return at(view, kv_head, plan, k_first, row);
+  T* at_key(const View<T, rank>& view, const int (&row)[rank]) const {
+    return at(view, kv_head, k_first, row);
+  }
+
+  /// And a token of the piece.
+  template <class T>
+  T* at_extra(const View<T, 1>& view, std::int64_t token) const {
+    return view.data + batch * view.batch_stride + token * view.token_stride[0] + kv_head * view.head_stride;
   }
 
  private:
+  void place_extra(const Plan& plan, int of_piece, std::int64_t index) {
+    piece = of_piece;
+    const std::int64_t tokens = plan.extra[piece].tokens,
+                       tiles = (tokens + Plan::Tile::volume - 1) / Plan::Tile::volume;
+    for (int d = 0; d < rank; ++d) {
+      q_first[d] = k_first[d] = 0;
+      step[d] = 1;
+      begin[d] = 0;
+      end[d] = 1;
+    }
+    begin[0] = static_cast<int>(index % tiles) * Plan::Tile::volume;
+    end[0] = static_cast<int>(tokens);
+    index /= tiles;
+    const std::int64_t kv_heads = plan.heads / plan.heads_per_kv_head;
+    kv_head = index % kv_heads;
+    head = kv_head * plan.heads_per_kv_head;
+    batch = index / kv_heads;
+  }
+
   template <class T>
-  T* at(const View<T, rank>& view, std::int64_t of_head, const Plan& plan, const std::int64_t (&first)[rank],
+  T* at(const View<T, rank>& view, std::int64_t of_head, const std::int64_t (&first)[rank],
         const int (&row)[rank]) const {
     std::int64_t offset = batch * view.batch_stride + of_head * view.head_stride;
-    for (int d = 0; d < rank; ++d) offset += (first[d] + row[d] * plan.axis[d].axis.dilation) * view.token_stride[d];
+    for (int d = 0; d < rank; ++d) offset += (first[d] + row[d] * step[d]) * view.token_stride[d];
     return view.data + offset;
   }
 };

@@ -37,6 +37,14 @@ struct AxisRows {
     return rows;
   }
 
+  /// All of `tokens` queries.
+  static AxisRows all_queries(int tokens) {
+    AxisRows rows;
+    rows.count = 0;
+    rows.add(0, 0, Extent, [&](int) { return Interval{0, tokens}; });
+    return rows;
+  }
+
   /// For the stored keys [begin, begin + Extent) of `keys`: the queries that see them where they are stored, and on an
   /// axis that wraps also a grid earlier and later.
   static AxisRows queries_of(const Band& band, int begin, int keys) {

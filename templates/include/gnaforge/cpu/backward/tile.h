@@ -59,7 +59,9 @@ class Backward {
  private:
   Backward(const Plan& plan, const Task& task, float* scratch) : plan_(plan), task_(task), scratch_(scratch) {
     for (int d = 0; d < rank; ++d)
-      if constexpr (of_keys)
+      if (task_.piece >= 0)
+        related_[d] = AxisRows<extent>::all_queries(static_cast<int>(plan_.tokens[d]));
+      else if constexpr (of_keys)
         related_[d] = AxisRows<extent>::queries_of(task_.band[d], task_.begin[d], task_.end[d]);
       else
         related_[d] = AxisRows<extent>::keys_of(task_.band[d], task_.begin[d]);
@@ -77,6 +79,7 @@ class Backward {
     careful_ = careful;
     load_lanes();
     gathered_ = 0;
+    if constexpr (!of_keys) gather_extra();
     for (head_ = task_.head; head_ < task_.head + (of_keys ? plan_.heads_per_kv_head : 1); ++head_) {
       gather_parts<false>();
       flush<false>();
@@ -92,6 +95,11 @@ class Backward {
   /// Position of a lane's token; false if it has none.
   bool locate(int lane, int (&position)[rank]) const {
     bool exists = lane < Tile::volume;
+    if (task_.piece >= 0) {  // tokens in a line
+      for (int d = 0; d < rank; ++d) position[d] = 0;
+      position[0] = task_.begin[0] + lane;
+      return exists && position[0] < task_.end[0];
+    }
     for (int d = 0; d < rank; ++d) {
       position[d] = task_.begin[d] + lane / Tile::pitch(d) % Tile::extents[d];
       exists = exists && position[d] < task_.end[d];
@@ -99,9 +107,18 @@ class Backward {
     return exists;
   }
 
+  /// Whether a token that exists counts: extra keys beyond their length are not looked at.
+  bool counts(const int (&position)[rank]) const {
+    return task_.piece < 0 || position[0] < plan_.extra[task_.piece].count(task_.batch);
+  }
+
   const Element* at_lane(int i, const int (&position)[rank]) const {
-    if constexpr (of_keys) return task_.at_key(i == 0 ? plan_.k : plan_.v, plan_, position);
-    return task_.at_query(i == 0 ? plan_.q : plan_.grad_out, plan_, task_.head, position);
+    if (task_.piece >= 0) {
+      const ExtraPiece<Element>& piece = plan_.extra[task_.piece];
+      return task_.at_extra(i == 0 ? piece.k : piece.v, position[0]);
+    }
+    if constexpr (of_keys) return task_.at_key(i == 0 ? plan_.k : plan_.v, position);
+    return task_.at_query(i == 0 ? plan_.q : plan_.grad_out, task_.head, position);
   }
 
   /// The tile's tokens, transposed, of which Q or K are scaled; and empty gradients. Lanes without a token are 0.
@@ -113,7 +130,7 @@ class Backward {
           alignas(64) float row[4][max_head_dim];
           for (int r = 0; r < 4; ++r) {
             int position[rank];
-            if (locate(p * panel + lane + r, position))
+            if (locate(p * panel + lane + r, position) && counts(position))
               widen(row[r], at_lane(i, position), channels(i));
             else
               std::memset(row[r], 0, sizeof(float) * channels(i));
@@ -136,8 +153,8 @@ class Backward {
       int position[rank];
       const bool exists = locate(lane, position);
       scratch_[plan_.scratch.lse + lane] =
-          exists ? *task_.at_query(plan_.log_sum_exp, plan_, task_.head, position) * log2e : __builtin_inff();
-      scratch_[plan_.scratch.delta + lane] = exists ? *task_.at_query(plan_.delta, plan_, task_.head, position) : 0.0f;
+          exists ? *task_.at_query(plan_.log_sum_exp, task_.head, position) * log2e : __builtin_inff();
+      scratch_[plan_.scratch.delta + lane] = exists ? *task_.at_query(plan_.delta, task_.head, position) : 0.0f;
     }
   }
 
@@ -199,23 +216,39 @@ class Backward {
   void add_row(const Part* const (&part)[rank], const int (&row)[rank], const RowSet<Tile>& with) {
     int stored[rank];
     for (int d = 0; d < rank; ++d) stored[d] = row[d] + part[d]->shift;
-    const int slot = gathered_++;
+    if constexpr (of_keys) {
+      lse_[gathered_] = *task_.at_query(plan_.log_sum_exp, head_, stored) * log2e;
+      delta_[gathered_] = *task_.at_query(plan_.delta, head_, stored);
+      append(task_.at_query(plan_.q, head_, stored), task_.at_query(plan_.grad_out, head_, stored));
+    } else {
+      append(task_.at_key(plan_.k, stored), task_.at_key(plan_.v, stored));
+    }
+    if (Masked) with_[gathered_ - 1] = with;
+    if (gathered_ == batch_keys) flush<Masked>();
+  }
+
+  /// Adds a row of both tensors to the batch.
+  void append(const Element* first, const Element* second) {
+    const Element* const from[] = {first, second};
     float* to[2];
     for (int i = 0; i < 2; ++i) {
-      to[i] = scratch_ + plan_.scratch.rows[i] + slot * channels(i);
-      if constexpr (of_keys)
-        widen(to[i], task_.at_query(i == 0 ? plan_.q : plan_.grad_out, plan_, head_, stored), channels(i));
-      else
-        widen(to[i], task_.at_key(i == 0 ? plan_.k : plan_.v, plan_, stored), channels(i));
+      to[i] = scratch_ + plan_.scratch.rows[i] + gathered_ * channels(i);
+      widen(to[i], from[i], channels(i));
     }
-    batch_.k[slot] = to[0];
-    batch_.v[slot] = to[1];
-    if constexpr (of_keys) {
-      lse_[slot] = *task_.at_query(plan_.log_sum_exp, plan_, head_, stored) * log2e;
-      delta_[slot] = *task_.at_query(plan_.delta, plan_, head_, stored);
+    batch_.k[gathered_] = to[0];
+    batch_.v[gathered_] = to[1];
+    ++gathered_;
+  }
+
+  /// Gathers the extra keys that count, all of which every query sees.
+  void gather_extra() {
+    for (const ExtraPiece<Element>& piece : plan_.extra) {
+      const std::int64_t count = piece.tokens > 0 ? piece.count(task_.batch) : 0;
+      for (std::int64_t token = 0; token < count; ++token) {
+        append(task_.at_extra(piece.k, token), task_.at_extra(piece.v, token));
+        if (gathered_ == batch_keys) flush<false>();
+      }
     }
-    if (Masked) with_[slot] = with;
-    if (gathered_ == batch_keys) flush<Masked>();
   }
 
   /// All panels take the gathered rows.
@@ -297,7 +330,7 @@ class Backward {
         }
         for (int lane = 0; lane < lanes; ++lane) {
           int position[rank];
-          if (is_nan[lane] != 0 && locate(p * panel + w * lanes + lane, position)) return true;
+          if (is_nan[lane] != 0 && locate(p * panel + w * lanes + lane, position) && counts(position)) return true;
         }
       }
     return false;
@@ -327,12 +360,17 @@ class Backward {
   }
 
   void store_row(int i, const int (&position)[rank], float* row) const {
+    if (!counts(position)) std::memset(row, 0, sizeof(float) * channels(i));
     Element* to;
-    if constexpr (of_keys)
-      to = task_.at_key(plan_.grad[i], plan_, position);
+    bool accumulates = plan_.accumulates[i];
+    if (task_.piece >= 0) {
+      to = task_.at_extra(plan_.extra_grad[task_.piece][i], position[0]);
+      accumulates = plan_.extra_accumulates[task_.piece][i];
+    } else if constexpr (of_keys)
+      to = task_.at_key(plan_.grad[i], position);
     else
-      to = task_.at_query(plan_.grad[i], plan_, task_.head, position);
-    if (plan_.accumulates[i]) {
+      to = task_.at_query(plan_.grad[i], task_.head, position);
+    if (accumulates) {
       alignas(64) float there[max_head_dim];
       widen(there, to, channels(i));
       for (int c = 0; c < channels(i); ++c) row[c] += there[c];
