@@ -317,8 +317,8 @@ def test_vmap(call: Call) -> None:
     )
 
 
-@each_call
-def test_derivatives_are_refused(call: Call) -> None:
+@pytest.mark.parametrize("call", [packed, apart])
+def test_derivatives_of_joint_attention_are_refused(call: Call) -> None:
     for i in range(3):
         tensors = [x.clone().requires_grad_(j == i) for j, x in enumerate((Q, K, V))]
         out = call(*tensors, LENGTHS)
@@ -334,13 +334,6 @@ def test_derivatives_are_refused(call: Call) -> None:
         compiled(Q.clone().requires_grad_(), K, V, LENGTHS).sum().backward()
     with pytest.raises(NotImplementedError, match=NO_TANGENTS):
         jvp(lambda k: call(Q, k, V, LENGTHS), (K,), (K,))
-
-
-@pytest.mark.parametrize("piece", [0, 1])
-def test_gradients_of_what_text_alone_brings_are_refused(piece: int) -> None:
-    extra = [x.clone().requires_grad_(i == piece) for i, x in enumerate((EXTRA_K, EXTRA_V))]
-    with pytest.raises(RuntimeError, match=NO_BACKWARD):
-        with_keys(Q, K, V, *extra).sum().backward()
 
 
 TEXT = [x[:, 0] for x in (Q, K, V)]
