@@ -1,4 +1,4 @@
-"""What the simulator, its fits and its command say of settings beyond plain GNA, against the oracle and brute force."""
+"""Simulator, fits and their command on settings beyond plain GNA, against the oracle and brute force."""
 
 from __future__ import annotations
 

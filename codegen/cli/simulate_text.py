@@ -122,11 +122,14 @@ def _short(problem: Problem) -> str:
 def print_many(simulations: Sequence[Simulation], rows: Sequence[dict[str, Any]]) -> None:
     """A table of problems."""
     end = ["end to end"] if "end_to_end" in rows[0] else []
+    families = list(dict.fromkeys(found.family for found in simulations))
+    several = ["for"] if len(families) > 1 else []
     print_table(
-        ("problem", *_HEADS, *end),
+        ("problem", *several, *_HEADS, *end),
         (
             (
                 _short(found.problem),
+                *([str(found.family)] if several else []),
                 *_columns(found, row),
                 *([f"{_times(row['end_to_end']['work_bound'])}"] if end else []),
             )
@@ -134,7 +137,8 @@ def print_many(simulations: Sequence[Simulation], rows: Sequence[dict[str, Any]]
         ),
     )
     say(
-        f"\nTiles for {simulations[0].family}. Times are a model of {rows[0]['model']['device']}, no measurement.",
+        f"\nTiles for {' and '.join(map(str, families))}. Times are a model of "
+        f"{', and of '.join(family.time_constants().device for family in families)}, no measurement.",
         end=f"{_model_note(simulations)}\n",
     )
 

@@ -32,9 +32,11 @@ def simulation_page(simulations: Sequence[Simulation], rows: Sequence[dict[str, 
             continue
         if (pattern := pattern_of(found.problem, found.tiles, found.tiling)) is not None:
             patterns[f"{describe(found.problem)}: {found.tiles}"] = pattern
-    family, constants = simulations[0].family, simulations[0].family.time_constants()
+    families = list(dict.fromkeys(found.family for found in simulations))
+    devices = ", and of ".join(family.time_constants().device for family in families)
+    sources = "; ".join(family.time_constants().source for family in families)
     return Page(
-        title=f"Patterns on {family}",
+        title=f"Patterns on {' and '.join(map(str, families))}",
         lines=(
             "Bounds are exact speed-ups over dense attention to the same keys.",
             "FLOP bound: pairs that the mask lets through. Work bound: pairs computed in visited tiles, and padding.",
@@ -43,7 +45,7 @@ def simulation_page(simulations: Sequence[Simulation], rows: Sequence[dict[str, 
         tables=(Table(_COLUMNS, cells),),
         patterns=patterns,
         notes=(
-            f"Times are a model for {constants.device}, no measurement. Its constants: {constants.source}.",
+            f"Times are a model of {devices}, no measurement. Its constants: {sources}.",
             *((f"Pictures are of the first {MOST_PATTERNS} only.",) if len(simulations) > MOST_PATTERNS else ()),
         ),
     )

@@ -12,7 +12,8 @@ from pydantic_core import ErrorDetails
 
 from ..build_tools.files import open_regular, read_at_most
 from ..errors import InputError
-from .model import HeadWindow, KernelEntry, Shape, Spec, Tile
+from .model import KernelEntry, Spec, Tile
+from .shape import HeadWindow, Shape
 from .yaml import MAX_BYTES, MAX_REPORTED, Document, YamlPath, did_you_mean, input_error, path_text, quote, read_yaml
 
 __all__ = [

@@ -210,7 +210,8 @@ def models_of_hardware() -> list[Model]:
     """The models at stride 1 and at their perfect strides, with the kernels fitted to them."""
     found: dict[str, list[Problem]] = {}
     for name, preset in MODELS.items():
-        shapes = [shape.problem(head_dim=128) for entry in load_spec(preset).kernels for shape in entry.shapes]
+        shapes = [shape.problem(head_dim=128) for entry in load_spec(preset).kernels for shape in entry.problems]
+        shapes = [shape for shape in shapes if not shape.features()]
         found[name] = shapes if len(shapes) > 1 else [*shapes, _perfect(shapes[0])]
     found["StormScope"] = [STORMSCOPE, _perfect(STORMSCOPE)]
     models = [Model(name, [(one, config_of(one, "sm90")) for one in problems]) for name, problems in found.items()]

@@ -59,9 +59,9 @@ def _problems() -> list[dict[str, object]]:
     first = [key for key in DENSE_KERNELS if KernelConfig.parse(key).head_dim == 128]
     found = [*map(dense, first), dense(first[0], 75600, 24)]
     for name in PRESETS:
-        for entry in load_spec(name).kernels:
-            for shape in entry.shapes:
-                found.append(shape.problem(head_dim=entry.head_dim[0]).as_json())
+        for _, entry in load_spec(name).entries("sm90"):
+            problems = [shape.problem(head_dim=entry.head_dim[0]) for shape in entry.problems]
+            found += [problem.as_json() for problem in problems if not problem.features()]
     return found + [dense(key) for key in DENSE_KERNELS if key not in first]
 
 
