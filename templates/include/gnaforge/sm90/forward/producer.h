@@ -143,7 +143,7 @@ struct Producer {
   __device__ __forceinline__ void load_q(const Place& work, const Tiles& tiles, std::uint32_t& parity) {
     ptx::mbarrier_wait(shared + L::q_empty, parity);
     parity ^= 1;
-    const int extra = extra_tiles(work);
+    const int extra = L::takes_extra_keys ? extra_tiles(work) : 0;
     if (!leads) return;
     gpu::QTileFacts<rank>::store(shared + L::q_facts + gpu::q_facts_bytes * parity, work, tiles.count + extra,
                                  tiles.interior < tiles.count);
@@ -180,7 +180,7 @@ struct Producer {
         at.template advance<L::stages>();
         if (++j < tiles.count) tiles.step(j);
       } while (j < tiles.count);
-      load_extra_keys(work, at);
+      if constexpr (L::takes_extra_keys) load_extra_keys(work, at);
       index += gridDim.x;
       if (index >= params.tiles()) break;
       work = Place(params, index);
