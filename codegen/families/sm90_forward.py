@@ -58,7 +58,7 @@ def _tile(rows: int, kv_box: Box, head_dim: int, value_head_dim: int) -> str | N
 def _extra_keys(rows: int, kv_box: Box, head_dim: int, value_head_dim: int) -> str | None:
     columns = prod(kv_box)
     registers = columns // 2 + columns // 4 + value_head_dim // 2
-    # As layout.h says: above this, two consumers leave the warp that loads 24 registers, as long as it issues few copies.
+    # As layout.h says: above this, two consumers leave the warp that loads 24 registers, if it issues few copies.
     if 64 < rows <= 128 and _channels(head_dim) + _channels(value_head_dim) <= 256 and registers > 184:
         return f"needs {registers} accumulator registers a thread, which leave too few for loading extra keys"
     return None
@@ -107,7 +107,10 @@ def _rescales(block: Sequence[Instruction]) -> bool:
     return products >= 4 and 2 * products > len(block)
 
 
-_CHOICES = frozenset("BRA IADD3 IMAD ISETP LDC LEA LOP3 MOV SEL SHF ULDC VIADD VIADDMNMX VIMNMX VIMNMX3".split())
+_CHOICES = frozenset(
+    {"BRA", "IADD3", "IMAD", "ISETP", "LDC", "LEA", "LOP3", "MOV", "SEL", "SHF", "ULDC"}
+    | {"VIADD", "VIADDMNMX", "VIMNMX", "VIMNMX3"}
+)
 
 
 def _is_below_split(block: Sequence[Instruction]) -> bool:
