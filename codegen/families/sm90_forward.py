@@ -55,6 +55,15 @@ def _tile(rows: int, kv_box: Box, head_dim: int, value_head_dim: int) -> str | N
     return None
 
 
+def _extra_keys(rows: int, kv_box: Box, head_dim: int, value_head_dim: int) -> str | None:
+    columns = prod(kv_box)
+    registers = columns // 2 + columns // 4 + value_head_dim // 2
+    # As layout.h says: above this, two consumers leave the warp that loads 24 registers, if it issues few copies.
+    if 64 < rows <= 128 and _channels(head_dim) + _channels(value_head_dim) <= 256 and registers > 184:
+        return f"needs {registers} accumulator registers a thread, which leave too few for loading extra keys"
+    return None
+
+
 def check_machine_code(config: KernelConfig, code: Sass, registers: int) -> dict[str, int]:
     """Counts of the kernel's instructions, for the record.
 
@@ -141,7 +150,7 @@ FAMILY = Family(
     default=True,
     dtypes=("bf16", "fp16"),
     features=("edge", "block_causal", "sink", "range", "kv_sink", "extra_keys", "deterministic"),
-    limits=Limits(q_rows=192, kv_columns=256, tile=_tile),
+    limits=Limits(q_rows=192, kv_columns=256, tile=_tile, extra_keys=_extra_keys),
     padding=Padding(rows=_WARPGROUP_ROWS, columns=16),
     default_tiles={1: ((128,), (128,)), 2: ((8, 16), (8, 16)), 3: ((2, 8, 8), (2, 8, 8))},
     rounds_probabilities=True,

@@ -102,7 +102,7 @@ def _joint_strategy(schema: Any, heads_of_results: list[int]) -> Any:
 
 def _backward(schema: Any) -> Any:
     """The placements that a backward call may have: of the gradients of query, key, value, extra keys and values; of
-    those of out and perhaps lse, of query, key, value, out and lse, and perhaps of extra keys, values and their lengths.
+    those of out and perhaps lse, of query, key, value, out and lse, and perhaps of extra keys, values, their lengths.
     Gradients that aren't wanted have no elements to divide."""
     from torch.distributed.tensor import Replicate, Shard
 

@@ -31,6 +31,7 @@ constexpr gnaforge_device tensor_device = GNAFORGE_CUDA;
 ///   begins_early;                            // whether a launch may begin before the kernel before it in its stream
 ///                                            // ends: every thread block waits for that end (griddepcontrol.wait)
 ///                                            // before it touches tensors
+///   takes_extra_keys;                        // whether the kernel does, if its family has that feature
 ///   q_box(axis), out_box(axis);              // what one copy loads of Q, and stores of the output
 ///   threads, shared_bytes;                   // of a thread block
 ///   blocks_per_processor;                    // that fit a multiprocessor
@@ -69,7 +70,8 @@ struct Entry {
     return tiles;
   }
 
-  static constexpr Traits traits{Config::op, tensor_device, Config::features};
+  static constexpr std::uint64_t lacks = L::takes_extra_keys ? 0 : GNAFORGE_FEATURE_EXTRA_KEYS;
+  static constexpr Traits traits{Config::op, tensor_device, Config::features & ~lacks};
 
   static int can_run(const gnaforge_args* args, char* why, std::size_t n) {
     const Reason reason{why, n};

@@ -266,6 +266,7 @@ class Launches {
       own.axis[d] = {band.stride, band.first, band.window,    band.begin_min, band.end_min,
                      band.ahead,  band.split, band.low_begin, band.low_slack, band.gap};
       if (call.axes[d].causal != GNAFORGE_CAUSAL_NONE) own.backwards |= 1 << d;
+      if (band.split != -far_away || band.gap != 0) params_.has_sides = 1;
     }
     if (const gnaforge_tensor* const lse = tensor_of(call.args, GNAFORGE_LSE)) {
       own.lse_batch_stride = lse->batch_stride;
@@ -317,7 +318,7 @@ class Launches {
     void* arguments[] = {&params_};
     const cudaError_t error = cudaLaunchKernelExC(&launch, Config::kernel(), arguments);
     params_.beside = begins_early();
-    slices_ = sets_ = calls_ = 0;
+    slices_ = sets_ = calls_ = params_.has_sides = 0;
     if (error == cudaSuccess) return GNAFORGE_OK;
     cudaGetLastError();
     return reason_.refuse(GNAFORGE_FAILED, "the launch failed: %s", cudaGetErrorString(error));

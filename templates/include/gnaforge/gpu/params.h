@@ -85,6 +85,7 @@ struct Params {
   float scale;
   float scale_log2;  ///< For a softmax in powers of two.
   int folded;        ///< The maps' channels run through all heads, and their last dim is the batch; see maps.h.
+  int has_sides;     ///< Whether some axis of some call has a split or a gap: see Band.
   int beside;        ///< It may run beside the launch before it, and waits for that one only at its end.
 
   GNAFORGE_HD static constexpr int call_offset(int place) {

@@ -96,8 +96,8 @@ struct Layout {
   // What the producer tells the consumers, behind the barriers.
   static constexpr int q_facts = ceil_div(v_empty + 8 * stages, 16) * 16;  ///< For this Q tile and the next.
   static constexpr int kv_facts = q_facts + 2 * gpu::q_facts_bytes;        ///< For each stage.
-  static_assert(kv_facts + gpu::kv_facts_bytes * stages <= control_offset + facts_bytes,
-                "room for what the consumers are told");
+  static constexpr int sides = kv_facts + gpu::kv_facts_bytes * stages;    ///< The producer's own; see lane_tiles.h.
+  static_assert(sides + 16 * rank <= control_offset + facts_bytes, "room for what the consumers are told");
 
   static constexpr int mask_table = control_offset + facts_bytes;
 
@@ -122,6 +122,8 @@ struct Layout {
                                                               : 252 - producer_registers / 2;
   /// One consumer and one producer that have the multiprocessor for themselves may both have 255.
   static constexpr bool shares_registers = warpgroups > 1 || blocks_per_processor > 1;
+  /// To load a second kind of tiles takes more registers than the producer's fewest, which leave the consumers most.
+  static constexpr bool takes_extra_keys = producer_registers > 24 || !shares_registers;
   static_assert(warpgroups <= 3, "at most 192 query rows");
   static_assert(warpgroups < 3 || launch_registers <= 128, "no room for a product in the registers at launch");
 };

@@ -143,7 +143,7 @@ struct Producer {
   __device__ __forceinline__ void load_q(const Place& work, const Tiles& tiles, std::uint32_t& parity) {
     ptx::mbarrier_wait(shared + L::q_empty, parity);
     parity ^= 1;
-    const int extra = extra_tiles(work);
+    const int extra = L::takes_extra_keys ? extra_tiles(work) : 0;
     if (!leads) return;
     gpu::QTileFacts<rank>::store(shared + L::q_facts + gpu::q_facts_bytes * parity, work, tiles.count + extra,
                                  tiles.interior < tiles.count);
@@ -154,7 +154,7 @@ struct Producer {
   __device__ __forceinline__ void run() {
     int index = blockIdx.x;
     Place work(params, index);  // while the barriers come to be
-    Tiles tiles(params, work);
+    Tiles tiles(params, work, shared + L::sides);
     start<Config>();
     // The launch may have begun before the one before it ended. No consumer touches tensors before it has seen a load.
     if (params.beside)
@@ -169,22 +169,25 @@ struct Producer {
     for (;;) {
       int j = 0;
       do {
-        const int origin = tiles.origin(), stored = tiles.stored(origin);
+        const typename Tiles::Spot spot = tiles.spot(params, shared + L::sides);
         int token[rank];
 #pragma unroll
-        for (int d = 0; d < rank; ++d) token[d] = Tiles::from_axis(stored, d);
-        load_k(work, at, origin, tiles.kind(j), token);
+        for (int d = 0; d < rank; ++d) token[d] = Tiles::from_axis(spot.stored, d);
+        const TileKind kind = j < tiles.interior ? TileKind::interior
+                              : spot.below       ? TileKind::shell_below
+                                                 : TileKind::shell;
+        load_k(work, at, spot.origin, kind, token);
         // The first K is under way before Q waits for the last tile's output to leave.
         if (j == 0) load_q(work, tiles, q_parity);
         load_v(work, at, token);
         at.template advance<L::stages>();
         if (++j < tiles.count) tiles.step(j);
       } while (j < tiles.count);
-      load_extra_keys(work, at);
+      if constexpr (L::takes_extra_keys) load_extra_keys(work, at);
       index += gridDim.x;
       if (index >= params.tiles()) break;
       work = Place(params, index);
-      tiles = Tiles(params, work);
+      tiles = Tiles(params, work, shared + L::sides);
     }
   }
 };
