@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes as c
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -11,7 +11,7 @@ from ..build import abi
 from ..runtime.dtypes import DTYPES, INT32
 from ..runtime.op_table import Role
 from ..runtime.problem import Problem
-from .entry import Entry, LaunchError as LaunchError, Refused as Refused
+from .entry import Call, CallList, Entry, LaunchError as LaunchError, Refused as Refused
 
 _CODES = {dtype.torch: dtype.code for dtype in (*DTYPES.values(), INT32)}
 
@@ -36,11 +36,37 @@ class Kernel(Entry):
             Refused: the kernel does not take this problem.
             LaunchError: it failed; says why.
         """
+        call = self.prepare_call(problem, tensors)
+        self._run(call, next(iter(tensors.values())).device, memory)
+
+    def call_list(
+        self,
+        calls: Sequence[tuple[Problem, Mapping[str, torch.Tensor]]],
+        memory: Callable[[str, int, int], None] = lambda *_: None,
+        host: abi.Host | None = None,
+    ) -> None:
+        """Runs the kernel on a list of problems with their tensors, as `call` does each; for kernels that run lists.
+        ``host``: what runs its threads, by default one.
+
+        Raises:
+            Refused: the kernel does not take one of the problems.
+            LaunchError: it failed; says why.
+        """
+        listed = self.prepare_list([self.prepare_call(problem, tensors, host) for problem, tensors in calls])
+        self._run(listed, next(iter(calls[0][1].values())).device, memory)
+
+    def prepare_call(self, problem: Problem, tensors: Mapping[str, torch.Tensor], host: abi.Host | None = None) -> Call:
+        """A call with torch's tensors by role.
+
+        Raises:
+            Refused: the kernel does not take this problem.
+        """
         roles = [*self.op.reads(problem), *self.op.outputs]
         there = [role for role in roles if role.name in tensors or not role.optional]
         views = {role.name: view_of(tensors[role.name], token_dims(role, problem.rank)) for role in there}
-        device = next(iter(tensors.values())).device
-        call = self.prepare(problem, views, device.index or 0)
+        return self.prepare(problem, views, next(iter(tensors.values())).device.index or 0, host)
+
+    def _run(self, call: Call | CallList, device: torch.device, memory: Callable[[str, int, int], None]) -> None:
         size = call.workspace_bytes
         workspace = torch.full((size + 256,), 0xFF, dtype=torch.uint8, device=device)
         at = (workspace.data_ptr() + 255) // 256 * 256

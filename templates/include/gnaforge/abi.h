@@ -65,7 +65,7 @@ enum gnaforge_role {
   GNAFORGE_DELTA = 10,         /* as LSE: sum over channels of OUT * GRAD_OUT, less GRAD_LSE. A backward op writes it
                                    if the call has it; with GNAFORGE_FEATURE_DELTA it reads it instead */
   GNAFORGE_EXTRA_K = 11,       /* and 12: [batch, extra, H_kv, D], of the first and the second piece */
-  GNAFORGE_EXTRA_V = 13,       /* and 14: [batch, extra, H_kv, D_v] */
+  GNAFORGE_EXTRA_V = 13,       /* and 14: [batch, extra, H_kv, D_v]; finite beyond the length, too */
   GNAFORGE_EXTRA_LENGTHS = 15, /* and 16: [batch], int32: keys that count, cut to [0, extra]; absent: all */
   GNAFORGE_GRAD_EXTRA_K = 17,  /* and 18: as EXTRA_K */
   GNAFORGE_GRAD_EXTRA_V = 19,  /* and 20: as EXTRA_V */

@@ -131,6 +131,18 @@ struct Plan {
       tasks *= q_tiles[d].count;
     }
   }
+
+  /// About what a task takes, to compare those of several calls.
+  double task_work() const {
+    double keys = 1;
+    for (int d = 0; d < rank; ++d) {
+      const PatternAxis& of = axis[d].axis;
+      const std::int64_t seen = of.window + of.sink + QTile::extents[d], there = of.kv_tokens / of.dilation + 1;
+      keys *= static_cast<double>(seen < there ? seen : there);
+    }
+    for (const ExtraPiece<Element>& piece : extra) keys += static_cast<double>(piece.tokens);
+    return keys * (head_dim + value_head_dim);
+  }
 };
 
 /// One Q tile of one head, with the dilation group that it lies in.
