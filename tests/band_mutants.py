@@ -110,7 +110,10 @@ def by_rule() -> Iterator[Mutant]:
                 yield Mutant(header, text[low:high], text[low:at] + new + text[end:high])
 
 
-EQUAL: dict[str, str] = {}
+EQUAL = {
+    "gna/band.h: d < f -> d <= f": "far_away less a row and a phase is below all rows",
+    "gna/band.h: if (key >= band.end_ -> if (key > band.end_": "nobody stores the row after the grid's last",
+}
 """Mutants by rule that compute the same, with the reason."""
 
 
