@@ -98,11 +98,17 @@ def _rescales(block: Sequence[Instruction]) -> bool:
     return products >= 4 and 2 * products > len(block)
 
 
+_CHOICES = frozenset(
+    {"BRA", "IADD3", "IMAD", "ISETP", "LDC", "LEA", "LOP3", "MOV", "SEL", "SHF", "ULDC"}
+    | {"VIADD", "VIADDMNMX", "VIMNMX", "VIMNMX3"}
+)
+
+
 def _is_below_split(block: Sequence[Instruction]) -> bool:
-    """Whether a block works out what rows see of a KV tile below a split, as few tiles are: on each axis it chooses
-    between numbers, of which the parameters hold those of the lower side."""
-    chosen = {instruction.name for instruction in block if instruction.predicated}
-    return "LDC" in chosen and not chosen.isdisjoint({"VIMNMX", "VIADDMNMX"})
+    """Whether a block works out what rows see of a KV tile below a split, as few tiles are: that is all that it does,
+    and it chooses between numbers."""
+    names = {instruction.name for instruction in block}
+    return {"SEL", "VIADDMNMX"} <= names <= _CHOICES
 
 
 def _two_blocks(rows: Any, columns: Any, head_dim: int, value_head_dim: int) -> Any:

@@ -46,8 +46,9 @@ constexpr Interval no_window{far_away, -far_away};
 
 /// On the side that row `origin` is on, what a query sees whose window is `keys`.
 GNAFORGE_HD Interval on_side(const Band& band, Interval keys, int origin) {
-  if (origin >= band.split) return keys;
-  return {min_int(keys.begin, band.low_begin), min_int(band.split, keys.end + band.low_slack)};
+  const bool low = origin < band.split;  // chosen by, and no branch, which would hold more in registers
+  return {min_int(keys.begin, low ? band.low_begin : far_away),
+          low ? min_int(band.split, keys.end + band.low_slack) : keys.end};
 }
 
 /// Where in the key tensor's part of the group the box of `extent` rows from `row` on is. It may stick out at either

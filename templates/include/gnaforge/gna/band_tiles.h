@@ -40,10 +40,8 @@ GNAFORGE_HD Interval whole_tiles(Interval rows, int origin, Divisor extent, int 
   return begin < end ? Interval{begin, end} : Interval{0, 0};
 }
 
-/// Tiles of the query rows [q_begin, q_begin + q_extent), of which the first exists.
-GNAFORGE_HD AxisRuns axis_runs(const Band& band, int q_begin, int q_extent, Divisor extent) {
-  const Interval first = window(band, q_begin);
-  const Interval last = window(band, min_int(q_begin + q_extent, band.queries) - 1);
+/// Tiles of neighbouring query rows, of which the first and the last have these windows.
+GNAFORGE_HD AxisRuns axis_runs(const Band& band, Interval first, Interval last, Divisor extent) {
   AxisRuns runs;
   // From the split on; most axes have nothing else.
   runs.seen[0] = {0, 0};
@@ -74,6 +72,16 @@ GNAFORGE_HD AxisRuns axis_runs(const Band& band, int q_begin, int q_extent, Divi
     runs.interior = {low.begin, runs.low_count + high.end - high.begin};
   }
   return runs;
+}
+
+/// The last of the query rows [q_begin, q_begin + q_extent), of which the first exists.
+GNAFORGE_HD int last_query(const Band& band, int q_begin, int q_extent) {
+  return min_int(q_begin + q_extent, band.queries) - 1;
+}
+
+/// Tiles of the query rows [q_begin, q_begin + q_extent), of which the first exists.
+GNAFORGE_HD AxisRuns axis_runs(const Band& band, int q_begin, int q_extent, Divisor extent) {
+  return axis_runs(band, window(band, q_begin), window(band, last_query(band, q_begin, q_extent)), extent);
 }
 
 /// Of an extent that is known when the kernel runs.

@@ -164,7 +164,8 @@ struct Entry {
     params.scale = static_cast<float>(problem.scale);
     params.scale_log2 = static_cast<float>(problem.scale * 1.4426950408889634);
     for (int d = 0; d < rank; ++d)
-      if (axes[d].causal != GNAFORGE_CAUSAL_NONE) params.backwards |= 1 << d;
+      if (axes[d].causal != GNAFORGE_CAUSAL_NONE)
+        params.backwards = static_cast<std::uint16_t>(params.backwards | 1 << d);
     if (const gnaforge_tensor* const lse = tensor_of(args, GNAFORGE_LSE)) {
       params.lse_batch_stride = lse->batch_stride;
       params.lse_head_stride = lse->head_stride;
@@ -173,12 +174,13 @@ struct Entry {
     return params;
   }
 
-  /// The dilation group that a slice is of along axis `d`; sets what of its band all groups have in common.
+  /// The dilation group that a slice is of along axis `d`. Sets what of its band all groups have in common.
   static GroupParams group_of(Params<rank>& params, const PatternAxis& axis, const Slice& slice, int d) {
     const std::int64_t group = axis.group_of(slice.query[d]);
     const Band band = band_of(axis, group, 0);
     params.axis[d] = {band.stride, band.first, band.window,    band.begin_min, band.end_min,
                       band.ahead,  band.split, band.low_begin, band.low_slack, band.gap};
+    if (band.split != -far_away || band.gap != 0) params.has_sides = 1;
     const Divisor q_tiles = make_divisor(ceil_div(band.queries, QTile::extent(d)));
     return {band.queries,   band.phase,   band.begin_max, band.end_max, first_key_position(axis, group),
             q_tiles.factor, q_tiles.shift};

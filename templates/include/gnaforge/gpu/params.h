@@ -58,9 +58,10 @@ struct Params {
   Divisor kv_heads;
   Divisor heads_per_kv_head;
   float scale;
-  float scale_log2;  ///< For a softmax in powers of two.
-  int folded;        ///< The maps' channels run through all heads, and their last dim is the batch; see maps.h.
-  int backwards;     ///< Bit d: Q tiles that come last along axis d are worked on first.
+  float scale_log2;         ///< For a softmax in powers of two.
+  int folded;               ///< The maps' channels run through all heads, and their last dim is the batch; see maps.h.
+  std::uint16_t has_sides;  ///< Whether some axis has a split or a gap: see Band.
+  std::uint16_t backwards;  ///< Bit d: Q tiles that come last along axis d are worked on first.
 
   GNAFORGE_HD int tiles() const { return first_tile[max_slices]; }
 

@@ -37,4 +37,11 @@ __device__ __forceinline__ int reload_thread_index() {
   return x;
 }
 
+/// A bit for each lane of the warp with a higher number; read anew, too.
+__device__ __forceinline__ unsigned lanes_above() {
+  unsigned lanes;
+  asm volatile("mov.u32 %0, %%lanemask_gt;" : "=r"(lanes));
+  return lanes;
+}
+
 }  // namespace gnaforge::ptx

@@ -70,7 +70,11 @@ struct RowWindows {
     for (int d = 0; d < rank; ++d) {
       const auto pattern = params.template pattern<typename Source::Pattern>(work.slice, d);
       const int query = work.q_begin[d] + own / QTile::pitch(d) % QTile::extent(d);
-      const Interval keys = Source::row(pattern, min_int(query, params.queries(work.slice, d) - 1));
+      Interval keys = Source::row(pattern, min_int(query, params.queries(work.slice, d) - 1));
+      if constexpr (Source::has_sides) {  // rows instead of positions; see lane_tiles.h
+        const int first = params.group(work.slice, d).kv_begin;
+        keys = {keys.begin - first, keys.end - first};
+      }
 #pragma unroll
       for (int r = 0; r < 2; ++r)
         row[r][d] = {__shfl_sync(~0u, keys.begin, lane / 4 + 8 * r), __shfl_sync(~0u, keys.end, lane / 4 + 8 * r)};
@@ -80,26 +84,26 @@ struct RowWindows {
   /// Of a KV tile that needs a mask; `table` is that of masks.
   __device__ __forceinline__ SeenColumns<words> seen(const gpu::Params<rank>& params, ptx::SharedAddress table,
                                                      const gpu::KvTileFacts<rank>& facts) const {
-    // Few are below a split: what they take is apart, and others take a branch for it.
-    if (Source::has_sides && facts.kind == TileKind::shell_below)
-      return find_all(table, [&](int d, Interval keys) {  // sides are the same in all slices
-        return Source::seen(params.template pattern<typename Source::Pattern>(0, d), keys, facts.origin[d]);
-      });
-    return find_all(table, [&](int d, Interval keys) {
-      return Interval{keys.begin - facts.origin[d], keys.end - facts.origin[d]};
-    });
-  }
-
- private:
-  /// Columns that the thread's rows see; `seen(d, keys)` are those of the tile among the keys of a row along `d`.
-  template <class Seen>
-  __device__ __forceinline__ SeenColumns<words> find_all(ptx::SharedAddress table, const Seen& seen) const {
+    Ends ends = ends_of(
+        [&](int d, Interval keys) { return Interval{keys.begin - facts.origin[d], keys.end - facts.origin[d]}; });
+    if constexpr (Source::has_sides) {
+      // Few tiles are below a split. Others take a branch for it, which waits for nothing: its question is asked before
+      // the above is worked out.
+      ends.hold();
+      if (facts.kind == TileKind::shell_below)
+        ends = ends_of([&](int d, Interval keys) {
+          int axis = d;
+          hold(keys.begin, keys.end, axis);  // nothing of this is worked out, or kept in registers, for other tiles
+          // Sides are the same in all slices.
+          return Source::seen(params.template pattern<typename Source::Pattern>(0, axis), keys, facts.origin[d]);
+        });
+    }
     unsigned along[rank][2][words];  // one axis alone
 #pragma unroll
     for (int d = 0; d < rank; ++d) {
-      find(along[d][0], seen(d, row[0][d]), table, d);
+      find(along[d][0], ends, 0, table, d);
       if (!rows_agree(d))
-        find(along[d][1], seen(d, row[1][d]), table, d);
+        find(along[d][1], ends, 1, table, d);
       else
 #pragma unroll
         for (int w = 0; w < words; ++w) along[d][1][w] = along[d][0][w];
@@ -116,18 +120,55 @@ struct RowWindows {
     return columns;
   }
 
-  /// Columns whose coordinate along `d` is one of `keys`.
-  __device__ __forceinline__ void find(unsigned (&columns)[words], Interval keys, ptx::SharedAddress table,
+ private:
+  /// Where what the rows see of a tile begins and ends: coordinates that have an entry in the table, or numbers of
+  /// columns where there is none.
+  struct Ends {
+    int begin[2][rank], end[2][rank];
+
+    __device__ __forceinline__ void hold() {
+#pragma unroll
+      for (int r = 0; r < 2; ++r)
+#pragma unroll
+        for (int d = 0; d < rank; ++d)
+          if (r == 0 || !rows_agree(d)) RowWindows::hold(begin[r][d], end[r][d]);
+    }
+  };
+
+  /// To the compiler, they come from elsewhere from here on.
+  template <class... Int>
+  static __device__ __forceinline__ void hold(Int&... values) {
+    (hold_one(values), ...);
+  }
+  static __device__ __forceinline__ void hold_one(int& value) { asm volatile("" : "+r"(value)); }
+
+  /// `seen(d, keys)`: those of a tile among the keys of a row along `d`, counted from its first.
+  template <class Seen>
+  __device__ __forceinline__ Ends ends_of(const Seen& seen) const {
+    Ends ends;
+#pragma unroll
+    for (int r = 0; r < 2; ++r)
+#pragma unroll
+      for (int d = 0; d < rank; ++d) {
+        if (r == 1 && rows_agree(d)) continue;
+        const Interval keys = seen(d, row[r][d]);
+        ends.begin[r][d] = rank == 1 ? Columns::count_below(keys.begin, quad) : Columns::clip(d, keys.begin);
+        ends.end[r][d] = rank == 1 ? Columns::count_below(keys.end, quad) : Columns::clip(d, keys.end);
+      }
+    return ends;
+  }
+
+  /// Columns whose coordinate along `d` row r sees.
+  __device__ __forceinline__ void find(unsigned (&columns)[words], const Ends& ends, int r, ptx::SharedAddress table,
                                        int d) const {
     if constexpr (rank == 1) {
-      const int begin = Columns::count_below(keys.begin, quad), end = Columns::count_below(keys.end, quad);
 #pragma unroll
-      for (int w = 0; w < words; ++w) columns[w] = range_bits(begin - 32 * w, end - 32 * w);
+      for (int w = 0; w < words; ++w) columns[w] = range_bits(ends.begin[r][d] - 32 * w, ends.end[r][d] - 32 * w);
     } else {
       const ptx::SharedAddress entries = table + Columns::table_offset(d) + 4 * words * quad;
       unsigned below_begin[words], below_end[words];
-      ptx::load_shared_words(below_begin, entries + Columns::clip(d, keys.begin) * Columns::entry_bytes);
-      ptx::load_shared_words(below_end, entries + Columns::clip(d, keys.end) * Columns::entry_bytes);
+      ptx::load_shared_words(below_begin, entries + ends.begin[r][d] * Columns::entry_bytes);
+      ptx::load_shared_words(below_end, entries + ends.end[r][d] * Columns::entry_bytes);
 #pragma unroll
       for (int w = 0; w < words; ++w) columns[w] = below_end[w] & ~below_begin[w];
     }

@@ -94,7 +94,7 @@ struct Producer {
   __device__ __forceinline__ void run() {
     int index = blockIdx.x;
     Place work(params, index);  // while the barriers come to be
-    Tiles tiles(params, work, lane());
+    Tiles tiles(params, work, shared + L::sides);
     start<Config>();
     // The launch may have begun before the one before it ended. No consumer touches tensors before it has seen a load.
     ptx::wait_for_grids();
@@ -105,11 +105,14 @@ struct Producer {
     for (;;) {
       int j = 0;
       do {
-        const int origin = tiles.origin(), stored = tiles.stored(origin);
+        const typename Tiles::Spot spot = tiles.spot(params, shared + L::sides);
         int token[rank];
 #pragma unroll
-        for (int d = 0; d < rank; ++d) token[d] = Tiles::from_axis(stored, d);
-        load_k(work, at, origin, tiles.kind(j, origin), token);
+        for (int d = 0; d < rank; ++d) token[d] = Tiles::from_axis(spot.stored, d);
+        const TileKind kind = j < tiles.interior ? TileKind::interior
+                              : spot.below       ? TileKind::shell_below
+                                                 : TileKind::shell;
+        load_k(work, at, spot.origin, kind, token);
         // The first K is under way before Q waits for the last tile's output to leave.
         if (j == 0) load_q(work, tiles, q_parity);
         load_v(work, at, token);
@@ -119,7 +122,7 @@ struct Producer {
       index += gridDim.x;
       if (index >= params.tiles()) break;
       work = Place(params, index);
-      tiles = Tiles(params, work, lane());
+      tiles = Tiles(params, work, shared + L::sides);
     }
   }
 };
