@@ -41,8 +41,8 @@ CHOSEN = [
     Mutant(BAND, "band.end_min, band.end_max), at", "-far_away, band.end_max), at"),
     Mutant(BAND, "at + band.ahead", "query + band.ahead"),
     Mutant(BAND, "key - band.ahead + 1 - band.phase", "key - band.ahead + 1"),
-    Mutant(BAND, "min_int(band.split, keys.end + band.low_slack)}", "keys.end + band.low_slack}"),
-    Mutant(BAND, "min_int(keys.begin, band.low_begin)", "keys.begin"),
+    Mutant(BAND, "min_int(band.split, keys.end + band.low_slack)", "(keys.end + band.low_slack)"),
+    Mutant(BAND, "return {min_int(keys.begin, ", "return {max_int(keys.begin, "),
     Mutant(BAND, "row + extent <= 0", "row < 0"),
     Mutant(BAND, "row >= band.split ? row - band.gap", "row > band.split ? row - band.gap"),
     Mutant(BAND, "if (band.ahead < far_away) begin", "if (false) begin"),
@@ -110,7 +110,10 @@ def by_rule() -> Iterator[Mutant]:
                 yield Mutant(header, text[low:high], text[low:at] + new + text[end:high])
 
 
-EQUAL: dict[str, str] = {}
+EQUAL = {
+    "gna/band.h: d < f -> d <= f": "far_away less a row and a phase is below all rows",
+    "gna/band.h: if (key >= band.end_ -> if (key > band.end_": "nobody stores the row after the grid's last",
+}
 """Mutants by rule that compute the same, with the reason."""
 
 
