@@ -10,7 +10,7 @@ from torch._C import _is_tracing as is_tracing
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
-from . import core, lookup, ops, table
+from . import core, finding, lookup, ops, table
 from .errors import NoKernelError
 from .jit import TRACING
 from .request import Request
@@ -31,13 +31,12 @@ def run(name: str, call: tuple[Any, ...], request: Callable[[], Request], failin
     Raises:
         ValueError, NoKernelError, MemoryError: as `neighborhood_attention`.
     """
-    if is_compiling():
-        ops.load_operators_now()
-        return getattr(torch.ops.gnaforge, name).default(*call)  # type: ignore[no-any-return]
     ops.load_operators()
     operator = getattr(torch.ops.gnaforge, name).default
+    if is_compiling():
+        return operator(*call)  # type: ignore[no-any-return]
     if is_tracing():
-        ops.prepare_apart(lambda: _prepare(request(), failing))
+        finding.prepare_apart(lambda: _prepare(request(), failing))
         return operator(*call)  # type: ignore[no-any-return]
 
     def attempt() -> Results | core.Failure:
@@ -53,13 +52,13 @@ def run(name: str, call: tuple[Any, ...], request: Callable[[], Request], failin
             if failure.code == core.ErrorCode.BAD_INPUT:
                 raise ValueError(failure.reason) from None
             if failure.code == core.ErrorCode.OUT_OF_MEMORY:
-                raise ops.out_of_memory(failure, call[0], call[2]) from None
+                raise finding.out_of_memory(failure, call[0], call[2]) from None
             if failure.code == core.ErrorCode.OTHER and (fault := failing(False)):
                 raise ValueError(fault.reason) from None  # torch refused it first, in other words
             raise
 
     found = attempt()
-    return ops.find_kernel(found, attempt, request()) if isinstance(found, core.Failure) else found
+    return finding.find_kernel(found, attempt, request()) if isinstance(found, core.Failure) else found
 
 
 def _wants_autograd(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
@@ -73,7 +72,7 @@ def _prepare(request: Request, failing: Failing) -> None:
     if failure is not None and failure.code == core.ErrorCode.BAD_INPUT:
         raise ValueError(failure.reason)
     if failure is not None and failure.code in core.NO_KERNEL:
-        ops.find_kernel(failure, lambda: failing(True), request)
+        finding.find_kernel(failure, lambda: failing(True), request)
 
 
 def check_traced(request: Request, failing: Failing, *, may_run: bool) -> None:
