@@ -10,13 +10,11 @@ from torch._C import _is_tracing as is_tracing
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
-from . import core, finding, lookup, ops, table
-from .errors import NoKernelError
-from .jit import TRACING
+from . import core, finding, ops
+from .list_requests import Failing
 from .request import Request
 
 Results = tuple[torch.Tensor, torch.Tensor]  # output and log-sum-exp
-Failing = Callable[[bool], "core.Failure | None"]
 
 
 def run(name: str, call: tuple[Any, ...], request: Callable[[], Request], failing: Failing) -> Results:
@@ -73,30 +71,3 @@ def _prepare(request: Request, failing: Failing) -> None:
         raise ValueError(failure.reason)
     if failure is not None and failure.code in core.NO_KERNEL:
         finding.find_kernel(failure, lambda: failing(True), request)
-
-
-def check_traced(request: Request, failing: Failing, *, may_run: bool) -> None:
-    """Refuses a call that torch traces as it would be refused when it runs. A compiled graph calls an operator without
-    Python: the kernel that it needs is loaded now, and must be there already.
-
-    Args:
-        request, failing: as for `run`.
-        may_run: whether a kernel could run it, on its device, and has something to do.
-
-    Raises:
-        ValueError: the call breaks a rule.
-        NoKernelError: there is no kernel.
-    """
-    if failure := failing(False):
-        raise ValueError(failure.reason)
-    if not may_run:
-        return
-    lookup.load_matching(request)
-    failure = failing(True)
-    if failure is None and table.serves(request):
-        return
-    lookup.remedy(request)  # raises what is more to the point than that none is loaded, if there is something
-    if failure is not None:
-        raise NoKernelError(f"{failure.whole}\n{TRACING}")
-    wanted, call = request.key or str(request), request.register_call()
-    raise NoKernelError(f"gnaforge: no kernel for {wanted} is loaded\nregister one with: {call}\n{TRACING}")
