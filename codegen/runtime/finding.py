@@ -1,4 +1,4 @@
-"""What a call does that its operator refuses: it gets a kernel and tries again, or says what one can act on."""
+"""Gets a kernel for a call that its operator refuses, and tries again; or says what the caller can act on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What calls of the operators that run a list need of a kernel, and what they are refused for while torch traces."""
+"""Requests for kernels of the operators that run a list, and refusals of their calls while torch traces."""
 
 from __future__ import annotations
 
