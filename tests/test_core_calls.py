@@ -302,7 +302,7 @@ torch.set_num_threads(1)
 def test_calls_leave_no_memory_behind(python, toy) -> None:
     """48 bytes a call were left, of the key: torch's own conversion of a schema's `str` forgets it."""
     key = FORWARD.format(1)
-    path = toy("leak", TOY_KEY=f'"{key}"')
+    path = toy("leak", TOY_KEY=f'"{key}"', TOY_FEATURES=(1 << 3) | (1 << 5))  # ranges and extra keys
     out = run(
         python,
         LEAK
@@ -319,9 +319,14 @@ calls = {{
     "return_lse": lambda: gnaforge.na2d(x, x, x, 3, return_lse=True),
     "compiled": torch.compile(lambda: gnaforge.na2d(x, x, x, 3, kernel={key!r}), backend="eager", fullgraph=True),
     "channels": lambda: operator(channels, x, x, {PLAIN!r}),
+    "out": lambda: gnaforge.na2d(x, x, x, 3, out=torch.empty_like(x)),
+    "extra keys": lambda: operator(x, x, x, {PLAIN!r}, None, "", x[:, 0], x[:, 0], lengths),
+    "joint": lambda: gnaforge.joint_attention(flat, flat, flat, grid=(7, 8), prefix=8, kernel_size=3, lengths=lengths),
+    "joint apart": lambda: gnaforge.joint_attention(x, x, x, *[x[:, 0]] * 3, kernel_size=3),
     "without memory": lambda: failure(lambda: operator(huge, huge, huge, {PLAIN!r})),
 }}
 channels = torch.zeros(1, 8, 8, 8, 2).mT
+flat, lengths = x.flatten(1, 2), torch.ones(1, dtype=torch.int32)
 huge = x[:, :1, :1, :1].as_strided((1, 2**20, 2**20, 1, 8), (0, 0, 0, 0, 1))
 for name, call in calls.items():
     for _ in range(300):
@@ -333,7 +338,7 @@ for name, call in calls.items():
 """,
     )
     assert all(per_call < 1 for _, per_call in out), out
-    assert len(out) == 10
+    assert len(out) == 14
 
 
 # layouts
@@ -438,7 +443,7 @@ say(gnaforge.na2d(x, x, x, 3, kernel=first).max().item())
 def test_a_gpu_without_memory_raises_the_error_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """The core's error becomes torch's own, with what torch says of the device."""
     import torch
-    from gnaforge.runtime import core, ops
+    from gnaforge.runtime import core, finding
 
     failure = core.Failure(core.ErrorCode.OUT_OF_MEMORY, *["CUDA out of memory: 5 bytes for out"] * 3)
     monkeypatch.setattr(core, "failure_of", lambda error: failure)
@@ -452,7 +457,7 @@ def test_a_gpu_without_memory_raises_the_error_of_torch(monkeypatch: pytest.Monk
 
     for query, text in ((torch.zeros(8), failure.text), (torch.zeros(8).as_subclass(Full), "GPU 0 has 0 bytes free")):
         with pytest.raises(torch.OutOfMemoryError, match=text):
-            ops._recover(RuntimeError(), fail, query, query, query, [], None, "")
+            finding.recover(RuntimeError(), fail, query, query, query, [], None, "")
 
 
 def test_the_core_raises_what_becomes_a_memory_error_but_for_gpus(compile_library: Callable[..., Path]) -> None:

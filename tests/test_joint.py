@@ -177,6 +177,19 @@ def test_random_problems(seed: int) -> None:
     close(lse, exact_lse)
 
 
+def test_heads_with_windows_of_their_own() -> None:
+    """As sliding-tile attention has them: one call, equal to one for each head."""
+    windows = [(3, 3), (3, 3), (6, 1), (1, 8)]
+    lengths = torch.tensor([9, 4], dtype=INT)
+    out, lse = gnaforge.joint_attention(Q, Q, Q, **{**PACKED, "kernel_size": windows}, lengths=lengths, return_lse=True)
+    for head, window in enumerate(windows):
+        one = Q[:, :, head : head + 1]
+        mask = whole_mask(Problem((6, 8), window), 0, 9, [[0, n] for n in lengths.tolist()])
+        exact = attend_whole(one, one, one, mask)
+        close(out[:, :, head : head + 1], exact[0])
+        close(lse[:, :, head : head + 1], exact[1])
+
+
 def test_a_wrong_mask_would_be_noticed() -> None:
     """One text token more or less is far beyond the tolerance."""
     q, k, v = packed(1, 48 + 9, 2, 16)
@@ -351,5 +364,5 @@ def test_text_rows_are_a_small_part_of_the_work() -> None:
         }
         views = {role.name: view_of(meta[role.name], token_dims(role, problem.rank)) for role in roles}
         call = kernel.prepare(problem, views)
-        work[name] = call._entry.visited_work(c.byref(call._args))
+        work[name] = call._entry.visited_work(c.byref(call.args))
     assert 0.01 < work["text"] / (work["text"] + work["image"]) < 0.05

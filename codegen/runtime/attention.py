@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from . import arguments, lists, natten_arguments, ops
 from .config import KernelConfig
-from .dtypes import dtype_name
-from .problem import Problem
-from .request import Request
+from .list_requests import failure_of_lengths, request_of_lengths
 from .sharding import on_mesh
-
-if TYPE_CHECKING:
-    from .core import Failure
 
 Lengths = torch.Tensor | Sequence[int]
 
@@ -147,57 +142,3 @@ def _attend_packed(
         lambda: request_of_lengths(query, value, pinned, key, cumulative_q, cumulative_kv),
         lambda choose: failure_of_lengths(query, key, value, scale, pinned, choose=choose),
     )
-
-
-def request_of_lengths(
-    query: torch.Tensor,
-    value: torch.Tensor,
-    pinned: str,
-    key: torch.Tensor | None = None,
-    cumulative_q: torch.Tensor | None = None,
-    cumulative_kv: torch.Tensor | None = None,
-) -> Request:
-    """The request that a call of the operator ``attention_varlen`` makes: that of its longest sample, if lengths are
-    known."""
-    from .autocast import autocast_dtype
-
-    dtype, problem = dtype_name(autocast_dtype(query)), None
-    if key is not None and cumulative_q is not None and cumulative_kv is not None:
-        lengths = [ends.diff().tolist() for ends in (cumulative_q, cumulative_kv)]
-        queries, keys = max(zip(*lengths, strict=False), key=lambda pair: (pair[0] != pair[1]) + pair[0] * pair[1])
-        if min(queries, keys, query.shape[0]) > 0:
-            problem = Problem(
-                (queries,),
-                (keys,),
-                heads=query.shape[2],
-                kv_heads=key.shape[2],
-                head_dim=query.shape[3],
-                value_head_dim=value.shape[3],
-                batch=query.shape[0],
-                dtype=dtype,
-                kv_tokens=(keys,),
-            )
-    dims = int(query.shape[-1]), int(value.shape[-1])
-    index = query.device.index or 0
-    return Request("gna_forward", 1, dtype, *dims, query.device.type, device_index=index, key=pinned, problem=problem)
-
-
-def failure_of_lengths(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    scale: float | None,
-    pinned: str,
-    *,
-    choose: bool,
-) -> Failure | None:
-    """What a call of ``attention_varlen`` is refused for, whatever its lengths are; ``choose``: also that no kernel for
-    all tokens as one sample is loaded."""
-    from .autocast import autocast_tensor
-    from .given import failure_of_call
-
-    tensors = tuple(map(autocast_tensor, (query, key, value)))
-    keys = key.shape[1] if key.dim() == 4 else 1
-    if type(keys) is not int or keys == 0:
-        return None
-    return failure_of_call(tensors, [keys, 1, 1, 0], scale, pinned, choose=choose)

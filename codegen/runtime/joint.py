@@ -11,7 +11,7 @@ import torch
 from torch._C import _is_tracing as is_tracing
 from torch.compiler import is_compiling
 
-from . import arguments, core, joint_parts, ops
+from . import arguments, core, finding, joint_parts, ops, sharding
 from .autocast import autocast_tensor
 from .config import KernelConfig
 from .errors import NoKernelError
@@ -191,18 +191,17 @@ def _with_lengths(texts: Sequence[Tensors | None], lengths: Any) -> tuple[torch.
 
 def _run(name: str, call: tuple[Any, ...]) -> Any:
     """The results of an operator, once there are kernels for it."""
-    if is_compiling():
-        ops.load_operators_now()
-        return getattr(torch.ops.gnaforge, name).default(*call)
     ops.load_operators()
     call_operator = getattr(torch.ops.gnaforge, name).default
+    if is_compiling():
+        return call_operator(*call)
     if is_tracing():
-        ops.prepare_apart(lambda: _find_kernels(name, call))
+        finding.prepare_apart(lambda: _find_kernels(name, call))
     try:
         try:
             return call_operator(*call)
         except RuntimeError as error:
-            if not (ops.register_sharding() or core.failure_of(error).code in core.NO_KERNEL):
+            if not (sharding.register_when_imported() or core.failure_of(error).code in core.NO_KERNEL):
                 raise
         _find_kernels(name, call)
         return call_operator(*call)
@@ -225,7 +224,7 @@ def _find_kernels(name: str, call: tuple[Any, ...]) -> None:
     """
     for part in _parts(name, call):
         try:
-            ops.prepare(part.tensors, part.pattern, call[4], part.key, part.names)
+            finding.prepare(part.tensors, part.pattern, call[4], part.key, part.names)
         except NoKernelError as error:
             raise NoKernelError(f"{part.name}: {error}") from None
 
@@ -236,7 +235,7 @@ def _error_of(error: RuntimeError, name: str, call: tuple[Any, ...]) -> Exceptio
     if failure.code == core.ErrorCode.BAD_INPUT:
         return ValueError(failure.reason)
     if failure.code == core.ErrorCode.OUT_OF_MEMORY:
-        return ops.out_of_memory(failure, call[0], call[2])
+        return finding.out_of_memory(failure, call[0], call[2])
     if failure.code in core.NO_KERNEL:
         return NoKernelError(failure.text)
     if failure.code == core.ErrorCode.OTHER:

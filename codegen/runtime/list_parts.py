@@ -7,14 +7,15 @@ from typing import Any
 
 import torch
 
-from . import lists
 from .autocast import register_autocast
 from .gradients import register_refusal
+from .list_requests import check_traced, failure_of_lengths, request_of_lengths, request_of_samples
 
+Results = tuple[torch.Tensor, torch.Tensor]  # output and log-sum-exp
 OPERATORS = ("forward_varlen", "attention_varlen")
 
 
-def _results(q: torch.Tensor, v: torch.Tensor) -> lists.Results:
+def _results(q: torch.Tensor, v: torch.Tensor) -> Results:
     return q.new_empty((*q.shape[:-1], v.shape[-1])), q.new_empty(q.shape[:-1], dtype=torch.float32)
 
 
@@ -32,13 +33,12 @@ def _forward_varlen_fake(
     pattern: list[int],
     scale: float | None = None,
     key: str = "",
-) -> lists.Results:
+) -> Results:
     from .given import failure_of_samples
-    from .varlen import request_of_samples
 
     request = request_of_samples(q, k, v, rank, layouts, pattern, key)
     failing = lambda choose: failure_of_samples(q, k, v, rank, layouts, pattern, scale, key, choose=choose)  # noqa: E731
-    lists.check_traced(request, failing, may_run=_may_run(q))
+    check_traced(request, failing, may_run=_may_run(q))
     return _results(q, v)
 
 
@@ -51,11 +51,9 @@ def _attention_varlen_fake(
     is_causal: bool = False,
     scale: float | None = None,
     key: str = "",
-) -> lists.Results:
-    from .attention import failure_of_lengths, request_of_lengths
-
+) -> Results:
     failing = lambda choose: failure_of_lengths(q, k, v, scale, key, choose=choose)  # noqa: E731
-    lists.check_traced(request_of_lengths(q, v, key), failing, may_run=_may_run(q))
+    check_traced(request_of_lengths(q, v, key), failing, may_run=_may_run(q))
     return _results(q, v)
 
 

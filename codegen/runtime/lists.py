@@ -10,13 +10,11 @@ from torch._C import _is_tracing as is_tracing
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
-from . import core, lookup, ops, table
-from .errors import NoKernelError
-from .jit import TRACING
+from . import core, finding, ops
+from .list_requests import Failing
 from .request import Request
 
 Results = tuple[torch.Tensor, torch.Tensor]  # output and log-sum-exp
-Failing = Callable[[bool], "core.Failure | None"]
 
 
 def run(name: str, call: tuple[Any, ...], request: Callable[[], Request], failing: Failing) -> Results:
@@ -31,13 +29,12 @@ def run(name: str, call: tuple[Any, ...], request: Callable[[], Request], failin
     Raises:
         ValueError, NoKernelError, MemoryError: as `neighborhood_attention`.
     """
-    if is_compiling():
-        ops.load_operators_now()
-        return getattr(torch.ops.gnaforge, name).default(*call)  # type: ignore[no-any-return]
     ops.load_operators()
     operator = getattr(torch.ops.gnaforge, name).default
+    if is_compiling():
+        return operator(*call)  # type: ignore[no-any-return]
     if is_tracing():
-        ops.prepare_apart(lambda: _prepare(request(), failing))
+        finding.prepare_apart(lambda: _prepare(request(), failing))
         return operator(*call)  # type: ignore[no-any-return]
 
     def attempt() -> Results | core.Failure:
@@ -53,13 +50,13 @@ def run(name: str, call: tuple[Any, ...], request: Callable[[], Request], failin
             if failure.code == core.ErrorCode.BAD_INPUT:
                 raise ValueError(failure.reason) from None
             if failure.code == core.ErrorCode.OUT_OF_MEMORY:
-                raise ops.out_of_memory(failure, call[0], call[2]) from None
+                raise finding.out_of_memory(failure, call[0], call[2]) from None
             if failure.code == core.ErrorCode.OTHER and (fault := failing(False)):
                 raise ValueError(fault.reason) from None  # torch refused it first, in other words
             raise
 
     found = attempt()
-    return ops.find_kernel(found, attempt, request()) if isinstance(found, core.Failure) else found
+    return finding.find_kernel(found, attempt, request()) if isinstance(found, core.Failure) else found
 
 
 def _wants_autograd(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
@@ -73,31 +70,4 @@ def _prepare(request: Request, failing: Failing) -> None:
     if failure is not None and failure.code == core.ErrorCode.BAD_INPUT:
         raise ValueError(failure.reason)
     if failure is not None and failure.code in core.NO_KERNEL:
-        ops.find_kernel(failure, lambda: failing(True), request)
-
-
-def check_traced(request: Request, failing: Failing, *, may_run: bool) -> None:
-    """Refuses a call that torch traces as it would be refused when it runs. A compiled graph calls an operator without
-    Python: the kernel that it needs is loaded now, and must be there already.
-
-    Args:
-        request, failing: as for `run`.
-        may_run: whether a kernel could run it, on its device, and has something to do.
-
-    Raises:
-        ValueError: the call breaks a rule.
-        NoKernelError: there is no kernel.
-    """
-    if failure := failing(False):
-        raise ValueError(failure.reason)
-    if not may_run:
-        return
-    lookup.load_matching(request)
-    failure = failing(True)
-    if failure is None and table.serves(request):
-        return
-    lookup.remedy(request)  # raises what is more to the point than that none is loaded, if there is something
-    if failure is not None:
-        raise NoKernelError(f"{failure.whole}\n{TRACING}")
-    wanted, call = request.key or str(request), request.register_call()
-    raise NoKernelError(f"gnaforge: no kernel for {wanted} is loaded\nregister one with: {call}\n{TRACING}")
+        finding.find_kernel(failure, lambda: failing(True), request)

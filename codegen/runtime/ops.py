@@ -7,7 +7,6 @@ and log-sum-exp ``[batch, *tokens, heads]`` in float32, natural logarithm. Seman
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
@@ -19,13 +18,14 @@ from torch._C import _is_tracing as is_tracing
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
-from . import arguments, core, jit, lookup, natten_arguments
+from . import arguments, core, finding, jit, lookup, natten_arguments, sharding
 from .config import KernelConfig
 from .dtypes import DTYPES, dtype_name
 from .errors import NoKernelError
+from .further import attend_further
 from .own_patterns import is_own, own_patterns
 from .problem import Causal
-from .request import Request, request_of
+from .request import Request
 from .table import loaded_kernels
 
 DTYPE_NAMES = {dtype.torch: dtype.name for dtype in DTYPES.values()}
@@ -40,8 +40,6 @@ def _register_python_parts() -> None:
 core.set_python_parts(_register_python_parts)
 
 F = TypeVar("F", bound=Callable[..., Any])
-T = TypeVar("T")
-Results = tuple[torch.Tensor, torch.Tensor]  # output and log-sum-exp
 
 
 def _constant_result(function: F) -> F:
@@ -54,34 +52,29 @@ def _constant_result(function: F) -> F:
 
 
 _operators: tuple[Callable[..., Any], ...] = ()  # forward_no_grad, forward
-_sharding_registered = False
 
 
-def load_operators() -> tuple[Callable[..., Any], ...]:
+def _load_operators() -> tuple[Callable[..., Any], ...]:
     global _operators
     core.core()
-    register_sharding()
+    sharding.register_when_imported()
     _operators = (torch.ops.gnaforge.forward_no_grad.default, torch.ops.gnaforge.forward.default)
     return _operators
 
 
-def register_sharding() -> bool:
-    """Registers the sharding of DTensors, once, where they are imported. Whether it did now."""
-    global _sharding_registered
-    if _sharding_registered or "torch.distributed.tensor" not in sys.modules:
-        return False
-    from .sharding import register_strategies
-
-    register_strategies()
-    _sharding_registered = True
-    return True
-
-
 @_constant_result
-def load_operators_now() -> bool:
+def _load_operators_now() -> bool:
     """Runs as plain Python while torch.compile traces, which can't follow the loading of a library."""
-    load_operators()
+    _load_operators()
     return True
+
+
+def load_operators() -> None:
+    """Makes the operators known to torch."""
+    if is_compiling():
+        _load_operators_now()
+    elif not _operators:
+        _load_operators()
 
 
 def attend(
@@ -117,18 +110,19 @@ def attend(
     if scale is not None and type(scale) is not float:
         scale = arguments.number("scale", scale)
     if further is not None:
-        return _attention_further(query, key, value, pattern, scale, kernel, return_lse, *further)
+        load_operators()
+        return attend_further(query, key, value, pattern, scale, kernel, return_lse, *further)
     if is_compiling():
         arguments.require_call(query, key, value, pattern)
-        load_operators_now()
+        _load_operators_now()
         out, lse = torch.ops.gnaforge.forward.default(query, key, value, pattern, scale, kernel)
         return (out, lse) if return_lse else out
-    operators = _operators or load_operators()
+    operators = _operators or _load_operators()
     operator = operators[1]
     try:
         # A graph that torch.jit traces may be differentiated later, and a tangent is seen by autograd alone.
         if is_tracing():
-            _prepare_trace(query, key, value, pattern, scale, kernel)
+            finding.prepare_trace(query, key, value, pattern, scale, kernel)
         elif not (
             (is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad))
             or forward_ad._current_level >= 0
@@ -139,205 +133,8 @@ def attend(
         arguments.require_call(query, key, value, pattern)
         if not isinstance(error, RuntimeError):
             raise
-        out, lse = _recover(error, operator, query, key, value, pattern, scale, kernel)
+        out, lse = finding.recover(error, operator, query, key, value, pattern, scale, kernel)
     return (out, lse) if return_lse else out
-
-
-def _attention_further(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    pattern: list[int],
-    scale: float | None,
-    kernel: str,
-    return_lse: bool,
-    extra_k: torch.Tensor | None,
-    extra_v: torch.Tensor | None,
-    extra_lengths: torch.Tensor | None,
-    out: torch.Tensor | None,
-    out_lse: torch.Tensor | None,
-) -> Any:
-    """The rest of `attend` for calls with extra keys or results of the caller's."""
-    arguments.require_call(query, key, value, pattern)
-    named = {"additional_keys": extra_k, "additional_values": extra_v, "additional_lengths": extra_lengths}
-    named |= {"out": out, "out_lse": out_lse}
-    arguments.require_tensors(**{name: tensor for name, tensor in named.items() if tensor is not None})
-    call = query, key, value, pattern, scale, kernel, extra_k, extra_v, extra_lengths
-    results: tuple[torch.Tensor, ...] = ()
-    if out is not None or out_lse is not None:
-        results = _complete_results(query, value, out, out_lse)
-    if is_compiling():
-        load_operators_now()
-    else:
-        load_operators()
-
-    def operator(*call: Any) -> Results:
-        if results:
-            torch.ops.gnaforge.forward_out.default(*call, output=results[0], output_lse=results[1])
-            return results[0], results[1]
-        return torch.ops.gnaforge.forward.default(*call)  # type: ignore[no-any-return]
-
-    if is_compiling():
-        found = operator(*call)
-    else:
-        try:
-            if is_tracing():
-                _prepare_trace(*call)
-            found = operator(*call)
-        except RuntimeError as error:
-            found = _recover(error, operator, *call, results=results)
-    return found if return_lse else found[0]
-
-
-def _complete_results(
-    query: torch.Tensor, value: torch.Tensor, out: torch.Tensor | None, out_lse: torch.Tensor | None
-) -> Results:
-    """An output and a log-sum-exp to write to, where the caller brings one of them."""
-    from .autocast import autocast_dtype
-
-    if out is None:
-        out = query.new_empty((*query.shape[:-1], *value.shape[-1:]), dtype=autocast_dtype(query))
-    if out_lse is None:
-        out_lse = query.new_empty(query.shape[:-1], dtype=torch.float32)
-    return out, out_lse
-
-
-def _recover(
-    error: RuntimeError, operator: Callable[..., Results], *call: Any, results: tuple[torch.Tensor, ...] = ()
-) -> Results:
-    """After a failed call: loads or makes a kernel that fits and tries again, or raises what the caller can act on."""
-    if register_sharding():  # torch.distributed.tensor came after the core
-        try:
-            return operator(*call)
-        except RuntimeError as again:
-            error = again
-    failure = core.failure_of(error)
-    if failure.code not in core.NO_KERNEL:
-        raise _error_of(error, failure, call, results) from None
-
-    def attempt() -> Results | core.Failure:
-        """The operator's result, or the core's `Failure` if it has no kernel for the call."""
-        try:
-            return operator(*call)
-        except RuntimeError as again:
-            found = core.failure_of(again)
-            if found.code not in core.NO_KERNEL:
-                raise _error_of(again, found, call, results) from None
-            return found
-
-    return find_kernel(failure, attempt, _request_of(call))
-
-
-def _error_of(
-    error: RuntimeError, failure: core.Failure, call: tuple[Any, ...], results: tuple[torch.Tensor, ...]
-) -> Exception:
-    """The error to raise for one of an operator's that no other kernel would mend."""
-    from .given import failure_of_call
-
-    if failure.code == core.ErrorCode.BAD_INPUT:
-        return ValueError(failure.reason)
-    if failure.code == core.ErrorCode.OUT_OF_MEMORY:
-        return out_of_memory(failure, call[0], call[2])
-    if failure.code == core.ErrorCode.OTHER:
-        tensors = (*call[:3], *call[6:], *[None] * (12 - len(call)), *results) if results else (*call[:3], *call[6:])
-        if fault := failure_of_call(tensors, *call[3:6]):
-            return ValueError(fault.reason)  # torch refused it first, in other words
-    return error
-
-
-def _request_of(call: tuple[Any, ...]) -> Request:
-    from .autocast import autocast_tensor
-
-    return request_of(*map(autocast_tensor, call[:3]), call[3], call[5], *call[6:7])
-
-
-def _prepare_trace(*call: Any) -> None:
-    """Loads or makes a kernel for a call that torch.jit traces: it doesn't survive an operator that fails.
-
-    Raises:
-        ValueError, NoKernelError: as a call.
-    """
-    from .autocast import autocast_tensor
-
-    arguments.require_call(*call[:4])
-    cast = tuple(map(autocast_tensor, call))
-    prepare_apart(lambda: prepare((*cast[:3], *cast[6:]), *cast[3:6]))
-    if any(tensor is not None and tensor.requires_grad for tensor in (*call[:3], *call[6:8])):
-        from .training import prepare_backward
-
-        prepare_apart(lambda: prepare_backward((*call[:3], *call[6:8]), call[3]))
-
-
-def prepare_apart(prepare: Callable[[], object]) -> None:
-    """Calls a function while torch.jit traces, which must not make a part of the trace of what it looks at."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(1) as other:  # a trace is one thread's
-        other.submit(prepare).result()
-
-
-def prepare(
-    tensors: Sequence[Any], pattern: Sequence[int], scale: float | None, key: str, names: Sequence[str] = ()
-) -> None:
-    """Has a kernel in the table for a forward call that doesn't run now; tensors and names are as
-    `given.failure_of_call` takes them.
-
-    Raises:
-        ValueError, NoKernelError: as a call.
-    """
-    from .given import failure_of_call
-
-    def attempt() -> core.Failure | None:
-        return failure_of_call(tensors, pattern, scale, key, choose=True, names=names)
-
-    failure = attempt()
-    if failure is not None and failure.code == core.ErrorCode.BAD_INPUT:
-        raise ValueError(failure.reason)
-    if failure is not None and failure.code in core.NO_KERNEL:
-        find_kernel(failure, attempt, request_of(tensors[0], tensors[1], tensors[2], pattern, key, *tensors[3:9:3]))
-
-
-def find_kernel(failure: core.Failure, attempt: Callable[[], T | core.Failure], request: Request) -> T:
-    """What ``attempt`` gives when there is a kernel for it, which is loaded or made; until then that is a `Failure`.
-
-    Raises:
-        ValueError, NoKernelError: there can't be one, or none may be made.
-    """
-    if busy := jit.busy():
-        lookup.remedy(request)  # raises where there can't be a kernel
-        raise NoKernelError(f"{failure.whole}\n{busy}") from None
-    lookup.load_matching(request)
-    result = attempt()  # also where nothing new came: another thread may have loaded it
-    if isinstance(result, core.Failure) and request.key and result.code != core.ErrorCode.MISSING:
-        raise NoKernelError(f"{result.text}\nleave out kernel= to let gnaforge choose one that fits") from None
-    reason = ""
-    if isinstance(result, core.Failure):
-        with jit.one_thread(request):
-            result = attempt()
-            if isinstance(result, core.Failure):
-                reason = jit.make_kernels(request)
-                result = attempt()
-    if isinstance(result, core.Failure):
-        # To register one is no help in a package of built kernels.
-        text = result.text if lookup.source() is None else result.whole
-        raise NoKernelError("\n".join(filter(None, [text, reason, lookup.remedy(request)]))) from None
-    return result
-
-
-def out_of_memory(failure: core.Failure, query: torch.Tensor, value: torch.Tensor) -> torch.OutOfMemoryError:
-    """The error of a GPU that has no memory for a call: what was wanted, and what torch says of the device.
-
-    Raises:
-        RuntimeError: it isn't memory that torch lacks.
-    """
-    try:
-        _ = (
-            query.new_empty((*query.shape[:-1], value.shape[-1])),
-            query.new_empty(query.shape[:-1], dtype=torch.float32),
-        )
-    except torch.OutOfMemoryError as own:
-        return torch.OutOfMemoryError(f"{failure.text}\n{own}")
-    return torch.OutOfMemoryError(failure.text)
 
 
 def kernel_key(

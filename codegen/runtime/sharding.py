@@ -13,9 +13,20 @@ import torch
 
 from .problem import PATTERN_FIELDS, PLAIN_PATTERN_FIELDS
 
+_registered = False
 
-def register_strategies() -> None:
-    """Registers the operators' sharding."""
+
+def register_when_imported() -> bool:
+    """Registers the sharding of DTensors, once, where they are imported. Whether it did now."""
+    global _registered
+    if _registered or "torch.distributed.tensor" not in sys.modules:
+        return False
+    _register_strategies()
+    _registered = True
+    return True
+
+
+def _register_strategies() -> None:
     from torch.distributed.tensor import DTensor
     from torch.distributed.tensor._op_schema import RuntimeSchemaInfo
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import chain
-from math import prod
 from typing import Any
 
 import torch
 
 from . import arguments, lists, natten_arguments, ops
 from .config import KernelConfig
+from .list_requests import request_of_samples
 from .own_patterns import is_own, own_patterns
-from .problem import Causal, Problem, fields_of_pattern, hungriest, split_patterns
-from .request import Request
+from .problem import Causal
 
 Layouts = Sequence[int] | Sequence[Sequence[int]] | torch.Tensor
 
@@ -42,55 +41,6 @@ def layouts_of(value: Any, rank: int) -> list[int]:
         extents += arguments.ints_per_dim(f"layouts[{i}]", whole, rank)
     arguments.require_numbers(extents, rank)
     return extents
-
-
-def request_of_samples(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    rank: int,
-    layouts: Sequence[int],
-    pattern: Sequence[int],
-    pinned: str,
-) -> Request:
-    """The request that a call of ``forward_varlen`` makes: that of the sample that asks most of a kernel."""
-    from .autocast import autocast_dtype
-    from .dtypes import dtype_name
-
-    samples = len(layouts) // rank
-    own = split_patterns(pattern, rank, samples)
-    sizes = (*layouts, *pattern, query.shape[0], *query.shape[2:], *key.shape[2:], value.shape[-1])
-    problem = None
-    if all(type(size) is int for size in sizes) and all(sizes[len(layouts) + len(pattern) :]):
-        rows = [tuple(layouts[i * rank : (i + 1) * rank]) for i in range(samples)]
-        pairs = [(row, own[i if len(own) > 1 else 0]) for i, row in enumerate(rows) if prod(row)]
-        if pairs:
-            wanted = hungriest([pattern for _, pattern in pairs], rank)
-            tokens = max((row for row, pattern in pairs if pattern is wanted), key=prod)
-            fields: dict[str, Any] = fields_of_pattern(wanted)
-            fields.pop("grid", None)
-            heads, kv_heads = query.shape[2], key.shape[2]
-            problem = Problem(
-                tokens,
-                **fields,
-                heads=heads,
-                kv_heads=kv_heads,
-                head_dim=query.shape[-1],
-                value_head_dim=value.shape[-1],
-                batch=query.shape[0],
-                dtype=dtype_name(autocast_dtype(query)),
-            )
-    return Request(
-        "gna_forward",
-        rank,
-        dtype_name(autocast_dtype(query)),
-        int(query.shape[-1]),
-        int(value.shape[-1]),
-        query.device.type,
-        device_index=query.device.index or 0,
-        key=pinned,
-        problem=problem,
-    )
 
 
 def _fixed_rank(rank: int, extents: str) -> Callable[..., Any]:

@@ -252,8 +252,8 @@ inline gnaforge_problem gather(const GivenForward& tensors, const int64_t* patte
   return p;
 }
 
-/// As above, of packed samples: the problem of one that has all tokens, of rank 1. There may be other numbers of queries
-/// and keys only where `apart`.
+/// As above, of packed samples: the problem of one that has all tokens, of rank 1. There may be other numbers of
+/// queries and keys only where `apart`.
 inline gnaforge_problem gather_packed(const GivenForward& tensors, std::optional<double> scale, bool apart = false) {
   const int64_t all[] = {apart && tensors.k.dims == 4 ? tensors.k.sizes[1] : 1, 1, 1, GNAFORGE_CAUSAL_NONE};
   return gather(tensors, all, plain_groups, scale);

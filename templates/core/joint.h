@@ -1,7 +1,7 @@
 // Joint attention of an image and text: two or three forward calls that write into one output, nothing copied between.
 //
-// Image rows see their window and the text; text rows see the image, as one dense axis of its tokens, and the text. Text
-// rows are launched first, since they are few and long; the image rows' launch may begin beside them.
+// Image rows see their window and the text; text rows see the image, as one dense axis of its tokens, and the text.
+// Text rows are launched first, since they are few and long; the image rows' launch may begin beside them.
 #pragma once
 
 #include <memory>
@@ -182,7 +182,8 @@ class JointCalls {
   int32_t dtype_;
 };
 
-/// Rows [begin, begin + the tokens of `sizes`) of a packed result [batch, tokens, heads, channels], or without channels.
+/// Rows of a packed result [batch, tokens, heads, channels], or without channels: as many as `sizes` has tokens, from
+/// `begin` on.
 inline Tensor rows_of(const Tensor& packed, const std::vector<int64_t>& sizes, int64_t begin) {
   const size_t rest = static_cast<size_t>(packed.dim()) - 2, tokens = sizes.size() - 1 - rest;
   std::vector<int64_t> strides(sizes.size());

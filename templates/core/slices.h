@@ -14,7 +14,7 @@
 
 namespace gnaforge {
 
-/// A pattern of its own for each of `heads`, if `count` numbers are as many; else 1. A pattern of one head is all heads'.
+/// A pattern of its own for each of `heads`, if `count` numbers are as many; else 1. One head's is all heads'.
 inline int64_t head_patterns(const Given& query, size_t count) {
   const int64_t rank = query.dims - 3;
   if (rank < 1 || rank > GNAFORGE_MAX_RANK) return 1;
@@ -106,8 +106,8 @@ struct Layouts {
   const int64_t* of(int64_t sample) const { return extents.data() + sample * rank; }
 };
 
-/// Slices of samples that lie one after the other along the only token dim of a call's tensors. A pattern is everybody's,
-/// or there is one for each sample. Raises an error unless the samples have all tokens.
+/// Slices of samples that lie one after the other along the only token dim of a call's tensors. A pattern is
+/// everybody's, or there is one for each sample. Raises an error unless the samples have all tokens.
 inline Slices slices_of_samples(const gnaforge_problem& whole, const Layouts& layouts,
                                 const std::vector<int64_t>& pattern) {
   const int64_t rank = layouts.rank, samples = layouts.count();
