@@ -38,6 +38,8 @@ from .yaml import YamlPath, quote
 
 MAX_CONFIGS = 10_000
 
+
+class Tile(Model):
     """Token boxes that a kernel works on: one extent per token dimension, outermost dimension first."""
 
     q: AxisOf[Count] = Field(description="Extents of the query tile.")
