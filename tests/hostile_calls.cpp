@@ -70,6 +70,22 @@ struct Call {
     if (role == GNAFORGE_LSE) tensor[role].dtype = GNAFORGE_FP32;
     by_role[role] = &tensor[role];
   }
+
+  /// A piece of 5 extra keys, of which each batch entry has `length`.
+  void add_extra(int piece, int length) {
+    problem.extra_tokens[piece] = 5;
+    args.features = GNAFORGE_FEATURE_EXTRA_KEYS;
+    for (int role : {GNAFORGE_EXTRA_K + piece, GNAFORGE_EXTRA_V + piece}) {
+      data[role].assign(2 * 5 * 2 * 16 * sizeof(float), 0);
+      tensor[role] = {sizeof(gnaforge_tensor), HOSTILE_DTYPE, data[role].data(), 160, {32}, 16};
+      by_role[role] = &tensor[role];
+    }
+    const int role = GNAFORGE_EXTRA_LENGTHS + piece;
+    data[role].resize(2 * sizeof(int32_t));
+    for (int i = 0; i < 2; ++i) reinterpret_cast<int32_t*>(data[role].data())[i] = length;
+    tensor[role] = {sizeof(gnaforge_tensor), GNAFORGE_INT32, data[role].data(), 1, {}, 0};
+    by_role[role] = &tensor[role];
+  }
 };
 
 struct Case {
@@ -109,7 +125,7 @@ const Case cases[] = {
     {"unknown op", [](Call& c) { c.args.op = 99; }},
     {"another op", [](Call& c) { c.args.op = GNAFORGE_GNA_BACKWARD_Q; }},
     {"unknown feature", [](Call& c) { c.args.features = uint64_t{1} << 63; }},
-    {"a feature it hasn't", [](Call& c) { c.args.features = GNAFORGE_FEATURE_EXTRA_KEYS; }},
+    {"a feature it hasn't", [](Call& c) { c.args.features = GNAFORGE_FEATURE_HEAD_PATTERNS; }},
     {"a feature that isn't announced", [](Call& c) { c.problem.edge[0] = GNAFORGE_EDGE_CUT; }},
     {"a part of the grid that isn't announced", [](Call& c) { c.problem.grid[0] = 17; }},
     {"extra keys that aren't announced", [](Call& c) { c.problem.extra_tokens[1] = 4; }},
@@ -187,6 +203,68 @@ const Case cases[] = {
      }},
     {"scale NaN", [](Call& c) { c.problem.scale = NAN; }},
     {"scale 1e308", [](Call& c) { c.problem.scale = 1e308; }},
+    {"extra keys, 5 of them", [](Call& c) { c.add_extra(0, 5); }},
+    {"extra keys, 0 of them", [](Call& c) { c.add_extra(1, 0); }},
+    {"extra keys, INT_MAX of them", [](Call& c) { c.add_extra(0, INT_MAX); }},
+    {"extra keys, INT_MIN of them", [](Call& c) { c.add_extra(1, INT_MIN); }},
+    {"extra keys of two pieces",
+     [](Call& c) {
+       c.add_extra(1, 3);
+       c.add_extra(0, 4);
+     }},
+    {"extra keys without lengths",
+     [](Call& c) {
+       c.add_extra(1, 3);
+       c.by_role[GNAFORGE_EXTRA_LENGTHS + 1] = nullptr;
+     }},
+    {"extra keys without values",
+     [](Call& c) {
+       c.add_extra(1, 3);
+       c.by_role[GNAFORGE_EXTRA_V + 1] = nullptr;
+     }},
+    {"extra keys that are not there",
+     [](Call& c) {
+       c.add_extra(1, 3);
+       c.problem.extra_tokens[1] = 0;
+     }},
+    {"extra keys 2^62",
+     [](Call& c) {
+       c.add_extra(1, 3);
+       c.problem.extra_tokens[1] = int64_t{1} << 62;
+     }},
+    {"extra keys -1",
+     [](Call& c) {
+       c.add_extra(1, 3);
+       c.problem.extra_tokens[1] = -1;
+     }},
+    {"extra keys 2^40 without strides",
+     [](Call& c) {
+       c.add_extra(1, 3);
+       c.problem.extra_tokens[1] = int64_t{1} << 40;
+       for (gnaforge_tensor& tensor : c.tensor) tensor.token_stride[0] *= tensor.token_stride[0] != 32;
+       c.tensor[GNAFORGE_OUT].token_stride[0] = 32;
+       c.runs = false;
+     }},
+    {"extra lengths of fp32",
+     [](Call& c) {
+       c.add_extra(1, 3);
+       c.tensor[GNAFORGE_EXTRA_LENGTHS + 1].dtype = GNAFORGE_FP32;
+     }},
+    {"extra lengths at an odd address",
+     [](Call& c) {
+       c.add_extra(1, 3);
+       c.tensor[GNAFORGE_EXTRA_LENGTHS + 1].data = c.data[GNAFORGE_EXTRA_LENGTHS + 1].data() + 1;
+     }},
+    {"extra keys' data null",
+     [](Call& c) {
+       c.add_extra(1, 3);
+       c.tensor[GNAFORGE_EXTRA_K + 1].data = nullptr;
+     }},
+    {"extra lengths' data null",
+     [](Call& c) {
+       c.add_extra(1, 3);
+       c.tensor[GNAFORGE_EXTRA_LENGTHS + 1].data = nullptr;
+     }},
     {"threads INT_MAX", [](Call& c) { c.host.threads = INT_MAX; }},
     {"threads -5", [](Call& c) { c.host.threads = -5; }},
     {"no parallel_for", [](Call& c) { c.host = {sizeof(gnaforge_host), 8, nullptr}; }},

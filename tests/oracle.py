@@ -14,20 +14,31 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from gnaforge.runtime.op_table import OPS
+from gnaforge.runtime.op_table import OPS, extra_keys
 from gnaforge.runtime.problem import PlainAxis, Problem
 from gnaforge.runtime.problem_rules import Dimension
 from gnaforge.verification.problems import random_axis, random_problem
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from hypothesis.strategies import SearchStrategy
+
+Piece = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+"""Keys that all queries see: K and V [batch, extra tokens, kv_heads, channels], and lengths [batch] or None."""
 
 __all__ = ["Problem", "random_axis", "random_problem"]
 
 
 def inputs(problem: Problem, seed: int, dtype: str = "fp32") -> tuple[torch.Tensor, ...]:
     """Q, K and V of a problem with normally distributed elements."""
-    return tuple(OPS["gna_forward"].random_inputs(replace(problem, dtype=dtype), seed).values())
+    return tuple(OPS["gna_forward"].random_inputs(replace(problem, dtype=dtype), seed).values())[:3]
+
+
+def extra_inputs(problem: Problem, seed: int, dtype: str = "fp32") -> list[Piece]:
+    """The pieces of extra keys beside `inputs`; their lengths are None, or say how many keys count: 0 or fewer, too,
+    and more than there are."""
+    return [tuple(piece) for piece in extra_keys(OPS["gna_forward"].random_inputs(replace(problem, dtype=dtype), seed))]
 
 
 def visible_keys(
@@ -114,7 +125,9 @@ def mask(problem: Problem) -> np.ndarray:
     return reduce(np.kron, [dimension_mask(axis) for axis in problem.dimensions])
 
 
-def reference(problem: Problem, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def reference(
+    problem: Problem, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *extra: Piece
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention of a GNA problem in float64, differentiable; memory grows with the square of the tokens.
 
     Args:
@@ -123,10 +136,13 @@ def reference(problem: Problem, q: torch.Tensor, k: torch.Tensor, v: torch.Tenso
         k: [batch, *key tokens, kv_heads, head_dim]; kv_heads divides heads, and query head h reads key and value
             head h // (heads // kv_heads).
         v: [batch, *key tokens, kv_heads, value_head_dim]
+        extra: pieces of keys that all queries see.
 
     Returns:
         Output [batch, *tokens, heads, value_head_dim] and natural-log LSE [batch, *tokens, heads].
     """
+    if extra:
+        return _reference_with_extra(problem, q, k, v, extra)
     tokens = tuple(q.shape[1:-2])
     scale = q.shape[-1] ** -0.5 if problem.scale is None else problem.scale
     visible = torch.tensor(mask(problem), device=q.device)
@@ -138,6 +154,35 @@ def reference(problem: Problem, q: torch.Tensor, k: torch.Tensor, v: torch.Tenso
     out = torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1), v)
     lse = scores.logsumexp(-1).transpose(1, 2)
     return out.unflatten(1, tokens), lse.unflatten(1, tokens)
+
+
+def _reference_with_extra(
+    problem: Problem, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra: Sequence[Piece]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention of a batch entry and head at a time, to the keys that count and no others."""
+    scale = q.shape[-1] ** -0.5 if problem.scale is None else problem.scale
+    visible = torch.tensor(mask(problem))
+    outputs, sums = [], []
+    for entry in range(q.shape[0]):
+        for head in range(q.shape[-2]):
+            of_keys = head // (q.shape[-2] // k.shape[-2])
+            queries = q[entry, ..., head, :].double().flatten(0, -2)
+            keys, values = ([x[entry, ..., of_keys, :].double().flatten(0, -2)] for x in (k, v))
+            seen = [visible]
+            for more_keys, more_values, lengths in extra:
+                count = more_keys.shape[1] if lengths is None else min(max(int(lengths[entry]), 0), more_keys.shape[1])
+                keys.append(more_keys[entry, :count, of_keys].double())
+                values.append(more_values[entry, :count, of_keys].double())
+                seen.append(torch.ones(len(queries), count, dtype=torch.bool))
+            scores = (queries @ torch.cat(keys).T * scale).masked_fill(~torch.cat(seen, 1), float("-inf"))
+            outputs.append(scores.softmax(-1) @ torch.cat(values))
+            sums.append(scores.logsumexp(-1))
+    tokens, heads = q.shape[:-2], q.shape[-2]
+
+    def heads_last(rows: list[torch.Tensor]) -> torch.Tensor:
+        return torch.stack(rows).unflatten(0, (tokens[0], heads)).movedim(1, 2).unflatten(1, tokens[1:])
+
+    return heads_last(outputs), heads_last(sums)
 
 
 @cache

@@ -29,6 +29,10 @@ OPCODES = {
     "FMNMX": (0x209, 0),
     "MUFU": (0x308, 0),
     "LDS": (0x984, 0),
+    "ISETP": (0x20C, 0),
+    "SEL": (0x207, 0),
+    "VIADDMNMX": (0x246, 0),
+    "IMAD": (0x224, 0),
     "ARRIVE": (0x9C5, 0),
     "AWAIT": (0x9C5 | 1 << 47, 0x10000),
     "HGMMA": (0x9F0, 0),
@@ -262,6 +266,26 @@ def test_what_leads_to_a_rare_block_alone_is_rare_too() -> None:
     assert "MUFU" in names(find_ways(decode(listing_of(asked)), LOOP).shell)
 
 
+def test_what_leads_to_a_block_aside_is_charged() -> None:
+    """As the question whether a KV tile is below a split: masked tiles ask it, and few are."""
+    facts = TileLoop(
+        SM90,
+        1,
+        256,
+        1,
+        rare=lambda block: sum(i.name == "FMUL" for i in block) > 2,
+        aside=lambda block: {i.name for i in block} == {"SEL"},
+    )
+    asked = KERNEL.replace(
+        "        FSEL\n        FSEL\n", "        @ BRA above\n        SEL\n        SEL\n      above:\n        FSEL\n", 1
+    )
+    ways = find_ways(decode(listing_of(asked)), facts)
+    start, end = "WARPGROUP HGMMA SYNCS BRA BRA", "BRA WARPGROUP BRA"
+    assert names(ways.interior) == f"{start} {end}"
+    assert names(ways.shell) == f"{start} BRA FSEL FMNMX {end}"
+    assert "SEL SEL" in names(find_ways(decode(listing_of(asked)), LOOP).shell)
+
+
 APART = """
     q:
       LDS
@@ -353,6 +377,8 @@ def test_what_a_family_says_of_its_loop() -> None:
         assert (found.warps, found.threads) == (warps, 128 * (warps + 1))
     multiply, select = (decode(listing("\n".join([name] * 9 + ["BRA 0"][:0]))) for name in ("FMUL", "FSEL"))
     assert found.rare(multiply) and not found.rare(select)
+    below, mask = (decode(listing("ISETP\nSEL\nVIADDMNMX\n" + name)) for name in ("IMAD", "FSEL"))
+    assert found.aside(below) and not found.aside(mask) and not found.aside(decode(listing("ISETP\nVIADDMNMX")))
     assert FAMILY.machine_code is not None and FAMILY.machine_code.tile_loop is tile_loop
 
 

@@ -117,7 +117,7 @@ def test_features_are_those_of_the_contract() -> None:
     known = {name.lower() for name in re.findall(r"#define GNAFORGE_FEATURE_(\w+)", text)}
     for family in families():
         assert set(family.features) <= known
-    rendered = render_kernel(require_config("gna_forward-sm90-r1-bf16-d64-q64-kv64"))
+    rendered = render_kernel(require_config("gna_forward-sm90-r1-bf16-d64-q64-kv64-cutlass"))
     assert "features = GNAFORGE_FEATURE_DETERMINISTIC;" in rendered and "op = GNAFORGE_GNA_FORWARD;" in rendered
 
 

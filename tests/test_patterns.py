@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -20,7 +21,7 @@ from gnaforge.verification.problems import with_settings
 
 pytestmark = pytest.mark.usefixtures("kernel_set")
 
-ALL = ("edge", "block_causal", "sink", "range", "kv_sink")
+ALL = ("edge", "block_causal", "sink", "range", "kv_sink", "extra_keys")
 
 
 def settings_of(problem: Problem) -> dict[str, Any]:
@@ -43,21 +44,32 @@ def attend(problem: Problem, *tensors: torch.Tensor) -> tuple[torch.Tensor, torc
     return out, lse
 
 
-def require_close(problem: Problem, got: tuple[torch.Tensor, torch.Tensor], inputs: tuple[torch.Tensor, ...]) -> None:
-    for found, exact in zip(got, oracle.reference(problem, *inputs), strict=True):
+def require_close(
+    problem: Problem,
+    got: tuple[torch.Tensor, torch.Tensor],
+    inputs: tuple[torch.Tensor, ...],
+    extra: list[oracle.Piece] | None = None,
+) -> None:
+    for found, exact in zip(got, oracle.reference(problem, *inputs, *(extra or ())), strict=True):
         torch.testing.assert_close(found.double(), exact, rtol=2e-5, atol=2e-5, msg=lambda text: f"{problem}: {text}")
 
 
 def test_random_calls_agree_with_exact_attention() -> None:
     rng, needed = Random(0), set()
+    gnaforge.na1d(LINE, LINE, LINE, 3)  # loads the operator
     for seed in range(120):
         problem = Problem((1,) * rng.randint(1, 3), 1, heads=2, kv_heads=rng.choice((1, 2)), head_dim=16)
         problem = with_settings(problem, rng, 250, ALL)
+        problem = replace(problem, extra_tokens=problem.extra_tokens[:1])  # as many as the operator takes
         needed |= {*problem.features()}
-        inputs = oracle.inputs(problem, seed)
-        require_close(problem, attend(problem, *inputs), inputs)
+        inputs, extra = oracle.inputs(problem, seed), oracle.extra_inputs(problem, seed)
+        if extra:
+            got = torch.ops.gnaforge.forward(*inputs, problem.pattern, None, "", *extra[0])
+        else:
+            got = attend(problem, *inputs)
+        require_close(problem, got, inputs, extra)
         fields = fields_of_pattern(problem.pattern)
-        same = {"heads": 2, "kv_heads": problem.kv_heads, "head_dim": 16, "kv_tokens": problem.kv_tokens}
+        same = {name: getattr(problem, name) for name in ("heads", "kv_heads", "head_dim", "kv_tokens", "extra_tokens")}
         assert Problem(problem.tokens, **{**same, **fields}) == Problem.from_json(
             {**problem.as_json(), "dtype": "bf16"}
         )
@@ -242,10 +254,9 @@ def test_modules_have_edges_and_sinks() -> None:
             gnaforge.NeighborhoodAttention2D(32, 2, 3, **keywords)
 
 
-@pytest.mark.parametrize("arch", ["sm90", "sm100"])
-def test_archs_that_lack_a_setting_name_one_that_has_it(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_arch_that_lacks_a_setting_names_those_that_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything is compiled."""
-    monkeypatch.setattr(registration, "machine_target", lambda device, index: TARGETS[arch])
+    monkeypatch.setattr(registration, "machine_target", lambda device, index: TARGETS["sm100"])
     for fields, field, feature in (
         ({"edge": "cut"}, "edge", "edge"),
         ({"causal": "block"}, "causal", "block_causal"),
@@ -257,7 +268,7 @@ def test_archs_that_lack_a_setting_name_one_that_has_it(arch: str, monkeypatch: 
         for make in (registration.make_for_call, lambda request, quiet: registration.CacheSource().remedy(request)):
             with pytest.raises(InputError) as caught:
                 make(request, quiet=True)
-            assert str(caught.value) == f"{field}: {arch} doesn't have the feature {feature}; cpu has it"
+            assert str(caught.value) == f"{field}: sm100 doesn't have the feature {feature}; cpu and sm90 have it"
 
 
 def test_register_takes_what_its_errors_print() -> None:

@@ -47,7 +47,7 @@ def test_shapes_have_edges_sinks_and_frames() -> None:
     text = """
 spec_version: 1
 library: one
-arch: [cpu, sm90]
+arch: [cpu, sm90, sm100]
 kernels:
   - rank: 2
     head_dim: 64
@@ -59,10 +59,11 @@ kernels:
     spec = parse_spec(text.encode(), "f.yaml")
     problem = spec.kernels[0].shapes[0].problem()
     assert problem.features() == ("edge", "block_causal", "sink") and problem.edge == ("cut", "wrap")
-    (config,) = plan(spec, ["cpu"]).configs
-    assert (config.arch, config.rank) == ("cpu", 2)
-    with pytest.raises(InputError, match="edge: sm90 doesn't have the feature edge; cpu has it"):
-        plan(spec, ["sm90"])
+    for arch in ("cpu", "sm90"):
+        (config,) = plan(spec, [arch]).configs
+        assert (config.arch, config.rank) == (arch, 2)
+    with pytest.raises(InputError, match="edge: sm100 doesn't have the feature edge; cpu and sm90 have it"):
+        plan(spec, ["sm100"])
     with pytest.raises(InputError, match=r"shapes\[0\].sink\[1\]: dimension 1 wraps, so it has no first tokens"):
         parse_spec(text.replace("sink: [10, 0]", "sink: [10, 2]").encode(), "f.yaml")
 

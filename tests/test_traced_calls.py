@@ -121,10 +121,6 @@ BAD = {
         X,
         *[X[:, :5]] * 2,
     ),
-    "doesn't have the feature extra_keys": (
-        lambda q, k, v: torch.ops.gnaforge.forward(q, k, v, PLAIN, None, "", q[:, 0], q[:, 0]),
-        *[X] * 3,
-    ),
     "extra_k and extra_v come together": (
         lambda q, k, v: torch.ops.gnaforge.forward(q, k, v, PLAIN, None, "", q[:, 0]),
         *[X] * 3,

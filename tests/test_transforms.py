@@ -234,8 +234,9 @@ def test_autocast_leaves_alone_what_torchs_does() -> None:
         with torch.autocast("cpu", enabled=False):
             assert attend(Q).dtype == torch.float32
         extra = torch.randn(2, 5, 2, 16), torch.randn(2, 5, 2, 16)
-        with pytest.raises(RuntimeError, match=r"bf16.*with extra_keys"):  # and not that lengths must be int32
-            torch.ops.gnaforge.forward(Q, K, V, PLAIN, None, "", *extra, torch.ones(2, dtype=torch.int32))
+        lengths = torch.tensor([1, 5], dtype=torch.int32)
+        out, _ = torch.ops.gnaforge.forward(Q, K, V, PLAIN, None, "", *extra, lengths)
+        assert out.dtype == torch.bfloat16
     with torch.autocast("cuda", torch.bfloat16):
         assert attend(Q).dtype == torch.float32
 

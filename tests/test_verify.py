@@ -235,8 +235,9 @@ def test_what_can_be_wrong_on_the_cpu(toy, tmp_path: Path, monkeypatch: pytest.M
     run = {"layout": "contiguous", "schedule": None}
     asked = {"do": "verify", "problem": toy_problem().as_json(), "seed": 0, **run}
     inputs, outputs = str(tmp_path / "inputs.pt"), str(tmp_path / "outputs.pt")
-    torch.save({name: torch.randn(1, 20, 1, 8) for name in "qkv"}, inputs)
-    called = {**asked, "do": "call", "inputs": inputs, "outputs": outputs}
+    torch.save([{name: torch.randn(1, 20, 1, 8) for name in "qkv"}], inputs)
+    call = {"do": "call", "problems": [asked["problem"]], "together": False, "inputs": inputs, "outputs": outputs}
+    called = {**run, **call}
     with Worker() as worker:
         assert worker.request(60, do="ready").keys() == {"seconds"}
         for number, (statement, failed, expected) in enumerate(WRONG):

@@ -90,6 +90,8 @@ class TileLoop:
         loops: 1 for all KV tiles; 2 where shell tiles have one of their own, with the longer way through it.
         never: names of instructions that the loop of these warps hasn't got, which tells it from other warps' loops.
         rare: says of a block that the loop may pass by that it runs so rarely that no tile is charged with it.
+        aside: the same of a block to which tiles come on the way of others that don't pass it by: so those that lead to
+            it are charged.
     """
 
     multiprocessor: Multiprocessor
@@ -99,3 +101,4 @@ class TileLoop:
     loops: int = 1
     never: frozenset[str] = field(default_factory=frozenset)
     rare: Callable[[Sequence[Instruction]], bool] = no_block
+    aside: Callable[[Sequence[Instruction]], bool] = no_block

@@ -148,8 +148,8 @@ class _Graph:
     def usual_way(
         self, start: int, ends: Collection[int], blocks: Collection[int], facts: TileLoop, *, longest: bool = True
     ) -> list[int]:
-        """`way` past all blocks that can be passed by and are rare, or try an mbarrier again: the model finds all data
-        there.
+        """`way` past all blocks that can be passed by and are rare or aside, or try an mbarrier again: the model finds
+        all data there.
 
         Raises:
             UnknownCode: there is no way.
@@ -163,7 +163,7 @@ class _Graph:
             if block not in kept or self.way(start, {block}, kept, longest=False) is None:
                 continue
             retry = block in self.next[block] and any(i.role is Role.TRANSACTION for i in self.blocks[block])
-            if retry and passes_by(block):
+            if (retry or facts.aside(self.blocks[block])) and passes_by(block):
                 kept.discard(block)
             elif facts.rare(self.blocks[block]) and passes_by(block):
                 # With it go those that lead to it alone, such as the question whether it is to run.

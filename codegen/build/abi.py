@@ -113,6 +113,10 @@ class Entry(c.Structure):
     )
 
 
+ENTRY_1_0 = Entry.calls_workspace_bytes.offset
+"""Bytes of an entry of version 1.0; what follows is there if ``struct_size`` reaches it."""
+
+
 class Library(c.Structure):
     """gnaforge_library."""
 

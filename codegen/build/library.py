@@ -56,7 +56,7 @@ def load_library_table(path: Path) -> tuple[ctypes.CDLL, abi.Library]:
         )
     for i in range(library.count):
         entry = library.entries[i]
-        if not entry or entry.contents.struct_size < ctypes.sizeof(abi.Entry) or not _is_complete(entry.contents):
+        if not entry or entry.contents.struct_size < abi.ENTRY_1_0 or not _is_complete(entry.contents):
             raise InputError(f"{path} holds an incomplete kernel entry; build it again")
     return loaded, library
 

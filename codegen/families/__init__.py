@@ -111,8 +111,9 @@ def require_features(problem: Problem, arch: str, has: Collection[str]) -> None:
         problem.require_features(has, arch)
     except ProblemError as error:
         needed = set(problem.features())
-        others = {family.arch: None for family in families() if needed <= set(family.features)}
-        raise InputError(f"{error}; {', '.join(others)} has it" if others else f"{error}, nor has another") from None
+        others = list(dict.fromkeys(family.arch for family in families() if needed <= set(family.features)))
+        who = f"; {' and '.join(others)} {'have' if len(others) > 1 else 'has'} it" if others else ", nor has another"
+        raise InputError(f"{error}{who}") from None
 
 
 def require_config(config: KernelConfig | str) -> KernelConfig:

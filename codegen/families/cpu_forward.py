@@ -11,7 +11,7 @@ FAMILY = Family(
     target=TARGETS["cpu"],
     default=True,
     dtypes=("fp32", "bf16", "fp16"),
-    features=("edge", "block_causal", "sink", "range", "kv_sink", "deterministic"),
+    features=("edge", "block_causal", "sink", "range", "kv_sink", "extra_keys", "deterministic"),
     limits=Limits(q_rows=256, kv_columns=512, kv_multiple=1),
     padding=Padding(rows=32, clips=True),
     default_tiles={1: ((64,), (64,)), 2: ((8, 8), (8, 8)), 3: ((4, 4, 4), (4, 8, 8))},

@@ -58,6 +58,9 @@ DTYPES: Mapping[str, Dtype] = MappingProxyType(
     }
 )
 
+INT32 = Dtype("int32", bytes=4, code=4, torch_name="int32", unwritten=0x7FE5A5A5)
+"""Of lengths; no kernel computes with it. Read by mistake, ``unwritten`` is longer than any tensor."""
+
 
 def dtype_name(dtype: object) -> str:
     """The name in `DTYPES` of a torch dtype; of any other, and of what is no dtype, its text."""

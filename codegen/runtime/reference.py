@@ -7,7 +7,9 @@ Semantics: GNA, arXiv 2504.16922, and what `Problem` says of edges, causal kinds
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
+from typing import NamedTuple
 
 import torch
 
@@ -16,6 +18,33 @@ from .problem import Problem
 from .problem_rules import Dimension
 
 Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+class ExtraKeys(NamedTuple):
+    """A piece of keys beside the grid's, which all queries see.
+
+    Attributes:
+        key: ``[batch, tokens, kv_heads, head_dim]``
+        value: ``[batch, tokens, kv_heads, head_dim_v]``
+        lengths: int ``[batch]``, tokens that count, cut to what there is; None: all. What is beyond is not looked at.
+    """
+
+    key: torch.Tensor
+    value: torch.Tensor
+    lengths: torch.Tensor | None = None
+
+    def valid(self) -> torch.Tensor:
+        """Which tokens count, bool ``[batch, tokens]``."""
+        batch, tokens = self.key.shape[:2]
+        token = torch.arange(tokens, device=self.key.device)
+        if self.lengths is None:
+            return torch.ones(batch, tokens, dtype=torch.bool, device=token.device)
+        return token < self.lengths[:, None]
+
+    def seen(self) -> ExtraKeys:
+        """The piece with zeros in place of what doesn't count."""
+        keep = self.valid()[:, :, None, None]
+        return ExtraKeys(self.key.masked_fill(~keep, 0), self.value.masked_fill(~keep, 0), self.lengths)
 
 
 def windows(
@@ -98,29 +127,36 @@ def _require_memory(query: torch.Tensor, value: torch.Tensor, rows: int) -> None
         raise MemoryError(f"out of memory: exact attention in float64 needs {wanted}") from None
 
 
-def attention(problem: Problem, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Pair:
+def attention(problem: Problem, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *extra: ExtraKeys) -> Pair:
     """Exact neighborhood attention in float64, by brute force over all pairs.
 
-    Shapes as for `neighborhood_attention`. Returns output ``[batch, *tokens, heads, head_dim_v]`` and log-sum-exp
-    ``[batch, *tokens, heads]``, both float64.
+    Shapes as for `neighborhood_attention`; ``extra``: the pieces of keys that all queries see. Returns output
+    ``[batch, *tokens, heads, head_dim_v]`` and log-sum-exp ``[batch, *tokens, heads]``, both float64.
 
     Raises:
         MemoryError, torch.OutOfMemoryError: on a CPU or a GPU, there is no memory for it.
     """
     count, group = problem.token_count, problem.heads // problem.kv_heads
     # The scores' matrix is bounded by this, not the result.
-    rows = max(1, 2**24 // (prod(_key_tokens(problem)) * query.shape[0] * query.shape[-2]))
+    keys = prod(_key_tokens(problem)) + sum(piece.key.shape[1] for piece in extra)
+    rows = max(1, 2**24 // (keys * query.shape[0] * query.shape[-2]))
     _require_memory(query, value, rows)
 
     def heads_first(tensor: torch.Tensor, repeats: int) -> torch.Tensor:
         return tensor.double().flatten(1, -3).transpose(1, 2).repeat_interleave(repeats, dim=1)
 
-    q, k, v = heads_first(query, 1), heads_first(key, group), heads_first(value, group)
+    pieces = [piece.seen() for piece in extra]
+    q = heads_first(query, 1)
+    k = torch.cat([heads_first(x, group) for x in (key, *(piece.key for piece in pieces))], 2)
+    v = torch.cat([heads_first(x, group) for x in (value, *(piece.value for piece in pieces))], 2)
+    hidden = [~piece.valid()[:, None, None, :] for piece in pieces]
     outputs, sums = [], []
     for begin in range(0, count, rows):
         end = min(begin + rows, count)
         scores = (q[:, :, begin:end] @ k.mT) * problem.score_scale
-        scores.masked_fill_(~mask_rows(problem, begin, end, query.device), float("-inf"))
+        masks = [~mask_rows(problem, begin, end, query.device)[None, None], *hidden]
+        for part, mask in zip(scores.split([mask.shape[-1] for mask in masks], -1), masks, strict=True):
+            part.masked_fill_(mask, float("-inf"))
         sums.append(torch.logsumexp(scores, dim=-1))
         outputs.append(torch.softmax(scores, dim=-1) @ v)
     out = torch.cat(outputs, dim=2).transpose(1, 2)
@@ -129,7 +165,9 @@ def attention(problem: Problem, query: torch.Tensor, key: torch.Tensor, value: t
 
 
 def visible_pairs(problem: Problem) -> int:
-    """(query, key) pairs that the mask lets through, per batch entry and head."""
+    """(query, key) pairs that the mask lets through, per batch entry and head; all extra keys are."""
+    if problem.extra_tokens:
+        return visible_pairs(replace(problem, extra_tokens=())) + problem.token_count * sum(problem.extra_tokens)
     pairs = 1
     if not problem.features():
         for axis in problem.axes:
@@ -167,7 +205,7 @@ def error_bound(
     key: torch.Tensor,
     value: torch.Tensor,
     exact: Pair,
-    *,
+    *extra: ExtraKeys,
     rounds_probabilities: bool = False,
 ) -> Pair:
     """How far a kernel with fp32 arithmetic may be from `attention`: bounds for output and log-sum-exp, elementwise.
@@ -179,8 +217,13 @@ def error_bound(
     on tensor cores do: each by half an ulp, or by half the spacing of subnormals. They are relative to one of a row's
     scores, so their sum is at least about 1.
     """
-    magnitude = attention(problem, query, key, value.abs())[0] if rounds_probabilities else None
-    return _bounds(problem, query, key, value, exact, magnitude)
+    pieces = [piece.seen() for piece in extra]
+    magnitude = None
+    if rounds_probabilities:
+        others = (ExtraKeys(piece.key, piece.value.abs(), piece.lengths) for piece in pieces)
+        magnitude = attention(problem, query, key, value.abs(), *others)[0]
+    keys, values = [key, *(piece.key for piece in pieces)], [value, *(piece.value for piece in pieces)]
+    return _bounds(problem, query, keys, values, exact, magnitude)
 
 
 def query_sample(
@@ -189,7 +232,7 @@ def query_sample(
     key: torch.Tensor,
     value: torch.Tensor,
     at: Sequence[int],
-    *,
+    *extra: ExtraKeys,
     rounds_probabilities: bool = False,
 ) -> tuple[Pair, Pair]:
     """What `attention` and `error_bound` give for one query of a problem of any size; ``at`` is its batch entry and
@@ -203,32 +246,35 @@ def query_sample(
     group_size = problem.heads // problem.kv_heads
     q = query[tuple(at)]
     k, v = (x[batch][tuple(box)].flatten(0, -3) for x in (key, value))
+    counts = [piece.valid()[batch] for piece in extra]
+    k = torch.cat([k, *(piece.key[batch][valid] for piece, valid in zip(extra, counts, strict=True))])
+    v = torch.cat([v, *(piece.value[batch][valid] for piece, valid in zip(extra, counts, strict=True))])
     keys, values = (x.double().repeat_interleave(group_size, dim=1) for x in (k, v))
     scores = torch.einsum("hd,khd->hk", q.double(), keys) * problem.score_scale
     shares = torch.softmax(scores, -1)
     exact = torch.einsum("hk,khd->hd", shares, values), torch.logsumexp(scores, -1)
     magnitude = torch.einsum("hk,khd->hd", shares, values.abs()) if rounds_probabilities else None
-    return exact, _bounds(problem, q, k, v, exact, magnitude)
+    return exact, _bounds(problem, q, [k], [v], exact, magnitude)
 
 
 def _bounds(
     problem: Problem,
     query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
+    keys: Sequence[torch.Tensor],
+    values: Sequence[torch.Tensor],
     exact: Pair,
     magnitude: torch.Tensor | None,
 ) -> Pair:
     """As `error_bound` says; ``magnitude``: attention with the values' magnitudes, where probabilities are rounded."""
     u = 2.0**-24
-    n = prod(min(axis.window + axis.sink, axis.keys) for axis in problem.dimensions)
-    lengths = [tensor.double().norm(dim=-1).max().item() for tensor in (query, key)]
-    e = (query.shape[-1] + 3) * u * abs(problem.score_scale) * lengths[0] * lengths[1]
+    n = prod(min(axis.window + axis.sink, axis.keys) for axis in problem.dimensions) + sum(problem.extra_tokens)
+    longest = max(key.double().norm(dim=-1).max().item() for key in keys)
+    e = (query.shape[-1] + 3) * u * abs(problem.score_scale) * query.double().norm(dim=-1).max().item() * longest
     out, lse = exact
-    rounding = torch.finfo(value.dtype).eps / 2
-    largest = value.double().abs().max().item()
+    rounding = torch.finfo(values[0].dtype).eps / 2
+    largest = max(value.double().abs().max().item() for value in values)
     inner = (2 * e + (2 * n + 16) * u) * largest
-    subnormal = torch.finfo(value.dtype).smallest_normal * rounding  # half the spacing of subnormals
+    subnormal = torch.finfo(values[0].dtype).smallest_normal * rounding  # half the spacing of subnormals
     if magnitude is not None:
         inner = inner + rounding * magnitude + n * subnormal * largest
     return out.abs() * rounding + inner * (1 + rounding) + subnormal, lse.abs() * 2 * u + e + (n + 16) * u

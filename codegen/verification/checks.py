@@ -27,14 +27,15 @@ def _were(number: int, where: str) -> str:
 
 def bytes_of_inputs(op: Op, memory: Memory) -> dict[str, torch.Tensor]:
     """All bytes of the inputs and of what is around them, by role: what `check_memory` compares with."""
-    return {role.name: memory[role.name].storage.view(torch.uint8).clone() for role in op.inputs}
+    outputs = {role.name for role in op.outputs}
+    return {name: one.storage.view(torch.uint8).clone() for name, one in memory.items() if name not in outputs}
 
 
 def check_memory(op: Op, memory: Memory, before: Mapping[str, torch.Tensor]) -> None:
     """Raises a `Failure` unless all results were written, and nothing else."""
-    for role in op.inputs:
-        if not torch.equal(memory[role.name].storage.view(torch.uint8), before[role.name]):
-            raise Failure("guard", f"the kernel wrote into {role.title}, or around it")
+    for name, bits in before.items():
+        if not torch.equal(memory[name].storage.view(torch.uint8), bits):
+            raise Failure("guard", f"the kernel wrote into {memory[name].role.title}, or around it")
     for role in op.outputs:
         one = memory[role.name]
         missing = one.unwritten()

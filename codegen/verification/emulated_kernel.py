@@ -14,11 +14,15 @@ from ..build.library import read_library
 from ..build_tools.emulator import EmulationError
 from ..errors import InputError
 from ..runtime.config import KernelConfig
-from ..runtime.op_table import FORWARD
+from ..runtime.op_table import FORWARD, named_extra_keys
 from ..runtime.problem import Problem
+from ..runtime.reference import ExtraKeys
 from .counters import WorkCounters, count_work
 from .process import Worker, WorkerError
+from .runs import Listed
 from .schedules import Schedule
+
+Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 class EmulatedKernel:
@@ -66,11 +70,18 @@ class EmulatedKernel:
         is_causal: bool | Sequence[bool] = False,
         scale: float | None = None,
         *,
+        extra: Sequence[ExtraKeys] = (),
         layout: str = "contiguous",
+        **settings: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Runs the kernel, arguments and results as those of `gnaforge.neighborhood_attention` with ``return_lse``.
 
-        The kernel gets copies of the tensors with guard zones around them, in ``layout``, of `kinds.LAYOUTS`.
+        The kernel gets copies of the tensors with guard zones around them.
+
+        Args:
+            extra: pieces of keys that all queries see.
+            layout: of all tensors, of `kinds.LAYOUTS`.
+            settings: further fields of `Problem`: edge, sink, grid, ...
 
         Raises:
             EmulationError: the kernel broke a rule, wrote what it must not, or left elements out; the message says
@@ -78,16 +89,30 @@ class EmulatedKernel:
             WorkerError: its process crashed or hangs.
             ValueError: the arguments make no problem, or it refuses this one; says why.
         """
-        problem = Problem.of_tensors(query, key, value, kernel_size, stride, dilation, is_causal, scale=scale)
+        call = make_call(
+            query, key, value, kernel_size, stride, dilation, is_causal, scale=scale, extra=extra, **settings
+        )
+        (results,) = self._run([call], layout, together=False)
+        return results
+
+    def run_list(self, calls: Sequence[Listed], *, layout: str = "contiguous") -> list[Pair]:
+        """Runs calls that `make_call` made as one list; returns their results, output and log-sum-exp.
+
+        Raises:
+            EmulationError, WorkerError, ValueError: as a call.
+        """
+        return self._run(calls, layout, together=True)
+
+    def _run(self, calls: Sequence[Listed], layout: str, *, together: bool) -> list[Pair]:
         with tempfile.TemporaryDirectory(prefix="gnaforge-") as folder:
             inputs, outputs = Path(folder) / "inputs.pt", Path(folder) / "outputs.pt"
-            named = zip((role.name for role in FORWARD.inputs), (query, key, value), strict=True)
-            torch.save({name: tensor.detach().clone() for name, tensor in named}, inputs)
+            torch.save([{name: x.detach().clone() for name, x in tensors.items()} for _, tensors in calls], inputs)
             said = self._ask(
                 do="call",
                 inputs=str(inputs),
                 outputs=str(outputs),
-                problem=problem.as_json(),
+                problems=[problem.as_json() for problem, _ in calls],
+                together=together,
                 layout=layout,
                 schedule=self.schedule.as_json(self.trace),
             )
@@ -96,8 +121,7 @@ class EmulatedKernel:
             if "failed" in said:
                 raise EmulationError(f"{self.config.key}, {self.schedule}: {said['message']}")
             self.counters = count_work(said["launches"])
-            results = torch.load(outputs, weights_only=True)
-            return results["out"], results["lse"]
+            return [(found["out"], found["lse"]) for found in torch.load(outputs, weights_only=True)]
 
     def _ask(self, **what: Any) -> dict[str, Any]:
         try:
@@ -116,3 +140,23 @@ class EmulatedKernel:
         if self._worker:
             self._worker.close()
             self._worker = None
+
+
+def make_call(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    kernel_size: int | Sequence[int],
+    *pattern: Any,
+    extra: Sequence[ExtraKeys] = (),
+    **settings: Any,
+) -> Listed:
+    """A call and its tensors by role; arguments as those of `EmulatedKernel`'s calls.
+
+    Raises:
+        ValueError: the arguments make no problem.
+    """
+    tokens = tuple(piece.key.shape[1] for piece in extra)
+    problem = Problem.of_tensors(query, key, value, kernel_size, *pattern, **settings, extra_tokens=tokens)
+    tensors = dict(zip((role.name for role in FORWARD.inputs), (query, key, value), strict=True))
+    return problem, tensors | named_extra_keys(extra)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes as c
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class Call:
     """A call that its kernel takes; it may run any number of times.
 
     Attributes:
+        args: it, for the contract.
         workspace_bytes: memory that it needs beside its tensors.
 
     Raises:
@@ -43,7 +44,7 @@ class Call:
     """
 
     def __init__(self, entry: abi.Entry, args: abi.Args) -> None:
-        self._entry, self._args, self._text = entry, args, c.create_string_buffer(_TEXT)
+        self._entry, self.args, self._text = entry, args, c.create_string_buffer(_TEXT)
         if entry.can_run(c.byref(args), self._text, _TEXT):
             raise Refused(self._text.value.decode(errors="replace"))
         self.workspace_bytes = int(entry.workspace_bytes(c.byref(args)))
@@ -54,7 +55,29 @@ class Call:
         Raises:
             LaunchError: it failed; says why.
         """
-        if self._entry.run(c.byref(self._args), workspace, stream, self._text, _TEXT):
+        if self._entry.run(c.byref(self.args), workspace, stream, self._text, _TEXT):
+            raise LaunchError(self._text.value.decode(errors="replace"))
+
+
+class CallList:
+    """Calls that one kernel takes and runs together; it may run any number of times.
+
+    Attributes:
+        workspace_bytes: memory that they need beside their tensors.
+    """
+
+    def __init__(self, entry: abi.Entry, calls: Sequence[Call]) -> None:
+        self._entry, self._calls, self._text = entry, calls, c.create_string_buffer(_TEXT)
+        self._list = (c.POINTER(abi.Args) * len(calls))(*(c.pointer(call.args) for call in calls))
+        self.workspace_bytes = int(entry.calls_workspace_bytes(self._list, len(calls)))
+
+    def run(self, workspace: int | None, stream: int | None) -> None:
+        """Runs the kernel, or enqueues it on a GPU's stream.
+
+        Raises:
+            LaunchError: it failed; says why.
+        """
+        if self._entry.run_calls(self._list, len(self._calls), workspace, stream, self._text, _TEXT):
             raise LaunchError(self._text.value.decode(errors="replace"))
 
 
@@ -94,14 +117,29 @@ class Entry:
         """A function of the library or of what it is linked to; AttributeError if there is none."""
         return getattr(self._library, name)
 
-    def prepare(self, problem: Problem, views: Mapping[str, abi.Tensor], device_index: int = 0) -> Call:
-        """A call with tensors by role.
+    def prepare(
+        self,
+        problem: Problem,
+        views: Mapping[str, abi.Tensor],
+        device_index: int = 0,
+        host: abi.Host | None = None,
+    ) -> Call:
+        """A call with tensors by role; ``host``: what runs its threads, by default one.
 
         Raises:
             Refused: the kernel does not take this problem.
         """
-        host = abi.Host(c.sizeof(abi.Host), 1, _SERIALLY)
+        host = host or abi.Host(c.sizeof(abi.Host), 1, _SERIALLY)
         args = abi.make_args(self.op.name, abi.describe(problem), views, host, self.tensor_device)
         args.features = abi.feature_bits(problem.features())
         args.device_index = device_index
         return Call(self._entry, args)
+
+    def prepare_list(self, calls: Sequence[Call]) -> CallList:
+        """Calls of this kernel, at least one, none of which writes what another reads or writes."""
+        return CallList(self._entry, calls)
+
+    @property
+    def runs_lists(self) -> bool:
+        """Whether the kernel runs lists of calls."""
+        return bool(self._entry.struct_size >= c.sizeof(abi.Entry) and self._entry.run_calls)

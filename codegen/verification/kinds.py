@@ -11,9 +11,9 @@ LAYOUTS = ("contiguous", "gapped", "heads first", "packed", "padded channels", "
 """Ways in which the tensors of a call lie: heads last without gaps; with room behind each dimension; heads outside of
 the tokens; inputs as heads of one tensor; as channels of a wider tensor; a slice of the tokens. See `layouts`."""
 
-POISONS = ("others", "unseen")
-"""What is made NaN although it must not matter: other batch entries and heads; tokens that a query doesn't see. See
-`poison`."""
+POISONS = ("others", "unseen", "beyond")
+"""What is made NaN although it must not matter: other batch entries and heads; tokens that a query doesn't see; extra
+keys beyond their length. See `poison`."""
 
 Comparison = dict[str, float]
 """``error``: the largest of a result; ``bound``: what is allowed where most of it is used; ``share``: how much."""

@@ -3,20 +3,20 @@ within, where nothing may be read or written."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
 import torch
 
-from ..runtime.dtypes import DTYPES
+from ..runtime.dtypes import DTYPES, INT32
 from ..runtime.op_table import Op, Role
 from ..runtime.problem import Problem
 
 _GUARD = 4096  # elements before and behind a tensor
 _ALIGNMENT = 256  # bytes
 _MORE_CHANNELS = 8  # a multiple, as kernels demand of strides
-_UNWRITTEN = {dtype.torch: dtype.unwritten for dtype in DTYPES.values()}
+_UNWRITTEN = {dtype.torch: dtype.unwritten for dtype in (*DTYPES.values(), INT32)}
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}  # an integer of as many bytes
 
 View = Callable[[torch.Tensor], torch.Tensor]
@@ -28,8 +28,8 @@ class Guarded:
 
     Attributes:
         role: what it is to the op.
-        tensor: [batch, *tokens, heads, channels], or without channels.
-        storage: all of the memory: guard zones, gaps, and the tensor's elements; NaN at first.
+        tensor: [batch, *tokens, heads, channels], or without channels; [batch].
+        storage: all of the memory: guard zones, gaps, and the tensor's elements; NaN at first, lengths huge.
     """
 
     role: Role
@@ -74,7 +74,8 @@ Memory = dict[str, Guarded]
 def allocate(
     op: Op, problem: Problem, layout: str, device: torch.device | str = "cpu", output_dtype: str = ""
 ) -> Memory:
-    """Memory for all tensors of a call, filled with NaN. Only inputs are packed; results are contiguous then.
+    """Memory for all tensors of a call, filled with NaN. Only inputs are packed; results are contiguous then. `fill`
+    removes optional ones that a call goes without.
 
     Args:
         op: what is called.
@@ -85,21 +86,24 @@ def allocate(
     """
     memory: Memory = {}
     if layout == "packed":
-        packed = [role for role in op.inputs if _is_packed(role, op.inputs[0])]
+        packed = [role for role in op.reads(problem) if _is_packed(role, op.inputs[0])]
         for tokens in {role.shape(problem)[:-2]: None for role in packed}:  # those of the queries may be others
             memory |= _pack([role for role in packed if role.shape(problem)[:-2] == tokens], problem, device)
-    for role in (*op.inputs, *op.outputs):
+    for role in (*op.reads(problem), *op.outputs):
         if role.name not in memory:
-            whole, view = _place(role.shape(problem), layout, channels=role.channels is not None)
+            place = _place_lengths if role.side == "batch" else _place
+            whole, view = place(role.shape(problem), layout, channels=role.channels is not None)
             storage, tensor = _make(whole, role.dtype(problem, output_dtype).torch, device)
             memory[role.name] = Guarded(role, view(tensor), storage)
     return memory
 
 
-def fill(memory: Memory, values: dict[str, torch.Tensor]) -> None:
-    """Copies values into tensors, by role."""
+def fill(memory: Memory, values: Mapping[str, torch.Tensor]) -> None:
+    """Copies values into tensors, by role; optional tensors without any leave the memory."""
     for name, tensor in values.items():
         memory[name].tensor.copy_(tensor)
+    for name in [name for name, one in memory.items() if one.role.optional and name not in values]:
+        del memory[name]
 
 
 def _is_packed(role: Role, first: Role) -> bool:
@@ -139,6 +143,16 @@ def _place(shape: tuple[int, ...], layout: str, *, channels: bool) -> tuple[tupl
         inner = (slice(None), slice(1, None, 2), *[slice(1, None)] * (rank - 1), *rest)
         whole = (shape[0], 2 * first + 1, *(n + 1 for n in others), *shape[1 + rank :])
         return whole, lambda whole: whole[inner]
+    return shape, lambda whole: whole
+
+
+def _place_lengths(shape: tuple[int, ...], layout: str, *, channels: bool) -> tuple[tuple[int, ...], View]:
+    """The same of one number per batch entry."""
+    (batch,) = shape
+    if layout == "gapped":
+        return (batch + 1,), lambda whole: whole[:batch]
+    if layout == "every second token":
+        return (2 * batch + 1,), lambda whole: whole[1::2]
     return shape, lambda whole: whole
 
 

@@ -9,8 +9,9 @@ from random import Random
 
 import torch
 
+from ..families import family_of
 from ..runtime.config import KernelConfig
-from ..runtime.op_table import Op
+from ..runtime.op_table import Op, extra_keys
 from ..runtime.problem import Problem
 from ..runtime.problem_rules import Dimension
 from ..runtime.reference import visible, windows
@@ -53,12 +54,18 @@ def poison_others(op: Op, problem: Problem, config: KernelConfig, memory: Memory
     def own(name: str) -> torch.Tensor:
         role, tensor = memory[name].role, memory[name].tensor
         count = group if role.side == "q" else 1
-        chosen = torch.zeros(role.shape(problem)[: problem.rank + 2], dtype=torch.bool, device=tensor.device)
-        chosen[batch, ..., head * count : (head + 1) * count] = True
+        shape = tensor.shape if role.channels is None else tensor.shape[:-1]
+        chosen = torch.zeros(shape, dtype=torch.bool, device=tensor.device)
+        if role.side == "batch":
+            chosen[batch] = True
+        else:
+            chosen[batch, ..., head * count : (head + 1) * count] = True
         return chosen
 
-    for role in op.inputs:
-        memory[role.name].tensor[~own(role.name)] = float("nan")
+    for role in op.reads(problem):
+        if role.name in memory:
+            wrong = memory[role.name].tensor[~own(role.name)]
+            memory[role.name].tensor[~own(role.name)] = torch.nan if wrong.is_floating_point() else 1 - wrong
     kept = {role.name: own(role.name) for role in op.outputs}
     return Poison(f"batch entries other than {batch}, or heads other than {head} of K and V", kept)
 
@@ -88,9 +95,24 @@ def poison_unseen(op: Op, problem: Problem, config: KernelConfig, memory: Memory
     return Poison(why, {role.name: of_all(unseen) for role in op.outputs}, {"out": of_all(seen)})
 
 
+def poison_beyond(op: Op, problem: Problem, config: KernelConfig, memory: Memory, seed: int) -> Poison | None:
+    """Extra keys beyond their length become NaN, and their values NaN or, on GPUs, which multiply them by 0, the
+    largest number. None if all of them count."""
+    found = False
+    for piece in extra_keys({name: one.tensor for name, one in memory.items()}):
+        beyond = ~piece.valid()
+        found = found or bool(beyond.any())
+        piece.key[beyond] = torch.nan
+        piece.value[beyond] = torch.finfo(piece.value.dtype).max if family_of(config).target.is_gpu else torch.nan
+    if not found:
+        return None
+    kept = {role.name: torch.ones_like(memory[role.name].tensor, dtype=torch.bool) for role in op.outputs}
+    return Poison("extra keys beyond their length", kept)
+
+
 Poisoner = Callable[[Op, Problem, KernelConfig, Memory, int], "Poison | None"]
 
-POISONERS: dict[str, Poisoner] = dict(zip(POISONS, (poison_others, poison_unseen), strict=True))
+POISONERS: dict[str, Poisoner] = dict(zip(POISONS, (poison_others, poison_unseen, poison_beyond), strict=True))
 """By kind. Each changes inputs in memory; None if the problem or the op has nothing to poison."""
 
 

@@ -20,7 +20,7 @@ EMULATED_TILES = 300
 EMULATED_PROCESSORS = 3
 _CTAS = 2 * EMULATED_PROCESSORS  # at once, at most
 _WIDE = 8.0  # times the default scale: scores of normal inputs that spread by 11 powers of two
-_SETTINGS = {"edge", "block_causal", "sink", "range", "kv_sink"}
+_SETTINGS = {"edge", "block_causal", "sink", "range", "kv_sink", "extra_keys"}
 # Pairs of tokens for which exact attention by brute force takes a few seconds.
 _REFERENCE_PAIRS = 2**26
 
@@ -30,6 +30,25 @@ def tile_counts(problem: Problem, config: KernelConfig) -> TileCounts:
     counts = count_tiles(pattern_axes(problem), config.q_tile, config.kv_tile)
     padded = family_of(config).padding.padded_columns(config.kv_columns) > config.kv_columns
     return replace(counts, interior=0) if padded else counts  # padding is masked in every tile
+
+
+def count_call_tiles(problem: Problem, config: KernelConfig, lengths: Sequence[Sequence[int] | None]) -> dict[str, int]:
+    """Tiles of all batch entries and heads: ``visited``, and ``interior`` ones, which need no mask.
+
+    Args:
+        lengths: of each piece of extra keys, by batch entry; None: all count. Their keys have tiles of their own, of
+            which the last one of a piece needs a mask where it isn't full.
+    """
+    counts, columns = tile_counts(problem, config), config.kv_columns
+    padded = family_of(config).padding.padded_columns(columns) > columns
+    times = problem.batch * problem.heads
+    visited, interior = times * counts.visited, times * counts.interior
+    for tokens, given in zip(problem.extra_tokens, lengths, strict=True):
+        for length in [tokens] * problem.batch if given is None else given:
+            keys = min(max(length, 0), tokens)
+            visited += problem.heads * counts.q_tiles * -(-keys // columns)
+            interior += 0 if padded else problem.heads * counts.q_tiles * (keys // columns)
+    return {"visited": visited, "interior": interior}
 
 
 def for_kernel(problem: Problem, config: KernelConfig) -> Problem:
@@ -122,12 +141,15 @@ def random_dimension(rng: Random, max_length: int, features: Collection[str]) ->
 
 
 def with_settings(problem: Problem, rng: Random, max_tokens: int, features: Collection[str]) -> Problem:
-    """The problem with other tokens, and along each dimension settings of these features."""
+    """The problem with other tokens, along each dimension settings of these features, and perhaps extra keys."""
     most = int(round(max_tokens ** (1 / problem.rank), 6))
     axes = [random_dimension(rng, most, features) for _ in range(problem.rank)]
     columns: dict[str, Any] = dict(zip(Dimension._fields, zip(*axes, strict=True), strict=True))
     columns["grid"] = tuple(axis.length for axis in axes)
     columns["kv_tokens"] = tuple(axis.keys for axis in axes)
+    if "extra_keys" in features and rng.random() < 0.5:
+        pieces = range(rng.choice((1, 1, 2)))
+        columns["extra_tokens"] = tuple(rng.choice((1, rng.randint(1, 20), rng.randint(1, 150))) for _ in pieces)
     return replace(problem, **columns)
 
 

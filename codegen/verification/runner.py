@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.config import KernelConfig
+from ..runtime.op_table import random_lengths
 from ..runtime.problem import Problem
 from .counters import WorkCounters, count_work
 from .kinds import LAYOUTS, POISONS, Comparison, Device
-from .problems import tile_counts
+from .problems import count_call_tiles
 from .process import Worker, WorkerError
 from .schedules import Schedule
 
@@ -52,8 +53,9 @@ class ProblemResult:
         runs: how often the kernel ran.
         failed: None, or in which way it is wrong: ``emulator`` (a rule of PTX is broken, or it hangs), ``wrong``
             (numerics), ``unwritten``, ``guard``, ``repeat`` (another run gives other bits), ``poison`` (what must not
-            matter does), ``tiles`` (other tiles than the simulator's model has), ``launch``, ``crash``; or why it could
-            not be tried: ``library``, ``refused``, ``reference`` (exact attention takes too long).
+            matter does), ``list`` (in a list with another call it gives other bits), ``tiles`` (other tiles than the
+            simulator's model has), ``launch``, ``crash``; or why it could not be tried: ``library``, ``refused``,
+            ``reference`` (exact attention takes too long).
         message: on failure, everything that is known.
         schedule: on failure, under which one; None for kernels on the CPU.
         layout: on failure, of the tensors.
@@ -145,17 +147,18 @@ class _Run:
     schedule: Schedule | None
     layout: str
     poison: tuple[str, ...] = ()
+    together: bool = False
 
 
 def _runs(settings: Settings, device: Device) -> Iterable[_Run]:
     """Layouts take turns over the schedules: each schedule is tried once, the first two layouts at least once. Without
-    schedules each layout is. The last run is also poisoned."""
+    schedules each layout is. The last run is also poisoned, and run as a list."""
     layouts = LAYOUTS if settings.gaps else LAYOUTS[:1]
     schedules: Sequence[Schedule | None] = settings.schedules if device == "emulator" else [None]
     count = max(len(schedules), min(len(layouts), 2) if device == "emulator" else len(layouts))
     for i in range(count):
         poison = tuple(POISONS) if settings.poison and i == count - 1 else ()
-        yield _Run(schedules[i % len(schedules)], layouts[i % len(layouts)], poison)
+        yield _Run(schedules[i % len(schedules)], layouts[i % len(layouts)], poison, i == count - 1)
 
 
 class Verifier:
@@ -233,6 +236,7 @@ class Verifier:
                 seed=found.data_seed,
                 layout=run.layout,
                 poison=run.poison,
+                together=run.together,
                 schedule=run.schedule.as_json(self._settings.trace) if run.schedule else None,
             )
             found.runs += said.get("runs", 1)
@@ -257,10 +261,8 @@ class Verifier:
         found.counters = count_work(launches)
         if not found.counters.tiles:
             return
-        problem = found.problem
-        per_head = tile_counts(problem, self.result.config)
-        times = problem.batch * problem.heads
-        found.model = {"visited": times * per_head.visited, "interior": times * per_head.interior}
+        lengths = random_lengths(found.problem, found.data_seed)
+        found.model = count_call_tiles(found.problem, self.result.config, lengths)
         counted = {"visited": found.counters.tiles, "interior": found.counters.interior_tiles}
         if counted != found.model:
             found.failed = "tiles"

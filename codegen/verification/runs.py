@@ -3,7 +3,7 @@ tensors too large for all that."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from random import Random
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..runtime.op_table import FORWARD, Op, Tensors
+from ..runtime.op_table import FORWARD, Op, Role, Tensors
 from ..runtime.problem import Problem
 from .checks import Failure, bytes_of_inputs, check_memory, compare_all, compare_sample, digest, results_of
 from .contract import Kernel, LaunchError
@@ -21,6 +21,8 @@ from .layouts import Memory, allocate, fill
 from .poison import POISONERS
 
 Json = dict[str, Any]
+Listed = tuple[Problem, Tensors]
+"""A call and its tensors by role."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class KernelRuns:
         schedule: Json | None,
         repeats: int = 0,
         poison: Sequence[str] = (),
+        together: bool = False,
     ) -> Json:
         """Runs the kernel with data of ``seed``, compares with exact results, and tries again.
 
@@ -81,6 +84,7 @@ class KernelRuns:
             schedule: of the emulator; None elsewhere.
             repeats: further runs, which must give the same bits.
             poison: kinds of `kinds.POISONS`, each for a further run.
+            together: also run it as a list with another call, if the kernel runs lists.
 
         Returns:
             ``errors`` by result, ``digest`` of all results, ``runs``, and ``launches`` of the first run.
@@ -106,7 +110,29 @@ class KernelRuns:
             found.check(clean, memory)
             fill(memory, exact.inputs)
             runs += 1
+        if together and self.kernel.runs_lists:
+            self._run_together(problem, seed, memory, schedule)
+            runs += 2
+            if digest(op, memory) != bits:
+                raise Failure("list", "run as a list with another call, it gives other bits")
         return {"errors": errors, "digest": bits, "runs": runs, "launches": launches}
+
+    def _run_together(self, problem: Problem, seed: int, memory: Memory, schedule: Json | None) -> None:
+        """Runs a call as a list, behind another one with other data.
+
+        Raises:
+            Failure: of the other call, or one was not run.
+        """
+        op, other = self.kernel.op, self.allocate(problem, "contiguous")
+        fill(other, op.random_inputs(problem, seed + 1, self.kernel.tensor_device))
+        self.run(problem, other, schedule)
+        alone = digest(op, other)
+        for role in op.outputs:
+            memory[role.name].clear()
+            other[role.name].clear()
+        self.run_list([(problem, other), (problem, memory)], schedule)
+        if digest(op, other) != alone:
+            raise Failure("list", "run as a list, the call before it gives other bits")
 
     def allocate(self, problem: Problem, layout: str) -> Memory:
         """Memory for the tensors of a call."""
@@ -119,16 +145,26 @@ class KernelRuns:
         Raises:
             Refused, Failure
         """
+        return self._run([(problem, memory)], schedule, self._call)
+
+    def run_list(self, calls: Sequence[tuple[Problem, Memory]], schedule: Json | None) -> list[Json]:
+        """The same of several calls as one list, for kernels that run lists."""
+        return self._run(calls, schedule, self._call_list)
+
+    def _run(
+        self, calls: Sequence[tuple[Problem, Memory]], schedule: Json | None, run: Callable[[Sequence[Listed]], None]
+    ) -> list[Json]:
         op, emulator = self.kernel.op, self._emulator
         if emulator is not None:
             assert schedule is not None
             emulator.start(schedule)
-            for one in memory.values():
-                emulator.announce(one.role.title, *one.extent)
-        before = bytes_of_inputs(op, memory)
-        tensors = {name: one.tensor for name, one in memory.items()}
-        self._call(problem, tensors)
-        check_memory(op, memory, before)
+            for _, memory in calls:
+                for one in memory.values():
+                    emulator.announce(one.role.title, *one.extent)
+        before = [bytes_of_inputs(op, memory) for _, memory in calls]
+        run([(problem, {name: one.tensor for name, one in memory.items()}) for problem, memory in calls])
+        for (_, memory), held in zip(calls, before, strict=True):
+            check_memory(op, memory, held)
         return emulator.launches() if emulator is not None else []
 
     def _run_again(self, problem: Problem, memory: Memory, schedule: Json | None) -> None:
@@ -136,17 +172,25 @@ class KernelRuns:
             memory[role.name].clear()
         self.run(problem, memory, schedule)
 
-    def _call(self, problem: Problem, tensors: Tensors) -> None:
-        """Runs the kernel, to its end.
+    def _call(self, calls: Sequence[Listed]) -> None:
+        """Runs the kernel on the one call that there is, to its end.
 
         Raises:
             Refused, Failure
         """
+        ((problem, tensors),) = calls
+        self._finish(lambda: self.kernel.call(problem, tensors, self._announce))
+
+    def _call_list(self, calls: Sequence[Listed]) -> None:
+        self._finish(lambda: self.kernel.call_list(calls, self._announce))
+
+    def _announce(self, name: str, address: int, size: int) -> None:
+        if self._emulator is not None:
+            self._emulator.announce(name, address, size)
+
+    def _finish(self, run: Callable[[], None]) -> None:
         try:
-            if self._emulator is not None:
-                self.kernel.call(problem, tensors, self._emulator.announce)
-            else:
-                self.kernel.call(problem, tensors)
+            run()
         except LaunchError as error:
             said = self._emulator.messages() if self._emulator is not None else []
             raise Failure("emulator" if said else "launch", "\n".join(said) or str(error)) from error
@@ -165,7 +209,7 @@ class KernelRuns:
         op, device = self.kernel.op, self.kernel.tensor_device
         generator = torch.Generator(device).manual_seed(0)
         tensors = {}
-        for role in op.inputs:
+        for role in _required(op, problem):
             tensors[role.name] = torch.empty(role.shape(problem), dtype=role.dtype(problem).torch, device=device)
             flat = tensors[role.name].view(-1)
             for first in range(0, flat.numel(), 2**28):  # normal_ of 16-bit elements needs no copy in fp32
@@ -188,7 +232,7 @@ class KernelRuns:
         op, device = self.kernel.op, self.kernel.tensor_device
         inputs = op.random_inputs(problem, 0, device)
         tensors = {}
-        for role in (*op.inputs, *op.outputs):
+        for role in (*_required(op, problem), *op.outputs):
             shape = role.shape(problem)
             inner = torch.empty(shape[1:], device="meta").stride()
             dtype = role.dtype(problem, self.kernel.config.output_dtype).torch
@@ -206,9 +250,9 @@ class KernelRuns:
         if self._emulator is not None:
             assert schedule is not None
             self._emulator.start(schedule)
-            for role in (*op.inputs, *op.outputs):
+            for role in (*_required(op, problem), *op.outputs):
                 self._emulator.announce(role.title, *_extent(tensors[role.name]))
-        self._call(problem, tensors)
+        self._call([(problem, tensors)])
         worst = dict.fromkeys((role.name for role in op.outputs), 0.0)
         for at in _sample_queries(problem, samples):
             exact, bounds = op.sample(problem, tensors, at, rounds_probabilities=self._rounds_probabilities)
@@ -235,6 +279,11 @@ class KernelRuns:
         if ours > 1.05 * sdpa:
             raise Failure("wrong", f"rms error {ours:.3g}, SDPA's is {sdpa:.3g}")
         return {"ours": ours, "sdpa": sdpa}
+
+
+def _required(op: Op, problem: Problem) -> list[Role]:
+    """The roles of what an op reads that no call goes without."""
+    return [role for role in op.reads(problem) if not role.optional]
 
 
 def _extent(tensor: torch.Tensor) -> tuple[int, int]:

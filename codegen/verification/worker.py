@@ -112,16 +112,25 @@ class Server:
             request["schedule"],
             request.get("repeats", 0),
             request.get("poison", ()),
+            request.get("together", False),
         )
 
     def call(self, request: Json) -> Json:
-        """Runs the kernel on tensors in a file, and leaves its results in another: for the pytest fixture."""
-        runs = self.runs
-        memory = runs.allocate(problem := Problem.from_json(request["problem"]), request["layout"])
-        fill(memory, torch.load(request["inputs"], weights_only=True))
-        launches = runs.run(problem, memory, request["schedule"])
-        results = {role.name: memory[role.name].tensor.contiguous() for role in runs.kernel.op.outputs}
-        torch.save(results, request["outputs"])
+        """Runs the kernel on tensors in a file, and leaves its results in another: for the pytest fixture. With
+        ``together``, all calls as one list; else there is one."""
+        runs, calls = self.runs, []
+        inputs = torch.load(request["inputs"], weights_only=True)
+        for problem, tensors in zip(map(Problem.from_json, request["problems"]), inputs, strict=True):
+            memory = runs.allocate(problem, request["layout"])
+            fill(memory, tensors)
+            calls.append((problem, memory))
+        if request["together"]:
+            launches = runs.run_list(calls, request["schedule"])
+        else:
+            ((problem, memory),) = calls
+            launches = runs.run(problem, memory, request["schedule"])
+        outputs = [role.name for role in runs.kernel.op.outputs]
+        torch.save([{name: one[name].tensor.contiguous() for name in outputs} for _, one in calls], request["outputs"])
         return {"launches": launches}
 
     def large(self, request: Json) -> Json:

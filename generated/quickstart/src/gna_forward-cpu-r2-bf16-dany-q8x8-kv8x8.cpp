@@ -6,7 +6,7 @@ namespace {
 struct Config {
   static constexpr const char* key = "gna_forward-cpu-r2-bf16-dany-q8x8-kv8x8";
   static constexpr gnaforge_op op = GNAFORGE_GNA_FORWARD;
-  static constexpr std::uint64_t features = GNAFORGE_FEATURE_EDGE | GNAFORGE_FEATURE_BLOCK_CAUSAL | GNAFORGE_FEATURE_SINK | GNAFORGE_FEATURE_RANGE | GNAFORGE_FEATURE_KV_SINK | GNAFORGE_FEATURE_DETERMINISTIC;
+  static constexpr std::uint64_t features = GNAFORGE_FEATURE_EDGE | GNAFORGE_FEATURE_BLOCK_CAUSAL | GNAFORGE_FEATURE_SINK | GNAFORGE_FEATURE_RANGE | GNAFORGE_FEATURE_KV_SINK | GNAFORGE_FEATURE_EXTRA_KEYS | GNAFORGE_FEATURE_DETERMINISTIC;
   static constexpr gnaforge_dtype dtype = GNAFORGE_BF16;
   static constexpr gnaforge_dtype out_dtype = GNAFORGE_BF16;
   static constexpr int head_dim = 0;  // any

@@ -65,7 +65,7 @@ enum gnaforge_role {
   GNAFORGE_DELTA = 10,         /* as LSE: sum over channels of OUT * GRAD_OUT, less GRAD_LSE. A backward op writes it
                                    if the call has it; with GNAFORGE_FEATURE_DELTA it reads it instead */
   GNAFORGE_EXTRA_K = 11,       /* and 12: [batch, extra, H_kv, D], of the first and the second piece */
-  GNAFORGE_EXTRA_V = 13,       /* and 14: [batch, extra, H_kv, D_v] */
+  GNAFORGE_EXTRA_V = 13,       /* and 14: [batch, extra, H_kv, D_v]; finite beyond the length, too */
   GNAFORGE_EXTRA_LENGTHS = 15, /* and 16: [batch], int32: keys that count, cut to [0, extra]; absent: all */
   GNAFORGE_GRAD_EXTRA_K = 17,  /* and 18: as EXTRA_K */
   GNAFORGE_GRAD_EXTRA_V = 19,  /* and 20: as EXTRA_V */
@@ -129,8 +129,9 @@ enum gnaforge_code {
 
 /* gnaforge_args.flags: the caller has applied the rules of gnaforge/rules.h to the call, so the entry need not. */
 #define GNAFORGE_ARGS_CHECKED 1u
-/* The call neither reads nor writes what the call before it on the same stream writes: they may run side by side. From
- * version 1.1 on. */
+/* The call may run beside those before it on the same stream, back to the last one without this flag, which has
+ * something to compute: none of them all reads or writes what another writes, and nothing else is put on the stream
+ * between them. From version 1.1 on. */
 #define GNAFORGE_ARGS_BESIDE 2u
 
 /* A heads-last tensor [batch, tokens.., heads, channels]; its extents follow from its role and the problem. A piece of

@@ -73,19 +73,23 @@ inline int position_in_group(std::int64_t token, std::int64_t group, std::int64_
   return step == 1 ? distance : distance / step + (distance % step > 0);
 }
 
-/// The band of one dilation group, of a call that rules.h accepts, with positions of at most max_axis_length.
-inline Band band_of(const PatternAxis& axis, std::int64_t group) {
+/// The position, within dilation group `group`, of the first key that is stored. Where the key tensor has the first
+/// keys of the grid before others, rows are positions of the grid.
+inline int first_key_position(const PatternAxis& axis, std::int64_t group) {
+  return axis.kv_sink > 0 ? 0 : position_in_group(axis.kv_offset, group, axis.dilation);
+}
+
+/// The band of one dilation group, of a call that rules.h accepts, with positions of at most max_axis_length. Key row 0
+/// is at position `kv_begin` of the group.
+inline Band band_of(const PatternAxis& axis, std::int64_t group, int kv_begin) {
   const std::int64_t dilation = axis.dilation, far = far_away;
   const std::int64_t length = position_in_group(axis.length, group, dilation);
   const std::int64_t q_begin = position_in_group(axis.q_offset, group, dilation);
   const std::int64_t q_end = position_in_group(axis.q_offset + axis.q_tokens, group, dilation);
-  // Where the key tensor has the first keys of the grid before others, rows are positions of the grid.
-  const std::int64_t kv_begin = axis.kv_sink > 0 ? 0 : position_in_group(axis.kv_offset, group, dilation);
   const bool causal = axis.causal != GNAFORGE_CAUSAL_NONE, wraps = axis.edge == GNAFORGE_EDGE_WRAP;
   const std::int64_t lead = causal ? axis.stride - axis.window : axis.stride / 2 - axis.window / 2;
-  const std::int64_t phase = q_begin == 0 ? 0 : static_cast<int>(q_begin) % static_cast<int>(axis.stride);
   const std::int64_t zero = -kv_begin, end = length - kv_begin;  // rows of the grid's first position, after its last
-  std::int64_t first = q_begin - phase + lead - kv_begin, ahead = far;
+  std::int64_t first = lead - kv_begin, ahead = far;
   std::int64_t begin_min = zero, begin_max = far, end_min = -far, end_max = end;
   std::int64_t split = -far, low_begin = far, low_slack = 0, gap = 0;
   // Of the axis, not of the group: a part of another range may be as long by chance.
@@ -100,7 +104,7 @@ inline Band band_of(const PatternAxis& axis, std::int64_t group) {
     if (whole) split = gap = length;
   } else if (axis.causal == GNAFORGE_CAUSAL_TOKEN) {
     begin_max = (length > axis.window ? length - axis.window : 0) + zero;
-    ahead = q_begin + 1 + zero;
+    ahead = 1 + zero;
   } else if (!causal && axis.edge == GNAFORGE_EDGE_SHIFT) {
     begin_max = end - axis.window;
     end_min = zero + axis.window;
@@ -111,13 +115,28 @@ inline Band band_of(const PatternAxis& axis, std::int64_t group) {
     low_slack = causal ? 0 : far;
   }
   const auto narrow = [](std::int64_t value) { return static_cast<int>(value); };
-  Band band{narrow(q_end - q_begin), narrow(axis.stride), narrow(phase),     narrow(first),   narrow(axis.window),
-            narrow(begin_min),       narrow(begin_max),   narrow(end_min),   narrow(end_max), narrow(ahead),
-            narrow(split),           narrow(low_begin),   narrow(low_slack), narrow(gap)};
+  Band band{narrow(q_end - q_begin), make_divisor(narrow(axis.stride)),
+            narrow(q_begin),         narrow(first),
+            narrow(axis.window),     narrow(begin_min),
+            narrow(begin_max),       narrow(end_min),
+            narrow(end_max),         narrow(ahead),
+            narrow(split),           narrow(low_begin),
+            narrow(low_slack),       narrow(gap)};
   // Windows are all among the first keys, or none is.
   if (axis.kv_sink > 0 && band.queries > 0 && window(band, band.queries - 1).end > axis.kv_sink)
     band.gap = narrow(axis.kv_offset - axis.kv_sink);
   return band;
+}
+
+/// With rows counted from the first key that is stored.
+inline Band band_of(const PatternAxis& axis, std::int64_t group) {
+  return band_of(axis, group, first_key_position(axis, group));
+}
+
+/// The queries along an axis, all that AxisQTiles looks at: their groups are numbered from the tensor's first token on.
+inline Axis query_axis(const PatternAxis& axis) {
+  const auto tokens = static_cast<int>(axis.q_tokens);
+  return {tokens, 1, divisor_of<1>(), static_cast<int>(axis.dilation), false};
 }
 
 /// The bands of an axis. Of the whole grid there are only two kinds of groups, so a Q tile need not make its own.

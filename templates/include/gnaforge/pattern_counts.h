@@ -11,6 +11,7 @@ inline TileCounts count_axis_tiles(const PatternAxis& axis, int q_extent, int kv
   // Groups between two of these differ in nothing that counts.
   const std::int64_t bounds[] = {0, axis.q_offset % axis.dilation, (axis.q_offset + axis.q_tokens) % axis.dilation,
                                  axis.length % axis.dilation, axis.dilation};
+  const Divisor kv_divisor = make_divisor(kv_extent);
   TileCounts sum{0, 0, 0};
   for (std::int64_t group = 0; group < axis.dilation;) {
     std::int64_t next = axis.dilation;
@@ -19,7 +20,7 @@ inline TileCounts count_axis_tiles(const PatternAxis& axis, int q_extent, int kv
     const Band band = band_of(axis, group);
     const auto groups = static_cast<double>(next - group);
     for (int q = 0; q < band.queries; q += q_extent) {
-      const AxisRuns tiles = axis_runs(band, q, q_extent, kv_extent);
+      const AxisRuns tiles = axis_runs(band, q, q_extent, kv_divisor);
       sum.q_tiles += groups;
       sum.visited += groups * tiles.count;
       sum.interior += groups * (tiles.interior.end - tiles.interior.begin);

@@ -15,14 +15,16 @@ constexpr int far_away = 1 << 30;
 /// one key.
 ///
 /// Row q sees the rows from `begin` to `end`, both of which never fall with q:
-///   raw   = (q + phase) - (q + phase) % stride + first
+///   at    = q + phase, its position in the group of the grid
+///   raw   = at - at % stride + first
 ///   begin = clamp(raw, begin_min, begin_max)
-///   end   = min(clamp(raw + window, end_min, end_max), q + ahead)
+///   end   = min(clamp(raw + window, end_min, end_max), at + ahead)
 /// Rows below `split` are a side of their own, which no tile has in common with the rest. There it sees the rows from
 /// min(begin, low_begin) to min(split, end + low_slack): a sink, or the part before the end of an axis that wraps.
 struct Band {
   int queries;
-  int stride, phase, first, window;
+  Divisor stride;
+  int phase, first, window;
   int begin_min, begin_max, end_min, end_max;
   int ahead;
   int split, low_begin, low_slack;
@@ -34,9 +36,9 @@ GNAFORGE_HD constexpr int clamp_int(int x, int low, int high) { return min_int(m
 /// Rows that `query` sees, but for what only the lower side has.
 GNAFORGE_HD Interval window(const Band& band, int query) {
   const int at = query + band.phase;
-  const int raw = at - at % band.stride + band.first;
+  const int raw = band.stride.floor(at) + band.first;
   return {clamp_int(raw, band.begin_min, band.begin_max),
-          min_int(clamp_int(raw + band.window, band.end_min, band.end_max), query + band.ahead)};
+          min_int(clamp_int(raw + band.window, band.end_min, band.end_max), at + band.ahead)};
 }
 
 /// A window of a query that doesn't exist: nothing of it is on any side.
@@ -44,8 +46,9 @@ constexpr Interval no_window{far_away, -far_away};
 
 /// On the side that row `origin` is on, what a query sees whose window is `keys`.
 GNAFORGE_HD Interval on_side(const Band& band, Interval keys, int origin) {
-  if (origin >= band.split) return keys;
-  return {min_int(keys.begin, band.low_begin), min_int(band.split, keys.end + band.low_slack)};
+  const bool low = origin < band.split;  // chosen by, and no branch, which would hold more in registers
+  return {min_int(keys.begin, low ? band.low_begin : far_away),
+          low ? min_int(band.split, keys.end + band.low_slack) : keys.end};
 }
 
 /// Where in the key tensor's part of the group the box of `extent` rows from `row` on is. It may stick out at either
@@ -68,8 +71,8 @@ GNAFORGE_HD Interval transposed_window(const Band& band, int key) {
     if (key >= band.end_max)
       begin = band.queries;
     else if (key >= band.end_min)  // raw + window > key
-      begin = -floor_div(-(key - band.window + 1 - band.first), band.stride) * band.stride - band.phase;
-    if (band.ahead < far_away) begin = max_int(begin, key - band.ahead + 1);
+      begin = -floor_div(-(key - band.window + 1 - band.first), band.stride.value) * band.stride.value - band.phase;
+    if (band.ahead < far_away) begin = max_int(begin, key - band.ahead + 1 - band.phase);
   }
   // Those whose window begins at or before it: up to `end`.
   int end = band.queries;
@@ -78,7 +81,7 @@ GNAFORGE_HD Interval transposed_window(const Band& band, int key) {
   else if (key < band.begin_min)
     end = 0;
   else if (key < band.begin_max)  // raw <= key
-    end = (floor_div(key - band.first, band.stride) + 1) * band.stride - band.phase;
+    end = (floor_div(key - band.first, band.stride.value) + 1) * band.stride.value - band.phase;
   begin = clamp_int(begin, 0, band.queries);
   return {begin, max_int(begin, min_int(end, band.queries))};
 }

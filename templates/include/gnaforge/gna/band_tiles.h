@@ -34,16 +34,14 @@ struct AxisRuns {
 };
 
 /// Tiles of `extent` rows from `origin` on that lie within `rows`, of `count` tiles.
-GNAFORGE_HD Interval whole_tiles(Interval rows, int origin, int extent, int count) {
-  const int begin = ceil_div(max_int(rows.begin - origin, 0), extent);
-  const int end = min_int(max_int(rows.end - origin, 0) / extent, count);
+GNAFORGE_HD Interval whole_tiles(Interval rows, int origin, Divisor extent, int count) {
+  const int begin = extent.quotient_up(max_int(rows.begin - origin, 0));
+  const int end = min_int(extent.quotient(max_int(rows.end - origin, 0)), count);
   return begin < end ? Interval{begin, end} : Interval{0, 0};
 }
 
-/// Tiles of the query rows [q_begin, q_begin + q_extent), of which the first exists.
-GNAFORGE_HD AxisRuns axis_runs(const Band& band, int q_begin, int q_extent, int extent) {
-  const Interval first = window(band, q_begin);
-  const Interval last = window(band, min_int(q_begin + q_extent, band.queries) - 1);
+/// Tiles of neighbouring query rows, of which the first and the last have these windows.
+GNAFORGE_HD AxisRuns axis_runs(const Band& band, Interval first, Interval last, Divisor extent) {
   AxisRuns runs;
   // From the split on; most axes have nothing else.
   runs.seen[0] = {0, 0};
@@ -51,7 +49,7 @@ GNAFORGE_HD AxisRuns axis_runs(const Band& band, int q_begin, int q_extent, int 
   runs.low_origin = 0;
   runs.low_count = 0;
   runs.turn = 0;
-  runs.count = runs.seen[1].begin < last.end ? ceil_div(last.end - runs.seen[1].begin, extent) : 0;
+  runs.count = extent.quotient_up(max_int(last.end - runs.seen[1].begin, 0));
   runs.interior = whole_tiles({last.begin, first.end}, runs.seen[1].begin, extent, runs.count);
   if (band.split == -far_away) return runs;
   const Interval any{min_int(first.begin, band.low_begin), min_int(band.split, last.end + band.low_slack)};
@@ -61,8 +59,8 @@ GNAFORGE_HD AxisRuns axis_runs(const Band& band, int q_begin, int q_extent, int 
   // whole tiles on both sides are neighbours.
   const int seam = any.begin < 0 ? 0 : last.end > band.split ? band.split : any.begin;
   runs.seen[0] = any;
-  runs.low_origin = seam > any.begin ? seam - ceil_div(seam - any.begin, extent) * extent : any.begin;
-  runs.low_count = ceil_div(any.end - runs.low_origin, extent);
+  runs.low_origin = seam > any.begin ? seam - extent.quotient_up(seam - any.begin) * extent.value : any.begin;
+  runs.low_count = extent.quotient_up(any.end - runs.low_origin);
   runs.count += runs.low_count;
   const Interval low = whole_tiles(all, runs.low_origin, extent, runs.low_count), high = runs.interior;
   if (low.begin == low.end) {
@@ -76,6 +74,21 @@ GNAFORGE_HD AxisRuns axis_runs(const Band& band, int q_begin, int q_extent, int 
   return runs;
 }
 
+/// The last of the query rows [q_begin, q_begin + q_extent), of which the first exists.
+GNAFORGE_HD int last_query(const Band& band, int q_begin, int q_extent) {
+  return min_int(q_begin + q_extent, band.queries) - 1;
+}
+
+/// Tiles of the query rows [q_begin, q_begin + q_extent), of which the first exists.
+GNAFORGE_HD AxisRuns axis_runs(const Band& band, int q_begin, int q_extent, Divisor extent) {
+  return axis_runs(band, window(band, q_begin), window(band, last_query(band, q_begin, q_extent)), extent);
+}
+
+/// Of an extent that is known when the kernel runs.
+GNAFORGE_HD AxisRuns axis_runs(const Band& band, int q_begin, int q_extent, int extent) {
+  return axis_runs(band, q_begin, q_extent, make_divisor(extent));
+}
+
 /// The Q tiles of one KV tile along one axis.
 struct AxisQueries {
   Interval visited;   ///< Query rows that see a row of the KV tile; may be empty.
@@ -85,7 +98,7 @@ struct AxisQueries {
 
 /// Q tiles of the rows [k_begin, k_begin + k_extent) as far as they are below `k_end`. For an axis that wraps: once for
 /// the rows where they are stored, and once each for these less and plus `gap`.
-GNAFORGE_HD AxisQueries axis_queries(const Band& band, int k_begin, int k_extent, int k_end, int extent) {
+GNAFORGE_HD AxisQueries axis_queries(const Band& band, int k_begin, int k_extent, int k_end, Divisor extent) {
   const int last = k_begin + min_int(k_extent, k_end - k_begin) - 1;
   Interval any{transposed_window(band, k_begin).begin, transposed_window(band, last).end};
   Interval all{transposed_window(band, last).begin, transposed_window(band, k_begin).end};
@@ -93,9 +106,13 @@ GNAFORGE_HD AxisQueries axis_queries(const Band& band, int k_begin, int k_extent
     any.end = band.queries;
     if (last >= band.split) all.end = transposed_window(band, band.split).end;
   }
-  AxisQueries queries{any, {0, 0}, any.begin < any.end ? ceil_div(any.end - any.begin, extent) : 0};
+  AxisQueries queries{any, {0, 0}, extent.quotient_up(max_int(any.end - any.begin, 0))};
   queries.interior = whole_tiles(all, any.begin, extent, queries.count);
   return queries;
+}
+
+GNAFORGE_HD AxisQueries axis_queries(const Band& band, int k_begin, int k_extent, int k_end, int extent) {
+  return axis_queries(band, k_begin, k_extent, k_end, make_divisor(extent));
 }
 
 /// Bands as a tile source. A tile lies on one side of its band's split, and may stick out of the keys that there are:
@@ -105,15 +122,22 @@ struct BandTiles {
   using QTile = QTile_;
   using KvTile = KvTile_;
   static constexpr int rank = QTile::rank;
+  using Pattern = Band;
+  static constexpr bool has_sides = true;
   using List = TileList<rank, AxisRuns>;
   using Walk = TileWalk<List>;
 
   GNAFORGE_HD static List list(const Band (&band)[rank], const int (&q_begin)[rank]) {
     List list;
     GNAFORGE_UNROLL
-    for (int d = 0; d < rank; ++d) list.axis[d] = axis_runs(band[d], q_begin[d], QTile::extent(d), KvTile::extent(d));
+    for (int d = 0; d < rank; ++d) list.axis[d] = along(band[d], q_begin[d], d);
     list.finish();
     return list;
+  }
+
+  /// What the list is along axis `d` alone.
+  GNAFORGE_HD static AxisRuns along(const Band& band, int q_begin, int d) {
+    return axis_runs(band, q_begin, QTile::extent(d), KvTile::divisor(d));
   }
 
   GNAFORGE_HD static TileKind kind(const List& list, int index) {

@@ -4,20 +4,22 @@
 //   struct Source {
 //     using QTile, KvTile;
 //     static constexpr int rank;
+//     using Pattern;                                         // what is known of an axis: Axis, or Band
+//     static constexpr bool has_sides;                       // whether there are tiles that are shell_below
 //     using List;                                            // KV tiles of one Q tile: `count`, first `interior` ones
 //     using Walk;                                            // a place among them: begin(list), step(list, next index)
-//     static List list(axis, q_begin);
-//     static AxisTiles along(axis, q_begin, int d);          // its part of axis d, for those who share out the axes
+//     static List list(pattern, q_begin);
+//     static along(pattern, q_begin, int d);                 // its part of axis d, for those who share out the axes
 //     static TileKind kind(const List&, int index);          // of the index-th tile of a walk
 //     static int origin(const List&, const Walk&, int d);    // its first key along axis d,
 //     static Interval rows(const List&, const Walk&, int d); // and those of its keys that some row sees
-//     static Interval row(axis, int query);                  // keys that a row sees along an axis: once per row
-//     static Interval seen(axis, Interval row, int origin);  // those of a tile, counted from its first; not clipped
+//     static Interval row(pattern, int query);               // keys that a row sees along an axis: once per row
+//     static Interval seen(pattern, Interval row, origin);   // those of a tile, counted from its first; not clipped
 //     static RowMask<KvTile> mask(const Interval (&seen)[rank]);
 //   };
 //
 // Along each axis a row sees one interval of a tile, whatever the source: a sink and a window, or both sides of a seam,
-// are in different tiles. BandTiles (band_tiles.h) has Band for Axis, and one question more: where a copy begins
+// are in different tiles. BandTiles (band_tiles.h) asks one question more: where a copy begins
 // (stored_row). Listed boxes fit with a walk over numbers, a kind of their own and interior 0: nobody but the walk
 // relies on an order of kinds.
 #pragma once
@@ -29,8 +31,10 @@ namespace gnaforge {
 
 /// What is to be done with a KV tile. Other sources have further kinds.
 enum class TileKind : int {
-  interior,  ///< No mask: every row sees every key.
-  shell,     ///< A mask by what rows see.
+  interior,     ///< No mask: every row sees every key.
+  shell,        ///< A mask by what rows see.
+  part,         ///< The first columns only, the same ones for every row.
+  shell_below,  ///< As shell, below the split of some axis: see gna/band.h.
 };
 
 /// GNA's windows as a tile source.
@@ -39,6 +43,8 @@ struct WindowTiles {
   using QTile = QTile_;
   using KvTile = KvTile_;
   static constexpr int rank = QTile::rank;
+  using Pattern = Axis;
+  static constexpr bool has_sides = false;
   using List = TileList<rank>;
   using Walk = TileWalk<List>;
 

@@ -1,4 +1,4 @@
-// The entry of a forward kernel that takes Params: checks a call, encodes tensor maps, launches. Host only.
+// The entry of a forward kernel that takes Params: checks calls, and launches them. Host only.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -7,9 +7,8 @@
 #include <cstdint>
 
 #include "gnaforge/entry.h"
-#include "gnaforge/gpu/maps.h"
-#include "gnaforge/gpu/params.h"
-#include "gnaforge/gna/tiles.h"
+#include "gnaforge/gpu/launch.h"
+#include "gnaforge/pattern_counts.h"
 
 namespace gnaforge::gpu {
 
@@ -32,6 +31,7 @@ constexpr gnaforge_device tensor_device = GNAFORGE_CUDA;
 ///   begins_early;                            // whether a launch may begin before the kernel before it in its stream
 ///                                            // ends: every thread block waits for that end (griddepcontrol.wait)
 ///                                            // before it touches tensors
+///   takes_extra_keys;                        // whether the kernel does, if its family has that feature
 ///   q_box(axis), out_box(axis);              // what one copy loads of Q, and stores of the output
 ///   threads, shared_bytes;                   // of a thread block
 ///   blocks_per_processor;                    // that fit a multiprocessor
@@ -59,13 +59,19 @@ struct Entry {
                          major, minor, Config::needs);
   }
 
-  static double launch_tiles(const gnaforge_problem& problem, const Axis (&axes)[rank]) {
+  static void copy_patterns(const gnaforge_problem& problem, PatternAxis (&axes)[rank]) {
+    for (int d = 0; d < rank; ++d) axes[d] = PatternAxis(problem, d);
+  }
+
+  static double launch_tiles(const gnaforge_problem& problem, const PatternAxis (&axes)[rank]) {
     double tiles = static_cast<double>(problem.batch) * static_cast<double>(problem.heads);
-    for (int d = 0; d < rank; ++d) tiles *= static_cast<double>(AxisQTiles(axes[d], QTile::extent(d)).count);
+    for (int d = 0; d < rank; ++d)
+      tiles *= static_cast<double>(AxisQTiles(query_axis(axes[d]), QTile::extent(d)).count);
     return tiles;
   }
 
-  static constexpr Traits traits{Config::op, tensor_device, Config::features};
+  static constexpr std::uint64_t lacks = L::takes_extra_keys ? 0 : GNAFORGE_FEATURE_EXTRA_KEYS;
+  static constexpr Traits traits{Config::op, tensor_device, Config::features & ~lacks};
 
   static int can_run(const gnaforge_args* args, char* why, std::size_t n) {
     const Reason reason{why, n};
@@ -75,9 +81,13 @@ struct Entry {
       return reason.refuse(GNAFORGE_NO_SCALE,
                            "scale is %g, this kernel takes positive ones: it maximises before it scales",
                            problem.scale);
+    for (const std::int64_t tokens : problem.extra_tokens)
+      if (tokens > max_axis_length)
+        return reason.refuse(GNAFORGE_NO_SIZE, "there are %lld extra keys, at most %d in a piece",
+                             static_cast<long long>(tokens), max_axis_length);
     if (const gnaforge_code code = check::layout<Element>(*args, reason)) return code;
-    Axis axes[rank];
-    copy_axes(problem, axes);
+    PatternAxis axes[rank];
+    copy_patterns(problem, axes);
     if (launch_tiles(problem, axes) > L::max_tiles)
       return reason.refuse(GNAFORGE_NO_SIZE, "%.0f Q tiles of all heads and batch entries, at most %d",
                            launch_tiles(problem, axes), L::max_tiles);
@@ -87,9 +97,13 @@ struct Entry {
   static std::int64_t workspace_bytes(const gnaforge_args*) { return 0; }
 
   static double visited_work(const gnaforge_args* args) {
-    Axis axes[rank];
-    copy_axes(*args->problem, axes);
-    const double scores = count_tiles<QTile, KvTile>(axes).visited * L::rows * L::columns;
+    PatternAxis axes[rank];
+    copy_patterns(*args->problem, axes);
+    const TileCounts counts = count_tiles<QTile, KvTile>(axes);
+    double tiles = counts.visited;  // lengths are on the device: all extra keys
+    for (const std::int64_t tokens : args->problem->extra_tokens)
+      tiles += counts.q_tiles * static_cast<double>((tokens + L::columns - 1) / L::columns);
+    const double scores = tiles * L::rows * L::columns;
     return gnaforge::visited_work(*args->problem, scores);
   }
 
@@ -104,127 +118,12 @@ struct Entry {
     return error;
   }
 
-  /// One dilation group, of all batch entries or of one.
-  struct Slice {
-    int group[rank];
-    std::int64_t batch_begin, batch;
-  };
-
-  static void* data_of(const gnaforge_tensor& tensor, const Slice& slice, std::int64_t size) {
-    std::int64_t offset = slice.batch_begin * tensor.batch_stride;
-    for (int d = 0; d < rank; ++d) offset += slice.group[d] * tensor.token_stride[d];
-    return static_cast<char*>(tensor.data) + offset * size;
-  }
-
-  static gnaforge_code map(EncodeTiled encode, CUtensorMap& out, const gnaforge_args& args, int role,
-                           const Params<rank>& params, const Axis (&axes)[rank], const Slice& slice,
-                           const int (&box)[rank], const Reason& reason) {
-    const gnaforge_tensor& tensor = *tensor_of(args, role);
-    const Sizes sizes = sizes_of(*args.problem, role);
-    Extents<rank> extents{sizes.channels, sizes.heads, {}, slice.batch};
-    std::int64_t token_stride[rank];
-    for (int d = 0; d < rank; ++d) {
-      extents.tokens[d] = params.length[params.slices][d];
-      token_stride[d] = tensor.token_stride[d] * axes[d].dilation;
-    }
-    const CUresult result = encode_map<Element, rank>(encode, out, tensor, data_of(tensor, slice, Element::bytes),
-                                                      extents, token_stride, box, params.folded != 0);
-    if (result == CUDA_SUCCESS) return GNAFORGE_OK;
-    return reason.refuse(GNAFORGE_FAILED, "the driver refuses a tensor map of %s (CUresult %d)", role_facts[role].name,
-                         static_cast<int>(result));
-  }
-
-  /// What all slices of a call have in common.
-  static Params<rank> common_params(const gnaforge_args& args, const Axis (&axes)[rank], bool folded) {
-    const gnaforge_problem& problem = *args.problem;
-    Params<rank> params{};
-    params.folded = folded;
-    params.kv_heads = make_divisor(static_cast<int>(problem.kv_heads));
-    params.heads_per_kv_head = make_divisor(static_cast<int>(problem.heads / problem.kv_heads));
-    params.scale = static_cast<float>(problem.scale);
-    params.scale_log2 = static_cast<float>(problem.scale * 1.4426950408889634);
-    for (int d = 0; d < rank; ++d) params.axis[d] = group_axis(axes[d], 0);
-    if (const gnaforge_tensor* const lse = tensor_of(args, GNAFORGE_LSE)) {
-      params.lse_batch_stride = lse->batch_stride;
-      params.lse_head_stride = lse->head_stride;
-      for (int d = 0; d < rank; ++d) params.lse_token_stride[d] = lse->token_stride[d] * axes[d].dilation;
-    }
-    return params;
-  }
-
-  static gnaforge_code add_slice(Params<rank>& params, const gnaforge_args& args, const Axis (&axes)[rank],
-                                 const Slice& slice, EncodeTiled encode, const Reason& reason) {
-    const gnaforge_problem& problem = *args.problem;
-    const int index = params.slices;
-    std::int64_t tiles = slice.batch * problem.heads;
-    int q_box[rank], kv_box[rank], out_box[rank];
-    params.q_tiles_shift[index] = 0;
-    for (int d = 0; d < rank; ++d) {
-      params.length[index][d] = group_length(axes[d], slice.group[d]);
-      const Divisor along = make_divisor(ceil_div(params.length[index][d], QTile::extent(d)));
-      params.q_tiles_factor[index][d] = along.factor;
-      params.q_tiles_shift[index] |= along.shift << (8 * d);
-      tiles *= along.value;
-      q_box[d] = L::q_box(d);
-      kv_box[d] = KvTile::extent(d);
-      out_box[d] = L::out_box(d);
-    }
-    if (const gnaforge_tensor* const lse = tensor_of(args, GNAFORGE_LSE))
-      params.log_sum_exp[index] = static_cast<float*>(data_of(*lse, slice, sizeof(float)));
-    Maps& maps = params.maps[index];
-    const struct {
-      CUtensorMap& map;
-      gnaforge_role role;
-      const int (&box)[rank];
-    } copied[] = {{maps.q, GNAFORGE_Q, q_box},
-                  {maps.k, GNAFORGE_K, kv_box},
-                  {maps.v, GNAFORGE_V, kv_box},
-                  {maps.out, GNAFORGE_OUT, out_box}};
-    for (const auto& [to, role, box] : copied)
-      if (const gnaforge_code code = map(encode, to, args, role, params, axes, slice, box, reason)) return code;
-    const int end = params.first_tile[index] + static_cast<int>(tiles);
-    for (int next = index + 1; next <= max_slices; ++next) params.first_tile[next] = end;
-    params.slices = index + 1;
-    return GNAFORGE_OK;
-  }
-
-  /// Whether the driver takes launches that may begin early, also while a stream is captured into a graph: from CUDA
-  /// 12.3 on (CUDA C++ Programming Guide, Programmatic Dependent Launch, Use in CUDA Graphs).
-  static bool driver_begins_early() {
-    static std::atomic<int> known{0};
-    int version = known.load(std::memory_order_relaxed);
-    if (version == 0 && cudaDriverGetVersion(&version) == cudaSuccess) known.store(version, std::memory_order_relaxed);
-    return version >= 12030;
-  }
-
-  static gnaforge_code launch(Params<rank>& params, int processors, void* stream, const Reason& reason) {
-    cudaLaunchConfig_t launch{};
-    launch.gridDim = dim3(static_cast<unsigned>(min_int(params.tiles(), processors * L::blocks_per_processor)));
-    launch.blockDim = dim3(L::threads);
-    launch.dynamicSmemBytes = L::shared_bytes;
-    launch.stream = static_cast<cudaStream_t>(stream);
-    cudaLaunchAttribute early{};
-    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    early.val.programmaticStreamSerializationAllowed = 1;
-    if (L::begins_early && driver_begins_early()) {
-      launch.attrs = &early;
-      launch.numAttrs = 1;
-    }
-    void* arguments[] = {&params};
-    const cudaError_t error = cudaLaunchKernelExC(&launch, Config::kernel(), arguments);
-    params.slices = 0;
-    if (error == cudaSuccess) return GNAFORGE_OK;
-    cudaGetLastError();
-    return reason.refuse(GNAFORGE_FAILED, "the launch failed: %s", cudaGetErrorString(error));
-  }
-
-  static gnaforge_code run_slices(const gnaforge_args& args, const Axis (&axes)[rank], void* stream,
-                                  const Reason& reason) {
-    const gnaforge_problem& problem = *args.problem;
+  static gnaforge_code run_list(const gnaforge_args* const* calls, std::int64_t count, void* stream,
+                                const Reason& reason) {
     const EncodeTiled encode = find_encode_tiled();
     if (encode == nullptr)
       return reason.refuse(GNAFORGE_FAILED, "the driver has no cuTensorMapEncodeTiled: it is older than CUDA 12");
-    const int device = device_of(args);
+    const int device = device_of(*calls[0]);
     int processors = 0;
     cudaError_t error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
     if (error == cudaSuccess) error = allow_shared_memory(device);
@@ -232,31 +131,28 @@ struct Entry {
       cudaGetLastError();
       return reason.refuse(GNAFORGE_FAILED, "can't prepare device %d: %s", device, cudaGetErrorString(error));
     }
-    const bool apart = problem.batch > 1 && repeats_batch(args);
-    const bool folded = rank == 3 && L::may_fold && problem.batch > 1 && !apart && foldable<Element>(args);
-    const std::int64_t batch_step = (rank == 3 && !folded) || apart ? 1 : problem.batch;
-    Params<rank> params = common_params(args, axes, folded);
-    Slice slice{};
-    slice.batch = batch_step;
-    for (;;) {  // all dilation groups
-      for (slice.batch_begin = 0; slice.batch_begin < problem.batch; slice.batch_begin += batch_step) {
-        if (params.slices == max_slices)
-          if (const gnaforge_code code = launch(params, processors, stream, reason)) return code;
-        if (const gnaforge_code code = add_slice(params, args, axes, slice, encode, reason)) return code;
-      }
-      int d = rank - 1;
-      while (d >= 0 && ++slice.group[d] == axes[d].dilation) slice.group[d--] = 0;
-      if (d < 0) return launch(params, processors, stream, reason);
+    bool beside = true;
+    for (std::int64_t i = 0; i < count; ++i) {
+      if (const gnaforge_code code = gnaforge::check::data(*calls[i], reason)) return code;
+      beside = beside && (calls[i]->flags & GNAFORGE_ARGS_BESIDE) != 0;
     }
+    Launches<Config, L> launches(encode, processors, stream, count > 1, beside, reason);
+    for (std::int64_t i = 0; i < count; ++i) {
+      if (calls[i]->problem->batch == 0 || calls[i]->problem->heads == 0) continue;
+      if (const gnaforge_code code = launches.add(*calls[i])) return code;
+    }
+    return launches.finish();
   }
 
   static int run(const gnaforge_args* args, void*, void* stream, char* error, std::size_t n) {
-    const Reason reason{error, n};
-    if (args->problem->batch == 0 || args->problem->heads == 0) return GNAFORGE_OK;
-    if (const gnaforge_code code = gnaforge::check::data(*args, reason)) return code;
-    Axis axes[rank];
-    copy_axes(*args->problem, axes);
-    return run_slices(*args, axes, stream, reason);
+    return run_list(&args, 1, stream, {error, n});
+  }
+
+  static std::int64_t calls_workspace_bytes(const gnaforge_args* const*, std::int64_t) { return 0; }
+
+  static int run_calls(const gnaforge_args* const* calls, std::int64_t count, void*, void* stream, char* error,
+                       std::size_t n) {
+    return count == 0 ? GNAFORGE_OK : run_list(calls, count, stream, {error, n});
   }
 };
 
@@ -275,8 +171,8 @@ constexpr gnaforge_entry make_entry() {
           E::workspace_bytes,
           E::visited_work,
           E::run,
-          nullptr,
-          nullptr};
+          E::calls_workspace_bytes,
+          E::run_calls};
 }
 
 }  // namespace gnaforge::gpu

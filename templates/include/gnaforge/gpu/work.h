@@ -7,60 +7,46 @@
 
 namespace gnaforge::gpu {
 
-template <class Source>
-struct Work {
-  using QTile = typename Source::QTile;
-  static constexpr int rank = Source::rank;
+template <class QTile>
+struct Place {
+  static constexpr int rank = QTile::rank;
 
-  int slice, batch, head, kv_head;  ///< Batch entry within the slice.
-  int q_begin[rank];
-  typename Source::List list;
-
-  __device__ __forceinline__ Work(const Params<rank>& params, int index) {
-    place(params, index);
-    Axis axis[rank];
-#pragma unroll
-    for (int d = 0; d < rank; ++d) axis[d] = params.axis_of(slice, d);
-    list = Source::list(axis, q_begin);
-  }
-
-  /// The same for all lanes of a warp, who are here together. Each works out one axis and tells the others: one after
-  /// the other, axes would take up to three times as long.
-  __device__ __forceinline__ Work(const Params<rank>& params, int index, int lane) {
-    place(params, index);
-    const int own = rank == 1 ? 0 : min_int(lane, rank - 1);
-    int own_begin = q_begin[rank - 1];
-#pragma unroll
-    for (int d = 0; d < rank - 1; ++d) own_begin = own == d ? q_begin[d] : own_begin;
-    const auto along = Source::along(params.axis_of(slice, own), own_begin, own);
-#pragma unroll
-    for (int d = 0; d < rank; ++d) list.axis[d] = rank == 1 ? along : from_lane(along, d);
-    list.finish();
-  }
-
- private:
-  static __device__ __forceinline__ Interval from_lane(Interval interval, int lane) {
-    return {__shfl_sync(~0u, interval.begin, lane), __shfl_sync(~0u, interval.end, lane)};
-  }
-  static __device__ __forceinline__ AxisTiles from_lane(const AxisTiles& tiles, int lane) {
-    return {from_lane(tiles.visited, lane), from_lane(tiles.interior, lane), __shfl_sync(~0u, tiles.count, lane)};
-  }
+  int slice, batch;   ///< Batch entry within the slice.
+  int head, kv_head;  ///< Among those of the maps.
+  int q_begin[rank];  ///< A row of the slice.
 
   /// Query heads that share keys come next to each other, then neighbouring tiles: thread blocks that run at the same
   /// time share K and V in the L2 cache. Causal axes run backwards: their last tiles see most keys and take longest.
-  __device__ __forceinline__ void place(const Params<rank>& params, int index) {
+  __device__ __forceinline__ Place(const Params<rank>& params, int index) {
     slice = params.slice_of(index);
     index -= params.first_tile[slice];
-    const int member = params.heads_per_kv_head.split(index);
+    const auto& call = params.call(slice);
+    const int member = call.heads_per_kv_head.split(index);
 #pragma unroll
     for (int d = rank - 1; d >= 0; --d) {
       const Divisor tiles = params.q_tiles(slice, d, QTile::divisor(d));
       const int tile = tiles.split(index);
-      q_begin[d] = (params.axis[d].causal ? tiles.value - 1 - tile : tile) * QTile::extent(d);
+      q_begin[d] = (call.backwards >> d & 1 ? tiles.value - 1 - tile : tile) * QTile::extent(d);
     }
-    kv_head = params.kv_heads.split(index);
+    kv_head = call.kv_heads.split(index);
     batch = index;
-    head = kv_head * params.heads_per_kv_head.value + member;
+    head = kv_head * call.heads_per_kv_head.value + member + params.slices[slice].first_head;
+    kv_head += params.slices[slice].first_kv_head;
+  }
+};
+
+/// And which KV tiles it visits.
+template <class Source>
+struct Work : Place<typename Source::QTile> {
+  static constexpr int rank = Source::rank;
+  typename Source::List list;
+
+  __device__ __forceinline__ Work(const Params<rank>& params, int index)
+      : Place<typename Source::QTile>(params, index) {
+    typename Source::Pattern pattern[rank];
+#pragma unroll
+    for (int d = 0; d < rank; ++d) pattern[d] = params.template pattern<typename Source::Pattern>(this->slice, d);
+    list = Source::list(pattern, this->q_begin);
   }
 };
 
@@ -79,10 +65,12 @@ struct QTileFacts {
   int count;   ///< KV tiles.
   int masked;  ///< Whether some of them need a mask.
 
-  template <class Source>
-  static __device__ __forceinline__ void store(ptx::SharedAddress slot, const Work<Source>& work) {
-    store_coordinates<Rank>(slot, work.q_begin, work.head);
-    ptx::store_shared(slot + 16, work.batch, work.list.interior < work.list.count, work.list.count, work.slice);
+  /// Of `count` KV tiles; `masked`: whether what rows see makes a mask for some.
+  template <class QTile>
+  static __device__ __forceinline__ void store(ptx::SharedAddress slot, const Place<QTile>& place, int count,
+                                               bool masked) {
+    store_coordinates<Rank>(slot, place.q_begin, place.head);
+    ptx::store_shared(slot + 16, place.batch, masked, count, place.slice);
   }
 
   static __device__ __forceinline__ QTileFacts load(ptx::SharedAddress slot) {
@@ -103,11 +91,24 @@ struct QTileFacts {
 /// What consumers need to know of a KV tile, beside its stage.
 template <int Rank>
 struct KvTileFacts {
-  int origin[Rank];  ///< The first key.
-  TileKind kind;
+  int origin[Rank];  ///< The first key; of kind `part`, origin[0] is how many columns count.
+  TileKind kind;     ///< Its last one is stored with the slice added to it.
+
+  /// Of the last kind.
+  __device__ __forceinline__ int slice() const {
+    return static_cast<int>(kind) - static_cast<int>(TileKind::shell_below);
+  }
 
   static __device__ __forceinline__ void store(ptx::SharedAddress slot, const int (&origin)[Rank], TileKind kind) {
     store_coordinates<Rank>(slot, origin, static_cast<int>(kind));
+  }
+
+  /// The same by the lanes of a warp, of which lane d has the first key along axis d, and those from the last axis on
+  /// that along it.
+  static __device__ __forceinline__ void store(ptx::SharedAddress slot, int lane, int origin, TileKind kind,
+                                               int slice) {
+    const int stored = static_cast<int>(kind) + (kind == TileKind::shell_below ? slice : 0);
+    if (lane < 4) ptx::store_shared_word(slot + 4 * lane, lane < 3 ? origin : stored);
   }
 
   static __device__ __forceinline__ KvTileFacts load(ptx::SharedAddress slot) {

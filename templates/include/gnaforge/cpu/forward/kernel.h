@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <new>
+#include <type_traits>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -146,7 +148,10 @@ struct Kernel {
     for (int d = 0; d < rank; ++d) axes[d] = PatternAxis(*args->problem, d);
     // Keys of a KV tile that no query of the Q tile sees are left out, so only those that it sees count.
     constexpr int rows = ceil_div(Config::QTile::volume, row_padding) * row_padding;
-    return gnaforge::visited_work(*args->problem, count_tiles<typename Config::QTile, OneKey>(axes).visited * rows);
+    const TileCounts counts = count_tiles<typename Config::QTile, OneKey>(axes);
+    double keys = counts.visited;
+    for (const std::int64_t tokens : args->problem->extra_tokens) keys += counts.q_tiles * static_cast<double>(tokens);
+    return gnaforge::visited_work(*args->problem, keys * rows);
   }
 
   /// What the threads of one run share.
@@ -176,6 +181,86 @@ struct Kernel {
       args->host->parallel_for(0, used, 1, work, &shared);
     return GNAFORGE_OK;
   }
+
+  /// A call of a list.
+  struct Queued {
+    Plan<Config> plan;
+    std::atomic<std::int64_t> next{0};  ///< The first of its tasks that nobody has taken.
+    double task_work;
+
+    explicit Queued(const gnaforge_args& args) : plan(args), task_work(plan.task_work()) {}
+  };
+
+  static_assert(std::is_trivially_destructible<Queued>::value, "nobody destroys what is in a workspace");
+
+  /// A list of calls in its workspace: their plans, the order of work, and the threads' scratch memory.
+  struct List {
+    Queued* queued;
+    Queued** order;
+    std::int64_t count;
+    float* scratch;
+    std::int64_t floats = 0;  ///< Of one thread's scratch memory.
+    std::int64_t slots = 0;   ///< Threads that have something to do.
+
+    /// The longest tasks come first, so that no thread begins one when the others have nothing left.
+    List(const gnaforge_args* const* calls, std::int64_t calls_count, void* workspace)
+        : queued(static_cast<Queued*>(workspace)),
+          order(reinterpret_cast<Queued**>(queued + calls_count)),
+          count(calls_count),
+          scratch(reinterpret_cast<float*>(static_cast<char*>(workspace) + plan_bytes(count))) {
+      std::int64_t tasks = 0;
+      for (std::int64_t i = 0; i < count; ++i) {
+        order[i] = new (queued + i) Queued(*calls[i]);
+        tasks += queued[i].plan.tasks;
+        floats = std::max(floats, queued[i].plan.scratch.floats);
+      }
+      slots = std::min(threads(*calls[0]), tasks);
+      std::sort(order, order + count, [](const Queued* a, const Queued* b) {
+        return a->task_work != b->task_work ? a->task_work > b->task_work : a < b;
+      });
+    }
+
+    static std::int64_t plan_bytes(std::int64_t count) {
+      return (count * static_cast<std::int64_t>(sizeof(Queued) + sizeof(Queued*)) + 63) / 64 * 64;
+    }
+  };
+
+  static std::int64_t calls_workspace_bytes(const gnaforge_args* const* calls, std::int64_t count) {
+    std::int64_t tasks = 0, floats = 0;
+    for (std::int64_t i = 0; i < count; ++i) {
+      const Plan<Config> plan(*calls[i]);
+      tasks += plan.tasks;
+      floats = std::max(floats, plan.scratch.floats);
+    }
+    const std::int64_t slots = std::min(threads(*calls[0]), tasks);
+    return List::plan_bytes(count) + slots * floats * static_cast<std::int64_t>(sizeof(float));
+  }
+
+  static void work_on_calls(std::int64_t begin, std::int64_t end, void* context) {
+    const List& list = *static_cast<List*>(context);
+    for (std::int64_t slot = begin; slot < end; ++slot)
+      for (std::int64_t i = 0; i < list.count; ++i) {
+        Queued& one = *list.order[i];
+        if (one.next.load(std::memory_order_relaxed) < one.plan.tasks)
+          body()(one.plan, list.scratch + slot * list.floats, one.next);
+      }
+  }
+
+  static int run_calls(const gnaforge_args* const* calls, std::int64_t count, void* workspace, void*, char* error,
+                       std::size_t n) {
+    const Reason reason{error, n};
+    if (const gnaforge_code code = check::workspace(workspace, reason)) return code;
+    List list(calls, count, workspace);
+    for (std::int64_t i = 0; i < count; ++i)
+      if (list.queued[i].plan.tasks > 0)
+        if (const gnaforge_code code = check::data(*calls[i], reason)) return code;
+    const gnaforge_host* const host = calls[0]->host;
+    if (host == nullptr || host->parallel_for == nullptr || list.slots <= 1)
+      work_on_calls(0, list.slots, &list);
+    else
+      host->parallel_for(0, list.slots, 1, work_on_calls, &list);
+    return GNAFORGE_OK;
+  }
 };
 
 template <class Config>
@@ -193,8 +278,8 @@ constexpr gnaforge_entry make_entry() {
           K::workspace_bytes,
           K::visited_work,
           K::run,
-          nullptr,
-          nullptr};
+          K::calls_workspace_bytes,
+          K::run_calls};
 }
 
 }  // namespace gnaforge::cpu

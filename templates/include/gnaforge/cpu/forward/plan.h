@@ -29,6 +29,33 @@ struct View {
   View() : data(nullptr), batch_stride(0), token_stride{}, head_stride(0) {}
 };
 
+/// Keys and values beside the grid's, which all queries see: [batch, tokens, kv heads, channels].
+template <class T>
+struct ExtraPiece {
+  std::int64_t tokens = 0;  ///< 0: there is no such piece.
+  View<const T, 1> k, v;
+  const std::int32_t* lengths = nullptr;  ///< Tokens that count, by batch entry; null: all do.
+  std::int64_t length_stride = 0;
+
+  ExtraPiece() = default;
+  ExtraPiece(const gnaforge_args& args, int piece)
+      : tokens(args.problem->extra_tokens[piece]),
+        k(*tensor_of(args, GNAFORGE_EXTRA_K + piece)),
+        v(*tensor_of(args, GNAFORGE_EXTRA_V + piece)) {
+    const gnaforge_tensor* const given = tensor_of(args, GNAFORGE_EXTRA_LENGTHS + piece);
+    if (given == nullptr) return;
+    lengths = static_cast<const std::int32_t*>(given->data);
+    length_stride = given->batch_stride;
+  }
+
+  /// Tokens of a batch entry that count; what is beyond them is not read.
+  std::int64_t count(std::int64_t batch) const {
+    if (lengths == nullptr) return tokens;
+    const std::int64_t length = lengths[batch * length_stride];
+    return length < 0 ? 0 : length < tokens ? length : tokens;
+  }
+};
+
 /// Keys that one step of online softmax takes. Their scores fit the first-level cache beside a panel of Q.
 constexpr int batch_keys = 64;
 
@@ -60,12 +87,6 @@ struct Scratch {
   }
 };
 
-/// The queries along an axis, all that AxisQTiles looks at: their groups are numbered from the tensor's first token on.
-inline Axis query_axis(const PatternAxis& axis) {
-  const auto tokens = static_cast<int>(axis.q_tokens);
-  return {tokens, 1, divisor_of<1>(), static_cast<int>(axis.dilation), false};
-}
-
 /// A call that can_run has accepted.
 template <class Config>
 struct Plan {
@@ -83,6 +104,7 @@ struct Plan {
   View<const Element, rank> q, k, v;
   View<Element, rank> out;
   View<float, rank> log_sum_exp;  ///< Its data is null where the caller wants none.
+  ExtraPiece<Element> extra[GNAFORGE_MAX_EXTRA];
   AxisQTiles q_tiles[rank];
   std::int64_t tasks;
   Scratch scratch;
@@ -101,11 +123,25 @@ struct Plan {
         scratch(QTile::volume, head_dim, value_head_dim) {
     const gnaforge_tensor* const lse = tensor_of(args, GNAFORGE_LSE);
     if (lse != nullptr) log_sum_exp = View<float, rank>(*lse);
+    for (int piece = 0; piece < GNAFORGE_MAX_EXTRA; ++piece)
+      if (args.problem->extra_tokens[piece] > 0) extra[piece] = ExtraPiece<Element>(args, piece);
     for (int d = 0; d < rank; ++d) {
       axis[d] = AxisBands(PatternAxis(*args.problem, d));
       q_tiles[d] = AxisQTiles(query_axis(axis[d].axis), QTile::extents[d]);
       tasks *= q_tiles[d].count;
     }
+  }
+
+  /// About what a task takes, to compare those of several calls.
+  double task_work() const {
+    double keys = 1;
+    for (int d = 0; d < rank; ++d) {
+      const PatternAxis& of = axis[d].axis;
+      const std::int64_t seen = of.window + of.sink + QTile::extents[d], there = of.kv_tokens / of.dilation + 1;
+      keys *= static_cast<double>(seen < there ? seen : there);
+    }
+    for (const ExtraPiece<Element>& piece : extra) keys += static_cast<double>(piece.tokens);
+    return keys * (head_dim + value_head_dim);
   }
 };
 

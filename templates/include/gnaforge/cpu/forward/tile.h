@@ -47,6 +47,8 @@ class Forward {
     Walk walk;
     walk.begin(tiles);
     gathered_ = 0;
+    for (const ExtraPiece<Element>& piece : plan_.extra)
+      if (piece.tokens > 0) gather_extra(piece);
     for (int index = 0; index < tiles.count; ++index) {
       if (index > 0) walk.step(tiles, index);
       if (Source::kind(tiles, index) == TileKind::interior) {
@@ -135,19 +137,37 @@ class Forward {
       const Element* k = task_.at_key(plan_.k, plan_, position);
       const Element* v = task_.at_key(plan_.v, plan_, position);
       for (int x = 0; x < count[inner]; ++x) {
-        const int slot = gathered_++;
-        float* const key = scratch_ + plan_.scratch.k + slot * plan_.head_dim;
-        float* const value = scratch_ + plan_.scratch.v + slot * plan_.value_head_dim;
-        widen(key, k + x * k_step, plan_.head_dim);
-        widen(value, v + x * v_step, plan_.value_head_dim);
-        batch_.k[slot] = key;
-        batch_.v[slot] = value;
+        const int slot = gather_key(k + x * k_step, v + x * v_step);
         if (Masked) {
           seen_by_[slot] = seen_by;
           for (int w = 0; w < RowSet<QTile>::words; ++w) seen_by_[slot].word[w] &= rows[inner][x].word[w];
         }
         if (gathered_ == batch_keys) flush<Masked>();
       }
+    }
+  }
+
+  /// The slot that a key and its value take in the batch.
+  int gather_key(const Element* k, const Element* v) {
+    const int slot = gathered_++;
+    float* const key = scratch_ + plan_.scratch.k + slot * plan_.head_dim;
+    float* const value = scratch_ + plan_.scratch.v + slot * plan_.value_head_dim;
+    widen(key, k, plan_.head_dim);
+    widen(value, v, plan_.value_head_dim);
+    batch_.k[slot] = key;
+    batch_.v[slot] = value;
+    return slot;
+  }
+
+  /// Adds keys that all queries see: whole batches need no mask, and what is left joins any batch.
+  void gather_extra(const ExtraPiece<Element>& piece) {
+    const Element* k = piece.k.data + task_.batch * piece.k.batch_stride + task_.kv_head * piece.k.head_stride;
+    const Element* v = piece.v.data + task_.batch * piece.v.batch_stride + task_.kv_head * piece.v.head_stride;
+    const std::int64_t count = piece.count(task_.batch);
+    for (std::int64_t token = 0; token < count; ++token) {
+      const int slot = gather_key(k + token * piece.k.token_stride[0], v + token * piece.v.token_stride[0]);
+      for (auto& word : seen_by_[slot].word) word = ~0ull;
+      if (gathered_ == batch_keys) flush<false>();
     }
   }
 
@@ -273,7 +293,7 @@ class Forward {
   int gathered_ = 0;
   Softmax<width> softmax_[panels];
   KeyList batch_;
-  RowSet<QTile> seen_by_[batch_keys];  ///< Rows that see the gathered keys, where masked.
+  RowSet<QTile> seen_by_[batch_keys];  ///< Rows that see the gathered keys, where masked. Extra keys have all bits.
 };
 
 }  // namespace gnaforge::cpu::GNAFORGE_ISA

@@ -31,7 +31,9 @@ struct LogSumExp {
   const gpu::Params<rank>* params;
   int row;
 
-  __device__ __forceinline__ bool operator!=(decltype(nullptr)) const { return params->log_sum_exp[0] != nullptr; }
+  __device__ __forceinline__ bool operator!=(decltype(nullptr)) const {
+    return params->slices[0].log_sum_exp != nullptr;
+  }
   __device__ __forceinline__ LogSumExp operator+(int rows) const { return {params, row + rows}; }
   __device__ __forceinline__ LogSumExpElement operator[](int rows) const { return *(*this + rows); }
 
@@ -80,7 +82,7 @@ struct Epilogue {
   __device__ __forceinline__ explicit Epilogue(const Params& own) : params(own) {}
 
   static __device__ __forceinline__ void prefetch_tma_descriptors(const Params& params) {
-    ptx::prefetch_map(&params.kernel->maps[0].out);
+    ptx::prefetch_map(&params.kernel->maps_at(0).out);
   }
 
   template <class Block, class Shape, class ParamsShape>

@@ -87,7 +87,7 @@ struct Mask {
       state.walk.begin_shell(state.list);
 #pragma unroll
     for (int d = 0; d < rank; ++d) {
-      const Axis axis = own.params->axis_of(work.slice, d);
+      const auto axis = own.params->template pattern<typename Source::Pattern>(work.slice, d);
       own.row[d] = Source::row(axis, position(axis, d, work.q_begin[d], row % (halves * half_rows)));
     }
     own.begun = true;
@@ -116,7 +116,8 @@ struct Mask {
     Interval seen[rank];
 #pragma unroll
     for (int d = 0; d < rank; ++d)
-      seen[d] = Source::seen(own.params->axis[d], own.row[d], Source::origin(state.list, state.walk, d));
+      seen[d] = Source::seen(own.params->template pattern<typename Source::Pattern>(0, d), own.row[d],
+                             Source::origin(state.list, state.walk, d));
     const RowMask<KvTile> mask = Source::mask(seen);
 #pragma unroll
     for (int word = 0; word < columns / 32; ++word) {

@@ -31,7 +31,7 @@ struct Problem {
   ptx::SharedAddress kv_facts, mask_table;
   int first;  ///< Of the KV tiles since launch, this Q tile's first.
   int interior, count;
-  sm90::RowWindows<HalfOf<Config>> windows;
+  sm90::RowWindows<HalfOf<Config>, TileSource<Config>> windows;
 };
 
 /// The mainloop makes a fresh one for each question. It asks of the first tile whatever it is, then of those beyond the
@@ -59,8 +59,7 @@ struct Mask {
     const int tile = cute::get<1>(index(cute::_0{})) / KvTile::volume;
     const KvTileFacts facts = KvTileFacts::load(own.kv_facts + gpu::kv_facts_bytes * ((own.first + tile) % slots));
     if (facts.kind == TileKind::interior) return;
-    own.windows.seen(*own.params, own.mask_table, facts.origin)
-        .apply(*reinterpret_cast<float (*)[registers]>(scores.data()));
+    own.windows.seen(*own.params, own.mask_table, facts).apply(*reinterpret_cast<float (*)[registers]>(scores.data()));
   }
 };
 

@@ -28,6 +28,16 @@ template <int Words>
 struct SeenColumns {
   unsigned word[2][Words];
 
+  /// Both rows see the first `count` columns. `quad` is the thread's place in its quad.
+  template <class Columns>
+  static __device__ __forceinline__ SeenColumns first(int count, int quad) {
+    SeenColumns seen;
+    const int own = Columns::count_below(count, quad);
+#pragma unroll
+    for (int w = 0; w < Words; ++w) seen.word[0][w] = seen.word[1][w] = ~bits_from(own - 32 * w);
+    return seen;
+  }
+
   /// Sets scores of the others to -infinity.
   template <int N>
   __device__ __forceinline__ void apply(float (&scores)[N]) const {
@@ -42,11 +52,10 @@ struct SeenColumns {
   }
 };
 
-/// What a thread's two rows see, found once per Q tile.
-template <class Config>
+/// What a thread's two rows see, found once per Q tile. `Source` is the kernel's tile source.
+template <class Config, class Source>
 struct RowWindows {
   using L = Layout<Config>;
-  using Source = TileSource<Config>;
   using QTile = typename Config::QTile;
   using Columns = typename L::Columns;
   static constexpr int rank = L::rank;
@@ -69,24 +78,45 @@ struct RowWindows {
     quad = lane & 3;
 #pragma unroll
     for (int d = 0; d < rank; ++d) {
-      const Axis axis = params.axis_of(work.slice, d);
+      const auto pattern = params.template pattern<typename Source::Pattern>(work.slice, d);
       const int query = work.q_begin[d] + own / QTile::pitch(d) % QTile::extent(d);
-      const Interval keys = Source::row(axis, min_int(query, axis.length - 1));
+      Interval keys = Source::row(pattern, min_int(query, params.queries(work.slice, d) - 1));
+      if constexpr (Source::has_sides) {  // rows instead of positions; see lane_tiles.h
+        const int first = params.slices[work.slice].group[d].kv_begin;
+        keys = {keys.begin - first, keys.end - first};
+      }
 #pragma unroll
       for (int r = 0; r < 2; ++r)
         row[r][d] = {__shfl_sync(~0u, keys.begin, lane / 4 + 8 * r), __shfl_sync(~0u, keys.end, lane / 4 + 8 * r)};
     }
   }
 
-  /// Of the KV tile whose first key is `origin`; `table` is that of masks.
+  /// Of a KV tile that needs a mask; `table` is that of masks.
   __device__ __forceinline__ SeenColumns<words> seen(const gpu::Params<rank>& params, ptx::SharedAddress table,
-                                                     const int (&origin)[rank]) const {
+                                                     const gpu::KvTileFacts<rank>& facts) const {
+    Ends ends = ends_of(
+        [&](int d, Interval keys) { return Interval{keys.begin - facts.origin[d], keys.end - facts.origin[d]}; });
+    if constexpr (Source::has_sides) {
+      // Few tiles are below a split, or have extra keys in part. Others take a branch for it, which waits for nothing:
+      // its question is asked before the above is worked out.
+      ends.hold();
+      if (facts.kind != TileKind::shell) {
+        if (L::takes_extra_keys && facts.kind == TileKind::part)
+          return SeenColumns<words>::template first<Columns>(facts.origin[0], ptx::reload_thread_index() & 3);
+        ends = ends_of([&](int d, Interval keys) {
+          int axis = d;
+          hold(keys.begin, keys.end, axis);  // nothing of this is worked out, or kept in registers, for other tiles
+          return Source::seen(params.template pattern<typename Source::Pattern>(facts.slice(), axis), keys,
+                              facts.origin[d]);
+        });
+      }
+    }
     unsigned along[rank][2][words];  // one axis alone
 #pragma unroll
     for (int d = 0; d < rank; ++d) {
-      find(along[d][0], Source::seen(params.axis[d], row[0][d], origin[d]), table, d);
+      find(along[d][0], ends, 0, table, d);
       if (!rows_agree(d))
-        find(along[d][1], Source::seen(params.axis[d], row[1][d], origin[d]), table, d);
+        find(along[d][1], ends, 1, table, d);
       else
 #pragma unroll
         for (int w = 0; w < words; ++w) along[d][1][w] = along[d][0][w];
@@ -104,18 +134,54 @@ struct RowWindows {
   }
 
  private:
-  /// Columns whose coordinate along `d` is one of `keys`.
-  __device__ __forceinline__ void find(unsigned (&columns)[words], Interval keys, ptx::SharedAddress table,
+  /// Where what the rows see of a tile begins and ends: coordinates that have an entry in the table, or numbers of
+  /// columns where there is none.
+  struct Ends {
+    int begin[2][rank], end[2][rank];
+
+    __device__ __forceinline__ void hold() {
+#pragma unroll
+      for (int r = 0; r < 2; ++r)
+#pragma unroll
+        for (int d = 0; d < rank; ++d)
+          if (r == 0 || !rows_agree(d)) RowWindows::hold(begin[r][d], end[r][d]);
+    }
+  };
+
+  /// To the compiler, they come from elsewhere from here on.
+  template <class... Int>
+  static __device__ __forceinline__ void hold(Int&... values) {
+    (hold_one(values), ...);
+  }
+  static __device__ __forceinline__ void hold_one(int& value) { asm volatile("" : "+r"(value)); }
+
+  /// `seen(d, keys)`: those of a tile among the keys of a row along `d`, counted from its first.
+  template <class Seen>
+  __device__ __forceinline__ Ends ends_of(const Seen& seen) const {
+    Ends ends;
+#pragma unroll
+    for (int r = 0; r < 2; ++r)
+#pragma unroll
+      for (int d = 0; d < rank; ++d) {
+        if (r == 1 && rows_agree(d)) continue;
+        const Interval keys = seen(d, row[r][d]);
+        ends.begin[r][d] = rank == 1 ? Columns::count_below(keys.begin, quad) : Columns::clip(d, keys.begin);
+        ends.end[r][d] = rank == 1 ? Columns::count_below(keys.end, quad) : Columns::clip(d, keys.end);
+      }
+    return ends;
+  }
+
+  /// Columns whose coordinate along `d` row r sees.
+  __device__ __forceinline__ void find(unsigned (&columns)[words], const Ends& ends, int r, ptx::SharedAddress table,
                                        int d) const {
     if constexpr (rank == 1) {
-      const int begin = Columns::count_below(keys.begin, quad), end = Columns::count_below(keys.end, quad);
 #pragma unroll
-      for (int w = 0; w < words; ++w) columns[w] = range_bits(begin - 32 * w, end - 32 * w);
+      for (int w = 0; w < words; ++w) columns[w] = range_bits(ends.begin[r][d] - 32 * w, ends.end[r][d] - 32 * w);
     } else {
       const ptx::SharedAddress entries = table + Columns::table_offset(d) + 4 * words * quad;
       unsigned below_begin[words], below_end[words];
-      ptx::load_shared_words(below_begin, entries + Columns::clip(d, keys.begin) * Columns::entry_bytes);
-      ptx::load_shared_words(below_end, entries + Columns::clip(d, keys.end) * Columns::entry_bytes);
+      ptx::load_shared_words(below_begin, entries + ends.begin[r][d] * Columns::entry_bytes);
+      ptx::load_shared_words(below_end, entries + ends.end[r][d] * Columns::entry_bytes);
 #pragma unroll
       for (int w = 0; w < words; ++w) columns[w] = below_end[w] & ~below_begin[w];
     }

@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "gnaforge/abi.h"
-#include "gnaforge/gna/source.h"
+#include "gnaforge/gna/band_tiles.h"
 #include "gnaforge/gpu/element.h"
 #include "gnaforge/gpu/shared_memory.h"
 #include "gnaforge/sm90/forward/quad_columns.h"
@@ -24,7 +24,7 @@ constexpr int mma_bytes = 32;
 
 /// Which KV tiles the kernel visits; see gna/source.h.
 template <class Config>
-using TileSource = WindowTiles<typename Config::QTile, typename Config::KvTile>;
+using TileSource = BandTiles<typename Config::QTile, typename Config::KvTile>;
 
 /// `Config` is as in entry.h.
 template <class Config>
@@ -96,8 +96,8 @@ struct Layout {
   // What the producer tells the consumers, behind the barriers.
   static constexpr int q_facts = ceil_div(v_empty + 8 * stages, 16) * 16;  ///< For this Q tile and the next.
   static constexpr int kv_facts = q_facts + 2 * gpu::q_facts_bytes;        ///< For each stage.
-  static_assert(kv_facts + gpu::kv_facts_bytes * stages <= control_offset + facts_bytes,
-                "room for what the consumers are told");
+  static constexpr int sides = kv_facts + gpu::kv_facts_bytes * stages;    ///< The producer's own; see lane_tiles.h.
+  static_assert(sides + 16 * rank <= control_offset + facts_bytes, "room for what the consumers are told");
 
   static constexpr int mask_table = control_offset + facts_bytes;
 
@@ -120,11 +120,10 @@ struct Layout {
   static constexpr int consumer_registers = warpgroups == 3   ? 160
                                             : warpgroups == 1 ? 256 - producer_registers
                                                               : 252 - producer_registers / 2;
-  /// Whether the lanes of the producer share out the axes of its list: at rank 2 that is the least gain, and takes more
-  /// than 24 registers.
-  static constexpr bool shares_axes = rank == 3 || producer_registers > 24;
   /// One consumer and one producer that have the multiprocessor for themselves may both have 255.
   static constexpr bool shares_registers = warpgroups > 1 || blocks_per_processor > 1;
+  /// To load a second kind of tiles takes more registers than the producer's fewest, which leave the consumers most.
+  static constexpr bool takes_extra_keys = producer_registers > 24 || !shares_registers;
   static_assert(warpgroups <= 3, "at most 192 query rows");
   static_assert(warpgroups < 3 || launch_registers <= 128, "no room for a product in the registers at launch");
 };
