@@ -148,8 +148,8 @@ static int early() {
   return 2;
 }
 
-/// Writes a slot with what it reads in another. Waits for the launches before it at first, or at its end, or never: then
-/// it runs beside the one before. Lets the next one begin at first, after that wait, or never.
+/// Writes a slot with what it reads in another. Waits for the launches before it at first, or at its end, or never:
+/// then it runs beside the one before. Lets the next one begin at first, after that wait, or never.
 __global__ void beside(const int* from, int* to, char waits, char begins_others) {
   if (begins_others == 'f') asm volatile("griddepcontrol.launch_dependents;");
   if (waits == 'f')

@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from gnaforge.build import abi
 from gnaforge.build.kernels import find_libraries
 from gnaforge.errors import BuildError
+from gnaforge.families.sm90_forward import FAMILY
 from gnaforge.runtime.config import KernelConfig
 from gnaforge.runtime.problem import Problem
+from gnaforge.simulator.fitting import Candidates
+from gnaforge.verification.contract import Kernel
 from gnaforge.verification.problems import for_kernel
 from gnaforge.verification.runner import Settings, Verifier
 from gnaforge.verification.schedules import Schedule
@@ -79,6 +84,23 @@ def test_calls(libraries: dict[str, Path], key: str, mode: str, name: str) -> No
 def test_calls_with_folded_heads(libraries: dict[str, Path], name: str) -> None:
     done = check(libraries[FOLDED], FOLDED, name, "random")
     assert done.returncode == 0, done.stderr
+
+
+def test_tiles_that_leave_no_registers_for_extra_keys(libraries: dict[str, Path]) -> None:
+    """Family and kernels agree on which they are: the kernel lacks the feature, and no such tile is fitted."""
+    wide = KernelConfig.parse("gna_forward-sm90-r1-bf16-d128-q128-kv176")
+    paths = {**libraries, wide.key: find_libraries([wide], emulated=True)[wide]}
+    for key, path in paths.items():
+        config, bit = KernelConfig.parse(key), abi.feature_bits(["extra_keys"])
+        rows = FAMILY.padding.padded_rows(config.q_rows)
+        dims = config.head_dim, config.value_head_dim or config.head_dim
+        reason = FAMILY.limits.extra_keys(rows, config.kv_tile, *dims)
+        assert bool(Kernel(path, key)._entry.features & bit) == (reason is None) == (config != wide)
+    problem = Problem(5000, 176, head_dim=128, extra_tokens=(176,))
+    for given in (problem, replace(problem, extra_tokens=())):
+        tiles = Candidates.of_family(FAMILY, [given])
+        sizes = tiles.kv[tiles.kv_index[tiles.q[tiles.q_index].prod(axis=1) > 64]].prod(axis=1)
+        assert sizes.max() == (160 if given.extra_tokens else 176)
 
 
 def test_each_wait_for_earlier_launches_is_needed(libraries: dict[str, Path], tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def _tile(rows: int, kv_box: Box, head_dim: int, value_head_dim: int) -> str | N
         limit = (112 if columns > 128 or q > 192 else 128) - (4 if len(kv_box) == 3 else 0)
     else:
         wide = 180 if len(kv_box) == 3 else 188  # 188: 80 keys at head dim 256
-        limit = wide if q + v > 256 else 200 if rows <= 64 else 196
+        limit = wide if q + v > 256 else 200 if rows <= 64 else 192 if len(kv_box) == 3 else 196
     if registers > limit:
         return f"needs {registers} accumulator registers a thread, of which there are {limit}"
     # Of three consumers and a producer each thread has 128 at launch, and ptxas has one product fit them.

@@ -184,7 +184,12 @@ def sample_q(
         for axis, own in zip(problem.dimensions, _numbers(token, inputs), strict=True)
     )
     group = problem.heads // problem.kv_heads
-    k, v = (_heads_first(_cut(inputs[name], batch, box)[None], group)[0] for name in ("k", "v"))
+    tensors = [[_cut(inputs[name], batch, box)] for name in ("k", "v")]
+    for piece in extra_keys(inputs):
+        counts = piece.valid()[batch]
+        tensors[0].append(piece.key[batch, counts])
+        tensors[1].append(piece.value[batch, counts])
+    k, v = (_heads_first(torch.cat(parts)[None], group)[0] for parts in tensors)
     queries = _queries({name: inputs[name][tuple(at)][None, None] for name in _OF_QUERIES})
     queries = _Queries(*(value[0] for value in vars(queries).values()))
     pairs = _pairs(problem, queries, k, v, None, _rounding(inputs, rounds_probabilities))

@@ -129,9 +129,9 @@ enum gnaforge_code {
 
 /* gnaforge_args.flags: the caller has applied the rules of gnaforge/rules.h to the call, so the entry need not. */
 #define GNAFORGE_ARGS_CHECKED 1u
-/* The call may run beside those before it on the same stream, back to the last one without this flag, which has something
- * to compute: none of them all reads or writes what another writes, and nothing else is put on the stream between them.
- * From version 1.1 on. */
+/* The call may run beside those before it on the same stream, back to the last one without this flag, which has
+ * something to compute: none of them all reads or writes what another writes, and nothing else is put on the stream
+ * between them. From version 1.1 on. */
 #define GNAFORGE_ARGS_BESIDE 2u
 
 /* A heads-last tensor [batch, tokens.., heads, channels]; its extents follow from its role and the problem. A piece of

@@ -195,7 +195,7 @@ class Launches {
       const bool of_queries = !extra && (i == q_map || i == out_map);
       const bool grows = !fresh && add_heads(shape, shapes.map[i], of_queries ? found.first_head : found.first_kv_head);
       if (shape.rank == 0 || !(fresh || grows)) continue;
-      CUtensorMap& map = reinterpret_cast<CUtensorMap*>(params_.room + found.set * sizeof(Maps))[i];
+      CUtensorMap& map = reinterpret_cast<CUtensorMap*>(params_.room + Params::maps_offset(found.set))[i];
       if (const CUresult result = encode_map<Element>(encode_, map, shape))
         return reason_.refuse(GNAFORGE_FAILED, "the driver refuses a tensor map of %s (CUresult %d)",
                               role_facts[shape.role].name, static_cast<int>(result));
@@ -238,8 +238,8 @@ class Launches {
         if (const gnaforge_tensor* const lse = tensor_of(call.args, GNAFORGE_LSE))
           slice.log_sum_exp = static_cast<float*>(data_of(call, GNAFORGE_LSE, group, sizeof(float))) -
                               own.first_head * lse->head_stride;
-        slice.maps = own.set;
-        slice.call = call.place;
+        slice.maps = Params::maps_offset(own.set);
+        slice.call = Params::call_offset(call.place);
         slice.first_head = own.first_head;
         slice.first_kv_head = own.first_kv_head;
         slice.first_batch = static_cast<int>(group.batch_begin);
@@ -255,7 +255,7 @@ class Launches {
   }
 
   /// Adds the call's CallParams.
-  void add_call(Call& call, int extra_maps) {
+  void add_call(Call& call, int extra_set) {
     const gnaforge_problem& problem = *call.args.problem;
     params_.folded = call.folded;
     params_.scale = static_cast<float>(problem.scale);
@@ -275,7 +275,7 @@ class Launches {
     }
     own.kv_heads = make_divisor(static_cast<int>(problem.kv_heads));
     own.heads_per_kv_head = make_divisor(static_cast<int>(problem.heads / problem.kv_heads));
-    if (call.has_extra) own.extra_maps = extra_maps;
+    if (call.has_extra) own.extra_maps = Params::maps_offset(extra_set);
     for (int piece = 0; piece < GNAFORGE_MAX_EXTRA; ++piece) {
       if (problem.extra_tokens[piece] == 0) continue;
       own.extra_pieces = piece + 1;

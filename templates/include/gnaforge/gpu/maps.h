@@ -67,7 +67,7 @@ gnaforge_code layout(const gnaforge_args& args, const Reason& reason) {
 
 }  // namespace check
 
-/// Whether a role's tensor is one of Maps. Those of extra keys have maps of their own, of one token dim: there heads are
+/// Whether a tensor is one of Maps. Those of extra keys have maps of their own, of one token dim: there heads are
 /// never folded, and batch entries that are one are a map of one.
 inline bool is_mapped(int role) { return role_facts[role].dtype == 0 && role_facts[role].tokens != Tokens::extra; }
 

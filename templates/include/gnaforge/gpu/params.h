@@ -17,8 +17,8 @@ struct Maps {
   CUtensorMap q, k, v, out;
 };
 
-/// By which pieces of extra keys are read, whose tokens are one dim whatever the rank: boxes are a KV tile's columns, and
-/// lie in shared memory as those of a KV tile do. It takes the place of Maps.
+/// By which pieces of extra keys are read, whose tokens are one dim whatever the rank: boxes are a KV tile's columns,
+/// and lie in shared memory as those of a KV tile do. It takes the place of Maps.
 struct ExtraMaps {
   CUtensorMap k[GNAFORGE_MAX_EXTRA], v[GNAFORGE_MAX_EXTRA];
 };
@@ -49,7 +49,7 @@ struct CallParams {
   Divisor heads_per_kv_head;
   int backwards;     ///< Bit d: Q tiles that come last along axis d are worked on first.
   int extra_pieces;  ///< Of extra keys, up to the last one that has any.
-  int extra_maps;    ///< Place of its ExtraMaps.
+  int extra_maps;    ///< Where in Params::room its ExtraMaps are.
   int repeated;      ///< Bits 2p and 2p + 1: batch entries of K and V of piece p are one.
   int extra_tokens[GNAFORGE_MAX_EXTRA];
   const int* extra_lengths[GNAFORGE_MAX_EXTRA];  ///< Of batch entries, on the device; null: all tokens count.
@@ -61,7 +61,7 @@ template <int Rank>
 struct SliceParams {
   float* log_sum_exp;  ///< Of the first query and of head 0 of the maps; null if the caller wants none.
   GroupParams group[Rank];
-  int maps, call;                 ///< Places of its Maps and of its CallParams.
+  int maps, call;                 ///< Where in Params::room its Maps and its CallParams are.
   int first_head, first_kv_head;  ///< Of its heads, among those of the maps.
   int first_batch;                ///< Of its batch entries, among those of the call.
 };
@@ -88,13 +88,10 @@ struct Params {
   int has_sides;     ///< Whether some axis of some call has a split or a gap: see Band.
   int beside;        ///< It may run beside the launch before it, and waits for that one only at its end.
 
-  GNAFORGE_HD static constexpr int call_offset(int place) {
-    return room_bytes - (place + 1) * static_cast<int>(sizeof(Call));
-  }
+  static constexpr int maps_offset(int place) { return place * static_cast<int>(sizeof(Maps)); }
+  static constexpr int call_offset(int place) { return room_bytes - (place + 1) * static_cast<int>(sizeof(Call)); }
   /// Whether there is room for so many Maps, or ExtraMaps, and CallParams.
-  static constexpr bool fits(int maps, int calls) {
-    return maps * static_cast<int>(sizeof(Maps)) <= call_offset(calls - 1);
-  }
+  static constexpr bool fits(int maps, int calls) { return maps_offset(maps) <= call_offset(calls - 1); }
 
   GNAFORGE_HD int tiles() const { return first_tile[max_slices]; }
 
@@ -107,13 +104,12 @@ struct Params {
     return slice;
   }
 
-  GNAFORGE_HD const Maps& maps_at(int place) const { return reinterpret_cast<const Maps*>(room)[place]; }
-  GNAFORGE_HD const Call& call_at(int place) const { return *reinterpret_cast<const Call*>(room + call_offset(place)); }
+  GNAFORGE_HD const Maps& maps_at(int offset) const { return *reinterpret_cast<const Maps*>(room + offset); }
 
   GNAFORGE_HD const Maps& maps(int slice) const { return maps_at(slices[slice].maps); }
-  GNAFORGE_HD const Call& call(int slice) const { return call_at(slices[slice].call); }
+  GNAFORGE_HD const Call& call(int slice) const { return *reinterpret_cast<const Call*>(room + slices[slice].call); }
   GNAFORGE_HD const ExtraMaps& extra_maps(int slice) const {
-    return reinterpret_cast<const ExtraMaps*>(room)[call(slice).extra_maps];
+    return *reinterpret_cast<const ExtraMaps*>(room + call(slice).extra_maps);
   }
 
   /// Queries of a slice along `d`.

@@ -101,7 +101,7 @@ struct RowWindows {
       // its question is asked before the above is worked out.
       ends.hold();
       if (facts.kind != TileKind::shell) {
-        if (facts.kind == TileKind::part)
+        if (L::takes_extra_keys && facts.kind == TileKind::part)
           return SeenColumns<words>::template first<Columns>(facts.origin[0], ptx::reload_thread_index() & 3);
         ends = ends_of([&](int d, Interval keys) {
           int axis = d;
