@@ -143,7 +143,8 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *ends: torch.Tenso
 
 
 def test_torch_takes_it_as_any_call() -> None:
-    """Compiled without a break, one graph for any lengths; exported; under vmap and autocast; those of packed samples have no gradients."""
+    """Compiled without a break, one graph for any lengths; exported; under vmap and autocast. Packed samples have no
+    gradients."""
     torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(attend, fullgraph=True, dynamic=True, backend=counter)
