@@ -445,6 +445,7 @@ def test_a_gpu_without_memory_raises_the_error_of_torch(monkeypatch: pytest.Monk
     import torch
     from gnaforge.runtime import core, finding
 
+    core.core()  # which is there whenever a call has failed
     failure = core.Failure(core.ErrorCode.OUT_OF_MEMORY, *["CUDA out of memory: 5 bytes for out"] * 3)
     monkeypatch.setattr(core, "failure_of", lambda error: failure)
 
