@@ -180,12 +180,9 @@ _ENDS = ("", "_2")  # of the roles' names, by piece
 
 def extra_keys(inputs: Tensors) -> list[ExtraKeys]:
     """The pieces of extra keys among inputs by role."""
-    from .reference import ExtraKeys
+    from . import reference
 
-    there = [end for end in _ENDS if f"extra_k{end}" in inputs]
-    return [
-        ExtraKeys(inputs[f"extra_k{end}"], inputs[f"extra_v{end}"], inputs.get(f"extra_lengths{end}")) for end in there
-    ]
+    return reference.extra_keys(inputs)
 
 
 def named_extra_keys(pieces: Sequence[ExtraKeys]) -> dict[str, torch.Tensor]:

@@ -6,7 +6,7 @@ plain axes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from typing import NamedTuple
@@ -45,6 +45,14 @@ class ExtraKeys(NamedTuple):
         """The piece with zeros in place of what doesn't count."""
         keep = self.valid()[:, :, None, None]
         return ExtraKeys(self.key.masked_fill(~keep, 0), self.value.masked_fill(~keep, 0), self.lengths)
+
+
+def extra_keys(inputs: Mapping[str, torch.Tensor]) -> list[ExtraKeys]:
+    """The pieces of extra keys among tensors by role."""
+    ends = [end for end in ("", "_2") if f"extra_k{end}" in inputs]
+    return [
+        ExtraKeys(inputs[f"extra_k{end}"], inputs[f"extra_v{end}"], inputs.get(f"extra_lengths{end}")) for end in ends
+    ]
 
 
 def windows(

@@ -7,16 +7,16 @@ For a query i and a key j that it sees, with scale c (FlashAttention-2, arXiv 23
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
 import torch
 
-from .op_table import Tensors, extra_keys
 from .problem import Problem
-from .reference import mask_rows, visible
+from .reference import extra_keys, mask_rows, visible
 
+Tensors = Mapping[str, torch.Tensor]  # by role
 Found = dict[str, torch.Tensor]
 _OF_QUERIES = ("q", "grad_out", "out", "lse", "grad_lse")
 _U = 2.0**-24  # half an ulp of fp32

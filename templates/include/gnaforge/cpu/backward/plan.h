@@ -1,6 +1,7 @@
-// A backward call in the form that the kernel works on: tasks, addresses, scratch memory. Independent of the instruction
-// set. Two ops share it. backward_q has a task per Q tile, whose queries are lanes and whose keys come as rows;
-// backward_kv a task per KV tile, whose keys are lanes and whose queries come as rows, of all heads that share the keys.
+// A backward call in the form that the kernel works on: tasks, addresses, scratch memory. Independent of the
+// instruction set. Two ops share it. backward_q has a task per Q tile, whose queries are lanes and whose keys come as
+// rows; backward_kv a task per KV tile, whose keys are lanes and whose queries come as rows, of all heads that share
+// the keys.
 #pragma once
 
 #include <type_traits>

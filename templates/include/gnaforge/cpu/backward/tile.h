@@ -73,8 +73,8 @@ class Backward {
     return scratch_ + part[i] + p * channels(i) * panel;
   }
 
-  /// Computes and stores the tile; false if it has a NaN, and is not stored. Where `careful` it is, and values that are not
-  /// finite reach only the lanes that have to do with them.
+  /// Computes and stores the tile; false if it has a NaN, and is not stored. Where `careful` it is, and values that are
+  /// not finite reach only the lanes that have to do with them.
   bool attend(bool careful) {
     careful_ = careful;
     load_lanes();
