@@ -72,6 +72,15 @@ struct ForwardTensors {
   }
 };
 
+/// A view of a tensor's memory from its element `offset` on: torch adds that to the tensor's own.
+inline Tensor view_of(const Tensor& tensor, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
+                      int64_t offset) {
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(tensor.get(), static_cast<int64_t>(sizes.size()), sizes.data(),
+                                                        strides.data(), offset, &handle));
+  return Tensor(handle);
+}
+
 inline int32_t torch_dtype(const Tensor& tensor) {
   int32_t dtype = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &dtype));

@@ -35,15 +35,6 @@ constexpr GivenPiece prefix_names{"key of the prefix", "value of the prefix", "l
 constexpr GivenPiece suffix_names{"key of the suffix", "value of the suffix", "lengths of the suffix", {}, {}, {}};
 constexpr GivenPiece text_names{"text_k", "text_v", "text_lengths", {}, {}, {}};
 
-/// A view of a tensor's memory from its element `offset` on: torch adds that to the tensor's own.
-inline Tensor view_of(const Tensor& tensor, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
-                      int64_t offset) {
-  AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(tensor.get(), static_cast<int64_t>(sizes.size()), sizes.data(),
-                                                        strides.data(), offset, &handle));
-  return Tensor(handle);
-}
-
 /// Keys or values of the image with one token dim; copied where its tokens don't lie one distance apart.
 inline Tensor flat_tokens(const Tensor& tensor, int rank, int64_t tokens, const char* name) {
   const std::vector<int64_t> sizes(tensor.sizes().begin(), tensor.sizes().end());

@@ -50,6 +50,24 @@ inline std::tuple<Tensor, Tensor> forward_varlen(const Tensor& query, const Tens
                     [&] { return slices_of_samples(whole, Layouts{rank, layouts}, pattern); });
 }
 
+/// `count` tokens of a packed tensor, from `first` on.
+inline Tensor tokens_of(const Tensor& tensor, int64_t first, int64_t count) {
+  std::vector<int64_t> sizes(tensor.sizes().begin(), tensor.sizes().end());
+  sizes[1] = count;
+  return view_of(tensor, sizes, {tensor.strides().begin(), tensor.strides().end()}, first * tensor.stride(1));
+}
+
+/// A number on the host, to be copied.
+inline Tensor minus_infinity() {
+  const int64_t one = 1;
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(1, &one, &one, aoti_torch_dtype_float32(), aoti_torch_device_type_cpu(), 0, &handle));
+  Tensor number(handle);
+  *static_cast<float*>(number.mutable_data_ptr()) = -std::numeric_limits<float>::infinity();
+  return number;
+}
+
 inline std::tuple<Tensor, Tensor> attention_varlen(const Tensor& query, const Tensor& key, const Tensor& value,
                                                    const Tensor& cumulative_q, const Tensor& cumulative_kv,
                                                    bool is_causal, std::optional<double> scale,
@@ -68,10 +86,9 @@ inline std::tuple<Tensor, Tensor> attention_varlen(const Tensor& query, const Te
   for (size_t i = 1; i < q.ends.size(); ++i) {
     const int64_t first = q.ends[i - 1], queries = q.ends[i] - first;
     if (queries == 0 || kv.ends[i] != kv.ends[i - 1]) continue;  // what follows is for samples without keys
-    Tensor out = torch::stable::narrow(std::get<0>(results), 1, first, queries);
-    Tensor lse = torch::stable::narrow(std::get<1>(results), 1, first, queries);
-    torch::stable::zero_(out);
-    torch::stable::fill_(lse, -std::numeric_limits<double>::infinity());
+    TORCH_ERROR_CODE_CHECK(aoti_torch_zero_(tokens_of(std::get<0>(results), first, queries).get()));
+    TORCH_ERROR_CODE_CHECK(
+        aoti_torch_copy_(tokens_of(std::get<1>(results), first, queries).get(), minus_infinity().get(), 0));
   }
   return results;
 }

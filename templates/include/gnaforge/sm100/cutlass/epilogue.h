@@ -103,7 +103,7 @@ struct Epilogue {
         int token[rank];
 #pragma unroll
         for (int d = 0; d < rank; ++d) token[d] = work.q_begin[d] + L::Half::begin(half, d);
-        gpu::store_box<L, L::v_chunks>(kernel.maps[work.slice].out, kernel.folded, memory + half * L::half_bytes,
+        gpu::store_box<L, L::v_chunks>(kernel.maps(work.slice).out, kernel.folded, memory + half * L::half_bytes,
                                        half_rows * row_bytes, L::value_head_dim, work.head, token, work.batch);
       }
       ptx::bulk_commit();
