@@ -454,13 +454,13 @@ class Classifier(torch.nn.Module):
         super().__init__()
         self.embed = torch.nn.Conv2d(1, 32, 2, 2)
         self.layers = torch.nn.ModuleList([layer(), layer()])
-        self.head = torch.nn.Linear(32, 4)
+        self.head = torch.nn.Linear(64 * 32, 4)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = self.embed(images).permute(0, 2, 3, 1)
         for layer in self.layers:
             x = x + layer(torch.nn.functional.layer_norm(x, (32,)))
-        return self.head(x.mean((1, 2)))  # type: ignore[no-any-return]
+        return self.head(x.flatten(1))  # type: ignore[no-any-return]
 
 
 class Sequence(torch.nn.Module):
@@ -539,4 +539,4 @@ def test_models_train_as_their_dense_twins_do(name: str) -> None:
             losses.append(train(model, sequences))
     ours, wanted = losses
     assert max(abs(a - b) for a, b in zip(ours, wanted, strict=True)) < 1e-3
-    assert sum(ours[-20:]) < 0.98 * sum(ours[:20])
+    assert sum(ours[-20:]) < 0.5 * sum(ours[:20])

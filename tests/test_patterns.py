@@ -273,7 +273,10 @@ def test_an_arch_that_lacks_a_setting_names_those_that_have_it(monkeypatch: pyte
     ):
         problem = Problem(9, 3, head_dim=64, **fields)
         request = Request.of_problem("gna_forward", problem, "cuda")
-        for make in (registration.make_for_call, lambda request, quiet: registration.CacheSource().remedy(request)):
+        for make in (
+            lambda request, quiet: registration.make_for_call([request], quiet=quiet),
+            lambda request, quiet: registration.CacheSource().remedy(request),
+        ):
             with pytest.raises(InputError) as caught:
                 make(request, quiet=True)
             assert str(caught.value) == f"{field}: sm100 doesn't have the feature {feature}; cpu and sm90 have it"

@@ -155,7 +155,7 @@ def test_refusals_name_the_option(cli: Any) -> None:
     for given, said in (
         (("--edge", "warp"), "--edge: 'warp' is not one of shift, cut, wrap"),
         (("--sink", "x"), "--sink: 'x' is no list of whole numbers"),
-        (("--edge", "wrap", "--sink", "3"), "--sink: dimension 0 wraps, so it has no first tokens"),
+        (("--edge", "wrap", "--sink", "3"), "--sink: 3 along dimension 0, which wraps"),
         (("--extra-tokens", "1,2,3"), "--extra-tokens: (1, 2, 3) has more than 2 entries"),
         (("--kv-tokens", "30"), "--kv-tokens: 30 key tokens and 20 query tokens along dimension 0 are parts of a grid"),
         (("--edge", "cut", "--arch", "sm100"), "edge: sm100 doesn't have the feature edge"),

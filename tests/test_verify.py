@@ -407,7 +407,7 @@ def test_a_library_for_a_gpu_can_only_be_verified_by_key(cli, tmp_path: Path) ->
         ([CPU, "--tokens", "8", "--window", "3"], "of the 1 kernel of"),
         ([CPU, "--tokens", "8,8", "--window", "9"], "--window: 9 is more than the 8 tokens of dimension 0; at most 8"),
         ([CPU, "--tokens", "8,8", "--window", "3,3,3"], "--window: (3, 3, 3) has 3 entries for 2 dimensions"),
-        ([CPU, "--tokens", "8,8", "--window", "3", "--causal", "2"], "--causal: '2' is not 0 or 1"),
+        ([CPU, "--tokens", "8,8", "--window", "3", "--causal", "2"], "--causal: '2' is not 0, 1"),
         (
             [CPU, "--tokens", "8,8", "--window", "3", "--heads", "3", "--kv-heads", "2"],
             "--kv-heads: 2 does not",

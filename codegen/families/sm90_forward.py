@@ -46,21 +46,12 @@ def _tile(rows: int, kv_box: Box, head_dim: int, value_head_dim: int) -> str | N
         limit = (112 if columns > 128 or q > 192 else 128) - (4 if len(kv_box) == 3 else 0)
     else:
         wide = 180 if len(kv_box) == 3 else 188  # 188: 80 keys at head dim 256
-        limit = wide if q + v > 256 else 200 if rows <= 64 else 192 if len(kv_box) == 3 else 196
+        limit = wide if q + v > 256 else 200 if rows <= 64 else 196
     if registers > limit:
         return f"needs {registers} accumulator registers a thread, of which there are {limit}"
     # Of three consumers and a producer each thread has 128 at launch, and ptxas has one product fit them.
     if rows > 128 and (launch := max(columns, value_head_dim) // 2 + 32) > _LAUNCH_REGISTERS:
         return f"needs {launch} registers a thread for one product, of which there are {_LAUNCH_REGISTERS} at launch"
-    return None
-
-
-def _extra_keys(rows: int, kv_box: Box, head_dim: int, value_head_dim: int) -> str | None:
-    columns = prod(kv_box)
-    registers = columns // 2 + columns // 4 + value_head_dim // 2
-    # As layout.h says: above this, two consumers leave the warp that loads 24 registers, if it issues few copies.
-    if 64 < rows <= 128 and _channels(head_dim) + _channels(value_head_dim) <= 256 and registers > 184:
-        return f"needs {registers} accumulator registers a thread, which leave too few for loading extra keys"
     return None
 
 
@@ -149,8 +140,8 @@ FAMILY = Family(
     target=TARGETS["sm90"],
     default=True,
     dtypes=("bf16", "fp16"),
-    features=("edge", "block_causal", "sink", "range", "kv_sink", "extra_keys", "deterministic"),
-    limits=Limits(q_rows=192, kv_columns=256, tile=_tile, extra_keys=_extra_keys),
+    features=("edge", "block_causal", "sink", "range", "kv_sink", "deterministic"),
+    limits=Limits(q_rows=192, kv_columns=256, tile=_tile),
     padding=Padding(rows=_WARPGROUP_ROWS, columns=16),
     default_tiles={1: ((128,), (128,)), 2: ((8, 16), (8, 16)), 3: ((2, 8, 8), (2, 8, 8))},
     rounds_probabilities=True,

@@ -94,7 +94,7 @@ def attend(
 ) -> Any:
     """A call of any rank. ``settings`` are what `arguments.settings_pattern` takes; ``further`` are keys, values and
     lengths of the extra piece, and an output and a log-sum-exp to write to."""
-    plain_settings = settings is None or not any(map(is_own, settings[:2]))
+    plain_settings = settings is None or not (is_own(settings[0]) or is_own(settings[1]))
     if type(kernel_size) is type(stride) is type(dilation) is int and type(is_causal) is bool and plain_settings:
         pattern = [kernel_size] * rank + [stride] * rank + [dilation] * rank + [is_causal] * rank
     else:

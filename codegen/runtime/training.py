@@ -31,6 +31,8 @@ def prepare_backward(tensors: Sequence[torch.Tensor | None], pattern: Sequence[i
     assert query is not None and key is not None and value is not None
     wanted = sum(1 << i for i, tensor in enumerate(tensors) if tensor is not None and tensor.requires_grad)
     of_query, of_others = bool(wanted & 1), wanted > 1
+    if not all(type(size) is int for size in (*query.shape, *key.shape, *value.shape)):
+        return  # torch traces: sizes are symbols
     ranged = len(pattern) > 4 * (query.dim() - 3) or query.shape[1:-2] != key.shape[1:-2]
     sizes = (query.shape, key.shape) if ranged else ()  # else tokens don't decide which kernels there must be
     signature = (of_query, of_others, autocast_dtype(query), query.device, query.shape[-1], value.shape[-1], *sizes)

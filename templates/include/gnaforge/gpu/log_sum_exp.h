@@ -13,17 +13,16 @@ template <class Half, class QTileOf>
 __device__ __forceinline__ float* log_sum_exp_of(const Params<Half::rank>& params, const QTileOf& work, int half,
                                                  int row) {
   bool exists = row < Half::volume;
-  const auto& call = params.call(work.slice);
-  std::int64_t offset = work.batch * call.lse_batch_stride + work.head * call.lse_head_stride;
+  std::int64_t offset = work.batch * params.lse_batch_stride + work.head * params.lse_head_stride;
 #pragma unroll
   for (int d = 0; d < Half::rank; ++d) {
     const int token = row / Half::pitch(d) % Half::extent(d);
     if (Half::common > 0 && d == Half::axis) exists = exists && (half == 0 || token >= Half::common);
     const int position = work.q_begin[d] + Half::begin(half, d) + token;
     exists = exists && position < params.queries(work.slice, d);
-    offset += position * call.lse_token_stride[d];
+    offset += position * params.lse_token_stride[d];
   }
-  return exists ? params.slices[work.slice].log_sum_exp + offset : nullptr;
+  return exists ? params.log_sum_exp[work.slice] + offset : nullptr;
 }
 
 }  // namespace gnaforge::gpu

@@ -6,23 +6,23 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "gnaforge/abi.h"
 #include "gnaforge/gna/band.h"
 
 namespace gnaforge::gpu {
 
-/// What a slice is read and written by: a dilation group of all batch entries or of one (see maps.h). Maps hold base
+/// What one slice is read and written by: a dilation group of all batch entries or of one (see maps.h). Maps hold base
 /// addresses and strides, so rows are within the group.
 struct Maps {
   CUtensorMap q, k, v, out;
 };
 
-/// By which pieces of extra keys are read, whose tokens are one dim whatever the rank: boxes are a KV tile's columns,
-/// and lie in shared memory as those of a KV tile do. It takes the place of Maps.
-struct ExtraMaps {
-  CUtensorMap k[GNAFORGE_MAX_EXTRA], v[GNAFORGE_MAX_EXTRA];
-};
-static_assert(sizeof(ExtraMaps) == sizeof(Maps), "places for either");
+/// Slices of one launch. They are parameters, which a CUDA graph copies, and not in memory, where someone would have to
+/// put them and to fence: as many as leave room for the rest in the 4 KB that every driver takes.
+constexpr int max_slices = 7;
+
+/// Different dilation groups along single axes that slices of one launch may be made of. A call over the whole grid has
+/// two of each axis at most.
+constexpr int max_groups = 6;
 
 /// What of a Band is the same for all dilation groups along an axis, once keys are counted from the first position of
 /// the grid on.
@@ -38,60 +38,30 @@ struct GroupParams {
   int kv_begin;                            ///< Position of the first key that is stored.
   unsigned q_tiles_factor;                 ///< Of a Divisor: how many Q tiles the group has along the axis.
   int q_tiles_shift;
-};
 
-/// What slices of one call have in common.
-template <int Rank>
-struct CallParams {
-  AxisParams axis[Rank];
-  std::int64_t lse_batch_stride, lse_head_stride, lse_token_stride[Rank];
-  Divisor kv_heads;
-  Divisor heads_per_kv_head;
-  int backwards;     ///< Bit d: Q tiles that come last along axis d are worked on first.
-  int extra_pieces;  ///< Of extra keys, up to the last one that has any.
-  int extra_maps;    ///< Where in Params::room its ExtraMaps are.
-  int repeated;      ///< Bits 2p and 2p + 1: batch entries of K and V of piece p are one.
-  int extra_tokens[GNAFORGE_MAX_EXTRA];
-  const int* extra_lengths[GNAFORGE_MAX_EXTRA];  ///< Of batch entries, on the device; null: all tokens count.
-  std::int64_t extra_lengths_stride[GNAFORGE_MAX_EXTRA];
+  friend bool operator==(const GroupParams& a, const GroupParams& b) {
+    return a.queries == b.queries && a.phase == b.phase && a.begin_max == b.begin_max && a.end_max == b.end_max &&
+           a.kv_begin == b.kv_begin && a.q_tiles_factor == b.q_tiles_factor && a.q_tiles_shift == b.q_tiles_shift;
+  }
 };
-
-/// A dilation group of a call, of all batch entries or of one.
-template <int Rank>
-struct SliceParams {
-  float* log_sum_exp;  ///< Of the first query and of head 0 of the maps; null if the caller wants none.
-  GroupParams group[Rank];
-  int maps, call;                 ///< Where in Params::room its Maps and its CallParams are.
-  int first_head, first_kv_head;  ///< Of its heads, among those of the maps.
-  int first_batch;                ///< Of its batch entries, among those of the call.
-};
-
-/// Slices of one launch. They are parameters, which a CUDA graph copies, and not in memory, where someone would have to
-/// put them and to fence.
-constexpr int max_slices = 10;
-constexpr int max_param_bytes = 4096;  ///< That every driver takes; more would make each launch take longer.
 
 /// One launch.
 template <int Rank>
 struct Params {
-  using Call = CallParams<Rank>;
-  using Slice = SliceParams<Rank>;
-  static constexpr int room_bytes = (max_param_bytes - 64 - max_slices * static_cast<int>(sizeof(Slice))) / 64 * 64;
-
-  /// Maps from the front on and CallParams from the back: some launches have many of these, some of those.
-  alignas(64) unsigned char room[room_bytes];
-  Slice slices[max_slices];
+  Maps maps[max_slices];
+  float* log_sum_exp[max_slices];  ///< Of the slice's first query; null if the caller wants none.
+  GroupParams groups[max_groups];
+  int groups_of[max_slices];       ///< Byte d says which one a slice is of along axis d.
   int first_tile[max_slices + 1];  ///< Of each slice; from the last one's end on, how many there are.
+  std::int64_t lse_batch_stride, lse_head_stride, lse_token_stride[Rank];
+  AxisParams axis[Rank];
+  Divisor kv_heads;
+  Divisor heads_per_kv_head;
   float scale;
-  float scale_log2;  ///< For a softmax in powers of two.
-  int folded;        ///< The maps' channels run through all heads, and their last dim is the batch; see maps.h.
-  int has_sides;     ///< Whether some axis of some call has a split or a gap: see Band.
-  int beside;        ///< It may run beside the launch before it, and waits for that one only at its end.
-
-  static constexpr int maps_offset(int place) { return place * static_cast<int>(sizeof(Maps)); }
-  static constexpr int call_offset(int place) { return room_bytes - (place + 1) * static_cast<int>(sizeof(Call)); }
-  /// Whether there is room for so many Maps, or ExtraMaps, and CallParams.
-  static constexpr bool fits(int maps, int calls) { return maps_offset(maps) <= call_offset(calls - 1); }
+  float scale_log2;         ///< For a softmax in powers of two.
+  int folded;               ///< The maps' channels run through all heads, and their last dim is the batch; see maps.h.
+  std::uint16_t has_sides;  ///< Whether some axis has a split or a gap: see Band.
+  std::uint16_t backwards;  ///< Bit d: Q tiles that come last along axis d are worked on first.
 
   GNAFORGE_HD int tiles() const { return first_tile[max_slices]; }
 
@@ -104,20 +74,14 @@ struct Params {
     return slice;
   }
 
-  GNAFORGE_HD const Maps& maps_at(int offset) const { return *reinterpret_cast<const Maps*>(room + offset); }
-
-  GNAFORGE_HD const Maps& maps(int slice) const { return maps_at(slices[slice].maps); }
-  GNAFORGE_HD const Call& call(int slice) const { return *reinterpret_cast<const Call*>(room + slices[slice].call); }
-  GNAFORGE_HD const ExtraMaps& extra_maps(int slice) const {
-    return *reinterpret_cast<const ExtraMaps*>(room + call(slice).extra_maps);
-  }
+  GNAFORGE_HD const GroupParams& group(int slice, int d) const { return groups[groups_of[slice] >> (8 * d) & 0xFF]; }
 
   /// Queries of a slice along `d`.
-  GNAFORGE_HD int queries(int slice, int d) const { return slices[slice].group[d].queries; }
+  GNAFORGE_HD int queries(int slice, int d) const { return group(slice, d).queries; }
 
   /// Q tiles of `extent` that a slice has along `d`.
   GNAFORGE_HD Divisor q_tiles(int slice, int d, Divisor extent) const {
-    const GroupParams& own = slices[slice].group[d];
+    const GroupParams& own = group(slice, d);
     return {extent.quotient_up(own.queries), own.q_tiles_factor, own.q_tiles_shift};
   }
 
@@ -125,8 +89,8 @@ struct Params {
   /// over the whole grid, with windows that shift inwards at its ends.
   template <class Pattern>
   GNAFORGE_HD Pattern pattern(int slice, int d) const {
-    const GroupParams& own = slices[slice].group[d];
-    const AxisParams& all = call(slice).axis[d];
+    const GroupParams& own = group(slice, d);
+    const AxisParams& all = axis[d];
     if constexpr (std::is_same_v<Pattern, Band>)
       return {own.queries, all.stride,  own.phase, all.first, all.window,    all.begin_min, own.begin_max,
               all.end_min, own.end_max, all.ahead, all.split, all.low_begin, all.low_slack, all.gap};
@@ -134,9 +98,6 @@ struct Params {
       return {own.queries, all.window, all.stride, 1, all.ahead < far_away};
   }
 };
-static_assert(Params<3>::fits(2, 1), "room for a slice with extra keys");
-static_assert(sizeof(Params<1>) <= max_param_bytes && sizeof(Params<2>) <= max_param_bytes &&
-                  sizeof(Params<3>) <= max_param_bytes,
-              "room for parameters");
+static_assert(sizeof(Params<3>) <= 4096, "room for parameters");
 
 }  // namespace gnaforge::gpu

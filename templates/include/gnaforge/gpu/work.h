@@ -11,27 +11,24 @@ template <class QTile>
 struct Place {
   static constexpr int rank = QTile::rank;
 
-  int slice, batch;   ///< Batch entry within the slice.
-  int head, kv_head;  ///< Among those of the maps.
-  int q_begin[rank];  ///< A row of the slice.
+  int slice, batch, head, kv_head;  ///< Batch entry within the slice.
+  int q_begin[rank];                ///< A row of the slice.
 
   /// Query heads that share keys come next to each other, then neighbouring tiles: thread blocks that run at the same
   /// time share K and V in the L2 cache. Causal axes run backwards: their last tiles see most keys and take longest.
   __device__ __forceinline__ Place(const Params<rank>& params, int index) {
     slice = params.slice_of(index);
     index -= params.first_tile[slice];
-    const auto& call = params.call(slice);
-    const int member = call.heads_per_kv_head.split(index);
+    const int member = params.heads_per_kv_head.split(index);
 #pragma unroll
     for (int d = rank - 1; d >= 0; --d) {
       const Divisor tiles = params.q_tiles(slice, d, QTile::divisor(d));
       const int tile = tiles.split(index);
-      q_begin[d] = (call.backwards >> d & 1 ? tiles.value - 1 - tile : tile) * QTile::extent(d);
+      q_begin[d] = (params.backwards >> d & 1 ? tiles.value - 1 - tile : tile) * QTile::extent(d);
     }
-    kv_head = call.kv_heads.split(index);
+    kv_head = params.kv_heads.split(index);
     batch = index;
-    head = kv_head * call.heads_per_kv_head.value + member + params.slices[slice].first_head;
-    kv_head += params.slices[slice].first_kv_head;
+    head = kv_head * params.heads_per_kv_head.value + member;
   }
 };
 
@@ -65,12 +62,12 @@ struct QTileFacts {
   int count;   ///< KV tiles.
   int masked;  ///< Whether some of them need a mask.
 
-  /// Of `count` KV tiles; `masked`: whether what rows see makes a mask for some.
+  /// Of `count` KV tiles, `interior` need no mask.
   template <class QTile>
   static __device__ __forceinline__ void store(ptx::SharedAddress slot, const Place<QTile>& place, int count,
-                                               bool masked) {
+                                               int interior) {
     store_coordinates<Rank>(slot, place.q_begin, place.head);
-    ptx::store_shared(slot + 16, place.batch, masked, count, place.slice);
+    ptx::store_shared(slot + 16, place.batch, interior < count, count, place.slice);
   }
 
   static __device__ __forceinline__ QTileFacts load(ptx::SharedAddress slot) {
@@ -91,13 +88,8 @@ struct QTileFacts {
 /// What consumers need to know of a KV tile, beside its stage.
 template <int Rank>
 struct KvTileFacts {
-  int origin[Rank];  ///< The first key; of kind `part`, origin[0] is how many columns count.
-  TileKind kind;     ///< Its last one is stored with the slice added to it.
-
-  /// Of the last kind.
-  __device__ __forceinline__ int slice() const {
-    return static_cast<int>(kind) - static_cast<int>(TileKind::shell_below);
-  }
+  int origin[Rank];  ///< The first key.
+  TileKind kind;
 
   static __device__ __forceinline__ void store(ptx::SharedAddress slot, const int (&origin)[Rank], TileKind kind) {
     store_coordinates<Rank>(slot, origin, static_cast<int>(kind));
@@ -105,10 +97,8 @@ struct KvTileFacts {
 
   /// The same by the lanes of a warp, of which lane d has the first key along axis d, and those from the last axis on
   /// that along it.
-  static __device__ __forceinline__ void store(ptx::SharedAddress slot, int lane, int origin, TileKind kind,
-                                               int slice) {
-    const int stored = static_cast<int>(kind) + (kind == TileKind::shell_below ? slice : 0);
-    if (lane < 4) ptx::store_shared_word(slot + 4 * lane, lane < 3 ? origin : stored);
+  static __device__ __forceinline__ void store(ptx::SharedAddress slot, int lane, int origin, TileKind kind) {
+    if (lane < 4) ptx::store_shared_word(slot + 4 * lane, lane < 3 ? origin : static_cast<unsigned>(kind));
   }
 
   static __device__ __forceinline__ KvTileFacts load(ptx::SharedAddress slot) {

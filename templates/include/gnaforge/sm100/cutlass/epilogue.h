@@ -31,9 +31,7 @@ struct LogSumExp {
   const gpu::Params<rank>* params;
   int row;
 
-  __device__ __forceinline__ bool operator!=(decltype(nullptr)) const {
-    return params->slices[0].log_sum_exp != nullptr;
-  }
+  __device__ __forceinline__ bool operator!=(decltype(nullptr)) const { return params->log_sum_exp[0] != nullptr; }
   __device__ __forceinline__ LogSumExp operator+(int rows) const { return {params, row + rows}; }
   __device__ __forceinline__ LogSumExpElement operator[](int rows) const { return *(*this + rows); }
 
@@ -82,7 +80,7 @@ struct Epilogue {
   __device__ __forceinline__ explicit Epilogue(const Params& own) : params(own) {}
 
   static __device__ __forceinline__ void prefetch_tma_descriptors(const Params& params) {
-    ptx::prefetch_map(&params.kernel->maps_at(0).out);
+    ptx::prefetch_map(&params.kernel->maps[0].out);
   }
 
   template <class Block, class Shape, class ParamsShape>
@@ -103,7 +101,7 @@ struct Epilogue {
         int token[rank];
 #pragma unroll
         for (int d = 0; d < rank; ++d) token[d] = work.q_begin[d] + L::Half::begin(half, d);
-        gpu::store_box<L, L::v_chunks>(kernel.maps(work.slice).out, kernel.folded, memory + half * L::half_bytes,
+        gpu::store_box<L, L::v_chunks>(kernel.maps[work.slice].out, kernel.folded, memory + half * L::half_bytes,
                                        half_rows * row_bytes, L::value_head_dim, work.head, token, work.batch);
       }
       ptx::bulk_commit();

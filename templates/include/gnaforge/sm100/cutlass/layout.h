@@ -50,7 +50,6 @@ struct Layout {
   static constexpr int chunks = channels / chunk_channels;
   static constexpr int v_chunks = ceil_div(value_head_dim, chunk_channels);
   static constexpr bool begins_early = false;  ///< CUTLASS's kernel doesn't wait.
-  static constexpr bool takes_extra_keys = false;
   /// In folded maps the channels after a head's last are the next head's.
   static constexpr bool may_fold = head_dim == channels && value_head_dim == channels;
 

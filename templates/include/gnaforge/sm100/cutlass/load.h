@@ -62,9 +62,9 @@ struct Sm100FmhaLoadTmaWarpspecialized<Element, StrideQ, StrideK, StrideV, MmaQK
   using Arguments = Params;
 
   static __device__ __forceinline__ void prefetch_tma_descriptors(const Params& params) {
-    gnaforge::ptx::prefetch_map(&params.kernel->maps_at(0).q);
-    gnaforge::ptx::prefetch_map(&params.kernel->maps_at(0).k);
-    gnaforge::ptx::prefetch_map(&params.kernel->maps_at(0).v);
+    gnaforge::ptx::prefetch_map(&params.kernel->maps[0].q);
+    gnaforge::ptx::prefetch_map(&params.kernel->maps[0].k);
+    gnaforge::ptx::prefetch_map(&params.kernel->maps[0].v);
   }
 
   template <class Block, class Shape, class ParamsShape>
@@ -74,7 +74,7 @@ struct Sm100FmhaLoadTmaWarpspecialized<Element, StrideQ, StrideK, StrideV, MmaQK
                                        typename PipelineKV::PipelineState& kv_state) {
     const gnaforge::gpu::Params<rank>& params = *own.kernel;
     const gnaforge::gpu::Work<Source> work(params, get<0>(block));
-    const gnaforge::gpu::Maps& maps = params.maps(work.slice);
+    const gnaforge::gpu::Maps& maps = params.maps[work.slice];
     const bool leader = elect_one_sync();
     const gnaforge::ptx::SharedAddress q_memory = gnaforge::ptx::shared_address(storage.smem_q.data());
     const gnaforge::ptx::SharedAddress kv_memory = gnaforge::ptx::shared_address(storage.smem_k.data());

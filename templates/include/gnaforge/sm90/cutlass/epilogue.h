@@ -50,7 +50,7 @@ struct Epilogue {
     const int thread = threadIdx.x % warpgroup_threads, lane = threadIdx.x % 32, first_row = thread / 32 * 16;
     const int half = threadIdx.x / warpgroup_threads - 1, barrier = first_barrier + half;
 
-    if (params.slices[work.slice].log_sum_exp != nullptr && lane % 4 == 0) {
+    if (params.log_sum_exp[work.slice] != nullptr && lane % 4 == 0) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         float* const to = gpu::log_sum_exp_of<Half>(params, work, half, first_row + lane / 4 + 8 * r);
@@ -82,7 +82,7 @@ struct Epilogue {
       int token[rank];
 #pragma unroll
       for (int d = 0; d < rank; ++d) token[d] = work.q_begin[d] + Half::begin(half, d);
-      gpu::store_box<L, L::v_chunks>(params.maps(work.slice).out, params.folded, memory, half_rows * row_bytes,
+      gpu::store_box<L, L::v_chunks>(params.maps[work.slice].out, params.folded, memory, half_rows * row_bytes,
                                      L::value_head_dim, work.head, token, work.batch);
       ptx::bulk_commit();
       // Tokens that both halves hold: the other warpgroup stores them when it is its turn.

@@ -77,7 +77,6 @@ struct Layout {
   static constexpr int shared_bytes = fixed_bytes + stages * stage_bytes;
 
   static constexpr bool begins_early = false;  ///< CUTLASS's kernel doesn't wait.
-  static constexpr bool takes_extra_keys = false;
 
   static constexpr int threads = (1 + halves) * warpgroup_threads;
   static constexpr int blocks_per_processor = 1;

@@ -63,10 +63,10 @@ struct Mainloop : MainloopBase<Config, Element>::type {
   static_assert(L::stages <= 5, "slots enough for the KV tiles that loads are ahead");
 
   static __device__ __forceinline__ void prefetch_tma_descriptors(const Params& params) {
-    ptx::prefetch_map(&params.kernel->maps_at(0).q);
-    ptx::prefetch_map(&params.kernel->maps_at(0).k);
-    ptx::prefetch_map(&params.kernel->maps_at(0).v);
-    ptx::prefetch_map(&params.kernel->maps_at(0).out);
+    ptx::prefetch_map(&params.kernel->maps[0].q);
+    ptx::prefetch_map(&params.kernel->maps[0].k);
+    ptx::prefetch_map(&params.kernel->maps[0].v);
+    ptx::prefetch_map(&params.kernel->maps[0].out);
   }
 
   /// Notes of a Q tile; `stages` counts Q's stages since launch, of which a tile takes two.
@@ -99,7 +99,7 @@ struct Mainloop : MainloopBase<Config, Element>::type {
       pipeline.producer_acquire(state);
       if (leader) {
         const QTileFacts work = QTileFacts::load(q_facts);
-        const gpu::Maps& maps = params.maps(work.slice);
+        const gpu::Maps& maps = params.maps[work.slice];
         gpu::load_box<L, L::chunks>(
             values ? maps.v : maps.k, params.folded, ptx::shared_address(pipeline.producer_get_barrier(state)),
             memory + state.index() * L::stage_bytes, L::columns * row_bytes, values ? L::value_head_dim : L::head_dim,
@@ -140,7 +140,7 @@ struct Mainloop : MainloopBase<Config, Element>::type {
     gpu::Work<Source> work(params, cute::get<0>(block));
     if (leader) {
       auto& notes = note(storage, state.count());
-      QTileFacts::store(ptx::shared_address(notes.facts), work, work.list.count, work.list.interior < work.list.count);
+      QTileFacts::store(ptx::shared_address(notes.facts), work, work.list.count, work.list.interior);
       ptx::store_shared(ptx::shared_address(notes.more), work.kv_head, work.list.interior, 0, 0);
       notes.list = work.list;
     }
@@ -151,7 +151,7 @@ struct Mainloop : MainloopBase<Config, Element>::type {
     for (int half = 0; half < halves; ++half) {
       pipeline.producer_acquire(state);
       if (leader)
-        gpu::load_box<L, L::chunks>(params.maps(work.slice).q, params.folded,
+        gpu::load_box<L, L::chunks>(params.maps[work.slice].q, params.folded,
                                     ptx::shared_address(pipeline.producer_get_barrier(state)),
                                     memory + state.index() * L::half_bytes, half_rows * row_bytes, L::head_dim,
                                     work.head, work.q_begin, work.batch);

@@ -28,16 +28,6 @@ template <int Words>
 struct SeenColumns {
   unsigned word[2][Words];
 
-  /// Both rows see the first `count` columns. `quad` is the thread's place in its quad.
-  template <class Columns>
-  static __device__ __forceinline__ SeenColumns first(int count, int quad) {
-    SeenColumns seen;
-    const int own = Columns::count_below(count, quad);
-#pragma unroll
-    for (int w = 0; w < Words; ++w) seen.word[0][w] = seen.word[1][w] = ~bits_from(own - 32 * w);
-    return seen;
-  }
-
   /// Sets scores of the others to -infinity.
   template <int N>
   __device__ __forceinline__ void apply(float (&scores)[N]) const {
@@ -82,7 +72,7 @@ struct RowWindows {
       const int query = work.q_begin[d] + own / QTile::pitch(d) % QTile::extent(d);
       Interval keys = Source::row(pattern, min_int(query, params.queries(work.slice, d) - 1));
       if constexpr (Source::has_sides) {  // rows instead of positions; see lane_tiles.h
-        const int first = params.slices[work.slice].group[d].kv_begin;
+        const int first = params.group(work.slice, d).kv_begin;
         keys = {keys.begin - first, keys.end - first};
       }
 #pragma unroll
@@ -97,19 +87,16 @@ struct RowWindows {
     Ends ends = ends_of(
         [&](int d, Interval keys) { return Interval{keys.begin - facts.origin[d], keys.end - facts.origin[d]}; });
     if constexpr (Source::has_sides) {
-      // Few tiles are below a split, or have extra keys in part. Others take a branch for it, which waits for nothing:
-      // its question is asked before the above is worked out.
+      // Few tiles are below a split. Others take a branch for it, which waits for nothing: its question is asked before
+      // the above is worked out.
       ends.hold();
-      if (facts.kind != TileKind::shell) {
-        if (L::takes_extra_keys && facts.kind == TileKind::part)
-          return SeenColumns<words>::template first<Columns>(facts.origin[0], ptx::reload_thread_index() & 3);
+      if (facts.kind == TileKind::shell_below)
         ends = ends_of([&](int d, Interval keys) {
           int axis = d;
           hold(keys.begin, keys.end, axis);  // nothing of this is worked out, or kept in registers, for other tiles
-          return Source::seen(params.template pattern<typename Source::Pattern>(facts.slice(), axis), keys,
-                              facts.origin[d]);
+          // Sides are the same in all slices.
+          return Source::seen(params.template pattern<typename Source::Pattern>(0, axis), keys, facts.origin[d]);
         });
-      }
     }
     unsigned along[rank][2][words];  // one axis alone
 #pragma unroll

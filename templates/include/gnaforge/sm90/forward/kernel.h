@@ -1,5 +1,5 @@
 // The sm90 forward kernel. Warpgroup 0 loads: its first warp is the producer, of which one lane writes and copies.
-// The others there stand by. Warpgroups 1 to W compute: consumers 0 to W - 1. Device only.
+// Warpgroups 1 to W compute: consumers 0 to W - 1. Device only.
 //
 // mbarriers, those of K and V one per stage of the ring. The producer's waits for *_empty pass at once the first time.
 //   name      arrivals a phase                    by whom                                            who waits
@@ -75,18 +75,10 @@ __device__ __forceinline__ unsigned same_in_all_lanes(unsigned number) { return 
 
 template <class Config>
 __device__ __forceinline__ void prefetch_maps(const gpu::Params<Config::QTile::rank>& params) {
-  ptx::prefetch_map(&params.maps_at(0).q);
-  ptx::prefetch_map(&params.maps_at(0).k);
-  ptx::prefetch_map(&params.maps_at(0).v);
-  ptx::prefetch_map(&params.maps_at(0).out);
-}
-
-/// What the producer's idle neighbours do.
-template <class Config>
-__device__ __forceinline__ void stand_by(const gpu::Params<Config::QTile::rank>& params) {
-  start<Config>();
-  // Whoever waits for this launch waits for the one that it runs beside, too.
-  if (params.beside) ptx::wait_for_grids();
+  ptx::prefetch_map(&params.maps[0].q);
+  ptx::prefetch_map(&params.maps[0].k);
+  ptx::prefetch_map(&params.maps[0].v);
+  ptx::prefetch_map(&params.maps[0].out);
 }
 
 template <class Config, class Mma>
@@ -100,7 +92,7 @@ __device__ __forceinline__ void forward(const gpu::Params<Config::QTile::rank>& 
     if (warp == 0)
       Producer<Config>{params, same_in_all_lanes(shared)}.run();
     else
-      stand_by<Config>(params);
+      start<Config>();
   } else {
     if (threadIdx.x == warpgroup_threads) {  // the producer looks for its first Q tile meanwhile
       prefetch_maps<Config>(params);

@@ -30,7 +30,7 @@ struct LaneTiles {
 #pragma unroll
     for (int e = 0; e < rank - 1; ++e) q_begin = d == e ? work.q_begin[e] : q_begin;
     const Band band = params.template pattern<Band>(work.slice, d);
-    const int kv_begin = params.slices[work.slice].group[d].kv_begin;
+    const int kv_begin = params.group(work.slice, d).kv_begin;
     Interval first = window(band, q_begin), last = window(band, last_query(band, q_begin, QTile::extent(d)));
     first = {first.begin - kv_begin, first.end - kv_begin};
     last = {last.begin - kv_begin, last.end - kv_begin};
@@ -43,7 +43,7 @@ struct LaneTiles {
         ptx::store_shared_word(to + 8, own.count - own.turn);
         int again = d;
         asm volatile("" : "+r"(again));  // not loaded before there is a register for it
-        ptx::store_shared_word(to + 12, params.call(work.slice).axis[again].gap);
+        ptx::store_shared_word(to + 12, params.axis[again].gap);
       }
       __syncwarp();
     }

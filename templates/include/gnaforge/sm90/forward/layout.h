@@ -122,8 +122,6 @@ struct Layout {
                                                               : 252 - producer_registers / 2;
   /// One consumer and one producer that have the multiprocessor for themselves may both have 255.
   static constexpr bool shares_registers = warpgroups > 1 || blocks_per_processor > 1;
-  /// To load a second kind of tiles takes more registers than the producer's fewest, which leave the consumers most.
-  static constexpr bool takes_extra_keys = producer_registers > 24 || !shares_registers;
   static_assert(warpgroups <= 3, "at most 192 query rows");
   static_assert(warpgroups < 3 || launch_registers <= 128, "no room for a product in the registers at launch");
 };

@@ -64,13 +64,12 @@ struct Producer {
   __device__ __forceinline__ void load_k(const Place& work, RingPosition at, int origin, TileKind kind,
                                          const int (&token)[rank]) {
     ptx::mbarrier_wait(shared + L::k_empty + 8 * at.stage, at.parity);
-    gpu::KvTileFacts<rank>::store(shared + L::kv_facts + gpu::kv_facts_bytes * at.stage, lane(), origin, kind,
-                                  work.slice);
+    gpu::KvTileFacts<rank>::store(shared + L::kv_facts + gpu::kv_facts_bytes * at.stage, lane(), origin, kind);
     // What they wrote is there before the leader arrives. And a lane two phases behind would take this phase of a
     // barrier for an earlier one.
     __syncwarp();
     if (!leads) return;
-    load<L::qk_chunks>(params.maps(work.slice).k, shared + L::k_full + 8 * at.stage,
+    load<L::qk_chunks>(params.maps[work.slice].k, shared + L::k_full + 8 * at.stage,
                        shared + L::k_offset + at.stage * L::k_bytes, L::kv_chunk_bytes, L::kv_chunk_bytes, L::head_dim,
                        work.kv_head, token, work.batch);
   }
@@ -78,76 +77,17 @@ struct Producer {
   __device__ __forceinline__ void load_v(const Place& work, RingPosition at, const int (&token)[rank]) {
     ptx::mbarrier_wait(shared + L::v_empty + 8 * at.stage, at.parity);
     if (!leads) return;
-    load<L::v_chunks>(params.maps(work.slice).v, shared + L::v_full + 8 * at.stage,
+    load<L::v_chunks>(params.maps[work.slice].v, shared + L::v_full + 8 * at.stage,
                       shared + L::v_offset + at.stage * L::v_bytes, L::kv_chunk_bytes, L::kv_chunk_bytes,
                       L::value_head_dim, work.kv_head, token, work.batch);
-  }
-
-  /// How many keys of a piece count for a batch entry.
-  __device__ __forceinline__ int extra_length(const Place& work, int piece) const {
-    const auto& call = params.call(work.slice);
-    const int tokens = call.extra_tokens[piece];
-    const int* const lengths = call.extra_lengths[piece];
-    if (lengths == nullptr) return tokens;
-    const std::int64_t batch = params.slices[work.slice].first_batch + work.batch;
-    return clamp_int(ptx::load_word(lengths + batch * call.extra_lengths_stride[piece]), 0, tokens);
-  }
-
-  __device__ __forceinline__ int extra_tiles(const Place& work) const {
-    int tiles = 0;
-#pragma unroll 1
-    for (int piece = 0; piece < params.call(work.slice).extra_pieces; ++piece)
-      tiles += (extra_length(work, piece) + L::columns - 1) / L::columns;
-    return tiles;
-  }
-
-  /// All chunks of the tile from key `first` on.
-  template <int Chunks>
-  __device__ __forceinline__ void load_extra(const Place& work, int bit, const CUtensorMap& map,
-                                             ptx::SharedAddress barrier, ptx::SharedAddress to, int first) {
-    const bool repeated = params.call(work.slice).repeated >> bit & 1;
-    const int batch = repeated ? 0 : params.slices[work.slice].first_batch + work.batch;
-    ptx::mbarrier_arrive_expect(barrier, Chunks * L::kv_chunk_bytes);
-#pragma unroll
-    for (int c = 0; c < Chunks; ++c) {
-      const int at[4] = {c * L::chunk_channels, work.kv_head, first, batch};
-      ptx::tensor_load(to + c * L::kv_chunk_bytes, &map, barrier, at);
-    }
-  }
-
-  /// All tiles of all pieces.
-  __device__ __forceinline__ void load_extra_keys(const Place& work, RingPosition& at) {
-#pragma unroll 1
-    for (int piece = 0; piece < params.call(work.slice).extra_pieces; ++piece) {
-      int left = extra_length(work, piece);
-#pragma unroll 1
-      for (int first = 0; left > 0; first += L::columns, left -= L::columns) {
-        ptx::mbarrier_wait(shared + L::k_empty + 8 * at.stage, at.parity);
-        gpu::KvTileFacts<rank>::store(shared + L::kv_facts + gpu::kv_facts_bytes * at.stage, lane(), left,
-                                      left < L::columns ? TileKind::part : TileKind::interior, 0);
-        __syncwarp();
-        if (leads)
-          load_extra<L::qk_chunks>(work, 2 * piece, params.extra_maps(work.slice).k[piece],
-                                   shared + L::k_full + 8 * at.stage, shared + L::k_offset + at.stage * L::k_bytes,
-                                   first);
-        ptx::mbarrier_wait(shared + L::v_empty + 8 * at.stage, at.parity);
-        if (leads)
-          load_extra<L::v_chunks>(work, 2 * piece + 1, params.extra_maps(work.slice).v[piece],
-                                  shared + L::v_full + 8 * at.stage, shared + L::v_offset + at.stage * L::v_bytes,
-                                  first);
-        at.template advance<L::stages>();
-      }
-    }
   }
 
   __device__ __forceinline__ void load_q(const Place& work, const Tiles& tiles, std::uint32_t& parity) {
     ptx::mbarrier_wait(shared + L::q_empty, parity);
     parity ^= 1;
-    const int extra = L::takes_extra_keys ? extra_tiles(work) : 0;
     if (!leads) return;
-    gpu::QTileFacts<rank>::store(shared + L::q_facts + gpu::q_facts_bytes * parity, work, tiles.count + extra,
-                                 tiles.interior < tiles.count);
-    load<L::qk_chunks>(params.maps(work.slice).q, shared + L::q_full, shared + L::q_offset, L::q_chunk_bytes,
+    gpu::QTileFacts<rank>::store(shared + L::q_facts + gpu::q_facts_bytes * parity, work, tiles.count, tiles.interior);
+    load<L::qk_chunks>(params.maps[work.slice].q, shared + L::q_full, shared + L::q_offset, L::q_chunk_bytes,
                        Config::QTile::volume * row_bytes, L::head_dim, work.head, work.q_begin, work.batch);
   }
 
@@ -157,11 +97,7 @@ struct Producer {
     Tiles tiles(params, work, shared + L::sides);
     start<Config>();
     // The launch may have begun before the one before it ended. No consumer touches tensors before it has seen a load.
-    if (params.beside)
-      ptx::mark<ptx::Marker::runs_beside>();
-    else
-      ptx::wait_for_grids();
-    ptx::let_grids_begin();  // those before have ended, or are independent of the next one if that runs beside this one
+    ptx::wait_for_grids();
     leads = ptx::elect();
     // A wait for the phase before the first returns at once: every stage is empty.
     RingPosition at{0, 1};
@@ -183,7 +119,6 @@ struct Producer {
         at.template advance<L::stages>();
         if (++j < tiles.count) tiles.step(j);
       } while (j < tiles.count);
-      if constexpr (L::takes_extra_keys) load_extra_keys(work, at);
       index += gridDim.x;
       if (index >= params.tiles()) break;
       work = Place(params, index);
