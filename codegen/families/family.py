@@ -45,10 +45,6 @@ def any_tile(rows: int, kv_box: Box, head_dim: int, value_head_dim: int) -> str 
     return None
 
 
-TileLimit = Callable[[int, Box, int, int], "str | None"]
-"""Says of query rows, a KV box and the head dims of K and V why they don't fit; None if they do."""
-
-
 @dataclass(frozen=True)
 class Limits:
     """The tiles and head dims that kernels of a family can have.
@@ -63,7 +59,6 @@ class Limits:
         q_box: says why a Q tile of these extents does not fit; None if it does.
         tile: says why a KV tile of these extents does not fit beside so many query rows with padding: of (rows, KV box,
             head dim, value head dim), for lack of registers or memory; None if it does.
-        extra_keys: says the same of kernels that take extra keys, beyond what ``tile`` says.
     """
 
     q_rows: int
@@ -73,8 +68,7 @@ class Limits:
     head_dim: int = 256
     head_dim_multiple: int = 8
     q_box: Callable[[Box], str | None] = any_q_box
-    tile: TileLimit = any_tile
-    extra_keys: TileLimit = any_tile
+    tile: Callable[[int, Box, int, int], str | None] = any_tile
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,8 +38,8 @@ def _forward_varlen_fake(
     from .given import failure_of_samples
 
     request = request_of_samples(q, k, v, rank, layouts, pattern, key)
-    failing = lambda choose: failure_of_samples(q, k, v, rank, layouts, pattern, scale, key, choose=choose)  # noqa: E731
-    check_traced(request, failing, may_run=_may_run(q))
+    failing = partial(failure_of_samples, q, k, v, rank, layouts, pattern, scale, key)
+    check_traced(request, lambda choose: failing(choose=choose), may_run=_may_run(q))
     return _results(q, v)
 
 
@@ -52,8 +53,8 @@ def _attention_varlen_fake(
     scale: float | None = None,
     key: str = "",
 ) -> Results:
-    failing = lambda choose: failure_of_lengths(q, k, v, scale, key, choose=choose)  # noqa: E731
-    check_traced(request_of_lengths(q, v, key), failing, may_run=_may_run(q))
+    failing = partial(failure_of_lengths, q, k, v, scale, key)
+    check_traced(request_of_lengths(q, v, key), lambda choose: failing(choose=choose), may_run=_may_run(q))
     return _results(q, v)
 
 

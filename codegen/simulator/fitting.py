@@ -12,7 +12,6 @@ import numpy as np
 
 from ..errors import InputError
 from ..families import Family
-from ..families.family import TileLimit
 from ..gna.counts import AnyAxis, axis_counts, extra_tiles, pattern_axes
 from ..gna.flat import BLOCK
 from ..gna.source import BoolArray, IntArray, Tiling
@@ -187,9 +186,7 @@ class Candidates:
         kv = _boxes(min(limits.kv_columns, MAX_EXTENT), kv_caps, multiple)
         fits = np.ones((len(q), len(kv)), dtype=np.bool_)
         for head_dim, value_head_dim in {(problem.head_dim, problem.value_head_dim) for problem in problems}:
-            fits &= _fits(family, family.limits.tile, q.prod(axis=1), kv, head_dim, value_head_dim)
-            if any(problem.extra_tokens for problem in problems):
-                fits &= _fits(family, family.limits.extra_keys, q.prod(axis=1), kv, head_dim, value_head_dim)
+            fits &= _fits(family, q.prod(axis=1), kv, head_dim, value_head_dim)
         if not fits.any():
             dims = ", ".join(sorted({f"{problem.head_dim}/{problem.value_head_dim}" for problem in problems}))
             raise InputError(f"head_dim: {family} has no tile that fits head dims {dims} (Q and K / V)")
@@ -304,14 +301,12 @@ def _boxes(limit: int, caps: tuple[int, ...], multiple: int) -> IntArray:
     return np.array(list(walk(limit, ())), dtype=np.int64)
 
 
-def _fits(
-    family: Family, limit: TileLimit, rows: IntArray, kv: IntArray, head_dim: int, value_head_dim: int
-) -> BoolArray:
+def _fits(family: Family, rows: IntArray, kv: IntArray, head_dim: int, value_head_dim: int) -> BoolArray:
     """[Q boxes, KV boxes] whether a kernel fits the registers and memory; ``rows`` are tokens of a Q box."""
     padded = -(-rows // family.padding.rows) * family.padding.rows
     some_rows, row = np.unique(padded, return_inverse=True)
     boxes = list(map(tuple, kv.tolist()))
-    fits = [[limit(r, box, head_dim, value_head_dim) is None for box in boxes] for r in some_rows.tolist()]
+    fits = [[family.limits.tile(r, box, head_dim, value_head_dim) is None for box in boxes] for r in some_rows.tolist()]
     return np.array(fits)[row]
 
 
