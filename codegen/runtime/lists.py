@@ -35,6 +35,7 @@ def run(name: str, call: tuple[Any, ...], request: Callable[[], Request], failin
         return operator(*call)  # type: ignore[no-any-return]
     if is_tracing():
         finding.prepare_apart(lambda: _prepare(request(), failing))
+        finding.prepare_traced_backward(name, call)
         return operator(*call)  # type: ignore[no-any-return]
 
     def attempt() -> Results | core.Failure:
