@@ -63,6 +63,14 @@ def main():
         return all(torch.equal(own.full_tensor(), want) for own, want in zip(*found))
 
     said["gradients"] = [same_gradients(part, *which) for part in (0, 1) for which in ((0, 1, 2), (0,), (1, 2))]
+    def same_gradients_of(call, tensors):
+        found = []
+        for given in (tensors, [x.full_tensor() for x in tensors]):
+            leaves = [x.detach().clone().requires_grad_() for x in given]
+            sum(result.square().sum() for result in call(*leaves)).backward()
+            found.append([leaf.grad for leaf in leaves])
+        return all(torch.equal(own.full_tensor(), want) for own, want in zip(*found))
+
     said["differentiable"] = words(lambda: attend(x.detach().requires_grad_(), x, x)[0].requires_grad)
     with torch.autocast("cpu", torch.bfloat16):
         said["autocast"] = str(attend(x, x, x.bfloat16())[0].dtype)
@@ -102,6 +110,15 @@ def main():
         results = gnaforge.joint_attention(*apart, kernel_size=3, return_lse=True)
         wanted = gnaforge.joint_attention(*(y.full_tensor() for y in apart), kernel_size=3, return_lse=True)
         said["apart"] = all(torch.equal(got.full_tensor(), want) for got, want in zip(results, wanted))
+
+    def attend_packed(*tensors):
+        return (gnaforge.joint_attention(*tensors, grid=(8, 8), prefix=8, kernel_size=3),)
+
+    said["further gradients"] = [
+        same_gradients_of(attend_packed, [packed] * 3),
+        same_gradients_of(lambda *tensors: gnaforge.joint_attention(*tensors, kernel_size=3), apart),
+        *(same_gradients_of(call, long) for call in ways.values()),
+    ]
     return said
 
 pids = []
@@ -156,7 +173,7 @@ def test_each_device_computes_its_share(kernel_set, forked, early: bool) -> None
     assert "heads" not in said["heads of their own"]
     assert said["packed"] == said["lengths"] == ["batch", "heads at 2"]
     assert said["bad"].startswith("ValueError: kernel_size 300 times dilation 1 exceeds the 9 tokens along dim 0")
-    assert said["gradients"] == [True] * 6
+    assert said["gradients"] == [True] * 6 and said["further gradients"] == [True] * 4
     assert said["differentiable"] == "True" and said["autocast"] == "torch.bfloat16" and said["compiled"] is True
     assert said["extra keys"] is said["joint"] is said["apart"] is True
     assert said["joint places"] == ["batch", "heads at 2"]

@@ -83,7 +83,8 @@ def joint_attention(
             be compiled now (``GNAFORGE_JIT``).
         MemoryError, torch.OutOfMemoryError, NotImplementedError: as `neighborhood_attention`.
 
-    Gradients don't flow yet. Text rows are launched first, the image rows may run beside them.
+    Gradients flow through outputs and log-sum-exps to all of q, k and v, image and text, on ``cpu``. Keys of padding
+    get zeros. Text rows are launched first, the image rows may run beside them.
     """
     arguments.require_tensors(q=q, k=k, v=v)
     texts = {"text_q": text_q, "text_k": text_k, "text_v": text_v}
@@ -156,16 +157,11 @@ def _packed_pieces(
             there, *extents, p, i, s = map(number_of, (tensor.shape[1], *grid, prefix, image, suffix))
             parts = f"a prefix of {p}, {i} of the grid {'x'.join(map(str, extents))} and a suffix of {s}"
             raise ValueError(f"{name} has {there} tokens, and {parts} make others")
-    texts: list[Tensors | None] = []
-    for begin, count in ((0, prefix), (prefix + image, suffix)):
-        is_there = not isinstance(count, int) or count > 0
-        texts.append(_narrow(q, k, v, begin, count) if is_there else None)
-    tokens = _narrow(q, k, v, prefix, image)
-    return (tokens[0].unflatten(1, grid), tokens[1].unflatten(1, grid), tokens[2].unflatten(1, grid)), texts
-
-
-def _narrow(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, begin: int, count: int) -> Tensors:
-    return q.narrow(1, begin, count), k.narrow(1, begin, count), v.narrow(1, begin, count)
+    # One split: its gradient is one concatenation.
+    before, (iq, ik, iv), after = zip(*(tensor.split([prefix, image, suffix], 1) for tensor in (q, k, v)), strict=True)
+    sides = (before, prefix), (after, suffix)
+    texts = [text if not isinstance(count, int) or count > 0 else None for text, count in sides]
+    return (iq.unflatten(1, grid), ik.unflatten(1, grid), iv.unflatten(1, grid)), texts
 
 
 def _with_lengths(texts: Sequence[Tensors | None], lengths: Any) -> tuple[torch.Tensor | None, ...]:
@@ -197,6 +193,7 @@ def _run(name: str, call: tuple[Any, ...]) -> Any:
         return call_operator(*call)
     if is_tracing():
         finding.prepare_apart(lambda: _find_kernels(name, call))
+        finding.prepare_traced_backward(name, call)
     try:
         try:
             return call_operator(*call)

@@ -9,12 +9,12 @@ import torch
 
 from . import jit, joint_parts, lookup, table
 from .autocast import register_autocast
+from .backward_parts import register_backward_parts
 from .batching import register_batching
 from .errors import NoKernelError
 from .gradients import register_autograd
 from .list_parts import register_list_parts
 from .request import Request, is_zero, request_of
-from .training import backward_requests, load_missing
 
 
 def _forward_fake(
@@ -126,33 +126,6 @@ def _require_kernel(
     raise NoKernelError(f"gnaforge: no kernel for {wanted} is loaded\nregister one with: {call}\n{jit.TRACING}")
 
 
-def _backward_fake(
-    grad_out: torch.Tensor,
-    grad_lse: torch.Tensor | None,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-    pattern: list[int],
-    scale: float | None,
-    wanted: int,
-    key_q: str = "",
-    key_kv: str = "",
-    extra_k: torch.Tensor | None = None,
-    extra_v: torch.Tensor | None = None,
-    extra_lengths: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, ...]:
-    for request in load_missing(backward_requests((q, k, v, extra_k), pattern, wanted)):
-        lookup.remedy(request)  # raises where there can be none
-        call = request.register_call()
-        raise NoKernelError(
-            f"gnaforge: no kernel for {request.op}, {request} is loaded\nregister one with: {call}\n{jit.TRACING}"
-        )
-    likes = [x if x is not None and wanted >> i & 1 else None for i, x in enumerate((q, k, v, extra_k, extra_v))]
-    return tuple(q.new_empty(0 if like is None else like.shape) for like in likes)
-
-
 _library: torch.library.Library | None = None  # what it registered ends with it
 
 
@@ -171,7 +144,6 @@ def register_python_parts() -> None:
         torch.library.register_fake(f"gnaforge::{name}", fake, lib=_library)
         register_autocast(name, _library)
         register_batching(name, _library)
-    torch.library.register_fake("gnaforge::backward", _backward_fake, lib=_library)
-    register_batching("backward", _library)
-    register_autograd(_library)
     register_list_parts(_library)
+    register_backward_parts(_library)
+    register_autograd(_library)

@@ -66,17 +66,6 @@ void for_part(const char* part, Step step) {
   }
 }
 
-/// An uninitialised result.
-inline Tensor make_result(const Tensor& like, const std::vector<int64_t>& sizes, int32_t dtype, const char* name) {
-  int64_t bytes = 4;  // at most
-  for (const int64_t size : sizes)
-    if (__builtin_mul_overflow(bytes, size, &bytes))
-      raise(ErrorCode::bad_input, std::string(name) + " is too large: its sizes reach beyond 64 bits");
-  const AtenTensorHandle handle = try_empty(like, sizes, dtype);
-  if (handle == nullptr) raise_out_of_memory(like, bytes, name + (", " + sizes_text(sizes.data(), sizes.size())));
-  return Tensor(handle);
-}
-
 /// The calls of joint attention. What it is given outlives it.
 class JointCalls {
  public:
