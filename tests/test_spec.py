@@ -300,7 +300,10 @@ REFUSED = {
     "direction": (
         "direction: [forward]",
         "direction: «forwards",
-        "kernels[0].direction: 'forwards' is no direction; allowed: forward, backward, training; did you mean 'forward'?",
+        (
+            "kernels[0].direction: 'forwards' is no direction; allowed: forward, backward, training; "
+            "did you mean 'forward'?"
+        ),
     ),
     "auto tiles": (
         "[{q: [2, 8, 8], kv: [2, 8, 8]}]",

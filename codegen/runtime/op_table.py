@@ -107,10 +107,10 @@ class Op:
         exact: its results in float64, of a problem and its inputs.
         bound, sample: see `Bound` and `Sample`.
         flop: floating-point operations per pair of a query and a key, all heads of all batch entries together.
-        products: matrix products that these are.
         derive: of a problem and random inputs, those that follow from others.
         extra_outputs: the roles of what it writes for each piece of extra keys.
         held: the side whose tile a kernel holds, while tiles of the other one pass by.
+        products: matrix products that ``flop`` is of.
     """
 
     name: str
@@ -120,10 +120,10 @@ class Op:
     bound: Bound
     sample: Sample
     flop: Callable[[Problem], float]
-    products: int
     derive: Callable[[Problem, Tensors], Tensors] = lambda problem, inputs: {}
     extra_outputs: tuple[Role, ...] = ()
     held: Literal["q", "kv"] = "q"
+    products: int = 0
 
     def reads(self, problem: Problem) -> tuple[Role, ...]:
         """The roles of what it reads of a problem: `inputs`, and those of extra keys, in the order of gnaforge_role."""
@@ -277,13 +277,14 @@ def _backward_op(name: str, outputs: tuple[Role, ...], products: tuple[int, int]
 
     exact, bound, sample = (of_reference(kind) for kind in ("gradient", "bound", "sample"))
     extra = _GRAD_EXTRA if side == "kv" else ()
-    return Op(name, _BACKWARD_INPUTS, outputs, exact, bound, sample, flop, sum(products), _forward_results, extra, side)
+    further = _forward_results, extra, side, sum(products)
+    return Op(name, _BACKWARD_INPUTS, outputs, exact, bound, sample, flop, *further)
 
 
 OPS: dict[str, Op] = {
     op.name: op
     for op in (
-        Op("gna_forward", (Q, K, V), (OUT, LSE), _forward, _forward_bound, _forward_sample, _forward_flop, 2),
+        Op("gna_forward", (Q, K, V), (OUT, LSE), _forward, _forward_bound, _forward_sample, _forward_flop, products=2),
         _backward_op("gna_backward_q", (GRAD_Q,), (2, 1)),
         _backward_op("gna_backward_kv", (GRAD_K, GRAD_V), (2, 2)),
     )
