@@ -37,20 +37,26 @@ constexpr GivenPiece text_names{"text_k", "text_v", "text_lengths", {}, {}, {}};
 
 /// Keys or values of the image with one token dim; copied where its tokens don't lie one distance apart.
 inline Tensor flat_tokens(const Tensor& tensor, int rank, int64_t tokens, const char* name) {
-  const std::vector<int64_t> sizes(tensor.sizes().begin(), tensor.sizes().end());
-  const auto flatten = [&](const Tensor& from) {
-    const auto d = static_cast<size_t>(rank);
-    const std::vector<int64_t> strides(from.strides().begin(), from.strides().end());
-    return view_of(from, {sizes[0], tokens, sizes[d + 1], sizes[d + 2]},
-                   {strides[0], strides[d], strides[d + 1], strides[d + 2]}, 0);
+  const auto flatten = [&](const Tensor& from, int64_t step) {
+    const int64_t heads = rank + 1, channels = rank + 2;
+    return view_of(from, {from.size(0), tokens, from.size(heads), from.size(channels)},
+                   {from.stride(0), step, from.stride(heads), from.stride(channels)}, 0);
   };
+  // Along a dim of one token the stride means nothing.
+  std::optional<int64_t> step;
+  int64_t next = 0;
   bool even = true;
-  for (int d = rank; d > 1; --d)
-    even = even && (tensor.size(d - 1) == 1 || tensor.stride(d - 1) == tensor.stride(d) * tensor.size(d));
-  if (even) return flatten(tensor);
+  for (int d = rank; d >= 1; --d) {
+    if (tensor.size(d) == 1) continue;
+    if (!step) step = next = tensor.stride(d);
+    even = even && tensor.stride(d) == next;
+    next *= tensor.size(d);
+  }
+  if (even) return flatten(tensor, step.value_or(tensor.stride(rank)));
   static std::atomic<bool> noted{false};
   if (!noted.exchange(true)) note_copy(std::string("the tokens of ") + name + " don't lie one distance apart");
-  return flatten(contiguous_copy(tensor, name));
+  const Tensor copy = contiguous_copy(tensor, name);
+  return flatten(copy, copy.stride(rank));
 }
 
 /// Runs a step of one part of the work, whose name its errors begin with, but for those of bad input.
