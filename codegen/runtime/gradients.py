@@ -145,20 +145,25 @@ def _make_rule(name: str, function: type[torch.autograd.Function]) -> Callable[.
     return rule
 
 
-def _forward_out(*arguments: Any, **results: torch.Tensor) -> None:
-    """Refuses gradients, as torch's own operators with ``out=`` do.
+def _make_out_rule(name: str) -> Callable[..., None]:
+    """What an operator does there that writes to the caller's tensors."""
 
-    Raises:
-        RuntimeError: they are wanted.
-    """
-    if _wants_gradients((*arguments, *results.values())):
-        raise RuntimeError(_NO_OUT)
-    if forward_ad._current_level >= 0:
-        raise NotImplementedError(_NO_TANGENTS)
-    with torch._C._AutoDispatchBelowADInplaceOrView():
-        torch.ops.gnaforge.forward_out.default(*arguments, **results)
-    for result in results.values():
-        torch.autograd.graph.increment_version(result)
+    def rule(*arguments: Any, **results: torch.Tensor) -> None:
+        """Refuses gradients, as torch's own operators with ``out=`` do.
+
+        Raises:
+            RuntimeError: they are wanted.
+        """
+        if _wants_gradients((*arguments, *results.values())):
+            raise RuntimeError(_NO_OUT)
+        if forward_ad._current_level >= 0:
+            raise NotImplementedError(_NO_TANGENTS)
+        with torch._C._AutoDispatchBelowADInplaceOrView():
+            getattr(torch.ops.gnaforge, name).default(*arguments, **results)
+        for result in results.values():
+            torch.autograd.graph.increment_version(result)
+
+    return rule
 
 
 def register_autograd(library: torch.library.Library) -> None:
@@ -167,5 +172,6 @@ def register_autograd(library: torch.library.Library) -> None:
         library.impl(name, _make_rule(name, _differentiable(formula)), "Autograd")
     for name in BACKWARD_OPERATORS:
         library.impl(name, _make_rule(name, _once_differentiable(name)), "Autograd")
-    library.impl("forward_out", _forward_out, "Autograd")
+    for name in ("forward_out", "joint_out", "joint_apart_out"):
+        library.impl(name, _make_out_rule(name), "Autograd")
     library.impl("forward_no_grad", torch.library.fallthrough_kernel, "Autograd")

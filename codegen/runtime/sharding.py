@@ -106,13 +106,17 @@ def _joint_apart(schema: Any) -> Any:
 
 
 def _joint_strategy(schema: Any, heads_of_results: list[int]) -> Any:
-    """By batch, or by heads of all tensors that have some."""
+    """By batch, or by heads: of all tensors that have some, or of queries alone, where keys have one head for all."""
     from torch.distributed.tensor import Replicate, Shard
 
     whole, inputs = Replicate(), [len(strategy.shape) for strategy in schema.args_strategy]
-    heads = [*map(Shard, heads_of_results), *(Shard(dims - 2) if dims > 1 else whole for dims in inputs)]
-    count = len(heads)
-    kinds = [[whole] * count, [Shard(0)] * count, *([] if _has_own_patterns(schema) else [heads])]
+    results = [Shard(dim) for dim in heads_of_results]
+    count = len(results) + len(inputs)
+    kinds = [[whole] * count, [Shard(0)] * count]
+    if not _has_own_patterns(schema):
+        kinds.append([*results, *(Shard(dims - 2) if dims > 1 else whole for dims in inputs)])
+        triples = iter([True, False, False] * count)  # query, key and value, of the image and of texts; then lengths
+        kinds.append([*results, *(Shard(dims - 2) if dims > 1 and next(triples) else whole for dims in inputs)])
     return _strategy(schema, kinds, outputs=len(heads_of_results), query=0)
 
 

@@ -12,6 +12,7 @@ from .autocast import register_autocast
 from .backward_parts import register_backward_parts
 from .batching import register_batching
 from .errors import NoKernelError
+from .given import failure_of_call
 from .gradients import register_autograd
 from .list_parts import register_list_parts
 from .request import Request, is_zero, request_of
@@ -78,6 +79,36 @@ def _joint_apart_fake(
     return (*_results(q, v), *_results(text[0], v))
 
 
+def _joint_out_fake(*arguments: Any, output: torch.Tensor, output_lse: torch.Tensor) -> None:
+    _check_results(_joint_fake(*arguments)[0], output, output_lse)
+
+
+def _joint_apart_out_fake(
+    *arguments: Any,
+    output: torch.Tensor,
+    output_lse: torch.Tensor,
+    output_text: torch.Tensor,
+    output_text_lse: torch.Tensor,
+) -> None:
+    wanted, _, text_wanted, _ = _joint_apart_fake(*arguments)
+    _check_results(wanted, output, output_lse)
+    _check_results(text_wanted, output_text, output_text_lse, "text_out", "text_out_lse")
+
+
+def _check_results(
+    wanted: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, name: str = "out", lse_name: str = "out_lse"
+) -> None:
+    """Refuses tensors that can't take a result like ``wanted`` and its log-sum-exp: of any call with such a result, as
+    one that sees a single key."""
+    rank = wanted.dim() - 3
+    query = wanted.new_empty((*wanted.shape[:-1], 8))
+    key, value = (wanted.new_empty((wanted.shape[0], *[1] * rank, wanted.shape[-2], c)) for c in (8, wanted.shape[-1]))
+    tensors = (query, key, value, *[None] * 6, out, lse)
+    names = ("query", "key", "value", *[""] * 6, name, lse_name)
+    if failure := failure_of_call(tensors, [*[1] * 3 * rank, *[0] * rank], names=names):
+        raise ValueError(failure.reason)
+
+
 def _results(q: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return q.new_empty((*q.shape[:-1], v.shape[-1])), q.new_empty(q.shape[:-1], dtype=torch.float32)
 
@@ -95,8 +126,6 @@ def _check(
     names: Sequence[str] = (),
 ) -> None:
     """Refuses what a forward call with these tensors would refuse; `given.failure_of_call` describes them."""
-    from .given import failure_of_call
-
     if failure := failure_of_call(tensors, pattern, scale, key, names=names):
         raise ValueError(failure.reason)
     q, k, v = tensors[:3]
@@ -113,8 +142,6 @@ def _require_kernel(
     Raises:
         NoKernelError: it isn't.
     """
-    from .given import failure_of_call
-
     lookup.load_matching(request)
     failure = failure_of_call(tensors, pattern, scale, request.key, choose=True)
     if failure is None and table.serves(request):  # where a size isn't known, the core isn't asked
@@ -138,7 +165,9 @@ def register_python_parts() -> None:
         "forward_no_grad": _forward_fake,  # which is forward without its autograd formula: that costs time at each call
         "forward_out": _forward_out_fake,
         "joint": _joint_fake,
+        "joint_out": _joint_out_fake,
         "joint_apart": _joint_apart_fake,
+        "joint_apart_out": _joint_apart_out_fake,
     }
     for name, fake in fakes.items():
         torch.library.register_fake(f"gnaforge::{name}", fake, lib=_library)

@@ -74,7 +74,8 @@ void forward_out(const Tensor& query, const Tensor& key, const Tensor& value, co
       query, key, value, {{pointer_to(extra_k), pointer_to(extra_v), pointer_to(extra_lengths)}, {}}};
   const GivenForward given = tensors.given();
   const gnaforge_problem problem = problem_of(tensors, given, pattern, scale);
-  check_results(gnaforge::given(out, "out"), last_stride(out), gnaforge::given(lse, "out_lse"), given.q, problem);
+  check_results(gnaforge::given(out, "out"), last_stride(out), gnaforge::given(lse, "out_lse"), given.q,
+                output_sizes(given.q, problem));
   ForwardCall forward(tensors, given, problem);
   forward.set_patterns(given, pattern, scale);
   forward.call.write_into(GNAFORGE_OUT, out);
@@ -145,7 +146,9 @@ GNAFORGE_EXPORT int gnaforge_core_init(char* error, size_t n) {
       {"forward_no_grad", forward_signature, TORCH_BOX(&forward)},
       {"forward_out", forward_out_signature, TORCH_BOX(&forward_out)},
       {"joint", joint_signature, TORCH_BOX(&joint)},
+      {"joint_out", joint_out_signature, TORCH_BOX(&joint_out)},
       {"joint_apart", joint_apart_signature, TORCH_BOX(&joint_apart)},
+      {"joint_apart_out", joint_apart_out_signature, TORCH_BOX(&joint_apart_out)},
       {"forward_varlen", forward_varlen_signature, TORCH_BOX(&forward_varlen)},
       {"attention_varlen", attention_varlen_signature, TORCH_BOX(&attention_varlen)},
       {"backward", backward_signature, TORCH_BOX(&backward)},
@@ -245,7 +248,7 @@ GNAFORGE_EXPORT const char* gnaforge_core_check(const gnaforge_given tensors[11]
     const gnaforge_problem problem =
         check_forward(all, {pattern, pattern + count}, scale ? std::optional(*scale) : std::nullopt, key, choose != 0);
     if (tensors[9].sizes != nullptr)
-      check_results(look(tensors[9]), tensors[9].last_stride, look(tensors[10]), all.q, problem);
+      check_results(look(tensors[9]), tensors[9].last_stride, look(tensors[10]), all.q, output_sizes(all.q, problem));
   });
 }
 
