@@ -120,8 +120,8 @@ inline void check_kv_tile(const Band& band, const Mask& mask, int k_begin, int k
     const AxisQueries tiles = axis_queries(band, k_begin + shift, k_extent, mask.keys + shift, extent);
     for (int tile = 0; tile < tiles.count; ++tile) {
       const int origin = tiles.visited.begin + tile * extent;
-      const Bits all = ones(origin, origin + extent);
-      bool full = origin + extent <= mask.queries, any = false;
+      const Bits all = ones(origin, min_int(origin + extent, mask.queries));
+      bool full = true, any = false;
       for (int key = k_begin; key < k_end; ++key) {
         const Interval queries = transposed_window(band, key + shift);
         const Bits now = ones(queries.begin, queries.end) & all;

@@ -59,16 +59,14 @@ CHOSEN = [
     Mutant(TILES, "all{min_int(last.begin, band.low_begin)", "all{min_int(first.begin, band.low_begin)"),
     Mutant(TILES, "min_int(band.split, first.end + band.low_slack)", "min_int(band.split, last.end + band.low_slack)"),
     Mutant(TILES, "any.end = band.queries;", ""),
-    Mutant(TILES, "if (last_row >= band.split) queries.all.end = transposed_window(band, band.split).end;", ""),
-    Mutant(
-        TILES,
-        "queries{{first.begin, last.end}, {last.begin, first.end}};",
-        "queries{{first.begin, last.end}, {first.begin, last.end}};",
-    ),
+    Mutant(TILES, "if (last_row >= band.split) all.end = transposed_window(band, band.split).end;", ""),
+    Mutant(TILES, "all{last.begin, first.end};", "all{first.begin, last.end};"),
     Mutant(TILES, "k_begin + min_int(k_extent, k_end - k_begin) - 1", "k_begin + k_extent - 1"),
-    Mutant(RUNS, "if (rows.all.end == band.queries) rows.all.end = far_away;", ""),
+    Mutant(TILES, "if (all.end == band.queries) all.end = far_away;", ""),
     Mutant(RUNS, "return (1 - run) * band.gap;", "return (run - 1) * band.gap;"),
-    Mutant(RUNS, "runs.interior.begin = runs.count + whole.begin;", "runs.interior.begin = whole.begin;"),
+    Mutant(
+        RUNS, "runs.interior.begin = runs.count + tiles.interior.begin;", "runs.interior.begin = tiles.interior.begin;"
+    ),
     Mutant(RUNS, "(index >= end[0]) + (index >= end[1])", "(index >= end[0])"),
     Mutant(RUNS, "index < end[1] ? end[0] : end[1])) * extent", "end[0])) * extent"),
     Mutant(TILES, "index < list.interior ? TileKind::interior", "index <= list.interior ? TileKind::interior"),

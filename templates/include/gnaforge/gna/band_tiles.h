@@ -89,37 +89,27 @@ GNAFORGE_HD AxisRuns axis_runs(const Band& band, int q_begin, int q_extent, int 
   return axis_runs(band, q_begin, q_extent, make_divisor(extent));
 }
 
-/// Query rows that have to do with a KV tile along one axis.
-struct RelatedQueries {
-  Interval any;  ///< Those that see a row of it; may be empty.
-  Interval all;  ///< Those that see every row of it; likewise.
-};
-
-/// For the rows [k_begin, k_begin + k_extent) as far as they are below `k_end`. For an axis that wraps: once for the rows
-/// where they are stored, and once each for these less and plus `gap`.
-GNAFORGE_HD RelatedQueries related_queries(const Band& band, int k_begin, int k_extent, int k_end) {
-  const int last_row = k_begin + min_int(k_extent, k_end - k_begin) - 1;
-  const Interval first = transposed_window(band, k_begin), last = transposed_window(band, last_row);
-  RelatedQueries queries{{first.begin, last.end}, {last.begin, first.end}};
-  if (k_begin < band.split && band.low_begin < far_away) {  // sink rows are seen up to the last query
-    queries.any.end = band.queries;
-    if (last_row >= band.split) queries.all.end = transposed_window(band, band.split).end;
-  }
-  return queries;
-}
-
 /// The Q tiles of one KV tile along one axis.
 struct AxisQueries {
   Interval visited;   ///< Query rows that see a row of the KV tile; may be empty.
-  Interval interior;  ///< Q tiles from visited.begin on in which every query sees every row.
+  Interval interior;  ///< Q tiles from visited.begin on in which every query that exists sees every row.
   int count;
 };
 
-/// Q tiles of the rows that related_queries takes.
+/// Q tiles of the rows [k_begin, k_begin + k_extent) as far as they are below `k_end`. For an axis that wraps: once for
+/// the rows where they are stored, and once each for these less and plus `gap`.
 GNAFORGE_HD AxisQueries axis_queries(const Band& band, int k_begin, int k_extent, int k_end, Divisor extent) {
-  const RelatedQueries rows = related_queries(band, k_begin, k_extent, k_end);
-  AxisQueries queries{rows.any, {0, 0}, extent.quotient_up(max_int(rows.any.end - rows.any.begin, 0))};
-  queries.interior = whole_tiles(rows.all, rows.any.begin, extent, queries.count);
+  const int last_row = k_begin + min_int(k_extent, k_end - k_begin) - 1;
+  const Interval first = transposed_window(band, k_begin), last = transposed_window(band, last_row);
+  Interval any{first.begin, last.end}, all{last.begin, first.end};
+  if (k_begin < band.split && band.low_begin < far_away) {  // sink rows are seen up to the last query
+    any.end = band.queries;
+    if (last_row >= band.split) all.end = transposed_window(band, band.split).end;
+  }
+  // The last tile may stick out of the queries that there are.
+  if (all.end == band.queries) all.end = far_away;
+  AxisQueries queries{any, {0, 0}, extent.quotient_up(max_int(any.end - any.begin, 0))};
+  queries.interior = whole_tiles(all, any.begin, extent, queries.count);
   return queries;
 }
 

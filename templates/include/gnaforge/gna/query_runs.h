@@ -12,9 +12,6 @@ constexpr int most_images = 3;
 /// Q tiles as indices 0 .. count - 1: a run of tiles side by side for each image of the KV tile's rows, in the order 1, 0,
 /// -1. Elsewhere than on an axis that wraps there is image 0 alone. In that order interior tiles are next to each other:
 /// who sees all rows a gap later is among the last queries, and who sees them where they are goes on from the first one.
-///
-/// A run's last tile may stick out of the queries that there are. Their statistics make its probabilities 0, so it is
-/// interior where all that exist see all keys.
 struct QueryRuns {
   int begin[most_images];  ///< First query of each run,
   int end[most_images];    ///< and the index after its last tile.
@@ -45,16 +42,13 @@ GNAFORGE_HD QueryRuns query_runs(const Band& band, int k_begin, int k_extent, in
     runs.begin[run] = 0;
     if (run == 1 || band.gap != 0) {
       const int shift = image_shift(band, run);
-      RelatedQueries rows = related_queries(band, k_begin + shift, k_extent, k_end + shift);
-      if (rows.all.end == band.queries) rows.all.end = far_away;  // who doesn't exist sees what they like
-      const int count = extent.quotient_up(max_int(rows.any.end - rows.any.begin, 0));
-      const Interval whole = whole_tiles(rows.all, rows.any.begin, extent, count);
-      runs.begin[run] = rows.any.begin;
-      if (whole.begin < whole.end) {
-        if (runs.interior.begin == runs.interior.end) runs.interior.begin = runs.count + whole.begin;
-        runs.interior.end = runs.count + whole.end;
+      const AxisQueries tiles = axis_queries(band, k_begin + shift, k_extent, k_end + shift, extent);
+      runs.begin[run] = tiles.visited.begin;
+      if (tiles.interior.begin < tiles.interior.end) {
+        if (runs.interior.begin == runs.interior.end) runs.interior.begin = runs.count + tiles.interior.begin;
+        runs.interior.end = runs.count + tiles.interior.end;
       }
-      runs.count += count;
+      runs.count += tiles.count;
     }
     runs.end[run] = runs.count;
   }
