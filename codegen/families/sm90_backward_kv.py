@@ -1,0 +1,90 @@
+"""The sm90 kernels of K's and V's gradients: three warps that load, and one or two consumer warpgroups with wgmma."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING
+
+from ..errors import BuildError
+from ..runtime.config import KernelConfig
+from ..runtime.family import Padding
+from .family import Box, Family, Limits, MachineCode
+from .sm90 import SHARED_MEMORY, WARPGROUP_ROWS, channels, check_registers
+from .target import TARGETS
+
+if TYPE_CHECKING:
+    from ..build_tools.sass import Sass
+
+_DEPTH = 16  # queries that one product adds up
+_BOTH_GRADIENTS = 128  # channels up to which a warpgroup has both in registers
+
+
+def _is_wide(head_dim: int, value_head_dim: int) -> bool:
+    """Whether two warpgroups share the same keys: one has dV, the other dK."""
+    return max(head_dim, value_head_dim) > _BOTH_GRADIENTS
+
+
+def _q_box(box: Box) -> str | None:
+    queries = prod(box)
+    return f"holds {queries} query tokens, which must be a multiple of {_DEPTH}" if queries % _DEPTH else None
+
+
+def _tile(queries: int, kv_box: Box, head_dim: int, value_head_dim: int) -> str | None:
+    keys = prod(kv_box)
+    wide = _is_wide(head_dim, value_head_dim)
+    if wide and keys > WARPGROUP_ROWS:
+        return f"may hold {WARPGROUP_ROWS} key tokens where head dims exceed {_BOTH_GRADIENTS}"
+    rows = -(-keys // WARPGROUP_ROWS) * WARPGROUP_ROWS
+    row_bytes = 2 * (channels(head_dim) + channels(value_head_dim))
+    # K and V; two stages of Q, dO and their statistics, the least that hides their loads; barriers and facts; the tables
+    # of masks, of which that of queries is estimated, and of what keys are seen by.
+    tables = 16 * (queries + 3) + 24 * sum(kv_box)
+    memory = rows * row_bytes + 2 * queries * (row_bytes + 8) + 512 + tables
+    if memory > SHARED_MEMORY:
+        return f"needs {memory:,} bytes of shared memory, of which there are {SHARED_MEMORY:,}"
+    # Of a key: its gradients, and scores and dP (fp32), over half a quad of threads.
+    gradients = max(head_dim, value_head_dim) if wide else head_dim + value_head_dim
+    registers, limit = gradients // 2 + queries, 192
+    if registers > limit:
+        return f"needs {registers} accumulator registers a thread, of which there are {limit}"
+    return None
+
+
+def check_machine_code(config: KernelConfig, code: Sass, registers: int) -> dict[str, int]:
+    """Counts of the kernel's instructions, for the record.
+
+    Raises:
+        BuildError: the kernel spills, its warpgroups ask for more registers than there are, or the exponentials don't
+            overlap with a product.
+    """
+    from ..build_tools.sass import HGMMA_REGISTERS, HGMMA_SHARED, MUFU
+
+    for opcode, product in ((HGMMA_SHARED, "K Q^T and V dO^T"), (HGMMA_REGISTERS, "P^T dO and dS^T Q")):
+        if not code.count(opcode):
+            raise BuildError(f"the machine code has no tensor core instruction (HGMMA) for {product}")
+    wide = _is_wide(config.head_dim, config.value_head_dim or config.head_dim)
+    check_registers(2 if wide else -(-config.kv_columns // WARPGROUP_ROWS), code, registers)
+    # One exp2 per score of a thread, while V dO^T of the same tile is under way. Warpgroups that share their keys rely on
+    # each other's products.
+    wanted, found = 0 if wide else config.q_rows // 2, code.overlap(MUFU)
+    if found < wanted:
+        raise BuildError(f"ptxas moved a wait above the exponentials: {found} of {wanted} overlap with a product")
+    return {
+        "products": code.count(HGMMA_SHARED) + code.count(HGMMA_REGISTERS),
+        "mufu": code.count(MUFU),
+        "mufu_under_product": found,
+    }
+
+
+FAMILY = Family(
+    op="gna_backward_kv",
+    target=TARGETS["sm90"],
+    default=True,
+    dtypes=("bf16", "fp16"),
+    features=("edge", "block_causal", "sink", "range", "delta", "deterministic"),
+    limits=Limits(q_rows=128, kv_columns=128, kv_multiple=1, q_box=_q_box, tile=_tile),
+    padding=Padding(rows=_DEPTH, columns=WARPGROUP_ROWS),
+    default_tiles={1: ((64,), (128,)), 2: ((8, 8), (8, 16)), 3: ((2, 4, 8), (2, 8, 8))},
+    rounds_probabilities=True,
+    machine_code=MachineCode(check_machine_code),
+)
