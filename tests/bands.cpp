@@ -174,6 +174,11 @@ void count_axis(const gnaforge_problem* problem, int q_extent, int extent, TileC
   *out = count_axis_tiles(PatternAxis(*problem, 0), q_extent, extent);
 }
 
+/// And of a whole axis whose KV tiles visit Q tiles.
+void count_axis_keys(const gnaforge_problem* problem, int k_extent, int extent, TileCounts* out) {
+  *out = count_axis_key_tiles(PatternAxis(*problem, 0), k_extent, extent);
+}
+
 /// `check_every_range` of band_ranges.h.
 void check_ranges(const gnaforge_problem* problem, const std::uint8_t* seen, int apart, Report* report) {
   check_every_range(*problem, seen, apart, *report);

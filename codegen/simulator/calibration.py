@@ -152,10 +152,10 @@ def fit_constants(runs: Sequence[Run], start: TimeConstants, names: Sequence[str
 
 
 def _seconds(constants: TimeConstants, run: Run) -> float:
-    padding = family_of(run.config).padding
+    padding, op = family_of(run.config).padding, OPS[run.config.op]
     tiles = Tiles(run.config.q_tile, run.config.kv_tile)
-    cost = tile_costs(padding, tiles, count_problem(run.problem, tiles.q, tiles.kv))
-    return float(model_time(constants, padding, run.problem, OPS[run.config.op], cost).seconds)
+    cost = tile_costs(padding, tiles, count_problem(run.problem, tiles.q, tiles.kv, held=op.held), op.held)
+    return float(model_time(constants, padding, run.problem, op, cost).seconds)
 
 
 def _non_negative(columns: Floats, wanted: Floats) -> Floats:
