@@ -9,7 +9,7 @@ from ..errors import BuildError
 from ..runtime.config import KernelConfig
 from ..runtime.family import Padding
 from .family import Box, Family, Limits, MachineCode
-from .sm90 import SHARED_MEMORY, WARPGROUP_ROWS, channels, check_registers
+from .sm90 import SHARED_MEMORY, WARPGROUP_ROWS, channels, check_registers, mask_table_bytes
 from .target import TARGETS
 
 if TYPE_CHECKING:
@@ -24,22 +24,17 @@ def _is_wide(head_dim: int, value_head_dim: int) -> bool:
     return max(head_dim, value_head_dim) > _BOTH_GRADIENTS
 
 
-def _q_box(box: Box) -> str | None:
-    queries = prod(box)
-    return f"holds {queries} query tokens, which must be a multiple of {_DEPTH}" if queries % _DEPTH else None
-
-
-def _tile(queries: int, kv_box: Box, head_dim: int, value_head_dim: int) -> str | None:
-    keys = prod(kv_box)
+def _tile(keys: int, q_box: Box, head_dim: int, value_head_dim: int) -> str | None:
+    queries = prod(q_box)
     wide = _is_wide(head_dim, value_head_dim)
     if wide and keys > WARPGROUP_ROWS:
-        return f"may hold {WARPGROUP_ROWS} key tokens where head dims exceed {_BOTH_GRADIENTS}"
-    rows = -(-keys // WARPGROUP_ROWS) * WARPGROUP_ROWS
+        return (
+            f"can't be, whatever its size: above head dims of {_BOTH_GRADIENTS} there are at most {WARPGROUP_ROWS} keys"
+        )
     row_bytes = 2 * (channels(head_dim) + channels(value_head_dim))
-    # K and V; two stages of Q, dO and their statistics, the least that hides their loads; barriers and facts; the tables
-    # of masks, of which that of queries is estimated, and of what keys are seen by.
-    tables = 16 * (queries + 3) + 24 * sum(kv_box)
-    memory = rows * row_bytes + 2 * queries * (row_bytes + 8) + 512 + tables
+    # K and V; two stages of Q, dO and their statistics, the least that hides their loads; barriers and facts; tables
+    # of masks, and of what keys are seen by, of at most as many coordinates as keys.
+    memory = (keys + 2 * queries) * row_bytes + 16 * queries + 512 + mask_table_bytes(q_box) + 24 * (keys + 2)
     if memory > SHARED_MEMORY:
         return f"needs {memory:,} bytes of shared memory, of which there are {SHARED_MEMORY:,}"
     # Of a key: its gradients, and scores and dP (fp32), over half a quad of threads.
@@ -64,8 +59,8 @@ def check_machine_code(config: KernelConfig, code: Sass, registers: int) -> dict
             raise BuildError(f"the machine code has no tensor core instruction (HGMMA) for {product}")
     wide = _is_wide(config.head_dim, config.value_head_dim or config.head_dim)
     check_registers(2 if wide else -(-config.kv_columns // WARPGROUP_ROWS), code, registers)
-    # One exp2 per score of a thread, while V dO^T of the same tile is under way. Warpgroups that share their keys rely on
-    # each other's products.
+    # One exp2 per score of a thread, while V dO^T of the same tile is under way. Warpgroups that share their keys rely
+    # on each other's products.
     wanted, found = 0 if wide else config.q_rows // 2, code.overlap(MUFU)
     if found < wanted:
         raise BuildError(f"ptxas moved a wait above the exponentials: {found} of {wanted} overlap with a product")
@@ -82,9 +77,9 @@ FAMILY = Family(
     default=True,
     dtypes=("bf16", "fp16"),
     features=("edge", "block_causal", "sink", "range", "delta", "deterministic"),
-    limits=Limits(q_rows=128, kv_columns=128, kv_multiple=1, q_box=_q_box, tile=_tile),
-    padding=Padding(rows=_DEPTH, columns=WARPGROUP_ROWS),
-    default_tiles={1: ((64,), (128,)), 2: ((8, 8), (8, 16)), 3: ((2, 4, 8), (2, 8, 8))},
+    limits=Limits(q_rows=128, kv_columns=128, kv_multiple=1, q_multiple=_DEPTH, tile=_tile),
+    padding=Padding(rows=WARPGROUP_ROWS, columns=_DEPTH),
+    default_tiles={1: ((128,), (128,)), 2: ((8, 16), (8, 16)), 3: ((2, 8, 8), (2, 8, 8))},
     rounds_probabilities=True,
     machine_code=MachineCode(check_machine_code),
 )

@@ -11,6 +11,7 @@ from typing import Any
 from ..families import family_of
 from ..gna.counts import TileCounts, count_problem, count_tiles, pattern_axes
 from ..runtime.config import ANY_HEAD_DIM, KernelConfig
+from ..runtime.op_table import OPS
 from ..runtime.problem import PlainAxis, Problem
 from ..runtime.problem_rules import Dimension
 
@@ -27,8 +28,10 @@ _REFERENCE_PAIRS = 2**26
 
 def tile_counts(problem: Problem, config: KernelConfig) -> TileCounts:
     """Tiles of one batch entry and head, by the simulator's model of the kernel."""
-    counts = count_tiles(pattern_axes(problem), config.q_tile, config.kv_tile)
-    padded = family_of(config).padding.padded_columns(config.kv_columns) > config.kv_columns
+    held = OPS[config.op].held
+    counts = count_tiles(pattern_axes(problem), config.q_tile, config.kv_tile, held=held)
+    passing = config.kv_columns if held == "q" else config.q_rows
+    padded = family_of(config).padding.padded_columns(passing) > passing
     return replace(counts, interior=0) if padded else counts  # padding is masked in every tile
 
 
