@@ -110,6 +110,7 @@ class Op:
         derive: of a problem and random inputs, those that follow from others.
         extra_outputs: the roles of what it writes for each piece of extra keys.
         held: the side whose tile a kernel holds, while tiles of the other one pass by.
+        products: matrix products that ``flop`` is of.
     """
 
     name: str
@@ -122,6 +123,7 @@ class Op:
     derive: Callable[[Problem, Tensors], Tensors] = lambda problem, inputs: {}
     extra_outputs: tuple[Role, ...] = ()
     held: Literal["q", "kv"] = "q"
+    products: int = 0
 
     def reads(self, problem: Problem) -> tuple[Role, ...]:
         """The roles of what it reads of a problem: `inputs`, and those of extra keys, in the order of gnaforge_role."""
@@ -275,13 +277,14 @@ def _backward_op(name: str, outputs: tuple[Role, ...], products: tuple[int, int]
 
     exact, bound, sample = (of_reference(kind) for kind in ("gradient", "bound", "sample"))
     extra = _GRAD_EXTRA if side == "kv" else ()
-    return Op(name, _BACKWARD_INPUTS, outputs, exact, bound, sample, flop, _forward_results, extra, side)
+    further = _forward_results, extra, side, sum(products)
+    return Op(name, _BACKWARD_INPUTS, outputs, exact, bound, sample, flop, *further)
 
 
 OPS: dict[str, Op] = {
     op.name: op
     for op in (
-        Op("gna_forward", (Q, K, V), (OUT, LSE), _forward, _forward_bound, _forward_sample, _forward_flop),
+        Op("gna_forward", (Q, K, V), (OUT, LSE), _forward, _forward_bound, _forward_sample, _forward_flop, products=2),
         _backward_op("gna_backward_q", (GRAD_Q,), (2, 1)),
         _backward_op("gna_backward_kv", (GRAD_K, GRAD_V), (2, 2)),
     )

@@ -15,7 +15,7 @@ from ..families import Family
 from ..gna.counts import AnyAxis, Side, axis_counts, extra_tiles, key_sources, pattern_axes
 from ..gna.flat import BLOCK
 from ..gna.source import BoolArray, IntArray, Tiling
-from ..runtime.op_table import OPS
+from ..runtime.op_table import FORWARD, OPS
 from ..runtime.problem import Problem
 from .cost import Costs, Floats, Tiles, costs
 from .simulation import Flat, Simulation, check_tiling, family_for, refusal, require_tiling, simulate_tiles
@@ -141,6 +141,7 @@ def simulate_problem(
     tiling: Tiling | Flat = "dynamic",
     objective: Objective = "time",
     variant: str | None = None,
+    op: str = FORWARD.name,
 ) -> Simulation:
     """Simulates ``problem`` with these tiles or, if None, those that fit best (flat: blocks as FlexAttention's).
 
@@ -151,7 +152,7 @@ def simulate_problem(
     """
     if tiles is None and tiling == "flat":
         tiles = Tiles((BLOCK,), (BLOCK,))
-    family = family_for(problem, tiles, arch, variant, tiling)
+    family = family_for(problem, tiles, arch, variant, tiling, op)
     if tiles is not None:
         return simulate_tiles(problem, tiles, family, tiling)
     assert tiling != "flat"

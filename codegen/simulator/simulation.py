@@ -200,6 +200,8 @@ def family_for(
         raise InputError(f"variant: no GPU has a kernel family {variant!r}")
     if variant is None and all(feature_fault(problem, str(family), family.features) for family in candidates):
         candidates += [family for family in timed if not family.target.is_gpu]
+    if not candidates:
+        raise InputError(f"direction: no arch has kernels of {op} with time constants")
     refusals = {family: refusal(problem, family, tiles, tiling) for family in candidates}
     for family, reason in refusals.items():
         if not reason:
