@@ -9,10 +9,11 @@ from ..errors import BuildError
 from ..runtime.config import KernelConfig
 from ..runtime.family import Padding
 from .family import Box, Family, Limits, MachineCode
-from .sm90 import SHARED_MEMORY, WARPGROUP_ROWS, channels, check_registers, mask_table_bytes
+from .sm90 import SHARED_MEMORY, WARPGROUP_ROWS, channels, check_registers, consumers_of, mask_table_bytes
 from .target import TARGETS
 
 if TYPE_CHECKING:
+    from ..build_tools.cycles import TileLoop
     from ..build_tools.sass import Sass
 
 _DEPTH = 16  # queries that one product adds up
@@ -58,7 +59,7 @@ def check_machine_code(config: KernelConfig, code: Sass, registers: int) -> dict
         if not code.count(opcode):
             raise BuildError(f"the machine code has no tensor core instruction (HGMMA) for {product}")
     wide = _is_wide(config.head_dim, config.value_head_dim or config.head_dim)
-    check_registers(2 if wide else -(-config.kv_columns // WARPGROUP_ROWS), code, registers)
+    check_registers(2 if wide else consumers_of(config.kv_columns), code, registers)
     # One exp2 per score of a thread, while V dO^T of the same tile is under way. Warpgroups that share their keys rely
     # on each other's products.
     wanted, found = 0 if wide else config.q_rows // 2, code.overlap(MUFU)
@@ -71,6 +72,27 @@ def check_machine_code(config: KernelConfig, code: Sass, registers: int) -> dict
     }
 
 
+def tile_loop(config: KernelConfig) -> TileLoop:
+    """How consumers work through Q tiles: K Q^T and V dO^T, P^T dO, dS^T Q.
+
+    Raises:
+        UnknownCode: two warpgroups share their keys, with a loop of its own each.
+    """
+    from ..build_tools.cycles import SM90, TileLoop, UnknownCode
+
+    if _is_wide(config.head_dim, config.value_head_dim or config.head_dim):
+        raise UnknownCode("two warpgroups have loops of their own, of K's and of V's gradient")
+    consumers = consumers_of(config.kv_columns)
+    return TileLoop(
+        SM90,
+        warps=consumers,
+        threads=SM90.warpgroup_threads * (consumers + 1),
+        groups=4,
+        peeled=0,
+        never=frozenset({"UTMALDG"}),  # those are the loading warps'
+    )
+
+
 FAMILY = Family(
     op="gna_backward_kv",
     target=TARGETS["sm90"],
@@ -81,5 +103,5 @@ FAMILY = Family(
     padding=Padding(rows=WARPGROUP_ROWS, columns=_DEPTH),
     default_tiles={1: ((128,), (128,)), 2: ((8, 16), (8, 16)), 3: ((2, 8, 8), (2, 8, 8))},
     rounds_probabilities=True,
-    machine_code=MachineCode(check_machine_code),
+    machine_code=MachineCode(check_machine_code, tile_loop=tile_loop),
 )
