@@ -23,8 +23,9 @@ struct LaneTiles {
   /// What few calls have is in shared memory, from `sides` on: 16 bytes for each axis.
   static constexpr int sides_bytes = 16 * rank;
 
-  __device__ __forceinline__ LaneTiles(const gpu::Params<rank>& params, const gpu::Place<QTile>& work,
-                                       ptx::SharedAddress sides) {
+  /// `params` is a gpu::LaunchParams.
+  template <class Params>
+  __device__ __forceinline__ LaneTiles(const Params& params, const gpu::Place<QTile>& work, ptx::SharedAddress sides) {
     const int d = axis();
     int q_begin = work.q_begin[rank - 1];
 #pragma unroll
@@ -84,7 +85,8 @@ struct LaneTiles {
     bool below;  ///< Whether the tile is below the split of some axis.
   };
 
-  __device__ __forceinline__ Spot spot(const gpu::Params<rank>& params, ptx::SharedAddress sides) const {
+  template <class Params>
+  __device__ __forceinline__ Spot spot(const Params& params, ptx::SharedAddress sides) const {
     const int extent = KvTile::extent(axis());
     const int high = high_begin_ + place_ * extent;
     if (!params.has_sides) return {high, high, false};
