@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from random import Random
@@ -12,6 +13,7 @@ import gnaforge
 import numpy as np
 import oracle
 import pytest
+import torch
 from gnaforge.errors import InputError
 from gnaforge.families import families, families_of, require_family
 from gnaforge.gna.counts import count_problem
@@ -267,3 +269,73 @@ def test_every_family_is_fitted_or_says_that_it_cannot_be() -> None:
         found = fit_problems([replace(problem, dtype=family.dtypes[0])], family).tiles[0]
         counts = count_problem(problem, found.q, found.kv, held=OPS[family.op].held)
         assert counts.visited >= counts.q_tiles
+
+
+# NATTEN's tuning arguments
+
+
+def test_tiles_of_the_backward_pass_choose_its_kernels(monkeypatch: pytest.MonkeyPatch, kernel_set) -> None:
+    """Whatever their work is; results are those of any others."""
+    from gnaforge.runtime import pinned_gradients
+
+    keys: list[str] = []
+    backward = torch.ops.gnaforge.backward.default
+
+    class Recorded:
+        class backward:
+            @staticmethod
+            def default(*call):
+                keys.extend(call[10:12])
+                return backward(*call)
+
+        forward_no_grad = torch.ops.gnaforge.forward_no_grad
+
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 9, 14, 2, 16, generator=generator) for _ in range(3))
+    text = torch.randn(2, 5, 2, 16, generator=generator)
+
+    def gradients(call, *tensors):
+        leaves = [tensor.clone().requires_grad_() for tensor in tensors]
+        out, lse = call(*leaves)
+        return [out, lse, *torch.autograd.grad(out.square().sum() + lse.sum(), leaves)]
+
+    chosen = {"backward_q_tile_shape": (8, 8), "backward_kv_tile_shape": (8, 8)}
+    calls = [
+        lambda q, k, v, **tiles: gnaforge.na2d(q, k, v, 5, stride=2, return_lse=True, **tiles),
+        lambda q, k, v, **tiles: gnaforge.neighborhood_attention(q, k, v, 5, edge="wrap", return_lse=True, **tiles),
+        lambda q, k, v, **tiles: gnaforge.na2d(
+            q, k, v, 3, additional_keys=text, additional_values=text, return_lse=True, **tiles
+        ),
+    ]
+    wanted = [gradients(call, q, k, v) for call in calls]
+    monkeypatch.setattr(pinned_gradients.torch.ops, "gnaforge", Recorded)
+    for call, results in zip(calls, wanted, strict=True):
+        keys.clear()
+        found = gradients(partial(call, **chosen), q, k, v)
+        assert keys == [f"gna_backward_{side}-cpu-r2-fp32-dany-q8x8-kv8x8" for side in ("q", "kv")]
+        for one, other in zip(found, results, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    keys.clear()
+    gradients(lambda q: calls[0](q, k, v, backward_kv_tile_shape=(8, 8)), q)  # nobody wants the others
+    assert keys == ["gna_backward_q-cpu-r2-fp32-dany-q8x8-kv8x8", ""]
+
+
+def test_tiles_of_the_backward_pass_matter_to_gradients_alone() -> None:
+    x = torch.randn(1, 9, 14, 1, 8)
+    none = {"backward_q_tile_shape": (3, 1), "backward_kv_tile_shape": (1, 7)}
+    with torch.no_grad():
+        gnaforge.na2d(x, x, x, 3, **none)
+    leaf = x.clone().requires_grad_()
+    compiled = torch.compile(lambda x: gnaforge.na2d(x, x, x, 3, **none), backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(leaf), gnaforge.na2d(x, x, x, 3))
+    torch.func.vmap(lambda x: gnaforge.na2d(x, x, x, 3, **none))(leaf[None])
+    with pytest.raises(ValueError, match="backward_q_tile_shape"):
+        gnaforge.na2d(leaf, x, x, 3, backward_q_tile_shape=(1, 2, 3))
+    with pytest.raises(TypeError, match="unexpected keyword argument 'backward_tile'"):
+        gnaforge.na2d(x, x, x, 3, backward_tile=3)
+    gnaforge.register(policy="never")
+    try:
+        with pytest.raises(gnaforge.NoKernelError, match=r"no kernel of gna_backward_q with q_tile_shape \(3, 1\)"):
+            gnaforge.na2d(leaf, x, x, 3, **none)
+    finally:
+        gnaforge.register(policy="warn")
