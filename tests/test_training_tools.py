@@ -247,7 +247,7 @@ def test_register_and_warm_up_both_passes(python, own_cache: Path) -> None:
     done = python(
         "import gnaforge\n"
         "calls = []\n"
-        "from gnaforge.runtime import gradient_call as module\n"
+        "from gnaforge import first_runs as module\n"
         "whole = module.gradient_call\n"
         "module.gradient_call = lambda *given: calls.append(given[2]) or whole(*given)\n"
         "print(gnaforge.warmup(rank=3, head_dim=8, dtype='fp32', arch='cpu', direction='training'))\n"
