@@ -43,8 +43,9 @@ struct LaneWalk {
 
   /// Read anew each time, like all that follows from a lane's number: registers are few.
   static __device__ __forceinline__ int axis() {
-    const int lane = AnyWarp ? ptx::reload_thread_index() % 32 : ptx::reload_thread_index();
-    return rank == 1 ? 0 : min_int(lane, rank - 1);
+    if constexpr (rank == 1) return 0;
+    const int thread = ptx::reload_thread_index();
+    return min_int(AnyWarp ? thread % 32 : thread, rank - 1);
   }
 
   __device__ __forceinline__ void begin(int tiles, Interval whole) {
