@@ -109,8 +109,8 @@ struct KvLayout {
 
   /// Registers per thread after launch, shared out of what it gave: 384 x 168. One consumer and the warps that load may
   /// all have 255.
-  static constexpr int producer_registers = 40;
-  static constexpr int consumer_registers = 232;
+  static constexpr int producer_registers = 56;
+  static constexpr int consumer_registers = 224;
   static constexpr bool shares_registers = warpgroups > 1;
 };
 
