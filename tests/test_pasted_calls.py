@@ -1,4 +1,4 @@
-"""The call that an error tells the user to paste: of each kind of call it says the problem, and makes what serves it."""
+"""The call that an error tells the user to paste says the problem, of each kind of call, and makes what serves it."""
 
 from __future__ import annotations
 
