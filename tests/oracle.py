@@ -282,7 +282,7 @@ def count_axis_key_tiles(axis: Dimension, q_extent: int, kv_extent: int) -> tupl
                     rows = sees[first : first + q_extent]
                     assert any(map(any, rows))
                     visited += 1
-                    interior += len(own) == len(tile) and len(rows) == q_extent and all(map(all, rows))
+                    interior += len(own) == len(tile) and all(map(all, rows))
     return kv_tiles, visited, interior
 
 

@@ -43,6 +43,12 @@ def q_box_of_halves(rows: int) -> Callable[[Box], str | None]:
     return q_box
 
 
+def _half(box: Box) -> Box:
+    """One with half the longest side."""
+    longest = box.index(max(box))
+    return (*box[:longest], box[longest] // 2, *box[longest + 1 :])
+
+
 def any_tile(rows: int, kv_box: Box, head_dim: int, value_head_dim: int) -> str | None:
     """Admits every pair of tiles."""
     return None
@@ -299,15 +305,20 @@ class Family:
     def default_boxes(
         self, rank: int, head_dim: int = ANY_HEAD_DIM, value_head_dim: int = ANY_HEAD_DIM
     ) -> tuple[Box, Box]:
-        """The query and key boxes to take where nothing is known of the problem: ``default_tiles``, the one that passes
-        by halved along its longest sides until it fits the head dims."""
+        """The query and key boxes to take where nothing is known of the problem: ``default_tiles``, halved along their
+        longest sides until they fit the head dims: the one that is held if it fits beside no other, then the one that
+        passes by."""
         held, passing = self.in_order(*self.default_tiles[rank])
-        rows = self.padding.padded_rows(prod(held))
-        while prod(passing) > self.passing_multiple and self.limits.tile(
-            rows, passing, head_dim, value_head_dim or head_dim
-        ):
-            longest = passing.index(max(passing))
-            passing = (*passing[:longest], passing[longest] // 2, *passing[longest + 1 :])
+        _, least = self.in_order(*self.smallest_boxes(rank))
+
+        def misfits(held: Box, passing: Box) -> bool:
+            rows = self.padding.padded_rows(prod(held))
+            return self.limits.tile(rows, passing, head_dim, value_head_dim or head_dim) is not None
+
+        while prod(held) > 1 and misfits(held, least):
+            held = _half(held)
+        while prod(passing) > self.passing_multiple and misfits(held, passing):
+            passing = _half(passing)
         return self.in_order(held, passing)
 
     def in_order(self, first: T, second: T) -> tuple[T, T]:

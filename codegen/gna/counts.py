@@ -209,13 +209,13 @@ def count_problem(
         return found
     if held == "kv":
         own, _ = extra_tiles(problem.extra_tokens, prod(kv_tile))
-        every, whole = extra_tiles([problem.token_count], prod(q_tile))
-        worst = (every, whole) if every > found.most else (found.most, found.most_interior)
+        every, _ = extra_tiles([problem.token_count], prod(q_tile))
+        worst = (every, every) if every > found.most else (found.most, found.most_interior)
         return TileCounts(
             q_tiles=found.q_tiles + own,
             seen=found.seen + own * problem.token_count,
             visited=found.visited + own * every,
-            interior=found.interior + own * whole,
+            interior=found.interior + own * every,
             most=worst[0],
             most_interior=worst[1],
         )

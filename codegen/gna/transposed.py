@@ -28,7 +28,7 @@ class QueryTiles:
     Attributes:
         seen: queries that see some key of the KV tile.
         count: Q tiles that cover them.
-        interior: those of the Q tiles in which every query sees every key.
+        interior: those of the Q tiles in which every query that exists sees every key.
     """
 
     seen: IntArray
@@ -84,7 +84,7 @@ class TransposedTiles:
         least = max(band.begin_min, band.end_min, band.first + band.window)
         if band.low_begin < FAR:
             least = max(least, band.split)
-        most = min(band.begin_max, band.end_max, band.length + band.phase + band.first - band.stride + 1)
+        most = min(band.begin_max, band.end_max, band.length + band.phase + band.first - band.stride)
         shift = self._places()[-1].shift if self.kv_sink else 0
         free = min(max(-(-(least - shift) // k_extent), -(-self.kv_sink // k_extent), 0), tiles)
         free_end = max(free, min(most - shift, self.length) // k_extent)
@@ -126,6 +126,7 @@ class TransposedTiles:
             end = np.where(sunk, band.length, end)
             _, behind = self.column(np.array(band.split, dtype=np.int64))
             all_end = np.where(sunk & (high >= band.split), behind, all_end)
+        all_end = np.where(all_end == band.length, FAR, all_end)  # the last tile may stick out of the queries
         seen: IntArray = np.where(first <= last, np.maximum(end - begin, 0), 0)
         count: IntArray = -(-seen // q_extent)
         inside = np.minimum(np.maximum(all_end - begin, 0) // q_extent, count) - -(-(all_begin - begin) // q_extent)

@@ -311,12 +311,12 @@ def _add_extra(counted: dict[str, Any], problem: Problem, held: Side, rows: Any,
         counted["most_interior"] = counted["most_interior"] + interior
         return
     own, _ = extra_tiles(problem.extra_tokens, rows)
-    every, whole = extra_tiles([problem.token_count], columns)
+    every, _ = extra_tiles([problem.token_count], columns)
     counted["q_tiles"] = counted["q_tiles"] + own
     counted["seen"] = counted["seen"] + own * problem.token_count
     counted["visited"] = counted["visited"] + own * every
-    counted["interior"] = counted["interior"] + own * whole
-    counted["most_interior"] = np.where(every > counted["most"], whole, counted["most_interior"])
+    counted["interior"] = counted["interior"] + own * every
+    counted["most_interior"] = np.where(every > counted["most"], every, counted["most_interior"])
     counted["most"] = np.maximum(every, counted["most"])
 
 

@@ -1,4 +1,5 @@
-// The entry of a forward kernel that takes Params: checks a call, encodes tensor maps, launches. Host only.
+// The entry of a forward kernel: checks a call, encodes tensor maps, launches. Other entries are built of its parts.
+// Host only.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -35,8 +36,11 @@ constexpr gnaforge_device tensor_device = GNAFORGE_CUDA;
 ///   q_box(axis), out_box(axis);              // what one copy loads of Q, and stores of the output
 ///   threads, shared_bytes;                   // of a thread block
 ///   blocks_per_processor;                    // that fit a multiprocessor
-template <class Config, class L>
+///
+/// `Params_` is what a launch hands to the kernel: LaunchParams, or a struct that begins with it.
+template <class Config, class L, class Params_ = Params<L::rank>>
 struct Entry {
+  using Params = Params_;
   using QTile = typename Config::QTile;
   using KvTile = typename Config::KvTile;
   using Element = gpu::Element<Config::dtype>;
@@ -72,6 +76,18 @@ struct Entry {
 
   static constexpr Traits traits{Config::op, tensor_device, Config::features};
 
+  /// `tiles` counts those of `kind` that one launch may have to compute.
+  static gnaforge_code check_tiles(const gnaforge_args& args, const char* kind,
+                                   double (*tiles)(const gnaforge_problem&, const PatternAxis (&)[rank]),
+                                   const Reason& reason) {
+    PatternAxis axes[rank];
+    copy_patterns(*args.problem, axes);
+    const double count = tiles(*args.problem, axes);
+    if (count <= L::max_tiles) return GNAFORGE_OK;
+    return reason.refuse(GNAFORGE_NO_SIZE, "%.0f %s tiles of all heads and batch entries, at most %d", count, kind,
+                         L::max_tiles);
+  }
+
   static int can_run(const gnaforge_args* args, char* why, std::size_t n) {
     const Reason reason{why, n};
     if (const gnaforge_code code = check_call<Config>(args, traits, reason)) return code;
@@ -81,11 +97,7 @@ struct Entry {
                            "scale is %g, this kernel takes positive ones: it maximises before it scales",
                            problem.scale);
     if (const gnaforge_code code = check::layout<Element>(*args, reason)) return code;
-    PatternAxis axes[rank];
-    copy_patterns(problem, axes);
-    if (launch_tiles(problem, axes) > L::max_tiles)
-      return reason.refuse(GNAFORGE_NO_SIZE, "%.0f Q tiles of all heads and batch entries, at most %d",
-                           launch_tiles(problem, axes), L::max_tiles);
+    if (const gnaforge_code code = check_tiles(*args, "Q", launch_tiles, reason)) return code;
     return check_device(*args, reason);
   }
 
@@ -117,7 +129,7 @@ struct Entry {
 
   /// A launch in the making.
   struct Launch {
-    Params<rank> params;
+    Params params;
     int slices, groups;
   };
 
@@ -144,7 +156,9 @@ struct Entry {
     Extents<rank> extents{sizes.channels, sizes.heads, {}, slice.batch};
     std::int64_t token_stride[rank];
     for (int d = 0; d < rank; ++d) {
-      extents.tokens[d] = group_tokens(sizes.tokens[d], first[d], axes[d].dilation);
+      // A group of keys may have no query: then nobody reads the one that the map needs.
+      const std::int64_t tokens = group_tokens(sizes.tokens[d], first[d], axes[d].dilation);
+      extents.tokens[d] = tokens > 0 ? tokens : 1;
       token_stride[d] = tensor.token_stride[d] * axes[d].dilation;
     }
     const CUresult result = encode_map<Element, rank>(encode, out, tensor, data_of(args, role, slice, Element::bytes),
@@ -155,9 +169,9 @@ struct Entry {
   }
 
   /// What all slices of a call have in common.
-  static Params<rank> common_params(const gnaforge_args& args, const PatternAxis (&axes)[rank], bool folded) {
+  static Params common_params(const gnaforge_args& args, const PatternAxis (&axes)[rank], bool folded) {
     const gnaforge_problem& problem = *args.problem;
-    Params<rank> params{};
+    Params params{};
     params.folded = folded;
     params.kv_heads = make_divisor(static_cast<int>(problem.kv_heads));
     params.heads_per_kv_head = make_divisor(static_cast<int>(problem.heads / problem.kv_heads));
@@ -175,13 +189,13 @@ struct Entry {
   }
 
   /// The dilation group that a slice is of along axis `d`. Sets what of its band all groups have in common.
-  static GroupParams group_of(Params<rank>& params, const PatternAxis& axis, const Slice& slice, int d) {
+  static GroupParams group_of(Params& params, const PatternAxis& axis, const Slice& slice, int d) {
     const std::int64_t group = axis.group_of(slice.query[d]);
     const Band band = band_of(axis, group, 0);
     params.axis[d] = {band.stride, band.first, band.window,    band.begin_min, band.end_min,
                       band.ahead,  band.split, band.low_begin, band.low_slack, band.gap};
     if (band.split != -far_away || band.gap != 0) params.has_sides = 1;
-    const Divisor q_tiles = make_divisor(ceil_div(band.queries, QTile::extent(d)));
+    const Divisor q_tiles = make_divisor(max_int(1, ceil_div(band.queries, QTile::extent(d))));
     return {band.queries,   band.phase,   band.begin_max, band.end_max, first_key_position(axis, group),
             q_tiles.factor, q_tiles.shift};
   }
@@ -197,7 +211,7 @@ struct Entry {
 
   /// Whether there is room for the slice; it counts from `finish_slice` on.
   static bool place_slice(Launch& launch, const PatternAxis (&axes)[rank], const Slice& slice) {
-    if (launch.slices == max_slices) return false;
+    if (launch.slices == Params::slices) return false;
     int groups = 0;
     for (int d = 0; d < rank; ++d) {
       const int number = number_of(launch, group_of(launch.params, axes[d], slice, d));
@@ -210,7 +224,7 @@ struct Entry {
 
   static gnaforge_code finish_slice(Launch& launch, const gnaforge_args& args, const PatternAxis (&axes)[rank],
                                     const Slice& slice, EncodeTiled encode, const Reason& reason) {
-    Params<rank>& params = launch.params;
+    Params& params = launch.params;
     const int index = launch.slices;
     std::int64_t tiles = slice.batch * args.problem->heads;
     int q_box[rank], kv_box[rank], out_box[rank];
@@ -234,10 +248,15 @@ struct Entry {
     for (const auto& [to, role, box] : copied)
       if (const gnaforge_code code = map(encode, to, args, role, params.folded != 0, axes, slice, box, reason))
         return code;
-    const int end = params.first_tile[index] + static_cast<int>(tiles);
-    for (int next = index + 1; next <= max_slices; ++next) params.first_tile[next] = end;
-    ++launch.slices;
+    add_tiles(launch, tiles);
     return GNAFORGE_OK;
+  }
+
+  /// The slice is part of the launch from now on.
+  static void add_tiles(Launch& launch, std::int64_t tiles) {
+    int* const first_tile = launch.params.first_tile;
+    const int end = first_tile[launch.slices] + static_cast<int>(tiles);
+    for (int next = ++launch.slices; next <= Params::slices; ++next) first_tile[next] = end;
   }
 
   /// Whether the driver takes launches that may begin early, also while a stream is captured into a graph: from CUDA
@@ -250,7 +269,7 @@ struct Entry {
   }
 
   static gnaforge_code run_launch(Launch& made, int processors, void* stream, const Reason& reason) {
-    Params<rank>& params = made.params;
+    Params& params = made.params;
     cudaLaunchConfig_t launch{};
     launch.gridDim = dim3(static_cast<unsigned>(min_int(params.tiles(), processors * L::blocks_per_processor)));
     launch.blockDim = dim3(L::threads);
@@ -271,39 +290,58 @@ struct Entry {
     return reason.refuse(GNAFORGE_FAILED, "the launch failed: %s", cudaGetErrorString(error));
   }
 
-  static gnaforge_code run_slices(const gnaforge_args& args, const PatternAxis (&axes)[rank], void* stream,
-                                  const Reason& reason) {
-    const gnaforge_problem& problem = *args.problem;
-    const EncodeTiled encode = find_encode_tiled();
-    if (encode == nullptr)
+  /// What launches take to know of the machine.
+  struct Machine {
+    EncodeTiled encode;
+    int processors;
+  };
+
+  static gnaforge_code find_machine(const gnaforge_args& args, Machine& machine, const Reason& reason) {
+    machine.encode = find_encode_tiled();
+    if (machine.encode == nullptr)
       return reason.refuse(GNAFORGE_FAILED, "the driver has no cuTensorMapEncodeTiled: it is older than CUDA 12");
     const int device = device_of(args);
-    int processors = 0;
-    cudaError_t error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+    cudaError_t error = cudaDeviceGetAttribute(&machine.processors, cudaDevAttrMultiProcessorCount, device);
     if (error == cudaSuccess) error = allow_shared_memory(device);
-    if (error != cudaSuccess) {
-      cudaGetLastError();
-      return reason.refuse(GNAFORGE_FAILED, "can't prepare device %d: %s", device, cudaGetErrorString(error));
-    }
-    const bool apart = problem.batch > 1 && repeats_batch(args);
-    const bool folded = rank == 3 && L::may_fold && problem.batch > 1 && !apart && foldable<Element>(args);
-    const std::int64_t batch_step = (rank == 3 && !folded) || apart ? 1 : problem.batch;
-    Launch launch{common_params(args, axes, folded), 0, 0};
+    if (error == cudaSuccess) return GNAFORGE_OK;
+    cudaGetLastError();
+    return reason.refuse(GNAFORGE_FAILED, "can't prepare device %d: %s", device, cudaGetErrorString(error));
+  }
+
+  /// How batch entries share maps; see maps.h.
+  struct Batching {
+    bool folded;
+    std::int64_t step;  ///< Batch entries of one slice.
+  };
+
+  static Batching batching_of(const gnaforge_args& args) {
+    const std::int64_t batch = args.problem->batch;
+    const bool apart = batch > 1 && repeats_batch(args);
+    const bool folded = rank == 3 && L::may_fold && batch > 1 && !apart && foldable<Element>(args);
+    return {folded, (rank == 3 && !folded) || apart ? 1 : batch};
+  }
+
+  static gnaforge_code run_slices(const gnaforge_args& args, const PatternAxis (&axes)[rank], void* stream,
+                                  const Reason& reason) {
+    Machine machine{};
+    if (const gnaforge_code code = find_machine(args, machine, reason)) return code;
+    const Batching batching = batching_of(args);
+    Launch launch{common_params(args, axes, batching.folded), 0, 0};
     Slice slice{};
-    slice.batch = batch_step;
+    slice.batch = batching.step;
     for (;;) {  // all dilation groups that have a query
       for (int d = 0; d < rank; ++d) slice.key[d] = axes[d].first_key(axes[d].group_of(slice.query[d]));
-      for (slice.batch_begin = 0; slice.batch_begin < problem.batch; slice.batch_begin += batch_step) {
+      for (slice.batch_begin = 0; slice.batch_begin < args.problem->batch; slice.batch_begin += batching.step) {
         if (!place_slice(launch, axes, slice)) {
-          if (const gnaforge_code code = run_launch(launch, processors, stream, reason)) return code;
+          if (const gnaforge_code code = run_launch(launch, machine.processors, stream, reason)) return code;
           place_slice(launch, axes, slice);  // of an empty launch
         }
-        if (const gnaforge_code code = finish_slice(launch, args, axes, slice, encode, reason)) return code;
+        if (const gnaforge_code code = finish_slice(launch, args, axes, slice, machine.encode, reason)) return code;
       }
       int d = rank - 1;
       while (d >= 0 && ++slice.query[d] == (axes[d].dilation < axes[d].q_tokens ? axes[d].dilation : axes[d].q_tokens))
         slice.query[d--] = 0;
-      if (d < 0) return run_launch(launch, processors, stream, reason);
+      if (d < 0) return run_launch(launch, machine.processors, stream, reason);
     }
   }
 
@@ -317,9 +355,8 @@ struct Entry {
   }
 };
 
-template <class Config, class L>
+template <class Config, class L, class E = Entry<Config, L>>
 constexpr gnaforge_entry make_entry() {
-  using E = Entry<Config, L>;
   return {sizeof(gnaforge_entry),
           static_cast<std::uint32_t>(E::traits.op),
           E::traits.features,

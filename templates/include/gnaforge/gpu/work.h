@@ -16,7 +16,8 @@ struct Place {
 
   /// Query heads that share keys come next to each other, then neighbouring tiles: thread blocks that run at the same
   /// time share K and V in the L2 cache. Causal axes run backwards: their last tiles see most keys and take longest.
-  __device__ __forceinline__ Place(const Params<rank>& params, int index) {
+  template <class Params>
+  __device__ __forceinline__ Place(const Params& params, int index) {
     slice = params.slice_of(index);
     index -= params.first_tile[slice];
     const int member = params.heads_per_kv_head.split(index);

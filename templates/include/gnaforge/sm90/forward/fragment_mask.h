@@ -10,14 +10,13 @@
 namespace gnaforge::sm90 {
 
 /// Writes the table of masks to shared memory. All consumers do, who then meet at a barrier.
-template <class Config>
+template <class KvTile, int Warpgroups>
 __device__ __forceinline__ void make_mask_table(ptx::SharedAddress table) {
-  using L = Layout<Config>;
-  using Columns = typename L::Columns;
-  constexpr int threads = L::warpgroups * warpgroup_threads;
+  using Columns = QuadColumns<KvTile>;
+  constexpr int threads = Warpgroups * warpgroup_threads;
   const int thread = static_cast<int>(threadIdx.x) - warpgroup_threads;
 #pragma unroll
-  for (int d = 0; d < L::rank; ++d)  // short axes by different warps
+  for (int d = 0; d < KvTile::rank; ++d)  // short axes by different warps
     for (int i = thread ^ (32 * d); i < Columns::coordinates(d) * 4 * Columns::words; i += threads)
       ptx::store_shared_word(table + Columns::table_offset(d) + 4 * i,
                              Columns::below(d, i / (4 * Columns::words), i / Columns::words % 4, i % Columns::words));
@@ -42,13 +41,13 @@ struct SeenColumns {
   }
 };
 
-/// What a thread's two rows see, found once per Q tile. `Source` is the kernel's tile source.
-template <class Config, class Source>
+/// What a thread's two rows see, found once per Q tile. `Source` is the kernel's tile source; its parameters are
+/// gpu::LaunchParams.
+template <class Source>
 struct RowWindows {
-  using L = Layout<Config>;
-  using QTile = typename Config::QTile;
-  using Columns = typename L::Columns;
-  static constexpr int rank = L::rank;
+  using QTile = typename Source::QTile;
+  using Columns = QuadColumns<typename Source::KvTile>;
+  static constexpr int rank = Source::rank;
   static constexpr int words = Columns::words;
 
   Interval row[2][rank];
@@ -61,8 +60,8 @@ struct RowWindows {
 
   /// `first_row` is the warp's, within the Q tile. Rows of tokens that don't exist get the last one's windows; nobody
   /// stores them. Lane i works it out for row i % 16.
-  __device__ __forceinline__ void compute(const gpu::Params<rank>& params, const gpu::QTileFacts<rank>& work,
-                                          int first_row) {
+  template <class Params>
+  __device__ __forceinline__ void compute(const Params& params, const gpu::QTileFacts<rank>& work, int first_row) {
     const int lane = ptx::reload_thread_index() & 31;
     const int own = first_row + lane % 16;
     quad = lane & 3;
@@ -82,7 +81,8 @@ struct RowWindows {
   }
 
   /// Of a KV tile that needs a mask; `table` is that of masks.
-  __device__ __forceinline__ SeenColumns<words> seen(const gpu::Params<rank>& params, ptx::SharedAddress table,
+  template <class Params>
+  __device__ __forceinline__ SeenColumns<words> seen(const Params& params, ptx::SharedAddress table,
                                                      const gpu::KvTileFacts<rank>& facts) const {
     Ends ends = ends_of(
         [&](int d, Interval keys) { return Interval{keys.begin - facts.origin[d], keys.end - facts.origin[d]}; });
