@@ -27,7 +27,7 @@ import torch  # noqa: E402
 from gnaforge.build_tools.emulator import Module, Options  # noqa: E402
 from gnaforge.build_tools.emulator.survey import survey  # noqa: E402
 from gnaforge.runtime.config import KernelConfig  # noqa: E402
-from gnaforge.runtime.reference import attention, error_bound  # noqa: E402
+from gnaforge.runtime.reference import ExtraKeys, attention, error_bound  # noqa: E402
 
 
 def main(library: str, key: str, every: int = 1, processes: int = 1) -> None:
@@ -37,14 +37,28 @@ def main(library: str, key: str, every: int = 1, processes: int = 1) -> None:
     scale = 8 * config.head_dim**-0.5  # so that maxima move, which few warps wait for
     problem = oracle.Problem((8, 9, 10), (5, 4, 5), head_dim=config.head_dim, scale=scale)
     q, k, v = oracle.inputs(problem, 0, config.dtype)
-    out, lse = gnaforge.neighborhood_attention(q, k, v, **problem.arguments(), return_lse=True, kernel=config)
-    exact = attention(problem, q, k, v)
-    limits = error_bound(problem, q, k, v, exact, rounds_probabilities=True)
+    whole = config.kv_columns  # of the extra keys a tile counts, and part of another
+    more = oracle.Problem(whole + 50, 1, head_dim=config.head_dim)
+    extra = ExtraKeys(*oracle.inputs(more, 1, config.dtype)[1:], torch.tensor([whole + 37], dtype=torch.int32))
+    out, lse = gnaforge.neighborhood_attention(
+        q,
+        k,
+        v,
+        **problem.arguments(),
+        additional_keys=extra.key,
+        additional_values=extra.value,
+        additional_lengths=extra.lengths,
+        return_lse=True,
+        kernel=config,
+    )
+    exact = attention(problem, q, k, v, extra)
+    limits = error_bound(problem, q, k, v, exact, extra, rounds_probabilities=True)
 
     base = Path(KEPT.name) / "0"
     launch = json.loads(base.with_suffix(".json").read_text())
     parameters = base.with_suffix(".params").read_bytes()
-    memory = [tensor.view(torch.int16).numpy() for tensor in (q, k, v, out)] + [lse.numpy()]
+    memory = [tensor.view(torch.int16).numpy() for tensor in (q, k, v, out, extra.key, extra.value)]
+    memory += [lse.numpy(), extra.lengths.numpy()]
 
     def run(module: Module, options: Options) -> bool:
         for result in (out, lse):

@@ -40,13 +40,14 @@ def _tile(rows: int, kv_box: Box, head_dim: int, value_head_dim: int) -> str | N
     # Of a row: scores of the next tile (fp32), probabilities of this one (16 bit), output (fp32), over half a quad of
     # threads. The limits are what compiles without a spill at rank 3, which needs most besides, with nvcc 13.0: see
     # tests/sm90_boundary.py. More than 128 columns take second words of masks, more channels more addresses; three
-    # consumers of rank 3 lack what the softmax takes where shifts move.
+    # consumers of rank 3 lack what the softmax takes where shifts move, and bands of three dimensions.
     registers = columns // 2 + columns // 4 + value_head_dim // 2
     if rows > 128:
-        limit = (112 if columns > 128 or q > 192 else 128) - (4 if len(kv_box) == 3 else 0)
+        much = columns > 128 or q > 192
+        limit = (108 if much else 120) if len(kv_box) == 3 else 112 if much else 128
     else:
         wide = 180 if len(kv_box) == 3 else 188  # 188: 80 keys at head dim 256
-        limit = wide if q + v > 256 else 200 if rows <= 64 else 196
+        limit = wide if q + v > 256 else 200 if rows <= 64 else 192 if len(kv_box) == 3 else 196
     if registers > limit:
         return f"needs {registers} accumulator registers a thread, of which there are {limit}"
     # Of three consumers and a producer each thread has 128 at launch, and ptxas has one product fit them.
@@ -98,17 +99,29 @@ def _rescales(block: Sequence[Instruction]) -> bool:
     return products >= 4 and 2 * products > len(block)
 
 
-_CHOICES = frozenset(
-    {"BRA", "IADD3", "IMAD", "ISETP", "LDC", "LEA", "LOP3", "MOV", "SEL", "SHF", "ULDC"}
-    | {"VIADD", "VIADDMNMX", "VIMNMX", "VIMNMX3"}
-)
+_SETS = frozenset({"BRA", "CS2R", "IMAD", "ISETP", "MOV"})
+_CHOICES = _SETS | {
+    "IADD3",
+    "LDC",
+    "LDS",
+    "LEA",
+    "LOP3",
+    "SEL",
+    "SHF",
+    "ULDC",
+    "VIADD",
+    "VIADDMNMX",
+    "VIMNMX",
+    "VIMNMX3",
+}
 
 
-def _is_below_split(block: Sequence[Instruction]) -> bool:
-    """Whether a block works out what rows see of a KV tile below a split, as few tiles are: that is all that it does,
-    and it chooses between numbers."""
+def _is_of_few_tiles(block: Sequence[Instruction]) -> bool:
+    """Whether a block works out what rows see of a KV tile below a split, or of one that has some extra keys, as few
+    tiles are. That is all that it does: it chooses between numbers, sets them or, at rank 1, asks which thread this is.
+    """
     names = {instruction.name for instruction in block}
-    return {"SEL", "VIADDMNMX"} <= names <= _CHOICES
+    return {"SEL", "VIADDMNMX"} <= names <= _CHOICES or names <= _SETS or {"S2R"} <= names <= _CHOICES | {"S2R"}
 
 
 def _two_blocks(rows: Any, columns: Any, head_dim: int, value_head_dim: int) -> Any:
@@ -131,7 +144,7 @@ def tile_loop(config: KernelConfig) -> TileLoop:
         groups=2,
         never=frozenset({"UTMALDG"}),  # that is the producer's
         rare=_rescales,
-        aside=_is_below_split,
+        aside=_is_of_few_tiles,
     )
 
 
@@ -140,7 +153,7 @@ FAMILY = Family(
     target=TARGETS["sm90"],
     default=True,
     dtypes=("bf16", "fp16"),
-    features=("edge", "block_causal", "sink", "range", "kv_sink", "deterministic"),
+    features=("edge", "block_causal", "sink", "range", "kv_sink", "extra_keys", "deterministic"),
     limits=Limits(q_rows=192, kv_columns=256, tile=_tile),
     padding=Padding(rows=_WARPGROUP_ROWS, columns=16),
     default_tiles={1: ((128,), (128,)), 2: ((8, 16), (8, 16)), 3: ((2, 8, 8), (2, 8, 8))},

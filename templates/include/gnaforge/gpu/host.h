@@ -1,4 +1,4 @@
-// The entry of a forward kernel that takes Params: checks a call, encodes tensor maps, launches. Host only.
+// The entry of a forward kernel that takes Params: checks calls, and has them launched. Host only.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -7,8 +7,7 @@
 #include <cstdint>
 
 #include "gnaforge/entry.h"
-#include "gnaforge/gpu/maps.h"
-#include "gnaforge/gpu/params.h"
+#include "gnaforge/gpu/launches.h"
 #include "gnaforge/pattern_counts.h"
 
 namespace gnaforge::gpu {
@@ -35,7 +34,8 @@ constexpr gnaforge_device tensor_device = GNAFORGE_CUDA;
 ///   q_box(axis), out_box(axis);              // what one copy loads of Q, and stores of the output
 ///   threads, shared_bytes;                   // of a thread block
 ///   blocks_per_processor;                    // that fit a multiprocessor
-template <class Config, class L>
+/// `Launches` makes launches of calls, as gpu/launches.h does.
+template <class Config, class L, class Launches>
 struct Entry {
   using QTile = typename Config::QTile;
   using KvTile = typename Config::KvTile;
@@ -80,6 +80,10 @@ struct Entry {
       return reason.refuse(GNAFORGE_NO_SCALE,
                            "scale is %g, this kernel takes positive ones: it maximises before it scales",
                            problem.scale);
+    for (const std::int64_t tokens : problem.extra_tokens)
+      if (tokens > max_axis_length)
+        return reason.refuse(GNAFORGE_NO_SIZE, "there are %lld extra keys, at most %d in a piece",
+                             static_cast<long long>(tokens), max_axis_length);
     if (const gnaforge_code code = check::layout<Element>(*args, reason)) return code;
     PatternAxis axes[rank];
     copy_patterns(problem, axes);
@@ -94,7 +98,11 @@ struct Entry {
   static double visited_work(const gnaforge_args* args) {
     PatternAxis axes[rank];
     copy_patterns(*args->problem, axes);
-    const double scores = count_tiles<QTile, KvTile>(axes).visited * L::rows * L::columns;
+    const TileCounts counts = count_tiles<QTile, KvTile>(axes);
+    double tiles = counts.visited;  // lengths are on the device: all extra keys
+    for (const std::int64_t tokens : args->problem->extra_tokens)
+      tiles += counts.q_tiles * static_cast<double>((tokens + L::columns - 1) / L::columns);
+    const double scores = tiles * L::rows * L::columns;
     return gnaforge::visited_work(*args->problem, scores);
   }
 
@@ -109,175 +117,12 @@ struct Entry {
     return error;
   }
 
-  /// One dilation group, of all batch entries or of one.
-  struct Slice {
-    std::int64_t query[rank], key[rank];  ///< Its first token in the query and in the key tensor.
-    std::int64_t batch_begin, batch;
-  };
-
-  /// A launch in the making.
-  struct Launch {
-    Params<rank> params;
-    int slices, groups;
-  };
-
-  static bool is_of_keys(int role) { return role_facts[role].tokens == Tokens::key; }
-
-  static void* data_of(const gnaforge_args& args, int role, const Slice& slice, std::int64_t size) {
-    const gnaforge_tensor& tensor = *tensor_of(args, role);
-    std::int64_t offset = slice.batch_begin * tensor.batch_stride;
-    for (int d = 0; d < rank; ++d) offset += (is_of_keys(role) ? slice.key : slice.query)[d] * tensor.token_stride[d];
-    return static_cast<char*>(tensor.data) + offset * size;
-  }
-
-  /// Tokens from `first` on in steps of the dilation.
-  static std::int64_t group_tokens(std::int64_t tokens, std::int64_t first, std::int64_t dilation) {
-    return dilation == 1 ? tokens - first : (tokens - first + dilation - 1) / dilation;
-  }
-
-  static gnaforge_code map(EncodeTiled encode, CUtensorMap& out, const gnaforge_args& args, int role, bool folded,
-                           const PatternAxis (&axes)[rank], const Slice& slice, const int (&box)[rank],
-                           const Reason& reason) {
-    const gnaforge_tensor& tensor = *tensor_of(args, role);
-    const Sizes sizes = sizes_of(*args.problem, role);
-    const std::int64_t (&first)[rank] = is_of_keys(role) ? slice.key : slice.query;
-    Extents<rank> extents{sizes.channels, sizes.heads, {}, slice.batch};
-    std::int64_t token_stride[rank];
-    for (int d = 0; d < rank; ++d) {
-      extents.tokens[d] = group_tokens(sizes.tokens[d], first[d], axes[d].dilation);
-      token_stride[d] = tensor.token_stride[d] * axes[d].dilation;
-    }
-    const CUresult result = encode_map<Element, rank>(encode, out, tensor, data_of(args, role, slice, Element::bytes),
-                                                      extents, token_stride, box, folded);
-    if (result == CUDA_SUCCESS) return GNAFORGE_OK;
-    return reason.refuse(GNAFORGE_FAILED, "the driver refuses a tensor map of %s (CUresult %d)", role_facts[role].name,
-                         static_cast<int>(result));
-  }
-
-  /// What all slices of a call have in common.
-  static Params<rank> common_params(const gnaforge_args& args, const PatternAxis (&axes)[rank], bool folded) {
-    const gnaforge_problem& problem = *args.problem;
-    Params<rank> params{};
-    params.folded = folded;
-    params.kv_heads = make_divisor(static_cast<int>(problem.kv_heads));
-    params.heads_per_kv_head = make_divisor(static_cast<int>(problem.heads / problem.kv_heads));
-    params.scale = static_cast<float>(problem.scale);
-    params.scale_log2 = static_cast<float>(problem.scale * 1.4426950408889634);
-    for (int d = 0; d < rank; ++d)
-      if (axes[d].causal != GNAFORGE_CAUSAL_NONE)
-        params.backwards = static_cast<std::uint16_t>(params.backwards | 1 << d);
-    if (const gnaforge_tensor* const lse = tensor_of(args, GNAFORGE_LSE)) {
-      params.lse_batch_stride = lse->batch_stride;
-      params.lse_head_stride = lse->head_stride;
-      for (int d = 0; d < rank; ++d) params.lse_token_stride[d] = lse->token_stride[d] * axes[d].dilation;
-    }
-    return params;
-  }
-
-  /// The dilation group that a slice is of along axis `d`. Sets what of its band all groups have in common.
-  static GroupParams group_of(Params<rank>& params, const PatternAxis& axis, const Slice& slice, int d) {
-    const std::int64_t group = axis.group_of(slice.query[d]);
-    const Band band = band_of(axis, group, 0);
-    params.axis[d] = {band.stride, band.first, band.window,    band.begin_min, band.end_min,
-                      band.ahead,  band.split, band.low_begin, band.low_slack, band.gap};
-    if (band.split != -far_away || band.gap != 0) params.has_sides = 1;
-    const Divisor q_tiles = make_divisor(ceil_div(band.queries, QTile::extent(d)));
-    return {band.queries,   band.phase,   band.begin_max, band.end_max, first_key_position(axis, group),
-            q_tiles.factor, q_tiles.shift};
-  }
-
-  /// The number of a group among those of a launch, which learns of it; max_groups if there is no room.
-  static int number_of(Launch& launch, const GroupParams& group) {
-    for (int i = 0; i < launch.groups; ++i)
-      if (launch.params.groups[i] == group) return i;
-    if (launch.groups == max_groups) return max_groups;
-    launch.params.groups[launch.groups] = group;
-    return launch.groups++;
-  }
-
-  /// Whether there is room for the slice; it counts from `finish_slice` on.
-  static bool place_slice(Launch& launch, const PatternAxis (&axes)[rank], const Slice& slice) {
-    if (launch.slices == max_slices) return false;
-    int groups = 0;
-    for (int d = 0; d < rank; ++d) {
-      const int number = number_of(launch, group_of(launch.params, axes[d], slice, d));
-      if (number == max_groups) return false;
-      groups |= number << (8 * d);
-    }
-    launch.params.groups_of[launch.slices] = groups;
-    return true;
-  }
-
-  static gnaforge_code finish_slice(Launch& launch, const gnaforge_args& args, const PatternAxis (&axes)[rank],
-                                    const Slice& slice, EncodeTiled encode, const Reason& reason) {
-    Params<rank>& params = launch.params;
-    const int index = launch.slices;
-    std::int64_t tiles = slice.batch * args.problem->heads;
-    int q_box[rank], kv_box[rank], out_box[rank];
-    for (int d = 0; d < rank; ++d) {
-      tiles *= ceil_div(params.queries(index, d), QTile::extent(d));
-      q_box[d] = L::q_box(d);
-      kv_box[d] = KvTile::extent(d);
-      out_box[d] = L::out_box(d);
-    }
-    if (tensor_of(args, GNAFORGE_LSE) != nullptr)
-      params.log_sum_exp[index] = static_cast<float*>(data_of(args, GNAFORGE_LSE, slice, sizeof(float)));
-    Maps& maps = params.maps[index];
-    const struct {
-      CUtensorMap& map;
-      gnaforge_role role;
-      const int (&box)[rank];
-    } copied[] = {{maps.q, GNAFORGE_Q, q_box},
-                  {maps.k, GNAFORGE_K, kv_box},
-                  {maps.v, GNAFORGE_V, kv_box},
-                  {maps.out, GNAFORGE_OUT, out_box}};
-    for (const auto& [to, role, box] : copied)
-      if (const gnaforge_code code = map(encode, to, args, role, params.folded != 0, axes, slice, box, reason))
-        return code;
-    const int end = params.first_tile[index] + static_cast<int>(tiles);
-    for (int next = index + 1; next <= max_slices; ++next) params.first_tile[next] = end;
-    ++launch.slices;
-    return GNAFORGE_OK;
-  }
-
-  /// Whether the driver takes launches that may begin early, also while a stream is captured into a graph: from CUDA
-  /// 12.3 on (CUDA C++ Programming Guide, Programmatic Dependent Launch, Use in CUDA Graphs).
-  static bool driver_begins_early() {
-    static std::atomic<int> known{0};
-    int version = known.load(std::memory_order_relaxed);
-    if (version == 0 && cudaDriverGetVersion(&version) == cudaSuccess) known.store(version, std::memory_order_relaxed);
-    return version >= 12030;
-  }
-
-  static gnaforge_code run_launch(Launch& made, int processors, void* stream, const Reason& reason) {
-    Params<rank>& params = made.params;
-    cudaLaunchConfig_t launch{};
-    launch.gridDim = dim3(static_cast<unsigned>(min_int(params.tiles(), processors * L::blocks_per_processor)));
-    launch.blockDim = dim3(L::threads);
-    launch.dynamicSmemBytes = L::shared_bytes;
-    launch.stream = static_cast<cudaStream_t>(stream);
-    cudaLaunchAttribute early{};
-    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    early.val.programmaticStreamSerializationAllowed = 1;
-    if (L::begins_early && driver_begins_early()) {
-      launch.attrs = &early;
-      launch.numAttrs = 1;
-    }
-    void* arguments[] = {&params};
-    const cudaError_t error = cudaLaunchKernelExC(&launch, Config::kernel(), arguments);
-    made.slices = made.groups = 0;
-    if (error == cudaSuccess) return GNAFORGE_OK;
-    cudaGetLastError();
-    return reason.refuse(GNAFORGE_FAILED, "the launch failed: %s", cudaGetErrorString(error));
-  }
-
-  static gnaforge_code run_slices(const gnaforge_args& args, const PatternAxis (&axes)[rank], void* stream,
-                                  const Reason& reason) {
-    const gnaforge_problem& problem = *args.problem;
+  static gnaforge_code run_list(const gnaforge_args* const* calls, std::int64_t count, void* stream,
+                                const Reason& reason) {
     const EncodeTiled encode = find_encode_tiled();
     if (encode == nullptr)
       return reason.refuse(GNAFORGE_FAILED, "the driver has no cuTensorMapEncodeTiled: it is older than CUDA 12");
-    const int device = device_of(args);
+    const int device = device_of(*calls[0]);
     int processors = 0;
     cudaError_t error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
     if (error == cudaSuccess) error = allow_shared_memory(device);
@@ -285,41 +130,37 @@ struct Entry {
       cudaGetLastError();
       return reason.refuse(GNAFORGE_FAILED, "can't prepare device %d: %s", device, cudaGetErrorString(error));
     }
-    const bool apart = problem.batch > 1 && repeats_batch(args);
-    const bool folded = rank == 3 && L::may_fold && problem.batch > 1 && !apart && foldable<Element>(args);
-    const std::int64_t batch_step = (rank == 3 && !folded) || apart ? 1 : problem.batch;
-    Launch launch{common_params(args, axes, folded), 0, 0};
-    Slice slice{};
-    slice.batch = batch_step;
-    for (;;) {  // all dilation groups that have a query
-      for (int d = 0; d < rank; ++d) slice.key[d] = axes[d].first_key(axes[d].group_of(slice.query[d]));
-      for (slice.batch_begin = 0; slice.batch_begin < problem.batch; slice.batch_begin += batch_step) {
-        if (!place_slice(launch, axes, slice)) {
-          if (const gnaforge_code code = run_launch(launch, processors, stream, reason)) return code;
-          place_slice(launch, axes, slice);  // of an empty launch
-        }
-        if (const gnaforge_code code = finish_slice(launch, args, axes, slice, encode, reason)) return code;
-      }
-      int d = rank - 1;
-      while (d >= 0 && ++slice.query[d] == (axes[d].dilation < axes[d].q_tokens ? axes[d].dilation : axes[d].q_tokens))
-        slice.query[d--] = 0;
-      if (d < 0) return run_launch(launch, processors, stream, reason);
+    Launches launches({encode, processors, stream}, count > 1, reason);
+    for (std::int64_t i = 0; i < count; ++i) {
+      if (calls[i]->problem->batch == 0 || calls[i]->problem->heads == 0) continue;
+      if (const gnaforge_code code = launches.add(*calls[i])) return code;
     }
+    return launches.finish();
   }
 
-  static int run(const gnaforge_args* args, void*, void* stream, char* error, std::size_t n) {
+  static int run(const gnaforge_args* args, void* workspace, void* stream, char* error, std::size_t n) {
+    return run_calls(&args, 1, workspace, stream, error, n);
+  }
+
+  static std::int64_t calls_workspace_bytes(const gnaforge_args* const*, std::int64_t) { return 0; }
+
+  static int run_calls(const gnaforge_args* const* calls, std::int64_t count, void*, void* stream, char* error,
+                       std::size_t n) {
     const Reason reason{error, n};
-    if (args->problem->batch == 0 || args->problem->heads == 0) return GNAFORGE_OK;
-    if (const gnaforge_code code = gnaforge::check::data(*args, reason)) return code;
-    PatternAxis axes[rank];
-    copy_patterns(*args->problem, axes);
-    return run_slices(*args, axes, stream, reason);
+    bool any = false;
+    for (std::int64_t i = 0; i < count; ++i) {
+      if (calls[i]->problem->batch == 0 || calls[i]->problem->heads == 0) continue;
+      if (const gnaforge_code code = gnaforge::check::data(*calls[i], reason)) return code;
+      any = true;
+    }
+    return any ? run_list(calls, count, stream, reason) : GNAFORGE_OK;
   }
 };
 
-template <class Config, class L>
+template <class Config, class L, template <class, class> class Launches = gpu::Launches>
 constexpr gnaforge_entry make_entry() {
-  using E = Entry<Config, L>;
+  using Made = Launches<Config, L>;
+  using E = Entry<Config, L, Made>;
   return {sizeof(gnaforge_entry),
           static_cast<std::uint32_t>(E::traits.op),
           E::traits.features,
@@ -332,8 +173,8 @@ constexpr gnaforge_entry make_entry() {
           E::workspace_bytes,
           E::visited_work,
           E::run,
-          nullptr,
-          nullptr};
+          Made::takes_lists ? E::calls_workspace_bytes : nullptr,
+          Made::takes_lists ? E::run_calls : nullptr};
 }
 
 }  // namespace gnaforge::gpu

@@ -47,12 +47,13 @@ template <class Config, class Source>
 struct RowWindows {
   using L = Layout<Config>;
   using QTile = typename Config::QTile;
+  using KvTile = typename Config::KvTile;
   using Columns = typename L::Columns;
   static constexpr int rank = L::rank;
   static constexpr int words = Columns::words;
 
   Interval row[2][rank];
-  int quad;  ///< The thread's place in its quad.
+  int quad = ptx::reload_thread_index() & 3;  ///< The thread's place in its quad.
 
   /// Whether rows r and r + 8 of any 16 lie at the same coordinate along `d`, and so see the same.
   static __device__ __forceinline__ constexpr bool rows_agree(int d) {
@@ -61,11 +62,10 @@ struct RowWindows {
 
   /// `first_row` is the warp's, within the Q tile. Rows of tokens that don't exist get the last one's windows; nobody
   /// stores them. Lane i works it out for row i % 16.
-  __device__ __forceinline__ void compute(const gpu::Params<rank>& params, const gpu::QTileFacts<rank>& work,
-                                          int first_row) {
+  template <class Params>
+  __device__ __forceinline__ void compute(const Params& params, const gpu::QTileFacts<rank>& work, int first_row) {
     const int lane = ptx::reload_thread_index() & 31;
     const int own = first_row + lane % 16;
-    quad = lane & 3;
 #pragma unroll
     for (int d = 0; d < rank; ++d) {
       const auto pattern = params.template pattern<typename Source::Pattern>(work.slice, d);
@@ -81,22 +81,23 @@ struct RowWindows {
     }
   }
 
-  /// Of a KV tile that needs a mask; `table` is that of masks.
-  __device__ __forceinline__ SeenColumns<words> seen(const gpu::Params<rank>& params, ptx::SharedAddress table,
-                                                     const gpu::KvTileFacts<rank>& facts) const {
+  /// Of a KV tile that needs a mask. `table` is that of masks; where tiles have sides, the Q tile's facts are in `slot`.
+  template <class Params>
+  __device__ __forceinline__ SeenColumns<words> seen(const Params& params, ptx::SharedAddress table,
+                                                     const gpu::KvTileFacts<rank>& facts,
+                                                     ptx::SharedAddress slot = 0) const {
     Ends ends = ends_of(
         [&](int d, Interval keys) { return Interval{keys.begin - facts.origin[d], keys.end - facts.origin[d]}; });
     if constexpr (Source::has_sides) {
-      // Few tiles are below a split. Others take a branch for it, which waits for nothing: its question is asked before
-      // the above is worked out.
+      // Few tiles are below a split, or have extra keys in part. Others take a branch for it, which waits for nothing:
+      // its question is asked before the above is worked out.
       ends.hold();
-      if (facts.kind == TileKind::shell_below)
-        ends = ends_of([&](int d, Interval keys) {
-          int axis = d;
-          hold(keys.begin, keys.end, axis);  // nothing of this is worked out, or kept in registers, for other tiles
-          // Sides are the same in all slices.
-          return Source::seen(params.template pattern<typename Source::Pattern>(0, axis), keys, facts.origin[d]);
-        });
+      if (facts.kind != TileKind::shell) {
+        if (facts.kind == TileKind::part)
+          ends = ends_of_part(facts.origin[0]);
+        else
+          ends = ends_of_sides(params, gpu::QTileFacts<rank>::load_slice(slot), facts);
+      }
     }
     unsigned along[rank][2][words];  // one axis alone
 #pragma unroll
@@ -154,6 +155,33 @@ struct RowWindows {
         const Interval keys = seen(d, row[r][d]);
         ends.begin[r][d] = rank == 1 ? Columns::count_below(keys.begin, quad) : Columns::clip(d, keys.begin);
         ends.end[r][d] = rank == 1 ? Columns::count_below(keys.end, quad) : Columns::clip(d, keys.end);
+      }
+    return ends;
+  }
+
+  /// The same of a tile below the split of some axis. Nothing of this is worked out, or kept in registers, for others.
+  template <class Params>
+  __device__ __forceinline__ Ends ends_of_sides(const Params& params, int slice,
+                                                const gpu::KvTileFacts<rank>& facts) const {
+    return ends_of([&](int d, Interval keys) {
+      int axis = d;
+      hold(keys.begin, keys.end, axis);
+      return Source::seen(params.template pattern<typename Source::Pattern>(slice, axis), keys, facts.origin[d]);
+    });
+  }
+
+  /// The same of a tile of extra keys of which some columns count, the same ones for all rows: `those` is how many they
+  /// are or, where there is a table, where in it the producer has left them as an entry of the first axis.
+  __device__ __forceinline__ Ends ends_of_part(int those) const {
+    Ends ends;
+#pragma unroll
+    for (int r = 0; r < 2; ++r)
+#pragma unroll
+      for (int d = 0; d < rank; ++d) {
+        if (r == 1 && rows_agree(d)) continue;
+        ends.begin[r][d] = 0;
+        ends.end[r][d] =
+            rank > 1 ? d == 0 ? those : KvTile::extent(d) : Columns::count_below(those, ptx::reload_thread_index() & 3);
       }
     return ends;
   }

@@ -23,8 +23,8 @@ struct LaneTiles {
   /// What few calls have is in shared memory, from `sides` on: 16 bytes for each axis.
   static constexpr int sides_bytes = 16 * rank;
 
-  __device__ __forceinline__ LaneTiles(const gpu::Params<rank>& params, const gpu::Place<QTile>& work,
-                                       ptx::SharedAddress sides) {
+  template <class Params>
+  __device__ __forceinline__ LaneTiles(const Params& params, const gpu::Place<QTile>& work, ptx::SharedAddress sides) {
     const int d = axis();
     int q_begin = work.q_begin[rank - 1];
 #pragma unroll
@@ -43,7 +43,7 @@ struct LaneTiles {
         ptx::store_shared_word(to + 8, own.count - own.turn);
         int again = d;
         asm volatile("" : "+r"(again));  // not loaded before there is a register for it
-        ptx::store_shared_word(to + 12, params.axis[again].gap);
+        ptx::store_shared_word(to + 12, params.call(work.slice).axis[again].gap);
       }
       __syncwarp();
     }
@@ -84,7 +84,8 @@ struct LaneTiles {
     bool below;  ///< Whether the tile is below the split of some axis.
   };
 
-  __device__ __forceinline__ Spot spot(const gpu::Params<rank>& params, ptx::SharedAddress sides) const {
+  template <class Params>
+  __device__ __forceinline__ Spot spot(const Params& params, ptx::SharedAddress sides) const {
     const int extent = KvTile::extent(axis());
     const int high = high_begin_ + place_ * extent;
     if (!params.has_sides) return {high, high, false};
