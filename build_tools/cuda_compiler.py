@@ -130,25 +130,26 @@ def cuda_compiler(
 
 
 def kernel_facts(log: str, spill_limit: int = 0) -> KernelFacts:
-    """Reads what ``ptxas -v`` printed about the one kernel of an object.
+    """Reads what ``ptxas -v`` printed about the kernel of an object, which takes most registers, and those that prepare
+    for it.
 
     Raises:
-        BuildError: it reports a loss of performance, such as serialised products; the kernel spills more than
+        BuildError: it reports a loss of performance, such as serialised products; a kernel spills more than
             ``spill_limit`` bytes of registers; or the report has another form.
     """
     if losses := dict.fromkeys(_LOSS.findall(log)):
         raise BuildError("\n".join(["ptxas says that the kernel loses performance:", *losses]))
     used, spills = _USED.findall(log), _SPILLS.findall(log)
-    if len(used) != 1 or len(spills) != 1:
-        raise BuildError(f"ptxas reported on {len(used)} kernels, expected 1:\n{log}")
-    stack, stores, loads = map(int, spills[0])
+    if not used or len(spills) != len(used):
+        raise BuildError(f"ptxas reported on {len(used)} kernels, of {len(spills)} on spills:\n{log}")
+    stack, stores, loads = (sum(map(int, each)) for each in zip(*spills, strict=True))
     if max(stack, stores, loads) > spill_limit:
         advice = f"there may be at most {spill_limit} of each" if spill_limit else "give it smaller tiles"
         raise BuildError(
             f"the kernel spills registers: {stores} bytes of stores and {loads} of loads, {stack} bytes of stack; "
             + advice
         )
-    return KernelFacts(int(used[0]), stores + loads)
+    return KernelFacts(max(map(int, used)), stores + loads)
 
 
 def cubin_of(folder: Path) -> Path:

@@ -84,10 +84,10 @@ def _branch_target(index: int, low: int, high: int) -> int:
 
 
 def read_cubin(data: bytes) -> Sass:
-    """The code of the one kernel in a cubin.
+    """The code of the kernel in a cubin: the longest, where others prepare for it.
 
     Raises:
-        BuildError: the file is no cubin, or holds no kernel or several.
+        BuildError: the file is no cubin, or holds no kernel.
     """
     if data[:5] != b"\x7fELF\x02":
         raise BuildError("the compiler's cubin is no 64-bit ELF file")
@@ -99,6 +99,6 @@ def read_cubin(data: bytes) -> Sass:
         texts = [tuple(struct.iter_unpack("<QQ", data[s[4] : s[4] + s[5]])) for s in found]
     except (struct.error, IndexError) as error:
         raise BuildError(f"the compiler's cubin is damaged: {error}") from error
-    if len(texts) != 1:
-        raise BuildError(f"the compiler's cubin holds {len(texts)} kernels, expected 1")
-    return Sass(texts[0])
+    if not texts:
+        raise BuildError("the compiler's cubin holds no kernel")
+    return Sass(max(texts, key=len))

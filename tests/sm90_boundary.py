@@ -23,6 +23,7 @@ from gnaforge.build_tools.cuda import find_nvcc
 from gnaforge.build_tools.cuda_compiler import NVCC_FLAGS, kernel_facts
 from gnaforge.build_tools.sass import read_cubin
 from gnaforge.errors import BuildError
+from gnaforge.families import family_of
 from gnaforge.families.sm90_forward import FAMILY
 from gnaforge.runtime.config import KernelConfig
 
@@ -61,6 +62,21 @@ def _outermost(
             return
 
 
+def fullest() -> Iterator[KernelConfig]:
+    """Of each rank and number of warpgroups the kernel with the most accumulators and, of those, the most keys: the
+    first that lacks registers when a change takes some."""
+    groups: dict[tuple[int, int], list[KernelConfig]] = {}
+    for config in boundary():
+        groups.setdefault((config.rank, config.q_rows), []).append(config)
+    for configs in groups.values():
+        yield max(configs, key=lambda config: (_accumulators(config), config.kv_columns))
+
+
+def _accumulators(config: KernelConfig) -> int:
+    """Registers of a thread for scores, probabilities and output."""
+    return config.kv_columns // 2 + config.kv_columns // 4 + (config.value_head_dim or config.head_dim) // 2
+
+
 def compile_kernel(config: KernelConfig, folder: Path) -> int:
     """Compiles a kernel for a GPU and makes the checks of a build; returns its registers.
 
@@ -79,8 +95,9 @@ def compile_kernel(config: KernelConfig, folder: Path) -> int:
     if done.returncode != 0:
         raise BuildError(f"nvcc failed:\n{done.stdout}{done.stderr}")
     facts = kernel_facts(done.stdout + done.stderr)
-    assert FAMILY.machine_code is not None
-    FAMILY.machine_code.check(config, read_cubin(cubin.read_bytes()), facts.registers)
+    demands = family_of(config).machine_code
+    assert demands is not None
+    demands.check(config, read_cubin(cubin.read_bytes()), facts.registers)
     return facts.registers
 
 

@@ -75,7 +75,7 @@ def test_computed_pairs_of_every_setting() -> None:
         padding = facts_of(config).padding
         counts = count_problem(problem, config.q_tile, config.kv_tile)
         rows = padding.padded_rows(config.q_rows)
-        columns = counts.keys if padding.clips else counts.visited * padding.padded_columns(config.kv_columns)
+        columns = counts.seen if padding.clips else counts.visited * padding.padded_columns(config.kv_columns)
         assert computed_pairs(problem, config) == columns * rows, problem
         assert visible_pairs(problem) == seen_pairs(problem)
         assert problem.dense().features() == tuple(f for f in problem.features() if f in ("range", "extra_keys")) or (
@@ -163,7 +163,7 @@ def test_problems_that_pin_their_kernels(monkeypatch: pytest.MonkeyPatch, tmp_pa
     measured = []
 
     def measure(
-        problem: Any, contenders: Any, budget_seconds: float, kernel: str | None, device: str
+        problem: Any, contenders: Any, budget_seconds: float, kernel: str | None, device: str, direction: str
     ) -> dict[str, Any]:
         measured.append((problem.head_dim, kernel))
         return {"problem": {}, "kernel": None}

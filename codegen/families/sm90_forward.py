@@ -9,6 +9,17 @@ from ..errors import BuildError
 from ..runtime.config import KernelConfig
 from ..runtime.family import Padding
 from .family import Box, Family, Limits, MachineCode, TimeConstants
+from .sm90 import (
+    CHOICES,
+    SHARED_MEMORY,
+    WARPGROUP_ROWS,
+    channels,
+    check_registers,
+    consumers_of,
+    is_below_split,
+    launch_misfit,
+    mask_table_bytes,
+)
 from .sm90_forward_times import CODE_TIMES
 from .target import TARGETS
 
@@ -19,24 +30,14 @@ if TYPE_CHECKING:
     from ..build_tools.cycles.instruction import Instruction
     from ..build_tools.sass import Sass
 
-_SHARED_MEMORY = 227 * 1024  # of one thread block (CUDA C Programming Guide, technical specifications)
-_WARPGROUP_ROWS = 64
-_LAUNCH_REGISTERS = 65_536 // 512
-
-
-def _channels(head_dim: int) -> int:
-    """Channels that a row takes in shared memory: whole 128-byte swizzle atoms of 16-bit elements."""
-    return -(-head_dim // 64) * 64
-
 
 def _tile(rows: int, kv_box: Box, head_dim: int, value_head_dim: int) -> str | None:
     columns = prod(kv_box)
-    q, v = _channels(head_dim), _channels(value_head_dim)
+    q, v = channels(head_dim), channels(value_head_dim)
     # O takes the place of Q; two stages of K and V, the least that hides their loads; barriers; the table of masks.
-    table = 0 if len(kv_box) == 1 else 16 * -(-columns // 128) * sum(extent + 1 for extent in kv_box)
-    memory = 2 * (rows * max(q, v) + 2 * columns * (q + v)) + 512 + table
-    if memory > _SHARED_MEMORY:
-        return f"needs {memory:,} bytes of shared memory, of which there are {_SHARED_MEMORY:,}"
+    memory = 2 * (rows * max(q, v) + 2 * columns * (q + v)) + 512 + mask_table_bytes(kv_box)
+    if memory > SHARED_MEMORY:
+        return f"needs {memory:,} bytes of shared memory, of which there are {SHARED_MEMORY:,}"
     # Of a row: scores of the next tile (fp32), probabilities of this one (16 bit), output (fp32), over half a quad of
     # threads. The limits are what compiles without a spill at rank 3, which needs most besides, with nvcc 13.0: see
     # tests/sm90_boundary.py. More than 128 columns take second words of masks, more channels more addresses; three
@@ -50,10 +51,7 @@ def _tile(rows: int, kv_box: Box, head_dim: int, value_head_dim: int) -> str | N
         limit = wide if q + v > 256 else 200 if rows <= 64 else 192 if len(kv_box) == 3 else 196
     if registers > limit:
         return f"needs {registers} accumulator registers a thread, of which there are {limit}"
-    # Of three consumers and a producer each thread has 128 at launch, and ptxas has one product fit them.
-    if rows > 128 and (launch := max(columns, value_head_dim) // 2 + 32) > _LAUNCH_REGISTERS:
-        return f"needs {launch} registers a thread for one product, of which there are {_LAUNCH_REGISTERS} at launch"
-    return None
+    return launch_misfit(max(columns, value_head_dim)) if rows > 128 else None
 
 
 def check_machine_code(config: KernelConfig, code: Sass, registers: int) -> dict[str, int]:
@@ -63,22 +61,12 @@ def check_machine_code(config: KernelConfig, code: Sass, registers: int) -> dict
         BuildError: the kernel spills, its warpgroups ask for more registers than there are, or the softmax doesn't
             overlap with products.
     """
-    from ..build_tools.sass import HGMMA_REGISTERS, HGMMA_SHARED, LOCAL_LOAD, LOCAL_STORE, MUFU
+    from ..build_tools.sass import HGMMA_REGISTERS, HGMMA_SHARED, MUFU
 
     for opcode, product in ((HGMMA_SHARED, "Q K^T"), (HGMMA_REGISTERS, "P V")):
         if not code.count(opcode):
             raise BuildError(f"the machine code has no tensor core instruction (HGMMA) for {product}")
-    if local := code.count(LOCAL_LOAD) + code.count(LOCAL_STORE):
-        raise BuildError(f"the machine code has {local} accesses to local memory")
-    consumers = -(-config.q_rows // _WARPGROUP_ROWS)  # warpgroups, beside the one that loads
-    if asked := sorted(code.local_accesses().keys() - {0}):
-        # Warps would wait for ever for what the block hasn't got.
-        given, wanted = (consumers + 1) * registers, asked[0] + consumers * asked[-1]
-        if given < wanted:
-            raise BuildError(
-                f"the kernel takes {registers} registers a thread at its start; its {consumers + 1} warpgroups ask for "
-                f"{asked[0]} and {consumers} x {asked[-1]}, {wanted - given} more than they have together"
-            )
+    check_registers(consumers_of(config.q_rows), code, registers)
     # One exp2 per score of a thread, while P V of the tile before is under way.
     wanted, found = config.kv_columns // 2, code.overlap(MUFU)
     if found < wanted:
@@ -99,44 +87,27 @@ def _rescales(block: Sequence[Instruction]) -> bool:
     return products >= 4 and 2 * products > len(block)
 
 
-_SETS = frozenset({"BRA", "CS2R", "IMAD", "ISETP", "MOV"})
-_CHOICES = _SETS | {
-    "IADD3",
-    "LDC",
-    "LDS",
-    "LEA",
-    "LOP3",
-    "SEL",
-    "SHF",
-    "ULDC",
-    "VIADD",
-    "VIADDMNMX",
-    "VIMNMX",
-    "VIMNMX3",
-}
-
-
 def _is_of_few_tiles(block: Sequence[Instruction]) -> bool:
-    """Whether a block works out what rows see of a KV tile below a split, or of one that has some extra keys, as few
-    tiles are. That is all that it does: it chooses between numbers, sets them or, at rank 1, asks which thread this is.
-    """
+    """Whether a block works out what rows see of a KV tile below a split, or of one of extra keys that isn't whole. For
+    the latter it sets numbers or, at rank 1, asks which thread this is, and does nothing else."""
     names = {instruction.name for instruction in block}
-    return {"SEL", "VIADDMNMX"} <= names <= _CHOICES or names <= _SETS or {"S2R"} <= names <= _CHOICES | {"S2R"}
+    sets = names <= {"BRA", "CS2R", "IMAD", "ISETP", "MOV"}
+    return is_below_split(block) or sets or {"S2R"} <= names <= CHOICES | {"S2R"}
 
 
 def _two_blocks(rows: Any, columns: Any, head_dim: int, value_head_dim: int) -> Any:
     """Whether two thread blocks share a multiprocessor, of numbers or arrays: as layout.h says, with an estimate of the
     table of masks."""
-    q, v = _channels(head_dim), _channels(value_head_dim)
+    q, v = channels(head_dim), channels(value_head_dim)
     memory = 2 * rows * (q + v) + 4 * columns * (q + v) + 512 + 5 * columns
-    return (rows <= _WARPGROUP_ROWS) & (columns <= 192) & (value_head_dim <= 192) & (memory <= 113 * 1024)
+    return (rows <= WARPGROUP_ROWS) & (columns <= 192) & (value_head_dim <= 192) & (memory <= 113 * 1024)
 
 
 def tile_loop(config: KernelConfig) -> TileLoop:
     """How consumers work through KV tiles: Q K^T of one and P V of the one before, by turns."""
     from ..build_tools.cycles import SM90, TileLoop
 
-    consumers = -(-config.q_rows // _WARPGROUP_ROWS)
+    consumers = consumers_of(config.q_rows)
     return TileLoop(
         SM90,
         warps=consumers,
@@ -155,7 +126,7 @@ FAMILY = Family(
     dtypes=("bf16", "fp16"),
     features=("edge", "block_causal", "sink", "range", "kv_sink", "extra_keys", "deterministic"),
     limits=Limits(q_rows=192, kv_columns=256, tile=_tile),
-    padding=Padding(rows=_WARPGROUP_ROWS, columns=16),
+    padding=Padding(rows=WARPGROUP_ROWS, columns=16),
     default_tiles={1: ((128,), (128,)), 2: ((8, 16), (8, 16)), 3: ((2, 8, 8), (2, 8, 8))},
     rounds_probabilities=True,
     machine_code=MachineCode(check_machine_code, tile_loop=tile_loop),

@@ -149,6 +149,12 @@ inline Axis query_axis(const PatternAxis& axis) {
   return {tokens, 1, divisor_of<1>(), static_cast<int>(axis.dilation), false};
 }
 
+/// The keys along an axis, likewise.
+inline Axis key_axis(const PatternAxis& axis) {
+  const auto tokens = static_cast<int>(axis.kv_tokens);
+  return {tokens, 1, divisor_of<1>(), static_cast<int>(axis.dilation), false};
+}
+
 /// The bands of an axis. Of the whole grid there are only two kinds of groups, so a Q tile need not make its own.
 struct AxisBands {
   PatternAxis axis;

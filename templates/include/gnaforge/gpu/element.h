@@ -21,6 +21,7 @@ struct Element<GNAFORGE_BF16> {
   static constexpr int bytes = 2;
   static constexpr CUtensorMapDataType map_type = CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
   static __device__ __forceinline__ std::uint32_t pack(float low, float high) { return ptx::pack_bf16(low, high); }
+  static __device__ __forceinline__ float2 unpack(std::uint32_t both) { return ptx::unpack_bf16(both); }
 };
 
 template <>
@@ -28,6 +29,7 @@ struct Element<GNAFORGE_FP16> {
   static constexpr int bytes = 2;
   static constexpr CUtensorMapDataType map_type = CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
   static __device__ __forceinline__ std::uint32_t pack(float low, float high) { return ptx::pack_fp16(low, high); }
+  static __device__ __forceinline__ float2 unpack(std::uint32_t both) { return ptx::unpack_fp16(both); }
 };
 
 }  // namespace gnaforge::gpu

@@ -56,14 +56,17 @@ GNAFORGE_HD Pattern make_pattern(const GroupParams& own, const AxisParams& all) 
     return {own.queries, all.window, all.stride, 1, all.ahead < far_away};
 }
 
-/// One launch.
-template <int Rank>
-struct Params {
-  Maps maps[max_slices];
-  float* log_sum_exp[max_slices];  ///< Of the slice's first query; null if the caller wants none.
+/// One launch, of `Slices` slices at most that are read and written by a `SliceMaps` each.
+template <int Rank, class SliceMaps, int Slices>
+struct LaunchParams {
+  static constexpr int slices = Slices;
+  static constexpr bool several_calls = false;  ///< Slices may be of several calls, and have extra keys.
+
+  SliceMaps maps[slices];
+  float* log_sum_exp[slices];  ///< Of the slice's first query; null if the caller wants none.
   GroupParams groups[max_groups];
-  int groups_of[max_slices];       ///< Byte d says which one a slice is of along axis d.
-  int first_tile[max_slices + 1];  ///< Of each slice; from the last one's end on, how many there are.
+  int groups_of[slices];       ///< Byte d says which one a slice is of along axis d.
+  int first_tile[slices + 1];  ///< Of each slice; from the last one's end on, how many there are.
   std::int64_t lse_batch_stride, lse_head_stride, lse_token_stride[Rank];
   AxisParams axis[Rank];
   Divisor kv_heads;
@@ -74,21 +77,21 @@ struct Params {
   std::uint16_t has_sides;  ///< Whether some axis has a split or a gap: see Band.
   std::uint16_t backwards;  ///< Bit d: Q tiles that come last along axis d are worked on first.
 
-  GNAFORGE_HD int tiles() const { return first_tile[max_slices]; }
+  GNAFORGE_HD int tiles() const { return first_tile[slices]; }
 
   /// The slice that Q tile `tile` is of.
   GNAFORGE_HD int slice_of(int tile) const {
     int slice = 0;
     if (tile < first_tile[1]) return slice;  // mostly
     GNAFORGE_UNROLL
-    for (int s = 1; s < max_slices; ++s) slice += tile >= first_tile[s];
+    for (int s = 1; s < slices; ++s) slice += tile >= first_tile[s];
     return slice;
   }
 
   GNAFORGE_HD const GroupParams& group(int slice, int d) const { return groups[groups_of[slice] >> (8 * d) & 0xFF]; }
 
   /// What slices of one call have in common: here all are of one.
-  GNAFORGE_HD const Params& call(int) const { return *this; }
+  GNAFORGE_HD const LaunchParams& call(int) const { return *this; }
 
   /// Queries of a slice along `d`.
   GNAFORGE_HD int queries(int slice, int d) const { return group(slice, d).queries; }
@@ -105,6 +108,11 @@ struct Params {
     return make_pattern<Pattern>(group(slice, d), axis[d]);
   }
 };
-static_assert(sizeof(Params<3>) <= 4096, "room for parameters");
+constexpr int max_param_bytes = 4096;
+
+/// Of a forward kernel.
+template <int Rank>
+using Params = LaunchParams<Rank, Maps, max_slices>;
+static_assert(sizeof(Params<3>) <= max_param_bytes, "room for parameters");
 
 }  // namespace gnaforge::gpu

@@ -24,4 +24,22 @@ __device__ __forceinline__ std::uint32_t pack_fp16(float low, float high) {
   return both;
 }
 
+/// The reverse.
+__device__ __forceinline__ float2 unpack_bf16(std::uint32_t both) {
+  return {__uint_as_float(both << 16), __uint_as_float(both & 0xFFFF0000u)};
+}
+
+__device__ __forceinline__ float2 unpack_fp16(std::uint32_t both) {
+  float2 found;
+  asm("{\n"
+      ".reg .b16 low, high;\n"
+      "mov.b32 {low, high}, %2;\n"
+      "cvt.f32.f16 %0, low;\n"
+      "cvt.f32.f16 %1, high;\n"
+      "}"
+      : "=f"(found.x), "=f"(found.y)
+      : "r"(both));
+  return found;
+}
+
 }  // namespace gnaforge::ptx

@@ -44,12 +44,6 @@ struct GradientScratch {
   }
 };
 
-/// The keys along an axis, likewise.
-inline Axis key_axis(const PatternAxis& axis) {
-  const auto tokens = static_cast<int>(axis.kv_tokens);
-  return {tokens, 1, divisor_of<1>(), static_cast<int>(axis.dilation), false};
-}
-
 /// A call that can_run has accepted.
 template <class Config>
 struct GradientPlan {

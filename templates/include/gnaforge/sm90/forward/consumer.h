@@ -5,6 +5,7 @@
 #include "gnaforge/ptx/marker.h"
 #include "gnaforge/ptx/wgmma.h"
 #include "gnaforge/sm90/forward/fragment_mask.h"
+#include "gnaforge/sm90/forward/fragment_store.h"
 #include "gnaforge/sm90/forward/producer.h"
 #include "gnaforge/sm90/forward/softmax.h"
 
@@ -137,25 +138,7 @@ struct Consumer {
     // product's part that is another warp's, which PTX doesn't say that this warp has waited for.
     sync_out();
     const ptx::SharedAddress region = shared + L::out_offset;
-    const int row = first_row() + lane() % 16;
-    const ptx::SharedAddress line = region + row * row_bytes;
-#pragma unroll
-    for (int c = 0; c < ceil_div(out_registers, 8); ++c) {  // 16 channels each, or the last 8
-      const int groups = min_int(2, out_registers / 4 - 2 * c);
-      std::uint32_t parts[4];
-#pragma unroll
-      for (int g = 0; g < groups; ++g)
-#pragma unroll
-        for (int r = 0; r < 2; ++r)
-          parts[2 * g + r] =
-              L::Element::pack(out[element(2 * c + g, r, 0)] * inverse[r], out[element(2 * c + g, r, 1)] * inverse[r]);
-      const int piece = c % 4 * 2 + lane() / 16;  // of 16 bytes
-      if (groups == 2)
-        ptx::store_matrices(line + c / 4 * L::q_chunk_bytes + ((piece ^ (row % 8)) << 4), parts[0], parts[1], parts[2],
-                            parts[3]);
-      else  // addresses come from lanes 0 to 15
-        ptx::store_matrices(line + c / 4 * L::q_chunk_bytes + (((c % 4 * 2) ^ (row % 8)) << 4), parts[0], parts[1]);
-    }
+    store_fragment<typename L::Element>(region, L::q_chunk_bytes, first_row(), out, inverse);
     ptx::fence_shared_to_async();
     sync_out();
     if (stores_out()) {
@@ -185,7 +168,8 @@ struct Consumer {
     float scores[score_registers], out[out_registers];
     std::uint32_t probabilities[probability_registers];
     Softmax softmax;
-    RowWindows<Config, TileSource<Config>> windows;
+    RowWindows<TileSource<Config>> windows;
+    windows.quad = ptx::reload_thread_index() & 3;  // which parts of extra keys ask for, too
     int count;
     {
       const gpu::QTileFacts<rank> work = gpu::QTileFacts<rank>::load(slot);
@@ -223,7 +207,7 @@ struct Consumer {
 
     int last_stage = -1;  // whose V the product under way reads
 #pragma unroll 1
-    for (int left = count - 1; left > 0; --left) {
+    for (int left = count; left > 1; --left) {
       ptx::mark<ptx::Marker::tile_begins>();  // of this tile, and the product with V of the one before
       // The loop is rotated: were this wait at the end of the body, ptxas would move it above the softmax, and the
       // product with V would overlap with nothing.
@@ -270,7 +254,7 @@ struct Consumer {
     RingPosition at{0, 0};
     std::uint32_t q_parity = 0;
     if constexpr (rank > 1) {  // while the first tiles load
-      make_mask_table<Config>(shared + L::mask_table);
+      make_mask_table<KvTile, L::warpgroups>(shared + L::mask_table);
       ptx::barrier_sync(table_barrier, L::warpgroups * warpgroup_threads);
     }
     // The first turn is warpgroup 0's.

@@ -10,14 +10,13 @@
 namespace gnaforge::sm90 {
 
 /// Writes the table of masks to shared memory. All consumers do, who then meet at a barrier.
-template <class Config>
+template <class KvTile, int Warpgroups>
 __device__ __forceinline__ void make_mask_table(ptx::SharedAddress table) {
-  using L = Layout<Config>;
-  using Columns = typename L::Columns;
-  constexpr int threads = L::warpgroups * warpgroup_threads;
+  using Columns = QuadColumns<KvTile>;
+  constexpr int threads = Warpgroups * warpgroup_threads;
   const int thread = static_cast<int>(threadIdx.x) - warpgroup_threads;
 #pragma unroll
-  for (int d = 0; d < L::rank; ++d)  // short axes by different warps
+  for (int d = 0; d < KvTile::rank; ++d)  // short axes by different warps
     for (int i = thread ^ (32 * d); i < Columns::coordinates(d) * 4 * Columns::words; i += threads)
       ptx::store_shared_word(table + Columns::table_offset(d) + 4 * i,
                              Columns::below(d, i / (4 * Columns::words), i / Columns::words % 4, i % Columns::words));
@@ -42,18 +41,18 @@ struct SeenColumns {
   }
 };
 
-/// What a thread's two rows see, found once per Q tile. `Source` is the kernel's tile source.
-template <class Config, class Source>
+/// What a thread's two rows see, found once per Q tile. `Source` is the kernel's tile source; its parameters are
+/// gpu::LaunchParams, or have what those have.
+template <class Source>
 struct RowWindows {
-  using L = Layout<Config>;
-  using QTile = typename Config::QTile;
-  using KvTile = typename Config::KvTile;
-  using Columns = typename L::Columns;
-  static constexpr int rank = L::rank;
+  using QTile = typename Source::QTile;
+  using KvTile = typename Source::KvTile;
+  using Columns = QuadColumns<KvTile>;
+  static constexpr int rank = Source::rank;
   static constexpr int words = Columns::words;
 
   Interval row[2][rank];
-  int quad = ptx::reload_thread_index() & 3;  ///< The thread's place in its quad.
+  int quad;  ///< The thread's place in its quad.
 
   /// Whether rows r and r + 8 of any 16 lie at the same coordinate along `d`, and so see the same.
   static __device__ __forceinline__ constexpr bool rows_agree(int d) {
@@ -66,6 +65,7 @@ struct RowWindows {
   __device__ __forceinline__ void compute(const Params& params, const gpu::QTileFacts<rank>& work, int first_row) {
     const int lane = ptx::reload_thread_index() & 31;
     const int own = first_row + lane % 16;
+    quad = lane & 3;
 #pragma unroll
     for (int d = 0; d < rank; ++d) {
       const auto pattern = params.template pattern<typename Source::Pattern>(work.slice, d);
@@ -81,7 +81,8 @@ struct RowWindows {
     }
   }
 
-  /// Of a KV tile that needs a mask. `table` is that of masks; where tiles have sides, the Q tile's facts are in `slot`.
+  /// Of a KV tile that needs a mask. `table` is that of masks; where there are several calls, the Q tile's facts are in
+  /// `slot`.
   template <class Params>
   __device__ __forceinline__ SeenColumns<words> seen(const Params& params, ptx::SharedAddress table,
                                                      const gpu::KvTileFacts<rank>& facts,
@@ -92,11 +93,15 @@ struct RowWindows {
       // Few tiles are below a split, or have extra keys in part. Others take a branch for it, which waits for nothing:
       // its question is asked before the above is worked out.
       ends.hold();
-      if (facts.kind != TileKind::shell) {
-        if (facts.kind == TileKind::part)
-          ends = ends_of_part(facts.origin[0]);
-        else
-          ends = ends_of_sides(params, gpu::QTileFacts<rank>::load_slice(slot), facts);
+      if constexpr (Params::several_calls) {
+        if (facts.kind != TileKind::shell) {
+          if (facts.kind == TileKind::part)
+            ends = ends_of_part(facts.origin[0]);
+          else
+            ends = ends_of_sides(params, gpu::QTileFacts<rank>::load_slice(slot), facts);
+        }
+      } else if (facts.kind == TileKind::shell_below) {
+        ends = ends_of_sides(params, 0, facts);
       }
     }
     unsigned along[rank][2][words];  // one axis alone
@@ -160,6 +165,7 @@ struct RowWindows {
   }
 
   /// The same of a tile below the split of some axis. Nothing of this is worked out, or kept in registers, for others.
+  /// Sides are the same in all slices of a call.
   template <class Params>
   __device__ __forceinline__ Ends ends_of_sides(const Params& params, int slice,
                                                 const gpu::KvTileFacts<rank>& facts) const {

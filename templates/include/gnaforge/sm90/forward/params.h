@@ -46,14 +46,15 @@ struct SliceParams {
   int first_batch;                ///< Of its batch entries, among those of the call.
 };
 
-constexpr int max_slices = 10;         ///< Of one launch; see gpu/params.h.
-constexpr int max_param_bytes = 4096;  ///< That every driver takes; more would make each launch take longer.
+constexpr int max_slices = 10;  ///< Of one launch; see gpu/params.h.
+using gpu::max_param_bytes;     ///< That every driver takes; more would make each launch take longer.
 
 /// One launch.
 template <int Rank>
 struct Params {
   using Call = CallParams<Rank>;
   using Slice = SliceParams<Rank>;
+  static constexpr bool several_calls = true;  ///< As gpu/params.h says.
   static constexpr int room_bytes = (max_param_bytes - 64 - max_slices * static_cast<int>(sizeof(Slice))) / 64 * 64;
 
   /// Maps from the front on and CallParams from the back: some launches have many of these, some of those.

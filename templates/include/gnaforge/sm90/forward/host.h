@@ -1,18 +1,23 @@
-// Turns calls into launches of a kernel that takes sm90::Params: slices of several calls share one as far as it has
-// room, and maps where heads of one tensor are in several calls. Host only.
+// The entry of the forward kernel: turns calls into launches. Slices of several calls share one as far as it has room,
+// and maps where heads of one tensor are in several calls. Host only.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
-#include "gnaforge/gpu/launch.h"
+#include "gnaforge/gpu/host.h"
 #include "gnaforge/sm90/forward/params.h"
 
 namespace gnaforge::sm90 {
 
-using gpu::maps_of_set;
 using gpu::MapShape;
-using gpu::MapShapes;
+
+constexpr int maps_of_set = sizeof(Maps) / sizeof(CUtensorMap);
+
+/// Of Maps, in their order, or of ExtraMaps.
+struct MapShapes {
+  MapShape map[maps_of_set];
+};
 
 /// Whether `other` shows heads of a tensor whose first ones `one` shows, and which of them comes `first`. A map of both
 /// is one of a tensor too: no two of its dims overlap.
@@ -48,26 +53,29 @@ inline bool add_heads(MapShape& one, const MapShape& other, std::int64_t first) 
 /// Calls that run on one stream, in launches one after the other. `Config` and `L` are as in gpu/host.h.
 template <class Config, class L>
 class Launches {
+  using Base = gpu::Entry<Config, L>;
   using KvTile = typename Config::KvTile;
   using Element = gpu::Element<Config::dtype>;
   static constexpr int rank = L::rank;
   using Params = sm90::Params<rank>;
-  using Slice = gpu::Slice<rank>;
+  using Slice = typename Base::Slice;
 
  public:
-  static constexpr bool takes_lists = true;  ///< As gpu/launches.h says.
-
   /// `shares`: there are several calls, which may share maps.
-  Launches(const gpu::Target& target, bool shares, const Reason& reason)
-      : target_(target), shares_(shares), reason_(reason) {}
+  Launches(const typename Base::Machine& machine, void* stream, bool shares, const Reason& reason)
+      : machine_(machine), stream_(stream), shares_(shares), reason_(reason) {}
 
   /// A call that has something to compute.
   gnaforge_code add(const gnaforge_args& args) {
-    Call call(args);
+    const typename Base::Batching batching = Base::batching_of(args);
+    Call call{args, {}, {}, {}, false, -1, 0};
+    Base::copy_patterns(*args.problem, call.axes);
+    call.common = Base::common_params(args, call.axes, batching.folded);
     shape_extra_keys(call);
     if (slices_ > 0 && !agrees(call))
       if (const gnaforge_code code = flush()) return code;
-    return call.for_each_slice([&](const Slice& slice) { return add_slice(call, slice); });
+    return Base::for_each_slice(args, call.axes, batching.step,
+                                [&](const Slice& slice) { return add_slice(call, slice); });
   }
 
   /// Launches what has not been launched yet.
@@ -77,13 +85,14 @@ class Launches {
   static constexpr int most_sets = Params::room_bytes / static_cast<int>(sizeof(Maps));
   enum { q_map, k_map, v_map, out_map };
 
-  struct Call : gpu::SlicedCall<Config, L> {
-    MapShapes extra{};
-    bool has_extra = false;
-    int place = -1;         ///< Of its CallParams in the launch; -1: it has none yet.
-    int first_kv_head = 0;  ///< Then, with extra keys: its first head among those of its ExtraMaps.
-
-    explicit Call(const gnaforge_args& args) : gpu::SlicedCall<Config, L>(args) {}
+  struct Call {
+    const gnaforge_args& args;
+    PatternAxis axes[rank];
+    gpu::Params<rank> common;  ///< What all slices of the call have in common.
+    MapShapes extra;
+    bool has_extra;
+    int place;          ///< Of its CallParams in the launch; -1: it has none yet.
+    int first_kv_head;  ///< Then, with extra keys: its first head among those of its ExtraMaps.
   };
 
   /// Where maps are in the launch.
@@ -91,6 +100,20 @@ class Launches {
     int set;  ///< -1: nowhere.
     int first_head, first_kv_head;
   };
+
+  static MapShapes shapes_of(const Call& call, const Slice& slice) {
+    int q_box[rank], kv_box[rank], out_box[rank];
+    for (int d = 0; d < rank; ++d) {
+      q_box[d] = L::q_box(d);
+      kv_box[d] = KvTile::extent(d);
+      out_box[d] = L::out_box(d);
+    }
+    const auto shape = [&](int role, const int (&box)[rank]) {
+      return Base::shape_of(call.args, role, call.common.folded != 0, call.axes, slice, box);
+    };
+    return {{shape(GNAFORGE_Q, q_box), shape(GNAFORGE_K, kv_box), shape(GNAFORGE_V, kv_box),
+             shape(GNAFORGE_OUT, out_box)}};
+  }
 
   static void shape_extra_keys(Call& call) {
     for (int i = 0; i < maps_of_set; ++i) {
@@ -108,7 +131,7 @@ class Launches {
 
   /// Whether the call may share the launch: in these things all slices agree.
   bool agrees(const Call& call) const {
-    return params_.scale == static_cast<float>(call.args.problem->scale) && (params_.folded != 0) == call.folded &&
+    return params_.scale == call.common.scale && params_.folded == call.common.folded &&
            (params_.slices[0].log_sum_exp != nullptr) == (tensor_of(call.args, GNAFORGE_LSE) != nullptr);
   }
 
@@ -158,15 +181,22 @@ class Launches {
                                     of_queries ? found.first_head : found.first_kv_head);
     }
     auto* const maps = reinterpret_cast<CUtensorMap*>(params_.room + Params::maps_offset(found.set));
-    return gpu::encode_maps<Element>(
-        target_.encode, maps, shapes_[found.set], [&](int i) { return stale[i]; }, reason_);
+    for (int i = 0; i < maps_of_set; ++i) {
+      const MapShape& shape = shapes_[found.set].map[i];
+      if (!stale[i] || shape.rank == 0) continue;
+      if (const gnaforge_code code = Base::map(machine_.encode, maps[i], shape, reason_)) return code;
+    }
+    return GNAFORGE_OK;
   }
 
   gnaforge_code add_slice(Call& call, const Slice& slice) {
-    const MapShapes shapes = call.shapes_of(slice);
+    const MapShapes shapes = shapes_of(call, slice);
     SliceParams<rank> made{};
-    for (int d = 0; d < rank; ++d) made.group[d] = call.group_params(slice, d);
-    const std::int64_t tiles = call.q_tiles(slice, made.group);
+    std::int64_t tiles = slice.batch * call.args.problem->heads;
+    for (int d = 0; d < rank; ++d) {
+      made.group[d] = Base::group_of(call.common, call.axes[d], slice, d);
+      tiles *= ceil_div(made.group[d].queries, Config::QTile::extent(d));
+    }
     for (bool empty = slices_ == 0;; empty = true) {
       const bool first = call.place < 0, needs_extra = first && call.has_extra;
       Found extra{-1, 0, 0}, own{-1, 0, 0};
@@ -186,8 +216,9 @@ class Launches {
         }
         if (const gnaforge_code code = take(own, shapes, false)) return code;
         if (first) add_call(call, extra.set);
-        if (float* const log_sum_exp = call.log_sum_exp(slice))
-          made.log_sum_exp = log_sum_exp - own.first_head * tensor_of(call.args, GNAFORGE_LSE)->head_stride;
+        if (const gnaforge_tensor* const lse = tensor_of(call.args, GNAFORGE_LSE))
+          made.log_sum_exp = static_cast<float*>(Base::data_of(call.args, GNAFORGE_LSE, slice, sizeof(float))) -
+                             own.first_head * lse->head_stride;
         made.maps = Params::maps_offset(own.set);
         made.call = Params::call_offset(call.place);
         made.first_head = own.first_head;
@@ -207,12 +238,20 @@ class Launches {
   /// Adds the call's CallParams.
   void add_call(Call& call, int extra_set) {
     const gnaforge_problem& problem = *call.args.problem;
-    params_.folded = call.folded;
-    params_.scale = static_cast<float>(problem.scale);
-    params_.scale_log2 = static_cast<float>(problem.scale * 1.4426950408889634);
-    if (call.has_sides()) params_.has_sides = 1;
+    params_.folded = call.common.folded;
+    params_.scale = call.common.scale;
+    params_.scale_log2 = call.common.scale_log2;
+    if (call.common.has_sides) params_.has_sides = 1;
     CallParams<rank> own{};
-    call.fill_common(own);
+    for (int d = 0; d < rank; ++d) {
+      own.axis[d] = call.common.axis[d];
+      own.lse_token_stride[d] = call.common.lse_token_stride[d];
+    }
+    own.lse_batch_stride = call.common.lse_batch_stride;
+    own.lse_head_stride = call.common.lse_head_stride;
+    own.kv_heads = call.common.kv_heads;
+    own.heads_per_kv_head = call.common.heads_per_kv_head;
+    own.backwards = call.common.backwards;
     if (call.has_extra) own.extra_maps = Params::maps_offset(extra_set);
     for (int piece = 0; piece < GNAFORGE_MAX_EXTRA; ++piece) {
       if (problem.extra_tokens[piece] == 0) continue;
@@ -230,18 +269,53 @@ class Launches {
   }
 
   gnaforge_code flush() {
-    const gnaforge_code code = gpu::launch<Config, L>(target_, params_, reason_);
+    const gnaforge_code code = Base::launch_kernel(params_, machine_.processors, stream_, reason_);
     slices_ = sets_ = calls_ = params_.has_sides = 0;
     return code;
   }
 
-  gpu::Target target_;
+  typename Base::Machine machine_;
+  void* stream_;
   bool shares_;
   Reason reason_;
   Params params_{};
   int slices_ = 0, sets_ = 0, calls_ = 0;
   MapShapes shapes_[most_sets];  ///< Of the maps that are in the launch,
   bool is_extra_[most_sets];     ///< and whether they are ExtraMaps.
+};
+
+/// Takes lists of calls.
+template <class Config, class L>
+struct Entry : gpu::Entry<Config, L> {
+  using Base = gpu::Entry<Config, L>;
+
+  static int run(const gnaforge_args* args, void* workspace, void* stream, char* error, std::size_t n) {
+    return run_calls(&args, 1, workspace, stream, error, n);
+  }
+
+  static std::int64_t calls_workspace_bytes(const gnaforge_args* const*, std::int64_t) { return 0; }
+
+  static int run_calls(const gnaforge_args* const* calls, std::int64_t count, void*, void* stream, char* error,
+                       std::size_t n) {
+    const Reason reason{error, n};
+    bool any = false;
+    for (std::int64_t i = 0; i < count; ++i) {
+      if (is_empty(*calls[i])) continue;
+      if (const gnaforge_code code = gnaforge::check::data(*calls[i], reason)) return code;
+      any = true;
+    }
+    if (!any) return GNAFORGE_OK;
+    typename Base::Machine machine{};
+    if (const gnaforge_code code = Base::find_machine(*calls[0], machine, reason)) return code;
+    Launches<Config, L> launches(machine, stream, count > 1, reason);
+    for (std::int64_t i = 0; i < count; ++i)
+      if (!is_empty(*calls[i]))
+        if (const gnaforge_code code = launches.add(*calls[i])) return code;
+    return launches.finish();
+  }
+
+ private:
+  static bool is_empty(const gnaforge_args& call) { return call.problem->batch == 0 || call.problem->heads == 0; }
 };
 
 }  // namespace gnaforge::sm90

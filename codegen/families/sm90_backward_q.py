@@ -1,0 +1,94 @@
+"""The sm90 kernels of Q's gradient: one producer warpgroup and up to three consumers with wgmma."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING
+
+from ..errors import BuildError
+from ..runtime.config import KernelConfig
+from ..runtime.family import Padding
+from .family import Box, Family, Limits, MachineCode
+from .sm90 import (
+    SHARED_MEMORY,
+    WARPGROUP_ROWS,
+    channels,
+    check_registers,
+    consumers_of,
+    is_below_split,
+    launch_misfit,
+    mask_table_bytes,
+)
+from .target import TARGETS
+
+if TYPE_CHECKING:
+    from ..build_tools.cycles import TileLoop
+    from ..build_tools.sass import Sass
+
+
+def _tile(rows: int, kv_box: Box, head_dim: int, value_head_dim: int) -> str | None:
+    columns = prod(kv_box)
+    q, v = channels(head_dim), channels(value_head_dim)
+    # dQ takes the place of Q; two stages of K and V, the least that hides their loads; barriers; the table of masks.
+    memory = 2 * (rows + 2 * columns) * (q + v) + 512 + mask_table_bytes(kv_box)
+    if memory > SHARED_MEMORY:
+        return f"needs {memory:,} bytes of shared memory, of which there are {SHARED_MEMORY:,}"
+    # Of a row: scores and dP (fp32), dS (16 bit), dQ (fp32), over half a quad of threads.
+    registers = columns + columns // 4 + head_dim // 2
+    limit = 104 if rows > 128 else 196 if q + v <= 384 else 168
+    if registers > limit:
+        return f"needs {registers} accumulator registers a thread, of which there are {limit}"
+    return launch_misfit(max(columns, head_dim)) if rows > 128 else None
+
+
+def check_machine_code(config: KernelConfig, code: Sass, registers: int) -> dict[str, int]:
+    """Counts of the kernel's instructions, for the record.
+
+    Raises:
+        BuildError: the kernel spills, its warpgroups ask for more registers than there are, or the exponentials don't
+            overlap with a product.
+    """
+    from ..build_tools.sass import HGMMA_REGISTERS, HGMMA_SHARED, MUFU
+
+    for opcode, product in ((HGMMA_SHARED, "Q K^T and dO V^T"), (HGMMA_REGISTERS, "dS K")):
+        if not code.count(opcode):
+            raise BuildError(f"the machine code has no tensor core instruction (HGMMA) for {product}")
+    check_registers(consumers_of(config.q_rows), code, registers)
+    # One exp2 per score of a thread, while dO V^T of the same tile is under way.
+    wanted, found = config.kv_columns // 2, code.overlap(MUFU)
+    if found < wanted:
+        raise BuildError(f"ptxas moved a wait above the exponentials: {found} of {wanted} overlap with a product")
+    return {
+        "products": code.count(HGMMA_SHARED) + code.count(HGMMA_REGISTERS),
+        "mufu": code.count(MUFU),
+        "mufu_under_product": found,
+    }
+
+
+def tile_loop(config: KernelConfig) -> TileLoop:
+    """How consumers work through KV tiles: dS K of one, and Q K^T and dO V^T of the next."""
+    from ..build_tools.cycles import SM90, TileLoop
+
+    consumers = consumers_of(config.q_rows)
+    return TileLoop(
+        SM90,
+        warps=consumers,
+        threads=SM90.warpgroup_threads * (consumers + 1),
+        groups=3,
+        never=frozenset({"UTMALDG"}),  # that is the producer's
+        aside=is_below_split,
+    )
+
+
+FAMILY = Family(
+    op="gna_backward_q",
+    target=TARGETS["sm90"],
+    default=True,
+    dtypes=("bf16", "fp16"),
+    features=("edge", "block_causal", "sink", "range", "kv_sink", "delta", "deterministic"),
+    limits=Limits(q_rows=192, kv_columns=256, tile=_tile),
+    padding=Padding(rows=WARPGROUP_ROWS, columns=16),
+    default_tiles={1: ((128,), (96,)), 2: ((8, 16), (6, 16)), 3: ((2, 8, 8), (2, 6, 8))},
+    rounds_probabilities=True,
+    machine_code=MachineCode(check_machine_code, tile_loop=tile_loop),
+)

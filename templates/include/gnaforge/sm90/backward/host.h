@@ -1,0 +1,217 @@
+// The entry of the backward kernels: launches what computes delta, and then what computes gradients. Both ops share it:
+// backward_q goes through dilation groups of queries and their Q tiles, backward_kv through groups of keys and their KV
+// tiles. Host only.
+#pragma once
+
+#include <type_traits>
+
+#include "gnaforge/gpu/host.h"
+#include "gnaforge/sm90/backward/delta.h"
+#include "gnaforge/sm90/backward/params.h"
+
+namespace gnaforge::sm90::backward {
+
+/// `L` is as in gpu/host.h, with grad_box(axis) in place of out_box: what one copy stores of a gradient; of its q_box
+/// copies of the output's gradient are made, too. `delta_kernel` says what computes delta.
+template <class Config, class L, const void* (*DeltaKernel)()>
+struct Entry : gpu::Entry<Config, L, Params<L::rank>> {
+  using Base = gpu::Entry<Config, L, Params<L::rank>>;
+  using typename Base::Element;
+  using typename Base::KvTile;
+  using typename Base::Launch;
+  using typename Base::Machine;
+  using typename Base::Slice;
+  static constexpr int rank = L::rank;
+  static constexpr bool of_keys = Config::op == GNAFORGE_GNA_BACKWARD_KV;
+  static constexpr int results = of_keys ? 2 : 1;
+  static constexpr gnaforge_role result_roles[] = {of_keys ? GNAFORGE_GRAD_K : GNAFORGE_GRAD_Q, GNAFORGE_GRAD_V};
+
+  static double kv_tiles(const gnaforge_problem& problem, const PatternAxis (&axes)[rank]) {
+    double tiles = static_cast<double>(problem.batch) * static_cast<double>(problem.kv_heads);
+    for (int d = 0; d < rank; ++d) tiles *= static_cast<double>(AxisQTiles(key_axis(axes[d]), KvTile::extent(d)).count);
+    return tiles;
+  }
+
+  /// Of one batch entry.
+  static double delta_rows(const gnaforge_problem& problem) {
+    auto rows = static_cast<double>(problem.heads);
+    for (int d = 0; d < rank; ++d) rows *= static_cast<double>(problem.tokens[d]);
+    return rows;
+  }
+
+  static int can_run(const gnaforge_args* args, char* why, std::size_t n) {
+    if (const int code = Base::can_run(args, why, n)) return code;
+    const Reason reason{why, n};
+    constexpr int most_rows = max_axis_length;
+    if (delta_rows(*args->problem) > most_rows)
+      return reason.refuse(GNAFORGE_NO_SIZE, "%.0f queries of all heads in a batch entry, at most %d",
+                           delta_rows(*args->problem), most_rows);
+    return of_keys ? Base::check_tiles(*args, "KV", kv_tiles, reason) : GNAFORGE_OK;
+  }
+
+  /// Whether delta is to be computed: else it is an input.
+  static bool computes_delta(const gnaforge_args& args) { return !(args.features & GNAFORGE_FEATURE_DELTA); }
+
+  static std::int64_t workspace_bytes(const gnaforge_args* args) {
+    if (tensor_of(*args, GNAFORGE_DELTA) != nullptr) return 0;
+    const double rows = static_cast<double>(args->problem->batch) * delta_rows(*args->problem);
+    return (static_cast<std::int64_t>(rows) * static_cast<std::int64_t>(sizeof(float)) + 255) / 256 * 256;
+  }
+
+  /// The forward kernel has a product along the channels of Q, and one along those of V.
+  static double visited_work(const gnaforge_args* args) { return Base::visited_work(args) * (of_keys ? 2 : 1.5); }
+
+  /// Delta where the call has it, else in the workspace, which then is as long as its rows are.
+  static gnaforge_tensor delta_of(const gnaforge_args& args, void* workspace) {
+    if (const gnaforge_tensor* const own = tensor_of(args, GNAFORGE_DELTA)) return *own;
+    gnaforge_tensor delta{};
+    delta.data = workspace;
+    delta.head_stride = 1;
+    std::int64_t stride = args.problem->heads;
+    for (int d = rank - 1; d >= 0; --d) {
+      delta.token_stride[d] = stride;
+      stride *= args.problem->tokens[d];
+    }
+    delta.batch_stride = stride;
+    return delta;
+  }
+
+  static typename DeltaParams<rank>::View view_of(const gnaforge_tensor* tensor) {
+    typename DeltaParams<rank>::View view{};
+    if (tensor == nullptr) return view;
+    view.data = tensor->data;
+    view.batch_stride = tensor->batch_stride;
+    view.head_stride = tensor->head_stride;
+    for (int d = 0; d < rank; ++d) view.token_stride[d] = tensor->token_stride[d];
+    return view;
+  }
+
+  static gnaforge_code launch_delta(const gnaforge_args& args, const gnaforge_tensor& delta, int processors,
+                                    void* stream, const Reason& reason) {
+    const gnaforge_problem& problem = *args.problem;
+    DeltaParams<rank> params{};
+    params.out = view_of(tensor_of(args, GNAFORGE_OUT));
+    params.grad_out = view_of(tensor_of(args, GNAFORGE_GRAD_OUT));
+    params.grad_log_sum_exp = view_of(tensor_of(args, GNAFORGE_GRAD_LSE));
+    params.delta = view_of(&delta);
+    params.heads = make_divisor(static_cast<int>(problem.heads));
+    for (int d = 0; d < rank; ++d) params.tokens[d] = make_divisor(static_cast<int>(problem.tokens[d]));
+    params.rows = static_cast<int>(delta_rows(problem));
+    params.batch = static_cast<int>(problem.batch);
+    constexpr int blocks_per_processor = 2048 / delta_threads;
+    const int most = processors * blocks_per_processor;
+    const int along = min_int(ceil_div(params.rows, DeltaLanes<L::value_head_dim>::rows_per_block), most);
+    const dim3 grid(static_cast<unsigned>(along), static_cast<unsigned>(min_int(params.batch, ceil_div(most, along))));
+    void* arguments[] = {&params};
+    const cudaError_t error =
+        cudaLaunchKernel(DeltaKernel(), grid, dim3(delta_threads), arguments, 0, static_cast<cudaStream_t>(stream));
+    if (error == cudaSuccess) return GNAFORGE_OK;
+    cudaGetLastError();
+    return reason.refuse(GNAFORGE_FAILED, "the launch that computes delta failed: %s", cudaGetErrorString(error));
+  }
+
+  static Params<rank> common_params(const gnaforge_args& args, const PatternAxis (&axes)[rank],
+                                    const gnaforge_tensor& delta, bool folded) {
+    Params<rank> params = Base::common_params(args, axes, folded);
+    params.delta_batch_stride = delta.batch_stride;
+    params.delta_head_stride = delta.head_stride;
+    for (int d = 0; d < rank; ++d) params.delta_token_stride[d] = delta.token_stride[d] * axes[d].dilation;
+    return params;
+  }
+
+  static gnaforge_code finish_slice(Launch& launch, const gnaforge_args& args, const PatternAxis (&axes)[rank],
+                                    const Slice& slice, const gnaforge_tensor& delta, const Machine& machine,
+                                    const Reason& reason) {
+    Params<rank>& params = launch.params;
+    const int index = launch.slices;
+    std::int64_t tiles = slice.batch * (of_keys ? args.problem->kv_heads : args.problem->heads);
+    std::int64_t first_delta = slice.batch_begin * delta.batch_stride;
+    int q_box[rank], kv_box[rank], grad_box[rank];
+    for (int d = 0; d < rank; ++d) {
+      const std::int64_t keys = Base::group_tokens(axes[d].kv_tokens, slice.key[d], axes[d].dilation);
+      params.keys[index][d] = static_cast<int>(keys);
+      params.kv_tiles[index][d] = make_divisor(max_int(1, ceil_div(params.keys[index][d], KvTile::extent(d))));
+      tiles *= of_keys ? params.kv_tiles[index][d].value : ceil_div(params.queries(index, d), Config::QTile::extent(d));
+      first_delta += slice.query[d] * delta.token_stride[d];
+      q_box[d] = L::q_box(d);
+      kv_box[d] = KvTile::extent(d);
+      grad_box[d] = L::grad_box(d);
+    }
+    params.log_sum_exp[index] = static_cast<float*>(Base::data_of(args, GNAFORGE_LSE, slice, sizeof(float)));
+    params.delta[index] = static_cast<const float*>(delta.data) + first_delta;
+    Maps& maps = params.maps[index];
+    const struct {
+      CUtensorMap& map;
+      gnaforge_role role;
+      const int (&box)[rank];
+    } copied[] = {{maps.q, GNAFORGE_Q, q_box},
+                  {maps.k, GNAFORGE_K, kv_box},
+                  {maps.v, GNAFORGE_V, kv_box},
+                  {maps.grad_out, GNAFORGE_GRAD_OUT, q_box},
+                  {maps.grad[0], result_roles[0], grad_box},
+                  {maps.grad[1], result_roles[1], grad_box}};
+    for (int i = 0; i < 4 + results; ++i)
+      if (const gnaforge_code code = Base::map(machine.encode, copied[i].map, args, copied[i].role, params.folded != 0,
+                                               axes, slice, copied[i].box, reason))
+        return code;
+    Base::add_tiles(launch, tiles);
+    return GNAFORGE_OK;
+  }
+
+  /// Tokens of which each begins a dilation group that has something to compute.
+  static std::int64_t group_count(const PatternAxis& axis) {
+    const std::int64_t tokens = of_keys ? axis.kv_tokens : axis.q_tokens;
+    return axis.dilation < tokens ? axis.dilation : tokens;
+  }
+
+  static gnaforge_code run_slices(const gnaforge_args& args, const PatternAxis (&axes)[rank],
+                                  const gnaforge_tensor& delta, const Machine& machine, void* stream,
+                                  const Reason& reason) {
+    const typename Base::Batching batching = Base::batching_of(args);
+    Launch launch{common_params(args, axes, delta, batching.folded), 0, 0};
+    Slice slice{};
+    slice.batch = batching.step;
+    auto& first = of_keys ? slice.key : slice.query;
+    for (;;) {
+      for (int d = 0; d < rank; ++d) {
+        if (of_keys)
+          slice.query[d] = axes[d].first_query(axes[d].group_of_key(first[d]));
+        else
+          slice.key[d] = axes[d].first_key(axes[d].group_of(first[d]));
+      }
+      for (slice.batch_begin = 0; slice.batch_begin < args.problem->batch; slice.batch_begin += batching.step) {
+        if (!Base::place_slice(launch, axes, slice)) {
+          if (const gnaforge_code code = Base::run_launch(launch, machine.processors, stream, reason)) return code;
+          Base::place_slice(launch, axes, slice);  // of an empty launch
+        }
+        if (const gnaforge_code code = finish_slice(launch, args, axes, slice, delta, machine, reason)) return code;
+      }
+      int d = rank - 1;
+      while (d >= 0 && ++first[d] == group_count(axes[d])) first[d--] = 0;
+      if (d < 0) return Base::run_launch(launch, machine.processors, stream, reason);
+    }
+  }
+
+  static int run(const gnaforge_args* args, void* workspace, void* stream, char* error, std::size_t n) {
+    const Reason reason{error, n};
+    if (args->problem->batch == 0 || args->problem->heads == 0) return GNAFORGE_OK;
+    if (const gnaforge_code code = gnaforge::check::data(*args, reason)) return code;
+    if (workspace_bytes(args) > 0)
+      if (const gnaforge_code code = gnaforge::check::workspace(workspace, reason)) return code;
+    Machine machine{};
+    if (const gnaforge_code code = Base::find_machine(*args, machine, reason)) return code;
+    const gnaforge_tensor delta = delta_of(*args, workspace);
+    if (computes_delta(*args))
+      if (const gnaforge_code code = launch_delta(*args, delta, machine.processors, stream, reason)) return code;
+    PatternAxis axes[rank];
+    Base::copy_patterns(*args->problem, axes);
+    return run_slices(*args, axes, delta, machine, stream, reason);
+  }
+};
+
+template <class Config, class L, const void* (*DeltaKernel)()>
+constexpr gnaforge_entry make_entry() {
+  return gpu::make_entry<Config, L, Entry<Config, L, DeltaKernel>>();
+}
+
+}  // namespace gnaforge::sm90::backward
