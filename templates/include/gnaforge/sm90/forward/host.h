@@ -111,8 +111,8 @@ class Launches {
     const auto shape = [&](int role, const int (&box)[rank]) {
       return Base::shape_of(call.args, role, call.common.folded != 0, call.axes, slice, box);
     };
-    return {{shape(GNAFORGE_Q, q_box), shape(GNAFORGE_K, kv_box), shape(GNAFORGE_V, kv_box),
-             shape(GNAFORGE_OUT, out_box)}};
+    return {
+        {shape(GNAFORGE_Q, q_box), shape(GNAFORGE_K, kv_box), shape(GNAFORGE_V, kv_box), shape(GNAFORGE_OUT, out_box)}};
   }
 
   static void shape_extra_keys(Call& call) {
