@@ -23,6 +23,7 @@ from gnaforge.build_tools.cuda import find_nvcc
 from gnaforge.build_tools.cuda_compiler import NVCC_FLAGS, kernel_facts
 from gnaforge.build_tools.sass import read_cubin
 from gnaforge.errors import BuildError
+from gnaforge.families import family_of
 from gnaforge.families.sm90_forward import FAMILY
 from gnaforge.runtime.config import KernelConfig
 
@@ -79,8 +80,9 @@ def compile_kernel(config: KernelConfig, folder: Path) -> int:
     if done.returncode != 0:
         raise BuildError(f"nvcc failed:\n{done.stdout}{done.stderr}")
     facts = kernel_facts(done.stdout + done.stderr)
-    assert FAMILY.machine_code is not None
-    FAMILY.machine_code.check(config, read_cubin(cubin.read_bytes()), facts.registers)
+    demands = family_of(config).machine_code
+    assert demands is not None
+    demands.check(config, read_cubin(cubin.read_bytes()), facts.registers)
     return facts.registers
 
 

@@ -21,38 +21,53 @@ os.environ.update(GNAFORGE_EMULATOR_MEMORY="mapped", GNAFORGE_EMULATOR_KEEP=KEPT
 # On few processors CTAs take several Q tiles, and use again what a mutant frees too early.
 os.environ.setdefault("GNAFORGE_EMULATOR_PROCESSORS", "3")
 
-import gnaforge  # noqa: E402
-import oracle  # noqa: E402
 import torch  # noqa: E402
 from gnaforge.build_tools.emulator import Module, Options  # noqa: E402
 from gnaforge.build_tools.emulator.survey import survey  # noqa: E402
 from gnaforge.runtime.config import KernelConfig  # noqa: E402
-from gnaforge.runtime.reference import attention, error_bound  # noqa: E402
+from gnaforge.runtime.problem import Problem  # noqa: E402
+from gnaforge.verification.contract import Kernel, view_of  # noqa: E402
+from gnaforge.verification.problems import for_kernel  # noqa: E402
+
+# Of tokens that kernels of a rank visit both tiles with a mask and without one of.
+PROBLEMS = {
+    1: Problem(150, 70),
+    2: Problem((20, 18), (9, 11)),
+    3: Problem((8, 9, 10), (5, 4, 5)),
+}
 
 
 def main(library: str, key: str, every: int = 1, processes: int = 1) -> None:
     """Runs the kernel once for what a launch needs, then its mutants."""
     config = KernelConfig.parse(key)
-    gnaforge.load_library(library)
-    scale = 8 * config.head_dim**-0.5  # so that maxima move, which few warps wait for
-    problem = oracle.Problem((8, 9, 10), (5, 4, 5), head_dim=config.head_dim, scale=scale)
-    q, k, v = oracle.inputs(problem, 0, config.dtype)
-    out, lse = gnaforge.neighborhood_attention(q, k, v, **problem.arguments(), return_lse=True, kernel=config)
-    exact = attention(problem, q, k, v)
-    limits = error_bound(problem, q, k, v, exact, rounds_probabilities=True)
+    kernel = Kernel(Path(library), key)
+    problem = for_kernel(PROBLEMS[config.rank], config)
+    # So that maxima move, which few warps wait for.
+    problem = dataclasses.replace(problem, scale=8 * problem.score_scale)
+    op = kernel.op
+    inputs = op.random_inputs(problem)
+    exact = op.exact(problem, inputs)
+    limits = op.bound(problem, inputs, exact, rounds_probabilities=True)
+    results = {
+        role.name: torch.empty(role.shape(problem), dtype=role.dtype(problem).torch) for role in op.writes(problem)
+    }
+    tensors = inputs | results
+    if "lse" in inputs:  # what else lies in a workspace, which the mutants would not find
+        tensors["delta"] = torch.empty_like(inputs["lse"])
+    kernel.prepare(problem, {name: view_of(x, problem.rank) for name, x in tensors.items()}).run(None, None)
 
-    base = Path(KEPT.name) / "0"
+    base = max(Path(KEPT.name).glob("*.ptx"), key=lambda path: int(path.stem)).with_suffix("")
     launch = json.loads(base.with_suffix(".json").read_text())
     parameters = base.with_suffix(".params").read_bytes()
-    memory = [tensor.view(torch.int16).numpy() for tensor in (q, k, v, out)] + [lse.numpy()]
+    memory = [x.numpy() if x.dtype == torch.float32 else x.view(torch.int16).numpy() for x in tensors.values()]
 
     def run(module: Module, options: Options) -> bool:
-        for result in (out, lse):
+        for result in results.values():
             result.fill_(float("nan"))
         shape = {name: launch[name] for name in ("grid", "block", "shared_bytes", "kernel")}
         scheduled = dataclasses.replace(options, early=launch["early"])
         module.launch(**shape, arguments=[parameters], memory=memory, options=scheduled)
-        return all(bool(((g.double() - w).abs() <= b).all()) for g, w, b in zip((out, lse), exact, limits, strict=True))
+        return all(bool(((x.double() - exact[name]).abs() <= limits[name]).all()) for name, x in results.items())
 
     counter = itertools.count()
     result = survey(
