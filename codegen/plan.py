@@ -12,7 +12,7 @@ from types import MappingProxyType
 from .build_tools.text import count_of
 from .errors import InputError
 from .families import Family, family_of
-from .runtime.config import KernelConfig
+from .runtime.config import DIRECTIONS, KernelConfig
 from .runtime.dtypes import DTYPES
 from .simulator.fitting import Fit, fit_problems
 from .spec import KernelEntry, Shape, Spec
@@ -85,19 +85,20 @@ def _check_fits(spec: Spec, arches: Sequence[str]) -> None:
     problems = fitted = walked = 0
     for entry in spec.kernels:
         if not entry.tiles:
-            # Head dims and element sizes are what else a fit depends on.
+            # Head dims, element sizes and ops are what else a fit depends on.
             times = len({*arches} & {*(entry.arch or arches)}) * len(
                 {*product(entry.head_dim, entry.value_head_dim or (0,))}
             )
             times *= len({dtype == "fp32" for dtype in entry.dtype})
+            times *= len({op for direction in entry.direction for op in DIRECTIONS[direction]})
             problems += times * len(entry.problems)
             fitted += times * len(entry.problems) * (1 if entry.within <= 10 else 3)
             walked += times * sum(sum(shape.window) + 128 * sum(shape.stride) for shape in entry.problems)
     if fitted > MAX_FITTED or walked > _WALK:
         raise InputError(
             f"tiles: auto would have to fit tiles to {count_of(problems, 'problem')} (shapes by "
-            f"archs, head dims and element sizes); at most {MAX_FITTED}, a third of that if within is above 10, and "
-            "fewer where windows are beyond 100,000 or strides beyond 1,000: list tiles, or make several libraries"
+            f"archs, ops, head dims and element sizes); at most {MAX_FITTED}, a third of that if within is above 10, "
+            "and fewer where windows are beyond 100,000 or strides beyond 1,000: list tiles, or make several libraries"
         )
 
 
@@ -131,7 +132,8 @@ def _fit_tiles(
     ]
     heads = "" if family.head_dim_at_run_time else f" of head dim {probe.head_dim}"
     what = count_of(len(shapes), "shape")
-    return served, f"{family} tiles fitted to {what}{heads}: {'; '.join(map(str, found.tiles))}"
+    what_for = "" if family.op == DIRECTIONS["forward"][0] else f" {family.op.removeprefix('gna_')}"
+    return served, f"{family}{what_for} tiles fitted to {what}{heads}: {'; '.join(map(str, found.tiles))}"
 
 
 @lru_cache(maxsize=64)

@@ -26,13 +26,13 @@ from .families import (
 )
 from .families.family import Box
 from .runtime import core, family as family_facts, jit, lookup
-from .runtime.config import ANY_HEAD_DIM, KernelConfig
+from .runtime.config import ANY_HEAD_DIM, DIRECTIONS, KernelConfig
 from .runtime.dtypes import DTYPES, dtype_name
 from .runtime.errors import NoKernelError
 from .runtime.kernels import registry
 from .runtime.lookup import Made
 from .runtime.op_table import FORWARD
-from .runtime.problem import Causal, per_dim
+from .runtime.problem import Causal, Problem, per_dim
 from .runtime.request import Request, refusal
 
 if TYPE_CHECKING:
@@ -108,10 +108,10 @@ def register(
         rank: token dimensions, 1 to 3.
         head_dim: channels per head of Q and K; ``value_head_dim`` of V, where it differs.
         dtype: an element type, such as ``bf16``, or torch's.
-        direction: ``forward``, the default, ``backward``, or both in a list, as training takes.
+        direction: ``forward``, the default, ``backward``, or ``training`` for both.
         arch: ``cpu``, ``sm90``, ...; default: this machine's GPU, or ``cpu`` where there is none.
-        q_tile, kv_tile: tokens per tile and dimension. Without them the tiles are fitted to ``tokens`` and
-            ``window``; without those they are the arch's default.
+        q_tile, kv_tile: tokens per tile and dimension. Without them the tiles are fitted to ``tokens`` and ``window``,
+            of each kernel for itself; without those they are the arch's default.
         tiles: in their place: ``auto`` (fitted), or a list as in a spec.
         variant: kernel family, where an arch has several.
         tokens, window, stride, dilation, causal, edge, sink, heads, kv_heads, batch: the problem to fit the tiles to.
@@ -261,8 +261,19 @@ def _default_tiles(arch: str, fields: Mapping[str, Any]) -> list[dict[str, Any]]
     own = [family for family in families_of(FORWARD.name, arch) if fields.get("variant") in (None, family.variant)]
     family = (own or families_of(FORWARD.name, "cpu"))[0]  # of an unknown name the spec's models say what is wrong
     ranks = [rank] if isinstance(rank, int) else rank if isinstance(rank, list | tuple) else []
-    boxes = [family.default_tiles[r] for r in ranks if r in family.default_tiles] or [((1,), (1,))]
-    return [{"q": list(q), "kv": list(kv)} for q, kv in boxes]
+    ranks = [r for r in ranks if r in family.default_tiles]
+    tiles: list[dict[str, Any]] = [_boxes(family.default_tiles[r]) for r in ranks] or [{"q": [1], "kv": [1]}]
+    if fields.get("direction", "forward") in ("forward", ["forward"], ("forward",)):
+        return tiles
+    for op in DIRECTIONS["backward"]:
+        for own_family in families_of(op, arch)[:1]:
+            for tile, r in zip(tiles, ranks, strict=False):
+                tile[op.removeprefix("gna_")] = _boxes(own_family.default_tiles[r])
+    return tiles
+
+
+def _boxes(pair: tuple[Box, Box]) -> dict[str, Any]:
+    return {"q": list(pair[0]), "kv": list(pair[1])}
 
 
 def _complete(shape: dict[str, Any]) -> dict[str, Any]:
@@ -336,6 +347,8 @@ def _build_and_load(configs: Sequence[KernelConfig], listener: Listener) -> list
 def _run_once(config: KernelConfig) -> None:
     import torch
 
+    from .runtime.gradient_call import gradient_call
+    from .runtime.op_table import OPS
     from .runtime.ops import neighborhood_attention
 
     target = family_of(config).target
@@ -345,8 +358,16 @@ def _run_once(config: KernelConfig) -> None:
     dtype = DTYPES[config.dtype].torch
     tokens = tuple(map(max, config.q_tile, config.kv_tile))
     dim = config.head_dim or 64
+    value_dim = config.value_head_dim or dim
+    if config.op != FORWARD.name:
+        problem = Problem(tokens, tokens, head_dim=dim, value_head_dim=value_dim, dtype=config.dtype)
+        roles = OPS[config.op].inputs
+        inputs = {role.name: torch.zeros(role.shape(problem), device=device) for role in roles}
+        inputs = {role.name: inputs[role.name].to(role.dtype(problem).torch) for role in roles}
+        gradient_call(problem, inputs, {config.op: config.key})()
+        return
     q = torch.zeros(1, *tokens, 1, dim, dtype=dtype, device=device)
-    v = torch.zeros(1, *tokens, 1, config.value_head_dim or dim, dtype=dtype, device=device)
+    v = torch.zeros(1, *tokens, 1, value_dim, dtype=dtype, device=device)
     with torch.no_grad():
         neighborhood_attention(q, q, v, tokens, kernel=config)
 

@@ -51,6 +51,7 @@ def load(path: Path) -> c.CDLL:
     loaded.check_axis.argtypes = [c.c_void_p, c.c_int64, c.c_void_p, c.c_int, c.c_int, c.c_void_p]
     loaded.check_ranges.argtypes = [c.c_void_p, c.c_void_p, c.c_int, c.c_void_p]
     loaded.count_axis.argtypes = [c.c_void_p, c.c_int, c.c_int, c.c_void_p]
+    loaded.count_axis_keys.argtypes = [c.c_void_p, c.c_int, c.c_int, c.c_void_p]
     loaded.all_runs.argtypes = [c.c_void_p, c.c_int64, c.c_int, c.c_int, c.c_void_p]
     return loaded
 
@@ -102,7 +103,7 @@ def check_ranges(bands: c.CDLL, axis: Dimension, report: Report) -> None:
 
 
 def check_counts(bands: c.CDLL, axis: Dimension, q_extent: int, kv_extent: int) -> None:
-    """Tiles and pairs as the headers, NumPy and the simulator count them."""
+    """Tiles and pairs as the headers, NumPy and the simulator count them, from either side."""
     counts = (c.c_double * 3)()
     bands.count_axis(c.byref(described(axis)), q_extent, kv_extent, c.byref(counts))
     expected = oracle.count_axis_tiles(axis, q_extent, kv_extent)
@@ -110,7 +111,13 @@ def check_counts(bands: c.CDLL, axis: Dimension, q_extent: int, kv_extent: int) 
     assert tuple(counts) == expected, case
     found = axis_counts(PatternAxis(axis), q_extent, [kv_extent])
     assert (found.q_tiles, int(found.visited[0]), int(found.interior[0])) == expected, case
-    assert visible_pairs([PatternAxis(axis)]) == oracle.dimension_mask(axis).sum(), case
+    bands.count_axis_keys(c.byref(described(axis)), kv_extent, q_extent, c.byref(counts))
+    expected = oracle.count_axis_key_tiles(axis, q_extent, kv_extent)
+    assert tuple(counts) == expected, case
+    found = axis_counts(PatternAxis(axis), kv_extent, [q_extent], held="kv")
+    assert (found.q_tiles, int(found.visited[0]), int(found.interior[0])) == expected, case
+    pairs = oracle.dimension_mask(axis).sum()
+    assert visible_pairs([PatternAxis(axis)]) == visible_pairs([PatternAxis(axis)], "kv") == pairs, case
 
 
 def check_python(bands: c.CDLL, axis: Dimension, q_extent: int, kv_extent: int) -> None:

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "gnaforge/gna/band_tiles.h"
+#include "gnaforge/gna/query_runs.h"
 
 namespace {
 
@@ -120,8 +120,8 @@ inline void check_kv_tile(const Band& band, const Mask& mask, int k_begin, int k
     const AxisQueries tiles = axis_queries(band, k_begin + shift, k_extent, mask.keys + shift, extent);
     for (int tile = 0; tile < tiles.count; ++tile) {
       const int origin = tiles.visited.begin + tile * extent;
-      const Bits all = ones(origin, origin + extent);
-      bool full = origin + extent <= mask.queries, any = false;
+      const Bits all = ones(origin, min_int(origin + extent, mask.queries));
+      bool full = true, any = false;
       for (int key = k_begin; key < k_end; ++key) {
         const Interval queries = transposed_window(band, key + shift);
         const Bits now = ones(queries.begin, queries.end) & all;
@@ -132,6 +132,29 @@ inline void check_kv_tile(const Band& band, const Mask& mask, int k_begin, int k
       }
       report.errors[7] += !any || full != (tile >= tiles.interior.begin && tile < tiles.interior.end);
     }
+  }
+  for (int key = k_begin; key < k_end; ++key) report.errors[7] += seen[key - k_begin] != mask.column[key];
+}
+
+/// Runs hold each visible pair once; tiles are interior where all queries that exist see all keys that exist.
+inline void check_query_runs(const Band& band, const Mask& mask, int k_begin, int k_extent, int extent,
+                             Report& report) {
+  const int k_end = min_int(k_begin + k_extent, mask.keys);
+  const QueryRuns runs = query_runs(band, k_begin, k_extent, mask.keys, make_divisor(extent));
+  Bits seen[most_rows] = {};
+  for (int tile = 0; tile < runs.count; ++tile) {
+    const int origin = runs.origin(tile, extent), run = runs.run(tile);
+    const Bits all = ones(origin, min_int(origin + extent, mask.queries));
+    bool full = true, any = false;
+    for (int key = k_begin; key < k_end; ++key) {
+      const Interval queries = queries_of_key(band, key, run);
+      const Bits now = ones(queries.begin, queries.end) & all;
+      full = full && now == all;
+      any = any || now != 0;
+      report.errors[7] += (seen[key - k_begin] & now) != 0;
+      seen[key - k_begin] |= now;
+    }
+    report.errors[7] += !any || full != (tile >= runs.interior.begin && tile < runs.interior.end);
   }
   for (int key = k_begin; key < k_end; ++key) report.errors[7] += seen[key - k_begin] != mask.column[key];
 }

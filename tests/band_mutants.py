@@ -21,6 +21,7 @@ from gnaforge.build.identity import include_dir
 from gnaforge.build_tools.toolchain import cxx_compiler
 
 BAND, TILES, PATTERN, RULES = "gna/band.h", "gna/band_tiles.h", "pattern.h", "rules.h"
+RUNS = "gna/query_runs.h"
 
 
 class Mutant(NamedTuple):
@@ -58,7 +59,16 @@ CHOSEN = [
     Mutant(TILES, "all{min_int(last.begin, band.low_begin)", "all{min_int(first.begin, band.low_begin)"),
     Mutant(TILES, "min_int(band.split, first.end + band.low_slack)", "min_int(band.split, last.end + band.low_slack)"),
     Mutant(TILES, "any.end = band.queries;", ""),
-    Mutant(TILES, "if (last >= band.split) all.end = transposed_window(band, band.split).end;", ""),
+    Mutant(TILES, "if (last_row >= band.split) all.end = transposed_window(band, band.split).end;", ""),
+    Mutant(TILES, "all{last.begin, first.end};", "all{first.begin, last.end};"),
+    Mutant(TILES, "k_begin + min_int(k_extent, k_end - k_begin) - 1", "k_begin + k_extent - 1"),
+    Mutant(TILES, "if (all.end == band.queries) all.end = far_away;", ""),
+    Mutant(RUNS, "return (1 - run) * band.gap;", "return (run - 1) * band.gap;"),
+    Mutant(
+        RUNS, "runs.interior.begin = runs.count + tiles.interior.begin;", "runs.interior.begin = tiles.interior.begin;"
+    ),
+    Mutant(RUNS, "(index >= end[0]) + (index >= end[1])", "(index >= end[0])"),
+    Mutant(RUNS, "index < end[1] ? end[0] : end[1])) * extent", "end[0])) * extent"),
     Mutant(TILES, "index < list.interior ? TileKind::interior", "index <= list.interior ? TileKind::interior"),
     Mutant(PATTERN, "(length > axis.window ? length - axis.window : 0) + zero", "far"),
     Mutant(PATTERN, "first = lead - kv_begin,", "first = lead,"),

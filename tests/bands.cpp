@@ -174,6 +174,11 @@ void count_axis(const gnaforge_problem* problem, int q_extent, int extent, TileC
   *out = count_axis_tiles(PatternAxis(*problem, 0), q_extent, extent);
 }
 
+/// And of a whole axis whose KV tiles visit Q tiles.
+void count_axis_keys(const gnaforge_problem* problem, int k_extent, int extent, TileCounts* out) {
+  *out = count_axis_key_tiles(PatternAxis(*problem, 0), k_extent, extent);
+}
+
 /// `check_every_range` of band_ranges.h.
 void check_ranges(const gnaforge_problem* problem, const std::uint8_t* seen, int apart, Report* report) {
   check_every_range(*problem, seen, apart, *report);
@@ -198,8 +203,10 @@ void check_axis(const gnaforge_problem* problem, std::int64_t group, const std::
     for (int j = 0; j < 8; j += step) {
       for (int q = 0; q < mask.queries; q += q_extents[i])
         check_q_tile(band, mask, q, q_extents[i], extents[j], *report);
-      for (int k = 0; k < keys && columns; k += extents[j])
+      for (int k = 0; k < keys && columns; k += extents[j]) {
         check_kv_tile(band, mask, k, extents[j], q_extents[i], *report);
+        check_query_runs(band, mask, k, extents[j], q_extents[i], *report);
+      }
     }
 }
 
@@ -224,6 +231,9 @@ int check_long_axis(const gnaforge_problem* problem) {
       const AxisQueries queries = axis_queries(band, q_begin + image * band.gap, 128, keys + image * band.gap, 64);
       wrong += queries.count < 0 || queries.interior.end > queries.count;
     }
+    if (q_begin >= keys) continue;
+    const QueryRuns queries = query_runs(band, q_begin, 128, keys, make_divisor(64));
+    wrong += queries.count < 0 || queries.interior.end > queries.count;
   }
   return wrong;
 }

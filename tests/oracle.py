@@ -248,6 +248,52 @@ def count_tiles(
     return q_tiles, visited, interior
 
 
+@cache
+def count_axis_key_tiles(axis: Dimension, q_extent: int, kv_extent: int) -> tuple[int, int, int]:
+    """(KV tiles, visited Q tiles, interior Q tiles) along one dimension, all dilation groups together.
+
+    KV tiles are laid from the first key that is stored. Each visits the tiles that hold a query which sees some of its
+    keys, laid from the first of these queries on. Where a key stands at several places of a grid that wraps, each place
+    has tiles of its own, and so have keys in front that are the grid's first.
+    """
+    length, dilation = axis.length, axis.dilation
+    whole = (axis.kv_offset, axis.keys) == (0, length)
+    wraps = axis.edge == "wrap" and whole and axis.window * dilation < length
+    if _is_dense(axis):
+        axis = axis._replace(q_offset=0, kv_offset=0, kv_sink=0)
+    everything = _is_dense(axis) or (axis.edge == "wrap" and whole and not wraps)
+    seen = _seen(axis)
+    places = [place if place < axis.kv_sink else axis.kv_offset + place - axis.kv_sink for place in range(axis.keys)]
+    parts = [(range(axis.keys), shift) for shift in ((-length, 0, length) if wraps else (0,))]
+    if axis.kv_sink:
+        parts = [(range(axis.kv_sink), 0), (range(axis.kv_sink, axis.keys), 0)]
+    kv_tiles = visited = interior = 0
+    for group in range(dilation):
+        keys = [key for key, place in enumerate(places) if place % dilation == group]
+        queries = [query for query in range(axis.tokens) if (axis.q_offset + query) % dilation == group]
+        for begin in range(0, len(keys), kv_extent):
+            tile = keys[begin : begin + kv_extent]
+            kv_tiles += 1
+            for part, shift in parts:
+                own = [places[key] + shift for key in tile if key in part]
+                sees = [[everything or place in seen[query] for place in own] for query in queries]
+                some = [row for row, flags in enumerate(sees) if any(flags)]
+                for first in range(some[0], some[-1] + 1, q_extent) if some else ():
+                    rows = sees[first : first + q_extent]
+                    assert any(map(any, rows))
+                    visited += 1
+                    interior += len(own) == len(tile) and all(map(all, rows))
+    return kv_tiles, visited, interior
+
+
+def count_key_tiles(problem: Problem, q_tile: tuple[int, ...], kv_tile: tuple[int, ...]) -> tuple[int, int, int]:
+    """(KV tiles, visited, interior) of a problem whose KV tiles visit Q tiles: products over its dimensions."""
+    extents = zip(problem.dimensions, q_tile, kv_tile, strict=True)
+    per_axis = [count_axis_key_tiles(Dimension(*axis), q, kv) for axis, q, kv in extents]
+    kv_tiles, visited, interior = (prod(column) for column in zip(*per_axis, strict=True))
+    return kv_tiles, visited, interior
+
+
 def problems(**kwargs: int) -> SearchStrategy[Problem]:
     """Hypothesis strategy over `random_problem`, which takes ``kwargs``; it shrinks."""
     from hypothesis import strategies  # not on a machine that is lent for its GPU

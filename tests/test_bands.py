@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes as c
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -27,8 +28,9 @@ from band_cases import (
     ranges_of,
 )
 from gnaforge.gna.bands import BandTiles, PatternAxis, band_of
-from gnaforge.gna.counts import count_tiles, visible_pairs
+from gnaforge.gna.counts import count_problem, count_tiles, key_sources, visible_pairs
 from gnaforge.runtime import reference
+from gnaforge.runtime.problem import Problem
 from gnaforge.runtime.problem_rules import Dimension
 from test_headers import STRICT, UBSAN
 from test_rules import all_there, described, kept, random_axis
@@ -174,6 +176,10 @@ def test_python_counts_tiles_and_pairs(bands: c.CDLL) -> None:
         expected = oracle.count_tiles(problem, q_tile, kv_tile)
         assert (counts.q_tiles, counts.visited, counts.interior) == expected, (problem, q_tile, kv_tile)
         assert visible_pairs(axes) == oracle.mask(problem).sum() == reference.visible_pairs(problem), problem
+        counts = count_tiles(axes, q_tile, kv_tile, held="kv")
+        expected = oracle.count_key_tiles(problem, q_tile, kv_tile)
+        assert (counts.q_tiles, counts.visited, counts.interior) == expected, (problem, q_tile, kv_tile)
+        assert visible_pairs(axes, "kv") == visible_pairs(axes), problem
 
 
 def test_python_counts_without_walking_over_equal_tiles() -> None:
@@ -188,17 +194,33 @@ def test_python_counts_without_walking_over_equal_tiles() -> None:
         tokens = length - first if rng.random() < 0.5 else rng.randint(1, length - first)
         axis = Dimension(tokens, window, rng.randint(1, min(window, 9)), dilation, causal, edge, sink, length, first)
         q_extent, extent = rng.randint(1, 12), rng.randint(1, 40)
-        for band, _ in PatternAxis(axis._replace(kv_tokens=length)).groups():
-            source, every = BandTiles(band), np.arange(0, band.length, q_extent)
+        pattern = PatternAxis(axis._replace(kv_tokens=length))
+        sources = [BandTiles(band) for band, _ in pattern.groups()] + [source for source, _ in key_sources(pattern)]
+        for source in sources:
+            every = np.arange(0, source.length, q_extent)
             classes = source.classes(q_extent, 1, 64)
             found = [(begin, times, source.tiles(begin, q_extent, extent)) for begin, times in classes]
             whole = source.tiles(every, q_extent, extent)
             steps += len(every)
-            for name in ("keys", "count"):
+            for name in ("seen", "count", "interior"):
                 sums = sum(int((getattr(tiles, name) * times).sum()) for _, times, tiles in found)
                 assert sums == getattr(whole, name).sum(), (axis, q_extent, extent)
-            inside = sum(int(((t.interior_end - t.interior_begin) * times).sum()) for _, times, t in found)
-            assert inside == (whole.interior_end - whole.interior_begin).sum(), (axis, q_extent, extent)
             assert sum(int(times.sum()) for _, times, _ in found) == len(every), axis
             steps -= sum(len(begin) for begin, _, _ in found)
-    assert steps > 50_000  # that it did not take
+    assert steps > 100_000  # that it did not take
+
+
+def test_extra_keys_have_tiles_of_their_own_where_those_are_held() -> None:
+    """Each visits all queries, in a line."""
+    plain = Problem((5, 7), 3, heads=2, head_dim=8)
+    alone = count_problem(plain, (2, 2), (2, 3), held="kv")
+    found = count_problem(replace(plain, extra_tokens=(13, 6)), (2, 2), (2, 3), held="kv")
+    tiles, queries = 3 + 1, 5 * 7
+    assert found.q_tiles == alone.q_tiles + tiles
+    assert found.seen == alone.seen + tiles * queries
+    assert (found.visited, found.interior) == (alone.visited + tiles * 9, alone.interior + tiles * 9)
+    assert (found.most, found.most_interior) == (alone.most, alone.most_interior) == (9, 0)
+    found = count_problem(replace(plain, extra_tokens=(1,)), (2, 1), (2, 3), held="kv")
+    assert (found.most, found.most_interior) == (18, 18)
+    with pytest.raises(ValueError, match=r"^tiling: 'static' is for Q tiles"):
+        count_problem(plain, (2, 2), (2, 3), "static", "kv")

@@ -75,7 +75,7 @@ def test_computed_pairs_of_every_setting() -> None:
         padding = facts_of(config).padding
         counts = count_problem(problem, config.q_tile, config.kv_tile)
         rows = padding.padded_rows(config.q_rows)
-        columns = counts.keys if padding.clips else counts.visited * padding.padded_columns(config.kv_columns)
+        columns = counts.seen if padding.clips else counts.visited * padding.padded_columns(config.kv_columns)
         assert computed_pairs(problem, config) == columns * rows, problem
         assert visible_pairs(problem) == seen_pairs(problem)
         assert problem.dense().features() == tuple(f for f in problem.features() if f in ("range", "extra_keys")) or (

@@ -234,6 +234,11 @@ SPOIL; return 0
             "repeat",
             "another run gives other bits",
         ),
+        (
+            "if (args->host->threads > 1) data(args, GNAFORGE_GRAD_V)[0] *= 1.0000001f",
+            "threads",
+            "on 3 threads it gives other bits",
+        ),
     ],
 )
 def test_an_op_with_other_results_is_held_to_the_same(
@@ -251,14 +256,14 @@ def test_an_op_with_other_results_is_held_to_the_same(
     assert kernel.op is OTHER and kernel.device == "cpu"
     problem = Problem(20, 5, heads=4, kv_heads=2, head_dim=8, dtype="fp32")
     runs = KernelRuns(kernel, None, rounds_probabilities=False)
-    asked = (problem, 3, "contiguous", None, 2)
+    asked = (problem, 3, "contiguous", None, 2, (), False, True)
     if kind:
         with pytest.raises(Failure, match=said) as raised:
             runs.verify(*asked)
         assert raised.value.kind == kind
         return
     found = runs.verify(*asked)
-    assert set(found["errors"]) == {"grad_k", "grad_v"} and found["runs"] == 3
+    assert set(found["errors"]) == {"grad_k", "grad_v"} and found["runs"] == 4
     assert all(one["share"] < 1 for one in found["errors"].values())
     memory = runs.allocate(problem, "packed")
     assert len({id(one.storage) for one in memory.values()}) == 4  # Q, K and V share theirs

@@ -62,7 +62,7 @@ def test_extra_keys_are_tiles_that_every_q_tile_visits() -> None:
         assert counts.visited == alone.visited + alone.q_tiles * (whole + partial)
         assert counts.interior == alone.interior + alone.q_tiles * whole
         assert (counts.most, counts.most_interior) == (alone.most + whole + partial, alone.most_interior + whole)
-        assert counts.keys == alone.keys + alone.q_tiles * sum(pieces)
+        assert counts.seen == alone.seen + alone.q_tiles * sum(pieces)
         assert found.paper_bound is not None and found.as_json()["extra_tokens"] == list(pieces)
         assert found.dense_seconds > simulate_tiles(plain, tiles, SM90).dense_seconds or sum(pieces) < 32
         assert float(found.time.seconds) > float(simulate_tiles(plain, tiles, SM90).time.seconds) or sum(pieces) < 3

@@ -100,7 +100,7 @@ class TestCounts:
                 inside = [t.interior_end - t.interior_begin for t, _ in tiles]
                 assert found.visited[i] == sum(n * t.count.sum() for t, n in tiles)
                 assert found.interior[i] == sum(n * each.sum() for each, (_, n) in zip(inside, tiles, strict=True))
-                assert found.keys == sum(n * (t.end - t.begin).sum() for t, n in tiles)
+                assert found.seen == sum(n * (t.end - t.begin).sum() for t, n in tiles)
                 pairs = [
                     (int(c), -int(m))
                     for (t, _), m in zip(tiles, inside, strict=True)

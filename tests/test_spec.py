@@ -254,7 +254,7 @@ REFUSED = {
     "unknown tile field": (
         "{q: [2, 8, 8],",
         "{«k: 1, q: [2, 8, 8],",
-        "kernels[0].tiles[0].k: unknown field; allowed: q, kv; did you mean 'kv'?",
+        "kernels[0].tiles[0].k: unknown field; allowed: q, kv, backward_q, backward_kv; did you mean 'kv'?",
     ),
     "missing field": (
         "  - rank: 3\n    head_dim: [64, 128]",
@@ -300,7 +300,10 @@ REFUSED = {
     "direction": (
         "direction: [forward]",
         "direction: «forwards",
-        "kernels[0].direction: 'forwards' is no direction; allowed: forward, backward; did you mean 'forward'?",
+        (
+            "kernels[0].direction: 'forwards' is no direction; allowed: forward, backward, training; "
+            "did you mean 'forward'?"
+        ),
     ),
     "auto tiles": (
         "[{q: [2, 8, 8], kv: [2, 8, 8]}]",
@@ -315,7 +318,7 @@ REFUSED = {
     "tile not a mapping": (
         "[{q: [2, 8, 8], kv: [2, 8, 8]}]",
         "[«5]",
-        "kernels[0].tiles[0]: 5 is no mapping; allowed: a mapping with the fields q, kv",
+        "kernels[0].tiles[0]: 5 is no mapping; allowed: a mapping with the fields q, kv, backward_q, backward_kv",
     ),
     "variant": (
         "direction:",

@@ -24,6 +24,7 @@ from gnaforge.errors import BuildError
 from gnaforge.families import family_of
 from gnaforge.gna.counts import count_problem
 from gnaforge.runtime.config import KernelConfig
+from gnaforge.runtime.op_table import OPS
 from gnaforge.runtime.problem import FEATURES, Problem
 from gnaforge.runtime.reference import attention, error_bound
 from gnaforge.verification.counters import REPORTED, class_of, count_work
@@ -45,6 +46,7 @@ from test_sm100 import KEYS as SM100_KEYS
 SMALL = "gna_forward-sm90-r1-bf16-d32-q64-kv32"
 RANK_3 = "gna_forward-sm90-r3-bf16-d64-q2x4x8-kv2x2x8"
 CPU = "gna_forward-cpu-r2-fp32-dany-q8x8-kv8x8"
+CPU_BACKWARD = [f"gna_backward_{side}-cpu-r2-fp32-dany-q8x8-kv8x8" for side in ("q", "kv")]
 TOY = "gna_forward-cpu-r1-fp32-d8-q8-kv8"
 
 try:
@@ -175,14 +177,18 @@ def test_wrong_results_are_explained(changed_kernel) -> None:
     assert " at batch entry 0, token " in found.message
 
 
-def test_verify_a_cpu_kernel(cli) -> None:
+@pytest.mark.parametrize("key", [CPU, *CPU_BACKWARD])
+def test_verify_a_cpu_kernel(cli, key: str) -> None:
     arguments = ("--tokens", "9,9", "--window", "3", "--head-dim", "24", "--value-head-dim", "40", "--random", "2")
-    done = cli("verify", CPU, *arguments, "--json")
+    done = cli("verify", key, *arguments, "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     (kernel,) = json.loads(done.stdout)
     assert kernel["good"] and not kernel["wrong"] and not kernel["emulated"] and len(kernel["problems"]) == 3
     given = kernel["problems"][0]["problem"]
     assert (given["head_dim"], given["value_head_dim"]) == (24, 40)
+    results = [role.name for role in OPS[key.partition("-")[0]].outputs]
+    assert all(0 < found[name]["share"] < 1 for found in kernel["problems"] for name in results)
+    assert kernel["problems"][0]["runs"] == 6 + 1  # layouts, and threads; here is nobody to poison
 
 
 @needs_nvcc
@@ -195,9 +201,9 @@ def test_a_kernel_that_is_wrong_from_a_ctas_second_tile_on(changed_kernel) -> No
     assert found.failed == "emulator" and "deadlock" in found.message, found.message
 
 
-@pytest.mark.parametrize("key", [SMALL, RANK_3, *KEYS, *SM100_KEYS, CPU])
+@pytest.mark.parametrize("key", [SMALL, RANK_3, *KEYS, *SM100_KEYS, CPU, *CPU_BACKWARD])
 def test_random_problems_have_tiles_of_all_kinds(key: str) -> None:
-    """By the model: among any three in a row, interior KV tiles and masked ones, as they are emulated."""
+    """By the model: among any three in a row, interior tiles and masked ones, as they are emulated."""
     config = KernelConfig.parse(key)
     for first in range(3):
         problems = [
@@ -207,7 +213,11 @@ def test_random_problems_have_tiles_of_all_kinds(key: str) -> None:
         padded = family_of(config).padding.padded_columns(config.kv_columns) > config.kv_columns  # masked in every tile
         assert padded != any(count.interior for count in counts)
         assert any(count.visited > count.interior for count in counts)
-        tiles = [p.batch * p.heads * count.q_tiles for p, count in zip(problems, counts, strict=True)]
+        kv_held = family_of(config).holds_keys
+        tiles = [
+            p.batch * (p.kv_heads if kv_held else p.heads) * count.q_tiles
+            for p, count in zip(problems, counts, strict=True)
+        ]
         assert max(tiles) > 6  # two CTAs on each of three processors
 
 
@@ -299,7 +309,7 @@ def test_other_tiles_than_the_models_are_said_of_their_schedule(toy) -> None:
     settings = Settings([Schedule("eager", "round-robin"), Schedule("lazy", "round-robin")], gaps=False)
     with Verifier(KernelConfig.parse(TOY), library, settings) as verifier:
         found = verifier.verify(toy_problem(window=(1,)))
-    assert found.failed == "tiles" and "went through {'visited': 7, 'interior': 0} KV tiles" in found.message
+    assert found.failed == "tiles" and "went through {'visited': 7, 'interior': 0} tiles" in found.message
     assert found.runs == 1 and found.schedule == settings.schedules[0] and verifier.result.wrong
 
 

@@ -87,6 +87,7 @@ class TileLoop:
         warps: of a thread block those that run the loop, on each of the multiprocessor's parts.
         threads: of a thread block, others included.
         groups: runs of matrix products that a loop issues for one tile, each behind a WARPGROUP.ARRIVE.
+        peeled: of a Q tile, the KV tiles that no pass of a loop is for: 1 where loops are rotated, else 0.
         loops: 1 for all KV tiles; 2 where shell tiles have one of their own, with the longer way through it.
         never: names of instructions that the loop of these warps hasn't got, which tells it from other warps' loops.
         rare: says of a block that the loop may pass by that it runs so rarely that no tile is charged with it.
@@ -98,6 +99,7 @@ class TileLoop:
     warps: int
     threads: int
     groups: int
+    peeled: int = 1
     loops: int = 1
     never: frozenset[str] = field(default_factory=frozenset)
     rare: Callable[[Sequence[Instruction]], bool] = no_block

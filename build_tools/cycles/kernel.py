@@ -77,9 +77,10 @@ def model_kernel(code: Sass, loop: TileLoop, *, registers: int, shared_memory: i
     interior, shell = run(ways.interior), run(ways.shell)
     interior_tile, shell_tile = per_tile(interior), per_tile(shell)
     whole = per_tile(run(ways.q_tile(_PASSES)))
-    # One more tile than the loops take: of its products some are before them and some behind.
     kinds = [shell_tile] if loop.loops == 1 else [interior_tile, shell_tile]
-    tiles = {name: (_PASSES + 1) * kinds[0][name] + _PASSES * sum(k[name] for k in kinds[1:]) for name in QUEUES}
+    # Of the products of a peeled tile some are before the loops and some behind.
+    first = {name: (_PASSES + loop.peeled) * kinds[0][name] for name in QUEUES}
+    tiles = {name: first[name] + _PASSES * sum(k[name] for k in kinds[1:]) for name in QUEUES}
     return KernelCycles(
         interior_tile=interior_tile,
         shell_tile=shell_tile,

@@ -133,7 +133,7 @@ def calibration(family: Family, report: Path | None) -> list[dict[str, Any]]:
     from ..simulator.calibration import calibrate_cpu, calibrate_report
 
     if not family.target.is_gpu:
-        found = calibrate_cpu()
+        found = calibrate_cpu(family)
     elif report is None:
         raise InputError(
             f"--calibrate --arch {family.arch} needs --from FILE, a report of `gnaforge bench --report` on a GPU"

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..runtime.problem import Problem
     from ..simulator.cost import Tiles
     from ..simulator.fitting import Objective
+    from ..simulator.passes import Passes
     from ..simulator.simulation import Simulation
 
 
@@ -41,6 +42,12 @@ def simulate(
         ),
     ] = None,
     variant: VariantOption = None,
+    direction: Annotated[
+        str,
+        typer.Option(
+            help="forward; backward: the kernels of gradients, each with tiles of its own; training: both passes."
+        ),
+    ] = "forward",
     q_tile: Annotated[
         str | None, typer.Option(help="Query tokens per tile, for example 4,8,8.", show_default="fitted")
     ] = None,
@@ -89,13 +96,18 @@ def simulate(
 
     Paper bound: as the GNA paper publishes it, from the worst Q tile on a grid.
 
+    Gradients are two kernels, of Q's and of K's and V's, with 3 and 4 matrix products a pair, as are those of dense
+    attention here. Published FLOP/s of FlashAttention's backward pass count the 5 of a fused kernel.
+
     Examples:
         gnaforge simulate --tokens 30,48,80 --window 18,24,24 --stride 16,8,8
         gnaforge simulate --tokens 256,256 --window 80 --sweep-stride --plot strides.png  # Which strides need no masks.
         gnaforge simulate --preset hunyuan-video --arch sm100 --html hunyuan.html  # Patterns query by query.
+        gnaforge simulate --tokens 64,64 --window 13 --arch cpu --direction training --head-dim 64
     """
     from ..errors import InputError
     from ..simulator.fitting import simulate_problem
+    from ..simulator.passes import ops_of, simulate_passes
     from ..simulator.simulation import family_for
     from ..simulator.sweep import sweep_strides
 
@@ -107,6 +119,9 @@ def simulate(
         refuse_unused(context, ("stride", "objective"), "beside --sweep-stride")
     if q_tile is not None:
         refuse_unused(context, ("objective",), "beside --q-tile")
+    if len(ops_of(direction)) > 1:
+        of_forward = ("sweep_stride", "end_to_end", "dense_steps", "plot", "tiling")
+        refuse_unused(context, of_forward, f"beside --direction {direction}")
     if end_to_end is None:
         refuse_unused(context, ("dense_steps",), "without --end-to-end")
     check_outputs(plot=plot, html=html)
@@ -125,13 +140,18 @@ def simulate(
     share = None if end_to_end is None else (end_to_end, *_steps(dense_steps))
     distinct = list(dict.fromkeys(problems))
     if len(distinct) > 1:
-        _check_effort(distinct, sweep_stride, tiles is None and tiling != "flat")
+        _check_effort(distinct * len(ops_of(direction)), sweep_stride, tiles is None and tiling != "flat")
+
+    passes: dict[Problem, Passes] = {}
 
     def simulate_one(problem: Problem) -> list[Simulation]:
         if sweep_stride:
             family = family_for(problem, tiles, arch, variant)
             return sweep_strides(problem, family, cast("Tiling", tiling), tiles)
         what = (tiles, arch, cast("Tiling", tiling), cast("Objective", objective), variant)
+        if direction != "forward":
+            passes[problem] = simulate_passes(problem, direction, *what)
+            return [*passes[problem].kernels.values()]
         return [simulate_problem(problem, *what)]
 
     what = "looking at strides" if sweep_stride else "fitting tiles" if tiles is None else "counting tiles"
@@ -156,11 +176,19 @@ def simulate(
         from json import dumps
 
         say_written(plot, html)
+        if passes:
+            count = len(ops_of(direction))
+            rows = [
+                {**passes[problem].as_json(), "kernels": rows[i * count : (i + 1) * count]}
+                for i, problem in enumerate(problems)
+            ]
         say(dumps(rows if sweep_stride or options.preset is not None else rows[0], indent=1))
         return
-    from .simulate_text import print_many, print_one, print_sweep
+    from .simulate_text import print_many, print_one, print_passes, print_sweep
 
-    if sweep_stride:
+    if passes:
+        print_passes([passes[problem] for problem in problems])
+    elif sweep_stride:
         for sweep in sweeps:
             print_sweep(sweep)
     elif len(simulations) == 1:

@@ -8,6 +8,7 @@ from typing import Any
 from ..build_tools.text import count_of
 from ..gna.words import describe
 from ..runtime.problem import Problem
+from ..simulator.passes import Passes
 from ..simulator.simulation import Simulation
 from .tables import print_table, say
 
@@ -141,6 +142,44 @@ def print_many(simulations: Sequence[Simulation], rows: Sequence[dict[str, Any]]
         f"{', and of '.join(family.time_constants().device for family in families)}, no measurement.",
         end=f"{_model_note(simulations)}\n",
     )
+
+
+def print_passes(passes: Sequence[Passes]) -> None:
+    """A row for each kernel of each problem, and one for all of them together."""
+    first = passes[0]
+    if len(passes) == 1:
+        say(_problem(first.problem))
+    rows = []
+    for each in passes:
+        name = [_short(each.problem)] if len(passes) > 1 else []
+        for op, found in each.kernels.items():
+            rows.append(
+                (
+                    *name,
+                    op.removeprefix("gna_"),
+                    f"q {_box(found.tiles.q)}",
+                    f"kv {_box(found.tiles.kv)}",
+                    _times(found.work_bound),
+                    _percent(found.counts.interior, found.counts.visited),
+                    _seconds(float(found.time.seconds)),
+                    _times(found.model_speedup),
+                )
+            )
+        sums = _times(each.work_bound), "", _seconds(each.seconds), _times(each.model_speedup)
+        rows.append((*name, "together", "", "", *sums))
+    several = ["problem"] if len(passes) > 1 else []
+    print_table((*several, "kernel", "Q tile", "KV tile", "work bound", "no mask", "model", ""), rows)
+    if len(passes) == 1:
+        say(f"\nNo work bound exceeds the FLOP bound of {_times(first.flop_speedup)}.", end=" ")
+    else:
+        say("")
+    simulations = [found for each in passes for found in each.kernels.values()]
+    sources = dict.fromkeys(found.family.time_constants().source for found in simulations)
+    say(
+        f"These kernels take {first.products} matrix products a pair, and so do those of dense attention that they are "
+        f"compared with; fused ones take {first.fused_products}, and published FLOP/s count these.",
+    )
+    say(f"The model is no measurement. Its constants: {'; '.join(sources)}.{_model_note(simulations)}")
 
 
 def _model_note(simulations: Sequence[Simulation]) -> str:

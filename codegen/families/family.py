@@ -6,18 +6,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..build_tools.text import count_of
 from ..errors import InputError
 from ..runtime.config import ANY_HEAD_DIM, KernelConfig
 from ..runtime.dtypes import DTYPES
 from ..runtime.family import FamilyFacts, Padding
+from ..runtime.op_table import OPS
 from .target import Target
 
 if TYPE_CHECKING:
     from ..build_tools.cycles import TileLoop
     from ..build_tools.sass import Sass
+
+T = TypeVar("T")
 
 Box = tuple[int, ...]
 Fault = tuple[str, str]
@@ -40,6 +43,12 @@ def q_box_of_halves(rows: int) -> Callable[[Box], str | None]:
     return q_box
 
 
+def _half(box: Box) -> Box:
+    """One with half the longest side."""
+    longest = box.index(max(box))
+    return (*box[:longest], box[longest] // 2, *box[longest + 1 :])
+
+
 def any_tile(rows: int, kv_box: Box, head_dim: int, value_head_dim: int) -> str | None:
     """Admits every pair of tiles."""
     return None
@@ -52,18 +61,22 @@ class Limits:
     Attributes:
         q_rows: most query tokens of a tile.
         kv_columns: most key tokens of a tile.
-        kv_multiple: key tokens of a tile are a multiple of this: the N granularity of the matrix product.
-        fit_multiple: fitted tiles have a multiple of so many key tokens; itself a multiple of ``kv_multiple``.
+        kv_multiple, q_multiple: key and query tokens of a tile are a multiple of this: the N granularity of the matrix
+            product, where the side's tiles pass by.
+        fit_multiple: fitted tiles that pass by have a multiple of so many tokens; itself a multiple of ``kv_multiple``,
+            or where KV tiles are held of ``q_multiple``.
         head_dim: largest head dim.
         head_dim_multiple: head dims are a multiple of this.
         q_box: says why a Q tile of these extents does not fit; None if it does.
         tile: says why a KV tile of these extents does not fit beside so many query rows with padding: of (rows, KV box,
-            head dim, value head dim), for lack of registers or memory; None if it does.
+            head dim, value head dim), for lack of registers or memory; None if it does. Where KV tiles are held, it is
+            asked for a Q box beside so many key rows.
     """
 
     q_rows: int
     kv_columns: int
     kv_multiple: int = 16
+    q_multiple: int = 1
     fit_multiple: int = 16
     head_dim: int = 256
     head_dim_multiple: int = 8
@@ -224,6 +237,11 @@ class Family:
         return self.target.name
 
     @property
+    def holds_keys(self) -> bool:
+        """Whether its kernels hold a KV tile, and Q tiles pass by: those of K's and V's gradients."""
+        return OPS[self.op].held == "kv"
+
+    @property
     def template(self) -> str:
         """Its template, below ``root`` or the package's templates."""
         return f"{self.name}/kernel.{'cu' if self.target.compiler == 'nvcc' else 'cpp'}.j2"
@@ -255,6 +273,9 @@ class Family:
             )
         elif misfit := limits.q_box(config.q_tile):
             found.append(("q_tile", misfit))
+        elif config.q_rows % limits.q_multiple:
+            reason = f"holds {count_of(config.q_rows, 'query token')}; {self} needs a multiple of {limits.q_multiple}"
+            found.append(("q_tile", reason))
         columns = config.kv_columns
         if columns > limits.kv_columns:
             found.append(
@@ -264,8 +285,11 @@ class Family:
             found.append(
                 ("kv_tile", f"holds {count_of(columns, 'key token')}; {self} needs a multiple of {limits.kv_multiple}")
             )
-        if not found and config.head_dim != ANY_HEAD_DIM and (misfit := self._misfit(config, config.kv_tile)):
-            found.append(("kv_tile", f"beside {count_of(config.q_rows, 'query token')} {misfit}"))
+        if not found and config.head_dim != ANY_HEAD_DIM:
+            passing = config.q_tile if self.holds_keys else config.kv_tile
+            if misfit := self._misfit(config, passing):
+                held = count_of(*((columns, "key token") if self.holds_keys else (config.q_rows, "query token")))
+                found.append(("q_tile" if self.holds_keys else "kv_tile", f"beside {held} {misfit}"))
         return found
 
     def serving_config(self, config: KernelConfig) -> KernelConfig:
@@ -281,20 +305,34 @@ class Family:
     def default_boxes(
         self, rank: int, head_dim: int = ANY_HEAD_DIM, value_head_dim: int = ANY_HEAD_DIM
     ) -> tuple[Box, Box]:
-        """The query and key boxes to take where nothing is known of the problem: ``default_tiles``, the key box halved
-        along its longest sides until it fits the head dims."""
-        q_tile, kv_tile = self.default_tiles[rank]
-        rows = self.padding.padded_rows(prod(q_tile))
-        while prod(kv_tile) > self.limits.kv_multiple and self.limits.tile(
-            rows, kv_tile, head_dim, value_head_dim or head_dim
-        ):
-            longest = kv_tile.index(max(kv_tile))
-            kv_tile = (*kv_tile[:longest], kv_tile[longest] // 2, *kv_tile[longest + 1 :])
-        return q_tile, kv_tile
+        """The query and key boxes to take where nothing is known of the problem: ``default_tiles``, halved along their
+        longest sides until they fit the head dims: the one that is held if it fits beside no other, then the one that
+        passes by."""
+        held, passing = self.in_order(*self.default_tiles[rank])
+        _, least = self.in_order(*self.smallest_boxes(rank))
+
+        def misfits(held: Box, passing: Box) -> bool:
+            rows = self.padding.padded_rows(prod(held))
+            return self.limits.tile(rows, passing, head_dim, value_head_dim or head_dim) is not None
+
+        while prod(held) > 1 and misfits(held, least):
+            held = _half(held)
+        while prod(passing) > self.passing_multiple and misfits(held, passing):
+            passing = _half(passing)
+        return self.in_order(held, passing)
+
+    def in_order(self, first: T, second: T) -> tuple[T, T]:
+        """Of a query box and a key box the one that is held first; of these, the query box first."""
+        return (second, first) if self.holds_keys else (first, second)
+
+    @property
+    def passing_multiple(self) -> int:
+        """Tokens of tiles that pass by are a multiple of this."""
+        return self.limits.q_multiple if self.holds_keys else self.limits.kv_multiple
 
     def smallest_boxes(self, rank: int) -> tuple[Box, Box]:
         """The query and key boxes with the fewest tokens: if they don't fit, none do."""
-        return (1,) * rank, (*(1,) * (rank - 1), self.limits.kv_multiple)
+        return (*(1,) * (rank - 1), self.limits.q_multiple), (*(1,) * (rank - 1), self.limits.kv_multiple)
 
     def time_constants(self) -> TimeConstants:
         """Constants of the time model.
@@ -336,6 +374,7 @@ class Family:
             limits.head_dim,
         )
 
-    def _misfit(self, config: KernelConfig, kv_box: Box) -> str | None:
+    def _misfit(self, config: KernelConfig, passing: Box) -> str | None:
         value_head_dim = config.value_head_dim or config.head_dim
-        return self.limits.tile(self.padding.padded_rows(config.q_rows), kv_box, config.head_dim, value_head_dim)
+        held, _ = self.in_order(config.q_rows, config.kv_columns)
+        return self.limits.tile(self.padding.padded_rows(held), passing, config.head_dim, value_head_dim)

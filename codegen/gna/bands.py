@@ -16,7 +16,7 @@ import numpy as np
 from ..runtime.problem_rules import Dimension
 from .source import IntArray
 
-_FAR = 1 << 62
+FAR = 1 << 62  # from any position
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,13 @@ class Band:
     phase: int
     first: int
     window: int
-    begin_min: int = -_FAR
-    begin_max: int = _FAR
-    end_min: int = -_FAR
-    end_max: int = _FAR
-    ahead: int = _FAR
-    split: int = -_FAR
-    low_begin: int = _FAR
+    begin_min: int = -FAR
+    begin_max: int = FAR
+    end_min: int = -FAR
+    end_max: int = FAR
+    ahead: int = FAR
+    split: int = -FAR
+    low_begin: int = FAR
     low_slack: int = 0
     gap: int = 0
 
@@ -55,7 +55,7 @@ def band_of(axis: Dimension, group: int) -> Band:
     phase = begin % stride
     fields = {"phase": phase, "first": begin - phase + lead - keys, "begin_min": -keys, "end_max": length - keys}
     if axis.edge == "wrap":
-        fields |= {"begin_min": -_FAR, "end_max": _FAR}
+        fields |= {"begin_min": -FAR, "end_max": FAR}
         if axis.kv_offset == 0 and axis.keys == axis.length:
             if window == length:
                 return Band(end - begin, 1, 0, 0, window, 0, 0, length, length)
@@ -65,7 +65,7 @@ def band_of(axis: Dimension, group: int) -> Band:
     elif not axis.causal and axis.edge == "shift":
         fields |= {"begin_max": length - window - keys, "end_min": window - keys}
     if axis.sink:
-        fields |= {"split": min(axis.sink, length) - keys, "low_begin": -keys, "low_slack": 0 if axis.causal else _FAR}
+        fields |= {"split": min(axis.sink, length) - keys, "low_begin": -keys, "low_slack": 0 if axis.causal else FAR}
     band = Band(end - begin, stride, window=window, **fields)
     if axis.kv_sink and band.length and BandTiles(band).row(np.array([band.length - 1]))[1][0] > axis.kv_sink:
         band = replace(band, gap=axis.kv_offset - axis.kv_sink)
@@ -133,10 +133,15 @@ class RunTiles:
     interior_end: IntArray
 
     @property
-    def keys(self) -> IntArray:
+    def seen(self) -> IntArray:
         """Keys that some query of the Q tile sees."""
         found: IntArray = np.maximum(self.end - self.begin, 0) + (self.low_end - self.low_begin)
         return found
+
+    @property
+    def interior(self) -> IntArray:
+        """Tiles in which every query sees every key."""
+        return self.interior_end - self.interior_begin
 
     def origins(self, kv_extent: int) -> IntArray:
         """The first row of each tile of the one Q tile that there is."""
@@ -213,9 +218,9 @@ class BandTiles:
         tiles = -(-band.length // q_extent)
         # Stride groups whose windows no border moves or cuts, and which lie clear of a split, repeat.
         least, most = max(band.begin_min, band.end_min - band.window), min(band.begin_max, band.end_max - band.window)
-        if band.low_begin < _FAR:  # a sink
+        if band.low_begin < FAR:  # a sink
             least = max(least, band.split)
-        elif band.split > -_FAR:  # it wraps
+        elif band.split > -FAR:  # it wraps
             least, most = 0, band.split - band.window
         first, last = -((band.first - least) // band.stride), (most - band.first) // band.stride + 1
         free_row = min(max(first * band.stride - band.phase, 0), band.length)
@@ -237,7 +242,7 @@ class BandTiles:
     def pairs(self) -> int:
         """Pairs of a query and a key that it sees."""
         classes = self.classes(1, 1, 1 << 20)
-        return sum(int((self.tiles(query, 1, 1).keys * times).sum()) for query, times in classes)
+        return sum(int((self.tiles(query, 1, 1).seen * times).sum()) for query, times in classes)
 
 
 def _whole_tiles(

@@ -1,5 +1,8 @@
 """Counts the KV tiles that the Q tiles of a problem visit: exact, per axis, without walking over equal Q tiles.
 
+Kernels of K's and V's gradients hold a KV tile, and visit the Q tiles whose queries see its keys. Counts of those, with
+``held`` as ``kv``, are of the same names, and there Q and KV change places: ``q_tiles`` are KV tiles.
+
 Counts along different axes multiply (`axes` says why), so all of it is about one axis. Away from the borders
 windows repeat: a Q tile that lies one common multiple of stride and Q extent further on (and of the KV extent, where
 KV tiles lie on a grid) visits as many tiles. So one period stands for all of them, and tiles at the borders, where the
@@ -11,19 +14,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from ..runtime.problem import Problem
+from ..runtime.problem_rules import Dimension
 from .axes import Axis, axes_of, check_positive, check_rank
 from .bands import Band, BandTiles, PatternAxis
 from .source import IntArray, Source, Tiling, WindowTiles
+from .transposed import TransposedTiles, key_groups
 
 _CHUNK = 1 << 20  # counts made at a time, which bounds the memory
 
 
 AnyAxis = Axis | PatternAxis
+
+Side = Literal["q", "kv"]
+"""Whose tiles a kernel holds, while those of the other side pass by."""
 
 
 def pattern_axes(problem: Problem) -> tuple[AnyAxis, ...]:
@@ -46,50 +54,66 @@ def source_of(group: Axis | Band, tiling: Tiling = "dynamic") -> Source:
     return BandTiles(group)
 
 
+def key_sources(axis: AnyAxis) -> list[tuple[TransposedTiles, int]]:
+    """The tile sources of an axis whose tiles are of keys, one per dilation group, and how many groups each is."""
+    if isinstance(axis, Axis):
+        return key_groups(Dimension(axis.length, axis.window, axis.stride, axis.dilation, axis.causal))
+    return key_groups(axis.dimension)
+
+
+def _sources(axis: AnyAxis, tiling: Tiling, held: Side) -> list[tuple[Source | TransposedTiles, int]]:
+    if held == "q":
+        return [(source_of(group, tiling), number) for group, number in axis.groups()]
+    if tiling != "dynamic":
+        raise ValueError(f"tiling: {tiling!r} is for Q tiles; the Q tiles of a KV tile are 'dynamic'")
+    return [*key_sources(axis)]
+
+
 @dataclass(frozen=True)
 class AxisCounts:
     """KV tiles along one axis, all dilation groups together, for one Q extent and several KV extents.
 
     Attributes:
         q_tiles: Q tiles.
-        keys: pairs of a Q tile and a key that some query of it sees.
+        seen: pairs of a Q tile and a key that some query of it sees.
         visited, interior: [KV extents]; visited KV tiles summed over the Q tiles, and those of them that need no mask.
         most, most_interior: [KV extents]; visited KV tiles of the Q tile with the most, and its interior ones.
     """
 
     q_tiles: int
-    keys: int
+    seen: int
     visited: IntArray
     interior: IntArray
     most: IntArray
     most_interior: IntArray
 
 
-def axis_counts(axis: AnyAxis, q_extent: int, kv_extents: Sequence[int], tiling: Tiling = "dynamic") -> AxisCounts:
-    """Counts for the Q tiles [0, q_extent), [q_extent, 2 * q_extent), ... of every dilation group.
+def axis_counts(
+    axis: AnyAxis, q_extent: int, kv_extents: Sequence[int], tiling: Tiling = "dynamic", held: Side = "q"
+) -> AxisCounts:
+    """Counts for the Q tiles [0, q_extent), [q_extent, 2 * q_extent), ... of every dilation group. Where KV tiles are
+    held, ``q_extent`` is theirs, and ``kv_extents`` are those of Q tiles.
 
     Raises:
-        ValueError: ``tiling`` is unknown.
+        ValueError: ``tiling`` is unknown, or not for what is held.
     """
     shape = len(kv_extents)
     visited, interior = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
     most, most_interior = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-    q_tiles = keys = 0
+    q_tiles = seen = 0
     # A grid repeats with the KV extent; tiles that begin where the window does repeat with the windows alone.
     batches = [np.asarray(kv_extents)[:, None]] if tiling == "dynamic" else [np.array([[k]]) for k in kv_extents]
-    for group, number in axis.groups():
-        source = source_of(group, tiling)
+    for source, number in _sources(axis, tiling, held):
         for row, extents in enumerate(batches):
             rows = slice(None) if tiling == "dynamic" else slice(row, row + 1)
             grid = 1 if tiling == "dynamic" else int(extents[0, 0])
             for q_begin, times in source.classes(q_extent, grid, max(1, _CHUNK // len(extents))):
                 tiles = source.tiles(q_begin, q_extent, extents)
-                inside = tiles.interior_end - tiles.interior_begin
                 visited[rows] += number * (tiles.count * times).sum(axis=1)
-                interior[rows] += number * (inside * times).sum(axis=1)
+                interior[rows] += number * (tiles.interior * times).sum(axis=1)
                 # Of several Q tiles with the most KV tiles, the one with the fewest interior ones costs the most.
                 top = tiles.count.max(axis=1)
-                fewest = np.where(tiles.count == top[:, None], inside, top[:, None]).min(axis=1)
+                fewest = np.where(tiles.count == top[:, None], tiles.interior, top[:, None]).min(axis=1)
                 more = (top > most[rows]) | ((top == most[rows]) & (fewest < most_interior[rows]))
                 most[rows], most_interior[rows] = (
                     np.where(more, top, most[rows]),
@@ -97,13 +121,14 @@ def axis_counts(axis: AnyAxis, q_extent: int, kv_extents: Sequence[int], tiling:
                 )
                 if row == 0:
                     q_tiles += number * int(times.sum())
-                    keys += number * int((tiles.keys * times).sum())
-    return AxisCounts(q_tiles, keys, visited, interior, most, most_interior)
+                    seen += number * int((tiles.seen * times).sum())
+    return AxisCounts(q_tiles, seen, visited, interior, most, most_interior)
 
 
-def visible_pairs(axes: Sequence[AnyAxis]) -> int:
-    """Pairs of a query and a key of the grid that it sees, in one batch entry and head; exact."""
-    return prod(sum(number * source_of(group).pairs() for group, number in axis.groups()) for axis in axes)
+def visible_pairs(axes: Sequence[AnyAxis], held: Side = "q") -> int:
+    """Pairs of a query and a key of the grid that it sees, in one batch entry and head; exact. They are as many from
+    either side."""
+    return prod(sum(number * source.pairs() for source, number in _sources(axis, "dynamic", held)) for axis in axes)
 
 
 @dataclass(frozen=True)
@@ -112,14 +137,14 @@ class TileCounts:
 
     Attributes:
         q_tiles: Q tiles.
-        keys: pairs of a Q tile and a key in the box of keys that its queries see, or an extra one.
+        seen: pairs of a Q tile and a key in the box of keys that its queries see, or an extra one.
         visited: pairs of a Q tile and a KV tile that it visits.
         interior: those of the pairs that need no mask: every query of the one sees every key of the other.
         most, most_interior: visited and interior KV tiles of the Q tile with the most.
     """
 
     q_tiles: int
-    keys: int
+    seen: int
     visited: int
     interior: int
     most: int
@@ -132,21 +157,27 @@ class TileCounts:
 
 
 def count_tiles(
-    axes: Sequence[AnyAxis], q_tile: Sequence[int], kv_tile: Sequence[int], tiling: Tiling = "dynamic"
+    axes: Sequence[AnyAxis],
+    q_tile: Sequence[int],
+    kv_tile: Sequence[int],
+    tiling: Tiling = "dynamic",
+    held: Side = "q",
 ) -> TileCounts:
-    """Exact counts over all Q tiles of all dilation groups.
+    """Exact counts over all Q tiles of all dilation groups; over all KV tiles, where those are held.
 
     Raises:
-        ValueError: a tile has not one extent per axis, an extent is not a positive integer, or ``tiling`` is unknown.
+        ValueError: a tile has not one extent per axis, an extent is not a positive integer, ``tiling`` is unknown, or
+            not for what is held.
     """
     check_rank(axes, q_tile=q_tile, kv_tile=kv_tile)
     for name, tile in (("q_tile", q_tile), ("kv_tile", kv_tile)):
         for extent in tile:
             check_positive(name, extent)
-    found = [axis_counts(axis, q, [kv], tiling) for axis, q, kv in zip(axes, q_tile, kv_tile, strict=True)]
+    extents = zip(axes, *((q_tile, kv_tile) if held == "q" else (kv_tile, q_tile)), strict=True)
+    found = [axis_counts(axis, own, [other], tiling, held) for axis, own, other in extents]
     return TileCounts(
         q_tiles=prod(axis.q_tiles for axis in found),
-        keys=prod(axis.keys for axis in found),
+        seen=prod(axis.seen for axis in found),
         visited=prod(int(axis.visited[0]) for axis in found),
         interior=prod(int(axis.interior[0]) for axis in found),
         most=prod(int(axis.most[0]) for axis in found),
@@ -161,20 +192,37 @@ def extra_tiles(extra_tokens: Sequence[int], volume: Any) -> tuple[Any, Any]:
 
 
 def count_problem(
-    problem: Problem, q_tile: Sequence[int], kv_tile: Sequence[int], tiling: Tiling = "dynamic"
+    problem: Problem,
+    q_tile: Sequence[int],
+    kv_tile: Sequence[int],
+    tiling: Tiling = "dynamic",
+    held: Side = "q",
 ) -> TileCounts:
-    """Exact counts of any problem, its extra keys included.
+    """Exact counts of any problem, its extra keys included. Where KV tiles are held, tiles of extra keys are tiles like
+    others, which visit all queries, in a line.
 
     Raises:
         ValueError: as `count_tiles`.
     """
-    found = count_tiles(pattern_axes(problem), q_tile, kv_tile, tiling)
+    found = count_tiles(pattern_axes(problem), q_tile, kv_tile, tiling, held)
     if not problem.extra_tokens:
         return found
+    if held == "kv":
+        own, _ = extra_tiles(problem.extra_tokens, prod(kv_tile))
+        every, _ = extra_tiles([problem.token_count], prod(q_tile))
+        worst = (every, every) if every > found.most else (found.most, found.most_interior)
+        return TileCounts(
+            q_tiles=found.q_tiles + own,
+            seen=found.seen + own * problem.token_count,
+            visited=found.visited + own * every,
+            interior=found.interior + own * every,
+            most=worst[0],
+            most_interior=worst[1],
+        )
     visited, interior = extra_tiles(problem.extra_tokens, prod(kv_tile))
     return TileCounts(
         q_tiles=found.q_tiles,
-        keys=found.keys + found.q_tiles * sum(problem.extra_tokens),
+        seen=found.seen + found.q_tiles * sum(problem.extra_tokens),
         visited=found.visited + found.q_tiles * visited,
         interior=found.interior + found.q_tiles * interior,
         most=found.most + visited,

@@ -72,7 +72,7 @@ def count_flat_tiles(axes: Sequence[Axis], q_length: int, kv_length: int) -> Til
     worst = visited == visited.max()
     return TileCounts(
         q_tiles=q_tiles,
-        keys=int(visited.sum()) * kv_length,
+        seen=int(visited.sum()) * kv_length,
         visited=int(visited.sum()),
         interior=int(interior.sum()),
         most=int(visited.max()),

@@ -47,9 +47,14 @@ class AxisTiles:
     interior_end: IntArray
 
     @property
-    def keys(self) -> IntArray:
+    def seen(self) -> IntArray:
         """Keys that some query of the Q tile sees."""
         return self.end - self.begin
+
+    @property
+    def interior(self) -> IntArray:
+        """Tiles in which every query sees every key."""
+        return self.interior_end - self.interior_begin
 
     def origins(self, kv_extent: int) -> IntArray:
         """The first key of each tile of the one Q tile that there is."""
@@ -188,7 +193,7 @@ class Source(Protocol):
         """Queries."""
 
     def tiles(self, q_begin: IntArray, q_extent: int, kv_extent: int | IntArray) -> Any:
-        """The KV tiles of some Q tiles, as `AxisTiles` has them: its count, interior, keys and origins."""
+        """The KV tiles of some Q tiles, as `AxisTiles` has them: its count, interior, seen and origins."""
 
     def classes(self, q_extent: int, grid: int, chunk: int) -> Iterator[tuple[IntArray, IntArray]]:
         """Q tiles that stand for all, and for how many each of them stands."""

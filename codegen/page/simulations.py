@@ -11,7 +11,7 @@ from .page import Page, Table
 from .pattern import MOST_PATTERNS, pattern_of
 
 _COLUMNS = (
-    *("problem", "Q tile", "KV tile", "FLOP bound", "work bound", "paper bound", "NATTEN's work bound"),
+    *("problem", "kernel", "Q tile", "KV tile", "FLOP bound", "work bound", "paper bound", "NATTEN's work bound"),
     *("% of tiles without mask", "model ms", "model speed-up"),
 )
 
@@ -25,10 +25,10 @@ def simulation_page(simulations: Sequence[Simulation], rows: Sequence[dict[str, 
         bounds = found.flop_speedup, found.work_bound, found.paper_bound, natten
         share = 100 * found.counts.interior / found.counts.visited
         model = float(found.time.seconds) * 1e3, found.model_speedup
-        cells.append((describe(found.problem), *tiles, *bounds, share, *model))
+        cells.append((describe(found.problem), found.family.op.removeprefix("gna_"), *tiles, *bounds, share, *model))
     patterns = {}
     for found in simulations[:MOST_PATTERNS]:
-        if found.tiling == "flat":  # such tiles are no boxes
+        if found.tiling == "flat" or found.family.holds_keys:  # such tiles are no boxes, or not what a query visits
             continue
         if (pattern := pattern_of(found.problem, found.tiles, found.tiling)) is not None:
             patterns[f"{describe(found.problem)}: {found.tiles}"] = pattern

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 from .dtypes import DTYPES
 
 OPS = ("gna_forward", "gna_backward_q", "gna_backward_kv")  # in the order of their codes in abi.h, from 1
+DIRECTIONS = {"forward": OPS[:1], "backward": OPS[1:], "training": OPS}
+"""Ops by the pass that they are for."""
 ANY_HEAD_DIM = 0
 
 EXAMPLE_KEY = "gna_forward-sm90-r3-bf16-d128-q2x8x8-kv2x8x8"

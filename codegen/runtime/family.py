@@ -21,9 +21,10 @@ class Padding:
     """The size that a tile is computed as.
 
     Attributes:
-        rows: query rows are padded to a multiple of this: the M of the matrix product, or the lanes of vectors.
-        columns: key columns, likewise. A KV tile with padding is masked whatever it holds.
-        clips: whether keys of a KV tile beyond those that the Q tile sees cost nothing.
+        rows: tokens of the tile that a kernel holds, a Q tile or for gradients of K and V a KV tile, are padded to a
+            multiple of this: the M of the matrix product, or the lanes of vectors.
+        columns: those of the tiles that pass by, likewise. Such a tile with padding is masked whatever it holds.
+        clips: whether tokens of a tile that passes by cost nothing if no token of the other one has to do with them.
     """
 
     rows: int
@@ -31,11 +32,11 @@ class Padding:
     clips: bool = False
 
     def padded_rows(self, tokens: int) -> int:
-        """The rows that a Q tile of so many tokens is computed as."""
+        """The rows that a tile of so many tokens is computed as, which the kernel holds."""
         return -(-tokens // self.rows) * self.rows
 
     def padded_columns(self, tokens: int) -> int:
-        """The columns that a KV tile of so many tokens is computed as."""
+        """The columns that a tile of so many tokens is computed as, which passes by."""
         return -(-tokens // self.columns) * self.columns
 
 

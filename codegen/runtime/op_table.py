@@ -109,6 +109,8 @@ class Op:
         flop: floating-point operations per pair of a query and a key, all heads of all batch entries together.
         derive: of a problem and random inputs, those that follow from others.
         extra_outputs: the roles of what it writes for each piece of extra keys.
+        held: the side whose tile a kernel holds, while tiles of the other one pass by.
+        products: matrix products that ``flop`` is of.
     """
 
     name: str
@@ -120,6 +122,8 @@ class Op:
     flop: Callable[[Problem], float]
     derive: Callable[[Problem, Tensors], Tensors] = lambda problem, inputs: {}
     extra_outputs: tuple[Role, ...] = ()
+    held: Literal["q", "kv"] = "q"
+    products: int = 0
 
     def reads(self, problem: Problem) -> tuple[Role, ...]:
         """The roles of what it reads of a problem: `inputs`, and those of extra keys, in the order of gnaforge_role."""
@@ -257,7 +261,7 @@ _BACKWARD_INPUTS = (Q, K, V, OUT, LSE, GRAD_OUT, GRAD_LSE)
 
 def _backward_op(name: str, outputs: tuple[Role, ...], products: tuple[int, int]) -> Op:
     """A backward op; ``products``: matrix products along the channels of Q and K, and along those of V."""
-    side = name.removeprefix("gna_backward_")
+    side: Literal["q", "kv"] = "kv" if name.endswith("_kv") else "q"
 
     def of_reference(kind: str) -> Callable[..., Any]:
         def call(*given: Any, **named: Any) -> Any:
@@ -273,13 +277,14 @@ def _backward_op(name: str, outputs: tuple[Role, ...], products: tuple[int, int]
 
     exact, bound, sample = (of_reference(kind) for kind in ("gradient", "bound", "sample"))
     extra = _GRAD_EXTRA if side == "kv" else ()
-    return Op(name, _BACKWARD_INPUTS, outputs, exact, bound, sample, flop, _forward_results, extra)
+    further = _forward_results, extra, side, sum(products)
+    return Op(name, _BACKWARD_INPUTS, outputs, exact, bound, sample, flop, *further)
 
 
 OPS: dict[str, Op] = {
     op.name: op
     for op in (
-        Op("gna_forward", (Q, K, V), (OUT, LSE), _forward, _forward_bound, _forward_sample, _forward_flop),
+        Op("gna_forward", (Q, K, V), (OUT, LSE), _forward, _forward_bound, _forward_sample, _forward_flop, products=2),
         _backward_op("gna_backward_q", (GRAD_Q,), (2, 1)),
         _backward_op("gna_backward_kv", (GRAD_K, GRAD_V), (2, 2)),
     )

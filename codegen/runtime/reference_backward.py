@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import NamedTuple
 
 import torch
 
@@ -20,6 +21,16 @@ Tensors = Mapping[str, torch.Tensor]  # by role
 Found = dict[str, torch.Tensor]
 _OF_QUERIES = ("q", "grad_out", "out", "lse", "grad_lse")
 _U = 2.0**-24  # half an ulp of fp32
+
+
+class _Rounding(NamedTuple):
+    """How far rounding moves P and dS: relatively, and where they are subnormal."""
+
+    relative: float = 0.0
+    least: float = 0.0
+
+
+_EXACTLY = _Rounding()
 
 
 @dataclass(frozen=True)
@@ -52,9 +63,9 @@ def _pairs(
     k: torch.Tensor,
     v: torch.Tensor,
     hidden: torch.Tensor | None = None,
-    rounding: float = 0.0,
+    rounding: _Rounding = _EXACTLY,
 ) -> _Pairs:
-    """Rounding analysis as for `reference.error_bound`; ``rounding``: of P and dS to the inputs' dtype, relatively."""
+    """Rounding analysis as for `reference.error_bound`; ``rounding``: of P and dS to the inputs' dtype."""
     c, (channels, value_channels) = problem.score_scale, (problem.head_dim, problem.value_head_dim)
     products = queries.grad_out * queries.out
     delta = products.sum(-1, keepdim=True) - queries.grad_lse
@@ -66,10 +77,12 @@ def _pairs(
     inner = queries.grad_out @ v.mT - delta
     magnitude = abs(c) * (queries.q.abs() @ k.abs().mT)
     relative = torch.expm1((channels + 3) * _U * magnitude + 4 * _U * (scores.abs() + queries.lse.abs()))
-    relative = relative + 16 * _U + rounding
+    relative = relative + 16 * _U + rounding.relative
+    least = rounding.least * (p > 0)
     bound_inner = (value_channels + 2) * _U * (queries.grad_out.abs() @ v.abs().mT) + bound_delta
-    bound = p * ((relative + 4 * _U + rounding) * inner.abs() + (1 + relative) * bound_inner)
-    return _Pairs(p, p * inner, p * relative, bound)
+    bound = p * ((relative + 4 * _U + rounding.relative) * inner.abs() + (1 + relative) * bound_inner)
+    bound = bound + least * (1 + inner.abs() + bound_inner)
+    return _Pairs(p, p * inner, p * relative + least, bound)
 
 
 def _heads_first(tensor: torch.Tensor, repeats: int = 1) -> torch.Tensor:
@@ -99,7 +112,7 @@ def _queries(inputs: Tensors) -> _Queries:
     )
 
 
-def _parts(problem: Problem, inputs: Tensors, rounding: float = 0.0) -> Iterator[tuple[_Queries, _Pairs]]:
+def _parts(problem: Problem, inputs: Tensors, rounding: _Rounding = _EXACTLY) -> Iterator[tuple[_Queries, _Pairs]]:
     """All queries beside all keys, some of them at a time: their matrix is bounded, not the results."""
     queries, (k, v) = _queries(inputs), _keys(problem, inputs)
     rows = max(1, 2**22 // (k.shape[2] * k.shape[0] * k.shape[1]))
@@ -113,8 +126,10 @@ def _tokens(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return tensor.transpose(1, 2).reshape(like.shape)
 
 
-def _rounding(inputs: Tensors, rounds_probabilities: bool) -> float:
-    return float(torch.finfo(inputs["q"].dtype).eps / 2) if rounds_probabilities else 0.0
+def _rounding(inputs: Tensors, rounds_probabilities: bool) -> _Rounding:
+    """To the inputs' dtype, by half an ulp or half the spacing of subnormals."""
+    info = torch.finfo(inputs["q"].dtype)
+    return _Rounding(info.eps / 2, info.smallest_normal * info.eps / 2) if rounds_probabilities else _EXACTLY
 
 
 def _stored(exact: torch.Tensor, bound: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -199,7 +214,7 @@ def sample_q(
 
 def gradient_kv(problem: Problem, inputs: Tensors) -> Found:
     """``grad_k`` and ``grad_v``, of the shapes of K and V, and those of extra keys."""
-    return _sums(problem, inputs, 0, 0.0)
+    return _sums(problem, inputs, 0, _EXACTLY)
 
 
 def bound_kv(problem: Problem, inputs: Tensors, exact: Tensors, *, rounds_probabilities: bool) -> Found:
@@ -208,7 +223,7 @@ def bound_kv(problem: Problem, inputs: Tensors, exact: Tensors, *, rounds_probab
     return {name: _stored(exact[name], bounds[name], inputs[name.removeprefix("grad_")]) for name in bounds}
 
 
-def _sums(problem: Problem, inputs: Tensors, which: int, rounding: float) -> Found:
+def _sums(problem: Problem, inputs: Tensors, which: int, rounding: _Rounding) -> Found:
     """`gradient_kv`, or with ``which`` 1 its bound in fp32."""
     group = problem.heads // problem.kv_heads
     count = group * problem.token_count + 2

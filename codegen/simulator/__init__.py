@@ -7,22 +7,30 @@ bounds with a worked example.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Union, overload
 
 from ..errors import InputError, as_input_error
 from ..gna.source import Tiling
+from ..runtime.op_table import FORWARD
 from ..runtime.problem import Causal, Problem
 from .cost import Tiles
 from .fitting import Fit, Objective, fit_problems, simulate_problem
+from .passes import Direction, Passes, ops_of, simulate_passes
 from .simulation import Flat, Simulation, family_for
 
 if TYPE_CHECKING:
     from ..spec import Shape
 
-__all__ = ["Fit", "Simulation", "Tiles", "fit", "simulate"]
+Shapes = Union["Shape", Mapping[str, Any], Sequence["Shape | Mapping[str, Any]"]]
+
+__all__ = ["Fit", "Passes", "Simulation", "Tiles", "fit", "simulate"]
 
 
-def simulate(
+@overload
+def simulate(*arguments: Any, direction: Literal["forward"] = "forward", **options: Any) -> Simulation: ...
+@overload
+def simulate(*arguments: Any, direction: Literal["backward", "training"], **options: Any) -> Passes: ...
+def simulate(  # type: ignore[misc]  # it takes fewer options than any
     tokens: Sequence[int],
     window: int | Sequence[int],
     stride: int | Sequence[int] = 1,
@@ -32,6 +40,7 @@ def simulate(
     q_tile: Sequence[int] | None = None,
     kv_tile: Sequence[int] | None = None,
     tiling: Tiling | Flat = "dynamic",
+    direction: Direction = "forward",
     arch: str | None = None,
     variant: str | None = None,
     heads: int = 1,
@@ -41,7 +50,7 @@ def simulate(
     value_head_dim: int | None = None,
     dtype: str = "bf16",
     **settings: Any,
-) -> Simulation:
+) -> Simulation | Passes:
     """Exact bounds on the speed-up of a problem over dense attention, and a model of its time.
 
     Args:
@@ -50,10 +59,14 @@ def simulate(
         tiling: ``dynamic`` (KV tiles begin where a Q tile's window does, as in our kernels) or ``static`` (on a fixed
             grid, as in NATTEN's for Hopper and Blackwell); or ``flat``: tiles are runs of consecutive tokens, as for
             kernels that know of one dimension only, with one extent each, 128 where none is given.
+        direction: ``backward`` or ``training`` (both passes) for the kernels of gradients, each with tiles of its own.
         arch, variant: the kernel family whose tile limits and time constants to take; by default sm90's, or sm100's
             where only that can have the tiles. An arch's own default is the first of its families that can have them.
         heads, kv_heads, batch, head_dim, value_head_dim, dtype: for the model of the time, and what tiles fit.
         settings: further fields of a spec's shape: ``edge``, ``sink``, ``extra_tokens``, ``grid``, ``q_offset``, ...
+
+    Returns:
+        A `Simulation`; of other directions than ``forward`` a `Passes`, with one of each kernel.
 
     Raises:
         InputError: (a `ValueError`) an argument is wrong; the message begins with its name.
@@ -65,12 +78,19 @@ def simulate(
     if (q_tile is None) != (kv_tile is None):
         raise InputError("q_tile and kv_tile: give both, or neither to have them fitted")
     tiles = None if q_tile is None or kv_tile is None else Tiles(tuple(q_tile), tuple(kv_tile))
+    if direction != "forward":
+        return simulate_passes(problem, direction, tiles, arch, tiling, variant=variant)
     return simulate_problem(problem, tiles, arch, tiling, variant=variant)
 
 
-def fit(
-    shapes: Shape | Mapping[str, Any] | Sequence[Shape | Mapping[str, Any]],
+@overload
+def fit(shapes: Shapes, *, direction: Literal["forward"] = "forward", **options: Any) -> Fit: ...
+@overload
+def fit(shapes: Shapes, *, direction: Literal["backward", "training"], **options: Any) -> dict[str, Fit]: ...
+def fit(  # type: ignore[misc]
+    shapes: Shapes,
     *,
+    direction: Direction = "forward",
     arch: str | None = None,
     variant: str | None = None,
     head_dim: int = 128,
@@ -79,7 +99,7 @@ def fit(
     tiling: Tiling = "dynamic",
     objective: Objective = "time",
     within: float = 0.05,
-) -> Fit:
+) -> Fit | dict[str, Fit]:
     """The fewest tiles of which, for each shape, one is at most ``within`` (0.05: 5 %) worse than the best there is.
 
     ``gnaforge.fit({"tokens": (30, 48, 80), "window": (18, 24, 24)}).tiles[0]`` has the best for one problem; this is
@@ -89,8 +109,11 @@ def fit(
         shapes: of one rank, each a mapping with the fields of a spec's shape: ``tokens``, ``window`` and optionally
             ``stride``, ``dilation``, ``causal``, ``edge``, ``sink``, ``extra_tokens``, ``heads``, ... ; of a shape of a
             spec with windows for some heads each, every window counts.
-        arch, variant: as those of `simulate`.
+        direction, arch, variant: as those of `simulate`.
         objective: ``time`` (the model of it) or ``work`` (the work bound).
+
+    Returns:
+        A `Fit`; of other directions than ``forward`` one of each kernel, by op.
 
     Raises:
         InputError: (a `ValueError`) an argument is wrong, or no tile fits.
@@ -112,7 +135,11 @@ def fit(
             problems.append(_problem({**given, **elements}))
     if not problems:
         raise InputError("shapes: there is none to fit tiles to")
-    return fit_problems(problems, family_for(problems[0], None, arch, variant), tiling, objective, within)
+    fits: dict[str, Fit] = {}
+    for op in reversed(ops_of(direction)):  # gradients are what fewer archs have
+        family = family_for(problems[0], None, arch, variant, op=op)
+        fits[op], arch = fit_problems(problems, family, tiling, objective, within), family.arch
+    return fits[FORWARD.name] if direction == "forward" else {op: fits[op] for op in ops_of(direction)}
 
 
 def _problem(fields: Mapping[str, Any], *positional: Any) -> Problem:

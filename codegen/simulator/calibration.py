@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import inf
+from math import inf, log, prod
 from typing import Any
 
 import numpy as np
@@ -20,12 +20,12 @@ import torch
 from ..build.kernels import open_libraries
 from ..build_tools.text import count_of
 from ..errors import InputError
-from ..families import Family, family_of, find_family, require_family
+from ..families import Family, family_of, find_family
 from ..families.family import TimeConstants
 from ..gna.counts import count_problem
 from ..runtime.config import ANY_HEAD_DIM, KernelConfig
 from ..runtime.core import load_file
-from ..runtime.dtypes import DTYPES
+from ..runtime.gradient_call import gradient_call
 from ..runtime.op_table import FORWARD, OPS
 from ..runtime.ops import neighborhood_attention
 from ..runtime.problem import Problem
@@ -91,10 +91,9 @@ class Calibration:
     largest_error: float
 
 
-def calibrate_cpu(seconds_per_run: float = 0.5) -> Calibration:
-    """Times cpu kernels on one core, about two minutes, and fits the model to them."""
-    runs = list(_time_runs(seconds_per_run))
-    family = require_family(FORWARD.name, "cpu")
+def calibrate_cpu(family: Family, seconds_per_run: float = 0.5) -> Calibration:
+    """Times a family's cpu kernels on one core, about two minutes, and fits the model to them."""
+    runs = time_runs(family, seconds_per_run, _TILES, ("fp32", "bf16"))
     return fit_constants(runs, replace(family.time_constants(), units=1), _CPU_CONSTANTS)
 
 
@@ -152,10 +151,10 @@ def fit_constants(runs: Sequence[Run], start: TimeConstants, names: Sequence[str
 
 
 def _seconds(constants: TimeConstants, run: Run) -> float:
-    padding = family_of(run.config).padding
+    padding, op = family_of(run.config).padding, OPS[run.config.op]
     tiles = Tiles(run.config.q_tile, run.config.kv_tile)
-    cost = tile_costs(padding, tiles, count_problem(run.problem, tiles.q, tiles.kv))
-    return float(model_time(constants, padding, run.problem, OPS[run.config.op], cost).seconds)
+    cost = tile_costs(padding, tiles, count_problem(run.problem, tiles.q, tiles.kv, held=op.held), op.held)
+    return float(model_time(constants, padding, run.problem, op, cost).seconds)
 
 
 def _non_negative(columns: Floats, wanted: Floats) -> Floats:
@@ -171,11 +170,11 @@ def _non_negative(columns: Floats, wanted: Floats) -> Floats:
     return weights
 
 
-def _time_runs(seconds_per_run: float) -> list[Run]:
-    dtypes = {name: DTYPES[name].torch for name in ("fp32", "bf16")}
+def time_runs(family: Family, seconds_per_run: float, tiles: Sequence[Tiles], dtypes: Sequence[str]) -> list[Run]:
+    """Times a family's kernels with these tiles, of which the first is held, on one core, on problems of their rank."""
     configs = [
-        KernelConfig(FORWARD.name, "cpu", len(tiles.q), dtype, ANY_HEAD_DIM, tiles.q, tiles.kv)
-        for tiles in _TILES
+        KernelConfig(family.op, family.arch, len(each.q), dtype, ANY_HEAD_DIM, *family.in_order(each.q, each.kv))
+        for each in tiles
         for dtype in dtypes
     ]
     for library in open_libraries(configs):
@@ -190,13 +189,26 @@ def _time_runs(seconds_per_run: float) -> list[Run]:
                 if len(tokens) != config.rank:
                     continue
                 problem = Problem(tokens, window, heads=heads, head_dim=head_dim, dtype=config.dtype)
-                q, k, v = FORWARD.random_inputs(problem).values()
+                call = _call_of(config, problem)
+                # The thread's own time: others may have the core, too.
                 best, end = inf, time.perf_counter() + seconds_per_run
                 while time.perf_counter() < end:
-                    start = time.perf_counter()
-                    neighborhood_attention(q, k, v, window, kernel=config)
-                    best = min(best, time.perf_counter() - start)
+                    start = time.thread_time()
+                    call()
+                    best = min(best, time.thread_time() - start)
                 runs.append(Run(config, problem, best))
         return runs
     finally:
         torch.set_num_threads(threads)
+
+
+def _call_of(config: KernelConfig, problem: Problem) -> Callable[[], object]:
+    if config.op == FORWARD.name:
+        q, k, v = FORWARD.random_inputs(problem).values()
+        return lambda: neighborhood_attention(q, k, v, problem.window, kernel=config)
+    # What gradients follow from is as far from the truth as it likes, but probabilities are about as large as they are.
+    inputs = {
+        role.name: torch.randn(role.shape(problem)).to(role.dtype(problem).torch) for role in OPS[config.op].inputs
+    }
+    inputs["lse"] = torch.full_like(inputs["lse"], log(prod(problem.window)) + 0.5)
+    return gradient_call(problem, inputs, {config.op: config.key})

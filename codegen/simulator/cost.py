@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..gna.counts import TileCounts
+from ..gna.counts import Side, TileCounts
 from ..runtime.family import Padding
 
 Floats = npt.NDArray[np.float64]
@@ -20,7 +20,8 @@ class Costs:
     """The costs of one (batch, head) of a problem with given tiles. Numbers, or arrays over many candidate tiles.
 
     Attributes:
-        rows, columns: tokens of a Q tile, padded to what the matrix units take, and of a KV tile, likewise.
+        rows, columns: tokens of a Q tile, padded to what the matrix units take, and of a KV tile, likewise. Where KV
+            tiles are held, Q and KV change places, here too.
         padded: whether the Q tile has fewer tokens than rows.
         q_tiles, interior, shell: how many, as in `TileCounts`.
         interior_scores, shell_scores: scores computed in them, padding included.
@@ -49,7 +50,7 @@ def costs(
     q_product: Any,
     kv_product: Any,
     q_tiles: Any,
-    keys: Any,
+    seen: Any,
     visited: Any,
     interior: Any,
     most: Any,
@@ -62,7 +63,7 @@ def costs(
     if padding.columns > 1:
         whole = columns == kv_product
         interior, most_interior = np.where(whole, interior, 0.0), np.where(whole, most_interior, 0.0)
-    computed = np.asarray(keys, dtype=float) if padding.clips else visited * columns
+    computed = np.asarray(seen, dtype=float) if padding.clips else visited * columns
     return Costs(
         rows=rows,
         columns=columns,
@@ -88,14 +89,14 @@ class Tiles:
         return f"q {'x'.join(map(str, self.q))}, kv {'x'.join(map(str, self.kv))}"
 
 
-def tile_costs(padding: Padding, tiles: Tiles, counts: TileCounts) -> Costs:
+def tile_costs(padding: Padding, tiles: Tiles, counts: TileCounts, held: Side = "q") -> Costs:
     """`Costs` of one pair of tiles."""
+    volumes = prod(tiles.q), prod(tiles.kv)
     return costs(
         padding,
-        prod(tiles.q),
-        prod(tiles.kv),
+        *(volumes if held == "q" else volumes[::-1]),
         counts.q_tiles,
-        counts.keys,
+        counts.seen,
         counts.visited,
         counts.interior,
         counts.most,

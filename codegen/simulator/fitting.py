@@ -6,16 +6,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from ..errors import InputError
 from ..families import Family
-from ..gna.counts import AnyAxis, axis_counts, extra_tiles, pattern_axes
+from ..gna.counts import AnyAxis, Side, axis_counts, extra_tiles, key_sources, pattern_axes
 from ..gna.flat import BLOCK
 from ..gna.source import BoolArray, IntArray, Tiling
-from ..runtime.op_table import OPS
+from ..runtime.op_table import FORWARD, OPS
 from ..runtime.problem import Problem
 from .cost import Costs, Floats, Tiles, costs
 from .simulation import Flat, Simulation, check_tiling, family_for, refusal, require_tiling, simulate_tiles
@@ -31,6 +31,7 @@ MAX_EXTENT = 256
 _TIE = {"time": 0.01, "work": 1e-9}  # the model of the time is not finer; work is exact but for the float
 _BLOCK = 64  # Q boxes looked at between two looks at whether others can still be better
 _TABLE = 1 << 24  # entries of a table of problems and candidates: 128 MB
+_COUNTED = ("q_tiles", "seen", "visited", "interior", "most", "most_interior")  # of `TileCounts`
 _EXACT_COVER = 12  # problems for which the smallest set of kernels is searched exactly
 
 
@@ -80,7 +81,7 @@ def fit_problems(
         raise InputError(f"objective: {objective!r} is not time or work")
     check_tiling(tiling)
     for problem in problems:
-        require_tiling(problem, tiling)
+        require_tiling(problem, tiling, family)
         if reason := refusal(problem, family):
             raise InputError(reason)
     if not 0 <= within < 10:
@@ -140,6 +141,7 @@ def simulate_problem(
     tiling: Tiling | Flat = "dynamic",
     objective: Objective = "time",
     variant: str | None = None,
+    op: str = FORWARD.name,
 ) -> Simulation:
     """Simulates ``problem`` with these tiles or, if None, those that fit best (flat: blocks as FlexAttention's).
 
@@ -150,7 +152,7 @@ def simulate_problem(
     """
     if tiles is None and tiling == "flat":
         tiles = Tiles((BLOCK,), (BLOCK,))
-    family = family_for(problem, tiles, arch, variant, tiling)
+    family = family_for(problem, tiles, arch, variant, tiling, op)
     if tiles is not None:
         return simulate_tiles(problem, tiles, family, tiling)
     assert tiling != "flat"
@@ -159,13 +161,14 @@ def simulate_problem(
 
 @dataclass(frozen=True)
 class Candidates:
-    """Pairs of a Q box and a KV box: pair i is (q[q_index[i]], kv[kv_index[i]]); boxes are [boxes, rank]."""
+    """Pairs of a box that a kernel holds and one that passes by: of queries and of keys, or the reverse where KV tiles
+    are held. Pair i is (held[held_index[i]], passing[passing_index[i]]); boxes are [boxes, rank]."""
 
     family: Family
-    q: IntArray
-    kv: IntArray
-    q_index: IntArray
-    kv_index: IntArray
+    held: IntArray
+    passing: IntArray
+    held_index: IntArray
+    passing_index: IntArray
 
     @classmethod
     def of_family(cls, family: Family, problems: Sequence[Problem]) -> Candidates:
@@ -174,41 +177,47 @@ class Candidates:
         Raises:
             InputError: there is none.
         """
-        spans = [
-            [max(group.length for group, _ in axis.groups()) for axis in pattern_axes(problem)] for problem in problems
-        ]
-        longest = [max(column) for column in zip(*spans, strict=True)]
-        # A Q tile longer than the axis only pads; a KV tile may have to be, for its tokens to be a whole multiple.
+        longest = family.in_order(_longest(problems, "q"), _longest(problems, "kv"))
+        # A tile that is held only pads where it is longer than the axis; one that passes by may have to be, for its
+        # tokens to be a whole multiple.
         limits, multiple = family.limits, family.limits.fit_multiple
-        q = _boxes(limits.q_rows, tuple(min(MAX_EXTENT, n) for n in longest), 1)
-        q = q[[limits.q_box(tuple(map(int, box))) is None for box in q]]
-        kv_caps = tuple(min(MAX_EXTENT, n + multiple - 1) for n in longest)
-        kv = _boxes(min(limits.kv_columns, MAX_EXTENT), kv_caps, multiple)
-        fits = np.ones((len(q), len(kv)), dtype=np.bool_)
+        most, most_passing = family.in_order(limits.q_rows, limits.kv_columns)
+        held = _boxes(most, tuple(min(MAX_EXTENT, n) for n in longest[0]), 1)
+        if not family.holds_keys:
+            held = held[[limits.q_box(tuple(map(int, box))) is None for box in held]]
+        caps = tuple(min(MAX_EXTENT, n + multiple - 1) for n in longest[1])
+        passing = _boxes(min(most_passing, MAX_EXTENT), caps, multiple)
+        fits = np.ones((len(held), len(passing)), dtype=np.bool_)
         for head_dim, value_head_dim in {(problem.head_dim, problem.value_head_dim) for problem in problems}:
-            fits &= _fits(family, q.prod(axis=1), kv, head_dim, value_head_dim)
+            fits &= _fits(family, held.prod(axis=1), passing, head_dim, value_head_dim)
         if not fits.any():
             dims = ", ".join(sorted({f"{problem.head_dim}/{problem.value_head_dim}" for problem in problems}))
             raise InputError(f"head_dim: {family} has no tile that fits head dims {dims} (Q and K / V)")
-        return cls(family, q, kv, *np.nonzero(fits))
+        return cls(family, held, passing, *np.nonzero(fits))
 
     @classmethod
     def of(cls, family: Family, tiles: Tiles) -> Candidates:
         """The one pair given."""
         first = np.zeros(1, dtype=np.int64)
-        return cls(family, np.array([tiles.q]), np.array([tiles.kv]), first, first)
+        held, passing = family.in_order(tiles.q, tiles.kv)
+        return cls(family, np.array([held]), np.array([passing]), first, first)
 
     def subset(self, indices: IntArray) -> Candidates:
         """Some of the pairs."""
-        return replace(self, q_index=self.q_index[indices], kv_index=self.kv_index[indices])
+        return replace(self, held_index=self.held_index[indices], passing_index=self.passing_index[indices])
 
     def __len__(self) -> int:
-        return len(self.q_index)
+        return len(self.held_index)
 
     def tiles(self, index: int) -> Tiles:
         """The tiles of candidate ``index``."""
-        q, kv = self.q[self.q_index[index]], self.kv[self.kv_index[index]]
-        return Tiles(tuple(map(int, q)), tuple(map(int, kv)))
+        held, passing = self.held[self.held_index[index]], self.passing[self.passing_index[index]]
+        return Tiles(*self.family.in_order(tuple(map(int, held)), tuple(map(int, passing))))
+
+    @property
+    def side(self) -> Side:
+        """Whose boxes are held."""
+        return "kv" if self.family.holds_keys else "q"
 
     def seconds_and_work(self, problem: Problem, tiling: Tiling) -> tuple[Floats, Floats]:
         """[pairs] modelled seconds, and scores computed in one batch entry and head."""
@@ -218,19 +227,16 @@ class Candidates:
             whole = np.ones(len(self))
             for d, table in enumerate(tables):
                 values = getattr(table, name)
-                q = self.q[self.q_index, d]
-                whole *= values[q] if values.ndim == 1 else values[q, self.kv[self.kv_index, d]]
+                held = self.held[self.held_index, d]
+                whole *= values[held] if values.ndim == 1 else values[held, self.passing[self.passing_index, d]]
             return whole
 
-        counted = {name: product(name) for name in ("q_tiles", "keys", "visited", "interior", "most", "most_interior")}
-        columns = self.kv.prod(axis=1)[self.kv_index]
-        if problem.extra_tokens:  # as `count_problem`
-            extra, whole = extra_tiles(problem.extra_tokens, columns)
-            counted["keys"] += counted["q_tiles"] * sum(problem.extra_tokens)
-            for tiles, names in ((extra, ("visited", "most")), (whole, ("interior", "most_interior"))):
-                counted[names[0]] += counted["q_tiles"] * tiles
-                counted[names[1]] += tiles
-        cost = costs(self.family.padding, self.q.prod(axis=1)[self.q_index], columns, **counted)
+        counted = {name: product(name) for name in _COUNTED}
+        rows = self.held.prod(axis=1)[self.held_index]
+        columns = self.passing.prod(axis=1)[self.passing_index]
+        if problem.extra_tokens:
+            _add_extra(counted, problem, self.side, rows, columns)
+        cost = costs(self.family.padding, rows, columns, **counted)
         return self._seconds(problem, cost), cost.scores
 
     def search(self, problem: Problem, tiling: Tiling, objective: Objective, slack: float) -> tuple[Floats, Floats]:
@@ -238,24 +244,30 @@ class Candidates:
         seconds, work = np.full(len(self), np.inf), np.full(len(self), np.inf)
         first = seconds if objective == "time" else work
         bounds = self._least(problem, tiling)[0 if objective == "time" else 1]
-        begins = np.searchsorted(self.q_index, np.arange(len(self.q) + 1))  # pairs are in the order of their Q boxes
+        begins = np.searchsorted(self.held_index, np.arange(len(self.held) + 1))  # pairs are in the order of held boxes
         order = np.argsort(bounds, kind="stable")
         for block in np.split(order, np.arange(_BLOCK, len(order), _BLOCK)):
             if bounds[block[0]] > first.min() * (1 + slack):
                 break
-            pairs = np.concatenate([np.arange(begins[q], begins[q + 1]) for q in block])
+            pairs = np.concatenate([np.arange(begins[box], begins[box + 1]) for box in block])
             if len(pairs):
                 seconds[pairs], work[pairs] = self.subset(pairs).seconds_and_work(problem, tiling)
         return seconds, work
 
     def _least(self, problem: Problem, tiling: Tiling) -> tuple[Floats, Floats]:
-        """[Q boxes] what `seconds_and_work` can't be less than: only keys that are seen, no mask, no cost of tiles."""
+        """[held boxes] what `seconds_and_work` can't be less than: only tokens that are seen, no mask, no cost of
+        tiles."""
         tables = self._tables(problem, tiling)
-        q_tiles = np.prod([table.q_tiles[self.q[:, d]] for d, table in enumerate(tables)], axis=0)
-        keys = np.prod([table.keys[self.q[:, d]] for d, table in enumerate(tables)], axis=0)
-        keys = keys + q_tiles * sum(problem.extra_tokens)
-        seen = costs(self.family.padding, self.q.prod(axis=1), 1, q_tiles, keys, 0, 0, 0, 0)
-        seen = replace(seen, interior_scores=keys * seen.rows, shell_scores=np.zeros_like(keys))
+        rows = self.held.prod(axis=1)
+        counted: dict[str, Any] = dict.fromkeys(_COUNTED, 0)
+        for name in ("q_tiles", "seen"):
+            along = [getattr(table, name)[self.held[:, d]] for d, table in enumerate(tables)]
+            counted[name] = np.prod(along, axis=0)
+        if problem.extra_tokens:
+            _add_extra(counted, problem, self.side, rows, 1)
+        seen = costs(self.family.padding, rows, 1, counted["q_tiles"], counted["seen"], 0, 0, 0, 0)
+        scores = counted["seen"] * seen.rows
+        seen = replace(seen, interior_scores=scores, shell_scores=np.zeros_like(scores))
         return self._seconds(problem, seen), seen.scores
 
     def _seconds(self, problem: Problem, cost: Costs) -> Floats:
@@ -263,24 +275,57 @@ class Candidates:
 
     def _tables(self, problem: Problem, tiling: Tiling) -> list[_Table]:
         # What pairs share is looked up, not computed again.
+        def extents(boxes: IntArray, d: int) -> tuple[int, ...]:
+            return tuple(np.unique(boxes[:, d]).tolist())
+
         return [
-            _table(axis, tuple(np.unique(self.q[:, d]).tolist()), tuple(np.unique(self.kv[:, d]).tolist()), tiling)
+            _table(axis, extents(self.held, d), extents(self.passing, d), tiling, self.side)
             for d, axis in enumerate(pattern_axes(problem))
         ]
 
 
 class _Table:
-    """`AxisCounts` of one axis for several extents: indexed by Q extent, or [Q extent, KV extent]."""
+    """`AxisCounts` of one axis for several extents: indexed by that of the held box, or [held, passing]."""
 
-    def __init__(self, axis: AnyAxis, q_extents: Sequence[int], kv_extents: Sequence[int], tiling: Tiling) -> None:
-        shape = (max(q_extents) + 1, max(kv_extents) + 1)
-        self.q_tiles, self.keys = np.zeros(shape[0]), np.zeros(shape[0])
+    def __init__(
+        self, axis: AnyAxis, extents: Sequence[int], passing_extents: Sequence[int], tiling: Tiling, held: Side
+    ) -> None:
+        shape = (max(extents) + 1, max(passing_extents) + 1)
+        self.q_tiles, self.seen = np.zeros(shape[0]), np.zeros(shape[0])
         self.visited, self.interior, self.most, self.most_interior = (np.zeros(shape) for _ in range(4))
-        for q in q_extents:
-            counts = axis_counts(axis, q, kv_extents, tiling)
-            self.q_tiles[q], self.keys[q] = counts.q_tiles, counts.keys
+        for extent in extents:
+            counts = axis_counts(axis, extent, passing_extents, tiling, held)
+            self.q_tiles[extent], self.seen[extent] = counts.q_tiles, counts.seen
             for name in ("visited", "interior", "most", "most_interior"):
-                getattr(self, name)[q, kv_extents] = getattr(counts, name)
+                getattr(self, name)[extent, passing_extents] = getattr(counts, name)
+
+
+def _add_extra(counted: dict[str, Any], problem: Problem, held: Side, rows: Any, columns: Any) -> None:
+    """Adds tiles of extra keys, as `count_problem` does."""
+    if held == "q":
+        visited, interior = extra_tiles(problem.extra_tokens, columns)
+        counted["seen"] = counted["seen"] + counted["q_tiles"] * sum(problem.extra_tokens)
+        counted["visited"] = counted["visited"] + counted["q_tiles"] * visited
+        counted["interior"] = counted["interior"] + counted["q_tiles"] * interior
+        counted["most"] = counted["most"] + visited
+        counted["most_interior"] = counted["most_interior"] + interior
+        return
+    own, _ = extra_tiles(problem.extra_tokens, rows)
+    every, _ = extra_tiles([problem.token_count], columns)
+    counted["q_tiles"] = counted["q_tiles"] + own
+    counted["seen"] = counted["seen"] + own * problem.token_count
+    counted["visited"] = counted["visited"] + own * every
+    counted["interior"] = counted["interior"] + own * every
+    counted["most_interior"] = np.where(every > counted["most"], every, counted["most_interior"])
+    counted["most"] = np.maximum(every, counted["most"])
+
+
+def _longest(problems: Sequence[Problem], side: Side) -> list[int]:
+    """The longest dilation groups of queries, or of keys, by dimension."""
+    columns = zip(*(pattern_axes(problem) for problem in problems), strict=True)
+    if side == "kv":
+        return [max(source.length for axis in column for source, _ in key_sources(axis)) for column in columns]
+    return [max(group.length for axis in column for group, _ in axis.groups()) for column in columns]
 
 
 _table = lru_cache(maxsize=256)(_Table)  # a sweep over strides asks for the same axes again and again
@@ -301,11 +346,11 @@ def _boxes(limit: int, caps: tuple[int, ...], multiple: int) -> IntArray:
     return np.array(list(walk(limit, ())), dtype=np.int64)
 
 
-def _fits(family: Family, rows: IntArray, kv: IntArray, head_dim: int, value_head_dim: int) -> BoolArray:
-    """[Q boxes, KV boxes] whether a kernel fits the registers and memory; ``rows`` are tokens of a Q box."""
+def _fits(family: Family, rows: IntArray, passing: IntArray, head_dim: int, value_head_dim: int) -> BoolArray:
+    """[held boxes, passing ones] whether a kernel fits the registers and memory; ``rows`` are tokens of a held box."""
     padded = -(-rows // family.padding.rows) * family.padding.rows
     some_rows, row = np.unique(padded, return_inverse=True)
-    boxes = list(map(tuple, kv.tolist()))
+    boxes = list(map(tuple, passing.tolist()))
     fits = [[family.limits.tile(r, box, head_dim, value_head_dim) is None for box in boxes] for r in some_rows.tolist()]
     return np.array(fits)[row]
 

@@ -6,6 +6,7 @@ From NATTEN 0.21, ``backends/configs/cutlass_hopper`` and ``cutlass_blackwell``.
 from __future__ import annotations
 
 from ..families import Family
+from ..runtime.op_table import FORWARD
 from ..runtime.problem import Problem
 from .cost import Tiles
 from .simulation import Simulation, is_plain, simulate_tiles
@@ -57,10 +58,10 @@ _TILES = {
 def simulate_natten(problem: Problem, family: Family) -> Simulation | None:
     """``problem`` with those of NATTEN's tiles for this arch and head dim that have the largest work bound.
 
-    Extra keys are another call there; what merging the two takes isn't counted. None where NATTEN has no kernel: other
-    windows than plain ones, another arch or head dim, or value head dims that differ.
+    Extra keys are another call there; what merging the two takes isn't counted. None for gradients, and where NATTEN
+    has no kernel: other windows than plain ones, another arch or head dim, or value head dims that differ.
     """
-    if problem.value_head_dim != problem.head_dim or not is_plain(problem):
+    if family.op != FORWARD.name or problem.value_head_dim != problem.head_dim or not is_plain(problem):
         return None
     tiles = _TILES.get((family.arch, problem.head_dim), {}).get(problem.rank, ())
     found = (simulate_tiles(problem, pair, family, "static") for pair in tiles)

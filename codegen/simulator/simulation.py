@@ -21,7 +21,7 @@ from ..gna.counts import (
 from ..gna.flat import count_flat_tiles
 from ..gna.source import Tiling
 from ..runtime.config import KernelConfig
-from ..runtime.op_table import FORWARD, OPS
+from ..runtime.op_table import FORWARD, OPS, Op
 from ..runtime.problem import Problem
 from .cost import Tiles, tile_costs
 from .time import Time, dense_time, model_time
@@ -37,9 +37,10 @@ class Simulation:
     Attributes:
         problem, family, tiles, tiling: what was simulated.
         fitted: whether the tiles were fitted, not given.
-        counts: Q tiles, and KV tiles that they visit, of one batch entry and head.
+        counts: Q tiles, and KV tiles that they visit, of one batch entry and head. For gradients of K and V they are KV
+            tiles, and Q tiles that they visit, by the same names.
         worst_static: KV tiles of the Q tile that visits the most with KV tiles on a grid; None where a window is not
-            plain, which the paper has no bound of.
+            plain, and of gradients, which the paper has no bound of.
         time, dense_seconds: modelled, of this problem and of dense attention to the same keys.
     """
 
@@ -52,6 +53,11 @@ class Simulation:
     worst_static: int | None
     time: Time = field(repr=False)
     dense_seconds: float
+
+    @property
+    def op(self) -> Op:
+        """What the kernel computes."""
+        return OPS[self.family.op]
 
     @property
     def axes(self) -> tuple[AnyAxis, ...]:
@@ -76,7 +82,7 @@ class Simulation:
     @property
     def paper_bound(self) -> float | None:
         """The bound of the GNA paper (section 3.2): all KV tiles over those that the worst Q tile visits, on a grid.
-        None where a window is not plain."""
+        None where a window is not plain, and of gradients."""
         if self.worst_static is None:
             return None
         lengths = [axis.length for axis in self.axes]
@@ -90,9 +96,9 @@ class Simulation:
     def work_bound(self) -> float:
         """Dense scores over scores computed in all visited tiles, padding of rows and columns included."""
         padding = self.family.padding
-        rows = padding.padded_rows(prod(self.tiles.q))
-        columns = padding.padded_columns(prod(self.tiles.kv))
-        computed = self.counts.keys if padding.clips else self.counts.visited * columns
+        held, passing = self.family.in_order(prod(self.tiles.q), prod(self.tiles.kv))
+        rows, columns = padding.padded_rows(held), padding.padded_columns(passing)
+        computed = self.counts.seen if padding.clips else self.counts.visited * columns
         return self.problem.pair_count / (computed * rows)
 
     @property
@@ -110,6 +116,7 @@ class Simulation:
         constants = self.family.time_constants()
         return {
             **self.problem.as_json(),
+            "op": self.family.op,
             "arch": self.family.arch,
             "variant": self.family.variant,
             "tiling": self.tiling,
@@ -174,25 +181,27 @@ def family_for(
     arch: str | None = None,
     variant: str | None = None,
     tiling: Tiling | Flat = "dynamic",
+    op: str = FORWARD.name,
 ) -> Family:
     """The family to simulate: the one of this arch and variant. Without a variant, of those of the arch the first that
-    can have a kernel with these tiles (None: with any) for the problem; without an arch, likewise of those for GPUs,
-    and of others where no GPU's has the features that the problem needs.
+    can have a kernel with these tiles (None: with any) for the problem; without an arch, likewise of those for GPUs
+    that have time constants, and of others where no GPU's has the features that the problem needs.
 
     Raises:
         InputError: there is none.
     """
-    op = FORWARD.name
     if arch is not None:
         named = require_family(op, arch, variant)
         own = [named] if variant is not None else families_of(op, arch)
         return next((family for family in own if not refusal(problem, family, tiles, tiling)), named)
-    candidates = [family for family in families() if family.op == op and family.target.is_gpu]
-    candidates = [family for family in candidates if variant in (None, family.variant)]
-    if not candidates:
+    timed = [family for family in families() if family.op == op and family.time is not None]
+    candidates = [family for family in timed if family.target.is_gpu and variant in (None, family.variant)]
+    if variant is not None and not candidates:
         raise InputError(f"variant: no GPU has a kernel family {variant!r}")
     if variant is None and all(feature_fault(problem, str(family), family.features) for family in candidates):
-        candidates += [family for family in families() if family.op == op and not family.target.is_gpu]
+        candidates += [family for family in timed if not family.target.is_gpu]
+    if not candidates:
+        raise InputError(f"direction: no arch has kernels of {op} with time constants")
     refusals = {family: refusal(problem, family, tiles, tiling) for family in candidates}
     for family, reason in refusals.items():
         if not reason:
@@ -208,7 +217,7 @@ def simulate_tiles(
     Raises:
         InputError: no kernel of the family can have them, it has no time constants, or the tiling is unknown.
     """
-    require_tiling(problem, tiling)
+    require_tiling(problem, tiling, family)
     reason = refusal(problem, family, tiles, tiling)
     if reason:
         raise InputError(reason)
@@ -218,8 +227,8 @@ def simulate_tiles(
         counts = count_flat_tiles(axes_of(problem), tiles.q[0], tiles.kv[0])
         worst = counts.most
     else:
-        counts = count_problem(problem, tiles.q, tiles.kv, tiling)
-        if is_plain(problem):
+        counts = count_problem(problem, tiles.q, tiles.kv, tiling, op.held)
+        if is_plain(problem) and op is FORWARD:
             extents = zip(axes, tiles.q, tiles.kv, strict=True)
             worst = prod(int(axis_counts(axis, q, [kv], "static").most[0]) for axis, q, kv in extents)
             worst += extra_tiles(problem.extra_tokens, prod(tiles.kv))[0]
@@ -231,7 +240,7 @@ def simulate_tiles(
         fitted=fitted,
         counts=counts,
         worst_static=worst,
-        time=model_time(constants, family.padding, problem, op, tile_costs(family.padding, tiles, counts)),
+        time=model_time(constants, family.padding, problem, op, tile_costs(family.padding, tiles, counts, op.held)),
         dense_seconds=dense_time(constants, family.padding, problem, op),
     )
 
@@ -241,8 +250,10 @@ def is_plain(problem: Problem) -> bool:
     return set(problem.features()) <= {"extra_keys"}
 
 
-def require_tiling(problem: Problem, tiling: str) -> None:
-    """Raises an InputError unless ``tiling`` is one, and for the problem."""
+def require_tiling(problem: Problem, tiling: str, family: Family) -> None:
+    """Raises an InputError unless ``tiling`` is one, and for the problem and the family."""
+    if family.op != FORWARD.name and tiling in ("static", "flat"):
+        raise InputError(f"tiling: {tiling} tiles are those of other forward kernels; gradients' are dynamic")
     if tiling != "flat":
         check_tiling(tiling)
     if problem.features() if tiling == "flat" else tiling == "static" and not is_plain(problem):

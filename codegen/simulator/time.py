@@ -25,7 +25,7 @@ class Time:
     Attributes:
         seconds: all of it.
         memory_seconds: that main memory takes to move everything once.
-        waves: Q tiles, of all heads and batch entries, over units.
+        waves: Q tiles (KV tiles, where those are held), of all heads and batch entries, over units.
         masked_tile_factor: cost of a KV tile that needs a mask, relative to one that doesn't.
     """
 
@@ -61,9 +61,11 @@ def model_time(constants: TimeConstants, padding: Padding, problem: Problem, op:
     shell = cycles(cost.shell_scores, cost.shell, masked=True)
     one_interior = interior / np.maximum(cost.interior, 1)
     one_shell = shell / np.maximum(cost.shell, 1)
-    mean = (interior + shell) / cost.q_tiles + q_tile
-    longest = cost.most_interior * one_interior + (cost.most - cost.most_interior) * one_shell + q_tile
-    waves = cost.q_tiles * problem.heads * problem.batch / constants.units
+    heads = problem.kv_heads if op.held == "kv" else problem.heads
+    turns = problem.heads // heads  # a KV tile meets the queries of several heads
+    mean = (interior + shell) * turns / cost.q_tiles + q_tile
+    longest = (cost.most_interior * one_interior + (cost.most - cost.most_interior) * one_shell) * turns + q_tile
+    waves = cost.q_tiles * heads * problem.batch / constants.units
     busy = np.maximum(np.ceil(waves) * mean, longest) / (constants.ghz * 1e9)
     memory = op.bytes(problem) / (constants.memory_gb_s * 1e9)
     whole, one = cost.rows * cost.columns, np.ones_like(cost.rows)
@@ -78,8 +80,10 @@ def model_time(constants: TimeConstants, padding: Padding, problem: Problem, op:
 def dense_time(constants: TimeConstants, padding: Padding, problem: Problem, op: Op) -> float:
     """Modelled seconds of dense attention to the same keys, extra ones included, by a kernel of the same family."""
     rows = constants.dense_rows
-    q_tiles = -(-problem.token_count // rows)
-    kv_tiles = sum(-(-n // _DENSE_COLUMNS) for n in (prod(problem.kv_tokens or problem.tokens), *problem.extra_tokens))
-    tiles = q_tiles * kv_tiles
-    cost = costs(padding, rows, _DENSE_COLUMNS, q_tiles, tiles * _DENSE_COLUMNS, tiles, tiles, kv_tiles, kv_tiles)
+    queries, keys = [problem.token_count], [prod(problem.kv_tokens or problem.tokens), *problem.extra_tokens]
+    held, others = (keys, queries) if op.held == "kv" else (queries, keys)
+    held_tiles = sum(-(-n // rows) for n in held)
+    most = sum(-(-n // _DENSE_COLUMNS) for n in others)
+    tiles = held_tiles * most
+    cost = costs(padding, rows, _DENSE_COLUMNS, held_tiles, tiles * _DENSE_COLUMNS, tiles, tiles, most, most)
     return float(model_time(constants, padding, problem, op, cost).seconds)

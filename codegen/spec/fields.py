@@ -19,14 +19,13 @@ from pydantic import (
 from pydantic_core import PydanticCustomError, core_schema
 
 from ..families import TARGETS, families
-from ..runtime.config import ANY_HEAD_DIM, OPS
+from ..runtime.config import ANY_HEAD_DIM, DIRECTIONS
 from ..runtime.dtypes import DTYPES
 from ..runtime.problem_rules import EDGES, MAX_EXTENT
 from .yaml import YamlPath, did_you_mean, path_text, quote
 
 SPEC_VERSION = 1
 
-DIRECTIONS = {"forward": OPS[:1], "backward": OPS[1:]}
 _MAX_NAME = 100
 _LIBRARY = re.compile(rf"[a-z][a-z0-9_]{{0,{_MAX_NAME - 1}}}")  # files and a package are named by it
 

@@ -11,9 +11,8 @@ from typing import Annotated, Any
 from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
 from ..families import Family, families_of, faults_of, feature_fault, find_family
-from ..runtime.config import ANY_HEAD_DIM, KernelConfig
+from ..runtime.config import ANY_HEAD_DIM, DIRECTIONS, KernelConfig
 from .fields import (
-    DIRECTIONS,
     SHAPE_EXAMPLES,
     Arch,
     AxisOf,
@@ -39,11 +38,32 @@ from .yaml import YamlPath, quote
 MAX_CONFIGS = 10_000
 
 
-class Tile(Model):
+class Boxes(Model):
     """Token boxes that a kernel works on: one extent per token dimension, outermost dimension first."""
 
     q: AxisOf[Count] = Field(description="Extents of the query tile.")
     kv: AxisOf[Count] = Field(description="Extents of the key/value tile.")
+
+
+def _not_given() -> Any:
+    return None
+
+
+class Tile(Boxes):
+    """The boxes of a forward kernel, and those of the backward kernels if they differ."""
+
+    backward_q: Boxes = Field(
+        default_factory=_not_given, description="Boxes of the kernel of Q's gradient; default: the same ones."
+    )
+    backward_kv: Boxes = Field(
+        default_factory=_not_given, description="Boxes of the kernel of K's and V's gradients; default: the same ones."
+    )
+
+    def boxes(self, op: str) -> tuple[Boxes, YamlPath]:
+        """The boxes of an op's kernel, and where in the tile they are."""
+        name = op.removeprefix("gna_")
+        own = getattr(self, name, None)
+        return (self, ()) if own is None else (own, (name,))
 
 
 class KernelEntry(Model):
@@ -59,14 +79,15 @@ class KernelEntry(Model):
     dtype: AxisOf[DtypeName] = Field(description="Element type of Q, K, V and the output.")
     direction: AxisOf[Direction] = Field(
         default=("forward",),
-        description="Passes to generate; backward: two kernels, of the gradients of Q and of those of K and V.",
+        description="Passes to generate; backward: two kernels, of the gradients of Q and of those of K and V; "
+        "training: both passes.",
     )
     causal: AxisOf[CausalKind] = Field(
         default_factory=tuple, description="Default of the shapes' causal, one flag per dimension."
     )
     tiles: Annotated[ListOf[Tile], OrAuto()] = Field(
         description="Tiles to generate kernels for; of several ranks, each tile is for the one of its length. "
-        "auto: the fewest that fit the shapes."
+        "auto: the fewest that fit the shapes, of each op for itself."
     )
     within: Annotated[float, Field(ge=0, le=100)] = Field(
         default=5.0, description="With tiles: auto, by how many per cent a shape's tiles may be worse than its best."
@@ -124,6 +145,13 @@ class KernelEntry(Model):
                 yield fault(("tiles", i, "q"), tile.q, ranks)
             if len(tile.kv) not in ([own] if own in known else known):
                 yield fault(("tiles", i, "kv"), tile.kv, own if own in known else ranks)
+            for name in DIRECTIONS["backward"]:
+                boxes, path = tile.boxes(name)
+                for field in ("q", "kv") if path else ():
+                    if len(getattr(boxes, field)) != own:
+                        yield fault(("tiles", i, *path, field), getattr(boxes, field), own)
+                if path and set(self.direction) == {"forward"}:
+                    yield ("tiles", i, *path), "says something only with direction backward or training"
         if not self.tiles:
             for rank in known:
                 if all(len(shape.tokens) != rank for shape in self.shapes):
@@ -186,15 +214,16 @@ class KernelEntry(Model):
             self._tile_axis(),
         ):
             names = op, arch, rank, dtype, head_dim, value
-            config = _config(*names, tile, variant, needed.get(rank, frozenset()))
+            boxes, within = (None, ()) if tile is None else tile.boxes(op)
+            config = _config(*names, boxes, variant, needed.get(rank, frozenset()))
             origins: dict[str, YamlPath] = {
                 "op": ("direction", i),
                 "dtype": ("dtype", j),
                 "head_dim": ("head_dim", k),
                 "value_head_dim": ("value_head_dim", m),
                 "variant": ("variant", n),
-                "q_tile": (*path, "q") if self.tiles else path,
-                "kv_tile": (*path, "kv") if self.tiles else path,
+                "q_tile": (*path, *within, "q") if self.tiles else path,
+                "kv_tile": (*path, *within, "kv") if self.tiles else path,
             }
             yield config, origins
 
@@ -206,7 +235,7 @@ def _config(
     dtype: str,
     head_dim: int,
     value: int,
-    tile: Tile | None,
+    tile: Boxes | None,
     variant: str,
     needed: Collection[str],
 ) -> KernelConfig:
@@ -255,7 +284,8 @@ class Spec(Model):
                 used: dict[Family, None] = {}
                 for config, origins in entry.configs(arch):
                     for field, reason in faults_of(config):
-                        faults[("kernels", i, *origins[field]), reason + _nearest(config, field)] = None
+                        reason += _nearest(config, field) + _own_boxes(config, field, origins[field])
+                        faults[("kernels", i, *origins[field]), reason] = None
                     if (family := find_family(config)) is not None:
                         used[family] = None
                 faults |= dict.fromkeys(_feature_faults(i, entry, used))
@@ -276,6 +306,14 @@ def _feature_faults(index: int, entry: KernelEntry, used: Iterable[Family]) -> I
                     field, text = found
                     inside = ("windows", j) if shape.windows and getattr(shape.windows[j], field, ()) else ()
                     yield ("kernels", index, "shapes", i, *inside, field), text
+
+
+def _own_boxes(config: KernelConfig, field: str, path: YamlPath) -> str:
+    """What to give where a backward kernel can't have the forward kernel's tiles."""
+    name = config.op.removeprefix("gna_")
+    if not field.endswith("_tile") or config.op == DIRECTIONS["forward"][0] or name in path:
+        return ""
+    return f"; give the tile {name}: {{q: [...], kv: [...]}}, boxes of its own"
 
 
 def _nearest(config: KernelConfig, field: str) -> str:

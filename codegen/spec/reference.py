@@ -21,8 +21,8 @@ def _rows(schema: Schema, definitions: Schema, prefix: str) -> Iterator[str]:
         optional = "" if name in schema["required"] else ", optional"
         default = f"; default {_value(field['default'])}" if "default" in field else ""
         yield f"| `{prefix}{name}` | {_allowed(field)}{optional}{default} | {field['description']} |"
-        for nested in _references(field):
-            yield from _rows(definitions[nested], definitions, f"{prefix}{name}[].")
+        for nested, inside in _references(field):
+            yield from _rows(definitions[nested], definitions, f"{prefix}{name}{inside}.")
 
 
 def _allowed(field: Schema) -> str:
@@ -36,6 +36,8 @@ def _allowed(field: Schema) -> str:
         return _value(field["const"])
     if "enum" in field:
         return ", ".join(map(_value, field["enum"]))
+    if "$ref" in field:
+        return "a mapping"
     kind = field["type"]
     if kind == "array":
         return "a list"
@@ -52,8 +54,10 @@ def _value(value: object) -> str:
     return ", ".join(map(_value, value)) if isinstance(value, list) else f"`{value}`"
 
 
-def _references(field: Schema) -> Iterator[str]:
-    """The definitions of the objects that a list may hold."""
+def _references(field: Schema) -> Iterator[tuple[str, str]]:
+    """The definitions of the objects that a field may be, or a list that it may be may hold; what is between its name
+    and those of their fields."""
     for choice in field.get("anyOf", [field]):
-        if "$ref" in choice.get("items", {}):
-            yield choice["items"]["$ref"].rpartition("/")[2]
+        for of, inside in ((choice, ""), (choice.get("items", {}), "[]")):
+            if "$ref" in of:
+                yield of["$ref"].rpartition("/")[2], inside

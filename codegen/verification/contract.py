@@ -24,6 +24,7 @@ class Kernel(Entry):
         problem: Problem,
         tensors: Mapping[str, torch.Tensor],
         memory: Callable[[str, int, int], None] = lambda *_: None,
+        host: abi.Host | None = None,
     ) -> None:
         """Runs the kernel, on the current stream of a GPU.
 
@@ -31,12 +32,13 @@ class Kernel(Entry):
             problem: what it computes.
             tensors: inputs and results by role, of any strides; optional ones may be missing.
             memory: hears of the workspace before the kernel runs: name, address, bytes.
+            host: what runs its threads, by default one.
 
         Raises:
             Refused: the kernel does not take this problem.
             LaunchError: it failed; says why.
         """
-        call = self.prepare_call(problem, tensors)
+        call = self.prepare_call(problem, tensors, host)
         self._run(call, next(iter(tensors.values())).device, memory)
 
     def call_list(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes as c
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from ..build import abi
@@ -21,7 +22,24 @@ def _serially(begin: int, end: int, _: int, body: Callable[..., None], context: 
     body(begin, end, context)
 
 
+def _in_threads(begin: int, end: int, grain: int, body: Callable[..., None], context: int) -> None:
+    step = max(grain, -(-(end - begin) // THREADS))
+    parts = [(at, min(at + step, end)) for at in range(begin, end, step)]
+    threads = [Thread(target=body, args=(*part, context)) for part in parts]  # a call of C leaves Python to others
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+THREADS = 3
 _SERIALLY = abi.ParallelFor(_serially)
+_IN_THREADS = abi.ParallelFor(_in_threads)
+
+
+def threaded_host() -> abi.Host:
+    """What runs a kernel's threads, `THREADS` at once."""
+    return abi.Host(c.sizeof(abi.Host), THREADS, _IN_THREADS)
 
 
 class Refused(Exception):

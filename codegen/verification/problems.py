@@ -11,6 +11,7 @@ from typing import Any
 from ..families import family_of
 from ..gna.counts import TileCounts, count_problem, count_tiles, pattern_axes
 from ..runtime.config import ANY_HEAD_DIM, KernelConfig
+from ..runtime.op_table import OPS
 from ..runtime.problem import PlainAxis, Problem
 from ..runtime.problem_rules import Dimension
 
@@ -27,9 +28,14 @@ _REFERENCE_PAIRS = 2**26
 
 def tile_counts(problem: Problem, config: KernelConfig) -> TileCounts:
     """Tiles of one batch entry and head, by the simulator's model of the kernel."""
-    counts = count_tiles(pattern_axes(problem), config.q_tile, config.kv_tile)
-    padded = family_of(config).padding.padded_columns(config.kv_columns) > config.kv_columns
-    return replace(counts, interior=0) if padded else counts  # padding is masked in every tile
+    counts = count_tiles(pattern_axes(problem), config.q_tile, config.kv_tile, held=OPS[config.op].held)
+    return replace(counts, interior=0) if _pads_columns(config) else counts  # padding is masked in every tile
+
+
+def _pads_columns(config: KernelConfig) -> bool:
+    family = family_of(config)
+    _, passing = family.in_order(config.q_rows, config.kv_columns)
+    return family.padding.padded_columns(passing) > passing
 
 
 def count_call_tiles(problem: Problem, config: KernelConfig, lengths: Sequence[Sequence[int] | None]) -> dict[str, int]:
@@ -37,15 +43,21 @@ def count_call_tiles(problem: Problem, config: KernelConfig, lengths: Sequence[S
 
     Args:
         lengths: of each piece of extra keys, by batch entry; None: all count. Their keys have tiles of their own, of
-            which the last one of a piece needs a mask where it isn't full.
+            which the last one of a piece needs a mask where it isn't full. Where KV tiles are held, those of extra keys
+            visit all queries, in a line.
     """
-    counts, columns = tile_counts(problem, config), config.kv_columns
-    padded = family_of(config).padding.padded_columns(columns) > columns
+    counts, columns, padded = tile_counts(problem, config), config.kv_columns, _pads_columns(config)
+    every, whole = -(-problem.token_count // config.q_rows), problem.token_count // config.q_rows
+    held = OPS[config.op].held
     times = problem.batch * problem.heads
     visited, interior = times * counts.visited, times * counts.interior
     for tokens, given in zip(problem.extra_tokens, lengths, strict=True):
         for length in [tokens] * problem.batch if given is None else given:
             keys = min(max(length, 0), tokens)
+            if held == "kv":
+                visited += problem.heads * every * -(-keys // columns)
+                interior += 0 if padded else problem.heads * whole * -(-keys // columns)
+                continue
             visited += problem.heads * counts.q_tiles * -(-keys // columns)
             interior += 0 if padded else problem.heads * counts.q_tiles * (keys // columns)
     return {"visited": visited, "interior": interior}
@@ -154,15 +166,24 @@ def with_settings(problem: Problem, rng: Random, max_tokens: int, features: Coll
 
 
 def widen(problem: Problem, config: KernelConfig, rng: Random) -> Problem:
-    """The problem with what random ones seldom have: tokens and window for KV tiles that need no mask, and some after
-    them that do; heads for more Q tiles than there are CTAs at once."""
-    tokens = tuple(rng.randint(extent, 2 * extent) for extent in config.kv_tile)
+    """The problem with what random ones seldom have: tokens and window for tiles that need no mask, and some after
+    them that do; heads for more tiles than there are CTAs at once."""
+    _, passing = family_of(config).in_order(config.q_tile, config.kv_tile)
+    tokens = tuple(rng.randint(extent, 2 * extent) for extent in passing)
     window = tuple(max(n - rng.randint(0, 1), 1) for n in tokens)
     one = (1,) * config.rank
     wide = replace(problem, tokens=tokens, window=window, stride=one, dilation=one, causal=(False,) * config.rank)
     counts = tile_counts(wide, config)
     heads = max(problem.heads, _CTAS // (problem.batch * counts.q_tiles) + 1)
     heads = -(-heads // problem.kv_heads) * problem.kv_heads
+    if OPS[config.op].held == "kv":  # those of K and V are what thread blocks have
+        times = -(-heads // problem.kv_heads)
+        return replace(
+            wide,
+            heads=problem.heads * times,
+            kv_heads=problem.kv_heads * times,
+            window=wide.window if counts.interior else tokens,
+        )
     return replace(wide, heads=heads, window=wide.window if counts.interior else tokens)
 
 
@@ -194,11 +215,13 @@ def shrink(problem: Problem, config: KernelConfig, most_tiles: int = EMULATED_TI
     keys are a part of a grid stay as they are.
     """
 
+    held = OPS[config.op].held
+
     def small_enough(of: Problem) -> bool:
         times = of.batch * of.heads
         if times * of.pair_count > _REFERENCE_PAIRS:
             return False
-        return times * count_problem(of, config.q_tile, config.kv_tile).visited <= most_tiles
+        return times * count_problem(of, config.q_tile, config.kv_tile, held=held).visited <= most_tiles
 
     if small_enough(problem):
         return problem

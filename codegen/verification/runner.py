@@ -53,9 +53,9 @@ class ProblemResult:
         runs: how often the kernel ran.
         failed: None, or in which way it is wrong: ``emulator`` (a rule of PTX is broken, or it hangs), ``wrong``
             (numerics), ``unwritten``, ``guard``, ``repeat`` (another run gives other bits), ``poison`` (what must not
-            matter does), ``list`` (in a list with another call it gives other bits), ``tiles`` (other tiles than the
-            simulator's model has), ``launch``, ``crash``; or why it could not be tried: ``library``, ``refused``,
-            ``reference`` (exact attention takes too long).
+            matter does), ``list`` (in a list with another call it gives other bits), ``threads`` (on several threads it
+            does), ``tiles`` (other tiles than the simulator's model has), ``launch``, ``crash``; or why it could not be
+            tried: ``library``, ``refused``, ``reference`` (exact attention takes too long).
         message: on failure, everything that is known.
         schedule: on failure, under which one; None for kernels on the CPU.
         layout: on failure, of the tensors.
@@ -147,12 +147,12 @@ class _Run:
     schedule: Schedule | None
     layout: str
     poison: tuple[str, ...] = ()
-    together: bool = False
+    last: bool = False
 
 
 def _runs(settings: Settings, device: Device) -> Iterable[_Run]:
     """Layouts take turns over the schedules: each schedule is tried once, the first two layouts at least once. Without
-    schedules each layout is. The last run is also poisoned, and run as a list."""
+    schedules each layout is. The last run is also poisoned, and run as a list and on several threads."""
     layouts = LAYOUTS if settings.gaps else LAYOUTS[:1]
     schedules: Sequence[Schedule | None] = settings.schedules if device == "emulator" else [None]
     count = max(len(schedules), min(len(layouts), 2) if device == "emulator" else len(layouts))
@@ -236,7 +236,8 @@ class Verifier:
                 seed=found.data_seed,
                 layout=run.layout,
                 poison=run.poison,
-                together=run.together,
+                together=run.last,
+                threads=run.last,
                 schedule=run.schedule.as_json(self._settings.trace) if run.schedule else None,
             )
             found.runs += said.get("runs", 1)
@@ -266,7 +267,7 @@ class Verifier:
         counted = {"visited": found.counters.tiles, "interior": found.counters.interior_tiles}
         if counted != found.model:
             found.failed = "tiles"
-            found.message = f"the kernel went through {counted} KV tiles, the simulator's model has {found.model}"
+            found.message = f"the kernel went through {counted} tiles, the simulator's model has {found.model}"
 
     def verify_random(self, draw: Callable[[int], Problem], count: int, first_seed: int) -> None:
         """Verifies ``count`` problems that ``draw`` makes of seeds; those that the kernel refuses are left out."""

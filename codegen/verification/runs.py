@@ -5,17 +5,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from random import Random
 from typing import Any
 
 import torch
 
+from ..build import abi
 from ..runtime.op_table import FORWARD, Op, Role, Tensors
 from ..runtime.problem import Problem
 from .checks import Failure, bytes_of_inputs, check_memory, compare_all, compare_sample, digest, results_of
 from .contract import Kernel, LaunchError
 from .emulator import Emulator
+from .entry import THREADS, threaded_host
 from .kinds import Comparison
 from .layouts import Memory, allocate, fill
 from .poison import POISONERS
@@ -74,6 +76,7 @@ class KernelRuns:
         repeats: int = 0,
         poison: Sequence[str] = (),
         together: bool = False,
+        threads: bool = False,
     ) -> Json:
         """Runs the kernel with data of ``seed``, compares with exact results, and tries again.
 
@@ -85,6 +88,7 @@ class KernelRuns:
             repeats: further runs, which must give the same bits.
             poison: kinds of `kinds.POISONS`, each for a further run.
             together: also run it as a list with another call, if the kernel runs lists.
+            threads: also run it on several threads of this processor, if that is what runs it.
 
         Returns:
             ``errors`` by result, ``digest`` of all results, ``runs``, and ``launches`` of the first run.
@@ -110,6 +114,11 @@ class KernelRuns:
             found.check(clean, memory)
             fill(memory, exact.inputs)
             runs += 1
+        if threads and self.kernel.device == "cpu":
+            self._run_again(problem, memory, schedule, threaded_host())
+            runs += 1
+            if digest(op, memory) != bits:
+                raise Failure("threads", f"on {THREADS} threads it gives other bits")
         if together and self.kernel.runs_lists:
             self._run_together(problem, seed, memory, schedule)
             runs += 2
@@ -139,13 +148,13 @@ class KernelRuns:
         kernel = self.kernel
         return allocate(kernel.op, problem, layout, kernel.tensor_device, kernel.config.output_dtype)
 
-    def run(self, problem: Problem, memory: Memory, schedule: Json | None) -> list[Json]:
+    def run(self, problem: Problem, memory: Memory, schedule: Json | None, host: abi.Host | None = None) -> list[Json]:
         """Runs the kernel, and checks what it wrote; returns what the emulator counted of each launch.
 
         Raises:
             Refused, Failure
         """
-        return self._run([(problem, memory)], schedule, self._call)
+        return self._run([(problem, memory)], schedule, partial(self._call, host=host))
 
     def run_list(self, calls: Sequence[tuple[Problem, Memory]], schedule: Json | None) -> list[Json]:
         """The same of several calls as one list, for kernels that run lists."""
@@ -167,19 +176,19 @@ class KernelRuns:
             check_memory(op, memory, held)
         return emulator.launches() if emulator is not None else []
 
-    def _run_again(self, problem: Problem, memory: Memory, schedule: Json | None) -> None:
+    def _run_again(self, problem: Problem, memory: Memory, schedule: Json | None, host: abi.Host | None = None) -> None:
         for role in self.kernel.op.writes(problem):
             memory[role.name].clear()
-        self.run(problem, memory, schedule)
+        self.run(problem, memory, schedule, host)
 
-    def _call(self, calls: Sequence[Listed]) -> None:
+    def _call(self, calls: Sequence[Listed], host: abi.Host | None = None) -> None:
         """Runs the kernel on the one call that there is, to its end.
 
         Raises:
             Refused, Failure
         """
         ((problem, tensors),) = calls
-        self._finish(lambda: self.kernel.call(problem, tensors, self._announce))
+        self._finish(lambda: self.kernel.call(problem, tensors, self._announce, host))
 
     def _call_list(self, calls: Sequence[Listed]) -> None:
         self._finish(lambda: self.kernel.call_list(calls, self._announce))

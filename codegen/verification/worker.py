@@ -113,6 +113,7 @@ class Server:
             request.get("repeats", 0),
             request.get("poison", ()),
             request.get("together", False),
+            request.get("threads", False),
         )
 
     def call(self, request: Json) -> Json:

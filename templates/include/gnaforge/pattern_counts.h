@@ -1,4 +1,5 @@
-// How many KV tiles the Q tiles of a call visit, whatever its pattern. Host only, no STL.
+// How many KV tiles the Q tiles of a call visit, and how many Q tiles its KV tiles, whatever its pattern. Host only, no
+// STL.
 #pragma once
 
 #include "gnaforge/gna/band_tiles.h"
@@ -36,6 +37,61 @@ TileCounts count_tiles(const PatternAxis (&axis)[QTile::rank]) {
   TileCounts total{1, 1, 1};
   for (int d = 0; d < QTile::rank; ++d) {
     const TileCounts sum = count_axis_tiles(axis[d], QTile::extent(d), KvTile::extent(d));
+    total.q_tiles *= sum.q_tiles;
+    total.visited *= sum.visited;
+    total.interior *= sum.interior;
+  }
+  return total;
+}
+
+/// The same of KV tiles, which visit Q tiles: `q_tiles` are KV tiles.
+inline TileCounts count_axis_key_tiles(const PatternAxis& axis, int k_extent, int q_extent) {
+  const std::int64_t keys_begin = axis.kv_sink > 0 ? 0 : axis.kv_offset, keys_end = keys_begin + axis.kv_tokens;
+  const auto rest = [&](std::int64_t token) { return (token % axis.dilation + axis.dilation) % axis.dilation; };
+  const std::int64_t bounds[] = {rest(axis.q_offset), rest(axis.q_offset + axis.q_tokens), rest(keys_begin),
+                                 rest(keys_end),      rest(axis.length),                   axis.dilation};
+  const Divisor q_divisor = make_divisor(q_extent);
+  TileCounts sum{0, 0, 0};
+  for (std::int64_t group = 0; group < axis.dilation;) {
+    std::int64_t next = axis.dilation;
+    for (const std::int64_t bound : bounds)
+      if (bound > group && bound < next) next = bound;
+    const Band band = band_of(axis, group);
+    const auto groups = static_cast<double>(next - group);
+    const int keys = position_in_group(keys_end, group, axis.dilation) -
+                     position_in_group(keys_begin, group, axis.dilation);
+    const auto sink = static_cast<int>(axis.kv_sink);
+    struct Place {
+      int begin, end, shift;
+    };
+    // Rows of stored keys: where they are, and on an axis that wraps a grid away; or the grid's first, and the others.
+    const Place wrapped[] = {{0, keys, 0}, {0, keys, -band.gap}, {0, keys, band.gap}};
+    const Place apart[] = {{0, sink, 0}, {sink, keys, band.gap}};
+    const Place* const places = sink > 0 ? apart : wrapped;
+    const int count = sink > 0 ? 2 : band.gap != 0 ? 3 : 1;
+    for (int k = 0; k < keys; k += k_extent) {
+      sum.q_tiles += groups;
+      for (int i = 0; i < count; ++i) {
+        const auto [first, last, shift] = places[i];
+        const int begin = max_int(k, first), end = min_int(k + k_extent, last);
+        if (begin >= end) continue;
+        const AxisQueries tiles = axis_queries(band, begin + shift, end - begin, end + shift, q_divisor);
+        sum.visited += groups * tiles.count;
+        if (end - begin == min_int(k_extent, keys - k))
+          sum.interior += groups * (tiles.interior.end - tiles.interior.begin);
+      }
+    }
+    group = next;
+  }
+  return sum;
+}
+
+/// And of all axes.
+template <class KvTile, class QTile>
+TileCounts count_key_tiles(const PatternAxis (&axis)[KvTile::rank]) {
+  TileCounts total{1, 1, 1};
+  for (int d = 0; d < KvTile::rank; ++d) {
+    const TileCounts sum = count_axis_key_tiles(axis[d], KvTile::extent(d), QTile::extent(d));
     total.q_tiles *= sum.q_tiles;
     total.visited *= sum.visited;
     total.interior *= sum.interior;

@@ -92,20 +92,22 @@ GNAFORGE_HD AxisRuns axis_runs(const Band& band, int q_begin, int q_extent, int 
 /// The Q tiles of one KV tile along one axis.
 struct AxisQueries {
   Interval visited;   ///< Query rows that see a row of the KV tile; may be empty.
-  Interval interior;  ///< Q tiles from visited.begin on in which every query sees every row.
+  Interval interior;  ///< Q tiles from visited.begin on in which every query that exists sees every row.
   int count;
 };
 
 /// Q tiles of the rows [k_begin, k_begin + k_extent) as far as they are below `k_end`. For an axis that wraps: once for
 /// the rows where they are stored, and once each for these less and plus `gap`.
 GNAFORGE_HD AxisQueries axis_queries(const Band& band, int k_begin, int k_extent, int k_end, Divisor extent) {
-  const int last = k_begin + min_int(k_extent, k_end - k_begin) - 1;
-  Interval any{transposed_window(band, k_begin).begin, transposed_window(band, last).end};
-  Interval all{transposed_window(band, last).begin, transposed_window(band, k_begin).end};
+  const int last_row = k_begin + min_int(k_extent, k_end - k_begin) - 1;
+  const Interval first = transposed_window(band, k_begin), last = transposed_window(band, last_row);
+  Interval any{first.begin, last.end}, all{last.begin, first.end};
   if (k_begin < band.split && band.low_begin < far_away) {  // sink rows are seen up to the last query
     any.end = band.queries;
-    if (last >= band.split) all.end = transposed_window(band, band.split).end;
+    if (last_row >= band.split) all.end = transposed_window(band, band.split).end;
   }
+  // The last tile may stick out of the queries that there are.
+  if (all.end == band.queries) all.end = far_away;
   AxisQueries queries{any, {0, 0}, extent.quotient_up(max_int(any.end - any.begin, 0))};
   queries.interior = whole_tiles(all, any.begin, extent, queries.count);
   return queries;

@@ -83,12 +83,19 @@ struct GradientKernel {
     PatternAxis axes[rank];
     for (int d = 0; d < rank; ++d) axes[d] = PatternAxis(*args->problem, d);
     constexpr int rows = ceil_div(Plan::Tile::volume, row_padding) * row_padding;
-    // Keys that a Q tile sees and queries that see a KV tile are as many per token of the tile, but for the borders.
-    const TileCounts counts = count_tiles<typename Plan::Tile, OneKey>(axes);
-    double visited = counts.visited;
-    for (const std::int64_t tokens : args->problem->extra_tokens)
-      visited += counts.q_tiles * static_cast<double>(tokens);
-    return gnaforge::visited_work(*args->problem, visited * rows) * (Plan::of_keys ? 2 : 1.5);
+    if constexpr (Plan::of_keys) {
+      double visited = count_key_tiles<typename Plan::Tile, OneKey>(axes).visited, queries = 1;
+      for (int d = 0; d < rank; ++d) queries *= static_cast<double>(args->problem->tokens[d]);
+      for (const std::int64_t tokens : args->problem->extra_tokens)
+        visited += queries * static_cast<double>((tokens + Plan::Tile::volume - 1) / Plan::Tile::volume);
+      return gnaforge::visited_work(*args->problem, visited * rows) * 2;
+    } else {
+      const TileCounts counts = count_tiles<typename Plan::Tile, OneKey>(axes);
+      double visited = counts.visited;
+      for (const std::int64_t tokens : args->problem->extra_tokens)
+        visited += counts.q_tiles * static_cast<double>(tokens);
+      return gnaforge::visited_work(*args->problem, visited * rows) * 1.5;
+    }
   }
 
   /// What the threads of one run share.

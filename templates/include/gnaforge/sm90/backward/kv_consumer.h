@@ -1,0 +1,303 @@
+// The warpgroups that compute dK and dV. S^T = K Q^T and dP^T = V dO^T have keys as rows, so P^T and dS^T are in registers
+// as the left factors of dV += P^T dO and dK += dS^T Q: nothing is exchanged between warpgroups. Device only.
+#pragma once
+
+#include "gnaforge/gpu/copy.h"
+#include "gnaforge/ptx/barrier.h"
+#include "gnaforge/ptx/marker.h"
+#include "gnaforge/sm90/backward/products.h"
+#include "gnaforge/sm90/backward/transposed_mask.h"
+#include "gnaforge/sm90/forward/fragment_store.h"
+
+namespace gnaforge::sm90::backward {
+
+/// `Mma` has the products of the kernel: scores(c, a, b, accumulate), 64 x queries x 16 with both factors in shared memory,
+/// and key_gradient(c, a, b) and value_gradient(c, a, b), 64 x channels x 16 with the left factor in registers.
+template <class Config, class Mma>
+struct KvConsumer {
+  using L = KvLayout<Config>;
+  using KvTile = typename L::KvTile;
+  using Element = typename L::Element;
+  using Mask = TransposedMask<Config>;
+  static constexpr int rank = L::rank;
+  static constexpr int score_registers = L::queries / 2;
+  static constexpr int factor_registers = L::queries / 4;
+  static constexpr int store_barrier = 1;  ///< First of one named barrier per warpgroup.
+  static constexpr int all_barrier = store_barrier + L::warpgroups;
+
+  const Params<rank>& params;
+  ptx::SharedAddress shared;
+  int warpgroup;
+
+  static __device__ __forceinline__ int lane() { return threadIdx.x % 32; }
+  static __device__ __forceinline__ int thread() { return threadIdx.x % warpgroup_threads; }
+  /// Of the warpgroup's keys.
+  __device__ __forceinline__ int group_row() const { return L::wide ? 0 : warpgroup * warpgroup_rows; }
+  /// Of the warp's.
+  __device__ __forceinline__ int first_row() const {
+    return group_row() + ptx::reload_thread_index() % warpgroup_threads / 32 * 16;
+  }
+
+  __device__ __forceinline__ void wait(int barriers, RingPosition at) const {
+    ptx::mbarrier_wait(shared + barriers + 8 * at.stage, at.parity);
+  }
+  /// One arrival per warp.
+  __device__ __forceinline__ void release(RingPosition at) const {
+    if (lane() == 0) ptx::mbarrier_arrive(shared + L::empty + 8 * at.stage);
+  }
+
+  __device__ __forceinline__ void issue_scores(float (&scores)[score_registers], RingPosition at) const {
+    multiply_shared<L, Mma, L::head_dim>(scores, shared + L::k_offset + group_row() * row_bytes, L::kv_chunk_bytes,
+                                         shared + L::q_offset + at.stage * L::q_bytes, L::q_chunk_bytes);
+  }
+  __device__ __forceinline__ void issue_slopes(float (&slopes)[score_registers], RingPosition at) const {
+    multiply_shared<L, Mma, L::value_head_dim>(
+        slopes, shared + L::v_offset + group_row() * row_bytes, L::kv_chunk_bytes,
+        shared + L::grad_out_offset + at.stage * L::grad_out_bytes, L::q_chunk_bytes);
+  }
+
+  /// Issues dV += P^T dO.
+  template <int N>
+  __device__ __forceinline__ void add_values(float (&gradient)[N], std::uint32_t (&factors)[factor_registers],
+                                             RingPosition at) const {
+    multiply_registers<L, L::queries>(
+        gradient, factors, shared + L::grad_out_offset + at.stage * L::grad_out_bytes, L::q_chunk_bytes,
+        [](float (&c)[N], const std::uint32_t* a, std::uint64_t b) { Mma::value_gradient(c, a, b); });
+  }
+  /// Issues dK += dS^T Q.
+  template <int N>
+  __device__ __forceinline__ void add_keys(float (&gradient)[N], std::uint32_t (&factors)[factor_registers],
+                                           RingPosition at) const {
+    multiply_registers<L, L::queries>(
+        gradient, factors, shared + L::q_offset + at.stage * L::q_bytes, L::q_chunk_bytes,
+        [](float (&c)[N], const std::uint32_t* a, std::uint64_t b) { Mma::key_gradient(c, a, b); });
+  }
+
+  __device__ __forceinline__ void mask(float (&scores)[score_registers], RingPosition at) const {
+    const ptx::SharedAddress facts = shared + L::stage_facts + L::stage_facts_bytes * at.stage;
+    if (QueriesFacts<rank>::load_interior(facts)) return;
+    ptx::mark<ptx::Marker::tile_is_shell>();
+    Mask::seen(shared, facts, first_row()).apply(scores);
+  }
+
+  /// Of two neighbouring columns of group `group`, the log-sum-exps, or the deltas.
+  template <bool Deltas>
+  __device__ __forceinline__ float2 statistics(RingPosition at, int group) const {
+    unsigned pair[2];
+    ptx::load_shared_words(pair, shared + L::statistics + at.stage * L::statistics_bytes + 8 * (lane() % 4) +
+                                     (Deltas ? 4 * L::queries : 0) + 32 * group);
+    return {__uint_as_float(pair[0]), __uint_as_float(pair[1])};
+  }
+
+  /// P, rounded.
+  __device__ __forceinline__ void probabilities(std::uint32_t (&rounded)[factor_registers],
+                                                const float (&scores)[score_registers], RingPosition at) const {
+#pragma unroll
+    for (int g = 0; g < L::queries / 8; ++g) {
+      const float2 lse = statistics<false>(at, g);
+#pragma unroll
+      for (int r = 0; r < 2; ++r)
+        rounded[2 * g + r] = Element::pack(ptx::exp2_fast(fmaf(scores[element(g, r, 0)], params.scale_log2, -lse.x)),
+                                           ptx::exp2_fast(fmaf(scores[element(g, r, 1)], params.scale_log2, -lse.y)));
+    }
+  }
+
+  /// dS = P (dP - delta), of rounded P, in its place.
+  __device__ __forceinline__ void slopes(std::uint32_t (&rounded)[factor_registers],
+                                         const float (&slopes)[score_registers], RingPosition at) const {
+#pragma unroll
+    for (int g = 0; g < L::queries / 8; ++g) {
+      const float2 delta = statistics<true>(at, g);
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const float2 p = Element::unpack(rounded[2 * g + r]);
+        rounded[2 * g + r] =
+            Element::pack(p.x * (slopes[element(g, r, 0)] - delta.x), p.y * (slopes[element(g, r, 1)] - delta.y));
+      }
+    }
+  }
+
+  /// A gradient of the warp's 16 keys, rounded, to where the keys were.
+  template <int N>
+  __device__ __forceinline__ void store_rows(int region, const float (&gradient)[N], float factor) const {
+    store_fragment<Element>(shared + region, L::kv_chunk_bytes, first_row(), gradient, {factor, factor});
+  }
+
+  __device__ __forceinline__ void sync_group() const {
+    ptx::barrier_sync(store_barrier + warpgroup, warpgroup_threads);
+  }
+  __device__ __forceinline__ void sync_all() const {
+    ptx::barrier_sync(all_barrier, L::warpgroups * warpgroup_threads);
+  }
+
+  __device__ __forceinline__ bool stores() const { return thread() == 0 && (L::stores_by_warpgroup || warpgroup == 0); }
+
+  /// Stores the boxes of both gradients, which are in shared memory by now; the copies clip at the tensors' borders.
+  __device__ __forceinline__ void store_boxes() const {
+    const KvPlaceFacts<rank> place = KvPlaceFacts<rank>::load(shared + L::tile_facts);
+    int token[rank];
+#pragma unroll
+    for (int d = 0; d < rank; ++d) token[d] = place.k_begin[d];
+    if constexpr (L::stores_by_warpgroup) token[0] += warpgroup * L::grad_extent;
+    const int skipped = L::stores_by_warpgroup ? group_row() * row_bytes : 0;
+    const Maps& maps = params.maps[place.slice];
+    gpu::store_box<L, L::qk_chunks>(maps.grad[0], params.folded, shared + L::k_offset + skipped, L::kv_chunk_bytes,
+                                    L::head_dim, place.kv_head, token, place.batch);
+    gpu::store_box<L, L::v_chunks>(maps.grad[1], params.folded, shared + L::v_offset + skipped, L::kv_chunk_bytes,
+                                   L::value_head_dim, place.kv_head, token, place.batch);
+    ptx::bulk_commit();
+    ptx::bulk_wait_read();
+    ptx::mbarrier_arrive(shared + L::kv_empty);
+  }
+
+  /// After `fill` has written gradients over keys that no product reads any more.
+  template <class Fill>
+  __device__ __forceinline__ void store(const Fill& fill) const {
+    // A warp has waited for its own part of a product; others' parts read the same keys.
+    if constexpr (L::wide)
+      sync_all();
+    else
+      sync_group();
+    fill();
+    ptx::fence_shared_to_async();
+    if constexpr (L::stores_by_warpgroup)
+      sync_group();
+    else
+      sync_all();
+    if (stores()) store_boxes();
+  }
+
+  /// Both gradients of the warpgroup's keys over all Q tiles; `at` is where the first one is in the ring, and then where
+  /// the next KV tile's will be.
+  __device__ __forceinline__ void tile(int steps, RingPosition& at) const {
+    float key_gradient[L::head_dim / 2], value_gradient[L::value_head_dim / 2];
+#pragma unroll
+    for (float& x : key_gradient) x = 0;
+#pragma unroll
+    for (float& x : value_gradient) x = 0;
+#pragma unroll 1
+    for (int j = 0; j < steps; ++j) {
+      ptx::mark<ptx::Marker::tile_begins>();
+      float scores[score_registers], of_values[score_registers];
+      std::uint32_t rounded[factor_registers], factors[factor_registers];
+      wait(L::q_full, at);
+      issue_scores(scores, at);
+      wait(L::grad_out_full, at);
+      issue_slopes(of_values, at);
+      ptx::wgmma_wait<1>();
+      ptx::hold(scores);
+      mask(scores, at);
+      probabilities(rounded, scores, at);
+      // dV goes to the tensor cores before dP is waited for: it takes all exponentials, so ptxas can't move that wait
+      // above them. dS comes from rounded P, which frees the registers of S: of a copy, for P itself is a factor of the
+      // product under way.
+#pragma unroll
+      for (int i = 0; i < factor_registers; ++i) asm volatile("mov.b32 %0, %1;" : "=r"(factors[i]) : "r"(rounded[i]));
+      add_values(value_gradient, rounded, at);
+      ptx::wgmma_wait<1>();
+      ptx::hold(of_values);
+      slopes(factors, of_values, at);
+      add_keys(key_gradient, factors, at);
+      ptx::wgmma_wait<0>();
+      ptx::hold(value_gradient);
+      ptx::hold(key_gradient);
+      ptx::hold(rounded);
+      ptx::hold(factors);
+      release(at);
+      at.template advance<L::stages>();
+    }
+    ptx::mark<ptx::Marker::tile_ends>();
+    store([&] {
+      store_rows(L::k_offset, key_gradient, params.scale);
+      store_rows(L::v_offset, value_gradient, 1.0f);
+    });
+  }
+
+  /// dV alone.
+  __device__ __forceinline__ void value_tile(int steps, RingPosition& at) const {
+    float gradient[L::value_head_dim / 2];
+#pragma unroll
+    for (float& x : gradient) x = 0;
+#pragma unroll 1
+    for (int j = 0; j < steps; ++j) {
+      ptx::mark<ptx::Marker::tile_begins>();
+      float scores[score_registers];
+      std::uint32_t rounded[factor_registers];
+      wait(L::q_full, at);
+      issue_scores(scores, at);
+      wait(L::grad_out_full, at);
+      ptx::wgmma_wait<0>();
+      ptx::hold(scores);
+      mask(scores, at);
+      probabilities(rounded, scores, at);
+      add_values(gradient, rounded, at);
+      ptx::wgmma_wait<0>();
+      ptx::hold(gradient);
+      ptx::hold(rounded);
+      release(at);
+      at.template advance<L::stages>();
+    }
+    ptx::mark<ptx::Marker::tile_ends>();
+    store([&] { store_rows(L::v_offset, gradient, 1.0f); });
+  }
+
+  /// dK alone.
+  __device__ __forceinline__ void key_tile(int steps, RingPosition& at) const {
+    float gradient[L::head_dim / 2];
+#pragma unroll
+    for (float& x : gradient) x = 0;
+#pragma unroll 1
+    for (int j = 0; j < steps; ++j) {
+      ptx::mark<ptx::Marker::tile_begins>();
+      float scores[score_registers], of_values[score_registers];
+      std::uint32_t factors[factor_registers];
+      wait(L::q_full, at);
+      issue_scores(scores, at);
+      wait(L::grad_out_full, at);
+      issue_slopes(of_values, at);
+      ptx::wgmma_wait<1>();
+      ptx::hold(scores);
+      mask(scores, at);
+      probabilities(factors, scores, at);
+      ptx::wgmma_wait<0>();
+      ptx::hold(of_values);
+      slopes(factors, of_values, at);
+      add_keys(gradient, factors, at);
+      ptx::wgmma_wait<0>();
+      ptx::hold(gradient);
+      ptx::hold(factors);
+      release(at);
+      at.template advance<L::stages>();
+    }
+    ptx::mark<ptx::Marker::tile_ends>();
+    store([&] { store_rows(L::k_offset, gradient, params.scale); });
+  }
+
+  /// All KV tiles; `compute(steps, ring)` one of them.
+  template <class Compute>
+  __device__ __forceinline__ void each_tile(const Compute& compute) const {
+    RingPosition at{0, 0};
+    std::uint32_t parity = 0;
+    for (int index = blockIdx.x; index < params.tiles(); index += gridDim.x) {
+      ptx::mbarrier_wait(shared + L::kv_full, parity);
+      parity ^= 1;
+      compute(KvPlaceFacts<rank>::load_steps(shared + L::tile_facts), at);
+    }
+    if (stores()) ptx::bulk_wait();
+  }
+
+  __device__ __forceinline__ void run() const {
+    if constexpr (rank > 1) {  // while the first tiles load
+      make_mask_table<typename L::QTile, L::warpgroups>(shared + L::mask_table);
+      sync_all();
+    }
+    if constexpr (!L::wide)
+      each_tile([&](int steps, RingPosition& at) { tile(steps, at); });
+    else if (warpgroup == 0)
+      each_tile([&](int steps, RingPosition& at) { value_tile(steps, at); });
+    else
+      each_tile([&](int steps, RingPosition& at) { key_tile(steps, at); });
+  }
+};
+
+}  // namespace gnaforge::sm90::backward

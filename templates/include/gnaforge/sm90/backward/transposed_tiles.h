@@ -1,0 +1,65 @@
+// One KV tile of one head: where it lies, and which Q tiles see it. Device only.
+#pragma once
+
+#include "gnaforge/gna/query_runs.h"
+#include "gnaforge/sm90/backward/params.h"
+#include "gnaforge/sm90/lane_walk.h"
+
+namespace gnaforge::sm90::backward {
+
+template <class KvTile>
+struct KvPlace {
+  static constexpr int rank = KvTile::rank;
+
+  int slice, batch, kv_head;  ///< Batch entry within the slice.
+  int k_begin[rank];          ///< A row of the slice's key tensor.
+
+  /// Neighbouring tiles come next to each other: thread blocks that run at the same time share Q and dO in the L2 cache.
+  /// Of causal axes the first tiles, which most queries see, come first as they are.
+  __device__ __forceinline__ KvPlace(const Params<rank>& params, int index) {
+    slice = params.slice_of(index);
+    index -= params.first_tile[slice];
+#pragma unroll
+    for (int d = rank - 1; d >= 0; --d) k_begin[d] = params.kv_tiles[slice][d].split(index) * KvTile::extent(d);
+    kv_head = params.kv_heads.split(index);
+    batch = index;
+  }
+};
+
+/// Bands count keys by positions in the grid: that of the first one which is stored.
+template <int Rank>
+__device__ __forceinline__ int first_key(const Params<Rank>& params, int slice, int d) {
+  return params.group(slice, d).kv_begin;
+}
+
+/// The Q tiles of a KV tile, shared out among the lanes of a warp; see query_runs.h.
+template <class QTile, class KvTile>
+struct LaneQueries : LaneWalk<QTile::rank> {
+  using Base = LaneWalk<QTile::rank>;
+  static constexpr int rank = QTile::rank;
+
+  __device__ __forceinline__ LaneQueries(const Params<rank>& params, const KvPlace<KvTile>& place) {
+    const int d = Base::axis();
+    int k_begin = place.k_begin[rank - 1];
+#pragma unroll
+    for (int e = 0; e < rank - 1; ++e) k_begin = d == e ? place.k_begin[e] : k_begin;
+    const int first = first_key(params, place.slice, d);
+    runs_ = query_runs(params.template pattern<Band>(place.slice, d), k_begin + first, KvTile::extent(d),
+                       params.keys[place.slice][d] + first, QTile::divisor(d));
+    Base::begin(runs_.count, runs_.interior);
+  }
+
+  /// Back to the first tile.
+  __device__ __forceinline__ void restart() { Base::restart(); }
+
+  /// First query of the tile along the lane's axis.
+  __device__ __forceinline__ int origin() const { return runs_.origin(Base::place_, QTile::extent(Base::axis())); }
+
+  /// And the run that the tile is of there.
+  __device__ __forceinline__ int run() const { return runs_.run(Base::place_); }
+
+ private:
+  QueryRuns runs_;
+};
+
+}  // namespace gnaforge::sm90::backward
