@@ -62,6 +62,21 @@ def _outermost(
             return
 
 
+def fullest() -> Iterator[KernelConfig]:
+    """Of each rank and number of warpgroups the kernel with the most accumulators and, of those, the most keys: the
+    first that lacks registers when a change takes some."""
+    groups: dict[tuple[int, int], list[KernelConfig]] = {}
+    for config in boundary():
+        groups.setdefault((config.rank, config.q_rows), []).append(config)
+    for configs in groups.values():
+        yield max(configs, key=lambda config: (_accumulators(config), config.kv_columns))
+
+
+def _accumulators(config: KernelConfig) -> int:
+    """Registers of a thread for scores, probabilities and output."""
+    return config.kv_columns // 2 + config.kv_columns // 4 + (config.value_head_dim or config.head_dim) // 2
+
+
 def compile_kernel(config: KernelConfig, folder: Path) -> int:
     """Compiles a kernel for a GPU and makes the checks of a build; returns its registers.
 

@@ -143,8 +143,7 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *ends: torch.Tenso
 
 
 def test_torch_takes_it_as_any_call() -> None:
-    """Compiled without a break, one graph for any lengths; exported; under vmap and autocast. Packed samples have no
-    gradients."""
+    """Compiled without a break, one graph for any lengths; exported; under vmap and autocast."""
     torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(attend, fullgraph=True, dynamic=True, backend=counter)
@@ -168,8 +167,6 @@ def test_torch_takes_it_as_any_call() -> None:
         assert torch.equal(attend(*whole), attend(Q.bfloat16(), K.bfloat16(), V.bfloat16(), *ends))
     operator = torch.ops.gnaforge.attention_varlen.default
     assert set(torch.library.opcheck(operator, (*whole, True, 0.5, "")).values()) == {"SUCCESS"}
-    with pytest.raises(RuntimeError, match="no backward kernels"):
-        attend(Q.clone().requires_grad_(), *whole[1:]).sum().backward()
 
 
 @pytest.mark.parametrize("splits", [2, 3, 5])

@@ -20,6 +20,16 @@ ENDS = torch.tensor([0, 10, 30])
 def attend(*tensors, window=3, **arguments):
     return gnaforge.na2d(*tensors, window, return_lse=True, **arguments)
 
+COUNTS = torch.tensor([8, 0, 3, 5], dtype=torch.int32)
+
+def joint_of(q, k, lengths):
+    q, k = q.flatten(1, 2), k.flatten(1, 2)
+    settings = {"grid": (8, 8), "prefix": 8, "lengths": lengths, "kernel_size": 3}
+    return gnaforge.joint_attention(q, k, k, **settings, return_lse=True)
+
+def apart_of(q, k, lengths):
+    return gnaforge.joint_attention(q, k, k, q[:, 0], k[:, 0], k[:, 0], text_lengths=lengths, kernel_size=3)
+
 def main():
     before = torch.randn(1, 9, 8, 1, 16)
     if EARLY:
@@ -63,6 +73,14 @@ def main():
         return all(torch.equal(own.full_tensor(), want) for own, want in zip(*found))
 
     said["gradients"] = [same_gradients(part, *which) for part in (0, 1) for which in ((0, 1, 2), (0,), (1, 2))]
+    def same_gradients_of(call, tensors):
+        found = []
+        for given in (tensors, [x.full_tensor() for x in tensors]):
+            leaves = [x.detach().clone().requires_grad_() for x in given]
+            sum(result.square().sum() for result in call(*leaves)).backward()
+            found.append([leaf.grad for leaf in leaves])
+        return all(torch.equal(own.full_tensor(), want) for own, want in zip(*found))
+
     said["differentiable"] = words(lambda: attend(x.detach().requires_grad_(), x, x)[0].requires_grad)
     with torch.autocast("cpu", torch.bfloat16):
         said["autocast"] = str(attend(x, x, x.bfloat16())[0].dtype)
@@ -102,6 +120,20 @@ def main():
         results = gnaforge.joint_attention(*apart, kernel_size=3, return_lse=True)
         wanted = gnaforge.joint_attention(*(y.full_tensor() for y in apart), kernel_size=3, return_lse=True)
         said["apart"] = all(torch.equal(got.full_tensor(), want) for got, want in zip(results, wanted))
+        one = x, spread((4, 9, 8, 1, 16), "batch", "whole"), distribute_tensor(COUNTS, mesh, [Shard(0), Replicate()])
+        for name, run in (("joint", joint_of), ("apart", apart_of)):
+            results, wanted = (run(*tensors) for tensors in (one, [y.full_tensor() for y in one]))
+            same = all(torch.equal(got.full_tensor(), want) for got, want in zip(results, wanted))
+            said[f"{name} of one head of keys"] = [same, *(names[str(p)] for out in results for p in out.placements)]
+
+    def attend_packed(*tensors):
+        return (gnaforge.joint_attention(*tensors, grid=(8, 8), prefix=8, kernel_size=3),)
+
+    said["further gradients"] = [
+        same_gradients_of(attend_packed, [packed] * 3),
+        same_gradients_of(lambda *tensors: gnaforge.joint_attention(*tensors, kernel_size=3), apart),
+        *(same_gradients_of(call, long) for call in ways.values()),
+    ]
     return said
 
 pids = []
@@ -156,10 +188,12 @@ def test_each_device_computes_its_share(kernel_set, forked, early: bool) -> None
     assert "heads" not in said["heads of their own"]
     assert said["packed"] == said["lengths"] == ["batch", "heads at 2"]
     assert said["bad"].startswith("ValueError: kernel_size 300 times dilation 1 exceeds the 9 tokens along dim 0")
-    assert said["gradients"] == [True] * 6
+    assert said["gradients"] == [True] * 6 and said["further gradients"] == [True] * 4
     assert said["differentiable"] == "True" and said["autocast"] == "torch.bfloat16" and said["compiled"] is True
     assert said["extra keys"] is said["joint"] is said["apart"] is True
     assert said["joint places"] == ["batch", "heads at 2"]
+    assert said["joint of one head of keys"] == [True] + ["batch", "heads at 2"] * 2
+    assert said["apart of one head of keys"] == [True, "batch", "heads", "batch", "heads at 2"]
 
 
 def test_nobody_imports_dtensor_for_it(kernel_set, forked) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from gnaforge.runtime.problem import Problem
 from gnaforge.runtime.reference import ExtraKeys, attention
-from torch.func import grad, jvp, vmap
+from torch.func import jvp, vmap
 
 pytestmark = pytest.mark.usefixtures("kernel_set")
 
@@ -22,7 +22,6 @@ EXTRA_K, EXTRA_V = torch.randn(2, 7, 2, 16), torch.randn(2, 7, 2, 16)
 LENGTHS = torch.tensor([3, 7], dtype=INT)
 PLAIN = [3, 5, 1, 1, 1, 1, 0, 0]
 NO_TANGENTS = "gnaforge: neighborhood attention has no forward-mode derivatives"
-NO_BACKWARD = "this version has no backward kernels for it: gradients don't flow through"
 
 Call = Callable[..., Any]
 
@@ -220,6 +219,74 @@ def test_traced_and_exported_calls_write_results() -> None:
         assert torch.equal(run(Q, out), want + 1) and torch.equal(out, want)
 
 
+@pytest.mark.parametrize("call", [packed, apart], ids=NAMES[1:])
+def test_joint_attention_writes_results(call: Call) -> None:
+    """As `na2d` does: into slices, from compiled and exported calls; derivatives and vmap are refused."""
+    text = {} if call is packed else {"text_out": torch.zeros(2, 8, 4, 16)}
+    shape = (2, 72, 4, 16) if call is packed else (2, 8, 8, 4, 16)
+    memory = torch.full((2, 9, 100, 4, 20), 7.0)
+    views = [memory[:, 3, 20:92, :, 2:18] if call is packed else memory[:, 1:, 5:13, :, 2:18] for _ in range(2)]
+    want = call(Q, K, V, LENGTHS)
+    got = call(Q, K, V, LENGTHS, out=views[0], **text)
+    assert got is views[0] and got.shape == shape and torch.equal(got, want)
+    got.fill_(7.0)
+    assert (memory == 7.0).all()  # nothing beside was touched
+
+    class Writing(torch.nn.Module):
+        def forward(self, q: torch.Tensor, out: torch.Tensor, *further: torch.Tensor) -> torch.Tensor:
+            return call(q, K, V, LENGTHS, out=out, **dict(zip(text, further, strict=True))) + 1
+
+    tensors = (Q, torch.zeros(shape), *text.values())
+    exported = torch.export.export(Writing(), tensors).module()
+    for run in (
+        torch.compile(Writing(), fullgraph=True, backend="aot_eager"),
+        exported,
+        torch.jit.trace(Writing(), tensors),
+    ):
+        tensors[1].zero_()
+        assert torch.equal(run(*tensors), want + 1) and torch.equal(tensors[1], want)
+    with pytest.raises(RuntimeError, match="out= and out_lse= don't support automatic differentiation"):
+        call(Q.clone().requires_grad_(), K, V, out=tensors[1])
+    with pytest.raises(NotImplementedError, match=r"can't be given under torch.vmap"):
+        vmap(lambda q: call(q, K, V, out=tensors[1]))(Q[None])
+    version = tensors[1]._version
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(call(Q, K, V, out=tensors[1].bfloat16()), call(Q, K, V))
+    call(Q, K, V, out=tensors[1])
+    assert tensors[1]._version > version
+
+
+JOINT_RESULTS: dict[str, tuple[Call, dict[str, Any]]] = {
+    "out has shape [2, 71, 4, 16]; beside query and value it must be [2, 72, 4, 16]": (
+        packed,
+        {"out": torch.empty(2, 71, 4, 16)},
+    ),
+    "out_lse has shape [2, 72]; beside query it must be [2, 72, 4]": (packed, {"out_lse": torch.empty(2, 72)}),
+    "out is bfloat16; it must be float32 as query": (packed, {"out": torch.empty(2, 72, 4, 16).bfloat16()}),
+    "out has a last stride of 288; its channels": (packed, {"out": torch.empty(2, 16, 4, 72).transpose(1, 3)}),
+    "text_out has shape [2, 9, 4, 16]; beside query and value it must be [2, 8, 4, 16]": (
+        apart,
+        {"text_out": torch.empty(2, 9, 4, 16)},
+    ),
+    "text_out_lse is float16; it must be float32": (apart, {"text_out_lse": torch.empty(2, 8, 4).half()}),
+    "grid is for packed tokens, which hold the text; leave out text_out": (packed, {"text_out": torch.empty(0)}),
+}
+
+
+@pytest.mark.parametrize("text", JOINT_RESULTS)
+def test_bad_results_of_joint_attention(text: str) -> None:
+    """Refused in one form of words, traced or run."""
+    call, arguments = JOINT_RESULTS[text]
+    with pytest.raises(ValueError) as caught:
+        call(Q, K, V, **arguments)
+    assert text in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(Exception) as traced:
+        torch.compile(lambda *x: call(*x, **arguments), fullgraph=True, backend="aot_eager")(Q, K, V)
+    assert text in str(traced.value)
+    with pytest.raises(TypeError, match=r"out must be a torch.Tensor, got 3"):
+        call(Q, K, V, out=3)
+
+
 # torch's machinery, for all of them
 
 
@@ -318,20 +385,7 @@ def test_vmap(call: Call) -> None:
 
 
 @pytest.mark.parametrize("call", [packed, apart])
-def test_derivatives_of_joint_attention_are_refused(call: Call) -> None:
-    for i in range(3):
-        tensors = [x.clone().requires_grad_(j == i) for j, x in enumerate((Q, K, V))]
-        out = call(*tensors, LENGTHS)
-        assert out.requires_grad and torch.equal(out, call(Q, K, V, LENGTHS))
-        with pytest.raises(RuntimeError, match=NO_BACKWARD):
-            out.sum().backward()
-        with torch.no_grad():
-            assert not call(*tensors, LENGTHS).requires_grad
-    with pytest.raises(RuntimeError, match=NO_BACKWARD):
-        grad(lambda q: call(q, K, V, LENGTHS).sum())(Q)
-    compiled = torch.compile(call, backend="aot_eager")
-    with pytest.raises(RuntimeError, match=NO_BACKWARD):
-        compiled(Q.clone().requires_grad_(), K, V, LENGTHS).sum().backward()
+def test_tangents_of_joint_attention_are_refused(call: Call) -> None:
     with pytest.raises(NotImplementedError, match=NO_TANGENTS):
         jvp(lambda k: call(Q, k, V, LENGTHS), (K,), (K,))
 
@@ -353,6 +407,21 @@ OPERATORS: dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
     "joint": ("joint", (Q, K, V, PLAIN, None, "", "", *TEXT, LENGTHS, *TEXT), {}),
     "joint without text": ("joint", (Q, K, V, PLAIN), {}),
     "joint_apart": ("joint_apart", (Q, K, V, PLAIN, 0.5, "", "", *TEXT, LENGTHS), {}),
+    "joint_out": (
+        "joint_out",
+        (Q, K, V, PLAIN, None, "", "", *TEXT, LENGTHS),
+        {"output": torch.empty(2, 80, 4, 20)[..., 4:], "output_lse": torch.empty(2, 80, 4)},
+    ),
+    "joint_apart_out": (
+        "joint_apart_out",
+        (Q, K, V, PLAIN, 0.5, "", "", *TEXT, LENGTHS),
+        {
+            "output": torch.empty_like(Q),
+            "output_lse": torch.empty(Q.shape[:-1]),
+            "output_text": torch.empty_like(TEXT[0]),
+            "output_text_lse": torch.empty(2, 4, 8).mT,
+        },
+    ),
 }
 
 

@@ -145,8 +145,6 @@ def test_torch_takes_it_as_any_call() -> None:
     for operator in (torch.ops.gnaforge.forward, torch.ops.gnaforge.forward_no_grad):
         found = torch.library.opcheck(operator.default, (Q, K, K, FLAT, 0.5, ""))
         assert set(found.values()) == {"SUCCESS"}
-    with pytest.raises(RuntimeError, match="no backward kernels"):
-        heads(Q.clone().requires_grad_(), K).sum().backward()
 
 
 def test_what_is_traced_is_refused_in_the_words_of_a_call() -> None:
@@ -154,3 +152,42 @@ def test_what_is_traced_is_refused_in_the_words_of_a_call() -> None:
     bad = [*WINDOWS[:3], (90, 3)]
     with pytest.raises(Exception, match="head 3: kernel_size 90 times dilation 1 exceeds the 9 tokens along dim 0"):
         torch.compile(lambda q, k: gnaforge.na2d(q, k, k, bad), fullgraph=True, backend="aot_eager")(Q, K)
+
+
+def test_modules_have_windows_per_head() -> None:
+    torch.manual_seed(0)
+    given = {
+        "kernel_size": torch.tensor(WINDOWS),
+        "stride": [(1, 1), (2, 1), (2, 1), (1, 1)],
+        "is_causal": [[False, "block"]] * 4,
+        "edge": "cut",
+        "sink": [(0, 0), (0, 0), (0, 1), (0, 0)],
+    }
+    module = gnaforge.NeighborhoodAttention2D(64, 4, **given)
+    assert module.kernel_size == tuple(map(tuple, WINDOWS)) and module.edge == "cut"
+    assert f"kernel_size={module.kernel_size}" in repr(module)
+    assert "sink=((0, 0), (0, 0), (0, 1), (0, 0))" in repr(module)
+    x = torch.randn(2, 9, 10, 64)
+    with torch.no_grad():
+        tensors = module.qkv(x).view(2, 9, 10, 3, 4, 16).unbind(-3)
+        want = gnaforge.na2d(*tensors, **given)
+        torch.testing.assert_close(module(x), module.proj(want.flatten(-2)))
+        torch._dynamo.reset()
+        compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(x), module(x))
+    plain = gnaforge.NeighborhoodAttention2D(64, 4, WINDOWS, edge=[("shift", "shift")] * 4, sink=[(0, 0)] * 4)
+    assert "edge" not in repr(plain) and "sink" not in repr(plain)
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"kernel_size": WINDOWS[:3]}, "kernel_size has 3 rows for 4 heads"),
+        ({"kernel_size": [*WINDOWS[:3], (3, 3, 3)]}, "head 3: kernel_size"),
+        ({"stride": [(1, 1)] * 3 + [(1, 99)]}, "head 3: stride: 99 is more than the window of dimension 1"),
+        ({"edge": [("cut", "cut"), ("cut", "no"), ("cut", "cut"), ("cut", "cut")]}, "head 1: edge is 'no'"),
+    ],
+)
+def test_modules_name_the_head(given: dict[str, object], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        gnaforge.NeighborhoodAttention2D(64, 4, **{"kernel_size": WINDOWS, **given})

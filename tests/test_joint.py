@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes as c
 import warnings
 from collections.abc import Callable
+from itertools import permutations
 from random import Random
 from typing import Any
 
@@ -213,6 +214,22 @@ def test_image_tokens_apart_may_lie_anyhow(python: Callable[..., Any]) -> None:
     )
     assert done.stdout == "True\n" * 3, done.stderr
     assert done.stderr.count("the tokens of key don't lie one distance apart") == 1
+
+
+@pytest.mark.parametrize("tokens", [(5, 1, 6), (1, 5, 6), (5, 6, 1), (1, 1, 6), (5, 1, 1), (1, 1, 1), (5, 1), (1, 5)])
+@pytest.mark.filterwarnings("ignore:gnaforge. the tokens of")
+def test_image_tokens_apart_in_any_order_of_axes(tokens: tuple[int, ...]) -> None:
+    """The stride of an axis of one token means nothing: taken at its word, it leads beyond the tensor."""
+    text = [torch.randn(2, 4, 2, 16) for _ in range(3)]
+    axes = range(1, len(tokens) + 1)
+    for order in permutations(axes):
+        back = [order.index(axis) + 1 for axis in axes]
+        stored = [torch.randn(2, *(tokens[axis - 1] for axis in order), 2, 16) for _ in range(3)]
+        image = [x.permute(0, *back, -2, -1) for x in stored]
+        got = gnaforge.joint_attention(*image, *text, kernel_size=tokens)
+        want = gnaforge.joint_attention(*(x.contiguous() for x in image), *text, kernel_size=tokens)
+        for found, expected in zip(got, want, strict=True):
+            torch.testing.assert_close(found, expected)
 
 
 def test_empty_batches() -> None:

@@ -13,10 +13,10 @@ from gnaforge.build_tools.cuda import find_nvcc
 from gnaforge.errors import BuildError
 from gnaforge.families.sm90_forward import FAMILY
 from gnaforge.runtime.config import KernelConfig
-from sm90_boundary import boundary, compile_kernel
+from sm90_boundary import boundary, compile_kernel, fullest
 
 RESULT = Path(__file__).parent / "data" / "sm90_boundary.json"
-SAMPLE = 20
+SAMPLE = 12
 
 
 @cache
@@ -46,7 +46,7 @@ def test_the_result_is_of_this_boundary() -> None:
 
 
 def test_a_sample_of_the_boundary_compiles(nvcc: None, tmp_path: Path) -> None:
-    sample = configs()[:: len(configs()) // SAMPLE]
+    sample = {*configs()[:: len(configs()) // SAMPLE], *fullest()}
     with ThreadPoolExecutor(2) as pool:
         assert min(pool.map(partial(compile_kernel, folder=tmp_path), sample)) > 0
 

@@ -153,7 +153,7 @@ def test_two_graphs_do_for_ten_batches_of_layouts() -> None:
 
 
 def test_torch_takes_it_as_any_call() -> None:
-    """Compiled by inductor; exported; under vmap and autocast; and gradients are refused."""
+    """Compiled by inductor; exported; under vmap and autocast; tangents are refused."""
     torch._dynamo.reset()
     want = attend(Q, K, V, LAYOUTS)
     assert torch.equal(torch.compile(attend, fullgraph=True)(Q, K, V, LAYOUTS), want)
@@ -173,8 +173,6 @@ def test_torch_takes_it_as_any_call() -> None:
     for arguments in ((Q[None], K[None], V[None]), batch):
         call = (*arguments, 2, flat, [3, 3, 1, 1, 1, 1, 0, 0], 0.5, "")
         assert set(torch.library.opcheck(torch.ops.gnaforge.forward_varlen.default, call).values()) == {"SUCCESS"}
-    with pytest.raises(RuntimeError, match="no backward kernels"):
-        attend(Q.clone().requires_grad_(), K, V, LAYOUTS).sum().backward()
     with pytest.raises(NotImplementedError, match="forward-mode"):
         torch.func.jvp(lambda q: attend(q, K, V, LAYOUTS), (Q,), (Q,))
 

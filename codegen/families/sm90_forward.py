@@ -40,10 +40,11 @@ def _tile(rows: int, kv_box: Box, head_dim: int, value_head_dim: int) -> str | N
     # Of a row: scores of the next tile (fp32), probabilities of this one (16 bit), output (fp32), over half a quad of
     # threads. The limits are what compiles without a spill at rank 3, which needs most besides, with nvcc 13.0: see
     # tests/sm90_boundary.py. More than 128 columns take second words of masks, more channels more addresses; three
-    # consumers of rank 3 lack what the softmax takes where shifts move.
+    # consumers of rank 3 lack what the softmax takes where shifts move, and bands of three dimensions.
     registers = columns // 2 + columns // 4 + value_head_dim // 2
     if rows > 128:
-        limit = (112 if columns > 128 or q > 192 else 128) - (4 if len(kv_box) == 3 else 0)
+        much = columns > 128 or q > 192
+        limit = (108 if much else 120) if len(kv_box) == 3 else 112 if much else 128
     else:
         wide = 180 if len(kv_box) == 3 else 188  # 188: 80 keys at head dim 256
         limit = wide if q + v > 256 else 200 if rows <= 64 else 196

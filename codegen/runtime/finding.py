@@ -75,10 +75,15 @@ def prepare_trace(*call: Any) -> None:
     arguments.require_call(*call[:4])
     cast = tuple(map(autocast_tensor, call))
     prepare_apart(lambda: prepare((*cast[:3], *cast[6:]), *cast[3:6]))
-    if any(tensor is not None and tensor.requires_grad for tensor in (*call[:3], *call[6:8])):
+    prepare_traced_backward("forward", call)
+
+
+def prepare_traced_backward(name: str, call: Sequence[Any]) -> None:
+    """Loads or makes the kernels of gradients of an operator's call that torch.jit traces, if it wants some."""
+    if any(isinstance(tensor, torch.Tensor) and tensor.requires_grad for tensor in call):
         from .training import prepare_backward
 
-        prepare_apart(lambda: prepare_backward((*call[:3], *call[6:8]), call[3]))
+        prepare_apart(lambda: prepare_backward(name, call))
 
 
 def prepare_apart(prepare: Callable[[], object]) -> None:

@@ -34,7 +34,7 @@ def attend_further(
     call = query, key, value, pattern, scale, kernel, extra_k, extra_v, extra_lengths
     results: tuple[torch.Tensor, ...] = ()
     if out is not None or out_lse is not None:
-        results = _complete_results(query, value, out, out_lse)
+        results = complete_results(query, value, out, out_lse)
 
     def operator(*call: Any) -> Results:
         if results:
@@ -54,7 +54,7 @@ def attend_further(
     return found if return_lse else found[0]
 
 
-def _complete_results(
+def complete_results(
     query: torch.Tensor, value: torch.Tensor, out: torch.Tensor | None, out_lse: torch.Tensor | None
 ) -> Results:
     """An output and a log-sum-exp to write to, where the caller brings one of them."""

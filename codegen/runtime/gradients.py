@@ -1,8 +1,8 @@
-"""The operators' derivatives: first ones; others say that there are none."""
+"""The operators' derivatives: first ones by their formulas; others say that there are none."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -11,6 +11,8 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
+from .backward_parts import BACKWARD_OPERATORS
+from .formulas import FORMULAS, Formula
 from .training import prepare_backward, raise_missing
 
 _NO_TANGENTS = (
@@ -30,14 +32,6 @@ _NO_OUT = (
     "call under torch.no_grad(), or leave them out"
 )
 
-_NO_GRADIENTS = (
-    "gnaforge: this version has no backward kernels for it: gradients don't flow through {} yet. For inference call it "
-    "under torch.no_grad()"
-)
-
-
-_DIFFERENTIABLE = (0, 1, 2, 6, 7)  # arguments of `forward`, in the order of `backward`'s results
-
 
 class _Once(torch.autograd.Function):
     """An operator of which there are no forward-mode derivatives."""
@@ -52,78 +46,76 @@ class _Once(torch.autograd.Function):
         raise NotImplementedError(_NO_TANGENTS)
 
 
-class _Forward(_Once):
-    """`forward`, for autograd and the transformations of torch.func. Arguments are the operator's, all of them."""
+def _differentiable(formula: Formula) -> type[_Once]:
+    """An operator for autograd and the transformations of torch.func. Arguments are the operator's, all of them."""
 
-    @staticmethod
-    def forward(*arguments: Any) -> Any:
-        """The operator below autograd."""
-        return _below_autograd("forward", arguments)
+    class Differentiable(_Once):
+        """The operator, with its formula."""
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-        """Keeps what a backward kernel reads."""
-        whole = *inputs, *[None] * (9 - len(inputs))  # an argument that has its default may be missing
-        query, key, value, pattern, scale, _, *extra = whole
-        ctx.save_for_backward(query, key, value, *output, *extra)
-        ctx.pattern, ctx.scale, ctx.count, ctx.beyond = pattern, scale, len(inputs), _without_gradients(query, pattern)
-        ctx.set_materialize_grads(False)
+        @staticmethod
+        def forward(*arguments: Any) -> Any:
+            """The operator below autograd."""
+            return _below_autograd(formula.name, arguments)
 
-    @staticmethod
-    def backward(
-        ctx: Any, grad_out: torch.Tensor | None, grad_lse: torch.Tensor | None
-    ) -> tuple[torch.Tensor | None, ...]:
-        """The operator `backward`, for what is wanted of Q, K and V.
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+            """Keeps what a backward kernel reads."""
+            whole = formula.whole(inputs)
+            ctx.save_for_backward(*[whole[place] for place in formula.tensors], *output)
+            for place in formula.tensors:
+                whole[place] = None
+            ctx.others, ctx.count = whole, len(inputs)
+            ctx.set_materialize_grads(False)
 
-        Raises:
-            RuntimeError: the call has what gradients don't flow through.
-        """
-        if ctx.beyond:
-            raise RuntimeError(_NO_GRADIENTS.format(ctx.beyond))
-        query, key, value, out, lse, *extra = ctx.saved_tensors
-        needed = (*ctx.needs_input_grad, *[False] * (9 - ctx.count))
-        wanted = sum(1 << i for i, argument in enumerate(_DIFFERENTIABLE) if needed[argument])
-        grad_out = torch.zeros_like(out) if grad_out is None else grad_out
-        call = grad_out, grad_lse, query, key, value, out, lse, ctx.pattern, ctx.scale, wanted, "", "", *extra
-        try:
-            found = torch.ops.gnaforge.backward.default(*call)
-        except RuntimeError as error:
-            raise_missing(error, (query, key, value, extra[0]), ctx.pattern, wanted)
-            raise
-        gradients: list[torch.Tensor | None] = [None] * 9
-        for i, argument in enumerate(_DIFFERENTIABLE):
-            if wanted >> i & 1:
-                gradients[argument] = found[i]
-        return tuple(gradients[: ctx.count])
+        @staticmethod
+        def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+            """The backward operator, for what is wanted."""
+            saved, inputs = ctx.saved_tensors, list(ctx.others)
+            for place, tensor in zip(formula.tensors, saved, strict=False):
+                inputs[place] = tensor
+            results = saved[len(formula.tensors) :]
+            needed = (*ctx.needs_input_grad, *[False] * (formula.arity - ctx.count))
+            wanted = sum(1 << i for i, place in enumerate(formula.differentiable) if needed[place])
+            try:
+                found = formula.backward(inputs, results, gradients, wanted)
+            except RuntimeError as error:
+                raise_missing(error, formula.name, inputs, wanted)
+                raise
+            own: list[torch.Tensor | None] = [None] * formula.arity
+            for i, place in enumerate(formula.differentiable):
+                if wanted >> i & 1:
+                    own[place] = found[i]
+            return tuple(own[: ctx.count])
 
-
-def _without_gradients(query: torch.Tensor, pattern: Sequence[int]) -> str:
-    """The part of a forward call that gradients don't flow through; empty if they do."""
-    rank = query.dim() - 3
-    return "" if len(pattern) in (4 * rank, 10 * rank) else "windows per head"
+    return Differentiable
 
 
-class _Backward(_Once):
-    """`backward`, whose derivatives are refused, when they are asked for: what torch.func computes of gradients always
-    could be differentiated, and mostly isn't. Arguments are the operator's, all of them."""
+def _once_differentiable(name: str) -> type[_Once]:
+    """A backward operator, whose derivatives are refused, when they are asked for: what torch.func computes of
+    gradients always could be differentiated, and mostly isn't. Arguments are the operator's, all of them."""
 
-    @staticmethod
-    def forward(*arguments: Any) -> Any:
-        """The operator below autograd."""
-        return _below_autograd("backward", arguments)
+    class OnceDifferentiable(_Once):
+        """The operator, whose results know that they need a gradient."""
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-        """Keeps nothing."""
+        @staticmethod
+        def forward(*arguments: Any) -> Any:
+            """The operator below autograd."""
+            return _below_autograd(name, arguments)
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor | None) -> Any:
-        """Refuses.
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+            """Keeps nothing."""
 
-        Raises:
-            RuntimeError: always.
-        """
-        raise RuntimeError(_NO_SECOND_DERIVATIVES)
+        @staticmethod
+        def backward(ctx: Any, *gradients: torch.Tensor | None) -> Any:
+            """Refuses.
+
+            Raises:
+                RuntimeError: always.
+            """
+            raise RuntimeError(_NO_SECOND_DERIVATIVES)
+
+    return OnceDifferentiable
 
 
 def _below_autograd(name: str, arguments: tuple[Any, ...]) -> Any:
@@ -142,10 +134,8 @@ def _make_rule(name: str, function: type[torch.autograd.Function]) -> Callable[.
 
     def rule(*arguments: Any) -> Any:
         wanted = _wants_gradients(arguments)
-        if wanted and name == "forward" and not (is_compiling() or is_tracing()):
-            query, key, value, pattern = arguments[:4]
-            if not _without_gradients(query, pattern):
-                prepare_backward((query, key, value, *arguments[6:8]), pattern)
+        if wanted and name in FORMULAS and not (is_compiling() or is_tracing()):
+            prepare_backward(name, arguments)
         if wanted or forward_ad._current_level >= 0:
             # The dispatcher has taken torch.func's transformations apart: what is left here is one level of autograd.
             with enable_single_level_autograd_function():
@@ -155,54 +145,33 @@ def _make_rule(name: str, function: type[torch.autograd.Function]) -> Callable[.
     return rule
 
 
-def _forward_out(*arguments: Any, **results: torch.Tensor) -> None:
-    """Refuses gradients, as torch's own operators with ``out=`` do.
+def _make_out_rule(name: str) -> Callable[..., None]:
+    """What an operator does there that writes to the caller's tensors."""
 
-    Raises:
-        RuntimeError: they are wanted.
-    """
-    if _wants_gradients((*arguments, *results.values())):
-        raise RuntimeError(_NO_OUT)
-    if forward_ad._current_level >= 0:
-        raise NotImplementedError(_NO_TANGENTS)
-    with torch._C._AutoDispatchBelowADInplaceOrView():
-        torch.ops.gnaforge.forward_out.default(*arguments, **results)
-    for result in results.values():
-        torch.autograd.graph.increment_version(result)
+    def rule(*arguments: Any, **results: torch.Tensor) -> None:
+        """Refuses gradients, as torch's own operators with ``out=`` do.
 
+        Raises:
+            RuntimeError: they are wanted.
+        """
+        if _wants_gradients((*arguments, *results.values())):
+            raise RuntimeError(_NO_OUT)
+        if forward_ad._current_level >= 0:
+            raise NotImplementedError(_NO_TANGENTS)
+        with torch._C._AutoDispatchBelowADInplaceOrView():
+            getattr(torch.ops.gnaforge, name).default(*arguments, **results)
+        for result in results.values():
+            torch.autograd.graph.increment_version(result)
 
-def register_refusal(name: str, library: torch.library.Library) -> None:
-    """Registers for an operator that it has no derivatives, in words of their own."""
-
-    class Refusal(_Once):
-        """The operator, whose results know that they need a gradient."""
-
-        @staticmethod
-        def forward(*arguments: Any) -> Any:
-            """The operator below autograd."""
-            return _below_autograd(name, arguments)
-
-        @staticmethod
-        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-            """Keeps nothing."""
-
-        @staticmethod
-        def backward(ctx: Any, *gradients: Any) -> Any:
-            """Refuses.
-
-            Raises:
-                RuntimeError: always.
-            """
-            raise RuntimeError(_NO_GRADIENTS.format(name))
-
-    library.impl(name, _make_rule(name, Refusal), "Autograd")
+    return rule
 
 
 def register_autograd(library: torch.library.Library) -> None:
     """Registers what the operators do where autograd looks: one is passed by, others refuse or have derivatives."""
-    library.impl("forward", _make_rule("forward", _Forward), "Autograd")
-    library.impl("backward", _make_rule("backward", _Backward), "Autograd")
-    library.impl("forward_out", _forward_out, "Autograd")
-    for name in ("joint", "joint_apart"):
-        register_refusal(name, library)
+    for name, formula in FORMULAS.items():
+        library.impl(name, _make_rule(name, _differentiable(formula)), "Autograd")
+    for name in BACKWARD_OPERATORS:
+        library.impl(name, _make_rule(name, _once_differentiable(name)), "Autograd")
+    for name in ("forward_out", "joint_out", "joint_apart_out"):
+        library.impl(name, _make_out_rule(name), "Autograd")
     library.impl("forward_no_grad", torch.library.fallthrough_kernel, "Autograd")

@@ -15,11 +15,13 @@ from . import arguments, core, finding, joint_parts, ops, sharding
 from .autocast import autocast_tensor
 from .config import KernelConfig
 from .errors import NoKernelError
+from .further import complete_results
 from .given import failure_of_call, number_of
 from .own_patterns import is_own, own_patterns
 from .problem import Causal
 
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+_RESULTS = ("output", "output_lse", "output_text", "output_text_lse")  # names of what operators write to
 
 
 def joint_attention(
@@ -43,6 +45,10 @@ def joint_attention(
     sink: int | Sequence[int] | None = None,
     scale: float | None = None,
     return_lse: bool = False,
+    out: torch.Tensor | None = None,
+    out_lse: torch.Tensor | None = None,
+    text_out: torch.Tensor | None = None,
+    text_out_lse: torch.Tensor | None = None,
     kernel: KernelConfig | str | None = None,
     text_kernel: KernelConfig | str | None = None,
 ) -> Any:
@@ -69,26 +75,32 @@ def joint_attention(
         text_lengths: the same where tensors are apart.
         scale: factor of Q K^T; default ``head_dim ** -0.5``.
         return_lse: also return the log-sum-exp of each token, float32, natural logarithm.
+        out, out_lse: tensors to write the output and the log-sum-exp to, as `neighborhood_attention` takes them; apart,
+            those of the image.
+        text_out, text_out_lse: the same of the text, where tensors are apart.
         kernel, text_kernel: pin the kernels of the image's rows, of the grid's rank, and of the text's, of rank 1.
 
     Returns:
         Packed: the output ``[batch, tokens, heads, head_dim_v]``, or with ``return_lse`` a tuple with the log-sum-exp
         ``[batch, tokens, heads]``. Apart: a tuple of the image's output and the text's, or with ``return_lse`` of the
-        image's output, the text's, the image's log-sum-exp and the text's.
+        image's output, the text's, the image's log-sum-exp and the text's. Each is the tensor to write to, if there is
+        one.
 
     Raises:
         TypeError: an argument is of a type that it can't have.
         ValueError: shapes, dtypes, devices or the pattern don't fit each other.
         NoKernelError: there is no kernel for the text rows, or the image rows, as the message says, and none may or can
             be compiled now (``GNAFORGE_JIT``).
-        MemoryError, torch.OutOfMemoryError, NotImplementedError: as `neighborhood_attention`.
+        MemoryError, torch.OutOfMemoryError, NotImplementedError, RuntimeError: as `neighborhood_attention`.
 
-    Gradients don't flow yet. Text rows are launched first, the image rows may run beside them.
+    Gradients flow through outputs and log-sum-exps to all of q, k and v, image and text, on ``cpu``. Keys of padding
+    get zeros. Text rows are launched first, the image rows may run beside them.
     """
     arguments.require_tensors(q=q, k=k, v=v)
     texts = {"text_q": text_q, "text_k": text_k, "text_v": text_v}
     if grid is not None:
-        for name, value in (*texts.items(), ("text_lengths", text_lengths)):
+        apart = {**texts, "text_lengths": text_lengths, "text_out": text_out, "text_out_lse": text_out_lse}
+        for name, value in apart.items():
             if value is not None:
                 raise ValueError(f"grid is for packed tokens, which hold the text; leave out {name}")
         shape = _grid(grid)
@@ -116,12 +128,18 @@ def joint_attention(
     if scale is not None:
         scale = arguments.number("scale", scale)
     keys = ops.kernel_key(rank, q, v, kernel, None, None), ops.kernel_key(1, q, v, text_kernel, None, None)
-    call = (*image, pattern, scale, *keys, *tensors)
-    results = _run("joint" if grid is not None else "joint_apart", call)
+    given = {"out": out, "out_lse": out_lse, "text_out": text_out, "text_out_lse": text_out_lse}
+    into: tuple[torch.Tensor, ...] = ()
+    if any(tensor is not None for tensor in given.values()):
+        arguments.require_tensors(**{name: tensor for name, tensor in given.items() if tensor is not None})
+        into = complete_results(q, v, out, out_lse)
+        if text_q is not None and text_v is not None:
+            into += complete_results(text_q, text_v, text_out, text_out_lse)
+    results = _run("joint" if grid is not None else "joint_apart", (*image, pattern, scale, *keys, *tensors), into)
     if grid is not None:
         return results if return_lse else results[0]
-    out, lse, text_out, text_lse = results
-    return (out, text_out, lse, text_lse) if return_lse else (out, text_out)
+    image_out, lse, own_text_out, text_lse = results
+    return (image_out, own_text_out, lse, text_lse) if return_lse else (image_out, own_text_out)
 
 
 def _grid(grid: Any) -> tuple[int, ...]:
@@ -156,16 +174,11 @@ def _packed_pieces(
             there, *extents, p, i, s = map(number_of, (tensor.shape[1], *grid, prefix, image, suffix))
             parts = f"a prefix of {p}, {i} of the grid {'x'.join(map(str, extents))} and a suffix of {s}"
             raise ValueError(f"{name} has {there} tokens, and {parts} make others")
-    texts: list[Tensors | None] = []
-    for begin, count in ((0, prefix), (prefix + image, suffix)):
-        is_there = not isinstance(count, int) or count > 0
-        texts.append(_narrow(q, k, v, begin, count) if is_there else None)
-    tokens = _narrow(q, k, v, prefix, image)
-    return (tokens[0].unflatten(1, grid), tokens[1].unflatten(1, grid), tokens[2].unflatten(1, grid)), texts
-
-
-def _narrow(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, begin: int, count: int) -> Tensors:
-    return q.narrow(1, begin, count), k.narrow(1, begin, count), v.narrow(1, begin, count)
+    # One split: its gradient is one concatenation.
+    before, (iq, ik, iv), after = zip(*(tensor.split([prefix, image, suffix], 1) for tensor in (q, k, v)), strict=True)
+    sides = (before, prefix), (after, suffix)
+    texts = [text if not isinstance(count, int) or count > 0 else None for text, count in sides]
+    return (iq.unflatten(1, grid), ik.unflatten(1, grid), iv.unflatten(1, grid)), texts
 
 
 def _with_lengths(texts: Sequence[Tensors | None], lengths: Any) -> tuple[torch.Tensor | None, ...]:
@@ -189,14 +202,22 @@ def _with_lengths(texts: Sequence[Tensors | None], lengths: Any) -> tuple[torch.
     return tuple(x for text, own in zip(texts, pair, strict=True) for x in (*(text or [None] * 3), own))
 
 
-def _run(name: str, call: tuple[Any, ...]) -> Any:
-    """The results of an operator, once there are kernels for it."""
+def _run(name: str, call: tuple[Any, ...], into: tuple[torch.Tensor, ...]) -> Any:
+    """The results of an operator, once there are kernels for it; in the caller's tensors, if there are some."""
     ops.load_operators()
-    call_operator = getattr(torch.ops.gnaforge, name).default
+    entry = getattr(torch.ops.gnaforge, f"{name}_out" if into else name).default
+
+    def call_operator(*call: Any) -> Any:
+        if not into:
+            return entry(*call)
+        entry(*call, **dict(zip(_RESULTS, into, strict=False)))
+        return into
+
     if is_compiling():
         return call_operator(*call)
     if is_tracing():
         finding.prepare_apart(lambda: _find_kernels(name, call))
+        finding.prepare_traced_backward(name, call)
     try:
         try:
             return call_operator(*call)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .autocast import register_autocast
-from .gradients import register_refusal
+from .batching import register_batching
 from .list_requests import check_traced, failure_of_lengths, request_of_lengths, request_of_samples
 
 Results = tuple[torch.Tensor, torch.Tensor]  # output and log-sum-exp
@@ -58,26 +58,8 @@ def _attention_varlen_fake(
     return _results(q, v)
 
 
-def _fold(info: Any, tensor: torch.Tensor, dim: int | None) -> torch.Tensor:
-    whole = tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-    return whole.flatten(0, 1)
-
-
-def _batched(name: str) -> Any:
-    """The rule of `torch.library.register_vmap`: batch entries share the samples, so its dimension is part of them."""
-
-    def call(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> Any:
-        if any(dim is not None for dim in in_dims[3:] if not isinstance(dim, list | tuple)):
-            raise NotImplementedError("gnaforge: torch.vmap over cumulative lengths: samples are the same for all")
-        tensors = [_fold(info, tensor, dim) for tensor, dim in zip(arguments[:3], in_dims, strict=False)]
-        results = getattr(torch.ops.gnaforge, name).default(*tensors, *arguments[3:])
-        return tuple(result.unflatten(0, (info.batch_size, -1)) for result in results), (0, 0)
-
-    return call
-
-
 def register_list_parts(library: torch.library.Library) -> None:
-    """Registers fakes, autograd, autocast and vmap of the operators."""
+    """Registers fakes, autocast and vmap of the operators."""
     fakes: dict[str, Callable[..., Any]] = {
         "forward_varlen": _forward_varlen_fake,
         "attention_varlen": _attention_varlen_fake,
@@ -85,5 +67,4 @@ def register_list_parts(library: torch.library.Library) -> None:
     for name in OPERATORS:
         torch.library.register_fake(f"gnaforge::{name}", fakes[name], lib=library)
         register_autocast(name, library)
-        torch.library.register_vmap(f"gnaforge::{name}", _batched(name), lib=library)
-        register_refusal(name, library)
+        register_batching(name, library)

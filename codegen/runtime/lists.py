@@ -35,6 +35,7 @@ def run(name: str, call: tuple[Any, ...], request: Callable[[], Request], failin
         return operator(*call)  # type: ignore[no-any-return]
     if is_tracing():
         finding.prepare_apart(lambda: _prepare(request(), failing))
+        finding.prepare_traced_backward(name, call)
         return operator(*call)  # type: ignore[no-any-return]
 
     def attempt() -> Results | core.Failure:
@@ -60,9 +61,10 @@ def run(name: str, call: tuple[Any, ...], request: Callable[[], Request], failin
 
 
 def _wants_autograd(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
-    """Whether autograd has to see a call: a tensor requires grad, or there may be tangents."""
+    """Whether autograd has to see a call: a tensor requires grad, or one below a transformation of torch.func may; or
+    there may be tangents."""
     wanted = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
-    return wanted or forward_ad._current_level >= 0
+    return wanted or forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _prepare(request: Request, failing: Failing) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from . import arguments
 from .ops import neighborhood_attention
+from .own_patterns import module_patterns
 from .problem import Causal
 
 
@@ -19,7 +20,8 @@ class _NeighborhoodAttention(nn.Module):
     Args:
         embed_dim: channels of the input; ``head_dim`` is ``embed_dim // num_heads``.
         num_heads: attention heads.
-        kernel_size, stride, dilation, is_causal, edge, sink: as for `neighborhood_attention`.
+        kernel_size, stride, dilation, is_causal, edge, sink: as for `neighborhood_attention`; also of each head its
+            own, ``[num_heads, token dims]``.
         qkv_bias: whether the QKV projection has a bias.
         qk_scale: factor of Q K^T; default ``head_dim ** -0.5``.
         proj_drop: dropout after the output projection.
@@ -35,16 +37,16 @@ class _NeighborhoodAttention(nn.Module):
         self,
         embed_dim: int,
         num_heads: int,
-        kernel_size: int | Sequence[int],
-        stride: int | Sequence[int] = 1,
-        dilation: int | Sequence[int] = 1,
-        is_causal: Causal | Sequence[Causal] = False,
+        kernel_size: int | Sequence[int] | Sequence[Sequence[int]],
+        stride: int | Sequence[int] | Sequence[Sequence[int]] = 1,
+        dilation: int | Sequence[int] | Sequence[Sequence[int]] = 1,
+        is_causal: Causal | Sequence[Causal] | Sequence[Sequence[Causal]] = False,
         qkv_bias: bool = True,
         qk_scale: float | None = None,
         proj_drop: float = 0.0,
         *,
-        edge: str | Sequence[str] = "shift",
-        sink: int | Sequence[int] = 0,
+        edge: str | Sequence[str] | Sequence[Sequence[str]] = "shift",
+        sink: int | Sequence[int] | Sequence[Sequence[int]] = 0,
     ) -> None:
         super().__init__()
         self.embed_dim, self.num_heads = (
@@ -52,14 +54,17 @@ class _NeighborhoodAttention(nn.Module):
         )
         if self.embed_dim % self.num_heads:
             raise ValueError(f"num_heads ({num_heads}) must divide embed_dim ({embed_dim})")
-        pattern = arguments.module_pattern(self.rank, kernel_size, stride, dilation, is_causal, edge, sink)
+        given = kernel_size, stride, dilation, is_causal, edge, sink
+        pattern = module_patterns(self.rank, self.num_heads, *given)
         self.head_dim = self.embed_dim // self.num_heads
         self.scale = self.head_dim**-0.5 if qk_scale is None else arguments.finite_number("qk_scale", qk_scale)
         self.kernel_size, self.stride, self.dilation, self.is_causal, self.edge, self.sink = pattern
         settings = {"edge": (self.edge, "shift"), "sink": (self.sink, 0)}
-        self._settings = {
-            name: value for name, (value, neutral) in settings.items() if value not in (neutral, (neutral,) * self.rank)
-        }
+        self._settings = {}
+        for name, (value, neutral) in settings.items():
+            everywhere = (neutral,) * self.rank
+            if value not in (neutral, everywhere, (everywhere,) * self.num_heads):
+                self._settings[name] = value
         self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)
         self.proj = nn.Linear(embed_dim, embed_dim)
         self.proj_drop = nn.Dropout(proj_drop)

@@ -6,8 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-
 from . import arguments
 
 _FIELDS: dict[str, Callable[[str, Any, int], list[int]]] = {
@@ -72,11 +70,38 @@ def _column(name: str, value: Any, rank: int, count: int, who: str) -> list[list
     read = _FIELDS[name]
     if not is_own(value):
         return [read(name, value, rank)] * count
-    entries = value.tolist() if isinstance(value, torch.Tensor) or hasattr(value, "tolist") else value
-    if len(entries) != count:
-        raise ValueError(f"{name} has {len(entries)} rows for {count} {who}{'s' * (count != 1)}")
     try:
-        return [read(name, list(entry), rank) for entry in entries]
+        return [read(name, list(entry), rank) for entry in _entries(name, value, count, who)]
     except (TypeError, ValueError) as error:
         text = f"{name} must be [{who}s, {rank}] here: {error}"
         raise (ValueError if isinstance(error, ValueError) else TypeError)(text) from None
+
+
+def module_patterns(rank: int, heads: int, *given: Any) -> list[Any]:
+    """As `arguments.module_pattern`, of arguments that may have an entry for each head: it is a tuple of each then.
+
+    Raises:
+        TypeError, ValueError: as there, of a head by its number.
+    """
+    if not any(map(is_own, given)):
+        return arguments.module_pattern(rank, *given)
+    columns = [
+        _entries(name, value, heads, "head") if is_own(value) else [value] * heads
+        for name, value in zip(_FIELDS, given, strict=True)
+    ]
+    rows = []
+    for head, own in enumerate(zip(*columns, strict=True)):
+        try:
+            rows.append(arguments.module_pattern(rank, *own))
+        except (TypeError, ValueError) as error:
+            kind = ValueError if isinstance(error, ValueError) else TypeError
+            raise kind(f"head {head}: {error}") from None
+    return [own if is_own(value) else own[0] for value, own in zip(given, zip(*rows, strict=True), strict=True)]
+
+
+def _entries(name: str, value: Any, count: int, who: str) -> list[Any]:
+    """Those of an argument that has one for each head or sample."""
+    entries = value.tolist() if hasattr(value, "tolist") else value
+    if len(entries) != count:
+        raise ValueError(f"{name} has {len(entries)} rows for {count} {who}{'s' * (count != 1)}")
+    return list(entries)

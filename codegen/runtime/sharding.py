@@ -6,6 +6,7 @@ Tokens stay whole.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -40,6 +41,9 @@ def _register_strategies() -> None:
     register(operators.joint.default, _joint, RuntimeSchemaInfo(3, needs_pytree=True))
     register(operators.joint_apart.default, _joint_apart, RuntimeSchemaInfo(3, needs_pytree=True))
     register(operators.backward.default, _backward, RuntimeSchemaInfo(7, needs_pytree=True))
+    register(operators.backward_varlen.default, _backward_packed, RuntimeSchemaInfo(7, needs_pytree=True))
+    register(operators.attention_backward_varlen.default, _backward_packed, RuntimeSchemaInfo(7, needs_pytree=True))
+    register(operators.joint_backward.default, _backward_joint, RuntimeSchemaInfo(3, needs_pytree=True))
 
 
 def _forward(schema: Any) -> Any:
@@ -58,10 +62,11 @@ def _forward(schema: Any) -> Any:
     return _strategy(schema, kinds[: 2 if _has_own_patterns(schema) else None], outputs=2, query=0)
 
 
-def _has_own_patterns(schema: Any) -> bool:
-    """Whether a call's pattern has an entry for each head, so that these can't be divided."""
+def _has_own_patterns(schema: Any, place: int = 3) -> bool:
+    """Whether a call's pattern, at a place among its arguments, has an entry for each head, so that these can't be
+    divided."""
     rank = len(schema.args_strategy[0].shape) - 3
-    return len(schema.args_schema[3]) not in (rank * PLAIN_PATTERN_FIELDS, rank * PATTERN_FIELDS)
+    return len(schema.args_schema[place]) not in (rank * PLAIN_PATTERN_FIELDS, rank * PATTERN_FIELDS)
 
 
 def _packed(schema: Any) -> Any:
@@ -101,35 +106,71 @@ def _joint_apart(schema: Any) -> Any:
 
 
 def _joint_strategy(schema: Any, heads_of_results: list[int]) -> Any:
-    """By batch, or by heads of all tensors that have some."""
+    """By batch, or by heads: of all tensors that have some, or of queries alone, where keys have one head for all."""
     from torch.distributed.tensor import Replicate, Shard
 
     whole, inputs = Replicate(), [len(strategy.shape) for strategy in schema.args_strategy]
-    heads = [*map(Shard, heads_of_results), *(Shard(dims - 2) if dims > 1 else whole for dims in inputs)]
-    count = len(heads)
-    kinds = [[whole] * count, [Shard(0)] * count, *([] if _has_own_patterns(schema) else [heads])]
+    results = [Shard(dim) for dim in heads_of_results]
+    count = len(results) + len(inputs)
+    kinds = [[whole] * count, [Shard(0)] * count]
+    if not _has_own_patterns(schema):
+        kinds.append([*results, *(Shard(dims - 2) if dims > 1 else whole for dims in inputs)])
+        triples = iter([True, False, False] * count)  # query, key and value, of the image and of texts; then lengths
+        kinds.append([*results, *(Shard(dims - 2) if dims > 1 and next(triples) else whole for dims in inputs)])
     return _strategy(schema, kinds, outputs=len(heads_of_results), query=0)
 
 
 def _backward(schema: Any) -> Any:
     """The placements that a backward call may have: of the gradients of query, key, value, extra keys and values; of
-    those of out and perhaps lse, of query, key, value, out and lse, and perhaps of extra keys, values, their lengths.
-    Gradients that aren't wanted have no elements to divide."""
+    those of out and perhaps lse, of query, key, value, out and lse, perhaps of extra keys, values and lengths."""
+    heads = len(schema.args_strategy[0].shape) - 2
+    rows = 6 + (schema.args_schema[1] is not None)
+    inputs = [heads] * rows + [2, 2, None][: len(schema.args_strategy) - rows]
+    own = _has_own_patterns(schema, 7)
+    return _gradients(schema, [heads] * 3 + [2] * 2, inputs, wanted=9, query=rows - 5, by_heads=not own)
+
+
+def _backward_packed(schema: Any) -> Any:
+    """Those of packed samples, perhaps with cumulative lengths, which all devices have."""
+    rows = 6 + (schema.args_schema[1] is not None)
+    common = len(schema.args_strategy) - rows
+    return _gradients(schema, [2] * 3, [2] * rows, wanted=11, query=rows - 5, common=common)
+
+
+def _backward_joint(schema: Any) -> Any:
+    """Those of joint attention: of tensors of the image, then of texts, of which lengths have no heads."""
+    heads = len(schema.args_strategy[0].shape) - 2
+    image = 5 + sum(gradient is not None for gradient in schema.args_schema[8:10])
+    text: list[int | None] = [2 if len(strategy.shape) > 1 else None for strategy in schema.args_strategy[image:]]
+    own = _has_own_patterns(schema)
+    inputs = *[heads] * image, *text
+    return _gradients(schema, [heads] * 3 + [2] * 6, inputs, wanted=5, query=0, by_heads=not own)
+
+
+def _gradients(
+    schema: Any,
+    results: Sequence[int],
+    inputs: Sequence[int | None],
+    *,
+    wanted: int,
+    query: int,
+    by_heads: bool = True,
+    common: int = 0,
+) -> Any:
+    """By batch, or by heads, whose dimension each result and input says. Gradients that aren't wanted, as the argument
+    at the place ``wanted`` has it, have no elements to divide; ``common`` inputs behind the others all devices have."""
     from torch.distributed.tensor import Replicate, Shard
 
-    first = 6 + (schema.args_schema[1] is not None)
-    extra = len(schema.args_strategy) - first
-    wanted = [schema.args_schema[9] >> i & 1 for i in range(5)]
-    kinds = []
-    for own, of_extra, of_lengths in (
-        (Replicate(), Replicate(), Replicate()),
-        (Shard(0), Shard(0), Shard(0)),
-        (Shard(len(schema.args_strategy[0].shape) - 2), Shard(2), Replicate()),
-    ):
-        places = zip([own] * 3 + [of_extra] * 2, wanted, strict=True)
-        results = [place if there else Replicate() for place, there in places]
-        kinds.append(results + [own] * first + [of_extra, of_extra, of_lengths][:extra])
-    return _strategy(schema, kinds, outputs=5, query=first - 5)
+    whole, kinds = Replicate(), []
+    asked = [schema.args_schema[wanted] >> i & 1 for i in range(len(results))]
+    for places in (
+        [whole] * (len(results) + len(inputs)),
+        [Shard(0)] * (len(results) + len(inputs)),
+        [whole if heads is None else Shard(heads) for heads in (*results, *inputs)],
+    )[: 3 if by_heads else 2]:
+        found = [place if there else whole for place, there in zip(places, asked, strict=False)]
+        kinds.append(found + places[len(results) :] + [whole] * common)
+    return _strategy(schema, kinds, outputs=len(results), query=query)
 
 
 def _strategy(schema: Any, kinds: list[Any], *, outputs: int, query: int) -> Any:

@@ -9,12 +9,13 @@ import torch
 
 from . import jit, joint_parts, lookup, table
 from .autocast import register_autocast
+from .backward_parts import register_backward_parts
 from .batching import register_batching
 from .errors import NoKernelError
+from .given import failure_of_call
 from .gradients import register_autograd
 from .list_parts import register_list_parts
 from .request import Request, is_zero, request_of
-from .training import backward_requests, load_missing
 
 
 def _forward_fake(
@@ -78,6 +79,36 @@ def _joint_apart_fake(
     return (*_results(q, v), *_results(text[0], v))
 
 
+def _joint_out_fake(*arguments: Any, output: torch.Tensor, output_lse: torch.Tensor) -> None:
+    _check_results(_joint_fake(*arguments)[0], output, output_lse)
+
+
+def _joint_apart_out_fake(
+    *arguments: Any,
+    output: torch.Tensor,
+    output_lse: torch.Tensor,
+    output_text: torch.Tensor,
+    output_text_lse: torch.Tensor,
+) -> None:
+    wanted, _, text_wanted, _ = _joint_apart_fake(*arguments)
+    _check_results(wanted, output, output_lse)
+    _check_results(text_wanted, output_text, output_text_lse, "text_out", "text_out_lse")
+
+
+def _check_results(
+    wanted: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, name: str = "out", lse_name: str = "out_lse"
+) -> None:
+    """Refuses tensors that can't take a result like ``wanted`` and its log-sum-exp: of any call with such a result, as
+    one that sees a single key."""
+    rank = wanted.dim() - 3
+    query = wanted.new_empty((*wanted.shape[:-1], 8))
+    key, value = (wanted.new_empty((wanted.shape[0], *[1] * rank, wanted.shape[-2], c)) for c in (8, wanted.shape[-1]))
+    tensors = (query, key, value, *[None] * 6, out, lse)
+    names = ("query", "key", "value", *[""] * 6, name, lse_name)
+    if failure := failure_of_call(tensors, [*[1] * 3 * rank, *[0] * rank], names=names):
+        raise ValueError(failure.reason)
+
+
 def _results(q: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return q.new_empty((*q.shape[:-1], v.shape[-1])), q.new_empty(q.shape[:-1], dtype=torch.float32)
 
@@ -95,8 +126,6 @@ def _check(
     names: Sequence[str] = (),
 ) -> None:
     """Refuses what a forward call with these tensors would refuse; `given.failure_of_call` describes them."""
-    from .given import failure_of_call
-
     if failure := failure_of_call(tensors, pattern, scale, key, names=names):
         raise ValueError(failure.reason)
     q, k, v = tensors[:3]
@@ -113,8 +142,6 @@ def _require_kernel(
     Raises:
         NoKernelError: it isn't.
     """
-    from .given import failure_of_call
-
     lookup.load_matching(request)
     failure = failure_of_call(tensors, pattern, scale, request.key, choose=True)
     if failure is None and table.serves(request):  # where a size isn't known, the core isn't asked
@@ -124,33 +151,6 @@ def _require_kernel(
         raise NoKernelError(f"{failure.whole}\n{jit.TRACING}")
     wanted, call = request.key or str(request), request.register_call()
     raise NoKernelError(f"gnaforge: no kernel for {wanted} is loaded\nregister one with: {call}\n{jit.TRACING}")
-
-
-def _backward_fake(
-    grad_out: torch.Tensor,
-    grad_lse: torch.Tensor | None,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-    pattern: list[int],
-    scale: float | None,
-    wanted: int,
-    key_q: str = "",
-    key_kv: str = "",
-    extra_k: torch.Tensor | None = None,
-    extra_v: torch.Tensor | None = None,
-    extra_lengths: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, ...]:
-    for request in load_missing(backward_requests((q, k, v, extra_k), pattern, wanted)):
-        lookup.remedy(request)  # raises where there can be none
-        call = request.register_call()
-        raise NoKernelError(
-            f"gnaforge: no kernel for {request.op}, {request} is loaded\nregister one with: {call}\n{jit.TRACING}"
-        )
-    likes = [x if x is not None and wanted >> i & 1 else None for i, x in enumerate((q, k, v, extra_k, extra_v))]
-    return tuple(q.new_empty(0 if like is None else like.shape) for like in likes)
 
 
 _library: torch.library.Library | None = None  # what it registered ends with it
@@ -165,13 +165,14 @@ def register_python_parts() -> None:
         "forward_no_grad": _forward_fake,  # which is forward without its autograd formula: that costs time at each call
         "forward_out": _forward_out_fake,
         "joint": _joint_fake,
+        "joint_out": _joint_out_fake,
         "joint_apart": _joint_apart_fake,
+        "joint_apart_out": _joint_apart_out_fake,
     }
     for name, fake in fakes.items():
         torch.library.register_fake(f"gnaforge::{name}", fake, lib=_library)
         register_autocast(name, _library)
         register_batching(name, _library)
-    torch.library.register_fake("gnaforge::backward", _backward_fake, lib=_library)
-    register_batching("backward", _library)
-    register_autograd(_library)
     register_list_parts(_library)
+    register_backward_parts(_library)
+    register_autograd(_library)

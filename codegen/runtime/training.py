@@ -3,15 +3,14 @@ which autograd runs on a thread of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-
-import torch
+from typing import Any
 
 from . import core, jit, lookup
-from .autocast import autocast_dtype, autocast_tensor
 from .errors import NoKernelError
-from .request import Request, request_of
+from .formulas import FORMULAS, Formula
+from .request import Request
 from .table import serves
 
 BACKWARD_OPS = ("gna_backward_q", "gna_backward_kv")
@@ -19,28 +18,27 @@ BACKWARD_OPS = ("gna_backward_q", "gna_backward_kv")
 _prepared: set[tuple[object, ...]] = set()
 
 
-def prepare_backward(tensors: Sequence[torch.Tensor | None], pattern: Sequence[int]) -> None:
-    """Loads or makes what the backward pass of a forward call takes, by the same policy. Where that can't be, the
+def prepare_backward(name: str, arguments: Sequence[Any]) -> None:
+    """Loads or makes what the backward pass of an operator's call takes, by the same policy. Where that can't be, the
     backward pass says so: a forward call that nobody differentiates is none the worse for it.
 
     Args:
-        tensors: of the call: query, key, value, and perhaps additional keys and values.
-        pattern: as the operator has it.
+        name: the operator's.
+        arguments: the call's.
     """
-    query, key, value, extra = (*tensors[:3], tensors[3] if len(tensors) > 3 else None)
-    assert query is not None and key is not None and value is not None
-    wanted = sum(1 << i for i, tensor in enumerate(tensors) if tensor is not None and tensor.requires_grad)
-    of_query, of_others = bool(wanted & 1), wanted > 1
-    if not all(type(size) is int for size in (*query.shape, *key.shape, *value.shape)):
+    formula = FORMULAS[name]
+    wanted = formula.wanted_of(arguments)
+    if wanted == 0:
+        return
+    inputs = formula.whole(arguments)
+    sizes = (size for place in formula.tensors if inputs[place] is not None for size in inputs[place].shape)
+    if not all(type(size) is int for size in sizes):
         return  # torch traces: sizes are symbols
-    ranged = len(pattern) > 4 * (query.dim() - 3) or query.shape[1:-2] != key.shape[1:-2]
-    sizes = (query.shape, key.shape) if ranged else ()  # else tokens don't decide which kernels there must be
-    signature = (of_query, of_others, autocast_dtype(query), query.device, query.shape[-1], value.shape[-1], *sizes)
-    signature += (extra is None, *pattern)
+    of_query, of_others = _kinds(formula, wanted)
+    signature = (name, of_query, of_others, *formula.signature(inputs))
     if signature in _prepared:
         return
-    cast = [tensor if tensor is None else autocast_tensor(tensor) for tensor in (query, key, value, extra)]
-    missing = load_missing(backward_requests(cast, pattern, wanted))
+    missing = load_missing(backward_requests(name, inputs, wanted))
     if missing and not jit.busy():
         with jit.one_thread(missing[0]):
             if missing := load_missing(missing):
@@ -48,13 +46,22 @@ def prepare_backward(tensors: Sequence[torch.Tensor | None], pattern: Sequence[i
     _prepared.add(signature)
 
 
-def backward_requests(tensors: Sequence[torch.Tensor | None], pattern: Sequence[int], wanted: int) -> list[Request]:
-    """What the backward pass of a forward call needs of kernels: of query, key, value and perhaps additional keys, for
-    what is ``wanted`` as the operator has it."""
-    query, key, value, extra = tensors
-    assert query is not None and key is not None and value is not None
-    request = request_of(query, key, value, pattern, "", extra)
-    return [replace(request, op=op) for op, there in zip(BACKWARD_OPS, (wanted & 1, wanted & ~1), strict=True) if there]
+def _kinds(formula: Formula, wanted: int) -> tuple[bool, bool]:
+    """Whether gradients of queries are wanted, and whether those of others."""
+    return bool(wanted & formula.queries), bool(wanted & ~formula.queries)
+
+
+def backward_requests(name: str, inputs: Sequence[Any], wanted: int) -> list[Request]:
+    """What the backward pass of an operator's call needs of kernels, of all arguments, for what is ``wanted`` as its
+    `Formula` has it."""
+    formula = FORMULAS[name]
+    return requests_of_ops(formula.forward_requests(inputs), *_kinds(formula, wanted))
+
+
+def requests_of_ops(forward: Iterable[Request], of_query: bool, of_others: bool) -> list[Request]:
+    """Those of backward ops that belong to forward ones, each once."""
+    ops = [op for op, there in zip(BACKWARD_OPS, (of_query, of_others), strict=True) if there]
+    return list(dict.fromkeys(replace(request, op=op, key="") for request in forward for op in ops))
 
 
 def load_missing(requests: Sequence[Request]) -> list[Request]:
@@ -65,9 +72,21 @@ def load_missing(requests: Sequence[Request]) -> list[Request]:
     return [request for request in requests if not serves(request)]
 
 
-def raise_missing(
-    error: RuntimeError, tensors: Sequence[torch.Tensor | None], pattern: Sequence[int], wanted: int
-) -> None:
+def require_traced(requests: Sequence[Request]) -> None:
+    """Refuses a backward call that torch traces and no kernel serves: a compiled graph calls operators without Python.
+
+    Raises:
+        NoKernelError, ValueError: there is none.
+    """
+    for request in load_missing(requests):
+        lookup.remedy(request)  # raises where there can be none
+        call = request.register_call()
+        raise NoKernelError(
+            f"gnaforge: no kernel for {request.op}, {request} is loaded\nregister one with: {call}\n{jit.TRACING}"
+        )
+
+
+def raise_missing(error: RuntimeError, name: str, inputs: Sequence[Any], wanted: int) -> None:
     """Raises what is to be done, where a backward call failed because it has no kernel; arguments as those of
     `backward_requests`.
 
@@ -77,6 +96,6 @@ def raise_missing(
     failure = core.failure_of(error)
     if failure.code not in core.NO_KERNEL:
         return
-    for request in load_missing(backward_requests(tensors, pattern, wanted)):
+    for request in load_missing(backward_requests(name, inputs, wanted)):
         text = failure.text if lookup.source() is None else failure.whole
         raise NoKernelError(f"{text}\n{lookup.remedy(request)}") from None

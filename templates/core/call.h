@@ -42,6 +42,17 @@ inline AtenTensorHandle try_empty(const Tensor& like, const std::vector<int64_t>
   return error == AOTI_TORCH_SUCCESS ? handle : nullptr;
 }
 
+/// An uninitialised result.
+inline Tensor make_result(const Tensor& like, const std::vector<int64_t>& sizes, int32_t dtype, const char* name) {
+  int64_t bytes = 4;  // at most
+  for (const int64_t size : sizes)
+    if (__builtin_mul_overflow(bytes, size, &bytes))
+      raise(ErrorCode::bad_input, std::string(name) + " is too large: its sizes reach beyond 64 bits");
+  const AtenTensorHandle handle = try_empty(like, sizes, dtype);
+  if (handle == nullptr) raise_out_of_memory(like, bytes, name + (", " + sizes_text(sizes.data(), sizes.size())));
+  return Tensor(handle);
+}
+
 /// A contiguous copy of `tensor`, which `name` names.
 inline Tensor contiguous_copy(const Tensor& tensor, const char* name) {
   const std::vector<int64_t> sizes(tensor.sizes().begin(), tensor.sizes().end());
@@ -168,6 +179,12 @@ class Call {
 
   /// The call needs what the problem doesn't say.
   void need(uint64_t features) { args_.features |= features; }
+
+  /// A result is added to what its tensor holds.
+  void accumulate(gnaforge_role role) {
+    args_.accumulate |= bit(role);
+    need(GNAFORGE_FEATURE_ACCUMULATE);
+  }
 
   uint32_t dtype_of(gnaforge_role role) const { return by_role_[role]->dtype; }
 

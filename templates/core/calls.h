@@ -26,19 +26,35 @@ struct Slice {
       packed;  ///< Its tokens, and the batch entries of a whole that is one, lie along the only token dim of the whole.
   int64_t token, kv_token;  ///< Where it begins there.
   int64_t head, kv_head;
+  int64_t round = 0;  ///< So many slices before it have the same keys, at least: their gradients are sums over rounds.
 };
 
 /// The slices of a call, and their names for errors: `head 3`, `sample 0`.
 struct Slices {
   std::vector<Slice> all;
   std::vector<std::string> names;
+
+  /// With rounds one after the other, as gradients of keys need them.
+  Slices by_round() const {
+    Slices sorted;
+    for (int64_t round = 0; sorted.all.size() < all.size(); ++round)
+      for (size_t i = 0; i < all.size(); ++i) {
+        if (all[i].round != round) continue;
+        sorted.all.push_back(all[i]);
+        sorted.names.push_back(names[i]);
+      }
+    return sorted;
+  }
 };
 
 /// Complete arguments of each slice, which point into the whole tensors of a call.
 class CallList {
  public:
-  CallList(const gnaforge_args& whole, const Slices& slices)
-      : names_(slices.names), roles_(whole.roles), host_(whole.host ? *whole.host : no_host) {
+  CallList(const gnaforge_args& whole, const Slices& given)
+      : roles_(whole.roles), host_(whole.host ? *whole.host : no_host) {
+    const bool sums = whole.op == GNAFORGE_GNA_BACKWARD_KV;
+    const Slices slices = sums ? given.by_round() : given;
+    names_ = slices.names;
     const size_t count = slices.all.size();
     for (uint32_t role = 0; role < roles_; ++role)
       if (whole.tensors[role]) used_.push_back(static_cast<int>(role));
@@ -59,14 +75,32 @@ class CallList {
       args.tensors = by_role_.data() + i * roles_;
       args.problem = &problems_[i];
       args.host = whole.host ? &host_ : nullptr;
+      if (sums && slice.round > 0) {
+        if (slice.round > slices.all[i - 1].round) round_ends_.push_back(static_cast<int64_t>(i));
+        args.accumulate |= roles_of(args).results & gradient_roles;
+        args.features |= GNAFORGE_FEATURE_ACCUMULATE;
+      }
       args_.push_back(args);
     }
+    round_ends_.push_back(static_cast<int64_t>(count));
     for (const gnaforge_args& args : args_) pointers_.push_back(&args);
   }
   CallList(const CallList&) = delete;
   CallList& operator=(const CallList&) = delete;
 
   CallSpan calls() const { return {pointers_.data(), static_cast<int64_t>(pointers_.size()), names_.data()}; }
+
+  /// Calls `use` of each round's calls, in order: none of them writes what another of its round does. Ends at the first
+  /// that isn't 0, which it returns.
+  template <class Use>
+  int for_rounds(const Use& use) const {
+    int64_t begin = 0;
+    for (const int64_t end : round_ends_) {
+      if (const int code = use(CallSpan{pointers_.data() + begin, end - begin, names_.data() + begin})) return code;
+      begin = end;
+    }
+    return 0;
+  }
 
   /// Points into the tensors of `whole`, which is as the constructor's, with other data.
   void place(const gnaforge_args& whole) {
@@ -124,6 +158,7 @@ class CallList {
   std::vector<const gnaforge_tensor*> by_role_;
   std::vector<gnaforge_args> args_;
   std::vector<const gnaforge_args*> pointers_;
+  std::vector<int64_t> round_ends_;
 };
 
 /// What a lookup for a list yields; `together`: the kernel runs it as one.
@@ -134,12 +169,16 @@ struct ListChoice {
   bool together;
 };
 
-inline ListChoice choose_of(const gnaforge_entry& entry, const CallSpan& list, uint64_t copies) {
-  if (list.count > 1 && GNAFORGE_HAS(&entry, run_calls) && entry.run_calls && entry.calls_workspace_bytes)
-    return {&entry, entry.calls_workspace_bytes(list.calls, list.count), copies, true};
+inline ListChoice choose_of(const gnaforge_entry& entry, const CallList& list, uint64_t copies) {
+  const bool together =
+      list.calls().count > 1 && GNAFORGE_HAS(&entry, run_calls) && entry.run_calls && entry.calls_workspace_bytes;
   int64_t most = 0;
-  for (int64_t i = 0; i < list.count; ++i) most = std::max(most, entry.workspace_bytes(list.calls[i]));
-  return {&entry, most, copies, false};
+  list.for_rounds([&](const CallSpan& round) {
+    if (together) most = std::max(most, entry.calls_workspace_bytes(round.calls, round.count));
+    for (int64_t i = 0; i < round.count && !together; ++i) most = std::max(most, entry.workspace_bytes(round.calls[i]));
+    return 0;
+  });
+  return {&entry, most, copies, together};
 }
 
 /// A list and the kernel for it.
@@ -155,7 +194,7 @@ inline Plan plan(const Table& table, std::string_view key, const gnaforge_args& 
   if (slices.all.empty()) return {std::move(list), {}};
   NoChoice none;
   if (const gnaforge_entry* const entry = find(table, key, list->calls(), none)) {
-    const ListChoice choice = choose_of(*entry, list->calls(), 0);
+    const ListChoice choice = choose_of(*entry, *list, 0);
     return {std::move(list), choice};
   }
   if (none.code == ErrorCode::layout) {
@@ -172,7 +211,7 @@ inline Plan plan(const Table& table, std::string_view key, const gnaforge_args& 
         });
       });
       list = std::make_unique<CallList>(copied.args(), slices);
-      const ListChoice choice = choose_of(*entry, list->calls(), copied.roles());
+      const ListChoice choice = choose_of(*entry, *list, copied.roles());
       return {std::move(list), choice};
     }
   }
@@ -205,12 +244,13 @@ std::shared_ptr<Plan> plan_memoised(const Table& table, std::string_view key, co
 
 /// Runs a list, on `stream`. As gnaforge_entry.run.
 inline int run_list(const Plan& plan, void* workspace, void* stream, char* error, size_t n) {
-  const CallSpan list = plan.list->calls();
   const gnaforge_entry& entry = *plan.choice.entry;
-  if (plan.choice.together) return entry.run_calls(list.calls, list.count, workspace, stream, error, n);
-  for (int64_t i = 0; i < list.count; ++i)
-    if (const int code = entry.run(list.calls[i], workspace, stream, error, n)) return code;
-  return GNAFORGE_OK;
+  return plan.list->for_rounds([&](const CallSpan& round) {
+    if (plan.choice.together) return entry.run_calls(round.calls, round.count, workspace, stream, error, n);
+    for (int64_t i = 0; i < round.count; ++i)
+      if (const int code = entry.run(round.calls[i], workspace, stream, error, n)) return code;
+    return static_cast<int>(GNAFORGE_OK);
+  });
 }
 
 }  // namespace gnaforge

@@ -13,7 +13,9 @@
 #include "backward.h"
 #include "forward.h"
 #include "joint.h"
+#include "joint_backward.h"
 #include "varlen.h"
+#include "varlen_backward.h"
 
 #define GNAFORGE_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -26,10 +28,6 @@ constexpr const char* forward_signature =
 constexpr const char* forward_out_signature =
     "(Tensor q, Tensor k, Tensor v, int[] pattern, float? scale=None, str key=\"\", Tensor? extra_k=None, "
     "Tensor? extra_v=None, Tensor? extra_lengths=None, *, Tensor(a!) output, Tensor(b!) output_lse) -> ()";
-constexpr const char* backward_signature =
-    "(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, int[] pattern, "
-    "float? scale, int wanted, str key_q=\"\", str key_kv=\"\", Tensor? extra_k=None, Tensor? extra_v=None, "
-    "Tensor? extra_lengths=None) -> (Tensor, Tensor, Tensor, Tensor, Tensor)";
 
 using BoxedKernel = void (*)(StableIValue*, uint64_t, uint64_t);
 struct Operator {
@@ -76,22 +74,13 @@ void forward_out(const Tensor& query, const Tensor& key, const Tensor& value, co
       query, key, value, {{pointer_to(extra_k), pointer_to(extra_v), pointer_to(extra_lengths)}, {}}};
   const GivenForward given = tensors.given();
   const gnaforge_problem problem = problem_of(tensors, given, pattern, scale);
-  check_results(gnaforge::given(out, "out"), last_stride(out), gnaforge::given(lse, "out_lse"), given.q, problem);
+  check_results(gnaforge::given(out, "out"), last_stride(out), gnaforge::given(lse, "out_lse"), given.q,
+                output_sizes(given.q, problem));
   ForwardCall forward(tensors, given, problem);
   forward.set_patterns(given, pattern, scale);
   forward.call.write_into(GNAFORGE_OUT, out);
   forward.call.write_into(GNAFORGE_LSE, lse);
   forward.run(pinned.view());
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
-    const Tensor& grad_out, const std::optional<Tensor>& grad_lse, const Tensor& q, const Tensor& k, const Tensor& v,
-    const Tensor& out, const Tensor& lse, const std::vector<int64_t>& pattern, std::optional<double> scale,
-    int64_t wanted, StringHandle key_q, StringHandle key_kv, const std::optional<Tensor>& extra_k,
-    const std::optional<Tensor>& extra_v, const std::optional<Tensor>& extra_lengths) {
-  const Text pinned_q(key_q), pinned_kv(key_kv);
-  BackwardCall call(grad_out, grad_lse, q, k, v, out, lse, pattern, scale, extra_k, extra_v, extra_lengths);
-  return std::tuple_cat(call.run(wanted, pinned_q.view(), pinned_kv.view()));
 }
 
 void assume_plain(Call& call, uint32_t dtype) {
@@ -152,14 +141,20 @@ GNAFORGE_EXPORT uint32_t gnaforge_core_abi() { return GNAFORGE_ABI_VERSION; }
 GNAFORGE_EXPORT int gnaforge_core_init(char* error, size_t n) {
   using namespace gnaforge;
   // forward_no_grad is forward under a name of its own, which has no autograd formula: one would slow every call.
-  const Operator operators[] = {{"forward", forward_signature, TORCH_BOX(&forward)},
-                                {"forward_no_grad", forward_signature, TORCH_BOX(&forward)},
-                                {"forward_out", forward_out_signature, TORCH_BOX(&forward_out)},
-                                {"joint", joint_signature, TORCH_BOX(&joint)},
-                                {"joint_apart", joint_apart_signature, TORCH_BOX(&joint_apart)},
-                                {"forward_varlen", forward_varlen_signature, TORCH_BOX(&forward_varlen)},
-                                {"attention_varlen", attention_varlen_signature, TORCH_BOX(&attention_varlen)},
-                                {"backward", backward_signature, TORCH_BOX(&backward)}};
+  const Operator operators[] = {
+      {"forward", forward_signature, TORCH_BOX(&forward)},
+      {"forward_no_grad", forward_signature, TORCH_BOX(&forward)},
+      {"forward_out", forward_out_signature, TORCH_BOX(&forward_out)},
+      {"joint", joint_signature, TORCH_BOX(&joint)},
+      {"joint_out", joint_out_signature, TORCH_BOX(&joint_out)},
+      {"joint_apart", joint_apart_signature, TORCH_BOX(&joint_apart)},
+      {"joint_apart_out", joint_apart_out_signature, TORCH_BOX(&joint_apart_out)},
+      {"forward_varlen", forward_varlen_signature, TORCH_BOX(&forward_varlen)},
+      {"attention_varlen", attention_varlen_signature, TORCH_BOX(&attention_varlen)},
+      {"backward", backward_signature, TORCH_BOX(&backward)},
+      {"joint_backward", joint_backward_signature, TORCH_BOX(&joint_backward)},
+      {"backward_varlen", backward_varlen_signature, TORCH_BOX(&backward_varlen)},
+      {"attention_backward_varlen", attention_backward_varlen_signature, TORCH_BOX(&attention_backward_varlen)}};
   // The library handles stay open: closing one would take its registrations back.
   TorchLibraryHandle library = nullptr;
   if (aoti_torch_library_init_def("gnaforge", "gnaforge/core.cpp", 0, &library) != 0)
@@ -253,7 +248,7 @@ GNAFORGE_EXPORT const char* gnaforge_core_check(const gnaforge_given tensors[11]
     const gnaforge_problem problem =
         check_forward(all, {pattern, pattern + count}, scale ? std::optional(*scale) : std::nullopt, key, choose != 0);
     if (tensors[9].sizes != nullptr)
-      check_results(look(tensors[9]), tensors[9].last_stride, look(tensors[10]), all.q, problem);
+      check_results(look(tensors[9]), tensors[9].last_stride, look(tensors[10]), all.q, output_sizes(all.q, problem));
   });
 }
 

@@ -259,12 +259,11 @@ inline gnaforge_problem gather_packed(const GivenForward& tensors, std::optional
   return gather(tensors, all, plain_groups, scale);
 }
 
-/// Refuses results of the caller's that can't hold those of a call.
+/// Refuses results of the caller's that can't hold those of a call: an output of these sizes, and a log-sum-exp.
 inline void check_results(const Given& out, int64_t last_stride, const Given& lse, const Given& q,
-                          const gnaforge_problem& p) {
-  std::vector<int64_t> sizes(q.sizes, q.sizes + q.dims);
-  sizes.back() = p.value_head_dim;
+                          std::vector<int64_t> sizes) {
   check_shape(out, sizes, "query and value");
+  const bool has_channels = sizes.back() > 1;
   sizes.pop_back();
   check_shape(lse, sizes, q.name);
   if (out.dtype != q.dtype)
@@ -272,7 +271,7 @@ inline void check_results(const Given& out, int64_t last_stride, const Given& ls
   if (lse.dtype != ScalarType::Float) refuse(lse.name, " is ", type_name(lse.dtype), "; it must be float32");
   check_device(out, q);
   check_device(lse, q);
-  if (p.value_head_dim > 1 && last_stride != 1)
+  if (has_channels && last_stride != 1)
     refuse(out.name, " has a last stride of ", last_stride, "; its channels must be contiguous");
 }
 

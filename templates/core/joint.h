@@ -15,14 +15,24 @@
 
 namespace gnaforge {
 
-constexpr const char* joint_signature =
-    "(Tensor q, Tensor k, Tensor v, int[] pattern, float? scale=None, str key=\"\", str text_key=\"\", "
-    "Tensor? prefix_q=None, Tensor? prefix_k=None, Tensor? prefix_v=None, Tensor? prefix_lengths=None, "
-    "Tensor? suffix_q=None, Tensor? suffix_k=None, Tensor? suffix_v=None, Tensor? suffix_lengths=None) "
-    "-> (Tensor, Tensor)";
+#define GNAFORGE_JOINT_ARGUMENTS                                                                       \
+  "Tensor q, Tensor k, Tensor v, int[] pattern, float? scale=None, str key=\"\", str text_key=\"\", "  \
+  "Tensor? prefix_q=None, Tensor? prefix_k=None, Tensor? prefix_v=None, Tensor? prefix_lengths=None, " \
+  "Tensor? suffix_q=None, Tensor? suffix_k=None, Tensor? suffix_v=None, Tensor? suffix_lengths=None"
+#define GNAFORGE_JOINT_APART_ARGUMENTS                                                 \
+  "Tensor q, Tensor k, Tensor v, int[] pattern, float? scale, str key, str text_key, " \
+  "Tensor text_q, Tensor text_k, Tensor text_v, Tensor? text_lengths=None"
+constexpr const char* joint_signature = "(" GNAFORGE_JOINT_ARGUMENTS ") -> (Tensor, Tensor)";
+constexpr const char* joint_out_signature =
+    "(" GNAFORGE_JOINT_ARGUMENTS ", *, Tensor(a!) output, Tensor(b!) output_lse) -> ()";
 constexpr const char* joint_apart_signature =
-    "(Tensor q, Tensor k, Tensor v, int[] pattern, float? scale, str key, str text_key, "
-    "Tensor text_q, Tensor text_k, Tensor text_v, Tensor? text_lengths=None) -> (Tensor, Tensor, Tensor, Tensor)";
+    "(" GNAFORGE_JOINT_APART_ARGUMENTS ") -> (Tensor, Tensor, Tensor, Tensor)";
+constexpr const char* joint_apart_out_signature =
+    "(" GNAFORGE_JOINT_APART_ARGUMENTS
+    ", *, Tensor(a!) output, Tensor(b!) output_lse, Tensor(c!) output_text, "
+    "Tensor(d!) output_text_lse) -> ()";
+#undef GNAFORGE_JOINT_ARGUMENTS
+#undef GNAFORGE_JOINT_APART_ARGUMENTS
 
 /// Text tokens: queries, and the piece of keys that all rows see.
 struct TextRows {
@@ -37,20 +47,26 @@ constexpr GivenPiece text_names{"text_k", "text_v", "text_lengths", {}, {}, {}};
 
 /// Keys or values of the image with one token dim; copied where its tokens don't lie one distance apart.
 inline Tensor flat_tokens(const Tensor& tensor, int rank, int64_t tokens, const char* name) {
-  const std::vector<int64_t> sizes(tensor.sizes().begin(), tensor.sizes().end());
-  const auto flatten = [&](const Tensor& from) {
-    const auto d = static_cast<size_t>(rank);
-    const std::vector<int64_t> strides(from.strides().begin(), from.strides().end());
-    return view_of(from, {sizes[0], tokens, sizes[d + 1], sizes[d + 2]},
-                   {strides[0], strides[d], strides[d + 1], strides[d + 2]}, 0);
+  const auto flatten = [&](const Tensor& from, int64_t step) {
+    const int64_t heads = rank + 1, channels = rank + 2;
+    return view_of(from, {from.size(0), tokens, from.size(heads), from.size(channels)},
+                   {from.stride(0), step, from.stride(heads), from.stride(channels)}, 0);
   };
+  // Along a dim of one token the stride means nothing.
+  std::optional<int64_t> step;
+  int64_t next = 0;
   bool even = true;
-  for (int d = rank; d > 1; --d)
-    even = even && (tensor.size(d - 1) == 1 || tensor.stride(d - 1) == tensor.stride(d) * tensor.size(d));
-  if (even) return flatten(tensor);
+  for (int d = rank; d >= 1; --d) {
+    if (tensor.size(d) == 1) continue;
+    if (!step) step = next = tensor.stride(d);
+    even = even && tensor.stride(d) == next;
+    next *= tensor.size(d);
+  }
+  if (even) return flatten(tensor, step.value_or(tensor.stride(rank)));
   static std::atomic<bool> noted{false};
   if (!noted.exchange(true)) note_copy(std::string("the tokens of ") + name + " don't lie one distance apart");
-  return flatten(contiguous_copy(tensor, name));
+  const Tensor copy = contiguous_copy(tensor, name);
+  return flatten(copy, copy.stride(rank));
 }
 
 /// Runs a step of one part of the work, whose name its errors begin with, but for those of bad input.
@@ -64,17 +80,6 @@ void for_part(const char* part, Step step) {
     raise(error.code, std::string(part) + ": " + error.text.substr(error.begin, error.end - error.begin),
           error.text.substr(error.end));
   }
-}
-
-/// An uninitialised result.
-inline Tensor make_result(const Tensor& like, const std::vector<int64_t>& sizes, int32_t dtype, const char* name) {
-  int64_t bytes = 4;  // at most
-  for (const int64_t size : sizes)
-    if (__builtin_mul_overflow(bytes, size, &bytes))
-      raise(ErrorCode::bad_input, std::string(name) + " is too large: its sizes reach beyond 64 bits");
-  const AtenTensorHandle handle = try_empty(like, sizes, dtype);
-  if (handle == nullptr) raise_out_of_memory(like, bytes, name + (", " + sizes_text(sizes.data(), sizes.size())));
-  return Tensor(handle);
 }
 
 /// The calls of joint attention. What it is given outlives it.
@@ -185,7 +190,52 @@ inline Tensor rows_of(const Tensor& packed, const std::vector<int64_t>& sizes, i
   return view_of(packed, sizes, strides, begin * packed.stride(1));
 }
 
-/// Results [batch, prefix + image + suffix, heads, channels] and the same without channels.
+/// A call whose results hold all tokens: [batch, prefix + image + suffix, heads, channels] and the same without
+/// channels. What it is given outlives it.
+class PackedJoint {
+ public:
+  PackedJoint(const Tensor& q, const Tensor& k, const Tensor& v, const std::vector<int64_t>& pattern,
+              std::optional<double> scale, const std::optional<Tensor>& prefix_q, const std::optional<Tensor>& prefix_k,
+              const std::optional<Tensor>& prefix_v, const std::optional<Tensor>& prefix_lengths,
+              const std::optional<Tensor>& suffix_q, const std::optional<Tensor>& suffix_k,
+              const std::optional<Tensor>& suffix_v, const std::optional<Tensor>& suffix_lengths)
+      : texts_{{pointer_to(prefix_q),
+                "query of the prefix",
+                {pointer_to(prefix_k), pointer_to(prefix_v), pointer_to(prefix_lengths), &prefix_names}},
+               {pointer_to(suffix_q),
+                "query of the suffix",
+                {pointer_to(suffix_k), pointer_to(suffix_v), pointer_to(suffix_lengths), &suffix_names}}},
+        calls_(q, k, v, texts_, pattern, scale),
+        sizes_{calls_.batch(), calls_.text_tokens(0) + calls_.image_tokens() + calls_.text_tokens(1), calls_.heads(),
+               calls_.channels()} {}
+
+  const std::vector<int64_t>& sizes() const { return sizes_; }
+  int32_t dtype() const { return calls_.dtype(); }
+
+  void run(const Tensor& out, const Tensor& lse, std::string_view key, std::string_view text_key) {
+    const int64_t prefix = calls_.text_tokens(0), image = calls_.image_tokens();
+    std::vector<Tensor> views;
+    for (const Tensor* packed : {&out, &lse}) {
+      const auto part = [&](std::vector<int64_t> own, int64_t begin) {
+        if (packed == &lse) own.pop_back();
+        views.push_back(rows_of(*packed, own, begin));
+      };
+      part({sizes_[0], prefix, sizes_[2], sizes_[3]}, 0);
+      part(calls_.image_sizes(), prefix);
+      part({sizes_[0], calls_.text_tokens(1), sizes_[2], sizes_[3]}, prefix + image);
+    }
+    calls_.write_text(0, views[0], views[3]);
+    calls_.write_image(views[1], views[4]);
+    calls_.write_text(1, views[2], views[5]);
+    calls_.run(key, text_key);
+  }
+
+ private:
+  const TextRows texts_[2];
+  JointCalls calls_;
+  const std::vector<int64_t> sizes_;
+};
+
 inline std::tuple<Tensor, Tensor> joint(const Tensor& q, const Tensor& k, const Tensor& v,
                                         const std::vector<int64_t>& pattern, std::optional<double> scale,
                                         StringHandle key, StringHandle text_key, const std::optional<Tensor>& prefix_q,
@@ -195,35 +245,56 @@ inline std::tuple<Tensor, Tensor> joint(const Tensor& q, const Tensor& k, const 
                                         const std::optional<Tensor>& suffix_v,
                                         const std::optional<Tensor>& suffix_lengths) {
   const Text pinned(key), pinned_text(text_key);
-  const TextRows texts[2] = {{pointer_to(prefix_q),
-                              "query of the prefix",
-                              {pointer_to(prefix_k), pointer_to(prefix_v), pointer_to(prefix_lengths), &prefix_names}},
-                             {pointer_to(suffix_q),
-                              "query of the suffix",
-                              {pointer_to(suffix_k), pointer_to(suffix_v), pointer_to(suffix_lengths), &suffix_names}}};
-  JointCalls calls(q, k, v, texts, pattern, scale);
-  const int64_t prefix = calls.text_tokens(0), image = calls.image_tokens(), suffix = calls.text_tokens(1);
-  const std::vector<int64_t> sizes{calls.batch(), prefix + image + suffix, calls.heads(), calls.channels()};
-  Tensor out = make_result(q, sizes, calls.dtype(), "out");
-  Tensor lse = make_result(q, without_channels(sizes), aoti_torch_dtype_float32(), "log_sum_exp");
-  std::vector<Tensor> views;
-  for (const Tensor* packed : {&out, &lse}) {
-    const auto part = [&](std::vector<int64_t> own, int64_t begin) {
-      if (packed == &lse) own.pop_back();
-      views.push_back(rows_of(*packed, own, begin));
-    };
-    part({sizes[0], prefix, sizes[2], sizes[3]}, 0);
-    part(calls.image_sizes(), prefix);
-    part({sizes[0], suffix, sizes[2], sizes[3]}, prefix + image);
-  }
-  calls.write_text(0, views[0], views[3]);
-  calls.write_image(views[1], views[4]);
-  calls.write_text(1, views[2], views[5]);
-  calls.run(pinned.view(), pinned_text.view());
+  PackedJoint call(q, k, v, pattern, scale, prefix_q, prefix_k, prefix_v, prefix_lengths, suffix_q, suffix_k, suffix_v,
+                   suffix_lengths);
+  Tensor out = make_result(q, call.sizes(), call.dtype(), "out");
+  Tensor lse = make_result(q, without_channels(call.sizes()), aoti_torch_dtype_float32(), "log_sum_exp");
+  call.run(out, lse, pinned.view(), pinned_text.view());
   return {out, lse};
 }
 
-/// The same of tensors that are apart: results of the image, and of the text.
+/// As `joint`, with results in tensors of the caller's.
+inline void joint_out(const Tensor& q, const Tensor& k, const Tensor& v, const std::vector<int64_t>& pattern,
+                      std::optional<double> scale, StringHandle key, StringHandle text_key,
+                      const std::optional<Tensor>& prefix_q, const std::optional<Tensor>& prefix_k,
+                      const std::optional<Tensor>& prefix_v, const std::optional<Tensor>& prefix_lengths,
+                      const std::optional<Tensor>& suffix_q, const std::optional<Tensor>& suffix_k,
+                      const std::optional<Tensor>& suffix_v, const std::optional<Tensor>& suffix_lengths,
+                      const Tensor& out, const Tensor& lse) {
+  const Text pinned(key), pinned_text(text_key);
+  PackedJoint call(q, k, v, pattern, scale, prefix_q, prefix_k, prefix_v, prefix_lengths, suffix_q, suffix_k, suffix_v,
+                   suffix_lengths);
+  check_results(given(out, "out"), last_stride(out), given(lse, "out_lse"), given(q, "query"), call.sizes());
+  call.run(out, lse, pinned.view(), pinned_text.view());
+}
+
+/// A call of tensors that are apart: results of the image, and of the text.
+class ApartJoint {
+ public:
+  ApartJoint(const Tensor& q, const Tensor& k, const Tensor& v, const std::vector<int64_t>& pattern,
+             std::optional<double> scale, const Tensor& text_q, const Tensor& text_k, const Tensor& text_v,
+             const std::optional<Tensor>& text_lengths)
+      : texts_{{&text_q, "text_q", {&text_k, &text_v, pointer_to(text_lengths), &text_names}}, {nullptr, "", {}}},
+        calls_(q, k, v, texts_, pattern, scale),
+        text_sizes_{calls_.batch(), calls_.text_tokens(0), calls_.heads(), calls_.channels()} {}
+
+  const std::vector<int64_t>& sizes() const { return calls_.image_sizes(); }
+  const std::vector<int64_t>& text_sizes() const { return text_sizes_; }
+  int32_t dtype() const { return calls_.dtype(); }
+
+  void run(const Tensor& out, const Tensor& lse, const Tensor& text_out, const Tensor& text_lse, std::string_view key,
+           std::string_view text_key) {
+    calls_.write_image(out, lse);
+    calls_.write_text(0, text_out, text_lse);
+    calls_.run(key, text_key);
+  }
+
+ private:
+  const TextRows texts_[2];
+  JointCalls calls_;
+  const std::vector<int64_t> text_sizes_;
+};
+
 inline std::tuple<Tensor, Tensor, Tensor, Tensor> joint_apart(const Tensor& q, const Tensor& k, const Tensor& v,
                                                               const std::vector<int64_t>& pattern,
                                                               std::optional<double> scale, StringHandle key,
@@ -231,21 +302,28 @@ inline std::tuple<Tensor, Tensor, Tensor, Tensor> joint_apart(const Tensor& q, c
                                                               const Tensor& text_k, const Tensor& text_v,
                                                               const std::optional<Tensor>& text_lengths) {
   const Text pinned(key), pinned_text(text_key);
-  const TextRows texts[2] = {
-      {&text_q, "text_q", {&text_k, &text_v, pointer_to(text_lengths), &text_names}},
-      {nullptr, "", {}},
-  };
-  JointCalls calls(q, k, v, texts, pattern, scale);
-  const std::vector<int64_t> text{calls.batch(), calls.text_tokens(0), calls.heads(), calls.channels()};
+  ApartJoint call(q, k, v, pattern, scale, text_q, text_k, text_v, text_lengths);
   const int32_t fp32 = aoti_torch_dtype_float32();
-  Tensor out = make_result(q, calls.image_sizes(), calls.dtype(), "out");
-  Tensor lse = make_result(q, without_channels(calls.image_sizes()), fp32, "log_sum_exp");
-  Tensor text_out = make_result(q, text, calls.dtype(), "text_out");
-  Tensor text_lse = make_result(q, without_channels(text), fp32, "log_sum_exp of text_out");
-  calls.write_image(out, lse);
-  calls.write_text(0, text_out, text_lse);
-  calls.run(pinned.view(), pinned_text.view());
+  Tensor out = make_result(q, call.sizes(), call.dtype(), "out");
+  Tensor lse = make_result(q, without_channels(call.sizes()), fp32, "log_sum_exp");
+  Tensor text_out = make_result(q, call.text_sizes(), call.dtype(), "text_out");
+  Tensor text_lse = make_result(q, without_channels(call.text_sizes()), fp32, "log_sum_exp of text_out");
+  call.run(out, lse, text_out, text_lse, pinned.view(), pinned_text.view());
   return {out, lse, text_out, text_lse};
+}
+
+/// As `joint_apart`, with results in tensors of the caller's.
+inline void joint_apart_out(const Tensor& q, const Tensor& k, const Tensor& v, const std::vector<int64_t>& pattern,
+                            std::optional<double> scale, StringHandle key, StringHandle text_key, const Tensor& text_q,
+                            const Tensor& text_k, const Tensor& text_v, const std::optional<Tensor>& text_lengths,
+                            const Tensor& out, const Tensor& lse, const Tensor& text_out, const Tensor& text_lse) {
+  const Text pinned(key), pinned_text(text_key);
+  ApartJoint call(q, k, v, pattern, scale, text_q, text_k, text_v, text_lengths);
+  const Given query = given(q, "query");
+  check_results(given(out, "out"), last_stride(out), given(lse, "out_lse"), query, call.sizes());
+  check_results(given(text_out, "text_out"), last_stride(text_out), given(text_lse, "text_out_lse"), query,
+                call.text_sizes());
+  call.run(out, lse, text_out, text_lse, pinned.view(), pinned_text.view());
 }
 
 }  // namespace gnaforge

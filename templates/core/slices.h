@@ -45,7 +45,8 @@ inline Slices slices_of_heads(const GivenForward& tensors, const gnaforge_proble
   const auto of = [pattern, own](int64_t head) { return pattern + static_cast<size_t>(head) * own; };
   Slices slices;
   const auto add = [&](const gnaforge_problem& p, int64_t begin, int64_t end) {
-    slices.all.push_back({p, false, 0, 0, begin, begin / group});
+    const bool shares = begin % group != 0;  // its keys with the slice before
+    slices.all.push_back({p, false, 0, 0, begin, begin / group, shares ? slices.all.back().round + 1 : 0});
     slices.all.back().problem.heads = end - begin;
     slices.all.back().problem.kv_heads = end - begin > group ? (end - begin) / group : 1;
     slices.names.push_back("head " + std::to_string(begin));
@@ -87,7 +88,7 @@ inline void add_sample(Slices& slices, const Slice& slice, int64_t sample) {
     }
     gnaforge_problem one = last.problem;
     one.batch = 1;
-    if (slice.token == last.token + queries && slice.kv_token == last.kv_token + keys &&
+    if (slice.token == last.token + queries && slice.kv_token == last.kv_token + keys && slice.round == last.round &&
         std::memcmp(&one, &p, sizeof(p)) == 0) {
       ++last.problem.batch;
       return;
@@ -178,7 +179,7 @@ inline Slices slices_of_lengths(const gnaforge_problem& whole, const Lengths& q,
     const int64_t queries = q.ends[i] - q.ends[i - 1], keys = kv.ends[i] - kv.ends[i - 1];
     if (queries == 0 || keys == 0) continue;
     const auto add = [&](int64_t first, int64_t count, int64_t seen, int64_t causal) {
-      Slice slice{whole, true, q.ends[i - 1] + first, kv.ends[i - 1], 0, 0};
+      Slice slice{whole, true, q.ends[i - 1] + first, kv.ends[i - 1], 0, 0, first > 0};
       slice.problem.tokens[0] = count;
       slice.problem.kv_tokens[0] = seen;
       const int64_t pattern[] = {seen, 1, 1, causal};

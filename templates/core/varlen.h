@@ -35,6 +35,23 @@ std::tuple<Tensor, Tensor> run_packed(const ForwardTensors& tensors, const Given
   return results;
 }
 
+/// What slices of samples are made of.
+inline std::vector<int64_t> numbers_of_samples(int64_t rank, const std::vector<int64_t>& layouts,
+                                               const std::vector<int64_t>& pattern) {
+  std::vector<int64_t> numbers{rank, static_cast<int64_t>(layouts.size())};
+  numbers.insert(numbers.end(), layouts.begin(), layouts.end());
+  numbers.insert(numbers.end(), pattern.begin(), pattern.end());
+  return numbers;
+}
+
+/// And those of samples with lengths.
+inline std::vector<int64_t> numbers_of_lengths(bool is_causal, const Lengths& q, const Lengths& kv) {
+  std::vector<int64_t> numbers{is_causal};
+  numbers.insert(numbers.end(), q.ends.begin(), q.ends.end());
+  numbers.insert(numbers.end(), kv.ends.begin(), kv.ends.end());
+  return numbers;
+}
+
 inline std::tuple<Tensor, Tensor> forward_varlen(const Tensor& query, const Tensor& key, const Tensor& value,
                                                  int64_t rank, const std::vector<int64_t>& layouts,
                                                  const std::vector<int64_t>& pattern, std::optional<double> scale,
@@ -43,10 +60,7 @@ inline std::tuple<Tensor, Tensor> forward_varlen(const Tensor& query, const Tens
   const ForwardTensors tensors{query, key, value, {}};
   const GivenForward given = tensors.given();
   const gnaforge_problem whole = gather_packed(given, scale);
-  std::vector<int64_t> numbers{rank, static_cast<int64_t>(layouts.size())};
-  numbers.insert(numbers.end(), layouts.begin(), layouts.end());
-  numbers.insert(numbers.end(), pattern.begin(), pattern.end());
-  return run_packed(tensors, given, whole, pinned.view(), 'v', numbers,
+  return run_packed(tensors, given, whole, pinned.view(), 'v', numbers_of_samples(rank, layouts, pattern),
                     [&] { return slices_of_samples(whole, Layouts{rank, layouts}, pattern); });
 }
 
@@ -78,10 +92,7 @@ inline std::tuple<Tensor, Tensor> attention_varlen(const Tensor& query, const Te
   const gnaforge_problem whole = gather_packed(given, scale, true);
   const Lengths q{"cumulative_seqlen_Q", numbers_of(cumulative_q, "cumulative_seqlen_Q")},
       kv{"cumulative_seqlen_KV", numbers_of(cumulative_kv, "cumulative_seqlen_KV")};
-  std::vector<int64_t> numbers{is_causal};
-  numbers.insert(numbers.end(), q.ends.begin(), q.ends.end());
-  numbers.insert(numbers.end(), kv.ends.begin(), kv.ends.end());
-  auto results = run_packed(tensors, given, whole, pinned.view(), 'l', numbers,
+  auto results = run_packed(tensors, given, whole, pinned.view(), 'l', numbers_of_lengths(is_causal, q, kv),
                             [&] { return slices_of_lengths(whole, q, kv, is_causal); });
   for (size_t i = 1; i < q.ends.size(); ++i) {
     const int64_t first = q.ends[i - 1], queries = q.ends[i] - first;

@@ -45,13 +45,17 @@ struct AxisRows {
     return rows;
   }
 
-  /// For the stored keys [begin, begin + Extent) of `keys`: the queries that see them where they are stored, and on an
-  /// axis that wraps also a grid earlier and later.
+  /// For the stored keys [begin, begin + Extent) of `keys`: the queries that see them as the rows that are stored there,
+  /// of which there are up to three: see Band::gap.
   static AxisRows queries_of(const Band& band, int begin, int keys) {
     AxisRows rows;
     rows.count = 0;
     for (int image = band.gap == 0 ? 0 : -1; image <= (band.gap == 0 ? 0 : 1); ++image)
-      rows.add(0, begin, keys, [&](int key) { return transposed_window(band, key + image * band.gap); });
+      rows.add(0, begin, keys, [&](int key) {
+        const int row = key + image * band.gap;
+        const bool stored_here = band.gap == 0 || image == (row < 0 ? -1 : row >= band.split ? 1 : 0);
+        return stored_here && row >= min_int(band.begin_min, 0) ? transposed_window(band, row) : no_window;
+      });
     return rows;
   }
 

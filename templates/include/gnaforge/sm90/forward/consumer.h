@@ -205,7 +205,7 @@ struct Consumer {
 
     int last_stage = -1;  // whose V the product under way reads
 #pragma unroll 1
-    for (int j = 1; j < count; ++j) {
+    for (int left = count; left > 1; --left) {
       ptx::mark<ptx::Marker::tile_begins>();  // of this tile, and the product with V of the one before
       // The loop is rotated: were this wait at the end of the body, ptxas would move it above the softmax, and the
       // product with V would overlap with nothing.
