@@ -127,10 +127,10 @@ MUTANTS = {
     "dK without the scale": (CONSUMER, "key_gradient, params.scale", "key_gradient, 1.0f"),
     "dV with the scale": (CONSUMER, "value_gradient, 1.0f", "value_gradient, params.scale"),
     "P in place of dS": (CONSUMER, "slopes(factors, of_values, at);\n      add_keys(key_g", "add_keys(key_g"),
-    "dS in place of P": (
+    "Q in place of dO": (
         CONSUMER,
-        "add_values(value_gradient, rounded, at);\n      ptx::wgmma_wait<1>();",
-        "ptx::wgmma_wait<0>();\n      slopes(rounded, of_values, at);\n      add_values(value_gradient, rounded, at);",
+        "gradient, factors, shared + L::grad_out_offset + at.stage * L::grad_out_bytes",
+        "gradient, factors, shared + L::q_offset + at.stage * L::q_bytes",
     ),
     "the head dim in place of the value head dim": (CONSUMER, "Mma, L::value_head_dim>", "Mma, L::head_dim>"),
     "statistics of another stage": (CONSUMER, "at.stage * L::statistics_bytes + 8", "L::statistics_bytes + 8"),
