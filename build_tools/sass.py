@@ -8,6 +8,7 @@ reads more of an instruction.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .errors import BuildError
@@ -54,7 +55,14 @@ class Sass:
         """Instructions of this opcode while a product is under way: the most from a wait that leaves one pending to
         where the next wait of any kind ends it. Ways that a branch forward opens count apart, and where ways with a
         product pending meet, the one with the fewest counts: a wait in code that is skipped ends nothing."""
-        most = 0
+        return max(self._overlaps(opcode), default=0)
+
+    def overlap_everywhere(self, opcode: int) -> int:
+        """Instructions of this opcode while a product is under way, of all such stretches of code together."""
+        return sum(1 for _ in self._overlaps(opcode))
+
+    def _overlaps(self, opcode: int) -> Iterator[int]:
+        """Of each instruction of this opcode while a product is under way, the how manieth it is since the wait."""
         current: int | None = None  # no product is pending, or nothing comes this way
         arriving: dict[int, int] = {}  # by the instruction where a branch goes: counts
         for index, (low, high) in enumerate(self.instructions):
@@ -64,14 +72,13 @@ class Sass:
                 current = 0 if high >> 8 & 0x7 > 0 else None
             elif low & 0xFFF == opcode and current is not None:
                 current += 1
-                most = max(most, current)
+                yield current
             elif low & 0xFFF in (_BRANCH, _EXIT):
                 target = _branch_target(index, low, high) if low & 0xFFF == _BRANCH else 0
                 if target > index and current is not None:
                     arriving[target] = min(current, arriving.get(target, current))
                 if low >> 12 & 0xF == _ALWAYS:
                     current = None
-        return most
 
 
 def _branch_target(index: int, low: int, high: int) -> int:

@@ -4,16 +4,11 @@ hardware."""
 from __future__ import annotations
 
 import re
-import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from gnaforge.build import kernels as building
-from gnaforge.build.identity import include_dir
 from gnaforge.build.kernels import build_kernels, find_libraries
-from gnaforge.build_tools import includes
 from gnaforge.build_tools.cuda import find_nvcc
 from gnaforge.errors import BuildError
 from gnaforge.families.sm90_backward_kv import FAMILY
@@ -21,9 +16,9 @@ from gnaforge.runtime.config import KernelConfig
 from gnaforge.runtime.problem import Problem
 from gnaforge.verification.problems import for_kernel, random_problem_for, shrink
 from gnaforge.verification.runner import Settings, Verifier
-from gnaforge.verification.schedules import Schedule
 from sm90_boundary import compile_kernel
 from test_sm90 import run
+from test_sm90_backward import SCHEDULES, replace_once, require_right
 
 KEYS = tuple(
     f"gna_backward_kv-sm90-{rest}"
@@ -40,7 +35,6 @@ KEYS = tuple(
     )
 )
 CONFIGS = [KernelConfig.parse(key) for key in KEYS]
-SCHEDULES = [Schedule("eager", "round-robin"), Schedule("lazy", "depth-first"), Schedule("random", "random")]
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +45,6 @@ def libraries(session_cache: Path) -> dict[KernelConfig, Path]:
         if "no CUDA compiler" in str(error):
             pytest.skip(str(error))
         raise
-
-
-def require_right(config: KernelConfig, library: Path, problems: list[Problem], settings: Settings) -> None:
-    """Every problem is within its bound under every schedule, with the same bits, and is not refused."""
-    with Verifier(config, library, settings) as verifier:
-        for problem in problems:
-            found = verifier.verify(problem)
-            assert not found.failed and found.identical, f"{problem}: {found.failed}\n{found.message}"
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
@@ -141,10 +127,10 @@ MUTANTS = {
     "dK without the scale": (CONSUMER, "key_gradient, params.scale", "key_gradient, 1.0f"),
     "dV with the scale": (CONSUMER, "value_gradient, 1.0f", "value_gradient, params.scale"),
     "P in place of dS": (CONSUMER, "slopes(factors, of_values, at);\n      add_keys(key_g", "add_keys(key_g"),
-    "dS in place of P": (
+    "Q in place of dO": (
         CONSUMER,
-        "add_values(value_gradient, rounded, at);\n      ptx::wgmma_wait<1>();",
-        "ptx::wgmma_wait<0>();\n      slopes(rounded, of_values, at);\n      add_values(value_gradient, rounded, at);",
+        "gradient, factors, shared + L::grad_out_offset + at.stage * L::grad_out_bytes",
+        "gradient, factors, shared + L::q_offset + at.stage * L::q_bytes",
     ),
     "the head dim in place of the value head dim": (CONSUMER, "Mma, L::value_head_dim>", "Mma, L::head_dim>"),
     "statistics of another stage": (CONSUMER, "at.stage * L::statistics_bytes + 8", "L::statistics_bytes + 8"),
@@ -174,23 +160,6 @@ MUTANTS = {
         "for (float& x : value_gradient) x = 1;",
     ),
 }  # fmt: skip
-
-
-@pytest.fixture
-def headers(own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy of the headers, which kernels are compiled with until the test ends."""
-    folder = tmp_path / "include"
-    shutil.copytree(include_dir(), folder)
-    monkeypatch.setattr(building, "include_dirs", lambda _: (folder,))
-    includes.forget_headers()
-    yield folder
-    includes.forget_headers()
-
-
-def replace_once(path: Path, old: str, new: str) -> None:
-    text = path.read_text()
-    assert text.count(old) == 1, (path, old)
-    path.write_text(text.replace(old, new))
 
 
 @pytest.mark.parametrize("name", MUTANTS)
@@ -234,7 +203,7 @@ def test_gradients_take_the_place_of_keys_when_nobody_reads_them(libraries: dict
     [
         ({"head_dim": 64}, "head_dim is 64, this kernel takes 72"),
         ({"scale": -1.0}, "scale is -1, this kernel takes positive ones"),
-        ({"extra_tokens": (3,)}, "the call needs extra keys, which this kernel doesn't have"),
+        ({"extra_tokens": (3,)}, "the call needs extra_keys, which this kernel doesn't have"),
         (
             {"grid": (8, 16), "q_offset": (0, 8), "kv_tokens": (8, 12), "kv_offset": (0, 6), "kv_sink": (0, 2)},
             "which this kernel doesn't have",

@@ -9,6 +9,7 @@ from typing import Any
 import gnaforge
 import pytest
 import torch
+from gnaforge.runtime.errors import NoKernelError
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 
@@ -278,6 +279,20 @@ def test_devices_that_are_not_here_are_told_apart_too(operators: Any, devices: t
             wrong = "additional_values" if name == "extra" else ("query", "key", "value")[other]
             words = f"query is on {devices[0]}, {wrong} is on {devices[other]}"
             assert words in str(caught.value), name
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is for machines without a GPU")
+def test_fake_tensors_of_a_gpu_that_is_not_here_say_so(operators: Any) -> None:
+    """Which kernels it could run, nobody knows; forward and backward alike."""
+    with FakeTensorMode() as mode:
+        q = FakeTensor(mode, torch.empty(2, 8, 9, 4, 64, dtype=torch.bfloat16, device="meta"), torch.device("cuda"))
+        lse = FakeTensor(mode, torch.empty(2, 8, 9, 4, device="meta"), torch.device("cuda"))
+        for call in (
+            lambda: operators.forward(q, q, q, PLAIN),
+            lambda: operators.backward(q, lse, q, q, q, q, lse, PLAIN, None, 7),
+        ):
+            with pytest.raises(NoKernelError, match="torch finds no GPU on this machine"):
+                call()
 
 
 def test_a_graph_for_any_size_is_refused_by_the_core_when_it_runs() -> None:

@@ -35,7 +35,7 @@ def _tile(rows: int, kv_box: Box, head_dim: int, value_head_dim: int) -> str | N
         return f"needs {memory:,} bytes of shared memory, of which there are {SHARED_MEMORY:,}"
     # Of a row: scores and dP (fp32), dS (16 bit), dQ (fp32), over half a quad of threads.
     registers = columns + columns // 4 + head_dim // 2
-    limit = 104 if rows > 128 else 196 if q + v <= 384 else 168
+    limit = 132 if rows > 128 else 196 if rows > 64 else 216
     if registers > limit:
         return f"needs {registers} accumulator registers a thread, of which there are {limit}"
     return launch_misfit(max(columns, head_dim)) if rows > 128 else None
@@ -54,8 +54,9 @@ def check_machine_code(config: KernelConfig, code: Sass, registers: int) -> dict
         if not code.count(opcode):
             raise BuildError(f"the machine code has no tensor core instruction (HGMMA) for {product}")
     check_registers(consumers_of(config.q_rows), code, registers)
-    # One exp2 per score of a thread, while dO V^T of the same tile is under way.
-    wanted, found = config.kv_columns // 2, code.overlap(MUFU)
+    # One exp2 per score of a thread, while dO V^T of the same tile is under way: those of a Q tile's first KV tile, and
+    # those in the loop over the others.
+    wanted, found = 2 * (config.kv_columns // 2), code.overlap_everywhere(MUFU)
     if found < wanted:
         raise BuildError(f"ptxas moved a wait above the exponentials: {found} of {wanted} overlap with a product")
     return {

@@ -99,12 +99,14 @@ def machine_target(device: str = "", index: int | None = None) -> Target:
         index: of the CUDA device; default: the current one.
 
     Raises:
-        InputError: the GPU is one that has no kernels in this version.
+        InputError: the GPU is one that has no kernels in this version, or there is none.
     """
     import torch
 
     if device == "cpu" or not (device or torch.cuda.is_available()):
         return TARGETS["cpu"]
+    if not torch.cuda.is_available():  # fake tensors may be on any device
+        raise InputError("arch: torch finds no GPU on this machine; name the arch to build for, or the kernel to take")
     capability = torch.cuda.get_device_capability(index)
     for target in TARGETS.values():
         if capability in target.capabilities:

@@ -1,6 +1,7 @@
 // A walk over a list of tiles that is shared out among the lanes of a warp: lane d knows the tiles along axis d, lanes
-// beyond the last axis what the last one's does. So all axes are worked out at the same time, and a lane's registers hold
-// one of them. All lanes go through everything here together. Tiles come in the order of gnaforge/gna/walk.h. Device only.
+// beyond the last axis what the last one's does. So all axes are worked out at the same time, and a lane's registers
+// hold one of them. All lanes go through everything here together. Tiles come in the order of gnaforge/gna/walk.h.
+// Device only.
 #pragma once
 
 #include "gnaforge/gna/axis.h"

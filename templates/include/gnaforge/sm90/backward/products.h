@@ -12,6 +12,7 @@ namespace gnaforge::sm90::backward {
 template <class L, class Mma, int Channels, int N>
 __device__ __forceinline__ void multiply_shared(float (&c)[N], ptx::SharedAddress a, int a_chunk_bytes,
                                                 ptx::SharedAddress b, int b_chunk_bytes) {
+  asm volatile("" : "+r"(a));  // worked out anew: else each step's descriptor takes a register all the time
   const std::uint64_t left = ptx::descriptor(a, 16), right = ptx::descriptor(b, 16);
   ptx::hold(c);
   ptx::wgmma_fence();
