@@ -167,7 +167,7 @@ struct Consumer {
     float scores[score_registers], out[out_registers];
     std::uint32_t probabilities[probability_registers];
     Softmax softmax;
-    RowWindows<TileSource<Config>> windows;
+    RowWindows<QTile, TileSource<Config>> windows;
     int count;
     {
       const gpu::QTileFacts<rank> work = gpu::QTileFacts<rank>::load(slot);
