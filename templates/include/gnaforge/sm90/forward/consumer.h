@@ -168,7 +168,7 @@ struct Consumer {
     float scores[score_registers], out[out_registers];
     std::uint32_t probabilities[probability_registers];
     Softmax softmax;
-    RowWindows<TileSource<Config>> windows;
+    RowWindows<QTile, TileSource<Config>> windows;
     windows.quad = ptx::reload_thread_index() & 3;  // which parts of extra keys ask for, too
     int count;
     {

@@ -41,11 +41,10 @@ struct SeenColumns {
   }
 };
 
-/// What a thread's two rows see, found once per Q tile. `Source` is the kernel's tile source; its parameters are
-/// gpu::LaunchParams, or have what those have.
-template <class Source>
+/// What a thread's two rows see, found once per Q tile, of which the warpgroups' rows are the box `QTile`. `Source` is
+/// the kernel's tile source; its parameters are gpu::LaunchParams, or have what those have.
+template <class QTile, class Source>
 struct RowWindows {
-  using QTile = typename Source::QTile;
   using KvTile = typename Source::KvTile;
   using Columns = QuadColumns<KvTile>;
   static constexpr int rank = Source::rank;
