@@ -45,8 +45,8 @@ struct GroupParams {
   }
 };
 
-/// What queries of a group see along an axis, in the form that a tile source takes: a Band, or an Axis where the call is
-/// over the whole grid, with windows that shift inwards at its ends.
+/// What queries of a group see along an axis, in the form that a tile source takes: a Band, or an Axis where the call
+/// is over the whole grid, with windows that shift inwards at its ends.
 template <class Pattern>
 GNAFORGE_HD Pattern make_pattern(const GroupParams& own, const AxisParams& all) {
   if constexpr (std::is_same_v<Pattern, Band>)

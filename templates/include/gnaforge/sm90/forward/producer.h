@@ -124,8 +124,8 @@ struct Producer {
     }
   }
 
-  /// Leaves the first `count` columns in the table of masks; returns what consumers are told of them. Nobody reads those
-  /// of the Q tile before any more: this one's Q has waited for that.
+  /// Leaves the first `count` columns in the table of masks; returns what consumers are told of them. Nobody reads
+  /// those of the Q tile before any more: this one's Q has waited for that.
   __device__ __forceinline__ int note_part(int piece, int count) const {
     using Columns = typename L::Columns;
     if constexpr (rank == 1) {
