@@ -41,6 +41,21 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.fixture
+def headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of the headers, which kernels are compiled with until the test ends."""
+    from gnaforge.build import kernels as building
+    from gnaforge.build.identity import include_dir
+    from gnaforge.build_tools import includes
+
+    folder = tmp_path / "include"
+    shutil.copytree(include_dir(), folder)
+    monkeypatch.setattr(building, "include_dirs", lambda _: (folder,))
+    includes.forget_headers()
+    yield folder
+    includes.forget_headers()
+
+
 @pytest.fixture(scope="session")
 def kernel_set(session_cache: Path) -> None:
     """All cpu kernels that tests of the operators use, compiled in one go."""

@@ -379,6 +379,8 @@ def test_what_a_family_says_of_its_loop() -> None:
     assert found.rare(multiply) and not found.rare(select)
     below, mask = (decode(listing("ISETP\nSEL\nVIADDMNMX\n" + name)) for name in ("IMAD", "FSEL"))
     assert found.aside(below) and not found.aside(mask) and not found.aside(decode(listing("ISETP\nVIADDMNMX")))
+    for part in ("IMAD\nISETP\nMOV", "S2R\nSHF\nVIMNMX"):  # of extra keys, at ranks 3 and 1
+        assert found.aside(decode(listing(part))) and not found.aside(decode(listing(part + "\nFSEL")))
     assert FAMILY.machine_code is not None and FAMILY.machine_code.tile_loop is tile_loop
 
 

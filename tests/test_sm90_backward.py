@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice, product
 from pathlib import Path
 
 import pytest
-from gnaforge.build import kernels as building
-from gnaforge.build.identity import include_dir
 from gnaforge.build.kernels import build_kernels, find_libraries
-from gnaforge.build_tools import includes
 from gnaforge.errors import BuildError
 from gnaforge.families.sm90_backward_q import FAMILY
 from gnaforge.runtime.config import KernelConfig
@@ -248,17 +244,6 @@ MUTANTS = {
         "for (int i = 0; i < grad_registers; ++i) grad[i] = grad_registers;",
     ),
 }
-
-
-@pytest.fixture
-def headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy of the headers, which kernels are compiled with until the test ends."""
-    folder = tmp_path / "include"
-    shutil.copytree(include_dir(), folder)
-    monkeypatch.setattr(building, "include_dirs", lambda _: (folder,))
-    includes.forget_headers()
-    yield folder
-    includes.forget_headers()
 
 
 def replace_once(path: Path, old: str, new: str) -> None:

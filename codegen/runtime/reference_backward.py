@@ -24,7 +24,7 @@ _U = 2.0**-24  # half an ulp of fp32
 
 
 class _Rounding(NamedTuple):
-    """How far rounding moves P and dS: relatively, and where they are subnormal."""
+    """Errors of rounding P and dS: relative ones, and those of subnormal numbers."""
 
     relative: float = 0.0
     least: float = 0.0

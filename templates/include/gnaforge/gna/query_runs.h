@@ -6,12 +6,14 @@
 
 namespace gnaforge {
 
-/// On an axis that wraps, a stored row stands for three rows of its band: image 1 is `gap` later, image -1 `gap` earlier.
+/// On an axis that wraps, a stored row stands for three rows of its band: image 1 is `gap` later, image -1 `gap`
+/// earlier.
 constexpr int most_images = 3;
 
-/// Q tiles as indices 0 .. count - 1: a run of tiles side by side for each image of the KV tile's rows, in the order 1, 0,
-/// -1. Elsewhere than on an axis that wraps there is image 0 alone. In that order interior tiles are next to each other:
-/// who sees all rows a gap later is among the last queries, and who sees them where they are goes on from the first one.
+/// Q tiles as indices 0 .. count - 1: a run of tiles side by side for each image of the KV tile's rows, in the order 1,
+/// 0, -1. Elsewhere than on an axis that wraps there is image 0 alone. In that order interior tiles are next to each
+/// other: who sees all rows a gap later is among the last queries, and who sees them where they are goes on from the
+/// first one.
 struct QueryRuns {
   int begin[most_images];  ///< First query of each run,
   int end[most_images];    ///< and the index after its last tile.

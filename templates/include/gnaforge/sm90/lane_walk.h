@@ -1,6 +1,7 @@
 // A walk over a list of tiles that is shared out among the lanes of a warp: lane d knows the tiles along axis d, lanes
-// beyond the last axis what the last one's does. So all axes are worked out at the same time, and a lane's registers hold
-// one of them. All lanes go through everything here together. Tiles come in the order of gnaforge/gna/walk.h. Device only.
+// beyond the last axis what the last one's does. So all axes are worked out at the same time, and a lane's registers
+// hold one of them. All lanes go through everything here together. Tiles come in the order of gnaforge/gna/walk.h.
+// Device only.
 #pragma once
 
 #include "gnaforge/gna/axis.h"
@@ -8,7 +9,8 @@
 
 namespace gnaforge::sm90 {
 
-template <int Rank>
+/// `AnyWarp`: of the block; else it is the first one.
+template <int Rank, bool AnyWarp = true>
 struct LaneWalk {
   static constexpr int rank = Rank;
 
@@ -42,7 +44,9 @@ struct LaneWalk {
 
   /// Read anew each time, like all that follows from a lane's number: registers are few.
   static __device__ __forceinline__ int axis() {
-    return rank == 1 ? 0 : min_int(ptx::reload_thread_index() % 32, rank - 1);
+    if constexpr (rank == 1) return 0;
+    const int thread = ptx::reload_thread_index();
+    return min_int(AnyWarp ? thread % 32 : thread, rank - 1);
   }
 
   __device__ __forceinline__ void begin(int tiles, Interval whole) {
@@ -59,6 +63,7 @@ struct LaneWalk {
     restart();
   }
 
+  /// To the first tile.
   __device__ __forceinline__ void restart() { place_ = interior > 0 ? interior_begin_ : 0; }
 
   static __device__ __forceinline__ bool on_all_axes(bool value) { return rank == 1 ? value : __all_sync(~0u, value); }

@@ -1,5 +1,5 @@
-// The warpgroups that compute dK and dV. S^T = K Q^T and dP^T = V dO^T have keys as rows, so P^T and dS^T are in registers
-// as the left factors of dV += P^T dO and dK += dS^T Q: nothing is exchanged between warpgroups. Device only.
+// The warpgroups that compute dK and dV. S^T = K Q^T and dP^T = V dO^T have keys as rows, so P^T and dS^T are in
+// registers as the left factors of dV += P^T dO and dK += dS^T Q: nothing is exchanged between warpgroups. Device only.
 #pragma once
 
 #include "gnaforge/gpu/copy.h"
@@ -11,8 +11,8 @@
 
 namespace gnaforge::sm90::backward {
 
-/// `Mma` has the products of the kernel: scores(c, a, b, accumulate), 64 x queries x 16 with both factors in shared memory,
-/// and key_gradient(c, a, b) and value_gradient(c, a, b), 64 x channels x 16 with the left factor in registers.
+/// `Mma` has the products of the kernel: scores(c, a, b, accumulate), 64 x queries x 16 with both factors in shared
+/// memory, and key_gradient(c, a, b) and value_gradient(c, a, b), 64 x channels x 16 with the left factor in registers.
 template <class Config, class Mma>
 struct KvConsumer {
   using L = KvLayout<Config>;
@@ -167,8 +167,8 @@ struct KvConsumer {
     if (stores()) store_boxes();
   }
 
-  /// Both gradients of the warpgroup's keys over all Q tiles; `at` is where the first one is in the ring, and then where
-  /// the next KV tile's will be.
+  /// Both gradients of the warpgroup's keys over all Q tiles; `at` is where the first one is in the ring, and then
+  /// where the next KV tile's will be.
   __device__ __forceinline__ void tile(int steps, RingPosition& at) const {
     float key_gradient[L::head_dim / 2], value_gradient[L::value_head_dim / 2];
 #pragma unroll

@@ -1,5 +1,5 @@
-// The sm90 kernel of dK and dV. Warpgroup 0 loads: warp 0 brings Q and dO, warp 1 statistics, warp 2 K and V. Warpgroups 1
-// to W compute: consumers 0 to W - 1. Device only.
+// The sm90 kernel of dK and dV. Warpgroup 0 loads: warp 0 brings Q and dO, warp 1 statistics, warp 2 K and V.
+// Warpgroups 1 to W compute: consumers 0 to W - 1. Device only.
 //
 // mbarriers, the last three one per stage of the ring. The loading warps' waits for *empty pass at once the first time.
 //   name           arrivals a phase          by whom                                                  who waits
@@ -8,15 +8,15 @@
 //   q_full         1 and the bytes of Q      warp 0, before the copies                                consumers
 //   grad_out_full  2 and the bytes of dO     warp 0, before the copies; warp 1, after it wrote        consumers
 //   empty          4 W                       warps, when their last product with the stage is done    warps 0 and 1
-// Warp 2 writes what a KV tile's keys are seen by and tile_facts before it arrives at kv_full; warp 0 writes stage_facts
-// before it arrives at q_full; warp 1 statistics. They are read after the wait.
+// Warp 2 writes what a KV tile's keys are seen by and tile_facts before it arrives at kv_full; warp 0 writes
+// stage_facts before it arrives at q_full; warp 1 statistics. They are read after the wait.
 //
 // Named barriers, counted in threads:
 //   number             threads          who syncs
 //   start_barrier      all              all, once mbarriers are there
 //   store_barrier + w  128, not wide    consumer w, before it writes gradients; and after, if stores_by_warpgroup
-//   all_barrier        128 W            all consumers: if wide, before they write gradients; unless stores_by_warpgroup, after;
-//                                       but for rank 1, once the table of masks is there
+//   all_barrier        128 W            all consumers: if wide, before they write gradients; after that unless
+//                                       stores_by_warpgroup; but for rank 1, once the table of masks is there
 #pragma once
 
 #include "gnaforge/sm90/backward/kv_consumer.h"
@@ -49,10 +49,10 @@ __device__ __forceinline__ void clear_kv_padding(unsigned char* memory) {
 }
 
 template <class Config, class Mma>
-__device__ __forceinline__ void backward_kv(const Params<Config::QTile::rank>& params) {
+__device__ __forceinline__ void backward_keys(const Params<Config::QTile::rank>& params) {
   using L = KvLayout<Config>;
   extern __shared__ __align__(gpu::swizzle_bytes) unsigned char memory[];
-  // Of lane 0, so that the compiler knows that they are the same in all lanes: such numbers have registers of their own.
+  // Of lane 0, so that the compiler knows that they are the same in all lanes: such numbers have their own registers.
   const ptx::SharedAddress shared = __shfl_sync(~0u, ptx::shared_address(memory), 0);
   const int warp = static_cast<int>(__shfl_sync(~0u, threadIdx.x / 32, 0));
   clear_kv_padding<Config>(memory);

@@ -1,5 +1,5 @@
-// What of a kernel of dK and dV follows from its config: threads, registers, and where things lie in shared memory. Host
-// and device.
+// What of a kernel of dK and dV follows from its config: threads, registers, and where things lie in shared memory.
+// Host and device.
 #pragma once
 
 #include <cstdint>
@@ -56,8 +56,8 @@ struct KvLayout {
   using Columns = QuadColumns<QTile>;
   static_assert(Columns::words == 1, "a thread's columns of a tile fit a word");
 
-  /// Rows of the table of what keys are seen by, in 8 bytes each: an entry per coordinate of the KV tile along each axis,
-  /// and that once per run of Q tiles.
+  /// Rows of the table of what keys are seen by, in 8 bytes each: an entry per coordinate of the KV tile along each
+  /// axis, and that once per run of Q tiles.
   GNAFORGE_HD static constexpr int first_coordinate(int axis) {
     return (axis > 0 ? KvTile::extent(0) : 0) + (axis > 1 ? KvTile::extent(1) : 0) + (axis > 2 ? KvTile::extent(2) : 0);
   }
@@ -109,8 +109,8 @@ struct KvLayout {
 
   /// Registers per thread after launch, shared out of what it gave: 384 x 168. One consumer and the warps that load may
   /// all have 255.
-  static constexpr int producer_registers = 40;
-  static constexpr int consumer_registers = 232;
+  static constexpr int producer_registers = 56;
+  static constexpr int consumer_registers = 224;
   static constexpr bool shares_registers = warpgroups > 1;
 };
 

@@ -1,5 +1,5 @@
-// The warps that load for a kernel of dK and dV: one brings Q and dO, one statistics of their rows, one K and V. Each goes
-// through all tiles by itself, so that none waits for what another one is kept waiting by. Device only.
+// The warps that load for a kernel of dK and dV: one brings Q and dO, one statistics of their rows, one K and V. Each
+// goes through all tiles by itself, so that none waits for what another one is kept waiting by. Device only.
 #pragma once
 
 #include "gnaforge/gpu/copy.h"

@@ -1,6 +1,6 @@
 // Masks of Q tiles that some key of a KV tile isn't seen by all of, where keys are rows and queries columns of wgmma's
-// accumulator. By which queries a key is seen stands in a table in shared memory: registers hold two gradients, and have
-// no room for it. Device only.
+// accumulator. By which queries a key is seen stands in a table in shared memory: registers hold two gradients, and
+// have no room for it. Device only.
 #pragma once
 
 #include "gnaforge/sm90/backward/kv_producer.h"

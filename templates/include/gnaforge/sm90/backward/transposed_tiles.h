@@ -14,8 +14,8 @@ struct KvPlace {
   int slice, batch, kv_head;  ///< Batch entry within the slice.
   int k_begin[rank];          ///< A row of the slice's key tensor.
 
-  /// Neighbouring tiles come next to each other: thread blocks that run at the same time share Q and dO in the L2 cache.
-  /// Of causal axes the first tiles, which most queries see, come first as they are.
+  /// Neighbouring tiles come next to each other: thread blocks that run at the same time share Q and dO in the L2
+  /// cache. Of causal axes the first tiles, which most queries see, come first as they are.
   __device__ __forceinline__ KvPlace(const Params<rank>& params, int index) {
     slice = params.slice_of(index);
     index -= params.first_tile[slice];
