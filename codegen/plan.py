@@ -132,8 +132,8 @@ def _fit_tiles(
     ]
     heads = "" if family.head_dim_at_run_time else f" of head dim {probe.head_dim}"
     what = count_of(len(shapes), "shape")
-    what_for = "" if family.op == DIRECTIONS["forward"][0] else f" {family.op.removeprefix('gna_')}"
-    return served, f"{family}{what_for} tiles fitted to {what}{heads}: {'; '.join(map(str, found.tiles))}"
+    who = str(family) if family.op == DIRECTIONS["forward"][0] else f"{family} {family.op.removeprefix('gna_')}"
+    return served, who + f" tiles fitted to {what}{heads}: {'; '.join(map(str, found.tiles))}"
 
 
 @lru_cache(maxsize=64)

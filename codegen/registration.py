@@ -27,12 +27,12 @@ from .families import (
 from .families.family import Box
 from .runtime import core, family as family_facts, jit, lookup
 from .runtime.config import ANY_HEAD_DIM, DIRECTIONS, KernelConfig
-from .runtime.dtypes import DTYPES, dtype_name
+from .runtime.dtypes import dtype_name
 from .runtime.errors import NoKernelError
 from .runtime.kernels import registry
 from .runtime.lookup import Made
 from .runtime.op_table import FORWARD
-from .runtime.problem import Causal, Problem, per_dim
+from .runtime.problem import Causal, per_dim
 from .runtime.request import Request, refusal
 
 if TYPE_CHECKING:
@@ -161,8 +161,10 @@ def warmup(
     errors are those of `register`.
     """
     keys = register(kernel, **fields)
+    from .first_runs import run_once
+
     for key in keys:
-        _run_once(KernelConfig.parse(key))
+        run_once(KernelConfig.parse(key))
     return keys
 
 
@@ -342,34 +344,6 @@ def _build_and_load(configs: Sequence[KernelConfig], listener: Listener) -> list
     if missing:
         raise BuildError(explain_missing(missing))
     return compiled
-
-
-def _run_once(config: KernelConfig) -> None:
-    import torch
-
-    from .runtime.gradient_call import gradient_call
-    from .runtime.op_table import OPS
-    from .runtime.ops import neighborhood_attention
-
-    target = family_of(config).target
-    device = target.device
-    if target.is_gpu and not (torch.cuda.is_available() and torch.cuda.get_device_capability() in target.capabilities):
-        return
-    dtype = DTYPES[config.dtype].torch
-    tokens = tuple(map(max, config.q_tile, config.kv_tile))
-    dim = config.head_dim or 64
-    value_dim = config.value_head_dim or dim
-    if config.op != FORWARD.name:
-        problem = Problem(tokens, tokens, head_dim=dim, value_head_dim=value_dim, dtype=config.dtype)
-        roles = OPS[config.op].inputs
-        inputs = {role.name: torch.zeros(role.shape(problem), device=device) for role in roles}
-        inputs = {role.name: inputs[role.name].to(role.dtype(problem).torch) for role in roles}
-        gradient_call(problem, inputs, {config.op: config.key})()
-        return
-    q = torch.zeros(1, *tokens, 1, dim, dtype=dtype, device=device)
-    v = torch.zeros(1, *tokens, 1, value_dim, dtype=dtype, device=device)
-    with torch.no_grad():
-        neighborhood_attention(q, q, v, tokens, kernel=config)
 
 
 def connect() -> None:

@@ -168,17 +168,34 @@ def require_close(found: Any, wanted: Any, tolerance: float = 2e-5) -> None:
 
 
 def test_random_calls_agree_with_the_dense_twin() -> None:
-    rng = Random(5)
-    for seed in range(25):
+    rng, caches = Random(5), 0
+    for seed in range(40):
         heads = rng.choice((1, 2, 4))
         problem = Problem((1,) * rng.randint(1, 3), 1, heads=heads, kv_heads=rng.choice((1, heads)), head_dim=16)
-        problem = with_settings(problem, rng, 150, ("edge", "block_causal", "sink", "range"))
+        problem = with_settings(problem, rng, 150, ("edge", "block_causal", "sink", "range", "kv_sink"))
+        caches += any(problem.kv_sink)
         leaves = [x.requires_grad_() for x in oracle.inputs(problem, seed)]
         weights = [torch.randn(x.shape) for x in attend(problem, *leaves)]
         found = torch.autograd.grad(attend(problem, *leaves), leaves, weights)
         exact = torch.autograd.grad(dense(problem, *leaves), leaves, weights)
         for got, wanted in zip(found, exact, strict=True):
             assert torch.allclose(got, wanted, rtol=1e-4, atol=1e-4), problem
+    assert caches > 0
+
+
+def test_a_rolling_cache() -> None:
+    """Keys are the grid's first and its last. Those before the window are seen as a sink, or by no query: zeros."""
+    for sink, first in ((4, 4), (2, 4), (4, 6)):
+        problem = Problem(
+            (10,), (8,), causal=(True,), sink=(sink,), grid=(50,), q_offset=(40,), kv_tokens=(first + 19,)
+        )
+        problem = replace(problem, kv_offset=(31,), kv_sink=(first,), heads=4, kv_heads=2, head_dim=16)
+        leaves = [x.requires_grad_() for x in oracle.inputs(problem, 0)]
+        weights = [torch.randn(x.shape) for x in attend(problem, *leaves)]
+        found = torch.autograd.grad(attend(problem, *leaves), leaves, weights)
+        require_close(found, torch.autograd.grad(dense(problem, *leaves), leaves, weights))
+        seen = torch.from_numpy(oracle.mask(problem).copy()).any(0)
+        assert not found[1][:, ~seen].any() and found[1][:, seen].any(-1).all() and (~seen).any()
 
 
 def test_every_part_alone_is_what_it_is_beside_others() -> None:
@@ -343,6 +360,27 @@ def test_autocast_and_scaled_gradients() -> None:
         torch.testing.assert_close(got / 1024.0, exact, rtol=0.1, atol=0.15)
 
 
+def test_a_gradient_scaler_skips_what_overflows() -> None:
+    """In float16; its scale is halved then."""
+    layer = gnaforge.NeighborhoodAttention1D(32, 2, 5)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1e8)
+    x, before = torch.randn(2, 40, 32), layer.qkv.weight.detach().clone()
+    scales = []
+    for _ in range(24):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.float16):
+            loss = layer(x).float().square().sum()
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(layer.parameters(), 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+        scales.append(scaler.get_scale())
+    assert scales[0] == 0.5e8 and scales[-1] == scales[-2] > 1
+    assert not torch.equal(layer.qkv.weight, before) and layer.qkv.weight.isfinite().all()
+
+
 def test_deterministic_mode_and_inplace_changes() -> None:
     want = gradients_of(run, Q, K, V)
     torch.use_deterministic_algorithms(True)
@@ -490,6 +528,21 @@ class Twin(torch.nn.Module):
         mask = torch.from_numpy(oracle.mask(self.problem).copy())
         out = torch.nn.functional.scaled_dot_product_attention(q, k, v, mask)
         return self.module.proj(out.transpose(1, 2).flatten(2).view(x.shape))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_modules_have_the_gradients_of_their_dense_twins(rank: int) -> None:
+    tokens, window = (7, 6, 5)[:rank], (5, 3, 4)[:rank]
+    kind = getattr(gnaforge, f"NeighborhoodAttention{rank}D")
+    layer = kind(32, 2, window, is_causal=(False,) * (rank - 1) + (True,))
+    problem = Problem(tokens, window, causal=(False,) * (rank - 1) + (True,), heads=2, kv_heads=2, head_dim=16)
+    x = torch.randn(2, *tokens, 32)
+    found = []
+    for model in (layer, Twin(layer, problem)):
+        leaf = x.clone().requires_grad_()
+        loss = (model(leaf) * torch.linspace(-1, 1, 32)).square().sum()
+        found.append(torch.autograd.grad(loss, (leaf, *layer.parameters())))
+    require_close(*found, 1e-4)
 
 
 def train(model: torch.nn.Module, batch: Callable[[torch.Generator], tuple[torch.Tensor, torch.Tensor]]) -> list[float]:

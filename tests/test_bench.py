@@ -163,7 +163,7 @@ def test_problems_that_pin_their_kernels(monkeypatch: pytest.MonkeyPatch, tmp_pa
     measured = []
 
     def measure(
-        problem: Any, contenders: Any, budget_seconds: float, kernel: str | None, device: str
+        problem: Any, contenders: Any, budget_seconds: float, kernel: str | None, device: str, direction: str
     ) -> dict[str, Any]:
         measured.append((problem.head_dim, kernel))
         return {"problem": {}, "kernel": None}

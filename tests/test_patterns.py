@@ -292,5 +292,6 @@ def test_register_takes_what_its_errors_print() -> None:
     assert KernelConfig.parse(key).rank == 2
     part = Problem((40, 40), 9, grid=64, q_offset=3, kv_tokens=64, head_dim=16, dtype="fp32")
     assert Request.of_problem("gna_forward", part, "cpu").register_call() == (
-        'gnaforge.register(rank=2, head_dim=16, dtype="fp32", arch="cpu")'
+        'gnaforge.register(rank=2, head_dim=16, dtype="fp32", arch="cpu", tokens=(40, 40), window=(9, 9), '
+        "grid=(64, 64), q_offset=(3, 3), kv_tokens=(64, 64), heads=1)"
     )

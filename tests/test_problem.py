@@ -219,6 +219,15 @@ def test_register_arguments_are_fields() -> None:
         assert eval(f"Problem({', '.join(problem.register_arguments())})") == problem
 
 
+@pytest.mark.parametrize("problem", [problem for problem, _ in BEYOND])
+def test_register_arguments_say_every_setting(problem: Problem) -> None:
+    """As register takes them: of one piece of extra keys the number alone."""
+    given = eval(f"dict({', '.join(problem.register_arguments())})")
+    assert Problem(**{**given, "extra_tokens": given.get("extra_tokens", ())}) == problem
+    one = replace(problem, extra_tokens=(7,))
+    assert one.register_arguments()[-2] == "extra_tokens=7"
+
+
 def test_of_tensors() -> None:
     q, k = torch.empty(2, 9, 8, 4, 24, dtype=torch.float16), torch.empty(2, 9, 8, 2, 24, dtype=torch.float16)
     found = Problem.of_tensors(q, k, k[..., :16], (3, 4), causal=(True, False), scale=0.25)

@@ -161,16 +161,16 @@ def test_errors_name_the_field(call: str, expected: str) -> None:
 
 def test_warming_up_runs_no_kernel_of_another_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
-    from gnaforge import registration
+    from gnaforge.first_runs import run_once
     from gnaforge.runtime.config import KernelConfig
 
     config = KernelConfig.parse("gna_forward-sm100-r2-bf16-d64-q16x16-kv8x16-cutlass")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    registration._run_once(config)
+    run_once(config)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (10, 3))
     with pytest.raises((AssertionError, RuntimeError)):  # torch has no CUDA: it tried
-        registration._run_once(config)
+        run_once(config)
 
 
 def test_without_a_toolchain_the_error_says_how_to_get_one(run) -> None:

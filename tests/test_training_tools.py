@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from dataclasses import replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from random import Random
@@ -12,10 +14,14 @@ import gnaforge
 import numpy as np
 import oracle
 import pytest
+import torch
+from gnaforge.build.kernels import find_libraries
 from gnaforge.errors import InputError
 from gnaforge.families import families, families_of, require_family
 from gnaforge.gna.counts import count_problem
 from gnaforge.plan import plan
+from gnaforge.runtime import bench
+from gnaforge.runtime.config import KernelConfig
 from gnaforge.runtime.op_table import OPS
 from gnaforge.runtime.problem import Problem
 from gnaforge.simulator.cost import Tiles
@@ -23,6 +29,7 @@ from gnaforge.simulator.fitting import Candidates, fit_problems
 from gnaforge.simulator.simulation import simulate_tiles
 from gnaforge.spec import parse_spec
 from gnaforge.verification.problems import with_settings
+from gnaforge.wheel.build import build_wheel
 
 BACKWARD_Q, BACKWARD_KV = (require_family(op, "cpu") for op in ("gna_backward_q", "gna_backward_kv"))
 SETTINGS = ("edge", "block_causal", "sink", "range", "extra_keys")
@@ -240,7 +247,7 @@ def test_register_and_warm_up_both_passes(python, own_cache: Path) -> None:
     done = python(
         "import gnaforge\n"
         "calls = []\n"
-        "from gnaforge.runtime import gradient_call as module\n"
+        "from gnaforge import first_runs as module\n"
         "whole = module.gradient_call\n"
         "module.gradient_call = lambda *given: calls.append(given[2]) or whole(*given)\n"
         "print(gnaforge.warmup(rank=3, head_dim=8, dtype='fp32', arch='cpu', direction='training'))\n"
@@ -267,3 +274,144 @@ def test_every_family_is_fitted_or_says_that_it_cannot_be() -> None:
         found = fit_problems([replace(problem, dtype=family.dtypes[0])], family).tiles[0]
         counts = count_problem(problem, found.q, found.kv, held=OPS[family.op].held)
         assert counts.visited >= counts.q_tiles
+
+
+# NATTEN's tuning arguments
+
+
+@pytest.fixture(scope="module")
+def step(session_cache: Path) -> dict[str, Path]:
+    """The kernels of a training step, loaded; their libraries by key."""
+    configs = [KernelConfig(op, "cpu", 2, "fp32", 0, (8, 8), (8, 8)) for op in OPS]
+    libraries = {config.key: library for config, library in find_libraries(configs).items()}
+    for library in libraries.values():
+        gnaforge.load_library(library)
+    return libraries
+
+
+def test_tiles_of_the_backward_pass_choose_its_kernels(monkeypatch: pytest.MonkeyPatch, step) -> None:
+    """Whatever their work is; results are those of any others."""
+    from gnaforge.runtime import pinned_gradients
+
+    keys: list[str] = []
+    backward = torch.ops.gnaforge.backward.default
+
+    class Recorded:
+        class backward:
+            @staticmethod
+            def default(*call):
+                keys.extend(call[10:12])
+                return backward(*call)
+
+        forward_no_grad = torch.ops.gnaforge.forward_no_grad
+
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 9, 14, 2, 16, generator=generator) for _ in range(3))
+    text = torch.randn(2, 5, 2, 16, generator=generator)
+
+    def gradients(call, *tensors):
+        leaves = [tensor.clone().requires_grad_() for tensor in tensors]
+        out, lse = call(*leaves)
+        return [out, lse, *torch.autograd.grad(out.square().sum() + lse.sum(), leaves)]
+
+    chosen = {"backward_q_tile_shape": (8, 8), "backward_kv_tile_shape": (8, 8)}
+    calls = [
+        lambda q, k, v, **tiles: gnaforge.na2d(q, k, v, 5, stride=2, return_lse=True, **tiles),
+        lambda q, k, v, **tiles: gnaforge.neighborhood_attention(q, k, v, 5, edge="wrap", return_lse=True, **tiles),
+        lambda q, k, v, **tiles: gnaforge.na2d(
+            q, k, v, 3, additional_keys=text, additional_values=text, return_lse=True, **tiles
+        ),
+    ]
+    wanted = [gradients(call, q, k, v) for call in calls]
+    monkeypatch.setattr(pinned_gradients.torch.ops, "gnaforge", Recorded)
+    for call, results in zip(calls, wanted, strict=True):
+        keys.clear()
+        found = gradients(partial(call, **chosen), q, k, v)
+        assert [*dict.fromkeys(keys)] == [f"gna_backward_{side}-cpu-r2-fp32-dany-q8x8-kv8x8" for side in ("q", "kv")]
+        for one, other in zip(found, results, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    keys.clear()
+    gradients(lambda q: calls[0](q, k, v, backward_kv_tile_shape=(8, 8)), q)  # nobody wants the others
+    assert {*keys} == {"gna_backward_q-cpu-r2-fp32-dany-q8x8-kv8x8", ""}
+
+
+def test_tiles_of_the_backward_pass_matter_to_gradients_alone(step) -> None:
+    x = torch.randn(1, 9, 14, 1, 8)
+    none = {"backward_q_tile_shape": (3, 1), "backward_kv_tile_shape": (1, 7)}
+    with torch.no_grad():
+        gnaforge.na2d(x, x, x, 3, **none)
+    leaf = x.clone().requires_grad_()
+    compiled = torch.compile(lambda x: gnaforge.na2d(x, x, x, 3, **none), backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(leaf), gnaforge.na2d(x, x, x, 3))
+    torch.func.vmap(lambda x: gnaforge.na2d(x, x, x, 3, **none))(leaf[None])
+    with pytest.raises(ValueError, match="backward_q_tile_shape"):
+        gnaforge.na2d(leaf, x, x, 3, backward_q_tile_shape=(1, 2, 3))
+    with pytest.raises(TypeError, match="unexpected keyword argument 'backward_tile'"):
+        gnaforge.na2d(x, x, x, 3, backward_tile=3)
+    gnaforge.register(policy="never")
+    try:
+        with pytest.raises(gnaforge.NoKernelError, match=r"no kernel of gna_backward_q with q_tile_shape \(3, 1\)"):
+            gnaforge.na2d(leaf, x, x, 3, **none)
+    finally:
+        gnaforge.register(policy="warn")
+
+
+# bench
+
+
+@pytest.mark.parametrize("direction", ["backward", "training"])
+def test_gradients_are_timed_beside_sdpas(step, direction) -> None:
+    problem = Problem((12, 10), 5, heads=4, kv_heads=2, head_dim=16, dtype="fp32", extra_tokens=(7,))
+    row = bench.measure(problem, ("gnaforge", "sdpa", "gnaforge dense"), 0.2, None, "cpu", direction)
+    timed = {timing["contender"]: timing for timing in row["timings"]}
+    assert timed.keys() == {"gnaforge", "sdpa", "gnaforge dense"} and row["notes"] == {}
+    assert row["direction"] == direction and 0 <= timed["sdpa"]["difference"] < 1e-5  # of Q's gradient
+    products = {"backward": 5, "training": 7}[direction]  # of a fused kernel, and the forward pass's two
+    flop = 2 * 4 * products * 16 * bench.visible_pairs(problem)
+    assert timed["gnaforge"]["useful_gflops"] == pytest.approx(flop / timed["gnaforge"]["seconds"] / 1e9)
+
+
+def test_bench_builds_and_times_a_training_step(cli, step) -> None:
+    arguments = ("--tokens", "12,10", "--window", "5", "--head-dim", "16", "--dtype", "fp32", "--against", "sdpa")
+    done = cli("bench", *arguments, "--direction", "training", "--seconds", "0.1", "--json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    assert [(row["contender"], row["direction"]) for row in rows] == [("gnaforge", "training"), ("sdpa", "training")]
+    refused = cli("bench", *arguments, "--direction", "training", "--arch", "sm100", "--dtype", "bf16")
+    assert refused.returncode != 0 and "sm100 has no gna_backward_q kernels; cpu" in refused.stderr
+    refused = cli("bench", "--overhead", "--direction", "training")
+    assert refused.returncode != 0 and "--direction: has no effect beside --overhead" in refused.stderr
+
+
+# Wheels
+
+
+def test_a_wheel_trains(step, python, tmp_path: Path) -> None:
+    """With the kernels of both passes, and nothing to compile with."""
+    spec = spec_text("[{q: [8, 8], kv: [8, 8]}]").replace(b"library: mine", b"library: trained")
+    wheel = build_wheel(plan(parse_spec(spec, "f.yaml")), tmp_path / "dist", rebuild="gnaforge wheel my.yaml")
+    with zipfile.ZipFile(wheel.path) as archive:
+        archive.extractall(tmp_path / "site")
+    code = (
+        "import sys\n"
+        "for name in ('gnaforge', 'jinja2', 'numpy', 'pydantic'):\n    sys.modules[name] = None\n"
+        "import torch, gnaforge_trained as package\n"
+        "print(sorted(kernel.key for kernel in package.kernels()))\n"
+        "x = torch.randn(1, 9, 9, 1, 8, requires_grad=True)\n"
+        "tiles = {'backward_q_tile_shape': (8, 8), 'backward_kv_tile_shape': (8, 8)}\n"
+        "found = []\n"
+        "for more in ({}, tiles):\n"
+        "    found += torch.autograd.grad(package.na2d(x, x, x, 3, **more).square().sum(), x)\n"
+        "print(torch.equal(*found), bool(found[0].abs().sum() > 0))\n"
+    )
+    nowhere = dict.fromkeys(("PATH", "HOME", "GNAFORGE_CACHE_DIR", "GNAFORGE_CACHE_PATH"), "/nonexistent")
+    done = python(code, PYTHONPATH=str(tmp_path / "site"), **nowhere)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [str(sorted(step)), "True True"]
+
+
+def test_list_shows_the_ops(step, cli) -> None:
+    library = step["gna_backward_kv-cpu-r2-fp32-dany-q8x8-kv8x8"]
+    done = cli("list", str(library), "--json")
+    assert [row["op"] for row in json.loads(done.stdout)] == ["gna_backward_kv"]
+    assert "gna_backward_kv-cpu-r2" in cli("list", str(library)).stdout

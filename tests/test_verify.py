@@ -309,7 +309,7 @@ def test_other_tiles_than_the_models_are_said_of_their_schedule(toy) -> None:
     settings = Settings([Schedule("eager", "round-robin"), Schedule("lazy", "round-robin")], gaps=False)
     with Verifier(KernelConfig.parse(TOY), library, settings) as verifier:
         found = verifier.verify(toy_problem(window=(1,)))
-    assert found.failed == "tiles" and "went through {'visited': 7, 'interior': 0} tiles" in found.message
+    assert found.failed == "tiles" and "went through {'visited': 7, 'interior': 0}, the" in found.message
     assert found.runs == 1 and found.schedule == settings.schedules[0] and verifier.result.wrong
 
 

@@ -15,7 +15,8 @@ from ..errors import InputError, as_input_error
 from ..families import Family, choose_family, families_of, require_config, require_features, require_target
 from ..runtime.bench import DEFAULT_CONTENDERS, report
 from ..runtime.bench_contenders import CONTENDERS, OWN, variant_of
-from ..runtime.config import KernelConfig
+from ..runtime.bench_gradients import Direction
+from ..runtime.config import DIRECTIONS, KernelConfig
 from ..runtime.core import load_file
 from ..runtime.op_table import FORWARD
 from ..runtime.problem import Problem
@@ -26,7 +27,9 @@ from .report_file import load_report
 _BYTES_LIMIT = 8e9  # of Q, K and V: beyond it the problem is one for a GPU
 
 
-def problems_of_spec(source: str, dtypes: Sequence[str], arch: str, variant: str | None = None) -> list[Problem]:
+def problems_of_spec(
+    source: str, dtypes: Sequence[str], arch: str, variant: str | None = None, direction: Direction = "forward"
+) -> list[Problem]:
     """The shapes of a spec at its first head dim; on a CPU with one head each, so that they fit.
 
     Raises:
@@ -38,20 +41,21 @@ def problems_of_spec(source: str, dtypes: Sequence[str], arch: str, variant: str
         for shape, dtype in product(entry.problems, dtypes):
             with as_input_error():
                 problem = shape.problem(head_dim=entry.head_dim[0] or 64, dtype=dtype, **small)  # 0: taken at run time
-            require_arch(problem, arch, variant)
+            require_arch(problem, arch, variant, direction)
             problems.append(problem)
     if not problems:
         raise InputError(f"{source} lists no shapes to time")
     return problems
 
 
-def require_arch(problem: Problem, arch: str, variant: str | None = None) -> None:
-    """Raises an InputError if no kernel of an arch can be timed with the problem; says why."""
+def require_arch(problem: Problem, arch: str, variant: str | None = None, direction: Direction = "forward") -> None:
+    """Raises an InputError if an arch has no kernels that can be timed with the problem; says why."""
     smallest = partial(_smallest, problem)
-    family = choose_family(FORWARD.name, arch, variant, smallest)
-    require_features(problem, str(family), family.features)
-    if faults := family.faults(smallest(family)):
-        raise InputError("; ".join(f"{field}: {reason}" for field, reason in faults))
+    for op in DIRECTIONS[direction]:
+        family = choose_family(op, arch, variant if op == FORWARD.name else None, smallest)
+        require_features(problem, str(family), family.features)
+        if faults := family.faults(smallest(family)):
+            raise InputError("; ".join(f"{field}: {reason}" for field, reason in faults))
     if problem.value_head_dim != problem.head_dim:
         raise InputError("value_head_dim: others than K's are not timed")
     too_much = 12.0 * problem.token_count * problem.heads * problem.head_dim > _BYTES_LIMIT
@@ -74,6 +78,7 @@ def run_all(
     arch: str,
     path: Path | None,
     variant: str | None = None,
+    direction: Direction = "forward",
 ) -> dict[str, Any]:
     """Builds what is missing and measures each problem. Returns the report, which ``path`` takes as well.
 
@@ -99,13 +104,17 @@ def run_all(
         for problem in problems
         if not family.faults(_smallest(problem, family)) and {*problem.features()} <= {*family.features}
     }
-    for library in open_libraries(sorted({*chosen, *others_of})):
+    gradients = {
+        config_of(problem, arch, op=op) for op in DIRECTIONS[direction] if op != FORWARD.name for problem in problems
+    }
+    for library in open_libraries(sorted({*chosen, *others_of, *gradients})):
         load_file(library)
     # Where families are told apart each problem has its own kernel; else the one with the least work is taken, whosever
     # it is.
     pinned = kernel is not None or variant is not None or named
     keys = [config.key if pinned else None for config in chosen]
-    return report(problems, contenders, seconds * len(problems), keys, require_target(arch).device, path)
+    device = require_target(arch).device
+    return report(problems, contenders, seconds * len(problems), keys, device, path, direction)
 
 
 def other_contenders(arch: str, variant: str | None = None) -> list[str]:
@@ -170,6 +179,7 @@ def rows(found: dict[str, Any]) -> list[dict[str, Any]]:
                     "heads x dim": f"{problem['heads']}x{problem['head_dim']}",
                     "dtype": problem["dtype"],
                     "sparsity": f"{1 - 1 / row['flop_bound']:.1%}",
+                    **({"direction": row["direction"]} if "direction" in row else {}),
                     "contender": timing["contender"],
                     "ms": timing["seconds"] * 1e3,
                     "times ours": timing["seconds"] / ours if ours else None,
@@ -199,7 +209,7 @@ def read_report(path: Path) -> dict[str, Any]:
     return found
 
 
-def config_of(problem: Problem, arch: str, variant: str | None = None) -> KernelConfig:
+def config_of(problem: Problem, arch: str, variant: str | None = None, op: str = FORWARD.name) -> KernelConfig:
     """The kernel to build for a problem, of the family of this variant, or of the first of the arch's that can have
     one. Its tiles are fitted to the problem, but the default ones where the family has no time constants, or takes
     head dims at run time.
@@ -208,7 +218,7 @@ def config_of(problem: Problem, arch: str, variant: str | None = None) -> Kernel
         InputError: no family can have one, or there is no such variant.
     """
     smallest = partial(_smallest, problem)
-    family = choose_family(FORWARD.name, arch, variant, smallest)
+    family = choose_family(op, arch, variant, smallest)
     q_tile, kv_tile = family.default_boxes(problem.rank, problem.head_dim)
     if not family.head_dim_at_run_time and family.time is not None:
         fitted = simulate_fitted(problem, family).tiles

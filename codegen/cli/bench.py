@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -16,11 +16,14 @@ from .problem_options import PATTERN, ProblemOptions, takes_problem
 from .tables import print_table, say, say_written
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ..runtime.problem import Problem
+    from ..simulator.passes import Direction
 
 _MODES = ("overhead", "tools", "calibrate")
 _PROBLEM = (*PATTERN, "heads", "kv_heads", "head_dim", "batch")
-_RUN = ("preset", *_PROBLEM, "dtype", "against", "kernel", "seconds", "report")
+_RUN = ("preset", *_PROBLEM, "dtype", "against", "kernel", "seconds", "report")  # and direction
 
 
 @takes_problem(
@@ -45,6 +48,13 @@ def bench(
     kernel: Annotated[
         str | None, typer.Option(metavar="KEY", help="Time this kernel, not the one with the least work.")
     ] = None,
+    direction: Annotated[
+        str,
+        typer.Option(
+            help="forward; training: forward and backward together; backward: that alone. With --calibrate, whose "
+            "constants."
+        ),
+    ] = "forward",
     seconds: Annotated[float, typer.Option(help="Time budget per problem.")] = 20.0,
     overhead: Annotated[bool, typer.Option("--overhead", help="Time a call's fixed cost instead.")] = False,
     tools: Annotated[bool, typer.Option("--tools", help="Time the command line itself instead.")] = False,
@@ -70,30 +80,35 @@ def bench(
     dtypes of --dtype; on the cpu with one head and batch 1, so that they fit.
 
     Kernels that a problem needs and the cache lacks are built first: with default tiles for the cpu, fitted ones for a
-    GPU. Contenders take turns; times are medians, and GFLOP/s count visible pairs only (all pairs for dense ones).
+    GPU. Contenders take turns; times are medians, and GFLOP/s count visible pairs only (all pairs for dense ones), and
+    of a backward pass the 5 matrix products of a fused kernel, of which ours compute 7.
     Where there is no gnaforge, `python -m gnaforge.runtime.bench` of a built wheel measures the same.
 
     Examples:
         gnaforge bench --tokens 56,56 --window 7,7 --head-dim 32 --heads 4 --dtype fp32,bf16
+        gnaforge bench --tokens 56,56 --window 7,7 --head-dim 32 --direction training --against sdpa
         gnaforge bench --preset hunyuan-video --arch sm90 --report mine.json
         gnaforge bench --calibrate --arch sm90 --from mine.json  # The simulator's constants, by what was measured.
     """
     from ..errors import InputError
     from ..families import require_family
     from ..runtime.op_table import FORWARD
+    from ..simulator.passes import ops_of
 
-    family = require_family(FORWARD.name, arch, variant)
+    require_family(FORWARD.name, arch, variant)
+    ops_of(direction)
+    passes = cast("Direction", direction)
     modes = options_in_use(context, _MODES)
     if len(modes) > 1:
         raise InputError(f"give one of {', '.join(modes)}")
     if modes:
         refuse_unused(
             context,
-            (*_RUN, "plot", "html", *(() if calibrate else ("source", "arch", "variant"))),
+            (*_RUN, "plot", "html", *(() if calibrate else ("source", "arch", "variant", "direction"))),
             f"beside {modes[0]}",
         )
     elif source is not None:
-        refuse_unused(context, (*_RUN, "arch", "variant"), "beside --from")
+        refuse_unused(context, (*_RUN, "arch", "variant", "direction"), "beside --from")
     elif options.preset is not None:
         refuse_unused(context, _PROBLEM, "beside --preset")
     if not seconds > 0:  # NaN is neither
@@ -107,7 +122,7 @@ def bench(
             if overhead
             else bench_tools.tool_times()
             if tools
-            else bench_tools.calibration(family, source),
+            else _calibration(ops_of(direction), arch, variant, source),
             json,
         )
         return
@@ -116,12 +131,12 @@ def bench(
     if source is not None:
         found = bench_run.read_report(source)
     else:
-        problems = _problems(options, arch, variant)
+        problems = _problems(options, arch, variant, passes)
         if kernel is not None:
             refuse_unused(context, ("variant",), "beside --kernel")
         names = against.split(",") if against is not None else bench_run.other_contenders(arch, variant)
         contenders = ["gnaforge", *(name for name in names if name)]
-        found = bench_run.run_all(problems, contenders, seconds, kernel, arch, report, variant)
+        found = bench_run.run_all(problems, contenders, seconds, kernel, arch, report, variant, passes)
     rows = bench_run.rows(found)
     if rows or json:
         _show(rows, json)
@@ -144,19 +159,29 @@ def bench(
         raise typer.Exit(1)
 
 
-def _problems(options: ProblemOptions, arch: str, variant: str | None) -> list[Problem]:
+def _calibration(ops: Sequence[str], arch: str, variant: str | None, source: Path | None) -> list[dict[str, Any]]:
+    from ..bench import tools
+    from ..families import require_family
+
+    each = {op: tools.calibration(require_family(op, arch, variant), source) for op in ops}
+    if len(each) == 1:
+        return next(iter(each.values()))
+    return [{"op": op, **row} for op, rows in each.items() for row in rows]
+
+
+def _problems(options: ProblemOptions, arch: str, variant: str | None, direction: Direction) -> list[Problem]:
     """The problems to time: one per dtype and shape."""
     from ..bench import run as bench_run
     from ..errors import InputError
 
     dtypes = (options.dtype or "bf16").split(",")
     if options.preset is not None:
-        return bench_run.problems_of_spec(options.preset, dtypes, arch, variant)
+        return bench_run.problems_of_spec(options.preset, dtypes, arch, variant, direction)
     if options.tokens is None or options.window is None:
         raise InputError("give either --preset, or --tokens and --window; see gnaforge bench --help")
     problems = [replace(options, dtype=dtype).problem(head_dim=64) for dtype in dtypes]
     for problem in problems:
-        bench_run.require_arch(problem, arch, variant)
+        bench_run.require_arch(problem, arch, variant, direction)
     return problems
 
 

@@ -59,6 +59,7 @@ def _row(raw: dict[str, Any], *, modelled: bool = False) -> dict[str, Any]:
     return {
         "key": config.key,
         "state": raw["state"],
+        "op": config.op,
         "arch": config.arch,
         "q_tile": list(config.q_tile),
         "kv_tile": list(config.kv_tile),

@@ -1,4 +1,4 @@
-"""Which Q tiles a KV tile visits, along one axis: the transpose of `BandTiles`, for kernels of K's and V's gradients.
+"""The Q tiles that a KV tile visits along one axis: the transpose of `BandTiles`, for kernels of gradients of K and V.
 
 The twin of ``transposed_window`` and ``axis_queries`` in ``templates/include/gnaforge/gna/``: KV tiles lie on a grid of
 the keys that are stored, and their Q tiles begin where the first query lies that sees one of their keys. Along an axis

@@ -7,11 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 
 from .batching import register_batching
-from .list_requests import request_of_lengths
-from .training import backward_requests, requests_of_ops, require_traced
+from .training import backward_requests, require_traced
 
 Optional = torch.Tensor | None
-_Q = 1  # the bit of a query in what is wanted
 
 
 def _results(like: torch.Tensor, inputs: Sequence[Optional], wanted: int) -> tuple[torch.Tensor, ...]:
@@ -99,7 +97,8 @@ def _attention_backward_varlen_fake(
     key_q: str = "",
     key_kv: str = "",
 ) -> tuple[torch.Tensor, ...]:
-    require_traced(requests_of_ops([request_of_lengths(q, v, "")], bool(wanted & _Q), bool(wanted & ~_Q)))
+    inputs = q, k, v, cumulative_q, cumulative_kv, is_causal, scale, ""
+    require_traced(backward_requests("attention_varlen", inputs, wanted))
     return _results(q, (q, k, v), wanted)
 
 

@@ -37,7 +37,8 @@ from .bench_contenders import (
     heads_first,
     variant_of,
 )
-from .config import KernelConfig
+from .bench_gradients import Direction, differentiated, with_gradients, work_of
+from .config import DIRECTIONS, KernelConfig
 from .dtypes import DTYPES
 from .family import facts_of, find_facts
 from .kernels import registry
@@ -128,6 +129,7 @@ def run(
     kernel: str | None = None,
     device: str = "cpu",
     notes: dict[str, str] | None = None,
+    direction: Direction = "forward",
 ) -> list[Timing]:
     """Times contenders in turn.
 
@@ -139,19 +141,24 @@ def run(
         kernel: key of the gnaforge kernel; default: the one with the least work.
         device: ``cpu`` or ``cuda``.
         notes: takes why a contender is left out, by name; without it the error is raised.
+        direction: ``backward`` or ``training`` (both passes) time gradients, and compare that of Q.
 
     Returns:
         A timing for each contender that runs, in the order given.
     """
     sets = _input_sets(problem, device)
     torch_sets = [heads_first(x) for x in sets] if HEADS_FIRST & set(contenders) else []
+    if direction != "forward":
+        sets, torch_sets = with_gradients(sets), with_gradients(torch_sets)
     calls: dict[str, _Rotation] = {}
     outputs: dict[str, torch.Tensor] = {}
-    with torch.no_grad():
+    with torch.set_grad_enabled(direction != "forward"):
         for name in contenders:
             own = torch_sets if name in HEADS_FIRST else sets
             try:
                 call = _call_of(name, problem, kernel, sets[0], device)
+                if direction != "forward":
+                    call = differentiated(name, problem, call, direction)
                 out = call(own[0])  # the warm-up, compilation included
                 if device == "cuda":
                     torch.cuda.synchronize()
@@ -171,7 +178,7 @@ def run(
         del outputs, ours
         seconds = _rounds(calls, budget_seconds, device)
     pairs = {name: problem.pair_count if name in DENSE else visible_pairs(problem) for name in calls}
-    work = FORWARD.flop(problem)
+    work = work_of(problem, direction)
     return [
         Timing(name, median, min(times), work * pairs[name] / median / 1e9, len(times), differences.get(name))
         for name, times in seconds.items()
@@ -291,11 +298,18 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def measure(
-    problem: Problem, contenders: Sequence[str], budget_seconds: float, kernel: str | None, device: str
+    problem: Problem,
+    contenders: Sequence[str],
+    budget_seconds: float,
+    kernel: str | None,
+    device: str,
+    direction: Direction = "forward",
 ) -> dict[str, Any]:
     """One problem of a report: times, bounds, ratios and the check."""
     chosen = KernelConfig.parse(kernel) if kernel else choose_kernel(problem, device)
     row: dict[str, Any] = {"problem": problem.as_json(), "kernel": chosen.key if chosen else None, "notes": {}}
+    if direction != "forward":
+        row["direction"] = direction
     if chosen is None:
         row["notes"]["gnaforge"] = "no kernel is loaded for this problem"
         contenders = [name for name in contenders if not name.startswith(OWN)]
@@ -305,13 +319,13 @@ def measure(
     rivals = {name: choose_kernel(problem, device, variant_of(name)) for name in contenders if variant_of(name)}
     row["rivals"] = {name: config.key for name, config in rivals.items() if config is not None}
     row["flop_bound"] = problem.pair_count / visible_pairs(problem)
-    timings = run(problem, contenders, budget_seconds, chosen.key if chosen else None, device, row["notes"])
+    timings = run(problem, contenders, budget_seconds, chosen.key if chosen else None, device, row["notes"], direction)
     row["timings"] = [asdict(timing) for timing in timings]
     seconds = {timing.contender: timing.seconds for timing in timings}
     ours = seconds.get(OWN)
     if ours:
         row["speedups"] = {name: took / ours for name, took in seconds.items() if name != OWN}
-        if "gnaforge dense" in seconds and chosen is not None:
+        if "gnaforge dense" in seconds and chosen is not None and direction == "forward":
             row["share_of_work_bound"] = share_of_work_bound(problem, chosen, ours, seconds["gnaforge dense"])
     return row
 
@@ -333,6 +347,7 @@ def report(
     kernels: Sequence[str | None],
     device: str,
     path: Path | None,
+    direction: Direction = "forward",
 ) -> dict[str, Any]:
     """Measures problems, within ``seconds`` for the rounds of all.
 
@@ -343,6 +358,7 @@ def report(
         kernels: of each problem the key of the gnaforge kernel; None takes the one with the least work.
         device: ``cpu`` or ``cuda``.
         path: takes what is done so far, at any time.
+        direction: as in `run`.
     """
     found: dict[str, Any] = {
         "schema": REPORT_SCHEMA,
@@ -369,7 +385,7 @@ def report(
         print(f"{done + 1} of {len(problems)}: {problem}, head dim {problem.head_dim}", file=sys.stderr)
         left = max(0.0, end - time.monotonic()) / (len(problems) - done)
         try:
-            row = measure(problem, contenders, left, kernel, device)
+            row = measure(problem, contenders, left, kernel, device, direction)
         except Exception as error:
             row = {"problem": problem.as_json(), "error": f"{type(error).__name__}: {error}"[:1000]}
         found["problems"].append(row)
@@ -414,6 +430,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     known = f"{', '.join(CONTENDERS)}, {OWN} VARIANT"
     parser.add_argument("--contenders", help=f"default: all that suit the device; there are {known}")
+    parser.add_argument(
+        "--direction", choices=DIRECTIONS, default="forward", help="training: forward and backward together"
+    )
     parser.add_argument("--seconds", type=float, default=20.0, help="budget of the timed rounds of all problems")
     parser.add_argument("--kernel", help="key of the gnaforge kernel; default: the one with the least work")
     parser.add_argument("--library", action="append", default=[], help="kernel library to load first")
@@ -424,7 +443,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = contenders.split(",") if contenders else DEFAULT_CONTENDERS[device]
     if unknown := [name for name in names if name not in CONTENDERS and variant_of(name) is None]:
         parser.error(f"--contenders: {unknown[0]!r} is unknown; there are {known}")
-    budget, kernel = options.pop("seconds"), options.pop("kernel")
+    budget, kernel, direction = options.pop("seconds"), options.pop("kernel"), options.pop("direction")
     for library in options.pop("library"):
         core.load_library(library)
     if file is None and (options["tokens"] is None or options["window"] is None):
@@ -436,7 +455,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ValueError as error:
         parser.error(f"--problems: {error}")
     problems, kernels = [problem for problem, _ in rows], [own or kernel for _, own in rows]
-    found = report(problems, names, budget, kernels, device, path)
+    found = report(problems, names, budget, kernels, device, path, direction)
     if path is None:
         json.dump(found, sys.stdout, indent=1)
         print()

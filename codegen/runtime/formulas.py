@@ -109,8 +109,9 @@ def _signature_of_samples(inputs: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def _requests_of_lengths(inputs: Sequence[Any]) -> list[Request]:
-    query, key, value, cumulative_q, cumulative_kv = inputs[:5]
-    return [request_of_lengths(query, value, "", key, cumulative_q, cumulative_kv)]
+    return [
+        request_of_lengths(inputs[0], inputs[2], "")
+    ]  # lengths aren't looked at: those of a GPU would be waited for
 
 
 def _signature_of_lengths(inputs: Sequence[Any]) -> tuple[Any, ...]:

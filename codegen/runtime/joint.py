@@ -174,10 +174,12 @@ def _packed_pieces(
             there, *extents, p, i, s = map(number_of, (tensor.shape[1], *grid, prefix, image, suffix))
             parts = f"a prefix of {p}, {i} of the grid {'x'.join(map(str, extents))} and a suffix of {s}"
             raise ValueError(f"{name} has {there} tokens, and {parts} make others")
-    # One split: its gradient is one concatenation.
-    before, (iq, ik, iv), after = zip(*(tensor.split([prefix, image, suffix], 1) for tensor in (q, k, v)), strict=True)
-    sides = (before, prefix), (after, suffix)
-    texts = [text if not isinstance(count, int) or count > 0 else None for text, count in sides]
+    # One split, into what is there: its gradient is one concatenation.
+    has_prefix, has_suffix = (bool(not isinstance(count, int) or count > 0) for count in (prefix, suffix))
+    counts = [prefix, image, suffix][0 if has_prefix else 1 : 3 if has_suffix else 2]
+    pieces = list(zip(q.split(counts, 1), k.split(counts, 1), v.split(counts, 1), strict=True))
+    iq, ik, iv = pieces[1 if has_prefix else 0]
+    texts = [pieces[0] if has_prefix else None, pieces[-1] if has_suffix else None]
     return (iq.unflatten(1, grid), ik.unflatten(1, grid), iv.unflatten(1, grid)), texts
 
 

@@ -1,4 +1,5 @@
-"""Checks the further arguments of NATTEN's functions, which tune kernels that are not ours."""
+"""Checks the further arguments of NATTEN's functions. Most of them tune kernels that are not ours; tiles of the
+backward pass select kernels."""
 
 from __future__ import annotations
 
@@ -22,6 +23,7 @@ _TUNING = frozenset(
         "torch_compile",
     }
 )
+_BACKWARD_TILES = ("backward_q_tile_shape", "backward_kv_tile_shape")
 _noted = False
 
 
@@ -31,7 +33,8 @@ def _note_ignored(names: list[str]) -> None:
         _noted = True
         warnings.warn(
             f"gnaforge ignores NATTEN's tuning arguments ({', '.join(names)}): kernels are chosen by their work; "
-            "pin one with kernel=KEY, or with q_tile_shape and kv_tile_shape. This is said once.",
+            "pin one with kernel=KEY, or with q_tile_shape and kv_tile_shape, and those of the backward pass with "
+            "backward_q_tile_shape and backward_kv_tile_shape. This is said once.",
             stacklevel=4,
         )
 
@@ -42,7 +45,25 @@ def check(given: dict[str, Any]) -> None:
     Raises:
         TypeError: an argument is none of NATTEN's.
     """
+    _require_known(given)
+    _note_ignored(sorted(given))
+
+
+def _require_known(given: dict[str, Any]) -> None:
     unknown = given.keys() - _TUNING
     if unknown:
         raise TypeError(f"unexpected keyword argument {sorted(unknown)[0]!r}")
-    _note_ignored(sorted(given))
+
+
+def backward_tiles(given: dict[str, Any]) -> tuple[Any, Any] | None:
+    """The query and the key tile that backward kernels are to have, None where any will do; None if neither is named.
+    Notes once that others have no meaning here.
+
+    Raises:
+        TypeError: an argument is none of NATTEN's.
+    """
+    _require_known(given)
+    if ignored := sorted(given.keys() - {*_BACKWARD_TILES}):
+        _note_ignored(ignored)
+    q_tile, kv_tile = (given.get(name) for name in _BACKWARD_TILES)
+    return None if q_tile is None and kv_tile is None else (q_tile, kv_tile)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
-from typing import Any, TypeVar
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import is_grad_enabled
@@ -27,6 +27,9 @@ from .own_patterns import is_own, own_patterns
 from .problem import Causal
 from .request import Request
 from .table import loaded_kernels
+
+if TYPE_CHECKING:
+    from .pinned_gradients import Tiles
 
 DTYPE_NAMES = {dtype.torch: dtype.name for dtype in DTYPES.values()}
 
@@ -91,6 +94,7 @@ def attend(
     kernel: str,
     settings: tuple[Any, ...] | None,
     further: tuple[Any, ...] | None,
+    backward_tiles: Tiles | None = None,
 ) -> Any:
     """A call of any rank. ``settings`` are what `arguments.settings_pattern` takes; ``further`` are keys, values and
     lengths of the extra piece, and an output and a log-sum-exp to write to."""
@@ -109,6 +113,14 @@ def attend(
         pattern += arguments.settings_pattern(rank, *settings)
     if scale is not None and type(scale) is not float:
         scale = arguments.number("scale", scale)
+    if backward_tiles is not None and not is_compiling() and (further is None or further[3] is further[4] is None):
+        from .pinned_gradients import attend_pinned
+
+        load_operators()
+        tensors = query, key, value, *(further or (None, None, None))[:3]
+        key_of = partial(_backward_key, rank, backward_tiles)
+        if (pair := attend_pinned(tensors, pattern, scale, kernel, key_of)) is not None:
+            return pair if return_lse else pair[0]
     if further is not None:
         load_operators()
         return attend_further(query, key, value, pattern, scale, kernel, return_lse, *further)
@@ -178,6 +190,20 @@ def _require_key(key: str) -> str:
     return _parse_key(key)
 
 
+def _backward_key(rank: int, tiles: Tiles, op: str, query: torch.Tensor, value: torch.Tensor) -> str:
+    from .autocast import autocast_dtype
+
+    named = zip(("backward_q_tile_shape", "backward_kv_tile_shape"), tiles, strict=True)
+    q_tile, kv_tile = (
+        None if tile is None else tuple(arguments.ints_per_dim(name, tile, rank)) for name, tile in named
+    )
+    dims = int(query.shape[-1]), int(value.shape[-1])
+    key: str = _key_with_tiles(
+        rank, dtype_name(autocast_dtype(query)), *dims, query.device.type, q_tile, kv_tile, False, op
+    )
+    return key
+
+
 @_constant_result
 def _key_with_tiles(
     rank: int,
@@ -188,13 +214,14 @@ def _key_with_tiles(
     q_tile: tuple[int, ...] | None,
     kv_tile: tuple[int, ...] | None,
     tracing: bool,
+    op: str = "gna_forward",
 ) -> str:
     """Key of a kernel with the given tiles, made if the policy says so and torch doesn't trace.
 
     Raises:
         NoKernelError: there is none; lists the tiles that there are.
     """
-    request = Request("gna_forward", rank, dtype, head_dim, value_head_dim, device, q_tile, kv_tile)
+    request = Request(op, rank, dtype, head_dim, value_head_dim, device, q_tile, kv_tile)
 
     def find_fitting(request: Request) -> list[KernelConfig]:
         return [kernel.config for kernel in loaded_kernels().values() if not kernel.refusal(request)]
@@ -213,7 +240,8 @@ def _key_with_tiles(
     listing = "".join(f"\n  {config}" for config in find_fitting(replace(request, q_tile=None, kv_tile=None)))
     listing = listing or " none"
     raise NoKernelError(
-        f"no kernel with q_tile_shape {q_tile} and kv_tile_shape {kv_tile} is loaded for {request}; "
+        f"no kernel {f'of {op} ' if op != 'gna_forward' else ''}with q_tile_shape {q_tile} and kv_tile_shape {kv_tile} "
+        f"is loaded for {request}; "
         f"there are:{listing}\n" + "\n".join(filter(None, [reason, lookup.remedy(request)]))
     )
 
@@ -282,7 +310,9 @@ def neighborhood_attention(
             which are contiguous: slices of larger ones, for example. They must not overlap with an input, nor with each
             other, which isn't checked. No argument may require grad then, nor the call be under torch.vmap.
         kernel: pins a kernel: its `KernelConfig` or key.
-        natten_tuning: NATTEN's other tuning arguments are accepted and ignored, with one warning.
+        natten_tuning: ``backward_q_tile_shape`` and ``backward_kv_tile_shape`` take backward kernels with these tiles,
+            where gradients are wanted and torch neither traces nor transforms the call. NATTEN's other tuning arguments
+            are accepted and ignored, with one warning.
 
     Returns:
         The output ``[batch, *tokens, heads, head_dim_v]``, or with ``return_lse`` a tuple with the log-sum-exp
@@ -302,8 +332,7 @@ def neighborhood_attention(
     Under torch.autocast tensors are cast as torch's scaled_dot_product_attention casts its own. What torch only traces
     is refused in the same words as a call that runs.
     """
-    if natten_tuning:
-        natten_arguments.check(natten_tuning)
+    backward_tiles = natten_arguments.backward_tiles(natten_tuning) if natten_tuning else None
     arguments.require_tensors(query=query)
     rank = query.dim() - 3
     if not 1 <= rank <= 3:
@@ -314,9 +343,8 @@ def neighborhood_attention(
         settings = edge, sink, grid, q_offset, kv_offset, kv_sink
     if not (additional_keys is additional_values is additional_lengths is out is out_lse is None):
         further = additional_keys, additional_values, additional_lengths, out, out_lse
-    return attend(
-        rank, query, key, value, kernel_size, stride, dilation, is_causal, scale, return_lse, pinned, settings, further
-    )
+    plain = kernel_size, stride, dilation, is_causal, scale, return_lse
+    return attend(rank, query, key, value, *plain, pinned, settings, further, backward_tiles)
 
 
 _NON_FINITE = """Scores up to 2^30 in powers of two give finite results (up to 2^28 by the variant ``cutlass``).
@@ -357,12 +385,13 @@ def _fixed_rank(rank: int, layout: str) -> Callable[..., Any]:
         kernel: KernelConfig | str | None = None,
         **natten_tuning: Any,
     ) -> Any:
-        settings = None
+        settings = backward_tiles = None
         if not (edge is None is sink is grid is q_offset is kv_offset is kv_sink):
             settings = edge, sink, grid, q_offset, kv_offset, kv_sink
         if attention_kwargs is not None or backend is not None or natten_tuning:
             given = {"attention_kwargs": attention_kwargs, "backend": backend}
-            natten_arguments.check({**{name: x for name, x in given.items() if x is not None}, **natten_tuning})
+            given = {**{name: x for name, x in given.items() if x is not None}, **natten_tuning}
+            backward_tiles = natten_arguments.backward_tiles(given)
         further = None
         if not (additional_keys is additional_values is additional_lengths is out is out_lse is None):
             further = additional_keys, additional_values, additional_lengths, out, out_lse
@@ -383,6 +412,7 @@ def _fixed_rank(rank: int, layout: str) -> Callable[..., Any]:
             pinned,
             settings,
             further,
+            backward_tiles,
         )
 
     operator.__name__ = operator.__qualname__ = f"na{rank}d"

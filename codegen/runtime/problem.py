@@ -393,11 +393,9 @@ class Problem:
         return " ".join(given)
 
     def register_arguments(self) -> list[str]:
-        """The arguments of `gnaforge.register` that fit tiles to this problem: ``window=(18, 24, 24)``, ... None if
-        they don't say it: where queries and keys are parts of a grid, or there are extra keys."""
-        if {*self.features()} - {"edge", "block_causal", "sink"}:
-            return []
-        found = [f"{name}={_tuple_text(getattr(self, name))}" for name in self._not_neutral((*_PLAIN, "edge", "sink"))]
+        """The arguments of `gnaforge.register` that fit tiles to this problem: ``window=(18, 24, 24)``, ..."""
+        names = self._not_neutral(("tokens", "window", *_PATTERN, "extra_tokens"))
+        found = [f"{name}={_tuple_text(getattr(self, name))}" for name in names]
         found.append(f"heads={self.heads}")
         found += [f"kv_heads={self.kv_heads}"] if self.kv_heads != self.heads else []
         return found + ([f"batch={self.batch}"] if self.batch != 1 else [])

@@ -3,7 +3,7 @@ which autograd runs on a thread of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -55,13 +55,8 @@ def backward_requests(name: str, inputs: Sequence[Any], wanted: int) -> list[Req
     """What the backward pass of an operator's call needs of kernels, of all arguments, for what is ``wanted`` as its
     `Formula` has it."""
     formula = FORMULAS[name]
-    return requests_of_ops(formula.forward_requests(inputs), *_kinds(formula, wanted))
-
-
-def requests_of_ops(forward: Iterable[Request], of_query: bool, of_others: bool) -> list[Request]:
-    """Those of backward ops that belong to forward ones, each once."""
-    ops = [op for op, there in zip(BACKWARD_OPS, (of_query, of_others), strict=True) if there]
-    return list(dict.fromkeys(replace(request, op=op, key="") for request in forward for op in ops))
+    ops = [op for op, there in zip(BACKWARD_OPS, _kinds(formula, wanted), strict=True) if there]
+    return list(dict.fromkeys(replace(own, op=op) for own in formula.forward_requests(inputs) for op in ops))
 
 
 def load_missing(requests: Sequence[Request]) -> list[Request]:

@@ -267,7 +267,7 @@ class Verifier:
         counted = {"visited": found.counters.tiles, "interior": found.counters.interior_tiles}
         if counted != found.model:
             found.failed = "tiles"
-            found.message = f"the kernel went through {counted} tiles, the simulator's model has {found.model}"
+            found.message = f"the kernel went through {counted}, the simulator's model has {found.model}"
 
     def verify_random(self, draw: Callable[[int], Problem], count: int, first_seed: int) -> None:
         """Verifies ``count`` problems that ``draw`` makes of seeds; those that the kernel refuses are left out."""

@@ -9,6 +9,7 @@
 #include "copies.h"
 #include "error.h"
 #include "gnaforge/names.h"
+#include "gnaforge/pattern.h"
 #include "gnaforge/rules.h"
 #include "signature.h"
 #include "table.h"
@@ -66,23 +67,37 @@ inline std::string register_call(const gnaforge_args& args) {
   const auto extents = [&field](const char* name, const int64_t* values) {
     return field(name, [values](int d) { return std::to_string(values[d]); });
   };
-  const auto most = [&p](const int64_t* values) { return *std::max_element(values, values + p.rank); };
+  const auto some_differ = [&p](const int64_t* values, int64_t neutral) {
+    return std::any_of(values, values + p.rank, [neutral](int64_t value) { return value != neutral; });
+  };
+  const auto other_than = [&p](const int64_t* values, const int64_t* others) {
+    return !std::equal(values, values + p.rank, others);
+  };
   std::string text = "gnaforge.register(rank=" + std::to_string(p.rank) + ", head_dim=" + std::to_string(p.head_dim);
   if (p.value_head_dim != p.head_dim) text += ", value_head_dim=" + std::to_string(p.value_head_dim);
   text += std::string(", dtype=\"") + dtype_name(tensor_of(args, GNAFORGE_Q)->dtype) + "\"";
   if (args.op != GNAFORGE_GNA_FORWARD) text += ", direction=\"backward\"";
   if (args.device == GNAFORGE_CPU) text += ", arch=\"cpu\"";
-  // It has no words for parts of a grid, nor for extra keys.
-  if (args.features & (GNAFORGE_FEATURE_RANGE | GNAFORGE_FEATURE_KV_SINK | GNAFORGE_FEATURE_EXTRA_KEYS))
-    return text + ")";
   text += extents("tokens", p.tokens) + extents("window", p.window);
-  if (most(p.stride) > 1) text += extents("stride", p.stride);
-  if (most(p.dilation) > 1) text += extents("dilation", p.dilation);
+  if (some_differ(p.stride, 1)) text += extents("stride", p.stride);
+  if (some_differ(p.dilation, 1)) text += extents("dilation", p.dilation);
   static constexpr const char *kinds[] = {"False", "True", "\"block\""},
                               *edges[] = {"\"shift\"", "\"cut\"", "\"wrap\""};
-  if (most(p.causal) > 0) text += field("causal", [&p](int d) { return kinds[p.causal[d]]; });
-  if (most(p.edge) > 0) text += field("edge", [&p](int d) { return edges[p.edge[d]]; });
-  if (most(p.sink) > 0) text += extents("sink", p.sink);
+  if (some_differ(p.causal, 0)) text += field("causal", [&p](int d) { return kinds[p.causal[d]]; });
+  if (some_differ(p.edge, 0)) text += field("edge", [&p](int d) { return edges[p.edge[d]]; });
+  if (some_differ(p.sink, 0)) text += extents("sink", p.sink);
+  bool one_grid = !other_than(p.grid, p.kv_tokens);  // all that there is of it is where the keys and queries are
+  for (int d = 0; d < p.rank; ++d) one_grid = one_grid && (p.tokens[d] == p.kv_tokens[d] || PatternAxis(p, d).dense());
+  if (!one_grid) text += extents("grid", p.grid);
+  if (some_differ(p.q_offset, 0)) text += extents("q_offset", p.q_offset);
+  if (other_than(p.kv_tokens, p.tokens)) text += extents("kv_tokens", p.kv_tokens);
+  if (some_differ(p.kv_offset, 0)) text += extents("kv_offset", p.kv_offset);
+  if (some_differ(p.kv_sink, 0)) text += extents("kv_sink", p.kv_sink);
+  std::string pieces;
+  int count = 0;
+  for (const int64_t tokens : p.extra_tokens)
+    if (tokens > 0) pieces += (count++ ? ", " : "") + std::to_string(tokens);
+  if (count > 0) text += ", extra_tokens=" + (count > 1 ? "(" + pieces + ")" : pieces);
   text += ", heads=" + std::to_string(p.heads);
   if (p.kv_heads != p.heads) text += ", kv_heads=" + std::to_string(p.kv_heads);
   if (p.batch != 1) text += ", batch=" + std::to_string(p.batch);

@@ -48,8 +48,9 @@ TileCounts count_tiles(const PatternAxis (&axis)[QTile::rank]) {
 inline TileCounts count_axis_key_tiles(const PatternAxis& axis, int k_extent, int q_extent) {
   const std::int64_t keys_begin = axis.kv_sink > 0 ? 0 : axis.kv_offset, keys_end = keys_begin + axis.kv_tokens;
   const auto rest = [&](std::int64_t token) { return (token % axis.dilation + axis.dilation) % axis.dilation; };
-  const std::int64_t bounds[] = {rest(axis.q_offset), rest(axis.q_offset + axis.q_tokens), rest(keys_begin),
-                                 rest(keys_end),      rest(axis.length),                   axis.dilation};
+  const std::int64_t bounds[] = {rest(axis.q_offset), rest(axis.q_offset + axis.q_tokens),
+                                 rest(keys_begin),    rest(keys_end),
+                                 rest(axis.length),   axis.dilation};
   const Divisor q_divisor = make_divisor(q_extent);
   TileCounts sum{0, 0, 0};
   for (std::int64_t group = 0; group < axis.dilation;) {
@@ -58,8 +59,8 @@ inline TileCounts count_axis_key_tiles(const PatternAxis& axis, int k_extent, in
       if (bound > group && bound < next) next = bound;
     const Band band = band_of(axis, group);
     const auto groups = static_cast<double>(next - group);
-    const int keys = position_in_group(keys_end, group, axis.dilation) -
-                     position_in_group(keys_begin, group, axis.dilation);
+    const int keys =
+        position_in_group(keys_end, group, axis.dilation) - position_in_group(keys_begin, group, axis.dilation);
     const auto sink = static_cast<int>(axis.kv_sink);
     struct Place {
       int begin, end, shift;

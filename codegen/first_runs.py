@@ -1,0 +1,37 @@
+"""First runs of kernels, of which `warmup` is made: what is loaded late, and set up once, is so then."""
+
+from __future__ import annotations
+
+import torch
+
+from .families import family_of
+from .runtime.config import KernelConfig
+from .runtime.dtypes import DTYPES
+from .runtime.gradient_call import gradient_call
+from .runtime.op_table import FORWARD, OPS
+from .runtime.ops import neighborhood_attention
+from .runtime.problem import Problem
+
+
+def run_once(config: KernelConfig) -> None:
+    """Runs a kernel on a tiny problem, if it can run here."""
+    target = family_of(config).target
+    device = target.device
+    if target.is_gpu and not (torch.cuda.is_available() and torch.cuda.get_device_capability() in target.capabilities):
+        return
+    tokens = tuple(map(max, config.q_tile, config.kv_tile))
+    dim = config.head_dim or 64
+    value_dim = config.value_head_dim or dim
+    if config.op != FORWARD.name:
+        problem = Problem(tokens, tokens, head_dim=dim, value_head_dim=value_dim, dtype=config.dtype)
+        inputs = {
+            role.name: torch.zeros(role.shape(problem), dtype=role.dtype(problem).torch, device=device)
+            for role in OPS[config.op].inputs
+        }
+        gradient_call(problem, inputs, {config.op: config.key})()
+        return
+    dtype = DTYPES[config.dtype].torch
+    q = torch.zeros(1, *tokens, 1, dim, dtype=dtype, device=device)
+    v = torch.zeros(1, *tokens, 1, value_dim, dtype=dtype, device=device)
+    with torch.no_grad():
+        neighborhood_attention(q, q, v, tokens, kernel=config)
