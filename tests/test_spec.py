@@ -568,7 +568,8 @@ def test_huge_product_is_refused_with_its_count_before_it_is_listed() -> None:
 
 
 def test_directions_where_there_are_gradients() -> None:
-    text = replaced("[forward]", "[forward, backward]").replace("kv: [2, 8, 8]", "kv: [2, 6, 8]")
+    tiles = "kv: [2, 6, 8], backward_kv: {q: [2, 4, 8], kv: [2, 8, 8]}"
+    text = replaced("[forward]", "[forward, backward]").replace("kv: [2, 8, 8]", tiles)
     found = problems(text)
     assert all("kernels[0].direction[1]: gna_backward_" in line for line in found)
     assert any("gna_backward_q is not available on sm100; available: gna_forward" in line for line in found)
