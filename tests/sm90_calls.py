@@ -124,7 +124,8 @@ def check_lengths(calls: Calls) -> None:
     there are."""
     columns = calls.kernel.config.kv_columns
     tokens = 2 * columns + 5
-    for lengths in ((0, 1), (columns, tokens), (columns + 1, columns - 1), (-7, tokens + 100), (2 * columns, 0)):
+    ends = (0, 1), (columns, tokens), (columns + 1, columns - 1), (-2 * columns, tokens + 100), (2 * columns, 0)
+    for lengths in ends:
         for pieces in (1, 2):
             problem = small(calls, extra_tokens=(tokens, columns)[:pieces])
             tensors = tensors_of(problem)
