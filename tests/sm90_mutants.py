@@ -24,6 +24,7 @@ os.environ.setdefault("GNAFORGE_EMULATOR_PROCESSORS", "3")
 import torch  # noqa: E402
 from gnaforge.build_tools.emulator import Module, Options  # noqa: E402
 from gnaforge.build_tools.emulator.survey import survey  # noqa: E402
+from gnaforge.families import family_of  # noqa: E402
 from gnaforge.runtime.config import KernelConfig  # noqa: E402
 from gnaforge.runtime.problem import Problem  # noqa: E402
 from gnaforge.verification.contract import Kernel, view_of  # noqa: E402
@@ -42,6 +43,8 @@ def main(library: str, key: str, every: int = 1, processes: int = 1) -> None:
     config = KernelConfig.parse(key)
     kernel = Kernel(Path(library), key)
     problem = for_kernel(PROBLEMS[config.rank], config)
+    if "extra_keys" in family_of(config).features:  # some of whole tiles, some of which lack columns
+        problem = dataclasses.replace(problem, extra_tokens=(config.kv_columns + 50, 40))
     # So that maxima move, which few warps wait for.
     problem = dataclasses.replace(problem, scale=8 * problem.score_scale)
     op = kernel.op

@@ -185,11 +185,10 @@ def test_random_calls_agree_with_the_dense_twin() -> None:
 
 def test_a_rolling_cache() -> None:
     """Keys are the grid's first and its last. Those before the window are seen as a sink, or by no query: zeros."""
+    grid = {"causal": (True,), "grid": (50,), "q_offset": (40,), "kv_offset": (31,)}
     for sink, first in ((4, 4), (2, 4), (4, 6)):
-        problem = Problem(
-            (10,), (8,), causal=(True,), sink=(sink,), grid=(50,), q_offset=(40,), kv_tokens=(first + 19,)
-        )
-        problem = replace(problem, kv_offset=(31,), kv_sink=(first,), heads=4, kv_heads=2, head_dim=16)
+        cache = {"sink": (sink,), "kv_sink": (first,), "kv_tokens": (first + 19,)}
+        problem = Problem((10,), (8,), heads=4, kv_heads=2, head_dim=16, **grid, **cache)
         leaves = [x.requires_grad_() for x in oracle.inputs(problem, 0)]
         weights = [torch.randn(x.shape) for x in attend(problem, *leaves)]
         found = torch.autograd.grad(attend(problem, *leaves), leaves, weights)
@@ -472,10 +471,11 @@ def test_without_kernels_backward_says_what_to_do(python, own_cache: Path) -> No
 def test_archs_without_gradients_say_so() -> None:
     with pytest.raises(InputError, match="gna_backward_q is not available on sm90"):
         gnaforge.register("gna_backward_q-sm90-r1-bf16-d64-q128-kv128")
-    request = training.backward_requests((Q, K, V, None), [5, 3, 2, 1, 1, 1, 0, 1], 1)[0]
+    inputs = Q, K, V, [5, 3, 2, 1, 1, 1, 0, 1], None, "", None, None, None
+    request = training.backward_requests("forward", inputs, 1)[0]
     assert request.op == "gna_backward_q" and 'direction="backward"' in request.register_call()
     with pytest.raises(NoKernelError, match="gna_backward_q"):
-        from gnaforge.runtime.torch_ops import _backward_fake
+        from gnaforge.runtime.backward_parts import _backward_fake
 
         grad = torch.empty(2, 9, 8, 4, 16, dtype=torch.float16)
         halves = [x.half() for x in (Q, K, V)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -379,6 +380,9 @@ def test_what_a_family_says_of_its_loop() -> None:
     assert found.rare(multiply) and not found.rare(select)
     below, mask = (decode(listing("ISETP\nSEL\nVIADDMNMX\n" + name)) for name in ("IMAD", "FSEL"))
     assert found.aside(below) and not found.aside(mask) and not found.aside(decode(listing("ISETP\nVIADDMNMX")))
+    sets, mask = (decode(listing(text)) for text in ("IMAD\nISETP", "IMAD\nISETP\nFSEL"))  # of extra keys, at rank 3
+    asks = [replace(instruction, name="S2R") for instruction in sets[:1]]  # and at rank 1
+    assert found.aside(sets) and found.aside([*sets, *asks]) and not found.aside(mask)
     assert FAMILY.machine_code is not None and FAMILY.machine_code.tile_loop is tile_loop
 
 

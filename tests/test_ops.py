@@ -237,6 +237,19 @@ def test_tile_arguments_select_a_kernel() -> None:
         gnaforge.na2d(X, X, X, 3, q_tile_shape=(2, 2))
 
 
+def test_tile_arguments_select_a_kernel_in_graphs_of_any_sizes() -> None:
+    """A graph is one kernel's, so head dims become numbers in it, where torch doesn't know the sizes."""
+
+    def call(q: torch.Tensor) -> torch.Tensor:
+        return gnaforge.na2d(q, q, q, 3, q_tile_shape=(1, 16), kv_tile_shape=(5, 7))  # type: ignore[no-any-return]
+
+    torch._dynamo.reset()
+    compiled = torch.compile(call, dynamic=True, fullgraph=True, backend="aot_eager")
+    for extent, head_dim in ((8, 16), (11, 16), (9, 24)):
+        x = torch.randn(1, extent, 9, 2, head_dim)
+        assert torch.equal(compiled(x), call(x))
+
+
 def test_nattens_tuning_arguments_are_ignored_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(natten_arguments, "_noted", False)
     with warnings.catch_warnings(record=True) as seen:

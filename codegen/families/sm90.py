@@ -63,14 +63,15 @@ def check_registers(consumers: int, code: Sass, registers: int) -> None:
             )
 
 
-_CHOICES = frozenset(
-    {"BRA", "IADD3", "IMAD", "ISETP", "LDC", "LEA", "LOP3", "MOV", "SEL", "SHF", "ULDC"}
+CHOICES = frozenset(
+    {"BRA", "IADD3", "IMAD", "ISETP", "LDC", "LDS", "LEA", "LOP3", "MOV", "SEL", "SHF", "ULDC"}
     | {"VIADD", "VIADDMNMX", "VIMNMX", "VIMNMX3"}
 )
+"""Names of instructions that choose between numbers."""
 
 
 def is_below_split(block: Sequence[Instruction]) -> bool:
     """Whether a block works out what rows see of a KV tile below a split, as few tiles are: that is all that it does,
     and it chooses between numbers."""
     names = {instruction.name for instruction in block}
-    return {"SEL", "VIADDMNMX"} <= names <= _CHOICES
+    return {"SEL", "VIADDMNMX"} <= names <= CHOICES

@@ -33,7 +33,8 @@ def _tile(rows: int, kv_box: Box, head_dim: int, value_head_dim: int) -> str | N
     memory = 2 * (rows + 2 * columns) * (q + v) + 512 + mask_table_bytes(kv_box)
     if memory > SHARED_MEMORY:
         return f"needs {memory:,} bytes of shared memory, of which there are {SHARED_MEMORY:,}"
-    # Of a row: scores and dP (fp32), dS (16 bit), dQ (fp32), over half a quad of threads.
+    # Of a row: scores and dP (fp32), dS (16 bit), dQ (fp32), over half a quad of threads. The limits are what compiles
+    # without a spill or serialised products at rank 3, which needs most besides, with nvcc 13.0.
     registers = columns + columns // 4 + head_dim // 2
     limit = 132 if rows > 128 else 196 if rows > 64 else 216
     if registers > limit:

@@ -10,6 +10,7 @@ from ..runtime.config import KernelConfig
 from ..runtime.family import Padding
 from .family import Box, Family, Limits, MachineCode, TimeConstants
 from .sm90 import (
+    CHOICES,
     SHARED_MEMORY,
     WARPGROUP_ROWS,
     channels,
@@ -47,7 +48,7 @@ def _tile(rows: int, kv_box: Box, head_dim: int, value_head_dim: int) -> str | N
         limit = (108 if much else 120) if len(kv_box) == 3 else 112 if much else 128
     else:
         wide = 180 if len(kv_box) == 3 else 188  # 188: 80 keys at head dim 256
-        limit = wide if q + v > 256 else 200 if rows <= 64 else 196
+        limit = wide if q + v > 256 else 200 if rows <= 64 else 192 if len(kv_box) == 3 else 196
     if registers > limit:
         return f"needs {registers} accumulator registers a thread, of which there are {limit}"
     return launch_misfit(max(columns, value_head_dim)) if rows > 128 else None
@@ -86,6 +87,14 @@ def _rescales(block: Sequence[Instruction]) -> bool:
     return products >= 4 and 2 * products > len(block)
 
 
+def _is_of_few_tiles(block: Sequence[Instruction]) -> bool:
+    """Whether a block works out what rows see of a KV tile below a split, or of one of extra keys that isn't whole. For
+    the latter it sets numbers or, at rank 1, asks which thread this is, and does nothing else."""
+    names = {instruction.name for instruction in block}
+    sets = names <= {"BRA", "CS2R", "IMAD", "ISETP", "MOV"}
+    return is_below_split(block) or sets or {"S2R"} <= names <= CHOICES | {"S2R"}
+
+
 def _two_blocks(rows: Any, columns: Any, head_dim: int, value_head_dim: int) -> Any:
     """Whether two thread blocks share a multiprocessor, of numbers or arrays: as layout.h says, with an estimate of the
     table of masks."""
@@ -106,7 +115,7 @@ def tile_loop(config: KernelConfig) -> TileLoop:
         groups=2,
         never=frozenset({"UTMALDG"}),  # that is the producer's
         rare=_rescales,
-        aside=is_below_split,
+        aside=_is_of_few_tiles,
     )
 
 
@@ -115,7 +124,7 @@ FAMILY = Family(
     target=TARGETS["sm90"],
     default=True,
     dtypes=("bf16", "fp16"),
-    features=("edge", "block_causal", "sink", "range", "kv_sink", "deterministic"),
+    features=("edge", "block_causal", "sink", "range", "kv_sink", "extra_keys", "deterministic"),
     limits=Limits(q_rows=192, kv_columns=256, tile=_tile),
     padding=Padding(rows=WARPGROUP_ROWS, columns=16),
     default_tiles={1: ((128,), (128,)), 2: ((8, 16), (8, 16)), 3: ((2, 8, 8), (2, 8, 8))},

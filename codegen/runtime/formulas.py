@@ -20,7 +20,7 @@ Found = Sequence[torch.Tensor]
 
 @dataclass(frozen=True)
 class Formula:
-    """How gradients of an operator come about.
+    """The way in which gradients of an operator come about.
 
     Attributes:
         name: the operator's.

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial
+from operator import index
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -170,8 +171,8 @@ def kernel_key(
     key: str = _key_with_tiles(
         rank,
         dtype_name(autocast_dtype(query)),
-        int(query.shape[-1]),
-        int(value.shape[-1]),
+        index(query.shape[-1]),  # where torch traces with sizes that aren't numbers, these become ones
+        index(value.shape[-1]),
         query.device.type,
         None if q_tile is None else tuple(arguments.ints_per_dim("q_tile_shape", q_tile, rank)),
         None if kv_tile is None else tuple(arguments.ints_per_dim("kv_tile_shape", kv_tile, rank)),

@@ -52,7 +52,7 @@ class CallList {
  public:
   CallList(const gnaforge_args& whole, const Slices& given)
       : roles_(whole.roles), host_(whole.host ? *whole.host : no_host) {
-    const bool sums = whole.op == GNAFORGE_GNA_BACKWARD_KV;
+    const bool sums = roles_of(whole).results & bit(GNAFORGE_GRAD_K);  // slices may share keys
     const Slices slices = sums ? given.by_round() : given;
     names_ = slices.names;
     const size_t count = slices.all.size();

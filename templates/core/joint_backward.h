@@ -1,7 +1,7 @@
 // The backward pass of joint attention: that of the image's rows and of text's, whose gradients of keys are sums.
 //
-// All rows see the image's keys, each its own part of them, and the text's. The first call writes gradients of all keys,
-// those that follow add theirs. Text rows come first, since they are few and long.
+// All rows see the image's keys, each its own part of them, and the text's. The first call writes gradients of all
+// keys, those that follow add theirs. Text rows come first: what image rows add is rounded once.
 #pragma once
 
 #include <array>

@@ -96,6 +96,10 @@ struct Entry {
       return reason.refuse(GNAFORGE_NO_SCALE,
                            "scale is %g, this kernel takes positive ones: it maximises before it scales",
                            problem.scale);
+    for (const std::int64_t tokens : problem.extra_tokens)
+      if (tokens > max_axis_length)
+        return reason.refuse(GNAFORGE_NO_SIZE, "there are %lld extra keys, at most %d in a piece",
+                             static_cast<long long>(tokens), max_axis_length);
     if (const gnaforge_code code = check::layout<Element>(*args, reason)) return code;
     if (const gnaforge_code code = check_tiles(*args, "Q", launch_tiles, reason)) return code;
     return check_device(*args, reason);
@@ -106,7 +110,11 @@ struct Entry {
   static double visited_work(const gnaforge_args* args) {
     PatternAxis axes[rank];
     copy_patterns(*args->problem, axes);
-    const double scores = count_tiles<QTile, KvTile>(axes).visited * L::rows * L::columns;
+    const TileCounts counts = count_tiles<QTile, KvTile>(axes);
+    double tiles = counts.visited;  // lengths are on the device: all extra keys
+    for (const std::int64_t tokens : args->problem->extra_tokens)
+      tiles += counts.q_tiles * static_cast<double>((tokens + L::columns - 1) / L::columns);
+    const double scores = tiles * L::rows * L::columns;
     return gnaforge::visited_work(*args->problem, scores);
   }
 
@@ -147,9 +155,8 @@ struct Entry {
     return dilation == 1 ? tokens - first : (tokens - first + dilation - 1) / dilation;
   }
 
-  static gnaforge_code map(EncodeTiled encode, CUtensorMap& out, const gnaforge_args& args, int role, bool folded,
-                           const PatternAxis (&axes)[rank], const Slice& slice, const int (&box)[rank],
-                           const Reason& reason) {
+  static MapShape shape_of(const gnaforge_args& args, int role, bool folded, const PatternAxis (&axes)[rank],
+                           const Slice& slice, const int (&box)[rank]) {
     const gnaforge_tensor& tensor = *tensor_of(args, role);
     const Sizes sizes = sizes_of(*args.problem, role);
     const std::int64_t (&first)[rank] = is_of_keys(role) ? slice.key : slice.query;
@@ -161,11 +168,21 @@ struct Entry {
       extents.tokens[d] = tokens > 0 ? tokens : 1;
       token_stride[d] = tensor.token_stride[d] * axes[d].dilation;
     }
-    const CUresult result = encode_map<Element, rank>(encode, out, tensor, data_of(args, role, slice, Element::bytes),
-                                                      extents, token_stride, box, folded);
+    return map_shape<Element, rank>(role, tensor, data_of(args, role, slice, Element::bytes), extents, token_stride,
+                                    box, folded);
+  }
+
+  static gnaforge_code map(EncodeTiled encode, CUtensorMap& out, const MapShape& shape, const Reason& reason) {
+    const CUresult result = encode_map<Element>(encode, out, shape);
     if (result == CUDA_SUCCESS) return GNAFORGE_OK;
-    return reason.refuse(GNAFORGE_FAILED, "the driver refuses a tensor map of %s (CUresult %d)", role_facts[role].name,
-                         static_cast<int>(result));
+    return reason.refuse(GNAFORGE_FAILED, "the driver refuses a tensor map of %s (CUresult %d)",
+                         role_facts[shape.role].name, static_cast<int>(result));
+  }
+
+  static gnaforge_code map(EncodeTiled encode, CUtensorMap& out, const gnaforge_args& args, int role, bool folded,
+                           const PatternAxis (&axes)[rank], const Slice& slice, const int (&box)[rank],
+                           const Reason& reason) {
+    return map(encode, out, shape_of(args, role, folded, axes, slice, box), reason);
   }
 
   /// What all slices of a call have in common.
@@ -269,7 +286,13 @@ struct Entry {
   }
 
   static gnaforge_code run_launch(Launch& made, int processors, void* stream, const Reason& reason) {
-    Params& params = made.params;
+    made.slices = made.groups = 0;
+    return launch_kernel(made.params, processors, stream, reason);
+  }
+
+  /// On what the kernel takes.
+  template <class KernelParams>
+  static gnaforge_code launch_kernel(KernelParams& params, int processors, void* stream, const Reason& reason) {
     cudaLaunchConfig_t launch{};
     launch.gridDim = dim3(static_cast<unsigned>(min_int(params.tiles(), processors * L::blocks_per_processor)));
     launch.blockDim = dim3(L::threads);
@@ -284,7 +307,6 @@ struct Entry {
     }
     void* arguments[] = {&params};
     const cudaError_t error = cudaLaunchKernelExC(&launch, Config::kernel(), arguments);
-    made.slices = made.groups = 0;
     if (error == cudaSuccess) return GNAFORGE_OK;
     cudaGetLastError();
     return reason.refuse(GNAFORGE_FAILED, "the launch failed: %s", cudaGetErrorString(error));
@@ -321,28 +343,38 @@ struct Entry {
     return {folded, (rank == 3 && !folded) || apart ? 1 : batch};
   }
 
+  /// Calls `add(slice)` for the slices of all dilation groups that have a query; ends when it returns an error.
+  template <class Add>
+  static gnaforge_code for_each_slice(const gnaforge_args& args, const PatternAxis (&axes)[rank],
+                                      std::int64_t batch_step, const Add& add) {
+    Slice slice{};
+    slice.batch = batch_step;
+    for (;;) {
+      for (int d = 0; d < rank; ++d) slice.key[d] = axes[d].first_key(axes[d].group_of(slice.query[d]));
+      for (slice.batch_begin = 0; slice.batch_begin < args.problem->batch; slice.batch_begin += batch_step)
+        if (const gnaforge_code code = add(slice)) return code;
+      int d = rank - 1;
+      while (d >= 0 && ++slice.query[d] == (axes[d].dilation < axes[d].q_tokens ? axes[d].dilation : axes[d].q_tokens))
+        slice.query[d--] = 0;
+      if (d < 0) return GNAFORGE_OK;
+    }
+  }
+
   static gnaforge_code run_slices(const gnaforge_args& args, const PatternAxis (&axes)[rank], void* stream,
                                   const Reason& reason) {
     Machine machine{};
     if (const gnaforge_code code = find_machine(args, machine, reason)) return code;
     const Batching batching = batching_of(args);
     Launch launch{common_params(args, axes, batching.folded), 0, 0};
-    Slice slice{};
-    slice.batch = batching.step;
-    for (;;) {  // all dilation groups that have a query
-      for (int d = 0; d < rank; ++d) slice.key[d] = axes[d].first_key(axes[d].group_of(slice.query[d]));
-      for (slice.batch_begin = 0; slice.batch_begin < args.problem->batch; slice.batch_begin += batching.step) {
-        if (!place_slice(launch, axes, slice)) {
-          if (const gnaforge_code code = run_launch(launch, machine.processors, stream, reason)) return code;
-          place_slice(launch, axes, slice);  // of an empty launch
-        }
-        if (const gnaforge_code code = finish_slice(launch, args, axes, slice, machine.encode, reason)) return code;
+    const auto add = [&](const Slice& slice) -> gnaforge_code {
+      if (!place_slice(launch, axes, slice)) {
+        if (const gnaforge_code code = run_launch(launch, machine.processors, stream, reason)) return code;
+        place_slice(launch, axes, slice);  // of an empty launch
       }
-      int d = rank - 1;
-      while (d >= 0 && ++slice.query[d] == (axes[d].dilation < axes[d].q_tokens ? axes[d].dilation : axes[d].q_tokens))
-        slice.query[d--] = 0;
-      if (d < 0) return run_launch(launch, machine.processors, stream, reason);
-    }
+      return finish_slice(launch, args, axes, slice, machine.encode, reason);
+    };
+    if (const gnaforge_code code = for_each_slice(args, axes, batching.step, add)) return code;
+    return run_launch(launch, machine.processors, stream, reason);
   }
 
   static int run(const gnaforge_args* args, void*, void* stream, char* error, std::size_t n) {
@@ -353,6 +385,10 @@ struct Entry {
     copy_patterns(*args->problem, axes);
     return run_slices(*args, axes, stream, reason);
   }
+
+  // Calls are run one by one.
+  static constexpr decltype(gnaforge_entry::calls_workspace_bytes) calls_workspace_bytes = nullptr;
+  static constexpr decltype(gnaforge_entry::run_calls) run_calls = nullptr;
 };
 
 template <class Config, class L, class E = Entry<Config, L>>
@@ -369,8 +405,8 @@ constexpr gnaforge_entry make_entry() {
           E::workspace_bytes,
           E::visited_work,
           E::run,
-          nullptr,
-          nullptr};
+          E::calls_workspace_bytes,
+          E::run_calls};
 }
 
 }  // namespace gnaforge::gpu

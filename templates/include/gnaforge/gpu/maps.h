@@ -67,21 +67,25 @@ gnaforge_code layout(const gnaforge_args& args, const Reason& reason) {
 
 }  // namespace check
 
-/// True if batch entries of a tensor that is copied by tensor maps are one.
+/// Whether a tensor is one of Maps. Those of extra keys have maps of their own, of one token dim: there heads are
+/// never folded, and batch entries that are one are a map of one.
+inline bool is_mapped(int role) { return role_facts[role].dtype == 0 && role_facts[role].tokens != Tokens::extra; }
+
+/// True if batch entries of a tensor of Maps are one.
 inline bool repeats_batch(const gnaforge_args& args) {
   for (int role = 0; role < roles_end(args); ++role) {
     const gnaforge_tensor* const tensor = tensor_of(args, role);
-    if (tensor != nullptr && role_facts[role].dtype == 0 && tensor->batch_stride == 0) return true;
+    if (tensor != nullptr && is_mapped(role) && tensor->batch_stride == 0) return true;
   }
   return false;
 }
 
-/// True if the heads of every tensor that is copied by tensor maps can be folded into its channels.
+/// True if the heads of every tensor of Maps can be folded into its channels.
 template <class Element>
 bool foldable(const gnaforge_args& args) {
   for (int role = 0; role < roles_end(args); ++role) {
     const gnaforge_tensor* const tensor = tensor_of(args, role);
-    if (tensor == nullptr || role_facts[role].dtype != 0) continue;
+    if (tensor == nullptr || !is_mapped(role)) continue;
     const Sizes sizes = sizes_of(*args.problem, role);
     if (sizes.channels % chunk_channels<Element> != 0 || (sizes.heads > 1 && tensor->head_stride != sizes.channels))
       return false;
@@ -105,28 +109,52 @@ inline EncodeTiled find_encode_tiled() {
   return reinterpret_cast<EncodeTiled>(function);
 }
 
-/// Encodes the map of `tensor`, whose data begins at `data`, for boxes of `box` tokens and one chunk of channels.
+/// A map before it is encoded. Dims are innermost first: channels, heads unless they are folded, tokens, batch.
+struct MapShape {
+  int role, rank;  ///< Rank 0: there is no such map.
+  char* data;
+  std::int64_t dims[5], strides[5];  ///< In bytes.
+  int box[5];
+  int head_axis;            ///< The dim that heads are in;
+  std::int64_t head_unit;   ///< how much of it one head is,
+  std::int64_t head_bytes;  ///< and how far it is to the next one.
+};
+
+/// The map of `tensor`, whose data begins at `data`, for boxes of `box` tokens and one chunk of channels.
 template <class Element, int Rank>
-CUresult encode_map(EncodeTiled encode, CUtensorMap& map, const gnaforge_tensor& tensor, void* data,
-                    const Extents<Rank>& extents, const std::int64_t (&token_stride)[Rank], const int (&box)[Rank],
-                    bool folded) {
-  cuuint64_t dims[5], strides[5];
-  cuuint32_t boxes[5];
-  const cuuint32_t steps[5] = {1, 1, 1, 1, 1};
-  int rank = 0;
+MapShape map_shape(int role, const gnaforge_tensor& tensor, void* data, const Extents<Rank>& extents,
+                   const std::int64_t (&token_stride)[Rank], const int (&box)[Rank], bool folded) {
+  MapShape shape{};
+  shape.role = role;
+  shape.data = static_cast<char*>(data);
+  shape.head_axis = folded ? 0 : 1;
+  shape.head_unit = folded ? extents.head_dim : 1;
+  shape.head_bytes = (folded ? extents.head_dim : tensor.head_stride) * Element::bytes;
   const auto add = [&](std::int64_t size, std::int64_t stride, int in_box) {
-    dims[rank] = static_cast<cuuint64_t>(size);
-    boxes[rank] = static_cast<cuuint32_t>(in_box);
-    // Any valid number will do where a dim has one element.
-    strides[rank] = static_cast<cuuint64_t>(size == 1 ? 16 : stride * Element::bytes);
-    ++rank;
+    shape.dims[shape.rank] = size;
+    shape.strides[shape.rank] = stride * Element::bytes;
+    shape.box[shape.rank++] = in_box;
   };
   add(folded ? extents.head_dim * extents.heads : extents.head_dim, 1, chunk_channels<Element>);
   if (!folded) add(extents.heads, tensor.head_stride, 1);
   for (int d = Rank - 1; d >= 0; --d) add(extents.tokens[d], token_stride[d], box[d]);
   if (Rank < 3 || folded) add(extents.batch, tensor.batch_stride, 1);
-  return encode(&map, Element::map_type, static_cast<cuuint32_t>(rank), data, dims, strides + 1, boxes, steps,
-                CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+  return shape;
+}
+
+template <class Element>
+CUresult encode_map(EncodeTiled encode, CUtensorMap& map, const MapShape& shape) {
+  cuuint64_t dims[5], strides[5];
+  cuuint32_t boxes[5];
+  const cuuint32_t steps[5] = {1, 1, 1, 1, 1};
+  for (int i = 0; i < shape.rank; ++i) {
+    dims[i] = static_cast<cuuint64_t>(shape.dims[i]);
+    boxes[i] = static_cast<cuuint32_t>(shape.box[i]);
+    // Any valid number will do where a dim has one element.
+    strides[i] = static_cast<cuuint64_t>(shape.dims[i] == 1 ? 16 : shape.strides[i]);
+  }
+  return encode(&map, Element::map_type, static_cast<cuuint32_t>(shape.rank), shape.data, dims, strides + 1, boxes,
+                steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
 }
 

@@ -45,10 +45,22 @@ struct GroupParams {
   }
 };
 
+/// What queries of a group see along an axis, in the form that a tile source takes: a Band, or an Axis where the call
+/// is over the whole grid, with windows that shift inwards at its ends.
+template <class Pattern>
+GNAFORGE_HD Pattern make_pattern(const GroupParams& own, const AxisParams& all) {
+  if constexpr (std::is_same_v<Pattern, Band>)
+    return {own.queries, all.stride,  own.phase, all.first, all.window,    all.begin_min, own.begin_max,
+            all.end_min, own.end_max, all.ahead, all.split, all.low_begin, all.low_slack, all.gap};
+  else
+    return {own.queries, all.window, all.stride, 1, all.ahead < far_away};
+}
+
 /// One launch, of `Slices` slices at most that are read and written by a `SliceMaps` each.
 template <int Rank, class SliceMaps, int Slices>
 struct LaunchParams {
   static constexpr int slices = Slices;
+  static constexpr bool several_calls = false;  ///< Slices may be of several calls, and have extra keys.
 
   SliceMaps maps[slices];
   float* log_sum_exp[slices];  ///< Of the slice's first query; null if the caller wants none.
@@ -78,6 +90,9 @@ struct LaunchParams {
 
   GNAFORGE_HD const GroupParams& group(int slice, int d) const { return groups[groups_of[slice] >> (8 * d) & 0xFF]; }
 
+  /// What slices of one call have in common: here all are of one.
+  GNAFORGE_HD const LaunchParams& call(int) const { return *this; }
+
   /// Queries of a slice along `d`.
   GNAFORGE_HD int queries(int slice, int d) const { return group(slice, d).queries; }
 
@@ -87,17 +102,10 @@ struct LaunchParams {
     return {extent.quotient_up(own.queries), own.q_tiles_factor, own.q_tiles_shift};
   }
 
-  /// What queries of a slice see along `d`, in the form that a tile source takes: a Band, or an Axis where the call is
-  /// over the whole grid, with windows that shift inwards at its ends.
+  /// What queries of a slice see along `d`.
   template <class Pattern>
   GNAFORGE_HD Pattern pattern(int slice, int d) const {
-    const GroupParams& own = group(slice, d);
-    const AxisParams& all = axis[d];
-    if constexpr (std::is_same_v<Pattern, Band>)
-      return {own.queries, all.stride,  own.phase, all.first, all.window,    all.begin_min, own.begin_max,
-              all.end_min, own.end_max, all.ahead, all.split, all.low_begin, all.low_slack, all.gap};
-    else
-      return {own.queries, all.window, all.stride, 1, all.ahead < far_away};
+    return make_pattern<Pattern>(group(slice, d), axis[d]);
   }
 };
 constexpr int max_param_bytes = 4096;

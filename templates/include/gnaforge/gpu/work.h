@@ -20,16 +20,17 @@ struct Place {
   __device__ __forceinline__ Place(const Params& params, int index) {
     slice = params.slice_of(index);
     index -= params.first_tile[slice];
-    const int member = params.heads_per_kv_head.split(index);
+    const auto& call = params.call(slice);
+    const int member = call.heads_per_kv_head.split(index);
 #pragma unroll
     for (int d = rank - 1; d >= 0; --d) {
       const Divisor tiles = params.q_tiles(slice, d, QTile::divisor(d));
       const int tile = tiles.split(index);
-      q_begin[d] = (params.backwards >> d & 1 ? tiles.value - 1 - tile : tile) * QTile::extent(d);
+      q_begin[d] = (call.backwards >> d & 1 ? tiles.value - 1 - tile : tile) * QTile::extent(d);
     }
-    kv_head = params.kv_heads.split(index);
+    kv_head = call.kv_heads.split(index);
     batch = index;
-    head = kv_head * params.heads_per_kv_head.value + member;
+    head = kv_head * call.heads_per_kv_head.value + member;
   }
 };
 
@@ -71,6 +72,13 @@ struct QTileFacts {
     ptx::store_shared(slot + 16, place.batch, interior < count, count, place.slice);
   }
 
+  /// The slice alone.
+  static __device__ __forceinline__ int load_slice(ptx::SharedAddress slot) {
+    unsigned word[1];
+    ptx::load_shared_words(word, slot + 28);
+    return static_cast<int>(word[0]);
+  }
+
   static __device__ __forceinline__ QTileFacts load(ptx::SharedAddress slot) {
     const int4 a = ptx::load_shared(slot), b = ptx::load_shared(slot + 16);
     const int q[3] = {a.x, a.y, a.z};
@@ -89,7 +97,7 @@ struct QTileFacts {
 /// What consumers need to know of a KV tile, beside its stage.
 template <int Rank>
 struct KvTileFacts {
-  int origin[Rank];  ///< The first key.
+  int origin[Rank];  ///< The first key; where the kind has its mask otherwise, a number for it.
   TileKind kind;
 
   static __device__ __forceinline__ void store(ptx::SharedAddress slot, const int (&origin)[Rank], TileKind kind) {

@@ -30,6 +30,13 @@ __device__ __forceinline__ bool elect() {
 /// before (PTX ISA, griddepcontrol); else it does nothing.
 __device__ __forceinline__ void wait_for_grids() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
+/// What the launch before may have written: not from a cache that is older.
+__device__ __forceinline__ int load_word(const int* from) {
+  int word;
+  asm volatile("ld.relaxed.gpu.global.s32 %0, [%1];" : "=r"(word) : "l"(from) : "memory");
+  return word;
+}
+
 /// threadIdx.x, read anew: what follows from it is not kept in registers from one use to the next.
 __device__ __forceinline__ int reload_thread_index() {
   int x;

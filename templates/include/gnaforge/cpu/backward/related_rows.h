@@ -45,8 +45,8 @@ struct AxisRows {
     return rows;
   }
 
-  /// For the stored keys [begin, begin + Extent) of `keys`: the queries that see them as the rows that are stored there,
-  /// of which there are up to three: see Band::gap.
+  /// For the stored keys [begin, begin + Extent) of `keys`: the queries that see them. Up to three rows are stored in
+  /// one place: see Band::gap.
   static AxisRows queries_of(const Band& band, int begin, int keys) {
     AxisRows rows;
     rows.count = 0;

@@ -95,7 +95,7 @@ struct QConsumer {
   __device__ __forceinline__ void tile(ptx::SharedAddress slot, RingPosition& at) const {
     float scores[score_registers], slopes[score_registers], grad[grad_registers];
     std::uint32_t rounded[score_registers / 2];
-    RowWindows<TileSource<Config>> windows;
+    RowWindows<QTile, TileSource<Config>> windows;
     RowStatistics row[2];
     int count;
     {
@@ -108,7 +108,7 @@ struct QConsumer {
     const ptx::SharedAddress own_rows = warpgroup * warpgroup_rows * row_bytes;
     const auto k = [&] { return shared + L::k_offset + at.stage * L::k_bytes; };
 
-    // Scores and what they are multiplied with are under way: turns the former into probabilities.
+    // Issues S and dP, which become scores and slopes.
     const auto issue = [&] {
       wait(L::k_full, at);
       multiply_shared<L, Mma, L::head_dim>(scores, shared + L::q_offset + own_rows, L::q_chunk_bytes, k(),
@@ -117,6 +117,7 @@ struct QConsumer {
       multiply_shared<L, Mma, L::value_head_dim>(slopes, shared + L::grad_out_offset + own_rows, L::q_chunk_bytes,
                                                  shared + L::v_offset + at.stage * L::v_bytes, L::kv_chunk_bytes);
     };
+    // Of scores that are there; slopes may be under way.
     const auto find_probabilities = [&] {
       const KvTileFacts facts = KvTileFacts::load(shared + L::kv_facts + gpu::kv_facts_bytes * at.stage);
       if (facts.kind != TileKind::interior) {
@@ -127,6 +128,7 @@ struct QConsumer {
       for (int i = 0; i < score_registers; ++i)
         scores[i] = ptx::exp2_fast(fmaf(scores[i], params.scale_log2, -row[i / 2 % 2].shift));
     };
+    // Issues dQ += dS K.
     const auto add_to_grad = [&] {
       // The loop is rotated: were this wait at the end of the body, ptxas would move it above the exponentials, which
       // would overlap with nothing.

@@ -52,7 +52,7 @@ __device__ __forceinline__ void forward(const gpu::Params<Config::QTile::rank>& 
   }
   if (L::rank > 1 && threadIdx.x / warpgroup_threads == 1) {
     auto& storage = *reinterpret_cast<typename Kernel::SharedStorage*>(memory);
-    sm90::make_mask_table<HalfOf<Config>>(ptx::shared_address(storage.tensors.mainloop.notes.mask_table));
+    sm90::make_mask_table<typename Config::KvTile, 1>(ptx::shared_address(storage.tensors.mainloop.notes.mask_table));
   }
   const typename Kernel::Params given{{}, {&params}, {&params}, {params.tiles()}};
   Kernel()(given, reinterpret_cast<char*>(memory));

@@ -11,18 +11,11 @@
 
 namespace gnaforge::sm90_cutlass {
 
-/// A half of a Q tile as a Q tile of its own, which is what a warpgroup's mask knows. Head dims don't matter to it.
-template <class Config, class Axes>
-struct HalfConfig;
+/// A half of a Q tile as a box of its own, which is what a warpgroup's mask knows.
 template <class Config, int... Axes>
-struct HalfConfig<Config, std::integer_sequence<int, Axes...>> {
-  static constexpr gnaforge_dtype dtype = Config::dtype, out_dtype = Config::out_dtype;
-  static constexpr int head_dim = 8, value_head_dim = 8;
-  using QTile = Box<Layout<Config>::Half::extent(Axes)...>;
-  using KvTile = typename Config::KvTile;
-};
+Box<Layout<Config>::Half::extent(Axes)...> half_box(std::integer_sequence<int, Axes...>);
 template <class Config>
-using HalfOf = HalfConfig<Config, std::make_integer_sequence<int, Config::QTile::rank>>;
+using HalfOf = decltype(half_box<Config>(std::make_integer_sequence<int, Config::QTile::rank>{}));
 
 /// One warpgroup's half of a Q tile. The mainloop hands it through to the mask, as its problem shape.
 template <class Config>

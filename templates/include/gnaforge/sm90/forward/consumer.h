@@ -28,7 +28,7 @@ struct Consumer {
   static constexpr int out_barrier = turn_barrier + L::warpgroups;
   static constexpr int table_barrier = out_barrier + L::warpgroups;
 
-  const gpu::Params<rank>& params;
+  const Params<rank>& params;
   ptx::SharedAddress shared;
   int warpgroup;
 
@@ -96,18 +96,19 @@ struct Consumer {
   }
 
   __device__ __forceinline__ void store_log_sum_exp(const gpu::QTileFacts<rank>& work, const Softmax& softmax) const {
-    float* const log_sum_exp = params.log_sum_exp[work.slice];
+    float* const log_sum_exp = params.slices[work.slice].log_sum_exp;
     if (log_sum_exp == nullptr || lane() % 4 != 0) return;
+    const auto& call = params.call(work.slice);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int row = first_row() + lane() / 4 + 8 * r;
       bool exists = row < QTile::volume;
-      std::int64_t offset = work.batch * params.lse_batch_stride + work.head * params.lse_head_stride;
+      std::int64_t offset = work.batch * call.lse_batch_stride + work.head * call.lse_head_stride;
 #pragma unroll
       for (int d = 0; d < rank; ++d) {
         const int position = work.q_begin[d] + row / QTile::pitch(d) % QTile::extent(d);
         exists = exists && position < params.queries(work.slice, d);
-        offset += position * params.lse_token_stride[d];
+        offset += position * call.lse_token_stride[d];
       }
       // Relative to infinity, a score of infinity has no probability, and the sum is a NaN.
       const float of_sum = softmax.shift[r] == INFINITY ? 0.0f : logf(softmax.sum[r]);
@@ -151,7 +152,7 @@ struct Consumer {
         int at[gpu::map_rank(rank)];
         gpu::map_coordinates<rank>(at, params.folded, L::value_head_dim, c * L::chunk_channels, work.head, token,
                                    work.batch);
-        ptx::tensor_store(&params.maps[work.slice].out, region + skipped + c * L::q_chunk_bytes, at);
+        ptx::tensor_store(&params.maps(work.slice).out, region + skipped + c * L::q_chunk_bytes, at);
       }
       ptx::bulk_commit();
       if constexpr (!L::out_apart) {
@@ -167,7 +168,8 @@ struct Consumer {
     float scores[score_registers], out[out_registers];
     std::uint32_t probabilities[probability_registers];
     Softmax softmax;
-    RowWindows<TileSource<Config>> windows;
+    RowWindows<QTile, TileSource<Config>> windows;
+    windows.quad = ptx::reload_thread_index() & 3;  // which parts of extra keys ask for, too
     int count;
     {
       const gpu::QTileFacts<rank> work = gpu::QTileFacts<rank>::load(slot);
@@ -180,7 +182,7 @@ struct Consumer {
       release(L::k_empty + 8 * at.stage);
       if (facts.kind == TileKind::interior) return;
       ptx::mark<ptx::Marker::tile_is_shell>();
-      windows.seen(params, shared + L::mask_table, facts).apply(scores);
+      windows.seen(params, shared + L::mask_table, facts, slot).apply(scores);
     };
     // Few tiles do this, so it may wait for the product under way.
     const auto rescale = [&](const float (&factor)[2]) {

@@ -41,12 +41,12 @@ struct SeenColumns {
   }
 };
 
-/// What a thread's two rows see, found once per Q tile. `Source` is the kernel's tile source; its parameters are
-/// gpu::LaunchParams.
-template <class Source>
+/// What a thread's two rows see, found once per Q tile, of which the warpgroups' rows are the box `QTile`. `Source` is
+/// the kernel's tile source; its parameters are gpu::LaunchParams, or have what those have.
+template <class QTile, class Source>
 struct RowWindows {
-  using QTile = typename Source::QTile;
-  using Columns = QuadColumns<typename Source::KvTile>;
+  using KvTile = typename Source::KvTile;
+  using Columns = QuadColumns<KvTile>;
   static constexpr int rank = Source::rank;
   static constexpr int words = Columns::words;
 
@@ -80,23 +80,28 @@ struct RowWindows {
     }
   }
 
-  /// Of a KV tile that needs a mask; `table` is that of masks.
+  /// Of a KV tile that needs a mask. `table` is that of masks; where there are several calls, the Q tile's facts are in
+  /// `slot`.
   template <class Params>
   __device__ __forceinline__ SeenColumns<words> seen(const Params& params, ptx::SharedAddress table,
-                                                     const gpu::KvTileFacts<rank>& facts) const {
+                                                     const gpu::KvTileFacts<rank>& facts,
+                                                     ptx::SharedAddress slot = 0) const {
     Ends ends = ends_of(
         [&](int d, Interval keys) { return Interval{keys.begin - facts.origin[d], keys.end - facts.origin[d]}; });
     if constexpr (Source::has_sides) {
-      // Few tiles are below a split. Others take a branch for it, which waits for nothing: its question is asked before
-      // the above is worked out.
+      // Few tiles are below a split, or have extra keys in part. Others take a branch for it, which waits for nothing:
+      // its question is asked before the above is worked out.
       ends.hold();
-      if (facts.kind == TileKind::shell_below)
-        ends = ends_of([&](int d, Interval keys) {
-          int axis = d;
-          hold(keys.begin, keys.end, axis);  // nothing of this is worked out, or kept in registers, for other tiles
-          // Sides are the same in all slices.
-          return Source::seen(params.template pattern<typename Source::Pattern>(0, axis), keys, facts.origin[d]);
-        });
+      if constexpr (Params::several_calls) {
+        if (facts.kind != TileKind::shell) {
+          if (facts.kind == TileKind::part)
+            ends = ends_of_part(facts.origin[0]);
+          else
+            ends = ends_of_sides(params, gpu::QTileFacts<rank>::load_slice(slot), facts);
+        }
+      } else if (facts.kind == TileKind::shell_below) {
+        ends = ends_of_sides(params, 0, facts);
+      }
     }
     unsigned along[rank][2][words];  // one axis alone
 #pragma unroll
@@ -154,6 +159,34 @@ struct RowWindows {
         const Interval keys = seen(d, row[r][d]);
         ends.begin[r][d] = rank == 1 ? Columns::count_below(keys.begin, quad) : Columns::clip(d, keys.begin);
         ends.end[r][d] = rank == 1 ? Columns::count_below(keys.end, quad) : Columns::clip(d, keys.end);
+      }
+    return ends;
+  }
+
+  /// The same of a tile below the split of some axis. Nothing of this is worked out, or kept in registers, for others.
+  /// Sides are the same in all slices of a call.
+  template <class Params>
+  __device__ __forceinline__ Ends ends_of_sides(const Params& params, int slice,
+                                                const gpu::KvTileFacts<rank>& facts) const {
+    return ends_of([&](int d, Interval keys) {
+      int axis = d;
+      hold(keys.begin, keys.end, axis);
+      return Source::seen(params.template pattern<typename Source::Pattern>(slice, axis), keys, facts.origin[d]);
+    });
+  }
+
+  /// The same of a tile of extra keys of which some columns count, the same ones for all rows: `those` is how many they
+  /// are or, where there is a table, where in it the producer has left them as an entry of the first axis.
+  __device__ __forceinline__ Ends ends_of_part(int those) const {
+    Ends ends;
+#pragma unroll
+    for (int r = 0; r < 2; ++r)
+#pragma unroll
+      for (int d = 0; d < rank; ++d) {
+        if (r == 1 && rows_agree(d)) continue;
+        ends.begin[r][d] = 0;
+        ends.end[r][d] =
+            rank > 1 ? d == 0 ? those : KvTile::extent(d) : Columns::count_below(those, ptx::reload_thread_index() & 3);
       }
     return ends;
   }

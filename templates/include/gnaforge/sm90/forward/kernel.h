@@ -74,15 +74,15 @@ __device__ __forceinline__ void clear_padding(unsigned char* memory) {
 __device__ __forceinline__ unsigned same_in_all_lanes(unsigned number) { return __shfl_sync(~0u, number, 0); }
 
 template <class Config>
-__device__ __forceinline__ void prefetch_maps(const gpu::Params<Config::QTile::rank>& params) {
-  ptx::prefetch_map(&params.maps[0].q);
-  ptx::prefetch_map(&params.maps[0].k);
-  ptx::prefetch_map(&params.maps[0].v);
-  ptx::prefetch_map(&params.maps[0].out);
+__device__ __forceinline__ void prefetch_maps(const Params<Config::QTile::rank>& params) {
+  ptx::prefetch_map(&params.maps_at(0).q);
+  ptx::prefetch_map(&params.maps_at(0).k);
+  ptx::prefetch_map(&params.maps_at(0).v);
+  ptx::prefetch_map(&params.maps_at(0).out);
 }
 
 template <class Config, class Mma>
-__device__ __forceinline__ void forward(const gpu::Params<Config::QTile::rank>& params) {
+__device__ __forceinline__ void forward(const Params<Config::QTile::rank>& params) {
   using L = Layout<Config>;
   extern __shared__ __align__(gpu::swizzle_bytes) unsigned char memory[];
   const ptx::SharedAddress shared = ptx::shared_address(memory);

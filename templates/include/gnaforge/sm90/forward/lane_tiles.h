@@ -20,7 +20,7 @@ struct LaneTiles : LaneWalk<Source::rank, false> {
   /// What few calls have is in shared memory, from `sides` on: 16 bytes for each axis.
   static constexpr int sides_bytes = 16 * rank;
 
-  /// `params` is a gpu::LaunchParams.
+  /// `params` is a gpu::LaunchParams, or has what that has.
   template <class Params>
   __device__ __forceinline__ LaneTiles(const Params& params, const gpu::Place<QTile>& work, ptx::SharedAddress sides) {
     const int d = axis();
@@ -41,7 +41,7 @@ struct LaneTiles : LaneWalk<Source::rank, false> {
         ptx::store_shared_word(to + 8, own.count - own.turn);
         int again = d;
         asm volatile("" : "+r"(again));  // not loaded before there is a register for it
-        ptx::store_shared_word(to + 12, params.axis[again].gap);
+        ptx::store_shared_word(to + 12, params.call(work.slice).axis[again].gap);
       }
       __syncwarp();
     }

@@ -97,9 +97,9 @@ struct Layout {
   static constexpr int q_facts = ceil_div(v_empty + 8 * stages, 16) * 16;  ///< For this Q tile and the next.
   static constexpr int kv_facts = q_facts + 2 * gpu::q_facts_bytes;        ///< For each stage.
   static constexpr int sides = kv_facts + gpu::kv_facts_bytes * stages;    ///< The producer's own; see lane_tiles.h.
-  static_assert(sides + 16 * rank <= control_offset + facts_bytes, "room for what the consumers are told");
-
   static constexpr int mask_table = control_offset + facts_bytes;
+  static_assert(sides + 16 * rank <= mask_table - Columns::parts * Columns::entry_bytes,
+                "room for what the consumers are told");
 
   /// True if each warpgroup's rows are a box by themselves, which it stores without waiting for the others.
   static constexpr bool out_by_warpgroup =

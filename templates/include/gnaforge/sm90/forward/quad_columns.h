@@ -4,6 +4,7 @@
 // thread's columns are below a coordinate is in a table, or for one axis a sum. Host and device.
 #pragma once
 
+#include "gnaforge/abi.h"
 #include "gnaforge/gna/axis.h"
 
 namespace gnaforge::sm90 {
@@ -26,6 +27,10 @@ struct QuadColumns {
   }
   static constexpr int table_bytes = rank == 1 ? 0 : table_offset(rank);
 
+  /// In front of the table there are entries for columns of a part of a tile; the producer writes them.
+  static constexpr int parts = rank == 1 ? 0 : GNAFORGE_MAX_EXTRA;
+  GNAFORGE_HD static constexpr int part_entry(int piece) { return piece - parts; }
+
   /// A word of the table: columns whose coordinate along `axis` is below `end`, of the thread `quad` of a quad.
   GNAFORGE_HD static unsigned below(int axis, int end, int quad, int word) {
     unsigned bits = 0;
@@ -40,8 +45,7 @@ struct QuadColumns {
     return bits;
   }
 
-  /// With one axis: how many of the thread's columns are below `end`; less than 0 or more than there are, outside of
-  /// the tile.
+  /// How many of a thread's columns are among the first `end`; less than 0 or more than there are, outside of the tile.
   GNAFORGE_HD static int count_below(int end, int quad) {
     const int from_first = end - 2 * quad;
     return 2 * (from_first >> 3) + min_int(from_first & 7, 2);
