@@ -92,6 +92,7 @@ CHOSEN = [
 _PARTS = (
     (BAND, "constexpr int clamp_int", "}  // namespace"),
     (TILES, "/// First row of tile `index`.", "/// Bands as a tile source."),
+    (RUNS, "/// Which run tile", "}  // namespace"),
     (PATTERN, "/// Every query sees every key", "}  // namespace"),
     (RULES, "inline Seen seen(", "  gnaforge_code refuse("),
     (RULES, "const std::int64_t ends[]", "return missing.refuse"),
@@ -122,6 +123,7 @@ def by_rule() -> Iterator[Mutant]:
 
 EQUAL = {
     "gna/band.h: d < f -> d <= f": "far_away less a row and a phase is below all rows",
+    "gna/query_runs.h: runs.begin[run] = 0 -> runs.end[run] = 0": "no tile is of a run that is empty",
     "gna/band.h: if (key >= band.end_ -> if (key > band.end_": "nobody stores the row after the grid's last",
 }
 """Mutants by rule that compute the same, with the reason."""

@@ -16,6 +16,7 @@ from gnaforge.runtime.config import KernelConfig
 from gnaforge.runtime.problem import Problem
 from gnaforge.verification.problems import for_kernel, random_problem_for, shrink
 from gnaforge.verification.runner import Settings, Verifier
+from sm90_backward_kernels import Q_CONFIGS
 from sm90_boundary import compile_kernel
 from test_sm90 import run
 from test_sm90_backward import SCHEDULES, replace_once, require_right
@@ -120,6 +121,36 @@ def test_any_number_of_thread_blocks_gives_the_same_bits(libraries: dict[KernelC
         for mode, processors in (("eager", 1), ("lazy", 3), ("random", 64))
     }
     assert len(found) == 1
+
+
+BOTH = """
+import gnaforge, torch
+from gnaforge.runtime.arguments import plain_pattern
+from gnaforge.runtime.config import KernelConfig
+from gnaforge.runtime.op_table import OPS
+from gnaforge.runtime.problem import Problem
+from gnaforge.verification.problems import for_kernel
+keys, libraries = {keys}, {libraries}
+for library in libraries:
+    gnaforge.load_library(library)
+pattern = (5, 7), (1, 2), (2, 1), (False, True)
+problem = for_kernel(Problem((12, 14), *pattern, batch=2, heads=4, kv_heads=2), KernelConfig.parse(keys[1]))
+inputs = OPS["gna_backward_kv"].random_inputs(problem)
+given = [inputs[name] for name in ("grad_out", "grad_lse", "q", "k", "v", "out", "lse")]
+found = torch.ops.gnaforge.backward(*given, plain_pattern(2, *pattern), None, 7, *keys)
+for op, results in (("gna_backward_q", [("grad_q", 0)]), ("gna_backward_kv", [("grad_k", 1), ("grad_v", 2)])):
+    exact = OPS[op].exact(problem, inputs)
+    bounds = OPS[op].bound(problem, inputs, exact, rounds_probabilities=True)
+    for name, index in results:
+        assert ((found[index].double() - exact[name]).abs() <= bounds[name]).all(), name
+"""
+
+
+def test_both_kernels_of_a_call_share_delta(libraries: dict[KernelConfig, Path]) -> None:
+    """That of dK and dV computes it and leaves it, that of dQ takes it, through the operator."""
+    of_q, of_kv = Q_CONFIGS[2], CONFIGS[4]
+    paths = [str(find_libraries([of_q], emulated=True)[of_q]), str(libraries[of_kv])]
+    run(BOTH.format(keys=[of_q.key, of_kv.key], libraries=paths))
 
 
 CONSUMER, PRODUCER = "sm90/backward/kv_consumer.h", "sm90/backward/kv_producer.h"

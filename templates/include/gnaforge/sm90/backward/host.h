@@ -59,7 +59,15 @@ struct Entry : gpu::Entry<Config, L, Params<L::rank>> {
   }
 
   /// The forward kernel has a product along the channels of Q, and one along those of V.
-  static double visited_work(const gnaforge_args* args) { return Base::visited_work(args) * (of_keys ? 2 : 1.5); }
+  static double visited_work(const gnaforge_args* args) {
+    if constexpr (of_keys) {
+      PatternAxis axes[rank];
+      Base::copy_patterns(*args->problem, axes);
+      const double visited = count_key_tiles<KvTile, typename Config::QTile>(axes).visited;
+      return 2 * gnaforge::visited_work(*args->problem, visited * L::rows * L::columns);
+    }
+    return 1.5 * Base::visited_work(args);
+  }
 
   /// Delta where the call has it, else in the workspace, which then is as long as its rows are.
   static gnaforge_tensor delta_of(const gnaforge_args& args, void* workspace) {
