@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -43,12 +44,14 @@ def _tile(rows: int, kv_box: Box, head_dim: int, value_head_dim: int) -> str | N
     # tests/sm90_boundary.py. More than 128 columns take second words of masks, more channels more addresses; three
     # consumers of rank 3 lack what the softmax takes where shifts move, and bands of three dimensions.
     registers = columns // 2 + columns // 4 + value_head_dim // 2
+    rank, much = len(kv_box), columns > 128 or q > 192
     if rows > 128:
-        much = columns > 128 or q > 192
-        limit = (108 if much else 120) if len(kv_box) == 3 else 112 if much else 128
+        few = columns == 128 if rank == 3 else q > 128
+        limit = (108 if much else 116 if few else 120) if rank == 3 else (112 if much else 124 if few else 128)
+    elif q + v > 256:
+        limit = 180 if rank == 3 else 188  # 188: 80 keys at head dim 256
     else:
-        wide = 180 if len(kv_box) == 3 else 188  # 188: 80 keys at head dim 256
-        limit = wide if q + v > 256 else 200 if rows <= 64 else 192 if len(kv_box) == 3 else 196
+        limit = 200 if rows <= 64 else {1: 196, 2: 192, 3: 188}[rank]
     if registers > limit:
         return f"needs {registers} accumulator registers a thread, of which there are {limit}"
     return launch_misfit(max(columns, value_head_dim)) if rows > 128 else None
@@ -87,12 +90,12 @@ def _rescales(block: Sequence[Instruction]) -> bool:
     return products >= 4 and 2 * products > len(block)
 
 
-def _is_of_few_tiles(block: Sequence[Instruction]) -> bool:
+def _is_of_few_tiles(block: Sequence[Instruction], rank: int) -> bool:
     """Whether a block works out what rows see of a KV tile below a split, or of one of extra keys that isn't whole. For
     the latter it sets numbers or, at rank 1, asks which thread this is, and does nothing else."""
     names = {instruction.name for instruction in block}
     sets = names <= {"BRA", "CS2R", "IMAD", "ISETP", "MOV"}
-    return is_below_split(block) or sets or {"S2R"} <= names <= CHOICES | {"S2R"}
+    return is_below_split(block) or sets or (rank == 1 and {"S2R"} <= names <= CHOICES | {"S2R"})
 
 
 def _two_blocks(rows: Any, columns: Any, head_dim: int, value_head_dim: int) -> Any:
@@ -115,7 +118,7 @@ def tile_loop(config: KernelConfig) -> TileLoop:
         groups=2,
         never=frozenset({"UTMALDG"}),  # that is the producer's
         rare=_rescales,
-        aside=_is_of_few_tiles,
+        aside=partial(_is_of_few_tiles, rank=config.rank),
     )
 
 

@@ -27,6 +27,7 @@ struct Consumer {
   static constexpr int turn_barrier = 1;  ///< First of one named barrier per warpgroup.
   static constexpr int out_barrier = turn_barrier + L::warpgroups;
   static constexpr int table_barrier = out_barrier + L::warpgroups;
+  static constexpr bool counts_down = L::warpgroups == 3;  ///< The KV tiles that are left: a register less.
 
   const Params<rank>& params;
   ptx::SharedAddress shared;
@@ -169,7 +170,7 @@ struct Consumer {
     std::uint32_t probabilities[probability_registers];
     Softmax softmax;
     RowWindows<QTile, TileSource<Config>> windows;
-    windows.quad = ptx::reload_thread_index() & 3;  // which parts of extra keys ask for, too
+    windows.kept_quad = ptx::reload_thread_index() & 3;  // which parts of extra keys ask for, too
     int count;
     {
       const gpu::QTileFacts<rank> work = gpu::QTileFacts<rank>::load(slot);
@@ -207,7 +208,7 @@ struct Consumer {
 
     int last_stage = -1;  // whose V the product under way reads
 #pragma unroll 1
-    for (int left = count; left > 1; --left) {
+    for (int j = counts_down ? count : 1; counts_down ? j > 1 : j < count; j += counts_down ? -1 : 1) {
       ptx::mark<ptx::Marker::tile_begins>();  // of this tile, and the product with V of the one before
       // The loop is rotated: were this wait at the end of the body, ptxas would move it above the softmax, and the
       // product with V would overlap with nothing.
@@ -252,17 +253,15 @@ struct Consumer {
 
   __device__ __forceinline__ void run() const {
     RingPosition at{0, 0};
-    std::uint32_t q_parity = 0;
     if constexpr (rank > 1) {  // while the first tiles load
       make_mask_table<KvTile, L::warpgroups>(shared + L::mask_table);
       ptx::barrier_sync(table_barrier, L::warpgroups * warpgroup_threads);
     }
     // The first turn is warpgroup 0's.
     if (L::warpgroups > 1 && warpgroup == L::warpgroups - 1) pass_turn();
-    for (int index = blockIdx.x; index < params.tiles(); index += gridDim.x) {
-      ptx::mbarrier_wait(shared + L::q_full, q_parity);
-      tile(shared + L::q_facts + gpu::q_facts_bytes * q_parity, at);
-      q_parity ^= 1;
+    for (unsigned i = 0; blockIdx.x + i * gridDim.x < static_cast<unsigned>(params.tiles()); ++i) {
+      ptx::mbarrier_wait(shared + L::q_full, i % 2);
+      tile(shared + L::q_facts + gpu::q_facts_bytes * (i % 2), at);
     }
     if (stores_out()) ptx::bulk_wait();
   }

@@ -51,7 +51,14 @@ struct RowWindows {
   static constexpr int words = Columns::words;
 
   Interval row[2][rank];
-  int quad;  ///< The thread's place in its quad.
+  int kept_quad;
+  /// Three warpgroups with this many scores have no register for it.
+  static constexpr bool keeps_quad = QTile::volume <= 128 || KvTile::volume < 128;
+
+  /// The thread's place in its quad.
+  __device__ __forceinline__ int quad() const {
+    return keeps_quad ? kept_quad : static_cast<int>(ptx::reload_thread_index() & 3);
+  }
 
   /// Whether rows r and r + 8 of any 16 lie at the same coordinate along `d`, and so see the same.
   static __device__ __forceinline__ constexpr bool rows_agree(int d) {
@@ -64,7 +71,7 @@ struct RowWindows {
   __device__ __forceinline__ void compute(const Params& params, const gpu::QTileFacts<rank>& work, int first_row) {
     const int lane = ptx::reload_thread_index() & 31;
     const int own = first_row + lane % 16;
-    quad = lane & 3;
+    kept_quad = lane & 3;
 #pragma unroll
     for (int d = 0; d < rank; ++d) {
       const auto pattern = params.template pattern<typename Source::Pattern>(work.slice, d);
@@ -157,8 +164,8 @@ struct RowWindows {
       for (int d = 0; d < rank; ++d) {
         if (r == 1 && rows_agree(d)) continue;
         const Interval keys = seen(d, row[r][d]);
-        ends.begin[r][d] = rank == 1 ? Columns::count_below(keys.begin, quad) : Columns::clip(d, keys.begin);
-        ends.end[r][d] = rank == 1 ? Columns::count_below(keys.end, quad) : Columns::clip(d, keys.end);
+        ends.begin[r][d] = rank == 1 ? Columns::count_below(keys.begin, quad()) : Columns::clip(d, keys.begin);
+        ends.end[r][d] = rank == 1 ? Columns::count_below(keys.end, quad()) : Columns::clip(d, keys.end);
       }
     return ends;
   }
@@ -198,7 +205,7 @@ struct RowWindows {
 #pragma unroll
       for (int w = 0; w < words; ++w) columns[w] = range_bits(ends.begin[r][d] - 32 * w, ends.end[r][d] - 32 * w);
     } else {
-      const ptx::SharedAddress entries = table + Columns::table_offset(d) + 4 * words * quad;
+      const ptx::SharedAddress entries = table + Columns::table_offset(d) + 4 * words * quad();
       unsigned below_begin[words], below_end[words];
       ptx::load_shared_words(below_begin, entries + ends.begin[r][d] * Columns::entry_bytes);
       ptx::load_shared_words(below_end, entries + ends.end[r][d] * Columns::entry_bytes);
