@@ -20,6 +20,7 @@ from gnaforge.runtime.op_table import FORWARD
 from gnaforge.runtime.problem import Problem
 from gnaforge.verification.problems import for_kernel
 from kernel_set import SMALL
+from sm90_backward_kernels import KV_KEYS, Q_KEYS
 from sm90_kernels import KEYS
 
 sys.path.insert(0, str(Path(__file__).parent / "gpu"))
@@ -89,8 +90,9 @@ def sanitizer(folder: Path, errors: int) -> str:
 
 
 def test_all_sections_in_the_emulator(devices: dict[str, Path], tmp_path: Path) -> None:
-    libraries = find_libraries([KernelConfig.parse(key) for key in BY_RANK.values()], emulated=True)
-    plan = write_plan(tmp_path, plan_of_rehearsal(BY_RANK))
+    gradients = [Q_KEYS[2], KV_KEYS[-2]]
+    libraries = find_libraries([KernelConfig.parse(key) for key in (*BY_RANK.values(), *gradients)], emulated=True)
+    plan = write_plan(tmp_path, plan_of_rehearsal(BY_RANK, gradients))
     given = [f"--device={devices['emulated']}", f"--plan={plan}", *(f"--library={path}" for path in libraries.values())]
     slow = ["--seconds=1500", "--patience=20", "--job-seconds=300"]
     done = run(*given, *slow, f"--out={tmp_path / 'out'}", PATH=sanitizer(tmp_path, 0))
@@ -107,8 +109,9 @@ def test_all_sections_in_the_emulator(devices: dict[str, Path], tmp_path: Path) 
         assert 0 < line.get("share", 0.5) < 1
         assert line["cycles"] is None  # the emulator counts none between launches
     assert {line["kernel"] for line in timed if "kernel" in line} == set(BY_RANK.values())
-    right, suite = (line["sections"] for line in lines if line["kind"] == "result" and "sections" in line)
-    assert right["right"]["passed"] == 3 and suite["accuracy beside SDPA"]["passed"] == 1
+    right, backward, suite = (line["sections"] for line in lines if line["kind"] == "result" and "sections" in line)
+    assert right["right"]["passed"] == 3 and backward["gradients"]["passed"] == 2
+    assert suite["accuracy beside SDPA"]["passed"] == 1
     checks = {line["job"]["check"]: line for line in lines if line.get("job", {}).get("check")}
     assert checks.keys() == {"racecheck", "memcheck"} and all(line["shares"] == 2 for line in checks.values())
     told = [line for line in lines if line["kind"] == "ratios" and line["section"] == "models"]
@@ -136,8 +139,9 @@ def test_kernels_are_measured_with_the_standard_library_alone(devices: dict[str,
     assert done.returncode == 0, done.stdout + done.stderr
     lines = lines_of(tmp_path / "out")
     found = statuses(lines)
-    assert found.pop("suite") == "skipped: No module named 'torch'"
-    assert found == dict.fromkeys([name for name in first.SECTIONS if name != "suite"], "done")
+    for name in ("gradients", "suite"):
+        assert found.pop(name) == "skipped: No module named 'torch'"
+    assert found.keys() < first.SECTIONS.keys() and set(found.values()) == {"done"}
     (right,) = (line for line in lines if line["kind"] == "result" and line["section"] == "right")
     assert right["job"]["kernel"] == key and 0 < right["share"] < 1 and "1 of 1 passed" in done.stdout
     timed = [line for line in lines if line["kind"] == "run" and line["contender"].startswith("gnaforge")]
@@ -170,7 +174,8 @@ def test_what_hangs_dies_or_is_wrong_leaves_the_rest(
     done = run(*given, "--job-seconds=3", f"--out={tmp_path / 'out'}", PATH=sanitizer(tmp_path, 7))
     assert done.returncode == 1, done.stdout + done.stderr
     lines = lines_of(tmp_path / "out")
-    assert statuses(lines) == {**dict.fromkeys(first.SECTIONS, "done"), "suite": "skipped: torch can't use this GPU"}
+    skipped = dict.fromkeys(("gradients", "suite"), "skipped: torch can't use this GPU")
+    assert statuses(lines) == {**dict.fromkeys(first.SECTIONS, "done"), **skipped}
     runs = [line for line in lines if line["kind"] == "run" and line["contender"].startswith("gnaforge")]
     said = {
         key: [line.get("message", line.get("skipped")) for line in runs if line["kernel"] == key] for key in behaviour
@@ -264,7 +269,7 @@ def test_bad_input_says_what_to_do(devices: dict[str, Path], small_kernel: Path,
 
 def test_what_is_planned_for_hardware_fits_a_card_and_the_time() -> None:
     """By the simulator's times, with as much again for all that is not timed."""
-    plan = plan_of_hardware(sorted(KEYS))
+    plan = plan_of_hardware(sorted(KEYS), [*Q_KEYS, *KV_KEYS])
     assert plan["right"]["problems"] * len(plan["right"]["kernels"]) == 240
     assert sum(limit for limit, _ in first.SECTIONS.values()) <= 400
     for section in ("dense", "boxes", "models"):

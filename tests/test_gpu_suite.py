@@ -183,11 +183,14 @@ def test_the_sanitizer_sees_each_allocation(tmp_path: Path, monkeypatch: pytest.
 def test_jobs_are_for_all_kernels_and_devices() -> None:
     """Each kernel has a first run, poisoned and repeated; large ones are for hardware."""
     keys = [A, "gna_forward-sm90-r2-bf16-d128-q8x16-kv8x16", "gna_forward-sm90-r3-fp16-d72v40-q2x8x8-kv2x4x8"]
+    keys.append("gna_backward_kv-sm90-r2-bf16-d128-q8x8-kv8x16")
     for large in (False, True):
         jobs = list(suite.jobs_of(keys, 12, large, 5))
         sections = {job["section"] for job in jobs}
         assert sections >= {"first runs", "operators", "random problems", "large tensors"}
         assert ("repeats" in sections) == large
+        gradients = {job["section"] for job in jobs if "backward" in job["kernel"]}
+        assert gradients == {"first runs", "random problems", *(["repeats"] if large else [])}
         for job in jobs:
             assert json.loads(json.dumps(job))["kernel"] in keys
             if "problem" in job:

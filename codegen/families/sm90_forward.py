@@ -46,7 +46,7 @@ def _tile(rows: int, kv_box: Box, head_dim: int, value_head_dim: int) -> str | N
     registers = columns // 2 + columns // 4 + value_head_dim // 2
     rank, much = len(kv_box), columns > 128 or q > 192
     if rows > 128:
-        few = columns == 128 if rank == 3 else q > 128
+        few = q > 128 or (rank == 3 and columns == 128)
         limit = (108 if much else 116 if few else 120) if rank == 3 else (112 if much else 124 if few else 128)
     elif q + v > 256:
         limit = 180 if rank == 3 else 188  # 188: 80 keys at head dim 256

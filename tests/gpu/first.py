@@ -33,11 +33,12 @@ from gnaforge.verification.process import HarnessError, Worker, WorkerError  # n
 Json = dict[str, Any]
 SECTIONS = {
     "machine": (90, "what is there: GPU, driver, torch, tools"),
-    "right": (60, "12 kernels on 20 ragged problems each, NaN where it must not matter, against float64"),
+    "right": (50, "12 kernels on 20 ragged problems each, NaN where it must not matter, against float64"),
+    "gradients": (35, "the same of 17 kernels of gradients (needs torch)"),
     "dense": (60, "cycles per KV tile of dense attention, in a burst and for longer, beside torch's cuDNN and flash"),
     "boxes": (25, "without masks: what loads cost at rank 1, 2 and 3, and a Q tile with few KV tiles"),
-    "models": (90, "HunyuanVideo, FLUX, Wan, StormScope, at stride 1 and perfect strides, beside dense attention"),
-    "sanitizer": (70, "compute-sanitizer's racecheck and memcheck on two small problems, if it is installed"),
+    "models": (80, "HunyuanVideo, FLUX, Wan, StormScope, at stride 1 and perfect strides, beside dense attention"),
+    "sanitizer": (60, "compute-sanitizer's racecheck and memcheck on two small problems, if it is installed"),
     "suite": (0, "the suite of run.py, for the time that is left (needs torch)"),
 }
 """Seconds that each may take, 0 for the rest; what it does."""
@@ -131,9 +132,11 @@ class First:
             print(f"  without torch: {self._no_torch}", flush=True)
             self._measure_checks(wanted["without_torch"])
             return
-        suite = self._require_suite()
-        jobs = suite.ragged_jobs("right", sorted(wanted["kernels"]), range(wanted["problems"]), wanted["tokens"])
-        self._run_suite(suite, "right", jobs)
+        self._run_ragged("right")
+
+    def gradients(self) -> None:
+        """The same of kernels of backward passes."""
+        self._run_ragged("gradients")
 
     def dense(self) -> None:
         """Cycles per KV tile."""
@@ -277,6 +280,11 @@ class First:
         except ImportError as error:
             raise Skipped(str(error)) from error
         return run
+
+    def _run_ragged(self, name: str) -> None:
+        suite, wanted = self._require_suite(), self.plan[name]
+        jobs = suite.ragged_jobs(name, sorted(wanted["kernels"]), range(wanted["problems"]), wanted["tokens"])
+        self._run_suite(suite, name, jobs)
 
     def _run_suite(self, suite: Any, name: str, jobs: Iterable[Json]) -> None:
         limits = {"seconds": self.section_end - time.monotonic(), "job_seconds": self.options.job_seconds}

@@ -236,20 +236,21 @@ def _checks(keys: Iterable[str], seeds: int, tokens: int) -> Json:
     return {"kernels": [*keys], "problems": seeds, "tokens": tokens, "without_torch": without}
 
 
-def plan_of_hardware(suite: list[str]) -> Json:
-    """Everything for a GPU. ``suite``: keys of the kernels that are checked."""
+def plan_of_hardware(suite: list[str], gradients: list[str]) -> Json:
+    """Everything for a GPU. ``suite``, ``gradients``: keys of the kernels that are checked, of either pass."""
     return {
         "schema": REPORT_SCHEMA,
         "right": _checks(suite, 20, 300),
+        "gradients": {"kernels": gradients, "problems": 10, "tokens": 300},
         "dense": _dense(DENSE, 16384, 16, 0.2, 3.0).as_json(),
         "boxes": _boxes(BOXES, 16, 0.3).as_json(),
         "models": _models(models_of_hardware(), 0.4).as_json(),
         "sanitizer": [_check(KernelConfig.parse(key), 1, 200) for key in (suite[0], suite[-1])],
-        "suite": {"kernels": suite, "problems": 2000, "only": None},
+        "suite": {"kernels": [*suite, *gradients], "problems": 2000, "only": None},
     }
 
 
-def plan_of_rehearsal(keys: dict[int, str]) -> Json:
+def plan_of_rehearsal(keys: dict[int, str], gradients: Iterable[str] = ()) -> Json:
     """The same with problems that the emulator can do. ``keys``: a kernel by rank."""
     tokens = {1: (256,), 2: (16, 16), 3: (8, 4, 8)}
     configs = {rank: KernelConfig.parse(key) for rank, key in keys.items()}
@@ -261,6 +262,7 @@ def plan_of_rehearsal(keys: dict[int, str]) -> Json:
     return {
         "schema": REPORT_SCHEMA,
         "right": _checks(keys.values(), 1, 60),
+        "gradients": {"kernels": [*gradients], "problems": 1, "tokens": 60},
         "dense": _dense((keys[1],), 256, 2, 0.001, 0.002).as_json(),
         "boxes": _boxes(
             [(keys[rank], tokens[rank], window) for rank in keys for window in (tokens[rank], shape[rank])], 1, 0.001

@@ -27,6 +27,7 @@ from gnaforge.plan import Plan, plan
 from gnaforge.runtime.config import KernelConfig
 from gnaforge.runtime.problem import Problem
 from gnaforge.spec import load_spec
+from sm90_backward_kernels import KV_CONFIGS, Q_CONFIGS
 from sm90_kernels import CONFIGS
 
 # What bench.py times: these presets' shapes with kernels fitted to them, and dense attention.
@@ -90,13 +91,14 @@ def build_device(path: Path, *, emulated: bool = False) -> None:
 
 def main() -> None:
     CARRIED.mkdir(exist_ok=True)
-    first = plan_of_hardware(sorted(config.key for config in CONFIGS))
+    gradients = [*Q_CONFIGS, *KV_CONFIGS]
+    first = plan_of_hardware(*(sorted(config.key for config in configs) for configs in (CONFIGS, gradients)))
     rows = [row for part in ("dense", "boxes", "models") for row in first[part]["rows"]]
     measured = {KernelConfig.parse(row["kernel"]) for row in rows}
     fitted = {config for name in PRESETS for config in plan(load_spec(name), ["sm90"]).configs}
     facts: dict[str, object] = {"commit": _git("rev-parse", "HEAD"), "uncommitted": _git("status", "--short")}
     for name, configs in (
-        (LIBRARY.stem, sorted(CONFIGS)),
+        (LIBRARY.stem, sorted([*CONFIGS, *gradients])),
         (BENCH_LIBRARY.stem, sorted(fitted | measured | set(map(KernelConfig.parse, DENSE_KERNELS)))),
     ):
         made = Plan(name, tuple(configs))

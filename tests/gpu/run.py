@@ -64,10 +64,8 @@ def _dense(rank: int, large: bool) -> tuple[int, ...]:
     return {1: (300,), 2: (12, 20), 3: (5, 7, 8)}[rank]
 
 
-def jobs_of(keys: list[str], problems: int, large: bool, first: int) -> Iterator[Job]:
-    """All jobs, the most telling first. ``large``: sizes for a GPU, not for the emulator. Seeds start at ``first``."""
-    configs = {key: KernelConfig.parse(key) for key in keys}
-    yield from ragged_jobs("first runs", keys, [first - 1], 300)
+def _jobs_beside_torch(configs: dict[str, KernelConfig], large: bool) -> Iterator[Job]:
+    keys = [*configs]
     for key in keys[:: 1 if large else 4]:
         yield _job("operators", "operator", key, kind="result")
     for kind in _OPERATOR_KINDS:
@@ -76,6 +74,14 @@ def jobs_of(keys: list[str], problems: int, large: bool, first: int) -> Iterator
     for key in keys if large else keys[:1]:
         tokens = _dense(configs[key].rank, large)
         yield _job("accuracy beside SDPA", "beside sdpa", key, Problem(tokens, tokens, heads=2))
+
+
+def jobs_of(keys: list[str], problems: int, large: bool, first: int) -> Iterator[Job]:
+    """All jobs, the most telling first. ``large``: sizes for a GPU, not for the emulator. Seeds start at ``first``."""
+    yield from ragged_jobs("first runs", keys, [first - 1], 300)
+    configs = {key: KernelConfig.parse(key) for key in keys}
+    forward = {key: config for key, config in configs.items() if config.op == "gna_forward"}
+    yield from _jobs_beside_torch(forward, large)
     for seed in range(first, first + max(1, problems // len(keys))):
         for key in keys:
             tokens = 2500 if large and seed % 2 else 400
@@ -86,11 +92,11 @@ def jobs_of(keys: list[str], problems: int, large: bool, first: int) -> Iterator
         problem = Problem(tokens, tuple(n // 2 + 1 for n in tokens), batch=3, heads=8, kv_heads=2)
         for layout in ("heads first", "packed"):
             yield _verify("repeats", key, problem, layout, repeats=10)
-    for key, config in configs.items():
+    for key, config in forward.items():
         tokens = {1: (70,), 2: (9, 11), 3: (5, 6, 7)}[config.rank]
         problem = Problem(tokens, tuple(n // 2 + 1 for n in tokens), batch=2, heads=2)
         yield _job("large tensors", "far strides", key, problem, stride=_FAR)
-    wide = [key for key, config in configs.items() if config.head_dim == 128 and not config.value_head_dim]
+    wide = [key for key, config in forward.items() if config.head_dim == 128 and not config.value_head_dim]
     for key in wide if large else wide[:1]:
         rank = configs[key].rank
         tokens = {1: (140_000,), 2: (400, 350), 3: (40, 50, 70)}[rank] if large else _dense(rank, False)
