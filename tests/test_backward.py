@@ -469,8 +469,8 @@ def test_without_kernels_backward_says_what_to_do(python, own_cache: Path) -> No
 
 
 def test_archs_without_gradients_say_so() -> None:
-    with pytest.raises(InputError, match="gna_backward_q is not available on sm90"):
-        gnaforge.register("gna_backward_q-sm90-r1-bf16-d64-q128-kv128")
+    with pytest.raises(InputError, match="gna_backward_q is not available on sm100"):
+        gnaforge.register("gna_backward_q-sm100-r1-bf16-d64-q128-kv128")
     inputs = Q, K, V, [5, 3, 2, 1, 1, 1, 0, 1], None, "", None, None, None
     request = training.backward_requests("forward", inputs, 1)[0]
     assert request.op == "gna_backward_q" and 'direction="backward"' in request.register_call()
