@@ -249,6 +249,36 @@ def test_of_lse_alone() -> None:
     require_close(found, torch.autograd.grad(dense(PROBLEM, *leaves, V)[1].sum(), leaves))
 
 
+class Unused(torch.autograd.Function):
+    """The identity, which gives no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        return tuple(tensor.clone() for tensor in tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[None, ...]:
+        return (None,) * len(gradients)
+
+
+@pytest.mark.parametrize("call", ["plain", "packed", "dense packed", "joint"])
+def test_of_nothing(call: str) -> None:
+    """Autograd asks for gradients of a call whose results it has none of."""
+    long = torch.randn(1, 12, 4, 16, requires_grad=True)
+    calls: dict[str, Callable[[], tuple[torch.Tensor, ...]]] = {
+        "plain": lambda: gnaforge.na1d(long, long, long, 3, return_lse=True),
+        "packed": lambda: gnaforge.na1d_varlen(*[long[0]] * 3, [(5,), (7,)], 3, return_lse=True),
+        "dense packed": lambda: gnaforge.attention(
+            long, long, long, seqlens_Q=[5, 7], seqlens_KV=[5, 7], return_lse=True
+        ),
+        "joint": lambda: (gnaforge.joint_attention(long, long, long, grid=(10,), prefix=2, kernel_size=3),),
+    }
+    used = Unused.apply(*calls[call]())[0].sum() + 2 * long.sum()
+    used.backward()
+    assert long.grad is not None and long.grad.eq(2).all()
+
+
 GRADS_OUT = {
     "expanded": torch.ones(()).expand(2, 9, 8, 4, 16),
     "heads first": torch.randn(2, 4, 9, 8, 16).permute(0, 2, 3, 1, 4),

@@ -15,8 +15,7 @@ from ..errors import InputError, as_input_error
 from ..families import Family, choose_family, families_of, require_config, require_features, require_target
 from ..runtime.bench import DEFAULT_CONTENDERS, report
 from ..runtime.bench_contenders import CONTENDERS, OWN, variant_of
-from ..runtime.bench_gradients import Direction
-from ..runtime.config import DIRECTIONS, KernelConfig
+from ..runtime.config import DIRECTIONS, Direction, KernelConfig
 from ..runtime.core import load_file
 from ..runtime.op_table import FORWARD
 from ..runtime.problem import Problem

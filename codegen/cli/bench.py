@@ -18,8 +18,8 @@ from .tables import print_table, say, say_written
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ..runtime.config import Direction
     from ..runtime.problem import Problem
-    from ..simulator.passes import Direction
 
 _MODES = ("overhead", "tools", "calibrate")
 _PROBLEM = (*PATTERN, "heads", "kv_heads", "head_dim", "batch")

@@ -37,8 +37,8 @@ from .bench_contenders import (
     heads_first,
     variant_of,
 )
-from .bench_gradients import Direction, differentiated, with_gradients, work_of
-from .config import DIRECTIONS, KernelConfig
+from .bench_gradients import with_backward_pass, with_gradients, work_of
+from .config import DIRECTIONS, Direction, KernelConfig
 from .dtypes import DTYPES
 from .family import facts_of, find_facts
 from .kernels import registry
@@ -158,7 +158,7 @@ def run(
             try:
                 call = _call_of(name, problem, kernel, sets[0], device)
                 if direction != "forward":
-                    call = differentiated(name, problem, call, direction)
+                    call = with_backward_pass(name, problem, call, direction)
                 out = call(own[0])  # the warm-up, compilation included
                 if device == "cuda":
                     torch.cuda.synchronize()

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 
 from .bench_contenders import HEADS_FIRST, Call, Tensors
+from .config import Direction
 from .problem import Problem
-
-Direction = Literal["forward", "backward", "training"]
 
 
 def work_of(problem: Problem, direction: Direction) -> float:
@@ -25,7 +22,7 @@ def with_gradients(sets: list[Tensors]) -> list[Tensors]:
     return [tuple(tensor.requires_grad_() for tensor in tensors) for tensors in sets]
 
 
-def differentiated(name: str, problem: Problem, call: Call, direction: Direction) -> Call:
+def with_backward_pass(name: str, problem: Problem, call: Call, direction: Direction) -> Call:
     """A contender's call with its backward pass, or that alone, from the same random gradient of the output. Returns
     the gradient of Q, heads last."""
     outputs: dict[int, torch.Tensor] = {}  # whose graphs are kept, where backward alone is timed

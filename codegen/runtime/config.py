@@ -10,11 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cached_property
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from .dtypes import DTYPES
 
 OPS = ("gna_forward", "gna_backward_q", "gna_backward_kv")  # in the order of their codes in abi.h, from 1
+Direction = Literal["forward", "backward", "training"]
 DIRECTIONS = {"forward": OPS[:1], "backward": OPS[1:], "training": OPS}
 """Ops by the pass that they are for."""
 ANY_HEAD_DIM = 0

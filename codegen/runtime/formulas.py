@@ -53,11 +53,15 @@ class Formula:
         return sum(1 << i for i, tensor in enumerate(tensors) if tensor is not None and tensor.requires_grad)
 
 
-def _gradients_of_rows(out: torch.Tensor, grad_out: Optional, grad_lse: Optional) -> tuple[Optional, Optional]:
-    """As backward operators take them: they need the output's, if there are any."""
-    if grad_out is None and grad_lse is not None:
-        grad_out = torch.zeros_like(out)
-    return grad_out, grad_lse
+def _gradients_of(out: torch.Tensor, grad_out: Optional, grad_lse: Optional) -> tuple[torch.Tensor, Optional]:
+    """As backward operators take them: the output's must be there, and autograd gives none of what nobody used."""
+    return torch.zeros_like(out) if grad_out is None else grad_out, grad_lse
+
+
+def _gradients_of_rows(out: torch.Tensor, *gradients: Optional) -> tuple[Optional, Optional]:
+    """As the operator of joint attention takes them: rows without any run no call."""
+    grad_out, grad_lse = gradients
+    return (None, None) if grad_out is None and grad_lse is None else _gradients_of(out, grad_out, grad_lse)
 
 
 def _dims(query: torch.Tensor, value: torch.Tensor) -> tuple[Any, ...]:
@@ -69,7 +73,7 @@ def _dims(query: torch.Tensor, value: torch.Tensor) -> tuple[Any, ...]:
 
 def _backward_of_forward(inputs: Sequence[Any], results: Found, gradients: Sequence[Optional], wanted: int) -> Found:
     query, key, value, pattern, scale, _, *extra = inputs
-    grad_out, grad_lse = _gradients_of_rows(results[0], *gradients)
+    grad_out, grad_lse = _gradients_of(results[0], *gradients)
     call = grad_out, grad_lse, query, key, value, *results, pattern, scale, wanted, "", "", *extra
     return torch.ops.gnaforge.backward.default(*call)  # type: ignore[no-any-return]
 
@@ -91,7 +95,7 @@ def _signature_of_forward(inputs: Sequence[Any]) -> tuple[Any, ...]:
 
 def _backward_of_list(name: str) -> Callable[..., Found]:
     def backward(inputs: Sequence[Any], results: Found, gradients: Sequence[Optional], wanted: int) -> Found:
-        grad_out, grad_lse = _gradients_of_rows(results[0], *gradients)
+        grad_out, grad_lse = _gradients_of(results[0], *gradients)
         call = grad_out, grad_lse, *inputs[:3], *results, *inputs[3:-1], wanted
         return getattr(torch.ops.gnaforge, name).default(*call)  # type: ignore[no-any-return]
 

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal, Union, overload
 
 from ..errors import InputError, as_input_error
 from ..gna.source import Tiling
+from ..runtime.config import Direction
 from ..runtime.op_table import FORWARD
 from ..runtime.problem import Causal, Problem
 from .cost import Tiles
 from .fitting import Fit, Objective, fit_problems, simulate_problem
-from .passes import Direction, Passes, ops_of, simulate_passes
+from .passes import Passes, ops_of, simulate_passes
 from .simulation import Flat, Simulation, family_for
 
 if TYPE_CHECKING:

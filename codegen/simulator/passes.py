@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from ..errors import InputError
 from ..gna.counts import seen_pairs
 from ..gna.source import Tiling
-from ..runtime.config import DIRECTIONS
+from ..runtime.config import DIRECTIONS, Direction
 from ..runtime.problem import Problem
 from .cost import Tiles
 from .fitting import Objective, simulate_problem
 from .simulation import Flat, Simulation
-
-Direction = Literal["forward", "backward", "training"]
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ class Passes:
     @property
     def fused_products(self) -> int:
         """Those of kernels that compute all gradients at once, which published FLOP/s count."""
-        return {"forward": 2, "backward": 5, "training": 7}[self.direction]
+        return {"backward": 5, "training": 7}[self.direction]
 
     def as_json(self) -> dict[str, Any]:
         """The sum as plain values; the README beside this file documents the keys."""

@@ -1,4 +1,4 @@
-// The entry of a forward kernel: checks a call, encodes tensor maps, launches. Other entries are built of its parts.
+// The entry of a kernel: checks a call, encodes tensor maps, launches. Those of backward kernels are built of its parts.
 // Host only.
 #pragma once
 
@@ -27,7 +27,7 @@ constexpr gnaforge_device tensor_device = GNAFORGE_CUDA;
 ///   static const void* kernel();             // the kernel as the runtime knows it
 /// `L` is what the family makes of it, its Layout:
 ///   rank, head_dim, value_head_dim;          // of Config, value_head_dim as it is and not 0
-///   max_tiles;                               // Q tiles of one launch, at most
+///   max_tiles;                               // tiles of one launch, at most
 ///   rows, columns;                           // of the products for a Q tile and a KV tile, with padding
 ///   may_fold;                                // whether heads may be folded into the maps' channels; see maps.h
 ///   begins_early;                            // whether a launch may begin before the kernel before it in its stream
@@ -93,8 +93,7 @@ struct Entry {
     if (const gnaforge_code code = check_call<Config>(args, traits, reason)) return code;
     const gnaforge_problem& problem = *args->problem;
     if (!(problem.scale > 0))
-      return reason.refuse(GNAFORGE_NO_SCALE,
-                           "scale is %g, this kernel takes positive ones: it maximises before it scales",
+      return reason.refuse(GNAFORGE_NO_SCALE, "scale is %g, this kernel takes positive ones: it masks before it scales",
                            problem.scale);
     for (const std::int64_t tokens : problem.extra_tokens)
       if (tokens > max_axis_length)

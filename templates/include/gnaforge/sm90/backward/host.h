@@ -43,7 +43,7 @@ struct Entry : gpu::Entry<Config, L, Params<L::rank>> {
     if (const int code = Base::can_run(args, why, n)) return code;
     const Reason reason{why, n};
     constexpr int most_rows = max_axis_length;
-    if (delta_rows(*args->problem) > most_rows)
+    if (computes_delta(*args) && delta_rows(*args->problem) > most_rows)
       return reason.refuse(GNAFORGE_NO_SIZE, "%.0f queries of all heads in a batch entry, at most %d",
                            delta_rows(*args->problem), most_rows);
     return of_keys ? Base::check_tiles(*args, "KV", kv_tiles, reason) : GNAFORGE_OK;

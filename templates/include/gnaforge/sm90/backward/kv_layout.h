@@ -21,7 +21,7 @@ template <class Config>
 struct KvLayout {
   static constexpr int max_tiles = (1 << 30) - 1;  ///< Tiles of one launch.
   static constexpr bool may_fold = true;           ///< Heads into channels; see maps.h.
-  static constexpr bool begins_early = true;       ///< See host.h.
+  static constexpr bool begins_early = true;       ///< See gpu/host.h.
 
   using QTile = typename Config::QTile;
   using KvTile = typename Config::KvTile;

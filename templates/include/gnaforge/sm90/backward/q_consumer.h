@@ -183,6 +183,7 @@ struct QConsumer {
       make_mask_table<KvTile, L::warpgroups>(shared + L::mask_table);
       ptx::barrier_sync(table_barrier, L::warpgroups * warpgroup_threads);
     }
+    ptx::wait_for_grids();  // statistics come by ordinary loads, which may find older values in a cache
     for (int index = blockIdx.x; index < params.tiles(); index += gridDim.x) {
       ptx::mbarrier_wait(shared + L::q_full, q_parity);
       tile(shared + L::q_facts + gpu::q_facts_bytes * q_parity, at);

@@ -32,9 +32,11 @@ inline bool heads_after(const MapShape& one, const MapShape& other, std::int64_t
   if (one.head_axis != other.head_axis || one.head_unit != other.head_unit) return false;
   const std::int64_t distance = other.data - one.data;
   if (distance == 0 && one.dims[one.head_axis] == other.dims[one.head_axis]) return true;
-  if (one.head_bytes <= 0 || distance < 0 || distance % one.head_bytes != 0) return false;
+  // A map takes strides in multiples of 16 bytes; that of a single head may be any.
+  if (one.head_bytes <= 0 || one.head_bytes % 16 != 0 || distance < 0 || distance % one.head_bytes != 0) return false;
   first = distance / one.head_bytes;
   const std::int64_t end = distance + other.dims[one.head_axis] / one.head_unit * one.head_bytes;
+  if (end / one.head_bytes * one.head_unit > max_axis_length) return false;
   for (int i = 1; i < one.rank; ++i)
     if (i != one.head_axis && one.dims[i] > 1 && one.strides[i] < end && one.strides[i] * one.dims[i] > one.head_bytes)
       return false;

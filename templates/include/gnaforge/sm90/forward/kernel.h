@@ -75,10 +75,10 @@ __device__ __forceinline__ unsigned same_in_all_lanes(unsigned number) { return 
 
 template <class Config>
 __device__ __forceinline__ void prefetch_maps(const Params<Config::QTile::rank>& params) {
-  ptx::prefetch_map(&params.maps_at(0).q);
-  ptx::prefetch_map(&params.maps_at(0).k);
-  ptx::prefetch_map(&params.maps_at(0).v);
-  ptx::prefetch_map(&params.maps_at(0).out);
+  ptx::prefetch_map(&params.maps(0).q);
+  ptx::prefetch_map(&params.maps(0).k);
+  ptx::prefetch_map(&params.maps(0).v);
+  ptx::prefetch_map(&params.maps(0).out);
 }
 
 template <class Config, class Mma>
