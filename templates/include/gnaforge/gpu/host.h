@@ -1,4 +1,4 @@
-// The entry of a kernel: checks a call, encodes tensor maps, launches. Those of backward kernels are built of its parts.
+// The entry of a kernel: checks a call, encodes tensor maps, launches. Backward kernels have entries of its parts.
 // Host only.
 #pragma once
 
