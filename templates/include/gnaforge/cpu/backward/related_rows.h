@@ -83,9 +83,13 @@ struct AxisRows {
 template <class Tile, int Extent>
 RowSet<Tile> lanes_of(const RowPart<Extent>& part, int d, int row) {
   RowSet<Tile> set{};
-  for (int p = 0; p < Tile::extents[d]; ++p)
-    if (row >= part.at[p].begin && row < part.at[p].end)
-      for (int w = 0; w < RowSet<Tile>::words; ++w) set.word[w] |= row_table<Tile>.at[d][p].word[w];
+  // Word by word: g++ 12 vectorises the other order of these loops wrongly.
+  for (int w = 0; w < RowSet<Tile>::words; ++w) {
+    unsigned long long word = 0;
+    for (int p = 0; p < Tile::extents[d]; ++p)
+      if (row >= part.at[p].begin && row < part.at[p].end) word |= row_table<Tile>.at[d][p].word[w];
+    set.word[w] = word;
+  }
   return set;
 }
 
