@@ -14,6 +14,7 @@ from .errors import InputError
 from .families import Family, family_of
 from .runtime.config import DIRECTIONS, KernelConfig
 from .runtime.dtypes import DTYPES
+from .simulator.cost import Tiles
 from .simulator.fitting import Fit, fit_problems
 from .spec import KernelEntry, Shape, Spec
 from .spec.yaml import did_you_mean
@@ -118,6 +119,13 @@ def _fit_tiles(
 ) -> tuple[list[tuple[KernelConfig, list[Shape]]], str]:
     """``probe`` with each of the tiles that fit the shapes, the shapes that each is for, and what was chosen."""
     family = family_of(probe)
+    who = str(family) if family.op == DIRECTIONS["forward"][0] else f"{family} {family.op.removeprefix('gna_')}"
+    if family.time is None:
+        q_tile, kv_tile = family.default_boxes(probe.rank, probe.head_dim, probe.value_head_dim)
+        told = (
+            f"{who} tiles are the default ones, since the family has no time model to fit by: {Tiles(q_tile, kv_tile)}"
+        )
+        return [(replace(probe, q_tile=q_tile, kv_tile=kv_tile), [*shapes])], told
     dims = [(probe.head_dim, probe.value_head_dim)]
     if family.head_dim_at_run_time:  # one kernel for all of them: its tiles have to suit each
         dims = list(product(entry.head_dim, entry.value_head_dim or (0,)))
@@ -132,7 +140,6 @@ def _fit_tiles(
     ]
     heads = "" if family.head_dim_at_run_time else f" of head dim {probe.head_dim}"
     what = count_of(len(shapes), "shape")
-    who = str(family) if family.op == DIRECTIONS["forward"][0] else f"{family} {family.op.removeprefix('gna_')}"
     return served, who + f" tiles fitted to {what}{heads}: {'; '.join(map(str, found.tiles))}"
 
 

@@ -9,7 +9,7 @@ from gnaforge.runtime.dtypes import DTYPES
 _TILES = {
     1: [((64,), (64,)), ((24,), (40,))],
     2: [((8, 8), (8, 8)), ((1, 16), (5, 7))],
-    3: [((4, 4, 4), (4, 4, 4)), ((3, 5, 4), (2, 3, 7))],
+    3: [((4, 4, 4), (4, 4, 4)), ((3, 5, 5), (2, 3, 7))],
 }
 
 
@@ -22,7 +22,7 @@ CONFIGS = [cpu_config(rank, dtype, q, kv) for rank, boxes in _TILES.items() for 
 _BACKWARD = {
     1: (("fp32", "fp16"), (24,), (40,)),
     2: (("fp32", "bf16"), (8, 8), (8, 8)),
-    3: (("fp32",), (3, 5, 4), (2, 3, 7)),
+    3: (("fp32",), (3, 5, 5), (4, 3, 7)),  # more than 64 lanes: two words of a set of them
 }
 BACKWARD_CONFIGS = [
     KernelConfig(op, "cpu", rank, dtype, ANY_HEAD_DIM, q, kv)

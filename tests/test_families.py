@@ -249,14 +249,7 @@ def test_a_family_without_time_constants_says_so(changed) -> None:
         lambda: gnaforge.fit({"tokens": (64,), "window": (9,)}, arch="cpu", dtype="fp32"),
         lambda: simulate_problem(problem, arch="cpu"),
         lambda: fit_problems([problem], family),
-        lambda: plan(
-            spec_of(
-                {"spec_version": 1, "library": "x", "arch": "cpu"}
-                | {"kernels": [{"rank": 1, "head_dim": 64, "dtype": "fp32", "tiles": "auto"}
-                   | {"shapes": [{"tokens": 64, "window": 9}]}]}
-            )
-        ),
-    ):  # fmt: skip
+    ):
         with pytest.raises(InputError, match=said) as caught:
             call()
         assert "\n" not in str(caught.value)
@@ -272,6 +265,9 @@ def test_calls_and_benchmarks_of_a_family_without_time_constants_take_default_ti
     request = Request.of_problem("gna_forward", problem, "cpu")
     assert config_for(request, fit=True).q_tile == family.default_tiles[1][0]
     assert config_of(problem, "cpu").q_tile == family.default_tiles[1][0]
+    entry = {"rank": 1, "head_dim": 64, "dtype": "fp32", "tiles": "auto", "shapes": [{"tokens": 64, "window": 9}]}
+    made = plan(spec_of({"spec_version": 1, "library": "x", "arch": "cpu", "kernels": [entry]}))
+    assert made.configs[0].q_tile == family.default_tiles[1][0] and "no time model to fit by" in made.notes[0]
 
 
 SECOND_DEFAULT = """

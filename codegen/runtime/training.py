@@ -35,7 +35,7 @@ def prepare_backward(name: str, arguments: Sequence[Any]) -> None:
     if not all(type(size) is int for size in sizes):
         return  # torch traces: sizes are symbols
     of_query, of_others = _kinds(formula, wanted)
-    signature = (name, of_query, of_others, *formula.signature(inputs))
+    signature = (name, of_query, of_others, jit.policy(), *formula.signature(inputs))
     if signature in _prepared:
         return
     missing = load_missing(backward_requests(name, inputs, wanted))

@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 
 from ..build_tools.files import open_regular, read_at_most
 from ..errors import InputError
-from .model import KernelEntry, Spec, Tile
+from .model import Boxes, KernelEntry, Spec, Tile
 from .shape import HeadWindow, Shape
 from .yaml import MAX_BYTES, MAX_REPORTED, Document, YamlPath, did_you_mean, input_error, path_text, quote, read_yaml
 
@@ -123,7 +123,14 @@ def _read(path: Path) -> bytes:
         raise InputError(f"can't read {quote(str(path))}: {getattr(error, 'strerror', None) or error}") from error
 
 
-_MODELS: dict[object, type[BaseModel]] = {"kernels": KernelEntry, "tiles": Tile, "shapes": Shape, "windows": HeadWindow}
+_MODELS: dict[object, type[BaseModel]] = {
+    "kernels": KernelEntry,
+    "tiles": Tile,
+    "backward_q": Boxes,
+    "backward_kv": Boxes,
+    "shapes": Shape,
+    "windows": HeadWindow,
+}
 
 
 def _model_at(path: YamlPath) -> type[BaseModel]:
