@@ -38,7 +38,7 @@ def simulate(
         str | None,
         typer.Option(
             help=f"Whose tile limits and time constants to take: {', '.join(TARGETS)}.",
-            show_default="the first GPU's that can have the tiles",
+            show_default="the first GPU's that can have the tiles and has time constants for the direction, else cpu",
         ),
     ] = None,
     variant: VariantOption = None,

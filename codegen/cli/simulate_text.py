@@ -174,10 +174,14 @@ def print_passes(passes: Sequence[Passes]) -> None:
     else:
         say("")
     simulations = [found for each in passes for found in each.kernels.values()]
+    machines = dict.fromkeys(
+        f"{found.family.target.name} ({found.family.time_constants().device})" for found in simulations
+    )
     sources = dict.fromkeys(found.family.time_constants().source for found in simulations)
     say(
-        f"These kernels take {first.products} matrix products a pair, and so do those of dense attention that they are "
-        f"compared with; fused ones take {first.fused_products}, and published FLOP/s count these.",
+        f"These kernels, for {', '.join(machines)}, take {first.products} matrix products a pair, and so do those of "
+        f"dense attention that they are compared with; fused ones take {first.fused_products}, and published FLOP/s count "
+        "these.",
     )
     say(f"The model is no measurement. Its constants: {'; '.join(sources)}.{_model_note(simulations)}")
 
