@@ -122,9 +122,7 @@ def _fit_tiles(
     who = str(family) if family.op == DIRECTIONS["forward"][0] else f"{family} {family.op.removeprefix('gna_')}"
     if family.time is None:
         q_tile, kv_tile = family.default_boxes(probe.rank, probe.head_dim, probe.value_head_dim)
-        told = (
-            f"{who} tiles are the default ones, since the family has no time model to fit by: {Tiles(q_tile, kv_tile)}"
-        )
+        told = f"{who} has no time model to fit by, so its tiles are the default ones: {Tiles(q_tile, kv_tile)}"
         return [(replace(probe, q_tile=q_tile, kv_tile=kv_tile), [*shapes])], told
     dims = [(probe.head_dim, probe.value_head_dim)]
     if family.head_dim_at_run_time:  # one kernel for all of them: its tiles have to suit each

@@ -180,8 +180,8 @@ def print_passes(passes: Sequence[Passes]) -> None:
     sources = dict.fromkeys(found.family.time_constants().source for found in simulations)
     say(
         f"These kernels, for {', '.join(machines)}, take {first.products} matrix products a pair, and so do those of "
-        f"dense attention that they are compared with; fused ones take {first.fused_products}, and published FLOP/s count "
-        "these.",
+        f"dense attention that they are compared with; fused ones take {first.fused_products}, and published FLOP/s "
+        "count these.",
     )
     say(f"The model is no measurement. Its constants: {'; '.join(sources)}.{_model_note(simulations)}")
 
