@@ -126,8 +126,7 @@ def _read(path: Path) -> bytes:
 _MODELS: dict[object, type[BaseModel]] = {
     "kernels": KernelEntry,
     "tiles": Tile,
-    "backward_q": Boxes,
-    "backward_kv": Boxes,
+    **{name: Boxes for name, field in Tile.model_fields.items() if field.annotation is Boxes},
     "shapes": Shape,
     "windows": HeadWindow,
 }
