@@ -498,6 +498,17 @@ def test_without_kernels_backward_says_what_to_do(python, own_cache: Path) -> No
     assert "['gna_backward_kv-cpu-r1-fp32-dany-q64-kv64', 'gna_backward_q-cpu-r1-fp32-dany-q64-kv64']" in done.stdout
 
 
+def test_kernels_are_asked_for_again_under_another_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(training, "load_missing", list)
+    monkeypatch.setattr(training.jit, "make_kernels", lambda *_: asked.append(training.jit.policy()) or "")
+    leaf = torch.randn(1, 77, 1, 8, requires_grad=True)
+    for policy in ("never", "never", "warn"):
+        monkeypatch.setattr(training.jit, "_policy", policy)
+        training.prepare_backward("forward", (leaf, leaf, leaf, [3, 1, 1, 0], None, ""))
+    assert asked == ["never", "warn"]
+
+
 def test_archs_without_gradients_say_so() -> None:
     with pytest.raises(InputError, match="gna_backward_q is not available on sm100"):
         gnaforge.register("gna_backward_q-sm100-r1-bf16-d64-q128-kv128")

@@ -567,6 +567,12 @@ def test_huge_product_is_refused_with_its_count_before_it_is_listed() -> None:
     assert problems(text) == [f"f.yaml:6:3: {message}"]
 
 
+@pytest.mark.parametrize("given", ["[2, 8, 8]", "", "x"])
+def test_boxes_of_a_backward_kernel_are_a_mapping(given: str) -> None:
+    (line,) = problems(replaced("kv: [2, 8, 8]", f"kv: [2, 8, 8], backward_kv: {given}"))
+    assert "tiles[0].backward_kv: " in line and "allowed: a mapping with the fields q, kv" in line
+
+
 def test_directions_where_there_are_gradients() -> None:
     text = replaced("[forward]", "[forward, backward]")
     text = text.replace("kv: [2, 8, 8]", "kv: [2, 6, 8], backward_kv: {q: [2, 4, 8], kv: [2, 8, 8]}")
