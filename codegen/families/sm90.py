@@ -63,6 +63,39 @@ def check_registers(consumers: int, code: Sass, registers: int) -> None:
             )
 
 
+def check_products(code: Sass, of_shared: str, of_registers: str) -> None:
+    """Takes the names of the products whose left factor is in shared memory, and of those that have it in registers.
+
+    Raises:
+        BuildError: the kernel lacks tensor core instructions for either.
+    """
+    from ..build_tools.sass import HGMMA_REGISTERS, HGMMA_SHARED
+
+    for opcode, product in ((HGMMA_SHARED, of_shared), (HGMMA_REGISTERS, of_registers)):
+        if not code.count(opcode):
+            raise BuildError(f"the machine code has no tensor core instruction (HGMMA) for {product}")
+
+
+def overlap_facts(code: Sass, wanted: int, found: int, what: str) -> dict[str, int]:
+    """Counts for the record of a kernel whose exponentials, in the ``what``, are to overlap with products: at least
+    ``wanted``.
+
+    Raises:
+        BuildError: fewer do.
+    """
+    from ..build_tools.sass import HGMMA_REGISTERS, HGMMA_SHARED, MUFU
+
+    if found < wanted:
+        raise BuildError(
+            f"ptxas moved a wait above the {what}: {found} of {wanted} exponentials overlap with a product"
+        )
+    return {
+        "products": code.count(HGMMA_SHARED) + code.count(HGMMA_REGISTERS),
+        "mufu": code.count(MUFU),
+        "mufu_under_product": found,
+    }
+
+
 CHOICES = frozenset(
     {"BRA", "IADD3", "IMAD", "ISETP", "LDC", "LDS", "LEA", "LOP3", "MOV", "SEL", "SHF", "ULDC"}
     | {"VIADD", "VIADDMNMX", "VIMNMX", "VIMNMX3"}

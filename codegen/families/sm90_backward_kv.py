@@ -5,11 +5,19 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING
 
-from ..errors import BuildError
 from ..runtime.config import KernelConfig
 from ..runtime.family import Padding
 from .family import Box, Family, Limits, MachineCode
-from .sm90 import SHARED_MEMORY, WARPGROUP_ROWS, channels, check_registers, consumers_of, mask_table_bytes
+from .sm90 import (
+    SHARED_MEMORY,
+    WARPGROUP_ROWS,
+    channels,
+    check_products,
+    check_registers,
+    consumers_of,
+    mask_table_bytes,
+    overlap_facts,
+)
 from .target import TARGETS
 
 if TYPE_CHECKING:
@@ -53,23 +61,15 @@ def check_machine_code(config: KernelConfig, code: Sass, registers: int) -> dict
         BuildError: the kernel spills, its warpgroups ask for more registers than there are, or the exponentials don't
             overlap with a product.
     """
-    from ..build_tools.sass import HGMMA_REGISTERS, HGMMA_SHARED, MUFU
+    from ..build_tools.sass import MUFU
 
-    for opcode, product in ((HGMMA_SHARED, "K Q^T and V dO^T"), (HGMMA_REGISTERS, "P^T dO and dS^T Q")):
-        if not code.count(opcode):
-            raise BuildError(f"the machine code has no tensor core instruction (HGMMA) for {product}")
+    check_products(code, "K Q^T and V dO^T", "P^T dO and dS^T Q")
     wide = _is_wide(config.head_dim, config.value_head_dim or config.head_dim)
     check_registers(2 if wide else consumers_of(config.kv_columns), code, registers)
     # One exp2 per score of a thread, while V dO^T of the same tile is under way. Warpgroups that share their keys rely
     # on each other's products.
     wanted, found = 0 if wide else config.q_rows // 2, code.overlap(MUFU)
-    if found < wanted:
-        raise BuildError(f"ptxas moved a wait above the exponentials: {found} of {wanted} overlap with a product")
-    return {
-        "products": code.count(HGMMA_SHARED) + code.count(HGMMA_REGISTERS),
-        "mufu": code.count(MUFU),
-        "mufu_under_product": found,
-    }
+    return overlap_facts(code, wanted, found, "exponentials")
 
 
 def tile_loop(config: KernelConfig) -> TileLoop:

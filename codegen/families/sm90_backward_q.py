@@ -5,7 +5,6 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING
 
-from ..errors import BuildError
 from ..runtime.config import KernelConfig
 from ..runtime.family import Padding
 from .family import Box, Family, Limits, MachineCode
@@ -13,11 +12,13 @@ from .sm90 import (
     SHARED_MEMORY,
     WARPGROUP_ROWS,
     channels,
+    check_products,
     check_registers,
     consumers_of,
     is_below_split,
     launch_misfit,
     mask_table_bytes,
+    overlap_facts,
 )
 from .target import TARGETS
 
@@ -49,22 +50,14 @@ def check_machine_code(config: KernelConfig, code: Sass, registers: int) -> dict
         BuildError: the kernel spills, its warpgroups ask for more registers than there are, or the exponentials don't
             overlap with a product.
     """
-    from ..build_tools.sass import HGMMA_REGISTERS, HGMMA_SHARED, MUFU
+    from ..build_tools.sass import MUFU
 
-    for opcode, product in ((HGMMA_SHARED, "Q K^T and dO V^T"), (HGMMA_REGISTERS, "dS K")):
-        if not code.count(opcode):
-            raise BuildError(f"the machine code has no tensor core instruction (HGMMA) for {product}")
+    check_products(code, "Q K^T and dO V^T", "dS K")
     check_registers(consumers_of(config.q_rows), code, registers)
     # One exp2 per score of a thread, while dO V^T of the same tile is under way: those of a Q tile's first KV tile, and
     # those in the loop over the others.
     wanted, found = 2 * (config.kv_columns // 2), code.overlap_everywhere(MUFU)
-    if found < wanted:
-        raise BuildError(f"ptxas moved a wait above the exponentials: {found} of {wanted} overlap with a product")
-    return {
-        "products": code.count(HGMMA_SHARED) + code.count(HGMMA_REGISTERS),
-        "mufu": code.count(MUFU),
-        "mufu_under_product": found,
-    }
+    return overlap_facts(code, wanted, found, "exponentials")
 
 
 def tile_loop(config: KernelConfig) -> TileLoop:

@@ -6,7 +6,6 @@ from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BuildError
 from ..runtime.config import KernelConfig
 from ..runtime.family import Padding
 from .family import Box, Family, Limits, MachineCode, TimeConstants
@@ -15,11 +14,13 @@ from .sm90 import (
     SHARED_MEMORY,
     WARPGROUP_ROWS,
     channels,
+    check_products,
     check_registers,
     consumers_of,
     is_below_split,
     launch_misfit,
     mask_table_bytes,
+    overlap_facts,
 )
 from .sm90_forward_times import CODE_TIMES
 from .target import TARGETS
@@ -64,23 +65,13 @@ def check_machine_code(config: KernelConfig, code: Sass, registers: int) -> dict
         BuildError: the kernel spills, its warpgroups ask for more registers than there are, or the softmax doesn't
             overlap with products.
     """
-    from ..build_tools.sass import HGMMA_REGISTERS, HGMMA_SHARED, MUFU
+    from ..build_tools.sass import MUFU
 
-    for opcode, product in ((HGMMA_SHARED, "Q K^T"), (HGMMA_REGISTERS, "P V")):
-        if not code.count(opcode):
-            raise BuildError(f"the machine code has no tensor core instruction (HGMMA) for {product}")
+    check_products(code, "Q K^T", "P V")
     check_registers(consumers_of(config.q_rows), code, registers)
     # One exp2 per score of a thread, while P V of the tile before is under way.
     wanted, found = config.kv_columns // 2, code.overlap(MUFU)
-    if found < wanted:
-        raise BuildError(
-            f"ptxas moved a wait above the softmax: {found} of {wanted} exponentials overlap with a product"
-        )
-    return {
-        "products": code.count(HGMMA_SHARED) + code.count(HGMMA_REGISTERS),
-        "mufu": code.count(MUFU),
-        "mufu_under_product": found,
-    }
+    return overlap_facts(code, wanted, found, "softmax")
 
 
 def _rescales(block: Sequence[Instruction]) -> bool:

@@ -88,7 +88,7 @@ def simulate(  # type: ignore[misc]  # it takes fewer options than any
 def fit(shapes: Shapes, *, direction: Literal["forward"] = "forward", **options: Any) -> Fit: ...
 @overload
 def fit(shapes: Shapes, *, direction: Literal["backward", "training"], **options: Any) -> dict[str, Fit]: ...
-def fit(  # type: ignore[misc]
+def fit(  # type: ignore[misc]  # as above
     shapes: Shapes,
     *,
     direction: Direction = "forward",
