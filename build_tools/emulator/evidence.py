@@ -270,7 +270,7 @@ class Evidence(History):
         before = "before_thread_sync" in self.opcodes[index]
         kinds = ("tcgen05.fence::before", "tcgen05.commit") if before else ("tcgen05.fence::after",)
         for cta in self.ctas:
-            cells = {number: [x for x in _join(warp.segments) if x[0] >= TENSOR] for number, warp in cta.warps.items()}
+            cells = {number: _in_tensor_memory(_join(warp.segments)) for number, warp in cta.warps.items()}
             for number, warp in cta.warps.items():
                 if index not in warp.code:
                     continue
@@ -303,6 +303,11 @@ class Evidence(History):
 
 def _join(segments: Sequence[list[Access]]) -> list[Access]:
     return [access for segment in segments for access in segment]
+
+
+def _in_tensor_memory(accesses: Sequence[Access]) -> list[Access]:
+    """Those by loads, stores and MMAs: dealloc, of all of it, needs no fence."""
+    return [x for x in accesses if x[0] >= TENSOR and x[:2] != (TENSOR, WORDS)]
 
 
 def _in_conflict(a: Access, b: Access) -> bool:
