@@ -112,7 +112,7 @@ class Server:
             request["schedule"],
             request.get("repeats", 0),
             request.get("poison", ()),
-            request.get("together", False),
+            Problem.from_json(request["beside"]) if request.get("beside") else None,
             request.get("threads", False),
         )
 
