@@ -23,21 +23,21 @@ from typing import Any
 
 os.environ.update(GNAFORGE_EMULATOR_MEMORY="mapped", GNAFORGE_EMULATOR_PROCESSORS="3", OMP_NUM_THREADS="1")
 
-import torch  # noqa: E402
-from gnaforge.build.kernels import find_libraries  # noqa: E402
-from gnaforge.runtime import core  # noqa: E402
-from gnaforge.runtime.config import KernelConfig  # noqa: E402
-from gnaforge.runtime.op_table import FORWARD  # noqa: E402
-from gnaforge.runtime.ops import neighborhood_attention  # noqa: E402
-from gnaforge.runtime.problem import Problem  # noqa: E402
-from gnaforge.runtime.varlen import na1d_varlen, na2d_varlen, na3d_varlen  # noqa: E402
-from gnaforge.verification.contract import Kernel  # noqa: E402
-from gnaforge.verification.emulator import Emulator  # noqa: E402
-from gnaforge.verification.problems import for_kernel, random_problem, shrink, with_settings  # noqa: E402
-from gnaforge.verification.runner import Settings, Verifier  # noqa: E402
-from gnaforge.verification.schedules import Schedule  # noqa: E402
-from own_patterns import own_arguments, random_pattern  # noqa: E402
-from sm90_kernels import KEYS  # noqa: E402
+import torch
+from gnaforge.build.kernels import find_libraries
+from gnaforge.runtime import core
+from gnaforge.runtime.config import KernelConfig
+from gnaforge.runtime.op_table import FORWARD
+from gnaforge.runtime.ops import neighborhood_attention
+from gnaforge.runtime.problem import Problem
+from gnaforge.runtime.varlen import na1d_varlen, na2d_varlen, na3d_varlen
+from gnaforge.verification.contract import Kernel
+from gnaforge.verification.emulator import Emulator
+from gnaforge.verification.problems import for_kernel, random_problem, shrink, with_settings
+from gnaforge.verification.runner import Settings, Verifier
+from gnaforge.verification.schedules import Schedule
+from own_patterns import own_arguments, random_pattern
+from sm90_kernels import KEYS
 
 SCHEDULES = [Schedule("eager", "round-robin"), Schedule("lazy", "depth-first"), Schedule("random", "random")]
 FEATURES = ("edge", "block_causal", "sink", "range", "kv_sink", "extra_keys")
