@@ -5,8 +5,8 @@ Use: ``python sm90_survey.py COUNT [FIRST]``.
 Of a seed the call is always the same one. Three of four go to the kernel itself: edges, frames, sinks, ranges, cross
 attention, two pieces of extra keys with lengths, dilation; under three schedules, in other layouts, with NaN where it
 must not matter, as a list behind the call before, and with KV tiles counted. The fourth goes through the operators:
-heads with windows of their own, or samples of a packed batch. Prints what is wrong, and a summary; exits with 1 if
-something is. Nothing here runs on hardware.
+heads with windows of their own, or samples of a packed batch, with and without extra keys. Prints what is wrong, and a
+summary; exits with 1 if something is. Nothing here runs on hardware.
 """
 
 from __future__ import annotations
@@ -90,14 +90,8 @@ class Operators:
         batch = rng.randint(1, 2)
         whole = replace(heads[0], batch=batch, heads=len(heads), kv_heads=kv_heads, extra_tokens=extra)
         x = self._tensors(whole, seed)
-        further: dict[str, Any] = {}
-        if extra:
-            further = {"additional_keys": x["extra_k"], "additional_values": x["extra_v"]}
-            further["additional_lengths"] = x.get("extra_lengths")
-        call = x["q"], x["k"], x["v"]
-        out, lse = neighborhood_attention(
-            *call, **own_arguments(heads), **further, return_lse=True, kernel=self.config.key
-        )
+        call, further = (x["q"], x["k"], x["v"]), {**own_arguments(heads), **further_arguments(x)}
+        out, lse = neighborhood_attention(*call, **further, return_lse=True, kernel=self.config.key)
         for head, problem in enumerate(heads):
             own = for_kernel(replace(problem, batch=batch, heads=1, kv_heads=1, extra_tokens=extra), self.config)
             shared = slice(head // group, head // group + 1)
@@ -115,15 +109,25 @@ class Operators:
         kv_heads = rng.choice((1, 2))
         heads = kv_heads * rng.choice((1, 2))
         counts = [problem.token_count for problem in samples]
+        extra = (rng.randint(1, 130),) if rng.random() < 0.5 else ()
         line = Problem((sum(counts),), (1,), heads=heads, kv_heads=kv_heads)
         x = {name: y[0] for name, y in self._tensors(line, seed).items()}
-        layouts = [problem.tokens for problem in samples]
-        out, lse = VARLEN[rank](*x.values(), layouts, **own_arguments(samples), return_lse=True, kernel=self.config.key)
-        parts = [{**x, "out": out, "lse": lse}[name].split(counts) for name in (*x, "out", "lse")]
+        rows = self._tensors(replace(line, batch=len(samples), extra_tokens=extra), seed)
+        rows = {name: y for name, y in rows.items() if name.startswith("extra")}
+        call = *x.values(), [problem.tokens for problem in samples]
+        further = {**own_arguments(samples), **further_arguments(rows)}
+        x["out"], x["lse"] = VARLEN[rank](*call, **further, return_lse=True, kernel=self.config.key)
+        parts = {name: y.split(counts) for name, y in x.items()}
         for i, problem in enumerate(samples):
-            own = for_kernel(replace(problem, heads=heads, kv_heads=kv_heads), self.config)
-            tensors = [part[i].unflatten(0, problem.tokens)[None] for part in parts]
-            yield f"sample {i}", own, dict(zip((*x, "out", "lse"), tensors, strict=True))
+            own = for_kernel(replace(problem, heads=heads, kv_heads=kv_heads, extra_tokens=extra), self.config)
+            tensors = {name: part[i].unflatten(0, problem.tokens)[None] for name, part in parts.items()}
+            yield f"sample {i}", own, tensors | {name: y[i : i + 1] for name, y in rows.items()}
+
+
+def further_arguments(tensors: Tensors) -> dict[str, Any]:
+    """Extra keys as the operators take them, if there are some."""
+    names = {"extra_k": "additional_keys", "extra_v": "additional_values", "extra_lengths": "additional_lengths"}
+    return {given: tensors[name] for name, given in names.items() if name in tensors}
 
 
 def _wrong(name: str, problem: Problem, tensors: Tensors) -> str:
