@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import product
 from types import MappingProxyType
 
-from .build_tools.text import count_of
+from .build_tools.text import count_of, printable
 from .errors import InputError
 from .families import Family, family_of
 from .runtime.config import DIRECTIONS, KernelConfig
@@ -22,6 +22,8 @@ from .spec.yaml import did_you_mean
 _ANY_STANDS_FOR = 64  # the head dim to fit tiles for where the spec leaves it open
 MAX_FITTED = 40
 """Problems that tiles are fitted to in one plan, which takes ten seconds; a third of them if `within` is above 10."""
+MAX_TRIED = 100
+"""Different shapes of one spec that `verify` tries, and problems that `bench` times: minutes, or hours, of work."""
 _WALK = 1 << 22  # tokens of windows, and 128ths of a token of strides, whose tiles take some seconds to count
 
 
@@ -80,6 +82,24 @@ def plan(spec: Spec, arches: Sequence[str] | None = None) -> Plan:
         notes=(*fits, *_notes(chosen, built)),
         shapes=MappingProxyType({config: tuple(shapes[config]) for config in sorted(built) if shapes[config]}),
     )
+
+
+def require_few(source: str, given: Iterable[Hashable], what: str, done: str) -> None:
+    """Refuses more shapes or problems of one spec than a command gets through.
+
+    Args:
+        source: the spec, as the user names it.
+        given: the shapes or problems; equal ones are one.
+        what, done: for the message, as in ``shape`` and ``verified``.
+
+    Raises:
+        InputError: there are more than `MAX_TRIED`.
+    """
+    if (count := len(set(given))) > MAX_TRIED:
+        raise InputError(
+            f"{printable(source)} lists {count_of(count, f'different {what}')}, and of one spec at most {MAX_TRIED} "
+            f"are {done}: divide it, or give one problem by --tokens and --window"
+        )
 
 
 def _check_fits(spec: Spec, arches: Sequence[str]) -> None:

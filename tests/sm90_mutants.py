@@ -18,8 +18,8 @@ from pathlib import Path
 
 KEPT = tempfile.TemporaryDirectory()
 os.environ.update(GNAFORGE_EMULATOR_MEMORY="mapped", GNAFORGE_EMULATOR_KEEP=KEPT.name, OMP_NUM_THREADS="1")  # forks
-# On few processors CTAs take several Q tiles, and use again what a mutant frees too early.
-os.environ.setdefault("GNAFORGE_EMULATOR_PROCESSORS", "3")
+# There CTAs take several tiles, and use again what a mutant frees too early.
+os.environ.setdefault("GNAFORGE_EMULATOR_PROCESSORS", "1")
 
 import torch  # noqa: E402
 from gnaforge.build_tools.emulator import Module, Options  # noqa: E402
@@ -28,8 +28,9 @@ from gnaforge.families import family_of  # noqa: E402
 from gnaforge.runtime.config import KernelConfig  # noqa: E402
 from gnaforge.runtime.problem import Problem  # noqa: E402
 from gnaforge.verification.contract import Kernel, view_of  # noqa: E402
-from gnaforge.verification.problems import for_kernel  # noqa: E402
+from gnaforge.verification.problems import for_kernel, tile_counts  # noqa: E402
 
+LEAST_TILES = 6  # that are held: two CTAs, if so many run at once, take three each
 # Of tokens that kernels of a rank visit both tiles with a mask and without one of.
 PROBLEMS = {
     1: Problem(150, 70),
@@ -43,6 +44,8 @@ def main(library: str, key: str, every: int = 1, processes: int = 1) -> None:
     config = KernelConfig.parse(key)
     kernel = Kernel(Path(library), key)
     problem = for_kernel(PROBLEMS[config.rank], config)
+    heads = -(-LEAST_TILES // tile_counts(problem, config).q_tiles)
+    problem = dataclasses.replace(problem, heads=heads, kv_heads=heads)
     if "extra_keys" in family_of(config).features:  # some of whole tiles, some of which lack columns
         problem = dataclasses.replace(problem, extra_tokens=(config.kv_columns + 50, 40))
     # So that maxima move, which few warps wait for.

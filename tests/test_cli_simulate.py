@@ -204,6 +204,30 @@ def test_a_spec_of_many_shapes_is_refused_at_once(
     assert "of one spec at most 40 problems are simulated, 1,000 with --q-tile" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (("verify", "many.yaml"), "many.yaml lists 101 different shapes, and of one spec at most 100 are verified"),
+        (
+            ("verify", "gna_forward-cpu-r3-bf16-dany-q4x4x4-kv4x4x4", "--preset", "many.yaml"),
+            "many.yaml lists 101 different shapes, and of one spec at most 100 are verified",
+        ),
+        (
+            ("bench", "--arch", "cpu", "--preset", "many.yaml"),
+            "many.yaml lists 101 different problems, and of one spec at most 100 are timed",
+        ),
+    ],
+    ids=["verify a spec", "verify", "bench"],
+)
+def test_other_commands_have_bounds_as_well(cli, tmp_path: Path, command: tuple[str, ...], message: str) -> None:
+    """Of shapes that differ; nothing is compiled before."""
+    shapes = [f"{{tokens: [30, 48, {80 + i}], window: [18, 24, 24]}}" for i in range(101)]
+    spec_of_shapes(tmp_path, shapes * 3)
+    done = cli(*command)
+    assert done.returncode == 2 and done.stderr.startswith(f"error: {message}: divide it"), done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_equal_shapes_are_simulated_once(cli, tmp_path: Path) -> None:
     spec_of_shapes(tmp_path, ["{tokens: [30, 48, 80], window: [18, 24, 24]}"] * 3000)
     rows = answer(cli, "--preset", "many.yaml", "--arch", "sm90")

@@ -138,7 +138,7 @@ def test_verification_notices_a_list_that_is_wrong() -> None:
     """Its second call is not run, gets the first one's query, or writes a NaN behind its result."""
     problem = replace(TINY, heads=2, extra_tokens=(4,))
     runs = KernelRuns(kernel_of(cpu_config(1, "fp32", (64,), (64,))), None, False)
-    runs.verify(problem, 0, "contiguous", None, together=True)
+    runs.verify(problem, 0, "contiguous", None, beside=problem)
     right = runs.kernel.call_list
 
     def leave_out(calls: list[Listed], *rest: Any) -> None:
@@ -156,7 +156,7 @@ def test_verification_notices_a_list_that_is_wrong() -> None:
     for wrong, kind in ((leave_out, "unwritten"), (mix, "list"), (spill, "guard")):
         runs.kernel.call_list = wrong  # type: ignore[method-assign]
         with pytest.raises(Failure) as failure:
-            runs.verify(problem, 0, "contiguous", None, together=True)
+            runs.verify(problem, 0, "contiguous", None, beside=problem)
         assert failure.value.kind == kind
 
 

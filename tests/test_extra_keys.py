@@ -53,10 +53,12 @@ def random_extra_problem(rng: Random, config: KernelConfig, features: tuple[str,
 
 def run_random_problems(config: KernelConfig, count: int) -> None:
     """Every problem in another layout of the tensors, with all that must not matter poisoned."""
-    rng, runs = Random(config.key), runs_of(config)
+    rng, runs, before = Random(config.key), runs_of(config), None
     for seed in range(count):
         problem = random_extra_problem(rng, config)
-        said = runs.verify(problem, seed, LAYOUTS[seed % len(LAYOUTS)], None, poison=POISONS, together=True)
+        layout = LAYOUTS[seed % len(LAYOUTS)]
+        said = runs.verify(problem, seed, layout, None, poison=POISONS, beside=before or problem)
+        before = problem
         assert all(one["share"] <= 1 for one in said["errors"].values())
 
 

@@ -13,6 +13,7 @@ from ..build.kernels import open_libraries
 from ..build_tools.text import count_of, printable
 from ..errors import InputError, as_input_error
 from ..families import Family, choose_family, families_of, require_config, require_features, require_target
+from ..plan import require_few
 from ..runtime.bench import DEFAULT_CONTENDERS, report
 from ..runtime.bench_contenders import CONTENDERS, OWN, variant_of
 from ..runtime.config import DIRECTIONS, Direction, KernelConfig
@@ -23,7 +24,7 @@ from ..simulator.fitting import simulate_fitted
 from ..spec import load_spec
 from .report_file import load_report
 
-_BYTES_LIMIT = 8e9  # of Q, K and V: beyond it the problem is one for a GPU
+_BYTES_LIMIT = 8e9  # of all tensors: beyond it the problem is one for a GPU
 
 
 def problems_of_spec(
@@ -32,7 +33,7 @@ def problems_of_spec(
     """The shapes of a spec at its first head dim; on a CPU with one head each, so that they fit.
 
     Raises:
-        InputError: the spec has no shapes, or one is wrong or not for the arch.
+        InputError: the spec has no shapes, or too many, or one is wrong or not for the arch.
     """
     small = {} if require_target(arch).is_gpu else {"heads": 1, "kv_heads": 1, "batch": 1}
     problems = []
@@ -44,6 +45,7 @@ def problems_of_spec(
             problems.append(problem)
     if not problems:
         raise InputError(f"{source} lists no shapes to time")
+    require_few(source, problems, "problem", "timed")
     return problems
 
 
@@ -57,8 +59,7 @@ def require_arch(problem: Problem, arch: str, variant: str | None = None, direct
             raise InputError("; ".join(f"{field}: {reason}" for field, reason in faults))
     if problem.value_head_dim != problem.head_dim:
         raise InputError("value_head_dim: others than K's are not timed")
-    too_much = 12.0 * problem.token_count * problem.heads * problem.head_dim > _BYTES_LIMIT
-    if too_much and not require_target(arch).is_gpu:
+    if FORWARD.bytes(problem) > _BYTES_LIMIT and not require_target(arch).is_gpu:
         raise InputError(f"tokens: {problem} is too much here")
 
 

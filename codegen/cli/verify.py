@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -199,6 +200,7 @@ def _targets(
 ) -> Targets:
     from ..build.kernels import Listener
     from ..errors import InputError
+    from ..plan import require_few
     from ..verification.targets import Targets, targets_of_library, targets_of_plan
     from .building import Progress
 
@@ -208,6 +210,7 @@ def _targets(
         kernels: Sequence[object] = found.targets
     else:
         plan = plan_of(target, arch)
+        require_few(target, chain.from_iterable(plan.shapes.values()), "shape", "verified")
         kernels = plan.configs
         configs = [config for config in plan.configs if wanted(config)]
         found, chosen = Targets(()), ()
@@ -225,11 +228,13 @@ def _targets(
 
 def _shapes_of(preset: str) -> list[Any]:
     from ..errors import InputError
+    from ..plan import require_few
     from ..spec import load_spec
 
     shapes = [shape for entry in load_spec(preset).kernels for shape in entry.problems]
     if not shapes:
         raise InputError(f"{preset} lists no shapes")
+    require_few(preset, shapes, "shape", "verified")
     return shapes
 
 

@@ -9,6 +9,7 @@ import torch
 
 from . import arguments, lists, natten_arguments, ops
 from .config import KernelConfig
+from .further import given_results
 from .list_requests import failure_of_lengths, request_of_lengths
 from .sharding import on_mesh
 
@@ -32,6 +33,8 @@ def attention(
     kv_tile_size: int | None = None,
     *,
     return_lse: bool = False,
+    out: torch.Tensor | None = None,
+    out_lse: torch.Tensor | None = None,
     kernel: KernelConfig | str | None = None,
     **natten_tuning: Any,
 ) -> Any:
@@ -55,15 +58,17 @@ def attention(
         max_seqlen_Q, max_seqlen_KV: accepted, and not needed.
         q_tile_size, kv_tile_size: take a kernel with these tiles.
         return_lse: also return the log-sum-exp of each query.
+        out, out_lse: tensors to write the output and the log-sum-exp to, as for `neighborhood_attention`.
         kernel: pins a kernel: its `KernelConfig` or key.
         backend, natten_tuning: NATTEN's other tuning arguments are accepted and ignored, with one warning.
 
     Returns:
         The output ``[batch, N, heads, head_dim_v]``, or with ``return_lse`` a tuple with the log-sum-exp
-        ``[batch, N, heads]``, float32, natural logarithm.
+        ``[batch, N, heads]``, float32, natural logarithm. Each is the tensor to write to, if there is one.
 
     Raises:
         TypeError, ValueError, MemoryError, NoKernelError: as `neighborhood_attention`.
+        RuntimeError, NotImplementedError: ``out`` or ``out_lse`` as there.
     """
     if backend is not None or natten_tuning:
         natten_arguments.check({**({} if backend is None else {"backend": backend}), **natten_tuning})
@@ -78,19 +83,21 @@ def attention(
     pinned = ops.kernel_key(1, query, value, kernel, *tiles)
     lengths = _cumulative_lengths(seqlens_Q, seqlens_KV, cumulative_seqlen_Q, cumulative_seqlen_KV)
     queries, keys = query.shape[1], key.shape[1]
+    own = given_results(query, value, out, out_lse)
     if lengths is not None:
         if query.shape[0] != 1:
             raise ValueError(f"packed samples are one batch entry, and query has {query.shape[0]}")
-        results = _attend_packed(query, key, value, *lengths, is_causal, scale, pinned)
+        results = _attend_packed(query, key, value, *lengths, is_causal, scale, pinned, own)
     elif keys == 0 or (is_causal and queries > keys):  # some queries see no key, or all of them
         ends = [torch.tensor([0, size]) for size in (queries, keys)]
-        results = _attend_packed(query, key, value, ends[0], ends[1], is_causal, scale, pinned)
+        results = _attend_packed(query, key, value, ends[0], ends[1], is_causal, scale, pinned, own)
     else:
         if is_causal and queries < keys:
             key, value, keys = key[:, :queries], value[:, :queries], queries
-        results = ops.attend(1, query, key, value, max(keys, 1), 1, 1, is_causal, scale, True, pinned, None, None)
-    out, lse = results
-    return (out, lse) if return_lse else out
+        further = (None, None, None, *own) if own else None
+        results = ops.attend(1, query, key, value, max(keys, 1), 1, 1, is_causal, scale, True, pinned, None, further)
+    whole, lse = results
+    return (whole, lse) if return_lse else whole
 
 
 def _cumulative_lengths(*given: Lengths | None) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -133,6 +140,7 @@ def _attend_packed(
     is_causal: bool,
     scale: float | None,
     pinned: str,
+    results: tuple[torch.Tensor, ...],
 ) -> lists.Results:
     ends = on_mesh(cumulative_q, query), on_mesh(cumulative_kv, query)
     call = query, key, value, *ends, is_causal, scale, pinned
@@ -140,5 +148,6 @@ def _attend_packed(
         "attention_varlen",
         call,
         lambda: request_of_lengths(query, value, pinned, key, cumulative_q, cumulative_kv),
-        lambda choose: failure_of_lengths(query, key, value, scale, pinned, choose=choose),
+        lambda choose: failure_of_lengths(query, key, value, scale, pinned, results=results, choose=choose),
+        results,
     )

@@ -76,9 +76,13 @@ def _backward_varlen_fake(
     wanted: int,
     key_q: str = "",
     key_kv: str = "",
+    extra_k: Optional = None,
+    extra_v: Optional = None,
+    extra_lengths: Optional = None,
 ) -> tuple[torch.Tensor, ...]:
-    require_traced(backward_requests("forward_varlen", (q, k, v, rank, layouts, pattern, scale, ""), wanted))
-    return _results(q, (q, k, v), wanted)
+    inputs = q, k, v, rank, layouts, pattern, scale, "", extra_k, extra_v, extra_lengths
+    require_traced(backward_requests("forward_varlen", inputs, wanted))
+    return _results(q, (q, k, v, extra_k, extra_v), wanted)
 
 
 def _attention_backward_varlen_fake(

@@ -96,20 +96,20 @@ def _signature_of_forward(inputs: Sequence[Any]) -> tuple[Any, ...]:
 def _backward_of_list(name: str) -> Callable[..., Found]:
     def backward(inputs: Sequence[Any], results: Found, gradients: Sequence[Optional], wanted: int) -> Found:
         grad_out, grad_lse = _gradients_of(results[0], *gradients)
-        call = grad_out, grad_lse, *inputs[:3], *results, *inputs[3:-1], wanted
+        call = grad_out, grad_lse, *inputs[:3], *results, *inputs[3:7], wanted, "", "", *inputs[8:]
         return getattr(torch.ops.gnaforge, name).default(*call)  # type: ignore[no-any-return]
 
     return backward
 
 
 def _requests_of_samples(inputs: Sequence[Any]) -> list[Request]:
-    query, key, value, rank, layouts, pattern = inputs[:6]
-    return [request_of_samples(query, key, value, rank, layouts, pattern, "")]
+    query, key, value, rank, layouts, pattern, _, _, extra_k = inputs[:9]
+    return [request_of_samples(query, key, value, rank, layouts, pattern, "", extra_k)]
 
 
 def _signature_of_samples(inputs: Sequence[Any]) -> tuple[Any, ...]:
     query, _, value, rank, _, pattern = inputs[:6]
-    return (*_dims(query, value), rank, *pattern)
+    return (*_dims(query, value), rank, inputs[8] is None, *pattern)
 
 
 def _requests_of_lengths(inputs: Sequence[Any]) -> list[Request]:
@@ -179,9 +179,9 @@ FORMULAS = {
         ),
         Formula(
             "forward_varlen",
-            8,
-            (0, 1, 2),
-            (0, 1, 2),
+            11,
+            (0, 1, 2, 8, 9, 10),
+            (0, 1, 2, 8, 9),
             1,
             _backward_of_list("backward_varlen"),
             _requests_of_samples,

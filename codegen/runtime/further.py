@@ -29,12 +29,9 @@ def attend_further(
     """The rest of `ops.attend` for calls with extra keys or results of the caller's."""
     arguments.require_call(query, key, value, pattern)
     named = {"additional_keys": extra_k, "additional_values": extra_v, "additional_lengths": extra_lengths}
-    named |= {"out": out, "out_lse": out_lse}
     arguments.require_tensors(**{name: tensor for name, tensor in named.items() if tensor is not None})
     call = query, key, value, pattern, scale, kernel, extra_k, extra_v, extra_lengths
-    results: tuple[torch.Tensor, ...] = ()
-    if out is not None or out_lse is not None:
-        results = complete_results(query, value, out, out_lse)
+    results = given_results(query, value, out, out_lse)
 
     def operator(*call: Any) -> Results:
         if results:
@@ -52,6 +49,21 @@ def attend_further(
         except RuntimeError as error:
             found = finding.recover(error, operator, *call, results=results)
     return found if return_lse else found[0]
+
+
+def given_results(
+    query: torch.Tensor, value: torch.Tensor, out: torch.Tensor | None, out_lse: torch.Tensor | None
+) -> tuple[torch.Tensor, ...]:
+    """An output and a log-sum-exp to write to; empty where the caller brings neither.
+
+    Raises:
+        TypeError: one is no tensor.
+    """
+    if out is None and out_lse is None:
+        return ()
+    named = {"out": out, "out_lse": out_lse}
+    arguments.require_tensors(**{name: tensor for name, tensor in named.items() if tensor is not None})
+    return complete_results(query, value, out, out_lse)
 
 
 def complete_results(

@@ -77,14 +77,19 @@ def failure_of_samples(
     pattern: Sequence[int],
     scale: float | None = None,
     kernel: str = "",
+    extra_k: torch.Tensor | None = None,
+    extra_v: torch.Tensor | None = None,
+    extra_lengths: torch.Tensor | None = None,
     *,
+    results: tuple[torch.Tensor, ...] = (),
     choose: bool = False,
 ) -> Failure | None:
-    """As `failure_of_call`, of a call of ``forward_varlen``; where a size isn't known only of its tensors."""
-    tensors = query, key, value
-    if not all(type(number) is int for number in (*layouts, *pattern, *(size for t in tensors for size in t.shape))):
-        return failure_of_call(tensors, [1, 1, 1, 0], scale)
-    entries = _entries(tensors, [tuple(tensor.shape) for tensor in tensors])
+    """As `failure_of_call`, of a call of ``forward_varlen``; where a size isn't known only of its packed tensors."""
+    tensors = query, key, value, extra_k, extra_v, extra_lengths, None, None, None, *results
+    sizes = [() if tensor is None else tuple(tensor.shape) for tensor in tensors]
+    if not all(type(number) is int for number in (*layouts, *pattern, *(size for own in sizes for size in own))):
+        return failure_of_call((*tensors[:3], *[None] * 6, *results), [1, 1, 1, 0], scale)
+    entries = _entries(tensors, sizes)
     extents, numbers = ((ctypes.c_int64 * len(values))(*values) for values in (layouts, pattern))
     lists = extents, ctypes.c_size_t(len(extents)), numbers, ctypes.c_size_t(len(numbers))
     check = core.core().gnaforge_core_check_varlen

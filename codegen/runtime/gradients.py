@@ -172,6 +172,6 @@ def register_autograd(library: torch.library.Library) -> None:
         library.impl(name, _make_rule(name, _differentiable(formula)), "Autograd")
     for name in BACKWARD_OPERATORS:
         library.impl(name, _make_rule(name, _once_differentiable(name)), "Autograd")
-    for name in ("forward_out", "joint_out", "joint_apart_out"):
+    for name in ("forward_out", "joint_out", "joint_apart_out", "forward_varlen_out", "attention_varlen_out"):
         library.impl(name, _make_out_rule(name), "Autograd")
     library.impl("forward_no_grad", torch.library.fallthrough_kernel, "Autograd")

@@ -13,7 +13,6 @@ from .batching import register_batching
 from .list_requests import check_traced, failure_of_lengths, request_of_lengths, request_of_samples
 
 Results = tuple[torch.Tensor, torch.Tensor]  # output and log-sum-exp
-OPERATORS = ("forward_varlen", "attention_varlen")
 
 
 def _results(q: torch.Tensor, v: torch.Tensor) -> Results:
@@ -34,11 +33,16 @@ def _forward_varlen_fake(
     pattern: list[int],
     scale: float | None = None,
     key: str = "",
+    extra_k: torch.Tensor | None = None,
+    extra_v: torch.Tensor | None = None,
+    extra_lengths: torch.Tensor | None = None,
+    **results: torch.Tensor,
 ) -> Results:
     from .given import failure_of_samples
 
-    request = request_of_samples(q, k, v, rank, layouts, pattern, key)
-    failing = partial(failure_of_samples, q, k, v, rank, layouts, pattern, scale, key)
+    request = request_of_samples(q, k, v, rank, layouts, pattern, key, extra_k)
+    call = q, k, v, rank, layouts, pattern, scale, key, extra_k, extra_v, extra_lengths
+    failing = partial(failure_of_samples, *call, results=tuple(results.values()))
     check_traced(request, lambda choose: failing(choose=choose), may_run=_may_run(q))
     return _results(q, v)
 
@@ -52,19 +56,27 @@ def _attention_varlen_fake(
     is_causal: bool = False,
     scale: float | None = None,
     key: str = "",
+    **results: torch.Tensor,
 ) -> Results:
-    failing = partial(failure_of_lengths, q, k, v, scale, key)
+    failing = partial(failure_of_lengths, q, k, v, scale, key, results=tuple(results.values()))
     check_traced(request_of_lengths(q, v, key), lambda choose: failing(choose=choose), may_run=_may_run(q))
     return _results(q, v)
 
 
+def _without_results(fake: Callable[..., Results]) -> Callable[..., None]:
+    """The fake of the operator that writes to the caller's tensors."""
+
+    def checked(*arguments: Any, output: torch.Tensor, output_lse: torch.Tensor) -> None:
+        fake(*arguments, output=output, output_lse=output_lse)
+
+    return checked
+
+
 def register_list_parts(library: torch.library.Library) -> None:
     """Registers fakes, autocast and vmap of the operators."""
-    fakes: dict[str, Callable[..., Any]] = {
-        "forward_varlen": _forward_varlen_fake,
-        "attention_varlen": _attention_varlen_fake,
-    }
-    for name in OPERATORS:
-        torch.library.register_fake(f"gnaforge::{name}", fakes[name], lib=library)
-        register_autocast(name, library)
-        register_batching(name, library)
+    for name, fake in (("forward_varlen", _forward_varlen_fake), ("attention_varlen", _attention_varlen_fake)):
+        torch.library.register_fake(f"gnaforge::{name}", fake, lib=library)
+        torch.library.register_fake(f"gnaforge::{name}_out", _without_results(fake), lib=library)
+        for own in (name, f"{name}_out"):
+            register_autocast(own, library)
+            register_batching(own, library)

@@ -16,7 +16,7 @@ from .errors import NoKernelError
 from .given import failure_of_call
 from .jit import TRACING
 from .problem import Problem, fields_of_pattern, hungriest, split_patterns
-from .request import Request
+from .request import Request, is_zero
 
 Failing = Callable[[bool], Failure | None]
 
@@ -56,13 +56,15 @@ def request_of_samples(
     layouts: Sequence[int],
     pattern: Sequence[int],
     pinned: str,
+    extra_k: torch.Tensor | None = None,
 ) -> Request:
     """The request that a call of ``forward_varlen`` makes: that of the sample that asks most of a kernel."""
     samples = len(layouts) // rank
     own = split_patterns(pattern, rank, samples)
     sizes = (*layouts, *pattern, query.shape[0], *query.shape[2:], *key.shape[2:], value.shape[-1])
+    extra = () if extra_k is None or is_zero(extra_k.shape[1]) else (extra_k.shape[1],)
     problem = None
-    if all(type(size) is int for size in sizes) and all(sizes[len(layouts) + len(pattern) :]):
+    if all(type(size) is int for size in (*sizes, *extra)) and all(sizes[len(layouts) + len(pattern) :]):
         rows = [tuple(layouts[i * rank : (i + 1) * rank]) for i in range(samples)]
         pairs = [(row, own[i if len(own) > 1 else 0]) for i, row in enumerate(rows) if prod(row)]
         if pairs:
@@ -80,6 +82,7 @@ def request_of_samples(
                 value_head_dim=value.shape[-1],
                 batch=query.shape[0],
                 dtype=dtype_name(autocast_dtype(query)),
+                extra_tokens=extra,
             )
     return Request(
         "gna_forward",
@@ -132,11 +135,12 @@ def failure_of_lengths(
     scale: float | None,
     pinned: str,
     *,
+    results: tuple[torch.Tensor, ...] = (),
     choose: bool,
 ) -> Failure | None:
     """What a call of ``attention_varlen`` is refused for, whatever its lengths are; ``choose``: also that no kernel for
     all tokens as one sample is loaded."""
-    tensors = tuple(map(autocast_tensor, (query, key, value)))
+    tensors = (*map(autocast_tensor, (query, key, value)), *[None] * 6, *results)
     keys = key.shape[1] if key.dim() == 4 else 1
     if type(keys) is not int or keys == 0:
         return None

@@ -17,7 +17,13 @@ from .request import Request
 Results = tuple[torch.Tensor, torch.Tensor]  # output and log-sum-exp
 
 
-def run(name: str, call: tuple[Any, ...], request: Callable[[], Request], failing: Failing) -> Results:
+def run(
+    name: str,
+    call: tuple[Any, ...],
+    request: Callable[[], Request],
+    failing: Failing,
+    results: tuple[torch.Tensor, ...] = (),
+) -> Results:
     """Calls an operator; if no kernel fits, loads or makes one and tries again.
 
     Args:
@@ -25,25 +31,33 @@ def run(name: str, call: tuple[Any, ...], request: Callable[[], Request], failin
         call: its arguments; the first three are query, key and value.
         request: says what kernel a call needs.
         failing: gives the `core.Failure` of a call that doesn't run; True: also where no kernel is loaded that fits.
+        results: the caller's tensors for the output and the log-sum-exp, or none.
 
     Raises:
         ValueError, NoKernelError, MemoryError: as `neighborhood_attention`.
     """
     ops.load_operators()
-    operator = getattr(torch.ops.gnaforge, name).default
+    operator = getattr(torch.ops.gnaforge, f"{name}_out" if results else name).default
+
+    def operate() -> Results:
+        if not results:
+            return operator(*call)  # type: ignore[no-any-return]
+        operator(*call, output=results[0], output_lse=results[1])
+        return results[0], results[1]
+
     if is_compiling():
-        return operator(*call)  # type: ignore[no-any-return]
+        return operate()
     if is_tracing():
         finding.prepare_apart(lambda: _prepare(request(), failing))
         finding.prepare_traced_backward(name, call)
-        return operator(*call)  # type: ignore[no-any-return]
+        return operate()
 
     def attempt() -> Results | core.Failure:
         try:
-            if _wants_autograd(*call[:3]):
-                return operator(*call)  # type: ignore[no-any-return]
+            if results or _wants_autograd(call):  # autograd also hears of what is written to
+                return operate()
             with torch._C._AutoDispatchBelowAutograd():
-                return operator(*call)  # type: ignore[no-any-return]
+                return operate()
         except RuntimeError as error:
             failure = core.failure_of(error)
             if failure.code in core.NO_KERNEL:
@@ -60,10 +74,10 @@ def run(name: str, call: tuple[Any, ...], request: Callable[[], Request], failin
     return finding.find_kernel(found, attempt, request()) if isinstance(found, core.Failure) else found
 
 
-def _wants_autograd(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
+def _wants_autograd(call: tuple[Any, ...]) -> bool:
     """Whether autograd has to see a call: a tensor requires grad, or one below a transformation of torch.func may; or
     there may be tangents."""
-    wanted = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
+    wanted = torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in call)
     return wanted or forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
 
 

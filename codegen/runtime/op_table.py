@@ -75,7 +75,7 @@ def random_lengths(problem: Problem, seed: int) -> list[list[int] | None]:
     lengths. Kernels cut them to what there is."""
     found: list[list[int] | None] = []
     for piece, tokens in enumerate(problem.extra_tokens):
-        rng = Random(f"lengths {piece} {seed}")
+        rng = Random(f"lengths {piece} {problem.tokens} {problem.extra_tokens} {seed}")
         kinds = [(0, 1, tokens, *[rng.randint(0, tokens)] * 4, -1, tokens + 3) for _ in range(problem.batch)]
         found.append(None if rng.random() < 0.25 else [rng.choice(kind) for kind in kinds])
     return found

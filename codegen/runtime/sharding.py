@@ -36,12 +36,12 @@ def _register_strategies() -> None:
     # What a placement is remembered for: all arguments from the pattern on.
     for operator in (operators.forward, operators.forward_no_grad):
         register(operator.default, _forward, RuntimeSchemaInfo(3, needs_pytree=True))
-    register(operators.forward_varlen.default, _packed, RuntimeSchemaInfo(3, needs_pytree=True))
+    register(operators.forward_varlen.default, _samples, RuntimeSchemaInfo(3, needs_pytree=True))
     register(operators.attention_varlen.default, _packed, RuntimeSchemaInfo(5, needs_pytree=True))
     register(operators.joint.default, _joint, RuntimeSchemaInfo(3, needs_pytree=True))
     register(operators.joint_apart.default, _joint_apart, RuntimeSchemaInfo(3, needs_pytree=True))
     register(operators.backward.default, _backward, RuntimeSchemaInfo(7, needs_pytree=True))
-    register(operators.backward_varlen.default, _backward_packed, RuntimeSchemaInfo(7, needs_pytree=True))
+    register(operators.backward_varlen.default, _backward_samples, RuntimeSchemaInfo(7, needs_pytree=True))
     register(operators.attention_backward_varlen.default, _backward_packed, RuntimeSchemaInfo(7, needs_pytree=True))
     register(operators.joint_backward.default, _backward_joint, RuntimeSchemaInfo(3, needs_pytree=True))
 
@@ -69,8 +69,24 @@ def _has_own_patterns(schema: Any, place: int = 3) -> bool:
     return len(schema.args_schema[place]) not in (rank * PLAIN_PATTERN_FIELDS, rank * PATTERN_FIELDS)
 
 
+def _samples(schema: Any) -> Any:
+    """The placements that a call of packed samples may have: of out, lse, query, key, value, [batch, tokens, heads,
+    channels], and of extra keys and values, and their lengths, of all samples of all batch entries."""
+    from torch.distributed.tensor import Replicate, Shard
+
+    extra = len(schema.args_strategy) - 3
+    whole, heads = Replicate(), Shard(2)
+    kinds = [
+        [whole] * (5 + extra),
+        [Shard(0)] * (5 + extra),
+        [heads] * 5 + [heads, heads, whole][:extra],
+        [heads] * 3 + [whole] * (2 + extra),
+    ]
+    return _strategy(schema, kinds, outputs=2, query=0)
+
+
 def _packed(schema: Any) -> Any:
-    """The placements that a call of packed samples may have: of out, lse, query, key, value, and perhaps of cumulative
+    """The placements that dense attention of packed samples may have: of out, lse, query, key, value, and of cumulative
     lengths, which all devices have."""
     from torch.distributed.tensor import Replicate, Shard
 
@@ -130,8 +146,15 @@ def _backward(schema: Any) -> Any:
     return _gradients(schema, [heads] * 3 + [2] * 2, inputs, wanted=9, query=rows - 5, by_heads=not own)
 
 
+def _backward_samples(schema: Any) -> Any:
+    """Those of packed samples, and perhaps of their extra keys, values and lengths."""
+    rows = 6 + (schema.args_schema[1] is not None)
+    inputs = [2] * rows + [2, 2, None][: len(schema.args_strategy) - rows]
+    return _gradients(schema, [2] * 5, inputs, wanted=11, query=rows - 5)
+
+
 def _backward_packed(schema: Any) -> Any:
-    """Those of packed samples, perhaps with cumulative lengths, which all devices have."""
+    """Those of packed samples with cumulative lengths, which all devices have."""
     rows = 6 + (schema.args_schema[1] is not None)
     common = len(schema.args_strategy) - rows
     return _gradients(schema, [2] * 3, [2] * rows, wanted=11, query=rows - 5, common=common)

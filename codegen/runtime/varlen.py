@@ -11,9 +11,11 @@ import torch
 
 from . import arguments, lists, natten_arguments, ops
 from .config import KernelConfig
+from .further import given_results
 from .list_requests import request_of_samples
 from .own_patterns import is_own, own_patterns
 from .problem import Causal
+from .request import Request
 
 Layouts = Sequence[int] | Sequence[Sequence[int]] | torch.Tensor
 
@@ -58,9 +60,14 @@ def _fixed_rank(rank: int, extents: str) -> Callable[..., Any]:
         q_tile_shape: Sequence[int] | None = None,
         kv_tile_shape: Sequence[int] | None = None,
         *,
+        additional_keys: torch.Tensor | None = None,
+        additional_values: torch.Tensor | None = None,
+        additional_lengths: torch.Tensor | None = None,
         edge: str | Sequence[str] | Sequence[Sequence[str]] | None = None,
         sink: int | Sequence[int] | Sequence[Sequence[int]] | None = None,
         return_lse: bool = False,
+        out: torch.Tensor | None = None,
+        out_lse: torch.Tensor | None = None,
         kernel: KernelConfig | str | None = None,
         **natten_tuning: Any,
     ) -> Any:
@@ -81,17 +88,27 @@ def _fixed_rank(rank: int, extents: str) -> Callable[..., Any]:
         arguments.require_numbers(pattern, rank)
         scale = None if scale is None else arguments.number("scale", scale)
         pinned = ops.kernel_key(rank, query, value, kernel, q_tile_shape, kv_tile_shape)
-        call = (query[None], key[None], value[None], rank, whole, pattern, scale, pinned)
+        extra = additional_keys, additional_values, additional_lengths
+        if extra != (None, None, None):
+            named = zip(("additional_keys", "additional_values", "additional_lengths"), extra, strict=True)
+            arguments.require_tensors(**{name: tensor for name, tensor in named if tensor is not None})
+        call = (query[None], key[None], value[None], rank, whole, pattern, scale, pinned, *extra)
+        own = given_results(query, value, out, out_lse)
+        results = tuple(tensor[None] for tensor in own)
 
         def failing(choose: bool) -> Any:
             from .autocast import autocast_tensor
             from .given import failure_of_samples
 
             cast = tuple(map(autocast_tensor, call))
-            return failure_of_samples(*cast, choose=choose)
+            return failure_of_samples(*cast, results=results, choose=choose)
 
-        out, lse = lists.run("forward_varlen", call, lambda: request_of_samples(*call[:6], pinned), failing)
-        return (out[0], lse[0]) if return_lse else out[0]
+        def request() -> Request:
+            return request_of_samples(*call[:6], pinned, additional_keys)
+
+        found = lists.run("forward_varlen", call, request, failing, results)
+        whole_out, lse = own or (tensor[0] for tensor in found)
+        return (whole_out, lse) if return_lse else whole_out
 
     operator.__name__ = operator.__qualname__ = f"na{rank}d_varlen"
     operator.__doc__ = f"""{rank}-D neighborhood attention over samples of different layouts, packed without padding.
@@ -109,16 +126,21 @@ def _fixed_rank(rank: int, extents: str) -> Callable[..., Any]:
             each, ``[samples, {rank}]``. A window must fit each sample.
         scale: factor of Q K^T; default ``head_dim ** -0.5``.
         q_tile_shape, kv_tile_shape, kernel: as for `neighborhood_attention`.
+        additional_keys, additional_values: further keys that all queries of a sample see, such as its text:
+            ``[samples, S, heads_kv, head_dim]`` and ``[samples, S, heads_kv, head_dim_v]``.
+        additional_lengths: how many of them count, int32 ``[samples]``; as for `neighborhood_attention`.
         return_lse: also return the log-sum-exp of each query.
+        out, out_lse: tensors to write the output and the log-sum-exp to, as for `neighborhood_attention`.
         backend, natten_tuning: NATTEN's tuning arguments are accepted and ignored, with one warning.
 
     Returns:
         The output ``[tokens, heads, head_dim_v]``, or with ``return_lse`` a tuple with the log-sum-exp
-        ``[tokens, heads]``, float32, natural logarithm.
+        ``[tokens, heads]``, float32, natural logarithm. Each is the tensor to write to, if there is one.
 
     Raises:
         TypeError, ValueError, MemoryError, NoKernelError: as `neighborhood_attention`; what is wrong of a sample names
             it by its number.
+        RuntimeError, NotImplementedError: ``out`` or ``out_lse`` as there.
 
     torch.compile makes one graph for any layouts of as many samples, if they are a sequence of integers.
     """

@@ -134,7 +134,7 @@ def random_dimension(rng: Random, max_length: int, features: Collection[str]) ->
     begin = rng.randrange(length)
     part = whole._replace(tokens=rng.randint(1, length - begin), grid=length, q_offset=begin)
     if whole.dense:
-        return part._replace(kv_tokens=length)
+        return part._replace(tokens=part.tokens + rng.choice((0, length)), kv_tokens=length)
     import torch
 
     from ..runtime.reference import visible

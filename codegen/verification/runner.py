@@ -176,6 +176,7 @@ class Verifier:
         self.result = KernelResult(config, library)
         self._library, self._settings, self._progress = library, settings, progress
         self._worker: Worker | None = None
+        self._before: Problem | None = None  # one that the kernel takes: lists have a call of it in front
 
     def __enter__(self) -> Verifier:
         return self
@@ -236,7 +237,7 @@ class Verifier:
                 seed=found.data_seed,
                 layout=run.layout,
                 poison=run.poison,
-                together=run.last,
+                beside=(self._before or found.problem).as_json() if run.last else None,
                 threads=run.last,
                 schedule=run.schedule.as_json(self._settings.trace) if run.schedule else None,
             )
@@ -256,6 +257,7 @@ class Verifier:
                     found.errors[name] = one
             digests.add(said["digest"])
         found.identical = len(digests) == 1
+        self._before = found.problem
 
     def _count(self, found: ProblemResult, launches: list[dict[str, Any]]) -> None:
         found.launches = launches

@@ -75,7 +75,7 @@ class KernelRuns:
         schedule: Json | None,
         repeats: int = 0,
         poison: Sequence[str] = (),
-        together: bool = False,
+        beside: Problem | None = None,
         threads: bool = False,
     ) -> Json:
         """Runs the kernel with data of ``seed``, compares with exact results, and tries again.
@@ -87,7 +87,7 @@ class KernelRuns:
             schedule: of the emulator; None elsewhere.
             repeats: further runs, which must give the same bits.
             poison: kinds of `kinds.POISONS`, each for a further run.
-            together: also run it as a list with another call, if the kernel runs lists.
+            beside: also run it as a list behind a call of this problem, which the kernel takes, if it runs lists.
             threads: also run it on several threads of this processor, if that is what runs it.
 
         Returns:
@@ -119,29 +119,31 @@ class KernelRuns:
             runs += 1
             if digest(op, memory) != bits:
                 raise Failure("threads", f"on {THREADS} threads it gives other bits")
-        if together and self.kernel.runs_lists:
-            self._run_together(problem, seed, memory, schedule)
+        if beside is not None and self.kernel.runs_lists:
+            self._run_together(beside, problem, seed, memory, schedule)
             runs += 2
             if digest(op, memory) != bits:
-                raise Failure("list", "run as a list with another call, it gives other bits")
+                raise Failure("list", f"run as a list behind a call of {beside}, it gives other bits")
         return {"errors": errors, "digest": bits, "runs": runs, "launches": launches}
 
-    def _run_together(self, problem: Problem, seed: int, memory: Memory, schedule: Json | None) -> None:
+    def _run_together(
+        self, beside: Problem, problem: Problem, seed: int, memory: Memory, schedule: Json | None
+    ) -> None:
         """Runs a call as a list, behind another one with other data.
 
         Raises:
             Failure: of the other call, or one was not run.
         """
-        op, other = self.kernel.op, self.allocate(problem, "contiguous")
-        fill(other, op.random_inputs(problem, seed + 1, self.kernel.tensor_device))
-        self.run(problem, other, schedule)
+        op, other = self.kernel.op, self.allocate(beside, "contiguous")
+        fill(other, op.random_inputs(beside, seed + 1, self.kernel.tensor_device))
+        self.run(beside, other, schedule)
         alone = digest(op, other)
-        for role in op.writes(problem):
-            memory[role.name].clear()
-            other[role.name].clear()
-        self.run_list([(problem, other), (problem, memory)], schedule)
+        for of, held in ((beside, other), (problem, memory)):
+            for role in op.writes(of):
+                held[role.name].clear()
+        self.run_list([(beside, other), (problem, memory)], schedule)
         if digest(op, other) != alone:
-            raise Failure("list", "run as a list, the call before it gives other bits")
+            raise Failure("list", f"run as a list, the call before it, of {beside}, gives other bits")
 
     def allocate(self, problem: Problem, layout: str) -> Memory:
         """Memory for the tensors of a call."""

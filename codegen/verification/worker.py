@@ -32,6 +32,7 @@ from .runs import KernelRuns
 from .serving import serve
 
 Json = dict[str, Any]
+_TOO_LARGE = "exact attention of this problem takes more memory than there is; use --max-tiles or fewer tokens"
 
 
 class Server:
@@ -100,7 +101,12 @@ class Server:
 
     def prepare(self, request: Json) -> Json:
         """Computes exact results for `verify`, which asks for it in a request of its own: it is no kernel's time."""
-        self.runs.exact(Problem.from_json(request["problem"]), request["seed"])
+        try:
+            self.runs.exact(Problem.from_json(request["problem"]), request["seed"])
+        except (MemoryError, RuntimeError) as error:
+            if not _wants_memory(error):
+                raise
+            raise Failure("reference", _TOO_LARGE) from error
         return {}
 
     def verify(self, request: Json) -> Json:
@@ -112,7 +118,7 @@ class Server:
             request["schedule"],
             request.get("repeats", 0),
             request.get("poison", ()),
-            request.get("together", False),
+            Problem.from_json(request["beside"]) if request.get("beside") else None,
             request.get("threads", False),
         )
 
@@ -172,6 +178,11 @@ class Server:
         if not gpu_lives():
             reply["ended"] = True
         return reply
+
+
+def _wants_memory(error: Exception) -> bool:
+    """Whether memory is what lacks; of a CPU's torch says so in a RuntimeError."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def gpu_lives() -> bool:

@@ -27,6 +27,7 @@ struct Slice {
   int64_t token, kv_token;  ///< Where it begins there.
   int64_t head, kv_head;
   int64_t round = 0;  ///< So many slices before it have the same keys, at least: their gradients are sums over rounds.
+  int64_t sample = 0, samples = 1;  ///< Of each batch entry's rows of extra keys, which so many samples have: its first.
 };
 
 /// The slices of a call, and their names for errors: `head 3`, `sample 0`.
@@ -130,7 +131,10 @@ class CallList {
     const gnaforge_problem& p = slice.problem;
     const RoleFacts& facts = role_facts[role];
     int64_t offset = (facts.heads == Heads::key ? slice.kv_head : slice.head) * part.head_stride;  // 0 without heads
-    if (slice.packed) {
+    if (is_of_piece(role)) {
+      offset += slice.sample * part.batch_stride;
+      if (whole.problem->batch > 1) part.batch_stride *= slice.samples;
+    } else if (slice.packed) {
       const bool is_key = facts.tokens == Tokens::key;
       const int64_t* const extents = is_key ? p.kv_tokens : p.tokens;
       int64_t stride = part.token_stride[0];
@@ -141,6 +145,11 @@ class CallList {
     offsets_.push_back(offset * dtype_bytes(part.dtype));
     part.data = moved(part.data, offsets_.back());
     return part;
+  }
+
+  static bool is_of_piece(int role) {
+    return role_facts[role].tokens == Tokens::extra || role == GNAFORGE_EXTRA_LENGTHS ||
+           role == GNAFORGE_EXTRA_LENGTHS + 1;
   }
 
   /// Of calls that are only looked at there are no data, and the address counts alone.

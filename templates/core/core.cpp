@@ -73,34 +73,30 @@ void forward_out(const Tensor& query, const Tensor& key, const Tensor& value, co
   const ForwardTensors tensors{
       query, key, value, {{pointer_to(extra_k), pointer_to(extra_v), pointer_to(extra_lengths)}, {}}};
   const GivenForward given = tensors.given();
-  const gnaforge_problem problem = problem_of(tensors, given, pattern, scale);
-  check_results(gnaforge::given(out, "out"), last_stride(out), gnaforge::given(lse, "out_lse"), given.q,
-                output_sizes(given.q, problem));
-  ForwardCall forward(tensors, given, problem);
+  ForwardCall forward(tensors, given, problem_of(tensors, given, pattern, scale));
   forward.set_patterns(given, pattern, scale);
-  forward.call.write_into(GNAFORGE_OUT, out);
-  forward.call.write_into(GNAFORGE_LSE, lse);
+  forward.take_results(given.q, {out, lse});
   forward.run(pinned.view());
 }
 
-void assume_plain(Call& call, uint32_t dtype) {
+void assume_tensors(Call& call, const GivenForward& tensors, const gnaforge_problem& problem) {
+  const uint32_t dtype = dtype_code(tensors.q.dtype);
   for (const gnaforge_role role : {GNAFORGE_Q, GNAFORGE_K, GNAFORGE_V, GNAFORGE_OUT}) call.assume(role, dtype);
   call.assume(GNAFORGE_LSE, GNAFORGE_FP32);
-}
-
-/// What a forward call without data would be refused for: raises it. With `choose` also that no kernel fits it.
-gnaforge_problem check_forward(const GivenForward& tensors, const std::vector<int64_t>& pattern,
-                               std::optional<double> scale, std::string_view pinned, bool choose) {
-  const gnaforge_problem problem = gather_first(tensors, pattern, scale);
-  const uint32_t dtype = dtype_code(tensors.q.dtype);
-  Call call(GNAFORGE_GNA_FORWARD, problem, tensors.q);
-  assume_plain(call, dtype);
   for (int i = 0; i < GNAFORGE_MAX_EXTRA; ++i) {
     if (problem.extra_tokens[i] == 0) continue;
     for (const int role : {GNAFORGE_EXTRA_K, GNAFORGE_EXTRA_V})
       call.assume(static_cast<gnaforge_role>(role + i), dtype);
     if (tensors.pieces[i].lengths) call.assume(static_cast<gnaforge_role>(GNAFORGE_EXTRA_LENGTHS + i), GNAFORGE_INT32);
   }
+}
+
+/// What a forward call without data would be refused for: raises it. With `choose` also that no kernel fits it.
+gnaforge_problem check_forward(const GivenForward& tensors, const std::vector<int64_t>& pattern,
+                               std::optional<double> scale, std::string_view pinned, bool choose) {
+  const gnaforge_problem problem = gather_first(tensors, pattern, scale);
+  Call call(GNAFORGE_GNA_FORWARD, problem, tensors.q);
+  assume_tensors(call, tensors, problem);
   choose = choose && !has_no_rows(problem);
   if (head_patterns(tensors.q, pattern.size()) > 1) {
     call.check_slices(slices_of_heads(tensors, problem, pattern.data(), pattern.size(), scale), pinned, choose);
@@ -150,7 +146,9 @@ GNAFORGE_EXPORT int gnaforge_core_init(char* error, size_t n) {
       {"joint_apart", joint_apart_signature, TORCH_BOX(&joint_apart)},
       {"joint_apart_out", joint_apart_out_signature, TORCH_BOX(&joint_apart_out)},
       {"forward_varlen", forward_varlen_signature, TORCH_BOX(&forward_varlen)},
+      {"forward_varlen_out", forward_varlen_out_signature, TORCH_BOX(&forward_varlen_out)},
       {"attention_varlen", attention_varlen_signature, TORCH_BOX(&attention_varlen)},
+      {"attention_varlen_out", attention_varlen_out_signature, TORCH_BOX(&attention_varlen_out)},
       {"backward", backward_signature, TORCH_BOX(&backward)},
       {"joint_backward", joint_backward_signature, TORCH_BOX(&joint_backward)},
       {"backward_varlen", backward_varlen_signature, TORCH_BOX(&backward_varlen)},
@@ -212,6 +210,23 @@ Given look(const gnaforge_given& tensor) {
   return {tensor.name, tensor.sizes, tensor.dims, type_named(tensor.dtype), static_cast<DeviceType>(device), index};
 }
 
+GivenForward look_at_inputs(const gnaforge_given tensors[11]) {
+  const auto look_if_there = [](const gnaforge_given& tensor) {
+    return tensor.sizes == nullptr ? std::nullopt : std::optional(look(tensor));
+  };
+  const auto piece = [&](const gnaforge_given* first) {
+    return GivenPiece{first[0].name,           first[1].name,           first[2].name,
+                      look_if_there(first[0]), look_if_there(first[1]), look_if_there(first[2])};
+  };
+  return {look(tensors[0]), look(tensors[1]), look(tensors[2]), {piece(tensors + 3), piece(tensors + 6)}};
+}
+
+/// Refuses results of the caller's, if there are some, that can't hold those of the call.
+void check_given_results(const gnaforge_given tensors[11], const Given& q, const gnaforge_problem& problem) {
+  if (tensors[9].sizes == nullptr) return;
+  check_results(look(tensors[9]), tensors[9].last_stride, look(tensors[10]), q, output_sizes(q, problem));
+}
+
 /// What `check` raises, or null. The words stay good until the next call on this thread.
 template <class Check>
 const char* words_of(const Check& check) {
@@ -235,35 +250,29 @@ const char* words_of(const Check& check) {
 GNAFORGE_EXPORT const char* gnaforge_core_check(const gnaforge_given tensors[11], const int64_t* pattern, size_t count,
                                                 const double* scale, const char* key, int choose) {
   using namespace gnaforge;
-  const auto look_if_there = [](const gnaforge_given& tensor) {
-    return tensor.sizes == nullptr ? std::nullopt : std::optional(look(tensor));
-  };
-  const auto piece = [&](const gnaforge_given* first) {
-    return GivenPiece{first[0].name,           first[1].name,           first[2].name,
-                      look_if_there(first[0]), look_if_there(first[1]), look_if_there(first[2])};
-  };
   return words_of([&] {
-    const GivenForward all{
-        look(tensors[0]), look(tensors[1]), look(tensors[2]), {piece(tensors + 3), piece(tensors + 6)}};
+    const GivenForward all = look_at_inputs(tensors);
     const gnaforge_problem problem =
         check_forward(all, {pattern, pattern + count}, scale ? std::optional(*scale) : std::nullopt, key, choose != 0);
-    if (tensors[9].sizes != nullptr)
-      check_results(look(tensors[9]), tensors[9].last_stride, look(tensors[10]), all.q, output_sizes(all.q, problem));
+    check_given_results(tensors, all.q, problem);
   });
 }
 
-/// As above, of a call of forward_varlen with these tensors: query, key, value.
-GNAFORGE_EXPORT const char* gnaforge_core_check_varlen(const gnaforge_given tensors[3], int64_t rank,
+/// As above, of a call of forward_varlen with these tensors.
+GNAFORGE_EXPORT const char* gnaforge_core_check_varlen(const gnaforge_given tensors[11], int64_t rank,
                                                        const int64_t* layouts, size_t extents, const int64_t* pattern,
                                                        size_t count, const double* scale, const char* key, int choose) {
   using namespace gnaforge;
   return words_of([&] {
-    const GivenForward all{look(tensors[0]), look(tensors[1]), look(tensors[2]), {no_piece, no_piece}};
-    const gnaforge_problem whole = gather_packed(all, scale ? std::optional(*scale) : std::nullopt);
-    Call call(GNAFORGE_GNA_FORWARD, whole, all.q);
-    assume_plain(call, dtype_code(all.q.dtype));
     const std::vector<int64_t> numbers(layouts, layouts + extents);
-    const Slices slices = slices_of_samples(whole, Layouts{rank, numbers}, {pattern, pattern + count});
+    const Layouts given_layouts(rank, numbers);
+    const GivenForward all = look_at_inputs(tensors);
+    const gnaforge_problem whole =
+        gather_packed(all, scale ? std::optional(*scale) : std::nullopt, false, given_layouts.count());
+    check_given_results(tensors, all.q, whole);
+    Call call(GNAFORGE_GNA_FORWARD, whole, all.q);
+    assume_tensors(call, all, whole);
+    const Slices slices = slices_of_samples(whole, given_layouts, {pattern, pattern + count});
     call.check_slices(slices, key, choose != 0 && whole.batch > 0 && whole.heads > 0);
   });
 }

@@ -109,6 +109,11 @@ inline std::vector<int64_t> without_channels(std::vector<int64_t> sizes) {
   return sizes;
 }
 
+/// Tensors of the caller's for the results of a forward call.
+struct ForwardResults {
+  const Tensor &out, &lse;
+};
+
 /// A forward call whose inputs are bound to `call`. Results come then; and it runs.
 class ForwardCall {
  public:
@@ -131,6 +136,14 @@ class ForwardCall {
     Tensor out = call.write(GNAFORGE_OUT, sizes, torch_dtype(q_), call.dtype_of(GNAFORGE_Q));
     Tensor lse = call.write(GNAFORGE_LSE, without_channels(sizes), aoti_torch_dtype_float32(), GNAFORGE_FP32);
     return {std::move(out), std::move(lse)};
+  }
+
+  /// Those of the caller's.
+  void take_results(const Given& q, const ForwardResults& results) {
+    check_results(given(results.out, "out"), last_stride(results.out), given(results.lse, "out_lse"), q,
+                  output_sizes(q, problem_));
+    call.write_into(GNAFORGE_OUT, results.out);
+    call.write_into(GNAFORGE_LSE, results.lse);
   }
 
   /// Says that heads have patterns of their own, if `pattern` has the numbers of as many; it outlives the run.

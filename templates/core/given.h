@@ -161,17 +161,20 @@ inline void check_shape(const Given& t, const std::vector<int64_t>& wanted, cons
   refuse(t.name, " has shape ", shape_text(t), "; beside ", like, " it must be [", text, "]");
 }
 
-/// A piece of extra keys, all or nothing of it. Returns its tokens.
-inline int64_t gather_piece(const GivenPiece& piece, const Given& q, const gnaforge_problem& p) {
+/// A piece of extra keys, all or nothing of it. Returns its tokens. It has a row for each batch entry, or of packed
+/// `samples` one for each of them.
+inline int64_t gather_piece(const GivenPiece& piece, const Given& q, const gnaforge_problem& p,
+                            std::optional<int64_t> samples) {
   if (!piece.k && !piece.v && !piece.lengths) return 0;
   if (!piece.k && !piece.v) refuse(piece.lengths_name, " come with ", piece.k_name, " and ", piece.v_name);
   if (!piece.k || !piece.v) refuse(piece.k_name, " and ", piece.v_name, " come together");
-  check_shape(*piece.k, {p.batch, -1, p.kv_heads, p.head_dim}, "query and key");
-  check_shape(*piece.v, {p.batch, piece.k->sizes[1], p.kv_heads, p.value_head_dim}, piece.k_name);
+  const int64_t rows = p.batch * samples.value_or(1);
+  check_shape(*piece.k, {rows, -1, p.kv_heads, p.head_dim}, samples ? "layouts and key" : "query and key");
+  check_shape(*piece.v, {rows, piece.k->sizes[1], p.kv_heads, p.value_head_dim}, piece.k_name);
   check_kind(*piece.k, q);
   check_kind(*piece.v, q);
   if (piece.lengths) {
-    check_shape(*piece.lengths, {p.batch}, "query");
+    check_shape(*piece.lengths, {rows}, samples ? "layouts" : "query");
     if (dtype_code(piece.lengths->dtype) != GNAFORGE_INT32)
       refuse(piece.lengths_name, " must be int32, got ", type_name(piece.lengths->dtype));
     check_device(*piece.lengths, q);
@@ -192,9 +195,10 @@ inline void take_pattern(gnaforge_problem& p, const int64_t* next, bool plain) {
     if (p.grid[d] == 0) p.grid[d] = p.kv_tokens[d];
 }
 
-/// Puts the tensors' shapes and the pattern into the contract's form, which `rules` judges then.
+/// Puts the tensors' shapes and the pattern into the contract's form, which `rules` judges then. `samples`: as
+/// gather_piece has it.
 inline gnaforge_problem gather(const GivenForward& tensors, const int64_t* pattern, size_t count,
-                               std::optional<double> scale) {
+                               std::optional<double> scale, std::optional<int64_t> samples = {}) {
   const Given &q = tensors.q, &k = tensors.k, &v = tensors.v;
   size_t rank = 1;
   while (rank < GNAFORGE_MAX_RANK && count != rank * plain_groups && count != rank * all_groups) ++rank;
@@ -248,15 +252,16 @@ inline gnaforge_problem gather(const GivenForward& tensors, const int64_t* patte
   }
   take_pattern(p, pattern, plain);
   for (int piece = 0; piece < GNAFORGE_MAX_EXTRA; ++piece)
-    p.extra_tokens[piece] = gather_piece(tensors.pieces[piece], tensors.q, p);
+    p.extra_tokens[piece] = gather_piece(tensors.pieces[piece], tensors.q, p, samples);
   return p;
 }
 
 /// As above, of packed samples: the problem of one that has all tokens, of rank 1. There may be other numbers of
 /// queries and keys only where `apart`.
-inline gnaforge_problem gather_packed(const GivenForward& tensors, std::optional<double> scale, bool apart = false) {
+inline gnaforge_problem gather_packed(const GivenForward& tensors, std::optional<double> scale, bool apart = false,
+                                      std::optional<int64_t> samples = {}) {
   const int64_t all[] = {apart && tensors.k.dims == 4 ? tensors.k.sizes[1] : 1, 1, 1, GNAFORGE_CAUSAL_NONE};
-  return gather(tensors, all, plain_groups, scale);
+  return gather(tensors, all, plain_groups, scale, samples);
 }
 
 /// Refuses results of the caller's that can't hold those of a call: an output of these sizes, and a log-sum-exp.

@@ -88,8 +88,9 @@ inline void add_sample(Slices& slices, const Slice& slice, int64_t sample) {
     }
     gnaforge_problem one = last.problem;
     one.batch = 1;
+    const bool has_pieces = p.extra_tokens[0] > 0 || p.extra_tokens[1] > 0;
     if (slice.token == last.token + queries && slice.kv_token == last.kv_token + keys && slice.round == last.round &&
-        std::memcmp(&one, &p, sizeof(p)) == 0) {
+        (!has_pieces || slice.sample == last.sample + last.problem.batch) && std::memcmp(&one, &p, sizeof(p)) == 0) {
       ++last.problem.batch;
       return;
     }
@@ -103,6 +104,11 @@ struct Layouts {
   int64_t rank;
   const std::vector<int64_t>& extents;  ///< `rank` of each sample.
 
+  Layouts(int64_t given_rank, const std::vector<int64_t>& given) : rank(given_rank), extents(given) {
+    if (rank < 1 || rank > GNAFORGE_MAX_RANK || extents.size() % static_cast<size_t>(rank) != 0)
+      refuse("layouts hold ", extents.size(), " numbers, which are not ", rank, " of each sample");
+  }
+
   int64_t count() const { return static_cast<int64_t>(extents.size()) / rank; }
   const int64_t* of(int64_t sample) const { return extents.data() + sample * rank; }
 };
@@ -112,8 +118,6 @@ struct Layouts {
 inline Slices slices_of_samples(const gnaforge_problem& whole, const Layouts& layouts,
                                 const std::vector<int64_t>& pattern) {
   const int64_t rank = layouts.rank, samples = layouts.count();
-  if (rank < 1 || rank > GNAFORGE_MAX_RANK || samples * rank != static_cast<int64_t>(layouts.extents.size()))
-    refuse("layouts hold ", layouts.extents.size(), " numbers, which are not ", rank, " of each sample");
   const auto numbers = static_cast<int64_t>(pattern.size());
   int64_t own = 0;  // numbers of a pattern
   bool common = true;
@@ -131,7 +135,7 @@ inline Slices slices_of_samples(const gnaforge_problem& whole, const Layouts& la
   Slices slices;
   int64_t token = 0;
   for (int64_t i = 0; i < samples; ++i) {
-    Slice slice{whole, true, token, token, 0, 0};
+    Slice slice{whole, true, token, token, 0, 0, 0, i, samples};
     gnaforge_problem& p = slice.problem;
     p.rank = static_cast<int32_t>(rank);
     int64_t tokens = 1;
