@@ -100,7 +100,7 @@ def whole_mask(name: str, model: torch.nn.Module, grid: tuple[int, ...], **patte
     calls. Text, which is seen by all, is where the model has it."""
     module: Any = sys.modules[type(model).__module__]
     before, image, calls = module.dispatch_attention_fn, prod(grid), []
-    windows = torch.from_numpy(mask(Problem(grid, **pattern)))
+    windows = torch.tensor(mask(Problem(grid, **pattern)))
 
     def attend(query: Any, key: Any, value: Any, attn_mask: Any = None, **others: Any) -> torch.Tensor:
         tokens = query.shape[1]
