@@ -9,10 +9,12 @@ from typing import Any
 import gnaforge.models.diffusers as adapter
 import pytest
 import torch
-from diffusers.models.autoencoders import ltx2_diffusion_decoder as ltx
-from diffusers_models import GRIDS, MODELS, inputs, make, to, whole_mask
 from gnaforge.errors import InputError
 from gnaforge.models.schedule import Pattern, Schedule
+
+pytest.importorskip("diffusers")
+from diffusers.models.autoencoders import ltx2_diffusion_decoder as ltx
+from diffusers_models import GRIDS, MODELS, inputs, make, to, whole_mask
 
 pytestmark = pytest.mark.usefixtures("kernel_set")
 

@@ -109,9 +109,12 @@ def _with_hub_metadata(made: Assembled, name: str, version: int, namespace: str,
     files |= {f"licenses/{licence.file}": licence.text for licence in made.licences}
     described: dict[str, Any] = {"type": backend}
     if backend == "cuda":
-        arches = sorted({KernelConfig.parse(row["key"]).arch for row in made.facts["kernels"]})
-        capabilities = {capability for arch in arches for capability in TARGETS[arch].capabilities}
-        described["archs"] = [f"{major}.{minor}" for major, minor in sorted(capabilities)]
+        targets = [TARGETS[arch] for arch in sorted({row["arch"] for row in made.facts["kernels"]})]
+        described["archs"] = [
+            f"{major}.{minor}{target.nvcc_target.lstrip('0123456789')}"
+            for target in targets
+            for major, minor in target.capabilities
+        ]
     metadata = {
         "id": namespace,
         "name": name,
