@@ -27,7 +27,7 @@ _DISPATCH = "dispatch_attention_fn"
 
 @dataclass(frozen=True)
 class Layout:
-    """How a transformer lays its tokens out.
+    """The layout of a transformer's tokens, and the names of its parts.
 
     Args:
         blocks: names of the model's lists of blocks, in the order in which they run.

@@ -165,8 +165,8 @@ GNAFORGE_EXPORT int gnaforge_core_init(char* error, size_t n) {
   // The library handles stay open: closing one would take its registrations back.
   TorchLibraryHandle library = nullptr;
   if (aoti_torch_library_init_def(own_namespace, "gnaforge/core.cpp", 0, &library) != 0)
-    return fail(error, n, std::string("torch refused the namespace '") + own_namespace +
-                              "'; is another copy of it registered?");
+    return fail(error, n,
+                std::string("torch refused the namespace ") + own_namespace + "; is another copy of it registered?");
   for (const Operator& op : operators)
     if (aoti_torch_library_def(library, (std::string(op.name) + op.signature).c_str()) != 0)
       return fail(error, n, std::string("torch refused the schema of ") + own_namespace + "::" + op.name);
