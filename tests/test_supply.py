@@ -40,6 +40,7 @@ def test_lower_bounds_are_free_of_known_holes() -> None:
 
 # Imports of tests that are skipped without them, and what brings them.
 BRINGS = {"auditwheel": "auditwheel", "clang_format": "clang-format", "cutlass_library": "nvidia-cutlass"}
+BRINGS |= {"diffusers": "diffusers", "kernels": "kernels"}
 UNPACKAGED = {"natten"}  # has to be built for the torch that is installed; see README.md
 
 

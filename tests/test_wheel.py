@@ -445,7 +445,7 @@ def _spoilt(wheel: Path, folder: Path, change: Callable[[dict[str, bytes]], None
     return path
 
 
-PACKAGE, INFO, FACTS = "gnaforge_first", "gnaforge_first-1.0.dist-info", "gnaforge_first/metadata.json"
+PACKAGE, INFO, FACTS = "gnaforge_first", "gnaforge_first-1.0.dist-info", "gnaforge_first/gnaforge.json"
 
 
 @pytest.mark.parametrize(
@@ -481,7 +481,7 @@ def test_files_that_are_no_wheels_of_ours(cli, wheels, tmp_path: Path) -> None:
         good.name: "is no wheel, or a damaged one",
         "absent-1.0-py3-none-any.whl": "No such file",
     }
-    _spoilt(good, tmp_path, lambda files: files.pop(f"{PACKAGE}/metadata.json"), "foreign-1.0-py3-none-any.whl")
+    _spoilt(good, tmp_path, lambda files: files.pop(f"{PACKAGE}/gnaforge.json"), "foreign-1.0-py3-none-any.whl")
     cases["foreign-1.0-py3-none-any.whl"] = "was not made by gnaforge"
     for name, expected in cases.items():
         with pytest.raises(InputError, match=expected):

@@ -26,6 +26,8 @@ from .identity import include_dir, template_dir
 
 CORE_FILE = "core.so"
 CORE_NAME = "core"
+NAMESPACE = "gnaforge"
+"""The torch namespace of the operators; an export has another one."""
 _DEFINES = ("-DTORCH_TARGET_VERSION=0x020a000000000000",)  # runs on torch 2.10 and later
 # Messages name torch's headers: under this name, wherever they are, so that every machine makes equal bytes.
 _PREFIX_MAP = "-ffile-prefix-map={}=torch"
@@ -51,7 +53,11 @@ def _sources() -> dict[str, str]:
     return {path.name: path.read_text() for path in sorted((template_dir() / "core").iterdir()) if path.is_file()}
 
 
-def core_source_digest() -> str:
+def _defines(namespace: str) -> tuple[str, ...]:
+    return _DEFINES if namespace == NAMESPACE else (*_DEFINES, f"-DGNAFORGE_NAMESPACE={namespace}")
+
+
+def core_source_digest(namespace: str = NAMESPACE) -> str:
     """Names what this version makes the core of, for the installed torch, whatever compiles it.
 
     Raises:
@@ -63,7 +69,7 @@ def core_source_digest() -> str:
             "sources": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in sources.items()},
             "headers": include_closure("".join(sources.values()), include_dir()),
             "torch": torch_version(),
-            "options": [*_DEFINES, *_LIBRARIES, _PREFIX_MAP, *CXX_FLAGS, *LINK_FLAGS],
+            "options": [*_defines(namespace), *_LIBRARIES, _PREFIX_MAP, *CXX_FLAGS, *LINK_FLAGS],
         }
     )
 
@@ -73,23 +79,24 @@ def core_link_command(compiler: Compiler, objects: list[str], output: str) -> li
     return [*compiler.link_command(objects, output), f"-L{torch_dir() / 'lib'}", *_LIBRARIES]
 
 
-def core_object() -> Path:
+def core_object(namespace: str = NAMESPACE) -> Path:
     """The object file of the core extension, compiled if no cache has one, and compared with its digest."""
-    folder = core_path().parent
+    folder = core_path(namespace).parent
     artifact = read_artifact(folder)
     if artifact is None:
         raise BuildError(f"{folder} is no complete artifact; delete it")
     return artifact.verified_path("core.o")
 
 
-def core_path() -> Path:
+def core_path(namespace: str = NAMESPACE) -> Path:
     """The core extension for the installed torch, compiled if no cache has one (a few seconds).
 
     Raises:
         BuildError: no compiler or no torch, or the compilation failed.
     """
-    source_digest = core_source_digest()
-    return current_in_layers(CORE_NAME, source_digest, CORE_FILE) or _build(source_digest).folder / CORE_FILE
+    source_digest = core_source_digest(namespace)
+    found = current_in_layers(CORE_NAME, source_digest, CORE_FILE)
+    return found or _build(source_digest, namespace).folder / CORE_FILE
 
 
 def core_files() -> Iterator[BinaryIO]:
@@ -112,7 +119,7 @@ def core_files() -> Iterator[BinaryIO]:
         yield file
 
 
-def _build(source_digest: str) -> Artifact:
+def _build(source_digest: str, namespace: str = NAMESPACE) -> Artifact:
     torch = torch_dir()
     compiler = cxx_compiler()
 
@@ -124,7 +131,7 @@ def _build(source_digest: str) -> Artifact:
             (folder / name).write_text(text)
         source, built, linked = (f"{CORE_NAME}/{file}" for file in ("core.cpp", "core.o", CORE_FILE))
         compile_command = compiler.compile_command(source, built, include_dir())
-        compile_command += [*_DEFINES, "-isystem", str(torch / "include"), _PREFIX_MAP.format(torch)]
+        compile_command += [*_defines(namespace), "-isystem", str(torch / "include"), _PREFIX_MAP.format(torch)]
         steps = [
             Step(built, (source,), (*launcher(), *compile_command)),
             Step(linked, (built,), tuple(core_link_command(compiler, [built], linked))),

@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from ..errors import GnaforgeError
-from . import bench, building, cache, inspecting, presets, quickstart, simulate, verify, wheel
+from . import bench, building, cache, export, inspecting, presets, quickstart, simulate, verify, wheel
 from .help import Command, Group
 from .tables import OUTPUT_FAILED, say
 
@@ -52,7 +52,11 @@ _COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "verify": verify.verify,
         "bench": bench.bench,
     },
-    "Build a wheel of just your kernels": {"wheel": wheel.wheel, "check-wheel": wheel.check_wheel},
+    "Build a wheel of just your kernels": {
+        "wheel": wheel.wheel,
+        "check-wheel": wheel.check_wheel,
+        "export": export.export,
+    },
 }
 for _title, _functions in _COMMANDS.items():
     for _name, _function in _functions.items():

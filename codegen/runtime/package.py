@@ -14,7 +14,7 @@ from .request import Request
 
 CORE = "core.so"
 LIBRARY = "kernels.so"
-METADATA = "metadata.json"
+METADATA = "gnaforge.json"
 
 
 def reasons_against(metadata: Mapping[str, Any]) -> dict[str, str]:

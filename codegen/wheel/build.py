@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..build.core import core_link_command, core_object
+from ..build.core import NAMESPACE, core_link_command, core_object
 from ..build.identity import include_dir
 from ..build.kernels import Listener, build_kernels
 from ..build.library import is_emulated
@@ -56,10 +57,23 @@ class Wheel:
 
 @dataclass(frozen=True)
 class _Linked:
-    """The libraries of a wheel: their content, and what the dynamic linker sees of them."""
+    """The libraries of a package: their content, and what the dynamic linker sees of them."""
 
     files: dict[str, bytes]
     elves: dict[str, Elf]
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """All that a package of kernels is made of: what is known of it, its files by their paths in it, its licences.
+    ``sizes`` is what each kernel adds to the library, in bytes, by key."""
+
+    facts: dict[str, Any]
+    files: dict[str, bytes]
+    licences: list[Licence]
+    tag: Tag
+    sizes: dict[str, int]
+    compiled: list[KernelConfig]
 
 
 def build_wheel(
@@ -95,8 +109,48 @@ def build_wheel(
     if budget_mb is not None and not budget_mb > 0:  # NaN is neither
         raise InputError(f"--budget-mb {budget_mb}: give a number of megabytes above 0")
     _check_writable(out)
+    made = assemble(plan, distribution, version, rebuild=rebuild, jobs=jobs, listener=listener)
+    package = {f"{distribution}/{file}": content for file, content in made.files.items()}
+    info = _info(made.facts, made.licences)
+    data = wheel_bytes(distribution, version, made.tag.platform, package, info)
+    if budget_mb is not None and len(data) > budget_mb * 1e6:
+        raise InputError(_over_budget(len(data), budget_mb, made.sizes))
+    path = out / f"{distribution}-{version}-py3-none-{made.tag.platform}.whl"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, data)
+    except OSError as error:
+        raise InputError(f"can't write {path}: {error.strerror}") from error
+    sizes_of = {file: len(made.files[file]) for file in (LIBRARY, CORE)}
+    return Wheel(path, made.tag, len(data), sizes_of[LIBRARY], sizes_of[CORE], made.sizes, made.compiled)
+
+
+def assemble(
+    plan: Plan,
+    name: str,
+    version: str,
+    *,
+    rebuild: str,
+    namespace: str = NAMESPACE,
+    jobs: int | None = None,
+    listener: Listener | None = None,
+) -> Assembled:
+    """Builds what the cache lacks, links the libraries, and makes the package of a plan's kernels.
+
+    Args:
+        plan: the kernels.
+        name, version: of the package.
+        rebuild: the command that makes it again, for its messages.
+        namespace: the torch namespace of its operators. One of its own shares neither core nor kernels with others.
+        jobs: compilations at once.
+        listener: hears of progress.
+
+    Raises:
+        InputError: a library would not run everywhere, or is for the emulator.
+        BuildError: a compilation failed.
+    """
     artifacts, compiled = build_kernels(plan.configs, jobs=jobs, listener=listener)
-    linked = user_cache().retry_if_deleted(lambda: _link_both(plan, artifacts))
+    linked = user_cache().retry_if_deleted(lambda: _link_both(plan, artifacts, namespace))
     check_abi({file: (elf, EXPORTS[file]) for file, elf in linked.elves.items()})
     tag = platform_tag(linked.elves)
     sizes = {config.key: read_elf(artifacts[config].verified_path("kernel.o")).loaded_bytes for config in plan.configs}
@@ -104,7 +158,7 @@ def build_wheel(
     found = licences(plan.configs, runtime)
     facts = {
         "schema": METADATA_SCHEMA,
-        "name": distribution,
+        "name": name,
         "version": version,
         "library": plan.library,
         "gnaforge": _own_version(),
@@ -118,17 +172,8 @@ def build_wheel(
         "files": {file: hashlib.sha256(data).hexdigest() for file, data in linked.files.items()},
         "licences": [{"spdx": x.spdx, "covers": x.covers, "file": f"licenses/{x.file}"} for x in found],
     }
-    data = wheel_bytes(distribution, version, tag.platform, _package(facts, linked.files), _info(facts, found))
-    if budget_mb is not None and len(data) > budget_mb * 1e6:
-        raise InputError(_over_budget(len(data), budget_mb, sizes))
-    path = out / f"{distribution}-{version}-py3-none-{tag.platform}.whl"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, data)
-    except OSError as error:
-        raise InputError(f"can't write {path}: {error.strerror}") from error
-    sizes_of = {file: len(content) for file, content in linked.files.items()}
-    return Wheel(path, tag, len(data), sizes_of[LIBRARY], sizes_of[CORE], sizes, compiled)
+    files = _package(facts, linked.files, namespace)
+    return Assembled(facts, files, found, tag, sizes, compiled)
 
 
 def _check_writable(out: Path) -> None:
@@ -143,7 +188,7 @@ def _check_writable(out: Path) -> None:
         raise InputError(f"can't write to {out}: no permission for {existing}")
 
 
-def _link_both(plan: Plan, artifacts: Mapping[KernelConfig, Artifact]) -> _Linked:
+def _link_both(plan: Plan, artifacts: Mapping[KernelConfig, Artifact], namespace: str) -> _Linked:
     """Links the kernel library and the core.
 
     Raises:
@@ -151,7 +196,7 @@ def _link_both(plan: Plan, artifacts: Mapping[KernelConfig, Artifact]) -> _Linke
         BuildError: a link failed.
     """
     host = cxx_compiler()
-    core = core_object()
+    core = core_object(namespace)
     linker = library_linker(plan.configs, host)
     with user_cache().scratch() as scratch:
         run = run_in(scratch, f"the wheel of {plan.library}")
@@ -206,17 +251,28 @@ def _own_version() -> str:
     return __version__
 
 
-def _package(facts: Mapping[str, Any], libraries: Mapping[str, bytes]) -> dict[str, bytes]:
-    """The files to install: the package, the runtime inside it, the libraries and what is known of them."""
+def _package(facts: Mapping[str, Any], libraries: Mapping[str, bytes], namespace: str) -> dict[str, bytes]:
+    """The files of the package: the runtime inside it, the libraries and what is known of them."""
     from .. import runtime
 
-    package = facts["name"]
-    values = {**facts, "package": package, "summary": _summary(facts)}
+    values = {**facts, "package": facts["name"], "summary": _summary(facts)}
     files = {name: render_wheel(f"package/{name}", **values).encode() for name in wheel_package_templates()}
     for path in sorted(Path(str(runtime.__file__)).parent.glob("*.py")):
-        files[f"_runtime/{path.name}"] = path.read_bytes()
+        text = path.read_bytes()
+        files[f"_runtime/{path.name}"] = text if namespace == NAMESPACE else in_namespace(text.decode(), namespace)
     files[METADATA] = (json.dumps(facts, indent=1) + "\n").encode()
-    return {f"{package}/{name}": data for name, data in {**files, **libraries}.items()}
+    return {**files, **libraries}
+
+
+# Operators and their registrations, and the state that copies of the runtime share.
+_NAMES = re.compile(
+    r'(?<=torch\.ops\.)gnaforge\b|(?<=")gnaforge(?=::)|(?<=Library\(")gnaforge(?=")|(?<="_)gnaforge(?=_)'
+)
+
+
+def in_namespace(source: str, namespace: str) -> bytes:
+    """Python code of the runtime, with the operators of another torch namespace."""
+    return _NAMES.sub(namespace, source).encode()
 
 
 def _info(facts: Mapping[str, Any], found: Sequence[Licence]) -> dict[str, bytes]:

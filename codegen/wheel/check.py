@@ -35,7 +35,7 @@ class Report:
     """The findings on a wheel.
 
     Attributes:
-        metadata: the wheel's ``metadata.json``.
+        metadata: the wheel's ``gnaforge.json``.
         faults: what is wrong with the file itself, one sentence each.
         reasons: why a kernel can't run on this machine, by key; empty where it can.
     """

@@ -18,9 +18,16 @@
 #include "varlen_backward.h"
 
 #define GNAFORGE_EXPORT extern "C" __attribute__((visibility("default")))
+#ifndef GNAFORGE_NAMESPACE
+#define GNAFORGE_NAMESPACE gnaforge  // an export brings a core with a namespace of its own
+#endif
+#define GNAFORGE_TEXT_OF(name) #name
+#define GNAFORGE_TEXT(name) GNAFORGE_TEXT_OF(name)
 
 namespace gnaforge {
 namespace {
+
+constexpr const char* own_namespace = GNAFORGE_TEXT(GNAFORGE_NAMESPACE);
 
 constexpr const char* forward_signature =
     "(Tensor q, Tensor k, Tensor v, int[] pattern, float? scale=None, str key=\"\", Tensor? extra_k=None, "
@@ -155,18 +162,19 @@ GNAFORGE_EXPORT int gnaforge_core_init(char* error, size_t n) {
       {"attention_backward_varlen", attention_backward_varlen_signature, TORCH_BOX(&attention_backward_varlen)}};
   // The library handles stay open: closing one would take its registrations back.
   TorchLibraryHandle library = nullptr;
-  if (aoti_torch_library_init_def("gnaforge", "gnaforge/core.cpp", 0, &library) != 0)
-    return fail(error, n, "torch refused the namespace 'gnaforge'; is another copy of it registered?");
+  if (aoti_torch_library_init_def(own_namespace, "gnaforge/core.cpp", 0, &library) != 0)
+    return fail(error, n,
+                std::string("torch refused the namespace ") + own_namespace + "; is another copy of it registered?");
   for (const Operator& op : operators)
     if (aoti_torch_library_def(library, (std::string(op.name) + op.signature).c_str()) != 0)
-      return fail(error, n, std::string("torch refused the schema of gnaforge::") + op.name);
+      return fail(error, n, std::string("torch refused the schema of ") + own_namespace + "::" + op.name);
   for (const char* device : {"CPU", "CUDA"}) {
     TorchLibraryHandle implementation = nullptr;
-    if (aoti_torch_library_init_impl("gnaforge", device, "gnaforge/core.cpp", 0, &implementation) != 0)
+    if (aoti_torch_library_init_impl(own_namespace, device, "gnaforge/core.cpp", 0, &implementation) != 0)
       return fail(error, n, std::string("torch refused implementations for ") + device);
     for (const Operator& op : operators)
       if (torch_library_impl(implementation, op.name, op.kernel, TORCH_ABI_VERSION) != 0)
-        return fail(error, n, std::string("torch refused the implementation of gnaforge::") + op.name);
+        return fail(error, n, std::string("torch refused the implementation of ") + own_namespace + "::" + op.name);
   }
   return 0;
 }

@@ -1,0 +1,417 @@
+"""Windows in the attention of diffusers' transformers: `sparsify`. Tried with diffusers 0.42.1.
+
+A model keeps its own attention processors, with their norms, rotary embeddings and layouts; `sparsify` exchanges the
+function below them that computes attention (`dispatch_attention_fn`), for one model, layer by layer. Nothing of
+diffusers itself is changed.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from types import FunctionType
+from typing import Any, Literal
+
+import torch
+
+from ..api import joint_attention, neighborhood_attention
+from ..errors import InputError
+from ..runtime.problem import Causal
+from .schedule import Pattern, Schedule, kept_share
+
+_DISPATCH = "dispatch_attention_fn"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The layout of a transformer's tokens, and the names of its parts.
+
+    Args:
+        blocks: names of the model's lists of blocks, in the order in which they run.
+        attention: name of a block's self-attention.
+        patch: names of the model's config values that hold the patch along the grid's axes, first axis first, or of one
+            that holds them all; empty where the model can't know its grid (FLUX), and the caller gives it.
+        text: on which side of the image the text is, in one sequence with it; ``none`` where text comes by
+            cross-attention, which stays as it is.
+    """
+
+    blocks: tuple[str, ...]
+    attention: str
+    patch: tuple[str, ...]
+    text: Literal["none", "first", "last"]
+
+
+LAYOUTS = {
+    "CosmosTransformer3DModel": Layout(("transformer_blocks",), "attn1", ("patch_size",), "none"),
+    "FluxTransformer2DModel": Layout(("transformer_blocks", "single_transformer_blocks"), "attn", (), "first"),
+    "HunyuanVideoTransformer3DModel": Layout(
+        ("transformer_blocks", "single_transformer_blocks"),
+        "attn",
+        ("patch_size_t", "patch_size", "patch_size"),
+        "last",
+    ),
+    "WanTransformer3DModel": Layout(("blocks",), "attn1", ("patch_size",), "none"),
+}
+"""The models that `sparsify` knows, by class."""
+
+
+def sparsify(
+    model: torch.nn.Module,
+    *,
+    kernel_size: int | Sequence[int] | Sequence[Sequence[int]] | None = None,
+    stride: int | Sequence[int] = 1,
+    dilation: int | Sequence[int] = 1,
+    is_causal: Causal | Sequence[Causal] = False,
+    edge: str | Sequence[str] | None = None,
+    dense_steps: int = 0,
+    dense_layers: Collection[int] = (),
+    layers: Collection[int] | None = None,
+    grid: Sequence[int] | None = None,
+    schedule: Schedule | None = None,
+    layout: Layout | None = None,
+) -> Handle:
+    """Gives the self-attention of a transformer windows, until the handle's `remove`.
+
+    Args:
+        model: the transformer, such as ``pipe.transformer``: one of `LAYOUTS`, or any other with its ``layout``.
+        kernel_size, stride, dilation, is_causal, edge: the window over the tokens of the image or video, in tokens of
+            the transformer (patches), frames first: see `gnaforge.neighborhood_attention`. -1 is a whole axis, a window
+            longer than an axis too. ``[heads, rank]``: of each head its own.
+        dense_steps: steps of sampling, from the first on, in which attention stays dense. A step is one value of
+            ``timestep``; where that rises, a new image or video begins. The value is read, so the device is waited for
+            once per call.
+        dense_layers: layers that stay dense.
+        layers: the layers that get windows; default: all. Layers are counted from 0 through all lists of blocks.
+        grid: tokens along each axis, for models that can't know (FLUX: height and width of the image over 16).
+        schedule: instead of window and dense steps: patterns by layer and step.
+        layout: where the model's attention and its text are.
+
+    Returns:
+        The handle. Text is attended to by all tokens, and attends to all; cross-attention is left alone.
+
+    Raises:
+        InputError: the model is unknown, or a layer, or its processor doesn't compute attention by diffusers' dispatch;
+            there is no window, or no grid; the schedule is for another number of layers.
+    """
+    found = layout or _layout_of(model)
+    if (kernel_size is None) == (schedule is None):
+        raise InputError("give kernel_size, or a schedule")
+    if schedule is None:
+        assert kernel_size is not None
+        pattern = Pattern(kernel_size, stride, dilation, is_causal, edge)
+        schedule = Schedule(pattern, dense_steps, dense_layers)
+    elif (stride, dilation, is_causal, edge, dense_steps, tuple(dense_layers)) != (1, 1, False, None, 0, ()):
+        raise InputError("the schedule says windows, dense steps and dense layers; leave them out")
+    if grid is None and not found.patch:
+        raise InputError(f"{type(model).__name__} doesn't know its grid: give grid=(rows, columns) of its tokens")
+    return Handle(model, found, schedule, layers, None if grid is None else tuple(grid))
+
+
+def _layout_of(model: torch.nn.Module) -> Layout:
+    for cls in type(model).__mro__:
+        if cls.__name__ in LAYOUTS:
+            return LAYOUTS[cls.__name__]
+    raise InputError(f"{type(model).__name__} is not known, only {', '.join(LAYOUTS)}: give its layout")
+
+
+@dataclass(frozen=True)
+class _Now:
+    """A forward pass: its grid, and the arguments of each layer's window, None for a dense layer."""
+
+    grid: tuple[int, ...]
+    windows: tuple[dict[str, Any] | None, ...]
+
+
+class Handle:
+    """Windows in a model: `report` says what they are, `remove` takes them out. Made by `sparsify`.
+
+    The forward pass raises a RuntimeError where a layer didn't get its window: one whose processor was replaced, or all
+    of them because ``forward`` was called in place of the model, which leaves hooks out. A copy of the model is another
+    model: copy it first.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        layout: Layout,
+        schedule: Schedule,
+        layers: Collection[int] | None,
+        grid: tuple[int, ...] | None,
+    ) -> None:
+        self.layout, self.schedule, self.grid = layout, schedule, grid
+        self.step = 0
+        """The step of sampling that the last forward pass was in, where the schedule follows steps."""
+        self.forwards = 0
+        """How many forward passes there were."""
+        self._model = model
+        self._now: _Now | None = None
+        self._last: _Now | None = None
+        self._timestep = float("inf")
+        self._arguments = list(inspect.signature(type(model).forward).parameters)[1:]
+        self._layers = [
+            _Layer(self, index, name, module)
+            for index, (name, module) in enumerate(_attention_modules(model, layout))
+            if layers is None or index in layers
+        ]
+        count = sum(1 for _ in _attention_modules(model, layout))
+        for name, given in (("layers", layers or ()), ("dense_layers", schedule.dense_layers)):
+            if wrong := [index for index in given if not 0 <= index < count]:
+                raise InputError(f"{name} names layer {wrong[0]}; {type(model).__name__} has {count}, counted from 0")
+        if schedule.layers not in (None, count):
+            raise InputError(f"the schedule is for {schedule.layers} layers; {type(model).__name__} has {count}")
+        swapped = [_swapped(layer) for layer in self._layers]
+        for layer, processor in zip(self._layers, swapped, strict=True):
+            layer.module.set_processor(processor)
+        self._hooks = [
+            model.register_forward_pre_hook(self._begin, with_kwargs=True),
+            model.register_forward_hook(self._end, always_call=True),
+        ]
+
+    def remove(self) -> None:
+        """Takes the windows out: the model is what it was. A second call does nothing."""
+        for hook in self._hooks:
+            hook.remove()
+        for layer in self._layers:
+            if layer.module.processor is layer.swapped:
+                layer.module.set_processor(layer.processor)
+        if isinstance(inner := getattr(self._model, "_gradient_checkpointing_func", None), _Checkpointing):
+            _set_checkpointing(self._model, inner.inner)
+        self._layers, self._hooks, self._now = [], [], None
+
+    def report(self) -> str:
+        """The windows of the last forward pass, layer by layer, and the share of the image's pairs that they leave."""
+        name = type(self._model).__name__
+        if self._last is None:
+            return f"{name}: {len(self._layers)} layers with windows; no forward pass yet"
+        grid, windows = self._last.grid, self._last.windows
+        shares = [kept_share(windows[layer.index], grid) for layer in self._layers]
+        passes = f"{self.forwards} forward pass{'' if self.forwards == 1 else 'es'}"
+        step = f", step {self.step}" if self.schedule.follows_steps else ""
+        share = f"{sum(shares) / len(shares):.1%}" if shares else "all"
+        lines = [f"{name}: {passes}{step}, grid {'x'.join(map(str, grid))}; {share} of the image's pairs"]
+        for layer, own in zip(self._layers, shares, strict=True):
+            if (window := windows[layer.index]) is None:
+                lines.append(f"  {layer.index} {layer.name}: dense")
+                continue
+            said = ", ".join(f"{key} {value}" for key, value in window.items() if _is_said(key, value))
+            lines.append(f"  {layer.index} {layer.name}: {own:.1%}, {said}")
+        return "\n".join(lines)
+
+    def _begin(self, model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before a forward pass: finds the grid, the step, and with them each layer's window."""
+        given = dict(zip(self._arguments, args, strict=False)) | kwargs
+        grid = self._grid_of(model, given["hidden_states"])
+        if self.schedule.follows_steps:
+            self._follow(given["timestep"])
+        if self._last is None or self._last.grid != grid or self.schedule.follows_steps:
+            self._last = _Now(grid, tuple(self._windows(grid)))
+        self._now = self._last
+        for layer in self._layers:
+            layer.has_run = False
+        if not torch.compiler.is_compiling():
+            self.forwards += 1
+            # Blocks that are computed again, in the backward pass, need the grid of their own forward pass.
+            inner = getattr(model, "_gradient_checkpointing_func", None)
+            if inner is not None and not isinstance(inner, _Checkpointing):
+                _set_checkpointing(model, _Checkpointing(inner, self))
+
+    def _end(self, model: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._now = None
+        if output is None:  # the forward pass raised
+            return
+        if missing := [layer.name for layer in self._layers if not layer.has_run]:
+            raise RuntimeError(
+                f"{missing[0]} and {len(missing) - 1} other layers of {type(model).__name__} didn't run with their "
+                "windows: their processors were replaced, or blocks skipped, after sparsify; remove the handle first"
+            )
+
+    def _grid_of(self, model: torch.nn.Module, hidden_states: torch.Tensor) -> tuple[int, ...]:
+        if not self.layout.patch:
+            assert self.grid is not None
+            if hidden_states.shape[1] != prod(self.grid):
+                raise InputError(
+                    f"the grid {self.grid} has {prod(self.grid)} tokens, and the image {hidden_states.shape[1]}: set "
+                    "the handle's grid"
+                )
+            return self.grid
+        config: Any = model.config
+        values = [getattr(config, name) for name in self.layout.patch]
+        patch = tuple(values[0]) if len(values) == 1 else tuple(values)
+        return tuple(n // p for n, p in zip(hidden_states.shape[2:], patch, strict=True))
+
+    def _follow(self, timestep: torch.Tensor) -> None:
+        value = float(timestep.max())  # where tokens have their own, those of given frames are smaller
+        if value > self._timestep or self._timestep == float("inf"):
+            self.step = 0
+        elif value < self._timestep:
+            self.step += 1
+        self._timestep = value
+
+    def _windows(self, grid: tuple[int, ...]) -> Iterator[dict[str, Any] | None]:
+        found: dict[int, dict[str, Any] | None] = {}
+        for index in range(1 + max((layer.index for layer in self._layers), default=-1)):
+            pattern = self.schedule.at(self.step, index)
+            if pattern is not None and id(pattern) not in found:
+                found[id(pattern)] = pattern.at(grid)
+            yield None if pattern is None else found[id(pattern)]
+
+
+def _is_said(name: str, value: Any) -> bool:
+    neutral = {"stride": 1, "dilation": 1, "is_causal": False}
+    return name not in neutral or any(one != neutral[name] for one in value)
+
+
+def _attention_modules(model: torch.nn.Module, layout: Layout) -> Iterator[tuple[str, Any]]:
+    for name in layout.blocks:
+        blocks = getattr(model, name, None)
+        if blocks is None:
+            raise InputError(f"{type(model).__name__} has no {name}")
+        for index, block in enumerate(blocks):
+            yield f"{name}.{index}.{layout.attention}", getattr(block, layout.attention)
+
+
+class _Layer:
+    """The dispatch of one layer's attention: windows, or what the model had."""
+
+    def __init__(self, handle: Handle, index: int, name: str, module: Any) -> None:
+        self.handle, self.index, self.name, self.module = handle, index, name, module
+        self.processor = module.processor
+        self.swapped: Any = None
+        self.dense: Callable[..., torch.Tensor] | None = type(self.processor).__call__.__globals__.get(_DISPATCH)
+        self.has_run = False
+
+    def __call__(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+        attention_kwargs: Mapping[str, Any] | None = None,
+        *,
+        backend: Any = None,
+        parallel_config: Any = None,
+    ) -> torch.Tensor:
+        now = self.handle._now
+        if now is None:
+            raise RuntimeError(
+                f"{self.name} was called outside of its model, so its grid is unknown: call the model, not its forward"
+            )
+        self.has_run = True
+        window = now.windows[self.index]
+        if window is None:
+            assert self.dense is not None  # as `_swapped` found
+            return self.dense(
+                query,
+                key,
+                value,
+                attn_mask=attn_mask,
+                dropout_p=dropout_p,
+                is_causal=is_causal,
+                scale=scale,
+                enable_gqa=enable_gqa,
+                attention_kwargs=attention_kwargs,
+                backend=backend,
+                parallel_config=parallel_config,
+            )
+        if parallel_config is not None or dropout_p or is_causal or attention_kwargs:
+            raise NotImplementedError(
+                f"{self.name}: windows go with neither context parallelism of diffusers, dropout, a causal mask nor "
+                "attention_kwargs"
+            )
+        image = prod(now.grid)
+        text = query.shape[1] - image
+        place = self.handle.layout.text
+        if text < 0 or (text > 0 and place == "none"):
+            raise RuntimeError(f"{self.name} has {query.shape[1]} tokens, and the grid {now.grid} {image}")
+        if attn_mask is not None and place != "last":
+            raise NotImplementedError(f"{self.name}: windows go with no mask in this model")
+        if place == "none":
+            tokens = query.shape[0], *now.grid
+            q, k, v = (tensor.reshape(*tokens, *tensor.shape[2:]) for tensor in (query, key, value))
+            out: torch.Tensor = neighborhood_attention(q, k, v, scale=scale, **window)
+            return out.flatten(1, -3)
+        sides: dict[str, Any] = {"prefix" if place == "first" else "suffix": text}
+        if attn_mask is not None:
+            if attn_mask.shape != (query.shape[0], 1, 1, query.shape[1]):
+                raise NotImplementedError(f"{self.name}: a mask of shape {tuple(attn_mask.shape)} is more than padding")
+            # It says which keys are valid, of which those of text come first.
+            valid = attn_mask.reshape(query.shape[0], -1)[:, image:]
+            sides["lengths"] = valid.sum(-1, dtype=torch.int32)
+        return joint_attention(query, key, value, grid=now.grid, scale=scale, **sides, **window)  # type: ignore[no-any-return]
+
+
+def _swapped(layer: _Layer) -> Any:
+    """The layer's processor with another dispatch: of a class whose `__call__` is the same code, in which one global
+    name stands for the layer."""
+    processor = layer.processor
+    call = type(processor).__call__
+    if isinstance(layer.dense, _Layer):
+        raise InputError(f"{layer.name} has windows already: remove the handle first")
+    if not isinstance(call, FunctionType) or _DISPATCH not in call.__code__.co_names or layer.dense is None:
+        raise InputError(
+            f"{layer.name}: its processor {type(processor).__name__} doesn't compute attention by {_DISPATCH}"
+        )
+    # torch.compile takes globals for those of the module that __name__ says, and would guard on its dispatch.
+    names = {name: value for name, value in call.__globals__.items() if name != "__name__"}
+    own = FunctionType(call.__code__, names | {_DISPATCH: layer}, call.__name__, call.__defaults__, call.__closure__)
+    own.__kwdefaults__ = call.__kwdefaults__
+    cls = type(type(processor).__name__, (type(processor),), {"__call__": own, "__doc__": type(processor).__doc__})
+    layer.swapped = copy.copy(processor)
+    layer.swapped.__class__ = cls
+    return layer.swapped
+
+
+class _Checkpointing:
+    """A model's gradient checkpointing, in which blocks keep the grid of the forward pass that they were called in."""
+
+    def __init__(self, inner: Callable[..., Any], handle: Handle) -> None:
+        self.inner, self._handle = inner, handle
+
+    def __call__(self, module: Any, *args: Any) -> Any:
+        return self.inner(_Remembering(module, self._handle), *args)
+
+
+class _Remembering:
+    """A block that runs, also later and again, in the forward pass in which this was made."""
+
+    def __init__(self, module: Any, handle: Handle) -> None:
+        self._module, self._handle, self._now = module, handle, handle._now
+
+    def __call__(self, *args: Any) -> Any:
+        before, self._handle._now = self._handle._now, self._now
+        try:
+            return self._module(*args)
+        finally:
+            self._handle._now = before
+
+
+def _set_checkpointing(model: Any, function: Any) -> None:
+    model._gradient_checkpointing_func = function
+
+
+class NeighborhoodProcessor:
+    """The attention processor of LTX-2.5's video decoder, on gnaforge's kernels: ``decoder.set_attn_processor(...)``.
+
+    In place of diffusers' own, which need FlexAttention or, on GPUs, NATTEN from the Hub. The decoder's windows, norms
+    and rotary embeddings are its own; no block mask is built.
+    """
+
+    def __call__(self, attn: Any, hidden_states: torch.Tensor, block_mask: Any = None) -> torch.Tensor:
+        """``hidden_states``: ``[batch, frames, height, width, channels]``; so is the result.
+
+        Raises:
+            ValueError: there is a block mask: the decoder builds none for this processor.
+        """
+        if block_mask is not None:
+            raise ValueError("NeighborhoodProcessor takes no block_mask: windows are the kernel's own")
+        query, key, value = attn.project_qkv(hidden_states)
+        # Queries come scaled.
+        out = neighborhood_attention(query, key, value, kernel_size=attn.kernel_size, scale=1.0)
+        return attn.to_out[0](out.flatten(-2))  # type: ignore[no-any-return]

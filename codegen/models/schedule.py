@@ -1,0 +1,234 @@
+"""Windows of a model, by layer and by step of sampling: `Pattern`, `Schedule`, and the forms that models publish."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from ..errors import InputError
+from ..runtime.problem import Causal, per_dim
+
+SLIDING_TILE = (6, 8, 8)
+"""The tile that sliding tile attention counts windows in, frames first (arXiv 2502.04507)."""
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """The windows of one layer, whatever grid it meets.
+
+    Args:
+        kernel_size: window along each axis, one value for all or one per axis; -1 is the whole axis. Or ``[heads,
+            rank]``: of each head its own. Undilated windows longer than an axis are the whole axis.
+        stride, dilation, is_causal, edge, sink: as `gnaforge.neighborhood_attention` has them. A stride longer than its
+            window is the window.
+        base_size: a grid that the windows were chosen for: on another one window, stride and dilation are scaled with
+            each axis and rounded, as Cosmos-Predict2 does. -1 is an axis that nothing is scaled along.
+        skip_single: a grid of one frame (first axis) is dense, as an image is to Cosmos-Predict2.
+    """
+
+    kernel_size: int | Sequence[int] | Sequence[Sequence[int]]
+    stride: int | Sequence[int] = 1
+    dilation: int | Sequence[int] = 1
+    is_causal: Causal | Sequence[Causal] = False
+    edge: str | Sequence[str] | None = None
+    sink: int | Sequence[int] | None = None
+    base_size: Sequence[int] | None = None
+    skip_single: bool = False
+
+    def at(self, grid: Sequence[int]) -> dict[str, Any] | None:
+        """Arguments of `gnaforge.joint_attention` on a grid; None where every token sees every other.
+
+        Raises:
+            InputError: a field has another number of axes than the grid.
+        """
+        rank = len(grid)
+        if self.skip_single and grid[0] == 1:
+            return None
+        dilation = _per_axis("dilation", self.dilation, rank)
+        stride = _per_axis("stride", self.stride, rank)
+        own = self.kernel_size
+        if isinstance(own, Sequence) and isinstance(own[0], Sequence):
+            if self.base_size is not None:
+                raise InputError("base_size scales one window, not one for each head")
+            heads = [self._window(window, grid, dilation) for window in own]
+            windows = heads if len(set(heads)) > 1 else heads[:1]
+        else:
+            windows = [self._window(own, grid, dilation)]
+            if self.base_size is not None:
+                window, stride, dilation = _scaled(windows[0], stride, dilation, grid, self.base_size)
+                windows = [window]
+        causal = _per_axis("is_causal", self.is_causal, rank)
+        if not any(causal) and all(window == tuple(grid) for window in windows):
+            return None
+        strides = [
+            tuple(min(s, w) for s, w in zip(stride, window, strict=True)) if not any(causal) else stride
+            for window in windows
+        ]
+        found: dict[str, Any] = {"kernel_size": windows[0], "stride": strides[0], "dilation": dilation}
+        if len(windows) > 1:
+            found |= {"kernel_size": tuple(windows), "stride": tuple(strides)}
+        found["is_causal"] = causal
+        return found | {name: value for name in ("edge", "sink") if (value := getattr(self, name)) is not None}
+
+    def _window(self, given: Any, grid: Sequence[int], dilation: tuple[int, ...]) -> tuple[int, ...]:
+        window = _per_axis("kernel_size", given, len(grid))
+        # A cut window may exceed its axis, and what it cuts off then differs from a whole axis.
+        cut = per_dim("edge", self.edge, len(grid)) if self.edge is not None else ("shift",) * len(grid)
+        return tuple(
+            n if w == -1 or (w > n and d == 1 and edge == "shift") else w
+            for w, n, d, edge in zip(window, grid, dilation, cut, strict=True)
+        )
+
+
+def _per_axis(name: str, value: Any, rank: int) -> tuple[Any, ...]:
+    found = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,) * rank
+    if len(found) != rank:
+        raise InputError(f"{name} has {len(found)} axes, and the grid {rank}")
+    return found
+
+
+def _scaled(
+    window: tuple[int, ...],
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...],
+    grid: Sequence[int],
+    base_size: Sequence[int],
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Window, stride and dilation on a grid, of those on the base grid; the published rule of Cosmos-Predict2."""
+    axes = []
+    for w, s, d, n, base in zip(
+        window, stride, dilation, grid, _per_axis("base_size", base_size, len(grid)), strict=True
+    ):
+        factor = n / base if base > 0 else 1.0
+        own = min(max(2, round(w * factor)), n)
+        axes.append((own, min(max(1, round(s * factor)), own), min(max(1, round(d * factor)), n // own)))
+    windows, strides, dilations = zip(*axes, strict=True)
+    return windows, strides, dilations
+
+
+class Schedule:
+    """Patterns by layer and step. A layer without a pattern, and every layer of the first ``dense_steps`` steps, is
+    dense.
+
+    Args:
+        patterns: one pattern for all layers; or one per layer, None for a dense one; or, by step and layer, a mapping
+            of pairs.
+        dense_steps: steps of sampling, from the first on, in which all layers are dense.
+        dense_layers: layers that are dense in all steps.
+
+    Raises:
+        InputError: a number is negative.
+    """
+
+    def __init__(
+        self,
+        patterns: Pattern | Sequence[Pattern | None] | Mapping[tuple[int, int], Pattern],
+        dense_steps: int = 0,
+        dense_layers: Collection[int] = (),
+    ) -> None:
+        if dense_steps < 0:
+            raise InputError(f"dense_steps is {dense_steps}; it must be at least 0")
+        self.patterns = patterns
+        self.dense_steps = dense_steps
+        self.dense_layers = frozenset(dense_layers)
+        self._steps = 1 + max((step for step, _ in patterns), default=-1) if isinstance(patterns, Mapping) else None
+
+    @property
+    def layers(self) -> int | None:
+        """How many layers it is for; None for any number."""
+        if isinstance(self.patterns, Pattern):
+            return None
+        if isinstance(self.patterns, Mapping):
+            return 1 + max((layer for _, layer in self.patterns), default=-1)
+        return len(self.patterns)
+
+    @property
+    def follows_steps(self) -> bool:
+        """Whether steps differ."""
+        return self.dense_steps > 0 or self._steps is not None
+
+    def at(self, step: int, layer: int) -> Pattern | None:
+        """The pattern of a layer in a step, both counted from 0; None if it is dense.
+
+        Raises:
+            InputError: the schedule is a table of fewer steps.
+        """
+        if step < self.dense_steps or layer in self.dense_layers:
+            return None
+        if isinstance(self.patterns, Pattern):
+            return self.patterns
+        if isinstance(self.patterns, Mapping):
+            if self._steps is not None and step >= self._steps:
+                raise InputError(f"the schedule has {self._steps} steps, and this is step {step}, counted from 0")
+            return self.patterns.get((step, layer))
+        return self.patterns[layer]
+
+    @classmethod
+    def from_natten_parameters(cls, parameters: Sequence[Mapping[str, Any] | None], dense_steps: int = 0) -> Schedule:
+        """Of the ``natten_parameters`` of Cosmos-Predict2: one entry per layer, None for a dense one.
+
+        An entry has ``window_size``, where 1 and less is the whole axis, and may have ``stride``, ``dilation``,
+        ``is_causal`` and ``base_size``.
+
+        Raises:
+            InputError: an entry has no window_size, or a field that these parameters don't have.
+        """
+        patterns: list[Pattern | None] = []
+        for layer, entry in enumerate(parameters):
+            if entry is None:
+                patterns.append(None)
+                continue
+            fields = dict(entry)
+            if "window_size" not in fields:
+                raise InputError(f"natten_parameters of layer {layer} have no window_size")
+            window = tuple(w if w > 1 else -1 for w in fields.pop("window_size"))
+            if unknown := fields.keys() - {"stride", "dilation", "is_causal", "base_size"}:
+                raise InputError(f"natten_parameters of layer {layer} have an unknown field {sorted(unknown)[0]!r}")
+            patterns.append(Pattern(window, skip_single=True, **fields))
+        return cls(patterns, dense_steps)
+
+    @classmethod
+    def from_mask_strategies(
+        cls,
+        strategies: Mapping[str, Sequence[int] | None],
+        dense_steps: int = 0,
+        tile: Sequence[int] = SLIDING_TILE,
+    ) -> Schedule:
+        """Of a mask strategy of sliding tile attention (FastVideo, SGLang): ``{"step_layer_head": window}``, windows in
+        tiles, as its JSON files hold them.
+
+        Heads of a layer that the table lacks see all tokens. Windows are an odd number of tiles, or reach over the
+        axis.
+
+        Raises:
+            InputError: a key is no ``step_layer_head``, or a window has another number of axes than the tile.
+        """
+        heads: dict[tuple[int, int], dict[int, tuple[int, ...]]] = {}
+        for key, window in strategies.items():
+            try:
+                step, layer, head = map(int, key.split("_"))
+            except ValueError:
+                raise InputError(f"mask strategy {key!r}: expected step_layer_head, three numbers") from None
+            whole = (-1,) * len(tile)
+            tiles = whole if window is None else _per_axis(f"mask strategy {key}", window, len(tile))
+            own = whole if window is None else tuple(n * t for n, t in zip(tiles, tile, strict=True))
+            heads.setdefault((step, layer), {})[head] = own
+        count = 1 + max((head for found in heads.values() for head in found), default=-1)
+        whole = (-1,) * len(tile)
+        table = {
+            place: Pattern([found.get(head, whole) for head in range(count)], stride=tuple(tile))
+            for place, found in heads.items()
+        }
+        return cls(table, dense_steps)
+
+
+def kept_share(arguments: Mapping[str, Any] | None, grid: Sequence[int]) -> float:
+    """The share of the pairs of image tokens that windows leave, at most: windows that are cut or causal leave less."""
+    if arguments is None:
+        return 1.0
+    own = arguments["kernel_size"]
+    windows = own if isinstance(own[0], Sequence) else (own,)
+    shares = [prod(min(w, n) / n for w, n in zip(window, grid, strict=True)) for window in windows]
+    return float(sum(shares) / len(shares))

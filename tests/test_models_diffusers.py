@@ -1,0 +1,290 @@
+"""Windows in diffusers' transformers, beside the same models with SDPA under the whole mask."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from typing import Any
+
+import gnaforge.models.diffusers as adapter
+import pytest
+import torch
+from gnaforge.errors import InputError
+from gnaforge.models.schedule import Pattern, Schedule
+
+pytest.importorskip("diffusers")
+from diffusers.models.autoencoders import ltx2_diffusion_decoder as ltx
+from diffusers_models import GRIDS, MODELS, inputs, make, to, whole_mask
+
+pytestmark = pytest.mark.usefixtures("kernel_set")
+
+WINDOW = {"kernel_size": (2, 5, 3), "stride": (1, 2, 1)}
+WINDOWS = {name: {key: value[-len(GRIDS[name]) :] for key, value in WINDOW.items()} for name in MODELS}
+PROBLEMS = {name: {"window": own["kernel_size"], "stride": own["stride"], "heads": 2} for name, own in WINDOWS.items()}
+
+
+def sparsify(name: str, model: torch.nn.Module, **options: Any) -> adapter.Handle:
+    window = {} if "schedule" in options or "kernel_size" in options else WINDOWS[name]
+    return adapter.sparsify(model, **window, **({"grid": GRIDS[name]} if name == "flux" else {}), **options)
+
+
+def run(model: Any, given: dict[str, Any]) -> torch.Tensor:
+    with torch.no_grad():
+        return model(**given).sample  # type: ignore[no-any-return]
+
+
+def masked(name: str, model: torch.nn.Module, given: dict[str, Any], **pattern: Any) -> torch.Tensor:
+    with whole_mask(name, model, GRIDS[name], **(pattern or PROBLEMS[name])) as calls:
+        out = run(model, given)
+    assert len(calls) == 2  # one for each layer
+    return out
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_output_beside_sdpa_with_the_whole_mask(name: str) -> None:
+    model, given = make(name), inputs(name)
+    dense, want = run(model, given), masked(name, model, given)
+    assert (dense - want).abs().max() > 1e-2  # windows matter
+    handle = sparsify(name, model)
+    torch.testing.assert_close(run(model, given), want, rtol=1e-4, atol=1e-4)
+    report = handle.report().splitlines()
+    assert "1 forward pass, grid " + "x".join(map(str, GRIDS[name])) in report[0]
+    assert len(report) == 3 and all(f"kernel_size {WINDOWS[name]['kernel_size']}" in line for line in report[1:])
+    # In bf16 the model is as far from the float32 result as it is with SDPA, give or take.
+    low = copy.deepcopy(make(name)).to(torch.bfloat16)
+    theirs = (masked(name, low, to(given, torch.bfloat16)) - want).abs()
+    sparsify(name, low)
+    ours = (run(low, to(given, torch.bfloat16)) - want).abs()
+    assert ours.max() <= 2 * theirs.max() and ours.mean() <= 1.5 * theirs.mean()
+    handle.remove()
+    torch.testing.assert_close(run(model, given), dense, rtol=0, atol=0)
+    handle.remove()
+
+
+@pytest.mark.parametrize("name", ["cosmos", "hunyuan"])
+def test_autocast(name: str) -> None:
+    """Queries and keys are float32 there, values bfloat16: the cast is the operator's own, as it is SDPA's."""
+    model, given = make(name), inputs(name)
+    want = masked(name, model, given)
+    with torch.autocast("cpu", torch.bfloat16):
+        theirs = (masked(name, model, given) - want).abs()
+        sparsify(name, model)
+        ours = (run(model, given) - want).abs()
+    assert ours.max() <= 2 * theirs.max() and ours.mean() <= 1.5 * theirs.mean()
+
+
+@pytest.mark.parametrize("name", ["wan", "hunyuan"])
+def test_compiled(name: str) -> None:
+    """The whole model as one graph, and its blocks, as diffusers recommends."""
+    model, given = make(name), inputs(name)
+    sparsify(name, model)
+    want = run(model, given)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(run(compiled, given), want, rtol=1e-5, atol=1e-5)
+    model.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
+    for _ in range(2):
+        torch.testing.assert_close(run(model, given), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_keeps_each_grid(reentrant: bool) -> None:
+    """Blocks are computed again in the backward pass, after a forward pass on another grid and outside of the model."""
+
+    def gradients(checkpointing: bool) -> list[torch.Tensor]:
+        model = make("wan").train()
+        if checkpointing:
+            again = torch.utils.checkpoint.checkpoint
+            model.enable_gradient_checkpointing(lambda f, *args: again(f.__call__, *args, use_reentrant=reentrant))
+        sparsify("wan", model)
+        given = [inputs("wan", grid) for grid in ((3, 6, 5), (2, 5, 6))]
+        for one in given:
+            one["hidden_states"].requires_grad_()
+        sum(model(**one).sample.square().mean() for one in given).backward()  # type: ignore[union-attr]
+        return [parameter.grad for parameter in model.parameters()] + [one["hidden_states"].grad for one in given]
+
+    plain, again = gradients(False), gradients(True)
+    for want, got in zip(plain, again, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+    assert any(grad.abs().max() > 1e-3 for grad in plain)
+
+
+def test_gradients_with_text() -> None:
+    model, given = make("flux"), inputs("flux")
+    with whole_mask("flux", model, GRIDS["flux"], **PROBLEMS["flux"]):
+        model(**given).sample.square().mean().backward()
+    want = {name: parameter.grad for name, parameter in model.named_parameters()}
+    model.zero_grad(set_to_none=True)
+    sparsify("flux", model)
+    model(**given).sample.square().mean().backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(
+            parameter.grad, want[name], rtol=1e-3, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}"
+        )
+
+
+def test_one_model_only() -> None:
+    """Another model of the class, and diffusers' own functions, are as before."""
+    other, given = make("wan"), inputs("wan")
+    dense = run(other, given)
+    model = make("wan")
+    dispatch = sys.modules[type(model).__module__].dispatch_attention_fn  # type: ignore[attr-defined]
+    sparsify("wan", model)
+    run(model, given)
+    assert sys.modules[type(model).__module__].dispatch_attention_fn is dispatch  # type: ignore[attr-defined]
+    torch.testing.assert_close(run(other, given), dense, rtol=0, atol=0)
+
+
+def test_a_layer_without_its_window_is_an_error() -> None:
+    given = inputs("wan")
+    model = make("wan")
+    sparsify("wan", model)
+    with pytest.raises(RuntimeError, match=r"blocks\.0\.attn1 was called outside of its model"):
+        model.forward(**given)
+    run(model, given)
+    with pytest.raises(RuntimeError, match="outside of its model"):  # also after a call with hooks
+        model.forward(**given)
+    with pytest.raises(RuntimeError, match="outside of its model"):  # and of a copy
+        run(copy.deepcopy(model), given)
+    cls = type(model.blocks[1].attn1)._default_processor_cls
+    model.blocks[1].attn1.set_processor(cls())
+    with pytest.raises(RuntimeError, match=r"blocks\.1\.attn1 and 0 other layers .* didn't run with their windows"):
+        run(model, given)
+
+
+def test_a_failed_pass_leaves_no_grid() -> None:
+    model = make("wan")
+    sparsify("wan", model)
+    with pytest.raises(Exception):  # noqa: B017  # whatever diffusers says of text of another width
+        run(model, inputs("wan") | {"encoder_hidden_states": torch.randn(2, 7, 5)})
+    with pytest.raises(RuntimeError, match="outside of its model"):
+        model.forward(**inputs("wan"))
+
+
+def test_what_is_refused() -> None:
+    model = make("wan")
+    handle = sparsify("wan", model)
+    with pytest.raises(InputError, match=r"blocks\.0\.attn1 has windows already"):
+        sparsify("wan", model)
+    handle.remove()
+    refused = {
+        "names layer 2; WanTransformer3DModel has 2": {"layers": [2]},
+        "give kernel_size, or a schedule": {"kernel_size": None},
+        "the schedule is for 3 layers": {"schedule": Schedule([None] * 3)},
+        "leave them out": {"schedule": Schedule([None] * 2), "dense_steps": 3},
+        "dense_steps is -1": {"dense_steps": -1},
+    }
+    for message, options in refused.items():
+        with pytest.raises(InputError, match=message):
+            sparsify("wan", model, **options)
+    with pytest.raises(InputError, match="Linear is not known, only CosmosTransformer3DModel"):
+        adapter.sparsify(torch.nn.Linear(2, 2), kernel_size=3)
+    with pytest.raises(InputError, match="doesn't know its grid"):
+        adapter.sparsify(make("flux"), kernel_size=3)
+    flux = make("flux")
+    flux_handle = adapter.sparsify(flux, kernel_size=3, grid=(8, 8))
+    with pytest.raises(InputError, match=r"the grid \(8, 8\) has 64 tokens, and the image 56"):
+        run(flux, inputs("flux"))
+    flux_handle.grid = (8, 7)
+    run(flux, inputs("flux"))
+
+    class Processor:
+        def __call__(self, attn: Any, hidden_states: torch.Tensor, *others: Any) -> torch.Tensor:
+            return hidden_states
+
+    model.blocks[0].attn1.set_processor(Processor())
+    with pytest.raises(InputError, match="its processor Processor doesn't compute attention by dispatch_attention_fn"):
+        sparsify("wan", model)
+
+
+def test_a_mask_in_a_model_without_padding_is_refused() -> None:
+    model = make("flux")
+    sparsify("flux", model)
+    with pytest.raises(NotImplementedError, match="windows go with no mask in this model"):
+        run(
+            model, inputs("flux") | {"joint_attention_kwargs": {"attention_mask": torch.ones(63, 63, dtype=torch.bool)}}
+        )
+
+
+def test_another_model_by_its_layout() -> None:
+    class Own(torch.nn.Module):
+        """A Wan that the adapter doesn't know."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            inner = make("wan")
+            self.inner, self.layers, self.config = inner, inner.blocks, inner.config
+
+        def forward(self, hidden_states: torch.Tensor, timestep: Any, encoder_hidden_states: Any) -> Any:
+            return self.inner(hidden_states, timestep, encoder_hidden_states)
+
+    model, given = Own(), inputs("wan")
+    adapter.sparsify(model, layout=adapter.Layout(("layers",), "attn1", ("patch_size",), "none"), **WINDOW)
+    got = run(model, given)
+    torch.testing.assert_close(got, masked("wan", make("wan"), given), rtol=1e-4, atol=1e-4)
+
+
+def test_dense_steps_follow_the_timestep() -> None:
+    """Two passes per step, as with guidance; a second image begins where the timestep rises."""
+    model = make("wan")
+    plain = {step: run(model, inputs("wan", step=step)) for step in (900.0, 600.0, 300.0)}
+    handle = sparsify("wan", model, dense_steps=2)
+    for _ in range(2):
+        for number, step in enumerate(plain):
+            for _ in range(2):
+                got = run(model, inputs("wan", step=step))
+                assert handle.step == number
+                assert torch.equal(got, plain[step]) == (number < 2)
+    assert "12 forward passes, step 2, " in handle.report()
+
+
+def test_layers_that_stay_dense() -> None:
+    model, given = make("wan", layers=3), inputs("wan")
+    handle = sparsify("wan", model, dense_layers=[1], layers=[0, 1])
+    run(model, given)
+    assert [line.split(":")[1].strip()[:5] for line in handle.report().splitlines()[1:]] == ["33.3%", "dense"]
+    by_layer = sparsify("wan", twin := make("wan", layers=3), schedule=Schedule([Pattern(**WINDOW), None, None]))
+    torch.testing.assert_close(run(twin, given), run(model, given), rtol=0, atol=0)
+    assert by_layer.report().count("dense") == 2
+
+
+def test_windows_per_head_by_step_and_layer() -> None:
+    """A mask strategy of sliding tile attention, in tiles of 2x2x1: windows are those of heads one by one."""
+    model, given, tile = make("wan"), inputs("wan", step=900.0), (1, 2, 1)
+    strategy = {"0_0_0": [1, 3, 1], "0_0_1": [3, 1, 5], "0_1_0": [3, 3, 5], "0_1_1": [9, 9, 9], "1_0_0": [1, 1, 1]}
+    handle = sparsify("wan", model, schedule=Schedule.from_mask_strategies(strategy, tile=tile))
+    got = run(model, given)
+    assert handle.report().splitlines()[2] == "  1 blocks.1.attn1: dense"  # both of its heads see all
+    heads = [Pattern((1, 6, 1), (1, 2, 1)), Pattern((3, 2, 5), (1, 2, 1))]
+    outs = []
+    for pattern in heads:  # each head's window for both, of which one head's channels are taken
+        twin = make("wan")
+        sparsify("wan", twin, schedule=Schedule([pattern, None]))
+        seen: list[torch.Tensor] = []
+        twin.blocks[0].attn1.to_out[0].register_forward_pre_hook(lambda _, args, kept=seen: kept.append(args[0]))
+        run(twin, given)
+        outs.append(seen[0].unflatten(-1, (2, -1)))
+    mine: list[torch.Tensor] = []
+    model.blocks[0].attn1.to_out[0].register_forward_pre_hook(lambda _, args: mine.append(args[0]))
+    torch.testing.assert_close(run(model, given), got, rtol=0, atol=0)
+    want = torch.stack([outs[0][..., 0, :], outs[1][..., 1, :]], -2).flatten(-2)
+    torch.testing.assert_close(mine[0], want, rtol=1e-5, atol=1e-5)
+    run(model, inputs("wan", step=800.0))
+    with pytest.raises(InputError, match="the schedule has 2 steps, and this is step 2"):
+        run(model, inputs("wan", step=700.0))
+
+
+def test_the_neighborhood_processor_of_ltx() -> None:
+    """LTX-2.5's decoder attention, beside diffusers' own processor on FlexAttention."""
+    torch.manual_seed(0)
+    attention = ltx.LTX2VideoVaeNeighborhoodAttention(32, (3, 5, 5), head_dim=16).eval()
+    x = torch.randn(1, 4, 6, 7, 32)
+    with torch.no_grad():
+        want = attention(x)
+        attention.set_processor(adapter.NeighborhoodProcessor())
+        assert attention.build_block_mask(x) is None
+        torch.testing.assert_close(attention(x), want, rtol=1e-4, atol=1e-4)
+        compiled = torch.compile(attention, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(x), want, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="takes no block_mask"):
+        attention(x, block_mask=object())

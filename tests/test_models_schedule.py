@@ -1,0 +1,117 @@
+"""Patterns by layer and step: the rules of Cosmos-Predict2 and of sliding tile attention, and what is refused."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+from gnaforge.errors import InputError
+from gnaforge.models.schedule import Pattern, Schedule, kept_share
+from gnaforge.runtime.problem import Problem
+from oracle import mask
+
+LOCAL = {"window_size": (-1, 12, 24), "stride": (1, 4, 8), "base_size": (-1, 44, 80)}
+DILATED = {"window_size": (-1, 4, 16), "dilation": (1, 11, 5), "base_size": (-1, 44, 80)}
+SQUARE = {"window_size": (8, 8, 8), "stride": (1, 2, 2), "base_size": (16, 16, 16)}
+
+
+@pytest.mark.parametrize(
+    ("entry", "grid", "window", "stride", "dilation"),
+    [
+        (LOCAL, (16, 44, 80), (16, 12, 24), (1, 4, 8), (1, 1, 1)),  # the base itself
+        (LOCAL, (21, 22, 40), (21, 6, 12), (1, 2, 4), (1, 1, 1)),
+        (SQUARE, (8, 8, 8), (4, 4, 4), (1, 1, 1), (1, 1, 1)),  # the example of its source
+        (SQUARE, (3, 32, 16), (2, 16, 8), (1, 4, 2), (1, 2, 1)),  # a window of at least 2
+        (DILATED, (16, 44, 80), (16, 4, 16), (1, 1, 1), (1, 11, 5)),
+        (DILATED, (16, 22, 40), (16, 2, 8), (1, 1, 1), (1, 6, 2)),  # 5.5 and 2.5 round to even
+        (DILATED, (16, 10, 80), (16, 2, 16), (1, 1, 1), (1, 2, 5)),
+    ],
+)
+def test_parameters_of_cosmos(entry: Any, grid: Any, window: Any, stride: Any, dilation: Any) -> None:
+    pattern = Schedule.from_natten_parameters([entry]).at(0, 0)
+    assert pattern is not None
+    found = pattern.at(grid)
+    assert found == {"kernel_size": window, "stride": stride, "dilation": dilation, "is_causal": (False,) * 3}
+
+
+def test_an_image_is_dense_to_cosmos() -> None:
+    schedule = Schedule.from_natten_parameters([LOCAL, None])
+    pattern = schedule.at(0, 0)
+    assert pattern is not None and pattern.at((1, 44, 80)) is None and pattern.at((2, 44, 80)) is not None
+    assert schedule.at(0, 1) is None and schedule.layers == 2
+
+
+@pytest.mark.parametrize("tiles", [(1, 3, 1), (3, 1, 5), (3, 3, 3), (9, 1, 1)])
+def test_windows_of_sliding_tile_attention(tiles: tuple[int, ...]) -> None:
+    """A tile sees so many tiles around it, moved inwards at borders: tile by tile, for every pair of tokens."""
+    tile, counts = (2, 3, 2), (3, 4, 5)
+    grid = tuple(t * n for t, n in zip(tile, counts, strict=True))
+    pattern = Schedule.from_mask_strategies({"0_0_0": tiles}, tile=tile).at(0, 0)
+    assert pattern is not None
+    found = pattern.at(grid)
+    assert found is not None
+    ours = mask(Problem(grid, found["kernel_size"], found["stride"]))
+    axes = []
+    for own, count in zip(tiles, counts, strict=True):
+        size = min(own, count)
+        first = [min(max(i - size // 2, 0), count - size) for i in range(count)]
+        axes.append([[first[i] <= j < first[i] + size for j in range(count)] for i in range(count)])
+    places = list(product(*map(range, grid)))
+    at = np.array([[x // t for x, t in zip(place, tile, strict=True)] for place in places])
+    want = np.ones((len(places), len(places)), bool)
+    for axis, seen in enumerate(axes):
+        want &= np.array(seen)[at[:, None, axis], at[None, :, axis]]
+    assert np.array_equal(ours, want)
+
+
+def test_strategies_by_step_layer_and_head() -> None:
+    schedule = Schedule.from_mask_strategies(
+        {"0_0_0": [1, 3, 3], "0_0_2": [3, 3, 3], "1_1_0": [5, 6, 10]}, dense_steps=1
+    )
+    assert schedule.follows_steps and schedule.layers == 2
+    assert schedule.at(0, 0) is None  # a dense step
+    assert schedule.at(1, 0) is None  # nothing is said of it
+    whole = schedule.at(1, 1)
+    assert whole is not None and whole.at((30, 48, 80)) is None
+    first = Schedule(schedule.patterns).at(0, 0)
+    assert first is not None
+    found = first.at((30, 48, 80))
+    assert found is not None and found["kernel_size"] == ((6, 24, 24), (30, 48, 80), (18, 24, 24))
+    assert found["stride"] == ((6, 8, 8),) * 3
+    assert kept_share(found, (30, 48, 80)) == pytest.approx((0.2 * 0.15 + 1 + 0.6 * 0.15) / 3)
+
+
+def test_windows_and_axes() -> None:
+    """Of one axis the whole, a longer window, a cut one that may be longer, a dilated one that isn't touched."""
+    assert Pattern((-1, 5)).at((4, 9)) == {
+        "kernel_size": (4, 5),
+        "stride": (1, 1),
+        "dilation": (1, 1),
+        "is_causal": (False, False),
+    }
+    assert Pattern(7).at((6, 5)) is None and Pattern(-1).at((6, 5)) is None
+    longer = Pattern(7, stride=7, edge="cut").at((6, 8))
+    assert longer is not None and (longer["kernel_size"], longer["edge"]) == ((7, 7), "cut")
+    dilated = Pattern(4, dilation=2).at((6, 8))
+    assert dilated is not None and dilated["kernel_size"] == (4, 4)  # which the operator refuses by name
+    shorter = Pattern((-1, 4), stride=6).at((5, 8))
+    assert shorter is not None and shorter["stride"] == (5, 4)
+    causal = Pattern(-1, is_causal=(True, False)).at((5, 8))
+    assert causal is not None and causal["kernel_size"] == (5, 8)
+
+
+def test_what_is_refused() -> None:
+    refused = {
+        "kernel_size has 2 axes, and the grid 3": lambda: Pattern((3, 3)).at((4, 4, 4)),
+        "natten_parameters of layer 1 have no window_size": lambda: Schedule.from_natten_parameters([None, {}]),
+        "unknown field 'windows'": lambda: Schedule.from_natten_parameters([{**LOCAL, "windows": 3}]),
+        "'0_1': expected step_layer_head": lambda: Schedule.from_mask_strategies({"0_1": [1, 1, 1]}),
+        "mask strategy 0_0_0 has 2 axes": lambda: Schedule.from_mask_strategies({"0_0_0": [1, 1]}),
+        "not one for each head": lambda: Pattern([(3, 3), (5, 5)], base_size=(8, 8)).at((8, 8)),
+        "the schedule has 1 steps": lambda: Schedule.from_mask_strategies({"0_0_0": [1, 1, 1]}).at(1, 0),
+    }
+    for message, call in refused.items():
+        with pytest.raises(InputError, match=message):
+            call()
