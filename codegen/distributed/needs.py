@@ -13,6 +13,7 @@ from functools import lru_cache
 import numpy as np
 
 from ..gna.bands import BandTiles, band_of
+from ..gna.source import IntArray
 from ..runtime.problem_rules import Dimension
 
 Span = tuple[int, int]
@@ -26,6 +27,8 @@ def needed_keys(axis: Dimension, queries: Span) -> tuple[Span, ...]:
     first, last = queries
     if first >= last:
         return ()
+    if axis.dense:
+        return ((0, axis.length),)
     part = _part(axis, queries)
     ends = (first, last, axis.length)
     bounds = {0, axis.dilation, *(end % axis.dilation for end in ends)}  # groups between differ in their offset only
@@ -52,18 +55,18 @@ def inner_queries(axis: Dimension, own: Span, multiple: int = 1) -> Span:
     low, high = own
     if own == (0, axis.length) or low >= high:
         return own
+    if axis.dense:
+        return low, low
     part = _part(axis, own)
     inside = np.zeros(high - low, dtype=bool)
     for group in range(min(axis.dilation, axis.length)):
         band = band_of(part, group)
         if band.length <= 0:
             continue
-        begin, end = BandTiles(band).row(np.arange(band.length))
-        own_first = group + -((group - low) // axis.dilation) * axis.dilation
-        inside[own_first - low :: axis.dilation] = (group + begin * axis.dilation >= low) & (
-            group + (end - 1) * axis.dilation < high
-        )
-    if axis.sink and (low > 0 or axis.sink > high):
+        begin, end = _tokens(part, group, *BandTiles(band).row(np.arange(band.length)))
+        own_first = group - (group - low) // axis.dilation * axis.dilation
+        inside[own_first - low :: axis.dilation] = (begin >= low) & (end <= high)
+    if axis.sink and (low > 0 or (not axis.causal and min(axis.sink, axis.length) > high)):
         return low, low
     edges = np.flatnonzero(np.diff(np.concatenate([[0], inside.astype(np.int8), [0]]))).reshape(-1, 2)
     if not len(edges):
@@ -74,9 +77,17 @@ def inner_queries(axis: Dimension, own: Span, multiple: int = 1) -> Span:
 
 
 def _part(axis: Dimension, queries: Span) -> Dimension:
-    """The axis with these queries of it and all of its keys."""
+    """The axis with these queries of it and all of its keys; where it wraps, those before and after it, too."""
     low, high = queries
-    return axis._replace(tokens=high - low, q_offset=low, grid=axis.length, kv_tokens=axis.length)
+    beyond = axis.length if axis.edge == "wrap" else 0
+    keys = {"kv_offset": -beyond, "kv_tokens": axis.length + 2 * beyond}
+    return axis._replace(tokens=high - low, q_offset=low, grid=axis.length, **keys)
+
+
+def _tokens(part: Dimension, group: int, begin: IntArray, end: IntArray) -> tuple[IntArray, IntArray]:
+    """Where the rows [begin, end) of a dilation group begin and end in the grid."""
+    first = group - (group - part.kv_offset) // part.dilation * part.dilation
+    return first + begin * part.dilation, first + (end - 1) * part.dilation + 1
 
 
 def _hull_of_group(part: Dimension, group: int) -> Iterable[Span]:
@@ -84,5 +95,5 @@ def _hull_of_group(part: Dimension, group: int) -> Iterable[Span]:
     band = band_of(part, group)
     if band.length <= 0:
         return
-    begin, end = BandTiles(band).row(np.array([0, band.length - 1]))
-    yield group + int(begin[0]) * part.dilation, group + (int(end[1]) - 1) * part.dilation + 1
+    begin, end = _tokens(part, group, *BandTiles(band).row(np.array([0, band.length - 1])))
+    yield int(begin[0]), int(end[1])
