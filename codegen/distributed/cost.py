@@ -29,7 +29,7 @@ from typing import NamedTuple
 from ..runtime.dtypes import DTYPES
 from ..runtime.problem import Problem
 from ..runtime.problem_rules import Dimension
-from .layout import Layout, Shards, segments
+from .layout import Layout, Place, Shards, segments
 
 MODES = ("auto", "halo", "ulysses", "hybrid")
 
@@ -60,12 +60,13 @@ class Traffic:
 
     Attributes:
         received, sent: all of them.
-        halo: those of halos among what is received.
+        halo, halo_sent: those of halos among them.
     """
 
     received: int
     sent: int
     halo: int
+    halo_sent: int
 
     @property
     def most(self) -> int:
@@ -121,10 +122,17 @@ class Division:
             return [(high - low, _Shard(*[bounds[-1]] * 3)) for low, high in pairwise(bounds)]
         return [(shard.own, shard) for shard in _shards_along(self.problem.dimensions[axis], bounds)]
 
-    def traffic(self) -> Iterator[tuple[int, Traffic]]:
-        """Tokens and bytes of ranks, of each kind of rank once."""
-        for each in product(*(sorted(set(self._along(axis))) for axis in range(self.problem.rank))):
-            yield prod(tokens for tokens, _ in each), self._traffic(each)
+    def traffic(self) -> Iterator[tuple[Place, Traffic]]:
+        """The bytes of ranks, of each kind of rank once, with the place of one such rank's shard."""
+        kinds = []
+        for axis in range(self.problem.rank):
+            first: dict[tuple[int, _Shard], int] = {}
+            for place, shard in enumerate(self._along(axis)):
+                first.setdefault(shard, place)
+            kinds.append(first)
+        for each in product(*kinds):
+            place = tuple(kind[shard] for kind, shard in zip(kinds, each, strict=True))
+            yield place, self._traffic(each)
 
     def traffic_at(self, place: Sequence[int]) -> Traffic:
         """The bytes of the rank that has the shard of a place."""
@@ -143,12 +151,12 @@ class Division:
         sent = tokens * (ranks - 1) * there + (whole - tokens) * back
         needed, wanted = prod(shard.needed for shard in block), prod(shard.wanted for shard in block)
         halo, asked = (max(count - whole, 0) * kv_heads * both if whole else 0 for count in (needed, wanted))
-        return Traffic(unit * (received + halo), unit * (sent + asked), unit * halo)
+        return Traffic(unit * (received + halo), unit * (sent + asked), unit * halo, unit * asked)
 
     @property
-    def busiest(self) -> tuple[int, Traffic]:
-        """Tokens and bytes of the rank whose links carry most."""
-        return max(self.traffic(), key=lambda found: (found[1].most, found[0]))
+    def busiest(self) -> tuple[Place, Traffic]:
+        """The rank whose links carry most: the place of its shard, and its bytes."""
+        return max(self.traffic(), key=lambda found: (found[1].most, found[1].received + found[1].sent))
 
 
 def divisions(problem: Problem, shards: Shards) -> list[Division]:

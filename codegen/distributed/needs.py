@@ -7,13 +7,11 @@ ends of windows never fall from query to query: the first and the last query of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable
 from functools import lru_cache
 
-import numpy as np
-
-from ..gna.bands import BandTiles, band_of
-from ..gna.source import IntArray
+from ..runtime.missing_keys import place_of, window_of
 from ..runtime.problem_rules import Dimension
 
 Span = tuple[int, int]
@@ -29,11 +27,11 @@ def needed_keys(axis: Dimension, queries: Span) -> tuple[Span, ...]:
         return ()
     if axis.dense:
         return ((0, axis.length),)
-    part = _part(axis, queries)
     ends = (first, last, axis.length)
     bounds = {0, axis.dilation, *(end % axis.dilation for end in ends)}  # groups between differ in their offset only
     groups = {group for bound in bounds for group in (bound - 1, bound) if 0 <= group < axis.dilation}
-    seen = [span for group in groups for span in _hull_of_group(part, group)]
+    found = (_group(axis, group, queries) for group in groups)
+    seen = [(begin_of(own[0]), end_of(own[-1])) for own, begin_of, end_of in found if own]
     begin, end = min(low for low, _ in seen), max(high for _, high in seen)
     if axis.edge == "wrap" and end - begin >= axis.length:
         return ((0, axis.length),)
@@ -45,7 +43,8 @@ def needed_keys(axis: Dimension, queries: Span) -> tuple[Span, ...]:
 
 @lru_cache(maxsize=1 << 12)
 def inner_queries(axis: Dimension, own: Span, multiple: int = 1) -> Span:
-    """The longest run of the queries of a shard whose keys all lie in it; empty if there is none.
+    """The queries of a shard, from one to another, whose keys all lie in it; where the axis has dilation at least all
+    runs of as many. Empty if there are none.
 
     Args:
         axis: of the undivided grid.
@@ -55,45 +54,29 @@ def inner_queries(axis: Dimension, own: Span, multiple: int = 1) -> Span:
     low, high = own
     if own == (0, axis.length) or low >= high:
         return own
-    if axis.dense:
+    if axis.dense or (axis.sink and (low > 0 or (not axis.causal and min(axis.sink, axis.length) > high))):
         return low, low
-    part = _part(axis, own)
-    inside = np.zeros(high - low, dtype=bool)
+    first, last = own
     for group in range(min(axis.dilation, axis.length)):
-        band = band_of(part, group)
-        if band.length <= 0:
-            continue
-        begin, end = _tokens(part, group, *BandTiles(band).row(np.arange(band.length)))
-        own_first = group - (group - low) // axis.dilation * axis.dilation
-        inside[own_first - low :: axis.dilation] = (begin >= low) & (end <= high)
-    if axis.sink and (low > 0 or (not axis.causal and min(axis.sink, axis.length) > high)):
-        return low, low
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], inside.astype(np.int8), [0]]))).reshape(-1, 2)
-    if not len(edges):
-        return low, low
-    first, last = (int(place) for place in edges[np.argmax(edges[:, 1] - edges[:, 0])])
-    first, last = -(-first // multiple) * multiple, high - low - -(-(high - low - last) // multiple) * multiple
-    return (low + first, low + last) if first < last else (low, low)
+        positions, begin, end = _group(axis, group, own)
+        if positions:
+            inside = bisect_left(positions, low, key=begin), bisect_right(positions, high, key=end)
+            token = group + positions[0] * axis.dilation
+            first = max(first, token + (inside[0] - 1) * axis.dilation + 1)
+            last = min(last, token + inside[1] * axis.dilation)
+    before, after = (-(-rest // multiple) * multiple for rest in (first - low, high - last))
+    return (low + before, high - after) if low + before < high - after else (low, low)
 
 
-def _part(axis: Dimension, queries: Span) -> Dimension:
-    """The axis with these queries of it and all of its keys; where it wraps, those before and after it, too."""
-    low, high = queries
-    beyond = axis.length if axis.edge == "wrap" else 0
-    keys = {"kv_offset": -beyond, "kv_tokens": axis.length + 2 * beyond}
-    return axis._replace(tokens=high - low, q_offset=low, grid=axis.length, **keys)
+def _group(axis: Dimension, group: int, own: Span) -> tuple[range, Callable[[int], int], Callable[[int], int]]:
+    """The positions of a range's queries in a dilation group, and where the keys that each sees begin and end in the
+    grid, a sink apart."""
+    length = place_of(axis, axis.length, group)
 
+    def begin(position: int) -> int:
+        return group + window_of(axis, length, position)[0] * axis.dilation
 
-def _tokens(part: Dimension, group: int, begin: IntArray, end: IntArray) -> tuple[IntArray, IntArray]:
-    """Where the rows [begin, end) of a dilation group begin and end in the grid."""
-    first = group - (group - part.kv_offset) // part.dilation * part.dilation
-    return first + begin * part.dilation, first + (end - 1) * part.dilation + 1
+    def end(position: int) -> int:
+        return group + (window_of(axis, length, position)[1] - 1) * axis.dilation + 1
 
-
-def _hull_of_group(part: Dimension, group: int) -> Iterable[Span]:
-    """The keys from the first to the last that queries of one dilation group see, a sink apart."""
-    band = band_of(part, group)
-    if band.length <= 0:
-        return
-    begin, end = _tokens(part, group, *BandTiles(band).row(np.array([0, band.length - 1])))
-    yield int(begin[0]), int(end[1])
+    return range(place_of(axis, own[0], group), place_of(axis, own[1], group)), begin, end
