@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -22,9 +23,12 @@ import torch
 from gnaforge.distributed.cost import Division, cheapest, divisions
 from gnaforge.distributed.layout import Layout, Shards, bounds_of, chunk_bounds
 from gnaforge.distributed.needs import inner_queries, needed_keys
+from gnaforge.errors import InputError
 from gnaforge.runtime.problem import Problem
 from gnaforge.runtime.problem_rules import Dimension, dimension_faults
 from gnaforge.runtime.reference import visible
+from gnaforge.simulator.devices import Links, simulate_devices
+from gnaforge.simulator.fitting import simulate_problem
 
 RANKS = (2, 3, 4, 8)
 SAMPLE, SURVEY = 9, 60  # random problems for each number of ranks
@@ -325,3 +329,54 @@ dist.destroy_process_group()
 """
     done = forked(code)
     assert done.returncode == 0, done.stderr
+
+
+def test_example(kernel_set: None, tmp_path: Path) -> None:
+    """The weather model on 4 processes: its loss falls."""
+    example = Path(__file__).with_name("examples") / "weather.py"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GNAFORGE_JIT": "warn"}
+    done = subprocess.run([sys.executable, str(example)], capture_output=True, text=True, env=environment, timeout=280)
+    assert done.returncode == 0, done.stderr
+    losses = [float(line.split()[-1]) for line in done.stdout.splitlines() if "loss" in line]
+    assert len(losses) == 5 and losses == sorted(losses, reverse=True)
+    assert "halo: 82944 bytes from 3 processes" in done.stdout
+
+
+def test_devices_of_the_simulator() -> None:
+    """Bytes are those of the plan; on one device a problem takes the time that it takes; devices don't slow it down
+    where links are fast, and beside slow ones nothing is hidden."""
+    problem = Problem((128, 160), (31, 31), edge=("cut", "wrap"), heads=16, head_dim=48)
+    one = simulate_problem(problem)
+    assert simulate_devices(one, 1, Links(450, 10)).speedup == 1
+    for devices in (2, 8, 64, 4096):
+        found = simulate_devices(one, devices, Links(450, 10))
+        division = found.division
+        assert division.shards.size == devices and found.traffic == division.busiest[1]
+        assert found.traffic.most <= Division(problem, division.shards).busiest[1].most
+        assert found.speedup < devices
+    fast, slow = (simulate_devices(one, 4, Links(*links)) for links in ((1e6, 0.0), (1.0, 10.0)))
+    assert fast.seconds < slow.seconds and (fast.overlap, slow.overlap < 0.1) == (1.0, True)
+    assert slow.seconds == slow.halo_seconds + slow.border_seconds
+    with pytest.raises(InputError, match="can't each have tokens of 128x160"):
+        simulate_devices(one, 4093, Links(450, 10))
+    with pytest.raises(InputError, match="not from 1 to 4,096"):
+        simulate_devices(one, 5000, Links(450, 10))
+
+
+def test_devices_on_the_command_line(cli: Callable[..., Any]) -> None:
+    problem = ("simulate", "--tokens", "4096,4096", "--window", "31", "--edge", "cut,wrap", "--heads", "16")
+    done = cli(*problem, "--devices", "8,64", "--link-gbps", "450")
+    assert done.returncode == 0 and "2048x1024" in done.stdout and "Links: 450 GB/s each way" in done.stdout, (
+        done.stderr
+    )
+    rows = json.loads(cli(*problem, "--devices", "8,64", "--json").stdout)
+    assert [row["devices"] for row in rows] == [8, 64] and rows[0]["bytes_received"] == 632832000
+    documented = re.findall(r"`(\w+)`", (Path(__file__).parents[1] / "codegen/simulator/README.md").read_text())
+    assert rows[0].keys() <= {*documented}
+    for wrong in (
+        ("--link-gbps", "9"),
+        ("--devices", "8", "--direction", "training"),
+        ("--devices", "0"),
+        ("--devices", "x"),
+    ):
+        assert cli(*problem, *wrong).returncode == 2

@@ -12,11 +12,12 @@ from ..runtime import arguments
 from ..runtime.config import KernelConfig
 from ..runtime.problem import Causal
 from .call import Options, Where, prepare
-from .mesh import Dims
+from .mesh import Dims, are_dtensors
 from .planning import Plan
-from .tensors import attend_dtensors, is_dtensor
+from .untraced import untraced
 
 
+@untraced
 def context_parallel_attention(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -92,7 +93,9 @@ def context_parallel_attention(
     given = (kernel_size, stride, dilation, is_causal), (edge, sink), scale, kernel
     extra = additional_keys, additional_values, additional_lengths
     arguments.require_tensors(query=query, key=key, value=value)
-    if is_dtensor(query, key, value):
+    if are_dtensors(query, key, value):
+        from .tensors import attend_dtensors
+
         for name, stated in (("mesh", mesh), ("dims", dims), ("grid", grid), ("shards", shards)):
             if stated is not None:
                 raise ValueError(f"{name}: placements of DTensors say it; leave it out")
@@ -103,6 +106,7 @@ def context_parallel_attention(
     return results if return_lse else results[0]
 
 
+@untraced
 def plan(
     query: torch.Tensor,
     key: torch.Tensor,

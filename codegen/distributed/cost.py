@@ -127,8 +127,8 @@ class Division:
         kinds = []
         for axis in range(self.problem.rank):
             first: dict[tuple[int, _Shard], int] = {}
-            for place, shard in enumerate(self._along(axis)):
-                first.setdefault(shard, place)
+            for own, shard in enumerate(self._along(axis)):
+                first.setdefault(shard, own)
             kinds.append(first)
         for each in product(*kinds):
             place = tuple(kind[shard] for kind, shard in zip(kinds, each, strict=True))

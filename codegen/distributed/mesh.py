@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
@@ -25,6 +27,15 @@ class Team:
 
     group: Group | None
     rank: int
+
+
+def are_dtensors(*tensors: torch.Tensor) -> bool:
+    """Whether some are; importing what they are takes two seconds, which calls without any don't need."""
+    if "torch.distributed.tensor" not in sys.modules:
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return any(isinstance(tensor, DTensor) for tensor in tensors)
 
 
 def check_dims(mesh: DeviceMesh, dims: Dims, rank: int) -> None:

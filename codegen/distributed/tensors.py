@@ -13,11 +13,6 @@ from .call import Given, Options, Tensors, Where, prepare
 from .kernels import Extra
 
 
-def is_dtensor(*tensors: torch.Tensor) -> bool:
-    """Whether some are."""
-    return any(isinstance(tensor, DTensor) for tensor in tensors)
-
-
 def attend_dtensors(
     tensors: Tensors,
     extra: Extra,

@@ -26,10 +26,11 @@ from .call import Options, Where, prepare
 from .exchange import gather_of_ranks
 from .heads import SumOverRanks
 from .kernels import Extra, Optional
-from .mesh import Dims
-from .tensors import is_dtensor
+from .mesh import Dims, are_dtensors
+from .untraced import untraced
 
 
+@untraced
 def context_parallel_joint_attention(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -85,7 +86,7 @@ def context_parallel_joint_attention(
     options = Options(mode, tuple(by_heads or ()), transport, save_halo, head_chunks, border_multiple, extra_grad)
     given = (kernel_size, stride, dilation, is_causal), (edge, sink), scale, kernel
     arguments.require_tensors(query=query, key=key, value=value, text_q=text_q, text_k=text_k, text_v=text_v)
-    if is_dtensor(query, key, value, text_q, text_k, text_v):
+    if are_dtensors(query, key, value, text_q, text_k, text_v):
         raise TypeError("joint attention takes each rank's own tensors: give to_local() of DTensors")
     where, extra = Where(mesh, dims, grid, shards), (text_k, text_v, text_lengths)
     call = prepare((query, key, value), extra, given, where, options, text_q)

@@ -20,6 +20,7 @@ from ..runtime.problem import Problem
 from .simulation import Simulation, simulate_tiles
 
 MAX_DEVICES = 4096
+"""More can't be simulated."""
 _AXES = 2  # that are divided, at most
 
 
