@@ -287,12 +287,14 @@ def check_aligned(ranks: int) -> dict[str, bool]:
         "stride": {"kernel_size": (8, 8), "stride": (4, 8)},
         "causal": {"kernel_size": (9, 8), "stride": (1, 8), "is_causal": (True, "block")},
         "cut": {"kernel_size": (7, 15), "edge": "cut"},
+        "bf16": {"kernel_size": (7, 9)},
     }.items():
-        problem = Problem((32, 8 * ranks), (7, 9), heads=2, head_dim=16, dtype="fp32")
+        problem = Problem((32, 8 * ranks), (7, 9), heads=2, head_dim=16)
+        dtype = "bf16" if name == "bf16" else "fp32"
         box = Shards(((0, 16, 32), tuple(range(0, 8 * ranks + 1, 16)))).box(dist.get_rank())
         whole = tensors_of(problem, 3)
-        tensors = [whole[n] for n in INPUTS[:3]]
-        pinned = {**windows, "kernel": "gna_forward-cpu-r2-fp32-dany-q8x8-kv8x8", "return_lse": True}
+        tensors = [whole[n].to(torch.bfloat16 if name == "bf16" else torch.float32) for n in INPUTS[:3]]
+        pinned = {**windows, "kernel": f"gna_forward-cpu-r2-{dtype}-dany-q8x8-kv8x8", "return_lse": True}
         want = neighborhood_attention(*tensors, **pinned)
         got = context_parallel_attention(
             *(cut(x, box) for x in tensors),

@@ -98,7 +98,7 @@ def test_joint_attention(results: dict[str, list[Any]]) -> None:
 
 
 def test_aligned_calls_are_equal_to_the_bit(results: dict[str, list[Any]]) -> None:
-    assert results["aligned"] == [dict.fromkeys(("plain", "stride", "causal", "cut"), True)]
+    assert results["aligned"] == [dict.fromkeys(("plain", "stride", "causal", "cut", "bf16"), True)]
 
 
 def test_dtensors(results: dict[str, list[Any]]) -> None:
@@ -293,9 +293,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from gnaforge.distributed import context_parallel_attention, context_parallel_joint_attention, plan
 dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
 mesh, x = init_device_mesh("cpu", (1, 1), mesh_dim_names=("a", "b")), torch.randn(1, 6, 4, 2, 8)
+tensors = {"query": x, "key": x, "value": x}
 def refuse(expected, **changes):
     try:
-        context_parallel_attention(x, x, x, **{"kernel_size": 3, "mesh": mesh, "dims": ("a", "b"), **changes})
+        context_parallel_attention(**{**tensors, "kernel_size": 3, "mesh": mesh, "dims": ("a", "b"), **changes})
     except (ValueError, TypeError) as error:
         assert expected in str(error), error
     else:
@@ -320,6 +321,8 @@ refuse("shards has 1 entries for 2", shards=[[6]])
 refuse("shards[0] is [5]; it must be 1 sizes with 6 tokens in all", shards=[[5], None])
 refuse("its shard is [1, 7, 4, 2, 8]", grid=(7, 4))
 refuse("additional keys or values without the others", additional_keys=x[:, 0])
+refuse("additional_keys of shape [1, 6, 2, 16]; it must be [1, 6, 2, 8]", additional_keys=x[:, :, 0].repeat(1, 1, 1, 2))
+refuse("a key of torch.float64", key=x.double())
 try:
     context_parallel_joint_attention(x, x, x, *[x[:, 0]] * 3, 3, mesh=mesh, dims=("a", "b"), text_lengths=3)
 except TypeError:

@@ -208,6 +208,7 @@ def _problem(
 
 
 def _division(problem: Problem, shards: Shards, dims: Dims, options: Options) -> Division:
+    problem = replace(problem, extra_tokens=(), scale=None)  # neither decides, and there are fewer to remember
     if options.mode == "auto":
         return cheapest(problem, shards)
     divided = tuple(axis for axis, parts in enumerate(shards.parts) if parts > 1)
@@ -279,26 +280,28 @@ class Prepared:
 
     def fault(self) -> str | None:
         """What is wrong with this rank's tensors."""
-        query, key, value = self.tensors
-        rank, problem, shape = self.team.rank, self.problem, self.shape
-        rows = problem.batch, *shape
-        wanted = {
-            "query": (*rows, problem.heads, problem.head_dim),
-            "key": (*rows, problem.kv_heads, problem.head_dim),
-            "value": (*rows, problem.kv_heads, problem.value_head_dim),
-        }
-        for (name, own), tensor in zip(wanted.items(), (query, key, value), strict=True):
-            if tuple(tensor.shape) != own:
-                return f"rank {rank} has a {name} of shape {list(tensor.shape)}; its shard is {list(own)}"
+        problem, (query, key, value), (keys, values, _) = self.problem, self.tensors, self.extra
+        rank, shard, extra = self.team.rank, (problem.batch, *self.shape), (problem.batch, *problem.extra_tokens)
+        of_query, of_key = (problem.heads, problem.head_dim), (problem.kv_heads, problem.head_dim)
+        of_value = problem.kv_heads, problem.value_head_dim
+        for name, tensor, rows, own in (
+            ("query", query, shard, of_query),
+            ("key", key, shard, of_key),
+            ("value", value, shard, of_value),
+            ("additional_keys", keys, extra, of_key),
+            ("additional_values", values, extra, of_value),
+            ("text_q", self.text_query, extra, of_query),
+        ):
+            if tensor is None:
+                continue
+            if tuple(tensor.shape) != rows + own:
+                what = "its shard is" if rows is shard else "it must be"
+                return f"rank {rank} has a {name} of shape {list(tensor.shape)}; {what} {[*rows, *own]}"
             if tensor.dtype != query.dtype or tensor.device != query.device:
-                return f"rank {rank} has a {name} of {tensor.dtype} on {tensor.device}, and a query of {query.dtype}"
-        keys, values, _ = self.extra
+                given = f"a {name} of {tensor.dtype} on {tensor.device}"
+                return f"rank {rank} has {given}, and a query of {query.dtype} on {query.device}"
         if (keys is None) != (values is None):
             return f"rank {rank} has additional keys or values without the others"
-        if self.text_query is not None:
-            own = problem.batch, *problem.extra_tokens, problem.heads, problem.head_dim
-            if tuple(self.text_query.shape) != own or self.text_query.dtype != query.dtype:
-                return f"rank {rank} has a text_q of shape {list(self.text_query.shape)}; it must be {list(own)}"
         return None
 
     def run(self, return_lse: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations, pairwise, product
 from math import prod
 from typing import NamedTuple
@@ -43,6 +44,7 @@ class _Shard(NamedTuple):
     wanted: int
 
 
+@lru_cache(maxsize=1 << 8)
 def _shards_along(axis: Dimension, bounds: tuple[int, ...]) -> list[_Shard]:
     parts = segments(axis, bounds)
     wanted = Counter[int]()
@@ -159,6 +161,7 @@ class Division:
         return max(self.traffic(), key=lambda found: (found[1].most, found[1].received + found[1].sent))
 
 
+@lru_cache(maxsize=1 << 8)
 def divisions(problem: Problem, shards: Shards) -> list[Division]:
     """All that heads allow, the fewest ranks that exchange heads first."""
     axes = [axis for axis, parts in enumerate(shards.parts) if parts > 1]
@@ -166,6 +169,7 @@ def divisions(problem: Problem, shards: Shards) -> list[Division]:
     return [found for some in chosen if not (found := Division(problem, shards, some)).fault]
 
 
+@lru_cache(maxsize=1 << 8)
 def cheapest(problem: Problem, shards: Shards) -> Division:
     """The division that moves the fewest bytes at its busiest rank; of equals the one with the fewest ranks that
     exchange heads, as halos travel beside computation."""

@@ -104,15 +104,15 @@ class _Halo(torch.autograd.Function):
             arrive = pending
             if following is not None:
                 pending = work.fetch(following.of_keys(key, value))
-            own, heads = chunk.of_keys(key, value), (query[..., chunk.queries, :],)
+            own, rows = chunk.of_keys(key, value), query[..., chunk.queries, :]
             results = out[..., chunk.queries, :], lse[..., chunk.queries]
             pieces = chunk.of_extra((extra[0], extra[1], extra[2]))
             if settings.route.inner is not None:
-                work.attend(settings.route.inner, heads[0], own, pieces, results)
+                work.attend(settings.route.inner, rows, own, pieces, results)
             message = arrive()
             halo = unpack(settings.route.received, message, own)
             for call in settings.route.border:
-                work.attend(call, heads[0], _gather(call, settings.route, own, halo), pieces, results)
+                work.attend(call, rows, _gather(call, settings.route, own, halo), pieces, results)
             kept.append(message if settings.save_halo else message.new_empty(0))
         ctx.settings, ctx.wanted, ctx.chunks = settings, wanted, chunks
         ctx.save_for_backward(query, key, value, out, lse, *extra, *kept)
@@ -175,10 +175,9 @@ class _Rows:
 
     def of(self, chunk: _Chunk) -> _Rows:
         """Those of some heads."""
-        wide = (tensor[..., chunk.queries, :] for tensor in (self.query, self.out))
+        query, out, grad_out = (x[..., chunk.queries, :] for x in (self.query, self.out, self.grad_out))
         grad_lse = None if self.grad_lse is None else self.grad_lse[..., chunk.queries]
-        query, out = wide
-        return _Rows(query, out, self.lse[..., chunk.queries], self.grad_out[..., chunk.queries, :], grad_lse)
+        return _Rows(query, out, self.lse[..., chunk.queries], grad_out, grad_lse)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from ..runtime.merge import merge_attentions
 from ..runtime.ops import kernel_key
 from ..runtime.problem import Causal
 from . import kernels
-from .agreement import Group
+from .agreement import Group, report
 from .call import Options, Where, prepare
 from .exchange import gather_of_ranks
 from .heads import SumOverRanks
@@ -99,7 +99,8 @@ def context_parallel_joint_attention(
     rows = _Rows(
         group, call.team.rank == first, call.problem.scale, kernel_key(1, query, value, text_kernel, None, None)
     )
-    text_out, text_lse = _TextRows.apply(rows, text[0], *call.tensors[1:], *text[1:], call.extra[2])
+    with report(group):
+        text_out, text_lse = _TextRows.apply(rows, text[0], *call.tensors[1:], *text[1:], call.extra[2])
     return (out, text_out, lse, text_lse) if return_lse else (out, text_out)
 
 
