@@ -77,6 +77,20 @@ def simulate(
     dense_steps: Annotated[
         str, typer.Option(metavar="K/N", help="With --end-to-end: K of N diffusion steps keep dense attention.")
     ] = "0/1",
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,...",
+            help="Instead, the problem on so many devices, each with a shard of its tokens: bytes, overlap, bound.",
+        ),
+    ] = None,
+    link_gbps: Annotated[
+        float,
+        typer.Option(help="With --devices: gigabytes a second that a device's links carry, in each direction."),
+    ] = 450.0,
+    link_us: Annotated[
+        float, typer.Option(help="With --devices: microseconds that an exchange takes however little it moves.")
+    ] = 10.0,
     plot: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Draw the tiles that a Q tile visits; with --sweep-stride, the sweep."),
@@ -104,6 +118,7 @@ def simulate(
         gnaforge simulate --tokens 256,256 --window 80 --sweep-stride --plot strides.png  # Which strides need no masks.
         gnaforge simulate --preset hunyuan-video --arch sm100 --html hunyuan.html  # Patterns query by query.
         gnaforge simulate --tokens 64,64 --window 13 --arch cpu --direction training --head-dim 64
+        gnaforge simulate --tokens 4096,4096 --window 31 --edge cut,wrap --heads 16 --devices 8,64 --link-gbps 450
     """
     from ..errors import InputError
     from ..simulator.fitting import simulate_problem
@@ -124,6 +139,11 @@ def simulate(
         refuse_unused(context, of_forward, f"beside --direction {direction}")
     if end_to_end is None:
         refuse_unused(context, ("dense_steps",), "without --end-to-end")
+    if devices is None:
+        refuse_unused(context, ("link_gbps", "link_us"), "without --devices")
+    else:
+        alone = ("direction", "sweep_stride", "end_to_end", "plot", "html", "tiling")
+        refuse_unused(context, alone, "beside --devices")
     check_outputs(plot=plot, html=html)
     problems = (
         [options.problem()]
@@ -142,6 +162,14 @@ def simulate(
     if len(distinct) > 1:
         _check_effort(distinct * len(ops_of(direction)), sweep_stride, tiles is None and tiling != "flat")
 
+    if devices is not None:
+        from .simulate_devices import simulate_on_devices
+
+        found_one = {
+            p: simulate_problem(p, tiles, arch, "dynamic", cast("Objective", objective), variant) for p in distinct
+        }
+        simulate_on_devices([found_one[problem] for problem in problems], devices, link_gbps, link_us, json)
+        return
     passes: dict[Problem, Passes] = {}
 
     def simulate_one(problem: Problem) -> list[Simulation]:

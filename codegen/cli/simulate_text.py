@@ -17,14 +17,16 @@ def _box(extents: Sequence[int]) -> str:
     return "x".join(map(str, extents))
 
 
-def _seconds(value: float) -> str:
+def seconds(value: float) -> str:
+    """With three digits, and a unit."""
     for unit, factor in (("s", 1.0), ("ms", 1e3), ("us", 1e6)):
         if value * factor >= 1 or unit == "us":
             return f"{value * factor:,.3g} {unit}" if value * factor < 1000 else f"{value * factor:,.0f} {unit}"
     raise AssertionError
 
 
-def _problem(problem: Problem, *, stride: bool = True) -> str:
+def describe_problem(problem: Problem, *, stride: bool = True) -> str:
+    """A heading."""
     heads = count_of(problem.heads, "head")
     if problem.heads != problem.kv_heads:
         heads += f" ({problem.kv_heads} of K and V)"
@@ -69,7 +71,7 @@ def print_one(found: Simulation, row: dict[str, Any]) -> None:
     )
     lines["block-sparse"] = "perfectly: no tile needs a mask" if found.perfectly_block_sparse else "not perfectly"
     lines["model"] = (
-        f"{_seconds(model['seconds'])} on {model['device']}, dense {_seconds(model['dense_seconds'])}: "
+        f"{seconds(model['seconds'])} on {model['device']}, dense {seconds(model['dense_seconds'])}: "
         f"{_times(model['speedup'])}; a tile with mask costs {model['masked_tile_factor']:.2f}x; "
         f"{model['waves']:,.1f} waves"
     )
@@ -81,7 +83,7 @@ def print_one(found: Simulation, row: dict[str, Any]) -> None:
             f"{_times(end['work_bound'])} by the work bound{paper} "
             f"(attention is {end['attention_share']:.1%} of the time{steps})"
         )
-    say(_problem(found.problem))
+    say(describe_problem(found.problem))
     for name, text in lines.items():
         say(f"  {name:13} {text}")
     say(f"\nThe model is no measurement. Its constants: {model['source']}.{_model_note([found])}")
@@ -96,7 +98,7 @@ def _columns(found: Simulation, row: dict[str, Any]) -> tuple[str, ...]:
         _times(row["paper_bound"]),
         _times(row["natten"]["work_bound"]) if "natten" in row else "none",
         _percent(found.counts.interior, found.counts.visited),
-        _seconds(row["model"]["seconds"]),
+        seconds(row["model"]["seconds"]),
         f"{_times(row['model']['speedup'])}",
     )
 
@@ -148,7 +150,7 @@ def print_passes(passes: Sequence[Passes]) -> None:
     """A row for each kernel of each problem, and one for all of them together."""
     first = passes[0]
     if len(passes) == 1:
-        say(_problem(first.problem))
+        say(describe_problem(first.problem))
     rows = []
     for each in passes:
         name = [_short(each.problem)] if len(passes) > 1 else []
@@ -161,11 +163,11 @@ def print_passes(passes: Sequence[Passes]) -> None:
                     f"kv {_box(found.tiles.kv)}",
                     _times(found.work_bound),
                     _percent(found.counts.interior, found.counts.visited),
-                    _seconds(float(found.time.seconds)),
+                    seconds(float(found.time.seconds)),
                     _times(found.model_speedup),
                 )
             )
-        sums = _times(each.work_bound), "", _seconds(each.seconds), _times(each.model_speedup)
+        sums = _times(each.work_bound), "", seconds(each.seconds), _times(each.model_speedup)
         rows.append((*name, "together", "", "", *sums))
     several = ["problem"] if len(passes) > 1 else []
     print_table((*several, "kernel", "Q tile", "KV tile", "work bound", "no mask", "model", ""), rows)
@@ -195,7 +197,7 @@ def _model_note(simulations: Sequence[Simulation]) -> str:
 
 def print_sweep(sweep: Sequence[Simulation]) -> None:
     """The strides of a sweep, the smallest perfectly block-sparse one marked."""
-    say(_problem(sweep[0].problem, stride=False))
+    say(describe_problem(sweep[0].problem, stride=False))
     perfect = next((found for found in sweep if found.perfectly_block_sparse), None)
     print_table(
         ("stride", "Q tile", "KV tile", "work bound", "paper bound", "no mask", "model", ""),
@@ -207,7 +209,7 @@ def print_sweep(sweep: Sequence[Simulation]) -> None:
                 f"{_times(found.work_bound)}",
                 _times(found.paper_bound),
                 _percent(found.counts.interior, found.counts.visited),
-                _seconds(float(found.time.seconds)),
+                seconds(float(found.time.seconds)),
                 f"{_times(found.model_speedup)}",
             )
             for found in sweep

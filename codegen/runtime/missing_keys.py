@@ -48,7 +48,7 @@ def missing_keys(axis: Dimension) -> Missing | None:
     ends = (first, last + 1, axis.length, axis.kv_offset, end)
     bounds = {0, axis.dilation, *(place % axis.dilation for place in ends)}
     groups = {group for bound in bounds for group in (bound - 1, bound) if 0 <= group < axis.dilation}
-    groups = {group for group in groups if last >= group + _place(axis, first, group) * axis.dilation}
+    groups = {group for group in groups if last >= group + place_of(axis, first, group) * axis.dilation}
     found = [_look(axis, group) for group in sorted(groups)]
     for part in range(4):
         if some := [lost[part] for lost, _ in found if lost[part] is not None]:
@@ -60,11 +60,11 @@ def missing_keys(axis: Dimension) -> Missing | None:
 def _look(axis: Dimension, group: int) -> tuple[list[tuple[Span, Span] | None], Span]:
     """What a dilation group lacks, and who sees it: of a sink and of windows, before the keys that are there, and after
     them. And all that it sees but for a sink."""
-    begin = _place(axis, axis.kv_offset, group)
-    end = _place(axis, axis.kv_offset + axis.keys - axis.kv_sink, group)
-    first, last = _place(axis, axis.q_offset, group), _place(axis, axis.q_offset + axis.tokens, group) - 1
-    length = _place(axis, axis.length, group)
-    own = _seen(axis, length, first)[0], _seen(axis, length, last)[1]
+    begin = place_of(axis, axis.kv_offset, group)
+    end = place_of(axis, axis.kv_offset + axis.keys - axis.kv_sink, group)
+    first, last = place_of(axis, axis.q_offset, group), place_of(axis, axis.q_offset + axis.tokens, group) - 1
+    length = place_of(axis, axis.length, group)
+    own = window_of(axis, length, first)[0], window_of(axis, length, last)[1]
     sink = min(axis.sink, length, own[1]) if axis.causal else min(axis.sink, length)
     lost: list[tuple[Span, Span] | None] = []
     for gap in ((axis.kv_sink or -_FAR, begin), (end, _FAR)):
@@ -77,14 +77,14 @@ def _look(axis: Dimension, group: int) -> tuple[list[tuple[Span, Span] | None], 
             rows = range(first, last + 1)
             skipped, taken = 0, len(rows)
             if part is own or axis.causal:
-                skipped = bisect_left(rows, low + 1, key=lambda query: _seen(axis, length, query)[1])
+                skipped = bisect_left(rows, low + 1, key=lambda query: window_of(axis, length, query)[1])
             if part is own:
-                taken = bisect_left(rows, high, key=lambda query: _seen(axis, length, query)[0])
+                taken = bisect_left(rows, high, key=lambda query: window_of(axis, length, query)[0])
             lost.append((_tokens(axis, group, low, high), _tokens(axis, group, first + skipped, first + taken)))
     return lost, _tokens(axis, group, *own)
 
 
-def _seen(axis: Dimension, length: int, query: int) -> Span:
+def window_of(axis: Dimension, length: int, query: int) -> Span:
     """The window [begin, end) of a query; all are positions in a dilation group of this length."""
     lead = axis.stride - axis.window if axis.causal else axis.stride // 2 - axis.window // 2
     begin = query - query % axis.stride + lead
@@ -96,7 +96,7 @@ def _seen(axis: Dimension, length: int, query: int) -> Span:
     return max(begin, 0), min(query + 1 if axis.causal is True else end, length)
 
 
-def _place(axis: Dimension, token: int, group: int) -> int:
+def place_of(axis: Dimension, token: int, group: int) -> int:
     """The first position in a dilation group that is not before a place in the grid."""
     return -((group - token) // axis.dilation)
 

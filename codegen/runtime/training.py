@@ -18,16 +18,17 @@ BACKWARD_OPS = ("gna_backward_q", "gna_backward_kv")
 _prepared: set[tuple[object, ...]] = set()
 
 
-def prepare_backward(name: str, arguments: Sequence[Any]) -> None:
+def prepare_backward(name: str, arguments: Sequence[Any], wanted: int | None = None) -> None:
     """Loads or makes what the backward pass of an operator's call takes, by the same policy. Where that can't be, the
     backward pass says so: a forward call that nobody differentiates is none the worse for it.
 
     Args:
         name: the operator's.
         arguments: the call's.
+        wanted: of which of them gradients are, as the `Formula` has it; by default of those that require some.
     """
     formula = FORMULAS[name]
-    wanted = formula.wanted_of(arguments)
+    wanted = formula.wanted_of(arguments) if wanted is None else wanted
     if wanted == 0:
         return
     inputs = formula.whole(arguments)

@@ -1,0 +1,76 @@
+"""The ranks of a device mesh that share a call: groups, and who has which shard."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+
+from .agreement import Group
+
+Dims = Sequence[str | None]
+"""Per token axis the name of the mesh dimension that divides it, or None."""
+
+
+@dataclass(frozen=True)
+class Team:
+    """The ranks along some dimensions of a mesh.
+
+    Attributes:
+        group: theirs; None where that is one rank.
+        rank: this one's number among them: that of its shard.
+    """
+
+    group: Group | None
+    rank: int
+
+
+def are_dtensors(*tensors: torch.Tensor) -> bool:
+    """Whether some are; importing what they are takes two seconds, which calls without any don't need."""
+    if "torch.distributed.tensor" not in sys.modules:
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return any(isinstance(tensor, DTensor) for tensor in tensors)
+
+
+def check_dims(mesh: DeviceMesh, dims: Dims, rank: int) -> None:
+    """Refuses dimensions that can't divide so many token axes.
+
+    Raises:
+        TypeError: ``mesh`` is no device mesh.
+        ValueError: the mesh has no names, ``dims`` are not one per axis, one isn't the mesh's, or they are not in the
+            mesh's order, in which shards are numbered.
+    """
+    if not isinstance(mesh, DeviceMesh):
+        raise TypeError(f"mesh must be a torch.distributed.device_mesh.DeviceMesh, got {type(mesh).__name__}")
+    names = mesh.mesh_dim_names
+    if not names:
+        raise ValueError("mesh has no names of its dimensions; give init_device_mesh mesh_dim_names")
+    if isinstance(dims, str) or len(dims) != rank:
+        raise ValueError(
+            f"dims is {dims!r}; it must have one entry, a name or None, for each of {rank} token dimensions"
+        )
+    for name in dims:
+        if name is not None and name not in names:
+            raise ValueError(f"dims: {name!r} is no dimension of the mesh; these are {', '.join(names)}")
+    places = [names.index(name) for name in dims if name is not None]
+    if places != sorted(set(places)):
+        raise ValueError(f"dims is {tuple(dims)!r}; names must be in the mesh's order ({', '.join(names)}), each once")
+
+
+def team_of(mesh: DeviceMesh, names: Sequence[str]) -> Team:
+    """The ranks of the mesh that differ in nothing but these dimensions. The first call for several of them makes a
+    process group, on all ranks of the mesh at once."""
+    sizes = {name: mesh[name].size() for name in names}
+    several = [name for name in names if sizes[name] > 1]
+    if not several:
+        return Team(None, 0)
+    # Torch keeps the group of several, and has no public way to it.
+    along = mesh if len(several) == 1 else mesh[tuple(several)]._flatten()
+    group = along.get_group(several[0] if len(several) == 1 else None)
+    return Team(group, dist.get_rank(group))

@@ -1,0 +1,166 @@
+"""`context_parallel_joint_attention`: image tokens that are divided over ranks, and text tokens that all ranks have.
+
+Image rows are a call with the text as additional keys. Text rows see all: each rank attends to its own image keys, one
+also to the text, and what they find is merged by log-sum-exps in the order of ranks. So nothing but results of text
+rows travels for them, and nothing in the backward pass but sums of their gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch.distributed.device_mesh import DeviceMesh
+
+from ..runtime import arguments
+from ..runtime.config import KernelConfig
+from ..runtime.merge import merge_attentions
+from ..runtime.ops import kernel_key
+from ..runtime.problem import Causal
+from . import kernels
+from .agreement import Group, report
+from .call import Options, Where, prepare
+from .exchange import gather_of_ranks
+from .heads import SumOverRanks
+from .kernels import Extra, Optional
+from .mesh import Dims, are_dtensors
+from .untraced import untraced
+
+
+@untraced
+def context_parallel_joint_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    text_q: torch.Tensor,
+    text_k: torch.Tensor,
+    text_v: torch.Tensor,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] = 1,
+    dilation: int | Sequence[int] = 1,
+    is_causal: Causal | Sequence[Causal] = False,
+    scale: float | None = None,
+    *,
+    mesh: DeviceMesh,
+    dims: Dims,
+    grid: int | Sequence[int] | None = None,
+    shards: Sequence[Sequence[int] | None] | None = None,
+    text_lengths: torch.Tensor | None = None,
+    extra_grad: str = "sum",
+    edge: str | Sequence[str] | None = None,
+    sink: int | Sequence[int] | None = None,
+    mode: str = "auto",
+    by_heads: Sequence[str] | None = None,
+    transport: str = "all_to_all",
+    save_halo: bool = True,
+    head_chunks: int = 1,
+    border_multiple: int | Sequence[int] = 1,
+    return_lse: bool = False,
+    kernel: KernelConfig | str | None = None,
+    text_kernel: KernelConfig | str | None = None,
+) -> Any:
+    """`joint_attention` of tensors apart, with the image's tokens divided over ranks: an image token sees its window
+    and all text, a text token sees everything.
+
+    Args:
+        query, key, value: this rank's shard of the image, ``[batch, *tokens, heads, head_dim]``, as
+            `context_parallel_attention` takes them; no DTensors.
+        text_q, text_k, text_v: ``[batch, S, heads, head_dim]``, in all but tokens as those of the image; all ranks have
+            the same ones.
+        text_lengths: how many text tokens count, int32 ``[batch]``, as `joint_attention` has them.
+        extra_grad: gradients of text_q, text_k and text_v: ``sum`` over the ranks of ``dims``, or each one's
+            ``partial``.
+        kernel, text_kernel: pin the kernels of the image's rows and of the text's, of rank 1.
+        Others: as `context_parallel_attention`.
+
+    Returns:
+        This rank's image output and the text output, which all ranks have, both in the inputs' dtype; with
+        ``return_lse`` also their log-sum-exps in float32.
+
+    Raises:
+        RankError, TypeError, ValueError, NoKernelError, MemoryError: as `context_parallel_attention`.
+    """
+    options = Options(mode, tuple(by_heads or ()), transport, save_halo, head_chunks, border_multiple, extra_grad)
+    given = (kernel_size, stride, dilation, is_causal), (edge, sink), scale, kernel
+    arguments.require_tensors(query=query, key=key, value=value, text_q=text_q, text_k=text_k, text_v=text_v)
+    if are_dtensors(query, key, value, text_q, text_k, text_v):
+        raise TypeError("joint attention takes each rank's own tensors: give to_local() of DTensors")
+    where, extra = Where(mesh, dims, grid, shards), (text_k, text_v, text_lengths)
+    call = prepare((query, key, value), extra, given, where, options, text_q)
+    out, lse = call.run(return_lse)
+    group, shapes = call.team.group, call.division.shards
+    first = next(rank for rank in range(shapes.size) if prod(shapes.shape(rank)))
+    text = call.text_query, *call.extra[:2]
+    if group is not None and extra_grad == "sum":
+        text = tuple(SumOverRanks.apply(group, tensor) for tensor in text)
+    rows = _Rows(
+        group, call.team.rank == first, call.problem.scale, kernel_key(1, query, value, text_kernel, None, None)
+    )
+    with report(group):
+        text_out, text_lse = _TextRows.apply(rows, text[0], *call.tensors[1:], *text[1:], call.extra[2])
+    return (out, text_out, lse, text_lse) if return_lse else (out, text_out)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A call of text rows: the ranks, whether this one has the text, scale and kernel."""
+
+    group: Group | None
+    has_text: bool
+    scale: float | None
+    kernel: str
+
+
+class _TextRows(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        rows: _Rows,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        text_k: torch.Tensor,
+        text_v: torch.Tensor,
+        lengths: Optional,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Attends to the keys of this rank, and merges with other ranks."""
+        out = query.new_zeros((*query.shape[:-1], value.shape[-1]))
+        lse = query.new_full(query.shape[:-1], -torch.inf, dtype=torch.float32)
+        extra: Extra = (text_k, text_v, lengths) if rows.has_text else (None, None, None)
+        need_query, need_key, need_value, *need_text = ctx.needs_input_grad[1:6]
+        wanted = kernels.QUERY * need_query | kernels.KEYS * (need_key or need_value)
+        wanted |= kernels.EXTRA * (rows.has_text and any(need_text))
+        keys, pattern = (key.flatten(1, -3), value.flatten(1, -3)), _dense(key)
+        if keys[0].shape[1]:
+            kernels.forward((query, *keys), extra, pattern, rows.scale, rows.kernel, wanted, out, lse)
+        if rows.group is not None:
+            everyone = gather_of_ranks(out, rows.group), gather_of_ranks(lse, rows.group)
+            out, lse = merge_attentions(*everyone)
+        ctx.rows, ctx.wanted = rows, wanted
+        ctx.save_for_backward(query, key, value, text_k, text_v, lengths, out, lse)
+        ctx.set_materialize_grads(False)
+        return out, lse
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_out: Optional, grad_lse: Optional) -> tuple[Optional, ...]:
+        """Gradients of this rank's share."""
+        query, key, value, text_k, text_v, lengths, out, lse = ctx.saved_tensors
+        found = [torch.zeros_like(tensor) for tensor in (query, key, value, text_k, text_v)]
+        keys = key.flatten(1, -3), value.flatten(1, -3)
+        if keys[0].shape[1] and ctx.wanted:
+            extra: Extra = (text_k, text_v, lengths) if ctx.rows.has_text else (None, None, None)
+            gradients = torch.zeros_like(out) if grad_out is None else grad_out, grad_lse
+            call = gradients, (query, *keys), extra, (out, lse), _dense(key), ctx.rows.scale, ctx.wanted
+            for own, gradient in zip(found, kernels.backward(*call), strict=True):
+                if gradient.numel():
+                    own.copy_(gradient.view(own.shape))
+        return None, *(own if need else None for own, need in zip(found, ctx.needs_input_grad[1:6], strict=True)), None
+
+
+def _dense(key: torch.Tensor) -> list[int]:
+    """The operator's pattern of rank 1 in which all of these keys are seen."""
+    return [prod(key.shape[1:-2]), 1, 1, 0]

@@ -1,0 +1,465 @@
+"""Runs jobs on sets of gloo processes, forked from one that has imported torch: ``distributed_ranks.py JOBS RESULTS``.
+
+A job is {"name": function, "ranks": processes, ...}; those in a row with as many processes share them. Results are what
+rank 0 returns, in order.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from itertools import groupby
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from gnaforge import joint_attention, neighborhood_attention
+from gnaforge.distributed import context_parallel_attention, context_parallel_joint_attention, plan
+from gnaforge.distributed.layout import Shards, bounds_of
+from gnaforge.runtime.problem import Problem
+from gnaforge.verification.problems import random_problem, with_settings
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+
+FEATURES = {"edge", "block_causal", "sink", "extra_keys"}
+TIMEOUT, TIMEOUT_OF_FAULTS = 60, 6
+
+
+def random_call(seed: int, ranks: int) -> tuple[Problem, list[int], list[list[int]], dict[str, Any]]:
+    """A problem of any kind, ranks along each axis, sizes of shards, and options."""
+    rng = Random(f"{ranks} {seed}")
+    while True:  # most are so small that nothing could be divided
+        problem = random_problem(rng, max_tokens=600)
+        if rng.random() < 0.8:
+            problem = with_settings(problem, rng, 600, FEATURES)
+        longest = sorted(range(problem.rank), key=lambda axis: -problem.tokens[axis])
+        if problem.tokens[longest[0]] > ranks and problem.token_count > 8 * ranks and problem.window[longest[0]] > 1:
+            break
+    heads = rng.choice((problem.heads, problem.heads, ranks, 2 * ranks))
+    kv_heads = rng.choice([n for n in (1, 2, problem.kv_heads, heads) if heads % n == 0])
+    fields = {name: getattr(problem, name) for name in ("stride", "dilation", "causal", "edge", "sink", "window")}
+    head_dim, value_head_dim = rng.choice(((8, 8), (16, 24), (24, 8), (32, 32)))
+    extra = problem.extra_tokens[:1]
+    problem = Problem(
+        problem.tokens,
+        fields.pop("window"),
+        **fields,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        value_head_dim=value_head_dim,
+        batch=problem.batch,
+        dtype="fp32",
+        extra_tokens=extra,
+    )
+    parts = [1] * problem.rank
+    factors = rng.choice([f for f in ((ranks,), (2, ranks // 2), (ranks // 2, 2), (2, 2, 2)) if _product(f) == ranks])
+    axes = sorted(longest[: len(factors)])
+    for axis, count in zip(axes, factors if len(axes) == len(factors) else (ranks,), strict=False):
+        parts[axis] = count
+    if _product(parts) != ranks:
+        parts = [ranks if axis == longest[0] else 1 for axis in range(problem.rank)]
+    sizes = []
+    for tokens, count in zip(problem.tokens, parts, strict=True):
+        cuts = sorted(rng.randint(0, tokens) for _ in range(count - 1))
+        even = [min(-(-tokens // count) * (i + 1), tokens) for i in range(count - 1)]
+        cuts = rng.choice((cuts, even))
+        sizes.append([b - a for a, b in zip([0, *cuts], [*cuts, tokens], strict=True)])
+    options = {
+        "mode": rng.choice(("halo", "halo", "auto", "ulysses", "hybrid")),
+        "transport": rng.choice(("all_to_all", "p2p")),
+        "save_halo": rng.random() < 0.6,
+        "head_chunks": rng.choice((1, 1, 2, 3)),
+        "border_multiple": rng.choice((1, 1, 2)),
+        "extra_grad": rng.choice(("sum", "partial")),
+    }
+    return problem, parts, sizes, options
+
+
+def _product(numbers: Any) -> int:
+    found = 1
+    for n in numbers:
+        found *= n
+    return found
+
+
+def tensors_of(problem: Problem, seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def randn(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    p = problem
+    found = {
+        "query": randn(p.batch, *p.tokens, p.heads, p.head_dim),
+        "key": randn(p.batch, *p.tokens, p.kv_heads, p.head_dim),
+        "value": randn(p.batch, *p.tokens, p.kv_heads, p.value_head_dim),
+    }
+    if p.extra_tokens:
+        found["additional_keys"] = randn(p.batch, p.extra_tokens[0], p.kv_heads, p.head_dim)
+        found["additional_values"] = randn(p.batch, p.extra_tokens[0], p.kv_heads, p.value_head_dim)
+    found["grad_out"] = randn(p.batch, *p.tokens, p.heads, p.value_head_dim)
+    found["grad_lse"] = randn(p.batch, *p.tokens, p.heads)
+    return found
+
+
+INPUTS = ("query", "key", "value", "additional_keys", "additional_values")
+
+
+def differentiate(call: Any, tensors: dict[str, torch.Tensor], arguments: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Results and gradients."""
+    leaves = {n: tensors[n].detach().clone().requires_grad_() for n in INPUTS if n in tensors}
+    out, lse = call(**leaves, **arguments, return_lse=True)
+    torch.autograd.backward([out, lse], [tensors["grad_out"], tensors["grad_lse"]])
+    return {"out": out.detach(), "lse": lse.detach(), **{n: leaf.grad for n, leaf in leaves.items()}}
+
+
+def cut(tensor: torch.Tensor, box: Any) -> torch.Tensor:
+    return tensor[(slice(None), *(slice(*span) for span in box))]
+
+
+TRAFFIC = {"bytes": 0}
+
+
+def count_traffic() -> None:
+    """Counts what is handed to the transport for other ranks."""
+    plain, batch = dist.all_to_all_single, dist.batch_isend_irecv
+
+    def counted(out: Any, parts: Any, received: Any, sent: Any, group: Any = None, async_op: bool = False) -> Any:
+        own = dist.get_rank(group)
+        TRAFFIC["bytes"] += sum(n for r, n in enumerate(sent) if r != own) * parts.element_size()
+        return plain(out, parts, received, sent, group=group, async_op=async_op)
+
+    def counted_batch(operations: Any) -> Any:
+        TRAFFIC["bytes"] += sum(op.tensor.nbytes for op in operations if op.op is dist.isend)
+        return batch(operations)
+
+    dist.all_to_all_single, dist.batch_isend_irecv = counted, counted_batch
+
+
+def mesh_of(parts: list[int]) -> tuple[DeviceMesh, list[str | None]]:
+    names = [f"axis{i}" for i, count in enumerate(parts) if count > 1]
+    mesh = init_device_mesh("cpu", tuple(c for c in parts if c > 1), mesh_dim_names=tuple(names))
+    return mesh, [f"axis{i}" if count > 1 else None for i, count in enumerate(parts)]
+
+
+MESHES: dict[tuple[int, ...], Any] = {}
+
+
+def check_random(seed: int, ranks: int, again: bool = False) -> dict[str, Any]:
+    """Compares a random call with the undivided one, results and gradients, and its bytes with the formula."""
+    problem, parts, sizes, options = random_call(seed, ranks)
+    if tuple(parts) not in MESHES:
+        MESHES[tuple(parts)] = mesh_of(parts)
+    mesh, dims = MESHES[tuple(parts)]
+    shards = Shards(tuple(bounds_of(own) for own in sizes))
+    box = shards.box(dist.get_rank())
+    whole = tensors_of(problem, seed)
+    local = {n: x if n.startswith("additional") else cut(x, box) for n, x in whole.items()}
+    windows = (
+        problem.arguments()
+        if not problem.extra_tokens
+        else Problem(
+            problem.tokens,
+            problem.window,
+            problem.stride,
+            problem.dilation,
+            problem.causal,
+            edge=problem.edge,
+            sink=problem.sink,
+        ).arguments()
+    )
+    for mode in dict.fromkeys((options["mode"], "auto")):
+        try:
+            arguments = {
+                **windows,
+                **options,
+                "mode": mode,
+                "mesh": mesh,
+                "dims": dims,
+                "grid": problem.tokens,
+                "shards": sizes,
+            }
+            asked = {n: local[n].clone().requires_grad_() for n in INPUTS if n in local}
+            planned = plan(**asked, **arguments)
+            break
+        except ValueError:  # heads that don't divide
+            assert mode in ("ulysses", "hybrid")
+    TRAFFIC["bytes"] = 0
+    with torch.no_grad():
+        context_parallel_attention(**{n: local[n] for n in INPUTS if n in local}, **arguments)
+    counted = TRAFFIC["bytes"]
+    assert counted == planned.traffic.sent, (counted, planned.traffic)
+    got = differentiate(context_parallel_attention, local, arguments)
+    if again:
+        for name, tensor in differentiate(context_parallel_attention, local, arguments).items():
+            assert torch.equal(tensor, got[name]), f"{name} differs from run to run"
+    if options["extra_grad"] == "partial":
+        for name in INPUTS[3:]:
+            if name in got:
+                dist.all_reduce(got[name])
+    # Equal scores and whole numbers leave nothing to round: such a call is equal to the bit, whatever the order.
+    exact = {n: x.mul(4).round() for n, x in whole.items()}
+    exact["query"] = torch.zeros_like(exact["query"])
+    with torch.no_grad():
+        own = {n: exact[n] if n.startswith("additional") else cut(exact[n], box) for n in INPUTS if n in exact}
+        got["exact"], _ = context_parallel_attention(**own, **arguments, return_lse=True)
+    every: list[Any] = [None] * ranks
+    dist.gather_object((box, got, counted), every if dist.get_rank() == 0 else None)
+    if dist.get_rank() != 0:
+        return {}
+    want = differentiate(neighborhood_attention, whole, windows)
+    want["exact"] = neighborhood_attention(**{n: exact[n] for n in INPUTS if n in exact}, **windows)
+    errors, equal = {}, {}
+    for name, tensor in want.items():
+        worst, same = 0.0, True
+        for own, results, _ in every:
+            here = tensor if name.startswith("additional") else cut(tensor, own)
+            assert here.shape == results[name].shape, (name, here.shape, results[name].shape)
+            if here.numel():
+                worst = max(worst, float((here - results[name]).abs().max() / tensor.abs().max()))
+                same = same and torch.equal(here, results[name])
+        errors[name], equal[name] = worst, same
+    assert max(errors.values()) < 1e-5 and equal["exact"], (errors, equal, str(problem), sizes, options)
+    return {
+        "mode": planned.mode,
+        "error": max(errors.values()),
+        "equal": equal,
+        "problem": str(problem),
+        "sizes": sizes,
+        "options": options,
+        "bytes": [n for *_, n in every],
+        "peers": planned.peers,
+    }
+
+
+def check_joint(ranks: int, shards: list[int], mode: str) -> float:
+    """Joint attention with text of other lengths per batch entry against the undivided call; the largest error,
+    relative to the largest value."""
+    problem = Problem((sum(shards), 7), (5, 3), heads=3, head_dim=16, batch=2, dtype="fp32")
+    bounds = Shards((bounds_of(shards), (0, 7)))
+    mesh, dims = mesh_of([ranks, 1])
+    image, generator = tensors_of(problem, 1), torch.Generator().manual_seed(2)
+    names = "text_q", "text_k", "text_v", "gradient"
+    text = {name: torch.randn(2, 9, 3, 16, generator=generator) for name in names}
+    grad_text = text.pop("gradient")
+    lengths, box = torch.tensor([9, 4], dtype=torch.int32), bounds.box(dist.get_rank())
+
+    def run(call: Any, own: Any, grad: torch.Tensor, **arguments: Any) -> dict[str, torch.Tensor]:
+        leaves = {n: x.detach().clone().requires_grad_() for n, x in {**own, **text}.items()}
+        out, text_out, lse, text_lse = call(**leaves, text_lengths=lengths, return_lse=True, **arguments)
+        torch.autograd.backward([out, text_out, text_lse], [grad, grad_text, grad_text[..., 0]])
+        results = {"out": out, "lse": lse, "text_out": text_out, "text_lse": text_lse}
+        return {**{n: x.detach() for n, x in results.items()}, **{n: x.grad for n, x in leaves.items()}}
+
+    def undivided(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **other: Any) -> Any:
+        out, text_out, lse, text_lse = joint_attention(query, key, value, kernel_size=(5, 3), **other)
+        return out, text_out, lse, text_lse
+
+    inputs = {n: image[n] for n in INPUTS[:3]}
+    whole = run(undivided, inputs, image["grad_out"])
+    where = {"mesh": mesh, "dims": dims, "grid": problem.tokens, "shards": [shards, None], "mode": mode}
+    local, grad = {n: cut(x, box) for n, x in inputs.items()}, cut(image["grad_out"], box)
+    got, errors = run(context_parallel_joint_attention, local, grad, kernel_size=(5, 3), **where), []
+    for name, tensor in whole.items():
+        here = tensor if name.startswith("text") else cut(tensor, box)
+        assert here.shape == got[name].shape, name
+        errors.append(float((here - got[name]).abs().max() / tensor.abs().max()) if here.numel() else 0.0)
+    assert max(errors) < 1e-5, dict(zip(whole, errors, strict=True))
+    return max(errors)
+
+
+def check_aligned(ranks: int) -> dict[str, bool]:
+    """Shards and borders at multiples of the Q tile, and of the stride: each query meets its keys in the order of the
+    undivided call, and results are equal to the bit."""
+    mesh, dims = mesh_of([2, ranks // 2])
+    found = {}
+    for name, windows in {
+        "plain": {"kernel_size": (7, 9)},
+        "stride": {"kernel_size": (8, 8), "stride": (4, 8)},
+        "causal": {"kernel_size": (9, 8), "stride": (1, 8), "is_causal": (True, "block")},
+        "cut": {"kernel_size": (7, 15), "edge": "cut"},
+        "bf16": {"kernel_size": (7, 9)},
+    }.items():
+        problem = Problem((32, 8 * ranks), (7, 9), heads=2, head_dim=16)
+        dtype = "bf16" if name == "bf16" else "fp32"
+        box = Shards(((0, 16, 32), tuple(range(0, 8 * ranks + 1, 16)))).box(dist.get_rank())
+        whole = tensors_of(problem, 3)
+        tensors = [whole[n].to(torch.bfloat16 if name == "bf16" else torch.float32) for n in INPUTS[:3]]
+        pinned = {**windows, "kernel": f"gna_forward-cpu-r2-{dtype}-dany-q8x8-kv8x8", "return_lse": True}
+        want = neighborhood_attention(*tensors, **pinned)
+        got = context_parallel_attention(
+            *(cut(x, box) for x in tensors),
+            **pinned,
+            mesh=mesh,
+            dims=dims,
+            grid=problem.tokens,
+            mode="halo",
+            border_multiple=8,
+        )
+        found[name] = all(torch.equal(cut(w, box), g) for w, g in zip(want, got, strict=True))
+    everyone: list[Any] = [None] * ranks
+    dist.all_gather_object(everyone, found)
+    return {name: all(own[name] for own in everyone) for name in found}
+
+
+def check_dtensors(ranks: int) -> list[str]:
+    """DTensors, divided by batch, uneven tokens and heads, on a mesh of three dimensions; the placements of results."""
+    mesh = init_device_mesh("cpu", (2, 2, 2), mesh_dim_names=("data", "tokens", "heads"))
+    generator = torch.Generator().manual_seed(0)
+
+    def randn(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    places, of_extra = [Shard(0), Shard(2), Shard(3)], [Shard(0), Replicate(), Shard(2)]
+    whole = {n: randn(2, 4, 7, 4, 16) for n in INPUTS[:3]} | {n: randn(2, 5, 4, 16) for n in INPUTS[3:]}
+    windows = {"kernel_size": (3, 4), "stride": (1, 2), "edge": ("cut", "wrap")}
+    grads = {"grad_out": randn(2, 4, 7, 4, 16), "grad_lse": randn(2, 4, 7, 4)}
+    want = differentiate(neighborhood_attention, {**whole, **grads}, windows)
+    spread = {n: distribute_tensor(x, mesh, of_extra if "additional" in n else places) for n, x in whole.items()}
+    spread |= {n: distribute_tensor(x, mesh, places) for n, x in grads.items()}
+    got = differentiate(context_parallel_attention, spread, windows)
+    for name, tensor in want.items():
+        torch.testing.assert_close(got[name].full_tensor(), tensor, rtol=1e-5, atol=1e-5, msg=name)
+    for placements, expected in (
+        ([Replicate(), Shard(4), Replicate()], "divides channels"),
+        ([Partial(), Replicate(), Replicate()], "redistribute"),
+        ([Shard(1), Shard(1), Replicate()], "one is possible"),
+    ):
+        bad = DTensor.from_local(spread["query"].to_local(), mesh, placements, run_check=False)
+        try:
+            context_parallel_attention(bad, bad, bad, 3)
+        except ValueError as error:
+            assert expected in str(error), error
+        else:
+            raise AssertionError(expected)
+    return [str(result.placements) for result in (got["out"], got["lse"], got["additional_keys"])]
+
+
+def check_fault(kind: str, ranks: int) -> tuple[str, float]:
+    """What goes wrong on rank 1, or on all but rank 0; the words of this rank's error, and seconds until it came."""
+    rank, (mesh, dims) = dist.get_rank(), mesh_of([ranks])
+    x = torch.randn(1, 4, 1, 8)
+
+    def call(window: Any = 3, tokens: int = 4, **options: Any) -> None:
+        own = x if tokens == 4 else torch.randn(1, tokens, 1, 8)
+        context_parallel_attention(own, own, own, window, mesh=mesh, dims=dims, grid=4 * ranks, mode="halo", **options)
+
+    odd = rank == 1
+    if kind not in ("window", "shard", "word"):
+        call()
+        call(5)
+    dist.barrier()
+    begin = time.monotonic()
+    try:
+        if kind in ("window", "later window"):
+            call(3 if odd else 5)
+        elif kind in ("shard", "later shard"):
+            call(tokens=3 if odd else 4)
+        elif kind == "word":
+            call(edge="bent" if odd else "cut")
+        elif kind == "kernel":
+            call(kernel="gna_forward-cpu-r1-fp32-dany-q1-kv1" if odd else None)
+        elif kind == "death":
+            if odd:
+                os.kill(os.getpid(), signal.SIGKILL)
+            call()
+        else:
+            if odd:
+                time.sleep(TIMEOUT_OF_FAULTS + 6)
+            call()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}", time.monotonic() - begin
+    return "", time.monotonic() - begin
+
+
+def run_jobs(jobs: list[dict[str, Any]]) -> list[Any]:
+    found = []
+    for job in jobs:
+        arguments = dict(job)
+        try:
+            found.append(globals()[arguments.pop("name")](**arguments))
+        except Exception:
+            print(f"rank {dist.get_rank()}: {job}", file=sys.stderr)
+            raise
+    return found
+
+
+def run_rank(rank: int, ranks: int, folder: Path, jobs: list[dict[str, Any]]) -> None:
+    torch.set_num_threads(1)
+    count_traffic()
+    faults = jobs[0]["name"] == "check_fault"
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/store",
+        rank=rank,
+        world_size=ranks,
+        timeout=datetime.timedelta(seconds=TIMEOUT_OF_FAULTS if faults else TIMEOUT),
+    )
+    (folder / f"results{rank}").write_text(json.dumps(run_jobs(jobs)))
+    if faults:
+        os._exit(0)  # what was wrong may hold up a group's end
+    dist.barrier()
+    MESHES.clear()
+    dist.destroy_process_group()
+
+
+class Set:
+    """Processes that run jobs together."""
+
+    def __init__(self, ranks: int, jobs: list[dict[str, Any]], folder: Path) -> None:
+        self.jobs, self.folder, self.children = jobs, folder, []
+        folder.mkdir()
+        for rank in range(ranks):
+            child = os.fork()
+            if child == 0:
+                status = 1
+                try:
+                    run_rank(rank, ranks, folder, jobs)
+                    status = 0
+                except BaseException:
+                    traceback.print_exc()
+                finally:
+                    sys.stderr.flush()
+                    os._exit(status)
+            self.children.append(child)
+
+    def results(self) -> list[Any]:
+        """Rank 0's, by job; of faults those of all ranks, None of one that died."""
+        statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in self.children]
+        files = [self.folder / f"results{rank}" for rank in range(len(self.children))]
+        if self.jobs[0]["name"] == "check_fault":
+            return [[json.loads(file.read_text())[0] if file.exists() else None for file in files]]
+        if any(statuses):
+            raise SystemExit(f"{len(self.children)} processes ended with {statuses}")
+        return json.loads(files[0].read_text())
+
+
+def main() -> None:
+    jobs: list[dict[str, Any]] = json.loads(Path(sys.argv[1]).read_text())
+    # Faults have sets of their own, which mostly wait; so they all begin at once.
+    faults = [i for i, job in enumerate(jobs) if job["name"] == "check_fault"]
+    found: list[Any] = [None] * len(jobs)
+    with tempfile.TemporaryDirectory() as folder:
+        apart = {i: Set(jobs[i]["ranks"], [jobs[i]], Path(folder) / str(i)) for i in faults}
+        others = [i for i in range(len(jobs)) if i not in apart]
+        for ranks, some in groupby(others, key=lambda i: jobs[i]["ranks"]):
+            numbers = list(some)
+            results = Set(ranks, [jobs[i] for i in numbers], Path(folder) / f"of {numbers[0]}").results()
+            for i, result in zip(numbers, results, strict=True):
+                found[i] = result
+        for i, one in apart.items():
+            (found[i],) = one.results()
+    Path(sys.argv[2]).write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
