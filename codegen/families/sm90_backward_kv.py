@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -66,24 +67,24 @@ def check_machine_code(config: KernelConfig, code: Sass, registers: int) -> dict
     check_products(code, "K Q^T and V dO^T", "P^T dO and dS^T Q")
     wide = _is_wide(config.head_dim, config.value_head_dim or config.head_dim)
     check_registers(2 if wide else consumers_of(config.kv_columns), code, registers)
-    # One exp2 per score of a thread, while V dO^T of the same tile is under way. Warpgroups that share their keys rely
-    # on each other's products.
-    wanted, found = 0 if wide else config.q_rows // 2, code.overlap(MUFU)
+    # One exp2 per score of a thread, while V dO^T of the same tile is under way. Where two warpgroups share their keys,
+    # that of dK has such a product, for a KV tile's first Q tile and in its loop over the others; that of dV relies on
+    # the other's.
+    if wide:
+        wanted, found = 2 * (config.q_rows // 2), code.overlap_everywhere(MUFU)
+    else:
+        wanted, found = config.q_rows // 2, code.overlap(MUFU)
     return overlap_facts(code, wanted, found, "exponentials")
 
 
 def tile_loop(config: KernelConfig) -> TileLoop:
-    """How consumers work through Q tiles: K Q^T and V dO^T, P^T dO, dS^T Q.
+    """How consumers work through Q tiles: K Q^T and V dO^T, P^T dO, dS^T Q. Where two share their keys, one has the first
+    and the third of these, the other one all but the third."""
+    from ..build_tools.cycles import SM90, TileLoop
 
-    Raises:
-        UnknownCode: two warpgroups share their keys, with a loop of its own each.
-    """
-    from ..build_tools.cycles import SM90, TileLoop, UnknownCode
-
-    if _is_wide(config.head_dim, config.value_head_dim or config.head_dim):
-        raise UnknownCode("two warpgroups have loops of their own, of K's and of V's gradient")
-    consumers = consumers_of(config.kv_columns)
-    return TileLoop(
+    wide = _is_wide(config.head_dim, config.value_head_dim or config.head_dim)
+    consumers = 2 if wide else consumers_of(config.kv_columns)
+    loop = TileLoop(
         SM90,
         warps=consumers,
         threads=SM90.warpgroup_threads * (consumers + 1),
@@ -91,6 +92,9 @@ def tile_loop(config: KernelConfig) -> TileLoop:
         peeled=0,
         never=frozenset({"UTMALDG"}),  # those are the loading warps'
     )
+    if not wide:
+        return loop
+    return replace(loop, groups=2, beside=replace(loop, groups=3, peeled=1), lead=2)
 
 
 FAMILY = Family(

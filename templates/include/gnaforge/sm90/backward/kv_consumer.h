@@ -241,32 +241,55 @@ struct KvConsumer {
     store([&] { store_rows(L::v_offset, gradient, 1.0f); });
   }
 
-  /// dK alone.
+  /// dK alone. The loop is rotated, as backward_q's: the wait for dP begins its body, or ptxas would move it above the
+  /// exponentials. S of a tile follows the product of the one before: the tensor cores have it to do while that ends, and
+  /// frees its stage.
   __device__ __forceinline__ void key_tile(int steps, RingPosition& at) const {
-    float gradient[L::head_dim / 2];
+    float gradient[L::head_dim / 2], scores[score_registers], of_values[score_registers];
+    std::uint32_t factors[factor_registers];
 #pragma unroll
     for (float& x : gradient) x = 0;
-#pragma unroll 1
-    for (int j = 0; j < steps; ++j) {
-      ptx::mark<ptx::Marker::tile_begins>();
-      float scores[score_registers], of_values[score_registers];
-      std::uint32_t factors[factor_registers];
+    const auto find_scores = [&] {
       wait(L::q_full, at);
       issue_scores(scores, at);
+    };
+    const auto find_probabilities = [&] {
       wait(L::grad_out_full, at);
       issue_slopes(of_values, at);
       ptx::wgmma_wait<1>();
       ptx::hold(scores);
       mask(scores, at);
       probabilities(factors, scores, at);
+    };
+    const auto add_to_gradient = [&] {
       ptx::wgmma_wait<0>();
       ptx::hold(of_values);
       slopes(factors, of_values, at);
       add_keys(gradient, factors, at);
-      ptx::wgmma_wait<0>();
+    };
+    const auto end = [&](RingPosition stage) {
       ptx::hold(gradient);
       ptx::hold(factors);
-      release(at);
+      release(stage);
+    };
+    if (steps > 0) {
+      ptx::mark<ptx::Marker::tile_begins>();
+      find_scores();
+      find_probabilities();
+#pragma unroll 1
+      for (int j = 1; j < steps; ++j) {
+        ptx::mark<ptx::Marker::tile_begins>();  // of this tile, and the gradient of the one before
+        add_to_gradient();
+        const RingPosition last = at;
+        at.template advance<L::stages>();
+        find_scores();
+        ptx::wgmma_wait<1>();
+        end(last);
+        find_probabilities();
+      }
+      add_to_gradient();
+      ptx::wgmma_wait<0>();
+      end(at);
       at.template advance<L::stages>();
     }
     ptx::mark<ptx::Marker::tile_ends>();
