@@ -67,13 +67,10 @@ def check_machine_code(config: KernelConfig, code: Sass, registers: int) -> dict
     check_products(code, "K Q^T and V dO^T", "P^T dO and dS^T Q")
     wide = _is_wide(config.head_dim, config.value_head_dim or config.head_dim)
     check_registers(2 if wide else consumers_of(config.kv_columns), code, registers)
-    # One exp2 per score of a thread, while V dO^T of the same tile is under way. Where two warpgroups share their keys,
-    # that of dK has such a product, for a KV tile's first Q tile and in its loop over the others; that of dV relies on
-    # the other's.
-    if wide:
-        wanted, found = 2 * (config.q_rows // 2), code.overlap_everywhere(MUFU)
-    else:
-        wanted, found = config.q_rows // 2, code.overlap(MUFU)
+    # One exp2 per score of a thread, while V dO^T of the same tile is under way: of tiles with a mask, and of others.
+    # Where two warpgroups share their keys, that of dK has such a product, for a KV tile's first Q tile and in its loop
+    # over the others; that of dV relies on the other's.
+    wanted, found = (4 if wide else 2) * (config.q_rows // 2), code.overlap_everywhere(MUFU)
     return overlap_facts(code, wanted, found, "exponentials")
 
 
