@@ -75,8 +75,8 @@ def check_machine_code(config: KernelConfig, code: Sass, registers: int) -> dict
 
 
 def tile_loop(config: KernelConfig) -> TileLoop:
-    """How consumers work through Q tiles: K Q^T and V dO^T, P^T dO, dS^T Q. Where two share their keys, one has the first
-    and the third of these, the other one all but the third."""
+    """How consumers work through Q tiles: K Q^T and V dO^T, P^T dO, dS^T Q. Where two share their keys, one has the
+    first and the third of these, the other one all but the third."""
     from ..build_tools.cycles import SM90, TileLoop
 
     wide = _is_wide(config.head_dim, config.value_head_dim or config.head_dim)
