@@ -252,8 +252,8 @@ struct KvConsumer {
   }
 
   /// dK alone. The loop is rotated, as backward_q's: the wait for dP begins its body, or ptxas would move it above the
-  /// exponentials. S of a tile follows the product of the one before: the tensor cores have it to do while that ends, and
-  /// frees its stage.
+  /// exponentials. S of a tile follows the product of the one before: so tensor cores have work while that ends, and
+  /// its stage is free before they are done.
   __device__ __forceinline__ void key_tile(int steps, RingPosition& at) const {
     float gradient[L::head_dim / 2], scores[score_registers], of_values[score_registers];
     std::uint32_t factors[factor_registers];
