@@ -150,7 +150,7 @@ MUTANTS = {
     "the head dim in place of the value head dim": (CONSUMER, "Mma, L::value_head_dim>", "Mma, L::head_dim>"),
     "statistics of another stage": (CONSUMER, "at.stage * L::statistics_bytes + 8", "L::statistics_bytes + 8"),
     "deltas in place of log-sum-exps": (CONSUMER, "(Deltas ? 4 * L::queries : 0)", "4 * L::queries"),
-    "no mask": (CONSUMER, "if (QueriesFacts<rank>::load_interior(facts)) {", "if (rank > 0) {"),
+    "probabilities where a key isn't seen": (CONSUMER, "column & 1 ? x : 0.0f", "column & 1 ? x : 1.0f"),
     "the mask of the other row": (CONSUMER, "seen.word[row][0]", "seen.word[1 - row][0]"),
     "what the keys of other rows are seen by": (
         "sm90/backward/transposed_mask.h",

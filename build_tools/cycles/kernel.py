@@ -61,7 +61,7 @@ def model_kernel(code: Sass, loop: TileLoop, *, registers: int, shared_memory: i
         UnknownCode: the code is not laid out as ``loop`` says, or holds an instruction that the model doesn't know.
     """
     unit = loop.multiprocessor
-    blocks = unit.blocks(loop.threads, registers, shared_memory)
+    blocks = min(unit.blocks(loop.threads, registers, shared_memory), loop.most_blocks)
     instructions = decode(code)
     apart = [loop] if loop.beside is None else [loop, loop.beside]
     ways = [find_ways(instructions, one) for one in apart]

@@ -87,6 +87,7 @@ def tile_loop(config: KernelConfig) -> TileLoop:
         threads=SM90.warpgroup_threads * (consumers + 1),
         groups=4,
         peeled=0,
+        most_blocks=1,
         never=frozenset({"UTMALDG"}),  # those are the loading warps'
     )
     if not wide:

@@ -70,6 +70,7 @@ def tile_loop(config: KernelConfig) -> TileLoop:
         warps=consumers,
         threads=SM90.warpgroup_threads * (consumers + 1),
         groups=3,
+        most_blocks=1,
         never=frozenset({"UTMALDG"}),  # that is the producer's
         aside=is_below_split,
     )
