@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..runtime.config import KernelConfig
 from ..runtime.family import Padding
-from .family import Box, Family, Limits, MachineCode
+from .family import Box, Family, Limits, MachineCode, whole_steps
 from .sm90 import (
     SHARED_MEMORY,
     WARPGROUP_ROWS,
@@ -19,6 +19,8 @@ from .sm90 import (
     mask_table_bytes,
     overlap_facts,
 )
+from .sm90_backward_q import FAMILY as BACKWARD_Q
+from .sm90_times import BACKWARD_KV
 from .target import TARGETS
 
 if TYPE_CHECKING:
@@ -95,6 +97,17 @@ def tile_loop(config: KernelConfig) -> TileLoop:
     return replace(loop, groups=2, beside=replace(loop, groups=3, peeled=1), lead=2)
 
 
+def _channels(head_dim: int, value_head_dim: int) -> int:
+    """Of K Q^T, which two warpgroups that share their keys compute twice, V dO^T, P^T dO and dS^T Q."""
+    scores = (2 if _is_wide(head_dim, value_head_dim) else 1) * whole_steps(head_dim)
+    return scores + whole_steps(value_head_dim) + value_head_dim + head_dim
+
+
+def _occupancy(rows: Any, columns: Any, head_dim: int, value_head_dim: int) -> tuple[Any, Any]:
+    """Warpgroups of a thread block, and the one block of a multiprocessor."""
+    return (2 * (rows > 0) if _is_wide(head_dim, value_head_dim) else rows / WARPGROUP_ROWS), 1
+
+
 FAMILY = Family(
     op="gna_backward_kv",
     target=TARGETS["sm90"],
@@ -106,4 +119,5 @@ FAMILY = Family(
     default_tiles={1: ((128,), (128,)), 2: ((8, 16), (8, 16)), 3: ((2, 8, 8), (2, 8, 8))},
     rounds_probabilities=True,
     machine_code=MachineCode(check_machine_code, tile_loop=tile_loop),
+    time=replace(BACKWARD_Q.time_constants(), code=BACKWARD_KV, occupancy=_occupancy, channels=_channels),
 )
