@@ -1,26 +1,30 @@
-"""Fits the simulator's formulas to modelled cycles of sm90 kernels; `sm90_cycles.py` calls it."""
+"""Fits the simulator's formulas to modelled cycles of sm90's own kernels; `sm90_cycles.py` calls it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from gnaforge.families import family_of
 from gnaforge.families.family import CodeTimes
-from gnaforge.families.sm90_forward import FAMILY
 from gnaforge.runtime.config import KernelConfig
 from gnaforge.runtime.problem import Problem
 from gnaforge.simulator.code_times import overlapped, product_cycles, tile_code
 from gnaforge.simulator.cost import Costs, costs
 
 Floats = npt.NDArray[np.float64]
-Group = tuple[int, int]
-"""Consumer warpgroups, and thread blocks on a multiprocessor: each has a formula of its own."""
+Group = tuple[int, int, int]
+"""Padded rows, warpgroups that compute them, and thread blocks on a multiprocessor: each has a formula of its own."""
+Times = dict[str, dict[Group, CodeTimes]]
+"""Formulas, by op."""
 
-TIMES = Path(__file__).parents[1] / "codegen" / "families" / "sm90_forward_times.py"
+TIMES = Path(__file__).parents[1] / "codegen" / "families" / "sm90_times.py"
+NAMES = {"gna_forward": "FORWARD", "gna_backward_q": "BACKWARD_Q", "gna_backward_kv": "BACKWARD_KV"}
 QUEUE = "queue_2"
 """Of the numbers of products that may wait for the tensor core, the one that the formulas are fitted to."""
 
@@ -36,65 +40,93 @@ _KV_TOKENS = {  # by consumer warpgroups and head dim
 _PADDED = ("q3x9x7-kv2x4x12", "q3x9x7-kv2x4x8", "q7x6x3-kv2x4x12")
 
 
-def _fitted() -> list[KernelConfig]:
-    keys = [f"gna_forward-sm90-r3-bf16-d64-{tiles}" for tiles in _PADDED]
+_DIMS = (16, 32, 64, 96, 128, 192, 256)
+_UNEQUAL_DIMS = ((64, 128), (64, 256), (256, 64))
+
+
+def _box(tokens: int) -> tuple[int, ...]:
+    return (2, 4, tokens // 8) if tokens % 8 == 0 and tokens >= 48 else (2, 2, tokens // 4)
+
+
+def _fitted() -> Iterator[KernelConfig]:
+    for tiles in _PADDED:
+        yield KernelConfig.parse(f"gna_forward-sm90-r3-bf16-d64-{tiles}")
     for warpgroups, by_dim in _KV_TOKENS.items():
         for dim, sizes in by_dim.items():
             for tokens in sizes:
-                box = (2, 4, tokens // 8) if tokens % 8 == 0 and tokens >= 48 else (2, 2, tokens // 4)
-                q, kv = ("x".join(map(str, sides)) for sides in (_Q_BOXES[warpgroups], box))
-                keys.append(f"gna_forward-sm90-r3-bf16-d{dim}-q{q}-kv{kv}")
-    return [KernelConfig.parse(key) for key in keys]
+                yield KernelConfig("gna_forward", "sm90", 3, "bf16", dim, _Q_BOXES[warpgroups], _box(tokens))
 
 
-FITTED = _fitted()
+def _fitted_backward() -> Iterator[KernelConfig]:
+    """Of these sizes all that the families admit."""
+    for rows, dim, tokens in product(_Q_BOXES.values(), _DIMS, (16, 32, 48, 64, 96, 128, 192)):
+        if tokens % 32 == 0 or dim > 128 or rows == _Q_BOXES[3]:
+            yield KernelConfig("gna_backward_q", "sm90", 3, "bf16", dim, rows, _box(tokens))
+    dims = [(dim, 0) for dim in _DIMS]
+    for rows, (dim, value_dim), tokens in product(
+        ((4, 4, 4), (2, 8, 8)), (*dims, *_UNEQUAL_DIMS), (16, 32, 64, 96, 128)
+    ):
+        if tokens > 16 or dim > 128:
+            yield KernelConfig("gna_backward_kv", "sm90", 3, "bf16", dim, _box(tokens), rows, value_dim)
+
+
+FITTED = [*_fitted(), *(config for config in _fitted_backward() if not family_of(config).faults(config))]
 """Kernels that the formulas are fitted to, beside those of the tests."""
 
 
 def group_of(key: str, cycles: dict[str, Any]) -> Group:
     """The formula that a kernel is for."""
-    return -(-KernelConfig.parse(key).q_rows // 64), cycles["blocks_per_multiprocessor"]
+    config = KernelConfig.parse(key)
+    cost, dims = _cost(config), (config.head_dim, config.value_head_dim or config.head_dim)
+    warpgroups, _ = family_of(config).time_constants().occupancy(cost.rows, cost.columns, *dims)
+    return int(cost.rows), int(warpgroups), cycles["blocks_per_multiprocessor"]
 
 
-def fit_all(kernels: dict[str, dict[str, Any]]) -> dict[Group, CodeTimes]:
-    """A formula for each group of kernels."""
-    groups: dict[Group, dict[str, dict[str, Any]]] = {}
-    for key, cycles in kernels.items():
-        groups.setdefault(group_of(key, cycles), {})[key] = cycles
-    return {group: _fit(groups[group]) for group in sorted(groups)}
-
-
-def errors_of(times: dict[Group, CodeTimes], kernels: dict[str, dict[str, Any]]) -> dict[Group, dict[str, float]]:
-    """By group, of each kernel and kind of KV tile how far the formula is off, 0.03 for 3 % more."""
-    constants = replace(FAMILY.time_constants(), code=times)
-    found: dict[Group, dict[str, float]] = {}
-    for key, cycles in kernels.items():
-        config = KernelConfig.parse(key)
-        code = tile_code(constants, FAMILY.padding, _problem(config), _cost(config))
-        for name in ("interior", "shell"):
-            error = float(getattr(code, name)) / cycles[f"{name}_tile_cycles"][QUEUE] - 1
-            found.setdefault(group_of(key, cycles), {})[f"{key}, {name}"] = error
+def fit_all(kernels: dict[str, dict[str, Any]]) -> Times:
+    """A formula for each group of kernels of each op."""
+    found: Times = {}
+    for op in NAMES:
+        groups: dict[Group, dict[str, dict[str, Any]]] = {}
+        for key, cycles in kernels.items():
+            if KernelConfig.parse(key).op == op:
+                groups.setdefault(group_of(key, cycles), {})[key] = cycles
+        found[op] = {group: _fit(groups[group]) for group in sorted(groups)}
     return found
 
 
-def render_times(times: dict[Group, CodeTimes], kernels: int) -> str:
-    """The module of the family's formulas."""
+def errors_of(times: Times, kernels: dict[str, dict[str, Any]]) -> dict[tuple[str, Group], dict[str, float]]:
+    """By op and group, of each kernel and kind of tile how far the formula is off, 0.03 for 3 % more."""
+    found: dict[tuple[str, Group], dict[str, float]] = {}
+    for key, cycles in kernels.items():
+        config = KernelConfig.parse(key)
+        constants = replace(family_of(config).time_constants(), code=times[config.op])
+        code = tile_code(constants, _problem(config), _cost(config))
+        for name in ("interior", "shell"):
+            error = float(getattr(code, name)) / cycles[f"{name}_tile_cycles"][QUEUE] - 1
+            found.setdefault((config.op, group_of(key, cycles)), {})[f"{key}, {name}"] = error
+    return found
+
+
+def render_times(times: Times, kernels: int) -> str:
+    """The module of the families' formulas."""
     lines = [
-        '"""Cycles per tile of the sm90 forward kernels, fitted to what the time model of machine code says of',
-        f"{kernels} kernels. Written by tests/sm90_cycles.py; not to be edited.",
+        '"""Cycles per tile of sm90\'s own kernels, fitted to what the time model of machine code says of',
+        f"{kernels} kernels: by rows, warpgroups that compute them, and thread blocks on a multiprocessor.",
+        "Written by tests/sm90_cycles.py; not to be edited.",
         '"""',
         "",
         "from __future__ import annotations",
         "",
         "from .family import CodeTimes",
-        "",
-        "CODE_TIMES = {  # by consumer warpgroups and thread blocks on a multiprocessor",
     ]
-    for group, found in times.items():
-        lines.append(f"    {group}: CodeTimes(")
-        lines += [f"        {field.name}={getattr(found, field.name)!r}," for field in fields(found)]
-        lines.append("    ),")
-    return "\n".join([*lines, "}", ""])
+    for op, groups in times.items():
+        lines += ["", f"{NAMES[op]} = {{"]
+        for group, found in groups.items():
+            lines.append(f"    {group}: CodeTimes(")
+            lines += [f"        {field.name}={getattr(found, field.name)!r}," for field in fields(found)]
+            lines.append("    ),")
+        lines.append("}")
+    return "\n".join([*lines, ""])
 
 
 def _problem(config: KernelConfig) -> Problem:
@@ -104,7 +136,9 @@ def _problem(config: KernelConfig) -> Problem:
 
 def _cost(config: KernelConfig) -> Costs:
     """Of one visited tile."""
-    return costs(FAMILY.padding, config.q_rows, config.kv_columns, 1, config.kv_columns, 1, 1, 1, 1)
+    family = family_of(config)
+    rows, columns = family.in_order(config.q_rows, config.kv_columns)
+    return costs(family.padding, rows, columns, 1, columns, 1, 1, 1, 1)
 
 
 def _fit(kernels: dict[str, dict[str, Any]]) -> CodeTimes:
@@ -113,9 +147,11 @@ def _fit(kernels: dict[str, dict[str, Any]]) -> CodeTimes:
     value_dims = np.array([config.value_head_dim or config.head_dim for config in configs], dtype=float)
     work = [_cost(config) for config in configs]
     columns = np.array([float(cost.columns) for cost in work])
+    family = family_of(configs[0])
+    constants = family.time_constants()
     products = np.array(
         [
-            float(product_cycles(FAMILY.time_constants(), cost.rows, cost.columns, config.head_dim, int(value_dim)))
+            float(product_cycles(constants, cost.rows, cost.columns, config.head_dim, int(value_dim)))
             for config, cost, value_dim in zip(configs, work, value_dims, strict=True)
         ]
     )
@@ -138,7 +174,7 @@ def _fit(kernels: dict[str, dict[str, Any]]) -> CodeTimes:
     padded = np.array([bool(cost.padded) for cost in work])
     whole = float(q_tile[~padded].mean())
     apart = ((q_tile - whole) / products)[padded]
-    more = max(float(apart.mean()), 0.0) if len(apart) and work[0].rows > FAMILY.padding.rows else 0.0
+    more = max(float(apart.mean()), 0.0) if len(apart) and work[0].rows > family.padding.rows else 0.0
     numbers = (*map(float, np.clip(best, least, most)), whole, more)
     return CodeTimes(*(float(f"{value:.4g}") for value in numbers))
 

@@ -88,10 +88,10 @@ def _words(index: int, words: list[str], labels: dict[str, int]) -> tuple[int, i
     return low, high | (0 if after is None else 1 << after) << 52
 
 
-def cycles(text: str, **options: int | None) -> float:
-    """Of one round of all warps."""
+def cycles(text: str, warps: int = 1, **options: int | None) -> float:
+    """Of one round of all warps, which take the same way."""
     code = decode(listing(text))
-    return simulate(code, SM90, turn=find_turn(tuple(code)), **{"warps": 1, **options}).cycles  # type: ignore[arg-type]
+    return simulate([code] * warps, SM90, turn=find_turn(tuple(code)), **options).cycles  # type: ignore[arg-type]
 
 
 def test_words_are_read_as_nvdisasm_prints_them() -> None:

@@ -365,14 +365,14 @@ class TestSimulate:
         )  # fmt: skip
         constants = replace(
             FAMILIES["sm90"].time_constants(), units=1, ghz=1.0, launch_us=0.0, score_cycles=0.0, tile_cycles=0.0,
-            rescale_cycles=0.0, code={(2, 1): code, (1, 1): replace(code, column=1e6)},
+            rescale_cycles=0.0, code={(128, 2, 1): code, (64, 1, 1): replace(code, column=1e6)},
         )  # fmt: skip
         problem = oracle.Problem((100,), 100, head_dim=72, value_head_dim=64)
         padding = FAMILIES["sm90"].padding
         cost = costs(padding, 100, 128, 1, 256, 2, 1, 2, 1)
         # Products: 2 x 128 x 128 x (80 + 64) / 4096 = 1152, since Q and K are 16 channels deep at a time. The rest:
         # 3 x 128 + 0.5 x 64 + 64 = 480; the mask 2 x 128 + 44 = 300. The Q tile is padded: 1000 + 1152 / 2.
-        found = tile_code(constants, padding, problem, cost)
+        found = tile_code(constants, problem, cost)
         assert [float(x) for x in (found.interior, found.shell, found.q_tile)] == pytest.approx([1632, 1932, 1576])
         assert float(model_time(constants, padding, problem, FORWARD, cost).seconds) == pytest.approx(5140e-9)
         # With full overlap a tile takes the longer of both.

@@ -89,6 +89,9 @@ class TileLoop:
         groups: runs of matrix products that a loop issues for one tile, each behind a WARPGROUP.ARRIVE.
         peeled: of a Q tile, the KV tiles that no pass of a loop is for: 1 where loops are rotated, else 0.
         loops: 1 for all KV tiles; 2 where shell tiles have one of their own, with the longer way through it.
+        beside: the loop that half of ``warps`` have, where they take the same tiles as the others in one of their own.
+        most_blocks: thread blocks that a kernel's grid has on a multiprocessor, where more would fit.
+        lead: tiles by which one of two such loops may be ahead, since both have to free what a tile takes.
         never: names of instructions that the loop of these warps hasn't got, which tells it from other warps' loops.
         rare: says of a block that the loop may pass by that it runs so rarely that no tile is charged with it.
         aside: the same of a block to which tiles come on the way of others that don't pass it by: so those that lead to
@@ -101,6 +104,9 @@ class TileLoop:
     groups: int
     peeled: int = 1
     loops: int = 1
+    most_blocks: int = 32
+    beside: TileLoop | None = None
+    lead: int = 0
     never: frozenset[str] = field(default_factory=frozenset)
     rare: Callable[[Sequence[Instruction]], bool] = no_block
     aside: Callable[[Sequence[Instruction]], bool] = no_block

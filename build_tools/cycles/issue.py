@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum, auto
+from itertools import chain
 
 from .description import Multiprocessor
 from .flow import Way
@@ -122,6 +123,7 @@ class _Warp:
         "groups",
         "last",
         "met",
+        "ops",
         "peers",
         "place",
         "ready",
@@ -131,8 +133,9 @@ class _Warp:
         "turns",
     )
 
-    def __init__(self, place: int, peers: list[_Warp]) -> None:
+    def __init__(self, place: int, peers: list[_Warp], ops: Sequence[_Op]) -> None:
         self.place, self.peers = place, peers  # in its thread block
+        self.ops = ops
         self.at, self.rounds, self.ready, self.last = 0, 0, 0, -1
         self.scoreboards = [0] * 6
         self.groups: deque[int] = deque([0] * 8, maxlen=8)  # when groups of products are done
@@ -146,30 +149,32 @@ class _Warp:
 
 
 def simulate(
-    way: Sequence[Instruction],
+    ways: Sequence[Sequence[Instruction]],
     unit: Multiprocessor,
     *,
-    warps: int,
     blocks: int = 1,
     queue: int | None = None,
     turn: Turn | None = None,
+    lead: int = 0,
 ) -> Steady:
-    """Runs warps that each take ``way`` again and again.
+    """Runs warps that each take their way again and again.
 
     Args:
-        warps: of one thread block that share the part of the multiprocessor.
+        ways: of the warps of one thread block that share the part of the multiprocessor.
         blocks: thread blocks on it.
         queue: matrix products that may be issued before the tensor core has begun with them; None for any number.
         turn: the barrier at which the warps of a block take turns.
+        lead: rounds by which a warp may be ahead of the last one of its block; 0 for any number.
 
     Raises:
         UnknownCode: the warps wait for each other for ever.
     """
-    ops = [_prepare(instruction, unit, turn, warps) for instruction in way]
+    warps = len(ways)
+    prepared = {id(way): [_prepare(instruction, unit, turn, warps) for instruction in way] for way in ways}
     everyone: list[_Warp] = []
     for _ in range(blocks):
         block: list[_Warp] = []
-        block += [_Warp(place, block) for place in range(warps)]
+        block += [_Warp(place, block, prepared[id(way)]) for place, way in enumerate(ways)]
         everyone += block
     free = [0] * len(_PIPES)  # when each pipe is
     starts: deque[int] = deque(maxlen=queue or 1)  # when the last products begin
@@ -181,7 +186,9 @@ def simulate(
     while True:
         when, warp = -1, first
         for w in everyone:
-            op = ops[w.at]
+            op = w.ops[w.at]
+            if lead and w.at == 0 and w.rounds >= min(peer.rounds for peer in w.peers) + lead:
+                continue
             if w.met or (op.does == _Does.AWAIT_TURN and not w.turns):
                 continue
             time = w.ready
@@ -209,11 +216,12 @@ def simulate(
             state = (
                 tuple(w.state(when) for w in everyone),
                 tuple(max(0, time - when) for time in (*free, tensor_end, *starts)),
+                tuple(w.rounds - first.rounds for w in first.peers) if lead else (),
             )
             if state in seen or len(marks) > _MOST_ROUNDS:
                 break
             seen[state] = marks[-1]
-        op = ops[warp.at]
+        op = warp.ops[warp.at]
         free[op.pipe] = when + op.occupancy
         warp.ready, warp.last = when + op.stall, when
         if op.result != NO_SCOREBOARD:
@@ -238,18 +246,19 @@ def simulate(
                     for peer in warp.peers:
                         peer.met, peer.ready = False, max(peer.ready, when + unit.barrier)
         warp.at += 1
-        if warp.at == len(ops):
+        if warp.at == len(warp.ops):
             warp.at, warp.rounds = 0, warp.rounds + 1
         now = when + 1
     begin = seen.get(state, marks[len(marks) // 2])
     end = marks[-1]
     cycles = (end[0] - begin[0]) * len(everyone) / (end[1] - begin[1])
-    return Steady(cycles, _busy(way, ops, len(everyone), cycles))
+    return Steady(cycles, _busy([w.ops for w in everyone], cycles))
 
 
-def _busy(way: Sequence[Instruction], ops: Sequence[_Op], warps: int, cycles: float) -> dict[str, float]:
-    occupied = {pipe.value: 0 for pipe in Pipe if pipe is not Pipe.CONTROL}
-    for instruction, op in zip(way, ops, strict=True):
-        if instruction.pipe is not Pipe.CONTROL:
-            occupied[instruction.pipe.value] += op.amount if op.does == _Does.PRODUCT else op.occupancy
-    return {name: warps * time / cycles for name, time in {**occupied, "issue": len(ops)}.items()}
+def _busy(all_ops: Sequence[Sequence[_Op]], cycles: float) -> dict[str, float]:
+    occupied = {pipe: 0 for pipe in Pipe if pipe is not Pipe.CONTROL}
+    for op in chain.from_iterable(all_ops):
+        if (pipe := _PIPES[op.pipe]) is not Pipe.CONTROL:
+            occupied[pipe] += op.amount if op.does == _Does.PRODUCT else op.occupancy
+    shares = {pipe.value: time / cycles for pipe, time in occupied.items()}
+    return {**shares, "issue": sum(map(len, all_ops)) / cycles}

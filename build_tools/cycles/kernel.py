@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..sass import Sass
@@ -61,25 +61,30 @@ def model_kernel(code: Sass, loop: TileLoop, *, registers: int, shared_memory: i
         UnknownCode: the code is not laid out as ``loop`` says, or holds an instruction that the model doesn't know.
     """
     unit = loop.multiprocessor
-    blocks = unit.blocks(loop.threads, registers, shared_memory)
-    ways = find_ways(decode(code), loop)
-    turn = find_turn(ways.interior)
+    blocks = min(unit.blocks(loop.threads, registers, shared_memory), loop.most_blocks)
+    instructions = decode(code)
+    apart = [loop] if loop.beside is None else [loop, loop.beside]
+    ways = [find_ways(instructions, one) for one in apart]
+    turn = find_turn(ways[0].interior)
+    peeled = max(one.peeled for one in apart)
 
-    def run(way: Way) -> dict[str, Steady]:
+    def run(each: Sequence[Way]) -> dict[str, Steady]:
+        taken = [way for way in each for _ in range(loop.warps // len(each))]
         return {
-            name: simulate(way, unit, warps=loop.warps, blocks=blocks, queue=queue, turn=turn)
+            name: simulate(taken, unit, blocks=blocks, queue=queue, turn=turn, lead=loop.lead)
             for name, queue in QUEUES.items()
         }
 
     def per_tile(found: Mapping[str, Steady]) -> dict[str, float]:
         return {name: steady.cycles / blocks for name, steady in found.items()}
 
-    interior, shell = run(ways.interior), run(ways.shell)
+    interior, shell = run([found.interior for found in ways]), run([found.shell for found in ways])
     interior_tile, shell_tile = per_tile(interior), per_tile(shell)
-    whole = per_tile(run(ways.q_tile(_PASSES)))
+    passes = [_PASSES + peeled - one.peeled for one in apart]
+    whole = per_tile(run([found.q_tile(count) for found, count in zip(ways, passes, strict=True)]))
     kinds = [shell_tile] if loop.loops == 1 else [interior_tile, shell_tile]
     # Of the products of a peeled tile some are before the loops and some behind.
-    first = {name: (_PASSES + loop.peeled) * kinds[0][name] for name in QUEUES}
+    first = {name: (_PASSES + peeled) * kinds[0][name] for name in QUEUES}
     tiles = {name: first[name] + _PASSES * sum(k[name] for k in kinds[1:]) for name in QUEUES}
     return KernelCycles(
         interior_tile=interior_tile,

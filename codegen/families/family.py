@@ -107,9 +107,19 @@ class CodeTimes:
     q_tile_padded: float
 
 
-def one_block(rows: Any, columns: Any, head_dim: int, value_head_dim: int) -> Any:
-    """Says of no tiles that two thread blocks share a multiprocessor."""
-    return rows < 0
+def one_block(rows: Any, columns: Any, head_dim: int, value_head_dim: int) -> tuple[Any, Any]:
+    """Of all tiles one warpgroup for each 64 rows, and one thread block on a multiprocessor."""
+    return rows / 64, 1
+
+
+def forward_channels(head_dim: int, value_head_dim: int) -> int:
+    """Of Q K^T, which adds up 16 channels at a time, and of P V."""
+    return whole_steps(head_dim) + value_head_dim
+
+
+def whole_steps(channels: int) -> int:
+    """Channels that matrix instructions add up for so many, which is 16 at a time."""
+    return -(-channels // 16) * 16
 
 
 @dataclass(frozen=True)
@@ -134,13 +144,15 @@ class TimeConstants:
         load_bytes_per_cycle: K and V arriving at one unit, from the L2 cache.
         memory_gb_s: main memory.
         launch_us: a call's fixed cost.
-        dense_rows: query rows of a tile of the dense kernel that times are compared with.
+        dense_rows: query rows of a tile of the dense kernel that times are compared with; 0 for the family's default
+            tiles.
         source: where the constants come from.
-        code: what the time model of machine code says, by (groups of padded rows in a Q tile, thread blocks on a
-            multiprocessor). Where there is such a thing, it has the matrix work, masks and Q tiles, and the constants
-            above what runs take beyond it; ``solo_factor`` is not used.
-        two_blocks: of (padded rows, columns, head dim, value head dim), numbers or arrays: whether two thread blocks
-            share a multiprocessor.
+        code: what the time model of machine code says, by (padded rows, warpgroups that compute them, thread blocks on
+            a multiprocessor). Where there is such a thing, it has the matrix work, masks and Q tiles, and the
+            constants above what runs take beyond it; ``solo_factor`` is not used.
+        occupancy: of (padded rows, columns, head dim, value head dim), numbers or arrays: the warpgroups and the thread
+            blocks that ``code`` asks for.
+        channels: of (head dim, value head dim): the sum of those of a tile's matrix products.
     """
 
     device: str
@@ -160,8 +172,9 @@ class TimeConstants:
     launch_us: float
     dense_rows: int
     source: str
-    code: Mapping[tuple[int, int], CodeTimes] = field(default_factory=dict)
-    two_blocks: Callable[[Any, Any, int, int], Any] = one_block
+    code: Mapping[tuple[int, int, int], CodeTimes] = field(default_factory=dict)
+    occupancy: Callable[[Any, Any, int, int], tuple[Any, Any]] = one_block
+    channels: Callable[[int, int], int] = forward_channels
 
 
 @dataclass(frozen=True)

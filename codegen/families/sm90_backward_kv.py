@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..runtime.config import KernelConfig
 from ..runtime.family import Padding
-from .family import Box, Family, Limits, MachineCode
+from .family import Box, Family, Limits, MachineCode, whole_steps
 from .sm90 import (
     SHARED_MEMORY,
     WARPGROUP_ROWS,
@@ -18,6 +19,8 @@ from .sm90 import (
     mask_table_bytes,
     overlap_facts,
 )
+from .sm90_backward_q import FAMILY as BACKWARD_Q
+from .sm90_times import BACKWARD_KV
 from .target import TARGETS
 
 if TYPE_CHECKING:
@@ -66,31 +69,43 @@ def check_machine_code(config: KernelConfig, code: Sass, registers: int) -> dict
     check_products(code, "K Q^T and V dO^T", "P^T dO and dS^T Q")
     wide = _is_wide(config.head_dim, config.value_head_dim or config.head_dim)
     check_registers(2 if wide else consumers_of(config.kv_columns), code, registers)
-    # One exp2 per score of a thread, while V dO^T of the same tile is under way. Warpgroups that share their keys rely
-    # on each other's products.
-    wanted, found = 0 if wide else config.q_rows // 2, code.overlap(MUFU)
+    # One exp2 per score of a thread, while V dO^T of the same tile is under way: of tiles with a mask, and of others.
+    # Where two warpgroups share their keys, that of dK has such a product, for a KV tile's first Q tile and in its loop
+    # over the others; that of dV relies on the other's.
+    wanted, found = (4 if wide else 2) * (config.q_rows // 2), code.overlap_everywhere(MUFU)
     return overlap_facts(code, wanted, found, "exponentials")
 
 
 def tile_loop(config: KernelConfig) -> TileLoop:
-    """How consumers work through Q tiles: K Q^T and V dO^T, P^T dO, dS^T Q.
+    """How consumers work through Q tiles: K Q^T and V dO^T, P^T dO, dS^T Q. Where two share their keys, one has the
+    first and the third of these, the other one all but the third."""
+    from ..build_tools.cycles import SM90, TileLoop
 
-    Raises:
-        UnknownCode: two warpgroups share their keys, with a loop of its own each.
-    """
-    from ..build_tools.cycles import SM90, TileLoop, UnknownCode
-
-    if _is_wide(config.head_dim, config.value_head_dim or config.head_dim):
-        raise UnknownCode("two warpgroups have loops of their own, of K's and of V's gradient")
-    consumers = consumers_of(config.kv_columns)
-    return TileLoop(
+    wide = _is_wide(config.head_dim, config.value_head_dim or config.head_dim)
+    consumers = 2 if wide else consumers_of(config.kv_columns)
+    loop = TileLoop(
         SM90,
         warps=consumers,
         threads=SM90.warpgroup_threads * (consumers + 1),
         groups=4,
         peeled=0,
+        most_blocks=1,
         never=frozenset({"UTMALDG"}),  # those are the loading warps'
     )
+    if not wide:
+        return loop
+    return replace(loop, groups=2, beside=replace(loop, groups=3, peeled=1), lead=2)
+
+
+def _channels(head_dim: int, value_head_dim: int) -> int:
+    """Of K Q^T, which two warpgroups that share their keys compute twice, V dO^T, P^T dO and dS^T Q."""
+    scores = (2 if _is_wide(head_dim, value_head_dim) else 1) * whole_steps(head_dim)
+    return scores + whole_steps(value_head_dim) + value_head_dim + head_dim
+
+
+def _occupancy(rows: Any, columns: Any, head_dim: int, value_head_dim: int) -> tuple[Any, Any]:
+    """Warpgroups of a thread block, and the one block of a multiprocessor."""
+    return (2 * (rows > 0) if _is_wide(head_dim, value_head_dim) else rows / WARPGROUP_ROWS), 1
 
 
 FAMILY = Family(
@@ -104,4 +119,5 @@ FAMILY = Family(
     default_tiles={1: ((128,), (128,)), 2: ((8, 16), (8, 16)), 3: ((2, 8, 8), (2, 8, 8))},
     rounds_probabilities=True,
     machine_code=MachineCode(check_machine_code, tile_loop=tile_loop),
+    time=replace(BACKWARD_Q.time_constants(), code=BACKWARD_KV, occupancy=_occupancy, channels=_channels),
 )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING
 
 from ..runtime.config import KernelConfig
 from ..runtime.family import Padding
-from .family import Box, Family, Limits, MachineCode
+from .family import Box, Family, Limits, MachineCode, one_block, whole_steps
 from .sm90 import (
     SHARED_MEMORY,
     WARPGROUP_ROWS,
@@ -20,6 +21,8 @@ from .sm90 import (
     mask_table_bytes,
     overlap_facts,
 )
+from .sm90_forward import FAMILY as FORWARD
+from .sm90_times import BACKWARD_Q
 from .target import TARGETS
 
 if TYPE_CHECKING:
@@ -70,9 +73,15 @@ def tile_loop(config: KernelConfig) -> TileLoop:
         warps=consumers,
         threads=SM90.warpgroup_threads * (consumers + 1),
         groups=3,
+        most_blocks=1,
         never=frozenset({"UTMALDG"}),  # that is the producer's
         aside=is_below_split,
     )
+
+
+def _channels(head_dim: int, value_head_dim: int) -> int:
+    """Of Q K^T, dO V^T and dS K."""
+    return whole_steps(head_dim) + whole_steps(value_head_dim) + head_dim
 
 
 FAMILY = Family(
@@ -86,4 +95,16 @@ FAMILY = Family(
     default_tiles={1: ((128,), (96,)), 2: ((8, 16), (6, 16)), 3: ((2, 8, 8), (2, 6, 8))},
     rounds_probabilities=True,
     machine_code=MachineCode(check_machine_code, tile_loop=tile_loop),
+    time=replace(
+        FORWARD.time_constants(),
+        rescale_cycles=0.0,
+        code=BACKWARD_Q,
+        occupancy=one_block,
+        channels=_channels,
+        dense_rows=0,
+        source=(
+            "matrix work, exponentials, masks and tiles that are held from the time model of our machine code; beyond "
+            "that what the forward kernels' have per score and tile; loads estimated; no kernel of ours was run"
+        ),
+    ),
 )

@@ -11,7 +11,7 @@ from ..runtime.config import KernelConfig
 from ..runtime.family import Padding
 from .family import Box, Family, Limits, MachineCode, one_block, q_box_of_halves
 from .sm90_forward import FAMILY as LEAN
-from .sm90_forward_times import CODE_TIMES
+from .sm90_times import FORWARD
 from .target import TARGETS
 
 if TYPE_CHECKING:
@@ -102,8 +102,8 @@ FAMILY = Family(
         # Masks overlap with nothing of their own warpgroup: so shell tiles of up to 128 channels are within 15 % of the
         # modelled cycles of machine code, with two matrix products queued, in 5 kernels of 96 to 192 columns. From 192
         # channels on tiles take a quarter to a third more than the other family's, which the formula doesn't say.
-        code={(1, 1): replace(CODE_TIMES[2, 1], mask_column=5.0, mask_tile=150.0)},
-        two_blocks=one_block,
+        code={(128, 2, 1): replace(FORWARD[128, 2, 1], mask_column=5.0, mask_tile=150.0)},
+        occupancy=one_block,
         source=(
             "all but masks as of the family without variant; masks from a model of how our machine code issues; no "
             "kernel of ours was run"

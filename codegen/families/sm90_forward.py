@@ -22,7 +22,7 @@ from .sm90 import (
     mask_table_bytes,
     overlap_facts,
 )
-from .sm90_forward_times import CODE_TIMES
+from .sm90_times import FORWARD
 from .target import TARGETS
 
 if TYPE_CHECKING:
@@ -89,12 +89,13 @@ def _is_of_few_tiles(block: Sequence[Instruction], rank: int) -> bool:
     return is_below_split(block) or sets or (rank == 1 and {"S2R"} <= names <= CHOICES | {"S2R"})
 
 
-def _two_blocks(rows: Any, columns: Any, head_dim: int, value_head_dim: int) -> Any:
-    """Whether two thread blocks share a multiprocessor, of numbers or arrays: as layout.h says, with an estimate of the
-    table of masks."""
+def _occupancy(rows: Any, columns: Any, head_dim: int, value_head_dim: int) -> tuple[Any, Any]:
+    """Warpgroups of a thread block and blocks of a multiprocessor, of numbers or arrays: as layout.h says, with an
+    estimate of the table of masks."""
     q, v = channels(head_dim), channels(value_head_dim)
     memory = 2 * rows * (q + v) + 4 * columns * (q + v) + 512 + 5 * columns
-    return (rows <= WARPGROUP_ROWS) & (columns <= 192) & (value_head_dim <= 192) & (memory <= 113 * 1024)
+    share = (rows <= WARPGROUP_ROWS) & (columns <= 192) & (value_head_dim <= 192) & (memory <= 113 * 1024)
+    return rows / WARPGROUP_ROWS, 1 + share
 
 
 def tile_loop(config: KernelConfig) -> TileLoop:
@@ -141,8 +142,8 @@ FAMILY = Family(
         mask_tile_cycles=0.0,
         key_cycles=0.0,
         q_tile_cycles=0.0,
-        code=CODE_TIMES,
-        two_blocks=_two_blocks,
+        code=FORWARD,
+        occupancy=_occupancy,
         load_bytes_per_cycle=24.0,
         memory_gb_s=3350.0,
         launch_us=2.0,

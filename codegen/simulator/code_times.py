@@ -7,11 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..families.family import TimeConstants
-from ..runtime.family import Padding
 from ..runtime.problem import Problem
 from .cost import Costs, Floats
-
-_DEPTH = 16  # channels that one matrix instruction adds up
 
 
 @dataclass(frozen=True)
@@ -32,12 +29,11 @@ class TileCode:
         return self.shell if masked else self.interior
 
 
-def tile_code(constants: TimeConstants, padding: Padding, problem: Problem, cost: Costs) -> TileCode:
+def tile_code(constants: TimeConstants, problem: Problem, cost: Costs) -> TileCode:
     """The cycles of tiles with the rows and columns of ``cost``, by the formulas in ``constants.code``."""
     dim, value_dim = problem.head_dim, problem.value_head_dim
-    groups = np.asarray(cost.rows / padding.rows)
-    blocks = np.where(constants.two_blocks(cost.rows, cost.columns, dim, value_dim), 2, 1)
-    kinds = [(groups == g) & (blocks == b) for g, b in constants.code]
+    warpgroups, blocks = constants.occupancy(cost.rows, cost.columns, dim, value_dim)
+    kinds = [(cost.rows == r) & (warpgroups == w) & (blocks == b) for r, w, b in constants.code]
 
     def of(name: str) -> Floats:
         return np.select(kinds, [getattr(times, name) for times in constants.code.values()], default=np.nan)
@@ -61,6 +57,5 @@ def overlapped(products: Floats, other: Floats, overlap: Floats | float) -> Floa
 
 
 def product_cycles(constants: TimeConstants, rows: Floats, columns: Floats, dim: int, value_dim: int) -> Floats:
-    """Matrix work of a KV tile: 2 flop per score and channel, of Q and K whole instructions."""
-    channels = -(-dim // _DEPTH) * _DEPTH + value_dim
-    return np.asarray(2 * rows * columns * channels / constants.flop_per_cycle)
+    """Matrix work of a KV tile: 2 flop per score and channel."""
+    return np.asarray(2 * rows * columns * constants.channels(dim, value_dim) / constants.flop_per_cycle)

@@ -241,7 +241,7 @@ def simulate_tiles(
         counts=counts,
         worst_static=worst,
         time=model_time(constants, family.padding, problem, op, tile_costs(family.padding, tiles, counts, op.held)),
-        dense_seconds=dense_time(constants, family.padding, problem, op),
+        dense_seconds=dense_time(family, problem),
     )
 
 

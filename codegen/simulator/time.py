@@ -7,10 +7,10 @@ from math import prod
 
 import numpy as np
 
-from ..families.family import TimeConstants
+from ..families.family import Family, TimeConstants
 from ..runtime.dtypes import DTYPES
 from ..runtime.family import Padding
-from ..runtime.op_table import Op
+from ..runtime.op_table import OPS, Op
 from ..runtime.problem import Problem
 from .code_times import tile_code
 from .cost import Costs, Floats, costs
@@ -45,7 +45,7 @@ def model_time(constants: TimeConstants, padding: Padding, problem: Problem, op:
     convert = channels * constants.key_cycles / cost.rows  # per score: a key is converted once for all rows
     fixed = constants.tile_cycles + cost.rows * problem.value_head_dim * constants.rescale_cycles
     q_tile: Floats | float = constants.q_tile_cycles
-    code = tile_code(constants, padding, problem, cost) if constants.code else None
+    code = tile_code(constants, problem, cost) if constants.code else None
     if code is not None:
         q_tile = q_tile + code.q_tile
 
@@ -77,13 +77,17 @@ def model_time(constants: TimeConstants, padding: Padding, problem: Problem, op:
     )
 
 
-def dense_time(constants: TimeConstants, padding: Padding, problem: Problem, op: Op) -> float:
+def dense_time(family: Family, problem: Problem) -> float:
     """Modelled seconds of dense attention to the same keys, extra ones included, by a kernel of the same family."""
-    rows = constants.dense_rows
+    constants, op = family.time_constants(), OPS[family.op]
+    rows, columns = constants.dense_rows, _DENSE_COLUMNS
+    if not rows:
+        boxes = family.default_boxes(1, problem.head_dim, problem.value_head_dim)
+        (rows,), (columns,) = family.in_order(*boxes)
     queries, keys = [problem.token_count], [prod(problem.kv_tokens or problem.tokens), *problem.extra_tokens]
     held, others = (keys, queries) if op.held == "kv" else (queries, keys)
     held_tiles = sum(-(-n // rows) for n in held)
-    most = sum(-(-n // _DENSE_COLUMNS) for n in others)
+    most = sum(-(-n // columns) for n in others)
     tiles = held_tiles * most
-    cost = costs(padding, rows, _DENSE_COLUMNS, held_tiles, tiles * _DENSE_COLUMNS, tiles, tiles, most, most)
-    return float(model_time(constants, padding, problem, op, cost).seconds)
+    cost = costs(family.padding, rows, columns, held_tiles, tiles * columns, tiles, tiles, most, most)
+    return float(model_time(constants, family.padding, problem, op, cost).seconds)

@@ -73,13 +73,6 @@ struct KvConsumer {
         [](float (&c)[N], const std::uint32_t* a, std::uint64_t b) { Mma::key_gradient(c, a, b); });
   }
 
-  __device__ __forceinline__ void mask(float (&scores)[score_registers], RingPosition at) const {
-    const ptx::SharedAddress facts = shared + L::stage_facts + L::stage_facts_bytes * at.stage;
-    if (QueriesFacts<rank>::load_interior(facts)) return;
-    ptx::mark<ptx::Marker::tile_is_shell>();
-    Mask::seen(shared, facts, first_row()).apply(scores);
-  }
-
   /// Of two neighbouring columns of group `group`, the log-sum-exps, or the deltas.
   template <bool Deltas>
   __device__ __forceinline__ float2 statistics(RingPosition at, int group) const {
@@ -89,16 +82,35 @@ struct KvConsumer {
     return {__uint_as_float(pair[0]), __uint_as_float(pair[1])};
   }
 
-  /// P, rounded.
+  /// P, rounded. What a key isn't seen by is taken away from exponentials and not from scores, each right behind its
+  /// own: so most of the time that a mask takes is hidden behind them.
   __device__ __forceinline__ void probabilities(std::uint32_t (&rounded)[factor_registers],
                                                 const float (&scores)[score_registers], RingPosition at) const {
+    const ptx::SharedAddress facts = shared + L::stage_facts + L::stage_facts_bytes * at.stage;
+    if (QueriesFacts<rank>::load_interior(facts)) {
+      exponentials(rounded, scores, at, [](float x, int, int) { return x; });
+    } else {
+      ptx::mark<ptx::Marker::tile_is_shell>();
+      const auto seen = Mask::seen(shared, facts, first_row());
+      exponentials(rounded, scores, at,
+                   [&](float x, int row, int column) { return seen.word[row][0] >> column & 1 ? x : 0.0f; });
+    }
+  }
+
+  /// `keep(exponential, row, column)`, rounded, of the thread's rows and columns.
+  template <class Keep>
+  __device__ __forceinline__ void exponentials(std::uint32_t (&rounded)[factor_registers],
+                                               const float (&scores)[score_registers], RingPosition at,
+                                               const Keep& keep) const {
 #pragma unroll
     for (int g = 0; g < L::queries / 8; ++g) {
       const float2 lse = statistics<false>(at, g);
+      const auto exponential = [&](int r, int c) {
+        const float shift = c == 0 ? lse.x : lse.y;
+        return keep(ptx::exp2_fast(fmaf(scores[element(g, r, c)], params.scale_log2, -shift)), r, 2 * g + c);
+      };
 #pragma unroll
-      for (int r = 0; r < 2; ++r)
-        rounded[2 * g + r] = Element::pack(ptx::exp2_fast(fmaf(scores[element(g, r, 0)], params.scale_log2, -lse.x)),
-                                           ptx::exp2_fast(fmaf(scores[element(g, r, 1)], params.scale_log2, -lse.y)));
+      for (int r = 0; r < 2; ++r) rounded[2 * g + r] = Element::pack(exponential(r, 0), exponential(r, 1));
     }
   }
 
@@ -186,7 +198,6 @@ struct KvConsumer {
       issue_slopes(of_values, at);
       ptx::wgmma_wait<1>();
       ptx::hold(scores);
-      mask(scores, at);
       probabilities(rounded, scores, at);
       // dV goes to the tensor cores before dP is waited for: it takes all exponentials, so ptxas can't move that wait
       // above them. dS comes from rounded P, which frees the registers of S: of a copy, for P itself is a factor of the
@@ -228,7 +239,6 @@ struct KvConsumer {
       wait(L::grad_out_full, at);
       ptx::wgmma_wait<0>();
       ptx::hold(scores);
-      mask(scores, at);
       probabilities(rounded, scores, at);
       add_values(gradient, rounded, at);
       ptx::wgmma_wait<0>();
@@ -241,32 +251,54 @@ struct KvConsumer {
     store([&] { store_rows(L::v_offset, gradient, 1.0f); });
   }
 
-  /// dK alone.
+  /// dK alone. The loop is rotated, as backward_q's: the wait for dP begins its body, or ptxas would move it above the
+  /// exponentials. S of a tile follows the product of the one before: so tensor cores have work while that ends, and
+  /// its stage is free before they are done.
   __device__ __forceinline__ void key_tile(int steps, RingPosition& at) const {
-    float gradient[L::head_dim / 2];
+    float gradient[L::head_dim / 2], scores[score_registers], of_values[score_registers];
+    std::uint32_t factors[factor_registers];
 #pragma unroll
     for (float& x : gradient) x = 0;
-#pragma unroll 1
-    for (int j = 0; j < steps; ++j) {
-      ptx::mark<ptx::Marker::tile_begins>();
-      float scores[score_registers], of_values[score_registers];
-      std::uint32_t factors[factor_registers];
+    const auto find_scores = [&] {
       wait(L::q_full, at);
       issue_scores(scores, at);
+    };
+    const auto find_probabilities = [&] {
       wait(L::grad_out_full, at);
       issue_slopes(of_values, at);
       ptx::wgmma_wait<1>();
       ptx::hold(scores);
-      mask(scores, at);
       probabilities(factors, scores, at);
+    };
+    const auto add_to_gradient = [&] {
       ptx::wgmma_wait<0>();
       ptx::hold(of_values);
       slopes(factors, of_values, at);
       add_keys(gradient, factors, at);
-      ptx::wgmma_wait<0>();
+    };
+    const auto end = [&](RingPosition stage) {
       ptx::hold(gradient);
       ptx::hold(factors);
-      release(at);
+      release(stage);
+    };
+    if (steps > 0) {
+      ptx::mark<ptx::Marker::tile_begins>();
+      find_scores();
+      find_probabilities();
+#pragma unroll 1
+      for (int j = 1; j < steps; ++j) {
+        ptx::mark<ptx::Marker::tile_begins>();  // of this tile, and the gradient of the one before
+        add_to_gradient();
+        const RingPosition last = at;
+        at.template advance<L::stages>();
+        find_scores();
+        ptx::wgmma_wait<1>();
+        end(last);
+        find_probabilities();
+      }
+      add_to_gradient();
+      ptx::wgmma_wait<0>();
+      end(at);
       at.template advance<L::stages>();
     }
     ptx::mark<ptx::Marker::tile_ends>();
