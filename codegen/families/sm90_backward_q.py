@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from .sm90 import (
     check_products,
     check_registers,
     consumers_of,
-    is_below_split,
+    is_of_few_tiles,
     launch_misfit,
     mask_table_bytes,
     overlap_facts,
@@ -71,7 +72,7 @@ def tile_loop(config: KernelConfig) -> TileLoop:
         threads=SM90.warpgroup_threads * (consumers + 1),
         groups=3,
         never=frozenset({"UTMALDG"}),  # that is the producer's
-        aside=is_below_split,
+        aside=partial(is_of_few_tiles, rank=config.rank),
     )
 
 
@@ -80,7 +81,7 @@ FAMILY = Family(
     target=TARGETS["sm90"],
     default=True,
     dtypes=("bf16", "fp16"),
-    features=("edge", "block_causal", "sink", "range", "kv_sink", "delta", "deterministic"),
+    features=("edge", "block_causal", "sink", "range", "kv_sink", "extra_keys", "delta", "deterministic"),
     limits=Limits(q_rows=192, kv_columns=256, tile=_tile),
     padding=Padding(rows=WARPGROUP_ROWS, columns=16),
     default_tiles={1: ((128,), (96,)), 2: ((8, 16), (6, 16)), 3: ((2, 8, 8), (2, 6, 8))},

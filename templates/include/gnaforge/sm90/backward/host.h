@@ -8,6 +8,7 @@
 #include "gnaforge/gpu/host.h"
 #include "gnaforge/sm90/backward/delta.h"
 #include "gnaforge/sm90/backward/params.h"
+#include "gnaforge/sm90/extra_host.h"
 
 namespace gnaforge::sm90::backward {
 
@@ -124,7 +125,20 @@ struct Entry : gpu::Entry<Config, L, Params<L::rank>> {
     params.delta_batch_stride = delta.batch_stride;
     params.delta_head_stride = delta.head_stride;
     for (int d = 0; d < rank; ++d) params.delta_token_stride[d] = delta.token_stride[d] * axes[d].dilation;
+    params.extra_keys = extra_keys_of(args);
     return params;
+  }
+
+  /// All launches of the call have them.
+  static gnaforge_code map_extra_keys(Params<rank>& params, const gnaforge_args& args, const Machine& machine,
+                                      const Reason& reason) {
+    gpu::MapShape shapes[maps_of_extra]{};
+    if (!shape_extra_keys<Element>(shapes, args, KvTile::volume)) return GNAFORGE_OK;
+    auto* const maps = reinterpret_cast<CUtensorMap*>(&params.maps[max_slices - 1]);
+    for (int i = 0; i < maps_of_extra; ++i)
+      if (shapes[i].rank != 0)
+        if (const gnaforge_code code = Base::map(machine.encode, maps[i], shapes[i], reason)) return code;
+    return GNAFORGE_OK;
   }
 
   static gnaforge_code finish_slice(Launch& launch, const gnaforge_args& args, const PatternAxis (&axes)[rank],
@@ -145,6 +159,7 @@ struct Entry : gpu::Entry<Config, L, Params<L::rank>> {
       kv_box[d] = KvTile::extent(d);
       grad_box[d] = L::grad_box(d);
     }
+    params.first_batches[index] = static_cast<int>(slice.batch_begin);
     params.log_sum_exp[index] = static_cast<float*>(Base::data_of(args, GNAFORGE_LSE, slice, sizeof(float)));
     params.delta[index] = static_cast<const float*>(delta.data) + first_delta;
     Maps& maps = params.maps[index];
@@ -177,6 +192,7 @@ struct Entry : gpu::Entry<Config, L, Params<L::rank>> {
                                   const Reason& reason) {
     const typename Base::Batching batching = Base::batching_of(args);
     Launch launch{common_params(args, axes, delta, batching.folded), 0, 0};
+    if (const gnaforge_code code = map_extra_keys(launch.params, args, machine, reason)) return code;
     Slice slice{};
     slice.batch = batching.step;
     auto& first = of_keys ? slice.key : slice.query;
@@ -188,7 +204,8 @@ struct Entry : gpu::Entry<Config, L, Params<L::rank>> {
           slice.key[d] = axes[d].first_key(axes[d].group_of(first[d]));
       }
       for (slice.batch_begin = 0; slice.batch_begin < args.problem->batch; slice.batch_begin += batching.step) {
-        if (!Base::place_slice(launch, axes, slice)) {
+        const bool full = launch.slices + (launch.params.extra_keys.pieces > 0) == max_slices;
+        if (full || !Base::place_slice(launch, axes, slice)) {
           if (const gnaforge_code code = Base::run_launch(launch, machine.processors, stream, reason)) return code;
           Base::place_slice(launch, axes, slice);  // of an empty launch
         }

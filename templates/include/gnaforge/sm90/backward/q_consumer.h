@@ -96,6 +96,7 @@ struct QConsumer {
     float scores[score_registers], slopes[score_registers], grad[grad_registers];
     std::uint32_t rounded[score_registers / 2];
     RowWindows<QTile, TileSource<Config>> windows;
+    windows.kept_quad = ptx::reload_thread_index() & 3;  // which parts of extra keys ask for, too
     RowStatistics row[2];
     int count;
     {

@@ -63,14 +63,15 @@ struct QLayout {
   static constexpr int k_empty = k_full + 8 * stages;
   static constexpr int v_full = k_empty + 8 * stages;
   static constexpr int v_empty = v_full + 8 * stages;
+  static constexpr int part_full = v_empty + 8 * stages;
 
   // What the producer tells the consumers, behind the barriers.
-  static constexpr int q_facts = ceil_div(v_empty + 8 * stages, 16) * 16;  ///< For this Q tile and the next.
+  static constexpr int q_facts = ceil_div(part_full + 8, 16) * 16;  ///< For this Q tile and the next.
   static constexpr int kv_facts = q_facts + 2 * gpu::q_facts_bytes;        ///< For each stage.
   static constexpr int sides = kv_facts + gpu::kv_facts_bytes * stages;    ///< The producer's own; see lane_tiles.h.
-  static_assert(sides + 16 * rank <= control_offset + facts_bytes, "room for what the consumers are told");
-
   static constexpr int mask_table = control_offset + facts_bytes;
+  static_assert(sides + 16 * rank <= mask_table - Columns::parts * Columns::entry_bytes,
+                "room for what the consumers are told");
 
   /// True if each warpgroup's rows are a box by themselves, which it stores without waiting for the others.
   static constexpr bool stores_by_warpgroup =
