@@ -21,9 +21,9 @@ bool shape_extra_keys(gpu::MapShape (&shapes)[maps_of_extra], const gnaforge_arg
     const Sizes sizes = sizes_of(*args.problem, role);
     const std::int64_t batch = tensor->batch_stride == 0 ? 1 : sizes.batch;
     any = true;
-    shapes[i] = gpu::map_shape<Element, 1>(role, *tensor, tensor->data,
-                                           {sizes.channels, sizes.heads, {sizes.tokens[0]}, batch},
-                                           {tensor->token_stride[0]}, {columns}, false);
+    shapes[i] =
+        gpu::map_shape<Element, 1>(role, *tensor, tensor->data, {sizes.channels, sizes.heads, {sizes.tokens[0]}, batch},
+                                   {tensor->token_stride[0]}, {columns}, false);
   }
   return any;
 }
