@@ -34,17 +34,21 @@ struct Entry : gpu::Entry<Config, L, Params<L::rank>> {
     return tiles + extra_tiles(problem);
   }
 
+  static bool has_extra_keys(const gnaforge_problem& problem) {
+    return problem.extra_tokens[0] + problem.extra_tokens[1] > 0;
+  }
+
   /// A part of a tile of extra keys has so many Q tiles at least: a part's sums take as long to write and to add up as
   /// a few. And there are parts of all tiles for each multiprocessor that there may be, not for each that there is:
   /// results don't depend on the device.
   static constexpr int least_steps = 16, most_tasks = 256;
 
-  /// Q tiles of all queries, of the query heads that share a tile of extra keys.
-  static double extra_steps(const gnaforge_problem& problem) {
-    auto steps = static_cast<double>(problem.heads / problem.kv_heads);
+  /// That a tile of extra keys visits of one query head.
+  static double all_q_tiles(const gnaforge_problem& problem) {
+    double tiles = 1;
     for (int d = 0; d < rank; ++d)
-      steps *= static_cast<double>((problem.tokens[d] + Config::QTile::extent(d) - 1) / Config::QTile::extent(d));
-    return steps;
+      tiles *= static_cast<double>((problem.tokens[d] + Config::QTile::extent(d) - 1) / Config::QTile::extent(d));
+    return tiles;
   }
 
   static ExtraWork extra_work_of(const gnaforge_problem& problem, float* sums) {
@@ -52,7 +56,7 @@ struct Entry : gpu::Entry<Config, L, Params<L::rank>> {
     int tiles[GNAFORGE_MAX_EXTRA];
     for (int piece = 0; piece < GNAFORGE_MAX_EXTRA; ++piece)
       tiles[piece] = ceil_div(static_cast<int>(problem.extra_tokens[piece]), KvTile::volume);
-    const auto steps = static_cast<int>(extra_steps(problem));
+    const int steps = static_cast<int>(all_q_tiles(problem)) * static_cast<int>(problem.heads / problem.kv_heads);
     const double tasks =
         static_cast<double>(tiles[0] + tiles[1]) * static_cast<double>(problem.batch * problem.kv_heads);
     const int wanted = tasks == 0 || tasks >= most_tasks ? 1 : ceil_div(most_tasks, static_cast<int>(tasks));
@@ -67,7 +71,7 @@ struct Entry : gpu::Entry<Config, L, Params<L::rank>> {
 
   /// In parts.
   static double extra_tiles(const gnaforge_problem& problem) {
-    if (!of_keys || problem.extra_tokens[0] + problem.extra_tokens[1] == 0) return 0;
+    if (!of_keys || !has_extra_keys(problem) || problem.batch == 0 || problem.heads == 0) return 0;
     const ExtraWork work = extra_work_of(problem, nullptr);
     return static_cast<double>(problem.batch) * static_cast<double>(problem.kv_heads) * work.parts.value *
            work.tiles.value;
@@ -112,10 +116,8 @@ struct Entry : gpu::Entry<Config, L, Params<L::rank>> {
       PatternAxis axes[rank];
       Base::copy_patterns(*args->problem, axes);
       double visited = count_key_tiles<KvTile, typename Config::QTile>(axes).visited;
-      const double steps = extra_steps(*args->problem) * static_cast<double>(args->problem->kv_heads) /
-                           static_cast<double>(args->problem->heads);
       for (const std::int64_t tokens : args->problem->extra_tokens)
-        visited += steps * static_cast<double>((tokens + KvTile::volume - 1) / KvTile::volume);
+        visited += all_q_tiles(*args->problem) * static_cast<double>((tokens + KvTile::volume - 1) / KvTile::volume);
       return 2 * gnaforge::visited_work(*args->problem, visited * L::rows * L::columns);
     }
     return 1.5 * Base::visited_work(args);
@@ -342,7 +344,7 @@ struct Entry : gpu::Entry<Config, L, Params<L::rank>> {
       if (const gnaforge_code code = launch_delta(*args, delta, machine.processors, stream, reason)) return code;
     PatternAxis axes[rank];
     Base::copy_patterns(*args->problem, axes);
-    const bool has_extra = args->problem->extra_tokens[0] + args->problem->extra_tokens[1] > 0;
+    const bool has_extra = has_extra_keys(*args->problem);
     if (!of_keys || !has_extra) return run_slices(*args, axes, delta, {}, {true, has_extra}, machine, stream, reason);
     return run_with_extra(*args, axes, delta, static_cast<char*>(workspace) + delta_bytes(args), machine, stream,
                           reason);
