@@ -239,6 +239,7 @@ class Verifier:
                 poison=run.poison,
                 beside=(self._before or found.problem).as_json() if run.last else None,
                 threads=run.last,
+                adds=run.last,
                 schedule=run.schedule.as_json(self._settings.trace) if run.schedule else None,
             )
             found.runs += said.get("runs", 1)

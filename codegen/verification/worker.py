@@ -120,6 +120,7 @@ class Server:
             request.get("poison", ()),
             Problem.from_json(request["beside"]) if request.get("beside") else None,
             request.get("threads", False),
+            request.get("adds", False),
         )
 
     def call(self, request: Json) -> Json:
