@@ -247,16 +247,21 @@ class Evidence(History):
         return False
 
     def _tensor_wait(self, index: int, work: str, wait: str) -> str | None:
+        relied_on = (*_RELEASES, "tcgen05.commit", "tcgen05.ld", "tcgen05.mma", "tcgen05.cp", "tcgen05.dealloc")
         for warp in self._distinct_warps():
             outstanding = False
-            for instruction in warp.code:
+            for position, instruction in enumerate(warp.code):
                 if instruction == index and outstanding:
-                    return None
+                    if work != "tcgen05.st":
+                        return None
+                    later = (self.opcodes[i] for i in warp.code[position + 1 :])
+                    if not next((x for x in later if x.startswith((wait, *relied_on))), "").startswith(wait):
+                        return None
                 if self.opcodes[instruction].startswith(wait):
                     outstanding = False
                 elif self.opcodes[instruction].startswith(work):
                     outstanding = True
-        return "nothing is in flight when it waits"
+        return "nothing is in flight when it waits, or the next wait comes before anything relies on it"
 
     def _tensor_load_wait(self, index: int, _mutant: Mutant) -> str | None:
         return self._tensor_wait(index, "tcgen05.ld", "tcgen05.wait::ld")

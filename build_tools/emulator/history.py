@@ -123,6 +123,8 @@ class History:
                 if name == "async_read" and self.opcodes[instruction].startswith("cp."):
                     warp.stores.setdefault(len(warp.code), []).append((address, address + value))
             elif name in ("tensor_read", "tensor_write"):
+                if self.opcodes[instruction].startswith("tcgen05.dealloc"):
+                    continue  # noted as a whole where it ends
                 first = TENSOR + (address >> 16) * 512 + (address & 0xFFFF)
                 warp.segments[-1].append((first, first + value, name == "tensor_write", now))
             elif name == "barrier":
