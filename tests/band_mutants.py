@@ -124,6 +124,8 @@ def by_rule() -> Iterator[Mutant]:
 EQUAL = {
     "gna/band.h: d < f -> d <= f": "far_away less a row and a phase is below all rows",
     "gna/query_runs.h: runs.begin[run] = 0 -> runs.end[run] = 0": "no tile is of a run that is empty",
+    "gna/band_tiles.h: m > a -> m >= a": "tiles that begin at the seam are laid from there either way",
+    "gna/band_tiles.h: n < h -> n <= h": "without whole tiles the interior is empty, wherever that lies",
     "gna/band.h: if (key >= band.end_ -> if (key > band.end_": "nobody stores the row after the grid's last",
 }
 """Mutants by rule that compute the same, with the reason."""

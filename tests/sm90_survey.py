@@ -37,13 +37,11 @@ from gnaforge.verification.problems import for_kernel, random_problem, shrink, w
 from gnaforge.verification.runner import Settings, Verifier
 from gnaforge.verification.schedules import Schedule
 from own_patterns import own_arguments, random_pattern
-from sm90_kernels import KEYS
+from sm90_kernels import CONFIGS
 
 SCHEDULES = [Schedule("eager", "round-robin"), Schedule("lazy", "depth-first"), Schedule("random", "random")]
 FEATURES = ("edge", "block_causal", "sink", "range", "kv_sink", "extra_keys")
 MOST_TOKENS = {1: 500, 2: 900, 3: 1500}
-# All ranks; heads that fold into channels and heads that don't; unequal head dims; one to three warpgroups.
-CONFIGS = [KernelConfig.parse(KEYS[i]) for i in (0, 2, 3, 6, 7, 9, 11)]
 VARLEN = {1: na1d_varlen, 2: na2d_varlen, 3: na3d_varlen}
 
 Tensors = dict[str, torch.Tensor]

@@ -93,6 +93,11 @@ def main():
         "packed": lambda *x: torch.ops.gnaforge.forward_varlen(*x, 2, [3, 4, 6, 3], [3, 3, 1, 1, 1, 1, 0, 0]),
         "lengths": lambda *x: torch.ops.gnaforge.attention_varlen(*x, *map(on_mesh, [ENDS] * 2, x), True),
     }
+    rows = [spread((4, 5, 2, 16), "batch", "heads at 2", seed=n) for n in (5, 6)]
+    ways["packed with extra keys"] = lambda q, k, v, *extra: torch.ops.gnaforge.forward_varlen(
+        q, k, v, 2, [3, 4, 6, 3], [3, 3, 1, 1, 1, 1, 0, 0], None, "", *(extra or rows_like(q))
+    )
+    rows_like = lambda q: rows if hasattr(q, "full_tensor") else [x.full_tensor() for x in rows]
     for name, call in ways.items():
         results = call(*long)
         for got, want in zip(results, call(*(x.full_tensor() for x in long)), strict=True):
@@ -133,6 +138,7 @@ def main():
         same_gradients_of(attend_packed, [packed] * 3),
         same_gradients_of(lambda *tensors: gnaforge.joint_attention(*tensors, kernel_size=3), apart),
         *(same_gradients_of(call, long) for call in ways.values()),
+        same_gradients_of(ways["packed with extra keys"], [*long, *rows]),
     ]
     return said
 
@@ -186,9 +192,9 @@ def test_each_device_computes_its_share(kernel_set, forked, early: bool) -> None
     assert "heads" not in said["groups that devices would split"] and "tokens" not in said["tokens"]
     assert said["fewer groups than devices"].count("heads") == 1
     assert "heads" not in said["heads of their own"]
-    assert said["packed"] == said["lengths"] == ["batch", "heads at 2"]
+    assert said["packed"] == said["lengths"] == said["packed with extra keys"] == ["batch", "heads at 2"]
     assert said["bad"].startswith("ValueError: kernel_size 300 times dilation 1 exceeds the 9 tokens along dim 0")
-    assert said["gradients"] == [True] * 6 and said["further gradients"] == [True] * 4
+    assert said["gradients"] == [True] * 6 and said["further gradients"] == [True] * 6
     assert said["differentiable"] == "True" and said["autocast"] == "torch.bfloat16" and said["compiled"] is True
     assert said["extra keys"] is said["joint"] is said["apart"] is True
     assert said["joint places"] == ["batch", "heads at 2"]

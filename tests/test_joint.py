@@ -383,3 +383,15 @@ def test_text_rows_are_a_small_part_of_the_work() -> None:
         call = kernel.prepare(problem, views)
         work[name] = call._entry.visited_work(c.byref(call.args))
     assert 0.01 < work["text"] / (work["text"] + work["image"]) < 0.05
+
+
+@pytest.mark.parametrize("stride", [1, (16, 8, 8)])
+def test_text_rows_leave_little_of_an_h100_idle(stride: Any) -> None:
+    """By the time model, of the same call: nothing runs beside them, and they have fewer Q tiles than there are
+    multiprocessors."""
+    heads = {"heads": 24, "head_dim": 128, "arch": "sm90"}
+    image = gnaforge.simulate((30, 48, 80), (18, 24, 24), stride, extra_tokens=256, **heads)
+    text = gnaforge.simulate(256, 115200, kv_tokens=115200, grid=115200, extra_tokens=256, **heads)
+    assert text.counts.q_tiles * 24 == 96 and 0.7 < text.time.waves < 0.75
+    idle = (1 - text.time.waves) * text.time.seconds
+    assert 0.009 < idle / (text.time.seconds + image.time.seconds) < 0.016

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import product
 from math import prod
@@ -20,7 +21,7 @@ from gnaforge.build.identity import template_dir
 from gnaforge.gna.counts import count_problem
 from gnaforge.page.benchmark import benchmark_page
 from gnaforge.page.page import Page, Table, render_page
-from gnaforge.page.pattern import MOST_TOKENS, pattern_of
+from gnaforge.page.pattern import KINDS, MOST_CHOOSABLE, MOST_TOKENS, pattern_of
 from gnaforge.runtime.problem import Problem
 from gnaforge.simulator.cost import Tiles
 
@@ -196,6 +197,61 @@ def test_the_script_draws_every_setting(name: str) -> None:
             (own,) = [box for box in boxes if box["kind"] == "query"] or [None]
             assert (own is None) == (at is not None and at != query[0] + offsets[0])
             assert own is None or own["x"] + 0.5 == query[-1] + offsets[-1]
+
+
+def choices_of(name: str) -> list[tuple[Problem, list[Any]]]:
+    """What the page lets axes of a pattern be: problems, and what is picked of each axis. Each choice of an axis is
+    met, beside some of the others'."""
+    problem, tiles = {**PROBLEMS, **SETTINGS}[name]
+    rng, axes = Random(name), (pattern_of(problem, tiles) or {})["axes"]
+    each = [[(kind, sink) for kind, sinks in axis["choices"].items() for sink in sinks] for axis in axes]
+    found = []
+    for i in range(max(map(len, each))):
+        picks = [own[i] if i < len(own) else rng.choice(own) for own in each]
+        settings = [{**KINDS[kind], "sink": int(sink)} for kind, sink in picks]
+        columns = {field: tuple(own[field] for own in settings) for field in ("edge", "causal", "sink")}
+        found.append((replace(problem, **columns), [list(pick) for pick in picks]))
+    return found
+
+
+@needs_node
+@pytest.mark.parametrize("name", ["line", "plane", "dilated", "volume", "frames"])
+def test_what_is_chosen_is_what_queries_see(name: str) -> None:
+    """Every edge, causal kind and sink that an axis may have: keys, counts and boxes."""
+    problem, tiles = {**PROBLEMS, **SETTINGS}[name]
+    pattern, choices = pattern_of(problem, tiles), choices_of(name)
+    kinds = {kind for _, picks in choices for kind, _ in picks}
+    assert kinds >= set(KINDS) - ({"wrap"} if name == "frames" else set())
+    patterns = run_script([["chosen", pattern, picks] for _, picks in choices])
+    for (one, picks), chosen in zip(choices, patterns, strict=True):
+        assert chosen["axes"] == [
+            {**axis, "groups": own["groups"]}
+            for axis, own in zip(
+                json.loads(json.dumps(pattern))["axes"],
+                json.loads(json.dumps(pattern_of(one, tiles)))["axes"],
+                strict=True,
+            )
+        ], picks
+        asked = queries(one, 3)
+        slices = [*range(one.tokens[0])] if one.rank == 3 else [None]
+        drawn = iter(run_script([["boxes", chosen, query, at] for query in asked for at in slices]))
+        said = run_script([["facts", chosen, query] for query in asked])
+        for query, facts in zip(asked, said, strict=True):
+            keys = keys_of(one, query)
+            assert facts["keys"] == len(keys), (picks, query)
+            for at in slices:
+                expected = {key[-2:] for key in keys if at is None or key[0] == at}
+                assert covered(next(drawn), ("window", "key"), one.tokens[-2:]) == expected, (picks, query, at)
+
+
+def test_parts_of_a_grid_and_long_axes_have_no_choices() -> None:
+    problem, tiles = SETTINGS["part of a grid"]
+    assert not any("choices" in axis for axis in (pattern_of(problem, tiles) or {})["axes"])
+    (axis,) = (pattern_of(Problem(MOST_CHOOSABLE + 1, 7), Tiles((64,), (64,))) or {})["axes"]
+    assert "choices" not in axis and "own" not in axis
+    (axis,) = (pattern_of(Problem(12, 2, dilation=5), Tiles((4,), (4,))) or {})["axes"]
+    assert set(axis["choices"]) == set(KINDS) - {"wrap"}  # groups of unequal length don't wrap
+    assert all(list(sinks) == ["0"] for sinks in axis["choices"].values())  # and have no sinks
 
 
 @pytest.mark.parametrize("name", SETTINGS)

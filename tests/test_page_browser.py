@@ -57,6 +57,12 @@ svg.setPointerCapture = () => {};  // an event that no pointer made can't be cap
 svg.dispatchEvent(new PointerEvent("pointerdown", { clientX: place.left + place.width * 22.5 / 30,
   clientY: place.top + place.height * 7.5 / 20 }));
 found.pointed = look();
+input.value = 0;
+input.dispatchEvent(new Event("input"));
+const list = document.querySelector("select");
+list.value = "cut";
+list.dispatchEvent(new Event("change"));
+found.cut = look();
 found.overflow = document.documentElement.scrollWidth - innerWidth;
 document.body.append(Object.assign(document.createElement("pre"), { id: "found", textContent: JSON.stringify(found) }));
 }"""
@@ -107,6 +113,8 @@ def test_what_is_on_the_screen(seen: Callable[[int], dict[str, Any]]) -> None:
         ]
         assert tokens(shown["window"][0]) == [*begin, begin[0] + 7, begin[1] + 9], state
         assert f"visits {shown['tiles']} KV tiles" in shown["facts"], state
+    assert found["cut"]["facts"].startswith("The query (0, 22) sees 40 keys. ")  # half of the window is left
+    assert tokens(found["cut"]["window"][0]) == [0, 17, 3, 26]
     assert found["refused"]["inputs"] == ["99", "15"] and found["pointed"]["inputs"] == ["7", "22"]
 
 

@@ -1,8 +1,8 @@
 """Random problems that mix all settings, through the calls that users make, against the oracle's float64.
 
-``pytest tests/test_problem_surveys.py -m survey -s`` runs 2,000 on the cpu kernels and 400 on emulated sm90 kernels,
-each of these under three schedules. Problems follow from their batch and number alone. What a family of kernels lacks
-is left out of its problems, so new features are surveyed as soon as the family names them.
+``pytest tests/test_problem_surveys.py -m survey -s`` runs 2,000 on the cpu kernels; `sm90_survey` does so on emulated
+sm90 kernels. Problems follow from their batch and number alone. What a family of kernels lacks is left out of its
+problems, so new features are surveyed as soon as the family names them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import oracle
 import pytest
 import torch
 from gnaforge.build.kernels import find_libraries
-from gnaforge.errors import BuildError
 from gnaforge.families import family_of
 from gnaforge.runtime.config import KernelConfig
 from gnaforge.runtime.op_table import FORWARD, extra_keys
@@ -30,19 +29,14 @@ from gnaforge.runtime.problem_rules import ProblemError
 from gnaforge.verification.contract import Kernel
 from gnaforge.verification.kinds import LAYOUTS, POISONS
 from gnaforge.verification.layouts import allocate, fill
-from gnaforge.verification.problems import for_kernel, random_problem, shrink, with_settings
-from gnaforge.verification.runner import Worker
+from gnaforge.verification.problems import for_kernel, random_problem, with_settings
 from gnaforge.verification.runs import KernelRuns
-from gnaforge.verification.schedules import Schedule
 from kernel_set import CONFIGS
-from sm90_kernels import CONFIGS as SM90_CONFIGS
-from test_sm90 import MODES
 
 Tensors = dict[str, torch.Tensor]
 Results = tuple[torch.Tensor, torch.Tensor]
 
 CALLS, IN_A_BATCH = 2000, 50
-SM90_CALLS = 400
 CPU_FEATURES = family_of(CONFIGS[0]).features
 HAS_ADDITIONAL_LENGTHS = "additional_lengths" in signature(gnaforge.neighborhood_attention).parameters
 HAS_OWN_PATTERNS = find_spec("gnaforge.runtime.own_patterns") is not None  # windows of each head
@@ -197,29 +191,3 @@ def test_two_pieces_of_extra_keys(config: KernelConfig, session_cache: Path) -> 
             problem = replace(problem, extra_tokens=(rng.randint(1, 150), rng.randint(1, 150)))
         said = runs.verify(problem, seed, LAYOUTS[seed % len(LAYOUTS)], None, poison=POISONS)
         assert all(one["share"] <= 1 for one in said["errors"].values()), (seed, problem, said)
-
-
-@pytest.mark.survey
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("config", SM90_CONFIGS, ids=str)
-def test_sm90_calls(config: KernelConfig, mode: str, session_cache: Path) -> None:
-    """In the emulator, poisoned; the same problems in each mode. Nothing here ran on hardware."""
-    try:
-        library = find_libraries([config], emulated=True)[config]
-    except BuildError as error:
-        if "no CUDA compiler" in str(error):
-            pytest.skip(str(error))
-        raise
-    features, schedule = {*family_of(config).features}, Schedule(mode, MODES[mode]).as_json()
-    met = Counter[str]()
-    with Worker() as worker:
-        assert worker.open(600, library, config.key)["device"] == "emulator"
-        for seed in range(-(-SM90_CALLS // len(SM90_CONFIGS))):
-            rng = Random(f"sm90 {config.key} {seed}")
-            problem = shrink(for_kernel(mixed_problem(rng, features, config.rank), config), config)
-            problem = replace(problem, scale=abs(problem.score_scale))  # these kernels take no other
-            met.update(problem.features())
-            asked = {"problem": problem.as_json(), "layout": rng.choice(LAYOUTS), "schedule": schedule}
-            said = worker.request(900, do="verify", seed=seed, poison=[POISONS[seed % len(POISONS)]], **asked)
-            assert "errors" in said, f"{config.key} seed {seed}, {mode}: {said}; {asked}"
-    print(f"\n{config.key}, {mode}: {dict(met)}")

@@ -6,6 +6,7 @@ A query's window and its Q tile's KV tiles are products of what belongs to one a
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from math import prod
 from typing import Any
 
@@ -14,10 +15,21 @@ from ..gna.places import Places, places_of
 from ..gna.source import Tiling
 from ..gna.words import names
 from ..runtime.problem import Problem
+from ..runtime.problem_rules import Dimension, ProblemError
 from ..simulator.cost import Tiles
 
 MOST_TOKENS = 4096
 """Tokens along an axis of a pattern that a page shows."""
+MOST_CHOOSABLE = 512
+"""Tokens along an axis whose edge, causal kind and sink can be changed on the page."""
+KINDS: Mapping[str, Mapping[str, Any]] = {
+    "shift": {"edge": "shift", "causal": False},
+    "cut": {"edge": "cut", "causal": False},
+    "wrap": {"edge": "wrap", "causal": False},
+    "causal": {"edge": "shift", "causal": True},
+    "block causal": {"edge": "shift", "causal": "block"},
+}
+"""What a page lets an axis be, by name."""
 MOST_PATTERNS = 12
 """Problems of a page that have a picture."""
 
@@ -32,6 +44,8 @@ def pattern_of(problem: Problem, tiles: Tiles, tiling: Tiling = "dynamic") -> Ma
     query; ``windows[p]`` has the intervals [begin, end) of keys that its query p sees; ``tiles[i]`` is of its Q tile i:
     how many KV tiles it visits, how many of them are interior, and their runs: where one begins, the keys of a tile,
     how many tiles, and which of them are interior, [first, end). Keys are positions of the group in the grid.
+    ``choices`` are other ``groups`` that the axis could have, by `KINDS` and tokens of a sink; ``own`` are these two of
+    the problem. There are none of a part of a grid, nor of more than `MOST_CHOOSABLE` tokens.
     """
     axes = pattern_axes(problem)
     if any(max(dimension.tokens, dimension.length) > MOST_TOKENS for dimension in problem.dimensions):
@@ -49,12 +63,31 @@ def pattern_of(problem: Problem, tiles: Tiles, tiling: Tiling = "dynamic") -> Ma
                 "q": q,
                 "kv": kv,
                 "groups": _groups(axis, q, kv, tiling),
+                **_choices(dimension, q, kv, tiling),
             }
             for name, axis, dimension, q, kv in zip(
                 names(len(axes)), axes, problem.dimensions, tiles.q, tiles.kv, strict=True
             )
         ],
     }
+
+
+def _choices(dimension: Dimension, q: int, kv: int, tiling: Tiling) -> dict[str, Any]:
+    whole = Dimension(*dimension[:7])
+    kind = next((name for name, of in KINDS.items() if of == {"edge": whole.edge, "causal": whole.causal}), None)
+    ranged = (dimension.length, dimension.keys, dimension.q_offset, dimension.kv_offset, dimension.kv_sink)
+    if kind is None or dimension.length > MOST_CHOOSABLE or ranged != (whole.tokens, whole.tokens, 0, 0, 0):
+        return {}
+    sink = whole.sink or min(max(whole.stride, whole.window // 4), whole.tokens)
+    choices: dict[str, dict[str, Any]] = {}
+    for name, of in KINDS.items():
+        for tokens in (0, sink):
+            one = whole._replace(**of, sink=tokens)
+            with suppress(ProblemError):  # not every setting goes with every other
+                pattern = one.tokens, one.window, one.stride, one.dilation, one.causal
+                (axis,) = pattern_axes(Problem(*pattern, edge=one.edge, sink=one.sink))
+                choices.setdefault(name, {})[str(tokens)] = _groups(axis, q, kv, tiling)
+    return {"choices": choices, "own": [kind, str(whole.sink)]}
 
 
 def _groups(axis: AnyAxis, q_extent: int, kv_extent: int, tiling: Tiling) -> list[dict[str, Any] | None]:

@@ -27,7 +27,7 @@ struct Slice {
   int64_t token, kv_token;  ///< Where it begins there.
   int64_t head, kv_head;
   int64_t round = 0;  ///< So many slices before it have the same keys, at least: their gradients are sums over rounds.
-  int64_t sample = 0, samples = 1;  ///< Of each batch entry's rows of extra keys, which so many samples have: its first.
+  int64_t sample = 0, samples = 1;  ///< Its first row of extra keys, of so many that each batch entry has.
 };
 
 /// The slices of a call, and their names for errors: `head 3`, `sample 0`.

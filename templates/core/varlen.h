@@ -101,9 +101,7 @@ inline Tensor part_of(const Tensor& tensor, size_t dim, int64_t first, int64_t c
 }
 
 /// `count` tokens of a packed tensor, from `first` on.
-inline Tensor tokens_of(const Tensor& tensor, int64_t first, int64_t count) {
-  return part_of(tensor, 1, first, count);
-}
+inline Tensor tokens_of(const Tensor& tensor, int64_t first, int64_t count) { return part_of(tensor, 1, first, count); }
 
 /// A number on the host, to be copied.
 inline Tensor minus_infinity() {

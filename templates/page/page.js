@@ -11,6 +11,12 @@ function along(axis, token) {
   return { group, windows: own.windows[row], q, count, interior, runs };
 }
 
+// The pattern with a kind of edge or mask, and tokens of a sink, picked for each axis: [kind, sink], or null to leave it.
+function chosen(pattern, picks) {
+  const pick = (axis, picked) => picked === null ? axis : { ...axis, groups: axis.choices[picked[0]][picked[1]] };
+  return { ...pattern, axes: pattern.axes.map((axis, d) => pick(axis, picks[d])) };
+}
+
 // What a sentence says of a query: numbers only. Extra keys are seen by all queries, and are tiles of their own.
 function facts(pattern, query) {
   const parts = pattern.axes.map((axis, d) => along(axis, query[d])), extra = pattern.extra;
@@ -90,7 +96,8 @@ function sentence(pattern, query) {
 }
 
 function showPattern(section) {
-  const pattern = JSON.parse(section.querySelector("script").textContent), axes = pattern.axes;
+  const given = JSON.parse(section.querySelector("script").textContent), axes = given.axes;
+  const picks = axes.map((axis) => axis.choices ? [...axis.own] : null);
   const query = axes.map((axis) => Math.floor(axis.length / 2));
   let slice = query[0] + axes[0].offset;
   const make = (tag, parent, settings = {}) => parent.appendChild(Object.assign(document.createElement(tag), settings));
@@ -107,6 +114,22 @@ function showPattern(section) {
     number(`query ${axis.name}`, axis.length, () => query[d], (value) => { query[d] = value; }));
   if (axes.length === 3)
     inputs.push(number(`keys of ${axes[0].name}`, axes[0].grid, () => slice, (value) => { slice = value; }));
+  axes.forEach((axis, d) => {
+    if (!axis.choices) return;
+    const kinds = list(`${axis.name} is`, Object.keys(axis.choices), () => picks[d][0], (kind) => {
+      picks[d] = [kind, picks[d][1] in axis.choices[kind] ? picks[d][1] : "0"];
+    });
+    const sinks = [...new Set(Object.values(axis.choices).flatMap(Object.keys))];
+    inputs.push(kinds, list(`sink of ${axis.name}`, sinks, () => picks[d][1], (sink) => {
+      if (sink in axis.choices[picks[d][0]]) picks[d][1] = sink;
+    }));
+  });
+  function list(name, values, get, set) {
+    const label = make("label", controls, { textContent: `${name} ` }), choice = make("select", label);
+    for (const value of values) make("option", choice, { value, textContent: value });
+    choice.addEventListener("change", () => { set(choice.value); draw(); });
+    return () => { choice.value = get(); };
+  }
   function number(name, length, get, set) {
     const label = make("label", controls, { textContent: `${name} ` });
     const input = make("input", label, { type: "number", min: 0, max: length - 1 });
@@ -124,6 +147,7 @@ function showPattern(section) {
   }
   function draw() {
     for (const show of inputs) show();
+    const pattern = chosen(given, picks);
     said.textContent = sentence(pattern, query);
     svg.setAttribute("aria-label", said.textContent);
     const stretch = axes.length === 1 ? tall : 1;
@@ -170,4 +194,4 @@ if (typeof document !== "undefined") {
     [...table.tHead.rows[0].cells].forEach((head, i) =>
       head.firstElementChild.addEventListener("click", () => sortTable(table, i)));
 }
-if (typeof module !== "undefined") module.exports = { facts, boxes, compare, sortTable };
+if (typeof module !== "undefined") module.exports = { chosen, facts, boxes, compare, sortTable };
