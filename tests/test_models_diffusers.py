@@ -168,7 +168,10 @@ def test_what_is_refused() -> None:
         sparsify("wan", model)
     handle.remove()
     refused = {
-        "names layer 2; WanTransformer3DModel has 2": {"layers": [2]},
+        "layers names layer 2, and there are 2": {"layers": [2]},
+        "dense_layers names layer 5, and there are 2": {"dense_layers": [5]},
+        "the schedule names layer 2": {"schedule": Schedule.from_mask_strategies({"0_2_0": [1, 1, 1]})},
+        "has its grid from its input": {"grid": (3, 6, 5)},
         "give kernel_size, or a schedule": {"kernel_size": None},
         "the schedule is for 3 layers": {"schedule": Schedule([None] * 3)},
         "leave them out": {"schedule": Schedule([None] * 2), "dense_steps": 3},

@@ -40,7 +40,8 @@ def test_an_image_is_dense_to_cosmos() -> None:
     schedule = Schedule.from_natten_parameters([LOCAL, None])
     pattern = schedule.at(0, 0)
     assert pattern is not None and pattern.at((1, 44, 80)) is None and pattern.at((2, 44, 80)) is not None
-    assert schedule.at(0, 1) is None and schedule.layers == 2
+    assert schedule.at(0, 1) is None
+    schedule.require_layers(2)
 
 
 @pytest.mark.parametrize("tiles", [(1, 3, 1), (3, 1, 5), (3, 3, 3), (9, 1, 1)])
@@ -70,7 +71,7 @@ def test_strategies_by_step_layer_and_head() -> None:
     schedule = Schedule.from_mask_strategies(
         {"0_0_0": [1, 3, 3], "0_0_2": [3, 3, 3], "1_1_0": [5, 6, 10]}, dense_steps=1
     )
-    assert schedule.follows_steps and schedule.layers == 2
+    assert schedule.follows_steps
     assert schedule.at(0, 0) is None  # a dense step
     assert schedule.at(1, 0) is None  # nothing is said of it
     whole = schedule.at(1, 1)

@@ -107,6 +107,8 @@ def sparsify(
         raise InputError("the schedule says windows, dense steps and dense layers; leave them out")
     if grid is None and not found.patch:
         raise InputError(f"{type(model).__name__} doesn't know its grid: give grid=(rows, columns) of its tokens")
+    if grid is not None and found.patch:
+        raise InputError(f"{type(model).__name__} has its grid from its input: leave grid out")
     return Handle(model, found, schedule, layers, None if grid is None else tuple(grid))
 
 
@@ -151,17 +153,16 @@ class Handle:
         self._last: _Now | None = None
         self._timestep = float("inf")
         self._arguments = list(inspect.signature(type(model).forward).parameters)[1:]
+        modules = list(_attention_modules(model, layout))
+        count = len(modules)
+        if wrong := [index for index in layers or () if not 0 <= index < count]:
+            raise InputError(f"layers names layer {wrong[0]}, and there are {count}, counted from 0")
+        schedule.require_layers(count)
         self._layers = [
             _Layer(self, index, name, module)
-            for index, (name, module) in enumerate(_attention_modules(model, layout))
+            for index, (name, module) in enumerate(modules)
             if layers is None or index in layers
         ]
-        count = sum(1 for _ in _attention_modules(model, layout))
-        for name, given in (("layers", layers or ()), ("dense_layers", schedule.dense_layers)):
-            if wrong := [index for index in given if not 0 <= index < count]:
-                raise InputError(f"{name} names layer {wrong[0]}; {type(model).__name__} has {count}, counted from 0")
-        if schedule.layers not in (None, count):
-            raise InputError(f"the schedule is for {schedule.layers} layers; {type(model).__name__} has {count}")
         swapped = [_swapped(layer) for layer in self._layers]
         for layer, processor in zip(self._layers, swapped, strict=True):
             layer.module.set_processor(processor)
@@ -305,7 +306,8 @@ class _Layer:
             )
         self.has_run = True
         window = now.windows[self.index]
-        if window is None:
+        # Keys of another number are those of something else, such as an image prompt.
+        if window is None or key.shape[1] != query.shape[1]:
             assert self.dense is not None  # as `_swapped` found
             return self.dense(
                 query,
