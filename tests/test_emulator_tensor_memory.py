@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from emulator_ptx import SCHEDULES, copy_to_shared, dynamic_shared, run
@@ -318,6 +320,7 @@ CORRECT = (
 ISSUED:
   mbarrier.try_wait.parity.shared::cta.b64 %q4, [%r100], 0;
   @!%q4 bra ISSUED;
+  tcgen05.fence::after_thread_sync;
   // after
   tcgen05.ld.sync.aligned.32x32b.x4.b32 {%r10, %r11, %r12, %r13}, [%r41];
   // loaded
@@ -333,6 +336,17 @@ CHANGES = {
     "no wait for the MMA": (
         ("mbarrier.try_wait.parity.shared::cta.b64 %q4, [%r100], 0;\n  @!%q4 bra ISSUED;", ""),
         "whose tcgen05.commit has not arrived|uninitialised tensor memory",
+    ),
+    "no fence after the wait": (
+        ("tcgen05.fence::after_thread_sync;\n  // after", ""),
+        "race: tcgen05.ld of .* has written with no tcgen05.fence::after_thread_sync between the wait",
+    ),
+    "a fence before the wait": (
+        (
+            WAIT + "  tcgen05.fence::after_thread_sync;\n",
+            "ISSUED:\n  tcgen05.fence::after_thread_sync;\n" + WAIT.replace("ISSUED", "AGAIN"),
+        ),
+        "race: tcgen05.ld of .* has written with no tcgen05.fence::after_thread_sync between the wait",
     ),
     "no commit": (("tcgen05.commit.cta_group::1.mbarrier::arrive::one.shared::cluster.b64 [%r100];", ""), "deadlock"),
     "registers used before they are loaded": (
@@ -409,21 +423,38 @@ def test_misuse(name: str, options: Options) -> None:
         launch(CORRECT.replace(old, new, 1), [data], 32768, options)
 
 
-@pytest.mark.parametrize("waits_first", [True, False])
+# Warps 1 to 3 load, wait, fence and tell warp 0, which fences; its MMA then overwrites what they loaded.
+LOADED, BEFORE, TOLD, AFTER = (
+    "tcgen05.wait::ld.sync.aligned;",
+    "tcgen05.fence::before_thread_sync;",
+    "bar.arrive 1, 128;",
+    "tcgen05.fence::after_thread_sync;",
+)
+HANDOVERS = {
+    "all": ([LOADED, BEFORE, TOLD], AFTER, ""),
+    "told before it is loaded": ([BEFORE, TOLD, LOADED], AFTER, "has read without any|not followed by tcgen05.wait"),
+    "no fence before": ([LOADED, TOLD], AFTER, "has read with neither tcgen05.fence::before_thread_sync nor"),
+    "fenced too early": ([BEFORE, LOADED, TOLD], AFTER, "has read with neither tcgen05.fence::before_thread_sync nor"),
+    "fenced too late": ([LOADED, TOLD, BEFORE], AFTER, "has read with neither tcgen05.fence::before_thread_sync nor"),
+    "no fence after": ([LOADED, BEFORE, TOLD], "", "has read with no tcgen05.fence::after_thread_sync between"),
+}
+
+
+@pytest.mark.parametrize("name", HANDOVERS)
 @pytest.mark.parametrize("options", SCHEDULES[:4], ids=lambda o: f"{o.timing}-{o.order}")
-def test_a_load_goes_on_until_its_wait(waits_first: bool, options: Options) -> None:
-    # Warps 1 to 3 load and tell warp 0, whose MMA then overwrites what they loaded.
-    steps = ["tcgen05.wait::ld.sync.aligned;", "bar.arrive 1, 128;"]
+def test_what_was_loaded_is_overwritten(name: str, options: Options) -> None:
+    steps, after, message = HANDOVERS[name]
     body = CORRECT[: CORRECT.index("  // loaded")]
     body += f"""
       setp.lt.u32 %q5, %tid, 32;
       @%q5 bra FIRST;
-      {" ".join(steps if waits_first else steps[::-1])}
+      {" ".join(steps)}
       bra AGAIN;
     FIRST:
       tcgen05.wait::ld.sync.aligned;
       {"nanosleep.u32 100; " * 4}
       bar.sync 1, 128;
+      {after}
       @%q2 bra AGAIN;
       tcgen05.mma.cta_group::1.kind::f16 [%r40], %d21, %d21, 0x8100490, %q3;
       {COMMIT}
@@ -432,11 +463,12 @@ def test_a_load_goes_on_until_its_wait(waits_first: bool, options: Options) -> N
       @!%q4 bra AGAIN;
       {freed(128)}
     """
-    if waits_first:
-        launch(body, [np.zeros(16384, np.uint8)], 32768, options)
-        return
-    with pytest.raises(EmulationError, match=r"race: tcgen05.mma of .* has read|not followed by tcgen05.wait::ld"):
-        launch(body, [np.zeros(16384, np.uint8)], 32768, options)
+    data = [np.zeros(16384, np.uint8)]
+    if message:
+        with pytest.raises(EmulationError, match=message):
+            launch(body, data, 32768, options)
+    if not message or "fence::" in message:
+        launch(body, data, 32768, replace(options, relaxed_tensor_fences=bool(message)))
 
 
 def test_waits_may_be_left_to_the_hardware() -> None:

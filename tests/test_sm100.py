@@ -53,7 +53,7 @@ def run(code: str | list[str], mode: str = "random", device: str = "b200") -> st
     """Runs Python in a process of its own; it must succeed. Returns what it printed."""
     settings = {"MEMORY": "mapped", "TIMING": mode, "ORDER": MODES[mode], "SEED": "0", "DEVICE": device}
     settings["PROCESSORS"] = "3"  # so that CTAs take several Q tiles
-    settings["RELAXED_TENSOR_WAITS"] = "1"  # example 77 relies on them
+    settings["RELAXED_TENSOR_WAITS"] = settings["RELAXED_TENSOR_FENCES"] = "1"  # example 77 relies on them
     arguments = ["-c", code] if isinstance(code, str) else code
     here = Path(__file__).parent
     path = os.pathsep.join([str(here), *filter(None, [os.environ.get("PYTHONPATH")])])
