@@ -13,6 +13,7 @@ from gnaforge.errors import InputError
 from gnaforge.models.schedule import Pattern, Schedule
 
 pytest.importorskip("diffusers")
+from diffusers import FirstBlockCacheConfig, apply_first_block_cache
 from diffusers.models.autoencoders import ltx2_diffusion_decoder as ltx
 from diffusers_models import GRIDS, MODELS, inputs, make, to, whole_mask
 
@@ -149,8 +150,45 @@ def test_a_layer_without_its_window_is_an_error() -> None:
         run(copy.deepcopy(model), given)
     cls = type(model.blocks[1].attn1)._default_processor_cls
     model.blocks[1].attn1.set_processor(cls())
-    with pytest.raises(RuntimeError, match=r"blocks\.1\.attn1 and 0 other layers .* didn't run with their windows"):
+    with pytest.raises(RuntimeError, match=r"blocks\.1\.attn1 lost its window: it was replaced after sparsify"):
         run(model, given)
+    other = make("wan")
+    sparsify("wan", other)
+    other.blocks[0].attn1 = make("wan").blocks[0].attn1
+    with pytest.raises(RuntimeError, match=r"blocks\.0\.attn1 lost its window"):
+        run(other, given)
+
+
+def test_blocks_may_be_skipped() -> None:
+    """As caches of diffusers do: of two alike passes the second computes the first block only."""
+    model, given = make("wan", layers=3), inputs("wan")
+    apply_first_block_cache(model, FirstBlockCacheConfig(threshold=0.1))
+    sparsify("wan", model)
+    ran: list[int] = []
+    for number, block in enumerate(model.blocks):
+        block.attn1.to_out[0].register_forward_hook(lambda *_, n=number: ran.append(n))
+    with model.cache_context("cond"):
+        outs = [run(model, given) for _ in range(2)]
+    assert ran == [0, 1, 2, 0]
+    torch.testing.assert_close(outs[0], outs[1])
+
+
+def test_keys_of_another_number_are_left_alone() -> None:
+    """Such as those of an image prompt, which some processors attend to beside the image."""
+    model = make("wan")
+    sparsify("wan", model)
+    module: Any = sys.modules[type(model).__module__]
+    seen = []
+
+    def attend(hidden_states: torch.Tensor, *others: Any) -> torch.Tensor:
+        q = hidden_states.unflatten(-1, (2, -1))
+        layer = type(model.blocks[0].attn1.processor).__call__.__globals__["dispatch_attention_fn"]
+        seen.append((layer(q, q[:, :5], q[:, :5]), module.dispatch_attention_fn(q, q[:, :5], q[:, :5])))
+        return torch.zeros_like(hidden_states)
+
+    model.blocks[0].attn2.forward = attend
+    run(model, inputs("wan"))
+    torch.testing.assert_close(*seen[0])
 
 
 def test_a_failed_pass_leaves_no_grid() -> None:

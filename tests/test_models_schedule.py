@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from itertools import product
 from typing import Any
 
@@ -11,6 +13,20 @@ from gnaforge.errors import InputError
 from gnaforge.models.schedule import Pattern, Schedule, kept_share
 from gnaforge.runtime.problem import Problem
 from oracle import mask
+
+
+def test_adapters_are_imported_only_when_asked_for() -> None:
+    """And import none of the packages that they adapt to."""
+    code = """
+import sys, gnaforge
+gnaforge.na2d, gnaforge.attention
+print([name for name in sys.modules if name.startswith("gnaforge.models")])
+import gnaforge.models.diffusers, gnaforge.models.natten
+print({"diffusers", "natten"} & sys.modules.keys())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["[]", "set()"]
+
 
 LOCAL = {"window_size": (-1, 12, 24), "stride": (1, 4, 8), "base_size": (-1, 44, 80)}
 DILATED = {"window_size": (-1, 4, 16), "dilation": (1, 11, 5), "base_size": (-1, 44, 80)}

@@ -130,9 +130,9 @@ class _Now:
 class Handle:
     """Windows in a model: `report` says what they are, `remove` takes them out. Made by `sparsify`.
 
-    The forward pass raises a RuntimeError where a layer didn't get its window: one whose processor was replaced, or all
-    of them because ``forward`` was called in place of the model, which leaves hooks out. A copy of the model is another
-    model: copy it first.
+    The forward pass raises a RuntimeError where a layer wouldn't get its window: one whose processor was replaced, or
+    all of them because ``forward`` was called in place of the model, which leaves hooks out. A copy of the model is
+    another model: copy it first. Blocks may be skipped, as caches do.
     """
 
     def __init__(
@@ -203,6 +203,7 @@ class Handle:
 
     def _begin(self, model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before a forward pass: finds the grid, the step, and with them each layer's window."""
+        self._require_own(model)
         given = dict(zip(self._arguments, args, strict=False)) | kwargs
         grid = self._grid_of(model, given["hidden_states"])
         if self.schedule.follows_steps:
@@ -223,11 +224,16 @@ class Handle:
         self._now = None
         if output is None:  # the forward pass raised
             return
-        if missing := [layer.name for layer in self._layers if not layer.has_run]:
-            raise RuntimeError(
-                f"{missing[0]} and {len(missing) - 1} other layers of {type(model).__name__} didn't run with their "
-                "windows: their processors were replaced, or blocks skipped, after sparsify; remove the handle first"
-            )
+        if self._layers and not any(layer.has_run for layer in self._layers):
+            raise RuntimeError(f"no layer of {type(model).__name__} ran with its window: its blocks were replaced")
+
+    def _require_own(self, model: torch.nn.Module) -> None:
+        modules = [module for _, module in _attention_modules(model, self.layout)]
+        for layer in self._layers:
+            if modules[layer.index] is not layer.module or layer.module.processor is not layer.swapped:
+                raise RuntimeError(
+                    f"{layer.name} lost its window: it was replaced after sparsify; remove the handle first"
+                )
 
     def _grid_of(self, model: torch.nn.Module, hidden_states: torch.Tensor) -> tuple[int, ...]:
         if not self.layout.patch:
