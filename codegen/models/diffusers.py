@@ -287,7 +287,8 @@ class _Layer:
         self.handle, self.index, self.name, self.module = handle, index, name, module
         self.processor = module.processor
         self.swapped: Any = None
-        self.dense: Callable[..., torch.Tensor] | None = type(self.processor).__call__.__globals__.get(_DISPATCH)
+        names = getattr(type(self.processor).__call__, "__globals__", {})
+        self.dense: Callable[..., torch.Tensor] | None = names.get(_DISPATCH)
         self.has_run = False
 
     def __call__(
