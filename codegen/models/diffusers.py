@@ -304,7 +304,7 @@ class _Layer:
 
 
 class _Dispatch:
-    """What stands for diffusers' dispatch in all layers of a model: the windows of the layer that runs, or ``dense``.
+    """Stands for diffusers' dispatch in all layers of a model: computes the window of the layer that runs, or ``dense``.
 
     The layers share it, and with it the graphs that torch.compile makes of blocks with equal windows.
     """
