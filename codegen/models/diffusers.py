@@ -304,7 +304,7 @@ class _Layer:
 
 
 class _Dispatch:
-    """Stands for diffusers' dispatch in all layers of a model: computes the window of the layer that runs, or ``dense``.
+    """Stands for diffusers' dispatch in all layers of a model: the window of the layer that runs, or ``dense``.
 
     The layers share it, and with it the graphs that torch.compile makes of blocks with equal windows.
     """
@@ -395,7 +395,7 @@ def _class_with(layer: _Layer, cls: type) -> type:
     """A class of processors like ``cls``, whose `__call__` is the same code with one global name bound otherwise."""
     call: Any = cls.__call__
     dense = getattr(call, "__globals__", {}).get(_DISPATCH)
-    if isinstance(dense, _Dispatch) or hasattr(layer.processor, "gnaforge_layer"):
+    if hasattr(layer.processor, "gnaforge_layer"):
         raise InputError(f"{layer.name} has windows already: remove the handle first")
     if not isinstance(call, FunctionType) or _DISPATCH not in call.__code__.co_names or dense is None:
         raise InputError(f"{layer.name}: its processor {cls.__name__} doesn't compute attention by {_DISPATCH}")
