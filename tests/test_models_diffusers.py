@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import sys
 from typing import Any
 
@@ -13,6 +14,7 @@ from gnaforge.errors import InputError
 from gnaforge.models.schedule import Pattern, Schedule
 
 pytest.importorskip("diffusers")
+from diffusers import FirstBlockCacheConfig, apply_first_block_cache
 from diffusers.models.autoencoders import ltx2_diffusion_decoder as ltx
 from diffusers_models import GRIDS, MODELS, inputs, make, to, whole_mask
 
@@ -73,16 +75,17 @@ def test_autocast(name: str) -> None:
     assert ours.max() <= 2 * theirs.max() and ours.mean() <= 1.5 * theirs.mean()
 
 
-@pytest.mark.parametrize("name", ["wan", "hunyuan"])
-def test_compiled(name: str) -> None:
-    """The whole model as one graph, and its blocks, as diffusers recommends."""
+@pytest.mark.parametrize(("name", "whole"), [("wan", True), ("hunyuan", False)])
+def test_compiled(name: str, whole: bool) -> None:
+    """The whole model as one graph; its blocks, as diffusers recommends."""
     model, given = make(name), inputs(name)
     sparsify(name, model)
     want = run(model, given)
     torch._dynamo.reset()
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(run(compiled, given), want, rtol=1e-5, atol=1e-5)
-    model.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
+    if whole:
+        model = torch.compile(model, fullgraph=True, backend="aot_eager")
+    else:
+        model.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
     for _ in range(2):
         torch.testing.assert_close(run(model, given), want, rtol=1e-5, atol=1e-5)
 
@@ -107,6 +110,18 @@ def test_gradient_checkpointing_keeps_each_grid(reentrant: bool) -> None:
     for want, got in zip(plain, again, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
     assert any(grad.abs().max() > 1e-3 for grad in plain)
+
+
+def test_blocks_of_one_window_share_a_graph() -> None:
+    """As without windows; each further window makes one more. With a graph for each block, torch would give up at 8."""
+    model, given = make("wan", layers=12), inputs("wan")
+    sparsify("wan", model, dense_layers=[0, 7])
+    want = run(model, given)
+    torch._dynamo.reset()
+    graphs: list[Any] = []
+    model.compile_repeated_blocks(fullgraph=True, backend=lambda graph, _: graphs.append(graph) or graph.forward)
+    torch.testing.assert_close(run(model, given), want, rtol=1e-5, atol=1e-5)
+    assert len(graphs) == 2
 
 
 def test_gradients_with_text() -> None:
@@ -148,8 +163,46 @@ def test_a_layer_without_its_window_is_an_error() -> None:
         run(copy.deepcopy(model), given)
     cls = type(model.blocks[1].attn1)._default_processor_cls
     model.blocks[1].attn1.set_processor(cls())
-    with pytest.raises(RuntimeError, match=r"blocks\.1\.attn1 and 0 other layers .* didn't run with their windows"):
+    with pytest.raises(RuntimeError, match=r"blocks\.1\.attn1 lost its window: it was replaced after sparsify"):
         run(model, given)
+    other = make("wan")
+    sparsify("wan", other)
+    other.blocks[0].attn1 = make("wan").blocks[0].attn1
+    with pytest.raises(RuntimeError, match=r"blocks\.0\.attn1 lost its window"):
+        run(other, given)
+
+
+def test_blocks_may_be_skipped() -> None:
+    """As caches of diffusers do: of two alike passes the second computes the first block only."""
+    model, given = make("wan", layers=3), inputs("wan")
+    apply_first_block_cache(model, FirstBlockCacheConfig(threshold=0.1))
+    sparsify("wan", model)
+    ran: list[int] = []
+    for number, block in enumerate(model.blocks):
+        block.attn1.to_out[0].register_forward_hook(lambda *_, n=number: ran.append(n))
+    with model.cache_context("cond"):
+        outs = [run(model, given) for _ in range(2)]
+    assert ran == [0, 1, 2, 0]
+    torch.testing.assert_close(outs[0], outs[1])
+
+
+def test_keys_of_another_number_are_left_alone() -> None:
+    """Such as those of an image prompt, which some processors attend to beside the image."""
+    model = make("wan")
+    sparsify("wan", model)
+    module: Any = sys.modules[type(model).__module__]
+    seen = []
+
+    def attend(hidden_states: torch.Tensor, *others: Any) -> torch.Tensor:
+        q = hidden_states.unflatten(-1, (2, -1))
+        inner = inspect.getclosurevars(type(model.blocks[0].attn1.processor).__call__).nonlocals["own"]
+        dispatch = inner.__globals__["dispatch_attention_fn"]
+        seen.append((dispatch(q, q[:, :5], q[:, :5]), module.dispatch_attention_fn(q, q[:, :5], q[:, :5])))
+        return torch.zeros_like(hidden_states)
+
+    model.blocks[0].attn2.forward = attend
+    run(model, inputs("wan"))
+    torch.testing.assert_close(*seen[0])
 
 
 def test_a_failed_pass_leaves_no_grid() -> None:
@@ -168,7 +221,10 @@ def test_what_is_refused() -> None:
         sparsify("wan", model)
     handle.remove()
     refused = {
-        "names layer 2; WanTransformer3DModel has 2": {"layers": [2]},
+        "layers names layer 2, and there are 2": {"layers": [2]},
+        "dense_layers names layer 5, and there are 2": {"dense_layers": [5]},
+        "the schedule names layer 2": {"schedule": Schedule.from_mask_strategies({"0_2_0": [1, 1, 1]})},
+        "has its grid from its input": {"grid": (3, 6, 5)},
         "give kernel_size, or a schedule": {"kernel_size": None},
         "the schedule is for 3 layers": {"schedule": Schedule([None] * 3)},
         "leave them out": {"schedule": Schedule([None] * 2), "dense_steps": 3},

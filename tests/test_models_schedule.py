@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from itertools import product
 from typing import Any
 
@@ -11,6 +13,20 @@ from gnaforge.errors import InputError
 from gnaforge.models.schedule import Pattern, Schedule, kept_share
 from gnaforge.runtime.problem import Problem
 from oracle import mask
+
+
+def test_adapters_are_imported_only_when_asked_for() -> None:
+    """And import none of the packages that they adapt to."""
+    code = """
+import sys, gnaforge
+gnaforge.na2d, gnaforge.attention
+print([name for name in sys.modules if name.startswith("gnaforge.models")])
+import gnaforge.models.diffusers, gnaforge.models.natten
+print({"diffusers", "natten"} & sys.modules.keys())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["[]", "set()"]
+
 
 LOCAL = {"window_size": (-1, 12, 24), "stride": (1, 4, 8), "base_size": (-1, 44, 80)}
 DILATED = {"window_size": (-1, 4, 16), "dilation": (1, 11, 5), "base_size": (-1, 44, 80)}
@@ -40,7 +56,8 @@ def test_an_image_is_dense_to_cosmos() -> None:
     schedule = Schedule.from_natten_parameters([LOCAL, None])
     pattern = schedule.at(0, 0)
     assert pattern is not None and pattern.at((1, 44, 80)) is None and pattern.at((2, 44, 80)) is not None
-    assert schedule.at(0, 1) is None and schedule.layers == 2
+    assert schedule.at(0, 1) is None
+    schedule.require_layers(2)
 
 
 @pytest.mark.parametrize("tiles", [(1, 3, 1), (3, 1, 5), (3, 3, 3), (9, 1, 1)])
@@ -70,7 +87,7 @@ def test_strategies_by_step_layer_and_head() -> None:
     schedule = Schedule.from_mask_strategies(
         {"0_0_0": [1, 3, 3], "0_0_2": [3, 3, 3], "1_1_0": [5, 6, 10]}, dense_steps=1
     )
-    assert schedule.follows_steps and schedule.layers == 2
+    assert schedule.follows_steps
     assert schedule.at(0, 0) is None  # a dense step
     assert schedule.at(1, 0) is None  # nothing is said of it
     whole = schedule.at(1, 1)

@@ -107,6 +107,8 @@ def sparsify(
         raise InputError("the schedule says windows, dense steps and dense layers; leave them out")
     if grid is None and not found.patch:
         raise InputError(f"{type(model).__name__} doesn't know its grid: give grid=(rows, columns) of its tokens")
+    if grid is not None and found.patch:
+        raise InputError(f"{type(model).__name__} has its grid from its input: leave grid out")
     return Handle(model, found, schedule, layers, None if grid is None else tuple(grid))
 
 
@@ -128,9 +130,9 @@ class _Now:
 class Handle:
     """Windows in a model: `report` says what they are, `remove` takes them out. Made by `sparsify`.
 
-    The forward pass raises a RuntimeError where a layer didn't get its window: one whose processor was replaced, or all
-    of them because ``forward`` was called in place of the model, which leaves hooks out. A copy of the model is another
-    model: copy it first.
+    The forward pass raises a RuntimeError where a layer wouldn't get its window: one whose processor was replaced, or
+    all of them because ``forward`` was called in place of the model, which leaves hooks out. A copy of the model is
+    another model: copy it first. Blocks may be skipped, as caches do.
     """
 
     def __init__(
@@ -147,22 +149,23 @@ class Handle:
         self.forwards = 0
         """How many forward passes there were."""
         self._model = model
+        self.running: _Layer | None = None
         self._now: _Now | None = None
         self._last: _Now | None = None
         self._timestep = float("inf")
         self._arguments = list(inspect.signature(type(model).forward).parameters)[1:]
+        modules = list(_attention_modules(model, layout))
+        count = len(modules)
+        if wrong := [index for index in layers or () if not 0 <= index < count]:
+            raise InputError(f"layers names layer {wrong[0]}, and there are {count}, counted from 0")
+        schedule.require_layers(count)
         self._layers = [
             _Layer(self, index, name, module)
-            for index, (name, module) in enumerate(_attention_modules(model, layout))
+            for index, (name, module) in enumerate(modules)
             if layers is None or index in layers
         ]
-        count = sum(1 for _ in _attention_modules(model, layout))
-        for name, given in (("layers", layers or ()), ("dense_layers", schedule.dense_layers)):
-            if wrong := [index for index in given if not 0 <= index < count]:
-                raise InputError(f"{name} names layer {wrong[0]}; {type(model).__name__} has {count}, counted from 0")
-        if schedule.layers not in (None, count):
-            raise InputError(f"the schedule is for {schedule.layers} layers; {type(model).__name__} has {count}")
-        swapped = [_swapped(layer) for layer in self._layers]
+        classes: dict[type, type] = {}
+        swapped = [_swapped(layer, classes) for layer in self._layers]
         for layer, processor in zip(self._layers, swapped, strict=True):
             layer.module.set_processor(processor)
         self._hooks = [
@@ -179,7 +182,8 @@ class Handle:
                 layer.module.set_processor(layer.processor)
         if isinstance(inner := getattr(self._model, "_gradient_checkpointing_func", None), _Checkpointing):
             _set_checkpointing(self._model, inner.inner)
-        self._layers, self._hooks, self._now = [], [], None
+        self.enter(None)
+        self._layers, self._hooks = [], []
 
     def report(self) -> str:
         """The windows of the last forward pass, layer by layer, and the share of the image's pairs that they leave."""
@@ -202,13 +206,14 @@ class Handle:
 
     def _begin(self, model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before a forward pass: finds the grid, the step, and with them each layer's window."""
+        self._require_own(model)
         given = dict(zip(self._arguments, args, strict=False)) | kwargs
         grid = self._grid_of(model, given["hidden_states"])
         if self.schedule.follows_steps:
             self._follow(given["timestep"])
         if self._last is None or self._last.grid != grid or self.schedule.follows_steps:
             self._last = _Now(grid, tuple(self._windows(grid)))
-        self._now = self._last
+        self.enter(self._last)
         for layer in self._layers:
             layer.has_run = False
         if not torch.compiler.is_compiling():
@@ -218,15 +223,28 @@ class Handle:
             if inner is not None and not isinstance(inner, _Checkpointing):
                 _set_checkpointing(model, _Checkpointing(inner, self))
 
+    def enter(self, now: _Now | None) -> _Now | None:
+        """Goes to a forward pass, or out of all; returns the one before."""
+        before, self._now = self._now, now
+        for layer in self._layers:
+            layer.grid = () if now is None else now.grid
+            layer.window = None if now is None else now.windows[layer.index]
+        return before
+
     def _end(self, model: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self._now = None
+        self.enter(None)
         if output is None:  # the forward pass raised
             return
-        if missing := [layer.name for layer in self._layers if not layer.has_run]:
-            raise RuntimeError(
-                f"{missing[0]} and {len(missing) - 1} other layers of {type(model).__name__} didn't run with their "
-                "windows: their processors were replaced, or blocks skipped, after sparsify; remove the handle first"
-            )
+        if self._layers and not any(layer.has_run for layer in self._layers):
+            raise RuntimeError(f"no layer of {type(model).__name__} ran with its window: its blocks were replaced")
+
+    def _require_own(self, model: torch.nn.Module) -> None:
+        modules = [module for _, module in _attention_modules(model, self.layout)]
+        for layer in self._layers:
+            if modules[layer.index] is not layer.module or layer.module.processor is not layer.swapped:
+                raise RuntimeError(
+                    f"{layer.name} lost its window: it was replaced after sparsify; remove the handle first"
+                )
 
     def _grid_of(self, model: torch.nn.Module, hidden_states: torch.Tensor) -> tuple[int, ...]:
         if not self.layout.patch:
@@ -274,14 +292,25 @@ def _attention_modules(model: torch.nn.Module, layout: Layout) -> Iterator[tuple
 
 
 class _Layer:
-    """The dispatch of one layer's attention: windows, or what the model had."""
+    """One layer's attention, in the forward pass that the model is in: grid and window, None where it is dense."""
 
     def __init__(self, handle: Handle, index: int, name: str, module: Any) -> None:
         self.handle, self.index, self.name, self.module = handle, index, name, module
         self.processor = module.processor
         self.swapped: Any = None
-        self.dense: Callable[..., torch.Tensor] | None = type(self.processor).__call__.__globals__.get(_DISPATCH)
+        self.grid: tuple[int, ...] = ()
+        self.window: dict[str, Any] | None = None
         self.has_run = False
+
+
+class _Dispatch:
+    """Stands for diffusers' dispatch in all layers of a model: the window of the layer that runs, or ``dense``.
+
+    The layers share it, and with it the graphs that torch.compile makes of blocks with equal windows.
+    """
+
+    def __init__(self, handle: Handle, dense: Callable[..., torch.Tensor]) -> None:
+        self.handle, self.dense = handle, dense
 
     def __call__(
         self,
@@ -298,15 +327,16 @@ class _Layer:
         backend: Any = None,
         parallel_config: Any = None,
     ) -> torch.Tensor:
-        now = self.handle._now
-        if now is None:
+        layer = self.handle.running
+        if layer is None or not layer.grid:
             raise RuntimeError(
-                f"{self.name} was called outside of its model, so its grid is unknown: call the model, not its forward"
+                f"{'attention' if layer is None else layer.name} was called outside of its model, so its grid is "
+                "unknown: call the model, not its forward, and the model that was given windows, not a copy"
             )
-        self.has_run = True
-        window = now.windows[self.index]
-        if window is None:
-            assert self.dense is not None  # as `_swapped` found
+        grid, window = layer.grid, layer.window
+        layer.has_run = True
+        # Keys of another number are those of something else, such as an image prompt.
+        if window is None or key.shape[1] != query.shape[1]:
             return self.dense(
                 query,
                 key,
@@ -322,50 +352,65 @@ class _Layer:
             )
         if parallel_config is not None or dropout_p or is_causal or attention_kwargs:
             raise NotImplementedError(
-                f"{self.name}: windows go with neither context parallelism of diffusers, dropout, a causal mask nor "
+                f"{layer.name}: windows go with neither context parallelism of diffusers, dropout, a causal mask nor "
                 "attention_kwargs"
             )
-        image = prod(now.grid)
+        image = prod(grid)
         text = query.shape[1] - image
         place = self.handle.layout.text
         if text < 0 or (text > 0 and place == "none"):
-            raise RuntimeError(f"{self.name} has {query.shape[1]} tokens, and the grid {now.grid} {image}")
+            raise RuntimeError(f"{layer.name} has {query.shape[1]} tokens, and the grid {grid} {image}")
         if attn_mask is not None and place != "last":
-            raise NotImplementedError(f"{self.name}: windows go with no mask in this model")
+            raise NotImplementedError(f"{layer.name}: windows go with no mask in this model")
         if place == "none":
-            tokens = query.shape[0], *now.grid
+            tokens = query.shape[0], *grid
             q, k, v = (tensor.reshape(*tokens, *tensor.shape[2:]) for tensor in (query, key, value))
             out: torch.Tensor = neighborhood_attention(q, k, v, scale=scale, **window)
             return out.flatten(1, -3)
         sides: dict[str, Any] = {"prefix" if place == "first" else "suffix": text}
         if attn_mask is not None:
             if attn_mask.shape != (query.shape[0], 1, 1, query.shape[1]):
-                raise NotImplementedError(f"{self.name}: a mask of shape {tuple(attn_mask.shape)} is more than padding")
+                raise NotImplementedError(
+                    f"{layer.name}: a mask of shape {tuple(attn_mask.shape)} is more than padding"
+                )
             # It says which keys are valid, of which those of text come first.
             valid = attn_mask.reshape(query.shape[0], -1)[:, image:]
             sides["lengths"] = valid.sum(-1, dtype=torch.int32)
-        return joint_attention(query, key, value, grid=now.grid, scale=scale, **sides, **window)  # type: ignore[no-any-return]
+        return joint_attention(query, key, value, grid=grid, scale=scale, **sides, **window)  # type: ignore[no-any-return]
 
 
-def _swapped(layer: _Layer) -> Any:
-    """The layer's processor with another dispatch: of a class whose `__call__` is the same code, in which one global
-    name stands for the layer."""
+def _swapped(layer: _Layer, classes: dict[type, type]) -> Any:
+    """The layer's processor with another dispatch below it: a copy, of a class that layers of one class share."""
     processor = layer.processor
-    call = type(processor).__call__
-    if isinstance(layer.dense, _Layer):
+    cls = type(processor)
+    if cls not in classes:
+        classes[cls] = _class_with(layer, cls)
+    layer.swapped = copy.copy(processor)
+    layer.swapped.__class__ = classes[cls]
+    layer.swapped.gnaforge_layer = layer
+    return layer.swapped
+
+
+def _class_with(layer: _Layer, cls: type) -> type:
+    """A class of processors like ``cls``, whose `__call__` is the same code with one global name bound otherwise."""
+    call: Any = cls.__call__
+    dense = getattr(call, "__globals__", {}).get(_DISPATCH)
+    if hasattr(layer.processor, "gnaforge_layer"):
         raise InputError(f"{layer.name} has windows already: remove the handle first")
-    if not isinstance(call, FunctionType) or _DISPATCH not in call.__code__.co_names or layer.dense is None:
-        raise InputError(
-            f"{layer.name}: its processor {type(processor).__name__} doesn't compute attention by {_DISPATCH}"
-        )
+    if not isinstance(call, FunctionType) or _DISPATCH not in call.__code__.co_names or dense is None:
+        raise InputError(f"{layer.name}: its processor {cls.__name__} doesn't compute attention by {_DISPATCH}")
     # torch.compile takes globals for those of the module that __name__ says, and would guard on its dispatch.
     names = {name: value for name, value in call.__globals__.items() if name != "__name__"}
-    own = FunctionType(call.__code__, names | {_DISPATCH: layer}, call.__name__, call.__defaults__, call.__closure__)
+    names[_DISPATCH] = _Dispatch(layer.handle, dense)
+    own = FunctionType(call.__code__, names, call.__name__, call.__defaults__, call.__closure__)
     own.__kwdefaults__ = call.__kwdefaults__
-    cls = type(type(processor).__name__, (type(processor),), {"__call__": own, "__doc__": type(processor).__doc__})
-    layer.swapped = copy.copy(processor)
-    layer.swapped.__class__ = cls
-    return layer.swapped
+
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self.gnaforge_layer.handle.running = self.gnaforge_layer
+        return own(self, *args, **kwargs)
+
+    run.__signature__ = inspect.signature(call)  # type: ignore[attr-defined]  # diffusers looks at it
+    return type(cls.__name__, (cls,), {"__call__": run, "__doc__": cls.__doc__})
 
 
 class _Checkpointing:
@@ -385,11 +430,11 @@ class _Remembering:
         self._module, self._handle, self._now = module, handle, handle._now
 
     def __call__(self, *args: Any) -> Any:
-        before, self._handle._now = self._handle._now, self._now
+        before = self._handle.enter(self._now)
         try:
             return self._module(*args)
         finally:
-            self._handle._now = before
+            self._handle.enter(before)
 
 
 def _set_checkpointing(model: Any, function: Any) -> None:

@@ -135,14 +135,20 @@ class Schedule:
         self.dense_layers = frozenset(dense_layers)
         self._steps = 1 + max((step for step, _ in patterns), default=-1) if isinstance(patterns, Mapping) else None
 
-    @property
-    def layers(self) -> int | None:
-        """How many layers it is for; None for any number."""
-        if isinstance(self.patterns, Pattern):
-            return None
+    def require_layers(self, count: int) -> None:
+        """Checks that the schedule is one of a model with so many layers.
+
+        Raises:
+            InputError: it is for others.
+        """
+        if wrong := [layer for layer in sorted(self.dense_layers) if not 0 <= layer < count]:
+            raise InputError(f"dense_layers names layer {wrong[0]}, and there are {count}, counted from 0")
         if isinstance(self.patterns, Mapping):
-            return 1 + max((layer for _, layer in self.patterns), default=-1)
-        return len(self.patterns)
+            last = max((layer for _, layer in self.patterns), default=-1)
+            if last >= count:
+                raise InputError(f"the schedule names layer {last}, and there are {count}, counted from 0")
+        elif not isinstance(self.patterns, Pattern) and len(self.patterns) != count:
+            raise InputError(f"the schedule is for {len(self.patterns)} layers, and there are {count}")
 
     @property
     def follows_steps(self) -> bool:

@@ -11,15 +11,14 @@ import hashlib
 import json
 import platform
 import re
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from ..build.core import core_source_digest
 from ..build.kernels import Listener, build_kernels
 from ..build_tools.cache import digest_of
-from ..build_tools.files import write_atomic
 from ..errors import InputError
 from ..families import TARGETS
 from ..runtime.config import KernelConfig
@@ -134,18 +133,22 @@ def _with_hub_metadata(made: Assembled, name: str, version: int, namespace: str,
 
 
 def _write(folder: Path, files: dict[str, bytes]) -> None:
-    """Writes a variant, in place of one that is there.
+    """Writes a variant, complete or not at all, in place of one that is there.
 
     Raises:
-        InputError: the folder can't be written, or there is something else that is no variant of gnaforge's.
+        InputError: the folder can't be written, or it is there and no variant of gnaforge's.
     """
+    if folder.exists() and not (folder / METADATA).is_file():
+        raise InputError(f"{folder} is there, and gnaforge didn't write it: it has no {METADATA}")
     try:
-        if folder.exists():
-            if not (folder / METADATA).is_file():
-                raise InputError(f"{folder} is there, and gnaforge didn't write it; it has no {METADATA}")
-            shutil.rmtree(folder)
-        for path, data in files.items():
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(folder / path, data)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder.parent, prefix=".writing-", ignore_cleanup_errors=True) as scratch:
+            new = Path(scratch) / "new"
+            for path, data in files.items():
+                (new / path).parent.mkdir(parents=True, exist_ok=True)
+                (new / path).write_bytes(data)
+            if folder.exists():
+                folder.rename(Path(scratch) / "old")
+            new.rename(folder)
     except OSError as error:
         raise InputError(f"can't write {folder}: {error.strerror}") from error
