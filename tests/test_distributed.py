@@ -366,6 +366,18 @@ def test_devices_of_the_simulator() -> None:
         simulate_devices(one, 5000, Links(450, 10))
 
 
+def test_devices_in_the_simulators_page() -> None:
+    rows, problem = [], {"edge": ("cut", "wrap"), "heads": 16, "head_dim": 48}
+    for exponent, devices in product((20, 24, 30), (8, 64, 512, 4096)):
+        one = simulate_problem(Problem((1 << exponent // 2,) * 2, (31, 31), **problem))
+        found = simulate_devices(one, devices, Links(450, 10))
+        mesh, most = "x".join(map(str, found.division.shards.parts)), found.traffic.most / 1e6
+        shares = f"{found.inner_share:.0%} | {found.overlap:.0%} | {found.speedup:,.1f}x"
+        rows.append(f"| 2^{exponent} | {devices:,} | {mesh} | {most:.1f} MB | {shares} |")
+    page = (Path(__file__).parents[1] / "codegen/simulator/README.md").read_text()
+    assert [row for row in rows if row not in page] == []
+
+
 def test_devices_on_the_command_line(cli: Callable[..., Any]) -> None:
     problem = ("simulate", "--tokens", "4096,4096", "--window", "31", "--edge", "cut,wrap", "--heads", "16")
     done = cli(*problem, "--devices", "8,64", "--link-gbps", "450")
