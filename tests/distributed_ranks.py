@@ -345,7 +345,7 @@ def check_dtensors(ranks: int) -> list[str]:
 
 
 def check_fault(kind: str, ranks: int) -> tuple[str, float]:
-    """What goes wrong on rank 1, or on all but rank 0; the words of this rank's error, and seconds until it came."""
+    """Something is wrong with rank 1. Gives the words of this rank's error, and seconds until it came."""
     rank, (mesh, dims) = dist.get_rank(), mesh_of([ranks])
     x = torch.randn(1, 4, 1, 8)
 

@@ -119,7 +119,7 @@ def explain(doing: str, group: Group, fault: str | None = None) -> Iterator[None
 
 
 def _inquest(doing: str, group: Group, fault: str | None) -> str:
-    """What ranks say of a failure."""
+    """Words for a failure, of all ranks that say something."""
     own, ranks = dist.get_rank(group), dist.get_world_size(group)
     states: dict[int, dict[str, Any]] = {}
     with suppress(RuntimeError, dist.DistError):  # whoever held the store is gone: only what is known here can be said
@@ -148,7 +148,7 @@ def _leave_word(group: Group, doing: str, fault: str | None) -> Store:
 
 
 def _differences(states: Mapping[int, Signature]) -> str:
-    """What ranks differ in, each with who has which value; empty if there is nothing."""
+    """Fields in which ranks differ, each with who has which value; empty if there is none."""
     found = []
     for name in dict.fromkeys(name for state in states.values() for name in state):
         by_value: dict[str, list[int]] = {}

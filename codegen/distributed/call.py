@@ -37,7 +37,7 @@ Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True)
 class Options:
-    """How a call is divided and moved."""
+    """The ways in which a call is divided and moved."""
 
     mode: str
     by_heads: tuple[str, ...]
@@ -66,7 +66,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Where:
-    """Which ranks have which tokens."""
+    """The tokens that ranks have."""
 
     mesh: DeviceMesh | None
     dims: Dims | None
@@ -123,7 +123,7 @@ def _prepare(
     team: Team,
     text_query: torch.Tensor | None,
 ) -> Prepared:
-    """What this rank alone can say of the call."""
+    """The call as this rank alone can tell it."""
     query, key, value = (autocast_tensor(tensor) for tensor in tensors)
     keys, values, lengths = (autocast_tensor(tensor) for tensor in extra)
     names = {"additional_keys": keys, "additional_values": values, "additional_lengths": lengths}
@@ -240,7 +240,7 @@ class Prepared:
         return self.division.shards.shape(self.team.rank)
 
     def signature(self) -> dict[str, Any]:
-        """What all ranks must have equal, by the names of arguments."""
+        """Values that all ranks must have equal, by the names of arguments."""
         problem, options = self.problem, self.options
         given = [x for x in (*self.tensors, *self.extra, self.text_query) if x is not None]
         return {
@@ -269,7 +269,7 @@ class Prepared:
         }
 
     def fault(self) -> str | None:
-        """What is wrong with this rank's tensors."""
+        """Words for a fault of this rank's tensors; None if they have none."""
         problem, (query, key, value), (keys, values, _) = self.problem, self.tensors, self.extra
         rank, extra = self.team.rank, (problem.batch, 0 if keys is None else keys.shape[1])
         shard = problem.batch, *self.shape
@@ -340,7 +340,7 @@ class Prepared:
         return Settings(route, team.group, self.scale, self.kernel, *rest)
 
     def plan(self) -> Plan:
-        """What it does on this rank."""
+        """The call's plan on this rank."""
         self._head_team()
         route = self._settings().route
         inner = 0 if route.inner is None else prod(high - low for low, high in route.inner.call.queries)

@@ -72,7 +72,7 @@ class Traffic:
 
     @property
     def most(self) -> int:
-        """What bounds the time: links carry both directions at once."""
+        """The direction that bounds the time: links carry both at once."""
         return max(self.received, self.sent)
 
 
@@ -104,7 +104,7 @@ class Division:
 
     @property
     def fault(self) -> str:
-        """Why heads can't be divided so; empty if they can."""
+        """The reason why heads can't be divided so; empty if they can."""
         heads, kv_heads, ranks = self.problem.heads, self.problem.kv_heads, self.head_ranks
         if heads % ranks == 0 and (kv_heads % ranks == 0 or ranks % kv_heads == 0):
             return ""

@@ -31,7 +31,7 @@ class Team:
 
 
 def are_dtensors(*tensors: torch.Tensor) -> bool:
-    """Whether some are; importing what they are takes two seconds, which calls without any don't need."""
+    """True if some are; importing what they are takes two seconds, which calls without any don't need."""
     if "torch.distributed.tensor" not in sys.modules:
         return False
     from torch.distributed.tensor import DTensor
@@ -65,7 +65,7 @@ def check_dims(mesh: DeviceMesh, dims: Dims, rank: int) -> None:
 
 
 def sizes_of(mesh: DeviceMesh, names: Sequence[str | None]) -> list[int]:
-    """How many ranks there are along each of some dimensions; 1 for None."""
+    """Ranks along each of some dimensions; 1 for None."""
     own = mesh.mesh_dim_names or ()
     return [1 if name is None else mesh.size(own.index(name)) for name in names]
 
