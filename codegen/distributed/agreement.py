@@ -33,6 +33,7 @@ _agreed: WeakKeyDictionary[Group, set[str]] = (
 )  # a group that is kept past its end aborts the process
 _calls = count()
 _last: dict[str, Any] = {}
+_words: list[tuple[Store, str]] = []  # that this rank has left, with their keys
 
 
 class RankError(RuntimeError):
@@ -52,6 +53,9 @@ def agree(signature: Signature, group: Group, fault: str | None = None) -> None:
         RankError: ranks differ, one has a fault, or one doesn't answer within the group's timeout.
     """
     text = json.dumps(signature)
+    while _words:  # of an error that somebody has caught
+        store, key = _words.pop()
+        store.delete_key(key)
     _last.clear()
     _last.update(call=next(_calls), **signature)
     known = _agreed.setdefault(group, set())
@@ -143,7 +147,9 @@ def _leave_word(group: Group, doing: str, fault: str | None) -> Store:
     ranks = ",".join(map(str, dist.get_process_group_ranks(group)))
     # torch has no public way to it.
     store = PrefixStore(f"gnaforge/{ranks}", dist.distributed_c10d._get_default_store())
-    store.set(str(dist.get_rank(group)), json.dumps({"fault": fault, "doing": doing, **_last}))
+    own = str(dist.get_rank(group))
+    store.set(own, json.dumps({"fault": fault, "doing": doing, **_last}))
+    _words.append((store, own))
     return store
 
 
