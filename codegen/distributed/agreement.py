@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import PrefixStore, Store  # which torch.distributed has, too, beside types' reach
+from torch._C._distributed_c10d import PrefixStore, Store  # torch.distributed's, which types don't see there
 
 _PATIENCE = 3.0  # seconds that others have to say what they were doing
 _NAME = "context_parallel_attention"
@@ -28,9 +28,8 @@ _NAME = "context_parallel_attention"
 Group = dist.ProcessGroup
 Signature = Mapping[str, Any]
 
-_agreed: WeakKeyDictionary[Group, set[str]] = (
-    WeakKeyDictionary()
-)  # a group that is kept past its end aborts the process
+# A group that is kept past its end aborts the process.
+_agreed: WeakKeyDictionary[Group, set[str]] = WeakKeyDictionary()
 _calls = count()
 _last: dict[str, Any] = {}
 _words: list[tuple[Store, str]] = []  # that this rank has left, with their keys
@@ -55,7 +54,8 @@ def agree(signature: Signature, group: Group, fault: str | None = None) -> None:
     text = json.dumps(signature)
     while _words:  # of an error that somebody has caught
         store, key = _words.pop()
-        store.delete_key(key)
+        with suppress(RuntimeError, dist.DistError):  # the store may have ended with the groups of then
+            store.delete_key(key)
     _last.clear()
     _last.update(call=next(_calls), **signature)
     known = _agreed.setdefault(group, set())
