@@ -32,7 +32,7 @@ from gnaforge.simulator.fitting import simulate_problem
 
 RANKS = (2, 3, 4, 8)
 SAMPLE, SURVEY = 9, 60  # random problems for each number of ranks
-FAULTS = ("window", "shard", "word", "later shard", "kernel", "death", "sleep")
+FAULTS = ("window", "shard", "word", "later shard", "kernel", "death", "caught", "sleep")
 JOBS: dict[str, list[dict[str, Any]]] = {
     "random": [
         {"name": "check_random", "seed": s, "ranks": n, "again": s % 3 == 0} for n in RANKS for s in range(SAMPLE)
@@ -108,12 +108,13 @@ def test_dtensors(results: dict[str, list[Any]]) -> None:
 
 SHARD = "rank 1 has a query of shape [1, 3, 1, 8]; its shard is [1, 4, 1, 8]"
 SAID = {
-    "window": ("ranks disagree on kernel_size: [5] on ranks 0,2, [3] on rank 1", 2),
-    "shard": (SHARD, 2),
-    "word": ("edge is 'bent'; it must be one of shift, cut, wrap", 2),
+    "window": ("ranks disagree on kernel_size: [5] on ranks 0,2, [3] on rank 1", 5),
+    "shard": (SHARD, 5),
+    "word": ("edge is 'bent'; it must be one of shift, cut, wrap", 5),
     "later shard": (SHARD, 10),
     "kernel": ("no kernel gna_forward-cpu-r1-fp32-dany-q1-kv1 is loaded or in the cache", 10),
     "death": ("no word from rank 1", 10),
+    "caught": ("no word from rank 1", 10),
     "sleep": ("no word from rank 1", 16),
 }
 
@@ -123,13 +124,13 @@ def test_faults_end_all_ranks(results: dict[str, list[Any]], kind: str) -> None:
     """In one line, within the group's timeout (6 s here) and the seconds that ranks wait for each other's words."""
     answers = dict(zip(FAULTS, results["faults"], strict=True))[kind]
     words, seconds = SAID[kind]
-    assert (answers[1] is None) == (kind == "death")
-    if kind in ("kernel", "sleep"):  # rank 2 has what it needs of rank 1, or has gone when rank 1 wakes up
-        answers = answers[:1]
+    assert (answers[1] is None) == (kind in ("death", "caught"))
+    if kind == "sleep":  # the others have gone when rank 1 wakes up
+        answers = [answers[0], answers[2]]
     for answer in answers:
         if answer is not None:
-            assert words in answer[0] and "\n" not in answer[0], answer
-            assert answer[1] < seconds
+            assert words in answer[0] and ("\n" not in answer[0] or answer[0].startswith("NoKernelError")), answer
+            assert answer[1] < seconds and (kind == "kernel" or "NoKernelError" not in answer[0])
 
 
 def dimensions(length: int) -> Iterator[Dimension]:
@@ -366,6 +367,18 @@ def test_devices_of_the_simulator() -> None:
         simulate_devices(one, 5000, Links(450, 10))
 
 
+def test_devices_in_the_simulators_page() -> None:
+    rows, problem = [], {"edge": ("cut", "wrap"), "heads": 16, "head_dim": 48}
+    for exponent, devices in product((20, 24, 30), (8, 64, 512, 4096)):
+        one = simulate_problem(Problem((1 << exponent // 2,) * 2, (31, 31), **problem))
+        found = simulate_devices(one, devices, Links(450, 10))
+        mesh, most = "x".join(map(str, found.division.shards.parts)), found.traffic.most / 1e6
+        shares = f"{found.inner_share:.0%} | {found.overlap:.0%} | {found.speedup:,.1f}x"
+        rows.append(f"| 2^{exponent} | {devices:,} | {mesh} | {most:.1f} MB | {shares} |")
+    page = (Path(__file__).parents[1] / "codegen/simulator/README.md").read_text()
+    assert [row for row in rows if row not in page] == []
+
+
 def test_devices_on_the_command_line(cli: Callable[..., Any]) -> None:
     problem = ("simulate", "--tokens", "4096,4096", "--window", "31", "--edge", "cut,wrap", "--heads", "16")
     done = cli(*problem, "--devices", "8,64", "--link-gbps", "450")
@@ -376,10 +389,5 @@ def test_devices_on_the_command_line(cli: Callable[..., Any]) -> None:
     assert [row["devices"] for row in rows] == [8, 64] and rows[0]["bytes_received"] == 632832000
     documented = re.findall(r"`(\w+)`", (Path(__file__).parents[1] / "codegen/simulator/README.md").read_text())
     assert rows[0].keys() <= {*documented}
-    for wrong in (
-        ("--link-gbps", "9"),
-        ("--devices", "8", "--direction", "training"),
-        ("--devices", "0"),
-        ("--devices", "x"),
-    ):
+    for wrong in (("--link-gbps", "9"), ("--devices", "8", "--direction", "training")):
         assert cli(*problem, *wrong).returncode == 2

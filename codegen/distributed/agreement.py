@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import PrefixStore, Store  # which torch.distributed has, too, beside types' reach
+from torch._C._distributed_c10d import PrefixStore, Store  # torch.distributed's, which types don't see there
 
 _PATIENCE = 3.0  # seconds that others have to say what they were doing
 _NAME = "context_parallel_attention"
@@ -28,11 +28,11 @@ _NAME = "context_parallel_attention"
 Group = dist.ProcessGroup
 Signature = Mapping[str, Any]
 
-_agreed: WeakKeyDictionary[Group, set[str]] = (
-    WeakKeyDictionary()
-)  # a group that is kept past its end aborts the process
+# A group that is kept past its end aborts the process.
+_agreed: WeakKeyDictionary[Group, set[str]] = WeakKeyDictionary()
 _calls = count()
 _last: dict[str, Any] = {}
+_words: list[tuple[Store, str]] = []  # that this rank has left, with their keys
 
 
 class RankError(RuntimeError):
@@ -52,6 +52,10 @@ def agree(signature: Signature, group: Group, fault: str | None = None) -> None:
         RankError: ranks differ, one has a fault, or one doesn't answer within the group's timeout.
     """
     text = json.dumps(signature)
+    while _words:  # of an error that somebody has caught
+        store, key = _words.pop()
+        with suppress(RuntimeError, dist.DistError):  # the store may have ended with the groups of then
+            store.delete_key(key)
     _last.clear()
     _last.update(call=next(_calls), **signature)
     known = _agreed.setdefault(group, set())
@@ -119,7 +123,7 @@ def explain(doing: str, group: Group, fault: str | None = None) -> Iterator[None
 
 
 def _inquest(doing: str, group: Group, fault: str | None) -> str:
-    """What ranks say of a failure."""
+    """Words for a failure, of all ranks that say something."""
     own, ranks = dist.get_rank(group), dist.get_world_size(group)
     states: dict[int, dict[str, Any]] = {}
     with suppress(RuntimeError, dist.DistError):  # whoever held the store is gone: only what is known here can be said
@@ -143,12 +147,14 @@ def _leave_word(group: Group, doing: str, fault: str | None) -> Store:
     ranks = ",".join(map(str, dist.get_process_group_ranks(group)))
     # torch has no public way to it.
     store = PrefixStore(f"gnaforge/{ranks}", dist.distributed_c10d._get_default_store())
-    store.set(str(dist.get_rank(group)), json.dumps({"fault": fault, "doing": doing, **_last}))
+    own = str(dist.get_rank(group))
+    store.set(own, json.dumps({"fault": fault, "doing": doing, **_last}))
+    _words.append((store, own))
     return store
 
 
 def _differences(states: Mapping[int, Signature]) -> str:
-    """What ranks differ in, each with who has which value; empty if there is nothing."""
+    """Fields in which ranks differ, each with who has which value; empty if there is none."""
     found = []
     for name in dict.fromkeys(name for state in states.values() for name in state):
         by_value: dict[str, list[int]] = {}

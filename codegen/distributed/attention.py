@@ -135,7 +135,7 @@ def plan(
     border_multiple: int | Sequence[int] = 1,
     kernel: KernelConfig | str | None = None,
 ) -> Plan:
-    """What `context_parallel_attention` does with these arguments on this rank; computes nothing. All ranks call it.
+    """The plan of a `context_parallel_attention` with these arguments; computes nothing. All ranks call it.
 
     Ranks agree on the arguments, and groups are made: after it a call with them makes no collective but its exchanges,
     and can be captured in a CUDA graph, once its kernels are there (`gnaforge.warmup`, or a call).

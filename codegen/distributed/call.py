@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from math import prod
 from typing import Any
@@ -26,16 +27,17 @@ from .halo import Settings, attend_with_halo
 from .heads import HeadTeam, SumOverRanks, heads_of_ranks
 from .kernels import Extra
 from .layout import Shards, bounds_of, chunk_bounds
-from .mesh import Dims, Team, check_dims, team_of
+from .mesh import Dims, Team, check_dims, sizes_of, team_of
 from .planning import Plan, route_of
 
+_SIZES = ("batch", "heads", "kv_heads", "head_dim", "value_head_dim")
 EXTRA_GRADIENTS = ("sum", "partial")
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a call is divided and moved."""
+    """The ways in which a call is divided and moved."""
 
     mode: str
     by_heads: tuple[str, ...]
@@ -64,7 +66,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Where:
-    """Which ranks have which tokens."""
+    """The tokens that ranks have."""
 
     mesh: DeviceMesh | None
     dims: Dims | None
@@ -121,7 +123,7 @@ def _prepare(
     team: Team,
     text_query: torch.Tensor | None,
 ) -> Prepared:
-    """What this rank alone can say of the call."""
+    """The call as this rank alone can tell it."""
     query, key, value = (autocast_tensor(tensor) for tensor in tensors)
     keys, values, lengths = (autocast_tensor(tensor) for tensor in extra)
     names = {"additional_keys": keys, "additional_values": values, "additional_lengths": lengths}
@@ -134,7 +136,8 @@ def _prepare(
         raise ValueError("windows of their own for heads: a call of divided tokens has one window for all heads")
     pattern = arguments.plain_pattern(rank, *plain) + arguments.settings_pattern(rank, edge, sink, *[None] * 4)
     scale = None if scale is None else arguments.finite_number("scale", scale)
-    problem = _problem(fields_of_pattern(pattern), shards, (query, key, value), keys, scale)
+    sizes = query.shape[0], query.shape[-2], key.shape[-2], query.shape[-1], value.shape[-1]
+    problem = _problem(tuple(pattern), shards, sizes, dtype_name(query.dtype))
     multiples = tuple(arguments.ints_per_dim("border_multiple", options.border_multiple, rank))
     if min(multiples) < 1:
         raise ValueError(f"border_multiple is {min(multiples)}; it must be at least 1")
@@ -149,6 +152,7 @@ def _prepare(
         where.dims,
         team,
         options,
+        scale,
         multiples,
         key_of_kernel,
         autocast_tensor(text_query),
@@ -157,7 +161,7 @@ def _prepare(
 
 def _shards(mesh: DeviceMesh, dims: Dims, where: Where, query: torch.Tensor) -> Shards:
     rank = len(dims)
-    parts = [1 if name is None else mesh[name].size() for name in dims]
+    parts = sizes_of(mesh, dims)
     if where.grid is None:
         if max(parts) > 1:
             raise ValueError("grid must say how many tokens all ranks have together: a shard alone doesn't")
@@ -179,36 +183,21 @@ def _shards(mesh: DeviceMesh, dims: Dims, where: Where, query: torch.Tensor) -> 
     return Shards(tuple(bounds))
 
 
-def _problem(
-    fields: dict[str, tuple[Any, ...]],
-    shards: Shards,
-    tensors: Sequence[torch.Tensor],
-    keys: torch.Tensor | None,
-    scale: float | None,
-) -> Problem:
-    """The undivided problem. Words are about the call's arguments."""
-    query, key, value = tensors
-    own = {name: fields[name] for name in ("window", "stride", "dilation", "causal", "edge", "sink")}
+@lru_cache(maxsize=1 << 8)
+def _problem(pattern: tuple[int, ...], shards: Shards, sizes: tuple[int, ...], dtype: str) -> Problem:
+    """The undivided problem, without additional keys, of sizes in `_SIZES`' order. Words are about the call's
+    arguments."""
+    fields = fields_of_pattern(pattern)
+    own: dict[str, Any] = {name: fields[name] for name in ("window", "stride", "dilation", "causal", "edge", "sink")}
+    own |= zip(_SIZES, sizes, strict=True)
     try:
-        return Problem(
-            tuple(bounds[-1] for bounds in shards.bounds),
-            heads=query.shape[-2],
-            kv_heads=key.shape[-2],
-            head_dim=query.shape[-1],
-            value_head_dim=value.shape[-1],
-            batch=query.shape[0],
-            dtype=dtype_name(query.dtype),
-            scale=scale,
-            extra_tokens=() if keys is None else (keys.shape[1],),
-            **own,
-        )
+        return Problem(tuple(bounds[-1] for bounds in shards.bounds), **own, dtype=dtype)
     except ProblemError as error:
         name = {"window": "kernel_size", "causal": "is_causal", "tokens": "grid"}.get(error.field, error.field)
         raise ValueError(f"{name}: {error.text}") from None
 
 
 def _division(problem: Problem, shards: Shards, dims: Dims, options: Options) -> Division:
-    problem = replace(problem, extra_tokens=(), scale=None)  # neither decides, and there are fewer to remember
     if options.mode == "auto":
         return cheapest(problem, shards)
     divided = tuple(axis for axis, parts in enumerate(shards.parts) if parts > 1)
@@ -240,6 +229,7 @@ class Prepared:
     dims: Dims
     team: Team
     options: Options
+    scale: float | None
     multiples: tuple[int, ...]
     kernel: str
     text_query: torch.Tensor | None
@@ -250,7 +240,7 @@ class Prepared:
         return self.division.shards.shape(self.team.rank)
 
     def signature(self) -> dict[str, Any]:
-        """What all ranks must have equal, by the names of arguments."""
+        """Values that all ranks must have equal, by the names of arguments."""
         problem, options = self.problem, self.options
         given = [x for x in (*self.tensors, *self.extra, self.text_query) if x is not None]
         return {
@@ -267,8 +257,8 @@ class Prepared:
             "heads": [problem.heads, problem.kv_heads],
             "head_dim": [problem.head_dim, problem.value_head_dim],
             "dtype": problem.dtype,
-            "additional_keys": [*problem.extra_tokens],
-            "scale": problem.scale,
+            "additional_keys": [x.shape[1] for x in self.extra[:1] if x is not None],
+            "scale": self.scale,
             "mode": options.mode,
             "by_heads": options.by_heads,
             "transport": options.transport,
@@ -279,9 +269,10 @@ class Prepared:
         }
 
     def fault(self) -> str | None:
-        """What is wrong with this rank's tensors."""
+        """Words for a fault of this rank's tensors; None if they have none."""
         problem, (query, key, value), (keys, values, _) = self.problem, self.tensors, self.extra
-        rank, shard, extra = self.team.rank, (problem.batch, *self.shape), (problem.batch, *problem.extra_tokens)
+        rank, extra = self.team.rank, (problem.batch, 0 if keys is None else keys.shape[1])
+        shard = problem.batch, *self.shape
         of_query, of_key = (problem.heads, problem.head_dim), (problem.kv_heads, problem.head_dim)
         of_value = problem.kv_heads, problem.value_head_dim
         for name, tensor, rows, own in (
@@ -344,13 +335,12 @@ class Prepared:
 
     def _settings(self) -> Settings:
         options, team = self.options, team_of(self.mesh, self._names(False))
-        problem = replace(self.problem, extra_tokens=())
-        route = route_of(problem, self.division.layout, team.rank, self.multiples)
+        route = route_of(self.problem, self.division.layout, team.rank, self.multiples)
         rest = options.transport, options.save_halo, options.head_chunks
-        return Settings(route, team.group, problem.scale, self.kernel, *rest)
+        return Settings(route, team.group, self.scale, self.kernel, *rest)
 
     def plan(self) -> Plan:
-        """What it does on this rank."""
+        """The call's plan on this rank."""
         self._head_team()
         route = self._settings().route
         inner = 0 if route.inner is None else prod(high - low for low, high in route.inner.call.queries)

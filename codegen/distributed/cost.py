@@ -1,15 +1,14 @@
 """Bytes that travel, by formula: for `mode="auto"`, and for `gnaforge simulate --devices`.
 
 Tokens are divided along axes, each by one dimension of a mesh. Along some of these the ranks exchange heads for tokens
-(Ulysses, arXiv 2309.14509), along the others halos of keys and values travel. With u ranks that exchange heads, n
-tokens of a rank, N of the block that these ranks share, h of its halo, B batch entries, H and G heads of queries and of
-keys, D and E channels of keys and of values, e bytes an element, and g = max(G / u, 1) a rank receives in a forward
-pass
+(Ulysses, arXiv 2309.14509), along the others halos of keys and values travel. A rank receives in a forward pass
 
     B e ((N - n) (H/u D + g (D + E)) + n (H - H/u) E) + B e g (D + E) h
 
-bytes, the first term for heads, the second for the halo. A backward pass moves the gradients of all that the other way,
-so training doubles it. A rank sends
+bytes, the first term for heads, the second for its halo. There u ranks exchange heads; n tokens are the rank's, N those
+of the block that these ranks share, h those of its halo; B batch entries, H and G heads of queries and of keys, D and E
+channels of keys and of values, e bytes an element, g = max(G / u, 1). A backward pass moves the gradients of all that
+the other way, so training doubles it. A rank sends
 
     B e (n (u - 1) (H/u D + g (D + E)) + (N - n) H/u E) + B e g (D + E) h'
 
@@ -72,7 +71,7 @@ class Traffic:
 
     @property
     def most(self) -> int:
-        """What bounds the time: links carry both directions at once."""
+        """The direction that bounds the time: links carry both at once."""
         return max(self.received, self.sent)
 
 
@@ -104,7 +103,7 @@ class Division:
 
     @property
     def fault(self) -> str:
-        """Why heads can't be divided so; empty if they can."""
+        """The reason why heads can't be divided so; empty if they can."""
         heads, kv_heads, ranks = self.problem.heads, self.problem.kv_heads, self.head_ranks
         if heads % ranks == 0 and (kv_heads % ranks == 0 or ranks % kv_heads == 0):
             return ""

@@ -27,7 +27,7 @@ from .planning import KernelCall, Route
 
 @dataclass(frozen=True)
 class Settings:
-    """What a call is beside its tensors.
+    """A call, but for its tensors.
 
     Attributes:
         route: of this rank.
@@ -165,7 +165,7 @@ class _Halo(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class _Rows:
-    """What a backward call takes of queries, and their results with gradients."""
+    """Queries, and their results with gradients, as a backward call takes them."""
 
     query: torch.Tensor
     out: torch.Tensor
@@ -190,7 +190,7 @@ class _Gradients:
 
 
 class _Work:
-    """What both passes do with a part of the heads."""
+    """The steps that both passes take with a part of the heads."""
 
     def __init__(self, settings: Settings, wanted: int) -> None:
         self._settings, self._route, self._wanted = settings, settings.route, wanted

@@ -1,4 +1,4 @@
-"""Who needs which keys of whom. Every rank computes it alone, from arguments that all ranks share.
+"""The keys that each rank needs of others. Every rank computes it alone, from arguments that all ranks share.
 
 The keys that a rank lacks are a box, the product of what each axis needs. Cut at all borders of shards it is a list of
 pieces, each with one owner, who sends it directly: corners, and neighbours of neighbours, take no second step.
@@ -51,7 +51,7 @@ class Call(NamedTuple):
 
     @property
     def kv_offset(self) -> Place:
-        """Where the keys begin that are no sink apart from them."""
+        """The place in the grid where the keys begin that are no sink apart from them."""
         return tuple(spans[-1][0] for spans in self.keys)
 
     @property
@@ -81,7 +81,7 @@ class Shards:
         return prod(self.parts)
 
     def place(self, rank: int) -> Place:
-        """Which shard along each axis a rank has."""
+        """The number of a rank's shard along each axis."""
         found = []
         for parts in reversed(self.parts):
             rank, own = divmod(rank, parts)
@@ -89,7 +89,7 @@ class Shards:
         return tuple(reversed(found))
 
     def rank(self, place: Sequence[int]) -> int:
-        """Who has the shard of a place."""
+        """The rank that has the shard of a place."""
         rank = 0
         for own, parts in zip(place, self.parts, strict=True):
             rank = rank * parts + own
@@ -101,7 +101,7 @@ class Shards:
         return tuple((bounds[own], bounds[own + 1]) for bounds, own in found)
 
     def shape(self, rank: int) -> Place:
-        """How many these are along each axis."""
+        """Tokens of a rank along each axis."""
         return tuple(high - low for low, high in self.box(rank))
 
 
@@ -127,7 +127,7 @@ class _Segment(NamedTuple):
 
 @lru_cache(maxsize=1 << 10)
 def segments(axis: Dimension, bounds: tuple[int, ...]) -> tuple[tuple[_Segment, ...], ...]:
-    """What each shard along an axis needs, cut where the owner changes."""
+    """Keys that each shard along an axis needs, cut where the owner changes."""
     spans = [needed_keys(axis, own) for own in pairwise(bounds)] if len(bounds) > 2 else [((0, axis.length),)]
     return tuple(tuple(_owned(each, bounds, axis.length)) for each in spans)
 
@@ -168,7 +168,7 @@ class Layout:
         return tuple(needed_keys(axis, own) if parts > 1 else ((0, axis.length),) for axis, parts, own in each)
 
     def received(self, rank: int) -> list[Piece]:
-        """What a rank gets, by the peer that it comes from and by position."""
+        """The pieces that a rank gets, by the peer that it comes from and by position."""
         if self.needs(rank) is None:
             return []
         own = [per_shard[place] for per_shard, place in zip(self._segments(), self.shards.place(rank), strict=True)]
@@ -176,7 +176,7 @@ class Layout:
         return sorted(piece for piece in pieces if piece.peer != rank)
 
     def sent(self, rank: int) -> list[Piece]:
-        """What others get of a rank, by the peer that it goes to and by position."""
+        """The pieces that others get of a rank, by the peer that it goes to and by position."""
         wanted: list[list[tuple[int, _Segment]]] = []
         for per_shard, place in zip(self._segments(), self.shards.place(rank), strict=True):
             each = ((receiver, part) for receiver, parts in enumerate(per_shard) for part in parts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary, ref
 
 import torch
 import torch.distributed as dist
@@ -30,7 +31,7 @@ class Team:
 
 
 def are_dtensors(*tensors: torch.Tensor) -> bool:
-    """Whether some are; importing what they are takes two seconds, which calls without any don't need."""
+    """True if some are; importing what they are takes two seconds, which calls without any don't need."""
     if "torch.distributed.tensor" not in sys.modules:
         return False
     from torch.distributed.tensor import DTensor
@@ -63,14 +64,25 @@ def check_dims(mesh: DeviceMesh, dims: Dims, rank: int) -> None:
         raise ValueError(f"dims is {tuple(dims)!r}; names must be in the mesh's order ({', '.join(names)}), each once")
 
 
+def sizes_of(mesh: DeviceMesh, names: Sequence[str | None]) -> list[int]:
+    """Ranks along each of some dimensions; 1 for None."""
+    own = mesh.mesh_dim_names or ()
+    return [1 if name is None else mesh.size(own.index(name)) for name in names]
+
+
+# Torch keeps groups, and ends them: one that is kept here past its end would abort the process.
+_groups: WeakKeyDictionary[DeviceMesh, dict[tuple[str, ...], ref[Group]]] = WeakKeyDictionary()
+
+
 def team_of(mesh: DeviceMesh, names: Sequence[str]) -> Team:
     """The ranks of the mesh that differ in nothing but these dimensions. The first call for several of them makes a
     process group, on all ranks of the mesh at once."""
-    sizes = {name: mesh[name].size() for name in names}
-    several = [name for name in names if sizes[name] > 1]
+    several = tuple(name for name, size in zip(names, sizes_of(mesh, names), strict=True) if size > 1)
     if not several:
         return Team(None, 0)
-    # Torch keeps the group of several, and has no public way to it.
-    along = mesh if len(several) == 1 else mesh[tuple(several)]._flatten()
-    group = along.get_group(several[0] if len(several) == 1 else None)
+    known = _groups.setdefault(mesh, {})
+    group = known[several]() if several in known else None
+    if group is None:  # torch has no public way to the group of several
+        group = mesh.get_group(several[0]) if len(several) == 1 else mesh[several]._flatten().get_group()
+        known[several] = ref(group)
     return Team(group, dist.get_rank(group))

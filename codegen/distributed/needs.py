@@ -1,4 +1,4 @@
-"""What a range of queries needs along one axis of the undivided grid: keys, and queries whose keys are all in a range.
+"""Keys that a range of queries needs along one axis of the undivided grid, and queries whose keys are all in a range.
 
 An axis is a `Dimension` whose tokens are the grid's, without ranges. Positions are tokens of the grid; on an axis that
 wraps they go on beyond its ends, so that an interval of keys is one interval. Within a dilation group the begins and

@@ -1,4 +1,4 @@
-"""What one rank does for a call: pieces to send and to receive, and calls of kernels; made once for each layout."""
+"""The part of one rank in a call: pieces to send and to receive, and calls of kernels; made once for each layout."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _tokens(pieces: Sequence[Piece], ranks: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a call will do on this rank.
+    """A call on this rank, before it runs.
 
     Attributes:
         mode: ``halo``, ``ulysses`` or ``hybrid``.

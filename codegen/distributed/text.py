@@ -96,9 +96,7 @@ def context_parallel_joint_attention(
     text = call.text_query, *call.extra[:2]
     if group is not None and extra_grad == "sum":
         text = tuple(SumOverRanks.apply(group, tensor) for tensor in text)
-    rows = _Rows(
-        group, call.team.rank == first, call.problem.scale, kernel_key(1, query, value, text_kernel, None, None)
-    )
+    rows = _Rows(group, call.team.rank == first, call.scale, kernel_key(1, query, value, text_kernel, None, None))
     with report(group):
         text_out, text_lse = _TextRows.apply(rows, text[0], *call.tensors[1:], *text[1:], call.extra[2])
     return (out, text_out, lse, text_lse) if return_lse else (out, text_out)

@@ -14,8 +14,8 @@ _REASON = "calls of divided tokens run between compiled graphs: leave out fullgr
 
 
 def untraced(function: F) -> F:
-    """What torch.compiler.disable makes of a function, but that imports all of torch._dynamo, in over a second: here
-    when torch compiles."""
+    """Does what torch.compiler.disable does. That imports all of torch._dynamo, in over a second: here when torch
+    compiles."""
     disabled: list[Callable[..., Any]] = []
 
     def disable_now() -> bool:

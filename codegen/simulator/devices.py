@@ -1,4 +1,4 @@
-"""How fast a problem can be on many devices, each with a shard of its tokens: bytes by formula, times by the model.
+"""Problems on many devices, each with a shard of the tokens: bytes by formula, times by the model.
 
 Bytes are those of `gnaforge.distributed` (`distributed.cost`), exact. A device's time is of three parts: exchanges take
 ``latency + bytes / bandwidth`` each, of which halos travel while the inner call runs; then the border calls run.
@@ -26,7 +26,7 @@ _AXES = 2  # that are divided, at most
 
 @dataclass(frozen=True)
 class Links:
-    """What connects a device with all others.
+    """The links that connect a device with all others.
 
     Attributes:
         gigabytes: a second, in each direction at once.
@@ -69,7 +69,7 @@ class Divided:
 
     @property
     def devices(self) -> int:
-        """How many."""
+        """Number of devices."""
         return self.division.shards.size
 
     @property
