@@ -39,6 +39,8 @@ def _tile(rows: int, kv_box: Box, head_dim: int, value_head_dim: int) -> str | N
     # without a spill or serialised products at rank 3, which needs most besides, with nvcc 13.0.
     registers = columns + columns // 4 + head_dim // 2
     limit = 132 if rows > 128 else 196 if rows > 64 else 216
+    if rows > 128 and len(kv_box) == 3 and q + v > 128:  # the loading warp lacks registers for many copies
+        limit = 124 if q + v <= 256 else 100
     if registers > limit:
         return f"needs {registers} accumulator registers a thread, of which there are {limit}"
     return launch_misfit(max(columns, head_dim)) if rows > 128 else None
