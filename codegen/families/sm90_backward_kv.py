@@ -15,6 +15,7 @@ from .sm90 import (
     check_products,
     check_registers,
     consumers_of,
+    is_of_few_calls,
     mask_table_bytes,
     overlap_facts,
 )
@@ -90,6 +91,7 @@ def tile_loop(config: KernelConfig) -> TileLoop:
         groups=4,
         peeled=0,
         never=frozenset({"UTMALDG"}),  # those are the loading warps'
+        aside=is_of_few_calls,
     )
 
 
