@@ -89,7 +89,7 @@ def _fixed_rank(rank: int, extents: str) -> Callable[..., Any]:
         scale = None if scale is None else arguments.number("scale", scale)
         pinned = ops.kernel_key(rank, query, value, kernel, q_tile_shape, kv_tile_shape)
         extra = additional_keys, additional_values, additional_lengths
-        if extra != (None, None, None):
+        if any(tensor is not None for tensor in extra):
             named = zip(("additional_keys", "additional_values", "additional_lengths"), extra, strict=True)
             arguments.require_tensors(**{name: tensor for name, tensor in named if tensor is not None})
         call = (query[None], key[None], value[None], rank, whole, pattern, scale, pinned, *extra)

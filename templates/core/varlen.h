@@ -64,11 +64,10 @@ inline std::vector<int64_t> numbers_of_lengths(bool is_causal, const Lengths& q,
 
 inline std::tuple<Tensor, Tensor> run_samples(const ForwardTensors& tensors, const Layouts& layouts,
                                               const std::vector<int64_t>& pattern, std::optional<double> scale,
-                                              StringHandle pinned_key, const ForwardResults* own) {
-  const Text pinned(pinned_key);
+                                              std::string_view key, const ForwardResults* own) {
   const GivenForward given = tensors.given();
   const gnaforge_problem whole = gather_packed(given, scale, false, layouts.count());
-  return run_packed(tensors, given, whole, pinned.view(), 'v', numbers_of_samples(layouts, pattern), own,
+  return run_packed(tensors, given, whole, key, 'v', numbers_of_samples(layouts, pattern), own,
                     [&] { return slices_of_samples(whole, layouts, pattern); });
 }
 
@@ -78,8 +77,9 @@ inline std::tuple<Tensor, Tensor> forward_varlen(const Tensor& query, const Tens
                                                  StringHandle pinned_key, const std::optional<Tensor>& extra_k,
                                                  const std::optional<Tensor>& extra_v,
                                                  const std::optional<Tensor>& extra_lengths) {
+  const Text pinned(pinned_key);
   const Piece piece{pointer_to(extra_k), pointer_to(extra_v), pointer_to(extra_lengths)};
-  return run_samples({query, key, value, {piece, {}}}, {rank, layouts}, pattern, scale, pinned_key, nullptr);
+  return run_samples({query, key, value, {piece, {}}}, {rank, layouts}, pattern, scale, pinned.view(), nullptr);
 }
 
 inline void forward_varlen_out(const Tensor& query, const Tensor& key, const Tensor& value, int64_t rank,
@@ -87,9 +87,10 @@ inline void forward_varlen_out(const Tensor& query, const Tensor& key, const Ten
                                std::optional<double> scale, StringHandle pinned_key,
                                const std::optional<Tensor>& extra_k, const std::optional<Tensor>& extra_v,
                                const std::optional<Tensor>& extra_lengths, const Tensor& out, const Tensor& lse) {
+  const Text pinned(pinned_key);
   const Piece piece{pointer_to(extra_k), pointer_to(extra_v), pointer_to(extra_lengths)};
   const ForwardResults own{out, lse};
-  run_samples({query, key, value, {piece, {}}}, {rank, layouts}, pattern, scale, pinned_key, &own);
+  run_samples({query, key, value, {piece, {}}}, {rank, layouts}, pattern, scale, pinned.view(), &own);
 }
 
 /// `count` entries of a tensor along a dim, from `first` on.
