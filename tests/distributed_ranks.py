@@ -49,6 +49,10 @@ def random_call(seed: int, ranks: int) -> tuple[Problem, list[int], list[list[in
     fields = {name: getattr(problem, name) for name in ("stride", "dilation", "causal", "edge", "sink", "window")}
     head_dim, value_head_dim = rng.choice(((8, 8), (16, 24), (24, 8), (32, 32)))
     extra = problem.extra_tokens[:1]
+    if rng.random() < 0.4:  # windows that leave inner queries to most shards
+        fields["window"] = tuple(min(w, rng.randint(2, 5)) for w in problem.window)
+        fields["stride"] = tuple(min(s, w) for s, w in zip(problem.stride, fields["window"], strict=True))
+        fields |= {"dilation": 1, "sink": 0}
     problem = Problem(
         problem.tokens,
         fields.pop("window"),
@@ -156,8 +160,27 @@ MESHES: dict[tuple[int, ...], Any] = {}
 
 
 def check_random(seed: int, ranks: int, again: bool = False) -> dict[str, Any]:
-    """Compares a random call with the undivided one, results and gradients, and its bytes with the formula."""
-    problem, parts, sizes, options = random_call(seed, ranks)
+    """`compare` of a random call."""
+    return compare(seed, ranks, again, *random_call(seed, ranks))
+
+
+def check_corners(ranks: int) -> dict[str, Any]:
+    """`compare` of one whose border calls share keys, own ones and halos of several neighbours."""
+    problem = Problem((14, 13), (5, 5), edge=("cut", "wrap"), heads=2, head_dim=8, dtype="fp32", extra_tokens=(3,))
+    options = {"mode": "halo", "transport": "all_to_all", "save_halo": True, "head_chunks": 2, "border_multiple": 1}
+    return compare(5, ranks, True, problem, [2, 2], [[7, 7], [6, 7]], {**options, "extra_grad": "sum"})
+
+
+def compare(
+    seed: int,
+    ranks: int,
+    again: bool,
+    problem: Problem,
+    parts: list[int],
+    sizes: list[list[int]],
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    """Compares a call with the undivided one, results and gradients, and its bytes with the formula."""
     if tuple(parts) not in MESHES:
         MESHES[tuple(parts)] = mesh_of(parts)
     mesh, dims = MESHES[tuple(parts)]
@@ -218,7 +241,9 @@ def check_random(seed: int, ranks: int, again: bool = False) -> dict[str, Any]:
         own = {n: exact[n] if n.startswith("additional") else cut(exact[n], box) for n in INPUTS if n in exact}
         got["exact"], _ = context_parallel_attention(**own, **arguments, return_lse=True)
     every: list[Any] = [None] * ranks
-    dist.gather_object((box, got, counted), every if dist.get_rank() == 0 else None)
+    dist.gather_object(
+        (box, got, counted, planned.inner_share * (planned.mode == "halo")), every if dist.get_rank() == 0 else None
+    )
     if dist.get_rank() != 0:
         return {}
     want = differentiate(neighborhood_attention, whole, windows)
@@ -226,7 +251,7 @@ def check_random(seed: int, ranks: int, again: bool = False) -> dict[str, Any]:
     errors, equal = {}, {}
     for name, tensor in want.items():
         worst, same = 0.0, True
-        for own, results, _ in every:
+        for own, results, *_ in every:
             here = tensor if name.startswith("additional") else cut(tensor, own)
             assert here.shape == results[name].shape, (name, here.shape, results[name].shape)
             if here.numel():
@@ -241,8 +266,9 @@ def check_random(seed: int, ranks: int, again: bool = False) -> dict[str, Any]:
         "problem": str(problem),
         "sizes": sizes,
         "options": options,
-        "bytes": [n for *_, n in every],
+        "bytes": [n for *_, n, _ in every],
         "peers": planned.peers,
+        "inner": max(share for *_, share in every),
     }
 
 

@@ -41,6 +41,7 @@ JOBS: dict[str, list[dict[str, Any]]] = {
         {"name": "check_joint", "ranks": 2, "shards": [5, 6], "mode": "halo"},
         {"name": "check_joint", "ranks": 3, "shards": [0, 7, 4], "mode": "auto"},
     ],
+    "corners": [{"name": "check_corners", "ranks": 4}],
     "aligned": [{"name": "check_aligned", "ranks": 4}],
     "dtensors": [{"name": "check_dtensors", "ranks": 8}],
     "faults": [{"name": "check_fault", "kind": kind, "ranks": 3} for kind in FAULTS],
@@ -75,6 +76,7 @@ def check_random_calls(found: list[Any]) -> None:
     modes = Counter(answer["mode"] for answer in found)
     assert modes["halo"] > len(found) / 3 and modes["ulysses"] > 1 and modes["hybrid"], modes
     assert sum(any(answer["bytes"]) for answer in found) > len(found) / 2
+    assert sum(any(answer["bytes"]) and answer["inner"] > 0 for answer in found) > len(found) / 6
     assert max(answer["error"] for answer in found) < 1e-5
 
 
@@ -95,6 +97,11 @@ def test_many_random_calls(kernel_set: None, tmp_path: Path) -> None:
 
 def test_joint_attention(results: dict[str, list[Any]]) -> None:
     assert max(results["joint"]) < 1e-5
+
+
+def test_border_calls_that_share_keys(results: dict[str, list[Any]]) -> None:
+    (found,) = results["corners"]
+    assert found["inner"] > 0 and found["peers"] == 3 and found["error"] < 1e-5
 
 
 def test_aligned_calls_are_equal_to_the_bit(results: dict[str, list[Any]]) -> None:
