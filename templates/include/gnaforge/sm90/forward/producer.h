@@ -1,30 +1,16 @@
 // The warp that loads: one lane issues the tensor copies of Q, K and V. Device only.
 #pragma once
 
-#include "gnaforge/gpu/work.h"
+#include "gnaforge/gpu/calls_work.h"
+#include "gnaforge/gpu/lane_tiles.h"
+#include "gnaforge/gpu/ring.h"
 #include "gnaforge/ptx/barrier.h"
-#include "gnaforge/ptx/mbarrier.h"
-#include "gnaforge/ptx/registers.h"
-#include "gnaforge/ptx/tma.h"
-#include "gnaforge/sm90/forward/lane_tiles.h"
 #include "gnaforge/sm90/forward/layout.h"
-#include "gnaforge/sm90/forward/params.h"
 
 namespace gnaforge::sm90 {
 
-/// A place in the ring of stages, and the parity of the barriers' phase there.
-struct RingPosition {
-  int stage;
-  std::uint32_t parity;
-
-  template <int Stages>
-  __device__ __forceinline__ void advance() {
-    if (++stage == Stages) {
-      stage = 0;
-      parity ^= 1;
-    }
-  }
-};
+using gpu::LaneTiles;
+using gpu::RingPosition;
 
 constexpr int start_barrier = 0;  ///< The named barrier at which all threads meet, once.
 
@@ -33,21 +19,13 @@ __device__ __forceinline__ void start() {
   ptx::barrier_sync(start_barrier, Layout<Config>::threads);
 }
 
-/// A Q tile whose heads are counted among those of its slice's maps.
-template <class QTile>
-struct Place : gpu::Place<QTile> {
-  __device__ __forceinline__ Place(const Params<QTile::rank>& params, int index) : gpu::Place<QTile>(params, index) {
-    this->head += params.slices[this->slice].first_head;
-    this->kv_head += params.slices[this->slice].first_kv_head;
-  }
-};
-
 /// All lanes of the warp go through it together.
 template <class Config>
 struct Producer {
   using L = Layout<Config>;
   using Tiles = LaneTiles<TileSource<Config>>;
-  using Place = sm90::Place<typename Config::QTile>;
+  using Place = gpu::CallsPlace<typename Config::QTile>;
+  using ExtraKeys = gpu::ExtraKeys<L, Params<L::rank>, typename Config::QTile>;
   static constexpr int rank = L::rank;
 
   const Params<rank>& params;
@@ -92,38 +70,6 @@ struct Producer {
                       L::value_head_dim, work.kv_head, token, work.batch);
   }
 
-  /// How many keys of a piece count for a batch entry.
-  __device__ __forceinline__ int extra_length(const Place& work, int piece) const {
-    const auto& call = params.call(work.slice);
-    const int tokens = call.extra_tokens[piece];
-    const int* const lengths = call.extra_lengths[piece];
-    if (lengths == nullptr) return tokens;
-    const std::int64_t batch = params.slices[work.slice].first_batch + work.batch;
-    return clamp_int(ptx::load_word(lengths + batch * call.extra_lengths_stride[piece]), 0, tokens);
-  }
-
-  __device__ __forceinline__ int extra_tiles(const Place& work) const {
-    int tiles = 0;
-#pragma unroll 1
-    for (int piece = 0; piece < params.call(work.slice).extra_pieces; ++piece)
-      tiles += (extra_length(work, piece) + L::columns - 1) / L::columns;
-    return tiles;
-  }
-
-  /// All chunks of the tile from key `first` on.
-  template <int Chunks>
-  __device__ __forceinline__ void load_extra(const Place& work, int bit, const CUtensorMap& map,
-                                             ptx::SharedAddress barrier, ptx::SharedAddress to, int first) {
-    const bool repeated = params.call(work.slice).repeated >> bit & 1;
-    const int batch = repeated ? 0 : params.slices[work.slice].first_batch + work.batch;
-    ptx::mbarrier_arrive_expect(barrier, Chunks * L::kv_chunk_bytes);
-#pragma unroll
-    for (int c = 0; c < Chunks; ++c) {
-      const int at[4] = {c * L::chunk_channels, work.kv_head, first, batch};
-      ptx::tensor_load(to + c * L::kv_chunk_bytes, &map, barrier, at);
-    }
-  }
-
   /// Leaves the first `count` columns in the table of masks; returns what consumers are told of them. Nobody reads
   /// those of the Q tile before any more: this one's Q has waited for that.
   __device__ __forceinline__ int note_part(int piece, int count) const {
@@ -142,9 +88,10 @@ struct Producer {
 
   /// All tiles of all pieces.
   __device__ __forceinline__ void load_extra_keys(const Place& work, RingPosition& at) {
+    const ExtraKeys keys{params, work};
 #pragma unroll 1
     for (int piece = 0; piece < params.call(work.slice).extra_pieces; ++piece) {
-      int left = extra_length(work, piece);
+      int left = keys.length(piece);
 #pragma unroll 1
       for (int first = 0; left > 0; first += L::columns, left -= L::columns) {
         ptx::mbarrier_wait(shared + L::k_empty + 8 * at.stage, at.parity);
@@ -153,14 +100,14 @@ struct Producer {
                                       whole ? 0 : note_part(piece, left), whole ? TileKind::interior : TileKind::part);
         __syncwarp();
         if (leads)
-          load_extra<L::qk_chunks>(work, 2 * piece, params.extra_maps(work.slice).k[piece],
-                                   shared + L::k_full + 8 * at.stage, shared + L::k_offset + at.stage * L::k_bytes,
-                                   first);
+          keys.template load<L::qk_chunks>(2 * piece, params.extra_maps(work.slice).k[piece],
+                                           shared + L::k_full + 8 * at.stage,
+                                           shared + L::k_offset + at.stage * L::k_bytes, first);
         ptx::mbarrier_wait(shared + L::v_empty + 8 * at.stage, at.parity);
         if (leads)
-          load_extra<L::v_chunks>(work, 2 * piece + 1, params.extra_maps(work.slice).v[piece],
-                                  shared + L::v_full + 8 * at.stage, shared + L::v_offset + at.stage * L::v_bytes,
-                                  first);
+          keys.template load<L::v_chunks>(2 * piece + 1, params.extra_maps(work.slice).v[piece],
+                                          shared + L::v_full + 8 * at.stage,
+                                          shared + L::v_offset + at.stage * L::v_bytes, first);
         at.template advance<L::stages>();
       }
     }
@@ -169,7 +116,7 @@ struct Producer {
   __device__ __forceinline__ void load_q(const Place& work, const Tiles& tiles, std::uint32_t& parity) {
     ptx::mbarrier_wait(shared + L::q_empty, parity);
     parity ^= 1;
-    const int extra = extra_tiles(work);
+    const int extra = ExtraKeys{params, work}.tiles();
     if (!leads) return;
     gpu::QTileFacts<rank>::store(shared + L::q_facts + gpu::q_facts_bytes * parity, work, tiles.count + extra,
                                  tiles.interior + extra);
