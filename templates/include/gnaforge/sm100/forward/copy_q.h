@@ -11,10 +11,11 @@ struct CopyQ {
   using L = Layout<Config>;
 
   ptx::SharedAddress shared;
+  ptx::TensorAddress lanes;  ///< Of the warp.
 
   __device__ __forceinline__ void run() const {
     const int row = threadIdx.x % half_rows;
-    const ptx::TensorAddress to = L::q_tensor + tensor_lanes();
+    const ptx::TensorAddress to = L::q_tensor + lanes;
     QTiles<Config> tiles{shared};
     for (std::uint32_t parity = 0; QTiles<Config>::Facts::load(tiles.next()).count != 0; parity ^= 1) {
       ptx::mbarrier_wait(shared + L::q_full, parity);

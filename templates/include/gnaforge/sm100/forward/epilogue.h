@@ -21,6 +21,7 @@ struct Epilogue {
 
   const Params<rank>& params;
   ptx::SharedAddress shared;
+  ptx::TensorAddress lanes;  ///< Of the warp.
 
   /// Where the row's results go.
   struct Place {
@@ -63,7 +64,7 @@ struct Epilogue {
     const float inverse = 1 / sum;
     ptx::mbarrier_wait(shared + L::out_full + 8 * half, parity);
     ptx::fence_tensor_after();
-    const ptx::TensorAddress from = L::out(half) + tensor_lanes();
+    const ptx::TensorAddress from = L::out(half) + lanes;
 #pragma unroll
     for (int c = 0; c < L::out_channels; c += 32) {
       float out[32];

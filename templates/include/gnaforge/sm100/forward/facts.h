@@ -57,9 +57,4 @@ __device__ __forceinline__ void release(ptx::SharedAddress barrier) {
   if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(barrier);
 }
 
-/// The lanes of tensor memory that the thread's warp reaches.
-__device__ __forceinline__ std::uint32_t tensor_lanes() {
-  return static_cast<std::uint32_t>(threadIdx.x % warpgroup_threads / 32 * 32) << 16;
-}
-
 }  // namespace gnaforge::sm100

@@ -80,7 +80,9 @@ __device__ __forceinline__ void forward(const Params<Config::QTile::rank>& param
   using L = Layout<Config>;
   extern __shared__ __align__(gpu::swizzle_bytes) unsigned char memory[];
   const ptx::SharedAddress shared = ptx::shared_address(memory);
+  // The compiler knows that it is the same in all lanes, and so what follows from it: that has registers of its own.
   const int warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 32, 0);
+  const ptx::TensorAddress lanes = warp % 4 * 32 << 16;  // those of tensor memory that the warp reaches
   if (threadIdx.x == 0) {
     ptx::prefetch_map(&params.maps(0).q);
     ptx::prefetch_map(&params.maps(0).k);
@@ -106,12 +108,12 @@ __device__ __forceinline__ void forward(const Params<Config::QTile::rank>& param
     ptx::registers_up<L::softmax_registers>();
     const int half = warp / 4 - 1;
     if (half < L::halves)
-      Softmax<Config>{params, shared, half}.run();
+      Softmax<Config>{params, shared, lanes, half}.run();
     else if constexpr (L::q_from_tensor)
-      CopyQ<Config>{shared}.run();
+      CopyQ<Config>{shared, lanes}.run();
   } else {
     ptx::registers_down<L::other_registers>();
-    Epilogue<Config>{params, shared}.run();
+    Epilogue<Config>{params, shared, lanes}.run();
   }
   ptx::fence_tensor_before();
   __syncthreads();

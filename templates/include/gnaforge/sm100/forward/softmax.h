@@ -74,6 +74,7 @@ struct Softmax {
 
   const Params<rank>& params;
   ptx::SharedAddress shared;
+  ptx::TensorAddress lanes;  ///< Of the warp.
   int half;
 
   static __device__ __forceinline__ void load_scores(float (&scores)[L::columns], ptx::TensorAddress from) {
@@ -172,7 +173,7 @@ struct Softmax {
       }
     }
     const int buffer = L::pair ? half : number % 2;
-    const ptx::TensorAddress at = L::scores(buffer) + tensor_lanes(), out = L::out(half) + tensor_lanes();
+    const ptx::TensorAddress at = L::scores(buffer) + lanes, out = L::out(half) + lanes;
     ptx::mbarrier_wait(shared + L::scores_full + 8 * buffer, (L::pair ? number : number / 2) % 2);
     ptx::fence_tensor_after();
     float scores[L::columns];
