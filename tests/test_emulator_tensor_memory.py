@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from emulator_ptx import SCHEDULES, copy_to_shared, dynamic_shared, run
@@ -37,7 +39,9 @@ def allocated(columns: int) -> str:
 
 def freed(columns: int) -> str:
     return f"""
+      tcgen05.fence::before_thread_sync;
       bar.sync 0;
+      tcgen05.fence::after_thread_sync;
       setp.ge.u32 %q1, %tid, 32;
       @%q1 bra FREED;
       tcgen05.dealloc.cta_group::1.sync.aligned.b32 %r40, {columns};
@@ -318,6 +322,7 @@ CORRECT = (
 ISSUED:
   mbarrier.try_wait.parity.shared::cta.b64 %q4, [%r100], 0;
   @!%q4 bra ISSUED;
+  tcgen05.fence::after_thread_sync;  // of the product
   // after
   tcgen05.ld.sync.aligned.32x32b.x4.b32 {%r10, %r11, %r12, %r13}, [%r41];
   // loaded
@@ -384,6 +389,18 @@ CHANGES = {
         ),
         "whose tcgen05.commit has not arrived",
     ),
+    "no fence after the wait for the MMA": (
+        ("tcgen05.fence::after_thread_sync;  // of the product", ""),
+        "race: tcgen05.ld of tensor memory.* an MMA has written .* or the tcgen05.fence of either side is missing",
+    ),
+    "no fence before others hear of a load": (
+        ("tcgen05.fence::before_thread_sync;", ""),
+        r"race: tcgen05.dealloc of tensor memory.* warp \d has read",
+    ),
+    "no fence after the barrier": (
+        ("bar.sync 0;\n      tcgen05.fence::after_thread_sync;", "bar.sync 0;"),
+        r"race: tcgen05.dealloc of tensor memory.* warp \d has read",
+    ),
     "an odd number of columns": (("[%r42], 128;", "[%r42], 48;"), "no power of two in 32..512"),
     "a second allocation": (
         ("bar.sync 0;", "@!%q1 tcgen05.alloc.cta_group::1.sync.aligned.shared::cta.b32 [%r42], 32; bar.sync 0;"),
@@ -409,11 +426,18 @@ def test_misuse(name: str, options: Options) -> None:
         launch(CORRECT.replace(old, new, 1), [data], 32768, options)
 
 
+def test_a_fence_covers_what_was_waited_for_before_it() -> None:
+    fence, wait = "tcgen05.fence::before_thread_sync;", "tcgen05.wait::ld.sync.aligned;"
+    text = CORRECT.replace(fence, "").replace(wait, fence + wait)
+    with pytest.raises(EmulationError, match=r"race: tcgen05\.dealloc of tensor memory"):
+        launch(text, [np.zeros(16384, np.uint8)], 32768)
+
+
 @pytest.mark.parametrize("waits_first", [True, False])
 @pytest.mark.parametrize("options", SCHEDULES[:4], ids=lambda o: f"{o.timing}-{o.order}")
 def test_a_load_goes_on_until_its_wait(waits_first: bool, options: Options) -> None:
     # Warps 1 to 3 load and tell warp 0, whose MMA then overwrites what they loaded.
-    steps = ["tcgen05.wait::ld.sync.aligned;", "bar.arrive 1, 128;"]
+    steps = ["tcgen05.wait::ld.sync.aligned;", "tcgen05.fence::before_thread_sync; bar.arrive 1, 128;"]
     body = CORRECT[: CORRECT.index("  // loaded")]
     body += f"""
       setp.lt.u32 %q5, %tid, 32;
@@ -424,6 +448,7 @@ def test_a_load_goes_on_until_its_wait(waits_first: bool, options: Options) -> N
       tcgen05.wait::ld.sync.aligned;
       {"nanosleep.u32 100; " * 4}
       bar.sync 1, 128;
+      tcgen05.fence::after_thread_sync;
       @%q2 bra AGAIN;
       tcgen05.mma.cta_group::1.kind::f16 [%r40], %d21, %d21, 0x8100490, %q3;
       {COMMIT}
@@ -439,6 +464,7 @@ def test_a_load_goes_on_until_its_wait(waits_first: bool, options: Options) -> N
         launch(body, [np.zeros(16384, np.uint8)], 32768, options)
 
 
-def test_waits_may_be_left_to_the_hardware() -> None:
+def test_waits_and_fences_may_be_left_to_the_hardware() -> None:
     text = CORRECT.replace("tcgen05.wait::ld.sync.aligned;", "")
+    text = re.sub(r"tcgen05\.fence::\w+;", "", text)
     launch(text, [np.zeros(16384, np.uint8)], 32768, Options(relaxed_tensor_waits=True))

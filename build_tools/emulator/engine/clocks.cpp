@@ -45,7 +45,9 @@ std::string name_of_agent(int agent) {
   if (agent < kFirstInitAgent) return "warp " + std::to_string(agent);
   if (agent < kTensorAgent) return "an mbarrier.init of warp " + std::to_string(agent - kFirstInitAgent);
   if (agent < kBulkStoreAgent) return "an MMA";
-  return agent < kFirstCopyAgent ? "a bulk store" : "an asynchronous copy";
+  if (agent < kFirstTensorWarpAgent) return "a bulk store";
+  if (agent < kFirstCopyAgent) return "warp " + std::to_string(agent - kFirstTensorWarpAgent);
+  return "an asynchronous copy";
 }
 
 }  // namespace gnaforge::emulator

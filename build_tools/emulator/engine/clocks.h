@@ -11,10 +11,10 @@
 namespace gnaforge::emulator {
 
 // Who acts: warps, their mbarrier.inits (which have a fence of their own), the tensor core (in order), the wgmmas of
-// each warpgroup, bulk stores and apart from them their reads; then, as they come, the copies that complete on an
-// mbarrier and the cp.async of a warp.
+// each warpgroup, bulk stores and apart from them their reads, the tcgen05.ld and st of each warp (which have fences of
+// their own); then, as they come, the copies that complete on an mbarrier and the cp.async of a warp.
 constexpr int kFirstInitAgent = 32, kTensorAgent = 64, kFirstWarpgroupAgent = 65, kBulkStoreAgent = 73,
-              kBulkReadAgent = 74, kFirstCopyAgent = 75, kAgents = 160;
+              kBulkReadAgent = 74, kFirstTensorWarpAgent = 75, kFirstCopyAgent = 107, kAgents = 192;
 
 using Stamps = std::array<uint32_t, kAgents>;
 inline void join(Stamps& into, const Stamps& other) {

@@ -33,7 +33,7 @@ struct Options {
   bool relaxed_warpgroups = false;    // a wgmma sees what any warp of its warpgroup wrote before it issued it
   bool relaxed_tensor_frees = false;  // tcgen05.dealloc may come before the last use of the columns
   bool trace = false;                 // the message of an error ends with what happened before
-  bool relaxed_tensor_waits = false;  // tcgen05.ld and st need no tcgen05.wait, as hardware's scoreboards have it
+  bool relaxed_tensor_waits = false;  // tcgen05 needs no tcgen05.wait and no tcgen05.fence: hardware's own order counts
   bool checks = true;                 // for races and uninitialised memory
   bool early = false;                 // it may begin before the launch before it has ended
 };

@@ -112,10 +112,12 @@ void TensorMemory::access(const TensorRegion& r, bool writes, const Clock& clock
       bool was_read = false;
       const Epoch* other = writes ? readers_.write(last, by, clock, was_read) : readers_.read(last, by, clock);
       if (other)
-        throw EmulationError("race: " + std::string(what) + " of tensor memory, lanes " + std::to_string(32 * quarter) +
-                             ".." + std::to_string(32 * quarter + 31) + ", column " + std::to_string(column) +
-                             ", which " + name_of_agent(other->agent) + " has " + (was_read ? "read" : "written") +
-                             " without any barrier or phase between that this warp has waited for");
+        throw EmulationError(
+            "race: " + std::string(what) + " of tensor memory, lanes " + std::to_string(32 * quarter) + ".." +
+            std::to_string(32 * quarter + 31) + ", column " + std::to_string(column) + ", which " +
+            name_of_agent(other->agent) + " has " + (was_read ? "read" : "written") +
+            " without any barrier or phase between that this warp has waited for, or the tcgen05.fence of "
+            "either side is missing");
     }
   }
 }

@@ -14,6 +14,18 @@ namespace gnaforge::emulator {
 
 constexpr uint32_t kTensorLanes = 128, kTensorColumns = 512;
 
+class Warp;
+
+/// Who accesses tensor memory, and after what: see access_of.
+struct TensorAccess {
+  const Clock& seen;
+  Epoch by;
+};
+/// By tcgen05 instructions of the warp. They come after what others have done only as far as the warp has heard of it
+/// before its last tcgen05.fence::after_thread_sync; and others hear of them from its next
+/// tcgen05.fence::before_thread_sync on. Where hardware's own order counts, neither is needed.
+TensorAccess access_of(Warp& warp);
+
 /// A rectangle of tensor memory.
 struct TensorRegion {
   uint32_t lane, lanes, column, columns;

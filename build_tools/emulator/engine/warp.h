@@ -66,9 +66,11 @@ class Warp {
   Clock clock;                            // what this warp has seen
   Clock observed;                         // what relaxed reads have found published: counts from the next fence on
   Clock fenced,
-      fenced_wide;      // what came before the last fence, of any scope or one beyond the CTA: follows relaxed writes
-  uint32_t carry = 0;   // condition codes of the lanes
-  uint32_t copies = 0;  // cp.async so far, and who stands for them; 0: nobody yet
+      fenced_wide;     // what came before the last fence, of any scope or one beyond the CTA: follows relaxed writes
+  Clock tensor_clock;  // what it had seen at its last tcgen05.fence::after_thread_sync
+  uint32_t tensor_count = 1;  // grows with each tcgen05.fence::before_thread_sync
+  uint32_t carry = 0;         // condition codes of the lanes
+  uint32_t copies = 0;        // cp.async so far, and who stands for them; 0: nobody yet
   uint8_t copy_agent = 0;
   std::unique_ptr<MatrixState> matrix;  // wgmma in flight
   TileMarks marks;

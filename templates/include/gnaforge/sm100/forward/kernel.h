@@ -92,9 +92,7 @@ __device__ __forceinline__ void forward(const Params<Config::QTile::rank>& param
   }
   if (warp == L::mma_warp) ptx::allocate_tensor_memory(shared + L::tensor_base, tensor_columns);
   clear_padding<Config>(memory);
-  ptx::fence_tensor_before();
   __syncthreads();
-  ptx::fence_tensor_after();
   // All columns begin at 0, which products then have as a constant.
   if (ptx::reload_shared_word(shared + L::tensor_base) != 0) __trap();
   if (warp < 4) {
@@ -115,8 +113,7 @@ __device__ __forceinline__ void forward(const Params<Config::QTile::rank>& param
     ptx::registers_down<L::other_registers>();
     Epilogue<Config>{params, shared, lanes}.run();
   }
-  ptx::fence_tensor_before();
-  __syncthreads();
+  __syncthreads();  // each role has told of its last use of tensor memory behind a fence
   ptx::fence_tensor_after();
   if (warp == L::mma_warp) ptx::free_tensor_memory(0, tensor_columns);
 }

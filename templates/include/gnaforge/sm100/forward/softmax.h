@@ -86,7 +86,7 @@ struct Softmax {
     ptx::hold(scores);
   }
 
-  /// Multiplies the output so far; few tiles do.
+  /// Multiplies the output so far; few tiles do. The wait for probabilities, which come after, is one for this as well.
   static __device__ __forceinline__ void rescale(ptx::TensorAddress out, float factor) {
 #pragma unroll 1
     for (int c = 0; c < L::out_channels; c += 16) {
@@ -99,7 +99,6 @@ struct Softmax {
       for (int i = 0; i < 16; ++i) bits[i] = __float_as_uint(own[i] * factor);
       ptx::store_tensor_16(out + c, bits);
     }
-    ptx::wait_tensor_stores();
   }
 
   /// Exponentials of word W, in the place of scores, and rounded to `p`.
