@@ -384,13 +384,7 @@ class CacheSource:
             NoKernelError: this machine's GPU is one that this version has no kernels for.
         """
         if request.key:
-            config = require_config(request.key)
-            family = family_of(config)
-            reason = refusal(config, family.target.device, replace(request, key=""), features=family.features)
-            if reason:
-                advice = "leave out kernel= to let gnaforge choose one that fits"
-                raise InputError(f"kernel: {config}: {reason}; {advice}") from None
-            return f"or build it with: gnaforge build {config}"
+            return f"or build it with: gnaforge build {_pinned_config(request)}"
         try:
             arch = machine_target(request.device, request.device_index).name
         except InputError as error:
@@ -428,7 +422,7 @@ def config_for(request: Request, *, fit: bool) -> KernelConfig:
         InputError: this version has no such kernels; says what it has.
     """
     if request.key:
-        return require_config(request.key)
+        return _pinned_config(request)
     arch = machine_target(request.device, request.device_index).name
     _require_features(request, arch)
 
@@ -461,12 +455,27 @@ def config_for(request: Request, *, fit: bool) -> KernelConfig:
     return family.serving_config(require_config(config))
 
 
+def _pinned_config(request: Request) -> KernelConfig:
+    """The kernel that a request names.
+
+    Raises:
+        InputError: there is no such kernel, or it can't serve the request; a compiler would have worked in vain.
+    """
+    config = require_config(request.key)
+    family = family_of(config)
+    reason = refusal(config, family.target.device, replace(request, key=""), features=family.features)
+    if reason:
+        advice = "leave out kernel= to let gnaforge choose one that fits"
+        raise InputError(f"kernel: {config}: {reason}; {advice}")
+    return config
+
+
 def _require_features(request: Request, arch: str) -> None:
     """Raises an InputError for a problem that needs what no kernel of the arch has; names the archs that have it."""
     own = families_of(request.op, arch)
     needed = set(request.problem.features()) if request.problem is not None else set()
     if request.problem is not None and not any(needed <= set(family.features) for family in own):
-        require_features(request.problem, arch, {name for family in own for name in family.features})
+        require_features(request.problem, request.op, arch, {name for family in own for name in family.features})
 
 
 def _fit_boxes(request: Request, family: Family) -> tuple[Box, Box]:

@@ -171,7 +171,7 @@ class Example:
         backward = self.direction == "backward"
         if self.arch == "hopper":
             return {"relaxed_warpgroups": backward}
-        return {"relaxed_tensor_waits": True, "relaxed_tensor_frees": backward}
+        return {"relaxed_tensor_waits": True, "relaxed_tensor_fences": True, "relaxed_tensor_frees": backward}
 
     def run(self, module: Module, problem: Dense, options: Options | None = None) -> tuple[bool, Counters]:
         """Launches it. Returns whether all results are right, and the counters."""

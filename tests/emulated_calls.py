@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 MODES = {"eager": "round-robin", "lazy": "depth-first", "random": "random"}
@@ -28,12 +29,12 @@ except Exception as error:
 """
 
 
-def run(code: str | list[str], mode: str = "random", device: str = "b200", relaxed_tensor_waits: bool = False) -> str:
-    """Runs Python, code or a file with its arguments; it must succeed. Returns what it printed."""
+def run(code: str | list[str], mode: str = "random", device: str = "b200", relaxed: Sequence[str] = ()) -> str:
+    """Runs Python, code or a file with its arguments; it must succeed. Returns what it printed. ``relaxed``: options of
+    the emulator."""
     settings = {"MEMORY": "mapped", "TIMING": mode, "ORDER": MODES[mode], "SEED": "0", "DEVICE": device}
     settings["PROCESSORS"] = "3"  # so that CTAs take several Q tiles
-    if relaxed_tensor_waits:
-        settings["RELAXED_TENSOR_WAITS"] = "1"
+    settings.update({option.upper(): "1" for option in relaxed})
     arguments = ["-c", code] if isinstance(code, str) else code
     here = Path(__file__).parent
     path = os.pathsep.join([str(here), *filter(None, [os.environ.get("PYTHONPATH")])])

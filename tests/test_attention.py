@@ -275,6 +275,13 @@ def test_natten_agrees(natten: Any) -> None:
         torch.testing.assert_close(found, want, rtol=2e-5, atol=2e-5)
 
 
+def test_a_warning_offers_only_what_the_call_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gnaforge.runtime.natten_arguments._noted", False)
+    with pytest.warns(UserWarning, match=r"ignores NATTEN's tuning arguments \(backward_q_tile_size\)") as seen:
+        gnaforge.attention(Q, K, V, backward_q_tile_size=64)
+    assert "or with its tiles. This" in str(seen[0].message)
+
+
 @pytest.mark.natten
 @pytest.mark.filterwarnings("ignore:gnaforge ignores NATTEN's tuning arguments")
 def test_arguments_have_nattens_names_and_places(natten: Any) -> None:

@@ -491,6 +491,8 @@ def test_without_kernels_backward_says_what_to_do(python, own_cache: Path) -> No
     )
     assert done.returncode == 0, done.stderr
     assert "no kernel fits this problem: gna_backward_kv, rank 1, fp32" in done.stdout
+    for op in ("gna_backward_q", "gna_backward_kv"):
+        assert f"or build one with: gnaforge build {op}-cpu-r1-fp32-" in done.stdout
     assert (
         'register one with: gnaforge.register(rank=1, head_dim=8, dtype="fp32", direction="backward", arch="cpu"'
         in done.stdout

@@ -55,22 +55,25 @@ def test_numerics(hosts: None, kernel: Example) -> None:
 
 
 # What these kernels take for granted beyond PTX, and the emulator tells.
-BEYOND = {
-    ("hopper", "backward"): (
+BEYOND = [
+    (
+        "hopper",
+        "backward",
         "relaxed_warpgroups",
         "race: read by an MMA of shared memory|read of uninitialised shared memory",
     ),
-    ("blackwell", "forward"): ("relaxed_tensor_waits", "tcgen05.wait::ld must come first"),
-    ("blackwell", "backward"): ("relaxed_tensor_frees", "tcgen05.dealloc of .* while work there is not complete"),
-}
+    ("blackwell", "forward", "relaxed_tensor_waits", "tcgen05.wait::ld must come first"),
+    ("blackwell", "forward", "relaxed_tensor_fences", "no tcgen05.fence::after_thread_sync between"),
+    ("blackwell", "backward", "relaxed_tensor_frees", "tcgen05.dealloc of .* while work there is not complete"),
+    ("blackwell", "backward", "relaxed_tensor_fences", "no tcgen05.fence::after_thread_sync between"),
+]
 
 
-@pytest.mark.parametrize(("arch", "direction"), BEYOND)
+@pytest.mark.parametrize(("arch", "direction", "option", "message"), BEYOND)
 def test_what_goes_beyond_ptx_is_reported(
-    hosts: None, monkeypatch: pytest.MonkeyPatch, arch: str, direction: str
+    hosts: None, monkeypatch: pytest.MonkeyPatch, arch: str, direction: str, option: str, message: str
 ) -> None:
     kernel = of(arch, direction)
-    option, message = BEYOND[arch, direction]
     monkeypatch.setattr(Example, "relaxed", {**kernel.relaxed, option: False})
     with pytest.raises(EmulationError, match=message):
         kernel.run(kernel.module(), PROBLEMS[arch, direction][-1], Options("lazy", "depth-first"))

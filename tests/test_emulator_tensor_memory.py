@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -39,9 +39,7 @@ def allocated(columns: int) -> str:
 
 def freed(columns: int) -> str:
     return f"""
-      tcgen05.fence::before_thread_sync;
       bar.sync 0;
-      tcgen05.fence::after_thread_sync;
       setp.ge.u32 %q1, %tid, 32;
       @%q1 bra FREED;
       tcgen05.dealloc.cta_group::1.sync.aligned.b32 %r40, {columns};
@@ -322,7 +320,7 @@ CORRECT = (
 ISSUED:
   mbarrier.try_wait.parity.shared::cta.b64 %q4, [%r100], 0;
   @!%q4 bra ISSUED;
-  tcgen05.fence::after_thread_sync;  // of the product
+  tcgen05.fence::after_thread_sync;
   // after
   tcgen05.ld.sync.aligned.32x32b.x4.b32 {%r10, %r11, %r12, %r13}, [%r41];
   // loaded
@@ -338,6 +336,17 @@ CHANGES = {
     "no wait for the MMA": (
         ("mbarrier.try_wait.parity.shared::cta.b64 %q4, [%r100], 0;\n  @!%q4 bra ISSUED;", ""),
         "whose tcgen05.commit has not arrived|uninitialised tensor memory",
+    ),
+    "no fence after the wait": (
+        ("tcgen05.fence::after_thread_sync;\n  // after", ""),
+        "race: tcgen05.ld of .* has written with no tcgen05.fence::after_thread_sync between the wait",
+    ),
+    "a fence before the wait": (
+        (
+            WAIT + "  tcgen05.fence::after_thread_sync;\n",
+            "ISSUED:\n  tcgen05.fence::after_thread_sync;\n" + WAIT.replace("ISSUED", "AGAIN"),
+        ),
+        "race: tcgen05.ld of .* has written with no tcgen05.fence::after_thread_sync between the wait",
     ),
     "no commit": (("tcgen05.commit.cta_group::1.mbarrier::arrive::one.shared::cluster.b64 [%r100];", ""), "deadlock"),
     "registers used before they are loaded": (
@@ -389,18 +398,6 @@ CHANGES = {
         ),
         "whose tcgen05.commit has not arrived",
     ),
-    "no fence after the wait for the MMA": (
-        ("tcgen05.fence::after_thread_sync;  // of the product", ""),
-        "race: tcgen05.ld of tensor memory.* an MMA has written .* or the tcgen05.fence of either side is missing",
-    ),
-    "no fence before others hear of a load": (
-        ("tcgen05.fence::before_thread_sync;", ""),
-        r"race: tcgen05.dealloc of tensor memory.* warp \d has read",
-    ),
-    "no fence after the barrier": (
-        ("bar.sync 0;\n      tcgen05.fence::after_thread_sync;", "bar.sync 0;"),
-        r"race: tcgen05.dealloc of tensor memory.* warp \d has read",
-    ),
     "an odd number of columns": (("[%r42], 128;", "[%r42], 48;"), "no power of two in 32..512"),
     "a second allocation": (
         ("bar.sync 0;", "@!%q1 tcgen05.alloc.cta_group::1.sync.aligned.shared::cta.b32 [%r42], 32; bar.sync 0;"),
@@ -426,29 +423,38 @@ def test_misuse(name: str, options: Options) -> None:
         launch(CORRECT.replace(old, new, 1), [data], 32768, options)
 
 
-def test_a_fence_covers_what_was_waited_for_before_it() -> None:
-    fence, wait = "tcgen05.fence::before_thread_sync;", "tcgen05.wait::ld.sync.aligned;"
-    text = CORRECT.replace(fence, "").replace(wait, fence + wait)
-    with pytest.raises(EmulationError, match=r"race: tcgen05\.dealloc of tensor memory"):
-        launch(text, [np.zeros(16384, np.uint8)], 32768)
+# Warps 1 to 3 load, wait, fence and tell warp 0, which fences; its MMA then overwrites what they loaded.
+LOADED, BEFORE, TOLD, AFTER = (
+    "tcgen05.wait::ld.sync.aligned;",
+    "tcgen05.fence::before_thread_sync;",
+    "bar.arrive 1, 128;",
+    "tcgen05.fence::after_thread_sync;",
+)
+HANDOVERS = {
+    "all": ([LOADED, BEFORE, TOLD], AFTER, ""),
+    "told before it is loaded": ([BEFORE, TOLD, LOADED], AFTER, "has read without any|not followed by tcgen05.wait"),
+    "no fence before": ([LOADED, TOLD], AFTER, "has read with neither tcgen05.fence::before_thread_sync nor"),
+    "fenced too early": ([BEFORE, LOADED, TOLD], AFTER, "has read with neither tcgen05.fence::before_thread_sync nor"),
+    "fenced too late": ([LOADED, TOLD, BEFORE], AFTER, "has read with neither tcgen05.fence::before_thread_sync nor"),
+    "no fence after": ([LOADED, BEFORE, TOLD], "", "has read with no tcgen05.fence::after_thread_sync between"),
+}
 
 
-@pytest.mark.parametrize("waits_first", [True, False])
+@pytest.mark.parametrize("name", HANDOVERS)
 @pytest.mark.parametrize("options", SCHEDULES[:4], ids=lambda o: f"{o.timing}-{o.order}")
-def test_a_load_goes_on_until_its_wait(waits_first: bool, options: Options) -> None:
-    # Warps 1 to 3 load and tell warp 0, whose MMA then overwrites what they loaded.
-    steps = ["tcgen05.wait::ld.sync.aligned;", "tcgen05.fence::before_thread_sync; bar.arrive 1, 128;"]
+def test_what_was_loaded_is_overwritten(name: str, options: Options) -> None:
+    steps, after, message = HANDOVERS[name]
     body = CORRECT[: CORRECT.index("  // loaded")]
     body += f"""
       setp.lt.u32 %q5, %tid, 32;
       @%q5 bra FIRST;
-      {" ".join(steps if waits_first else steps[::-1])}
+      {" ".join(steps)}
       bra AGAIN;
     FIRST:
       tcgen05.wait::ld.sync.aligned;
       {"nanosleep.u32 100; " * 4}
       bar.sync 1, 128;
-      tcgen05.fence::after_thread_sync;
+      {after}
       @%q2 bra AGAIN;
       tcgen05.mma.cta_group::1.kind::f16 [%r40], %d21, %d21, 0x8100490, %q3;
       {COMMIT}
@@ -457,14 +463,14 @@ def test_a_load_goes_on_until_its_wait(waits_first: bool, options: Options) -> N
       @!%q4 bra AGAIN;
       {freed(128)}
     """
-    if waits_first:
-        launch(body, [np.zeros(16384, np.uint8)], 32768, options)
-        return
-    with pytest.raises(EmulationError, match=r"race: tcgen05.mma of .* has read|not followed by tcgen05.wait::ld"):
-        launch(body, [np.zeros(16384, np.uint8)], 32768, options)
+    data = [np.zeros(16384, np.uint8)]
+    if message:
+        with pytest.raises(EmulationError, match=message):
+            launch(body, data, 32768, options)
+    if not message or "fence::" in message:
+        launch(body, data, 32768, replace(options, relaxed_tensor_fences=bool(message)))
 
 
-def test_waits_and_fences_may_be_left_to_the_hardware() -> None:
+def test_waits_may_be_left_to_the_hardware() -> None:
     text = CORRECT.replace("tcgen05.wait::ld.sync.aligned;", "")
-    text = re.sub(r"tcgen05\.fence::\w+;", "", text)
     launch(text, [np.zeros(16384, np.uint8)], 32768, Options(relaxed_tensor_waits=True))

@@ -141,6 +141,10 @@ print((asked[1].q_tile, asked[1].kv_tile) == (fitted.q, fitted.kv), asked[1] != 
         ("**{**FIELDS, 'arch': 5}", "InputError: arch: 5 is neither a name nor a list of names; there are cpu, sm90"),
         ("**{**FIELDS, 'arch': []}", "InputError: arch: [] is neither a name nor a list of names"),
         ("KEY + '-odd'", "variant: 'odd' is not a variant of cpu"),
+        (
+            "'gna_backward_q-sm90-r1-bf16-d64-q128-kv128-cutlass'",
+            "variant: 'cutlass' is not a variant of the gna_backward_q kernels of sm90; they have ''",
+        ),
         ("'gna_forward-cpu'", "is no kernel key; a key looks like"),
         ("'vit-57'", "did you mean 'vit-56'?"),
         ("'missing.yaml'", "missing.yaml: no such file"),
@@ -298,14 +302,15 @@ def test_head_dims_that_no_kernel_can_have(run, compiled, policy: str) -> None:
     assert out == expected and compiled() == 0
 
 
-def test_a_named_kernel_that_can_not_serve_the_call_is_no_advice(run, compiled) -> None:
+@pytest.mark.parametrize("policy", ["never", "always"])
+def test_a_named_kernel_that_can_not_serve_the_call_is_no_advice(run, compiled, policy: str) -> None:
     cases = {
         "gna_forward-sm90-r1-bf16-d64-q64-kv64": "takes cuda tensors",
         "gna_forward-cpu-r2-fp32-dany-q8x8-kv8x8": "rank is 2, not 1",
         "gna_forward-cpu-r1-bf16-dany-q8-kv8": "dtype is bf16, not fp32",
     }
     out, _ = run(
-        f"for key in {list(cases)}: print(said(lambda: gnaforge.na1d(x, x, x, 3, kernel=key)))\n", GNAFORGE_JIT="never"
+        f"for key in {list(cases)}: print(said(lambda: gnaforge.na1d(x, x, x, 3, kernel=key)))\n", GNAFORGE_JIT=policy
     )
     advice = "leave out kernel= to let gnaforge choose one that fits"
     assert out == [f"InputError: kernel: {key}: {reason}; {advice}" for key, reason in cases.items()]

@@ -14,6 +14,7 @@ from emulated_calls import MODES, PRELUDE, REFUSED, run as run_calls
 from gnaforge.build.kernels import find_libraries
 from gnaforge.build_tools.emulator import Counters, Options
 from gnaforge.errors import BuildError
+from gnaforge.families.sm100_cutlass_forward import FAMILY
 from gnaforge.runtime.config import KernelConfig
 from gnaforge.runtime.problem import Problem
 from gnaforge.runtime.reference import attention, error_bound
@@ -48,8 +49,8 @@ def libraries(session_cache: Path) -> dict[KernelConfig, Path]:
 
 
 def run(code: str | list[str], mode: str = "random", device: str = "b200") -> str:
-    """Example 77 relies on tensor memory loads that are complete at once."""
-    return run_calls(code, mode, device, relaxed_tensor_waits=True)
+    """With what example 77 relies on."""
+    return run_calls(code, mode, device, FAMILY.relaxed)
 
 
 def prelude(libraries: dict[KernelConfig, Path], key: str) -> str:

@@ -126,6 +126,8 @@ def test_a_training_step_is_the_sum_of_its_kernels() -> None:
 def test_wrong_arguments() -> None:
     with pytest.raises(InputError, match="direction: 'back' is not one of forward, backward, training"):
         gnaforge.simulate((8,), 3, direction="back")
+    with pytest.raises(InputError, match="direction: \\['forward'\\] is not one of"):
+        gnaforge.simulate((8,), 3, direction=["forward"])
     with pytest.raises(InputError, match="tiling: static tiles are those of other forward kernels"):
         gnaforge.simulate((8,), 3, direction="backward", tiling="static")
     with pytest.raises(InputError, match="arch: sm100 has no gna_backward_kv kernels; cpu"):

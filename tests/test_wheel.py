@@ -175,6 +175,7 @@ def test_a_call_that_no_kernel_fits_says_how_to_build_the_wheel_again(bare) -> N
             "q2 = q.half()\n"
             "print(message(lambda: package.na1d(q2, q2, q2, 5)))\n"
             f"print(message(lambda: package.na1d(q, k, v, 5, kernel={ONE.key.replace('kv8', 'kv24')!r})))\n"
+            "print(message(lambda: package.na1d(q.requires_grad_(), k, v, 5).sum().backward()))\n"
         )
     )
     assert text.startswith("NoKernelError: gnaforge: no kernel fits this problem: rank 1, fp16, head_dim 16")
@@ -186,7 +187,8 @@ def test_a_call_that_no_kernel_fits_says_how_to_build_the_wheel_again(bare) -> N
     assert (
         f"gnaforge_first 1.0 holds the kernels that it was built with and compiles none. Give its spec {wanted}" in text
     )
-    assert text.count("build the wheel again") == 2 and "gnaforge build" not in text and "gnaforge.register" not in text
+    assert "head_dim 16, dtype fp32, direction training and arch cpu" in text
+    assert text.count("build the wheel again") == 3 and "gnaforge build" not in text and "gnaforge.register" not in text
 
 
 def test_a_call_that_no_wheel_can_serve_says_so(bare) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .history import WORDS, Access, CtaHistory, History, WarpHistory
+from .history import TENSOR, WORDS, Access, CtaHistory, History, WarpHistory
 from .mutation import Mutant
 
 _RELEASES = ("mbarrier.arrive", "bar.", "barrier.")
@@ -49,7 +49,7 @@ class Evidence(History):
     def _always(self, _index: int, _mutant: Mutant) -> str | None:
         return None
 
-    _thread_fence = _tensor_fence = _always
+    _thread_fence = _always
 
     def _phase_wait(self, index: int, _mutant: Mutant) -> str | None:
         if index not in self.found_open:
@@ -264,6 +264,32 @@ class Evidence(History):
     def _tensor_store_wait(self, index: int, _mutant: Mutant) -> str | None:
         return self._tensor_wait(index, "tcgen05.st", "tcgen05.wait::st")
 
+    def _tensor_fence(self, index: int, _mutant: Mutant) -> str | None:
+        """Wrong if, on its side of it and up to the next such fence, its warp accesses cells in conflict with another
+        warp on the other side, and the warp itself doesn't access them between the two."""
+        before = "before_thread_sync" in self.opcodes[index]
+        kinds = ("tcgen05.fence::before", "tcgen05.commit") if before else ("tcgen05.fence::after",)
+        for cta in self.ctas:
+            cells = {number: _in_tensor_memory(_join(warp.segments)) for number, warp in cta.warps.items()}
+            for number, warp in cta.warps.items():
+                if index not in warp.code:
+                    continue
+                own = cells[number]
+                others = [x for other, accesses in cells.items() if other != number for x in accesses]
+                fences = [
+                    (at, i) for at, i in zip(warp.when, warp.code, strict=True) if self.opcodes[i].startswith(kinds)
+                ]
+                for place, (at, instruction) in enumerate(fences):
+                    if instruction != index:
+                        continue
+                    low = fences[place - 1][0] if before and place else at if not before else 0
+                    high = at if before else fences[place + 1][0] if place + 1 < len(fences) else _END
+                    mine = [x for x in own if low < x[3] < high]
+                    theirs = [x for x in others if (x[3] > at) == before]
+                    if any(_in_conflict(a, b) and not _touched(own, a, b) for a in mine for b in theirs):
+                        return None
+        return "no conflict with another warp's accesses is ordered through it"
+
     def _distinct_warps(self) -> list[WarpHistory]:
         """Warps of the first recording, one per sequence of instructions."""
         if not hasattr(self, "_distinct"):
@@ -277,6 +303,22 @@ class Evidence(History):
 
 def _join(segments: Sequence[list[Access]]) -> list[Access]:
     return [access for segment in segments for access in segment]
+
+
+def _in_tensor_memory(accesses: Sequence[Access]) -> list[Access]:
+    """Those by loads, stores and MMAs: dealloc, of all of it, needs no fence."""
+    return [x for x in accesses if x[0] >= TENSOR and x[:2] != (TENSOR, WORDS)]
+
+
+def _in_conflict(a: Access, b: Access) -> bool:
+    return (a[2] or b[2]) and a[0] < b[1] and b[0] < a[1]
+
+
+def _touched(own: Sequence[Access], a: Access, b: Access) -> bool:
+    """Whether accesses of the warp that did ``a`` come between ``a`` and ``b``, to some of the same cells."""
+    first, last = sorted((a[3], b[3]))
+    low, high = max(a[0], b[0]), min(a[1], b[1])
+    return any(first < x[3] < last and x[0] < high and low < x[1] for x in own)
 
 
 def _covering_waits(events: Sequence[tuple[int, str, int]]) -> dict[int, int]:

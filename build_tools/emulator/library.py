@@ -44,7 +44,8 @@ class LaunchOptions(ctypes.Structure):
             (name, ctypes.c_uint32)
             for name in (
                 *("dynamic_shared", "timing", "order", "host_threads"),
-                *("relaxed_warpgroups", "relaxed_tensor_frees", "relaxed_tensor_waits", "trace", "unchecked", "early"),
+                *("relaxed_warpgroups", "relaxed_tensor_frees", "relaxed_tensor_waits", "relaxed_tensor_fences"),
+                *("trace", "unchecked", "early"),
             )
         ),
         *((name, ctypes.c_uint64) for name in ("seed", "patience")),

@@ -51,9 +51,10 @@ class Options:
         seed: of everything random. The same seed gives the same run, on one host thread.
         host_threads: CTAs that run at once.
         patience: instructions of a CTA without any visible progress before it counts as hung.
-        relaxed_tensor_waits: lets tcgen05.ld and tcgen05.st be complete at once, without the tcgen05.wait and the
-            tcgen05.fence that PTX demands. ptxas and the hardware's scoreboards make that work, and CUTLASS's example
-            77 relies on it.
+        relaxed_tensor_waits: lets tcgen05.ld and tcgen05.st be complete at once, without the tcgen05.wait that PTX
+            demands. ptxas and the hardware's scoreboards make that work, and CUTLASS's example 77 relies on it.
+        relaxed_tensor_fences: lets accesses to tensor memory by different threads be ordered without tcgen05.fence.
+            CUTLASS has none in its headers.
         relaxed_warpgroups: lets a wgmma read from shared memory what the other warps of its warpgroup wrote before they
             issued it. PTX has no barrier there; the backward kernel of CUTLASS's example 88 relies on it.
         relaxed_tensor_frees: lets tcgen05.dealloc come before the last use of the columns, as in the backward kernel of
@@ -72,6 +73,7 @@ class Options:
     host_threads: int = 1
     patience: int = 20_000_000
     relaxed_tensor_waits: bool = False
+    relaxed_tensor_fences: bool = False
     relaxed_warpgroups: bool = False
     relaxed_tensor_frees: bool = False
     trace: bool = False
@@ -308,6 +310,7 @@ class Module:
             relaxed_tensor_frees=int(options.relaxed_tensor_frees),
             relaxed_warpgroups=int(options.relaxed_warpgroups),
             relaxed_tensor_waits=int(options.relaxed_tensor_waits),
+            relaxed_tensor_fences=int(options.relaxed_tensor_fences),
             trace=int(options.trace),
             unchecked=int(not options.checks),
             early=int(options.early),

@@ -52,7 +52,7 @@ def require_arch(problem: Problem, arch: str, variant: str | None = None, direct
     smallest = partial(_smallest, problem)
     for op in DIRECTIONS[direction]:
         family = choose_family(op, arch, variant if op == FORWARD.name else None, smallest)
-        require_features(problem, str(family), family.features)
+        require_features(problem, op, str(family), family.features)
         if faults := family.faults(smallest(family)):
             raise InputError("; ".join(f"{field}: {reason}" for field, reason in faults))
     if problem.value_head_dim != problem.head_dim:

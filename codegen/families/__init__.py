@@ -102,26 +102,27 @@ def faults_of(config: KernelConfig) -> list[Fault]:
     return [("op", f"{config.op} is not available on {config.arch}; available: {', '.join(ops)}")]
 
 
-def feature_fault(problem: Problem, who: str, has: Collection[str]) -> tuple[str, str] | None:
+def feature_fault(problem: Problem, op: str, who: str, has: Collection[str]) -> tuple[str, str] | None:
     """The field of a problem that needs a feature which ``who`` lacks, that has these ones, and words for it that name
-    the archs whose kernels can compute the problem; None if it lacks none."""
+    the archs whose kernels of the op can compute the problem; None if it lacks none."""
     try:
         problem.require_features(has, who)
     except ProblemError as error:
         needed = set(problem.features())
-        others = list(dict.fromkeys(family.arch for family in families() if needed <= set(family.features)))
+        able = (family for family in families() if family.op == op and needed <= set(family.features))
+        others = list(dict.fromkeys(family.arch for family in able))
         who = f"; {' and '.join(others)} {'have' if len(others) > 1 else 'has'} it" if others else ", nor has another"
         return error.field, error.text + who
     return None
 
 
-def require_features(problem: Problem, arch: str, has: Collection[str]) -> None:
-    """Refuses a problem for kernels of ``arch`` that have these features; names the archs whose kernels can compute it.
+def require_features(problem: Problem, op: str, arch: str, has: Collection[str]) -> None:
+    """Refuses a problem for an op's kernels of ``arch`` that have these features; names the archs that can compute it.
 
     Raises:
         InputError: it needs another one.
     """
-    if found := feature_fault(problem, arch, has):
+    if found := feature_fault(problem, op, arch, has):
         raise InputError(": ".join(found))
 
 
@@ -146,7 +147,11 @@ def is_key(text: str) -> bool:
 
 
 def _unknown_variant(variant: str | None, own: tuple[Family, ...]) -> str:
-    return f"{variant!r} is not a variant of {own[0].arch}; it has {', '.join(repr(family.variant) for family in own)}"
+    op, arch = own[0].op, own[0].arch
+    what = arch if op == OPS[0] else f"the {op} kernels of {arch}"
+    return f"{variant!r} is not a variant of {what}; {'it has' if op == OPS[0] else 'they have'} " + ", ".join(
+        repr(family.variant) for family in own
+    )
 
 
 class _Table(NamedTuple):

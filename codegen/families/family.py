@@ -201,7 +201,7 @@ class Family:
         head_dim_at_run_time: whether one kernel serves all head dims.
         rounds_probabilities: whether softmax's result is rounded to the inputs' type before it meets V.
         cutlass: folder of the CUTLASS example that kernels are compiled with; empty for none.
-        relaxed_tensor_waits: whether the emulator has to run its kernels with that option.
+        relaxed: options of the emulator, `emulator.Options`, without which its kernels break rules of PTX.
         time: constants of the time model; None where nobody has found them yet: then tiles can't be fitted.
         machine_code: demands on its machine code; None on a CPU, or where nobody has stated them yet.
         root: folder that holds its template and, in ``include/``, its headers; None for the package's own.
@@ -220,7 +220,7 @@ class Family:
     head_dim_at_run_time: bool = False
     rounds_probabilities: bool = False
     cutlass: str = ""
-    relaxed_tensor_waits: bool = False
+    relaxed: tuple[str, ...] = ()
     time: TimeConstants | None = None
     machine_code: MachineCode | None = None
     root: Path | None = field(default=None, repr=False)

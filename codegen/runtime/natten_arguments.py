@@ -27,26 +27,25 @@ _BACKWARD_TILES = ("backward_q_tile_shape", "backward_kv_tile_shape")
 _noted = False
 
 
-def _note_ignored(names: list[str]) -> None:
+def _note_ignored(names: list[str], backward: str) -> None:
     global _noted
     if not _noted and not torch.compiler.is_compiling():
         _noted = True
         warnings.warn(
             f"gnaforge ignores NATTEN's tuning arguments ({', '.join(names)}): kernels are chosen by their work; "
-            "pin one with kernel=KEY, or with q_tile_shape and kv_tile_shape, and those of the backward pass with "
-            "backward_q_tile_shape and backward_kv_tile_shape. This is said once.",
+            f"pin one with kernel=KEY, or with its tiles{backward}. This is said once.",
             stacklevel=4,
         )
 
 
 def check(given: dict[str, Any]) -> None:
-    """Notes once that tuning arguments have no meaning here.
+    """Notes once that tuning arguments have no meaning here, not even tiles of the backward pass.
 
     Raises:
         TypeError: an argument is none of NATTEN's.
     """
     _require_known(given)
-    _note_ignored(sorted(given))
+    _note_ignored(sorted(given), "")
 
 
 def _require_known(given: dict[str, Any]) -> None:
@@ -64,6 +63,6 @@ def backward_tiles(given: dict[str, Any]) -> tuple[Any, Any] | None:
     """
     _require_known(given)
     if ignored := sorted(given.keys() - {*_BACKWARD_TILES}):
-        _note_ignored(ignored)
+        _note_ignored(ignored, f", and those of the backward pass with {' and '.join(_BACKWARD_TILES)}")
     q_tile, kv_tile = (given.get(name) for name in _BACKWARD_TILES)
     return None if q_tile is None and kv_tile is None else (q_tile, kv_tile)

@@ -9,7 +9,7 @@ from typing import Any
 
 from . import core, family, lookup
 from .availability import why_not
-from .config import KernelConfig
+from .config import OPS, KernelConfig
 from .request import Request
 
 CORE = "core.so"
@@ -83,10 +83,11 @@ class Package:
         arch = "cpu" if request.device == "cpu" else "your GPU's"
         value = f", value_head_dim {request.value_head_dim}" if request.value_head_dim != request.head_dim else ""
         tiles = f", tiles {{q: {request.q_tile}, kv: {request.kv_tile}}}" if request.q_tile or request.kv_tile else ""
+        direction = "" if request.op == OPS[0] else ", direction training"
         text = (
             f"{found['name']} {found['version']} holds the kernels that it was built with and compiles none. "
             f"Give its spec an entry with rank {request.rank}, head_dim {request.head_dim}{value}, dtype "
-            f"{request.dtype}{tiles} and arch {arch}, and build the wheel again: {found['rebuild']}"
+            f"{request.dtype}{tiles}{direction} and arch {arch}, and build the wheel again: {found['rebuild']}"
         )
         reasons = sorted({reason for reason in self.status().values() if reason})
         return f"{text}\nKernels that can't run here: {'; '.join(reasons)}" if reasons else text

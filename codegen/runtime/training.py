@@ -73,12 +73,13 @@ def require_traced(requests: Sequence[Request]) -> None:
     Raises:
         NoKernelError, ValueError: there is none.
     """
-    for request in load_missing(requests):
+    missing = load_missing(requests)
+    for request in missing:
         lookup.remedy(request)  # raises where there can be none
-        call = request.register_call()
-        raise NoKernelError(
-            f"gnaforge: no kernel for {request.op}, {request} is loaded\nregister one with: {call}\n{jit.TRACING}"
-        )
+    if missing:
+        lines = [f"gnaforge: no kernel for {request.op}, {request} is loaded" for request in missing]
+        calls = dict.fromkeys(f"register one with: {request.register_call()}" for request in missing)
+        raise NoKernelError("\n".join([*lines, *calls, jit.TRACING]))
 
 
 def raise_missing(error: RuntimeError, name: str, inputs: Sequence[Any], wanted: int) -> None:
@@ -91,6 +92,6 @@ def raise_missing(error: RuntimeError, name: str, inputs: Sequence[Any], wanted:
     failure = core.failure_of(error)
     if failure.code not in core.NO_KERNEL:
         return
-    for request in load_missing(backward_requests(name, inputs, wanted)):
+    if missing := load_missing(backward_requests(name, inputs, wanted)):
         text = failure.text if lookup.source() is None else failure.whole
-        raise NoKernelError(f"{text}\n{lookup.remedy(request)}") from None
+        raise NoKernelError("\n".join([text, *dict.fromkeys(map(lookup.remedy, missing))])) from None

@@ -88,7 +88,7 @@ def ops_of(direction: str) -> tuple[str, ...]:
     Raises:
         InputError: there is none of that name.
     """
-    if direction not in DIRECTIONS:
+    if not isinstance(direction, str) or direction not in DIRECTIONS:
         raise InputError(f"direction: {direction!r} is not one of {', '.join(DIRECTIONS)}")
     return DIRECTIONS[direction]
 

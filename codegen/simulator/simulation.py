@@ -151,7 +151,7 @@ def refusal(problem: Problem, family: Family, tiles: Tiles | None = None, tiling
         InputError: the tiles have not one positive extent per dimension.
     """
     faults = [*family.faults(_config(problem, family, tiles, tiling))]
-    if lacked := feature_fault(problem, str(family), family.features):
+    if lacked := feature_fault(problem, family.op, str(family), family.features):
         faults.append(lacked)
     return "; ".join(f"{field}: {reason}" for field, reason in faults)
 
@@ -198,7 +198,7 @@ def family_for(
     candidates = [family for family in timed if family.target.is_gpu and variant in (None, family.variant)]
     if variant is not None and not candidates:
         raise InputError(f"variant: no GPU has a kernel family {variant!r}")
-    if variant is None and all(feature_fault(problem, str(family), family.features) for family in candidates):
+    if variant is None and all(feature_fault(problem, op, str(family), family.features) for family in candidates):
         candidates += [family for family in timed if not family.target.is_gpu]
     if not candidates:
         raise InputError(f"direction: no arch has kernels of {op} with time constants")

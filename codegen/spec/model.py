@@ -302,7 +302,7 @@ def _feature_faults(index: int, entry: KernelEntry, used: Iterable[Family]) -> I
     for family in used:
         for i, shape in enumerate(entry.shapes):
             for j, part in enumerate(shape.parts):
-                if found := feature_fault(part.problem(), str(family), family.features):
+                if found := feature_fault(part.problem(), family.op, str(family), family.features):
                     field, text = found
                     inside = ("windows", j) if shape.windows and getattr(shape.windows[j], field, ()) else ()
                     yield ("kernels", index, "shapes", i, *inside, field), text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes as c
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from .checks import Failure
@@ -18,14 +19,14 @@ class Emulator:
 
     Args:
         kernel: an emulated one.
-        relaxed_tensor_waits: as in `emulator.Options`.
+        relaxed: names of `emulator.Options` to set, as its family has them.
 
     Raises:
         Failure: it lacks what this version drives it by.
     """
 
-    def __init__(self, kernel: Kernel, relaxed_tensor_waits: bool) -> None:
-        self._relaxed_tensor_waits = int(relaxed_tensor_waits)
+    def __init__(self, kernel: Kernel, relaxed: Iterable[str]) -> None:
+        self._relaxed = dict.fromkeys(relaxed, 1)
         try:
             self._reset = kernel.function("gnaforge_standin_reset")
             self._announce = kernel.function("gnaforge_standin_announce")
@@ -51,7 +52,7 @@ class Emulator:
             host_threads=1,
             patience=schedule["patience"],
             trace=int(schedule["trace"]),
-            relaxed_tensor_waits=self._relaxed_tensor_waits,
+            **self._relaxed,
         )
         self._reset(c.byref(how))
 

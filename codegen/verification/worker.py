@@ -86,7 +86,7 @@ class Server:
                 os.environ.setdefault("GNAFORGE_EMULATOR_DEVICE", family.target.emulated_device)
                 os.environ.setdefault("GNAFORGE_EMULATOR_PROCESSORS", str(EMULATED_PROCESSORS))
             kernel = Kernel(self._library, request["key"])
-            emulator = Emulator(kernel, family.relaxed_tensor_waits) if kernel.device == "emulator" else None
+            emulator = Emulator(kernel, family.relaxed) if kernel.device == "emulator" else None
         except (InputError, ValueError) as error:
             raise Failure("library", str(error)) from error
         if kernel.device == "cuda" and not torch.cuda.is_available():

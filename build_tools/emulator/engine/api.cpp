@@ -151,7 +151,8 @@ int gnaforge_emulator_launch(void* module, const char* kernel, const GnaforgeEmu
                       how->trace != 0,
                       how->relaxed_tensor_waits != 0,
                       how->unchecked == 0,
-                      how->early != 0};
+                      how->early != 0,
+                      how->relaxed_tensor_fences != 0};
     launch.print = [](const std::string& text) {
       std::fputs(text.c_str(), stdout);
       std::fflush(stdout);

@@ -8,7 +8,7 @@
 struct GnaforgeEmulatorLaunch {
   uint32_t grid[3], block[3];
   uint32_t dynamic_shared, timing, order, host_threads, relaxed_warpgroups, relaxed_tensor_frees, relaxed_tensor_waits,
-      trace, unchecked, early;
+      relaxed_tensor_fences, trace, unchecked, early;
   uint64_t seed, patience;
 };
 

@@ -46,8 +46,7 @@ std::string name_of_agent(int agent) {
   if (agent < kTensorAgent) return "an mbarrier.init of warp " + std::to_string(agent - kFirstInitAgent);
   if (agent < kBulkStoreAgent) return "an MMA";
   if (agent < kFirstTensorWarpAgent) return "a bulk store";
-  if (agent < kFirstCopyAgent) return "warp " + std::to_string(agent - kFirstTensorWarpAgent);
-  return "an asynchronous copy";
+  return agent < kFirstCopyAgent ? "warp " + std::to_string(agent - kFirstTensorWarpAgent) : "an asynchronous copy";
 }
 
 }  // namespace gnaforge::emulator

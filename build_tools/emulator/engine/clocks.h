@@ -11,8 +11,9 @@
 namespace gnaforge::emulator {
 
 // Who acts: warps, their mbarrier.inits (which have a fence of their own), the tensor core (in order), the wgmmas of
-// each warpgroup, bulk stores and apart from them their reads, the tcgen05.ld and st of each warp (which have fences of
-// their own); then, as they come, the copies that complete on an mbarrier and the cp.async of a warp.
+// each warpgroup, bulk stores and apart from them their reads; what each warp does in tensor memory, its MMAs included,
+// as tcgen05.fence lets others see it; then, as they come, the copies that complete on an mbarrier and the cp.async of a
+// warp.
 constexpr int kFirstInitAgent = 32, kTensorAgent = 64, kFirstWarpgroupAgent = 65, kBulkStoreAgent = 73,
               kBulkReadAgent = 74, kFirstTensorWarpAgent = 75, kFirstCopyAgent = 107, kAgents = 192;
 
@@ -44,6 +45,12 @@ struct Epoch {
   bool ordered(Epoch later, const Clock& observer) const {
     return before(observer) || (strong && later.strong) || (later.stamp && agent == later.agent);
   }
+};
+
+/// Who accesses tensor memory, and what that one has seen: of everything, and of tensor memory through tcgen05.fence.
+struct TensorAccess {
+  const Clock &clock, &fenced_clock;
+  Epoch by, fenced_by;
 };
 
 /// The last write to a piece of memory and the reads since. Three readers that are not ordered fit here, more in the

@@ -84,7 +84,7 @@ Cta::Cta(const Launch& launch_, const uint32_t (&id_)[3], Counters& counters_)
     trace = std::make_unique<Trace>(module, static_cast<size_t>((threads + kWarpSize - 1) / kWarpSize));
   mbarriers.trace = trace.get();
   mbarriers.clock = &clock;
-  if (needs.tcgen05) tensor_memory = std::make_unique<TensorMemory>();
+  if (needs.tcgen05) tensor_memory = std::make_unique<TensorMemory>(!launch.options.relaxed_tensor_fences);
   for (int first = 0; first < threads; first += kWarpSize) {
     int lanes = std::min(kWarpSize, threads - first);
     uint32_t alive = lanes == kWarpSize ? ~0u : (1u << lanes) - 1;

@@ -29,13 +29,14 @@ struct Options {
   Timing timing = Timing::eager;
   Order order = Order::round_robin;
   uint64_t seed = 0;
-  uint64_t patience = 20'000'000;     // instructions of a CTA without any event before it counts as hung
-  bool relaxed_warpgroups = false;    // a wgmma sees what any warp of its warpgroup wrote before it issued it
-  bool relaxed_tensor_frees = false;  // tcgen05.dealloc may come before the last use of the columns
-  bool trace = false;                 // the message of an error ends with what happened before
-  bool relaxed_tensor_waits = false;  // tcgen05 needs no tcgen05.wait and no tcgen05.fence: hardware's own order counts
-  bool checks = true;                 // for races and uninitialised memory
-  bool early = false;                 // it may begin before the launch before it has ended
+  uint64_t patience = 20'000'000;      // instructions of a CTA without any event before it counts as hung
+  bool relaxed_warpgroups = false;     // a wgmma sees what any warp of its warpgroup wrote before it issued it
+  bool relaxed_tensor_frees = false;   // tcgen05.dealloc may come before the last use of the columns
+  bool trace = false;                  // the message of an error ends with what happened before
+  bool relaxed_tensor_waits = false;   // tcgen05.ld and st need no tcgen05.wait, as hardware's scoreboards have it
+  bool checks = true;                  // for races and uninitialised memory
+  bool early = false;                  // it may begin before the launch before it has ended
+  bool relaxed_tensor_fences = false;  // accesses to tensor memory by different threads need no tcgen05.fence
 };
 
 /// What a launch counted, in warp instructions and bytes.

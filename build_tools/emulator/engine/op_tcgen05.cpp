@@ -34,8 +34,7 @@ Status deallocate(Warp& warp, const Instruction& in, uint32_t mask) {
   Cta& cta = warp.cta;
   uint32_t address = warp.uniform(in.args[0], mask, "the address"),
            columns = warp.uniform(in.args[1], mask, "the number of columns");
-  const TensorAccess own = access_of(warp);
-  cta.tensor_memory->deallocate(address, columns, cta.launch.options.relaxed_tensor_frees, own.seen, own.by);
+  cta.tensor_memory->deallocate(address, columns, cta.launch.options.relaxed_tensor_frees, warp.clock, warp.epoch());
   cta.event();
   return Status::next;
 }
@@ -129,8 +128,7 @@ Status load(Warp& warp, const Instruction& in, uint32_t mask) {
   TensorMemory& memory = *warp.cta.tensor_memory;
   Regions regions = regions_of(warp, in, in.args[1]);
   bool relaxed = warp.cta.launch.options.relaxed_tensor_waits;
-  const TensorAccess own = access_of(warp);
-  for (uint32_t i = 0; i < regions.count; ++i) memory.begin_load(regions.parts[i], own.seen, own.by);
+  for (uint32_t i = 0; i < regions.count; ++i) memory.begin_load(regions.parts[i], warp.tensor_access());
   const std::vector<Operand>& registers = in.args[0].parts;
   for (uint32_t r = 0; r < registers.size(); ++r) {
     uint32_t values[kWarpSize];
@@ -166,8 +164,7 @@ Status store(Warp& warp, const Instruction& in, uint32_t mask) {
   }
   TensorMemory& memory = *warp.cta.tensor_memory;
   Regions regions = regions_of(warp, in, in.args[0]);
-  const TensorAccess own = access_of(warp);
-  for (uint32_t i = 0; i < regions.count; ++i) memory.begin_store(regions.parts[i], own.seen, own.by);
+  for (uint32_t i = 0; i < regions.count; ++i) memory.begin_store(regions.parts[i], warp.tensor_access());
   const std::vector<Operand>& registers = in.args.back().parts;
   for (uint32_t r = 0; r < registers.size(); ++r) {
     const uint32_t* values = warp.in<uint32_t>(registers[r]);
@@ -194,8 +191,7 @@ Status wait_loads(Warp& warp, const Instruction&, uint32_t mask) {
     --state.in_flight[reg];
     --state.busy;
   }
-  const TensorAccess own = access_of(warp);
-  for (const TensorRegion& region : state.loads) warp.cta.tensor_memory->wait_load(region, own.seen, own.by);
+  for (const TensorRegion& region : state.loads) warp.cta.tensor_memory->wait_load(region, warp.tensor_access());
   state.loading.clear();
   state.loads.clear();
   return Status::next;
@@ -203,8 +199,8 @@ Status wait_loads(Warp& warp, const Instruction&, uint32_t mask) {
 
 Status wait_stores(Warp& warp, const Instruction&, uint32_t mask) {
   if (!whole_warp(warp, mask)) return Status::blocked;
-  const TensorAccess own = access_of(warp);
-  for (const TensorRegion& region : warp.matrix->stores) warp.cta.tensor_memory->wait_store(region, own.seen, own.by);
+  for (const TensorRegion& region : warp.matrix->stores)
+    warp.cta.tensor_memory->wait_store(region, warp.tensor_access());
   warp.matrix->stores.clear();
   return Status::next;
 }
@@ -282,8 +278,7 @@ Status multiply(Warp& warp, const Instruction& in, uint32_t mask) {
     for (size_t i = 0; i < 4; ++i) keep[i] = static_cast<uint32_t>(warp.bits(in.args[4].parts.at(i), lane));
   cta.counters.mma_operations += 2ull * mma.rows * mma.columns * mma.depth;
   Epoch user{++memory.issued, kTensorAgent};
-  const Clock& seen = access_of(warp).seen;
-  memory.begin_mma(d_region, true, seen, user);
+  memory.begin_mma(d_region, true, warp.tensor_access(user));
   if (accumulate)
     for (uint32_t row = 0; row < mma.rows; ++row)
       memory.check_written({base + lane_of(mma, row), 1, d_column, mma.columns}, "tcgen05.mma, accumulation");
@@ -296,7 +291,7 @@ Status multiply(Warp& warp, const Instruction& in, uint32_t mask) {
     a_region = {0, kTensorLanes, a & 0xffff, 8};  // 32 bytes of each row
     if ((a >> 16) != base) throw EmulationError("A begins in lane " + std::to_string(a >> 16) + " of tensor memory");
     if (mma.transpose_a) throw EmulationError("A in tensor memory can't be transposed");
-    memory.begin_mma(a_region, false, seen, user);
+    memory.begin_mma(a_region, false, warp.tensor_access(user));
     for (uint32_t row = 0; row < mma.rows; ++row)
       memory.check_written({base + lane_of(mma, row), 1, a_region.column, 8}, "tcgen05.mma, A");
   } else {
@@ -357,11 +352,26 @@ Status multiply(Warp& warp, const Instruction& in, uint32_t mask) {
   return Status::next;
 }
 
-/// Who hears of the warp from now on, hears of its tcgen05 instructions so far.
+/// What this warp has done in tensor memory is from now on among what it publishes.
 void fence_before(Warp& warp) {
-  warp.clock.at[static_cast<size_t>(kFirstTensorWarpAgent + warp.index)] = warp.tensor_count++;
+  size_t agent = warp.tensor_agent();
+  warp.clock.at[agent] = warp.fenced.at[agent] = warp.fenced_wide.at[agent] = warp.tensor_stamp++;
 }
 
+Status fence_before_sync(Warp& warp, const Instruction&, uint32_t) {
+  fence_before(warp);
+  return Status::next;
+}
+
+/// What this warp has seen published of tensor memory counts from now on.
+Status fence_after_sync(Warp& warp, const Instruction&, uint32_t) {
+  for (size_t agent = kFirstTensorWarpAgent; agent < kFirstCopyAgent; ++agent)
+    if (agent != warp.tensor_agent())
+      warp.tensor_clock.at[agent] = std::max(warp.clock.at[agent], warp.observed.at[agent]);
+  return Status::next;
+}
+
+/// Implies tcgen05.fence::before_thread_sync.
 Status commit(Warp& warp, const Instruction& in, uint32_t mask) {
   Cta& cta = warp.cta;
   each_lane(warp, mask, [&](int lane) {
@@ -369,7 +379,7 @@ Status commit(Warp& warp, const Instruction& in, uint32_t mask) {
     cta.mbarriers.used_by(barrier, warp);
     if (in.args.size() > 1 && warp.bits(in.args[1], lane) != 1)
       throw EmulationError("tcgen05.commit to other CTAs in a cluster of one");
-    fence_before(warp);  // which the commit does, too
+    fence_before(warp);
     Clock seen = warp.publish();
     TensorMemory::Issued& issued = cta.tensor_memory->issued_by[warp.thread(lane)];
     seen.at[kTensorAgent] = std::max(seen.at[kTensorAgent], issued.last);
@@ -385,14 +395,6 @@ Status commit(Warp& warp, const Instruction& in, uint32_t mask) {
       cta.event();
     });
   });
-  return Status::next;
-}
-
-Status fence(Warp& warp, const Instruction& in, uint32_t) {
-  if (in.detail[0])
-    fence_before(warp);
-  else
-    warp.tensor_clock.join(warp.clock);
   return Status::next;
 }
 
@@ -426,9 +428,10 @@ void decode_tcgen05(Instruction& in) {
     in.run = wait_loads;
   } else if (what == "wait::st") {
     in.run = wait_stores;
-  } else if (what == "fence::before_thread_sync" || what == "fence::after_thread_sync") {
-    in.detail[0] = what == "fence::before_thread_sync";
-    in.run = fence;
+  } else if (what == "fence::before_thread_sync") {
+    in.run = fence_before_sync;
+  } else if (what == "fence::after_thread_sync") {
+    in.run = fence_after_sync;
   } else if (what == "commit") {
     expect_count(in, 1, 2);
     in.run = commit;
@@ -443,13 +446,6 @@ void decode_tcgen05(Instruction& in) {
 }
 
 }  // namespace
-
-TensorAccess access_of(Warp& warp) {
-  if (warp.cta.launch.options.relaxed_tensor_waits) return {warp.clock, warp.epoch()};
-  const auto agent = static_cast<uint8_t>(kFirstTensorWarpAgent + warp.index);
-  warp.tensor_clock.at[agent] = warp.tensor_count;  // its own come in order, where it waits for them
-  return {warp.tensor_clock, {warp.tensor_count, agent}};
-}
 
 std::vector<Opcode> tcgen05_opcodes() {
   return {{"tcgen05", "TensorCore 5th Generation Family Instructions", decode_tcgen05,

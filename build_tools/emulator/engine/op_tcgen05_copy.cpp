@@ -39,7 +39,7 @@ Status copy(Warp& warp, const Instruction& in, uint32_t mask) {
   MatrixLayout layout = tcgen05_layout(warp.bits(in.args[1], warp.lane));
   TensorRegion region{0, kTensorLanes, address & 0xffff, shape.bytes / 4};
   Epoch user{++memory.issued, kTensorAgent};
-  memory.begin_mma(region, true, access_of(warp).seen, user);
+  memory.begin_mma(region, true, warp.tensor_access(user));
   auto chunks = std::make_shared<std::vector<uint32_t>>();
   matrix_chunks(layout, 1, 0, shape.rows, shape.bytes, false, *chunks);
   auto thread = static_cast<uint16_t>(warp.thread(warp.lane));

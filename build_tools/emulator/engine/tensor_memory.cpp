@@ -15,8 +15,9 @@ std::string describe(const TensorRegion& r) {
 }
 }  // namespace
 
-TensorMemory::TensorMemory()
-    : cells_(kTensorLanes * kTensorColumns),
+TensorMemory::TensorMemory(bool fences)
+    : fences_(fences),
+      cells_(kTensorLanes * kTensorColumns),
       written_(kTensorLanes * kTensorColumns),
       uses_(4 * kTensorColumns),
       allocation_(kTensorColumns) {}
@@ -34,7 +35,8 @@ bool TensorMemory::allocate(uint32_t columns, uint32_t& address, const std::stri
     address = start;
     for (uint32_t quarter = 0; quarter < 4; ++quarter)
       for (uint32_t column = start; column < start + columns; ++column)
-        readers_.overwrite(uses_[quarter * kTensorColumns + column].last, {});
+        for (Accesses Use::* of : {&Use::last, &Use::fenced})
+          readers_.overwrite(uses_[quarter * kTensorColumns + column].*of, {});
     for (uint32_t lane = 0; lane < kTensorLanes; ++lane)
       std::fill_n(&written_[lane * kTensorColumns + start], columns, uint8_t{0});
     return true;
@@ -55,7 +57,9 @@ void TensorMemory::deallocate(uint32_t address, uint32_t columns, bool early, co
     throw EmulationError("tcgen05.dealloc of " + describe(all) + " while work there is not complete: " +
                          (any(all, &Use::mmas) ? "an MMA whose tcgen05.commit has not arrived"
                                                : "a load or store that was not waited for"));
-  access(all, true, clock, by, "tcgen05.dealloc");
+  Clock everything;  // dealloc is synchronous
+  everything.at.fill(~0u);
+  check_order(all, true, {clock, everything, by, {}}, "tcgen05.dealloc");
   std::fill_n(&allocation_[address], columns, 0u);
 }
 
@@ -104,25 +108,37 @@ bool TensorMemory::any(const TensorRegion& r, int16_t Use::* what) const {
   return false;
 }
 
-void TensorMemory::access(const TensorRegion& r, bool writes, const Clock& clock, Epoch by, const char* what) {
+const Epoch* TensorMemory::race(Accesses& before, bool writes, const Clock& clock, Epoch by, bool& was_read) {
+  was_read = false;
+  return writes ? readers_.write(before, by, clock, was_read) : readers_.read(before, by, clock);
+}
+
+void TensorMemory::check_order(const TensorRegion& r, bool writes, const TensorAccess& access, const char* what) {
   for (uint32_t quarter = r.lane / 32; quarter <= (r.lane + r.lanes - 1) / 32; ++quarter) {
     note(writes ? Event::tensor_write : Event::tensor_read, quarter << 16 | r.column, r.columns);
     for (uint32_t column = r.column; column < r.column + r.columns; ++column) {
-      Accesses& last = uses_[quarter * kTensorColumns + column].last;
-      bool was_read = false;
-      const Epoch* other = writes ? readers_.write(last, by, clock, was_read) : readers_.read(last, by, clock);
-      if (other)
-        throw EmulationError(
-            "race: " + std::string(what) + " of tensor memory, lanes " + std::to_string(32 * quarter) + ".." +
-            std::to_string(32 * quarter + 31) + ", column " + std::to_string(column) + ", which " +
-            name_of_agent(other->agent) + " has " + (was_read ? "read" : "written") +
-            " without any barrier or phase between that this warp has waited for, or the tcgen05.fence of "
-            "either side is missing");
+      Use& use = uses_[quarter * kTensorColumns + column];
+      bool was_read = false, ordered = true;
+      const Epoch* other = race(use.last, writes, access.clock, access.by, was_read);
+      if (!other && fences_) {
+        other = race(use.fenced, writes, access.fenced_clock, access.fenced_by, was_read);
+        ordered = false;
+      }
+      if (!other) continue;
+      std::string why = "without any barrier or phase between that this warp has waited for";
+      if (!ordered)
+        why = other->before(access.clock)
+                  ? "with no tcgen05.fence::after_thread_sync between the wait for that and this"
+                  : "with neither tcgen05.fence::before_thread_sync nor tcgen05.commit between that and its arrival";
+      throw EmulationError("race: " + std::string(what) + " of tensor memory, lanes " + std::to_string(32 * quarter) +
+                           ".." + std::to_string(32 * quarter + 31) + ", column " + std::to_string(column) +
+                           ", which " + name_of_agent(other->agent) + " has " + (was_read ? "read" : "written") + " " +
+                           why);
     }
   }
 }
 
-void TensorMemory::begin_load(const TensorRegion& r, const Clock& clock, Epoch reader) {
+void TensorMemory::begin_load(const TensorRegion& r, const TensorAccess& access) {
   check(r, "tcgen05.ld");
   if (any(r, &Use::mmas))
     throw EmulationError("tcgen05.ld of " + describe(r) +
@@ -130,39 +146,39 @@ void TensorMemory::begin_load(const TensorRegion& r, const Clock& clock, Epoch r
   if (any(r, &Use::stores))
     throw EmulationError("tcgen05.ld of " + describe(r) + ", where tcgen05.st was not followed by tcgen05.wait::st");
   check_written(r, "tcgen05.ld");
-  access(r, false, clock, reader, "tcgen05.ld");
+  check_order(r, false, access, "tcgen05.ld");
   count(r, &Use::loads, 1);
 }
 
-void TensorMemory::begin_store(const TensorRegion& r, const Clock& clock, Epoch writer) {
+void TensorMemory::begin_store(const TensorRegion& r, const TensorAccess& access) {
   check(r, "tcgen05.st");
   if (any(r, &Use::mmas))
     throw EmulationError("tcgen05.st to " + describe(r) +
                          ", which an MMA uses whose tcgen05.commit has not arrived at its mbarrier");
   if (any(r, &Use::loads))
     throw EmulationError("tcgen05.st to " + describe(r) + ", where tcgen05.ld was not followed by tcgen05.wait::ld");
-  access(r, true, clock, writer, "tcgen05.st");
+  check_order(r, true, access, "tcgen05.st");
   count(r, &Use::stores, 1);
 }
 
-void TensorMemory::wait_load(const TensorRegion& r, const Clock& clock, Epoch reader) {
-  access(r, false, clock, reader, "tcgen05.ld");
+void TensorMemory::wait_load(const TensorRegion& r, const TensorAccess& access) {
+  check_order(r, false, access, "tcgen05.ld");
   end_load(r);
 }
 
-void TensorMemory::wait_store(const TensorRegion& r, const Clock& clock, Epoch writer) {
-  access(r, true, clock, writer, "tcgen05.st");
+void TensorMemory::wait_store(const TensorRegion& r, const TensorAccess& access) {
+  check_order(r, true, access, "tcgen05.st");
   end_store(r);
 }
 
-void TensorMemory::begin_mma(const TensorRegion& r, bool writes, const Clock& clock, Epoch user) {
+void TensorMemory::begin_mma(const TensorRegion& r, bool writes, const TensorAccess& access) {
   check(r, "tcgen05.mma");
   if (any(r, &Use::stores))
     throw EmulationError("tcgen05.mma uses " + describe(r) + ", where tcgen05.st was not followed by tcgen05.wait::st");
   if (writes && any(r, &Use::loads))
     throw EmulationError("tcgen05.mma writes " + describe(r) +
                          ", where tcgen05.ld was not followed by tcgen05.wait::ld");
-  access(r, writes, clock, user, "tcgen05.mma");
+  check_order(r, writes, access, "tcgen05.mma");
   count(r, &Use::mmas, 1);
 }
 

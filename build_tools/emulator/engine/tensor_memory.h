@@ -14,18 +14,6 @@ namespace gnaforge::emulator {
 
 constexpr uint32_t kTensorLanes = 128, kTensorColumns = 512;
 
-class Warp;
-
-/// Who accesses tensor memory, and after what: see access_of.
-struct TensorAccess {
-  const Clock& seen;
-  Epoch by;
-};
-/// By tcgen05 instructions of the warp. They come after what others have done only as far as the warp has heard of it
-/// before its last tcgen05.fence::after_thread_sync; and others hear of them from its next
-/// tcgen05.fence::before_thread_sync on. Where hardware's own order counts, neither is needed.
-TensorAccess access_of(Warp& warp);
-
 /// A rectangle of tensor memory.
 struct TensorRegion {
   uint32_t lane, lanes, column, columns;
@@ -33,7 +21,8 @@ struct TensorRegion {
 
 class TensorMemory {
  public:
-  TensorMemory();
+  /// `fences`: accesses of different warps are ordered only through tcgen05.fence on both sides.
+  explicit TensorMemory(bool fences);
 
   // tcgen05.alloc and dealloc. `allocate` returns false if the columns are not free now.
   // `where` says who allocates, for messages.
@@ -50,15 +39,15 @@ class TensorMemory {
   float* row(uint32_t lane, uint32_t column) { return &cells_[lane * kTensorColumns + column]; }
 
   // Who uses what, per quarter of the lanes and column.
-  void begin_load(const TensorRegion& region, const Clock& clock, Epoch reader);
+  void begin_load(const TensorRegion& region, const TensorAccess& access);
   void end_load(const TensorRegion& region) { count(region, &Use::loads, -1); }
-  void begin_store(const TensorRegion& region, const Clock& clock, Epoch writer);
+  void begin_store(const TensorRegion& region, const TensorAccess& access);
   void end_store(const TensorRegion& region) { count(region, &Use::stores, -1); }
   /// The same by tcgen05.wait: counts as accessed until now, so that what was released since the issue doesn't cover
   /// it.
-  void wait_load(const TensorRegion& region, const Clock& clock, Epoch reader);
-  void wait_store(const TensorRegion& region, const Clock& clock, Epoch writer);
-  void begin_mma(const TensorRegion& region, bool writes, const Clock& clock, Epoch user);
+  void wait_load(const TensorRegion& region, const TensorAccess& access);
+  void wait_store(const TensorRegion& region, const TensorAccess& access);
+  void begin_mma(const TensorRegion& region, bool writes, const TensorAccess& access);
   void end_mma(const TensorRegion& region) { count(region, &Use::mmas, -1); }
 
   uint32_t issued = 0;  // MMAs so far: the tensor core's count
@@ -72,12 +61,15 @@ class TensorMemory {
  private:
   struct Use {
     int16_t loads = 0, stores = 0, mmas = 0;
-    Accesses last;
+    Accesses last, fenced;
   };
   void count(const TensorRegion& region, int16_t Use::* what, int by);
-  void access(const TensorRegion& region, bool writes, const Clock& clock, Epoch by, const char* what);
+  void check_order(const TensorRegion& region, bool writes, const TensorAccess& access, const char* what);
+  /// The access, of those that `before` has of each quarter and column, that it races with, if any.
+  const Epoch* race(Accesses& before, bool writes, const Clock& clock, Epoch by, bool& was_read);
   bool any(const TensorRegion& region, int16_t Use::* what) const;
 
+  const bool fences_;
   std::vector<float> cells_;
   std::vector<uint8_t> written_;
   std::vector<Use> uses_;  // 4 x 512

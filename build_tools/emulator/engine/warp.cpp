@@ -15,6 +15,7 @@ Warp::Warp(Cta& owner, int index_, uint32_t alive_)
   groups.push_back({owner.launch.function->first, alive_, kRunnable, 0});
   uint32_t bytes = owner.needs.register_bytes;
   clock.at[static_cast<size_t>(index)] = 1;
+  tensor_clock.at[tensor_agent()] = ~0u;  // its own accesses need no fence
   storage_ = std::make_unique<uint8_t[]>(bytes + 64);
   registers_ = storage_.get() + (64 - reinterpret_cast<uintptr_t>(storage_.get()) % 64) % 64;
   std::memset(registers_, 0xfb, bytes);  // a NaN pattern: registers don't start as zero

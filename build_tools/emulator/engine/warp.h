@@ -66,15 +66,24 @@ class Warp {
   Clock clock;                            // what this warp has seen
   Clock observed;                         // what relaxed reads have found published: counts from the next fence on
   Clock fenced,
-      fenced_wide;     // what came before the last fence, of any scope or one beyond the CTA: follows relaxed writes
-  Clock tensor_clock;  // what it had seen at its last tcgen05.fence::after_thread_sync
-  uint32_t tensor_count = 1;  // grows with each tcgen05.fence::before_thread_sync
-  uint32_t carry = 0;         // condition codes of the lanes
-  uint32_t copies = 0;        // cp.async so far, and who stands for them; 0: nobody yet
+      fenced_wide;      // what came before the last fence, of any scope or one beyond the CTA: follows relaxed writes
+  uint32_t carry = 0;   // condition codes of the lanes
+  uint32_t copies = 0;  // cp.async so far, and who stands for them; 0: nobody yet
   uint8_t copy_agent = 0;
   std::unique_ptr<MatrixState> matrix;  // wgmma in flight
   TileMarks marks;
 
+  // What tcgen05.fence::after_thread_sync has let this warp see of tensor memory; the count that others see of what it
+  // does there itself, once tcgen05.fence::before_thread_sync has come after it.
+  Clock tensor_clock;
+  uint32_t tensor_stamp = 1;
+
+  size_t tensor_agent() const { return static_cast<size_t>(kFirstTensorWarpAgent + index); }
+  TensorAccess tensor_access() const { return tensor_access(epoch()); }
+  /// The same of an MMA, by the tensor core's count.
+  TensorAccess tensor_access(Epoch by) const {
+    return {clock, tensor_clock, by, {tensor_stamp, static_cast<uint8_t>(tensor_agent())}};
+  }
   Epoch epoch(bool strong = false) const {
     return {clock.at[static_cast<size_t>(index)], static_cast<uint8_t>(index), strong};
   }

@@ -72,6 +72,7 @@ Settings read_settings() {
   settings.launch.relaxed_warpgroups = setting("RELAXED_WARPGROUPS", "0") != "0";
   settings.launch.relaxed_tensor_frees = setting("RELAXED_TENSOR_FREES", "0") != "0";
   settings.launch.relaxed_tensor_waits = setting("RELAXED_TENSOR_WAITS", "0") != "0";
+  settings.launch.relaxed_tensor_fences = setting("RELAXED_TENSOR_FENCES", "0") != "0";
   settings.launch.unchecked = setting("CHECKS", "1") == "0";
   settings.launch.patience = std::strtoull(setting("PATIENCE", "20000000").c_str(), nullptr, 10);
   settings.trace = setting("TRACE", "0") != "0";
