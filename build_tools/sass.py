@@ -42,14 +42,22 @@ class Sass:
         """Accesses to local memory, which is where registers are spilled, by the registers a thread that the
         setmaxnreg before them set; 0 stands for code before the first. Warpgroups with roles of their own set them
         first, and the compiler leaves their code behind that, but for a few blocks at the kernel's end."""
-        registers, found = 0, {0: 0}
-        for low, _ in self.instructions:
+        found = {0: 0}
+        for registers, (low, _) in self._by_registers():
+            found[registers] = found.get(registers, 0) + (low & 0xFFF in (LOCAL_LOAD, LOCAL_STORE))
+        return found
+
+    def code_of(self, registers: int) -> Sass:
+        """The code of warps that set so many registers a thread; see `local_accesses`."""
+        return Sass(tuple(instruction for own, instruction in self._by_registers() if own == registers))
+
+    def _by_registers(self) -> Iterator[tuple[int, tuple[int, int]]]:
+        """Instructions, each with the registers that the setmaxnreg before it set."""
+        registers = 0
+        for low, high in self.instructions:
             if low & 0xFFF == _SET_REGISTERS:
                 registers = low >> 32 & 0x1FF
-                found.setdefault(registers, 0)
-            elif low & 0xFFF in (LOCAL_LOAD, LOCAL_STORE):
-                found[registers] += 1
-        return found
+            yield registers, (low, high)
 
     def overlap(self, opcode: int) -> int:
         """Instructions of this opcode while a product is under way: the most from a wait that leaves one pending to

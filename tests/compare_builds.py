@@ -26,10 +26,10 @@ KEYS = (
     "gna_forward-sm90-r3-bf16-d128-q2x8x8-kv2x8x8",
     "gna_forward-sm90-r1-bf16-d128-q128-kv128-cutlass",
     "gna_forward-sm90-r3-bf16-d128-q2x8x8-kv2x8x8-cutlass",
-    "gna_forward-sm100-r1-fp16-d128-q256-kv128-cutlass",
+    "gna_forward-sm100-r1-bf16-d128-q256-kv128",
+    "gna_forward-sm100-r3-bf16-d128-q4x8x8-kv2x8x8",
+    "gna_forward-sm100-r1-bf16-d256-q128-kv64",
     "gna_forward-sm100-r1-bf16-d128-q256-kv128-cutlass",
-    "gna_forward-sm100-r1-bf16-d64-q256-kv128-cutlass",
-    "gna_forward-sm100-r2-bf16-d128-q16x16-kv16x8-cutlass",
     "gna_forward-sm100-r3-bf16-d128-q4x8x8-kv2x8x8-cutlass",
 )
 EXAMPLES = {"sm90": "hopper", "sm100": "blackwell"}

@@ -80,6 +80,18 @@ def every_feature() -> Iterator[None]:
         object.__setattr__(family, "features", features)
 
 
+@pytest.fixture
+def plain_sm100() -> Iterator[None]:
+    """sm100's default family computes plain windows only: there is an arch whose kernels lack something."""
+    from kernel_set import FAMILIES
+
+    family = FAMILIES["sm100"]
+    own = family.features
+    object.__setattr__(family, "features", ("deterministic",))
+    yield
+    object.__setattr__(family, "features", own)
+
+
 @pytest.fixture(scope="session")
 def compile_library(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Compiles a C++ file of the tests to a shared library: ``compile_library("x.cpp", "name", "-O1", ...)``."""

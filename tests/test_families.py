@@ -108,7 +108,7 @@ def test_the_emulator_has_the_device_of_every_gpu_target() -> None:
 def test_kernels_take_their_capabilities_from_the_target() -> None:
     for key, said in (
         ("gna_forward-sm90-r1-bf16-d64-q64-kv64", "capabilities[] = {90};"),
-        ("gna_forward-sm100-r1-bf16-d64-q256-kv128-cutlass", "capabilities[] = {100, 103};"),
+        ("gna_forward-sm100-r1-bf16-d64-q256-kv128", "capabilities[] = {100, 103};"),
     ):
         assert said in render_kernel(require_config(key))
 

@@ -182,7 +182,7 @@ def check_visits(headers, index: int, q_tile: list[int], kv_tile: list[int], pro
     [
         ("gna_forward-cpu-r1-bf16-dany-q8-kv8", "INT32", "no cpu kernel takes this dtype"),
         ("gna_forward-sm90-r1-bf16-d64-q64-kv64", "FP32", "no tensor-core kernel takes this dtype"),
-        ("gna_forward-sm100-r1-bf16-d64-q256-kv128-cutlass", "FP32", "no tensor-core kernel takes this dtype"),
+        ("gna_forward-sm100-r1-bf16-d64-q256-kv128", "FP32", "no tensor-core kernel takes this dtype"),
     ],
 )
 def test_a_dtype_that_a_family_does_not_know_fails_to_compile(

@@ -56,8 +56,10 @@ CASES = {
     "cpu": Case("gna_forward-cpu-r2-bf16-dany-q8x8-kv8x8", 4800),
     "sm90 bf16": Case("gna_forward-sm90-r2-bf16-d64-q64x1-kv1x16"),
     "sm90 fp16": Case("gna_forward-sm90-r2-fp16-d64-q64x1-kv1x16"),
+    "sm100 bf16, one half": Case("gna_forward-sm100-r2-bf16-d64-q128x1-kv1x16"),
+    "sm100 fp16, exponentials by FMA": Case("gna_forward-sm100-r2-fp16-d64-q256x1-kv1x48"),
     # CUTLASS's mainloop takes a rounded product off one that isn't rounded.
-    "sm100 fp16": Case("gna_forward-sm100-r2-fp16-d64-q256x1-kv1x16-cutlass", exact=12.0, largest=28.0),
+    "sm100 cutlass, fp16": Case("gna_forward-sm100-r2-fp16-d64-q256x1-kv1x16-cutlass", exact=12.0, largest=28.0),
 }
 
 

@@ -20,8 +20,9 @@ kernels:
 """
 CPU, SM90, SM100 = (
     *("gna_forward-cpu-r1-bf16-dany-q64-kv64", "gna_forward-sm90-r1-bf16-d64-q64-kv64"),
-    "gna_forward-sm100-r1-bf16-d64-q64-kv64-cutlass",
+    "gna_forward-sm100-r1-bf16-d64-q64-kv64",
 )
+OF_CUTLASS = SM100 + "-cutlass"
 NO_NVCC = "for sm90, sm100 can't be built here: no CUDA compiler found with GNAFORGE_TOOLCHAIN=system"
 NVCC_REMEDY = "pip install 'gnaforge[cuda]' brings a whole CUDA compiler"
 NO_CUTLASS = (
@@ -48,7 +49,8 @@ def without_cutlass(cli, tmp_path: Path) -> Callable:
     """The command line where the package of CUTLASS is a husk, beside mixed.yaml."""
     if not HAS_NVCC:
         pytest.skip("no CUDA compiler")
-    (tmp_path / "mixed.yaml").write_text(SPEC)
+    entry = SPEC.splitlines()[-1].replace("rank: 1", "rank: 1, arch: sm100, variant: cutlass")
+    (tmp_path / "mixed.yaml").write_text(SPEC + entry + "\n")
     husk = tmp_path / "husk" / "cutlass_library"
     husk.mkdir(parents=True)
     (husk / "__init__.py").touch()
@@ -122,8 +124,8 @@ def test_register_has_the_others_and_raises(kernel_set, monkeypatch: pytest.Monk
 def test_without_cutlass_only_what_is_made_of_it_is_missing(without_cutlass) -> None:
     done = without_cutlass("build", "mixed.yaml", "--dry-run")
     assert done.returncode == 1 and done.stderr.startswith(f"missing: {NO_CUTLASS}\n")
-    assert CPU in done.stdout and SM90 in done.stdout and SM100 not in done.stdout
-    alone = without_cutlass("build", SM100)
+    assert all(key in done.stdout for key in (CPU, SM90, SM100)) and OF_CUTLASS not in done.stdout
+    alone = without_cutlass("build", OF_CUTLASS)
     assert alone.returncode == 1 and alone.stderr == f"error: {NO_CUTLASS}\n"
 
 

@@ -262,6 +262,7 @@ def test_modules_have_edges_and_sinks() -> None:
             gnaforge.NeighborhoodAttention2D(32, 2, 3, **keywords)
 
 
+@pytest.mark.usefixtures("plain_sm100")
 def test_an_arch_that_lacks_a_setting_names_those_that_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything is compiled."""
     monkeypatch.setattr(registration, "machine_target", lambda device, index: TARGETS["sm100"])

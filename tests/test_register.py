@@ -331,8 +331,8 @@ def test_what_a_gpu_has_no_kernels_for_is_said(monkeypatch: pytest.MonkeyPatch) 
     assert remedy("sm90", "bf16", 192) == "or build one with: gnaforge build gna_forward-sm90-r1-bf16-d192-q128-kv64"
     with pytest.raises(InputError, match=r"^dtype: sm90 kernels take bf16, fp16, not fp32; convert the tensors$"):
         remedy("sm90", "fp32", 64)
-    with pytest.raises(InputError, match=r"^head_dim: 192 is too large; sm100 kernels take multiples of 8 up to 128$"):
-        remedy("sm100", "bf16", 192)
+    with pytest.raises(InputError, match=r"^head_dim: 264 is too large; sm100 kernels take multiples of 8 up to 256$"):
+        remedy("sm100", "bf16", 264)
 
     def unknown(*_: object) -> None:
         raise InputError("arch: this machine's GPU is sm80, which this version has no kernels for")

@@ -1,24 +1,61 @@
-"""Refusals of the build for sm100: machine code that is not as it must be, and configs. Needs no compiler."""
+"""Refusals of the builds for sm100: machine code that is not as it must be, and configs. Needs no compiler."""
 
 from __future__ import annotations
 
 import pytest
 from gnaforge.build_tools.cuda_compiler import kernel_facts
-from gnaforge.build_tools.sass import LOCAL_STORE, UTCHMMA_SHARED, UTCHMMA_TENSOR, Sass
+from gnaforge.build_tools.sass import LOCAL_STORE, MUFU, UTCHMMA_SHARED, UTCHMMA_TENSOR, Sass
 from gnaforge.errors import BuildError
-from gnaforge.families import faults_of
-from gnaforge.families.sm100_cutlass_forward import check_machine_code
+from gnaforge.families import faults_of, sm100_cutlass_forward, sm100_forward
 from gnaforge.runtime.config import KernelConfig
 
-CONFIG = KernelConfig.parse("gna_forward-sm100-r1-bf16-d128-q256-kv128-cutlass")
+OWN = KernelConfig.parse("gna_forward-sm100-r1-bf16-d128-q256-kv128")
+CUTLASS = KernelConfig.parse(OWN.key + "-cutlass")
+
+
+def registers_of(*counts: int) -> tuple[tuple[int, int], ...]:
+    """Instructions by which warps set so many registers a thread."""
+    return tuple((count << 32 | 0x9C8, 0) for count in counts)
 
 
 def test_checks_of_machine_code() -> None:
     """Code that lacks one thing at a time."""
+    shared, tensor, spill, exp2 = (UTCHMMA_SHARED, 0), (UTCHMMA_TENSOR, 0), (LOCAL_STORE, 0), (MUFU, 0)
+    packed, three, fence = (0x049, 0), (0x076, 0), (0x9C6, 0)
+    other, softmax = registers_of(64, 192)
+    first, last = (exp2,) * 60, (exp2,) * 32
+    good = (other, shared, tensor, softmax, packed, three, *first, fence, *last, fence, other)
+    check = sm100_forward.check_machine_code
+    assert check(OWN, Sass(good), 128) == {"products": 2, "mufu": 92, "mufu_under_product": 32}
+
+    def without(what: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+        return tuple(instruction for instruction in good if instruction != what)
+
+    for code, registers, reason in (
+        (without(shared), 128, r"no tensor core instruction \(UTCHMMA\) for Q K"),
+        (without(tensor), 128, r"no tensor core instruction \(UTCHMMA\) for P V"),
+        (good, 136, "takes 136 registers a thread at its start, planned: 128"),
+        (without(softmax), 128, "no warps set 192 registers a thread, as planned for softmax warps; set: 64"),
+        (without(other), 128, "no warps set 64 registers a thread, as planned for other warps; set: 192"),
+        ((*good, spill), 128, "the machine code has 1 accesses to local memory"),
+        (without(packed), 128, r"the softmax has no packed multiplications \(FFMA2\)"),
+        (without(three), 128, r"the softmax has no maxima of three \(FMNMX3\)"),
+        ((*good[:-36], exp2, fence, *last[1:], fence, other), 128, "first announcement of probabilities: 31 of 32"),
+        (without(fence), 128, "first announcement of probabilities: 0 of 32"),
+    ):
+        with pytest.raises(BuildError, match=reason):
+            check(OWN, Sass(code), registers)
+    copied = KernelConfig.parse("gna_forward-sm100-r1-bf16-d128-q128-kv32")  # one half, and one word of columns
+    assert check(copied, Sass(without(shared)), 128) == {"products": 1, "mufu": 92}
+
+
+def test_checks_of_machine_code_on_cutlass() -> None:
+    """Likewise."""
+    check_machine_code = sm100_cutlass_forward.check_machine_code
     shared, tensor, spill = (UTCHMMA_SHARED, 0), (UTCHMMA_TENSOR, 0), (LOCAL_STORE, 0)
-    softmax, correction, other = ((registers << 32 | 0x9C8, 0) for registers in (184, 112, 32))
+    softmax, correction, other = registers_of(184, 112, 32)
     good = (shared, tensor, other, correction, spill, softmax, other, spill)
-    assert check_machine_code(CONFIG, Sass(good), 128)["products"] == 2
+    assert check_machine_code(CUTLASS, Sass(good), 128)["products"] == 2
     assert Sass((spill, *good)).local_accesses() == {0: 1, 32: 1, 112: 1, 184: 0}
     for code, registers, reason in (
         (good[1:], 128, r"no tensor core instruction \(UTCHMMA\) for Q K"),
@@ -31,7 +68,7 @@ def test_checks_of_machine_code() -> None:
         ((*good[:6], spill, *good[6:]), 128, "softmax warps spill registers: 1 accesses to local memory"),
     ):
         with pytest.raises(BuildError, match=reason):
-            check_machine_code(CONFIG, Sass(code), registers)
+            check_machine_code(CUTLASS, Sass(code), registers)
     spills = "136 bytes stack frame, 120 bytes spill stores, 96 bytes spill loads\nUsed 128 registers"
     with pytest.raises(BuildError, match=r"120 bytes of stores and 96 of loads, 136 bytes .* at most 128 of each"):
         kernel_facts(spills, spill_limit=128)
@@ -40,13 +77,20 @@ def test_checks_of_machine_code() -> None:
 @pytest.mark.parametrize(
     ("key", "reason"),
     [
-        ("r1-bf16-d128-q257-kv128-cutlass", "q_tile: holds 257 query tokens; sm100 takes at most 256"),
-        ("r1-bf16-d128-q256-kv144-cutlass", "kv_tile: holds 144 key tokens; sm100 takes at most 128"),
-        ("r1-bf16-d128-q256-kv120-cutlass", "kv_tile: holds 120 key tokens; sm100 needs a multiple of 16"),
-        ("r1-bf16-d136-q256-kv128-cutlass", "head_dim: 136 is too large; sm100 takes at most 128"),
-        ("r1-bf16-d128v192-q256-kv128-cutlass", "value_head_dim: 192 is too large; sm100 takes at most 128"),
+        ("r1-bf16-d128-q257-kv128-cutlass", "q_tile: holds 257 query tokens; sm100 cutlass takes at most 256"),
+        ("r1-bf16-d128-q256-kv144-cutlass", "kv_tile: holds 144 key tokens; sm100 cutlass takes at most 128"),
+        ("r1-bf16-d128-q256-kv120-cutlass", "kv_tile: holds 120 key tokens; sm100 cutlass needs a multiple of 16"),
+        ("r1-bf16-d136-q256-kv128-cutlass", "head_dim: 136 is too large; sm100 cutlass takes at most 128"),
+        ("r1-bf16-d128v192-q256-kv128-cutlass", "value_head_dim: 192 is too large; sm100 cutlass takes at most 128"),
         ("r3-bf16-d128-q5x7x7-kv2x8x8-cutlass", "q_tile: can't be cut into two boxes of at most 128 tokens"),
-        ("r1-bf16-d128-q256-kv128", "variant: '' is not a variant of sm100; it has 'cutlass'"),
+        ("r1-bf16-d128-q257-kv128", "q_tile: holds 257 query tokens; sm100 takes at most 256"),
+        ("r1-bf16-d128-q256-kv144", "kv_tile: holds 144 key tokens; sm100 takes at most 128"),
+        ("r1-bf16-d128-q256-kv120", "kv_tile: holds 120 key tokens; sm100 needs a multiple of 16"),
+        ("r1-bf16-d264-q128-kv128", "head_dim: 264 is too large; sm100 takes at most 256"),
+        ("r3-bf16-d128-q5x7x7-kv2x8x8", "q_tile: can't be cut into two boxes of at most 128 tokens"),
+        ("r1-bf16-d136-q256-kv16", "kv_tile: beside 256 query tokens needs 544 columns of tensor memory"),
+        ("r1-bf16-d256v128-q256-kv128", "kv_tile: beside 256 query tokens needs 267,264 bytes of shared memory"),
+        ("r1-bf16-d128-q256-kv128-lean", "variant: 'lean' is not a variant of sm100; it has '', 'cutlass'"),
     ],
 )
 def test_limits(key: str, reason: str) -> None:

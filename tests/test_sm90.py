@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from emulated_calls import MODES
 from gnaforge.build import kernels as building
 from gnaforge.build.identity import include_dir
 from gnaforge.build.kernels import build_kernels, find_libraries
@@ -25,8 +26,6 @@ from gnaforge.verification.problems import for_kernel
 from gnaforge.verification.runner import Settings, Verifier
 from gnaforge.verification.schedules import Schedule
 from sm90_kernels import CONFIGS, KEYS
-
-MODES = {"eager": "round-robin", "lazy": "depth-first", "random": "random"}
 
 
 @pytest.fixture(scope="module")

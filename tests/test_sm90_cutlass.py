@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from cutlass_kernels import Dense
+from emulated_calls import PRELUDE, REFUSED, run as run_for
 from gnaforge.build.kernels import find_libraries
 from gnaforge.build_tools.sass import HGMMA_REGISTERS, HGMMA_SHARED, LOCAL_STORE, MUFU, Sass
 from gnaforge.errors import BuildError
@@ -25,7 +26,7 @@ from gnaforge.verification.runner import Settings, Verifier
 from gnaforge.verification.schedules import Schedule
 from sm100_problems import random_problem
 from test_sm90 import LAYOUTS, MODES, NONFINITE
-from test_sm100 import PRELUDE, REFUSED, Control, per_tile, run as run_for
+from test_sm100_cutlass import Control, per_tile
 
 # Whole tiles, as example 88's are and not; an odd Q box, whose halves share tokens, short tiles, and head dims with
 # padding; the largest head dim.

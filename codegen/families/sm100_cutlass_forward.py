@@ -51,7 +51,6 @@ FAMILY = Family(
     op="gna_forward",
     target=TARGETS["sm100"],
     variant="cutlass",
-    default=True,
     dtypes=("bf16", "fp16"),
     features=("deterministic",),
     limits=Limits(q_rows=256, kv_columns=128, head_dim=128, q_box=q_box_of_halves(128)),

@@ -61,15 +61,17 @@ template <int Rank>
 struct QTileFacts {
   int q_begin[Rank];
   int slice, head, batch;
-  int count;   ///< KV tiles.
-  int masked;  ///< Whether some of them need a mask.
+  int count;     ///< KV tiles.
+  int interior;  ///< The first of them, that need no mask.
 
-  /// Of `count` KV tiles, `interior` need no mask.
+  /// Whether some need one.
+  __device__ __forceinline__ bool masked() const { return interior < count; }
+
   template <class QTile>
   static __device__ __forceinline__ void store(ptx::SharedAddress slot, const Place<QTile>& place, int count,
                                                int interior) {
     store_coordinates<Rank>(slot, place.q_begin, place.head);
-    ptx::store_shared(slot + 16, place.batch, interior < count, count, place.slice);
+    ptx::store_shared(slot + 16, place.batch, interior, count, place.slice);
   }
 
   /// The slice alone.
@@ -87,7 +89,7 @@ struct QTileFacts {
     for (int d = 0; d < Rank; ++d) facts.q_begin[d] = q[d];
     facts.head = a.w;
     facts.batch = b.x;
-    facts.masked = b.y;
+    facts.interior = b.y;
     facts.count = b.z;
     facts.slice = b.w;
     return facts;

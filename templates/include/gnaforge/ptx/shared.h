@@ -36,6 +36,17 @@ __device__ __forceinline__ void load_shared_words(unsigned (&found)[2], SharedAd
   asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(found[0]), "=r"(found[1]) : "r"(from) : "memory");
 }
 
+__device__ __forceinline__ void store_shared_words(SharedAddress to, unsigned a, unsigned b) {
+  asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(to), "r"(a), "r"(b) : "memory");
+}
+
+/// A word, loaded here and not before, whatever the compiler knows of it.
+__device__ __forceinline__ unsigned reload_shared_word(SharedAddress from) {
+  unsigned word;
+  asm volatile("ld.volatile.shared.b32 %0, [%1];" : "=r"(word) : "r"(from) : "memory");
+  return word;
+}
+
 /// Orders this thread's writes to shared memory before asynchronous reads of it.
 __device__ __forceinline__ void fence_shared_to_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 

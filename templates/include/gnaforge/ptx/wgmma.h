@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "gnaforge/ptx/hold.h"
 #include "gnaforge/ptx/shared.h"
 
 namespace gnaforge::ptx {
@@ -13,19 +14,6 @@ __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_grou
 template <int Pending>
 __device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
-}
-
-/// Keeps the compiler from moving accesses to registers of a product across this point.
-template <int N>
-__device__ __forceinline__ void hold(float (&registers)[N]) {
-#pragma unroll
-  for (int i = 0; i < N; ++i) asm volatile("" : "+f"(registers[i])::"memory");
-}
-
-template <int N>
-__device__ __forceinline__ void hold(std::uint32_t (&registers)[N]) {
-#pragma unroll
-  for (int i = 0; i < N; ++i) asm volatile("" : "+r"(registers[i])::"memory");
 }
 
 /// Descriptor of a matrix of 16-bit elements in rows of 128 bytes, swizzled over 128 bytes. `leading` is the distance

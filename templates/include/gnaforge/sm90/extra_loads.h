@@ -1,35 +1,17 @@
 // Extra keys on their way to the warpgroups that compute: whole tiles of them need no mask. Device only.
 #pragma once
 
-#include "gnaforge/gpu/work.h"
+#include "gnaforge/gpu/extra_tiles.h"
+#include "gnaforge/gpu/ring.h"
 #include "gnaforge/ptx/mbarrier.h"
 #include "gnaforge/ptx/registers.h"
 #include "gnaforge/ptx/tma.h"
-#include "gnaforge/sm90/extra_keys.h"
-#include "gnaforge/sm90/ring_position.h"
 
 namespace gnaforge::sm90 {
 
-/// How many keys of a piece count for a batch entry of a call.
-__device__ __forceinline__ int extra_length(const ExtraKeys& keys, int piece, std::int64_t batch) {
-  const int tokens = keys.tokens[piece];
-  const int* const lengths = keys.lengths[piece];
-  if (lengths == nullptr) return tokens;
-  return clamp_int(ptx::load_word(lengths + batch * keys.lengths_stride[piece]), 0, tokens);
-}
-
-/// Loads `Chunks` chunks of the box of keys from `first` on, `chunk_bytes` apart from `to` on. `batch` is an entry of
-/// the call's, `repeated` whether the map has one for all. `barrier` hears of the bytes.
-template <class L, int Chunks>
-__device__ __forceinline__ void load_extra_box(const CUtensorMap& map, bool repeated, ptx::SharedAddress barrier,
-                                               ptx::SharedAddress to, int chunk_bytes, int kv_head, int first,
-                                               int batch) {
-#pragma unroll
-  for (int c = 0; c < Chunks; ++c) {
-    const int at[4] = {c * L::chunk_channels, kv_head, first, repeated ? 0 : batch};
-    ptx::tensor_load(to + c * chunk_bytes, &map, barrier, at);
-  }
-}
+using gpu::extra_length;
+using gpu::load_extra_box;
+using gpu::RingPosition;
 
 /// What the warp that loads K and V in a ring of stages does for a Q tile's extra keys. `L` is the kernel's layout,
 /// `Params` its parameters, which have extra(slice), extra_maps(slice) and first_batch(slice). `ClearsRest`: in a tile
@@ -37,35 +19,21 @@ __device__ __forceinline__ void load_extra_box(const CUtensorMap& map, bool repe
 /// must find nothing infinite; that takes a barrier of its own, L::part_full. Bit 1 of the caller's `parities` is that
 /// of the phase which the next such tile ends: registers are few.
 template <class L, class Params, bool ClearsRest>
-struct ExtraLoads {
+struct ExtraLoads : gpu::ExtraTiles<L, Params> {
   static constexpr int rank = L::rank;
 
-  const Params& params;
   ptx::SharedAddress shared;
 
+  using gpu::ExtraTiles<L, Params>::params;
+
   static __device__ __forceinline__ int lane() { return ptx::reload_thread_index(); }
-
-  template <class Place>
-  __device__ __forceinline__ int length(const Place& work, int piece) const {
-    return extra_length(params.extra(work.slice), piece, std::int64_t{params.first_batch(work.slice)} + work.batch);
-  }
-
-  /// Of all pieces.
-  template <class Place>
-  __device__ __forceinline__ int tiles(const Place& work) const {
-    int tiles = 0;
-#pragma unroll 1
-    for (int piece = 0; piece < params.extra(work.slice).pieces; ++piece)
-      tiles += (length(work, piece) + L::columns - 1) / L::columns;
-    return tiles;
-  }
 
   /// Loads all tiles of all pieces; all lanes of the block's first warp go through it together, of which one `leads`.
   template <class Place>
   __device__ __forceinline__ void load(const Place& work, RingPosition& at, bool leads, std::uint32_t& parities) const {
 #pragma unroll 1
     for (int piece = 0; piece < params.extra(work.slice).pieces; ++piece) {
-      int left = length(work, piece);
+      int left = this->length(work, piece);
 #pragma unroll 1
       for (int first = 0; left > 0; first += L::columns, left -= L::columns) {
         ptx::mbarrier_wait(shared + L::k_empty + 8 * at.stage, at.parity);
@@ -92,12 +60,7 @@ struct ExtraLoads {
                                             ptx::SharedAddress to, int first, int count, bool leads,
                                             std::uint32_t& parities) const {
     const bool clears = ClearsRest && count < L::columns;
-    if (leads) {
-      const ptx::SharedAddress barrier = clears ? shared + part_full() : full;
-      ptx::mbarrier_arrive_expect(barrier, Chunks * L::kv_chunk_bytes);
-      load_extra_box<L, Chunks>(map, params.extra(work.slice).repeated >> bit & 1, barrier, to, L::kv_chunk_bytes,
-                                work.kv_head, first, params.first_batch(work.slice) + work.batch);
-    }
+    if (leads) this->template load_box<Chunks>(work, bit, map, clears ? shared + part_full() : full, to, first);
     if (clears) {
       ptx::mbarrier_wait(shared + part_full(), parities >> 1);
       parities ^= 2;

@@ -8,7 +8,7 @@
 #include "gnaforge/gpu/log_sum_exp.h"
 #include "gnaforge/sm100/cutlass/mask.h"
 
-namespace gnaforge::sm100 {
+namespace gnaforge::sm100_cutlass {
 
 /// What stands for an element of the log-sum-exp: an address, or none for a row that isn't a token.
 struct LogSumExpElement {
@@ -115,4 +115,4 @@ struct Epilogue {
   }
 };
 
-}  // namespace gnaforge::sm100
+}  // namespace gnaforge::sm100_cutlass

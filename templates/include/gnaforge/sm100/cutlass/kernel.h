@@ -26,7 +26,7 @@
 
 #include "gnaforge/sm100/cutlass/epilogue.h"
 
-namespace gnaforge::sm100 {
+namespace gnaforge::sm100_cutlass {
 
 /// Example 77's roles of warps. The registers of the four kinds of warpgroups add up to 512 a thread; persistent
 /// correction warps need more than there, and the softmax can spare them.
@@ -85,4 +85,4 @@ __device__ __forceinline__ void forward(const gpu::Params<Config::QTile::rank>& 
   typename T::Kernel()(kernel_params, reinterpret_cast<char*>(memory));
 }
 
-}  // namespace gnaforge::sm100
+}  // namespace gnaforge::sm100_cutlass

@@ -7,7 +7,7 @@
 #include "gnaforge/gpu/half_tile.h"
 #include "gnaforge/gpu/shared_memory.h"
 
-namespace gnaforge::sm100 {
+namespace gnaforge::sm100_cutlass {
 
 using gpu::halves;
 using gpu::row_bytes;
@@ -39,7 +39,7 @@ struct Layout {
   static constexpr int max_tiles = (1 << 23) - 1;  ///< Rows of all tiles are counted in an int.
 
   static constexpr int rows = halves * half_rows;
-  static constexpr int columns = sm100::columns;
+  static constexpr int columns = sm100_cutlass::columns;
   static_assert(KvTile::volume <= columns, "a KV tile has at most 128 keys");
 
   static constexpr int chunk_channels = gpu::chunk_channels<Element>;
@@ -73,4 +73,4 @@ struct Layout {
   static constexpr int blocks_per_processor = 1;
 };
 
-}  // namespace gnaforge::sm100
+}  // namespace gnaforge::sm100_cutlass

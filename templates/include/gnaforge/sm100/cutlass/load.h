@@ -10,7 +10,7 @@
 #include "gnaforge/ptx/mbarrier.h"
 #include "gnaforge/sm100/cutlass/mask.h"
 
-namespace gnaforge::sm100 {
+namespace gnaforge::sm100_cutlass {
 
 /// The mainloop's pipelines wait for a whole tile, of which the box may lack rows.
 template <class L>
@@ -21,7 +21,7 @@ __device__ __forceinline__ void load_box(const CUtensorMap& map, bool folded, pt
   if (box_bytes < chunk_bytes) ptx::mbarrier_complete(barrier, L::chunks * (chunk_bytes - box_bytes));
 }
 
-}  // namespace gnaforge::sm100
+}  // namespace gnaforge::sm100_cutlass
 
 namespace cutlass::fmha::collective {
 
@@ -29,15 +29,16 @@ template <class Element, class StrideQ, class StrideK, class StrideV, class MmaQ
           class LayoutK, class LayoutV, class TensorStorage, class PipelineQ, class PipelineKV, class Config,
           class TileShape>
 struct Sm100FmhaLoadTmaWarpspecialized<Element, StrideQ, StrideK, StrideV, MmaQK, MmaPV, LayoutQ, LayoutK, LayoutV,
-                                       TensorStorage, PipelineQ, PipelineKV, gnaforge::sm100::Mask<Config>, TileShape> {
-  using L = gnaforge::sm100::Layout<Config>;
-  using Mask = gnaforge::sm100::Mask<Config>;
+                                       TensorStorage, PipelineQ, PipelineKV, gnaforge::sm100_cutlass::Mask<Config>,
+                                       TileShape> {
+  using L = gnaforge::sm100_cutlass::Layout<Config>;
+  using Mask = gnaforge::sm100_cutlass::Mask<Config>;
   using Half = typename L::Half;
-  using Source = gnaforge::sm100::TileSource<Config>;
+  using Source = gnaforge::sm100_cutlass::TileSource<Config>;
   using KvTile = typename Config::KvTile;
   static constexpr int rank = L::rank;
-  static constexpr int half_rows = gnaforge::sm100::half_rows, columns = gnaforge::sm100::columns;
-  static constexpr int row_bytes = gnaforge::sm100::row_bytes, row = L::chunk_channels;
+  static constexpr int half_rows = gnaforge::sm100_cutlass::half_rows, columns = gnaforge::sm100_cutlass::columns;
+  static constexpr int row_bytes = gnaforge::sm100_cutlass::row_bytes, row = L::chunk_channels;
 
   // Where the boxes go: [stage][chunk][row][channel of the chunk], swizzled. Counted in elements.
   template <class Layout, class... Coordinates>
@@ -85,20 +86,20 @@ struct Sm100FmhaLoadTmaWarpspecialized<Element, StrideQ, StrideK, StrideV, MmaQK
         int token[rank];
         CUTLASS_PRAGMA_UNROLL
         for (int d = 0; d < rank; ++d) token[d] = work.q_begin[d] + Half::begin(half, d);
-        gnaforge::sm100::load_box<L>(maps.q, params.folded,
-                                     gnaforge::ptx::shared_address(q_pipeline.producer_get_barrier(q_state)),
-                                     q_memory + q_state.index() * L::half_bytes, half_rows * row_bytes,
-                                     Half::volume * row_bytes, L::head_dim, work.head, token, work.batch);
+        gnaforge::sm100_cutlass::load_box<L>(maps.q, params.folded,
+                                             gnaforge::ptx::shared_address(q_pipeline.producer_get_barrier(q_state)),
+                                             q_memory + q_state.index() * L::half_bytes, half_rows * row_bytes,
+                                             Half::volume * row_bytes, L::head_dim, work.head, token, work.batch);
       }
       ++q_state;
     };
     const auto load_kv = [&](const CUtensorMap& map, int head_dim, const int (&token)[rank]) {
       kv_pipeline.producer_acquire(kv_state);
       if (leader)
-        gnaforge::sm100::load_box<L>(map, params.folded,
-                                     gnaforge::ptx::shared_address(kv_pipeline.producer_get_barrier(kv_state)),
-                                     kv_memory + kv_state.index() * L::stage_bytes, columns * row_bytes,
-                                     KvTile::volume * row_bytes, head_dim, work.kv_head, token, work.batch);
+        gnaforge::sm100_cutlass::load_box<L>(map, params.folded,
+                                             gnaforge::ptx::shared_address(kv_pipeline.producer_get_barrier(kv_state)),
+                                             kv_memory + kv_state.index() * L::stage_bytes, columns * row_bytes,
+                                             KvTile::volume * row_bytes, head_dim, work.kv_head, token, work.batch);
       ++kv_state;
     };
 

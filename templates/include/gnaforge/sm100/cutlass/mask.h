@@ -7,7 +7,7 @@
 #include "gnaforge/gpu/work.h"
 #include "gnaforge/sm100/cutlass/layout.h"
 
-namespace gnaforge::sm100 {
+namespace gnaforge::sm100_cutlass {
 
 /// Where a softmax warp is among the tiles that it masks. In shared memory: beside a row of scores there is no room in
 /// registers for what is the same for all rows.
@@ -129,4 +129,4 @@ struct Mask {
   }
 };
 
-}  // namespace gnaforge::sm100
+}  // namespace gnaforge::sm100_cutlass

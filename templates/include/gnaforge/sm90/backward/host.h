@@ -8,7 +8,7 @@
 #include "gnaforge/gpu/host.h"
 #include "gnaforge/sm90/backward/delta.h"
 #include "gnaforge/sm90/backward/params.h"
-#include "gnaforge/sm90/extra_host.h"
+#include "gnaforge/gpu/extra_host.h"
 
 namespace gnaforge::sm90::backward {
 
@@ -170,7 +170,7 @@ struct Entry : gpu::Entry<Config, L, Params<L::rank>> {
   static gnaforge_code launch_sums(const gnaforge_args& args, const ExtraWork& work, int processors, void* stream,
                                    const Reason& reason) {
     SumParams params{};
-    params.keys = extra_keys_of(args);
+    params.keys = gpu::extra_keys_of(args);
     params.work = work;
     params.batch = static_cast<int>(args.problem->batch);
     params.kv_heads = make_divisor(static_cast<int>(args.problem->kv_heads));
@@ -203,7 +203,7 @@ struct Entry : gpu::Entry<Config, L, Params<L::rank>> {
     params.delta_batch_stride = delta.batch_stride;
     params.delta_head_stride = delta.head_stride;
     for (int d = 0; d < rank; ++d) params.delta_token_stride[d] = delta.token_stride[d] * axes[d].dilation;
-    params.extra_keys = extra_keys_of(args);
+    params.extra_keys = gpu::extra_keys_of(args);
     for (int i = 0; i < results; ++i)
       if (args.accumulate & bit(result_roles[i])) params.accumulates |= 1 << i;
     return params;
@@ -212,10 +212,10 @@ struct Entry : gpu::Entry<Config, L, Params<L::rank>> {
   /// Where they are in all launches that need them.
   static gnaforge_code map_extra_keys(Params<rank>& params, const gnaforge_args& args, const Machine& machine,
                                       const Reason& reason) {
-    gpu::MapShape shapes[maps_of_extra]{};
-    if (!shape_extra_keys<Element>(shapes, args, KvTile::volume)) return GNAFORGE_OK;
+    gpu::MapShape shapes[gpu::maps_of_extra]{};
+    if (!gpu::shape_extra_keys<Element>(shapes, args, KvTile::volume)) return GNAFORGE_OK;
     auto* const maps = reinterpret_cast<CUtensorMap*>(&params.maps[max_slices - 1]);
-    for (int i = 0; i < maps_of_extra; ++i)
+    for (int i = 0; i < gpu::maps_of_extra; ++i)
       if (shapes[i].rank != 0)
         if (const gnaforge_code code = Base::map(machine.encode, maps[i], shapes[i], reason)) return code;
     return GNAFORGE_OK;

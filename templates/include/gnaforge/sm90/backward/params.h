@@ -2,9 +2,12 @@
 #pragma once
 
 #include "gnaforge/gpu/params.h"
-#include "gnaforge/sm90/extra_keys.h"
+#include "gnaforge/gpu/extra_keys.h"
 
 namespace gnaforge::sm90::backward {
+
+using gpu::ExtraKeys;
+using gpu::ExtraMaps;
 
 /// What one slice is read and written by: `grad` are the gradients of Q, or those of K and V.
 struct Maps {

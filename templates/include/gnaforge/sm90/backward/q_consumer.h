@@ -122,7 +122,7 @@ struct QConsumer {
     {
       const QTileFacts work = QTileFacts::load(slot);
       count = work.count;
-      if (work.masked) windows.compute(params, work, first_row());
+      if (work.masked()) windows.compute(params, work, first_row());
 #pragma unroll
       for (int r = 0; r < 2; ++r) row[r] = statistics(work, r);
     }

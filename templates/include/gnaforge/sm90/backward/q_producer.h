@@ -2,15 +2,15 @@
 #pragma once
 
 #include "gnaforge/gpu/copy.h"
+#include "gnaforge/gpu/lane_tiles.h"
+#include "gnaforge/gpu/ring.h"
 #include "gnaforge/ptx/barrier.h"
 #include "gnaforge/ptx/mbarrier.h"
 #include "gnaforge/ptx/registers.h"
 #include "gnaforge/sm90/backward/params.h"
 #include "gnaforge/sm90/backward/q_layout.h"
 #include "gnaforge/sm90/extra_loads.h"
-#include "gnaforge/sm90/forward/lane_tiles.h"
 #include "gnaforge/sm90/forward/producer.h"
-#include "gnaforge/sm90/ring_position.h"
 
 namespace gnaforge::sm90::backward {
 

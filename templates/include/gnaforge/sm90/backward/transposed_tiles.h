@@ -2,8 +2,8 @@
 #pragma once
 
 #include "gnaforge/gna/query_runs.h"
+#include "gnaforge/gpu/lane_walk.h"
 #include "gnaforge/sm90/backward/params.h"
-#include "gnaforge/sm90/lane_walk.h"
 
 namespace gnaforge::sm90::backward {
 
@@ -55,8 +55,8 @@ __device__ __forceinline__ int first_key(const Params<Rank>& params, int slice, 
 
 /// The Q tiles of a KV tile, shared out among the lanes of a warp; see query_runs.h.
 template <class QTile, class KvTile>
-struct LaneQueries : LaneWalk<QTile::rank> {
-  using Base = LaneWalk<QTile::rank>;
+struct LaneQueries : gpu::LaneWalk<QTile::rank> {
+  using Base = gpu::LaneWalk<QTile::rank>;
   static constexpr int rank = QTile::rank;
 
   __device__ __forceinline__ LaneQueries(const Params<rank>& params, const KvPlace<KvTile>& place) {

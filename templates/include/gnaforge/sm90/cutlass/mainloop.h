@@ -185,7 +185,7 @@ struct Mainloop : MainloopBase<Config, Element>::type {
       QTileFacts facts = QTileFacts::load(q_facts);
       facts.q_begin[Half::axis] += Half::begin(q_state.count() % halves, Half::axis);
       problem.count = facts.count;
-      if (facts.masked) problem.windows.compute(*given.kernel, facts, first_row());
+      if (facts.masked()) problem.windows.compute(*given.kernel, facts, first_row());
     }
     typename Base::Params own;  // of which the computing part reads the scales
     own.scale_softmax = given.kernel->scale;

@@ -175,7 +175,7 @@ struct Consumer {
     {
       const gpu::QTileFacts<rank> work = gpu::QTileFacts<rank>::load(slot);
       count = work.count;
-      if (work.masked) windows.compute(params, work, first_row());
+      if (work.masked()) windows.compute(params, work, first_row());
     }
     const auto load_facts = [&] { return KvTileFacts::load(shared + L::kv_facts + gpu::kv_facts_bytes * at.stage); };
     // Of the tile whose scores are ready: frees K, masks.

@@ -5,6 +5,7 @@
 
 #include "gnaforge/abi.h"
 #include "gnaforge/gna/band_tiles.h"
+#include "gnaforge/gpu/calls_params.h"
 #include "gnaforge/gpu/element.h"
 #include "gnaforge/gpu/shared_memory.h"
 #include "gnaforge/sm90/forward/quad_columns.h"
@@ -12,6 +13,9 @@
 namespace gnaforge::sm90 {
 
 using gpu::row_bytes;
+
+template <int Rank>
+using Params = gpu::CallsParams<Rank, gpu::StoredBy::copies>;
 
 constexpr int half_shared_memory_limit = 113 * 1024;  ///< Of two blocks on one multiprocessor; each takes 1 KB more.
 
@@ -32,6 +36,7 @@ struct Layout {
   static constexpr int max_tiles = (1 << 30) - 1;  ///< Q tiles of one launch.
   static constexpr bool may_fold = true;           ///< Heads into channels; see maps.h.
   static constexpr bool begins_early = true;       ///< See host.h.
+  static constexpr auto stored_by = gpu::StoredBy::copies;
 
   using QTile = typename Config::QTile;
   using KvTile = typename Config::KvTile;

@@ -1,18 +1,18 @@
 // The warp that loads: one lane issues the tensor copies of Q, K and V. Device only.
 #pragma once
 
-#include "gnaforge/gpu/work.h"
+#include "gnaforge/gpu/calls_work.h"
+#include "gnaforge/gpu/lane_tiles.h"
 #include "gnaforge/ptx/barrier.h"
 #include "gnaforge/ptx/mbarrier.h"
 #include "gnaforge/ptx/registers.h"
 #include "gnaforge/ptx/tma.h"
 #include "gnaforge/sm90/extra_loads.h"
-#include "gnaforge/sm90/forward/lane_tiles.h"
 #include "gnaforge/sm90/forward/layout.h"
-#include "gnaforge/sm90/forward/params.h"
-#include "gnaforge/sm90/ring_position.h"
 
 namespace gnaforge::sm90 {
+
+using gpu::LaneTiles;
 
 constexpr int start_barrier = 0;  ///< The named barrier at which all threads meet, once.
 
@@ -21,21 +21,12 @@ __device__ __forceinline__ void start() {
   ptx::barrier_sync(start_barrier, Layout<Config>::threads);
 }
 
-/// A Q tile whose heads are counted among those of its slice's maps.
-template <class QTile>
-struct Place : gpu::Place<QTile> {
-  __device__ __forceinline__ Place(const Params<QTile::rank>& params, int index) : gpu::Place<QTile>(params, index) {
-    this->head += params.slices[this->slice].first_head;
-    this->kv_head += params.slices[this->slice].first_kv_head;
-  }
-};
-
 /// All lanes of the warp go through it together.
 template <class Config>
 struct Producer {
   using L = Layout<Config>;
   using Tiles = LaneTiles<TileSource<Config>>;
-  using Place = sm90::Place<typename Config::QTile>;
+  using Place = gpu::CallsPlace<typename Config::QTile>;
   using Extra = ExtraLoads<L, Params<L::rank>, false>;
   static constexpr int rank = L::rank;
 

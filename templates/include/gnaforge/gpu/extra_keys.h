@@ -7,7 +7,7 @@
 
 #include "gnaforge/abi.h"
 
-namespace gnaforge::sm90 {
+namespace gnaforge::gpu {
 
 /// By which pieces are read, whose tokens are one dim whatever the rank: boxes are a KV tile's columns, and lie in
 /// shared memory as those of a KV tile do.
@@ -24,4 +24,4 @@ struct ExtraKeys {
   std::int64_t lengths_stride[GNAFORGE_MAX_EXTRA];
 };
 
-}  // namespace gnaforge::sm90
+}  // namespace gnaforge::gpu

@@ -1,11 +1,11 @@
-// Where in a ring of stages a warp is. Device only.
+// A ring of stages. Device only.
 #pragma once
 
 #include <cstdint>
 
-namespace gnaforge::sm90 {
+namespace gnaforge::gpu {
 
-/// A place in the ring of stages, and the parity of the barriers' phase there.
+/// A place in the ring, and the parity of the barriers' phase there.
 struct RingPosition {
   int stage;
   std::uint32_t parity;
@@ -19,4 +19,4 @@ struct RingPosition {
   }
 };
 
-}  // namespace gnaforge::sm90
+}  // namespace gnaforge::gpu

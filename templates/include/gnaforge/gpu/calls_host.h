@@ -1,24 +1,23 @@
-// The entry of the forward kernel: turns calls into launches. Slices of several calls share one as far as it has room,
-// and maps where heads of one tensor are in several calls. Host only.
+// The entry of a forward kernel that takes lists of calls: turns them into launches. Slices of several calls share one
+// as far as it has room, and maps where heads of one tensor are in several calls. Host only.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
+#include "gnaforge/gpu/calls_params.h"
+#include "gnaforge/gpu/extra_host.h"
 #include "gnaforge/gpu/host.h"
-#include "gnaforge/sm90/extra_host.h"
-#include "gnaforge/sm90/forward/params.h"
 
-namespace gnaforge::sm90 {
+namespace gnaforge::gpu {
 
-using gpu::MapShape;
+constexpr int most_maps_of_set = sizeof(Maps) / sizeof(CUtensorMap);
+static_assert(maps_of_extra <= most_maps_of_set, "room for a set of either");
 
-constexpr int maps_of_set = sizeof(Maps) / sizeof(CUtensorMap);
-static_assert(maps_of_set == maps_of_extra, "sets of either");
-
-/// Of Maps, in their order, or of ExtraMaps.
+/// A set of maps: of Maps or InputMaps, in their order, or of ExtraMaps.
 struct MapShapes {
-  MapShape map[maps_of_set];
+  int count;
+  MapShape map[most_maps_of_set];
 };
 
 /// Whether `other` shows heads of a tensor whose first ones `one` shows, and which of them comes `first`. A map of both
@@ -54,14 +53,16 @@ inline bool add_heads(MapShape& one, const MapShape& other, std::int64_t first) 
   return true;
 }
 
-/// Calls that run on one stream, in launches one after the other. `Config` and `L` are as in gpu/host.h.
+/// Calls that run on one stream, in launches one after the other. `Config` and `L` are as in host.h; L also says who
+/// stores the output, in `stored_by`.
 template <class Config, class L>
 class Launches {
-  using Base = gpu::Entry<Config, L>;
+  using Base = Entry<Config, L>;
   using KvTile = typename Config::KvTile;
   using Element = gpu::Element<Config::dtype>;
   static constexpr int rank = L::rank;
-  using Params = sm90::Params<rank>;
+  using Params = CallsParams<rank, L::stored_by>;
+  static constexpr bool threads_store = L::stored_by == StoredBy::threads;
   using Slice = typename Base::Slice;
 
  public:
@@ -72,7 +73,7 @@ class Launches {
   /// A call that has something to compute.
   gnaforge_code add(const gnaforge_args& args) {
     const typename Base::Batching batching = Base::batching_of(args);
-    Call call{args, {}, {}, {}, false, -1, 0};
+    Call call{args, {}, {}, {maps_of_extra, {}}, false, -1, 0};
     Base::copy_patterns(*args.problem, call.axes);
     call.common = Base::common_params(args, call.axes, batching.folded);
     call.has_extra = shape_extra_keys<Element>(call.extra.map, args, KvTile::volume);
@@ -86,7 +87,8 @@ class Launches {
   gnaforge_code finish() { return slices_ == 0 ? GNAFORGE_OK : flush(); }
 
  private:
-  static constexpr int most_sets = Params::room_bytes / static_cast<int>(sizeof(Maps));
+  static constexpr int maps_of_tensors = sizeof(typename Params::Maps) / sizeof(CUtensorMap);
+  static constexpr int most_sets = Params::room_bytes / static_cast<int>(sizeof(typename Params::Maps));
   enum { q_map, k_map, v_map, out_map };
 
   struct Call {
@@ -115,8 +117,9 @@ class Launches {
     const auto shape = [&](int role, const int (&box)[rank]) {
       return Base::shape_of(call.args, role, call.common.folded != 0, call.axes, slice, box);
     };
-    return {
-        {shape(GNAFORGE_Q, q_box), shape(GNAFORGE_K, kv_box), shape(GNAFORGE_V, kv_box), shape(GNAFORGE_OUT, out_box)}};
+    MapShapes shapes{maps_of_tensors, {shape(GNAFORGE_Q, q_box), shape(GNAFORGE_K, kv_box), shape(GNAFORGE_V, kv_box)}};
+    if (!threads_store) shapes.map[out_map] = shape(GNAFORGE_OUT, out_box);
+    return shapes;
   }
 
   /// Whether the call may share the launch: in these things all slices agree.
@@ -129,10 +132,10 @@ class Launches {
   /// output must begin at the same one, and those of K and V: at `kv_head` if that isn't negative.
   Found find(const MapShapes& shapes, int kv_head) const {
     for (int set = 0; set < sets_; ++set) {
-      std::int64_t first[maps_of_set];
+      std::int64_t first[most_maps_of_set];
       bool good = !is_extra_[set];
-      for (int i = 0; good && i < maps_of_set; ++i) good = heads_after(shapes_[set].map[i], shapes.map[i], first[i]);
-      if (good && first[q_map] == first[out_map] && first[k_map] == first[v_map] &&
+      for (int i = 0; good && i < shapes.count; ++i) good = heads_after(shapes_[set].map[i], shapes.map[i], first[i]);
+      if (good && (threads_store || first[q_map] == first[out_map]) && first[k_map] == first[v_map] &&
           (kv_head < 0 || first[k_map] == kv_head))
         return {set, static_cast<int>(first[q_map]), static_cast<int>(first[k_map])};
     }
@@ -144,7 +147,7 @@ class Launches {
     for (int set = 0; set < sets_; ++set) {
       bool good = is_extra_[set];
       std::int64_t head = -1;
-      for (int i = 0; good && i < maps_of_set; ++i) {
+      for (int i = 0; good && i < shapes.count; ++i) {
         std::int64_t first = 0;
         good = heads_after(shapes_[set].map[i], shapes.map[i], first);
         if (shapes.map[i].rank == 0) continue;
@@ -163,15 +166,17 @@ class Launches {
       found.set = sets_++;
       shapes_[found.set] = shapes;
       is_extra_[found.set] = extra;
+      first_map_[found.set] = maps_;
+      maps_ += shapes.count;
     }
-    bool stale[maps_of_set];
-    for (int i = 0; i < maps_of_set; ++i) {
+    bool stale[most_maps_of_set];
+    for (int i = 0; i < shapes.count; ++i) {
       const bool of_queries = !extra && (i == q_map || i == out_map);
       stale[i] = fresh || add_heads(shapes_[found.set].map[i], shapes.map[i],
                                     of_queries ? found.first_head : found.first_kv_head);
     }
-    auto* const maps = reinterpret_cast<CUtensorMap*>(params_.room + Params::maps_offset(found.set));
-    for (int i = 0; i < maps_of_set; ++i) {
+    auto* const maps = reinterpret_cast<CUtensorMap*>(params_.room + Params::maps_offset(first_map_[found.set]));
+    for (int i = 0; i < shapes.count; ++i) {
       const MapShape& shape = shapes_[found.set].map[i];
       if (!stale[i] || shape.rank == 0) continue;
       if (const gnaforge_code code = Base::map(machine_.encode, maps[i], shape, reason_)) return code;
@@ -181,7 +186,7 @@ class Launches {
 
   gnaforge_code add_slice(Call& call, const Slice& slice) {
     const MapShapes shapes = shapes_of(call, slice);
-    SliceParams<rank> made{};
+    typename Params::Slice made{};
     std::int64_t tiles = slice.batch * call.args.problem->heads;
     for (int d = 0; d < rank; ++d) {
       made.group[d] = Base::group_of(call.common, call.axes[d], slice, d);
@@ -197,9 +202,10 @@ class Launches {
         extra = {-1, 0, 0};
         kv_head = 0;
       }
-      if ((own.set >= 0 || kv_head <= 0) && slices_ < max_slices &&
+      if ((own.set >= 0 || kv_head <= 0) && slices_ < max_calls_slices &&
           params_.first_tile[slices_] + tiles <= L::max_tiles &&
-          Params::fits(sets_ + (own.set < 0) + (needs_extra && extra.set < 0), calls_ + first)) {
+          Params::fits(maps_ + (own.set < 0 ? maps_of_tensors : 0) + (needs_extra && extra.set < 0 ? maps_of_extra : 0),
+                       calls_ + first)) {
         if (needs_extra) {
           if (const gnaforge_code code = take(extra, call.extra, true)) return code;
           call.first_kv_head = extra.first_kv_head;
@@ -209,14 +215,19 @@ class Launches {
         if (const gnaforge_tensor* const lse = tensor_of(call.args, GNAFORGE_LSE))
           made.log_sum_exp = static_cast<float*>(Base::data_of(call.args, GNAFORGE_LSE, slice, sizeof(float))) -
                              own.first_head * lse->head_stride;
-        made.maps = Params::maps_offset(own.set);
+        if constexpr (threads_store) {
+          const gnaforge_tensor& out = *tensor_of(call.args, GNAFORGE_OUT);
+          made.out = static_cast<char*>(Base::data_of(call.args, GNAFORGE_OUT, slice, Element::bytes)) -
+                     own.first_head * out.head_stride * Element::bytes;
+        }
+        made.maps = Params::maps_offset(first_map_[own.set]);
         made.call = Params::call_offset(call.place);
         made.first_head = own.first_head;
         made.first_kv_head = own.first_kv_head;
         made.first_batch = static_cast<int>(slice.batch_begin);
         const int end = params_.first_tile[slices_] + static_cast<int>(tiles);
         params_.slices[slices_++] = made;
-        for (int next = slices_; next <= max_slices; ++next) params_.first_tile[next] = end;
+        for (int next = slices_; next <= max_calls_slices; ++next) params_.first_tile[next] = end;
         return GNAFORGE_OK;
       }
       if (empty) return reason_.refuse(GNAFORGE_FAILED, "a launch has no room for one slice");
@@ -231,17 +242,23 @@ class Launches {
     params_.scale = call.common.scale;
     params_.scale_log2 = call.common.scale_log2;
     if (call.common.has_sides) params_.has_sides = 1;
-    CallParams<rank> own{};
+    typename Params::Call own{};
     for (int d = 0; d < rank; ++d) {
       own.axis[d] = call.common.axis[d];
       own.lse_token_stride[d] = call.common.lse_token_stride[d];
+    }
+    if constexpr (threads_store) {
+      const gnaforge_tensor& out = *tensor_of(call.args, GNAFORGE_OUT);
+      own.out_batch_stride = out.batch_stride;
+      own.out_head_stride = out.head_stride;
+      for (int d = 0; d < rank; ++d) own.out_token_stride[d] = out.token_stride[d] * call.axes[d].dilation;
     }
     own.lse_batch_stride = call.common.lse_batch_stride;
     own.lse_head_stride = call.common.lse_head_stride;
     own.kv_heads = call.common.kv_heads;
     own.heads_per_kv_head = call.common.heads_per_kv_head;
     own.backwards = call.common.backwards;
-    if (call.has_extra) own.extra_maps = Params::maps_offset(extra_set);
+    if (call.has_extra) own.extra_maps = Params::maps_offset(first_map_[extra_set]);
     own.extra = extra_keys_of(call.args);
     call.place = calls_++;
     std::memcpy(params_.room + Params::call_offset(call.place), &own, sizeof own);
@@ -249,7 +266,7 @@ class Launches {
 
   gnaforge_code flush() {
     const gnaforge_code code = Base::launch_kernel(params_, machine_.processors, stream_, reason_);
-    slices_ = sets_ = calls_ = params_.has_sides = 0;
+    slices_ = sets_ = maps_ = calls_ = params_.has_sides = 0;
     return code;
   }
 
@@ -258,15 +275,16 @@ class Launches {
   bool shares_;
   Reason reason_;
   Params params_{};
-  int slices_ = 0, sets_ = 0, calls_ = 0;
+  int slices_ = 0, sets_ = 0, maps_ = 0, calls_ = 0;
   MapShapes shapes_[most_sets];  ///< Of the maps that are in the launch,
-  bool is_extra_[most_sets];     ///< and whether they are ExtraMaps.
+  bool is_extra_[most_sets];     ///< whether they are ExtraMaps,
+  int first_map_[most_sets];     ///< and which number their first one has.
 };
 
 /// Takes lists of calls.
 template <class Config, class L>
-struct Entry : gpu::Entry<Config, L> {
-  using Base = gpu::Entry<Config, L>;
+struct CallsEntry : Entry<Config, L> {
+  using Base = Entry<Config, L>;
 
   static int run(const gnaforge_args* args, void* workspace, void* stream, char* error, std::size_t n) {
     return run_calls(&args, 1, workspace, stream, error, n);
@@ -297,4 +315,9 @@ struct Entry : gpu::Entry<Config, L> {
   static bool is_empty(const gnaforge_args& call) { return call.problem->batch == 0 || call.problem->heads == 0; }
 };
 
-}  // namespace gnaforge::sm90
+template <class Config, class L>
+constexpr gnaforge_entry make_calls_entry() {
+  return make_entry<Config, L, CallsEntry<Config, L>>();
+}
+
+}  // namespace gnaforge::gpu

@@ -3,16 +3,16 @@
 
 #include "gnaforge/gpu/maps.h"
 #include "gnaforge/names.h"
-#include "gnaforge/sm90/extra_keys.h"
+#include "gnaforge/gpu/extra_keys.h"
 
-namespace gnaforge::sm90 {
+namespace gnaforge::gpu {
 
 constexpr int maps_of_extra = sizeof(ExtraMaps) / sizeof(CUtensorMap);
 
 /// Of ExtraMaps, in their order: all batch entries of the call, in boxes of `columns` keys. Pieces that there aren't
 /// have none. Returns whether there is any.
 template <class Element>
-bool shape_extra_keys(gpu::MapShape (&shapes)[maps_of_extra], const gnaforge_args& args, int columns) {
+bool shape_extra_keys(MapShape (&shapes)[maps_of_extra], const gnaforge_args& args, int columns) {
   bool any = false;
   for (int i = 0; i < maps_of_extra; ++i) {
     const int role = GNAFORGE_EXTRA_K + i;  // K of all pieces, then V
@@ -22,8 +22,8 @@ bool shape_extra_keys(gpu::MapShape (&shapes)[maps_of_extra], const gnaforge_arg
     const std::int64_t batch = tensor->batch_stride == 0 ? 1 : sizes.batch;
     any = true;
     shapes[i] =
-        gpu::map_shape<Element, 1>(role, *tensor, tensor->data, {sizes.channels, sizes.heads, {sizes.tokens[0]}, batch},
-                                   {tensor->token_stride[0]}, {columns}, false);
+        map_shape<Element, 1>(role, *tensor, tensor->data, {sizes.channels, sizes.heads, {sizes.tokens[0]}, batch},
+                              {tensor->token_stride[0]}, {columns}, false);
   }
   return any;
 }
@@ -44,4 +44,4 @@ inline ExtraKeys extra_keys_of(const gnaforge_args& args) {
   return keys;
 }
 
-}  // namespace gnaforge::sm90
+}  // namespace gnaforge::gpu

@@ -2,11 +2,11 @@
 #pragma once
 
 #include "gnaforge/gna/band_tiles.h"
+#include "gnaforge/gpu/lane_walk.h"
 #include "gnaforge/gpu/work.h"
 #include "gnaforge/ptx/shared.h"
-#include "gnaforge/sm90/lane_walk.h"
 
-namespace gnaforge::sm90 {
+namespace gnaforge::gpu {
 
 /// `Source` is BandTiles. Keys are counted in rows of the key tensor, where the band has positions of the grid: below a
 /// split the two are the same.
@@ -20,9 +20,9 @@ struct LaneTiles : LaneWalk<Source::rank, false> {
   /// What few calls have is in shared memory, from `sides` on: 16 bytes for each axis.
   static constexpr int sides_bytes = 16 * rank;
 
-  /// `params` is a gpu::LaunchParams, or has what that has.
+  /// `params` is a LaunchParams, or has what that has.
   template <class Params>
-  __device__ __forceinline__ LaneTiles(const Params& params, const gpu::Place<QTile>& work, ptx::SharedAddress sides) {
+  __device__ __forceinline__ LaneTiles(const Params& params, const Place<QTile>& work, ptx::SharedAddress sides) {
     const int d = axis();
     int q_begin = work.q_begin[rank - 1];
 #pragma unroll
@@ -85,4 +85,4 @@ struct LaneTiles : LaneWalk<Source::rank, false> {
   int high_begin_;  ///< Of the run from the split on, where tile 0 would be.
 };
 
-}  // namespace gnaforge::sm90
+}  // namespace gnaforge::gpu

@@ -7,7 +7,7 @@
 #include "gnaforge/gna/axis.h"
 #include "gnaforge/ptx/registers.h"
 
-namespace gnaforge::sm90 {
+namespace gnaforge::gpu {
 
 /// `AnyWarp`: of the block; else it is the first one.
 template <int Rank, bool AnyWarp = true>
@@ -83,4 +83,4 @@ struct LaneWalk {
   }
 };
 
-}  // namespace gnaforge::sm90
+}  // namespace gnaforge::gpu

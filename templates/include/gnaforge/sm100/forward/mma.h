@@ -1,0 +1,173 @@
+// The warp that issues products: one thread. Device only.
+#pragma once
+
+#include "gnaforge/gpu/ring.h"
+#include "gnaforge/ptx/hold.h"
+#include "gnaforge/ptx/tcgen05.h"
+#include "gnaforge/sm100/forward/facts.h"
+
+namespace gnaforge::sm100 {
+
+template <class Config>
+struct Mma {
+  using L = Layout<Config>;
+  static constexpr std::uint32_t scores_product = ptx::product_descriptor(L::bf16, L::columns, false);
+  static constexpr std::uint32_t values_product = ptx::product_descriptor(L::bf16, L::out_channels, true);
+
+  ptx::SharedAddress shared;
+
+  __device__ __forceinline__ void wait(int barrier, std::uint32_t parity) const {
+    ptx::mbarrier_wait(shared + barrier, parity);
+  }
+  __device__ __forceinline__ void wait_stage(gpu::RingPosition at) const { wait(L::kv_full + 8 * at.stage, at.parity); }
+  /// Arrives there when the products so far are done.
+  __device__ __forceinline__ void commit(int barrier) const { ptx::commit_products(shared + barrier); }
+  __device__ __forceinline__ void release_stage(gpu::RingPosition at) const { commit(L::kv_empty + 8 * at.stage); }
+
+  __device__ __forceinline__ std::uint32_t descriptor(int offset, int leading) const {
+    return ptx::matrix_descriptor(ptx::anew(shared + offset), leading);
+  }
+
+  /// Issues scores = Q K^T.
+  __device__ __forceinline__ void multiply_qk(int half, int buffer, int stage) const {
+    const std::uint32_t q = descriptor(L::q_offset + half * L::half_bytes, 16);
+    const std::uint32_t k = descriptor(L::kv_offset + stage * L::stage_bytes, 16);
+#pragma unroll
+    for (int step = 0; step < ceil_div(L::head_dim, L::mma_depth); ++step) {
+      const int chunk = step * mma_bytes / row_bytes, within = step * mma_bytes % row_bytes;
+      const std::uint32_t right = k + (chunk * L::kv_chunk_bytes + within) / 16;
+      if constexpr (L::q_from_tensor)
+        ptx::multiply_tensor(L::scores(buffer), L::q_tensor + mma_bytes / 4 * step, right, scores_product, step > 0);
+      else
+        ptx::multiply_shared(L::scores(buffer), q + (chunk * L::q_chunk_bytes + within) / 16, right, scores_product,
+                             step > 0);
+    }
+    commit(L::scores_full + 8 * buffer);
+  }
+
+  /// Issues out (+)= P V, of the columns [First, Last) of P.
+  template <int First, int Last>
+  __device__ __forceinline__ void multiply_pv(int half, int buffer, int stage, bool accumulate) const {
+    const std::uint32_t v = descriptor(L::kv_offset + stage * L::stage_bytes, L::kv_chunk_bytes);
+#pragma unroll
+    for (int step = First / L::mma_depth; step < Last / L::mma_depth; ++step)
+      ptx::multiply_tensor(L::out(half), L::scores(buffer) + mma_bytes / 4 * step,
+                           v + step * L::mma_depth * row_bytes / 16, values_product, accumulate || step > First);
+  }
+
+  /// The same of all columns, each part when it is there.
+  __device__ __forceinline__ void multiply_pv(int half, int buffer, int stage, std::uint32_t parity,
+                                              bool accumulate) const {
+    constexpr int split = min_int(32 * L::first_words, L::columns);
+    wait(L::p_first + 8 * buffer, parity);
+    ptx::fence_tensor_after();
+    multiply_pv<0, split>(half, buffer, stage, accumulate);
+    if constexpr (split < L::columns) {
+      wait(L::p_last + 8 * buffer, parity);
+      ptx::fence_tensor_after();
+      multiply_pv<split, L::columns>(half, buffer, stage, true);
+    }
+  }
+
+  /// How many KV tiles the next Q tile has; 0 if there is none.
+  __device__ __forceinline__ int next_count(QTiles<Config>& tiles) const {
+    return QTiles<Config>::Facts::load(tiles.next()).count;
+  }
+
+  /// Two halves take turns: P V of one KV tile, then Q K^T of the next, which may be the first one of the next Q tile:
+  /// between Q tiles nothing runs dry.
+  __device__ __forceinline__ void run_pair() const {
+    QTiles<Config> tiles{shared};
+    gpu::RingPosition at{0, 0};
+    std::uint32_t p_parity = 0, q_parity = 0, out_parity = 1;
+    int left = next_count(tiles);  // KV tiles of this Q tile, with the current one
+    bool first = true;
+    wait_stage(at);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      wait(L::q_full + 8 * half, q_parity);
+      multiply_qk(half, half, at.stage);
+      if (left == 1) commit(L::q_empty + 8 * half);
+    }
+    release_stage(at);
+    at.template advance<L::stages>();
+#pragma unroll 1
+    for (;;) {
+      const gpu::RingPosition v = at;
+      at.template advance<L::stages>();
+      const bool last = left == 1;
+      int next = left - 1;  // of the next KV tile what `left` is of this one; 0 if there is none
+      if (last) {
+        next = next_count(tiles);
+        q_parity ^= 1;
+      }
+      wait_stage(v);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        if (first) wait(L::out_empty + 8 * half, out_parity);
+        multiply_pv(half, half, v.stage, p_parity, !first);
+        if (last) commit(L::out_full + 8 * half);
+        if (half == 1) release_stage(v);
+        if (next == 0) continue;
+        if (last) wait(L::q_full + 8 * half, q_parity);
+        if (half == 0) wait_stage(at);
+        multiply_qk(half, half, at.stage);
+        if (next == 1) commit(L::q_empty + 8 * half);
+      }
+      if (next == 0) return;
+      release_stage(at);
+      at.template advance<L::stages>();
+      p_parity ^= 1;
+      if (first) out_parity ^= 1;
+      first = last;
+      left = next;
+    }
+  }
+
+  /// One half: while its softmax computes one KV tile, the scores of the next.
+  __device__ __forceinline__ void run_single() const {
+    QTiles<Config> tiles{shared};
+    gpu::RingPosition at{0, 0};
+    std::uint32_t number = 0, q_parity = 0;  // number: of the KV tile, among the thread block's
+    for (;;) {
+      const int count = next_count(tiles);
+      if (count == 0) return;
+      wait_stage(at);
+      wait(L::q_from_tensor ? L::q_copied : L::q_full, q_parity);
+      if constexpr (L::q_from_tensor) ptx::fence_tensor_after();
+      multiply_qk(0, number % 2, at.stage);
+      release_stage(at);
+      at.template advance<L::stages>();
+#pragma unroll 1
+      for (int j = 1; j <= count; ++j) {
+        const gpu::RingPosition v = at;
+        at.template advance<L::stages>();
+        if (j < count) {
+          wait_stage(at);
+          multiply_qk(0, (number + 1) % 2, at.stage);
+          release_stage(at);
+          at.template advance<L::stages>();
+        } else {
+          commit(L::q_from_tensor ? L::q_used : L::q_empty);
+        }
+        if (j == 1) wait(L::out_empty, q_parity ^ 1);
+        wait_stage(v);
+        multiply_pv(0, number % 2, v.stage, number / 2 % 2, j > 1);
+        release_stage(v);
+        commit(L::out_done);
+        ++number;
+      }
+      commit(L::out_full);
+      q_parity ^= 1;
+    }
+  }
+
+  __device__ __forceinline__ void run() const {
+    if constexpr (L::pair)
+      run_pair();
+    else
+      run_single();
+  }
+};
+
+}  // namespace gnaforge::sm100

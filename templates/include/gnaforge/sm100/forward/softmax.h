@@ -1,0 +1,229 @@
+// The warpgroups that turn scores into probabilities, where they lie in tensor memory: a thread has one row. Device only.
+#pragma once
+
+#include "gnaforge/gna/mask.h"
+#include "gnaforge/ptx/hold.h"
+#include "gnaforge/ptx/marker.h"
+#include "gnaforge/ptx/tcgen05.h"
+#include "gnaforge/sm100/forward/facts.h"
+#include "gnaforge/sm100/forward/row_softmax.h"
+
+namespace gnaforge::sm100 {
+
+/// What the thread's row sees.
+template <class Config>
+struct RowWindow {
+  using L = Layout<Config>;
+  using Source = TileSource<Config>;
+  using KvTile = typename Config::KvTile;
+  static constexpr int rank = L::rank;
+
+  Interval keys[rank];  ///< Rows of the key tensor.
+
+  /// Rows of tokens that don't exist get the last one's window; nobody stores them.
+  __device__ __forceinline__ void compute(const Params<rank>& params, const gpu::QTileFacts<rank>& work, int half) {
+    const int row = threadIdx.x % half_rows;
+#pragma unroll
+    for (int d = 0; d < rank; ++d) {
+      const int query = work.q_begin[d] + L::Half::begin(half, d) + row / L::Half::pitch(d) % L::Half::extent(d);
+      const Band band = params.template pattern<Band>(work.slice, d);
+      const Interval seen = Source::row(band, min_int(query, params.queries(work.slice, d) - 1));
+      const int first = params.group(work.slice, d).kv_begin;
+      keys[d] = {seen.begin - first, seen.end - first};
+    }
+  }
+
+  /// Of a KV tile's columns those that the row sees, one bit each. The Q tile's facts are in `slot`.
+  __device__ __forceinline__ void find(unsigned (&bits)[L::words], const Params<rank>& params,
+                                       const gpu::KvTileFacts<rank>& facts, ptx::SharedAddress slot) const {
+    if (facts.kind == TileKind::part) {
+#pragma unroll
+      for (int w = 0; w < L::words; ++w) bits[w] = ~bits_from(facts.origin[0] - 32 * w);
+      return;
+    }
+    Interval seen[rank];
+#pragma unroll
+    for (int d = 0; d < rank; ++d) seen[d] = {keys[d].begin - facts.origin[d], keys[d].end - facts.origin[d]};
+    if (facts.kind == TileKind::shell_below) {
+      const int slice = gpu::QTileFacts<rank>::load_slice(slot);
+#pragma unroll
+      for (int d = 0; d < rank; ++d)
+        seen[d] = Source::seen(params.template pattern<Band>(slice, d), keys[d], facts.origin[d]);
+    }
+    const RowMask<KvTile> mask = Source::mask(seen);
+#pragma unroll
+    for (int w = 0; w < L::words; ++w) bits[w] = mask.word(w);
+  }
+};
+
+/// What the exponentials of a row take.
+struct Exponent {
+  ptx::Pair scale, minus_base;
+  float minus;
+
+  __device__ __forceinline__ void set(float value) {
+    minus = value;
+    minus_base = ptx::make_pair(value);
+  }
+};
+
+template <class Config>
+struct Softmax {
+  using L = Layout<Config>;
+  static constexpr int rank = L::rank;
+
+  const Params<rank>& params;
+  ptx::SharedAddress shared;
+  ptx::TensorAddress lanes;  ///< Of the warp.
+  int half;
+
+  static __device__ __forceinline__ void load_scores(float (&scores)[L::columns], ptx::TensorAddress from) {
+#pragma unroll
+    for (int w = 0; w < L::columns / 32; ++w) ptx::load_tensor_32(from + 32 * w, scores + 32 * w);
+    constexpr int whole = L::columns / 32 * 32;
+    if constexpr (whole < L::columns) ptx::load_tensor_16(from + whole, scores + whole);
+    ptx::wait_tensor_loads();
+    ptx::hold(scores);
+  }
+
+  /// Multiplies the output so far; few tiles do. The wait for probabilities, which come after, is one for this as well.
+  static __device__ __forceinline__ void rescale(ptx::TensorAddress out, float factor) {
+#pragma unroll 1
+    for (int c = 0; c < L::out_channels; c += 16) {
+      float own[16];
+      ptx::load_tensor_16(out + c, own);
+      ptx::wait_tensor_loads();
+      ptx::hold(own);
+      std::uint32_t bits[16];
+#pragma unroll
+      for (int i = 0; i < 16; ++i) bits[i] = __float_as_uint(own[i] * factor);
+      ptx::store_tensor_16(out + c, bits);
+    }
+  }
+
+  /// Exponentials of word W, in the place of scores, and rounded to `p`.
+  template <int W>
+  static __device__ __forceinline__ void compute_word(float (&scores)[L::columns], Exponent& exponent,
+                                                      std::uint32_t (&p)[16]) {
+    constexpr int pairs = min_int(32, L::columns - 32 * W) / 2;
+    constexpr int by_fma = W < L::first_words && L::words > 1 ? L::pairs_by_fma : 0;
+#pragma unroll
+    for (int i = 0; i < pairs; ++i) {
+      float &a = scores[32 * W + 2 * i], &b = scores[32 * W + 2 * i + 1];
+      const ptx::Pair x = ptx::multiply_add(ptx::make_pair(a, b), exponent.scale, exponent.minus_base);
+      if (i * by_fma % 16 + by_fma >= 16) {  // evenly among the others
+        exp2_by_fma(x, a, b);
+      } else {
+        ptx::split_pair(x, a, b);
+        a = ptx::exp2_fast(a);
+        b = ptx::exp2_fast(b);
+      }
+      p[i] = L::Element::pack(a, b);
+    }
+    // What follows takes an exponential of this word: else ptxas computes all arguments before the first exponential.
+    if constexpr (W + 1 < L::first_words) exponent.set(fmaf(scores[32 * W], 0.0f, exponent.minus));
+  }
+
+  /// Words W and on; stores them where the scores were, and tells of the first ones and of the last.
+  template <int W>
+  __device__ __forceinline__ void compute_words(float (&scores)[L::columns], ptx::TensorAddress to, Exponent& exponent,
+                                                int buffer) const {
+    if constexpr (W < L::words) {
+      std::uint32_t p[16];
+      compute_word<W>(scores, exponent, p);
+      if constexpr (L::columns - 32 * W >= 32)
+        ptx::store_tensor_16(to + 16 * W, p);
+      else
+        ptx::store_tensor_8(to + 16 * W, p);
+      constexpr bool ends_first = W + 1 == L::first_words, ends = W + 1 == L::words;
+      if constexpr (ends_first || ends) {
+        ptx::wait_tensor_stores();
+        ptx::fence_tensor_before();
+        __syncwarp();
+        release(shared + (ends_first ? L::p_first : L::p_last) + 8 * buffer);
+      }
+      // The exponentials that follow take a load that follows: else ptxas computes them before it stores.
+      if constexpr (ends_first && !ends)
+        exponent.set(exponent.minus + __uint_as_float(ptx::reload_shared_word(shared + L::zero)));
+      compute_words<W + 1>(scores, to, exponent, buffer);
+    }
+  }
+
+  static __device__ __forceinline__ void mask(float (&scores)[L::columns], const unsigned (&bits)[L::words]) {
+#pragma unroll
+    for (int i = 0; i < L::columns; ++i)
+      if (!(bits[i / 32] >> i % 32 & 1)) scores[i] = -INFINITY;
+  }
+
+  /// The `number`th KV tile of the thread block, the `j`th of its Q tile, of which the first `interior` need no mask.
+  __device__ __forceinline__ void tile(RowSoftmax& row, const RowWindow<Config>& window, ptx::SharedAddress slot,
+                                       std::uint32_t number, int j, int interior) const {
+    ptx::mark<ptx::Marker::tile_begins>();
+    // Which keys the row sees, before the scores are there: nothing waits for it.
+    bool masked = false;
+    unsigned bits[L::words];
+    if (j >= interior) {
+      const gpu::KvTileFacts<rank> facts = await_kv_facts<Config>(shared, number);
+      masked = facts.kind != TileKind::interior;  // as whole tiles of extra keys are
+      if (masked) {
+        ptx::mark<ptx::Marker::tile_is_shell>();
+        window.find(bits, params, facts, slot);
+        ptx::hold(bits);
+      }
+    }
+    const int buffer = L::pair ? half : number % 2;
+    const ptx::TensorAddress at = L::scores(buffer) + lanes, out = L::out(half) + lanes;
+    ptx::mbarrier_wait(shared + L::scores_full + 8 * buffer, (L::pair ? number : number / 2) % 2);
+    ptx::fence_tensor_after();
+    float scores[L::columns];
+    load_scores(scores, at);
+    if (masked) mask(scores, bits);
+    const float top = RowSoftmax::largest(scores);
+    float base = row.shift;
+    if (__any_sync(~0u, row.moves(top))) {
+      const float factor = row.move(top, base, scores, params.scale_log2);
+      if (j > 0 && __any_sync(~0u, factor != 1.0f)) {
+        if constexpr (!L::pair) {  // where scores don't tell that the product before is done
+          ptx::mbarrier_wait(shared + L::out_done, (number - 1) % 2);
+          ptx::fence_tensor_after();
+        }
+        rescale(out, factor);
+      }
+    }
+    Exponent exponent{ptx::make_pair(params.scale_log2), 0, 0};
+    exponent.set(-base);
+    compute_words<0>(scores, at, exponent, buffer);
+    row.add(scores);  // while the product runs
+  }
+
+  __device__ __forceinline__ void run() const {
+    QTiles<Config> tiles{shared};
+    std::uint32_t number = 0, parity = 0;
+    for (;;) {
+      const ptx::SharedAddress slot = tiles.next();
+      RowWindow<Config> window;
+      int count, interior;
+      {
+        const gpu::QTileFacts<rank> work = gpu::QTileFacts<rank>::load(slot);
+        count = work.count;
+        interior = work.interior;
+        if (count == 0) return;
+#pragma unroll
+        for (int d = 0; d < rank; ++d) window.keys[d] = {0, 0};
+        if (interior < count) window.compute(params, work, half);
+      }
+      RowSoftmax row;
+#pragma unroll 1
+      for (int j = 0; j < count; ++j) tile(row, window, slot, number++, j, interior);
+      ptx::mark<ptx::Marker::tile_ends>();
+      const int place = (parity * 2 + half) * half_rows + threadIdx.x % half_rows;
+      ptx::store_shared_words(shared + L::statistics + place * L::statistics_bytes, __float_as_uint(row.shift),
+                              __float_as_uint(row.sum));
+      __syncwarp();
+      release(shared + L::statistics_full + 8 * (parity * 2 + half));
+      parity ^= 1;
+    }
+  }
+};
+
+}  // namespace gnaforge::sm100
