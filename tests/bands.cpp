@@ -185,7 +185,7 @@ void check_ranges(const gnaforge_problem* problem, const std::uint8_t* seen, int
 }
 
 /// All tiles, rows and columns of a group whose mask is [queries, keys], at most most_rows each. Where the grid's first
-/// keys are stored apart, keys have no columns: rows of a KV tile would not be neighbours.
+/// keys are stored apart, only runs know where rows are: those of a KV tile need not be neighbours.
 void check_axis(const gnaforge_problem* problem, std::int64_t group, const std::uint8_t* data, int keys, int thorough,
                 Report* report) {
   const Band band = AxisBands(PatternAxis(*problem, 0)).of(group);
@@ -203,8 +203,8 @@ void check_axis(const gnaforge_problem* problem, std::int64_t group, const std::
     for (int j = 0; j < 8; j += step) {
       for (int q = 0; q < mask.queries; q += q_extents[i])
         check_q_tile(band, mask, q, q_extents[i], extents[j], *report);
-      for (int k = 0; k < keys && columns; k += extents[j]) {
-        check_kv_tile(band, mask, k, extents[j], q_extents[i], *report);
+      for (int k = 0; k < keys; k += extents[j]) {
+        if (columns) check_kv_tile(band, mask, k, extents[j], q_extents[i], *report);
         check_query_runs(band, mask, k, extents[j], q_extents[i], *report);
       }
     }

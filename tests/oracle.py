@@ -254,7 +254,7 @@ def count_axis_key_tiles(axis: Dimension, q_extent: int, kv_extent: int) -> tupl
 
     KV tiles are laid from the first key that is stored. Each visits the tiles that hold a query which sees some of its
     keys, laid from the first of these queries on. Where a key stands at several places of a grid that wraps, each place
-    has tiles of its own, and so have keys in front that are the grid's first.
+    has tiles of its own, and so have keys in front that are the grid's first, where others are seen that lie behind.
     """
     length, dilation = axis.length, axis.dilation
     whole = (axis.kv_offset, axis.keys) == (0, length)
@@ -265,7 +265,7 @@ def count_axis_key_tiles(axis: Dimension, q_extent: int, kv_extent: int) -> tupl
     seen = _seen(axis)
     places = [place if place < axis.kv_sink else axis.kv_offset + place - axis.kv_sink for place in range(axis.keys)]
     parts = [(range(axis.keys), shift) for shift in ((-length, 0, length) if wraps else (0,))]
-    if axis.kv_sink:
+    if axis.kv_sink < axis.kv_offset and any(place >= axis.kv_sink > 0 for keys in seen for place in keys):
         parts = [(range(axis.kv_sink), 0), (range(axis.kv_sink, axis.keys), 0)]
     kv_tiles = visited = interior = 0
     for group in range(dilation):

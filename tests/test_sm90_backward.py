@@ -65,6 +65,10 @@ def test_four_hundred_random_problems(libraries: dict[KernelConfig, Path]) -> No
         (Q_KEYS[6], Problem(580, 150, 5, causal=True, batch=2, heads=4, kv_heads=1)),
         (Q_KEYS[2], Problem((20, 18), (20, 18), heads=5)),  # dense
         (Q_KEYS[5], Problem((23, 20), (5, 4), dilation=(4, 3), heads=2)),  # more dilation groups than a launch holds
+        # Extra keys: two pieces with and without whole tiles, batch entries apart, more launches for dilation groups.
+        (Q_KEYS[0], Problem((9, 6, 11), (5, 5, 7), (1, 2, 1), batch=2, heads=2, kv_heads=1, extra_tokens=(200, 40))),
+        (Q_KEYS[1], Problem((5, 9, 8), (3, 4, 3), 1, (1, 2, 1), (True, False, False), batch=2, extra_tokens=(0, 99))),
+        (Q_KEYS[6], Problem(200, 50, 3, 2, batch=3, heads=2, kv_heads=1, extra_tokens=(48, 100))),
     ],
 )
 def test_larger_problems(libraries: dict[KernelConfig, Path], key: str, problem: Problem) -> None:
@@ -303,7 +307,6 @@ def test_the_gradient_takes_the_place_of_q_when_nobody_reads_it(libraries: dict[
     [
         ({"head_dim": 64}, "head_dim is 64, this kernel takes 72"),
         ({"scale": -1.0}, "scale is -1, this kernel takes positive ones"),
-        ({"extra_tokens": (3,)}, "the call needs extra_keys, which this kernel doesn't have"),
     ],
 )
 def test_refusals_say_why(libraries: dict[KernelConfig, Path], fields: dict[str, object], reason: str) -> None:

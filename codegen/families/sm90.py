@@ -96,15 +96,23 @@ def overlap_facts(code: Sass, wanted: int, found: int, what: str) -> dict[str, i
     }
 
 
-CHOICES = frozenset(
+_CHOICES = frozenset(
     {"BRA", "IADD3", "IMAD", "ISETP", "LDC", "LDS", "LEA", "LOP3", "MOV", "SEL", "SHF", "ULDC"}
     | {"VIADD", "VIADDMNMX", "VIMNMX", "VIMNMX3"}
 )
 """Names of instructions that choose between numbers."""
 
 
-def is_below_split(block: Sequence[Instruction]) -> bool:
+def _is_below_split(block: Sequence[Instruction]) -> bool:
     """Whether a block works out what rows see of a KV tile below a split, as few tiles are: that is all that it does,
     and it chooses between numbers."""
     names = {instruction.name for instruction in block}
-    return {"SEL", "VIADDMNMX"} <= names <= CHOICES
+    return {"SEL", "VIADDMNMX"} <= names <= _CHOICES
+
+
+def is_of_few_tiles(block: Sequence[Instruction], rank: int) -> bool:
+    """Whether a block works out what rows see of a KV tile below a split, or of one of extra keys that isn't whole. For
+    the latter it sets numbers or, at rank 1, asks which thread this is, and does nothing else."""
+    names = {instruction.name for instruction in block}
+    sets = names <= {"BRA", "CS2R", "IMAD", "ISETP", "MOV"}
+    return _is_below_split(block) or sets or (rank == 1 and {"S2R"} <= names <= _CHOICES | {"S2R"})

@@ -113,7 +113,7 @@ FAMILY = Family(
     target=TARGETS["sm90"],
     default=True,
     dtypes=("bf16", "fp16"),
-    features=("edge", "block_causal", "sink", "range", "delta", "deterministic"),
+    features=("edge", "block_causal", "sink", "range", "kv_sink", "extra_keys", "accumulate", "delta", "deterministic"),
     limits=Limits(q_rows=128, kv_columns=128, kv_multiple=1, q_multiple=_DEPTH, tile=_tile),
     padding=Padding(rows=WARPGROUP_ROWS, columns=_DEPTH),
     default_tiles={1: ((128,), (128,)), 2: ((8, 16), (8, 16)), 3: ((2, 8, 8), (2, 8, 8))},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from .sm90 import (
     check_products,
     check_registers,
     consumers_of,
-    is_below_split,
+    is_of_few_tiles,
     launch_misfit,
     mask_table_bytes,
     overlap_facts,
@@ -75,7 +76,7 @@ def tile_loop(config: KernelConfig) -> TileLoop:
         groups=3,
         most_blocks=1,
         never=frozenset({"UTMALDG"}),  # that is the producer's
-        aside=is_below_split,
+        aside=partial(is_of_few_tiles, rank=config.rank),
     )
 
 
@@ -89,7 +90,7 @@ FAMILY = Family(
     target=TARGETS["sm90"],
     default=True,
     dtypes=("bf16", "fp16"),
-    features=("edge", "block_causal", "sink", "range", "kv_sink", "delta", "deterministic"),
+    features=("edge", "block_causal", "sink", "range", "kv_sink", "extra_keys", "accumulate", "delta", "deterministic"),
     limits=Limits(q_rows=192, kv_columns=256, tile=_tile),
     padding=Padding(rows=WARPGROUP_ROWS, columns=16),
     default_tiles={1: ((128,), (96,)), 2: ((8, 16), (6, 16)), 3: ((2, 8, 8), (2, 6, 8))},

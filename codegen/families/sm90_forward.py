@@ -10,14 +10,13 @@ from ..runtime.config import KernelConfig
 from ..runtime.family import Padding
 from .family import Box, Family, Limits, MachineCode, TimeConstants
 from .sm90 import (
-    CHOICES,
     SHARED_MEMORY,
     WARPGROUP_ROWS,
     channels,
     check_products,
     check_registers,
     consumers_of,
-    is_below_split,
+    is_of_few_tiles,
     launch_misfit,
     mask_table_bytes,
     overlap_facts,
@@ -81,14 +80,6 @@ def _rescales(block: Sequence[Instruction]) -> bool:
     return products >= 4 and 2 * products > len(block)
 
 
-def _is_of_few_tiles(block: Sequence[Instruction], rank: int) -> bool:
-    """Whether a block works out what rows see of a KV tile below a split, or of one of extra keys that isn't whole. For
-    the latter it sets numbers or, at rank 1, asks which thread this is, and does nothing else."""
-    names = {instruction.name for instruction in block}
-    sets = names <= {"BRA", "CS2R", "IMAD", "ISETP", "MOV"}
-    return is_below_split(block) or sets or (rank == 1 and {"S2R"} <= names <= CHOICES | {"S2R"})
-
-
 def _occupancy(rows: Any, columns: Any, head_dim: int, value_head_dim: int) -> tuple[Any, Any]:
     """Warpgroups of a thread block and blocks of a multiprocessor, of numbers or arrays: as layout.h says, with an
     estimate of the table of masks."""
@@ -110,7 +101,7 @@ def tile_loop(config: KernelConfig) -> TileLoop:
         groups=2,
         never=frozenset({"UTMALDG"}),  # that is the producer's
         rare=_rescales,
-        aside=partial(_is_of_few_tiles, rank=config.rank),
+        aside=partial(is_of_few_tiles, rank=config.rank),
     )
 
 

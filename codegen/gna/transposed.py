@@ -107,7 +107,7 @@ class TransposedTiles:
 
     def _places(self) -> list[_Place]:
         gap = self.band.gap
-        if self.kv_sink:
+        if self.kv_sink and gap:
             return [_Place(0, self.kv_sink, 0), _Place(self.kv_sink, self.length, gap)]
         return [_Place(0, self.length, shift) for shift in ((-gap, 0, gap) if gap else (0,))]
 

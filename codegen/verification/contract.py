@@ -25,6 +25,7 @@ class Kernel(Entry):
         tensors: Mapping[str, torch.Tensor],
         memory: Callable[[str, int, int], None] = lambda *_: None,
         host: abi.Host | None = None,
+        accumulate: Sequence[str] = (),
     ) -> None:
         """Runs the kernel, on the current stream of a GPU.
 
@@ -33,12 +34,13 @@ class Kernel(Entry):
             tensors: inputs and results by role, of any strides; optional ones may be missing.
             memory: hears of the workspace before the kernel runs: name, address, bytes.
             host: what runs its threads, by default one.
+            accumulate: roles of gradients that are added to what their tensors hold.
 
         Raises:
             Refused: the kernel does not take this problem.
             LaunchError: it failed; says why.
         """
-        call = self.prepare_call(problem, tensors, host)
+        call = self.prepare_call(problem, tensors, host, accumulate)
         self._run(call, next(iter(tensors.values())).device, memory)
 
     def call_list(
@@ -57,8 +59,14 @@ class Kernel(Entry):
         listed = self.prepare_list([self.prepare_call(problem, tensors, host) for problem, tensors in calls])
         self._run(listed, next(iter(calls[0][1].values())).device, memory)
 
-    def prepare_call(self, problem: Problem, tensors: Mapping[str, torch.Tensor], host: abi.Host | None = None) -> Call:
-        """A call with torch's tensors by role.
+    def prepare_call(
+        self,
+        problem: Problem,
+        tensors: Mapping[str, torch.Tensor],
+        host: abi.Host | None = None,
+        accumulate: Sequence[str] = (),
+    ) -> Call:
+        """A call with torch's tensors by role, as `call` runs it.
 
         Raises:
             Refused: the kernel does not take this problem.
@@ -66,7 +74,7 @@ class Kernel(Entry):
         roles = [*self.op.reads(problem), *self.op.writes(problem)]
         there = [role for role in roles if role.name in tensors or not role.optional]
         views = {role.name: view_of(tensors[role.name], token_dims(role, problem.rank)) for role in there}
-        return self.prepare(problem, views, next(iter(tensors.values())).device.index or 0, host)
+        return self.prepare(problem, views, next(iter(tensors.values())).device.index or 0, host, accumulate)
 
     def _run(self, call: Call | CallList, device: torch.device, memory: Callable[[str, int, int], None]) -> None:
         size = call.workspace_bytes

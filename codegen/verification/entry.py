@@ -141,21 +141,35 @@ class Entry:
         views: Mapping[str, abi.Tensor],
         device_index: int = 0,
         host: abi.Host | None = None,
+        accumulate: Sequence[str] = (),
     ) -> Call:
-        """A call with tensors by role; ``host``: what runs its threads, by default one.
+        """A call with tensors by role.
+
+        Args:
+            problem: what it computes.
+            views: the tensors.
+            device_index: of the GPU where they are.
+            host: what runs its threads, by default one.
+            accumulate: roles of gradients that are added to what their tensors hold.
 
         Raises:
             Refused: the kernel does not take this problem.
         """
         host = host or abi.Host(c.sizeof(abi.Host), 1, _SERIALLY)
         args = abi.make_args(self.op.name, abi.describe(problem), views, host, self.tensor_device)
-        args.features = abi.feature_bits(problem.features())
+        args.features = abi.feature_bits((*problem.features(), *(["accumulate"] if accumulate else [])))
+        args.accumulate = sum(1 << abi.ROLES.index(role) for role in accumulate)
         args.device_index = device_index
         return Call(self._entry, args)
 
     def prepare_list(self, calls: Sequence[Call]) -> CallList:
         """Calls of this kernel, at least one, none of which writes what another reads or writes."""
         return CallList(self._entry, calls)
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether the kernel can add gradients to what their tensors hold."""
+        return bool(self._entry.features & abi.feature_bits(["accumulate"]))
 
     @property
     def runs_lists(self) -> bool:

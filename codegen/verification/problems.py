@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from math import ceil
+from math import ceil, prod
 from random import Random
 from typing import Any
 
@@ -44,10 +44,10 @@ def count_call_tiles(problem: Problem, config: KernelConfig, lengths: Sequence[S
     Args:
         lengths: of each piece of extra keys, by batch entry; None: all count. Their keys have tiles of their own, of
             which the last one of a piece needs a mask where it isn't full. Where KV tiles are held, those of extra keys
-            visit all queries, in a line.
+            visit all Q tiles of the query tensor, without a mask.
     """
     counts, columns, padded = tile_counts(problem, config), config.kv_columns, _pads_columns(config)
-    every, whole = -(-problem.token_count // config.q_rows), problem.token_count // config.q_rows
+    every = prod(-(-tokens // extent) for tokens, extent in zip(problem.tokens, config.q_tile, strict=True))
     held = OPS[config.op].held
     times = problem.batch * problem.heads
     visited, interior = times * counts.visited, times * counts.interior
@@ -56,7 +56,7 @@ def count_call_tiles(problem: Problem, config: KernelConfig, lengths: Sequence[S
             keys = min(max(length, 0), tokens)
             if held == "kv":
                 visited += problem.heads * every * -(-keys // columns)
-                interior += 0 if padded else problem.heads * whole * -(-keys // columns)
+                interior += problem.heads * every * -(-keys // columns)
                 continue
             visited += problem.heads * counts.q_tiles * -(-keys // columns)
             interior += 0 if padded else problem.heads * counts.q_tiles * (keys // columns)

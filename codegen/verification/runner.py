@@ -238,6 +238,7 @@ class Verifier:
                 poison=run.poison,
                 together=run.last,
                 threads=run.last,
+                adds=run.last,
                 schedule=run.schedule.as_json(self._settings.trace) if run.schedule else None,
             )
             found.runs += said.get("runs", 1)

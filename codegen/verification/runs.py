@@ -77,6 +77,7 @@ class KernelRuns:
         poison: Sequence[str] = (),
         together: bool = False,
         threads: bool = False,
+        adds: bool = False,
     ) -> Json:
         """Runs the kernel with data of ``seed``, compares with exact results, and tries again.
 
@@ -89,6 +90,7 @@ class KernelRuns:
             poison: kinds of `kinds.POISONS`, each for a further run.
             together: also run it as a list with another call, if the kernel runs lists.
             threads: also run it on several threads of this processor, if that is what runs it.
+            adds: also have it add some gradients to what is there, if it can.
 
         Returns:
             ``errors`` by result, ``digest`` of all results, ``runs``, and ``launches`` of the first run.
@@ -124,6 +126,9 @@ class KernelRuns:
             runs += 2
             if digest(op, memory) != bits:
                 raise Failure("list", "run as a list with another call, it gives other bits")
+        if adds and self.kernel.accumulates:
+            self._run_adding(problem, seed, memory, schedule)
+            runs += 1
         return {"errors": errors, "digest": bits, "runs": runs, "launches": launches}
 
     def _run_together(self, problem: Problem, seed: int, memory: Memory, schedule: Json | None) -> None:
@@ -142,6 +147,28 @@ class KernelRuns:
         self.run_list([(problem, other), (problem, memory)], schedule)
         if digest(op, other) != alone:
             raise Failure("list", "run as a list, the call before it gives other bits")
+
+    def _run_adding(self, problem: Problem, seed: int, memory: Memory, schedule: Json | None) -> None:
+        """Runs a call that adds some of its gradients, at least one, to random numbers, and overwrites the others.
+
+        Raises:
+            Failure: of the call, or a sum is further from exact than rounding allows.
+        """
+        op, exact, rng = self.kernel.op, self.exact(problem, seed), Random(f"adds {seed}")
+        roles = [role.name for role in op.writes(problem)]
+        adding = rng.sample(roles, rng.randint(1, len(roles)))
+        generator, results, bounds = torch.Generator().manual_seed(seed), dict(exact.results), dict(exact.bounds)
+        for name in roles:
+            memory[name].clear()
+            if name not in adding:
+                continue
+            tensor = memory[name].tensor
+            tensor.copy_(torch.randn(tensor.shape, generator=generator))
+            held = tensor.double()
+            results[name] = exact.results[name] + held
+            bounds[name] = exact.bounds[name] + torch.finfo(tensor.dtype).eps * held.abs()
+        self._run([(problem, memory)], schedule, partial(self._call, accumulate=adding))
+        compare_all(op, memory, results, bounds)
 
     def allocate(self, problem: Problem, layout: str) -> Memory:
         """Memory for the tensors of a call."""
@@ -181,14 +208,14 @@ class KernelRuns:
             memory[role.name].clear()
         self.run(problem, memory, schedule, host)
 
-    def _call(self, calls: Sequence[Listed], host: abi.Host | None = None) -> None:
+    def _call(self, calls: Sequence[Listed], host: abi.Host | None = None, accumulate: Sequence[str] = ()) -> None:
         """Runs the kernel on the one call that there is, to its end.
 
         Raises:
             Refused, Failure
         """
         ((problem, tensors),) = calls
-        self._finish(lambda: self.kernel.call(problem, tensors, self._announce, host))
+        self._finish(lambda: self.kernel.call(problem, tensors, self._announce, host, accumulate))
 
     def _call_list(self, calls: Sequence[Listed]) -> None:
         self._finish(lambda: self.kernel.call_list(calls, self._announce))

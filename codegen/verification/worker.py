@@ -114,6 +114,7 @@ class Server:
             request.get("poison", ()),
             request.get("together", False),
             request.get("threads", False),
+            request.get("adds", False),
         )
 
     def call(self, request: Json) -> Json:

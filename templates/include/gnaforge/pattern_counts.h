@@ -68,8 +68,9 @@ inline TileCounts count_axis_key_tiles(const PatternAxis& axis, int k_extent, in
     // Rows of stored keys: where they are, and on an axis that wraps a grid away; or the grid's first, and the others.
     const Place wrapped[] = {{0, keys, 0}, {0, keys, -band.gap}, {0, keys, band.gap}};
     const Place apart[] = {{0, sink, 0}, {sink, keys, band.gap}};
-    const Place* const places = sink > 0 ? apart : wrapped;
-    const int count = sink > 0 ? 2 : band.gap != 0 ? 3 : 1;
+    const bool splits = sink > 0 && band.gap != 0;
+    const Place* const places = splits ? apart : wrapped;
+    const int count = splits ? 2 : band.gap != 0 ? 3 : 1;
     for (int k = 0; k < keys; k += k_extent) {
       sum.q_tiles += groups;
       for (int i = 0; i < count; ++i) {

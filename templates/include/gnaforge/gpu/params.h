@@ -60,7 +60,8 @@ GNAFORGE_HD Pattern make_pattern(const GroupParams& own, const AxisParams& all) 
 template <int Rank, class SliceMaps, int Slices>
 struct LaunchParams {
   static constexpr int slices = Slices;
-  static constexpr bool several_calls = false;  ///< Slices may be of several calls, and have extra keys.
+  static constexpr bool several_calls = false;     ///< Slices may be of several calls.
+  static constexpr bool takes_extra_keys = false;  ///< They may have extra keys.
 
   SliceMaps maps[slices];
   float* log_sum_exp[slices];  ///< Of the slice's first query; null if the caller wants none.

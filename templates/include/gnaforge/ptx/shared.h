@@ -51,4 +51,19 @@ __device__ __forceinline__ void store_matrices(SharedAddress to, std::uint32_t a
   asm volatile("stmatrix.sync.aligned.m8n8.x2.shared.b16 [%0], {%1, %2};" ::"r"(to), "r"(a), "r"(b) : "memory");
 }
 
+/// And loads them.
+__device__ __forceinline__ void load_matrices(std::uint32_t (&found)[4], SharedAddress from) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(found[0]), "=r"(found[1]), "=r"(found[2]), "=r"(found[3])
+               : "r"(from)
+               : "memory");
+}
+
+__device__ __forceinline__ void load_matrices(std::uint32_t (&found)[2], SharedAddress from) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+               : "=r"(found[0]), "=r"(found[1])
+               : "r"(from)
+               : "memory");
+}
+
 }  // namespace gnaforge::ptx

@@ -7,6 +7,8 @@ namespace gnaforge::sm90::backward {
 
 constexpr int delta_threads = 256;
 
+constexpr int sum_threads = 256, sum_warps = sum_threads / 32;  ///< And those of sums.h.
+
 /// Each lane has 16 bytes of a row of `Channels` 16-bit elements; neighbouring lanes, a power of two, share a row.
 template <int Channels>
 struct DeltaLanes {

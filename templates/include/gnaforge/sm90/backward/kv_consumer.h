@@ -162,14 +162,80 @@ struct KvConsumer {
     ptx::mbarrier_arrive(shared + L::kv_empty);
   }
 
-  /// After `fill` has written gradients over keys that no product reads any more.
-  template <class Fill>
-  __device__ __forceinline__ void store(const Fill& fill) const {
+  /// The barrier of what gradients are added to.
+  __device__ __forceinline__ ptx::SharedAddress held_full() const {
+    return shared + L::held_full + (L::stores_by_warpgroup ? 8 * warpgroup : 0);
+  }
+
+  /// Loads what the tensors of gradients that accumulate hold to where keys were.
+  __device__ __forceinline__ void load_held() const {
+    const KvPlaceFacts<rank> place = KvPlaceFacts<rank>::load(shared + L::tile_facts);
+    int token[rank];
+#pragma unroll
+    for (int d = 0; d < rank; ++d) token[d] = place.k_begin[d];
+    if constexpr (L::stores_by_warpgroup) token[0] += warpgroup * L::grad_extent;
+    const int skipped = L::stores_by_warpgroup ? group_row() * row_bytes : 0;
+    const Maps& maps = params.maps[place.slice];
+    const bool of_keys = params.accumulates & 1, of_values = params.accumulates & 2;
+    ptx::mbarrier_arrive_expect(held_full(),
+                                ((of_keys ? L::qk_chunks : 0) + (of_values ? L::v_chunks : 0)) * L::grad_box_bytes);
+    if (of_keys)
+      gpu::load_box<L, L::qk_chunks>(maps.grad[0], params.folded, held_full(), shared + L::k_offset + skipped,
+                                     L::kv_chunk_bytes, L::head_dim, place.kv_head, token, place.batch);
+    if (of_values)
+      gpu::load_box<L, L::v_chunks>(maps.grad[1], params.folded, held_full(), shared + L::v_offset + skipped,
+                                    L::kv_chunk_bytes, L::value_head_dim, place.kv_head, token, place.batch);
+  }
+
+  /// Multiplies a gradient by `factor`, and adds what its tensor holds; returns what is left to multiply with. Without
+  /// anything to add to, nothing is done here: store_fragment multiplies, too.
+  template <int N>
+  __device__ __forceinline__ float add_held(int region, float (&gradient)[N], float factor, int bit) const {
+    if (!(params.accumulates & bit)) return factor;
+    add_fragment<Element>(shared + region, L::kv_chunk_bytes, first_row(), gradient, factor);
+    return 1;
+  }
+
+  /// The sums of a part of the queries, of the warp's 16 extra keys, of which these channels begin at `channel`.
+  template <int N>
+  __device__ __forceinline__ void store_sums(int extra, int channel, const float (&gradient)[N], float factor) const {
+    constexpr int channels = L::head_dim + L::value_head_dim;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int row = first_row() + lane() / 4 + 8 * r;
+      if (row >= KvTile::volume) continue;
+      float* const to = params.extra_work.sums + (std::int64_t{extra - 1} * KvTile::volume + row) * channels + channel +
+                        2 * (lane() % 4);
+#pragma unroll
+      for (int g = 0; g < N / 4; ++g)
+        *reinterpret_cast<float2*>(to + 8 * g) =
+            float2{gradient[element(g, r, 0)] * factor, gradient[element(g, r, 1)] * factor};
+    }
+  }
+
+  /// After `sum(number)` of extra keys or `fill()`, which has written gradients over keys that no product reads any
+  /// more. `parity` is that of the tile.
+  template <class Sum, class Fill>
+  __device__ __forceinline__ void store(std::uint32_t parity, const Sum& sum, const Fill& fill) const {
+    const int extra = KvPlaceFacts<rank>::load_extra(shared + L::tile_facts);
     // A warp has waited for its own part of a product; others' parts read the same keys.
     if constexpr (L::wide)
       sync_all();
     else
       sync_group();
+    if (extra) {
+      sum(extra);
+      if constexpr (!L::wide && !L::stores_by_warpgroup) sync_all();
+      if (!stores()) return;
+      ptx::mbarrier_arrive(held_full());
+      ptx::mbarrier_arrive(shared + L::kv_empty);
+      return;
+    }
+    if (params.accumulates) {
+      if constexpr (!L::wide && !L::stores_by_warpgroup) sync_all();
+      if (stores()) load_held();
+      ptx::mbarrier_wait(held_full(), parity);
+    }
     fill();
     ptx::fence_shared_to_async();
     if constexpr (L::stores_by_warpgroup)
@@ -181,7 +247,7 @@ struct KvConsumer {
 
   /// Both gradients of the warpgroup's keys over all Q tiles; `at` is where the first one is in the ring, and then
   /// where the next KV tile's will be.
-  __device__ __forceinline__ void tile(int steps, RingPosition& at) const {
+  __device__ __forceinline__ void tile(int steps, std::uint32_t parity, RingPosition& at) const {
     float key_gradient[L::head_dim / 2], value_gradient[L::value_head_dim / 2];
 #pragma unroll
     for (float& x : key_gradient) x = 0;
@@ -218,14 +284,21 @@ struct KvConsumer {
       at.template advance<L::stages>();
     }
     ptx::mark<ptx::Marker::tile_ends>();
-    store([&] {
-      store_rows(L::k_offset, key_gradient, params.scale);
-      store_rows(L::v_offset, value_gradient, 1.0f);
-    });
+    store(
+        parity,
+        [&](int extra) {
+          store_sums(extra, 0, key_gradient, params.scale);
+          store_sums(extra, L::head_dim, value_gradient, 1.0f);
+        },
+        [&] {
+          store_rows(L::k_offset, key_gradient, add_held(L::k_offset, key_gradient, params.scale, 1));
+          add_held(L::v_offset, value_gradient, 1.0f, 2);
+          store_rows(L::v_offset, value_gradient, 1.0f);
+        });
   }
 
   /// dV alone.
-  __device__ __forceinline__ void value_tile(int steps, RingPosition& at) const {
+  __device__ __forceinline__ void value_tile(int steps, std::uint32_t parity, RingPosition& at) const {
     float gradient[L::value_head_dim / 2];
 #pragma unroll
     for (float& x : gradient) x = 0;
@@ -248,13 +321,18 @@ struct KvConsumer {
       at.template advance<L::stages>();
     }
     ptx::mark<ptx::Marker::tile_ends>();
-    store([&] { store_rows(L::v_offset, gradient, 1.0f); });
+    store(
+        parity, [&](int extra) { store_sums(extra, L::head_dim, gradient, 1.0f); },
+        [&] {
+          add_held(L::v_offset, gradient, 1.0f, 2);
+          store_rows(L::v_offset, gradient, 1.0f);
+        });
   }
 
   /// dK alone. The loop is rotated, as backward_q's: the wait for dP begins its body, or ptxas would move it above the
   /// exponentials. S of a tile follows the product of the one before: so tensor cores have work while that ends, and
   /// its stage is free before they are done.
-  __device__ __forceinline__ void key_tile(int steps, RingPosition& at) const {
+  __device__ __forceinline__ void key_tile(int steps, std::uint32_t parity, RingPosition& at) const {
     float gradient[L::head_dim / 2], scores[score_registers], of_values[score_registers];
     std::uint32_t factors[factor_registers];
 #pragma unroll
@@ -302,18 +380,20 @@ struct KvConsumer {
       at.template advance<L::stages>();
     }
     ptx::mark<ptx::Marker::tile_ends>();
-    store([&] { store_rows(L::k_offset, gradient, params.scale); });
+    store(
+        parity, [&](int extra) { store_sums(extra, 0, gradient, params.scale); },
+        [&] { store_rows(L::k_offset, gradient, add_held(L::k_offset, gradient, params.scale, 1)); });
   }
 
-  /// All KV tiles; `compute(steps, ring)` one of them.
+  /// All KV tiles; `compute(steps, parity, ring)` one of them.
   template <class Compute>
   __device__ __forceinline__ void each_tile(const Compute& compute) const {
     RingPosition at{0, 0};
     std::uint32_t parity = 0;
     for (int index = blockIdx.x; index < params.tiles(); index += gridDim.x) {
       ptx::mbarrier_wait(shared + L::kv_full, parity);
+      compute(KvPlaceFacts<rank>::load_steps(shared + L::tile_facts), parity, at);
       parity ^= 1;
-      compute(KvPlaceFacts<rank>::load_steps(shared + L::tile_facts), at);
     }
     if (stores()) ptx::bulk_wait();
   }
@@ -324,11 +404,11 @@ struct KvConsumer {
       sync_all();
     }
     if constexpr (!L::wide)
-      each_tile([&](int steps, RingPosition& at) { tile(steps, at); });
+      each_tile([&](int steps, std::uint32_t parity, RingPosition& at) { tile(steps, parity, at); });
     else if (warpgroup == 0)
-      each_tile([&](int steps, RingPosition& at) { value_tile(steps, at); });
+      each_tile([&](int steps, std::uint32_t parity, RingPosition& at) { value_tile(steps, parity, at); });
     else
-      each_tile([&](int steps, RingPosition& at) { key_tile(steps, at); });
+      each_tile([&](int steps, std::uint32_t parity, RingPosition& at) { key_tile(steps, parity, at); });
   }
 };
 

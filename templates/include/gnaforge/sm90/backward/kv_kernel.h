@@ -8,6 +8,8 @@
 //   q_full         1 and the bytes of Q      warp 0, before the copies                                consumers
 //   grad_out_full  2 and the bytes of dO     warp 0, before the copies; warp 1, after it wrote        consumers
 //   empty          4 W                       warps, when their last product with the stage is done    warps 0 and 1
+//   held_full      1 and what gradients take  threads that store, before they copy what these are added   consumers
+//                                             to; or with extra keys at once
 // Warp 2 writes what a KV tile's keys are seen by and tile_facts before it arrives at kv_full; warp 0 writes
 // stage_facts before it arrives at q_full; warp 1 statistics. They are read after the wait.
 //
@@ -28,6 +30,7 @@ template <class Config>
 __device__ __forceinline__ void init_kv_barriers(ptx::SharedAddress shared) {
   using L = KvLayout<Config>;
   ptx::mbarrier_init(shared + L::kv_full, 1);
+  for (int i = 0; i < L::warpgroups; ++i) ptx::mbarrier_init(shared + L::held_full + 8 * i, 1);
   ptx::mbarrier_init(shared + L::kv_empty, L::stores_by_warpgroup ? L::warpgroups : 1);
   for (int stage = 0; stage < L::stages; ++stage) {
     ptx::mbarrier_init(shared + L::q_full + 8 * stage, 1);

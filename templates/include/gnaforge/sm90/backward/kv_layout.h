@@ -67,7 +67,7 @@ struct KvLayout {
   static constexpr int statistics_bytes = 8 * queries;
   static constexpr int most_stages = 4;
   static constexpr int tile_facts_bytes = 32, stage_facts_bytes = 32;
-  static constexpr int barriers_bytes = 8 * (2 + 3 * most_stages);
+  static constexpr int barriers_bytes = 8 * (2 + 3 * most_stages + 2);
   static constexpr int control_bytes = ceil_div(barriers_bytes, 16) * 16 + tile_facts_bytes +
                                        most_stages * stage_facts_bytes + Columns::table_bytes +
                                        ceil_div(most_images * run_bytes, 16) * 16;
@@ -90,6 +90,7 @@ struct KvLayout {
   static constexpr int q_full = kv_empty + 8;
   static constexpr int grad_out_full = q_full + 8 * stages;
   static constexpr int empty = grad_out_full + 8 * stages;
+  static constexpr int held_full = empty + 8 * stages;  ///< One for each thread that stores.
 
   static constexpr int tile_facts = control_offset + ceil_div(barriers_bytes, 16) * 16;
   static constexpr int stage_facts = tile_facts + tile_facts_bytes;
@@ -103,6 +104,8 @@ struct KvLayout {
       !wide && KvTile::volume == key_rows && (warpgroups == 1 || warpgroup_rows % KvTile::pitch(0) == 0);
   /// Keys along the outermost axis that one copy stores.
   static constexpr int grad_extent = stores_by_warpgroup ? KvTile::extent(0) / warpgroups : KvTile::extent(0);
+
+  static constexpr int grad_box_bytes = KvTile::volume / KvTile::extent(0) * grad_extent * row_bytes;  ///< Of a chunk.
 
   static constexpr int q_box(int axis) { return QTile::extents[axis]; }
   static constexpr int grad_box(int axis) { return axis == 0 ? grad_extent : KvTile::extents[axis]; }

@@ -8,6 +8,7 @@
 #include "gnaforge/sm90/backward/kv_layout.h"
 #include "gnaforge/sm90/backward/statistics.h"
 #include "gnaforge/sm90/backward/transposed_tiles.h"
+#include "gnaforge/sm90/extra_loads.h"
 #include "gnaforge/sm90/forward/producer.h"
 
 namespace gnaforge::sm90::backward {
@@ -18,10 +19,11 @@ struct KvPlaceFacts {
   int k_begin[Rank];
   int steps;  ///< Q tiles of all query heads.
   int slice, batch, kv_head;
+  int extra;  ///< As in KvPlace.
 
   __device__ __forceinline__ void store(ptx::SharedAddress slot) const {
     gpu::store_coordinates<Rank>(slot, k_begin, steps);
-    ptx::store_shared(slot + 16, slice, batch, kv_head, 0);
+    ptx::store_shared(slot + 16, slice, batch, kv_head, extra);
   }
 
   static __device__ __forceinline__ KvPlaceFacts load(ptx::SharedAddress slot) {
@@ -34,11 +36,15 @@ struct KvPlaceFacts {
     facts.slice = b.x;
     facts.batch = b.y;
     facts.kv_head = b.z;
+    facts.extra = b.w;
     return facts;
   }
 
   /// The number of steps alone.
   static __device__ __forceinline__ int load_steps(ptx::SharedAddress slot) { return ptx::load_shared(slot).w; }
+
+  /// And `extra`.
+  static __device__ __forceinline__ int load_extra(ptx::SharedAddress slot) { return ptx::load_shared(slot + 16).w; }
 };
 
 /// What they need to know of a Q tile, beside its stage.
@@ -88,6 +94,21 @@ struct KvProducer {
 
   static __device__ __forceinline__ int lane() { return ptx::reload_thread_index() % 32; }
 
+  /// The Q tiles of a KV tile: so many, from tile `index` of the group's query head `member` on.
+  struct Steps {
+    int member, index, count;
+  };
+
+  __device__ __forceinline__ Steps steps_of(const Place& place, const Tiles& tiles) const {
+    const int all = tiles.count * params.heads_per_kv_head.value;
+    if (!place.extra) return {0, 0, all};
+    const int first = place.part * params.extra_work.steps;
+    const std::int64_t batch = std::int64_t{params.first_batch(place.slice)} + place.batch;
+    if (first >= all || place.k_begin[0] >= extra_length(params.extra_keys, place.piece, batch)) return {0, 0, 0};
+    const int member = first / tiles.count;
+    return {member, first - member * tiles.count, min_int(params.extra_work.steps, all - first)};
+  }
+
   /// Calls f(place, tiles, head, index, ring) of each Q tile of each query head of each KV tile.
   template <class F>
   __device__ __forceinline__ void each_q_tile(const F& f) const {
@@ -96,17 +117,20 @@ struct KvProducer {
     for (int tile = blockIdx.x; tile < params.tiles(); tile += gridDim.x) {
       const Place place(params, tile);
       Tiles tiles(params, place);
-      if (tiles.count == 0) continue;
-      const int members = params.heads_per_kv_head.value;
+      Steps steps = steps_of(place, tiles);
+      if (place.extra) tiles.go_to(params, place.slice, steps.index);
+      int head = place.kv_head * params.heads_per_kv_head.value + steps.member;
 #pragma unroll 1
-      for (int member = 0; member < members; ++member) {
-        if (member > 0) tiles.restart();
-        int index = 0;
-        do {
-          f(place, tiles, place.kv_head * members + member, index, at);
-          at.template advance<L::stages>();
-          if (++index < tiles.count) tiles.step(index);
-        } while (index < tiles.count);
+      for (; steps.count > 0; --steps.count) {
+        f(place, tiles, head, steps.index, at);
+        at.template advance<L::stages>();
+        if (++steps.index < tiles.count) {
+          tiles.step(steps.index);
+        } else {
+          steps.index = 0;
+          ++head;
+          tiles.restart();
+        }
       }
     }
   }
@@ -181,20 +205,25 @@ struct KvProducer {
     for (int tile = blockIdx.x; tile < params.tiles(); tile += gridDim.x) {
       const Place place(params, tile);
       KvPlaceFacts<rank> facts;
-      facts.steps = Tiles(params, place).count * params.heads_per_kv_head.value;
+      facts.steps = steps_of(place, Tiles(params, place)).count;
       facts.slice = place.slice;
       facts.batch = place.batch;
       facts.kv_head = place.kv_head;
+      facts.extra = place.extra;
 #pragma unroll
       for (int d = 0; d < rank; ++d) facts.k_begin[d] = place.k_begin[d];
       ptx::mbarrier_wait(shared + L::kv_empty, parity);
       parity ^= 1;
-      store_seen(place);
+      if (!place.extra) store_seen(place);
       if (leads) facts.store(shared + L::tile_facts);
       __syncwarp();
       if (!leads) continue;
       const ptx::SharedAddress full = shared + L::kv_full;
       ptx::mbarrier_arrive_expect(full, (L::qk_chunks + L::v_chunks) * KvTile::volume * row_bytes);
+      if (place.extra) {
+        load_extra_keys(place, full);
+        continue;
+      }
       gpu::load_box<L, L::qk_chunks>(params.maps[place.slice].k, params.folded, full, shared + L::k_offset,
                                      L::kv_chunk_bytes, L::head_dim, place.kv_head, place.k_begin, place.batch);
       gpu::load_box<L, L::v_chunks>(params.maps[place.slice].v, params.folded, full, shared + L::v_offset,
@@ -203,6 +232,16 @@ struct KvProducer {
   }
 
  private:
+  __device__ __forceinline__ void load_extra_keys(const Place& place, ptx::SharedAddress full) const {
+    const ExtraMaps& maps = params.extra_maps(place.slice);
+    const int repeated = params.extra_keys.repeated >> 2 * place.piece;
+    const int batch = params.first_batch(place.slice) + place.batch;
+    load_extra_box<L, L::qk_chunks>(maps.k[place.piece], repeated & 1, full, shared + L::k_offset, L::kv_chunk_bytes,
+                                    place.kv_head, place.k_begin[0], batch);
+    load_extra_box<L, L::v_chunks>(maps.v[place.piece], repeated & 2, full, shared + L::v_offset, L::kv_chunk_bytes,
+                                   place.kv_head, place.k_begin[0], batch);
+  }
+
   /// Writes by which queries the tile's keys are seen, once per run of Q tiles, none where a key doesn't exist.
   __device__ __forceinline__ void store_seen(const Place& place) const {
     const int first_run = params.has_sides ? 0 : 1, end_run = params.has_sides ? most_images : 2;

@@ -62,8 +62,24 @@ struct QConsumer {
 
   __device__ __forceinline__ bool stores() const { return thread() == 0 && (L::stores_by_warpgroup || warpgroup == 0); }
 
+  /// Multiplies Q's gradient by the scale, and adds what its tensor holds, by way of shared memory.
+  __device__ __forceinline__ void add_held(const QTileFacts& work, float (&grad)[grad_registers],
+                                           const int (&token)[rank], ptx::SharedAddress region, int skipped,
+                                           std::uint32_t parity) const {
+    const ptx::SharedAddress full = shared + L::held_full + (L::stores_by_warpgroup ? 8 * warpgroup : 0);
+    if (stores()) {
+      ptx::mbarrier_arrive_expect(full, L::qk_chunks * L::grad_box_bytes);
+      gpu::load_box<L, L::qk_chunks>(params.maps[work.slice].grad[0], params.folded, full, region + skipped,
+                                     L::q_chunk_bytes, L::head_dim, work.head, token, work.batch);
+    }
+    ptx::mbarrier_wait(full, parity);
+    add_fragment<typename L::Element>(region, L::q_chunk_bytes, first_row(), grad, params.scale);
+  }
+
   /// Scales Q's gradient, rounds it, and stores it by way of shared memory; the copy clips at the tensor's borders.
-  __device__ __forceinline__ void store_grad(const QTileFacts& work, const float (&grad)[grad_registers]) const {
+  /// `parity` is that of the tile.
+  __device__ __forceinline__ void store_grad(const QTileFacts& work, float (&grad)[grad_registers],
+                                             std::uint32_t parity) const {
     if constexpr (L::grad_apart) {
       if (stores()) ptx::bulk_wait_read();
     }
@@ -71,16 +87,20 @@ struct QConsumer {
     // a product's part that is another warp's, which PTX doesn't say that this warp has waited for.
     sync_stores();
     const ptx::SharedAddress region = shared + L::grad_offset;
-    const float factor[2] = {params.scale, params.scale};
-    store_fragment<typename L::Element>(region, L::q_chunk_bytes, first_row(), grad, factor);
-    ptx::fence_shared_to_async();
-    sync_stores();
-    if (!stores()) return;
     int token[rank];
 #pragma unroll
     for (int d = 0; d < rank; ++d) token[d] = work.q_begin[d];
     if constexpr (L::stores_by_warpgroup) token[0] += warpgroup * L::grad_extent;
     const int skipped = L::stores_by_warpgroup ? warpgroup * warpgroup_rows * row_bytes : 0;
+    float factor[2] = {params.scale, params.scale};
+    if (params.accumulates) {
+      add_held(work, grad, token, region, skipped, parity);
+      factor[0] = factor[1] = 1;
+    }
+    store_fragment<typename L::Element>(region, L::q_chunk_bytes, first_row(), grad, factor);
+    ptx::fence_shared_to_async();
+    sync_stores();
+    if (!stores()) return;
     gpu::store_box<L, L::qk_chunks>(params.maps[work.slice].grad[0], params.folded, region + skipped, L::q_chunk_bytes,
                                     L::head_dim, work.head, token, work.batch);
     ptx::bulk_commit();
@@ -92,10 +112,11 @@ struct QConsumer {
 
   /// One Q tile, whose facts are in `slot`; `at` is where its first KV tile is in the ring, and then where the next
   /// one's will be.
-  __device__ __forceinline__ void tile(ptx::SharedAddress slot, RingPosition& at) const {
+  __device__ __forceinline__ void tile(ptx::SharedAddress slot, std::uint32_t parity, RingPosition& at) const {
     float scores[score_registers], slopes[score_registers], grad[grad_registers];
     std::uint32_t rounded[score_registers / 2];
     RowWindows<QTile, TileSource<Config>> windows;
+    windows.kept_quad = ptx::reload_thread_index() & 3;  // which parts of extra keys ask for, too
     RowStatistics row[2];
     int count;
     {
@@ -173,7 +194,7 @@ struct QConsumer {
     ptx::hold(rounded);
     release(L::k_empty + 8 * at.stage);
     at.template advance<L::stages>();
-    store_grad(work, grad);
+    store_grad(work, grad, parity);
   }
 
   __device__ __forceinline__ void run() const {
@@ -186,7 +207,7 @@ struct QConsumer {
     ptx::wait_for_grids();  // statistics come by ordinary loads, which may find older values in a cache
     for (int index = blockIdx.x; index < params.tiles(); index += gridDim.x) {
       ptx::mbarrier_wait(shared + L::q_full, q_parity);
-      tile(shared + L::q_facts + gpu::q_facts_bytes * q_parity, at);
+      tile(shared + L::q_facts + gpu::q_facts_bytes * q_parity, q_parity, at);
       q_parity ^= 1;
     }
     if (stores()) ptx::bulk_wait();

@@ -13,6 +13,10 @@
 //   k_empty   4 W                                   warps, when their dS K is done                     the producer
 //   v_full    1 and the bytes of V                  the producer, before the copies                    consumers
 //   v_empty   4 W                                   warps, when their dO V^T is done                   the producer
+//   part_full 1 and the bytes of K or V             the producer, before it copies extra keys of which the producer
+//                                                 not all count
+//   held_full 1 and what gradients take             threads that store, before they copy what these    consumers
+//                                                   are added to
 // The producer writes q_facts and kv_facts before it arrives at q_full and k_full; they are read after the wait.
 //
 // Named barriers, counted in threads:
@@ -32,6 +36,8 @@ __device__ __forceinline__ void init_q_barriers(ptx::SharedAddress shared) {
   using L = QLayout<Config>;
   constexpr int warps = L::warpgroups * 4;
   ptx::mbarrier_init(shared + L::q_full, 1);
+  ptx::mbarrier_init(shared + L::part_full, 1);
+  for (int i = 0; i < L::warpgroups; ++i) ptx::mbarrier_init(shared + L::held_full + 8 * i, 1);
   ptx::mbarrier_init(shared + L::q_empty, L::grad_apart ? warps : L::stores_by_warpgroup ? L::warpgroups : 1);
   for (int stage = 0; stage < L::stages; ++stage) {
     ptx::mbarrier_init(shared + L::k_full + 8 * stage, 1);

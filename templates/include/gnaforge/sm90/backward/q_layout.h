@@ -63,20 +63,24 @@ struct QLayout {
   static constexpr int k_empty = k_full + 8 * stages;
   static constexpr int v_full = k_empty + 8 * stages;
   static constexpr int v_empty = v_full + 8 * stages;
+  static constexpr int part_full = v_empty + 8 * stages;
+  static constexpr int held_full = part_full + 8;  ///< One for each thread that stores.
 
   // What the producer tells the consumers, behind the barriers.
-  static constexpr int q_facts = ceil_div(v_empty + 8 * stages, 16) * 16;  ///< For this Q tile and the next.
-  static constexpr int kv_facts = q_facts + 2 * gpu::q_facts_bytes;        ///< For each stage.
-  static constexpr int sides = kv_facts + gpu::kv_facts_bytes * stages;    ///< The producer's own; see lane_tiles.h.
-  static_assert(sides + 16 * rank <= control_offset + facts_bytes, "room for what the consumers are told");
-
+  static constexpr int q_facts = ceil_div(held_full + 8 * warpgroups, 16) * 16;  ///< For this Q tile and the next.
+  static constexpr int kv_facts = q_facts + 2 * gpu::q_facts_bytes;              ///< For each stage.
+  static constexpr int sides = kv_facts + gpu::kv_facts_bytes * stages;  ///< The producer's own; see lane_tiles.h.
   static constexpr int mask_table = control_offset + facts_bytes;
+  static_assert(sides + 16 * rank <= mask_table - Columns::parts * Columns::entry_bytes,
+                "room for what the consumers are told");
 
   /// True if each warpgroup's rows are a box by themselves, which it stores without waiting for the others.
   static constexpr bool stores_by_warpgroup =
       QTile::volume == rows && (warpgroups == 1 || warpgroup_rows % QTile::pitch(0) == 0);
   /// Queries along the outermost axis that one warpgroup stores.
   static constexpr int grad_extent = stores_by_warpgroup ? QTile::extent(0) / warpgroups : QTile::extent(0);
+
+  static constexpr int grad_box_bytes = QTile::volume / QTile::extent(0) * grad_extent * row_bytes;  ///< Of a chunk.
 
   /// Extents of what one copy loads of Q and of the output's gradient, and stores of Q's.
   static constexpr int q_box(int axis) { return QTile::extents[axis]; }

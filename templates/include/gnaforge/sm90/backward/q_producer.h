@@ -7,8 +7,10 @@
 #include "gnaforge/ptx/registers.h"
 #include "gnaforge/sm90/backward/params.h"
 #include "gnaforge/sm90/backward/q_layout.h"
+#include "gnaforge/sm90/extra_loads.h"
 #include "gnaforge/sm90/forward/lane_tiles.h"
 #include "gnaforge/sm90/forward/producer.h"
+#include "gnaforge/sm90/ring_position.h"
 
 namespace gnaforge::sm90::backward {
 
@@ -18,6 +20,7 @@ struct QProducer {
   using L = QLayout<Config>;
   using Tiles = LaneTiles<TileSource<Config>>;
   using Place = gpu::Place<typename Config::QTile>;
+  using Extra = ExtraLoads<L, Params<L::rank>, true>;
   static constexpr int rank = L::rank;
 
   const Params<rank>& params;
@@ -50,11 +53,14 @@ struct QProducer {
                                   work.kv_head, token, work.batch);
   }
 
-  __device__ __forceinline__ void load_q(const Place& work, const Tiles& tiles, std::uint32_t& parity) {
+  __device__ __forceinline__ void load_q(const Place& work, const Tiles& tiles, const Extra& extra_keys,
+                                         std::uint32_t& parity) {
     ptx::mbarrier_wait(shared + L::q_empty, parity);
     parity ^= 1;
+    const int extra = extra_keys.tiles(work);
     if (!leads) return;
-    gpu::QTileFacts<rank>::store(shared + L::q_facts + gpu::q_facts_bytes * parity, work, tiles.count, tiles.interior);
+    gpu::QTileFacts<rank>::store(shared + L::q_facts + gpu::q_facts_bytes * parity, work, tiles.count + extra,
+                                 tiles.interior + extra);
     const ptx::SharedAddress full = shared + L::q_full;
     ptx::mbarrier_arrive_expect(full, (L::qk_chunks + L::v_chunks) * Config::QTile::volume * row_bytes);
     gpu::load_box<L, L::qk_chunks>(params.maps[work.slice].q, params.folded, full, shared + L::q_offset,
@@ -73,6 +79,7 @@ struct QProducer {
     // The launch may have begun before the one before it ended. No consumer touches tensors before it has seen a load.
     ptx::wait_for_grids();
     leads = ptx::elect();
+    Extra extra_keys{params, shared};
     // A wait for the phase before the first returns at once: every stage is empty.
     RingPosition at{0, 1};
     std::uint32_t q_parity = 1;
@@ -88,11 +95,12 @@ struct QProducer {
                                                  : TileKind::shell;
         load_k(work, at, spot.origin, kind, token);
         // The first K is under way before Q waits for the last tile's gradient to leave.
-        if (j == 0) load_q(work, tiles, q_parity);
+        if (j == 0) load_q(work, tiles, extra_keys, q_parity);
         load_v(work, at, token);
         at.template advance<L::stages>();
         if (++j < tiles.count) tiles.step(j);
       } while (j < tiles.count);
+      extra_keys.load(work, at, leads);
       index += gridDim.x;
       if (index >= params.tiles()) break;
       work = Place(params, index);

@@ -99,12 +99,12 @@ struct RowWindows {
       // Few tiles are below a split, or have extra keys in part. Others take a branch for it, which waits for nothing:
       // its question is asked before the above is worked out.
       ends.hold();
-      if constexpr (Params::several_calls) {
+      if constexpr (Params::takes_extra_keys) {
         if (facts.kind != TileKind::shell) {
           if (facts.kind == TileKind::part)
             ends = ends_of_part(facts.origin[0]);
           else
-            ends = ends_of_sides(params, gpu::QTileFacts<rank>::load_slice(slot), facts);
+            ends = ends_of_sides(params, Params::several_calls ? gpu::QTileFacts<rank>::load_slice(slot) : 0, facts);
         }
       } else if (facts.kind == TileKind::shell_below) {
         ends = ends_of_sides(params, 0, facts);

@@ -1,4 +1,4 @@
-// From the layout of wgmma's accumulator to rows in shared memory. Device only.
+// From the layout of wgmma's accumulator to rows in shared memory, and back. Device only.
 #pragma once
 
 #include "gnaforge/gpu/shared_memory.h"
@@ -31,6 +31,37 @@ __device__ __forceinline__ void store_fragment(ptx::SharedAddress region, int ch
                           parts[3]);
     else  // addresses come from lanes 0 to 15
       ptx::store_matrices(line + c / 4 * chunk_bytes + (((c % 4 * 2) ^ (row % 8)) << 4), parts[0], parts[1]);
+  }
+}
+
+/// Multiplies an accumulator by `factor`, and adds what such a tile holds.
+template <class Element, int N>
+__device__ __forceinline__ void add_fragment(ptx::SharedAddress region, int chunk_bytes, int first_row,
+                                             float (&values)[N], float factor) {
+  const int lane = threadIdx.x % 32;
+  const int row = first_row + lane % 16;
+  const ptx::SharedAddress line = region + row * gpu::row_bytes;
+  const auto add = [&](int group, int r, std::uint32_t part) {
+    const float2 held = Element::unpack(part);
+    float& a = values[element(group, r, 0)];
+    float& b = values[element(group, r, 1)];
+    a = fmaf(a, factor, held.x);
+    b = fmaf(b, factor, held.y);
+  };
+#pragma unroll
+  for (int c = 0; c < N / 8; ++c) {  // 16 channels each
+    std::uint32_t parts[4];
+    const int piece = c % 4 * 2 + lane / 16;
+    ptx::load_matrices(parts, line + c / 4 * chunk_bytes + ((piece ^ (row % 8)) << 4));
+#pragma unroll
+    for (int i = 0; i < 4; ++i) add(2 * c + i / 2, i % 2, parts[i]);
+  }
+  if constexpr (N % 8 != 0) {
+    constexpr int c = N / 8;
+    std::uint32_t parts[2];
+    ptx::load_matrices(parts, line + c / 4 * chunk_bytes + (((c % 4 * 2) ^ (row % 8)) << 4));
+    add(2 * c, 0, parts[0]);
+    add(2 * c, 1, parts[1]);
   }
 }
 

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "gnaforge/gpu/host.h"
+#include "gnaforge/sm90/extra_host.h"
 #include "gnaforge/sm90/forward/params.h"
 
 namespace gnaforge::sm90 {
@@ -13,6 +14,7 @@ namespace gnaforge::sm90 {
 using gpu::MapShape;
 
 constexpr int maps_of_set = sizeof(Maps) / sizeof(CUtensorMap);
+static_assert(maps_of_set == maps_of_extra, "sets of either");
 
 /// Of Maps, in their order, or of ExtraMaps.
 struct MapShapes {
@@ -73,7 +75,7 @@ class Launches {
     Call call{args, {}, {}, {}, false, -1, 0};
     Base::copy_patterns(*args.problem, call.axes);
     call.common = Base::common_params(args, call.axes, batching.folded);
-    shape_extra_keys(call);
+    call.has_extra = shape_extra_keys<Element>(call.extra.map, args, KvTile::volume);
     if (slices_ > 0 && !agrees(call))
       if (const gnaforge_code code = flush()) return code;
     return Base::for_each_slice(args, call.axes, batching.step,
@@ -115,20 +117,6 @@ class Launches {
     };
     return {
         {shape(GNAFORGE_Q, q_box), shape(GNAFORGE_K, kv_box), shape(GNAFORGE_V, kv_box), shape(GNAFORGE_OUT, out_box)}};
-  }
-
-  static void shape_extra_keys(Call& call) {
-    for (int i = 0; i < maps_of_set; ++i) {
-      const int role = GNAFORGE_EXTRA_K + i;  // K of all pieces, then V
-      const gnaforge_tensor* const tensor = tensor_of(call.args, role);
-      if (tensor == nullptr) continue;
-      const Sizes sizes = sizes_of(*call.args.problem, role);
-      const std::int64_t batch = tensor->batch_stride == 0 ? 1 : sizes.batch;
-      call.has_extra = true;
-      call.extra.map[i] = gpu::map_shape<Element, 1>(role, *tensor, tensor->data,
-                                                     {sizes.channels, sizes.heads, {sizes.tokens[0]}, batch},
-                                                     {tensor->token_stride[0]}, {KvTile::volume}, false);
-    }
   }
 
   /// Whether the call may share the launch: in these things all slices agree.
@@ -239,7 +227,6 @@ class Launches {
 
   /// Adds the call's CallParams.
   void add_call(Call& call, int extra_set) {
-    const gnaforge_problem& problem = *call.args.problem;
     params_.folded = call.common.folded;
     params_.scale = call.common.scale;
     params_.scale_log2 = call.common.scale_log2;
@@ -255,17 +242,7 @@ class Launches {
     own.heads_per_kv_head = call.common.heads_per_kv_head;
     own.backwards = call.common.backwards;
     if (call.has_extra) own.extra_maps = Params::maps_offset(extra_set);
-    for (int piece = 0; piece < GNAFORGE_MAX_EXTRA; ++piece) {
-      if (problem.extra_tokens[piece] == 0) continue;
-      own.extra_pieces = piece + 1;
-      own.extra_tokens[piece] = static_cast<int>(problem.extra_tokens[piece]);
-      if (const gnaforge_tensor* const lengths = tensor_of(call.args, GNAFORGE_EXTRA_LENGTHS + piece)) {
-        own.extra_lengths[piece] = static_cast<const int*>(lengths->data);
-        own.extra_lengths_stride[piece] = lengths->batch_stride;
-      }
-      if (tensor_of(call.args, GNAFORGE_EXTRA_K + piece)->batch_stride == 0) own.repeated |= 1 << 2 * piece;
-      if (tensor_of(call.args, GNAFORGE_EXTRA_V + piece)->batch_stride == 0) own.repeated |= 2 << 2 * piece;
-    }
+    own.extra = extra_keys_of(call.args);
     call.place = calls_++;
     std::memcpy(params_.room + Params::call_offset(call.place), &own, sizeof own);
   }

@@ -6,6 +6,7 @@
 
 #include "gnaforge/abi.h"
 #include "gnaforge/gpu/params.h"
+#include "gnaforge/sm90/extra_keys.h"
 
 namespace gnaforge::sm90 {
 
@@ -13,11 +14,6 @@ using gpu::AxisParams;
 using gpu::GroupParams;
 using gpu::Maps;
 
-/// By which pieces of extra keys are read, whose tokens are one dim whatever the rank: boxes are a KV tile's columns,
-/// and lie in shared memory as those of a KV tile do. It takes the place of Maps.
-struct ExtraMaps {
-  CUtensorMap k[GNAFORGE_MAX_EXTRA], v[GNAFORGE_MAX_EXTRA];
-};
 static_assert(sizeof(ExtraMaps) == sizeof(Maps), "places for either");
 
 /// What slices of one call have in common.
@@ -27,13 +23,9 @@ struct CallParams {
   std::int64_t lse_batch_stride, lse_head_stride, lse_token_stride[Rank];
   Divisor kv_heads;
   Divisor heads_per_kv_head;
-  int backwards;     ///< Bit d: Q tiles that come last along axis d are worked on first.
-  int extra_pieces;  ///< Of extra keys, up to the last one that has any.
-  int extra_maps;    ///< Where in Params::room its ExtraMaps are.
-  int repeated;      ///< Bits 2p and 2p + 1: batch entries of K and V of piece p are one.
-  int extra_tokens[GNAFORGE_MAX_EXTRA];
-  const int* extra_lengths[GNAFORGE_MAX_EXTRA];  ///< Of batch entries, on the device; null: all tokens count.
-  std::int64_t extra_lengths_stride[GNAFORGE_MAX_EXTRA];
+  int backwards;   ///< Bit d: Q tiles that come last along axis d are worked on first.
+  int extra_maps;  ///< Where in Params::room its ExtraMaps are.
+  ExtraKeys extra;
 };
 
 /// A dilation group of a call, of all batch entries or of one.
@@ -54,7 +46,7 @@ template <int Rank>
 struct Params {
   using Call = CallParams<Rank>;
   using Slice = SliceParams<Rank>;
-  static constexpr bool several_calls = true;  ///< As gpu/params.h says.
+  static constexpr bool several_calls = true, takes_extra_keys = true;  ///< As gpu/params.h says.
   static constexpr int room_bytes = (max_param_bytes - 64 - max_slices * static_cast<int>(sizeof(Slice))) / 64 * 64;
 
   /// Maps from the front on and CallParams from the back: some launches have many of these, some of those.
@@ -86,9 +78,13 @@ struct Params {
 
   GNAFORGE_HD const Maps& maps(int slice) const { return maps_at(slices[slice].maps); }
   GNAFORGE_HD const Call& call(int slice) const { return *reinterpret_cast<const Call*>(room + slices[slice].call); }
+  GNAFORGE_HD const ExtraKeys& extra(int slice) const { return call(slice).extra; }
   GNAFORGE_HD const ExtraMaps& extra_maps(int slice) const {
     return *reinterpret_cast<const ExtraMaps*>(room + call(slice).extra_maps);
   }
+
+  /// The first batch entry of a slice, among those of its call.
+  GNAFORGE_HD int first_batch(int slice) const { return slices[slice].first_batch; }
 
   GNAFORGE_HD const GroupParams& group(int slice, int d) const { return slices[slice].group[d]; }
 

@@ -6,25 +6,13 @@
 #include "gnaforge/ptx/mbarrier.h"
 #include "gnaforge/ptx/registers.h"
 #include "gnaforge/ptx/tma.h"
+#include "gnaforge/sm90/extra_loads.h"
 #include "gnaforge/sm90/forward/lane_tiles.h"
 #include "gnaforge/sm90/forward/layout.h"
 #include "gnaforge/sm90/forward/params.h"
+#include "gnaforge/sm90/ring_position.h"
 
 namespace gnaforge::sm90 {
-
-/// A place in the ring of stages, and the parity of the barriers' phase there.
-struct RingPosition {
-  int stage;
-  std::uint32_t parity;
-
-  template <int Stages>
-  __device__ __forceinline__ void advance() {
-    if (++stage == Stages) {
-      stage = 0;
-      parity ^= 1;
-    }
-  }
-};
 
 constexpr int start_barrier = 0;  ///< The named barrier at which all threads meet, once.
 
@@ -48,6 +36,7 @@ struct Producer {
   using L = Layout<Config>;
   using Tiles = LaneTiles<TileSource<Config>>;
   using Place = sm90::Place<typename Config::QTile>;
+  using Extra = ExtraLoads<L, Params<L::rank>, false>;
   static constexpr int rank = L::rank;
 
   const Params<rank>& params;
@@ -92,84 +81,11 @@ struct Producer {
                       L::value_head_dim, work.kv_head, token, work.batch);
   }
 
-  /// How many keys of a piece count for a batch entry.
-  __device__ __forceinline__ int extra_length(const Place& work, int piece) const {
-    const auto& call = params.call(work.slice);
-    const int tokens = call.extra_tokens[piece];
-    const int* const lengths = call.extra_lengths[piece];
-    if (lengths == nullptr) return tokens;
-    const std::int64_t batch = params.slices[work.slice].first_batch + work.batch;
-    return clamp_int(ptx::load_word(lengths + batch * call.extra_lengths_stride[piece]), 0, tokens);
-  }
-
-  __device__ __forceinline__ int extra_tiles(const Place& work) const {
-    int tiles = 0;
-#pragma unroll 1
-    for (int piece = 0; piece < params.call(work.slice).extra_pieces; ++piece)
-      tiles += (extra_length(work, piece) + L::columns - 1) / L::columns;
-    return tiles;
-  }
-
-  /// All chunks of the tile from key `first` on.
-  template <int Chunks>
-  __device__ __forceinline__ void load_extra(const Place& work, int bit, const CUtensorMap& map,
-                                             ptx::SharedAddress barrier, ptx::SharedAddress to, int first) {
-    const bool repeated = params.call(work.slice).repeated >> bit & 1;
-    const int batch = repeated ? 0 : params.slices[work.slice].first_batch + work.batch;
-    ptx::mbarrier_arrive_expect(barrier, Chunks * L::kv_chunk_bytes);
-#pragma unroll
-    for (int c = 0; c < Chunks; ++c) {
-      const int at[4] = {c * L::chunk_channels, work.kv_head, first, batch};
-      ptx::tensor_load(to + c * L::kv_chunk_bytes, &map, barrier, at);
-    }
-  }
-
-  /// Leaves the first `count` columns in the table of masks; returns what consumers are told of them. Nobody reads
-  /// those of the Q tile before any more: this one's Q has waited for that.
-  __device__ __forceinline__ int note_part(int piece, int count) const {
-    using Columns = typename L::Columns;
-    if constexpr (rank == 1) {
-      return count;
-    } else {
-      const int thread = lane(), entry = Columns::part_entry(piece);
-      if (thread < 4 * Columns::words) {
-        const int own = Columns::count_below(count, thread / Columns::words) - 32 * (thread % Columns::words);
-        ptx::store_shared_word(shared + L::mask_table + entry * Columns::entry_bytes + 4 * thread, ~bits_from(own));
-      }
-      return entry;
-    }
-  }
-
-  /// All tiles of all pieces.
-  __device__ __forceinline__ void load_extra_keys(const Place& work, RingPosition& at) {
-#pragma unroll 1
-    for (int piece = 0; piece < params.call(work.slice).extra_pieces; ++piece) {
-      int left = extra_length(work, piece);
-#pragma unroll 1
-      for (int first = 0; left > 0; first += L::columns, left -= L::columns) {
-        ptx::mbarrier_wait(shared + L::k_empty + 8 * at.stage, at.parity);
-        const bool whole = left >= L::columns;
-        gpu::KvTileFacts<rank>::store(shared + L::kv_facts + gpu::kv_facts_bytes * at.stage, lane(),
-                                      whole ? 0 : note_part(piece, left), whole ? TileKind::interior : TileKind::part);
-        __syncwarp();
-        if (leads)
-          load_extra<L::qk_chunks>(work, 2 * piece, params.extra_maps(work.slice).k[piece],
-                                   shared + L::k_full + 8 * at.stage, shared + L::k_offset + at.stage * L::k_bytes,
-                                   first);
-        ptx::mbarrier_wait(shared + L::v_empty + 8 * at.stage, at.parity);
-        if (leads)
-          load_extra<L::v_chunks>(work, 2 * piece + 1, params.extra_maps(work.slice).v[piece],
-                                  shared + L::v_full + 8 * at.stage, shared + L::v_offset + at.stage * L::v_bytes,
-                                  first);
-        at.template advance<L::stages>();
-      }
-    }
-  }
-
-  __device__ __forceinline__ void load_q(const Place& work, const Tiles& tiles, std::uint32_t& parity) {
+  __device__ __forceinline__ void load_q(const Place& work, const Tiles& tiles, const Extra& extra_keys,
+                                         std::uint32_t& parity) {
     ptx::mbarrier_wait(shared + L::q_empty, parity);
     parity ^= 1;
-    const int extra = extra_tiles(work);
+    const int extra = extra_keys.tiles(work);
     if (!leads) return;
     gpu::QTileFacts<rank>::store(shared + L::q_facts + gpu::q_facts_bytes * parity, work, tiles.count + extra,
                                  tiles.interior + extra);
@@ -185,6 +101,7 @@ struct Producer {
     // The launch may have begun before the one before it ended. No consumer touches tensors before it has seen a load.
     ptx::wait_for_grids();
     leads = ptx::elect();
+    Extra extra_keys{params, shared};
     // A wait for the phase before the first returns at once: every stage is empty.
     RingPosition at{0, 1};
     std::uint32_t q_parity = 1;
@@ -200,12 +117,12 @@ struct Producer {
                                                  : TileKind::shell;
         load_k(work, at, spot.origin, kind, token);
         // The first K is under way before Q waits for the last tile's output to leave.
-        if (j == 0) load_q(work, tiles, q_parity);
+        if (j == 0) load_q(work, tiles, extra_keys, q_parity);
         load_v(work, at, token);
         at.template advance<L::stages>();
         if (++j < tiles.count) tiles.step(j);
       } while (j < tiles.count);
-      load_extra_keys(work, at);
+      extra_keys.load(work, at, leads);
       index += gridDim.x;
       if (index >= params.tiles()) break;
       work = Place(params, index);
