@@ -94,6 +94,13 @@ def cycles(text: str, warps: int = 1, **options: int | None) -> float:
     return simulate([code] * warps, SM90, turn=find_turn(tuple(code)), **options).cycles  # type: ignore[arg-type]
 
 
+def test_warps_have_ways_of_their_own() -> None:
+    slow, fast = (decode(listing(text)) for text in ("MUFU \n MUFU \n MUFU", "FADD"))
+    # Of two rounds one takes 24 cycles of the pipe, and the other one waits for it, if it may not be ahead.
+    assert simulate([slow, fast], SM90, lead=1).cycles == 24
+    assert simulate([slow, fast], SM90).cycles < 5
+
+
 def test_words_are_read_as_nvdisasm_prints_them() -> None:
     """One word of each form of each instruction in our kernels and in those of CUTLASS's examples."""
     lines = WORDS.read_text().splitlines()

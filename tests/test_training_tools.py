@@ -170,6 +170,22 @@ def test_sm90_is_what_a_training_step_is_simulated_on_and_fitted_for() -> None:
     assert not any("no time model" in note for note in made.notes)
 
 
+def test_the_table_of_fitted_gradients_is_true() -> None:
+    text = (Path(gnaforge.__file__).parent / "simulator" / "README.md").read_text()
+    rows = text.partition("| training step |\n")[2].partition("\n\n")[0].splitlines()[1:]
+    assert len(rows) == 5
+    for row in rows:
+        said, q_tiles, q_bound, kv_tiles, kv_bound, bound = (cell.strip() for cell in row.strip("|").split("|"))
+        tokens, window, *stride = (
+            tuple(map(int, part.removeprefix("stride ").split("x"))) for part in said.split(", ")
+        )
+        passes = gnaforge.simulate(tokens, window, *stride, direction="training", arch="sm90", heads=24)
+        of_q, of_kv = (passes.kernels[f"gna_backward_{side}"] for side in ("q", "kv"))
+        boxes = [str(found.tiles).replace("q ", "").replace("kv ", "") for found in (of_q, of_kv)]
+        bounds = [f"{found.work_bound:.2f}x" for found in (of_q, of_kv, passes)]
+        assert [q_tiles, q_bound, kv_tiles, kv_bound, bound] == [boxes[0], bounds[0], boxes[1], bounds[1], bounds[2]]
+
+
 # The command line
 
 

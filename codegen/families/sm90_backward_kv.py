@@ -105,7 +105,7 @@ def _channels(head_dim: int, value_head_dim: int) -> int:
 
 def _occupancy(rows: Any, columns: Any, head_dim: int, value_head_dim: int) -> tuple[Any, Any]:
     """Warpgroups of a thread block, and the one block of a multiprocessor."""
-    return (2 * (rows > 0) if _is_wide(head_dim, value_head_dim) else rows / WARPGROUP_ROWS), 1
+    return (2 if _is_wide(head_dim, value_head_dim) else rows / WARPGROUP_ROWS), 1
 
 
 FAMILY = Family(

@@ -83,7 +83,7 @@ def dense_time(family: Family, problem: Problem) -> float:
     rows, columns = constants.dense_rows, _DENSE_COLUMNS
     if not rows:
         boxes = family.default_boxes(1, problem.head_dim, problem.value_head_dim)
-        (rows,), (columns,) = family.in_order(*boxes)
+        rows, columns = map(prod, family.in_order(*boxes))
     queries, keys = [problem.token_count], [prod(problem.kv_tokens or problem.tokens), *problem.extra_tokens]
     held, others = (keys, queries) if op.held == "kv" else (queries, keys)
     held_tiles = sum(-(-n // rows) for n in held)
