@@ -57,6 +57,20 @@ def test_four_hundred_random_problems(libraries: dict[KernelConfig, Path]) -> No
         (KEYS[6], Problem((23, 20), (5, 4), dilation=(4, 3), heads=2)),  # more dilation groups than a launch holds
         (KEYS[3], Problem((8, 40), (4, 38), edge=("shift", "wrap"), heads=2)),  # interior tiles on both sides of a seam
         (KEYS[5], Problem((19, 30), (7, 30), causal=(False, "block"), stride=(1, 5), sink=(3, 0), heads=2)),
+        # Extra keys: parts of the queries and of several tiles, batch entries apart, and launches apart with dilation.
+        (KEYS[0], Problem((9, 9, 17), (5, 4, 9), batch=2, heads=4, kv_heads=2, extra_tokens=(200, 40))),
+        (
+            KEYS[1],
+            Problem((5, 9, 8), (3, 4, 3), 1, (1, 2, 1), (True, False, False), batch=2, heads=2, extra_tokens=(99,)),
+        ),
+        (KEYS[5], Problem((40, 30), (5, 4), heads=2, kv_heads=1, extra_tokens=(70,))),
+        # A cache: the grid's first keys apart, in KV tiles with others, and in whole ones.
+        (
+            KEYS[8],
+            Problem(
+                60, 100, 20, causal="block", sink=150, grid=900, q_offset=700, kv_tokens=310, kv_offset=600, kv_sink=150
+            ),
+        ),
     ],
 )
 def test_larger_problems(libraries: dict[KernelConfig, Path], key: str, problem: Problem) -> None:
@@ -89,9 +103,10 @@ from gnaforge.runtime.problem import Problem
 from gnaforge.verification.contract import Kernel
 from gnaforge.verification.problems import for_kernel
 kernel = Kernel(Path("{library}"), "{key}")
-problem = for_kernel(Problem((20, 18), (9, 7), (1, 2), heads=4, kv_heads=2), kernel.config)
+problem = for_kernel(Problem((40, 34), (9, 7), (1, 2), heads=4, kv_heads=2, extra_tokens=(140,)), kernel.config)
 tensors = kernel.op.random_inputs(problem)
-grads = {{f"grad_{{name}}": torch.full_like(tensors[name], torch.nan) for name in "kv"}}
+names = "k", "v", "extra_k", "extra_v"
+grads = {{f"grad_{{name}}": torch.full_like(tensors[name], torch.nan) for name in names}}
 kernel.call(problem, tensors | grads)
 print([hashlib.sha256(x.view(torch.int16).numpy().tobytes()).hexdigest() for x in grads.values()])
 """
@@ -170,6 +185,15 @@ MUTANTS = {
         "RowStatistics found{INFINITY, 0};",
         "RowStatistics found{-1e30f, 0};",
     ),
+    "every tile of extra keys with the first one's sums": (
+        "sm90/backward/transposed_tiles.h",
+        "work.tiles.value + index;",
+        "work.tiles.value + index % 2;",
+    ),
+    "extra keys of one part of the queries": (PRODUCER, "place.part * params.extra_work.steps", "0 * place.part"),
+    "extra keys of all lengths": ("sm90/backward/sums.h", "key < length && part", "key < tokens && part"),
+    "no sum with what is there": (CONSUMER, "if (!(params.accumulates & bit)) return", "return"),
+    "no sum with gradients of extra keys": ("sm90/backward/sums.h", "if (params.accumulates >>", "if (0 >>"),
     "a tile's gradient on top of the one before": (
         CONSUMER,
         "for (float& x : value_gradient) x = 0;",
@@ -183,7 +207,9 @@ def test_mutants_are_noticed(libraries: dict[KernelConfig, Path], headers: Path,
     file, old, new = MUTANTS[name]
     replace_once(headers / "gnaforge" / file, old, new)
     config = KernelConfig.parse("gna_backward_kv-sm90-r2-bf16-d72v8-q4x8-kv9x8")
-    problem = Problem((14, 19), (5, 17), (2, 1), edge=("shift", "wrap"), heads=2, kv_heads=1)
+    problem = Problem(
+        (22, 19), (5, 17), (2, 1), edge=("shift", "wrap"), batch=2, heads=2, kv_heads=1, extra_tokens=(9, 130)
+    )
     library = find_libraries([config], emulated=True)[config]
     with Verifier(config, library, Settings([SCHEDULES[0]], gaps=False, poison=False)) as verifier:
         found = verifier.verify(for_kernel(problem, config))
@@ -219,11 +245,6 @@ def test_gradients_take_the_place_of_keys_when_nobody_reads_them(libraries: dict
     [
         ({"head_dim": 64}, "head_dim is 64, this kernel takes 72"),
         ({"scale": -1.0}, "scale is -1, this kernel takes positive ones"),
-        ({"extra_tokens": (3,)}, "the call needs extra_keys, which this kernel doesn't have"),
-        (
-            {"grid": (8, 16), "q_offset": (0, 8), "kv_tokens": (8, 12), "kv_offset": (0, 6), "kv_sink": (0, 2)},
-            "which this kernel doesn't have",
-        ),
     ],
 )
 def test_refusals_say_why(libraries: dict[KernelConfig, Path], fields: dict[str, object], reason: str) -> None:
@@ -253,7 +274,7 @@ def test_facts_of_a_gpu_build(libraries: dict[KernelConfig, Path]) -> None:
     # 384 threads share 65,536 registers; K and V of 128 rows; four stages of Q, dO and statistics of 64 queries;
     # barriers and facts; tables of masks and of what keys are seen by.
     assert record["registers"] == 168 and record["spill_bytes"] == 0
-    control = 112 + 32 + 4 * 32 + 16 * (3 + 5 + 9) + 3 * 8 * (2 + 8 + 8)
+    control = 128 + 32 + 4 * 32 + 16 * (3 + 5 + 9) + 3 * 8 * (2 + 8 + 8)
     assert record["shared_memory"] == 2 * 128 * 256 + 4 * 64 * (2 * 256 + 8) + control
     assert record["code"]["mufu_under_product"] == 32
 

@@ -116,3 +116,8 @@ def is_of_few_tiles(block: Sequence[Instruction], rank: int) -> bool:
     names = {instruction.name for instruction in block}
     sets = names <= {"BRA", "CS2R", "IMAD", "ISETP", "MOV"}
     return _is_below_split(block) or sets or (rank == 1 and {"S2R"} <= names <= _CHOICES | {"S2R"})
+
+
+def is_of_few_calls(block: Sequence[Instruction]) -> bool:
+    """Whether a block of consumers of gradients loads what these are added to, or leaves sums of extra keys."""
+    return any(instruction.name in ("LDSM", "STG") for instruction in block)

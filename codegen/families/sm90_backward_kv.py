@@ -16,6 +16,7 @@ from .sm90 import (
     check_products,
     check_registers,
     consumers_of,
+    is_of_few_calls,
     mask_table_bytes,
     overlap_facts,
 )
@@ -91,6 +92,7 @@ def tile_loop(config: KernelConfig) -> TileLoop:
         peeled=0,
         most_blocks=1,
         never=frozenset({"UTMALDG"}),  # those are the loading warps'
+        aside=is_of_few_calls,
     )
     if not wide:
         return loop

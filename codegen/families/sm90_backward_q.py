@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from .sm90 import (
     check_products,
     check_registers,
     consumers_of,
+    is_of_few_calls,
     is_of_few_tiles,
     launch_misfit,
     mask_table_bytes,
@@ -42,6 +42,8 @@ def _tile(rows: int, kv_box: Box, head_dim: int, value_head_dim: int) -> str | N
     # without a spill or serialised products at rank 3, which needs most besides, with nvcc 13.0.
     registers = columns + columns // 4 + head_dim // 2
     limit = 132 if rows > 128 else 196 if rows > 64 else 216
+    if rows > 128 and len(kv_box) == 3:  # the loading warp lacks registers, most for many copies
+        limit = 124 if q + v <= 256 else 100
     if registers > limit:
         return f"needs {registers} accumulator registers a thread, of which there are {limit}"
     return launch_misfit(max(columns, head_dim)) if rows > 128 else None
@@ -76,7 +78,7 @@ def tile_loop(config: KernelConfig) -> TileLoop:
         groups=3,
         most_blocks=1,
         never=frozenset({"UTMALDG"}),  # that is the producer's
-        aside=partial(is_of_few_tiles, rank=config.rank),
+        aside=lambda block: is_of_few_tiles(block, config.rank) or is_of_few_calls(block),
     )
 
 

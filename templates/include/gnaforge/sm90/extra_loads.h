@@ -34,14 +34,14 @@ __device__ __forceinline__ void load_extra_box(const CUtensorMap& map, bool repe
 /// What the warp that loads K and V in a ring of stages does for a Q tile's extra keys. `L` is the kernel's layout,
 /// `Params` its parameters, which have extra(slice), extra_maps(slice) and first_batch(slice). `ClearsRest`: in a tile
 /// that isn't whole, rows of keys that don't count become zeros, for products multiply them with probabilities of 0 and
-/// must find nothing infinite; that takes a barrier of its own, L::part_full.
+/// must find nothing infinite; that takes a barrier of its own, L::part_full. Bit 1 of the caller's `parities` is that of
+/// the phase which the next such tile ends: registers are few.
 template <class L, class Params, bool ClearsRest>
 struct ExtraLoads {
   static constexpr int rank = L::rank;
 
   const Params& params;
   ptx::SharedAddress shared;
-  std::uint32_t part_parity = 0;  ///< Of the phase that the next tile which isn't whole ends.
 
   static __device__ __forceinline__ int lane() { return ptx::reload_thread_index(); }
 
@@ -62,7 +62,7 @@ struct ExtraLoads {
 
   /// Loads all tiles of all pieces; all lanes of the block's first warp go through it together, of which one `leads`.
   template <class Place>
-  __device__ __forceinline__ void load(const Place& work, RingPosition& at, bool leads) {
+  __device__ __forceinline__ void load(const Place& work, RingPosition& at, bool leads, std::uint32_t& parities) const {
 #pragma unroll 1
     for (int piece = 0; piece < params.extra(work.slice).pieces; ++piece) {
       int left = length(work, piece);
@@ -75,11 +75,11 @@ struct ExtraLoads {
         __syncwarp();
         load_tile<L::qk_chunks>(work, 2 * piece, params.extra_maps(work.slice).k[piece],
                                 shared + L::k_full + 8 * at.stage, shared + L::k_offset + at.stage * L::k_bytes, first,
-                                left, leads);
+                                left, leads, parities);
         ptx::mbarrier_wait(shared + L::v_empty + 8 * at.stage, at.parity);
         load_tile<L::v_chunks>(work, 2 * piece + 1, params.extra_maps(work.slice).v[piece],
                                shared + L::v_full + 8 * at.stage, shared + L::v_offset + at.stage * L::v_bytes, first,
-                               left, leads);
+                               left, leads, parities);
         at.template advance<L::stages>();
       }
     }
@@ -89,25 +89,28 @@ struct ExtraLoads {
   /// All chunks of the tile from key `first` on, of whose keys `count` count; `full` hears when they are there.
   template <int Chunks, class Place>
   __device__ __forceinline__ void load_tile(const Place& work, int bit, const CUtensorMap& map, ptx::SharedAddress full,
-                                            ptx::SharedAddress to, int first, int count, bool leads) {
-    const bool repeated = params.extra(work.slice).repeated >> bit & 1;
-    const int batch = params.first_batch(work.slice) + work.batch;
-    const auto copy = [&](ptx::SharedAddress barrier) {
-      if (!leads) return;
+                                            ptx::SharedAddress to, int first, int count, bool leads,
+                                            std::uint32_t& parities) const {
+    const bool clears = ClearsRest && count < L::columns;
+    if (leads) {
+      const ptx::SharedAddress barrier = clears ? shared + part_full() : full;
       ptx::mbarrier_arrive_expect(barrier, Chunks * L::kv_chunk_bytes);
-      load_extra_box<L, Chunks>(map, repeated, barrier, to, L::kv_chunk_bytes, work.kv_head, first, batch);
-    };
-    if constexpr (ClearsRest) {
-      if (count < L::columns) {
-        copy(shared + L::part_full);
-        ptx::mbarrier_wait(shared + L::part_full, part_parity);
-        part_parity ^= 1;
-        clear_rest<Chunks>(to, count);
-        if (leads) ptx::mbarrier_arrive(full);
-        return;
-      }
+      load_extra_box<L, Chunks>(map, params.extra(work.slice).repeated >> bit & 1, barrier, to, L::kv_chunk_bytes,
+                                work.kv_head, first, params.first_batch(work.slice) + work.batch);
     }
-    copy(full);
+    if (clears) {
+      ptx::mbarrier_wait(shared + part_full(), parities >> 1);
+      parities ^= 2;
+      clear_rest<Chunks>(to, count);
+      if (leads) ptx::mbarrier_arrive(full);
+    }
+  }
+
+  static __device__ __forceinline__ constexpr int part_full() {
+    if constexpr (ClearsRest)
+      return L::part_full;
+    else
+      return 0;
   }
 
   /// Rows from `count` on.

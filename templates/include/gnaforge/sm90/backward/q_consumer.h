@@ -112,7 +112,7 @@ struct QConsumer {
 
   /// One Q tile, whose facts are in `slot`; `at` is where its first KV tile is in the ring, and then where the next
   /// one's will be.
-  __device__ __forceinline__ void tile(ptx::SharedAddress slot, std::uint32_t parity, RingPosition& at) const {
+  __device__ __forceinline__ void tile(ptx::SharedAddress slot, RingPosition& at) const {
     float scores[score_registers], slopes[score_registers], grad[grad_registers];
     std::uint32_t rounded[score_registers / 2];
     RowWindows<QTile, TileSource<Config>> windows;
@@ -194,7 +194,7 @@ struct QConsumer {
     ptx::hold(rounded);
     release(L::k_empty + 8 * at.stage);
     at.template advance<L::stages>();
-    store_grad(work, grad, parity);
+    store_grad(work, grad, (slot - shared - L::q_facts) / gpu::q_facts_bytes);
   }
 
   __device__ __forceinline__ void run() const {
@@ -207,7 +207,7 @@ struct QConsumer {
     ptx::wait_for_grids();  // statistics come by ordinary loads, which may find older values in a cache
     for (int index = blockIdx.x; index < params.tiles(); index += gridDim.x) {
       ptx::mbarrier_wait(shared + L::q_full, q_parity);
-      tile(shared + L::q_facts + gpu::q_facts_bytes * q_parity, q_parity, at);
+      tile(shared + L::q_facts + gpu::q_facts_bytes * q_parity, at);
       q_parity ^= 1;
     }
     if (stores()) ptx::bulk_wait();

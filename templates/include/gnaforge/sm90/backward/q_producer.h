@@ -54,12 +54,12 @@ struct QProducer {
   }
 
   __device__ __forceinline__ void load_q(const Place& work, const Tiles& tiles, const Extra& extra_keys,
-                                         std::uint32_t& parity) {
-    ptx::mbarrier_wait(shared + L::q_empty, parity);
-    parity ^= 1;
+                                         std::uint32_t& parities) {
+    ptx::mbarrier_wait(shared + L::q_empty, parities & 1);
+    parities ^= 1;
     const int extra = extra_keys.tiles(work);
     if (!leads) return;
-    gpu::QTileFacts<rank>::store(shared + L::q_facts + gpu::q_facts_bytes * parity, work, tiles.count + extra,
+    gpu::QTileFacts<rank>::store(shared + L::q_facts + gpu::q_facts_bytes * (parities & 1), work, tiles.count + extra,
                                  tiles.interior + extra);
     const ptx::SharedAddress full = shared + L::q_full;
     ptx::mbarrier_arrive_expect(full, (L::qk_chunks + L::v_chunks) * Config::QTile::volume * row_bytes);
@@ -82,7 +82,7 @@ struct QProducer {
     Extra extra_keys{params, shared};
     // A wait for the phase before the first returns at once: every stage is empty.
     RingPosition at{0, 1};
-    std::uint32_t q_parity = 1;
+    std::uint32_t parities = 1;  // bit 0: of Q, bit 1: of extra keys that aren't whole tiles
     for (;;) {
       int j = 0;
       do {
@@ -95,12 +95,12 @@ struct QProducer {
                                                  : TileKind::shell;
         load_k(work, at, spot.origin, kind, token);
         // The first K is under way before Q waits for the last tile's gradient to leave.
-        if (j == 0) load_q(work, tiles, extra_keys, q_parity);
+        if (j == 0) load_q(work, tiles, extra_keys, parities);
         load_v(work, at, token);
         at.template advance<L::stages>();
         if (++j < tiles.count) tiles.step(j);
       } while (j < tiles.count);
-      extra_keys.load(work, at, leads);
+      extra_keys.load(work, at, leads, parities);
       index += gridDim.x;
       if (index >= params.tiles()) break;
       work = Place(params, index);

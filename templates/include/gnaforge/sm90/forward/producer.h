@@ -122,7 +122,7 @@ struct Producer {
         at.template advance<L::stages>();
         if (++j < tiles.count) tiles.step(j);
       } while (j < tiles.count);
-      extra_keys.load(work, at, leads);
+      extra_keys.load(work, at, leads, q_parity);
       index += gridDim.x;
       if (index >= params.tiles()) break;
       work = Place(params, index);
