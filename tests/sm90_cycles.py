@@ -57,7 +57,7 @@ def model_all(configs: Iterable[KernelConfig], folder: Path) -> Modelled:
 def main(part: str = "") -> None:
     """Writes the results."""
     known = json.loads(RESULT.read_text())["kernels"] if part else {}
-    configs = [*TESTED, *FITTED]
+    configs = list(dict.fromkeys([*TESTED, *FITTED]))
     with tempfile.TemporaryDirectory() as folder:
         found = known | model_all([config for config in configs if part in config.key], Path(folder))
     kernels = {config.key: found[config.key] for config in configs}
