@@ -18,8 +18,8 @@ __device__ __forceinline__ int extra_length(const ExtraKeys& keys, int piece, st
   return clamp_int(ptx::load_word(lengths + batch * keys.lengths_stride[piece]), 0, tokens);
 }
 
-/// Loads `Chunks` chunks of the box of keys from `first` on, `chunk_bytes` apart from `to` on. `batch` is an entry of the
-/// call's, `repeated` whether the map has one for all. `barrier` hears of the bytes.
+/// Loads `Chunks` chunks of the box of keys from `first` on, `chunk_bytes` apart from `to` on. `batch` is an entry of
+/// the call's, `repeated` whether the map has one for all. `barrier` hears of the bytes.
 template <class L, int Chunks>
 __device__ __forceinline__ void load_extra_box(const CUtensorMap& map, bool repeated, ptx::SharedAddress barrier,
                                                ptx::SharedAddress to, int chunk_bytes, int kv_head, int first,
@@ -34,8 +34,8 @@ __device__ __forceinline__ void load_extra_box(const CUtensorMap& map, bool repe
 /// What the warp that loads K and V in a ring of stages does for a Q tile's extra keys. `L` is the kernel's layout,
 /// `Params` its parameters, which have extra(slice), extra_maps(slice) and first_batch(slice). `ClearsRest`: in a tile
 /// that isn't whole, rows of keys that don't count become zeros, for products multiply them with probabilities of 0 and
-/// must find nothing infinite; that takes a barrier of its own, L::part_full. Bit 1 of the caller's `parities` is that of
-/// the phase which the next such tile ends: registers are few.
+/// must find nothing infinite; that takes a barrier of its own, L::part_full. Bit 1 of the caller's `parities` is that
+/// of the phase which the next such tile ends: registers are few.
 template <class L, class Params, bool ClearsRest>
 struct ExtraLoads {
   static constexpr int rank = L::rank;

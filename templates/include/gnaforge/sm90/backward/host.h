@@ -308,8 +308,8 @@ struct Entry : gpu::Entry<Config, L, Params<L::rank>> {
     }
   }
 
-  /// Extra keys first, which take longest: in one launch with the others, or where slices don't have all queries in ones
-  /// of their own, as if every query saw every key.
+  /// Extra keys first, which take longest: in one launch with the others or, where slices don't have all queries, in
+  /// ones of their own, as if every query saw every key.
   static gnaforge_code run_with_extra(const gnaforge_args& args, const PatternAxis (&axes)[rank],
                                       const gnaforge_tensor& delta, void* sums, const Machine& machine, void* stream,
                                       const Reason& reason) {

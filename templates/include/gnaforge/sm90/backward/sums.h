@@ -1,5 +1,5 @@
-// The gradients of extra keys, of what parts of the queries gave. A kernel of its own, which adds up in the order of the
-// parts: so bits don't depend on how many multiprocessors there are. Device only.
+// The gradients of extra keys, of what parts of the queries gave. A kernel of its own, which adds up in the order of
+// the parts: so bits don't depend on how many multiprocessors there are. Device only.
 #pragma once
 
 #include "gnaforge/gpu/element.h"
