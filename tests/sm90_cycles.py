@@ -1,6 +1,6 @@
 """Models sm90 kernels, and keeps what that gives: budgets of the tests' kernels, and the simulator's constants.
 
-Use: ``python tests/sm90_cycles.py [PART]`` compiles 220 kernels, which takes minutes; with PART only those that have it
+Use: ``python tests/sm90_cycles.py [PART]`` compiles 217 kernels, which takes minutes; with PART only those that have it
 in their keys. It writes tests/data/sm90_cycles.json, to which test_sm90_cycles.py holds the tests' kernels, and
 codegen/families/sm90_times.py, the formulas that are fitted to all of them.
 """
