@@ -1,4 +1,4 @@
-// The warpgroups that turn scores into probabilities, where they lie in tensor memory: a thread has one row. Device only.
+// The warpgroups that turn scores in tensor memory into probabilities: a thread has one row. Device only.
 #pragma once
 
 #include "gnaforge/gna/mask.h"
