@@ -242,7 +242,7 @@ MUTANTS = {
         "delta.token_stride[d] * axes[d].dilation",
         "delta.token_stride[d]",
     ),
-    "extra keys beyond their length": ("../extra_loads.h", "if (count < L::columns) {", "if (count < 0) {"),
+    "extra keys beyond their length": ("../extra_loads.h", "ClearsRest && count < L::columns", "ClearsRest && count < 0"),
     "no sum with what is there": ("q_consumer.h", "if (params.accumulates) {", "if (params.accumulates < 0) {"),
     "a sum without the scale": ("q_consumer.h", "first_row(), grad, params.scale);", "first_row(), grad, 1);"),
     "a tile's gradient on top of the one before": (
