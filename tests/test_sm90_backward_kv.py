@@ -155,7 +155,11 @@ def test_both_kernels_of_a_call_share_delta(libraries: dict[KernelConfig, Path])
 CONSUMER, PRODUCER = "sm90/backward/kv_consumer.h", "sm90/backward/kv_producer.h"
 MUTANTS = {
     "dK without the scale": (CONSUMER, "key_gradient, params.scale, 1)", "key_gradient, 1.0f, 1)"),
-    "dV with the scale": (CONSUMER, "value_gradient, 1.0f);\n        });", "value_gradient, params.scale);\n        });"),
+    "dV with the scale": (
+        CONSUMER,
+        "value_gradient, 1.0f);\n        });",
+        "value_gradient, params.scale);\n        });",
+    ),
     "P in place of dS": (CONSUMER, "slopes(factors, of_values, at);\n      add_keys(key_g", "add_keys(key_g"),
     "Q in place of dO": (
         CONSUMER,
