@@ -242,7 +242,6 @@ MUTANTS = {
         "delta.token_stride[d] * axes[d].dilation",
         "delta.token_stride[d]",
     ),
-    "extra keys beyond their length": ("../extra_loads.h", "if (count < L::columns) {", "if (count < 0) {"),
     "no sum with what is there": ("q_consumer.h", "if (params.accumulates) {", "if (params.accumulates < 0) {"),
     "a sum without the scale": ("q_consumer.h", "first_row(), grad, params.scale);", "first_row(), grad, 1);"),
     "a tile's gradient on top of the one before": (
@@ -266,9 +265,9 @@ def test_mutants_are_noticed(libraries: dict[KernelConfig, Path], headers: Path,
     config = KernelConfig.parse("gna_backward_q-sm90-r2-bf16-d72v8-q8x8-kv4x8")
     problem = for_kernel(Problem((14, 17), (5, 7), (1, 2), (1, 2), batch=3, heads=2, extra_tokens=(9, 70)), config)
     library = find_libraries([config], emulated=True)[config]
-    with Verifier(config, library, Settings([SCHEDULES[0]], gaps=False)) as verifier:
+    with Verifier(config, library, Settings([SCHEDULES[0]], gaps=False, poison=False)) as verifier:
         found = verifier.verify(problem)
-    assert found.failed in ("wrong", "emulator", "poison"), found.failed
+    assert found.failed in ("wrong", "emulator"), found.failed
 
 
 def test_missing_synchronisation_is_noticed(libraries: dict[KernelConfig, Path]) -> None:

@@ -103,7 +103,7 @@ from gnaforge.runtime.problem import Problem
 from gnaforge.verification.contract import Kernel
 from gnaforge.verification.problems import for_kernel
 kernel = Kernel(Path("{library}"), "{key}")
-problem = for_kernel(Problem((40, 34), (9, 7), (1, 2), heads=4, kv_heads=2, extra_tokens=(140,)), kernel.config)
+problem = for_kernel(Problem((32, 34), (9, 7), (1, 2), heads=2, kv_heads=1, extra_tokens=(140,)), kernel.config)
 tensors = kernel.op.random_inputs(problem)
 names = "k", "v", "extra_k", "extra_v"
 grads = {{f"grad_{{name}}": torch.full_like(tensors[name], torch.nan) for name in names}}
@@ -154,8 +154,12 @@ def test_both_kernels_of_a_call_share_delta(libraries: dict[KernelConfig, Path])
 
 CONSUMER, PRODUCER = "sm90/backward/kv_consumer.h", "sm90/backward/kv_producer.h"
 MUTANTS = {
-    "dK without the scale": (CONSUMER, "key_gradient, params.scale", "key_gradient, 1.0f"),
-    "dV with the scale": (CONSUMER, "value_gradient, 1.0f", "value_gradient, params.scale"),
+    "dK without the scale": (CONSUMER, "key_gradient, params.scale, 1)", "key_gradient, 1.0f, 1)"),
+    "dV with the scale": (
+        CONSUMER,
+        "value_gradient, 1.0f);\n        });",
+        "value_gradient, params.scale);\n        });",
+    ),
     "P in place of dS": (CONSUMER, "slopes(factors, of_values, at);\n      add_keys(key_g", "add_keys(key_g"),
     "Q in place of dO": (
         CONSUMER,
@@ -172,14 +176,14 @@ MUTANTS = {
         "(first_row + lane / 4 + 8 * r) / KvTile",
         "(lane / 4 + 8 * r) / KvTile",
     ),
-    "windows in place of transposed ones": ("gna/query_runs.h", "return transposed_window(", "return window("),
+    "windows in place of transposed ones": ("gna/query_runs.h", "? transposed_window(", "? window("),
     "the same image of keys everywhere": (PRODUCER, "tiles.run() * L::run_bytes", "L::run_bytes"),
     "interior from the wrong end": (
         "gna/band_tiles.h",
         "all{last.begin, first.end};",
         "all{first.begin, last.end};",
     ),
-    "one head of the group": (PRODUCER, "place.kv_head * members + member", "place.kv_head * members"),
+    "one head of the group": (PRODUCER, "          ++head;\n", ""),
     "no statistics where there is no query": (
         "sm90/backward/statistics.h",
         "RowStatistics found{INFINITY, 0};",
