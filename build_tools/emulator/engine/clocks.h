@@ -12,7 +12,7 @@ namespace gnaforge::emulator {
 
 // Who acts: warps, their mbarrier.inits (which have a fence of their own), the tensor core (in order), the wgmmas of
 // each warpgroup, bulk stores and apart from them their reads; what each warp does in tensor memory, its MMAs included,
-// as tcgen05.fence lets others see it; then, as they come, the copies that complete on an mbarrier and the cp.async of a
+// as tcgen05.fence lets others see it; then, as they come, copies that complete on an mbarrier and the cp.async of a
 // warp.
 constexpr int kFirstInitAgent = 32, kTensorAgent = 64, kFirstWarpgroupAgent = 65, kBulkStoreAgent = 73,
               kBulkReadAgent = 74, kFirstTensorWarpAgent = 75, kFirstCopyAgent = 107, kAgents = 192;

@@ -22,7 +22,7 @@
 //   statistics_full   4, [2][half]         warps, at the end of a Q tile                stores
 //   q_facts_full      1, [4]               load                                         all others
 //   kv_facts_full     1, [8]               load                                         softmax, where there are masks
-// Waits of load for *_empty pass at once the first time, as do those of products for out_empty and of copies for q_used.
+// Waits of load for *_empty pass at once the first time, as do those of products for out_empty, of copies for q_used.
 //
 // What needs no barrier. Scores take the place of probabilities that a product has read: products of one thread are
 // done in their order. A rescaled output is complete: with two halves the product before it was issued before the

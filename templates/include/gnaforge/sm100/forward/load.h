@@ -116,7 +116,7 @@ struct Load {
     Place work(params, index);
     Tiles tiles(params, work, shared + L::sides);
     QTiles<Config> facts{shared};
-    // The launch may have begun before the one before it ended. No other warp touches tensors before it has seen a load.
+    // The launch may have begun before the one before it ended. Other warps touch tensors once they have seen a load.
     ptx::wait_for_grids();
     leads = ptx::elect();
     for (;;) {

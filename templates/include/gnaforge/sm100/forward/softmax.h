@@ -1,4 +1,5 @@
-// The warpgroups that turn scores into probabilities, where they lie in tensor memory: a thread has one row. Device only.
+// The warpgroups that turn scores into probabilities, in their place in tensor memory: a thread has one row. Device
+// only.
 #pragma once
 
 #include "gnaforge/gna/mask.h"
