@@ -32,7 +32,7 @@ class Calls:
 
     def __init__(self, library: str, key: str, schedule: dict[str, Any]) -> None:
         self.kernel = Kernel(Path(library), key)
-        self.emulator = Emulator(self.kernel, False)
+        self.emulator = Emulator(self.kernel, ())
         self._schedule = schedule
 
     def prepare(self, problem: Problem, tensors: Tensors) -> Call:
