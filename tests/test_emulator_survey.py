@@ -18,7 +18,7 @@ from gnaforge.runtime.config import KernelConfig
 
 pytestmark = pytest.mark.survey
 PROBLEMS = {"hopper": Dense(1, 1, 1, 256, 640), "blackwell": Dense(1, 1, 1, 300, 300)}
-KEY = "gna_forward-sm90-r3-bf16-d128-q8x4x4-kv6x4x4"
+KEYS = ("gna_forward-sm90-r3-bf16-d128-q8x4x4-kv6x4x4", "gna_forward-sm100-r3-bf16-d128-q4x8x8-kv2x8x8")
 
 
 @pytest.mark.parametrize("arch", PROBLEMS)
@@ -38,9 +38,11 @@ def test_cutlass_forward(arch: str) -> None:
     assert result.share >= 0.9
 
 
-def test_own_sm90_kernel() -> None:
-    library = find_libraries([KernelConfig.parse(KEY)], emulated=True)[KernelConfig.parse(KEY)]
-    command = [sys.executable, "sm90_mutants.py", str(library), KEY, "1", "2"]
+@pytest.mark.parametrize("key", KEYS)
+def test_own_kernel(key: str) -> None:
+    config = KernelConfig.parse(key)
+    library = find_libraries([config], emulated=True)[config]
+    command = [sys.executable, "kernel_mutants.py", str(library), key, "1", "2"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
     print(done.stdout)
     assert done.returncode == 0, done.stderr

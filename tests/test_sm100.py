@@ -123,7 +123,7 @@ def test_calls(libraries: dict[str, Path], key: str, name: str, mode: str) -> No
 
 def test_missing_synchronisation_is_noticed(libraries: dict[str, Path]) -> None:
     """A few mutants of a kernel of one half: waits and arrivals that its rules need."""
-    said = run(["sm90_mutants.py", str(libraries[COPIED]), COPIED, "29"], "eager")
+    said = run(["kernel_mutants.py", str(libraries[COPIED]), COPIED, "29"], "eager")
     assert re.match(r"\d+ mutants reached", said), said
 
 

@@ -119,7 +119,7 @@ def test_larger_problems(libraries: dict[KernelConfig, Path], key: str, problem:
 
 def test_missing_synchronisation_is_noticed(libraries: dict[KernelConfig, Path]) -> None:
     """A few mutants of a kernel: fences, waits and arrivals that its rules need. All: test_emulator_survey.py."""
-    said = run(["sm90_mutants.py", str(libraries[CONFIGS[0]]), KEYS[0], "11"], "eager")
+    said = run(["kernel_mutants.py", str(libraries[CONFIGS[0]]), KEYS[0], "11"], "eager")
     assert re.match(r"\d+ mutants reached, 0 not; wrong by rule ([3-9]), of these noticed \1;", said), said
 
 

@@ -272,7 +272,7 @@ def test_mutants_are_noticed(libraries: dict[KernelConfig, Path], headers: Path,
 
 def test_missing_synchronisation_is_noticed(libraries: dict[KernelConfig, Path]) -> None:
     """A few mutants of a kernel: fences, waits and arrivals that its rules need."""
-    said = run(["sm90_mutants.py", str(libraries[Q_CONFIGS[0]]), Q_KEYS[0], "13"], "eager")
+    said = run(["kernel_mutants.py", str(libraries[Q_CONFIGS[0]]), Q_KEYS[0], "13"], "eager")
     assert re.match(r"\d+ mutants reached, 0 not; wrong by rule ([3-9]), of these noticed \1;", said), said
 
 
@@ -290,7 +290,7 @@ def survivors_of(said: str) -> tuple[int, list[str]]:
 def test_every_missing_synchronisation_is_noticed(libraries: dict[KernelConfig, Path], key: str) -> None:
     """But for one wait for grids before: consumers that lack it have met warps that waited, and the emulator takes that
     to be enough, as PTX says that memory is then visible to the whole grid."""
-    said = run(["sm90_mutants.py", str(libraries[KernelConfig.parse(key)]), key], "eager")
+    said = run(["kernel_mutants.py", str(libraries[KernelConfig.parse(key)]), key], "eager")
     wrong, survivors = survivors_of(said)
     assert wrong >= 45 and all("griddepcontrol.wait;" in line for line in survivors) and len(survivors) <= 1, said
 

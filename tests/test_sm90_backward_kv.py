@@ -222,7 +222,7 @@ def test_mutants_are_noticed(libraries: dict[KernelConfig, Path], headers: Path,
 
 def test_missing_synchronisation_is_noticed(libraries: dict[KernelConfig, Path]) -> None:
     """A few mutants of a kernel: fences, waits and arrivals that its rules need."""
-    said = run(["sm90_mutants.py", str(libraries[CONFIGS[0]]), KEYS[0], "13"], "eager")
+    said = run(["kernel_mutants.py", str(libraries[CONFIGS[0]]), KEYS[0], "13"], "eager")
     assert re.match(r"\d+ mutants reached, \d+ not; wrong by rule ([3-9]), of these noticed \1;", said), said
 
 
@@ -230,7 +230,7 @@ def test_missing_synchronisation_is_noticed(libraries: dict[KernelConfig, Path])
 @pytest.mark.parametrize("key", [KEYS[0], KEYS[5], KEYS[8]])
 def test_every_missing_synchronisation_is_noticed(libraries: dict[KernelConfig, Path], key: str) -> None:
     """But for a barrier that other warps' parts of a product need, which the emulator can't see: see below."""
-    said = run(["sm90_mutants.py", str(libraries[KernelConfig.parse(key)]), key], "eager")
+    said = run(["kernel_mutants.py", str(libraries[KernelConfig.parse(key)]), key], "eager")
     wrong, survivors = survivors_of(said)
     assert wrong >= 35 and all("barrier.cta.sync" in line for line in survivors) and len(survivors) <= 1, said
 

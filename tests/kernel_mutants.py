@@ -1,6 +1,6 @@
-"""Mutants of an sm90 kernel of ours, as its own host code launches it.
+"""Mutants of a GPU kernel of ours, as its own host code launches it.
 
-Use: ``python sm90_mutants.py LIBRARY KEY [EVERY [PROCESSES]]``.
+Use: ``python kernel_mutants.py LIBRARY KEY [EVERY [PROCESSES]]``.
 
 Prints a report; with EVERY, of every so manieth mutant only. Runs in a process of its own, since the stand-in reads its
 settings once.
@@ -42,6 +42,7 @@ PROBLEMS = {
 def main(library: str, key: str, every: int = 1, processes: int = 1) -> None:
     """Runs the kernel once for what a launch needs, then its mutants."""
     config = KernelConfig.parse(key)
+    os.environ.setdefault("GNAFORGE_EMULATOR_DEVICE", family_of(config).target.emulated_device)
     kernel = Kernel(Path(library), key)
     problem = for_kernel(PROBLEMS[config.rank], config)
     heads = -(-LEAST_TILES // tile_counts(problem, config).q_tiles)
