@@ -154,7 +154,7 @@ def test_a_family_without_a_time_model_says_so(monkeypatch: pytest.MonkeyPatch) 
 def test_sm90_is_what_a_training_step_is_simulated_on_and_fitted_for() -> None:
     """Its kernels of large heads compute scores twice in one of the three, which bounds don't count."""
     shape = {"tokens": (30, 48, 80), "window": (18, 24, 24), "heads": 24}
-    for head_dim, bound in ((64, 7.0), (128, 7.0), (256, 5.5)):
+    for head_dim, bound in ((64, 6.9), (128, 7.3), (256, 7.5)):
         passes = gnaforge.simulate(**shape, direction="training", head_dim=head_dim)
         assert [found.arch for found in passes.kernels.values()] == ["sm90"] * 3
         assert passes.work_bound > bound and 0.85 < passes.model_speedup / passes.work_bound < 1.05
