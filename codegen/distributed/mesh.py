@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from weakref import WeakKeyDictionary, ref
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
-from .agreement import Group
+from .agreement import Group, explain, refuse_capture
 
 Dims = Sequence[str | None]
 """Per token axis the name of the mesh dimension that divides it, or None."""
@@ -70,19 +71,48 @@ def sizes_of(mesh: DeviceMesh, names: Sequence[str | None]) -> list[int]:
     return [1 if name is None else mesh.size(own.index(name)) for name in names]
 
 
-# Torch keeps groups, and ends them: one that is kept here past its end would abort the process.
-_groups: WeakKeyDictionary[DeviceMesh, dict[tuple[str, ...], ref[Group]]] = WeakKeyDictionary()
+# By their mesh dimensions' groups: equal meshes may have others. Torch keeps groups, and ends them: one that is kept
+# here past its end would abort the process.
+_known: WeakKeyDictionary[Group, dict[tuple[str, ...], list[tuple[list[ref[Group]], ref[Group]]]]] = WeakKeyDictionary()
 
 
 def team_of(mesh: DeviceMesh, names: Sequence[str]) -> Team:
-    """The ranks of the mesh that differ in nothing but these dimensions. The first call for several of them makes a
-    process group, on all ranks of the mesh at once."""
+    """The ranks of the mesh that differ in nothing but these dimensions.
+
+    The first call for them makes process groups, of each choice of them: replicas with other grids may need others, and
+    all ranks of the mesh must make them, in one order. Each has its first collective here, of all its ranks, which NCCL
+    needs before sends and receives between some.
+
+    Raises:
+        RankError: a rank of the mesh doesn't take part, or a CUDA graph is captured.
+    """
     several = tuple(name for name, size in zip(names, sizes_of(mesh, names), strict=True) if size > 1)
     if not several:
         return Team(None, 0)
-    known = _groups.setdefault(mesh, {})
-    group = known[several]() if several in known else None
-    if group is None:  # torch has no public way to the group of several
-        group = mesh.get_group(several[0]) if len(several) == 1 else mesh[several]._flatten().get_group()
-        known[several] = ref(group)
+    group = _find(mesh, several)
+    if group is None:
+        with explain("making groups of ranks", mesh.get_group(several[0])):
+            refuse_capture()
+            for count in range(1, len(several) + 1):
+                for some in combinations(several, count):
+                    if (found := _find(mesh, some)) is None:
+                        found = _make(mesh, some)
+        group = found
     return Team(group, dist.get_rank(group))
+
+
+def _find(mesh: DeviceMesh, names: tuple[str, ...]) -> Group | None:
+    along = [mesh.get_group(name) for name in names]
+    for own, found in _known.setdefault(along[0], {}).get(names, []):
+        if [group() for group in own] == along:
+            return found()
+    return None
+
+
+def _make(mesh: DeviceMesh, names: tuple[str, ...]) -> Group:
+    along = [mesh.get_group(name) for name in names]
+    # Torch has no public way to the group of several; a name of its own can't be that of a dimension.
+    group = along[0] if len(names) == 1 else mesh[names]._flatten(f"gnaforge:{','.join(names)}").get_group()
+    dist.all_reduce(torch.zeros(1, device=mesh.device_type), group=group)
+    _known[along[0]].setdefault(names, []).append(([ref(own) for own in along], ref(group)))
+    return group
