@@ -260,10 +260,18 @@ class Prepared:
         """Tokens of this rank's shard."""
         return self.division.shards.shape(self.team.rank)
 
+    @property
+    def _extra_names(self) -> tuple[str, str, str]:
+        """The function's names of extra keys, values and lengths."""
+        if self.text_query is None:
+            return "additional_keys", "additional_values", "additional_lengths"
+        return "text_k", "text_v", "text_lengths"
+
     def signature(self) -> dict[str, Any]:
         """Values that all ranks must have equal, by the names of arguments."""
         problem, options = self.problem, self.options
-        given = [x for x in (*self.tensors, *self.extra, self.text_query) if x is not None]
+        given = [x for x in (*self.tensors, *self.extra[:2], self.text_query) if x is not None]
+        of_keys, _, of_lengths = self._extra_names
         return {
             "function": self.caller.name,
             "kernel_size": problem.window,
@@ -279,8 +287,8 @@ class Prepared:
             "heads": [problem.heads, problem.kv_heads],
             "head_dim": [problem.head_dim, problem.value_head_dim],
             "dtype": problem.dtype,
-            "additional_keys": [x.shape[1] for x in self.extra[:1] if x is not None],
-            "additional_lengths": self.extra[2] is not None,
+            of_keys: [x.shape[1] for x in self.extra[:1] if x is not None],
+            of_lengths: self.extra[2] is not None,
             "scale": self.scale,
             "mode": options.mode,
             "by_heads": options.by_heads,
@@ -298,13 +306,13 @@ class Prepared:
         shard = problem.batch, *self.shape
         of_query, of_key = (problem.heads, problem.head_dim), (problem.kv_heads, problem.head_dim)
         of_value = problem.kv_heads, problem.value_head_dim
-        pre, of_keys, of_values = ("additional_", "keys", "values") if self.text_query is None else ("text_", "k", "v")
+        name_of_keys, name_of_values, name_of_lengths = self._extra_names
         for name, tensor, rows, own in (
             ("query", query, shard, of_query),
             ("key", key, shard, of_key),
             ("value", value, shard, of_value),
-            (pre + of_keys, keys, extra, of_key),
-            (pre + of_values, values, extra, of_value),
+            (name_of_keys, keys, extra, of_key),
+            (name_of_values, values, extra, of_value),
             ("text_q", self.text_query, extra, of_query),
         ):
             if tensor is None:
@@ -321,7 +329,7 @@ class Prepared:
             if keys is None:
                 return f"rank {rank} has additional lengths without keys"
             if tuple(lengths.shape) != shard[:1] or lengths.dtype != torch.int32 or lengths.device != query.device:
-                given = f"{pre}lengths of shape {list(lengths.shape)}, {lengths.dtype} on {lengths.device}"
+                given = f"{name_of_lengths} of shape {list(lengths.shape)}, {lengths.dtype} on {lengths.device}"
                 return f"rank {rank} has {given}; they must be [{problem.batch}], torch.int32 on {query.device}"
         return None
 
