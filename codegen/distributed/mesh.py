@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakSet, ref
 
 import torch
 import torch.distributed as dist
@@ -71,9 +71,10 @@ def sizes_of(mesh: DeviceMesh, names: Sequence[str | None]) -> list[int]:
     return [1 if name is None else mesh.size(own.index(name)) for name in names]
 
 
-# By their mesh dimensions' groups: equal meshes may have others. Torch keeps groups, and ends them: one that is kept
-# here past its end would abort the process.
-_known: WeakKeyDictionary[Group, dict[tuple[str, ...], list[tuple[list[ref[Group]], ref[Group]]]]] = WeakKeyDictionary()
+# By the mesh itself, as equal ones may have other groups. Torch keeps groups, and ends them: one that is kept here past
+# its end would abort the process.
+_groups: dict[tuple[int, tuple[str, ...]], tuple[ref[DeviceMesh], ref[Group]]] = {}
+_met: WeakSet[Group] = WeakSet()
 
 
 def team_of(mesh: DeviceMesh, names: Sequence[str]) -> Team:
@@ -92,27 +93,28 @@ def team_of(mesh: DeviceMesh, names: Sequence[str]) -> Team:
     group = _find(mesh, several)
     if group is None:
         with explain("making groups of ranks", mesh.get_group(several[0])):
-            refuse_capture()
             for count in range(1, len(several) + 1):
-                for some in combinations(several, count):
-                    if (found := _find(mesh, some)) is None:
-                        found = _make(mesh, some)
-        group = found
+                for some in combinations(several, count):  # last, all of them
+                    group = _make(mesh, some)
+    assert group is not None
     return Team(group, dist.get_rank(group))
 
 
 def _find(mesh: DeviceMesh, names: tuple[str, ...]) -> Group | None:
-    along = [mesh.get_group(name) for name in names]
-    for own, found in _known.setdefault(along[0], {}).get(names, []):
-        if [group() for group in own] == along:
-            return found()
-    return None
+    own, group = _groups.get((id(mesh), names), (None, None))
+    return None if own is None or group is None or own() is not mesh else group()
 
 
 def _make(mesh: DeviceMesh, names: tuple[str, ...]) -> Group:
-    along = [mesh.get_group(name) for name in names]
-    # Torch has no public way to the group of several; a name of its own can't be that of a dimension.
-    group = along[0] if len(names) == 1 else mesh[names]._flatten(f"gnaforge:{','.join(names)}").get_group()
-    dist.all_reduce(torch.zeros(1, device=mesh.device_type), group=group)
-    _known[along[0]].setdefault(names, []).append(([ref(own) for own in along], ref(group)))
+    """The group along some dimensions, which torch makes once. It has no public way to that of several; a name of its
+    own can't be that of a dimension."""
+    group = mesh.get_group(names[0])
+    if len(names) > 1:
+        group = mesh[names]._flatten(f"gnaforge:{','.join(names)}").get_group()
+    if group not in _met:
+        refuse_capture()
+        dist.all_reduce(torch.zeros(1, device=mesh.device_type), group=group)
+        _met.add(group)
+    key = id(mesh), names
+    _groups[key] = ref(mesh, lambda _: _groups.pop(key, None)), ref(group)
     return group
