@@ -433,7 +433,7 @@ def check_dtensors(ranks: int) -> list[str]:
         for call in (context_parallel_attention, plan):
             try:
                 call(**{n: spread[n] for n in INPUTS} | changes, **windows)
-            except ValueError as error:
+            except (ValueError, TypeError) as error:
                 assert expected in str(error), error
             else:
                 raise AssertionError(expected)
@@ -456,6 +456,8 @@ def check_dtensors(ranks: int) -> list[str]:
     small = init_device_mesh("cpu", (2, 4), mesh_dim_names=("data", "rest"))
     extra = {n: distribute_tensor(whole[n], small, [Shard(0), Replicate()]) for n in INPUTS[3:]}
     refuse("must be on the query's mesh", **extra)
+    refuse("all of them or none", **{n: spread[n].to_local() for n in INPUTS[:3]})
+    refuse("all of them or none", **{n: spread[n].to_local() for n in INPUTS[3:]})
     for placements, expected in (
         ([Replicate(), Shard(4), Replicate()], "divides channels"),
         ([Partial(), Replicate(), Replicate()], "redistribute"),

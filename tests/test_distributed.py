@@ -5,6 +5,7 @@ Processes are forked from one that has imported torch (distributed_ranks.py), an
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from itertools import product
 from math import prod
 from pathlib import Path
@@ -29,6 +31,7 @@ from gnaforge.runtime.problem_rules import Dimension, dimension_faults
 from gnaforge.runtime.reference import visible
 from gnaforge.simulator.devices import Links, simulate_devices
 from gnaforge.simulator.fitting import simulate_problem
+from torch.autograd import Function
 
 RANKS = (2, 3, 4, 8)
 SAMPLE, SURVEY = 9, 60  # random problems for each number of ranks
@@ -170,6 +173,15 @@ def test_faults_end_all_ranks(results: dict[str, list[Any]], kind: str) -> None:
         if answer is not None:
             assert words in answer[0] and ("\n" not in answer[0] or answer[0].startswith("NoKernelError")), answer
             assert answer[1] < seconds and (kind in ("kernel", "hybrid") or "NoKernelError" not in answer[0])
+
+
+def test_backward_passes_leave_word() -> None:
+    """Of whatever fails in them: other ranks wait in exchanges for theirs."""
+    modules = [import_module(f"gnaforge.distributed.{name}") for name in ("halo", "heads", "text")]
+    functions = [x for m in modules for x in vars(m).values() if isinstance(x, type) and issubclass(x, Function)]
+    assert len(functions) == 5
+    for function in functions:
+        assert "with report(" in inspect.getsource(function.backward), function
 
 
 def dimensions(length: int) -> Iterator[Dimension]:

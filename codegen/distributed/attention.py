@@ -111,7 +111,7 @@ def _prepare(call: Mapping[str, Any]) -> Prepared:
     extra = call["additional_keys"], call["additional_values"], call["additional_lengths"]
     arguments.require_tensors(query=tensors[0], key=tensors[1], value=tensors[2])
     where, options = Where(*(call[name] for name in _PLACES)), Options.of(call)
-    if are_dtensors(*tensors):
+    if are_dtensors(*tensors, *extra):
         from .tensors import localize
 
         for name in _PLACES:

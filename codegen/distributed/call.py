@@ -24,7 +24,7 @@ from .agreement import Caller, agree, announce, report
 from .cost import MODES, Division, cheapest, divisions
 from .exchange import TRANSPORTS
 from .halo import Settings, attend_with_halo
-from .heads import HeadTeam, SumOverRanks, heads_of_ranks
+from .heads import HeadTeam, heads_of_ranks, sum_gradient
 from .kernels import Extra
 from .layout import Shards, bounds_of, chunk_bounds
 from .mesh import Dims, Team, check_dims, sizes_of, team_of
@@ -342,7 +342,7 @@ class Prepared:
         query, key, value = self.tensors
         keys, values, lengths = self.extra
         if self.team.group is not None and self.options.extra_grad == "sum":
-            keys, values = (x if x is None else SumOverRanks.apply(self.caller, x) for x in (keys, values))
+            keys, values = (sum_gradient(x, self.caller) for x in (keys, values))
         team, heads = self._head_team(), self.problem.heads
         if team is None:
             return attend_with_halo(self._settings(), query, key, value, (keys, values, lengths))

@@ -101,7 +101,7 @@ class _Halo(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Computes the queries of this rank."""
         ctx.extra_dtypes = [None if x is None else x.dtype for x in extra[:2]]
-        extra = *(None if x is None else x.to(key.dtype) for x in extra[:2]), extra[2]  # of `SumOverRanks`
+        extra = *(None if x is None else x.to(key.dtype) for x in extra[:2]), extra[2]  # of `sum_gradient`
         out = query.new_empty((*query.shape[:-1], value.shape[-1]))
         lse = query.new_empty(query.shape[:-1], dtype=torch.float32)
         chunks, kept = _chunks(settings.head_chunks, query, key), []
@@ -133,12 +133,8 @@ class _Halo(torch.autograd.Function):
         settings: Settings = ctx.settings
         with report(settings.caller):
             found = _Halo._differentiate(ctx, settings, grad_out, grad_lse)
-        return (
-            None,
-            None,
-            *(x if need else None for x, need in zip(found, ctx.needs_input_grad[2:7], strict=True)),
-            None,
-        )
+        needs = ctx.needs_input_grad[2:7]
+        return None, None, *(x if need else None for x, need in zip(found, needs, strict=True)), None
 
     @staticmethod
     def _differentiate(ctx: Any, settings: Settings, grad_out: Optional, grad_lse: Optional) -> tuple[Optional, ...]:

@@ -15,6 +15,7 @@ import torch
 from .agreement import Caller, Group, report
 from .boxes import part
 from .exchange import start_exchange, sum_dtype, sum_over_ranks
+from .kernels import Optional
 from .layout import Shards
 from .needs import Span
 
@@ -143,10 +144,16 @@ class _ToTokens(torch.autograd.Function):
         return None, None, None, found
 
 
-class SumOverRanks(torch.autograd.Function):
-    """A replicated tensor, whose gradient is the sum of what the caller's ranks have. It comes in the dtype of sums, so
-    that autograd keeps each rank's share in that, and is to be taken in the call's."""
+def sum_gradient(tensor: Optional, caller: Caller) -> Optional:
+    """A replicated tensor, whose gradient is the sum of what the caller's ranks have. Where it has one it comes in the
+    dtype of sums, so that autograd keeps each rank's share in that: kernels take it in the call's."""
+    if tensor is None or not (torch.is_grad_enabled() and tensor.requires_grad):
+        return tensor
+    found: torch.Tensor = _SumOverRanks.apply(caller, tensor)
+    return found
 
+
+class _SumOverRanks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, caller: Caller, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor."""

@@ -31,7 +31,7 @@ class Team:
     rank: int
 
 
-def are_dtensors(*tensors: torch.Tensor) -> bool:
+def are_dtensors(*tensors: torch.Tensor | None) -> bool:
     """True if some are; importing what they are takes two seconds, which calls without any don't need."""
     if "torch.distributed.tensor" not in sys.modules:
         return False

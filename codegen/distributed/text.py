@@ -24,7 +24,7 @@ from . import kernels
 from .agreement import Caller, report
 from .call import Options, Where, given_of, prepare
 from .exchange import gather_of_ranks
-from .heads import SumOverRanks
+from .heads import sum_gradient
 from .kernels import Extra, Optional
 from .mesh import Dims, are_dtensors
 from .untraced import untraced
@@ -85,16 +85,16 @@ def context_parallel_joint_attention(
     """
     options, given = Options.of(locals()), given_of(locals())
     arguments.require_tensors(query=query, key=key, value=value, text_q=text_q, text_k=text_k, text_v=text_v)
-    if are_dtensors(query, key, value, text_q, text_k, text_v):
+    if are_dtensors(query, key, value, text_q, text_k, text_v, text_lengths):
         raise TypeError("joint attention takes each rank's own tensors: give to_local() of DTensors")
     where, extra = Where(mesh, dims, grid, shards), (text_k, text_v, text_lengths)
     call = prepare("context_parallel_joint_attention", (query, key, value), extra, given, where, options, text_q)
     out, lse = call.run(return_lse)
     caller, shapes = call.caller, call.division.shards
     first = next(rank for rank in range(shapes.size) if prod(shapes.shape(rank)))
-    text = call.text_query, *call.extra[:2]
+    text: tuple[Optional, ...] = call.text_query, *call.extra[:2]
     if caller.group is not None and extra_grad == "sum":
-        text = tuple(SumOverRanks.apply(caller, tensor) for tensor in text)
+        text = tuple(sum_gradient(tensor, caller) for tensor in text)
     rows = _Rows(caller, call.team.rank == first, call.scale, kernel_key(1, query, value, text_kernel, None, None))
     inputs = text[0], *call.tensors[1:], *text[1:]
     wanted = kernels.wanted_of(*inputs) & (-1 if rows.has_text else ~kernels.EXTRA)
@@ -128,7 +128,7 @@ class _TextRows(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Attends to the keys of this rank, and merges with other ranks."""
         ctx.dtypes = [x.dtype for x in (query, key, value, text_k, text_v)]
-        query, text_k, text_v = (x.to(key.dtype) for x in (query, text_k, text_v))  # of `SumOverRanks`
+        query, text_k, text_v = (x.to(key.dtype) for x in (query, text_k, text_v))  # of `sum_gradient`
         out = query.new_zeros((*query.shape[:-1], value.shape[-1]))
         lse = query.new_full(query.shape[:-1], -torch.inf, dtype=torch.float32)
         extra: Extra = (text_k, text_v, lengths) if rows.has_text else (None, None, None)
@@ -149,21 +149,14 @@ class _TextRows(torch.autograd.Function):
         """Gradients of this rank's share."""
         with report(ctx.rows.caller):
             found = _TextRows._differentiate(ctx, grad_out, grad_lse)
-        return (
-            None,
-            None,
-            *(x if need else None for x, need in zip(found, ctx.needs_input_grad[2:7], strict=True)),
-            None,
-        )
+        needs = ctx.needs_input_grad[2:7]
+        return None, None, *(x if need else None for x, need in zip(found, needs, strict=True)), None
 
     @staticmethod
     def _differentiate(ctx: Any, grad_out: Optional, grad_lse: Optional) -> list[torch.Tensor]:
         query, key, value, text_k, text_v, lengths, out, lse = ctx.saved_tensors
-        dtypes = ctx.dtypes
-        found = [
-            torch.zeros_like(x, dtype=dtype)
-            for x, dtype in zip((query, key, value, text_k, text_v), dtypes, strict=True)
-        ]
+        like = zip((query, key, value, text_k, text_v), ctx.dtypes, strict=True)
+        found = [torch.zeros_like(tensor, dtype=dtype) for tensor, dtype in like]
         keys = key.flatten(1, -3), value.flatten(1, -3)
         if keys[0].shape[1] and ctx.wanted:
             extra: Extra = (text_k, text_v, lengths) if ctx.rows.has_text else (None, None, None)
