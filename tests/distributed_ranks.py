@@ -452,7 +452,7 @@ def check_dtensors(ranks: int) -> list[str]:
     ):
         wrong = [placement if i == at else place for i, place in enumerate(of_extra)]
         extra = {n: DTensor.from_local(spread[n].to_local(), mesh, wrong, run_check=False) for n in INPUTS[3:]}
-        refuse(f"is {placement} along {mesh.mesh_dim_names[at]!r}; it must be {of_extra[at]}", **extra)
+        refuse(f"is {placement!r} along {mesh.mesh_dim_names[at]!r}; it must be {of_extra[at]!r}", **extra)
     small = init_device_mesh("cpu", (2, 4), mesh_dim_names=("data", "rest"))
     extra = {n: distribute_tensor(whole[n], small, [Shard(0), Replicate()]) for n in INPUTS[3:]}
     refuse("must be on the query's mesh", **extra)

@@ -291,7 +291,7 @@ class Prepared:
             of_lengths: self.extra[2] is not None,
             "scale": self.scale,
             "mode": options.mode,
-            "by_heads": options.by_heads,
+            "by_heads": options.by_heads or (),
             "transport": options.transport,
             "save_halo": options.save_halo,
             "head_chunks": options.head_chunks,
@@ -317,11 +317,12 @@ class Prepared:
         ):
             if tensor is None:
                 continue
+            article = "an" if name.startswith("a") else "a"
             if tuple(tensor.shape) != rows + own:
                 what = "its shard is" if rows is shard else "it must be"
-                return f"rank {rank} has a {name} of shape {list(tensor.shape)}; {what} {[*rows, *own]}"
+                return f"rank {rank} has {article} {name} of shape {list(tensor.shape)}; {what} {[*rows, *own]}"
             if tensor.dtype != query.dtype or tensor.device != query.device:
-                given = f"a {name} of {tensor.dtype} on {tensor.device}"
+                given = f"{article} {name} of {tensor.dtype} on {tensor.device}"
                 return f"rank {rank} has {given}, and a query of {query.dtype} on {query.device}"
         if (keys is None) != (values is None):
             return f"rank {rank} has additional keys or values without the others"

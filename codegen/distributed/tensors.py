@@ -69,7 +69,7 @@ def _shard_dim(placement: Placement, name: str, dims: int) -> int | None:
         return None
     if type(placement) is not Shard:
         raise ValueError(
-            f"mesh dimension {name!r} has the placement {placement}; redistribute to Shard or Replicate first"
+            f"mesh dimension {name!r} has the placement {placement!r}; redistribute to Shard or Replicate first"
         )
     dim = placement.dim % dims
     if dim == dims - 1:
@@ -99,7 +99,7 @@ def _local(tensor: torch.Tensor | None, query: DTensor, axes: list[int | None]) 
         if own != expected:
             raise ValueError(
                 f"additional keys, values and lengths have the query's batch and heads: one of shape "
-                f"{list(tensor.shape)} is {own} along {name!r}; it must be {expected}"
+                f"{list(tensor.shape)} is {own!r} along {name!r}; it must be {expected!r}"
             )
         gradients.append(Partial() if axis is not None and 0 < axis < heads else own)
     return tensor.to_local(grad_placements=gradients)
