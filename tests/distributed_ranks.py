@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import traceback
-from itertools import groupby
+from itertools import combinations, groupby
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -23,8 +23,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from gnaforge import NoKernelError, joint_attention, neighborhood_attention
-from gnaforge.distributed import context_parallel_attention, context_parallel_joint_attention, plan
+from gnaforge.distributed import context_parallel_attention, context_parallel_joint_attention, kernels, plan
 from gnaforge.distributed.layout import Shards, bounds_of
+from gnaforge.distributed.mesh import team_of
 from gnaforge.runtime.problem import Problem
 from gnaforge.verification.problems import random_problem, with_settings
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -342,8 +343,72 @@ def check_aligned(ranks: int) -> dict[str, bool]:
     return {name: all(own[name] for own in everyone) for name in found}
 
 
+def check_rounding(ranks: int, heads: int, kv_heads: int, mode: str) -> dict[str, float]:
+    """Errors of gradients in bf16, each in units of the undivided call's."""
+    problem = Problem((12, 14), (5, 5), edge="cut", heads=heads, kv_heads=kv_heads, head_dim=16, extra_tokens=(5,))
+    mesh, dims = mesh_of([2, ranks // 2])
+    whole = tensors_of(problem, 4)
+    half = {n: x.to(torch.bfloat16) if n != "grad_lse" else x for n, x in whole.items()}
+    windows = {"kernel_size": (5, 5), "edge": "cut"}
+    exact = differentiate(neighborhood_attention, {n: x.float() for n, x in half.items()}, windows)
+    box = Shards((bounds_of([6, 6]), (0, *range(14 - 4 * (ranks // 2 - 1), 15, 4)))).box(dist.get_rank())
+    sizes = [[6, 6], [14 - 4 * (ranks // 2 - 1), *[4] * (ranks // 2 - 1)]]
+    local = {n: x if n.startswith("additional") else cut(x, box) for n, x in half.items()}
+    where = {"mesh": mesh, "dims": dims, "grid": problem.tokens, "shards": sizes, "mode": mode}
+    got = differentiate(context_parallel_attention, local, windows | where)
+    plain, found = differentiate(neighborhood_attention, half, windows), {}
+    for name in INPUTS[1:]:
+        own = {
+            n: x if name.startswith("additional") else cut(x, box)
+            for n, x in (("exact", exact[name]), ("plain", plain[name]))
+        }
+        errors = torch.stack([(x.float() - own["exact"]).square().sum() for x in (got[name], own["plain"])])
+        dist.all_reduce(errors)
+        found[name] = float((errors[0] / errors[1]).sqrt())
+    return found
+
+
+def check_groups(ranks: int) -> list[str]:
+    """The first call for some dimensions of a mesh makes all groups that any division of them needs, of which each has
+    had a collective before ranks send to some; equal meshes have groups of their own. Gives all modes' names."""
+    mesh, dims = mesh_of([2, 2, ranks // 4])
+    x, where = torch.randn(1, 2, 2, 2, ranks, 8), {"dims": dims, "grid": (4, 4, ranks // 2), "transport": "p2p"}
+    reduce, batch, make, met = dist.all_reduce, dist.batch_isend_irecv, DeviceMesh._create_flatten_mesh, []
+
+    def counted_reduce(tensor: torch.Tensor, *args: Any, group: Any = None, **options: Any) -> Any:
+        met.append(group)
+        return reduce(tensor, *args, group=group, **options)
+
+    def counted_batch(operations: Any) -> Any:
+        assert all(any(op.group is group for group in met) for op in operations), (
+            "a group's first collective is partial"
+        )
+        return batch(operations)
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("a group is made after the first call")
+
+    dist.all_reduce, dist.batch_isend_irecv = counted_reduce, counted_batch
+    modes = [plan(x, x, x, 3, mesh=mesh, mode="halo", **where).mode]
+    DeviceMesh._create_flatten_mesh = refuse
+    for by_heads in (some for count in (1, 2) for some in combinations(dims, count)):
+        options = {"mesh": mesh, "mode": "hybrid", "by_heads": by_heads, **where}
+        context_parallel_attention(x, x, x, 3, **options)
+        modes.append(plan(x, x, x, 3, **options).mode)
+    modes.append(plan(x, x, x, 3, mesh=mesh, mode="ulysses", **where).mode)
+    DeviceMesh._create_flatten_mesh = make
+    other, _ = mesh_of([2, 2, ranks // 4])
+    plan(x, x, x, 3, mesh=other, mode="halo", **where)
+    assert other == mesh and team_of(other, dims[:1]).group is other.get_group(dims[0])
+    assert team_of(other, dims[:2]).group is not team_of(mesh, dims[:2]).group
+    dist.all_reduce, dist.batch_isend_irecv = reduce, batch
+    met.clear()
+    return modes
+
+
 def check_dtensors(ranks: int) -> list[str]:
-    """DTensors, divided by batch, uneven tokens and heads, on a mesh of three dimensions; the placements of results."""
+    """DTensors, divided by batch, uneven tokens and heads of which queries have more than keys, on a mesh of three
+    dimensions; the placements of results."""
     mesh = init_device_mesh("cpu", (2, 2, 2), mesh_dim_names=("data", "tokens", "heads"))
     generator = torch.Generator().manual_seed(0)
 
@@ -351,7 +416,8 @@ def check_dtensors(ranks: int) -> list[str]:
         return torch.randn(shape, generator=generator)
 
     places, of_extra = [Shard(0), Shard(2), Shard(3)], [Shard(0), Replicate(), Shard(2)]
-    whole = {n: randn(2, 4, 7, 4, 16) for n in INPUTS[:3]} | {n: randn(2, 5, 4, 16) for n in INPUTS[3:]}
+    whole = {n: randn(2, 4, 7, 4 if n == "query" else 2, 16) for n in INPUTS[:3]}
+    whole |= {n: randn(2, 5, 2, 16) for n in INPUTS[3:]}
     windows = {"kernel_size": (3, 4), "stride": (1, 2), "edge": ("cut", "wrap")}
     grads = {"grad_out": randn(2, 4, 7, 4, 16), "grad_lse": randn(2, 4, 7, 4)}
     want = differentiate(neighborhood_attention, {**whole, **grads}, windows)
@@ -360,6 +426,38 @@ def check_dtensors(ranks: int) -> list[str]:
     got = differentiate(context_parallel_attention, spread, windows)
     for name, tensor in want.items():
         torch.testing.assert_close(got[name].full_tensor(), tensor, rtol=1e-5, atol=1e-5, msg=name)
+    planned = plan(**{n: spread[n] for n in INPUTS if n in spread}, **windows, mode="halo")
+    assert planned.mode == "halo" and planned.traffic.received > 0
+
+    def refuse(expected: str, **changes: torch.Tensor) -> None:
+        for call in (context_parallel_attention, plan):
+            try:
+                call(**{n: spread[n] for n in INPUTS} | changes, **windows)
+            except (ValueError, TypeError) as error:
+                assert expected in str(error), error
+            else:
+                raise AssertionError(expected)
+
+    for heads, kv_heads in ((12, 3), (4, 1)):  # a rank would have queries of one head of keys, and not that
+        odd = {n: distribute_tensor(randn(2, 4, 7, heads, 16), mesh, places) for n in INPUTS[:1]}
+        odd |= {n: distribute_tensor(randn(2, 4, 7, kv_heads, 16), mesh, places) for n in INPUTS[1:3]}
+        refuse(f"{heads} heads, {kv_heads} of keys and values, are divided over 2 ranks", **odd)
+    for at, placement in (
+        (0, Replicate()),
+        (1, Shard(1)),
+        (1, Partial()),
+        (2, Replicate()),
+        (2, Shard(1)),
+        (2, Partial()),
+    ):
+        wrong = [placement if i == at else place for i, place in enumerate(of_extra)]
+        extra = {n: DTensor.from_local(spread[n].to_local(), mesh, wrong, run_check=False) for n in INPUTS[3:]}
+        refuse(f"is {placement!r} along {mesh.mesh_dim_names[at]!r}; it must be {of_extra[at]!r}", **extra)
+    small = init_device_mesh("cpu", (2, 4), mesh_dim_names=("data", "rest"))
+    extra = {n: distribute_tensor(whole[n], small, [Shard(0), Replicate()]) for n in INPUTS[3:]}
+    refuse("must be on the query's mesh", **extra)
+    refuse("all of them or none", **{n: spread[n].to_local() for n in INPUTS[:3]})
+    refuse("all of them or none", **{n: spread[n].to_local() for n in INPUTS[3:]})
     for placements, expected in (
         ([Replicate(), Shard(4), Replicate()], "divides channels"),
         ([Partial(), Replicate(), Replicate()], "redistribute"),
@@ -377,26 +475,46 @@ def check_dtensors(ranks: int) -> list[str]:
 
 def check_fault(kind: str, ranks: int) -> tuple[str, float]:
     """Something is wrong with rank 1. Gives the words of this rank's error, and seconds until it came."""
-    rank, (mesh, dims) = dist.get_rank(), mesh_of([ranks])
-    x = torch.randn(1, 4, 1, 8)
+    rank, (mesh, dims) = dist.get_rank(), mesh_of([2, 2] if kind == "hybrid" else [ranks])
+    x = torch.randn(1, *[4] * len(dims), 2, 8, requires_grad=kind == "backward")
+    where = {"mesh": mesh, "dims": dims, "grid": (8, 8) if kind == "hybrid" else 4 * ranks}
+    where |= {"mode": "hybrid", "by_heads": ("axis1",)} if kind == "hybrid" else {"mode": "halo"}
 
-    def call(window: Any = 3, tokens: int = 4, **options: Any) -> None:
-        own = x if tokens == 4 else torch.randn(1, tokens, 1, 8)
-        context_parallel_attention(own, own, own, window, mesh=mesh, dims=dims, grid=4 * ranks, mode="halo", **options)
+    def call(window: Any = 3, tokens: int = 4, **options: Any) -> torch.Tensor:
+        own = x if tokens == 4 else torch.randn(1, tokens, 2, 8)
+        return context_parallel_attention(own, own, own, window, **where, **options)
 
     odd = rank == 1
-    if kind not in ("window", "shard", "word"):
+    if kind not in ("window", "shard", "word", "lengths", "text lengths"):
         call()
         call(5)
     dist.barrier()
     begin = time.monotonic()
     try:
-        if kind in ("window", "later window"):
+        if kind == "window":
             call(3 if odd else 5)
         elif kind in ("shard", "later shard"):
             call(tokens=3 if odd else 4)
         elif kind == "word":
             call(edge="bent" if odd else "cut")
+        elif kind == "lengths":
+            lengths = torch.tensor([2], dtype=torch.int64 if odd else torch.int32)
+            extra = torch.randn(1, 3, 2, 8)
+            call(additional_keys=extra, additional_values=extra, additional_lengths=lengths)
+        elif kind == "text lengths":
+            text, lengths = torch.randn(1, 3, 2, 8), torch.tensor([2], dtype=torch.int32)
+            context_parallel_joint_attention(
+                x, x, x, text, text, text, 3, **where, text_lengths=None if odd else lengths
+            )
+        elif kind == "backward":
+            out = call()
+            if odd:
+                kernels.backward = _no_memory
+            out.sum().backward()
+            call()  # for ranks that had all they need of rank 1 already
+        elif kind == "hybrid":
+            call(kernel="gna_forward-cpu-r2-fp32-dany-q1x1-kv1x1" if odd else None)
+            call()
         elif kind == "kernel":
             call(kernel="gna_forward-cpu-r1-fp32-dany-q1-kv1" if odd else None)
             call()  # for ranks that had all they need of rank 1 already
@@ -415,6 +533,10 @@ def check_fault(kind: str, ranks: int) -> tuple[str, float]:
     except Exception as error:
         return f"{type(error).__name__}: {error}", time.monotonic() - begin
     return "", time.monotonic() - begin
+
+
+def _no_memory(*_: Any) -> None:
+    raise RuntimeError("out of memory")
 
 
 def run_jobs(jobs: list[dict[str, Any]]) -> list[Any]:

@@ -5,6 +5,7 @@ Processes are forked from one that has imported torch (distributed_ranks.py), an
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from itertools import product
 from math import prod
 from pathlib import Path
@@ -29,10 +31,15 @@ from gnaforge.runtime.problem_rules import Dimension, dimension_faults
 from gnaforge.runtime.reference import visible
 from gnaforge.simulator.devices import Links, simulate_devices
 from gnaforge.simulator.fitting import simulate_problem
+from torch.autograd import Function
 
 RANKS = (2, 3, 4, 8)
 SAMPLE, SURVEY = 9, 60  # random problems for each number of ranks
-FAULTS = ("window", "shard", "word", "later shard", "kernel", "death", "caught", "sleep")
+FAULTS = {
+    **dict.fromkeys(("window", "shard", "word", "lengths", "text lengths", "later shard", "kernel", "backward"), 3),
+    **dict.fromkeys(("death", "caught", "sleep"), 3),
+    "hybrid": 4,
+}  # with their ranks, ascending
 JOBS: dict[str, list[dict[str, Any]]] = {
     "random": [
         {"name": "check_random", "seed": s, "ranks": n, "again": s % 3 == 0} for n in RANKS for s in range(SAMPLE)
@@ -43,8 +50,13 @@ JOBS: dict[str, list[dict[str, Any]]] = {
     ],
     "corners": [{"name": "check_corners", "ranks": 4}],
     "aligned": [{"name": "check_aligned", "ranks": 4}],
+    "rounding": [
+        {"name": "check_rounding", "ranks": 8, "heads": 2, "kv_heads": 1, "mode": "halo"},
+        {"name": "check_rounding", "ranks": 8, "heads": 8, "kv_heads": 1, "mode": "ulysses"},
+    ],
+    "groups": [{"name": "check_groups", "ranks": 8}],
     "dtensors": [{"name": "check_dtensors", "ranks": 8}],
-    "faults": [{"name": "check_fault", "kind": kind, "ranks": 3} for kind in FAULTS],
+    "faults": [{"name": "check_fault", "kind": kind, "ranks": ranks} for kind, ranks in FAULTS.items()],
 }
 
 
@@ -108,15 +120,34 @@ def test_aligned_calls_are_equal_to_the_bit(results: dict[str, list[Any]]) -> No
     assert results["aligned"] == [dict.fromkeys(("plain", "stride", "causal", "cut", "bf16"), True)]
 
 
+def test_gradients_of_ranks_are_rounded_once(results: dict[str, list[Any]]) -> None:
+    """In bf16 each call's share is rounded, and their sum once: sums of several roundings are beyond these bounds."""
+    for found in results["rounding"]:
+        assert found.keys() == {"key", "value", "additional_keys", "additional_values"}
+        for name, error in found.items():
+            assert error < (1.8 if name.startswith("additional") else 1.55), found
+
+
+def test_groups_are_made_at_the_first_call(results: dict[str, list[Any]]) -> None:
+    assert results["groups"] == [["halo", *["hybrid"] * 6, "ulysses"]]
+
+
 def test_dtensors(results: dict[str, list[Any]]) -> None:
     of_query, of_extra = "(Shard(dim=0), Shard(dim=2), Shard(dim=3))", "(Shard(dim=0), Partial(sum), Shard(dim=2))"
     assert results["dtensors"] == [[of_query, of_query, of_extra]]
 
 
-SHARD = "rank 1 has a query of shape [1, 3, 1, 8]; its shard is [1, 4, 1, 8]"
+SHARD = "rank 1 has a query of shape [1, 3, 2, 8]; its shard is [1, 4, 2, 8]"
 SAID = {
     "window": ("ranks disagree on kernel_size: [5] on ranks 0,2, [3] on rank 1", 5),
     "shard": (SHARD, 5),
+    "lengths": ("rank 1 has additional_lengths of shape [1], torch.int64 on cpu; they must be [1], torch.int32", 5),
+    "text lengths": (
+        "context_parallel_joint_attention: ranks disagree on text_lengths: true on ranks 0,2, false on rank 1",
+        5,
+    ),
+    "backward": ("RuntimeError: out of memory", 10),
+    "hybrid": ("no kernel gna_forward-cpu-r2-fp32-dany-q1x1-kv1x1 is loaded or in the cache", 10),
     "word": ("edge is 'bent'; it must be one of shift, cut, wrap", 5),
     "later shard": (SHARD, 10),
     "kernel": ("no kernel gna_forward-cpu-r1-fp32-dany-q1-kv1 is loaded or in the cache", 10),
@@ -126,7 +157,7 @@ SAID = {
 }
 
 
-@pytest.mark.parametrize("kind", FAULTS)
+@pytest.mark.parametrize("kind", [*FAULTS])
 def test_faults_end_all_ranks(results: dict[str, list[Any]], kind: str) -> None:
     """In one line, within the group's timeout (6 s here) and the seconds that ranks wait for each other's words."""
     answers = dict(zip(FAULTS, results["faults"], strict=True))[kind]
@@ -134,10 +165,23 @@ def test_faults_end_all_ranks(results: dict[str, list[Any]], kind: str) -> None:
     assert (answers[1] is None) == (kind in ("death", "caught"))
     if kind == "sleep":  # the others have gone when rank 1 wakes up
         answers = [answers[0], answers[2]]
+    if kind in ("kernel", "backward", "hybrid"):
+        assert all(
+            "RankError: context_parallel_attention: rank 1: " in answer[0] for answer in (answers[0], *answers[2:])
+        )
     for answer in answers:
         if answer is not None:
             assert words in answer[0] and ("\n" not in answer[0] or answer[0].startswith("NoKernelError")), answer
-            assert answer[1] < seconds and (kind == "kernel" or "NoKernelError" not in answer[0])
+            assert answer[1] < seconds and (kind in ("kernel", "hybrid") or "NoKernelError" not in answer[0])
+
+
+def test_backward_passes_leave_word() -> None:
+    """Of whatever fails in them: other ranks wait in exchanges for theirs."""
+    modules = [import_module(f"gnaforge.distributed.{name}") for name in ("halo", "heads", "text")]
+    functions = [x for m in modules for x in vars(m).values() if isinstance(x, type) and issubclass(x, Function)]
+    assert len(functions) == 5
+    for function in functions:
+        assert "with report(" in inspect.getsource(function.backward), function
 
 
 def dimensions(length: int) -> Iterator[Dimension]:
@@ -322,6 +366,13 @@ refuse("head_chunks is 0", head_chunks=0)
 refuse("border_multiple is 0", border_multiple=(1, 0))
 refuse("by_heads is for mode='hybrid'", by_heads=("a",))
 refuse("'c' divides no tokens", mode="hybrid", by_heads=("c",))
+refuse("by_heads is 'ab'; it must be names of mesh dimensions", mode="hybrid", by_heads="ab")
+refuse("by_heads is 3; it must be names of mesh dimensions", mode="hybrid", by_heads=3)
+refuse("by_heads is 'ab'", by_heads="ab")
+refuse("additional lengths without keys", additional_lengths=torch.tensor([1], dtype=torch.int32))
+for lengths in (torch.tensor([1]), torch.ones(2, dtype=torch.int32), torch.ones((), dtype=torch.int32)):
+    refuse("they must be [1], torch.int32", **dict.fromkeys(("additional_keys", "additional_values"), x[:, 0]),
+           additional_lengths=lengths)
 refuse("mode='hybrid' needs two divided axes", mode="hybrid")
 refuse("windows of their own", kernel_size=[(3, 3), (1, 1)])
 refuse("kernel_size: 7 is more than the 6 tokens", kernel_size=7)
@@ -335,7 +386,44 @@ try:
     context_parallel_joint_attention(x, x, x, *[x[:, 0]] * 3, 3, mesh=mesh, dims=("a", "b"), text_lengths=3)
 except TypeError:
     pass
+where = {"mesh": mesh, "dims": ("a", "b")}
+for changes, expected in (({"by_heads": "ab", "mode": "hybrid"}, "by_heads is 'ab'"), ({}, "a text_k of shape")):
+    text = x[:, 0] if changes else x[:, 0].repeat(1, 1, 1, 2)
+    try:
+        context_parallel_joint_attention(x, x, x, x[:, 0], text, text, 3, **where, **changes)
+    except (ValueError, TypeError) as error:
+        assert expected in str(error), error
+    else:
+        raise AssertionError(expected)
 assert plan(x, x, x, 3, mesh=mesh, dims=("a", "b")).mode == "halo"
+import inspect
+own, others = (inspect.signature(function).parameters for function in (plan, context_parallel_attention))
+assert own == others and plan.__doc__.startswith("The plan of")
+dist.destroy_process_group()
+"""
+    done = forked(code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_gradients_without_grad_mode(kernel_set: None, forked: Callable[..., Any]) -> None:
+    """Tensors that require gradients make backward kernels where grad mode is on, and only there."""
+    code = """
+import torch, torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from gnaforge.distributed import context_parallel_attention, context_parallel_joint_attention, kernels
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+where = {"mesh": init_device_mesh("cpu", (1,), mesh_dim_names=("a",)), "dims": ("a",)}
+x, text = torch.randn(1, 6, 2, 8, requires_grad=True), torch.randn(1, 3, 2, 8, requires_grad=True)
+asked = []
+kernels.prepare_backward = lambda name, call, wanted: asked.append(wanted)
+def call():
+    context_parallel_attention(x, x, x, 3, 1, 1, False, None, text, text, **where)
+    context_parallel_joint_attention(x, x, x, text, text, text, 3, **where)
+with torch.no_grad():
+    call()
+assert asked == [], asked
+call()
+assert asked == [31, 31, 31], asked
 dist.destroy_process_group()
 """
     done = forked(code)

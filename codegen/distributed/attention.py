@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
@@ -11,10 +14,14 @@ from torch.distributed.device_mesh import DeviceMesh
 from ..runtime import arguments
 from ..runtime.config import KernelConfig
 from ..runtime.problem import Causal
-from .call import Options, Where, prepare
+from .call import Options, Prepared, Where, given_of, prepare
 from .mesh import Dims, are_dtensors
 from .planning import Plan
 from .untraced import untraced
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_PLACES = ("mesh", "dims", "grid", "shards")
 
 
 @untraced
@@ -89,64 +96,61 @@ def context_parallel_attention(
 
     Results are deterministic. Second derivatives raise.
     """
-    options = Options(mode, tuple(by_heads or ()), transport, save_halo, head_chunks, border_multiple, extra_grad)
-    given = (kernel_size, stride, dilation, is_causal), (edge, sink), scale, kernel
-    extra = additional_keys, additional_values, additional_lengths
-    arguments.require_tensors(query=query, key=key, value=value)
-    if are_dtensors(query, key, value):
-        from .tensors import attend_dtensors
+    call = _prepare(locals())
+    results = call.run(return_lse)
+    if are_dtensors(query):
+        from .tensors import distribute_results
 
-        for name, stated in (("mesh", mesh), ("dims", dims), ("grid", grid), ("shards", shards)):
-            if stated is not None:
-                raise ValueError(f"{name}: placements of DTensors say it; leave it out")
-        results = attend_dtensors((query, key, value), extra, given, options, return_lse)
-    else:
-        where = Where(mesh, dims, grid, shards)
-        results = prepare((query, key, value), extra, given, where, options).run(return_lse)
+        results = distribute_results(*results, query, value, return_lse)
     return results if return_lse else results[0]
 
 
+def _prepare(call: Mapping[str, Any]) -> Prepared:
+    """A call of `context_parallel_attention`, by the names of its arguments."""
+    tensors = call["query"], call["key"], call["value"]
+    extra = call["additional_keys"], call["additional_values"], call["additional_lengths"]
+    arguments.require_tensors(query=tensors[0], key=tensors[1], value=tensors[2])
+    where, options = Where(*(call[name] for name in _PLACES)), Options.of(call)
+    if are_dtensors(*tensors, *extra):
+        from .tensors import localize
+
+        for name in _PLACES:
+            if call[name] is not None:
+                raise ValueError(f"{name}: placements of DTensors say it; leave it out")
+        tensors, extra, where = localize(tensors, extra)
+        options = replace(options, extra_grad="partial")  # DTensor adds them itself
+    return prepare("context_parallel_attention", tensors, extra, given_of(call), where, options)
+
+
+def _takes_arguments_of(function: Callable[P, Any]) -> Callable[[Callable[[Mapping[str, Any]], R]], Callable[P, R]]:
+    """Makes of a function of a call's arguments, by their names, one that takes them as ``function`` does."""
+    signature = inspect.signature(function)
+
+    def decorate(own: Callable[[Mapping[str, Any]], R]) -> Callable[P, R]:
+        @wraps(own)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            return own(bound.arguments)
+
+        returned = inspect.signature(own).return_annotation
+        call.__signature__ = signature.replace(return_annotation=returned)  # type: ignore[attr-defined]
+        return call
+
+    return decorate
+
+
 @untraced
-def plan(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    kernel_size: int | Sequence[int],
-    stride: int | Sequence[int] = 1,
-    dilation: int | Sequence[int] = 1,
-    is_causal: Causal | Sequence[Causal] | None = False,
-    scale: float | None = None,
-    additional_keys: torch.Tensor | None = None,
-    additional_values: torch.Tensor | None = None,
-    *,
-    mesh: DeviceMesh,
-    dims: Dims,
-    grid: int | Sequence[int] | None = None,
-    shards: Sequence[Sequence[int] | None] | None = None,
-    additional_lengths: torch.Tensor | None = None,
-    extra_grad: str = "sum",
-    edge: str | Sequence[str] | None = None,
-    sink: int | Sequence[int] | None = None,
-    mode: str = "auto",
-    by_heads: Sequence[str] | None = None,
-    transport: str = "all_to_all",
-    save_halo: bool = True,
-    head_chunks: int = 1,
-    border_multiple: int | Sequence[int] = 1,
-    kernel: KernelConfig | str | None = None,
-) -> Plan:
+@_takes_arguments_of(context_parallel_attention)
+def plan(call: Mapping[str, Any]) -> Plan:
     """The plan of a `context_parallel_attention` with these arguments; computes nothing. All ranks call it.
 
     Ranks agree on the arguments, and groups are made: after it a call with them makes no collective but its exchanges,
     and can be captured in a CUDA graph, once its kernels are there (`gnaforge.warmup`, or a call).
 
-    Args: as there; of the tensors shapes, dtypes and whether gradients are wanted matter.
+    Args: as there, DTensors too; of the tensors shapes, dtypes and whether gradients are wanted matter.
 
     Raises:
         RankError, TypeError, ValueError: as there.
     """
-    options = Options(mode, tuple(by_heads or ()), transport, save_halo, head_chunks, border_multiple, extra_grad)
-    given = (kernel_size, stride, dilation, is_causal), (edge, sink), scale, kernel
-    extra = additional_keys, additional_values, additional_lengths
-    arguments.require_tensors(query=query, key=key, value=value)
-    return prepare((query, key, value), extra, given, Where(mesh, dims, grid, shards), options).plan()
+    return _prepare(call).plan()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from itertools import pairwise
 from math import prod
@@ -20,11 +20,11 @@ from ..runtime.ops import kernel_key
 from ..runtime.own_patterns import is_own
 from ..runtime.problem import Problem, fields_of_pattern
 from ..runtime.problem_rules import ProblemError
-from .agreement import agree, announce, report
+from .agreement import Caller, agree, announce, report
 from .cost import MODES, Division, cheapest, divisions
 from .exchange import TRANSPORTS
 from .halo import Settings, attend_with_halo
-from .heads import HeadTeam, SumOverRanks, heads_of_ranks
+from .heads import HeadTeam, heads_of_ranks, sum_gradient
 from .kernels import Extra
 from .layout import Shards, bounds_of, chunk_bounds
 from .mesh import Dims, Team, check_dims, sizes_of, team_of
@@ -40,12 +40,17 @@ class Options:
     """The ways in which a call is divided and moved."""
 
     mode: str
-    by_heads: tuple[str, ...]
+    by_heads: Sequence[str] | None
     transport: str
     save_halo: bool
     head_chunks: int
     border_multiple: int | Sequence[int]
     extra_grad: str
+
+    @classmethod
+    def of(cls, call: Mapping[str, Any]) -> Options:
+        """Those among a call's arguments."""
+        return cls(**{field.name: call[field.name] for field in fields(cls)})
 
     def check(self, dims: Dims) -> None:
         """Refuses what no ranks can do."""
@@ -57,9 +62,13 @@ class Options:
             if value not in allowed:
                 raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
         arguments.positive_int("head_chunks", self.head_chunks)
+        if isinstance(self.by_heads, str) or not isinstance(self.by_heads or (), Sequence):
+            raise TypeError(
+                f"by_heads is {self.by_heads!r}; it must be names of mesh dimensions, such as ('longitude',)"
+            )
         if self.by_heads and self.mode != "hybrid":
             raise ValueError(f"by_heads is for mode='hybrid', and mode is {self.mode!r}")
-        for name in self.by_heads:
+        for name in self.by_heads or ():
             if name not in dims:
                 raise ValueError(f"by_heads: {name!r} divides no tokens; dims is {tuple(dims)!r}")
 
@@ -75,10 +84,17 @@ class Where:
 
 
 Given = tuple[tuple[Any, ...], tuple[Any, Any], float | None, KernelConfig | str | None]
-"""What a call says of windows, edges and sinks, scale and kernel."""
+"""Windows, edges and sinks, scale and kernel of a call, as its arguments have them."""
+
+
+def given_of(call: Mapping[str, Any]) -> Given:
+    """Those among a call's arguments."""
+    windows = call["kernel_size"], call["stride"], call["dilation"], call["is_causal"]
+    return windows, (call["edge"], call["sink"]), call["scale"], call["kernel"]
 
 
 def prepare(
+    name: str,
     tensors: Tensors,
     extra: Extra,
     given: Given,
@@ -86,8 +102,8 @@ def prepare(
     options: Options,
     text_query: torch.Tensor | None = None,
 ) -> Prepared:
-    """A call that all ranks agree on; arguments as `context_parallel_attention` has them. ``text_query`` is that of
-    text rows, whose keys are the extra ones.
+    """A call of the function ``name`` that all ranks agree on; arguments as `context_parallel_attention` has them.
+    ``text_query`` is that of text rows, whose keys are the extra ones.
 
     Raises:
         RankError: they don't, or something is wrong on another rank.
@@ -99,22 +115,25 @@ def prepare(
     if where.mesh is None or where.dims is None:
         raise ValueError("mesh and dims say which ranks have which tokens; give both, or DTensors")
     check_dims(where.mesh, where.dims, rank)
-    team = team_of(where.mesh, [name for name in where.dims if name is not None])
+    with Caller(name, None).speaks():
+        team = team_of(where.mesh, [dim for dim in where.dims if dim is not None])
+    caller = Caller(name, team.group)
     try:
-        prepared = _prepare(tensors, extra, given, where, options, team, text_query)
+        prepared = _prepare(caller, tensors, extra, given, where, options, team, text_query)
         fault = prepared.fault()
     except (TypeError, ValueError) as error:
         if team.group is not None:
-            announce(str(error), team.group)
+            announce(str(error), caller)
         raise
     if team.group is not None:
-        agree(prepared.signature(), team.group, fault)
+        agree(prepared.signature(), caller, fault)
     elif fault:
         raise ValueError(fault)
     return prepared
 
 
 def _prepare(
+    caller: Caller,
     tensors: Tensors,
     extra: Extra,
     given: Given,
@@ -145,6 +164,7 @@ def _prepare(
     key_of_kernel = kernel_key(rank, query, value, kernel, None, None)
     whole = (query, key, value), (keys, values, lengths)
     return Prepared(
+        caller,
         *whole,
         problem,
         division,
@@ -221,6 +241,7 @@ def _division(problem: Problem, shards: Shards, dims: Dims, options: Options) ->
 class Prepared:
     """A call that can run."""
 
+    caller: Caller
     tensors: Tensors
     extra: Extra
     problem: Problem
@@ -239,11 +260,20 @@ class Prepared:
         """Tokens of this rank's shard."""
         return self.division.shards.shape(self.team.rank)
 
+    @property
+    def _extra_names(self) -> tuple[str, str, str]:
+        """The function's names of extra keys, values and lengths."""
+        if self.text_query is None:
+            return "additional_keys", "additional_values", "additional_lengths"
+        return "text_k", "text_v", "text_lengths"
+
     def signature(self) -> dict[str, Any]:
         """Values that all ranks must have equal, by the names of arguments."""
         problem, options = self.problem, self.options
-        given = [x for x in (*self.tensors, *self.extra, self.text_query) if x is not None]
+        given = [x for x in (*self.tensors, *self.extra[:2], self.text_query) if x is not None]
+        of_keys, _, of_lengths = self._extra_names
         return {
+            "function": self.caller.name,
             "kernel_size": problem.window,
             "stride": problem.stride,
             "dilation": problem.dilation,
@@ -257,10 +287,11 @@ class Prepared:
             "heads": [problem.heads, problem.kv_heads],
             "head_dim": [problem.head_dim, problem.value_head_dim],
             "dtype": problem.dtype,
-            "additional_keys": [x.shape[1] for x in self.extra[:1] if x is not None],
+            of_keys: [x.shape[1] for x in self.extra[:1] if x is not None],
+            of_lengths: self.extra[2] is not None,
             "scale": self.scale,
             "mode": options.mode,
-            "by_heads": options.by_heads,
+            "by_heads": options.by_heads or (),
             "transport": options.transport,
             "save_halo": options.save_halo,
             "head_chunks": options.head_chunks,
@@ -270,41 +301,49 @@ class Prepared:
 
     def fault(self) -> str | None:
         """Words for a fault of this rank's tensors; None if they have none."""
-        problem, (query, key, value), (keys, values, _) = self.problem, self.tensors, self.extra
+        problem, (query, key, value), (keys, values, lengths) = self.problem, self.tensors, self.extra
         rank, extra = self.team.rank, (problem.batch, 0 if keys is None else keys.shape[1])
         shard = problem.batch, *self.shape
         of_query, of_key = (problem.heads, problem.head_dim), (problem.kv_heads, problem.head_dim)
         of_value = problem.kv_heads, problem.value_head_dim
+        name_of_keys, name_of_values, name_of_lengths = self._extra_names
         for name, tensor, rows, own in (
             ("query", query, shard, of_query),
             ("key", key, shard, of_key),
             ("value", value, shard, of_value),
-            ("additional_keys", keys, extra, of_key),
-            ("additional_values", values, extra, of_value),
+            (name_of_keys, keys, extra, of_key),
+            (name_of_values, values, extra, of_value),
             ("text_q", self.text_query, extra, of_query),
         ):
             if tensor is None:
                 continue
+            article = "an" if name.startswith("a") else "a"
             if tuple(tensor.shape) != rows + own:
                 what = "its shard is" if rows is shard else "it must be"
-                return f"rank {rank} has a {name} of shape {list(tensor.shape)}; {what} {[*rows, *own]}"
+                return f"rank {rank} has {article} {name} of shape {list(tensor.shape)}; {what} {[*rows, *own]}"
             if tensor.dtype != query.dtype or tensor.device != query.device:
-                given = f"a {name} of {tensor.dtype} on {tensor.device}"
+                given = f"{article} {name} of {tensor.dtype} on {tensor.device}"
                 return f"rank {rank} has {given}, and a query of {query.dtype} on {query.device}"
         if (keys is None) != (values is None):
             return f"rank {rank} has additional keys or values without the others"
+        if lengths is not None:
+            if keys is None:
+                return f"rank {rank} has additional lengths without keys"
+            if tuple(lengths.shape) != shard[:1] or lengths.dtype != torch.int32 or lengths.device != query.device:
+                given = f"{name_of_lengths} of shape {list(lengths.shape)}, {lengths.dtype} on {lengths.device}"
+                return f"rank {rank} has {given}; they must be [{problem.batch}], torch.int32 on {query.device}"
         return None
 
     def run(self, return_lse: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Output and log-sum-exp; where that isn't to be returned, it may be that of a part of the heads."""
-        with report(self.team.group):
+        with report(self.caller):
             return self._run(return_lse)
 
     def _run(self, return_lse: bool) -> tuple[torch.Tensor, torch.Tensor]:
         query, key, value = self.tensors
         keys, values, lengths = self.extra
         if self.team.group is not None and self.options.extra_grad == "sum":
-            keys, values = (x if x is None else SumOverRanks.apply(self.team.group, x) for x in (keys, values))
+            keys, values = (sum_gradient(x, self.caller) for x in (keys, values))
         team, heads = self._head_team(), self.problem.heads
         if team is None:
             return attend_with_halo(self._settings(), query, key, value, (keys, values, lengths))
@@ -331,13 +370,13 @@ class Prepared:
         own = tuple(
             b if axis in self.division.by_heads else (0, n) for (axis, b), n in zip(bounds, self.shape, strict=True)
         )
-        return HeadTeam(team.group, team.rank, Shards(own), self.options.transport)
+        return HeadTeam(self.caller, team.group, team.rank, Shards(own), self.options.transport)
 
     def _settings(self) -> Settings:
         options, team = self.options, team_of(self.mesh, self._names(False))
         route = route_of(self.problem, self.division.layout, team.rank, self.multiples)
         rest = options.transport, options.save_halo, options.head_chunks
-        return Settings(route, team.group, self.scale, self.kernel, *rest)
+        return Settings(route, self.caller, team.group, self.scale, self.kernel, *rest)
 
     def plan(self) -> Plan:
         """The call's plan on this rank."""

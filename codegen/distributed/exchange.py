@@ -35,6 +35,11 @@ def _p2p(out: torch.Tensor, parts: torch.Tensor, received: list[int], sent: list
     return dist.batch_isend_irecv(operations) if operations else []
 
 
+def sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which gradients of several calls or ranks are added up."""
+    return torch.float32 if dtype.itemsize < 4 else dtype
+
+
 TRANSPORTS = {"all_to_all": _all_to_all, "p2p": _p2p}
 """``all_to_all``: one `all_to_all_single`; on NCCL that is a send and a receive for each count that isn't 0. ``p2p``:
 `batch_isend_irecv`, of which a failure ends a rank's neighbours first and others at their next exchange."""

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 
 from . import kernels
-from .agreement import Group
+from .agreement import Caller, Group, report
 from .boxes import Pair, box_at, gather, pack, part, scatter_add, unpack
-from .exchange import Arrival, start_exchange
+from .exchange import Arrival, start_exchange, sum_dtype
 from .kernels import Extra, Optional
 from .planning import KernelCall, Route
 
@@ -31,6 +31,7 @@ class Settings:
 
     Attributes:
         route: of this rank.
+        caller: of the call.
         group: the ranks of the layout; None for one.
         scale, kernel: of the operator.
         transport: of `exchange.TRANSPORTS`.
@@ -39,6 +40,7 @@ class Settings:
     """
 
     route: Route
+    caller: Caller
     group: Group | None
     scale: float | None = None
     kernel: str = ""
@@ -81,22 +83,27 @@ def attend_with_halo(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Output and log-sum-exp of a rank's queries. Gradients flow from both; those of the extra piece are this rank's
     share."""
-    found: tuple[torch.Tensor, torch.Tensor] = _Halo.apply(settings, query, key, value, *extra)
+    wanted = kernels.wanted_of(query, key, value, *extra[:2])
+    found: tuple[torch.Tensor, torch.Tensor] = _Halo.apply(settings, wanted, query, key, value, *extra)
     return found
 
 
 class _Halo(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, settings: Settings, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *extra: Optional
+        ctx: Any,
+        settings: Settings,
+        wanted: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *extra: Optional,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Computes the queries of this rank."""
+        ctx.extra_dtypes = [None if x is None else x.dtype for x in extra[:2]]
+        extra = *(None if x is None else x.to(key.dtype) for x in extra[:2]), extra[2]  # of `sum_gradient`
         out = query.new_empty((*query.shape[:-1], value.shape[-1]))
         lse = query.new_empty(query.shape[:-1], dtype=torch.float32)
-        needed = ctx.needs_input_grad[1:6]
-        wanted = sum(1 << i for i, need in enumerate(needed) if need)
-        for both in (kernels.KEYS, kernels.EXTRA):
-            wanted |= both if wanted & both else 0
         chunks, kept = _chunks(settings.head_chunks, query, key), []
         work = _Work(settings, wanted)
         pending = work.fetch(chunks[0].of_keys(key, value))
@@ -113,7 +120,7 @@ class _Halo(torch.autograd.Function):
             halo = unpack(settings.route.received, message, own)
             for call in settings.route.border:
                 work.attend(call, rows, _gather(call, settings.route, own, halo), pieces, results)
-            kept.append(message if settings.save_halo else message.new_empty(0))
+            kept.append(message if settings.save_halo and wanted else message.new_empty(0))
         ctx.settings, ctx.wanted, ctx.chunks = settings, wanted, chunks
         ctx.save_for_backward(query, key, value, out, lse, *extra, *kept)
         ctx.set_materialize_grads(False)
@@ -123,11 +130,26 @@ class _Halo(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_out: Optional, grad_lse: Optional) -> tuple[Optional, ...]:
         """The gradients; all ranks call it, also those without queries."""
-        settings, wanted, chunks = ctx.settings, ctx.wanted, ctx.chunks
+        settings: Settings = ctx.settings
+        with report(settings.caller):
+            found = _Halo._differentiate(ctx, settings, grad_out, grad_lse)
+        needs = ctx.needs_input_grad[2:7]
+        return None, None, *(x if need else None for x, need in zip(found, needs, strict=True)), None
+
+    @staticmethod
+    def _differentiate(ctx: Any, settings: Settings, grad_out: Optional, grad_lse: Optional) -> tuple[Optional, ...]:
+        wanted, chunks = ctx.wanted, ctx.chunks
         query, key, value, out, lse, *rest = ctx.saved_tensors
         extra, kept, route = (rest[0], rest[1], rest[2]), rest[3:], settings.route
         rows = _Rows(query, out, lse, torch.zeros_like(out) if grad_out is None else grad_out, grad_lse)
-        found = _Gradients(*(torch.zeros_like(tensor) for tensor in (query, key, value)), *map(_zeros, extra[:2]))
+        sums = sum_dtype(key.dtype)
+        calls = len(route.border) + (route.inner is not None)
+        of_keys = sums if calls + sum(map(bool, route.sent_tokens)) > 1 else key.dtype
+        found = _Gradients(
+            torch.zeros_like(query),
+            *(_zeros(tensor, of_keys) for tensor in (key, value)),
+            *(None if tensor is None else _zeros(tensor, sums) for tensor in extra[:2]),
+        )
         work, returning = _Work(settings, wanted), []
         if not settings.save_halo:
             pending = work.fetch(chunks[0].of_keys(key, value))
@@ -140,7 +162,7 @@ class _Halo(torch.autograd.Function):
                 message = arrive()
             own, own_gradients = chunk.of_keys(key, value), chunk.of_keys(found.key, found.value)
             halo = unpack(route.received, message, own)
-            home = torch.zeros_like(message)
+            home = _zeros(message, sums if len(route.border) > 1 else message.dtype)
             gradients = unpack(route.received, home, own)
             pieces = chunk.of_extra(extra), chunk.of_extra((found.extra_key, found.extra_value, None))
             some = rows.of(chunk), found.query[..., chunk.queries, :]
@@ -149,7 +171,7 @@ class _Halo(torch.autograd.Function):
                 for j in (0, 1) if wanted & kernels.KEYS else ():
                     scatter_add(call.call, route, keys[j], own_gradients[j], [pair[j] for pair in gradients])
             if wanted & kernels.KEYS:
-                returning.append((work.send_home(home, own), own_gradients))
+                returning.append((work.send_home(home.to(message.dtype), own), own_gradients))
             if route.inner is not None:
                 keys = work.differentiate(route.inner, *some, own, *pieces)
                 for own_gradient, gradient in zip(own_gradients, keys, strict=True) if wanted & kernels.KEYS else ():
@@ -159,8 +181,9 @@ class _Halo(torch.autograd.Function):
                 box = box_at(piece.source, piece.size)
                 for own_gradient, gradient in zip(own_gradients, pair, strict=True):
                     part(own_gradient, box, (0,) * len(box)).add_(gradient)
-        tensors = found.query, found.key, found.value, found.extra_key, found.extra_value
-        return None, *(x if need else None for x, need in zip(tensors, ctx.needs_input_grad[1:6], strict=True)), None
+        pairs = zip((found.extra_key, found.extra_value), ctx.extra_dtypes, strict=True)
+        of_extra = (None if tensor is None else tensor.to(dtype) for tensor, dtype in pairs)
+        return found.query, found.key.to(key.dtype), found.value.to(key.dtype), *of_extra
 
 
 @dataclass(frozen=True)
@@ -182,6 +205,8 @@ class _Rows:
 
 @dataclass(frozen=True)
 class _Gradients:
+    """Those of a pass; of keys and values in float32 where several calls or ranks add theirs."""
+
     query: torch.Tensor
     key: torch.Tensor
     value: torch.Tensor
@@ -257,5 +282,5 @@ def _gather(call: KernelCall, route: Route, own: Pair, halo: Sequence[Pair]) -> 
     return key, value
 
 
-def _zeros(tensor: Optional) -> Optional:
-    return None if tensor is None else torch.zeros_like(tensor)
+def _zeros(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return torch.zeros_like(tensor, dtype=dtype)

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from .agreement import Group
+from .agreement import Caller, Group, report
 from .boxes import part
-from .exchange import start_exchange, sum_over_ranks
+from .exchange import start_exchange, sum_dtype, sum_over_ranks
+from .kernels import Optional
 from .layout import Shards
 from .needs import Span
 
@@ -34,12 +35,14 @@ class HeadTeam:
     """Ranks that share a block of tokens.
 
     Attributes:
+        caller: of the call that they are a part of.
         group: theirs.
         rank: this one's number.
         shards: of the block's tokens.
         transport: of `exchange.TRANSPORTS`.
     """
 
+    caller: Caller
     group: Group
     rank: int
     shards: Shards
@@ -91,19 +94,20 @@ class HeadTeam:
         self, heads: Sequence[Heads], counts: Sequence[int], tensors: Sequence[torch.Tensor]
     ) -> tuple[torch.Tensor, ...]:
         """`to_tokens` of several tensors, below autograd. A head that several ranks have is the sum of theirs, by
-        ascending rank."""
+        ascending rank, rounded once."""
         ranks, batch, origin = range(self.shards.size), tensors[0].shape[0], (0,) * len(self.shards.bounds)
         parts = [[part(tensor, self.shards.box(rank), origin) for tensor in tensors] for rank in ranks]
         shape, each = self.shards.shape(self.rank), list(zip(heads, tensors, strict=True))
         shapes = [[(batch, *shape, own[rank][1] - own[rank][0], x.shape[-1]) for own, x in each] for rank in ranks]
+        shared = [sum(high - low for low, high in own) > count for own, count in zip(heads, counts, strict=True)]
         found = tuple(
-            tensor.new_zeros((batch, *shape, count, tensor.shape[-1]))
-            for count, tensor in zip(counts, tensors, strict=True)
+            x.new_zeros((batch, *shape, count, x.shape[-1]), dtype=sum_dtype(x.dtype) if several else x.dtype)
+            for count, x, several in zip(counts, tensors, shared, strict=True)
         )
         for rank, came in enumerate(self._exchange(parts, shapes)):
             for whole, own, tensor in zip(found, heads, came, strict=True):
                 whole[..., slice(*own[rank]), :].add_(tensor)
-        return found
+        return tuple(whole.to(tensor.dtype) for whole, tensor in zip(found, tensors, strict=True))
 
 
 class _ToHeads(torch.autograd.Function):
@@ -118,7 +122,8 @@ class _ToHeads(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """To tokens."""
         team, heads, counts = ctx.call
-        return None, None, *team.gather_heads(heads, counts, gradients)
+        with report(team.caller):
+            return None, None, *team.gather_heads(heads, counts, gradients)
 
 
 class _ToTokens(torch.autograd.Function):
@@ -134,21 +139,32 @@ class _ToTokens(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """To heads."""
         team, heads = ctx.call
-        (found,) = team.gather_tokens([heads], [gradient])
+        with report(team.caller):
+            (found,) = team.gather_tokens([heads], [gradient])
         return None, None, None, found
 
 
-class SumOverRanks(torch.autograd.Function):
-    """A replicated tensor, whose gradient is the sum of what the ranks have."""
+def sum_gradient(tensor: Optional, caller: Caller) -> Optional:
+    """A replicated tensor, whose gradient is the sum of what the caller's ranks have. Where it has one it comes in the
+    dtype of sums, so that autograd keeps each rank's share in that: kernels take it in the call's."""
+    if tensor is None or not (torch.is_grad_enabled() and tensor.requires_grad):
+        return tensor
+    found: torch.Tensor = _SumOverRanks.apply(caller, tensor)
+    return found
 
+
+class _SumOverRanks(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, group: Group, tensor: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, caller: Caller, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor."""
-        ctx.group = group
-        return tensor.view_as(tensor)
+        ctx.caller, ctx.dtype = caller, tensor.dtype
+        return tensor.view_as(tensor).to(sum_dtype(tensor.dtype))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, torch.Tensor]:
         """The sum."""
-        return None, sum_over_ranks(gradient, ctx.group)
+        caller: Caller = ctx.caller
+        assert caller.group is not None
+        with report(caller):
+            return None, sum_over_ranks(gradient, caller.group).to(ctx.dtype)

@@ -16,7 +16,18 @@ Extra = tuple[Optional, Optional, Optional]
 """Keys, values and lengths of the extra piece."""
 
 QUERY, KEYS, EXTRA = 1, 2 | 4, 8 | 16
-"""What gradients are wanted of, as the backward operator has it: a bit for each tensor."""
+"""Tensors that gradients are wanted of, as the backward operator has it: a bit for each."""
+
+
+def wanted_of(*tensors: Optional) -> int:
+    """The bits of query, key, value, extra keys and values that require gradients. Asked outside of a function of
+    autograd's: within, tensors that require some do so under torch.no_grad() too."""
+    if not torch.is_grad_enabled():
+        return 0
+    wanted = sum(1 << i for i, tensor in enumerate(tensors) if tensor is not None and tensor.requires_grad)
+    for both in (KEYS, EXTRA):  # of keys and of values, the kernels give both
+        wanted |= both if wanted & both else 0
+    return wanted
 
 
 def forward(

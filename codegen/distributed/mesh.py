@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary, ref
+from itertools import combinations
+from weakref import WeakSet, ref
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
-from .agreement import Group
+from .agreement import Group, explain, refuse_capture
 
 Dims = Sequence[str | None]
 """Per token axis the name of the mesh dimension that divides it, or None."""
@@ -30,7 +31,7 @@ class Team:
     rank: int
 
 
-def are_dtensors(*tensors: torch.Tensor) -> bool:
+def are_dtensors(*tensors: torch.Tensor | None) -> bool:
     """True if some are; importing what they are takes two seconds, which calls without any don't need."""
     if "torch.distributed.tensor" not in sys.modules:
         return False
@@ -70,19 +71,50 @@ def sizes_of(mesh: DeviceMesh, names: Sequence[str | None]) -> list[int]:
     return [1 if name is None else mesh.size(own.index(name)) for name in names]
 
 
-# Torch keeps groups, and ends them: one that is kept here past its end would abort the process.
-_groups: WeakKeyDictionary[DeviceMesh, dict[tuple[str, ...], ref[Group]]] = WeakKeyDictionary()
+# By the mesh itself, as equal ones may have other groups. Torch keeps groups, and ends them: one that is kept here past
+# its end would abort the process.
+_groups: dict[tuple[int, tuple[str, ...]], tuple[ref[DeviceMesh], ref[Group]]] = {}
+_met: WeakSet[Group] = WeakSet()
 
 
 def team_of(mesh: DeviceMesh, names: Sequence[str]) -> Team:
-    """The ranks of the mesh that differ in nothing but these dimensions. The first call for several of them makes a
-    process group, on all ranks of the mesh at once."""
+    """The ranks of the mesh that differ in nothing but these dimensions.
+
+    The first call for them makes process groups, of each choice of them: replicas with other grids may need others, and
+    all ranks of the mesh must make them, in one order. Each has its first collective here, of all its ranks, which NCCL
+    needs before sends and receives between some.
+
+    Raises:
+        RankError: a rank of the mesh doesn't take part, or a CUDA graph is captured.
+    """
     several = tuple(name for name, size in zip(names, sizes_of(mesh, names), strict=True) if size > 1)
     if not several:
         return Team(None, 0)
-    known = _groups.setdefault(mesh, {})
-    group = known[several]() if several in known else None
-    if group is None:  # torch has no public way to the group of several
-        group = mesh.get_group(several[0]) if len(several) == 1 else mesh[several]._flatten().get_group()
-        known[several] = ref(group)
+    group = _find(mesh, several)
+    if group is None:
+        with explain("making groups of ranks", mesh.get_group(several[0])):
+            for count in range(1, len(several) + 1):
+                for some in combinations(several, count):  # last, all of them
+                    group = _make(mesh, some)
+    assert group is not None
     return Team(group, dist.get_rank(group))
+
+
+def _find(mesh: DeviceMesh, names: tuple[str, ...]) -> Group | None:
+    own, group = _groups.get((id(mesh), names), (None, None))
+    return None if own is None or group is None or own() is not mesh else group()
+
+
+def _make(mesh: DeviceMesh, names: tuple[str, ...]) -> Group:
+    """The group along some dimensions, which torch makes once. It has no public way to that of several; a name of its
+    own can't be that of a dimension."""
+    group = mesh.get_group(names[0])
+    if len(names) > 1:
+        group = mesh[names]._flatten(f"gnaforge:{','.join(names)}").get_group()
+    if group not in _met:
+        refuse_capture()
+        dist.all_reduce(torch.zeros(1, device=mesh.device_type), group=group)
+        _met.add(group)
+    key = id(mesh), names
+    _groups[key] = ref(mesh, lambda _: _groups.pop(key, None)), ref(group)
+    return group

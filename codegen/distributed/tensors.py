@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from math import prod
 from typing import Any, cast
 
 import torch
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
-from .call import Given, Options, Tensors, Where, prepare
+from .call import Tensors, Where
 from .kernels import Extra
 
 
-def attend_dtensors(
-    tensors: Tensors,
-    extra: Extra,
-    given: Given,
-    options: Options,
-    return_lse: bool,
-) -> tuple[Any, Any]:
-    """`context_parallel_attention` of DTensors.
+def localize(tensors: Tensors, extra: Extra) -> tuple[Tensors, Extra, Where]:
+    """This rank's tensors of DTensors', and the tokens that they are.
 
     Raises:
         TypeError: some are DTensors and others aren't.
@@ -39,20 +32,29 @@ def attend_dtensors(
     names = mesh.mesh_dim_names or ()
     if not names:
         raise ValueError("the DTensors' mesh has no names of its dimensions; give init_device_mesh mesh_dim_names")
+    axes = [_shard_dim(placement, name, query.dim()) for name, placement in zip(names, placements, strict=True)]
     dims: list[str | None] = [None] * rank
-    for name, placement in zip(names, placements, strict=True):
-        axis = _shard_dim(placement, name, query.dim())
+    for name, axis in zip(names, axes, strict=True):
         if axis is not None and 1 <= axis <= rank:
             if dims[axis - 1] is not None:
                 raise ValueError(f"dimension {axis} is divided by {dims[axis - 1]!r} and {name!r}; one is possible")
             dims[axis - 1] = name
-    local = tuple(_local(x, placements, dims, names) for x in extra)
-    grid = tuple(query.shape[1:-2])
-    where = Where(mesh, dims, grid, None)
+    parts = prod(mesh.size(i) for i, axis in enumerate(axes) if axis == rank + 1)
+    heads, kv_heads = query.shape[-2], key.shape[-2]
+    if parts > 1 and heads != kv_heads and kv_heads % parts:
+        raise ValueError(
+            f"{heads} heads, {kv_heads} of keys and values, are divided over {parts} ranks: these would have queries "
+            "without their keys"
+        )
+    local = [_local(x, query, axes) for x in extra]
     own = query.to_local(), key.to_local(), value.to_local()
-    partial = replace(options, extra_grad="partial")  # DTensor adds them itself
-    prepared = prepare(own, cast("Extra", local), given, where, partial)
-    out, lse = prepared.run(return_lse)
+    return own, (local[0], local[1], local[2]), Where(mesh, dims, tuple(query.shape[1:-2]), None)
+
+
+def distribute_results(
+    out: torch.Tensor, lse: torch.Tensor, query: Any, value: Any, return_lse: bool
+) -> tuple[Any, Any]:
+    """Results placed as the query is; the log-sum-exp where it is returned."""
     rows = tuple(query.shape[:-1])
     return _distribute(out, (*rows, value.shape[-1]), query), _distribute(lse, rows, query) if return_lse else lse
 
@@ -67,7 +69,7 @@ def _shard_dim(placement: Placement, name: str, dims: int) -> int | None:
         return None
     if type(placement) is not Shard:
         raise ValueError(
-            f"mesh dimension {name!r} has the placement {placement}; redistribute to Shard or Replicate first"
+            f"mesh dimension {name!r} has the placement {placement!r}; redistribute to Shard or Replicate first"
         )
     dim = placement.dim % dims
     if dim == dims - 1:
@@ -75,21 +77,31 @@ def _shard_dim(placement: Placement, name: str, dims: int) -> int | None:
     return dim
 
 
-def _local(
-    tensor: torch.Tensor | None, placements: tuple[Placement, ...], dims: list[str | None], names: tuple[str, ...]
-) -> torch.Tensor | None:
-    """This rank's additional keys or values, or lengths; their gradients are partial sums along mesh dimensions that
-    divide tokens."""
+def _local(tensor: torch.Tensor | None, query: DTensor, axes: list[int | None]) -> torch.Tensor | None:
+    """This rank's additional keys or values, ``[batch, keys, heads, D]``, or lengths ``[batch]``, of the query's batch
+    entries and heads, and of all keys. Gradients are partial sums along mesh dimensions that divide tokens.
+
+    Raises:
+        ValueError: they are placed otherwise than that.
+    """
     if tensor is None:
         return None
     assert isinstance(tensor, DTensor)
-    gradients = []
-    for name, own in zip(names, tensor.placements, strict=True):
-        if name in dims and not isinstance(own, Replicate):
+    mesh, names = query.device_mesh, query.device_mesh.mesh_dim_names or ()
+    if tensor.device_mesh != mesh:
+        raise ValueError(f"additional keys, values and lengths must be on the query's mesh; {tensor.device_mesh} isn't")
+    gradients: list[Placement] = []
+    heads = query.dim() - 2
+    for name, own, axis in zip(names, tensor.placements, axes, strict=True):
+        expected: Placement = Replicate()
+        if axis == 0 or (axis == heads and tensor.dim() > 1):
+            expected = Shard(0 if axis == 0 else 2)
+        if own != expected:
             raise ValueError(
-                f"additional keys, values and lengths must be replicated along {name!r}, which divides tokens"
+                f"additional keys, values and lengths have the query's batch and heads: one of shape "
+                f"{list(tensor.shape)} is {own!r} along {name!r}; it must be {expected!r}"
             )
-        gradients.append(Partial() if name in dims else own)
+        gradients.append(Partial() if axis is not None and 0 < axis < heads else own)
     return tensor.to_local(grad_placements=gradients)
 
 

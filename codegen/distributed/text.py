@@ -21,10 +21,10 @@ from ..runtime.merge import merge_attentions
 from ..runtime.ops import kernel_key
 from ..runtime.problem import Causal
 from . import kernels
-from .agreement import Group, report
-from .call import Options, Where, prepare
+from .agreement import Caller, report
+from .call import Options, Where, given_of, prepare
 from .exchange import gather_of_ranks
-from .heads import SumOverRanks
+from .heads import sum_gradient
 from .kernels import Extra, Optional
 from .mesh import Dims, are_dtensors
 from .untraced import untraced
@@ -83,22 +83,23 @@ def context_parallel_joint_attention(
     Raises:
         RankError, TypeError, ValueError, NoKernelError, MemoryError: as `context_parallel_attention`.
     """
-    options = Options(mode, tuple(by_heads or ()), transport, save_halo, head_chunks, border_multiple, extra_grad)
-    given = (kernel_size, stride, dilation, is_causal), (edge, sink), scale, kernel
+    options, given = Options.of(locals()), given_of(locals())
     arguments.require_tensors(query=query, key=key, value=value, text_q=text_q, text_k=text_k, text_v=text_v)
-    if are_dtensors(query, key, value, text_q, text_k, text_v):
+    if are_dtensors(query, key, value, text_q, text_k, text_v, text_lengths):
         raise TypeError("joint attention takes each rank's own tensors: give to_local() of DTensors")
     where, extra = Where(mesh, dims, grid, shards), (text_k, text_v, text_lengths)
-    call = prepare((query, key, value), extra, given, where, options, text_q)
+    call = prepare("context_parallel_joint_attention", (query, key, value), extra, given, where, options, text_q)
     out, lse = call.run(return_lse)
-    group, shapes = call.team.group, call.division.shards
+    caller, shapes = call.caller, call.division.shards
     first = next(rank for rank in range(shapes.size) if prod(shapes.shape(rank)))
-    text = call.text_query, *call.extra[:2]
-    if group is not None and extra_grad == "sum":
-        text = tuple(SumOverRanks.apply(group, tensor) for tensor in text)
-    rows = _Rows(group, call.team.rank == first, call.scale, kernel_key(1, query, value, text_kernel, None, None))
-    with report(group):
-        text_out, text_lse = _TextRows.apply(rows, text[0], *call.tensors[1:], *text[1:], call.extra[2])
+    text: tuple[Optional, ...] = call.text_query, *call.extra[:2]
+    if caller.group is not None and extra_grad == "sum":
+        text = tuple(sum_gradient(tensor, caller) for tensor in text)
+    rows = _Rows(caller, call.team.rank == first, call.scale, kernel_key(1, query, value, text_kernel, None, None))
+    inputs = text[0], *call.tensors[1:], *text[1:]
+    wanted = kernels.wanted_of(*inputs) & (-1 if rows.has_text else ~kernels.EXTRA)
+    with report(caller):
+        text_out, text_lse = _TextRows.apply(rows, wanted, *inputs, call.extra[2])
     return (out, text_out, lse, text_lse) if return_lse else (out, text_out)
 
 
@@ -106,7 +107,7 @@ def context_parallel_joint_attention(
 class _Rows:
     """A call of text rows: the ranks, whether this one has the text, scale and kernel."""
 
-    group: Group | None
+    caller: Caller
     has_text: bool
     scale: float | None
     kernel: str
@@ -117,6 +118,7 @@ class _TextRows(torch.autograd.Function):
     def forward(
         ctx: Any,
         rows: _Rows,
+        wanted: int,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
@@ -125,17 +127,16 @@ class _TextRows(torch.autograd.Function):
         lengths: Optional,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Attends to the keys of this rank, and merges with other ranks."""
+        ctx.dtypes = [x.dtype for x in (query, key, value, text_k, text_v)]
+        query, text_k, text_v = (x.to(key.dtype) for x in (query, text_k, text_v))  # of `sum_gradient`
         out = query.new_zeros((*query.shape[:-1], value.shape[-1]))
         lse = query.new_full(query.shape[:-1], -torch.inf, dtype=torch.float32)
         extra: Extra = (text_k, text_v, lengths) if rows.has_text else (None, None, None)
-        need_query, need_key, need_value, *need_text = ctx.needs_input_grad[1:6]
-        wanted = kernels.QUERY * need_query | kernels.KEYS * (need_key or need_value)
-        wanted |= kernels.EXTRA * (rows.has_text and any(need_text))
         keys, pattern = (key.flatten(1, -3), value.flatten(1, -3)), _dense(key)
         if keys[0].shape[1]:
             kernels.forward((query, *keys), extra, pattern, rows.scale, rows.kernel, wanted, out, lse)
-        if rows.group is not None:
-            everyone = gather_of_ranks(out, rows.group), gather_of_ranks(lse, rows.group)
+        if (group := rows.caller.group) is not None:
+            everyone = gather_of_ranks(out, group), gather_of_ranks(lse, group)
             out, lse = merge_attentions(*everyone)
         ctx.rows, ctx.wanted = rows, wanted
         ctx.save_for_backward(query, key, value, text_k, text_v, lengths, out, lse)
@@ -146,8 +147,16 @@ class _TextRows(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_out: Optional, grad_lse: Optional) -> tuple[Optional, ...]:
         """Gradients of this rank's share."""
+        with report(ctx.rows.caller):
+            found = _TextRows._differentiate(ctx, grad_out, grad_lse)
+        needs = ctx.needs_input_grad[2:7]
+        return None, None, *(x if need else None for x, need in zip(found, needs, strict=True)), None
+
+    @staticmethod
+    def _differentiate(ctx: Any, grad_out: Optional, grad_lse: Optional) -> list[torch.Tensor]:
         query, key, value, text_k, text_v, lengths, out, lse = ctx.saved_tensors
-        found = [torch.zeros_like(tensor) for tensor in (query, key, value, text_k, text_v)]
+        like = zip((query, key, value, text_k, text_v), ctx.dtypes, strict=True)
+        found = [torch.zeros_like(tensor, dtype=dtype) for tensor, dtype in like]
         keys = key.flatten(1, -3), value.flatten(1, -3)
         if keys[0].shape[1] and ctx.wanted:
             extra: Extra = (text_k, text_v, lengths) if ctx.rows.has_text else (None, None, None)
@@ -156,7 +165,7 @@ class _TextRows(torch.autograd.Function):
             for own, gradient in zip(found, kernels.backward(*call), strict=True):
                 if gradient.numel():
                     own.copy_(gradient.view(own.shape))
-        return None, *(own if need else None for own, need in zip(found, ctx.needs_input_grad[1:6], strict=True)), None
+        return found
 
 
 def _dense(key: torch.Tensor) -> list[int]:
