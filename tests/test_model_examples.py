@@ -20,7 +20,8 @@ SAY = {
 
 
 def test_every_example_is_run() -> None:
-    assert {path.name for path in FOLDER.glob("*.py")} == SAY.keys()
+    elsewhere = {"weather.py"}  # on several processes: tests/test_distributed.py
+    assert {path.name for path in FOLDER.glob("*.py")} == SAY.keys() | elsewhere
 
 
 @pytest.mark.usefixtures("kernel_set")

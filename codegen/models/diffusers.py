@@ -324,16 +324,15 @@ def _attention_modules(model: torch.nn.Module, layout: Layout) -> Iterator[tuple
             place = f"{name}.{index}.{layout.attention}"
             attention = getattr(block, layout.attention, None)
             if not hasattr(attention, "processor"):
-                raise InputError(f"{type(model).__name__} has no {place} with a processor: another layout")
+                raise InputError(f"{type(model).__name__} has no {place} with a processor: give another layout")
             yield place, attention
 
 
 def _patch_of(model: Any, layout: Layout) -> tuple[int, ...]:
     config = getattr(model, "config", None)
-    values = [getattr(config, name, None) for name in layout.patch]
-    if None in values:
-        name = layout.patch[values.index(None)]
-        raise InputError(f"{type(model).__name__} has no {name} in its config: another layout")
+    if missing := [name for name in layout.patch if not hasattr(config, name)]:
+        raise InputError(f"{type(model).__name__} has no {missing[0]} in its config: give another layout")
+    values = [getattr(config, name) for name in layout.patch]
     return tuple(values[0]) if len(values) == 1 and isinstance(values[0], Sequence) else tuple(values)
 
 

@@ -109,8 +109,8 @@ def _require_odd_tiles(windows: Sequence[tuple[int, ...]], tile: Sequence[int], 
         for axis, (w, t, n) in enumerate(zip(window, tile, grid, strict=True)):
             if w < n and w // t % 2 == 0:
                 raise InputError(
-                    f"a window of {w // t} tiles of {t} along axis {axis}, of {n} tokens, would begin inside of a tile: "
-                    "give an odd number, or one that reaches over the axis"
+                    f"a window of {w // t} tiles of {t} along axis {axis}, of {n} tokens, would begin inside of a "
+                    "tile: give an odd number, or one that reaches over the axis"
                 )
 
 
@@ -229,8 +229,8 @@ class Schedule:
         ``is_causal`` and ``base_size``.
 
         Raises:
-            InputError: an entry has no window_size, or a field that these parameters don't have; a whole axis has a base
-                size, by which Cosmos-Predict2 would make a window of it.
+            InputError: an entry has no window_size, or a field that these parameters don't have; a whole axis has a
+                base size, by which Cosmos-Predict2 would make a window of it.
         """
         patterns: list[Pattern | None] = []
         for layer, entry in enumerate(parameters):
