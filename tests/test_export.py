@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -36,7 +37,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory, session_cache: Path) ->
 
 
 def run(code: str, *arguments: str) -> list[str]:
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -177,9 +179,7 @@ def test_names_in_a_namespace() -> None:
     assert in_namespace(source + kept, "own").decode() == source.replace("gnaforge", "own") + kept
 
 
-def test_a_variant_for_gpus(
-    repository: tuple[Path, Variant], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_variant_for_gpus(repository: tuple[Path, Variant], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One repository has both; the package takes each where its backend is.
 
     Nothing is loaded here, so the CPU's core goes into both: to compile one more takes 10 seconds.

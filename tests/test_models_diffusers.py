@@ -19,7 +19,7 @@ from diffusers import FirstBlockCacheConfig, apply_first_block_cache
 from diffusers.models.autoencoders import ltx2_diffusion_decoder as ltx
 from diffusers_models import GRIDS, MODELS, inputs, make, to, whole_mask
 
-pytestmark = pytest.mark.usefixtures("kernel_set")
+pytestmark = pytest.mark.usefixtures("kernel_set", "one_thread")
 
 WINDOW = {"kernel_size": (2, 5, 3), "stride": (1, 2, 1)}
 WINDOWS = {name: {key: value[-len(GRIDS[name]) :] for key, value in WINDOW.items()} for name in MODELS}

@@ -16,7 +16,7 @@ from gnaforge.models.natten import functional
 from gnaforge.runtime.problem import Problem
 from oracle import mask
 
-pytestmark = pytest.mark.usefixtures("kernel_set")
+pytestmark = pytest.mark.usefixtures("kernel_set", "one_thread")
 
 
 def heads_first(rank: int, grid: tuple[int, ...], heads: int = 2, head_dim: int = 8) -> tuple[torch.Tensor, ...]:
