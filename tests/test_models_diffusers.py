@@ -216,6 +216,7 @@ def test_one_forward_pass_at_a_time() -> None:
             refused.append(str(error))
 
     def begin(*_: Any) -> None:
+        hook.remove()
         thread = threading.Thread(target=second)
         thread.start()
         thread.join()
@@ -223,7 +224,6 @@ def test_one_forward_pass_at_a_time() -> None:
     hook = model.blocks[0].register_forward_pre_hook(begin)
     torch.testing.assert_close(run(model, given), want, rtol=0, atol=0)
     assert refused == ["WanTransformer3DModel is in a forward pass of another thread: run one at a time"]
-    hook.remove()
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt

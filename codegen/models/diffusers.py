@@ -256,10 +256,9 @@ class Handle:
         return before
 
     def _end(self, model: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if not torch.compiler.is_compiling():
-            if self._thread != threading.get_ident():  # this pass was refused, and another one runs
-                return
-            self._thread = None
+        if not torch.compiler.is_compiling() and self._thread != threading.get_ident():
+            return  # this pass was refused, and another one runs
+        self._thread = None
         self.enter(None)
 
     def _argument(self, given: Mapping[str, Any], name: str) -> Any:
