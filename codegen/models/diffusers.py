@@ -14,54 +14,17 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from types import FunctionType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from ..api import joint_attention, neighborhood_attention
 from ..errors import InputError
 from ..runtime.problem import Causal
+from .layouts import LAYOUTS as LAYOUTS, Layout as Layout, attention_modules, layout_of, patch_of, text_lengths
 from .schedule import Pattern, Schedule, kept_share
 
 _DISPATCH = "dispatch_attention_fn"
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The layout of a transformer's tokens, and the names of its parts.
-
-    Args:
-        blocks: names of the model's lists of blocks, in the order in which they run.
-        attention: name of a block's self-attention.
-        patch: names of the model's config values that hold the patch along the grid's axes, first axis first, or of one
-            that holds them all; empty where the model can't know its grid (FLUX), and the caller gives it.
-        text: on which side of the image the text is, in one sequence with it; ``none`` where text comes by
-            cross-attention, which stays as it is. A mask is taken for text that is last: bool, ``[batch, 1, 1,
-            tokens]``, true for the image and, of each text, for its first tokens. On a CPU others are refused; on GPUs,
-            where that would wait for the device, the model has to keep to it.
-
-    The model's forward takes the latents as ``hidden_states``, ``[batch, channels, *axes]`` or, without a patch,
-    ``[batch, tokens, channels]``, and the time as ``timestep`` if there are dense steps or a table of them.
-    """
-
-    blocks: tuple[str, ...]
-    attention: str
-    patch: tuple[str, ...]
-    text: Literal["none", "first", "last"]
-
-
-LAYOUTS = {
-    "CosmosTransformer3DModel": Layout(("transformer_blocks",), "attn1", ("patch_size",), "none"),
-    "FluxTransformer2DModel": Layout(("transformer_blocks", "single_transformer_blocks"), "attn", (), "first"),
-    "HunyuanVideoTransformer3DModel": Layout(
-        ("transformer_blocks", "single_transformer_blocks"),
-        "attn",
-        ("patch_size_t", "patch_size", "patch_size"),
-        "last",
-    ),
-    "WanTransformer3DModel": Layout(("blocks",), "attn1", ("patch_size",), "none"),
-}
-"""The models that `sparsify` knows, by class."""
 
 
 def sparsify(
@@ -107,7 +70,7 @@ def sparsify(
             attention by diffusers' dispatch; there is no window, or no grid; the schedule is for another number of
             layers, or for fewer steps.
     """
-    found = layout or _layout_of(model)
+    found = layout or layout_of(model)
     if (kernel_size is None) == (schedule is None):
         raise InputError("give kernel_size, or a schedule")
     if schedule is None:
@@ -123,13 +86,6 @@ def sparsify(
     if grid is not None and found.patch:
         raise InputError(f"{type(model).__name__} has its grid from its input: leave grid out")
     return Handle(model, found, schedule, layers, None if grid is None else tuple(grid))
-
-
-def _layout_of(model: torch.nn.Module) -> Layout:
-    for cls in type(model).__mro__:
-        if cls.__name__ in LAYOUTS:
-            return LAYOUTS[cls.__name__]
-    raise InputError(f"{type(model).__name__} is not known, only {', '.join(LAYOUTS)}: give its layout")
 
 
 @dataclass(frozen=True)
@@ -171,12 +127,12 @@ class Handle:
         if any(isinstance(getattr(hook, "__self__", None), Handle) for hook in model._forward_pre_hooks.values()):
             raise InputError(f"{type(model).__name__} has windows already: call its handle's remove first")
         self._arguments = list(inspect.signature(type(model).forward).parameters)[1:]
-        modules = list(_attention_modules(model, layout))
+        modules = list(attention_modules(model, layout))
         count = len(modules)
         if wrong := [index for index in layers or () if not 0 <= index < count]:
             raise InputError(f"layers names layer {wrong[0]}, and there are {count}, counted from 0")
         schedule.require_layers(count)
-        self._patch = _patch_of(model, layout)
+        self._patch = patch_of(model, layout)
         self._layers = [
             _Layer(self, index, name, module)
             for index, (name, module) in enumerate(modules)
@@ -267,7 +223,7 @@ class Handle:
         return given[name]
 
     def _require_own(self, model: torch.nn.Module) -> None:
-        modules = [module for _, module in _attention_modules(model, self.layout)]
+        modules = [module for _, module in attention_modules(model, self.layout)]
         for layer in self._layers:
             if modules[layer.index] is not layer.module or layer.module.processor is not layer.swapped:
                 raise RuntimeError(
@@ -312,27 +268,6 @@ class Handle:
 def _is_said(name: str, value: Any) -> bool:
     neutral = {"stride": 1, "dilation": 1, "is_causal": False}
     return name not in neutral or any(one != neutral[name] for one in value)
-
-
-def _attention_modules(model: torch.nn.Module, layout: Layout) -> Iterator[tuple[str, Any]]:
-    for name in layout.blocks:
-        blocks = getattr(model, name, None)
-        if blocks is None:
-            raise InputError(f"{type(model).__name__} has no {name}")
-        for index, block in enumerate(blocks):
-            place = f"{name}.{index}.{layout.attention}"
-            attention = getattr(block, layout.attention, None)
-            if not hasattr(attention, "processor"):
-                raise InputError(f"{type(model).__name__} has no {place} with a processor: give another layout")
-            yield place, attention
-
-
-def _patch_of(model: Any, layout: Layout) -> tuple[int, ...]:
-    config = getattr(model, "config", None)
-    if missing := [name for name in layout.patch if not hasattr(config, name)]:
-        raise InputError(f"{type(model).__name__} has no {missing[0]} in its config: give another layout")
-    values = [getattr(config, name) for name in layout.patch]
-    return tuple(values[0]) if len(values) == 1 and isinstance(values[0], Sequence) else tuple(values)
 
 
 class _Layer:
@@ -413,23 +348,8 @@ class _Dispatch:
             return out.flatten(1, -3)
         sides: dict[str, Any] = {"prefix" if place == "first" else "suffix": text}
         if attn_mask is not None:
-            sides["lengths"] = _text_lengths(layer.name, attn_mask, query, image)
+            sides["lengths"] = text_lengths(layer.name, attn_mask, query, image)
         return joint_attention(query, key, value, grid=grid, scale=scale, **sides, **window)  # type: ignore[no-any-return]
-
-
-def _text_lengths(name: str, mask: torch.Tensor, query: torch.Tensor, image: int) -> torch.Tensor:
-    """The number of valid text tokens of each entry, by a mask as `Layout` describes it."""
-    if mask.shape != (query.shape[0], 1, 1, query.shape[1]):
-        raise NotImplementedError(f"{name}: a mask of shape {tuple(mask.shape)} is more than padding")
-    if mask.dtype != torch.bool:
-        raise NotImplementedError(f"{name}: a mask of {mask.dtype} says no lengths: windows go with a bool mask")
-    valid = mask.reshape(query.shape[0], -1)
-    if not torch.compiler.is_compiling() and mask.device.type == "cpu":
-        if not valid[:, :image].all():
-            raise NotImplementedError(f"{name}: the mask leaves out tokens of the image, and windows have all of them")
-        if (valid[:, image + 1 :] & ~valid[:, image:-1]).any():
-            raise NotImplementedError(f"{name}: the mask leaves out text in front of other text, and not only padding")
-    return valid[:, image:].sum(-1, dtype=torch.int32)
 
 
 def _swapped(layer: _Layer, classes: dict[type, type]) -> Any:
