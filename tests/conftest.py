@@ -66,6 +66,17 @@ def kernel_set(session_cache: Path) -> None:
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Torch on one thread: for small tensors the others wait, which costs as much of a processor as computing."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def every_feature() -> Iterator[None]:
     """The default families of the cpu and of sm90 have all features: what tools say of a problem depends on what
     families claim, not on whether they run it."""

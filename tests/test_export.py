@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from gnaforge.build_tools.cuda import find_nvcc
 from gnaforge.errors import GnaforgeError, InputError
 from gnaforge.plan import Plan
+from gnaforge.wheel import build
 from gnaforge.wheel.build import in_namespace
-from gnaforge.wheel.hugging_face import Variant, export, variant_name
+from gnaforge.wheel.hugging_face import Variant, export, kernel_name, namespace_of, variant_name
 from kernel_set import SMALL
 from sm90_kernels import CONFIGS
 
@@ -34,7 +37,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory, session_cache: Path) ->
 
 
 def run(code: str, *arguments: str) -> list[str]:
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -120,9 +124,11 @@ def test_a_second_export_replaces_the_first(repository: tuple[Path, Variant]) ->
 
 def test_what_is_refused(tmp_path: Path) -> None:
     plan = Plan("tests_of_export", (SMALL,))
-    for name in ("Upper", "ends-", "1st", "under_score"):
-        with pytest.raises(InputError, match="lower-case letters, digits and dashes"):
+    for name in ("Upper", "ends-", "1st", "under_score", "a"):
+        with pytest.raises(InputError, match=f"--name '{name}': two characters or more, lower-case letters, digits"):
             export(plan, tmp_path, rebuild=REBUILD, name=name)
+    with pytest.raises(InputError, match="'gnaforge-ends-', after the library, is no name of a kernel, give --name"):
+        export(replace(plan, library="ends_"), tmp_path, rebuild=REBUILD)
     with pytest.raises(InputError, match="--version 0: give a whole number"):
         export(plan, tmp_path, rebuild=REBUILD, version=0)
     foreign = tmp_path / "build" / variant_name("cpu", None)
@@ -133,19 +139,58 @@ def test_what_is_refused(tmp_path: Path) -> None:
     assert (foreign / "precious").exists()
 
 
+def _accepts(name: str, folder: Path, like: Path) -> bool:
+    metadata = folder / "metadata.json"
+    metadata.write_text(json.dumps(json.loads((like / "metadata.json").read_text()) | {"name": name}))
+    try:
+        Metadata.read_from_file(metadata)
+    except ValueError:
+        return False
+    return True
+
+
+def test_names_are_those_that_the_package_takes(repository: tuple[Path, Variant], tmp_path: Path) -> None:
+    for name in ("a", "ab", "a1", "a--b", "a-", "-a", "1a", "A", "aB", "a_b", "\u00e4b", "ab\n", "a b"):
+        try:
+            ours = kernel_name("library", name) == name
+        except InputError:
+            ours = False
+        assert ours == _accepts(name, tmp_path, repository[1].folder), name
+    assert kernel_name("MyLib_2", None) == "gnaforge-mylib-2"
+    assert _accepts(kernel_name("MyLib_2", None), tmp_path, repository[1].folder)
+
+
+def test_a_namespace_is_named_after_all_that_is_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two exports that differ in any of it, Python code alone too, share no operators in a process."""
+    own = namespace_of("name", 1, "cpu", {"kernels": ["k"]})
+    assert own == namespace_of("name", 1, "cpu", {"kernels": ["k"]})
+    others = [namespace_of("name", 2, "cpu", {"kernels": ["k"]}), namespace_of("name", 1, "cpu", {"kernels": ["l"]})]
+    files = build._runtime_files()
+    changed = tmp_path / files[0].name
+    changed.write_bytes(files[0].read_bytes() + b"# changed\n")
+    monkeypatch.setattr(build, "_runtime_files", lambda: [changed, *files[1:]])
+    others.append(namespace_of("name", 1, "cpu", {"kernels": ["k"]}))
+    assert len({own, *others}) == 4
+
+
 def test_names_in_a_namespace() -> None:
     source = 'torch.ops.gnaforge.forward; f"gnaforge::{name}"; Library("gnaforge", "IMPL"); f"_gnaforge_process_v{x}"'
     kept = ' "gnaforge_entry_"; import gnaforge; "built by gnaforge"'
     assert in_namespace(source + kept, "own").decode() == source.replace("gnaforge", "own") + kept
 
 
-def test_a_variant_for_gpus(repository: tuple[Path, Variant], tmp_path: Path) -> None:
-    """One repository has both; the package takes each where its backend is."""
+def test_a_variant_for_gpus(repository: tuple[Path, Variant], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One repository has both; the package takes each where its backend is.
+
+    Nothing is loaded here, so the CPU's core goes into both: to compile one more takes 10 seconds.
+    """
     try:
         find_nvcc()
     except GnaforgeError:
         pytest.skip("needs a CUDA compiler")
     config = CONFIGS[2]
+    core = build.core_object(repository[1].namespace)
+    monkeypatch.setattr(build, "core_object", lambda namespace: core)
     cpu, cuda = export(Plan("tests_of_export", (SMALL, config)), tmp_path, rebuild=REBUILD)
     assert cpu.folder.name == repository[1].folder.name and cpu.kernels == (SMALL,)
     assert cuda.kernels == (config,) and cuda.namespace != cpu.namespace

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import sys
+import threading
 from typing import Any
 
 import gnaforge.models.diffusers as adapter
@@ -18,7 +19,7 @@ from diffusers import FirstBlockCacheConfig, apply_first_block_cache
 from diffusers.models.autoencoders import ltx2_diffusion_decoder as ltx
 from diffusers_models import GRIDS, MODELS, inputs, make, to, whole_mask
 
-pytestmark = pytest.mark.usefixtures("kernel_set")
+pytestmark = pytest.mark.usefixtures("kernel_set", "one_thread")
 
 WINDOW = {"kernel_size": (2, 5, 3), "stride": (1, 2, 1)}
 WINDOWS = {name: {key: value[-len(GRIDS[name]) :] for key, value in WINDOW.items()} for name in MODELS}
@@ -172,11 +173,12 @@ def test_a_layer_without_its_window_is_an_error() -> None:
         run(other, given)
 
 
-def test_blocks_may_be_skipped() -> None:
-    """As caches of diffusers do: of two alike passes the second computes the first block only."""
+@pytest.mark.parametrize("layers", [None, [1, 2]])
+def test_blocks_may_be_skipped(layers: list[int] | None) -> None:
+    """As caches of diffusers do: of two alike passes the second computes the first block only, windows or not."""
     model, given = make("wan", layers=3), inputs("wan")
     apply_first_block_cache(model, FirstBlockCacheConfig(threshold=0.1))
-    sparsify("wan", model)
+    sparsify("wan", model, layers=layers)
     ran: list[int] = []
     for number, block in enumerate(model.blocks):
         block.attn1.to_out[0].register_forward_hook(lambda *_, n=number: ran.append(n))
@@ -184,6 +186,56 @@ def test_blocks_may_be_skipped() -> None:
         outs = [run(model, given) for _ in range(2)]
     assert ran == [0, 1, 2, 0]
     torch.testing.assert_close(outs[0], outs[1])
+
+
+def test_a_pass_without_any_block() -> None:
+    """As caches of whole passes have: the report says which layers haven't run."""
+    model, given = make("wan"), inputs("wan")
+    handle = sparsify("wan", model)
+    blocks = [block.forward for block in model.blocks]
+    for block in model.blocks:
+        block.forward = lambda hidden_states, *others: hidden_states
+    run(model, given)
+    assert handle.report().count("; hasn't run yet") == 2
+    model.blocks[1].forward = blocks[1]
+    run(model, given)
+    assert [line.endswith("; hasn't run yet") for line in handle.report().splitlines()] == [False, True, False]
+
+
+def test_one_forward_pass_at_a_time() -> None:
+    """A second one of another thread is refused, and the first goes on; an interrupted one leaves the model usable."""
+    model, given = make("wan"), inputs("wan")
+    sparsify("wan", model)
+    want = run(model, given)
+    refused: list[str] = []
+
+    def second() -> None:
+        try:
+            run(model, inputs("wan", (2, 5, 6)))
+        except RuntimeError as error:
+            refused.append(str(error))
+
+    def begin(*_: Any) -> None:
+        hook.remove()
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join()
+
+    hook = model.blocks[0].register_forward_pre_hook(begin)
+    torch.testing.assert_close(run(model, given), want, rtol=0, atol=0)
+    assert refused == ["WanTransformer3DModel is in a forward pass of another thread: run one at a time"]
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    hook = model.blocks[1].register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(model, inputs("wan", (2, 5, 6)))
+    hook.remove()
+    torch.testing.assert_close(run(model, given), want, rtol=0, atol=0)
+    refused.clear()
+    begin()  # another thread, later, is none at the same time
+    assert refused == []
 
 
 def test_keys_of_another_number_are_left_alone() -> None:
@@ -217,8 +269,11 @@ def test_a_failed_pass_leaves_no_grid() -> None:
 def test_what_is_refused() -> None:
     model = make("wan")
     handle = sparsify("wan", model)
-    with pytest.raises(InputError, match=r"blocks\.0\.attn1 has windows already"):
-        sparsify("wan", model)
+    handle.remove()
+    handle = sparsify("wan", model, layers=[0])
+    with pytest.raises(InputError, match="WanTransformer3DModel has windows already: call its handle's remove first"):
+        sparsify("wan", model, layers=[1])
+    run(model, inputs("wan"))  # and the model is what it was
     handle.remove()
     refused = {
         "layers names layer 2, and there are 2": {"layers": [2]},
@@ -229,6 +284,10 @@ def test_what_is_refused() -> None:
         "the schedule is for 3 layers": {"schedule": Schedule([None] * 3)},
         "leave them out": {"schedule": Schedule([None] * 2), "dense_steps": 3},
         "dense_steps is -1": {"dense_steps": -1},
+        "the schedule has 1 steps, and the run 2": {
+            "schedule": Schedule.from_mask_strategies({"0_1_0": [1, 1, 1]}),
+            "steps": 2,
+        },
     }
     for message, options in refused.items():
         with pytest.raises(InputError, match=message):
@@ -251,6 +310,38 @@ def test_what_is_refused() -> None:
     model.blocks[0].attn1.set_processor(Processor())
     with pytest.raises(InputError, match="its processor Processor doesn't compute attention by dispatch_attention_fn"):
         sparsify("wan", model)
+
+
+def _float(mask: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, -torch.inf)
+
+
+def _without(place: int) -> Any:
+    return lambda mask: mask.index_fill(-1, torch.tensor([place]), False)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (_float, "a mask of torch.float32 says no lengths: windows go with a bool mask"),
+        (lambda mask: mask.int(), "a mask of torch.int32 says no lengths"),
+        (_without(0), "the mask leaves out tokens of the image"),
+        (_without(89), "the mask leaves out tokens of the image"),
+        (_without(90), "the mask leaves out text in front of other text"),
+        (_without(92), "the mask leaves out text in front of other text"),
+        (lambda mask: mask.expand(-1, -1, 97, -1), r"a mask of shape \(2, 1, 97, 97\) is more than padding"),
+    ],
+)
+def test_masks_that_are_no_lengths_are_refused(changed: Any, message: str) -> None:
+    model = make("hunyuan")
+    sparsify("hunyuan", model)
+
+    def change(module: Any, args: Any, kwargs: Any) -> Any:
+        return args, kwargs | {"attention_mask": changed(kwargs["attention_mask"])}
+
+    model.transformer_blocks[0].attn.register_forward_pre_hook(change, with_kwargs=True)
+    with pytest.raises(NotImplementedError, match=message):
+        run(model, inputs("hunyuan"))
 
 
 def test_a_mask_in_a_model_without_padding_is_refused() -> None:
@@ -278,6 +369,47 @@ def test_another_model_by_its_layout() -> None:
     adapter.sparsify(model, layout=adapter.Layout(("layers",), "attn1", ("patch_size",), "none"), **WINDOW)
     got = run(model, given)
     torch.testing.assert_close(got, masked("wan", make("wan"), given), rtol=1e-4, atol=1e-4)
+
+
+def test_a_layout_that_is_not_the_models() -> None:
+    class Own(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks, self.config = make("wan").blocks, make("wan").config
+
+        def forward(self, x: torch.Tensor, time: float) -> torch.Tensor:
+            return x
+
+    layouts = {
+        "Own has no layers": (("layers",), "attn1", ("patch_size",)),
+        r"Own has no blocks\.0\.attn with a processor": (("blocks",), "attn", ("patch_size",)),
+        r"Own has no blocks\.0\.norm1 with a processor": (("blocks",), "norm1", ("patch_size",)),
+        "Own has no patch in its config": (("blocks",), "attn1", ("patch",)),
+    }
+    for message, layout in layouts.items():
+        with pytest.raises(InputError, match=message):
+            adapter.sparsify(Own(), layout=adapter.Layout(*layout, "none"), kernel_size=3)
+    model = Own()
+    adapter.sparsify(model, layout=adapter.Layout(("blocks",), "attn1", ("patch_size",), "none"), kernel_size=3)
+    with pytest.raises(InputError, match="Own was called without hidden_states, which its windows follow"):
+        model(torch.zeros(2, 4, 3, 6, 5), 1.0)
+    wan = make("wan")
+    handle = sparsify("wan", wan, dense_steps=1)
+    with pytest.raises(InputError, match="WanTransformer3DModel was called without timestep"):
+        run(wan, inputs("wan") | {"timestep": None})
+    with pytest.raises(InputError, match=r"hidden_states are \(2, 4, 12, 10\), and the layout's patch \(1, 2, 2\)"):
+        run(wan, inputs("wan") | {"hidden_states": torch.zeros(2, 4, 12, 10)})
+    with pytest.raises(RuntimeError, match="outside of its model"):  # no refused call leaves a grid behind
+        wan.forward(**inputs("wan"))
+    handle.remove()
+
+
+def test_windows_of_later_steps_are_tried_in_the_first_pass() -> None:
+    model = make("wan")
+    strategy = {"0_0_0": [1, 1, 1], "3_0_0": [1, 2, 5]}
+    sparsify("wan", model, schedule=Schedule.from_mask_strategies(strategy, tile=(1, 2, 1)), steps=4)
+    with pytest.raises(InputError, match="2 tiles of 2 along axis 1, of 6 tokens"):
+        run(model, inputs("wan"))
 
 
 def test_dense_steps_follow_the_timestep() -> None:

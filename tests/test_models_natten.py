@@ -16,7 +16,7 @@ from gnaforge.models.natten import functional
 from gnaforge.runtime.problem import Problem
 from oracle import mask
 
-pytestmark = pytest.mark.usefixtures("kernel_set")
+pytestmark = pytest.mark.usefixtures("kernel_set", "one_thread")
 
 
 def heads_first(rank: int, grid: tuple[int, ...], heads: int = 2, head_dim: int = 8) -> tuple[torch.Tensor, ...]:
@@ -100,6 +100,49 @@ def test_keys_that_all_queries_see() -> None:
     pieces = {name: x.transpose(1, 2) for name, x in zip(("additional_keys", "additional_values"), extra, strict=True)}
     want = natten.na2d(*(x.movedim(1, -2) for x in (q, k, v)), 3, scale=1.0, **pieces)
     torch.testing.assert_close(got, want.movedim(-2, 1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_arguments_by_position_are_those_of_natten(rank: int) -> None:
+    """In the order of NATTEN 0.17: window, dilation, additional keys or values, causality, and the bias."""
+    q, k, v = (x.detach() for x in heads_first(rank, (6, 5, 4)[:rank]))
+    torch.manual_seed(9)
+    keys, values = torch.randn(2, 2, 2, 3, 8, dtype=torch.float64).unbind(0)
+    rpb = torch.randn(2, *(3,) * rank, dtype=torch.float64)
+    qk, av = (getattr(functional, f"na{rank}d_{name}") for name in ("qk", "av"))
+    biased = qk(q, k, 2, 1, keys, False, rpb)
+    torch.testing.assert_close(biased, qk(q, k, 2, dilation=1, additional_keys=keys, is_causal=False, rpb=rpb))
+    attn = qk(q, k, 2, 2, keys, True)
+    torch.testing.assert_close(attn, qk(q, k, 2, dilation=2, additional_keys=keys, is_causal=True))
+    assert attn.shape[-1] == 2**rank + 3 and attn.isinf().any()
+    got = av(attn.softmax(-1), v, 2, 2, values, True)
+    torch.testing.assert_close(got, av(attn.softmax(-1), v, 2, dilation=2, additional_values=values, is_causal=True))
+
+
+@pytest.mark.parametrize("extra", [0, 300])
+def test_sums_of_low_precision_are_float32_inside(extra: int) -> None:
+    """A window of 13x13 in bfloat16, also key by key and with additional keys: as far off as the output's rounding."""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 1, 2, 14, 13, 16).bfloat16().unbind(0)
+    rpb = torch.randn(2, 25, 25)
+    more = torch.randn(2, 1, 2, extra, 16).bfloat16() if extra else (None, None)
+    exact = [None if x is None else x.double() for x in more]
+
+    attn = functional.na2d_qk(q, k, 13, additional_keys=more[0], rpb=rpb)
+    want = functional.na2d_qk(q.double(), k.double(), 13, additional_keys=exact[0], rpb=rpb.double())
+    assert attn.dtype == torch.bfloat16
+    torch.testing.assert_close(attn.double(), want, rtol=2**-8, atol=1e-5)  # half a unit in the last place
+    weights = want.mul(0.25).softmax(-1).bfloat16()
+    out = functional.na2d_av(weights, v, 13, additional_values=more[1])
+    assert out.dtype == torch.bfloat16
+    want = functional.na2d_av(weights.double(), v.double(), 13, additional_values=exact[1])
+    torch.testing.assert_close(out.double(), want, rtol=2**-8, atol=1e-5)
+    if not extra:
+        q, k, v = (x.movedim(1, -2) for x in (q, k, v))
+        fused = natten.na2d(q, k, v, 13, rpb=rpb)
+        want = natten.na2d(q.double(), k.double(), v.double(), 13, rpb=rpb.double())
+        assert fused.dtype == torch.bfloat16
+        torch.testing.assert_close(fused.double(), want, rtol=2**-8, atol=1e-4)
 
 
 def test_three_dimensions_by_older_names() -> None:
@@ -270,6 +313,25 @@ class TestBesideNatten:
                 torch.testing.assert_close(got, wanted, rtol=0, atol=0)
             if name != "attention":
                 assert not torch.equal(ours(**own, additional_keys=extra, additional_values=extra), want[0])
+
+    def test_arguments_by_position(self) -> None:
+        """Those that have an effect come in NATTEN's order; of modules all do."""
+        for name in ("neighborhood_attention_generic", "attention", "merge_attentions"):
+            theirs, ours = (
+                [
+                    parameter.name
+                    for parameter in inspect.signature(getattr(module.functional, name)).parameters.values()
+                    if parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+                ]
+                for module in (self.theirs, natten)
+            )
+            assert theirs[: len(ours)] == ours
+        for rank in (1, 2, 3):
+            theirs, ours = (
+                list(inspect.signature(getattr(module, f"NeighborhoodAttention{rank}D").__init__).parameters)
+                for module in (self.theirs, natten)
+            )
+            assert ours[: len(theirs)] == theirs
 
     @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
     @pytest.mark.parametrize("rank", [1, 2, 3])

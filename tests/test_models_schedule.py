@@ -43,6 +43,7 @@ SQUARE = {"window_size": (8, 8, 8), "stride": (1, 2, 2), "base_size": (16, 16, 1
         (DILATED, (16, 44, 80), (16, 4, 16), (1, 1, 1), (1, 11, 5)),
         (DILATED, (16, 22, 40), (16, 2, 8), (1, 1, 1), (1, 6, 2)),  # 5.5 and 2.5 round to even
         (DILATED, (16, 10, 80), (16, 2, 16), (1, 1, 1), (1, 2, 5)),
+        (LOCAL, (16, 22, 20), (16, 6, 6), (1, 2, 2), (1, 1, 1)),  # 24 is longer than the grid before it is scaled
     ],
 )
 def test_parameters_of_cosmos(entry: Any, grid: Any, window: Any, stride: Any, dilation: Any) -> None:
@@ -50,6 +51,11 @@ def test_parameters_of_cosmos(entry: Any, grid: Any, window: Any, stride: Any, d
     assert pattern is not None
     found = pattern.at(grid)
     assert found == {"kernel_size": window, "stride": stride, "dilation": dilation, "is_causal": (False,) * 3}
+
+
+def test_a_whole_axis_stays_whole() -> None:
+    found = Pattern((-1, 12, 24), (4, 4, 8), base_size=(44, 44, 80)).at((16, 22, 40))
+    assert found is not None and (found["kernel_size"], found["stride"]) == ((16, 6, 12), (4, 2, 4))
 
 
 def test_an_image_is_dense_to_cosmos() -> None:
@@ -119,6 +125,25 @@ def test_windows_and_axes() -> None:
     assert causal is not None and causal["kernel_size"] == (5, 8)
 
 
+def tiles(window: list[int], key: str = "0_0_0") -> Pattern:
+    pattern = Schedule.from_mask_strategies({key: window}).at(0, 0)
+    assert pattern is not None
+    return pattern
+
+
+def test_all_patterns_of_a_schedule_are_tried_on_a_grid() -> None:
+    """A table of few steps is refused before its run, and a window of a later step in the first one."""
+    schedule = Schedule.from_mask_strategies({"0_0_0": [1, 3, 3], "7_1_0": [5, 2, 9]})
+    schedule.require_steps(8)
+    Schedule(Pattern(3), dense_steps=2).require_steps(50)
+    schedule.require_grid((30, 16, 80))
+    with pytest.raises(InputError, match="2 tiles of 8 along axis 1, of 48 tokens"):
+        schedule.require_grid((30, 48, 80))
+    Schedule([None, Pattern((3, 3))]).require_grid((8, 8))
+    with pytest.raises(InputError, match="2 axes"):
+        Schedule([None, Pattern((3, 3))]).require_grid((8, 8, 8))
+
+
 def test_what_is_refused() -> None:
     refused = {
         "kernel_size has 2 axes, and the grid 3": lambda: Pattern((3, 3)).at((4, 4, 4)),
@@ -127,6 +152,22 @@ def test_what_is_refused() -> None:
         "'0_1': expected step_layer_head": lambda: Schedule.from_mask_strategies({"0_1": [1, 1, 1]}),
         "mask strategy 0_0_0 has 2 axes": lambda: Schedule.from_mask_strategies({"0_0_0": [1, 1]}),
         "not one for each head": lambda: Pattern([(3, 3), (5, 5)], base_size=(8, 8)).at((8, 8)),
+        "kernel_size is 0; windows are positive": lambda: Pattern(0),
+        r"kernel_size is \(3, -2\)": lambda: Pattern((3, -2)),
+        r"kernel_size is \(\)": lambda: Pattern(()),
+        r"kernel_size is \[\(3, 3\), \(3, 0\)\]": lambda: Pattern([(3, 3), (3, 0)]),
+        "axis 0 is whole and has the base size 16": lambda: Schedule.from_natten_parameters(
+            [{**LOCAL, "base_size": (16, 44, 80)}]
+        ),
+        "2 tiles of 6 along axis 0, of 30 tokens": lambda: tiles([2, 3, 3]).at((30, 48, 80)),
+        "4 tiles of 8 along axis 2, of 80 tokens": lambda: tiles([3, 3, 4]).at((30, 48, 80)),
+        "'0_0_-1': steps, layers and heads count from 0": lambda: tiles([1, 1, 1], "0_0_-1"),
+        "'-1_0_0': steps": lambda: tiles([1, 1, 1], "-1_0_0"),
+        "0_0_0 has a window of -1 tiles": lambda: tiles([3, -1, 3]),
+        "0_0_0 has a window of 0 tiles": lambda: tiles([0, 1, 1]),
+        "the schedule has no pattern": lambda: Schedule.from_mask_strategies({}),
+        "the schedule names step 0, layer -1": lambda: Schedule({(0, -1): Pattern(3)}),
+        "the schedule has 1 steps, and the run 2": lambda: Schedule({(0, 5): Pattern(3)}).require_steps(2),
         "the schedule has 1 steps": lambda: Schedule.from_mask_strategies({"0_0_0": [1, 1, 1]}).at(1, 0),
     }
     for message, call in refused.items():

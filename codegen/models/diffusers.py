@@ -9,53 +9,22 @@ from __future__ import annotations
 
 import copy
 import inspect
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from types import FunctionType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from ..api import joint_attention, neighborhood_attention
 from ..errors import InputError
 from ..runtime.problem import Causal
+from .layouts import LAYOUTS as LAYOUTS, Layout as Layout, attention_modules, layout_of, patch_of, text_lengths
 from .schedule import Pattern, Schedule, kept_share
 
 _DISPATCH = "dispatch_attention_fn"
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The layout of a transformer's tokens, and the names of its parts.
-
-    Args:
-        blocks: names of the model's lists of blocks, in the order in which they run.
-        attention: name of a block's self-attention.
-        patch: names of the model's config values that hold the patch along the grid's axes, first axis first, or of one
-            that holds them all; empty where the model can't know its grid (FLUX), and the caller gives it.
-        text: on which side of the image the text is, in one sequence with it; ``none`` where text comes by
-            cross-attention, which stays as it is.
-    """
-
-    blocks: tuple[str, ...]
-    attention: str
-    patch: tuple[str, ...]
-    text: Literal["none", "first", "last"]
-
-
-LAYOUTS = {
-    "CosmosTransformer3DModel": Layout(("transformer_blocks",), "attn1", ("patch_size",), "none"),
-    "FluxTransformer2DModel": Layout(("transformer_blocks", "single_transformer_blocks"), "attn", (), "first"),
-    "HunyuanVideoTransformer3DModel": Layout(
-        ("transformer_blocks", "single_transformer_blocks"),
-        "attn",
-        ("patch_size_t", "patch_size", "patch_size"),
-        "last",
-    ),
-    "WanTransformer3DModel": Layout(("blocks",), "attn1", ("patch_size",), "none"),
-}
-"""The models that `sparsify` knows, by class."""
 
 
 def sparsify(
@@ -72,6 +41,7 @@ def sparsify(
     grid: Sequence[int] | None = None,
     schedule: Schedule | None = None,
     layout: Layout | None = None,
+    steps: int | None = None,
 ) -> Handle:
     """Gives the self-attention of a transformer windows, until the handle's `remove`.
 
@@ -82,21 +52,25 @@ def sparsify(
             longer than an axis too. ``[heads, rank]``: of each head its own.
         dense_steps: steps of sampling, from the first on, in which attention stays dense. A step is one value of
             ``timestep``; where that rises, a new image or video begins. The value is read, so the device is waited for
-            once per call.
+            once per call. Of a pipeline with two transformers (Wan 2.2) each counts from the first value that it sees
+            itself.
         dense_layers: layers that stay dense.
         layers: the layers that get windows; default: all. Layers are counted from 0 through all lists of blocks.
         grid: tokens along each axis, for models that can't know (FLUX: height and width of the image over 16).
         schedule: instead of window and dense steps: patterns by layer and step.
         layout: where the model's attention and its text are.
+        steps: how many the run will have. A schedule of fewer, a table by steps, is then refused here; without it, by
+            the first forward pass beyond the table.
 
     Returns:
         The handle. Text is attended to by all tokens, and attends to all; cross-attention is left alone.
 
     Raises:
-        InputError: the model is unknown, or a layer, or its processor doesn't compute attention by diffusers' dispatch;
-            there is no window, or no grid; the schedule is for another number of layers.
+        InputError: the model is unknown, or has windows already; it has no such layer, or its processor doesn't compute
+            attention by diffusers' dispatch; there is no window, or no grid; the schedule is for another number of
+            layers, or for fewer steps.
     """
-    found = layout or _layout_of(model)
+    found = layout or layout_of(model)
     if (kernel_size is None) == (schedule is None):
         raise InputError("give kernel_size, or a schedule")
     if schedule is None:
@@ -105,18 +79,13 @@ def sparsify(
         schedule = Schedule(pattern, dense_steps, dense_layers)
     elif (stride, dilation, is_causal, edge, dense_steps, tuple(dense_layers)) != (1, 1, False, None, 0, ()):
         raise InputError("the schedule says windows, dense steps and dense layers; leave them out")
+    if steps is not None:
+        schedule.require_steps(steps)
     if grid is None and not found.patch:
         raise InputError(f"{type(model).__name__} doesn't know its grid: give grid=(rows, columns) of its tokens")
     if grid is not None and found.patch:
         raise InputError(f"{type(model).__name__} has its grid from its input: leave grid out")
     return Handle(model, found, schedule, layers, None if grid is None else tuple(grid))
-
-
-def _layout_of(model: torch.nn.Module) -> Layout:
-    for cls in type(model).__mro__:
-        if cls.__name__ in LAYOUTS:
-            return LAYOUTS[cls.__name__]
-    raise InputError(f"{type(model).__name__} is not known, only {', '.join(LAYOUTS)}: give its layout")
 
 
 @dataclass(frozen=True)
@@ -132,7 +101,8 @@ class Handle:
 
     The forward pass raises a RuntimeError where a layer wouldn't get its window: one whose processor was replaced, or
     all of them because ``forward`` was called in place of the model, which leaves hooks out. A copy of the model is
-    another model: copy it first. Blocks may be skipped, as caches do.
+    another model: copy it first. Blocks may be skipped, as caches do. One forward pass runs at a time: a second, of
+    another thread, raises a RuntimeError.
     """
 
     def __init__(
@@ -152,13 +122,17 @@ class Handle:
         self.running: _Layer | None = None
         self._now: _Now | None = None
         self._last: _Now | None = None
+        self._thread: int | None = None
         self._timestep = float("inf")
+        if any(isinstance(getattr(hook, "__self__", None), Handle) for hook in model._forward_pre_hooks.values()):
+            raise InputError(f"{type(model).__name__} has windows already: call its handle's remove first")
         self._arguments = list(inspect.signature(type(model).forward).parameters)[1:]
-        modules = list(_attention_modules(model, layout))
+        modules = list(attention_modules(model, layout))
         count = len(modules)
         if wrong := [index for index in layers or () if not 0 <= index < count]:
             raise InputError(f"layers names layer {wrong[0]}, and there are {count}, counted from 0")
         schedule.require_layers(count)
+        self._patch = patch_of(model, layout)
         self._layers = [
             _Layer(self, index, name, module)
             for index, (name, module) in enumerate(modules)
@@ -201,21 +175,27 @@ class Handle:
                 lines.append(f"  {layer.index} {layer.name}: dense")
                 continue
             said = ", ".join(f"{key} {value}" for key, value in window.items() if _is_said(key, value))
-            lines.append(f"  {layer.index} {layer.name}: {own:.1%}, {said}")
+            skipped = "" if layer.has_run else "; hasn't run yet"
+            lines.append(f"  {layer.index} {layer.name}: {own:.1%}, {said}{skipped}")
         return "\n".join(lines)
 
     def _begin(self, model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before a forward pass: finds the grid, the step, and with them each layer's window."""
+        if not torch.compiler.is_compiling():
+            # The same thread again: its pass before was interrupted, for which torch runs no hooks.
+            if self._thread not in (None, threading.get_ident()):
+                raise RuntimeError(f"{type(model).__name__} is in a forward pass of another thread: run one at a time")
+            self._thread = threading.get_ident()
         self._require_own(model)
         given = dict(zip(self._arguments, args, strict=False)) | kwargs
-        grid = self._grid_of(model, given["hidden_states"])
+        grid = self._grid_of(model, self._argument(given, "hidden_states"))
         if self.schedule.follows_steps:
-            self._follow(given["timestep"])
+            if self._last is None or self._last.grid != grid:
+                self.schedule.require_grid(grid)
+            self._follow(self._argument(given, "timestep"))
         if self._last is None or self._last.grid != grid or self.schedule.follows_steps:
             self._last = _Now(grid, tuple(self._windows(grid)))
         self.enter(self._last)
-        for layer in self._layers:
-            layer.has_run = False
         if not torch.compiler.is_compiling():
             self.forwards += 1
             # Blocks that are computed again, in the backward pass, need the grid of their own forward pass.
@@ -232,14 +212,18 @@ class Handle:
         return before
 
     def _end(self, model: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if not torch.compiler.is_compiling() and self._thread != threading.get_ident():
+            return  # this pass was refused, and another one runs
+        self._thread = None
         self.enter(None)
-        if output is None:  # the forward pass raised
-            return
-        if self._layers and not any(layer.has_run for layer in self._layers):
-            raise RuntimeError(f"no layer of {type(model).__name__} ran with its window: its blocks were replaced")
+
+    def _argument(self, given: Mapping[str, Any], name: str) -> Any:
+        if given.get(name) is None:
+            raise InputError(f"{type(self._model).__name__} was called without {name}, which its windows follow")
+        return given[name]
 
     def _require_own(self, model: torch.nn.Module) -> None:
-        modules = [module for _, module in _attention_modules(model, self.layout)]
+        modules = [module for _, module in attention_modules(model, self.layout)]
         for layer in self._layers:
             if modules[layer.index] is not layer.module or layer.module.processor is not layer.swapped:
                 raise RuntimeError(
@@ -255,13 +239,17 @@ class Handle:
                     "the handle's grid"
                 )
             return self.grid
-        config: Any = model.config
-        values = [getattr(config, name) for name in self.layout.patch]
-        patch = tuple(values[0]) if len(values) == 1 else tuple(values)
-        return tuple(n // p for n, p in zip(hidden_states.shape[2:], patch, strict=True))
+        axes = hidden_states.shape[2:]
+        if len(axes) != len(self._patch):
+            raise InputError(
+                f"hidden_states are {tuple(hidden_states.shape)}, and the layout's patch {self._patch}: one entry for "
+                "each axis behind batch and channels"
+            )
+        return tuple(n // p for n, p in zip(axes, self._patch, strict=True))
 
-    def _follow(self, timestep: torch.Tensor) -> None:
-        value = float(timestep.max())  # where tokens have their own, those of given frames are smaller
+    def _follow(self, timestep: Any) -> None:
+        # Where tokens have their own, those of given frames are smaller.
+        value = float(timestep.max() if isinstance(timestep, torch.Tensor) else timestep)
         if value > self._timestep or self._timestep == float("inf"):
             self.step = 0
         elif value < self._timestep:
@@ -280,15 +268,6 @@ class Handle:
 def _is_said(name: str, value: Any) -> bool:
     neutral = {"stride": 1, "dilation": 1, "is_causal": False}
     return name not in neutral or any(one != neutral[name] for one in value)
-
-
-def _attention_modules(model: torch.nn.Module, layout: Layout) -> Iterator[tuple[str, Any]]:
-    for name in layout.blocks:
-        blocks = getattr(model, name, None)
-        if blocks is None:
-            raise InputError(f"{type(model).__name__} has no {name}")
-        for index, block in enumerate(blocks):
-            yield f"{name}.{index}.{layout.attention}", getattr(block, layout.attention)
 
 
 class _Layer:
@@ -369,13 +348,7 @@ class _Dispatch:
             return out.flatten(1, -3)
         sides: dict[str, Any] = {"prefix" if place == "first" else "suffix": text}
         if attn_mask is not None:
-            if attn_mask.shape != (query.shape[0], 1, 1, query.shape[1]):
-                raise NotImplementedError(
-                    f"{layer.name}: a mask of shape {tuple(attn_mask.shape)} is more than padding"
-                )
-            # It says which keys are valid, of which those of text come first.
-            valid = attn_mask.reshape(query.shape[0], -1)[:, image:]
-            sides["lengths"] = valid.sum(-1, dtype=torch.int32)
+            sides["lengths"] = text_lengths(layer.name, attn_mask, query, image)
         return joint_attention(query, key, value, grid=grid, scale=scale, **sides, **window)  # type: ignore[no-any-return]
 
 

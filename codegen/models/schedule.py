@@ -24,8 +24,14 @@ class Pattern:
         stride, dilation, is_causal, edge, sink: as `gnaforge.neighborhood_attention` has them. A stride longer than its
             window is the window.
         base_size: a grid that the windows were chosen for: on another one window, stride and dilation are scaled with
-            each axis and rounded, as Cosmos-Predict2 does. -1 is an axis that nothing is scaled along.
+            each axis and rounded, as Cosmos-Predict2 does. -1 is an axis that nothing is scaled along; a whole axis
+            stays whole in any case.
         skip_single: a grid of one frame (first axis) is dense, as an image is to Cosmos-Predict2.
+        in_tiles: the stride is a tile that windows are counted in: each is an odd number of them, so that it begins
+            where a tile does, or the whole axis.
+
+    Raises:
+        InputError: a window is neither -1 nor positive.
     """
 
     kernel_size: int | Sequence[int] | Sequence[Sequence[int]]
@@ -36,12 +42,19 @@ class Pattern:
     sink: int | Sequence[int] | None = None
     base_size: Sequence[int] | None = None
     skip_single: bool = False
+    in_tiles: bool = False
+
+    def __post_init__(self) -> None:
+        own = self.kernel_size if isinstance(self.kernel_size, Sequence) else (self.kernel_size,)
+        sizes = [size for window in own for size in (window if isinstance(window, Sequence) else (window,))]
+        if not sizes or any(size < 1 and size != -1 for size in sizes):
+            raise InputError(f"kernel_size is {self.kernel_size}; windows are positive, or -1 for a whole axis")
 
     def at(self, grid: Sequence[int]) -> dict[str, Any] | None:
         """Arguments of `gnaforge.joint_attention` on a grid; None where every token sees every other.
 
         Raises:
-            InputError: a field has another number of axes than the grid.
+            InputError: a field has another number of axes than the grid; a window in tiles would begin inside of one.
         """
         rank = len(grid)
         if self.skip_single and grid[0] == 1:
@@ -55,10 +68,12 @@ class Pattern:
             heads = [self._window(window, grid, dilation) for window in own]
             windows = heads if len(set(heads)) > 1 else heads[:1]
         else:
-            windows = [self._window(own, grid, dilation)]
+            window = _per_axis("kernel_size", own, rank)
             if self.base_size is not None:
-                window, stride, dilation = _scaled(windows[0], stride, dilation, grid, self.base_size)
-                windows = [window]
+                window, stride, dilation = _scaled(window, stride, dilation, grid, self.base_size)
+            windows = [self._window(window, grid, dilation)]
+        if self.in_tiles:
+            _require_odd_tiles(windows, stride, grid)
         causal = _per_axis("is_causal", self.is_causal, rank)
         if not any(causal) and all(window == tuple(grid) for window in windows):
             return None
@@ -89,6 +104,16 @@ def _per_axis(name: str, value: Any, rank: int) -> tuple[Any, ...]:
     return found
 
 
+def _require_odd_tiles(windows: Sequence[tuple[int, ...]], tile: Sequence[int], grid: Sequence[int]) -> None:
+    for window in windows:
+        for axis, (w, t, n) in enumerate(zip(window, tile, grid, strict=True)):
+            if w < n and w // t % 2 == 0:
+                raise InputError(
+                    f"a window of {w // t} tiles of {t} along axis {axis}, of {n} tokens, would begin inside of a "
+                    "tile: give an odd number, or one that reaches over the axis"
+                )
+
+
 def _scaled(
     window: tuple[int, ...],
     stride: tuple[int, ...],
@@ -101,8 +126,8 @@ def _scaled(
     for w, s, d, n, base in zip(
         window, stride, dilation, grid, _per_axis("base_size", base_size, len(grid)), strict=True
     ):
-        factor = n / base if base > 0 else 1.0
-        own = min(max(2, round(w * factor)), n)
+        factor = n / base if base > 0 and w != -1 else 1.0
+        own = n if w == -1 else min(max(2, round(w * factor)), n)
         axes.append((own, min(max(1, round(s * factor)), own), min(max(1, round(d * factor)), n // own)))
     windows, strides, dilations = zip(*axes, strict=True)
     return windows, strides, dilations
@@ -114,12 +139,12 @@ class Schedule:
 
     Args:
         patterns: one pattern for all layers; or one per layer, None for a dense one; or, by step and layer, a mapping
-            of pairs.
+            of pairs: a table, of as many steps as the run has that it is for.
         dense_steps: steps of sampling, from the first on, in which all layers are dense.
         dense_layers: layers that are dense in all steps.
 
     Raises:
-        InputError: a number is negative.
+        InputError: a number is negative; a table is empty.
     """
 
     def __init__(
@@ -130,10 +155,15 @@ class Schedule:
     ) -> None:
         if dense_steps < 0:
             raise InputError(f"dense_steps is {dense_steps}; it must be at least 0")
+        if isinstance(patterns, Mapping):
+            if not patterns:
+                raise InputError("the schedule has no pattern")
+            if wrong := [place for place in patterns if min(place) < 0]:
+                raise InputError(f"the schedule names step {wrong[0][0]}, layer {wrong[0][1]}: they count from 0")
         self.patterns = patterns
         self.dense_steps = dense_steps
         self.dense_layers = frozenset(dense_layers)
-        self._steps = 1 + max((step for step, _ in patterns), default=-1) if isinstance(patterns, Mapping) else None
+        self._steps = 1 + max(step for step, _ in patterns) if isinstance(patterns, Mapping) else None
 
     def require_layers(self, count: int) -> None:
         """Checks that the schedule is one of a model with so many layers.
@@ -144,15 +174,35 @@ class Schedule:
         if wrong := [layer for layer in sorted(self.dense_layers) if not 0 <= layer < count]:
             raise InputError(f"dense_layers names layer {wrong[0]}, and there are {count}, counted from 0")
         if isinstance(self.patterns, Mapping):
-            last = max((layer for _, layer in self.patterns), default=-1)
+            last = max(layer for _, layer in self.patterns)
             if last >= count:
                 raise InputError(f"the schedule names layer {last}, and there are {count}, counted from 0")
         elif not isinstance(self.patterns, Pattern) and len(self.patterns) != count:
             raise InputError(f"the schedule is for {len(self.patterns)} layers, and there are {count}")
 
+    def require_steps(self, count: int) -> None:
+        """Checks that the schedule has windows for a run of so many steps.
+
+        Raises:
+            InputError: it is a table of fewer.
+        """
+        if self._steps is not None and count > self._steps:
+            raise InputError(f"the schedule has {self._steps} steps, and the run {count}")
+
+    def require_grid(self, grid: Sequence[int]) -> None:
+        """Checks that all patterns go with a grid, those of later steps too.
+
+        Raises:
+            InputError: one doesn't.
+        """
+        own = self.patterns.values() if isinstance(self.patterns, Mapping) else self.patterns
+        patterns = (own,) if isinstance(own, Pattern) else own
+        for pattern in {id(pattern): pattern for pattern in patterns if pattern is not None}.values():
+            pattern.at(grid)
+
     @property
     def follows_steps(self) -> bool:
-        """Whether steps differ."""
+        """True where steps differ."""
         return self.dense_steps > 0 or self._steps is not None
 
     def at(self, step: int, layer: int) -> Pattern | None:
@@ -179,7 +229,8 @@ class Schedule:
         ``is_causal`` and ``base_size``.
 
         Raises:
-            InputError: an entry has no window_size, or a field that these parameters don't have.
+            InputError: an entry has no window_size, or a field that these parameters don't have; a whole axis has a
+                base size, by which Cosmos-Predict2 would make a window of it.
         """
         patterns: list[Pattern | None] = []
         for layer, entry in enumerate(parameters):
@@ -192,6 +243,12 @@ class Schedule:
             window = tuple(w if w > 1 else -1 for w in fields.pop("window_size"))
             if unknown := fields.keys() - {"stride", "dilation", "is_causal", "base_size"}:
                 raise InputError(f"natten_parameters of layer {layer} have an unknown field {sorted(unknown)[0]!r}")
+            for axis, (w, base) in enumerate(zip(window, fields.get("base_size") or (), strict=False)):
+                if w == -1 and base > 0:
+                    raise InputError(
+                        f"natten_parameters of layer {layer}: axis {axis} is whole and has the base size {base}; "
+                        "give a window, or the base size -1"
+                    )
             patterns.append(Pattern(window, skip_single=True, **fields))
         return cls(patterns, dense_steps)
 
@@ -205,28 +262,35 @@ class Schedule:
         """Of a mask strategy of sliding tile attention (FastVideo, SGLang): ``{"step_layer_head": window}``, windows in
         tiles, as its JSON files hold them.
 
-        Heads of a layer that the table lacks see all tokens. Windows are an odd number of tiles, or reach over the
-        axis.
+        Heads of a layer that the table lacks see all tokens; the highest head that it names is the model's last.
+        Windows are an odd number of tiles, or reach over the axis: `Pattern.at` refuses others.
 
         Raises:
-            InputError: a key is no ``step_layer_head``, or a window has another number of axes than the tile.
+            InputError: a key is no ``step_layer_head``, a window has another number of axes than the tile, or is not
+                positive; there is no strategy.
         """
+        whole = (-1,) * len(tile)
         heads: dict[tuple[int, int], dict[int, tuple[int, ...]]] = {}
         for key, window in strategies.items():
             try:
                 step, layer, head = map(int, key.split("_"))
             except ValueError:
                 raise InputError(f"mask strategy {key!r}: expected step_layer_head, three numbers") from None
-            whole = (-1,) * len(tile)
-            tiles = whole if window is None else _per_axis(f"mask strategy {key}", window, len(tile))
-            own = whole if window is None else tuple(n * t for n, t in zip(tiles, tile, strict=True))
+            if min(step, layer, head) < 0:
+                raise InputError(f"mask strategy {key!r}: steps, layers and heads count from 0")
+            tiles = None if window is None else _per_axis(f"mask strategy {key}", window, len(tile))
+            if tiles is not None and min(tiles) < 1:
+                raise InputError(f"mask strategy {key} has a window of {min(tiles)} tiles; it must be at least 1")
+            own = whole if tiles is None else tuple(n * t for n, t in zip(tiles, tile, strict=True))
             heads.setdefault((step, layer), {})[head] = own
         count = 1 + max((head for found in heads.values() for head in found), default=-1)
-        whole = (-1,) * len(tile)
-        table = {
-            place: Pattern([found.get(head, whole) for head in range(count)], stride=tuple(tile))
-            for place, found in heads.items()
-        }
+        made: dict[tuple[tuple[int, ...], ...], Pattern] = {}  # equal ones once: strategies have few, of many layers
+        table = {}
+        for place, found in heads.items():
+            windows = tuple(found.get(head, whole) for head in range(count))
+            if windows not in made:
+                made[windows] = Pattern(windows, stride=tuple(tile), in_tiles=True)
+            table[place] = made[windows]
         return cls(table, dense_steps)
 
 

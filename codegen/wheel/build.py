@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..build.core import NAMESPACE, core_link_command, core_object
-from ..build.identity import include_dir
+from ..build.identity import include_dir, template_dir
 from ..build.kernels import Listener, build_kernels
 from ..build.library import is_emulated
 from ..build.link import library_linker
 from ..build.render import render_library, render_wheel, wheel_package_templates
-from ..build_tools.cache import Artifact, user_cache
+from ..build_tools.cache import Artifact, digest_of, user_cache
 from ..build_tools.cuda_compiler import CudaCompiler
 from ..build_tools.elf import Elf, read_elf
 from ..build_tools.files import write_atomic
@@ -253,15 +253,26 @@ def _own_version() -> str:
 
 def _package(facts: Mapping[str, Any], libraries: Mapping[str, bytes], namespace: str) -> dict[str, bytes]:
     """The files of the package: the runtime inside it, the libraries and what is known of them."""
-    from .. import runtime
-
     values = {**facts, "package": facts["name"], "summary": _summary(facts)}
     files = {name: render_wheel(f"package/{name}", **values).encode() for name in wheel_package_templates()}
-    for path in sorted(Path(str(runtime.__file__)).parent.glob("*.py")):
+    for path in _runtime_files():
         text = path.read_bytes()
         files[f"_runtime/{path.name}"] = text if namespace == NAMESPACE else in_namespace(text.decode(), namespace)
     files[METADATA] = (json.dumps(facts, indent=1) + "\n").encode()
     return {**files, **libraries}
+
+
+def _runtime_files() -> list[Path]:
+    from .. import runtime
+
+    return sorted(Path(str(runtime.__file__)).parent.glob("*.py"))
+
+
+def package_source_digest() -> str:
+    """Names what this version makes a package's Python code of."""
+    templates = [template_dir() / "wheel" / "package" / f"{name}.j2" for name in wheel_package_templates()]
+    sources = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (*templates, *_runtime_files())}
+    return digest_of({"sources": sources, "gnaforge": _own_version()})
 
 
 # Operators and their registrations, and the state that copies of the runtime share.

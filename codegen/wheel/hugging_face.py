@@ -11,6 +11,7 @@ import hashlib
 import json
 import platform
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,14 +24,14 @@ from ..errors import InputError
 from ..families import TARGETS
 from ..runtime.config import KernelConfig
 from ..runtime.package import METADATA
-from .build import Assembled, assemble
+from .build import Assembled, assemble, package_source_digest
 from .licences import expression
 
 if TYPE_CHECKING:
     from ..plan import Plan
 
 HUB_METADATA = "metadata.json"
-_NAME = re.compile(r"[a-z][-a-z0-9]*[a-z0-9]")
+_NAME = re.compile(r"[a-z][-a-z0-9]*[a-z0-9]")  # the package's own rule
 _STABLE_ABI = "torch-stable-abi210"  # of torch 2.10 and later
 
 
@@ -61,7 +62,7 @@ def export(
         plan: the kernels.
         out: folder of the repository; made if missing. A variant that is there is replaced.
         rebuild: the command that makes this export, for the messages of its package.
-        name: of the kernel; default ``gnaforge-<library>``.
+        name: of the kernel; default ``gnaforge-<library>``, in lower case.
         version: of the kernel, a whole number.
         jobs: compilations at once.
         listener: hears of progress.
@@ -70,9 +71,7 @@ def export(
         InputError: the name, the version or the folder won't do, or a library would not run everywhere.
         BuildError: a compilation failed.
     """
-    kernel = name or f"gnaforge-{plan.library}".replace("_", "-")
-    if not _NAME.fullmatch(kernel):
-        raise InputError(f"--name {kernel!r}: lower-case letters, digits and dashes, a letter first and no dash last")
+    kernel = kernel_name(plan.library, name)
     if version < 1:
         raise InputError(f"--version {version}: give a whole number from 1 on")
     written = []
@@ -81,8 +80,8 @@ def export(
             part = replace(plan, configs=configs)
             artifacts, compiled = build_kernels(configs, jobs=jobs, listener=listener)
             digests = [artifacts[config].record["digest"] for config in configs]
-            parts = {"kernels": digests, "core": core_source_digest(), "name": kernel, "version": version}
-            namespace = f"{kernel.replace('-', '_')}_{backend}_{digest_of(parts)[:10]}"
+            content = {"kernels": digests, "library": plan.library, "rebuild": rebuild}
+            namespace = namespace_of(kernel, version, backend, content)
             made = assemble(part, kernel, str(version), rebuild=rebuild, namespace=namespace, jobs=jobs)
             files = _with_hub_metadata(made, kernel, version, namespace, backend)
             folder = out / "build" / variant_name(backend, made.facts["cuda_runtime"])
@@ -90,6 +89,27 @@ def export(
             size = sum(map(len, files.values()))
             written.append(Variant(folder, namespace, configs, compiled, size))
     return written
+
+
+def kernel_name(library: str, given: str | None) -> str:
+    """The kernel's name in a repository: the given one, or the library's.
+
+    Raises:
+        InputError: the package `kernels` would refuse it.
+    """
+    name = given or f"gnaforge-{library}".replace("_", "-").lower()
+    if not _NAME.fullmatch(name):
+        source = f"--name {name!r}" if given else f"{name!r}, after the library, is no name of a kernel, give --name"
+        raise InputError(
+            f"{source}: two characters or more, lower-case letters, digits and dashes, a letter first and no dash last"
+        )
+    return name
+
+
+def namespace_of(kernel: str, version: int, backend: str, content: Mapping[str, object]) -> str:
+    """The torch namespace of a variant: after the kernel's name, what it holds, and the code that it comes with."""
+    code = {"core": core_source_digest(), "package": package_source_digest()}
+    return f"{kernel.replace('-', '_')}_{backend}_{digest_of({**content, **code, 'version': version})[:10]}"
 
 
 def _backend_of(config: KernelConfig) -> str:

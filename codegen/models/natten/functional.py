@@ -109,11 +109,11 @@ def _scores_of_rank(rank: int) -> Callable[..., torch.Tensor]:
         key: torch.Tensor,
         kernel_size: int | Sequence[int],
         dilation: int | Sequence[int] = 1,
-        is_causal: bool | Sequence[bool] = False,
-        rpb: torch.Tensor | None = None,
         additional_keys: torch.Tensor | None = None,
+        is_causal: bool | Sequence[bool] | None = False,
+        rpb: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        return scores(rank, query, key, kernel_size, dilation, is_causal, rpb, additional_keys)
+        return scores(rank, query, key, kernel_size, dilation, additional_keys, is_causal, rpb)
 
     operator.__name__ = operator.__qualname__ = f"na{rank}d_qk"
     operator.__doc__ = f"Unscaled scores of rank {rank}: `gnaforge.models.natten.unfused.scores`."
@@ -126,10 +126,10 @@ def _sum_of_rank(rank: int) -> Callable[..., torch.Tensor]:
         value: torch.Tensor,
         kernel_size: int | Sequence[int],
         dilation: int | Sequence[int] = 1,
-        is_causal: bool | Sequence[bool] = False,
         additional_values: torch.Tensor | None = None,
+        is_causal: bool | Sequence[bool] | None = False,
     ) -> torch.Tensor:
-        return weighted_sum(rank, attn, value, kernel_size, dilation, is_causal, additional_values)
+        return weighted_sum(rank, attn, value, kernel_size, dilation, additional_values, is_causal)
 
     operator.__name__ = operator.__qualname__ = f"na{rank}d_av"
     operator.__doc__ = f"Weighted sums of rank {rank}: `gnaforge.models.natten.unfused.weighted_sum`."

@@ -66,19 +66,20 @@ def scores(
     key: torch.Tensor,
     kernel_size: int | Sequence[int],
     dilation: int | Sequence[int] = 1,
-    is_causal: bool | Sequence[bool] = False,
-    rpb: torch.Tensor | None = None,
     additional_keys: torch.Tensor | None = None,
+    is_causal: bool | Sequence[bool] | None = False,
+    rpb: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Dot products of each query with the keys of its window, unscaled.
 
     Args:
         query, key: ``[batch, heads, *tokens, head_dim]``.
-        rpb: relative position bias ``[heads, 2 * kernel_size - 1, ...]``, added.
         additional_keys: ``[batch, heads, S, head_dim]``, seen by all queries.
+        rpb: relative position bias ``[heads, 2 * kernel_size - 1, ...]``, added.
 
     Returns:
-        ``[batch, heads, *tokens, prod(kernel_size) + S]``; -infinity where a causal window has no key.
+        ``[batch, heads, *tokens, prod(kernel_size) + S]``, of the query's type and summed in float32 at least;
+        -infinity where a causal window has no key.
 
     Raises:
         ValueError: shapes don't fit each other, or a window not into its axis.
@@ -95,9 +96,12 @@ def scores(
             raise ValueError(f"rpb has shape {tuple(rpb.shape)}; it must be {wanted}")
         if not is_full:
             raise NotImplementedError("a relative position bias goes with no causal window")
+    dtype = torch.promote_types(query.dtype, key.dtype)
+    wide = _wide(dtype)
+    q, k = query.to(wide), key.to(wide)
     found = []
     for place in places:
-        score = (query * _taken(key, windows, place)).sum(-1)
+        score = (q * _taken(k, windows, place)).sum(-1)
         if rpb is not None:
             bias = rpb
             for axis, (window, j) in enumerate(zip(windows, place, strict=True)):
@@ -107,12 +111,12 @@ def scores(
             seen = [window.seen[:, j] for window, j in zip(windows, place, strict=True)]
             grid = torch.stack(torch.meshgrid(*seen, indexing="ij")).all(0)
             score = score.masked_fill(~grid, -torch.inf)
-        found.append(score)
+        found.append(score.to(dtype))
     attn = torch.stack(found, -1)
     if additional_keys is None:
         return attn
-    extra = query.flatten(2, -2) @ additional_keys.mT
-    return torch.cat([attn, extra.reshape(*query.shape[:-1], -1)], -1)
+    extra = q.flatten(2, -2) @ additional_keys.to(wide).mT
+    return torch.cat([attn, extra.reshape(*query.shape[:-1], -1).to(dtype)], -1)
 
 
 def weighted_sum(
@@ -121,8 +125,8 @@ def weighted_sum(
     value: torch.Tensor,
     kernel_size: int | Sequence[int],
     dilation: int | Sequence[int] = 1,
-    is_causal: bool | Sequence[bool] = False,
     additional_values: torch.Tensor | None = None,
+    is_causal: bool | Sequence[bool] | None = False,
 ) -> torch.Tensor:
     """Sums of the values of each window with weights, as `scores` lays them out.
 
@@ -132,7 +136,7 @@ def weighted_sum(
         additional_values: ``[batch, heads, S, head_dim]``.
 
     Returns:
-        ``[batch, heads, *tokens, head_dim]``.
+        ``[batch, heads, *tokens, head_dim]``, of the value's type and summed in float32 at least.
 
     Raises:
         ValueError: shapes don't fit each other, or a window not into its axis.
@@ -142,12 +146,19 @@ def weighted_sum(
     extra = 0 if additional_values is None else additional_values.shape[2]
     if attn.shape != (*value.shape[:-1], count + extra):
         raise ValueError(f"attn is {tuple(attn.shape)}; it must be {(*value.shape[:-1], count + extra)}")
-    out = torch.zeros_like(value)
+    dtype = torch.promote_types(attn.dtype, value.dtype)
+    weights, v = attn.to(_wide(dtype)), value.to(_wide(dtype))
+    out = torch.zeros_like(v)
     for number, place in enumerate(places):
-        out = out + attn[..., number, None] * _taken(value, windows, place)
+        out = out + weights[..., number, None] * _taken(v, windows, place)
     if additional_values is not None:
-        out = out + (attn[..., count:].flatten(2, -2) @ additional_values).reshape(value.shape)
-    return out
+        out = out + (weights[..., count:].flatten(2, -2) @ additional_values.to(v.dtype)).reshape(value.shape)
+    return out.to(dtype)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """The type that sums of a type are in: rounding each of hundreds of terms to bfloat16 would show."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def attend(
@@ -169,9 +180,9 @@ def attend(
         The output, as the query.
     """
     rank = query.dim() - 3
-    q, k, v = (tensor.movedim(-2, 1) for tensor in (query, key, value))
+    q, k, v = (tensor.movedim(-2, 1).to(_wide(query.dtype)) for tensor in (query, key, value))
     q = q * (query.shape[-1] ** -0.5 if scale is None else scale)
     weights = scores(rank, q, k, kernel_size, dilation, rpb=rpb).softmax(-1)
     if dropout:
         weights = torch.nn.functional.dropout(weights, dropout)
-    return weighted_sum(rank, weights, v, kernel_size, dilation).movedim(1, -2)
+    return weighted_sum(rank, weights, v, kernel_size, dilation).movedim(1, -2).to(query.dtype)
