@@ -77,6 +77,13 @@ def test_larger_problems(libraries: dict[KernelConfig, Path], key: str, problem:
     require_right(config, libraries[config], [for_kernel(problem, config)], settings)
 
 
+def test_a_tile_that_fills_no_warpgroup_is_added_to() -> None:
+    """Its gradient lies apart from Q, where nobody has written the rows that the tile hasn't."""
+    config = KernelConfig.parse("gna_backward_q-sm90-r2-bf16-d64-q2x4-kv6x8")
+    library = find_libraries([config], emulated=True)[config]
+    require_right(config, library, [Problem((7, 9), (5, 5))], Settings(SCHEDULES[:1], gaps=False, poison=False))
+
+
 GRIDS = """
 import hashlib, os, torch
 os.environ["GNAFORGE_EMULATOR_PROCESSORS"] = "{processors}"

@@ -192,7 +192,7 @@ struct KvConsumer {
   template <int N>
   __device__ __forceinline__ float add_held(int region, float (&gradient)[N], float factor, int bit) const {
     if (!(params.accumulates & bit)) return factor;
-    add_fragment<Element>(shared + region, L::kv_chunk_bytes, first_row(), gradient, factor);
+    add_fragment<Element, KvTile::volume>(shared + region, L::kv_chunk_bytes, first_row(), gradient, factor);
     return 1;
   }
 

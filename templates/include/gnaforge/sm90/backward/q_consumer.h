@@ -73,7 +73,7 @@ struct QConsumer {
                                      L::q_chunk_bytes, L::head_dim, work.head, token, work.batch);
     }
     ptx::mbarrier_wait(full, parity);
-    add_fragment<typename L::Element>(region, L::q_chunk_bytes, first_row(), grad, params.scale);
+    add_fragment<typename L::Element, QTile::volume>(region, L::q_chunk_bytes, first_row(), grad, params.scale);
   }
 
   /// Scales Q's gradient, rounds it, and stores it by way of shared memory; the copy clips at the tensor's borders.

@@ -34,12 +34,17 @@ __device__ __forceinline__ void store_fragment(ptx::SharedAddress region, int ch
   }
 }
 
-/// Multiplies an accumulator by `factor`, and adds what such a tile holds.
-template <class Element, int N>
+/// Multiplies an accumulator by `factor`, and adds what such a tile holds, of which only the first `Rows` rows are there:
+/// what others get, nobody stores. The last row's is read in their place, by its own warp alone: it will write there.
+template <class Element, int Rows, int N>
 __device__ __forceinline__ void add_fragment(ptx::SharedAddress region, int chunk_bytes, int first_row,
                                              float (&values)[N], float factor) {
   const int lane = threadIdx.x % 32;
-  const int row = first_row + lane % 16;
+  int row = first_row + lane % 16;
+  if constexpr (Rows % warpgroup_rows != 0) {
+    if (first_row >= Rows) return;
+    row = min_int(row, Rows - 1);
+  }
   const ptx::SharedAddress line = region + row * gpu::row_bytes;
   const auto add = [&](int group, int r, std::uint32_t part) {
     const float2 held = Element::unpack(part);
