@@ -80,6 +80,10 @@ def context_parallel_joint_attention(
         This rank's image output and the text output, which all ranks have, both in the inputs' dtype; with
         ``return_lse`` also their log-sum-exps in float32.
 
+        The gradient that comes back for the text output (and its log-sum-exp) must be the same on all ranks: that of
+        one loss of text rows, which each rank computes in full, not its share of it. A loss that is first
+        divided by the number of ranks gives gradients that are too small by that factor. That of the image output is of this rank's tokens alone.
+
     Raises:
         RankError, TypeError, ValueError, NoKernelError, MemoryError: as `context_parallel_attention`.
     """
