@@ -520,8 +520,7 @@ def check_disagreements(ranks: int) -> dict[str, list[str]]:
 
 
 def check_comparisons(ranks: int) -> None:
-    """A later call makes one collective of 16 bytes on CPUs to compare arguments; on GPUs none, not even the first
-    time that another device's were compared."""
+    """To compare arguments a later call makes one collective of 16 bytes on CPUs, and none on GPUs."""
     (mesh, dims), made = mesh_of([ranks]), []
     reduce, gather, x = dist.all_reduce, dist.all_gather_object, torch.randn(1, 4, 2, 8)
 
