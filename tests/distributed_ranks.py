@@ -23,7 +23,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from gnaforge import NoKernelError, joint_attention, neighborhood_attention
-from gnaforge.distributed import context_parallel_attention, context_parallel_joint_attention, kernels, plan
+from gnaforge.distributed import RankError, context_parallel_attention, context_parallel_joint_attention, kernels, plan
+from gnaforge.distributed.agreement import Caller, agree
 from gnaforge.distributed.layout import Shards, bounds_of
 from gnaforge.distributed.mesh import team_of
 from gnaforge.runtime.problem import Problem
@@ -471,6 +472,81 @@ def check_dtensors(ranks: int) -> list[str]:
         else:
             raise AssertionError(expected)
     return [str(result.placements) for result in (got["out"], got["lse"], got["additional_keys"])]
+
+
+Arguments = dict[str, Any]
+DISAGREEMENTS: dict[str, tuple[Arguments, Arguments]] = {  # of one rank, and of the others
+    "window": ({"kernel_size": 3, "dilation": 2}, {"kernel_size": 5}),  # whose halos have equal sizes
+    "scale": ({"kernel_size": 5, "scale": 0.5}, {"kernel_size": 5}),
+    "halos": ({"kernel_size": 5}, {"kernel_size": 9}),
+    "transport": ({"kernel_size": 5, "transport": "p2p"}, {"kernel_size": 5}),
+    "new": ({"kernel_size": 5, "edge": "wrap"}, {"kernel_size": 5}),
+    "word": ({"kernel_size": 5, "edge": "bent"}, {"kernel_size": 5}),
+    "shard": ({"kernel_size": 5, "short": 1}, {"kernel_size": 5}),
+    "text": ({"kernel_size": 5, "text": 3}, {"kernel_size": 5}),
+}
+
+
+def check_disagreements(ranks: int) -> dict[str, list[str]]:
+    """What ranks say of a call with arguments of which each set was agreed on before (but "new" and wrong ones), where
+    one rank has another set than the others. After that a call goes well."""
+    rank, (mesh, dims) = dist.get_rank(), mesh_of([2, 2] if ranks == 4 else [ranks])
+    x, text = torch.randn(1, *[12] * len(dims), 2, 8), torch.randn(1, 3, 2, 8)
+    where = {"mesh": mesh, "dims": dims, "grid": [12 * mesh.size(i) for i in range(len(dims))], "mode": "halo"}
+
+    def call(own: torch.Tensor = x, short: int = 0, **arguments: Any) -> torch.Tensor:
+        own = own[:, short:]
+        if (tokens := arguments.pop("text", 0)) == 0:
+            return context_parallel_attention(own, own, own, **where, **arguments)
+        return context_parallel_joint_attention(own, own, own, *[text[:, :tokens]] * 3, **where, **arguments)[0]
+
+    said: dict[str, list[str]] = {}
+    for i, (name, (odd, others)) in enumerate(DISAGREEMENTS.items()):
+        want = call(**others)
+        if name not in ("new", "word", "shard"):
+            call(**odd)
+        words = ""
+        try:
+            call(**(odd if rank == i % ranks else others))
+        except (RankError, ValueError) as error:
+            words = f"{type(error).__name__}: {error}"
+        said[name] = [""] * ranks
+        dist.all_gather_object(said[name], words)
+        leaf = x.clone().requires_grad_()
+        got = call(leaf, **others)
+        got.sum().backward()
+        assert torch.equal(got, want) and leaf.grad is not None, name
+    return said
+
+
+def check_comparisons(ranks: int) -> None:
+    """To compare arguments a later call makes one collective of 16 bytes on CPUs, and none on GPUs."""
+    (mesh, dims), made = mesh_of([ranks]), []
+    reduce, gather, x = dist.all_reduce, dist.all_gather_object, torch.randn(1, 4, 2, 8)
+
+    def counted(tensor: torch.Tensor, *args: Any, **options: Any) -> Any:
+        made.append(tensor.nbytes)
+        return reduce(tensor, *args, **options)
+
+    def counted_gather(*args: Any, **options: Any) -> Any:
+        made.append(0)
+        return gather(*args, **options)
+
+    where = {"mesh": mesh, "dims": dims, "grid": 4 * ranks}
+    context_parallel_attention(x, x, x, 3, **where)
+    dist.all_reduce, dist.all_gather_object = counted, counted_gather
+    try:
+        context_parallel_attention(x, x, x, 3, **where)
+        assert made == [16], made
+        group = mesh_of([ranks])[0].get_group()
+        agree({"kernel_size": 3}, Caller("f", group, "cuda"))
+        assert made == [16, 0], made
+        if dist.get_rank() == 0:  # the others have gone on
+            agree({"kernel_size": 3}, Caller("f", group, "cuda"))
+        assert made == [16, 0], made
+        assert (Caller("f", group, "cpu").compares, Caller("f", group, "cuda").compares) == (True, False)
+    finally:
+        dist.all_reduce, dist.all_gather_object = reduce, gather
 
 
 def check_fault(kind: str, ranks: int) -> tuple[str, float]:

@@ -56,6 +56,8 @@ JOBS: dict[str, list[dict[str, Any]]] = {
     ],
     "groups": [{"name": "check_groups", "ranks": 8}],
     "dtensors": [{"name": "check_dtensors", "ranks": 8}],
+    "disagreements": [{"name": "check_disagreements", "ranks": ranks} for ranks in (2, 3, 4)],
+    "comparisons": [{"name": "check_comparisons", "ranks": 2}],
     "faults": [{"name": "check_fault", "kind": kind, "ranks": ranks} for kind, ranks in FAULTS.items()],
 }
 
@@ -135,6 +137,44 @@ def test_groups_are_made_at_the_first_call(results: dict[str, list[Any]]) -> Non
 def test_dtensors(results: dict[str, list[Any]]) -> None:
     of_query, of_extra = "(Shard(dim=0), Shard(dim=2), Shard(dim=3))", "(Shard(dim=0), Partial(sum), Shard(dim=2))"
     assert results["dtensors"] == [[of_query, of_query, of_extra]]
+
+
+DISAGREEMENTS = {
+    "window": "ranks disagree on kernel_size: [3] on rank 0, [5] on ranks 1,2; "
+    "dilation: [2] on rank 0, [1] on ranks 1,2",
+    "scale": "ranks disagree on scale: null on ranks 0,2, 0.5 on rank 1",
+    "halos": "ranks disagree on kernel_size: [9] on ranks 0,1, [5] on rank 2",
+    "transport": 'ranks disagree on transport: "p2p" on rank 0, "all_to_all" on ranks 1,2',
+    "new": 'ranks disagree on edge: ["shift"] on ranks 0,2, ["wrap"] on rank 1',
+    "word": "rank 2: edge is 'bent'; it must be one of shift, cut, wrap",
+    "shard": "rank 0 has a query of shape [1, 11, 2, 8]; its shard is [1, 12, 2, 8]",
+}
+
+
+def test_later_calls_that_disagree(results: dict[str, list[Any]]) -> None:
+    """All ranks raise one line before anything travels, also where halos have equal sizes."""
+    for ranks, found in zip((2, 3, 4), results["disagreements"], strict=True):
+        assert found.keys() == {*DISAGREEMENTS, "text"}
+        for i, (name, words) in enumerate(found.items()):
+            if name == "word":  # the rank that is wrong has the plain error
+                assert words[i % ranks].startswith("ValueError: edge is 'bent'")
+                words.pop(i % ranks)
+            lines = {re.fullmatch(r"RankError: context_parallel_\w+: (.+)", each)[1] for each in words}
+            assert len(lines) == 1, (name, words)
+            if name == "text":
+                assert "disagree on function: " in words[0]
+            elif ranks == 3:
+                assert lines == {DISAGREEMENTS[name]}
+
+
+def test_what_comparing_costs(results: dict[str, list[Any]], forked: Callable[..., Any]) -> None:
+    assert results["comparisons"] == [None]
+    code = (
+        "import os\nos.environ['GNAFORGE_CHECK_RANKS'] = '1'\n"
+        "from gnaforge.distributed.agreement import Caller\nassert Caller('f', None, 'cuda').compares\n"
+    )
+    done = forked(code)
+    assert done.returncode == 0, done.stderr
 
 
 SHARD = "rank 1 has a query of shape [1, 3, 2, 8]; its shard is [1, 4, 2, 8]"

@@ -1,21 +1,27 @@
 """Ranks agree on their arguments before they exchange anything, and tell each other what they did when that fails.
 
-An agreement is one `all_gather_object` for each new set of arguments: later calls look it up. What is wrong on one rank
-alone is told to the others there, so nobody waits for it.
+A new set of arguments is gathered from all ranks, as JSON: what is wrong on one rank alone is told to the others there,
+so nobody waits for it. Of a set that is known ranks compare a digest, by one `all_reduce` of two numbers, and gather
+where it isn't the same on all of them: they disagree then, one has a fault, or the set is new. Nothing else can be
+compared before an exchange whose sizes may not fit. On GPUs ranks would have to wait for the device to read it: there
+known sets are compared where ``GNAFORGE_CHECK_RANKS`` is set, and else taken for those of all.
 
-A rank that dies, or one whose arguments differ later on, lets the transport fail: at once, or after the group's
-timeout. Ranks then leave word in the store of the default process group, wait a few seconds for that of others, and
-raise one line of it.
+A rank that dies, or whose arguments differ where nobody compares them, lets the transport fail: at once, or after the
+group's timeout. Ranks then leave word in the store of the default process group, wait a few seconds for that of others,
+and raise one line of it.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache
+from hashlib import blake2b
 from itertools import count
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -37,10 +43,17 @@ class Caller:
     Attributes:
         name: of the function that was called, for errors.
         group: all ranks that compute it; None for one.
+        device: the type of its tensors' device.
     """
 
     name: str
     group: Group | None
+    device: str
+
+    @property
+    def compares(self) -> bool:
+        """Whether ranks compare arguments at each call."""
+        return self.device == "cpu" or _is_switched_on()
 
     @contextmanager
     def speaks(self) -> Iterator[None]:
@@ -54,8 +67,8 @@ class Caller:
 
 _caller: ContextVar[Caller] = ContextVar("gnaforge_caller")
 
-# A group that is kept past its end aborts the process.
-_agreed: WeakKeyDictionary[Group, set[str]] = WeakKeyDictionary()
+# Digests of what ranks agree on. A group that is kept past its end aborts the process.
+_agreed: WeakKeyDictionary[Group, dict[str, int]] = WeakKeyDictionary()
 _calls = count()
 _last: dict[str, Any] = {}
 _words: list[tuple[Store, str]] = []  # that this rank has left, with their keys
@@ -65,13 +78,23 @@ class RankError(RuntimeError):
     """Ranks that compute one call disagree, or one of them is gone."""
 
 
+@cache
+def _is_switched_on() -> bool:
+    """Read once: ranks that compare wait for those that do."""
+    return os.environ.get("GNAFORGE_CHECK_RANKS", "0") not in ("", "0")
+
+
+def _is_capturing() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
 def refuse_capture() -> None:
     """Ends a call that would wait for other ranks' words, where a CUDA graph records what it does.
 
     Raises:
         RankError: a graph is captured.
     """
-    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+    if _is_capturing():
         raise RankError(
             f"{_caller.get().name}: ranks can't agree on arguments while a CUDA graph is captured; call it once before "
             "that, with the same arguments"
@@ -79,11 +102,12 @@ def refuse_capture() -> None:
 
 
 def agree(signature: Signature, caller: Caller, fault: str | None = None) -> None:
-    """Returns on all ranks of a call, or raises on all of them.
+    """Returns on all ranks of a call, or raises on all of them; on GPUs without ``GNAFORGE_CHECK_RANKS``, and while a
+    graph is captured, arguments that ranks have agreed on before are taken for those of all.
 
     Args:
         signature: what must be equal on all ranks, as JSON has it; nothing that a right program has otherwise, such as
-            a shard's own size: ranks must ask for a new agreement at the same call.
+            a shard's own size.
         caller: who computes the call, several ranks.
         fault: what is wrong on this rank.
 
@@ -92,29 +116,27 @@ def agree(signature: Signature, caller: Caller, fault: str | None = None) -> Non
     """
     name, group = caller.name, caller.group
     assert group is not None
-    text = json.dumps(signature)
+    text = json.dumps({**signature, "GNAFORGE_CHECK_RANKS": caller.compares})
     while _words:  # of an error that somebody has caught
         store, key = _words.pop()
         with suppress(RuntimeError, dist.DistError):  # the store may have ended with the groups of then
             store.delete_key(key)
-    _last.clear()
-    _last.update(call=next(_calls), **signature)
-    known = _agreed.setdefault(group, set())
-    if text in known:
+    known = _agreed.setdefault(group, {})
+    if text in known and (not caller.compares or _is_capturing()):
+        _note_call(signature)
         if fault:  # the others are in their exchange: they read it when that ends
             _leave_word(group, "checking its arguments", fault)
             raise RankError(f"{name}: {fault}")
         return
-    everyone: list[Any] = [None] * dist.get_world_size(group)
-    with caller.speaks(), explain("agreeing on arguments", group):
-        refuse_capture()
-        dist.all_gather_object(everyone, (text, fault), group=group)
+    everyone = _exchange_words(caller, text, fault, signature)
+    if everyone is None:
+        return
     if faults := [each for _, each in everyone if each]:
         raise RankError(f"{name}: {'; '.join(faults)}")
     states = {rank: json.loads(each) for rank, (each, _) in enumerate(everyone)}
     if differences := _differences(states):
         raise RankError(f"{name}: ranks disagree on {differences}")
-    known.add(text)
+    known[text] = int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 1 | 1
 
 
 def announce(fault: str, caller: Caller) -> None:
@@ -123,14 +145,35 @@ def announce(fault: str, caller: Caller) -> None:
     Raises:
         RankError: they don't: one doesn't answer within the group's timeout.
     """
+    assert caller.group is not None
+    _exchange_words(caller, "", f"rank {dist.get_rank(caller.group)}: {fault}", {})
+
+
+def _note_call(signature: Signature) -> None:
+    _last.clear()
+    _last.update(call=next(_calls), **signature)
+
+
+def _exchange_words(
+    caller: Caller, text: str, fault: str | None, signature: Signature
+) -> list[tuple[str, str | None]] | None:
+    """All ranks' texts and faults; None where each has this text, which is known, and no fault."""
     group = caller.group
     assert group is not None
-    _last.clear()
-    _last.update(call=next(_calls))
-    everyone: list[Any] = [None] * dist.get_world_size(group)
-    own = f"rank {dist.get_rank(group)}: {fault}"
-    with caller.speaks(), explain("agreeing on arguments", group, own):
-        dist.all_gather_object(everyone, ("", own), group=group)
+    _note_call(signature)
+    known = _agreed.get(group)
+    with caller.speaks(), explain("agreeing on arguments", group, fault):
+        refuse_capture()
+        if known and caller.compares:
+            digest = 0 if fault else known.get(text, 0)
+            both = torch.tensor([digest, -digest], device=caller.device)
+            dist.all_reduce(both, op=dist.ReduceOp.MAX, group=group)
+            most, least = both.tolist()
+            if digest and most == -least:
+                return None
+        everyone: list[Any] = [None] * dist.get_world_size(group)
+        dist.all_gather_object(everyone, (text, fault), group=group)
+    return everyone
 
 
 @contextmanager

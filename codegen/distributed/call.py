@@ -115,9 +115,10 @@ def prepare(
     if where.mesh is None or where.dims is None:
         raise ValueError("mesh and dims say which ranks have which tokens; give both, or DTensors")
     check_dims(where.mesh, where.dims, rank)
-    with Caller(name, None).speaks():
+    device = where.mesh.device_type
+    with Caller(name, None, device).speaks():
         team = team_of(where.mesh, [dim for dim in where.dims if dim is not None])
-    caller = Caller(name, team.group)
+    caller = Caller(name, team.group, device)
     try:
         prepared = _prepare(caller, tensors, extra, given, where, options, team, text_query)
         fault = prepared.fault()

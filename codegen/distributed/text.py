@@ -80,6 +80,10 @@ def context_parallel_joint_attention(
         This rank's image output and the text output, which all ranks have, both in the inputs' dtype; with
         ``return_lse`` also their log-sum-exps in float32.
 
+        Each rank's backward pass takes the gradient of its own image output, and the same gradient of the text output
+        and its log-sum-exp on all ranks: that of one loss of text rows, which each rank computes in full. Whoever first
+        divides that loss by the number of ranks gets its gradients too small by that factor.
+
     Raises:
         RankError, TypeError, ValueError, NoKernelError, MemoryError: as `context_parallel_attention`.
     """
