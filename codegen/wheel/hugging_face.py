@@ -23,7 +23,7 @@ from ..errors import InputError
 from ..families import TARGETS
 from ..runtime.config import KernelConfig
 from ..runtime.package import METADATA
-from .build import Assembled, assemble
+from .build import Assembled, Source, assemble
 from .licences import expression
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def export(
     out: Path,
     *,
     rebuild: str,
+    source: Source = "file",
     name: str | None = None,
     version: int = 1,
     jobs: int | None = None,
@@ -61,6 +62,7 @@ def export(
         plan: the kernels.
         out: folder of the repository; made if missing. A variant that is there is replaced.
         rebuild: the command that makes this export, for the messages of its package.
+        source: whether that command names a spec file, a preset or a kernel's key.
         name: of the kernel; default ``gnaforge-<library>``.
         version: of the kernel, a whole number.
         jobs: compilations at once.
@@ -83,7 +85,16 @@ def export(
             digests = [artifacts[config].record["digest"] for config in configs]
             parts = {"kernels": digests, "core": core_source_digest(), "name": kernel, "version": version}
             namespace = f"{kernel.replace('-', '_')}_{backend}_{digest_of(parts)[:10]}"
-            made = assemble(part, kernel, str(version), rebuild=rebuild, namespace=namespace, jobs=jobs)
+            made = assemble(
+                part,
+                kernel,
+                str(version),
+                rebuild=rebuild,
+                source=source,
+                kind="export",
+                namespace=namespace,
+                jobs=jobs,
+            )
             files = _with_hub_metadata(made, kernel, version, namespace, backend)
             folder = out / "build" / variant_name(backend, made.facts["cuda_runtime"])
             _write(folder, files)
