@@ -89,10 +89,10 @@ def attention(
             raise ValueError(f"packed samples are one batch entry, and query has {query.shape[0]}")
         try:
             results = _attend_packed(query, key, value, *lengths, is_causal, scale, pinned, own)
-        except ValueError as error:
-            if seqlens_Q is None or seqlens_KV is None or "cumulative_seqlen" not in str(error):
-                raise
-            raise ValueError(_fault_of_lengths(seqlens_Q, seqlens_KV, queries, keys)) from None
+        except ValueError:
+            if fault := _fault_of_lengths(seqlens_Q, seqlens_KV, queries, keys):
+                raise ValueError(fault) from None
+            raise
     elif keys == 0 or (is_causal and queries > keys):  # some queries see no key, or all of them
         ends = [torch.tensor([0, size]) for size in (queries, keys)]
         results = _attend_packed(query, key, value, ends[0], ends[1], is_causal, scale, pinned, own)
@@ -141,10 +141,13 @@ def _integers(name: str, lengths: Any) -> list[int]:
     return whole
 
 
-def _fault_of_lengths(of_queries: Lengths, of_keys: Lengths, queries: int, keys: int) -> str:
-    """What is wrong of lengths whose cumulative ones, which the caller didn't give, the core refuses."""
+def _fault_of_lengths(of_queries: Lengths | None, of_keys: Lengths | None, queries: int, keys: int) -> str:
+    """What is wrong of lengths, of which the core sees the cumulative ones alone; empty if nothing is, or they can't be
+    read, or none were given."""
     counts = []
     for name, given, who, tokens in (("Q", of_queries, "query", queries), ("KV", of_keys, "key", keys)):
+        if given is None or (isinstance(given, torch.Tensor) and type(given) is not torch.Tensor):
+            return ""
         lengths = given.tolist() if isinstance(given, torch.Tensor) else [*given]
         for i, length in enumerate(lengths):
             if length < 0:
@@ -152,7 +155,7 @@ def _fault_of_lengths(of_queries: Lengths, of_keys: Lengths, queries: int, keys:
         if sum(lengths) != tokens:
             return f"seqlens_{name} add up to {sum(lengths)}, and {who} has {tokens} tokens"
         counts.append(len(lengths))
-    return f"seqlens_Q is of {counts[0]} samples, seqlens_KV of {counts[1]}"
+    return f"seqlens_Q is of {counts[0]} samples, seqlens_KV of {counts[1]}" if counts[0] != counts[1] else ""
 
 
 def _attend_packed(
