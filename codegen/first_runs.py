@@ -18,10 +18,8 @@ def run_once(config: KernelConfig) -> str:
     """Runs a kernel on a tiny problem, if it can run here. Returns why it can't; empty if it did."""
     target = family_of(config).target
     device = target.device
-    if reason := why_not(family_of(config).facts):
-        return reason
-    if target.is_gpu and torch.cuda.get_device_capability() not in target.capabilities:
-        return "the current device is another GPU"
+    if target.is_gpu and not (torch.cuda.is_available() and torch.cuda.get_device_capability() in target.capabilities):
+        return why_not(family_of(config).facts) or "the current device is another GPU"
     tokens = tuple(map(max, config.q_tile, config.kv_tile))
     dim = config.head_dim or 64
     value_dim = config.value_head_dim or dim

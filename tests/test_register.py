@@ -171,7 +171,7 @@ def test_warming_up_runs_no_kernel_of_another_gpu(monkeypatch: pytest.MonkeyPatc
     config = KernelConfig.parse("gna_forward-sm100-r2-bf16-d64-q16x16-kv8x16-cutlass")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    run_once(config)
+    assert "torch" in run_once(config) or "another GPU" in run_once(config)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (10, 3))
     with pytest.raises((AssertionError, RuntimeError)):  # torch has no CUDA: it tried
         run_once(config)
