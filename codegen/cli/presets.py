@@ -25,7 +25,7 @@ def presets(
     Examples:
         gnaforge presets
         gnaforge presets --json
-        gnaforge presets vit-56 > my.yaml
+        gnaforge presets vit-56  # Its YAML, to copy to a file of your own.
     """
     from ..errors import InputError
     from ..spec import load_spec, preset_text, presets as descriptions
