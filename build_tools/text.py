@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 def printable(text: object, *, lines: bool = False, most: int | None = None) -> str:
     """``text`` with every character that isn't printable written as its escape: terminals obey some of them.
@@ -20,6 +22,12 @@ def printable(text: object, *, lines: bool = False, most: int | None = None) -> 
         char if char.isprintable() or char in kept else char.encode("unicode_escape", "surrogatepass").decode()
         for char in text
     )
+
+
+def listed(names: Iterable[object]) -> str:
+    """Things in a sentence: ``a``, ``a and b``, ``a, b and c``."""
+    *others, last = map(str, names)
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def count_of(number: int, noun: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from .families import family_of
+from .runtime.availability import why_not
 from .runtime.config import KernelConfig
 from .runtime.dtypes import DTYPES
 from .runtime.gradient_call import gradient_call
@@ -13,12 +14,12 @@ from .runtime.ops import neighborhood_attention
 from .runtime.problem import Problem
 
 
-def run_once(config: KernelConfig) -> None:
-    """Runs a kernel on a tiny problem, if it can run here."""
+def run_once(config: KernelConfig) -> str:
+    """Runs a kernel on a tiny problem, if it can run here. Returns why it can't; empty if it did."""
     target = family_of(config).target
     device = target.device
     if target.is_gpu and not (torch.cuda.is_available() and torch.cuda.get_device_capability() in target.capabilities):
-        return
+        return why_not(family_of(config).facts) or "the current device is another GPU"
     tokens = tuple(map(max, config.q_tile, config.kv_tile))
     dim = config.head_dim or 64
     value_dim = config.value_head_dim or dim
@@ -29,9 +30,10 @@ def run_once(config: KernelConfig) -> None:
             for role in OPS[config.op].inputs
         }
         gradient_call(problem, inputs, {config.op: config.key})()
-        return
+        return ""
     dtype = DTYPES[config.dtype].torch
     q = torch.zeros(1, *tokens, 1, dim, dtype=dtype, device=device)
     v = torch.zeros(1, *tokens, 1, value_dim, dtype=dtype, device=device)
     with torch.no_grad():
         neighborhood_attention(q, q, v, tokens, kernel=config)
+    return ""

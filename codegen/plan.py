@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from .build_tools.text import count_of, printable
 from .errors import InputError
-from .families import Family, family_of
+from .families import Family, family_of, require_target
 from .runtime.config import DIRECTIONS, KernelConfig
 from .runtime.dtypes import DTYPES
 from .simulator.cost import Tiles
@@ -127,6 +127,7 @@ def _choose_archs(spec: Spec, arches: Sequence[str] | None) -> list[str]:
     own = list(dict.fromkeys(spec.arch))
     for arch in arches or ():
         if arch not in own:
+            require_target(arch)
             raise InputError(
                 f"arch {arch!r} is not in the spec of {spec.library}, which has {', '.join(own)}"
                 + did_you_mean(arch, own)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -155,7 +156,7 @@ def register(
 def warmup(
     kernel: KernelConfig | str | os.PathLike[str] | Mapping[str, Any] | Spec | None = None, **fields: Any
 ) -> list[str]:
-    """`register`, and then runs every kernel that can run here once, on a tiny problem.
+    """`register`, and then runs every kernel that can run here once, on a tiny problem; stderr names the others.
 
     After it the first call of a server, and the capture of a CUDA graph, find everything loaded. Arguments, result and
     errors are those of `register`.
@@ -163,8 +164,12 @@ def warmup(
     keys = register(kernel, **fields)
     from .first_runs import run_once
 
+    idle: dict[str, list[str]] = {}
     for key in keys:
-        run_once(KernelConfig.parse(key))
+        if reason := run_once(KernelConfig.parse(key)):
+            idle.setdefault(reason, []).append(key)
+    for reason, own in idle.items():
+        print(f"gnaforge: warmup did not run {', '.join(own)}: {reason}", file=sys.stderr, flush=True)
     return keys
 
 
@@ -376,15 +381,21 @@ class CacheSource:
         """Compiles a kernel for each request and loads it."""
         return make_for_call(requests, quiet=quiet)
 
-    def remedy(self, request: Request) -> str:
-        """The command that builds a kernel for the request.
+    def remedy(self, *requests: Request) -> str:
+        """The commands that build a kernel for each request.
 
         Raises:
             InputError: there can't be one; says what the caller has to change.
             NoKernelError: this machine's GPU is one that this version has no kernels for.
         """
+        configs = dict.fromkeys(map(self._possible, requests))
+        what = "them" if len(configs) > 1 else "it" if requests[0].key else "one"
+        return f"or build {what} with: {' && '.join(f'gnaforge build {config}' for config in configs)}"
+
+    def _possible(self, request: Request) -> KernelConfig:
+        """A kernel that could be built for a request; raises as `remedy`."""
         if request.key:
-            return f"or build it with: gnaforge build {_pinned_config(request)}"
+            return _pinned_config(request)
         try:
             arch = machine_target(request.device, request.device_index).name
         except InputError as error:
@@ -393,7 +404,7 @@ class CacheSource:
         reasons = [family.facts.why_never(request) for family in families_of(request.op, arch)]
         if reasons and all(reasons):
             raise InputError(reasons[0]) from None
-        return f"or build one with: gnaforge build {config_for(request, fit=False)}"
+        return config_for(request, fit=False)
 
 
 def make_for_call(requests: Sequence[Request], *, quiet: bool) -> Made:

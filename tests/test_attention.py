@@ -110,6 +110,16 @@ BAD: dict[str, tuple[type[Exception], dict[str, Any]]] = {
         ValueError,
         {"cumulative_seqlen_Q": [0, 9, 10], "cumulative_seqlen_KV": [0, 10]},
     ),
+    "seqlens_Q add up to 9, and query has 10 tokens": (ValueError, {"seqlens_Q": [4, 5], "seqlens_KV": [10]}),
+    "seqlens_KV add up to 11, and key has 10 tokens": (
+        ValueError,
+        {"seqlens_Q": [10], "seqlens_KV": torch.tensor([11], dtype=torch.int32)},
+    ),
+    "seqlens_KV[1] is -1; it must be at least 0": (ValueError, {"seqlens_Q": [10], "seqlens_KV": [11, -1]}),
+    "seqlens_Q is of 2 samples, seqlens_KV of 1": (ValueError, {"seqlens_Q": [4, 6], "seqlens_KV": [10]}),
+    "seqlens_Q add up to 0, and query has 10 tokens": (ValueError, {"seqlens_Q": [], "seqlens_KV": [10]}),
+    "seqlens_Q has a number beyond 64 bits": (ValueError, {"seqlens_Q": [2**63], "seqlens_KV": [10]}),
+    "cumulative_seqlen_Q must begin with 0": (ValueError, {"cumulative_seqlen_Q": [], "cumulative_seqlen_KV": [0]}),
     "seqlens_Q must be a vector of int32 or int64, got (1,) of float32": (
         ValueError,
         {"seqlens_Q": torch.ones(1), "seqlens_KV": [10]},
@@ -135,6 +145,8 @@ def test_errors(text: str) -> None:
     with pytest.raises(kind) as failed:
         gnaforge.attention(**{"query": Q, "key": K, "value": V, **arguments})
     assert text in str(failed.value)
+    if text.startswith("seqlens"):
+        assert "cumulative" not in str(failed.value)
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *ends: torch.Tensor) -> torch.Tensor:

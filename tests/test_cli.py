@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from gnaforge.spec import presets
+from gnaforge.spec import preset_text, presets
 
 ONE = "gna_forward-cpu-r1-fp32-dany-q8-kv8"
 SPEC = """\
@@ -92,6 +92,9 @@ def test_generate_check_and_arch(cli, tmp_path: Path) -> None:
         (["build", "hunyuan-vidoe"], "did you mean 'hunyuan-video'"),
         (["build", "broken.yaml"], "broken.yaml:6:15: kernels[0].head_dim: 70 must be a multiple of 8"),
         (["build", "gpu.yaml", "--arch", "sm90"], "arch 'sm90' is not in the spec of small"),
+        (["build", "gpu.yaml", "--arch", "sm101"], "arch: 'sm101' is unknown; there are cpu, sm90, sm100"),
+        (["presets", "vit-57"], "did you mean 'vit-56'?"),
+        (["presets", "vit-56", "--json"], "--json: has no effect beside a preset's name"),
         (["generate", "small.yaml", "-o", "file"], "can't write to"),
         (["build", "gna_forward-cpu-r1-fp32"], "is no kernel key; a key looks like"),
         (["build", "gna_forward-cpu-r1-fp32-dany-q999-kv8"], "q_tile: holds 999 query tokens; cpu takes at most 256"),
@@ -181,6 +184,8 @@ def test_presets_are_listed_with_what_they_are_for(cli) -> None:
     text = cli("presets", COLUMNS="60").stdout
     assert all(f"{row['name']} " in text and row["description"] in text for row in rows)
     assert all(row["arch"] and row["rank"] and row["dtype"] for row in rows)
+    shown = cli("presets", "vit-56")
+    assert shown.stdout.encode() == preset_text("vit-56"), shown.stderr
 
 
 def test_a_command_without_its_spec_says_what_one_is(cli) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import gnaforge
 import pytest
 from gnaforge.cli import simulate as command
+from gnaforge.families import families
 from gnaforge.gna.words import describe
 from gnaforge.runtime.problem import Problem
 from gnaforge.simulator.cost import Tiles
@@ -143,3 +144,11 @@ def test_bounds_that_the_readme_begins_with() -> None:
     assert theirs is not None
     for bound in (ours.flop_speedup, ours.work_bound, theirs.work_bound, flat.work_bound):
         assert f"{bound:.2f}" in readme
+
+
+def test_no_page_misses_a_model_of_times() -> None:
+    """Pages say of families in general what becomes of those without one; none of ours is, and no page says so."""
+    pages = [*ROOT.glob("*.md"), *(page for name in ("codegen", "templates") for page in (ROOT / name).rglob("*.md"))]
+    claims = [page.name for page in pages if re.search(r"no (time )?model of (their|its) times", page.read_text())]
+    untimed = [str(family) for family in families() if family.time is None]
+    assert untimed == [] and claims == []

@@ -78,7 +78,7 @@ def test_it_is_loaded_and_computes(repository: tuple[Path, Variant]) -> None:
     assert lines[1:3] == ["True", "True"]
     assert lines[3] == f"['{SMALL.key}'] True"
     assert lines[4] == "False"
-    assert any(REBUILD in line for line in lines[5:])
+    assert any(line.endswith(f"and write the export again: {REBUILD}") for line in lines[5:])
 
 
 @pytest.mark.parametrize("first", ["gnaforge", "export"])

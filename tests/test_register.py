@@ -148,7 +148,7 @@ print((asked[1].q_tile, asked[1].kv_tile) == (fitted.q, fitted.kv), asked[1] != 
         ("'gna_forward-cpu'", "is no kernel key; a key looks like"),
         ("'vit-57'", "did you mean 'vit-56'?"),
         ("'missing.yaml'", "missing.yaml: no such file"),
-        ("'hunyuan-video', arch='tpu'", "arch 'tpu' is not in the spec of hunyuan_video"),
+        ("'hunyuan-video', arch='tpu'", "arch: 'tpu' is unknown; there are cpu, sm90, sm100"),
         ("{'library': 'x'}", "InputError: spec_version: is required"),
         ("5", "InputError: kernel: 5 is no config, key or spec"),
         ("policy='maybe'", "InputError: policy: 'maybe' is not one of never, warn, always"),
@@ -171,7 +171,7 @@ def test_warming_up_runs_no_kernel_of_another_gpu(monkeypatch: pytest.MonkeyPatc
     config = KernelConfig.parse("gna_forward-sm100-r2-bf16-d64-q16x16-kv8x16-cutlass")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    run_once(config)
+    assert "torch" in run_once(config) or "another GPU" in run_once(config)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (10, 3))
     with pytest.raises((AssertionError, RuntimeError)):  # torch has no CUDA: it tried
         run_once(config)
@@ -525,6 +525,26 @@ print(right(gnaforge.na1d(x, x, x, 3)))
         and "this package holds only the kernels above" in out[2]
     )
     assert out[3] == "True" and compiled() == 1
+
+
+def test_warmup_names_what_it_did_not_run(capfd: pytest.CaptureFixture[str]) -> None:
+    """A kernel of a GPU that isn't here is built all the same."""
+    import gnaforge
+    import torch
+    from gnaforge.build_tools.cuda import find_nvcc
+    from gnaforge.errors import GnaforgeError
+    from sm90_kernels import CONFIGS
+
+    try:
+        find_nvcc()
+    except GnaforgeError:
+        pytest.skip("needs a CUDA compiler")
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is here")
+    key = CONFIGS[2].key
+    assert gnaforge.warmup(key) == [key]
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if "warmup" in line]
+    assert line.startswith(f"gnaforge: warmup did not run {key}: ") and "torch" in line
 
 
 def test_a_kernel_is_found_while_torch_jit_traces(run, compiled, tmp_path: Path) -> None:

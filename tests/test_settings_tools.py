@@ -13,6 +13,7 @@ import numpy as np
 import oracle
 import pytest
 from gnaforge.errors import InputError
+from gnaforge.families import families
 from gnaforge.gna.counts import count_problem, seen_pairs
 from gnaforge.runtime.problem import FEATURES, Problem
 from gnaforge.runtime.reference import visited_pairs
@@ -104,13 +105,16 @@ def test_families_that_lack_a_feature_say_who_has_it() -> None:
 
 
 def test_without_a_gpu_family_that_has_it_the_cpu_is_simulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    features = SM90.features
-    object.__setattr__(SM90, "features", ())
+    of_gpus = [family for family in families() if family.target.is_gpu]
+    features = [family.features for family in of_gpus]
+    for family in of_gpus:
+        object.__setattr__(family, "features", ())
     try:
         assert family_for(Problem(64, 9, sink=3), None) is CPU
         assert family_for(Problem(64, 9), None) is SM90
     finally:
-        object.__setattr__(SM90, "features", features)
+        for family, own in zip(of_gpus, features, strict=True):
+            object.__setattr__(family, "features", own)
 
 
 def test_strides_of_frames_stay() -> None:

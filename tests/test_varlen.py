@@ -112,10 +112,8 @@ BAD: dict[str, tuple[type[Exception], dict[str, Any]]] = {
     "kernel_size has 2 rows for 5 samples": (ValueError, {"kernel_size": [(3, 3)] * 2}),
     "kernel_size must be [samples, 2] here": (ValueError, {"kernel_size": [(3, 3, 3)] * 5}),
     "query must be [tokens, heads, head_dim], got (1, 135, 4, 16)": (ValueError, {"query": Q[None]}),
-    "key has shape [1, 134, 2, 16], query has [1, 135, 4, 16]; batch and token dims must agree": (
-        ValueError,
-        {"key": K[1:]},
-    ),
+    "key has shape [134, 2, 16], query has [135, 4, 16]; they must have as many tokens": (ValueError, {"key": K[1:]}),
+    "value has shape [134, 2, 24], query has [135, 4, 16]; they must": (ValueError, {"value": V[1:]}),
     "value must be a torch.Tensor": (TypeError, {"value": None}),
     "query, key and value must have one dtype": (ValueError, {"key": K.bfloat16()}),
     "unexpected keyword argument 'windows'": (TypeError, {"windows": 3}),

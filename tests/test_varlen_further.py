@@ -125,9 +125,13 @@ BAD: dict[str, tuple[type[Exception], dict[str, Any]]] = {
         {"additional_keys": EXTRA_K, "additional_values": EXTRA_V, "additional_lengths": LENGTHS.long()},
     ),
     "additional_keys must be a torch.Tensor": (TypeError, {"additional_keys": 3}),
-    "out has shape [1, 3, 4, 24]; beside query and value it must be [1, 159, 4, 24]": (
+    "out has shape [3, 4, 24]; beside query and value it must be [159, 4, 24]": (
         ValueError,
         {"out": torch.empty(3, 4, 24)},
+    ),
+    "out_lse has shape [159, 4, 1]; beside query it must be [159, 4]": (
+        ValueError,
+        {"out_lse": torch.empty(TOKENS, 4, 1)},
     ),
     "out_lse is float64; it must be float32": (ValueError, {"out_lse": torch.empty(TOKENS, 4).double()}),
     "out must be a torch.Tensor": (TypeError, {"out": [1]}),
@@ -226,6 +230,8 @@ def test_results_are_written_into_the_callers_tensors(name: str) -> None:
     assert (memory == 7.0).all()  # nothing beside was touched
     lse.zero_()
     assert torch.equal(call(q, out_lse=lse, return_lse=True)[0], want) and torch.equal(lse, sums)
+    lse.zero_()
+    assert torch.equal(call(q, out_lse=lse, return_lse=False), want) and torch.equal(lse, sums)
     torch._dynamo.reset()
 
     class Writing(torch.nn.Module):

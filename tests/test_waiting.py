@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from gnaforge.cli import waiting as module
@@ -52,3 +53,25 @@ def test_on_a_terminal_it_counts_and_is_removed() -> None:
     os.close(ours)
     assert b"fitting [bold]tiles[/]" in text and b"2 of 3" in text
     assert text.endswith(b"\x1b[2K")
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (
+            "build.core import core_files; list(core_files())",
+            "its torch extension, once for this torch: a few seconds ...",
+        ),
+        (
+            "build_tools.emulator.library import engine_path; engine_path()",
+            "the emulator, once for this compiler: about a minute on two cores ...",
+        ),
+    ],
+)
+def test_what_is_built_once_says_for_how_long(python, tmp_path: Path, call: str, told: str) -> None:
+    """Told before the compiler begins, which here gives up at once."""
+    compiler = tmp_path / "quitter"
+    compiler.write_text('#!/bin/sh\ncase " $* " in *" -o "*) exit 1;; esac\nexec c++ "$@"\n')
+    compiler.chmod(0o755)
+    done = python(f"from gnaforge.{call}", CXX=str(compiler), GNAFORGE_CACHE_DIR=str(tmp_path / "cache"))
+    assert f"gnaforge: building {told}\n" in done.stderr and "BuildError: " in done.stderr, done.stderr

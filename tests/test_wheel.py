@@ -16,6 +16,7 @@ from gnaforge.build.kernels import build_kernels
 from gnaforge.build_tools import wheel_abi
 from gnaforge.build_tools.elf import Elf, Symbol, parse_elf, read_elf
 from gnaforge.build_tools.wheel_file import check_version, package_name
+from gnaforge.cli.options import source_of
 from gnaforge.errors import InputError
 from gnaforge.families import family_of
 from gnaforge.plan import Plan
@@ -189,6 +190,22 @@ def test_a_call_that_no_kernel_fits_says_how_to_build_the_wheel_again(bare) -> N
     )
     assert "head_dim 16, dtype fp32, direction training and arch cpu" in text
     assert text.count("build the wheel again") == 3 and "gnaforge build" not in text and "gnaforge.register" not in text
+
+
+def test_what_of_to_build_it_again(bare) -> None:
+    """A preset and a key have no entries to add to; an export is no wheel."""
+    lines = bare(
+        "import gnaforge_first as package\nq2 = q.half()\n"
+        "for source, kind in (('file', 'wheel'), ('preset', 'export'), ('key', 'wheel')):\n"
+        "    package.metadata().update(source=source, kind=kind)\n"
+        "    print(message(lambda: package.na1d(q2, q2, q2, 5)).splitlines()[-1])\n"
+    )
+    entry, wheel = "an entry with rank 1, head_dim 16, dtype fp16 and arch cpu", "build the wheel again: gnaforge wheel"
+    assert f" Give its spec {entry}, and {wheel} my.yaml" in lines[0]
+    assert "a preset, which isn't yours to change: write that to a file with `gnaforge presets NAME`" in lines[1]
+    assert f"give the file {entry}, name it in the preset's place, and write the export again: " in lines[1]
+    assert f"write a spec with that kernel and {entry}, name it in the key's place, and {wheel}" in lines[2]
+    assert [source_of(spec) for spec in ("my.yaml", "./my", "vit-56", ONE.key)] == ["file", "file", "preset", "key"]
 
 
 def test_a_call_that_no_wheel_can_serve_says_so(bare) -> None:

@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from gnaforge.build_tools.text import listed
 
 ROOT = Path(__file__).parents[1] / "codegen"
 # What a call may run; the benchmark's contenders have names of two words.
@@ -107,3 +108,13 @@ def test_no_text_has_one_kernels() -> None:
                     if plural.match(text.value) and not exempt:
                         found.append(f"{file.name}:{node.lineno}: {counted}{text.value}")
     assert not found
+
+
+def test_things_are_listed_as_in_a_sentence() -> None:
+    """And by `listed`: joined with "and" alone, three of them read badly."""
+    assert [listed("abc"[:count]) for count in (1, 2, 3)] == ["a", "a and b", "a, b and c"]
+    joined = re.compile(r"""(["']) and \1\.join\(""")
+    names = ("families", "cli", "wheel", "build", "page", "spec", "plan.py", "registration.py")
+    paths = [ROOT / name for name in names]
+    files = [file for path in paths for file in (path.rglob("*.py") if path.is_dir() else (path,))]
+    assert [file.name for file in files if joined.search(file.read_text())] == []

@@ -108,7 +108,11 @@ def engine_path() -> Path:
     )
 
     def make(scratch: Path, folder: Path) -> dict[str, str]:
-        print("gnaforge: building the emulator, once for this compiler ...", file=sys.stderr, flush=True)
+        print(
+            "gnaforge: building the emulator, once for this compiler: about a minute on two cores ...",
+            file=sys.stderr,
+            flush=True,
+        )
         for name, text in sources.items():
             (scratch / name).write_text(text)
         (scratch / _COMMON_HEADER).write_text('#include "opcodes.h"\n')

@@ -126,7 +126,11 @@ def _build(source_digest: str, namespace: str = NAMESPACE) -> Artifact:
     def make(scratch: Path, folder: Path) -> dict[str, object]:
         from ..build_tools.compile import Step, run_steps
 
-        print("gnaforge: building its torch extension, once for this torch ...", file=sys.stderr, flush=True)
+        print(
+            "gnaforge: building its torch extension, once for this torch: a few seconds ...",
+            file=sys.stderr,
+            flush=True,
+        )
         for name, text in _sources().items():
             (folder / name).write_text(text)
         source, built, linked = (f"{CORE_NAME}/{file}" for file in ("core.cpp", "core.o", CORE_FILE))

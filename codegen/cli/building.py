@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..build_tools.text import count_of, printable
+from ..build_tools.text import count_of, listed, printable
 from .options import ArchOption, OutOption, SpecArgument, plan_of, shard_of
 from .tables import say
 
@@ -214,7 +214,7 @@ def _dry_run(plan: Plan) -> None:
     for config in plan.configs:
         say(f"{'compile' if config in waiting else 'cached '}  {config.key}")
     say(
-        f"{len(pending)} of {count_of(len(plan.configs), 'kernel')} to compile with {' and '.join(compilers)}, "
+        f"{len(pending)} of {count_of(len(plan.configs), 'kernel')} to compile with {listed(compilers)}, "
         f"at most {job_limit(1.0)} at once; nothing was written"
     )
 

@@ -11,7 +11,7 @@ import typer
 from ..build_tools.text import count_of
 from ..errors import InputError
 from .building import JobsOption, LauncherOption, Progress, say_notes, set_launcher, whole_or_partial
-from .options import ArchOption, SpecArgument, plan_of
+from .options import ArchOption, SpecArgument, plan_of, source_of
 from .tables import say
 
 
@@ -54,7 +54,16 @@ def export(
     with whole_or_partial(plan) as plan:
         with Progress() as progress:
             listener = Listener(progress.update, progress.note)
-            written = write(plan, out, rebuild=rebuild, name=name, version=version, jobs=jobs, listener=listener)
+            written = write(
+                plan,
+                out,
+                rebuild=rebuild,
+                source=source_of(spec),
+                name=name,
+                version=version,
+                jobs=jobs,
+                listener=listener,
+            )
         for one in written:
             say(
                 f"{one.folder}: {count_of(len(one.kernels), 'kernel')}, {one.bytes / 1e6:.2f} MB, namespace "

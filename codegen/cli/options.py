@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -118,6 +118,14 @@ def plan_of(spec: str, arches: list[str] | None) -> Plan:
     if arches and config.arch not in arches:
         raise InputError(f"{spec}: --arch {' '.join(arches)} excludes this kernel, which is for {config.arch}")
     return Plan(library=config.key.replace("-", "_"), configs=(config,))
+
+
+def source_of(spec: str) -> Literal["file", "preset", "key"]:
+    """The kind of a SPEC argument, which `plan_of` takes."""
+    from ..families import is_key
+    from ..spec import is_preset
+
+    return "key" if is_key(spec) else "preset" if is_preset(spec) else "file"
 
 
 def shard_of(plan: Plan, shard: str) -> Plan:

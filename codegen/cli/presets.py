@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from .inspecting import print_json
 from .options import JsonOption
-from .tables import print_table
+from .tables import print_table, say
 
 
-def presets(json: JsonOption = False) -> None:
-    """List the specs that come with gnaforge.
+def presets(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="Write the YAML of this one to stdout.", show_default=False),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """List the specs that come with gnaforge, or show one.
 
     Every command that takes a spec takes the name of one.
 
     Examples:
         gnaforge presets
         gnaforge presets --json
+        gnaforge presets vit-56  # Its YAML, to copy to a file of your own.
     """
-    from ..spec import load_spec, presets as descriptions
+    from ..errors import InputError
+    from ..spec import load_spec, preset_text, presets as descriptions
 
+    if name is not None:
+        if json:
+            raise InputError("--json: has no effect beside a preset's name")
+        say(preset_text(name).decode(), end="")
+        return
     columns = ("name", "rank", "dtype", "arch", "description")
     rows = []
     for name, description in descriptions().items():

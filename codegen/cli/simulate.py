@@ -118,7 +118,7 @@ def simulate(
         gnaforge simulate --tokens 256,256 --window 80 --sweep-stride --plot strides.png  # Which strides need no masks.
         gnaforge simulate --preset hunyuan-video --arch sm100 --html hunyuan.html  # Patterns query by query.
         gnaforge simulate --tokens 64,64 --window 13 --arch cpu --direction training --head-dim 64
-        gnaforge simulate --tokens 4096,4096 --window 31 --edge cut,wrap --heads 16 --devices 8,64 --link-gbps 450
+        gnaforge simulate --tokens 4096,4096 --window 31 --edge cut,wrap --devices 8,64 --link-gbps 450
     """
     from ..errors import InputError
     from ..simulator.fitting import simulate_problem

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..build_tools.text import count_of
+from ..build_tools.text import count_of, listed
 from ..gna.words import describe
 from ..runtime.problem import Problem
 from ..simulator.passes import Passes
@@ -140,7 +140,7 @@ def print_many(simulations: Sequence[Simulation], rows: Sequence[dict[str, Any]]
         ),
     )
     say(
-        f"\nTiles for {' and '.join(map(str, families))}. Times are a model of "
+        f"\nTiles for {listed(families)}. Times are a model of "
         f"{', and of '.join(family.time_constants().device for family in families)}, no measurement.",
         end=f"{_model_note(simulations)}\n",
     )

@@ -10,7 +10,7 @@ import typer
 
 from ..build_tools.text import count_of, printable
 from .building import JobsOption, LauncherOption, Progress, say_notes, set_launcher, whole_or_partial
-from .options import ArchOption, JsonOption, SpecArgument, plan_of
+from .options import ArchOption, JsonOption, SpecArgument, plan_of, source_of
 from .tables import print_table, say
 from .waiting import waiting
 
@@ -66,6 +66,7 @@ def wheel(
                 plan,
                 out,
                 rebuild=rebuild,
+                source=source_of(spec),
                 name=name,
                 version=version,
                 budget_mb=budget_mb,

@@ -16,8 +16,9 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import NamedTuple
 
+from ..build_tools.text import listed
 from ..errors import InputError
-from ..runtime.config import OPS, KernelConfig
+from ..runtime.config import DIRECTIONS, OPS, KernelConfig
 from ..runtime.problem import Problem
 from ..runtime.problem_rules import ProblemError
 from .family import Family as Family, Fault as Fault
@@ -71,8 +72,7 @@ def require_family(op: str, arch: str, variant: str | None = None) -> Family:
         if variant is None or family.variant == variant:
             return family
     if not own:
-        others = ", ".join(dict.fromkeys(family.arch for family in families() if family.op == op))
-        raise InputError(f"arch: {arch} has no {op} kernels" + (f"; {others} has" if others else ""))
+        raise InputError(f"arch: {_lack_of(op, arch)}")
     raise InputError(f"variant: {_unknown_variant(variant, own)}")
 
 
@@ -98,8 +98,16 @@ def faults_of(config: KernelConfig) -> list[Fault]:
         return [("arch", f"{config.arch!r} is unknown; there are {', '.join(TARGETS)}")]
     if own := families_of(config.op, config.arch):
         return [("variant", _unknown_variant(config.variant, own))]
-    ops = dict.fromkeys(family.op for family in families() if family.arch == config.arch)
-    return [("op", f"{config.op} is not available on {config.arch}; available: {', '.join(ops)}")]
+    return [("op", _lack_of(config.op, config.arch))]
+
+
+def _lack_of(op: str, arch: str) -> str:
+    """Words for an op that an arch has no kernels of, and the archs that have some."""
+    passes = [name for name in ("forward", "backward") if op in DIRECTIONS[name]]
+    whole = [name for name in passes if not any(families_of(other, arch) for other in DIRECTIONS[name])]
+    others = list(dict.fromkeys(family.arch for family in families() if family.op == op))
+    have = f"; {listed(others)} {'have' if len(others) > 1 else 'has'} one" if others else ""
+    return f"{arch} has no {f'{whole[0]} pass' if whole else f'kernel of {op}'}{have}"
 
 
 def feature_fault(problem: Problem, op: str, who: str, has: Collection[str]) -> tuple[str, str] | None:
@@ -111,7 +119,7 @@ def feature_fault(problem: Problem, op: str, who: str, has: Collection[str]) -> 
         needed = set(problem.features())
         able = (family for family in families() if family.op == op and needed <= set(family.features))
         others = list(dict.fromkeys(family.arch for family in able))
-        who = f"; {' and '.join(others)} {'have' if len(others) > 1 else 'has'} it" if others else ", nor has another"
+        who = f"; {listed(others)} {'have' if len(others) > 1 else 'has'} it" if others else ", nor has another"
         return error.field, error.text + who
     return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ..build_tools.text import listed
 from ..runtime.problem import Problem
 
 
@@ -21,20 +22,17 @@ def describe(problem: Problem, *, stride: bool = True) -> str:
     """Tokens and pattern in a line."""
     axes = list(zip(names(problem.rank), problem.dimensions, strict=True))
 
-    def along(found: Iterable[str]) -> str:
-        return " and ".join(found)
-
     parts = [f"{extents(problem.tokens)} tokens", f"window {extents(problem.window)}"]
     parts += [f"stride {extents(problem.stride)}"] if stride else []
     parts += [f"dilation {extents(problem.dilation)}"] if set(problem.dilation) != {1} else []
     for kind, words in ((True, "causal along"), ("block", "causal block by block along")):
         where = [name for name, axis in axes if axis.causal == kind]
-        parts += [f"{words} {along(where)}"] if where else []
+        parts += [f"{words} {listed(where)}"] if where else []
     for edge, words in (("cut", "cut along"), ("wrap", "wrapping along")):
         where = [name for name, axis in axes if axis.edge == edge]
-        parts += [f"{words} {along(where)}"] if where else []
+        parts += [f"{words} {listed(where)}"] if where else []
     sinks = [f"the first {axis.sink} along {name}" for name, axis in axes if axis.sink]
-    parts += [f"sink: {along(sinks)}"] if sinks else []
+    parts += [f"sink: {listed(sinks)}"] if sinks else []
     parts += [f"keys {extents(problem.kv_tokens)}"] if problem.kv_tokens else []
     if problem.grid:
         parts.append(f"in a grid of {extents(problem.grid)}")

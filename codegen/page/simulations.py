@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..build_tools.text import listed
 from ..gna.words import describe
 from ..simulator.simulation import Simulation
 from .page import Page, Table
@@ -36,7 +37,7 @@ def simulation_page(simulations: Sequence[Simulation], rows: Sequence[dict[str, 
     devices = ", and of ".join(family.time_constants().device for family in families)
     sources = "; ".join(family.time_constants().source for family in families)
     return Page(
-        title=f"Patterns on {' and '.join(map(str, families))}",
+        title=f"Patterns on {listed(families)}",
         lines=(
             "Bounds are exact speed-ups over dense attention to the same keys.",
             "FLOP bound: pairs that the mask lets through. Work bound: pairs computed in visited tiles, and padding.",

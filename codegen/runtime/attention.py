@@ -87,7 +87,12 @@ def attention(
     if lengths is not None:
         if query.shape[0] != 1:
             raise ValueError(f"packed samples are one batch entry, and query has {query.shape[0]}")
-        results = _attend_packed(query, key, value, *lengths, is_causal, scale, pinned, own)
+        try:
+            results = _attend_packed(query, key, value, *lengths, is_causal, scale, pinned, own)
+        except ValueError:
+            if fault := _fault_of_lengths(seqlens_Q, seqlens_KV, queries, keys):
+                raise ValueError(fault) from None
+            raise
     elif keys == 0 or (is_causal and queries > keys):  # some queries see no key, or all of them
         ends = [torch.tensor([0, size]) for size in (queries, keys)]
         results = _attend_packed(query, key, value, ends[0], ends[1], is_causal, scale, pinned, own)
@@ -117,7 +122,9 @@ def _cumulative_lengths(*given: Lengths | None) -> tuple[torch.Tensor, torch.Ten
     for name, lengths in zip(names, wanted, strict=True):
         if lengths is None:
             raise ValueError(f"{names[0]} and {names[1]} come together; {name} is missing")
-        whole = lengths if isinstance(lengths, torch.Tensor) else torch.tensor(_integers(name, lengths))
+        whole = (
+            lengths if isinstance(lengths, torch.Tensor) else torch.tensor(_integers(name, lengths), dtype=torch.int64)
+        )
         if whole.dim() != 1 or whole.dtype not in (torch.int32, torch.int64):
             kind = str(whole.dtype).removeprefix("torch.")
             raise ValueError(f"{name} must be a vector of int32 or int64, got {tuple(whole.shape)} of {kind}")
@@ -128,7 +135,27 @@ def _cumulative_lengths(*given: Lengths | None) -> tuple[torch.Tensor, torch.Ten
 def _integers(name: str, lengths: Any) -> list[int]:
     if not isinstance(lengths, Sequence) or isinstance(lengths, str):
         raise TypeError(f"{name} must be a tensor or a sequence of integers, got {lengths!r}")
-    return arguments.ints_per_dim(name, lengths, len(lengths))
+    whole = arguments.ints_per_dim(name, lengths, len(lengths))
+    if whole and not -(2**63) <= min(whole) <= max(whole) < 2**63:
+        raise ValueError(f"{name} has a number beyond 64 bits")
+    return whole
+
+
+def _fault_of_lengths(of_queries: Lengths | None, of_keys: Lengths | None, queries: int, keys: int) -> str:
+    """What is wrong of lengths, of which the core sees the cumulative ones alone; empty if nothing is, or they can't be
+    read, or none were given."""
+    counts = []
+    for name, given, who, tokens in (("Q", of_queries, "query", queries), ("KV", of_keys, "key", keys)):
+        if given is None or (isinstance(given, torch.Tensor) and type(given) is not torch.Tensor):
+            return ""
+        lengths = given.tolist() if isinstance(given, torch.Tensor) else [*given]
+        for i, length in enumerate(lengths):
+            if length < 0:
+                return f"seqlens_{name}[{i}] is {length}; it must be at least 0"
+        if sum(lengths) != tokens:
+            return f"seqlens_{name} add up to {sum(lengths)}, and {who} has {tokens} tokens"
+        counts.append(len(lengths))
+    return f"seqlens_Q is of {counts[0]} samples, seqlens_KV of {counts[1]}" if counts[0] != counts[1] else ""
 
 
 def _attend_packed(

@@ -86,9 +86,39 @@ def failure_of_samples(
 ) -> Failure | None:
     """As `failure_of_call`, of a call of ``forward_varlen``; where a size isn't known only of its packed tensors."""
     tensors = query, key, value, extra_k, extra_v, extra_lengths, None, None, None, *results
+    found = _failure_of_packed(tensors, rank, layouts, pattern, scale, kernel, choose)
+    if found is None or not (fault := misfit_of_packed(*(x[0] for x in (query, key, value, *results)))):
+        return found
+    return Failure(found.code, *(words.replace(found.reason, fault) for words in found[1:]))
+
+
+def misfit_of_packed(*tensors: torch.Tensor) -> str:
+    """Whether packed query, key, value, and perhaps an output and a log-sum-exp, have sizes that don't fit each other;
+    empty if they do. The core, which sees them as one batch entry, would name sizes that the caller didn't give."""
+    sizes = [[number_of(size) for size in tensor.shape] for tensor in tensors]
+    query, key, value = sizes[:3]
+    for name, own in (("key", key), ("value", value)):
+        if own[0] != query[0]:
+            return f"{name} has shape {own}, query has {query}; they must have as many tokens"
+    wanted = [*query[:2], value[2]], query[:2]
+    for name, own, size, like in zip(_NAMES[-2:], sizes[3:], wanted, ("query and value", "query"), strict=False):
+        if own != size:
+            return f"{name} has shape {own}; beside {like} it must be {size}"
+    return ""
+
+
+def _failure_of_packed(
+    tensors: Sequence[torch.Tensor | None],
+    rank: int,
+    layouts: Sequence[int],
+    pattern: Sequence[int],
+    scale: float | None,
+    kernel: str,
+    choose: bool,
+) -> Failure | None:
     sizes = [() if tensor is None else tuple(tensor.shape) for tensor in tensors]
     if not all(type(number) is int for number in (*layouts, *pattern, *(size for own in sizes for size in own))):
-        return failure_of_call((*tensors[:3], *[None] * 6, *results), [1, 1, 1, 0], scale)
+        return failure_of_call((*tensors[:3], *[None] * 6, *tensors[9:]), [1, 1, 1, 0], scale)
     entries = _entries(tensors, sizes)
     extents, numbers = ((ctypes.c_int64 * len(values))(*values) for values in (layouts, pattern))
     lists = extents, ctypes.c_size_t(len(extents)), numbers, ctypes.c_size_t(len(numbers))

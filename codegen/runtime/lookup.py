@@ -38,8 +38,8 @@ class Source(Protocol):
             RuntimeError, ValueError: it can't; the text says why and what to do.
         """
 
-    def remedy(self, request: Request) -> str:
-        """The last line of the error: how the user gets a kernel that fits.
+    def remedy(self, *requests: Request) -> str:
+        """The last line of the error: how the user gets a kernel that fits, for each request.
 
         Raises:
             ValueError: there can't be one; says what the caller has to change.
@@ -97,15 +97,15 @@ def load_matching(request: Request) -> int:
     return added
 
 
-def remedy(request: Request) -> str:
-    """How to get a kernel for ``request``.
+def remedy(*requests: Request) -> str:
+    """How to get a kernel for each of the requests.
 
     Raises:
         ValueError: there can't be one; says what the caller has to change.
         NoKernelError: this machine can run none.
     """
     if _source is None and _package_remedy is not None:
-        return _package_remedy(request)
+        return "\n".join(dict.fromkeys(map(_package_remedy, requests)))
     if _source is None:
         return "this package holds only the kernels above; build another with gnaforge"
-    return _source.remedy(request)
+    return _source.remedy(*requests)

@@ -308,7 +308,8 @@ def neighborhood_attention(
         q_tile_shape, kv_tile_shape: take a kernel with these tiles.
         return_lse: also return the log-sum-exp of each query.
         out, out_lse: tensors to write the output and the log-sum-exp to, of any strides but for the output's channels,
-            which are contiguous: slices of larger ones, for example. They must not overlap with an input, nor with each
+            which are contiguous: slices of larger ones, for example. Each is written to whether or not it is returned,
+            ``out_lse`` also without ``return_lse``. They must not overlap with an input, nor with each
             other, which isn't checked. No argument may require grad then, nor the call be under torch.vmap.
         kernel: pins a kernel: its `KernelConfig` or key.
         natten_tuning: ``backward_q_tile_shape`` and ``backward_kv_tile_shape`` take backward kernels with these tiles,

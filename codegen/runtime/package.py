@@ -15,6 +15,13 @@ from .request import Request
 CORE = "core.so"
 LIBRARY = "kernels.so"
 METADATA = "gnaforge.json"
+_CHANGES = {
+    "file": "Give its spec {entry}",
+    "preset": "It is of a preset, which isn't yours to change: write that to a file with `gnaforge presets NAME`, give "
+    "the file {entry}, name it in the preset's place",
+    "key": "It is of one kernel's key: write a spec with that kernel and {entry}, name it in the key's place",
+}
+_AGAIN = {"wheel": "build the wheel", "export": "write the export"}
 
 
 def reasons_against(metadata: Mapping[str, Any]) -> dict[str, str]:
@@ -84,10 +91,13 @@ class Package:
         value = f", value_head_dim {request.value_head_dim}" if request.value_head_dim != request.head_dim else ""
         tiles = f", tiles {{q: {request.q_tile}, kv: {request.kv_tile}}}" if request.q_tile or request.kv_tile else ""
         direction = "" if request.op == OPS[0] else ", direction training"
+        entry = (
+            f"an entry with rank {request.rank}, head_dim {request.head_dim}{value}, dtype "
+            f"{request.dtype}{tiles}{direction} and arch {arch}"
+        )
         text = (
             f"{found['name']} {found['version']} holds the kernels that it was built with and compiles none. "
-            f"Give its spec an entry with rank {request.rank}, head_dim {request.head_dim}{value}, dtype "
-            f"{request.dtype}{tiles}{direction} and arch {arch}, and build the wheel again: {found['rebuild']}"
+            f"{_CHANGES[found['source']].format(entry=entry)}, and {_AGAIN[found['kind']]} again: {found['rebuild']}"
         )
         reasons = sorted({reason for reason in self.status().values() if reason})
         return f"{text}\nKernels that can't run here: {'; '.join(reasons)}" if reasons else text

@@ -16,6 +16,8 @@ from .table import serves
 BACKWARD_OPS = ("gna_backward_q", "gna_backward_kv")
 
 _prepared: set[tuple[object, ...]] = set()
+_refusals: dict[Request, str] = {}
+"""Why a kernel wasn't made at the forward call, for the backward call that lacks it."""
 
 
 def prepare_backward(name: str, arguments: Sequence[Any], wanted: int | None = None) -> None:
@@ -43,7 +45,7 @@ def prepare_backward(name: str, arguments: Sequence[Any], wanted: int | None = N
     if missing and not jit.busy():
         with jit.one_thread(missing[0]):
             if missing := load_missing(missing):
-                jit.make_kernels(*missing)
+                _refusals.update(dict.fromkeys(missing, jit.make_kernels(*missing)))
     _prepared.add(signature)
 
 
@@ -95,4 +97,5 @@ def raise_missing(error: RuntimeError, name: str, inputs: Sequence[Any], wanted:
         return
     if missing := load_missing(backward_requests(name, inputs, wanted)):
         text = failure.text if lookup.source() is None else failure.whole
-        raise NoKernelError("\n".join([text, *dict.fromkeys(map(lookup.remedy, missing))])) from None
+        reasons = dict.fromkeys(_refusals.get(request, "") for request in missing)
+        raise NoKernelError("\n".join([text, *filter(None, reasons), lookup.remedy(*missing)])) from None

@@ -106,7 +106,14 @@ def _fixed_rank(rank: int, extents: str) -> Callable[..., Any]:
         def request() -> Request:
             return request_of_samples(*call[:6], pinned, additional_keys)
 
-        found = lists.run("forward_varlen", call, request, failing, results)
+        try:
+            found = lists.run("forward_varlen", call, request, failing, results)
+        except ValueError:
+            from .given import misfit_of_packed
+
+            if fault := misfit_of_packed(query, key, value, *own):
+                raise ValueError(fault) from None
+            raise
         whole_out, lse = own or (tensor[0] for tensor in found)
         return (whole_out, lse) if return_lse else whole_out
 

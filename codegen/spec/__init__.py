@@ -37,8 +37,8 @@ def load_spec(source: str | Path) -> Spec:
         InputError: there is no such file or preset, or its contents are wrong. The message has a line
             ``file:line:column: field: fault`` for each fault.
     """
-    if isinstance(source, str) and "/" not in source and not source.endswith((".yaml", ".yml")):
-        file, data = f"preset {source}", _preset(source)
+    if isinstance(source, str) and is_preset(source):
+        file, data = f"preset {source}", preset_text(source)
     else:
         file, data = str(source), _read(Path(source))
     return parse_spec(data, file)
@@ -102,7 +102,17 @@ def json_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Spec.model_json_schema()}
 
 
-def _preset(name: str) -> bytes:
+def is_preset(source: str) -> bool:
+    """Whether a spec's name is a preset's, no file's."""
+    return "/" not in source and not source.endswith((".yaml", ".yml"))
+
+
+def preset_text(name: str) -> bytes:
+    """The YAML of a preset.
+
+    Raises:
+        InputError: there is none of that name.
+    """
     known = presets()
     if name in known:
         return (resources.files("gnaforge.presets") / f"{name}.yaml").read_bytes()

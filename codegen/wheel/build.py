@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..build.core import NAMESPACE, core_link_command, core_object
 from ..build.identity import include_dir, template_dir
@@ -22,7 +22,7 @@ from ..build_tools.cache import Artifact, digest_of, user_cache
 from ..build_tools.cuda_compiler import CudaCompiler
 from ..build_tools.elf import Elf, read_elf
 from ..build_tools.files import write_atomic
-from ..build_tools.text import count_of
+from ..build_tools.text import count_of, listed
 from ..build_tools.toolchain import cxx_compiler
 from ..build_tools.wheel_abi import Tag, check_abi, platform_tag
 from ..build_tools.wheel_file import check_version, file_time, package_name, wheel_bytes
@@ -36,7 +36,8 @@ from .licences import Licence, expression, licences
 if TYPE_CHECKING:
     from ..plan import Plan
 
-METADATA_SCHEMA = 1
+METADATA_SCHEMA = 2
+Source = Literal["file", "preset", "key"]
 EXPORTS = {CORE: ("gnaforge_core_abi", "gnaforge_core_init", "gnaforge_core_load"), LIBRARY: ("gnaforge_library_v1",)}
 """What the libraries of a wheel must export."""
 _LISTED_OVER_BUDGET = 10
@@ -81,6 +82,7 @@ def build_wheel(
     out: Path,
     *,
     rebuild: str,
+    source: Source = "file",
     name: str | None = None,
     version: str = "1.0",
     budget_mb: float | None = None,
@@ -93,6 +95,7 @@ def build_wheel(
         plan: the kernels.
         out: folder for the wheel; made if missing.
         rebuild: the command that builds this wheel, for the messages of its package.
+        source: whether that command names a spec file, a preset or a kernel's key.
         name: of the distribution; default ``gnaforge_<library>``.
         version: of the wheel.
         budget_mb: refuse a wheel of more megabytes (1e6 bytes).
@@ -109,7 +112,7 @@ def build_wheel(
     if budget_mb is not None and not budget_mb > 0:  # NaN is neither
         raise InputError(f"--budget-mb {budget_mb}: give a number of megabytes above 0")
     _check_writable(out)
-    made = assemble(plan, distribution, version, rebuild=rebuild, jobs=jobs, listener=listener)
+    made = assemble(plan, distribution, version, rebuild=rebuild, source=source, jobs=jobs, listener=listener)
     package = {f"{distribution}/{file}": content for file, content in made.files.items()}
     info = _info(made.facts, made.licences)
     data = wheel_bytes(distribution, version, made.tag.platform, package, info)
@@ -131,6 +134,8 @@ def assemble(
     version: str,
     *,
     rebuild: str,
+    source: Source = "file",
+    kind: Literal["wheel", "export"] = "wheel",
     namespace: str = NAMESPACE,
     jobs: int | None = None,
     listener: Listener | None = None,
@@ -140,7 +145,8 @@ def assemble(
     Args:
         plan: the kernels.
         name, version: of the package.
-        rebuild: the command that makes it again, for its messages.
+        rebuild, source: as `build_wheel` has them.
+        kind: what is made of the package.
         namespace: the torch namespace of its operators. One of its own shares neither core nor kernels with others.
         jobs: compilations at once.
         listener: hears of progress.
@@ -165,6 +171,8 @@ def assemble(
         "platform": tag.platform,
         "torch": ">=2.10",
         "rebuild": rebuild,
+        "source": source,
+        "kind": kind,
         "cuda_runtime": runtime,
         "cutlass": installed_version("nvidia-cutlass") if any(family_of(c).cutlass for c in plan.configs) else None,
         "families": {family.name: family.facts.as_json() for family in dict.fromkeys(map(family_of, plan.configs))},
@@ -305,7 +313,7 @@ def _info(facts: Mapping[str, Any], found: Sequence[Licence]) -> dict[str, bytes
 def _summary(facts: Mapping[str, Any]) -> str:
     count, arches = len(facts["kernels"]), sorted({row["arch"] for row in facts["kernels"]})
     what = count_of(count, "neighborhood attention kernel")
-    return f"{what} for {' and '.join(arches)}: {facts['library']}"
+    return f"{what} for {listed(arches)}: {facts['library']}"
 
 
 def _over_budget(size: int, budget_mb: float, sizes: Mapping[str, int]) -> str:

@@ -140,7 +140,7 @@ def _metadata(path: Path, data: bytes | None) -> dict[str, Any]:
             raise InputError(
                 f"{path}: its metadata has schema {facts['schema']}; this gnaforge reads {METADATA_SCHEMA}"
             )
-        texts = ("name", "version", "platform", "torch", "gnaforge", "rebuild")
+        texts = ("name", "version", "platform", "torch", "gnaforge", "rebuild", "source", "kind")
         rows = facts["kernels"]
         whole = all(isinstance(facts[key], str) for key in texts) and {"cuda_runtime", "cutlass"} <= facts.keys()
         whole &= all(isinstance(row[key], str) for row in rows for key in ("key", "family", "compiler")) and bool(rows)

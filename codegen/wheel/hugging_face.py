@@ -24,7 +24,7 @@ from ..errors import InputError
 from ..families import TARGETS
 from ..runtime.config import KernelConfig
 from ..runtime.package import METADATA
-from .build import Assembled, assemble, package_source_digest
+from .build import Assembled, Source, assemble, package_source_digest
 from .licences import expression
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def export(
     out: Path,
     *,
     rebuild: str,
+    source: Source = "file",
     name: str | None = None,
     version: int = 1,
     jobs: int | None = None,
@@ -62,6 +63,7 @@ def export(
         plan: the kernels.
         out: folder of the repository; made if missing. A variant that is there is replaced.
         rebuild: the command that makes this export, for the messages of its package.
+        source: whether that command names a spec file, a preset or a kernel's key.
         name: of the kernel; default ``gnaforge-<library>``, in lower case.
         version: of the kernel, a whole number.
         jobs: compilations at once.
@@ -82,7 +84,16 @@ def export(
             digests = [artifacts[config].record["digest"] for config in configs]
             content = {"kernels": digests, "library": plan.library, "rebuild": rebuild}
             namespace = namespace_of(kernel, version, backend, content)
-            made = assemble(part, kernel, str(version), rebuild=rebuild, namespace=namespace, jobs=jobs)
+            made = assemble(
+                part,
+                kernel,
+                str(version),
+                rebuild=rebuild,
+                source=source,
+                kind="export",
+                namespace=namespace,
+                jobs=jobs,
+            )
             files = _with_hub_metadata(made, kernel, version, namespace, backend)
             folder = out / "build" / variant_name(backend, made.facts["cuda_runtime"])
             _write(folder, files)
