@@ -34,8 +34,8 @@ __device__ __forceinline__ void store_fragment(ptx::SharedAddress region, int ch
   }
 }
 
-/// Multiplies an accumulator by `factor`, and adds what such a tile holds, of which only the first `Rows` rows are there:
-/// what others get, nobody stores. The last row's is read in their place, by its own warp alone: it will write there.
+/// Multiplies an accumulator by `factor`, and adds what such a tile holds, of which only the first `Rows` rows exist:
+/// nobody stores what others get. The last row is read in their place, by its own warp alone: it will write there.
 template <class Element, int Rows, int N>
 __device__ __forceinline__ void add_fragment(ptx::SharedAddress region, int chunk_bytes, int first_row,
                                              float (&values)[N], float factor) {
