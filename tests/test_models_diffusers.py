@@ -91,6 +91,24 @@ def test_compiled(name: str, whole: bool) -> None:
         torch.testing.assert_close(run(model, given), want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["wan", "flux"])
+def test_compiled_before_any_pass(name: str) -> None:
+    """And on a grid that no pass had before, with windows of two kinds and a dense layer."""
+    model, twin = make(name, layers=3), make(name, layers=3)
+    axes = len(GRIDS[name])
+    wide = Pattern((-1, 3, 5)[-axes:])
+    schedule = Schedule([Pattern(WINDOWS[name]["kernel_size"], stride=WINDOWS[name]["stride"]), wide, None])
+    handle, other = (sparsify(name, one, schedule=schedule) for one in (model, twin))
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for grid in (GRIDS[name], (2, 5, 6)[-axes:]):
+        if name == "flux":
+            handle.grid = other.grid = grid
+        given = inputs(name, grid)
+        torch.testing.assert_close(run(compiled, given), run(twin, given), rtol=1e-5, atol=1e-5)
+        assert handle.report().split("\n", 1)[1].replace("; hasn't run yet", "") == other.report().split("\n", 1)[1]
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_gradient_checkpointing_keeps_each_grid(reentrant: bool) -> None:
     """Blocks are computed again in the backward pass, after a forward pass on another grid and outside of the model."""

@@ -258,7 +258,8 @@ class Handle:
 
     def _windows(self, grid: tuple[int, ...]) -> Iterator[dict[str, Any] | None]:
         found: dict[int, dict[str, Any] | None] = {}
-        for index in range(1 + max((layer.index for layer in self._layers), default=-1)):
+        # A list: torch.compile traces no generator in max.
+        for index in range(1 + max([layer.index for layer in self._layers], default=-1)):
             pattern = self.schedule.at(self.step, index)
             if pattern is not None and id(pattern) not in found:
                 found[id(pattern)] = pattern.at(grid)
