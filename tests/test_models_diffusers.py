@@ -6,6 +6,7 @@ import copy
 import inspect
 import sys
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import gnaforge.models.diffusers as adapter
@@ -442,6 +443,47 @@ def test_dense_steps_follow_the_timestep() -> None:
                 assert handle.step == number
                 assert torch.equal(got, plain[step]) == (number < 2)
     assert "12 forward passes, step 2, " in handle.report()
+
+
+COSMOS_TIMES = (0.98828, 0.984375, 0.984375, 0.98047)  # as bfloat16 leaves them
+
+
+def test_steps_that_the_pipeline_tells() -> None:
+    """Two passes per step, of which two steps have one value of bfloat16; the second run begins by itself."""
+    model = make("wan")
+    handle = sparsify("wan", model, dense_steps=2)
+    pipe = SimpleNamespace(num_timesteps=len(COSMOS_TIMES))
+    tensors = {"latents": torch.zeros(1)}
+    for _ in range(2):
+        for number, time in enumerate(COSMOS_TIMES):
+            for _ in range(2):
+                run(model, inputs("wan", step=time))
+                assert (handle.step, handle.report().count("dense")) == (number, 2 if number < 2 else 0)
+            assert handle.on_step_end(pipe, number, time, tensors) is tensors
+    for time in COSMOS_TIMES:
+        run(model, inputs("wan", step=time))
+    assert handle.step == 2  # by the values alone
+    handle.step = 3
+    run(model, inputs("wan", step=2.0))  # which rises
+    assert handle.step == 3
+    with pytest.raises(InputError, match="step is -1; steps count from 0"):
+        handle.step = -1
+
+
+def test_reset_after_a_run_that_was_stopped() -> None:
+    """Image to image, from a lower value than where the run before was stopped."""
+    model = make("wan")
+    handle = sparsify("wan", model, dense_steps=2)
+    for told in (False, True):
+        for number, time in enumerate((1000.0, 900.0, 800.0)):
+            run(model, inputs("wan", step=time))
+            if told:
+                handle.on_step_end(SimpleNamespace(num_timesteps=9), number, time, {})
+        assert handle.report().count("dense") == 0
+        handle.reset()
+        for number, time in enumerate((600.0, 500.0, 400.0)):
+            run(model, inputs("wan", step=time))
+            assert (handle.step, handle.report().count("dense")) == (number, 2 if number < 2 else 0)
 
 
 def test_layers_that_stay_dense() -> None:

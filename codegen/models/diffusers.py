@@ -52,8 +52,9 @@ def sparsify(
             longer than an axis too. ``[heads, rank]``: of each head its own.
         dense_steps: steps of sampling, from the first on, in which attention stays dense. A step is one value of
             ``timestep``; where that rises, a new image or video begins. The value is read, so the device is waited for
-            once per call. Of a pipeline with two transformers (Wan 2.2) each counts from the first value that it sees
-            itself.
+            once per call, and two steps of equal values, as bfloat16 makes of near ones (Cosmos), count as one. Where
+            the pipeline tells steps, by `Handle.on_step_end`, it is not read. Of a pipeline with two transformers (Wan
+            2.2) each counts from the first value that it sees itself.
         dense_layers: layers that stay dense.
         layers: the layers that get windows; default: all. Layers are counted from 0 through all lists of blocks.
         grid: tokens along each axis, for models that can't know (FLUX: height and width of the image over 16).
@@ -114,8 +115,6 @@ class Handle:
         grid: tuple[int, ...] | None,
     ) -> None:
         self.layout, self.schedule, self.grid = layout, schedule, grid
-        self.step = 0
-        """The step of sampling that the last forward pass was in, where the schedule follows steps."""
         self.forwards = 0
         """How many forward passes there were."""
         self._model = model
@@ -123,7 +122,7 @@ class Handle:
         self._now: _Now | None = None
         self._last: _Now | None = None
         self._thread: int | None = None
-        self._timestep = float("inf")
+        self.reset()
         if any(isinstance(getattr(hook, "__self__", None), Handle) for hook in model._forward_pre_hooks.values()):
             raise InputError(f"{type(model).__name__} has windows already: call its handle's remove first")
         self._arguments = list(inspect.signature(type(model).forward).parameters)[1:]
@@ -146,6 +145,39 @@ class Handle:
             model.register_forward_pre_hook(self._begin, with_kwargs=True),
             model.register_forward_hook(self._end, always_call=True),
         ]
+
+    @property
+    def step(self) -> int:
+        """The step of sampling, counted from 0, where the schedule follows steps; of the last forward pass, or as set.
+
+        Once it is set, ``timestep`` isn't read, until `reset`.
+
+        Raises:
+            InputError: it is set to a number that is no step.
+        """
+        return self._step
+
+    @step.setter
+    def step(self, step: int) -> None:
+        if not isinstance(step, int) or step < 0:
+            raise InputError(f"step is {step!r}; steps count from 0")
+        self._step, self._is_told = step, True
+
+    def on_step_end(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        """Tells steps by the pipeline's own count: ``pipe(..., callback_on_step_end=handle.on_step_end)``.
+
+        The arguments are those of diffusers' callbacks, and the tensors go back as they came. After the last step, by
+        the pipeline's ``num_timesteps``, the next image or video begins.
+        """
+        if step + 1 == getattr(pipe, "num_timesteps", None):
+            self.reset()
+        else:
+            self.step = step + 1
+        return tensors
+
+    def reset(self) -> None:
+        """The next forward pass begins an image or video: needed after a run that was stopped before its end."""
+        self._step, self._is_told, self._timestep = 0, False, float("inf")
 
     def remove(self) -> None:
         """Takes the windows out: the model is what it was. A second call does nothing."""
@@ -192,7 +224,8 @@ class Handle:
         if self.schedule.follows_steps:
             if self._last is None or self._last.grid != grid:
                 self.schedule.require_grid(grid)
-            self._follow(self._argument(given, "timestep"))
+            if not self._is_told:
+                self._follow(self._argument(given, "timestep"))
         if self._last is None or self._last.grid != grid or self.schedule.follows_steps:
             self._last = _Now(grid, tuple(self._windows(grid)))
         self.enter(self._last)
@@ -251,16 +284,16 @@ class Handle:
         # Where tokens have their own, those of given frames are smaller.
         value = float(timestep.max() if isinstance(timestep, torch.Tensor) else timestep)
         if value > self._timestep or self._timestep == float("inf"):
-            self.step = 0
+            self._step = 0
         elif value < self._timestep:
-            self.step += 1
+            self._step += 1
         self._timestep = value
 
     def _windows(self, grid: tuple[int, ...]) -> Iterator[dict[str, Any] | None]:
         found: dict[int, dict[str, Any] | None] = {}
         # A list: torch.compile traces no generator in max.
         for index in range(1 + max([layer.index for layer in self._layers], default=-1)):
-            pattern = self.schedule.at(self.step, index)
+            pattern = self.schedule.at(self._step, index)
             if pattern is not None and id(pattern) not in found:
                 found[id(pattern)] = pattern.at(grid)
             yield None if pattern is None else found[id(pattern)]
