@@ -13,6 +13,7 @@ import gnaforge.models.diffusers as adapter
 import pytest
 import torch
 from gnaforge.errors import InputError
+from gnaforge.models.layouts import grid_of
 from gnaforge.models.schedule import Pattern, Schedule
 
 pytest.importorskip("diffusers")
@@ -142,6 +143,43 @@ def test_blocks_of_one_window_share_a_graph() -> None:
     model.compile_repeated_blocks(fullgraph=True, backend=lambda graph, _: graphs.append(graph) or graph.forward)
     torch.testing.assert_close(run(model, given), want, rtol=1e-5, atol=1e-5)
     assert len(graphs) == 2
+
+
+def test_the_grid_of_flux_is_read() -> None:
+    """From its positions, once for a tensor; a grid that is given has to be theirs."""
+    model, given = make("flux"), inputs("flux")
+    want = masked("flux", model, given)
+    handle = adapter.sparsify(model, **WINDOWS["flux"])
+    for _ in range(2):
+        torch.testing.assert_close(run(model, given), want, rtol=1e-4, atol=1e-4)
+    for grid in ((7, 8), (1, 6), (6, 1)):
+        run(model, inputs("flux", grid))
+        assert "grid " + "x".join(map(str, grid)) in handle.report()
+    given["img_ids"].copy_(inputs("flux", (7, 8))["img_ids"])  # in place
+    run(model, given)
+    given["img_ids"].copy_(inputs("flux", (4, 14))["img_ids"])
+    run(model, given)
+    assert "grid 4x14" in handle.report()
+    handle.grid = (14, 4)
+    with pytest.raises(InputError, match=r"the grid \(14, 4\) has 56 tokens, and the image 56, in a grid \(4, 14\)"):
+        run(model, given)
+    handle.grid = None
+    with torch.inference_mode():
+        for grid in ((4, 14), (8, 7)):
+            model(**inputs("flux", grid))
+            assert "grid " + "x".join(map(str, grid)) in handle.report()
+
+
+def test_positions_that_are_no_grid() -> None:
+    ids = inputs("flux", (300, 400))["img_ids"]
+    assert grid_of("img_ids", ids.bfloat16()) == grid_of("img_ids", ids[None]) == (300, 400)
+    small = inputs("flux", (4, 6))["img_ids"]
+    reference = small + torch.tensor([1.0, 0.0, 0.0])
+    irregular = small.clone()
+    irregular[10, 2] = 0
+    for wrong in (torch.cat([small, reference]), small[:-1], small * 0, irregular, small[torch.randperm(24)]):
+        with pytest.raises(InputError, match="img_ids are not those of one image"):
+            grid_of("img_ids", wrong)
 
 
 def test_gradients_with_text() -> None:
@@ -314,7 +352,8 @@ def test_what_is_refused() -> None:
     with pytest.raises(InputError, match="Linear is not known, only CosmosTransformer3DModel"):
         adapter.sparsify(torch.nn.Linear(2, 2), kernel_size=3)
     with pytest.raises(InputError, match="doesn't know its grid"):
-        adapter.sparsify(make("flux"), kernel_size=3)
+        packed = adapter.Layout(("transformer_blocks", "single_transformer_blocks"), "attn", (), "first")
+        adapter.sparsify(make("flux"), kernel_size=3, layout=packed)
     flux = make("flux")
     flux_handle = adapter.sparsify(flux, kernel_size=3, grid=(8, 8))
     with pytest.raises(InputError, match=r"the grid \(8, 8\) has 64 tokens, and the image 56"):

@@ -21,7 +21,7 @@ import torch
 from ..api import joint_attention, neighborhood_attention
 from ..errors import InputError
 from ..runtime.problem import Causal
-from .layouts import LAYOUTS as LAYOUTS, Layout as Layout, attention_modules, layout_of, patch_of, text_lengths
+from .layouts import LAYOUTS as LAYOUTS, Layout as Layout, attention_modules, grid_of, layout_of, patch_of, text_lengths
 from .schedule import Pattern, Schedule, kept_share
 
 _DISPATCH = "dispatch_attention_fn"
@@ -57,7 +57,9 @@ def sparsify(
             2.2) each counts from the first value that it sees itself.
         dense_layers: layers that stay dense.
         layers: the layers that get windows; default: all. Layers are counted from 0 through all lists of blocks.
-        grid: tokens along each axis, for models that can't know (FLUX: height and width of the image over 16).
+        grid: tokens along each axis, for models whose latents don't say: needed where the layout has no ``positions``,
+            and for FLUX compiled as a whole, where they can't be read (height and width of the image over 16). Where
+            they are read it is checked.
         schedule: instead of window and dense steps: patterns by layer and step.
         layout: where the model's attention and its text are.
         steps: how many the run will have. A schedule of fewer, a table by steps, is then refused here; without it, by
@@ -82,11 +84,7 @@ def sparsify(
         raise InputError("the schedule says windows, dense steps and dense layers; leave them out")
     if steps is not None:
         schedule.require_steps(steps)
-    if grid is None and not found.patch:
-        raise InputError(f"{type(model).__name__} doesn't know its grid: give grid=(rows, columns) of its tokens")
-    if grid is not None and found.patch:
-        raise InputError(f"{type(model).__name__} has its grid from its input: leave grid out")
-    return Handle(model, found, schedule, layers, None if grid is None else tuple(grid))
+    return Handle(model, found, schedule, layers, grid)
 
 
 @dataclass(frozen=True)
@@ -112,12 +110,14 @@ class Handle:
         layout: Layout,
         schedule: Schedule,
         layers: Collection[int] | None,
-        grid: tuple[int, ...] | None,
+        grid: Sequence[int] | None,
     ) -> None:
-        self.layout, self.schedule, self.grid = layout, schedule, grid
+        self.layout, self.schedule = layout, schedule
         self.forwards = 0
         """How many forward passes there were."""
         self._model = model
+        self.grid = grid
+        self._read: tuple[torch.Tensor, int, tuple[int, ...]] | None = None
         self.running: _Layer | None = None
         self._now: _Now | None = None
         self._last: _Now | None = None
@@ -145,6 +145,29 @@ class Handle:
             model.register_forward_pre_hook(self._begin, with_kwargs=True),
             model.register_forward_hook(self._end, always_call=True),
         ]
+
+    @property
+    def grid(self) -> tuple[int, ...] | None:
+        """Tokens along each axis, as the caller gave them; None where the model's input says them.
+
+        Raises:
+            InputError: it is set to what is no grid; the model has its grid from the shape of its input; it can't go
+                without.
+        """
+        return self._grid
+
+    @grid.setter
+    def grid(self, grid: Sequence[int] | None) -> None:
+        name = type(self._model).__name__
+        if grid is None and not self.layout.patch and not self.layout.positions:
+            raise InputError(f"{name} doesn't know its grid: give grid=(rows, columns) of its tokens")
+        if grid is not None and self.layout.patch:
+            raise InputError(f"{name} has its grid from its input: leave grid out")
+        if grid is not None and (
+            not isinstance(grid, Sequence) or not all(isinstance(n, int) and n > 0 for n in grid) or not grid
+        ):
+            raise InputError(f"grid is {grid!r}; it is the number of tokens along each axis, as (rows, columns)")
+        self._grid = None if grid is None else tuple(grid)
 
     @property
     def step(self) -> int:
@@ -189,7 +212,7 @@ class Handle:
         if isinstance(inner := getattr(self._model, "_gradient_checkpointing_func", None), _Checkpointing):
             _set_checkpointing(self._model, inner.inner)
         self.enter(None)
-        self._layers, self._hooks = [], []
+        self._layers, self._hooks, self._read = [], [], None
 
     def report(self) -> str:
         """The windows of the last forward pass, layer by layer, and the share of the image's pairs that they leave."""
@@ -220,7 +243,7 @@ class Handle:
             self._thread = threading.get_ident()
         self._require_own(model)
         given = dict(zip(self._arguments, args, strict=False)) | kwargs
-        grid = self._grid_of(model, self._argument(given, "hidden_states"))
+        grid = self._grid_of(model, self._argument(given, "hidden_states"), given)
         if self.schedule.follows_steps:
             if self._last is None or self._last.grid != grid:
                 self.schedule.require_grid(grid)
@@ -263,15 +286,23 @@ class Handle:
                     f"{layer.name} lost its window: it was replaced after sparsify; remove the handle first"
                 )
 
-    def _grid_of(self, model: torch.nn.Module, hidden_states: torch.Tensor) -> tuple[int, ...]:
+    def _grid_of(
+        self, model: torch.nn.Module, hidden_states: torch.Tensor, given: Mapping[str, Any]
+    ) -> tuple[int, ...]:
         if not self.layout.patch:
-            assert self.grid is not None
-            if hidden_states.shape[1] != prod(self.grid):
+            grid = self.grid
+            if self.layout.positions and not torch.compiler.is_compiling():
+                grid = self._grid_of_positions(self._argument(given, self.layout.positions))
+            if grid is None:
+                raise InputError(f"torch.compile can't read {self.layout.positions}: give the grid")
+            if self.grid not in (None, grid) or hidden_states.shape[1] != prod(grid):
+                own = self.grid or grid
                 raise InputError(
-                    f"the grid {self.grid} has {prod(self.grid)} tokens, and the image {hidden_states.shape[1]}: set "
-                    "the handle's grid"
+                    f"the grid {own} has {prod(own)} tokens, and the image {hidden_states.shape[1]}"
+                    + (f", in a grid {grid}" if own != grid else "")
+                    + ": set the handle's grid"
                 )
-            return self.grid
+            return grid
         axes = hidden_states.shape[2:]
         if len(axes) != len(self._patch):
             raise InputError(
@@ -279,6 +310,13 @@ class Handle:
                 "each axis behind batch and channels"
             )
         return tuple(n // p for n, p in zip(axes, self._patch, strict=True))
+
+    def _grid_of_positions(self, positions: torch.Tensor) -> tuple[int, ...]:
+        # All steps of a run have one tensor: it is read once, which waits for the device.
+        version = -1 if positions.is_inference() else positions._version
+        if self._read is None or self._read[0] is not positions or version == -1 or version != self._read[1]:
+            self._read = positions, version, grid_of(self.layout.positions, positions)
+        return self._read[2]
 
     def _follow(self, timestep: Any) -> None:
         # Where tokens have their own, those of given frames are smaller.
