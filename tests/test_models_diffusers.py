@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
+import io
+import pickle
 import sys
 import threading
 from types import SimpleNamespace
@@ -109,6 +111,21 @@ def test_compiled_before_any_pass(name: str) -> None:
         given = inputs(name, grid)
         torch.testing.assert_close(run(compiled, given), run(twin, given), rtol=1e-5, atol=1e-5)
         assert handle.report().split("\n", 1)[1].replace("; hasn't run yet", "") == other.report().split("\n", 1)[1]
+
+
+def test_windows_in_a_compiled_model() -> None:
+    """One that ran before, dense: with windows and without them it is compiled anew."""
+    model, given = make("wan"), inputs("wan")
+    dense, want = run(model, given), masked("wan", model, given)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(run(compiled, given), dense, rtol=1e-4, atol=1e-4)
+    handle = sparsify("wan", compiled)
+    torch.testing.assert_close(run(compiled, given), want, rtol=1e-4, atol=1e-4)
+    with pytest.raises(InputError, match="has windows already"):
+        sparsify("wan", model)
+    handle.remove()
+    torch.testing.assert_close(run(compiled, given), dense, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -230,6 +247,22 @@ def test_a_layer_without_its_window_is_an_error() -> None:
         run(other, given)
 
 
+def test_a_model_with_windows_is_not_pickled() -> None:
+    model, given = make("wan"), inputs("wan")
+    handle = sparsify("wan", model)
+    want = run(model, given)
+    for save in (pickle.dumps, lambda one: torch.save(one, io.BytesIO())):
+        with pytest.raises(pickle.PicklingError, match="call its handle's remove first, or save its state_dict"):
+            save(model)
+    torch.save(model.state_dict(), file := io.BytesIO())
+    file.seek(0)
+    model.load_state_dict(torch.load(file))
+    torch.testing.assert_close(run(model, given), want, rtol=0, atol=0)
+    handle.remove()
+    dense = run(model, given)
+    torch.testing.assert_close(run(pickle.loads(pickle.dumps(model)), given), dense, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("layers", [None, [1, 2]])
 def test_blocks_may_be_skipped(layers: list[int] | None) -> None:
     """As caches of diffusers do: of two alike passes the second computes the first block only, windows or not."""
@@ -337,7 +370,8 @@ def test_what_is_refused() -> None:
         "dense_layers names layer 5, and there are 2": {"dense_layers": [5]},
         "the schedule names layer 2": {"schedule": Schedule.from_mask_strategies({"0_2_0": [1, 1, 1]})},
         "has its grid from its input": {"grid": (3, 6, 5)},
-        "give kernel_size, or a schedule": {"kernel_size": None},
+        "there are no windows: give kernel_size, or a schedule": {"kernel_size": None},
+        "the schedule says windows: leave kernel_size out": {"kernel_size": 3, "schedule": Schedule([None] * 2)},
         "the schedule is for 3 layers": {"schedule": Schedule([None] * 3)},
         "leave them out": {"schedule": Schedule([None] * 2), "dense_steps": 3},
         "dense_steps is -1": {"dense_steps": -1},

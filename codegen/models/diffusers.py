@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import pickle
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,7 +47,8 @@ def sparsify(
     """Gives the self-attention of a transformer windows, until the handle's `remove`.
 
     Args:
-        model: the transformer, such as ``pipe.transformer``: one of `LAYOUTS`, or any other with its ``layout``.
+        model: the transformer, such as ``pipe.transformer``: one of `LAYOUTS`, or any other with its ``layout``; also
+            what torch.compile made of one.
         kernel_size, stride, dilation, is_causal, edge: the window over the tokens of the image or video, in tokens of
             the transformer (patches), frames first: see `gnaforge.neighborhood_attention`. -1 is a whole axis, a window
             longer than an axis too. ``[heads, rank]``: of each head its own.
@@ -73,9 +75,12 @@ def sparsify(
             attention by diffusers' dispatch; there is no window, or no grid; the schedule is for another number of
             layers, or for fewer steps.
     """
+    model = getattr(model, "_orig_mod", model)
     found = layout or layout_of(model)
-    if (kernel_size is None) == (schedule is None):
-        raise InputError("give kernel_size, or a schedule")
+    if kernel_size is None and schedule is None:
+        raise InputError("there are no windows: give kernel_size, or a schedule")
+    if kernel_size is not None and schedule is not None:
+        raise InputError("the schedule says windows: leave kernel_size out")
     if schedule is None:
         assert kernel_size is not None
         pattern = Pattern(kernel_size, stride, dilation, is_causal, edge)
@@ -445,9 +450,9 @@ def _class_with(layer: _Layer, cls: type) -> type:
     if not isinstance(call, FunctionType) or _DISPATCH not in call.__code__.co_names or dense is None:
         raise InputError(f"{layer.name}: its processor {cls.__name__} doesn't compute attention by {_DISPATCH}")
     # torch.compile takes globals for those of the module that __name__ says, and would guard on its dispatch.
-    names = {name: value for name, value in call.__globals__.items() if name != "__name__"}
-    names[_DISPATCH] = _Dispatch(layer.handle, dense)
-    own = FunctionType(call.__code__, names, call.__name__, call.__defaults__, call.__closure__)
+    known = {name: value for name, value in call.__globals__.items() if name != "__name__"}
+    known[_DISPATCH] = _Dispatch(layer.handle, dense)
+    own = FunctionType(call.__code__, known, call.__name__, call.__defaults__, call.__closure__)
     own.__kwdefaults__ = call.__kwdefaults__
 
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -455,7 +460,20 @@ def _class_with(layer: _Layer, cls: type) -> type:
         return own(self, *args, **kwargs)
 
     run.__signature__ = inspect.signature(call)  # type: ignore[attr-defined]  # diffusers looks at it
-    return type(cls.__name__, (cls,), {"__call__": run, "__doc__": cls.__doc__})
+    names = {"__call__": run, "__doc__": cls.__doc__, "__reduce_ex__": _refuse_pickling, "__deepcopy__": _copy_deep}
+    return type(cls.__name__, (cls,), names)
+
+
+def _refuse_pickling(processor: Any, protocol: Any) -> Any:
+    raise pickle.PicklingError(
+        "a model with windows can't be pickled: call its handle's remove first, or save its state_dict"
+    )
+
+
+def _copy_deep(processor: Any, memo: dict[int, Any]) -> Any:
+    memo[id(processor)] = found = object.__new__(type(processor))
+    found.__dict__.update(copy.deepcopy(processor.__dict__, memo))
+    return found
 
 
 class _Checkpointing:
