@@ -371,6 +371,8 @@ def test_what_is_refused() -> None:
         "the schedule names layer 2": {"schedule": Schedule.from_mask_strategies({"0_2_0": [1, 1, 1]})},
         "has its grid from its input": {"grid": (3, 6, 5)},
         "there are no windows: give kernel_size, or a schedule": {"kernel_size": None},
+        "kernel_size has 2 axes, and the grid 3": {"kernel_size": (3, 5)},
+        r"stride is 4 along axis 0; it must be 1 to kernel_size \(3\)": {"kernel_size": 3, "stride": 4},
         "the schedule says windows: leave kernel_size out": {"kernel_size": 3, "schedule": Schedule([None] * 2)},
         "the schedule is for 3 layers": {"schedule": Schedule([None] * 3)},
         "leave them out": {"schedule": Schedule([None] * 2), "dense_steps": 3},
@@ -388,6 +390,8 @@ def test_what_is_refused() -> None:
     with pytest.raises(InputError, match="doesn't know its grid"):
         packed = adapter.Layout(("transformer_blocks", "single_transformer_blocks"), "attn", (), "first")
         adapter.sparsify(make("flux"), kernel_size=3, layout=packed)
+    with pytest.raises(InputError, match="kernel_size has 3 axes, and the grid 2"):
+        adapter.sparsify(make("flux"), kernel_size=(1, 3, 3))
     flux = make("flux")
     flux_handle = adapter.sparsify(flux, kernel_size=3, grid=(8, 8))
     with pytest.raises(InputError, match=r"the grid \(8, 8\) has 64 tokens, and the image 56"):

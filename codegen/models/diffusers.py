@@ -137,6 +137,7 @@ class Handle:
             raise InputError(f"layers names layer {wrong[0]}, and there are {count}, counted from 0")
         schedule.require_layers(count)
         self._patch = patch_of(model, layout)
+        schedule.require_rank(len(self._patch or self.grid or (1, 1)))  # positions are of rows and columns
         self._layers = [
             _Layer(self, index, name, module)
             for index, (name, module) in enumerate(modules)
