@@ -66,6 +66,7 @@ def test_output_beside_sdpa_with_the_whole_mask(name: str) -> None:
     handle.remove()
     torch.testing.assert_close(run(model, given), dense, rtol=0, atol=0)
     handle.remove()
+    assert handle.report().splitlines() == [f"{report[0]}; windows were removed since", *report[1:]]
 
 
 @pytest.mark.parametrize("name", ["cosmos", "hunyuan"])
@@ -371,6 +372,12 @@ def test_what_is_refused() -> None:
         "the schedule names layer 2": {"schedule": Schedule.from_mask_strategies({"0_2_0": [1, 1, 1]})},
         "has its grid from its input": {"grid": (3, 6, 5)},
         "there are no windows: give kernel_size, or a schedule": {"kernel_size": None},
+        "layers is 1; it is a list of layers": {"layers": 1},
+        "dense_layers is 1; it is a list of layers": {"dense_layers": 1},
+        r"schedule is \[\]; make it by Schedule": {"schedule": []},
+        "layout is 'wan'; make it by Layout": {"layout": "wan"},
+        r"dense_steps is 1\.5": {"dense_steps": 1.5},
+        "kernel_size is '3'": {"kernel_size": "3"},
         "kernel_size has 2 axes, and the grid 3": {"kernel_size": (3, 5)},
         r"stride is 4 along axis 0; it must be 1 to kernel_size \(3\)": {"kernel_size": 3, "stride": 4},
         "the schedule says windows: leave kernel_size out": {"kernel_size": 3, "schedule": Schedule([None] * 2)},
@@ -396,6 +403,11 @@ def test_what_is_refused() -> None:
     flux_handle = adapter.sparsify(flux, kernel_size=3, grid=(8, 8))
     with pytest.raises(InputError, match=r"the grid \(8, 8\) has 64 tokens, and the image 56"):
         run(flux, inputs("flux"))
+    for wrong in (192, (8.0, 7.0), (), "8x7", (0, 56)):
+        with pytest.raises(InputError, match="it is the number of tokens along each axis"):
+            flux_handle.grid = wrong  # type: ignore[assignment]
+    with pytest.raises(InputError, match="has its grid from its input"):
+        sparsify("wan", make("wan")).grid = (3, 6, 5)
     flux_handle.grid = (8, 7)
     run(flux, inputs("flux"))
 
@@ -482,6 +494,13 @@ def test_a_layout_that_is_not_the_models() -> None:
         r"Own has no blocks\.0\.norm1 with a processor": (("blocks",), "norm1", ("patch_size",)),
         "Own has no patch in its config": (("blocks",), "attn1", ("patch",)),
     }
+    for message, wrong in {
+        r"blocks of the layout is 'blocks'; it is a tuple of names": ("blocks", "attn1", ("patch_size",), "none"),
+        "patch of the layout is 'patch_size'": (("blocks",), "attn1", "patch_size", "none"),
+        "text of the layout is 'end'; it is none, first or last": (("blocks",), "attn1", ("patch_size",), "end"),
+    }.items():
+        with pytest.raises(InputError, match=message):
+            adapter.Layout(*wrong)  # type: ignore[arg-type]
     for message, layout in layouts.items():
         with pytest.raises(InputError, match=message):
             adapter.sparsify(Own(), layout=adapter.Layout(*layout, "none"), kernel_size=3)

@@ -169,6 +169,16 @@ def test_what_is_refused() -> None:
         "kernel_size is '3'": lambda: Pattern("3"),  # type: ignore[arg-type]
         r"kernel_size is 3\.0": lambda: Pattern(3.0),  # type: ignore[arg-type]
         r"kernel_size is \(3, None\)": lambda: Pattern((3, None)),  # type: ignore[arg-type]
+        r"dense_steps is 1\.5; it must be an int": lambda: Schedule(Pattern(3), dense_steps=1.5),  # type: ignore[arg-type]
+        "dense_steps is '3'": lambda: Schedule(Pattern(3), dense_steps="3"),  # type: ignore[arg-type]
+        "dense_layers is 1; it is a list": lambda: Schedule(Pattern(3), 0, 1),  # type: ignore[arg-type]
+        r"dense_layers is \['a'\]": lambda: Schedule(Pattern(3), 0, ["a"]),  # type: ignore[list-item]
+        "has 3 where a Pattern or None belongs": lambda: Schedule([None, 3]),  # type: ignore[list-item]
+        "has 5 where a Pattern or None belongs": lambda: Schedule({(0, 0): 5}),  # type: ignore[dict-item]
+        "patterns are 3; they are a Pattern": lambda: Schedule(3),  # type: ignore[arg-type]
+        "the key 3; keys are pairs of step and layer": lambda: Schedule({3: Pattern(3)}),  # type: ignore[dict-item]
+        r"the key \(3,\)": lambda: Schedule({(3,): Pattern(3)}),  # type: ignore[dict-item]
+        "steps is '3'; it must be a positive int": lambda: Schedule(Pattern(3)).require_steps("3"),  # type: ignore[arg-type]
         "kernel_size is 0; windows are positive ints, or -1 for a whole axis": lambda: Pattern(0),
         r"kernel_size is \(3, -2\)": lambda: Pattern((3, -2)),
         r"kernel_size is \(\)": lambda: Pattern(()),

@@ -7,25 +7,21 @@ diffusers itself is changed.
 
 from __future__ import annotations
 
-import copy
 import inspect
-import pickle
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from types import FunctionType
 from typing import Any
 
 import torch
 
-from ..api import joint_attention, neighborhood_attention
+from ..api import neighborhood_attention
 from ..errors import InputError
 from ..runtime.problem import Causal
-from .layouts import LAYOUTS as LAYOUTS, Layout as Layout, attention_modules, grid_of, layout_of, patch_of, text_lengths
-from .schedule import Pattern, Schedule, kept_share
-
-_DISPATCH = "dispatch_attention_fn"
+from .dispatch import Layer, Running, swapped
+from .layouts import LAYOUTS as LAYOUTS, Layout as Layout, attention_modules, grid_of, layout_of, patch_of
+from .schedule import Pattern, Schedule, kept_share, require_layer_numbers
 
 
 def sparsify(
@@ -76,7 +72,11 @@ def sparsify(
             layers, or for fewer steps.
     """
     model = getattr(model, "_orig_mod", model)
+    if layout is not None and not isinstance(layout, Layout):
+        raise InputError(f"layout is {layout!r}; make it by Layout(blocks, attention, patch, text)")
     found = layout or layout_of(model)
+    if layers is not None:
+        require_layer_numbers("layers", layers)
     if kernel_size is None and schedule is None:
         raise InputError("there are no windows: give kernel_size, or a schedule")
     if kernel_size is not None and schedule is not None:
@@ -85,6 +85,8 @@ def sparsify(
         assert kernel_size is not None
         pattern = Pattern(kernel_size, stride, dilation, is_causal, edge)
         schedule = Schedule(pattern, dense_steps, dense_layers)
+    elif not isinstance(schedule, Schedule):
+        raise InputError(f"schedule is {schedule!r}; make it by Schedule(patterns)")
     elif (stride, dilation, is_causal, edge, dense_steps, tuple(dense_layers)) != (1, 1, False, None, 0, ()):
         raise InputError("the schedule says windows, dense steps and dense layers; leave them out")
     if steps is not None:
@@ -123,7 +125,6 @@ class Handle:
         self._model = model
         self.grid = grid
         self._read: tuple[torch.Tensor, int, tuple[int, ...]] | None = None
-        self.running: _Layer | None = None
         self._now: _Now | None = None
         self._last: _Now | None = None
         self._thread: int | None = None
@@ -138,14 +139,15 @@ class Handle:
         schedule.require_layers(count)
         self._patch = patch_of(model, layout)
         schedule.require_rank(len(self._patch or self.grid or (1, 1)))  # positions are of rows and columns
+        running = Running(layout.text)
         self._layers = [
-            _Layer(self, index, name, module)
+            Layer(running, index, name, module)
             for index, (name, module) in enumerate(modules)
             if layers is None or index in layers
         ]
         classes: dict[type, type] = {}
-        swapped = [_swapped(layer, classes) for layer in self._layers]
-        for layer, processor in zip(self._layers, swapped, strict=True):
+        processors = [swapped(layer, classes) for layer in self._layers]
+        for layer, processor in zip(self._layers, processors, strict=True):
             layer.module.set_processor(processor)
         self._hooks = [
             model.register_forward_pre_hook(self._begin, with_kwargs=True),
@@ -218,19 +220,20 @@ class Handle:
         if isinstance(inner := getattr(self._model, "_gradient_checkpointing_func", None), _Checkpointing):
             _set_checkpointing(self._model, inner.inner)
         self.enter(None)
-        self._layers, self._hooks, self._read = [], [], None
+        self._hooks, self._read = [], None
 
     def report(self) -> str:
         """The windows of the last forward pass, layer by layer, and the share of the image's pairs that they leave."""
         name = type(self._model).__name__
+        now = "" if self._hooks else "; windows were removed since"
         if self._last is None:
-            return f"{name}: {len(self._layers)} layers with windows; no forward pass yet"
+            return f"{name}: {len(self._layers)} layers with windows; no forward pass yet{now}"
         grid, windows = self._last.grid, self._last.windows
         shares = [kept_share(windows[layer.index], grid) for layer in self._layers]
         passes = f"{self.forwards} forward pass{'' if self.forwards == 1 else 'es'}"
         step = f", step {self.step}" if self.schedule.follows_steps else ""
         share = f"{sum(shares) / len(shares):.1%}" if shares else "all"
-        lines = [f"{name}: {passes}{step}, grid {'x'.join(map(str, grid))}; {share} of the image's pairs"]
+        lines = [f"{name}: {passes}{step}, grid {'x'.join(map(str, grid))}; {share} of the image's pairs{now}"]
         for layer, own in zip(self._layers, shares, strict=True):
             if (window := windows[layer.index]) is None:
                 lines.append(f"  {layer.index} {layer.name}: dense")
@@ -346,135 +349,6 @@ class Handle:
 def _is_said(name: str, value: Any) -> bool:
     neutral = {"stride": 1, "dilation": 1, "is_causal": False}
     return name not in neutral or any(one != neutral[name] for one in value)
-
-
-class _Layer:
-    """One layer's attention, in the forward pass that the model is in: grid and window, None where it is dense."""
-
-    def __init__(self, handle: Handle, index: int, name: str, module: Any) -> None:
-        self.handle, self.index, self.name, self.module = handle, index, name, module
-        self.processor = module.processor
-        self.swapped: Any = None
-        self.grid: tuple[int, ...] = ()
-        self.window: dict[str, Any] | None = None
-        self.has_run = False
-
-
-class _Dispatch:
-    """Stands for diffusers' dispatch in all layers of a model: the window of the layer that runs, or ``dense``.
-
-    The layers share it, and with it the graphs that torch.compile makes of blocks with equal windows.
-    """
-
-    def __init__(self, handle: Handle, dense: Callable[..., torch.Tensor]) -> None:
-        self.handle, self.dense = handle, dense
-
-    def __call__(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attn_mask: torch.Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
-        attention_kwargs: Mapping[str, Any] | None = None,
-        *,
-        backend: Any = None,
-        parallel_config: Any = None,
-    ) -> torch.Tensor:
-        layer = self.handle.running
-        if layer is None or not layer.grid:
-            raise RuntimeError(
-                f"{'attention' if layer is None else layer.name} was called outside of its model, so its grid is "
-                "unknown: call the model, not its forward, and the model that was given windows, not a copy"
-            )
-        grid, window = layer.grid, layer.window
-        layer.has_run = True
-        # Keys of another number are those of something else, such as an image prompt.
-        if window is None or key.shape[1] != query.shape[1]:
-            return self.dense(
-                query,
-                key,
-                value,
-                attn_mask=attn_mask,
-                dropout_p=dropout_p,
-                is_causal=is_causal,
-                scale=scale,
-                enable_gqa=enable_gqa,
-                attention_kwargs=attention_kwargs,
-                backend=backend,
-                parallel_config=parallel_config,
-            )
-        if parallel_config is not None or dropout_p or is_causal or attention_kwargs:
-            raise NotImplementedError(
-                f"{layer.name}: windows go with neither context parallelism of diffusers, dropout, a causal mask nor "
-                "attention_kwargs"
-            )
-        image = prod(grid)
-        text = query.shape[1] - image
-        place = self.handle.layout.text
-        if text < 0 or (text > 0 and place == "none"):
-            raise RuntimeError(f"{layer.name} has {query.shape[1]} tokens, and the grid {grid} {image}")
-        if attn_mask is not None and place != "last":
-            raise NotImplementedError(f"{layer.name}: windows go with no mask in this model")
-        if place == "none":
-            tokens = query.shape[0], *grid
-            q, k, v = (tensor.reshape(*tokens, *tensor.shape[2:]) for tensor in (query, key, value))
-            out: torch.Tensor = neighborhood_attention(q, k, v, scale=scale, **window)
-            return out.flatten(1, -3)
-        sides: dict[str, Any] = {"prefix" if place == "first" else "suffix": text}
-        if attn_mask is not None:
-            sides["lengths"] = text_lengths(layer.name, attn_mask, query, image)
-        return joint_attention(query, key, value, grid=grid, scale=scale, **sides, **window)  # type: ignore[no-any-return]
-
-
-def _swapped(layer: _Layer, classes: dict[type, type]) -> Any:
-    """The layer's processor with another dispatch below it: a copy, of a class that layers of one class share."""
-    processor = layer.processor
-    cls = type(processor)
-    if cls not in classes:
-        classes[cls] = _class_with(layer, cls)
-    layer.swapped = copy.copy(processor)
-    layer.swapped.__class__ = classes[cls]
-    layer.swapped.gnaforge_layer = layer
-    return layer.swapped
-
-
-def _class_with(layer: _Layer, cls: type) -> type:
-    """A class of processors like ``cls``, whose `__call__` is the same code with one global name bound otherwise."""
-    call: Any = cls.__call__
-    dense = getattr(call, "__globals__", {}).get(_DISPATCH)
-    if hasattr(layer.processor, "gnaforge_layer"):
-        raise InputError(f"{layer.name} has windows already: remove the handle first")
-    if not isinstance(call, FunctionType) or _DISPATCH not in call.__code__.co_names or dense is None:
-        raise InputError(f"{layer.name}: its processor {cls.__name__} doesn't compute attention by {_DISPATCH}")
-    # torch.compile takes globals for those of the module that __name__ says, and would guard on its dispatch.
-    known = {name: value for name, value in call.__globals__.items() if name != "__name__"}
-    known[_DISPATCH] = _Dispatch(layer.handle, dense)
-    own = FunctionType(call.__code__, known, call.__name__, call.__defaults__, call.__closure__)
-    own.__kwdefaults__ = call.__kwdefaults__
-
-    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
-        self.gnaforge_layer.handle.running = self.gnaforge_layer
-        return own(self, *args, **kwargs)
-
-    run.__signature__ = inspect.signature(call)  # type: ignore[attr-defined]  # diffusers looks at it
-    names = {"__call__": run, "__doc__": cls.__doc__, "__reduce_ex__": _refuse_pickling, "__deepcopy__": _copy_deep}
-    return type(cls.__name__, (cls,), names)
-
-
-def _refuse_pickling(processor: Any, protocol: Any) -> Any:
-    raise pickle.PicklingError(
-        "a model with windows can't be pickled: call its handle's remove first, or save its state_dict"
-    )
-
-
-def _copy_deep(processor: Any, memo: dict[int, Any]) -> Any:
-    memo[id(processor)] = found = object.__new__(type(processor))
-    found.__dict__.update(copy.deepcopy(processor.__dict__, memo))
-    return found
 
 
 class _Checkpointing:

@@ -29,6 +29,9 @@ class Layout:
 
     The model's forward takes the latents as ``hidden_states``, ``[batch, channels, *axes]`` or, without a patch,
     ``[batch, tokens, channels]``, and the time as ``timestep`` if there are dense steps or a table of them.
+
+    Raises:
+        InputError: blocks or patch are one name, not in a tuple; there is no such side for text.
     """
 
     blocks: tuple[str, ...]
@@ -36,6 +39,13 @@ class Layout:
     patch: tuple[str, ...]
     text: Literal["none", "first", "last"]
     positions: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("blocks", "patch"):
+            if isinstance(own := getattr(self, name), str):
+                raise InputError(f"{name} of the layout is {own!r}; it is a tuple of names, ({own!r},)")
+        if self.text not in ("none", "first", "last"):
+            raise InputError(f"text of the layout is {self.text!r}; it is none, first or last")
 
 
 LAYOUTS = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence, ValuesView
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -127,6 +127,20 @@ def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _are_ints(values: Sequence[Any], count: int) -> bool:
+    return len(values) == count and all(map(_is_int, values))
+
+
+def require_layer_numbers(name: str, given: Any) -> None:
+    """Checks that an argument is a collection of ints.
+
+    Raises:
+        InputError: it isn't.
+    """
+    if not isinstance(given, Collection) or isinstance(given, str) or not all(map(_is_int, given)):
+        raise InputError(f"{name} is {given!r}; it is a list of layers, by number")
+
+
 def _per_axis(name: str, value: Any, rank: int) -> tuple[Any, ...]:
     found = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,) * rank
     if len(found) != rank:
@@ -174,7 +188,7 @@ class Schedule:
         dense_layers: layers that are dense in all steps.
 
     Raises:
-        InputError: a number is negative; a table is empty.
+        InputError: a number is negative, or no int; a table is empty; there is something else than patterns.
     """
 
     def __init__(
@@ -183,13 +197,22 @@ class Schedule:
         dense_steps: int = 0,
         dense_layers: Collection[int] = (),
     ) -> None:
-        if dense_steps < 0:
-            raise InputError(f"dense_steps is {dense_steps}; it must be at least 0")
+        if not _is_int(dense_steps) or dense_steps < 0:
+            raise InputError(f"dense_steps is {dense_steps!r}; it must be an int, at least 0")
+        require_layer_numbers("dense_layers", dense_layers)
         if isinstance(patterns, Mapping):
+            if wrong := [place for place in patterns if not isinstance(place, tuple) or not _are_ints(place, 2)]:
+                raise InputError(f"the schedule has the key {wrong[0]!r}; keys are pairs of step and layer")
             if not patterns:
                 raise InputError("the schedule has no pattern")
             if wrong := [place for place in patterns if min(place) < 0]:
                 raise InputError(f"the schedule names step {wrong[0][0]}, layer {wrong[0][1]}: they count from 0")
+        own = patterns.values() if isinstance(patterns, Mapping) else patterns
+        if not isinstance(own, Pattern | Sequence | ValuesView):
+            raise InputError(f"patterns are {own!r}; they are a Pattern, a list of them, or a mapping to them")
+        for one in (own,) if isinstance(own, Pattern) else own:
+            if not isinstance(one, Pattern | None):
+                raise InputError(f"the schedule has {one!r} where a Pattern or None belongs")
         self.patterns = patterns
         self.dense_steps = dense_steps
         self.dense_layers = frozenset(dense_layers)
@@ -228,8 +251,10 @@ class Schedule:
         """Checks that the schedule has windows for a run of so many steps.
 
         Raises:
-            InputError: it is a table of fewer.
+            InputError: it is a table of fewer; the number is none.
         """
+        if not _is_int(count) or count < 1:
+            raise InputError(f"steps is {count!r}; it must be a positive int")
         if self._steps is not None and count > self._steps:
             raise InputError(f"the schedule has {self._steps} steps, and the run {count}")
 
