@@ -556,6 +556,7 @@ def test_steps_that_the_pipeline_tells() -> None:
                 run(model, inputs("wan", step=time))
                 assert (handle.step, handle.report().count("dense")) == (number, 2 if number < 2 else 0)
             assert handle.on_step_end(pipe, number, time, tensors) is tensors
+        assert ", step 3, " in handle.report()  # the last pass's, not that of the next
     for time in COSMOS_TIMES:
         run(model, inputs("wan", step=time))
     assert handle.step == 2  # by the values alone

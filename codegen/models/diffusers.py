@@ -96,9 +96,10 @@ def sparsify(
 
 @dataclass(frozen=True)
 class _Now:
-    """A forward pass: its grid, and the arguments of each layer's window, None for a dense layer."""
+    """A forward pass: its grid, its step, and the arguments of each layer's window, None for a dense layer."""
 
     grid: tuple[int, ...]
+    step: int
     windows: tuple[dict[str, Any] | None, ...]
 
 
@@ -179,7 +180,7 @@ class Handle:
 
     @property
     def step(self) -> int:
-        """The step of sampling, counted from 0, where the schedule follows steps; of the last forward pass, or as set.
+        """The step of sampling, from 0, where the schedule follows steps: the last forward pass's, or as it is set.
 
         Once it is set, ``timestep`` isn't read, until `reset`.
 
@@ -231,7 +232,7 @@ class Handle:
         grid, windows = self._last.grid, self._last.windows
         shares = [kept_share(windows[layer.index], grid) for layer in self._layers]
         passes = f"{self.forwards} forward pass{'' if self.forwards == 1 else 'es'}"
-        step = f", step {self.step}" if self.schedule.follows_steps else ""
+        step = f", step {self._last.step}" if self.schedule.follows_steps else ""
         share = f"{sum(shares) / len(shares):.1%}" if shares else "all"
         lines = [f"{name}: {passes}{step}, grid {'x'.join(map(str, grid))}; {share} of the image's pairs{now}"]
         for layer, own in zip(self._layers, shares, strict=True):
@@ -259,7 +260,7 @@ class Handle:
             if not self._is_told:
                 self._follow(self._argument(given, "timestep"))
         if self._last is None or self._last.grid != grid or self.schedule.follows_steps:
-            self._last = _Now(grid, tuple(self._windows(grid)))
+            self._last = _Now(grid, self._step, tuple(self._windows(grid)))
         self.enter(self._last)
         if not torch.compiler.is_compiling():
             self.forwards += 1
