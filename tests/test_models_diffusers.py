@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import copy
 import inspect
+import io
+import pickle
 import sys
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import gnaforge.models.diffusers as adapter
 import pytest
 import torch
 from gnaforge.errors import InputError
+from gnaforge.models.layouts import grid_of
 from gnaforge.models.schedule import Pattern, Schedule
 
 pytest.importorskip("diffusers")
@@ -62,6 +66,7 @@ def test_output_beside_sdpa_with_the_whole_mask(name: str) -> None:
     handle.remove()
     torch.testing.assert_close(run(model, given), dense, rtol=0, atol=0)
     handle.remove()
+    assert handle.report().splitlines() == [f"{report[0]}; windows were removed since", *report[1:]]
 
 
 @pytest.mark.parametrize("name", ["cosmos", "hunyuan"])
@@ -89,6 +94,39 @@ def test_compiled(name: str, whole: bool) -> None:
         model.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
     for _ in range(2):
         torch.testing.assert_close(run(model, given), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["wan", "flux"])
+def test_compiled_before_any_pass(name: str) -> None:
+    """And on a grid that no pass had before, with windows of two kinds and a dense layer."""
+    model, twin = make(name, layers=3), make(name, layers=3)
+    axes = len(GRIDS[name])
+    wide = Pattern((-1, 3, 5)[-axes:])
+    schedule = Schedule([Pattern(WINDOWS[name]["kernel_size"], stride=WINDOWS[name]["stride"]), wide, None])
+    handle, other = (sparsify(name, one, schedule=schedule) for one in (model, twin))
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for grid in (GRIDS[name], (2, 5, 6)[-axes:]):
+        if name == "flux":
+            handle.grid = other.grid = grid
+        given = inputs(name, grid)
+        torch.testing.assert_close(run(compiled, given), run(twin, given), rtol=1e-5, atol=1e-5)
+        assert handle.report().split("\n", 1)[1].replace("; hasn't run yet", "") == other.report().split("\n", 1)[1]
+
+
+def test_windows_in_a_compiled_model() -> None:
+    """One that ran before, dense: with windows and without them it is compiled anew."""
+    model, given = make("wan"), inputs("wan")
+    dense, want = run(model, given), masked("wan", model, given)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(run(compiled, given), dense, rtol=1e-4, atol=1e-4)
+    handle = sparsify("wan", compiled)
+    torch.testing.assert_close(run(compiled, given), want, rtol=1e-4, atol=1e-4)
+    with pytest.raises(InputError, match="has windows already"):
+        sparsify("wan", model)
+    handle.remove()
+    torch.testing.assert_close(run(compiled, given), dense, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -123,6 +161,43 @@ def test_blocks_of_one_window_share_a_graph() -> None:
     model.compile_repeated_blocks(fullgraph=True, backend=lambda graph, _: graphs.append(graph) or graph.forward)
     torch.testing.assert_close(run(model, given), want, rtol=1e-5, atol=1e-5)
     assert len(graphs) == 2
+
+
+def test_the_grid_of_flux_is_read() -> None:
+    """From its positions, once for a tensor; a grid that is given has to be theirs."""
+    model, given = make("flux"), inputs("flux")
+    want = masked("flux", model, given)
+    handle = adapter.sparsify(model, **WINDOWS["flux"])
+    for _ in range(2):
+        torch.testing.assert_close(run(model, given), want, rtol=1e-4, atol=1e-4)
+    for grid in ((7, 8), (1, 6), (6, 1)):
+        run(model, inputs("flux", grid))
+        assert "grid " + "x".join(map(str, grid)) in handle.report()
+    given["img_ids"].copy_(inputs("flux", (7, 8))["img_ids"])  # in place
+    run(model, given)
+    given["img_ids"].copy_(inputs("flux", (4, 14))["img_ids"])
+    run(model, given)
+    assert "grid 4x14" in handle.report()
+    handle.grid = (14, 4)
+    with pytest.raises(InputError, match=r"the grid \(14, 4\) has 56 tokens, and the image 56, in a grid \(4, 14\)"):
+        run(model, given)
+    handle.grid = None
+    with torch.inference_mode():
+        for grid in ((4, 14), (8, 7)):
+            model(**inputs("flux", grid))
+            assert "grid " + "x".join(map(str, grid)) in handle.report()
+
+
+def test_positions_that_are_no_grid() -> None:
+    ids = inputs("flux", (300, 400))["img_ids"]
+    assert grid_of("img_ids", ids.bfloat16()) == grid_of("img_ids", ids[None]) == (300, 400)
+    small = inputs("flux", (4, 6))["img_ids"]
+    reference = small + torch.tensor([1.0, 0.0, 0.0])
+    irregular = small.clone()
+    irregular[10, 2] = 0
+    for wrong in (torch.cat([small, reference]), small[:-1], small * 0, irregular, small[torch.randperm(24)]):
+        with pytest.raises(InputError, match="img_ids are not those of one image"):
+            grid_of("img_ids", wrong)
 
 
 def test_gradients_with_text() -> None:
@@ -171,6 +246,22 @@ def test_a_layer_without_its_window_is_an_error() -> None:
     other.blocks[0].attn1 = make("wan").blocks[0].attn1
     with pytest.raises(RuntimeError, match=r"blocks\.0\.attn1 lost its window"):
         run(other, given)
+
+
+def test_a_model_with_windows_is_not_pickled() -> None:
+    model, given = make("wan"), inputs("wan")
+    handle = sparsify("wan", model)
+    want = run(model, given)
+    for save in (pickle.dumps, lambda one: torch.save(one, io.BytesIO())):
+        with pytest.raises(pickle.PicklingError, match="call its handle's remove first, or save its state_dict"):
+            save(model)
+    torch.save(model.state_dict(), file := io.BytesIO())
+    file.seek(0)
+    model.load_state_dict(torch.load(file))
+    torch.testing.assert_close(run(model, given), want, rtol=0, atol=0)
+    handle.remove()
+    dense = run(model, given)
+    torch.testing.assert_close(run(pickle.loads(pickle.dumps(model)), given), dense, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("layers", [None, [1, 2]])
@@ -280,7 +371,16 @@ def test_what_is_refused() -> None:
         "dense_layers names layer 5, and there are 2": {"dense_layers": [5]},
         "the schedule names layer 2": {"schedule": Schedule.from_mask_strategies({"0_2_0": [1, 1, 1]})},
         "has its grid from its input": {"grid": (3, 6, 5)},
-        "give kernel_size, or a schedule": {"kernel_size": None},
+        "there are no windows: give kernel_size, or a schedule": {"kernel_size": None},
+        "layers is 1; it is a list of layers": {"layers": 1},
+        "dense_layers is 1; it is a list of layers": {"dense_layers": 1},
+        r"schedule is \[\]; make it by Schedule": {"schedule": []},
+        "layout is 'wan'; make it by Layout": {"layout": "wan"},
+        r"dense_steps is 1\.5": {"dense_steps": 1.5},
+        "kernel_size is '3'": {"kernel_size": "3"},
+        "kernel_size has 2 axes, and the grid 3": {"kernel_size": (3, 5)},
+        r"stride is 4 along axis 0; it must be 1 to kernel_size \(3\)": {"kernel_size": 3, "stride": 4},
+        "the schedule says windows: leave kernel_size out": {"kernel_size": 3, "schedule": Schedule([None] * 2)},
         "the schedule is for 3 layers": {"schedule": Schedule([None] * 3)},
         "leave them out": {"schedule": Schedule([None] * 2), "dense_steps": 3},
         "dense_steps is -1": {"dense_steps": -1},
@@ -295,11 +395,19 @@ def test_what_is_refused() -> None:
     with pytest.raises(InputError, match="Linear is not known, only CosmosTransformer3DModel"):
         adapter.sparsify(torch.nn.Linear(2, 2), kernel_size=3)
     with pytest.raises(InputError, match="doesn't know its grid"):
-        adapter.sparsify(make("flux"), kernel_size=3)
+        packed = adapter.Layout(("transformer_blocks", "single_transformer_blocks"), "attn", (), "first")
+        adapter.sparsify(make("flux"), kernel_size=3, layout=packed)
+    with pytest.raises(InputError, match="kernel_size has 3 axes, and the grid 2"):
+        adapter.sparsify(make("flux"), kernel_size=(1, 3, 3))
     flux = make("flux")
     flux_handle = adapter.sparsify(flux, kernel_size=3, grid=(8, 8))
     with pytest.raises(InputError, match=r"the grid \(8, 8\) has 64 tokens, and the image 56"):
         run(flux, inputs("flux"))
+    for wrong in (192, (8.0, 7.0), (), "8x7", (0, 56)):
+        with pytest.raises(InputError, match="it is the number of tokens along each axis"):
+            flux_handle.grid = wrong  # type: ignore[assignment]
+    with pytest.raises(InputError, match="has its grid from its input"):
+        sparsify("wan", make("wan")).grid = (3, 6, 5)
     flux_handle.grid = (8, 7)
     run(flux, inputs("flux"))
 
@@ -386,6 +494,13 @@ def test_a_layout_that_is_not_the_models() -> None:
         r"Own has no blocks\.0\.norm1 with a processor": (("blocks",), "norm1", ("patch_size",)),
         "Own has no patch in its config": (("blocks",), "attn1", ("patch",)),
     }
+    for message, wrong in {
+        r"blocks of the layout is 'blocks'; it is a tuple of names": ("blocks", "attn1", ("patch_size",), "none"),
+        "patch of the layout is 'patch_size'": (("blocks",), "attn1", "patch_size", "none"),
+        "text of the layout is 'end'; it is none, first or last": (("blocks",), "attn1", ("patch_size",), "end"),
+    }.items():
+        with pytest.raises(InputError, match=message):
+            adapter.Layout(*wrong)  # type: ignore[arg-type]
     for message, layout in layouts.items():
         with pytest.raises(InputError, match=message):
             adapter.sparsify(Own(), layout=adapter.Layout(*layout, "none"), kernel_size=3)
@@ -424,6 +539,48 @@ def test_dense_steps_follow_the_timestep() -> None:
                 assert handle.step == number
                 assert torch.equal(got, plain[step]) == (number < 2)
     assert "12 forward passes, step 2, " in handle.report()
+
+
+COSMOS_TIMES = (0.98828, 0.984375, 0.984375, 0.98047)  # as bfloat16 leaves them
+
+
+def test_steps_that_the_pipeline_tells() -> None:
+    """Two passes per step, of which two steps have one value of bfloat16; the second run begins by itself."""
+    model = make("wan")
+    handle = sparsify("wan", model, dense_steps=2)
+    pipe = SimpleNamespace(num_timesteps=len(COSMOS_TIMES))
+    tensors = {"latents": torch.zeros(1)}
+    for _ in range(2):
+        for number, time in enumerate(COSMOS_TIMES):
+            for _ in range(2):
+                run(model, inputs("wan", step=time))
+                assert (handle.step, handle.report().count("dense")) == (number, 2 if number < 2 else 0)
+            assert handle.on_step_end(pipe, number, time, tensors) is tensors
+        assert ", step 3, " in handle.report()  # the last pass's, not that of the next
+    for time in COSMOS_TIMES:
+        run(model, inputs("wan", step=time))
+    assert handle.step == 2  # by the values alone
+    handle.step = 3
+    run(model, inputs("wan", step=2.0))  # which rises
+    assert handle.step == 3
+    with pytest.raises(InputError, match="step is -1; steps count from 0"):
+        handle.step = -1
+
+
+def test_reset_after_a_run_that_was_stopped() -> None:
+    """Image to image, from a lower value than where the run before was stopped."""
+    model = make("wan")
+    handle = sparsify("wan", model, dense_steps=2)
+    for told in (False, True):
+        for number, time in enumerate((1000.0, 900.0, 800.0)):
+            run(model, inputs("wan", step=time))
+            if told:
+                handle.on_step_end(SimpleNamespace(num_timesteps=9), number, time, {})
+        assert handle.report().count("dense") == 0
+        handle.reset()
+        for number, time in enumerate((600.0, 500.0, 400.0)):
+            run(model, inputs("wan", step=time))
+            assert (handle.step, handle.report().count("dense")) == (number, 2 if number < 2 else 0)
 
 
 def test_layers_that_stay_dense() -> None:

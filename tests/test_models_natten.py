@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import math
 import subprocess
 import sys
 from itertools import product
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import gnaforge.models.natten as natten
 import pytest
@@ -272,6 +273,12 @@ ours.install(); ours.install()
 import natten, natten.functional
 from natten import NeighborhoodAttention2D, use_fused_na, HAS_LIBNATTEN, get_configs_for_cutlass_fna
 from natten.functional import na2d, natten2dav, natten2dqkrpb
+from natten import disable_autotuner, disable_fused_na, enable_fused_na, is_autotuner_enabled, is_fna_enabled
+from natten.types import CausalArg2DTypeOrDed, Dimension2DTypeOrDed
+from natten.utils import check_all_args, log
+from natten.utils.checks import check_all_args as same
+disable_autotuner(); enable_fused_na(); log.get_logger("a").info("b")
+assert check_all_args is same and is_fna_enabled() and not is_autotuner_enabled()
 assert natten is ours and HAS_LIBNATTEN and get_configs_for_cutlass_fna(1, 2, 3) == []
 sys.modules["natten"] = types.ModuleType("natten")
 try: ours.install()
@@ -279,6 +286,16 @@ except RuntimeError as error: print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "natten is imported already: call install before anything imports it\n"
+
+
+def test_checks_of_older_releases() -> None:
+    assert natten.utils.check_all_args(2, 3, 2, True) == ((3, 3), (2, 2), (True, True))
+    assert natten.utils.check_all_args(2, 3, dilation=2, is_causal=None) == ((3, 3), (2, 2), (False, False))
+    for wrong in ((), (1,), (1, 1, False, 1)):
+        with pytest.raises(TypeError, match="check_all_args takes"):
+            natten.utils.check_all_args(2, 3, *wrong)
+    with pytest.raises(TypeError, match="check_all_args takes"):
+        natten.utils.check_all_args(2, 3, 1, dilatation=1)
 
 
 @pytest.mark.natten
@@ -293,6 +310,34 @@ class TestBesideNatten:
 
     def test_every_name_is_served(self) -> None:
         assert [name for name in self.theirs.__all__ if not hasattr(natten, name)] == []
+
+    def test_types_and_checks(self) -> None:
+        """Types by name; checks by what they return and refuse."""
+
+        def parts(one: Any) -> Any:
+            """A union's members, or a tuple's entries, whichever way they are written."""
+            if get_origin(one) is tuple:
+                return get_args(one)
+            return frozenset(map(parts, get_args(one))) or one
+
+        theirs, ours = (importlib.import_module(f"{one.__name__}.types") for one in (self.theirs, natten))
+        names = [name for name in vars(theirs) if name.endswith("OrDed") or name.startswith(("Dimension", "CausalArg"))]
+        assert len(names) == 16 and all(hasattr(ours, name) for name in names)
+        assert [parts(getattr(ours, name)) for name in names] == [parts(getattr(theirs, name)) for name in names]
+        assert ours.NoneType is theirs.NoneType
+        checks = importlib.import_module(f"{self.theirs.__name__}.utils.checks")
+
+        def result(module: Any, *given: Any) -> Any:
+            try:
+                return module.check_all_args(*given)
+            except ValueError:
+                return ValueError
+
+        good = [(2, 3, 2, 1, True), (3, (3, 4, 5), None, (1, 2, 1), (True, False, False)), (1, [7], [2], [3], [False])]
+        bad = [(2, 1, 1, 1, False), (2, (3, 3, 3), 1, 1, False), (2, 3, 0, 1, False), (2, 3, 1, 1.5, False)]
+        bad += [(2, "33", 1, 1, False), (2, 3, 1, 1, 1), (2, 3, (1,), 1, None), (2, 3, 1, 0, False)]
+        assert [result(natten.utils, *given) for given in good] == [result(checks, *given) for given in good]
+        assert {result(one, *given) for given in bad for one in (natten.utils, checks)} == {ValueError}
 
     def test_every_argument_is_taken(self) -> None:
         """Tuning arguments, too, with whatever value, and without effect."""

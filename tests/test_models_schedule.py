@@ -119,8 +119,10 @@ def test_windows_and_axes() -> None:
     assert longer is not None and (longer["kernel_size"], longer["edge"]) == ((7, 7), "cut")
     dilated = Pattern(4, dilation=2).at((6, 8))
     assert dilated is not None and dilated["kernel_size"] == (4, 4)  # which the operator refuses by name
-    shorter = Pattern((-1, 4), stride=6).at((5, 8))
-    assert shorter is not None and shorter["stride"] == (5, 4)
+    shorter = Pattern((-1, 7), stride=6).at((5, 8))
+    assert shorter is not None and shorter["stride"] == (5, 6)
+    cut = Pattern((9, 3), stride=(8, 2)).at((5, 8))
+    assert cut is not None and (cut["kernel_size"], cut["stride"]) == ((5, 3), (5, 2))
     causal = Pattern(-1, is_causal=(True, False)).at((5, 8))
     assert causal is not None and causal["kernel_size"] == (5, 8)
 
@@ -152,7 +154,32 @@ def test_what_is_refused() -> None:
         "'0_1': expected step_layer_head": lambda: Schedule.from_mask_strategies({"0_1": [1, 1, 1]}),
         "mask strategy 0_0_0 has 2 axes": lambda: Schedule.from_mask_strategies({"0_0_0": [1, 1]}),
         "not one for each head": lambda: Pattern([(3, 3), (5, 5)], base_size=(8, 8)).at((8, 8)),
-        "kernel_size is 0; windows are positive": lambda: Pattern(0),
+        r"stride is 4 along axis 1; it must be 1 to kernel_size \(3\)": lambda: Pattern((-1, 3), stride=4).at((8, 8)),
+        r"stride is 3 along axis 1; it must be 1 to kernel_size \(2\)": lambda: Pattern(
+            [(3, 3), (3, 2)], stride=3
+        ).require_rank(2),
+        r"stride is 9 along axis 1; it must be 1 to kernel_size \(4\)": lambda: Pattern(
+            (4, 4), stride=(1, 9), base_size=(8, 8)
+        ).at((16, 16)),
+        "stride has 2 axes, and the grid 3": lambda: Pattern(3, stride=(1, 1)).require_rank(3),
+        "edge has 2 axes, and the grid 3": lambda: Schedule([None, Pattern(3, edge=("cut", "cut"))]).require_rank(3),
+        "stride is 0; it must be positive ints": lambda: Pattern(3, stride=0),
+        r"dilation is \(1, -1\)": lambda: Pattern(3, dilation=(1, -1)),
+        "stride is 'a'": lambda: Pattern(3, stride="a"),  # type: ignore[arg-type]
+        "kernel_size is '3'": lambda: Pattern("3"),  # type: ignore[arg-type]
+        r"kernel_size is 3\.0": lambda: Pattern(3.0),  # type: ignore[arg-type]
+        r"kernel_size is \(3, None\)": lambda: Pattern((3, None)),  # type: ignore[arg-type]
+        r"dense_steps is 1\.5; it must be an int": lambda: Schedule(Pattern(3), dense_steps=1.5),  # type: ignore[arg-type]
+        "dense_steps is '3'": lambda: Schedule(Pattern(3), dense_steps="3"),  # type: ignore[arg-type]
+        "dense_layers is 1; it is a list": lambda: Schedule(Pattern(3), 0, 1),  # type: ignore[arg-type]
+        r"dense_layers is \['a'\]": lambda: Schedule(Pattern(3), 0, ["a"]),  # type: ignore[list-item]
+        "has 3 where a Pattern or None belongs": lambda: Schedule([None, 3]),  # type: ignore[list-item]
+        "has 5 where a Pattern or None belongs": lambda: Schedule({(0, 0): 5}),  # type: ignore[dict-item]
+        "patterns are 3; they are a Pattern": lambda: Schedule(3),  # type: ignore[arg-type]
+        "the key 3; keys are pairs of step and layer": lambda: Schedule({3: Pattern(3)}),  # type: ignore[dict-item]
+        r"the key \(3,\)": lambda: Schedule({(3,): Pattern(3)}),  # type: ignore[dict-item]
+        "steps is '3'; it must be a positive int": lambda: Schedule(Pattern(3)).require_steps("3"),  # type: ignore[arg-type]
+        "kernel_size is 0; windows are positive ints, or -1 for a whole axis": lambda: Pattern(0),
         r"kernel_size is \(3, -2\)": lambda: Pattern((3, -2)),
         r"kernel_size is \(\)": lambda: Pattern(()),
         r"kernel_size is \[\(3, 3\), \(3, 0\)\]": lambda: Pattern([(3, 3), (3, 0)]),

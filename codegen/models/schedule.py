@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence, ValuesView
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -21,8 +21,8 @@ class Pattern:
     Args:
         kernel_size: window along each axis, one value for all or one per axis; -1 is the whole axis. Or ``[heads,
             rank]``: of each head its own. Undilated windows longer than an axis are the whole axis.
-        stride, dilation, is_causal, edge, sink: as `gnaforge.neighborhood_attention` has them. A stride longer than its
-            window is the window.
+        stride, dilation, is_causal, edge, sink: as `gnaforge.neighborhood_attention` has them. Where a window is the
+            whole axis, or cut to it, a stride that is longer is too.
         base_size: a grid that the windows were chosen for: on another one window, stride and dilation are scaled with
             each axis and rounded, as Cosmos-Predict2 does. -1 is an axis that nothing is scaled along; a whole axis
             stays whole in any case.
@@ -31,7 +31,7 @@ class Pattern:
             where a tile does, or the whole axis.
 
     Raises:
-        InputError: a window is neither -1 nor positive.
+        InputError: a window is neither -1 nor positive, a stride or dilation isn't; they are no ints.
     """
 
     kernel_size: int | Sequence[int] | Sequence[Sequence[int]]
@@ -45,17 +45,39 @@ class Pattern:
     in_tiles: bool = False
 
     def __post_init__(self) -> None:
-        own = self.kernel_size if isinstance(self.kernel_size, Sequence) else (self.kernel_size,)
-        sizes = [size for window in own for size in (window if isinstance(window, Sequence) else (window,))]
-        if not sizes or any(size < 1 and size != -1 for size in sizes):
-            raise InputError(f"kernel_size is {self.kernel_size}; windows are positive, or -1 for a whole axis")
+        sizes = [size for window in self._windows for size in _entries(window)]
+        if not sizes or any(not _is_int(size) or (size < 1 and size != -1) for size in sizes):
+            raise InputError(f"kernel_size is {self.kernel_size!r}; windows are positive ints, or -1 for a whole axis")
+        for name, value in {"stride": self.stride, "dilation": self.dilation}.items():
+            if any(not _is_int(step) or step < 1 for step in _entries(value)):
+                raise InputError(f"{name} is {value!r}; it must be positive ints")
+
+    @property
+    def _windows(self) -> Sequence[Any]:
+        own = self.kernel_size
+        return own if isinstance(own, (list, tuple)) and own and isinstance(own[0], Sequence) else (own,)
+
+    def require_rank(self, rank: int) -> None:
+        """Checks that the fields go with so many axes, and the strides with their windows.
+
+        Raises:
+            InputError: a field has another number of axes; a stride is longer than its window.
+        """
+        for name in ("dilation", "is_causal", "edge", "sink", "base_size"):
+            _per_axis(name, getattr(self, name), rank)
+        strides = _per_axis("stride", self.stride, rank)
+        for window in self._windows:
+            for axis, (w, s) in enumerate(zip(_per_axis("kernel_size", window, rank), strides, strict=True)):
+                if s > w != -1:
+                    raise InputError(f"stride is {s} along axis {axis}; it must be 1 to kernel_size ({w})")
 
     def at(self, grid: Sequence[int]) -> dict[str, Any] | None:
         """Arguments of `gnaforge.joint_attention` on a grid; None where every token sees every other.
 
         Raises:
-            InputError: a field has another number of axes than the grid; a window in tiles would begin inside of one.
+            InputError: as `require_rank`; a window in tiles would begin inside of one.
         """
+        self.require_rank(len(grid))
         rank = len(grid)
         if self.skip_single and grid[0] == 1:
             return None
@@ -95,6 +117,28 @@ class Pattern:
             n if w == -1 or (w > n and d == 1 and edge == "shift") else w
             for w, n, d, edge in zip(window, grid, dilation, cut, strict=True)
         )
+
+
+def _entries(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _are_ints(values: Sequence[Any], count: int) -> bool:
+    return len(values) == count and all(map(_is_int, values))
+
+
+def require_layer_numbers(name: str, given: Any) -> None:
+    """Checks that an argument is a collection of ints.
+
+    Raises:
+        InputError: it isn't.
+    """
+    if not isinstance(given, Collection) or isinstance(given, str) or not all(map(_is_int, given)):
+        raise InputError(f"{name} is {given!r}; it is a list of layers, by number")
 
 
 def _per_axis(name: str, value: Any, rank: int) -> tuple[Any, ...]:
@@ -144,7 +188,7 @@ class Schedule:
         dense_layers: layers that are dense in all steps.
 
     Raises:
-        InputError: a number is negative; a table is empty.
+        InputError: a number is negative, or no int; a table is empty; there is something else than patterns.
     """
 
     def __init__(
@@ -153,13 +197,22 @@ class Schedule:
         dense_steps: int = 0,
         dense_layers: Collection[int] = (),
     ) -> None:
-        if dense_steps < 0:
-            raise InputError(f"dense_steps is {dense_steps}; it must be at least 0")
+        if not _is_int(dense_steps) or dense_steps < 0:
+            raise InputError(f"dense_steps is {dense_steps!r}; it must be an int, at least 0")
+        require_layer_numbers("dense_layers", dense_layers)
         if isinstance(patterns, Mapping):
+            if wrong := [place for place in patterns if not isinstance(place, tuple) or not _are_ints(place, 2)]:
+                raise InputError(f"the schedule has the key {wrong[0]!r}; keys are pairs of step and layer")
             if not patterns:
                 raise InputError("the schedule has no pattern")
             if wrong := [place for place in patterns if min(place) < 0]:
                 raise InputError(f"the schedule names step {wrong[0][0]}, layer {wrong[0][1]}: they count from 0")
+        own = patterns.values() if isinstance(patterns, Mapping) else patterns
+        if not isinstance(own, Pattern | Sequence | ValuesView):
+            raise InputError(f"patterns are {own!r}; they are a Pattern, a list of them, or a mapping to them")
+        for one in (own,) if isinstance(own, Pattern) else own:
+            if not isinstance(one, Pattern | None):
+                raise InputError(f"the schedule has {one!r} where a Pattern or None belongs")
         self.patterns = patterns
         self.dense_steps = dense_steps
         self.dense_layers = frozenset(dense_layers)
@@ -180,12 +233,28 @@ class Schedule:
         elif not isinstance(self.patterns, Pattern) and len(self.patterns) != count:
             raise InputError(f"the schedule is for {len(self.patterns)} layers, and there are {count}")
 
+    def require_rank(self, rank: int) -> None:
+        """Checks that all patterns go with grids of so many axes.
+
+        Raises:
+            InputError: as `Pattern.require_rank`.
+        """
+        for pattern in self._each():
+            pattern.require_rank(rank)
+
+    def _each(self) -> Iterator[Pattern]:
+        own = self.patterns.values() if isinstance(self.patterns, Mapping) else self.patterns
+        patterns = (own,) if isinstance(own, Pattern) else own
+        yield from {id(pattern): pattern for pattern in patterns if pattern is not None}.values()
+
     def require_steps(self, count: int) -> None:
         """Checks that the schedule has windows for a run of so many steps.
 
         Raises:
-            InputError: it is a table of fewer.
+            InputError: it is a table of fewer; the number is none.
         """
+        if not _is_int(count) or count < 1:
+            raise InputError(f"steps is {count!r}; it must be a positive int")
         if self._steps is not None and count > self._steps:
             raise InputError(f"the schedule has {self._steps} steps, and the run {count}")
 
@@ -195,9 +264,7 @@ class Schedule:
         Raises:
             InputError: one doesn't.
         """
-        own = self.patterns.values() if isinstance(self.patterns, Mapping) else self.patterns
-        patterns = (own,) if isinstance(own, Pattern) else own
-        for pattern in {id(pattern): pattern for pattern in patterns if pattern is not None}.values():
+        for pattern in self._each():
             pattern.at(grid)
 
     @property

@@ -1,6 +1,6 @@
 """FLUX with windows: text in front, an image of 16x16 tokens of which each sees 7x7, and all of the text.
 
-A small random transformer stands for the real one, ``pipe.transformer``, where ``grid`` is height and width over 16.
+A small random transformer stands for the real one, ``pipe.transformer``; the grid comes from ``img_ids``.
 """
 
 import torch
@@ -34,7 +34,7 @@ def sample(steps: int) -> torch.Tensor:
 
 
 dense = sample(3)
-handle = sparsify(transformer, kernel_size=7, grid=(16, 16), dense_steps=1)
+handle = sparsify(transformer, kernel_size=7, dense_steps=1)
 sparse = sample(3)
 print(handle.report())
 handle.remove()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from . import context, functional, modules
+from . import context, functional, modules, types, utils
 from .functional import (
     attention as attention,
     merge_attentions as merge_attentions,
@@ -30,6 +30,7 @@ HAS_LIBNATTEN = True
 
 _MODULES = {"natten": sys.modules[__name__], "natten.context": context}
 _MODULES |= {"natten.functional": functional, "natten.modules": modules}
+_MODULES |= {"natten.types": types, "natten.utils": utils, "natten.utils.checks": utils}
 
 
 def __getattr__(name: str) -> Any:

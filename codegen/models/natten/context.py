@@ -106,3 +106,25 @@ _BACKENDS = [f"cutlass_{arch}{op}" for arch in ("", "hopper_", "blackwell_") for
 _LISTS = [f"get_{way}configs_for_{backend}" for way in ("", "bwd_") for backend in _BACKENDS]
 _LISTS += ["get_configs_for_flex_fmha", "get_configs_for_flex_fna"]
 globals().update(dict.fromkeys(_LISTS, _no_configs))
+
+
+def _no_effect(*args: Any, **kwargs: Any) -> None:
+    """A switch of releases before 0.20, between kernels, number formats and searches that aren't here."""
+
+
+def _never(*args: Any, **kwargs: Any) -> bool:
+    """What such a switch is: off."""
+    return False
+
+
+has_fna, is_fna_enabled, use_fna = has_fused_na, is_fused_na_enabled, use_fused_na
+_SWITCHES = [
+    f"{way}_{what}"
+    for way in ("enable", "disable")
+    for what in ("fused_na", "fna", "autotuner", "tiled_na", "gemm_na", "tf32")
+]
+_SWITCHES += ["use_autotuner", "use_tiled_na", "use_gemm_na", "use_tf32_in_gemm_na"]
+_OFF = [f"is_autotuner_{state}_for_{way}" for state in ("enabled", "thorough") for way in ("forward", "backward")]
+_OFF += ["is_autotuner_enabled", "is_tiled_na_enabled", "is_gemm_na_enabled", "is_tf32_in_gemm_na_enabled"]
+_OFF += ["has_gemm", "has_fp32_gemm", "has_fp64_gemm", "has_tf32_gemm"]
+globals().update(dict.fromkeys(_SWITCHES, _no_effect) | dict.fromkeys(_OFF, _never))
