@@ -81,7 +81,8 @@ def test_a_tile_that_fills_no_warpgroup_is_added_to() -> None:
     """Its gradient lies apart from Q, where nobody has written the rows that the tile hasn't."""
     config = KernelConfig.parse("gna_backward_q-sm90-r2-bf16-d64-q2x4-kv6x8")
     library = find_libraries([config], emulated=True)[config]
-    require_right(config, library, [Problem((7, 9), (5, 5))], Settings(SCHEDULES[:1], gaps=False, poison=False))
+    settings = Settings(SCHEDULES[:1], gaps=False, poison=False)
+    require_right(config, library, [for_kernel(Problem((7, 9), (5, 5)), config)], settings)
 
 
 GRIDS = """
