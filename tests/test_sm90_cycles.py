@@ -77,7 +77,7 @@ def test_a_budget_is_missed_in_both_directions() -> None:
     assert not differences({"k": {**budget["k"], "shell_tile_cycles": {"queue_2": 1049}}}, budget)
 
 
-ERRORS = {"gna_forward": (0.10, 0.20), "gna_backward_q": (0.12, 0.25), "gna_backward_kv": (0.09, 0.15)}
+ERRORS = {"gna_forward": (0.10, 0.20), "gna_backward_q": (0.12, 0.26), "gna_backward_kv": (0.09, 0.15)}
 """Root mean square, and largest, below which the formulas of each group of kernels are."""
 
 
