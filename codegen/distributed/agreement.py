@@ -186,7 +186,7 @@ def report(caller: Caller) -> Iterator[None]:
             yield
     except RankError:
         raise
-    except Exception as error:
+    except Exception as error:  # whatever it is, others wait for this rank; it goes on to the caller
         if group is not None:
             with suppress(RuntimeError, dist.DistError):  # the store's host may be gone; the error is what matters
                 text = (str(error).splitlines() or [""])[0]

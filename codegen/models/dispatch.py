@@ -96,7 +96,7 @@ class Dispatch:
         place = self.running.text
         if text < 0 or (text > 0 and place == "none"):
             raise RuntimeError(f"{layer.name} has {query.shape[1]} tokens, and the grid {grid} {image}")
-        if attn_mask is not None and place != "last":
+        if attn_mask is not None and place != "last":  # only lengths of a text can be read off a mask
             raise NotImplementedError(f"{layer.name}: windows go with no mask in this model")
         if place == "none":
             tokens = query.shape[0], *grid
