@@ -61,7 +61,7 @@ class Operators:
     def __init__(self, config: KernelConfig, library: Path) -> None:
         self.config, self._kernel = config, Kernel(library, config.key)
         core.load_library(library)
-        self._emulator = Emulator(self._kernel, False)
+        self._emulator = Emulator(self._kernel, ())
 
     def check(self, seed: int) -> str:
         """Says what is wrong of a call, if anything is."""

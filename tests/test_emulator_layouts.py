@@ -196,6 +196,7 @@ def test_copies_to_tensor_memory(form: str) -> None:
         ISSUED:
           mbarrier.try_wait.parity.shared::cta.b64 %q4, [%r100], 0;
           @!%q4 bra ISSUED;
+          tcgen05.fence::after_thread_sync;
           add.u32 %r41, %r41, 64;
           tcgen05.ld.sync.aligned.32x32b.x{width // 4}.b32 {registers(width // 4)}, [%r41];
           tcgen05.wait::ld.sync.aligned;
