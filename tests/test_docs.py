@@ -10,6 +10,7 @@ import gnaforge
 import pytest
 from gnaforge.cli import simulate as command
 from gnaforge.families import families
+from gnaforge.families.sm100_cutlass_forward import FAMILY as CUTLASS
 from gnaforge.gna.words import describe
 from gnaforge.runtime.problem import Problem
 from gnaforge.simulator.cost import Tiles
@@ -102,13 +103,15 @@ def test_bounds_that_the_explanation_names() -> None:
 def test_model_beside_published_times() -> None:
     hunyuan = Problem((30, 48, 80), (18, 24, 24), (16, 8, 8), heads=24)
     flux = Problem((256, 256), (80, 80), (16, 16), heads=24)
-    for problem, tiles, arch in (
-        (hunyuan, Tiles((2, 8, 8), (2, 8, 8)), "sm90"),
-        (flux, Tiles((16, 8), (16, 8)), "sm90"),
-        (hunyuan, Tiles((4, 8, 8), (2, 8, 8)), "sm100"),
-        (flux, Tiles((16, 16), (16, 8)), "sm100"),
+    for problem, tiles, family in (
+        (hunyuan, Tiles((2, 8, 8), (2, 8, 8)), FAMILIES["sm90"]),
+        (flux, Tiles((16, 8), (16, 8)), FAMILIES["sm90"]),
+        (hunyuan, Tiles((4, 8, 8), (2, 8, 8)), CUTLASS),
+        (flux, Tiles((16, 16), (16, 8)), CUTLASS),
+        (hunyuan, Tiles((4, 8, 8), (2, 8, 8)), FAMILIES["sm100"]),
+        (flux, Tiles((16, 16), (16, 8)), FAMILIES["sm100"]),
     ):
-        seconds = float(simulate_tiles(problem, tiles, FAMILIES[arch], "static").time.seconds)
+        seconds = float(simulate_tiles(problem, tiles, family, "static").time.seconds)
         assert f"| {seconds * 1e3:.2f} ms |" in SIMULATOR
 
 
