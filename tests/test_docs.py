@@ -16,7 +16,7 @@ from gnaforge.runtime.problem import Problem
 from gnaforge.simulator.cost import Tiles
 from gnaforge.simulator.fitting import simulate_fitted
 from gnaforge.simulator.natten import simulate_natten
-from gnaforge.simulator.simulation import Simulation, simulate_tiles
+from gnaforge.simulator.simulation import Simulation, refusal, simulate_tiles
 from gnaforge.spec import json_schema, load_spec
 from gnaforge.spec.reference import reference_table
 from kernel_set import FAMILIES
@@ -51,6 +51,25 @@ def test_fitted_tiles_beside_nattens(preset: str) -> None:
         for shape in entry.problems:
             problem = shape.problem(head_dim=entry.head_dim[0], dtype=entry.dtype[0])
             assert fitted_row(preset, simulate_fitted(problem, FAMILIES["sm90"])) in SIMULATOR
+
+
+def sm100_row(preset: str, problem: Problem) -> str:
+    """A row of the table of sm100's families."""
+    own = simulate_fitted(problem, FAMILIES["sm100"])
+    name = fitted_row(preset, own).split(" | ")[0]
+    found = [own] if refusal(problem, CUTLASS) else [simulate_fitted(problem, CUTLASS), own]
+    tiles = [f" {box(each.tiles.q)}, {box(each.tiles.kv)}: {each.work_bound:.2f}x " for each in found]
+    times = [f" {float(each.time.seconds) * 1e3:.2f} " for each in found]
+    none = [" "] * (2 - len(found))
+    return "|".join([f"{name} | {own.flop_speedup:.2f}x ", *none, *tiles, *none, *times, ""])
+
+
+@pytest.mark.parametrize("preset", ["hunyuan-video", "wan-720p", "vit-56"])
+@pytest.mark.usefixtures("every_feature")
+def test_fitted_tiles_of_sm100(preset: str) -> None:
+    for entry in load_spec(preset).kernels:
+        for shape in entry.problems:
+            assert sm100_row(preset, shape.problem(head_dim=entry.head_dim[0], dtype=entry.dtype[0])) in SIMULATOR
 
 
 def preset_row(preset: str, found: Simulation) -> str:
