@@ -170,7 +170,7 @@ def _steps(config: KernelConfig) -> tuple[Step, ...]:
     for half in range(2 if pair else 1):
         barriers = range(3 * half, 3 * half + 3)
         products = zip(parts, barriers[1:], strict=False)
-        found += [Step(keys // depth, round(_product(out, out)), awaits=barrier) for keys, barrier in products]
+        found += [Step(-(-keys // depth), round(_product(out, out)), awaits=barrier) for keys, barrier in products]
         scores = round(_scores_product(columns, _copies_q(config)))
         found.append(Step(-(-config.head_dim // depth), scores, tells=barriers[0]))
     return tuple(found) if pair else (found[-1], *found[:-1])
