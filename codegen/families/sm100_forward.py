@@ -102,15 +102,20 @@ def check_machine_code(config: KernelConfig, code: Sass, registers: int) -> dict
     """Counts of the kernel's instructions, for the record.
 
     Raises:
-        BuildError: a product is missing, warps spill, have other registers than planned, or the softmax isn't what it
+        BuildError: products are missing, warps spill, have other registers than planned, or the softmax isn't what it
             was written to be.
     """
     from ..build_tools.cycles.instruction import decode
     from ..build_tools.sass import MUFU, UTCHMMA_SHARED, UTCHMMA_TENSOR
 
-    for opcode, product in ((UTCHMMA_SHARED, "Q K^T"), (UTCHMMA_TENSOR, "P V")):
-        if not code.count(opcode) and not (opcode == UTCHMMA_SHARED and _copies_q(config)):
-            raise BuildError(f"the machine code has no tensor core instruction (UTCHMMA) for {product}")
+    steps, copied = _steps(config), _copies_q(config)
+    for opcode, form in ((UTCHMMA_SHARED, "shared"), (UTCHMMA_TENSOR, "tensor")):
+        of_tile = sum(step.products for step in steps if (step.awaits is None and not copied) == (form == "shared"))
+        if (found := code.count(opcode)) < of_tile:
+            raise BuildError(
+                f"the machine code has {found} tensor core instructions (UTCHMMA) with a left factor in {form} memory, "
+                f"a KV tile takes {of_tile}"
+            )
     # With more it can't start; with fewer, warps would wait for ever for the registers that they ask for.
     if registers != _LAUNCH_REGISTERS:
         raise BuildError(f"the kernel takes {registers} registers a thread at its start, planned: {_LAUNCH_REGISTERS}")
