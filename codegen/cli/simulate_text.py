@@ -91,7 +91,7 @@ def print_one(found: Simulation, row: dict[str, Any]) -> None:
 
 def _columns(found: Simulation, row: dict[str, Any]) -> tuple[str, ...]:
     return (
-        f"q {_box(found.tiles.q)}",
+        f"q {found.tiles.q_text}",
         f"kv {_box(found.tiles.kv)}",
         _times(row["flop_speedup"]),
         _times(row["work_bound"]),
@@ -159,7 +159,7 @@ def print_passes(passes: Sequence[Passes]) -> None:
                 (
                     *name,
                     op.removeprefix("gna_"),
-                    f"q {_box(found.tiles.q)}",
+                    f"q {found.tiles.q_text}",
                     f"kv {_box(found.tiles.kv)}",
                     _times(found.work_bound),
                     _percent(found.counts.interior, found.counts.visited),
@@ -204,7 +204,7 @@ def print_sweep(sweep: Sequence[Simulation]) -> None:
         (
             (
                 ("* " if found is perfect else "  ") + _box([axis.stride for axis in found.axes]),
-                _box(found.tiles.q),
+                found.tiles.q_text,
                 _box(found.tiles.kv),
                 f"{_times(found.work_bound)}",
                 _times(found.paper_bound),

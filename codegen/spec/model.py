@@ -43,6 +43,9 @@ class Boxes(Model):
 
     q: AxisOf[Count] = Field(description="Extents of the query tile.")
     kv: AxisOf[Count] = Field(description="Extents of the key/value tile.")
+    q_heads: Count = Field(
+        default=1, description="Query heads that share keys, of which a query tile has the tokens, where the arch can."
+    )
 
 
 def _not_given() -> Any:
@@ -224,6 +227,7 @@ class KernelEntry(Model):
                 "variant": ("variant", n),
                 "q_tile": (*path, *within, "q") if self.tiles else path,
                 "kv_tile": (*path, *within, "kv") if self.tiles else path,
+                "q_tile_heads": (*path, *within, "q_heads") if self.tiles else path,
             }
             yield config, origins
 
@@ -244,7 +248,8 @@ def _config(
 
     def of(variant: str, boxes: tuple[tuple[int, ...], tuple[int, ...]]) -> KernelConfig:
         q_tile, kv_tile = (tile.q, tile.kv) if tile else boxes
-        return KernelConfig(op, arch, rank, dtype, head_dim, q_tile, kv_tile, value, variant)
+        heads = tile.q_heads if tile else 1
+        return KernelConfig(op, arch, rank, dtype, head_dim, q_tile, kv_tile, value, variant, q_tile_heads=heads)
 
     def of_family(family: Family) -> KernelConfig:
         return of(family.variant, family.smallest_boxes(rank))
@@ -311,7 +316,7 @@ def _feature_faults(index: int, entry: KernelEntry, used: Iterable[Family]) -> I
 def _own_boxes(config: KernelConfig, field: str, path: YamlPath) -> str:
     """What to give where a backward kernel can't have the forward kernel's tiles."""
     name = config.op.removeprefix("gna_")
-    if not field.endswith("_tile") or config.op == DIRECTIONS["forward"][0] or name in path:
+    if "_tile" not in field or config.op == DIRECTIONS["forward"][0] or name in path:
         return ""
     return f"; give the tile {name}: {{q: [...], kv: [...]}}, boxes of its own"
 
