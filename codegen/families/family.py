@@ -282,7 +282,7 @@ class Family:
                 found.append((name, f"{dim} must be a multiple of {limits.head_dim_multiple}"))
             elif dim > limits.head_dim:
                 found.append((name, f"{dim} is too large; {self} takes at most {limits.head_dim}"))
-        of_heads = f" of {config.q_tile_heads} heads" if config.q_tile_heads > 1 else ""
+        of_heads = f" of {count_of(config.q_tile_heads, 'head')}" if config.q_tile_heads > 1 else ""
         queries = count_of(prod(config.q_tile), "query token") + of_heads
         if of_heads and not self.several_heads:
             found.append(("q_tile_heads", f"tiles of {self} kernels have 1 head, not {config.q_tile_heads}"))

@@ -147,7 +147,8 @@ def heads_misfit(problem: Problem, config: KernelConfig) -> str:
     group = problem.heads // problem.kv_heads
     if group % config.q_tile_heads == 0:
         return ""
-    return f"{group} query heads share keys, its tiles take them by {config.q_tile_heads}"
+    shared = "no query heads share" if group == 1 else f"{group} query heads share"
+    return f"{shared} keys; tiles of {config.key} have {config.q_tile_heads}"
 
 
 def mismatch(config: KernelConfig, **wanted: Any) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..build_tools.text import count_of
 from ..gna.counts import Side, TileCounts
 from ..runtime.family import Padding
 
@@ -90,7 +91,7 @@ class Tiles:
     @property
     def q_text(self) -> str:
         """The Q tile, for example ``2x8x8``, or ``2x8x4 of 2 heads``."""
-        heads = f" of {self.q_heads} heads" if self.q_heads > 1 else ""
+        heads = f" of {count_of(self.q_heads, 'head')}" if self.q_heads > 1 else ""
         return "x".join(map(str, self.q)) + heads
 
     def __str__(self) -> str:

@@ -43,9 +43,6 @@ class Boxes(Model):
 
     q: AxisOf[Count] = Field(description="Extents of the query tile.")
     kv: AxisOf[Count] = Field(description="Extents of the key/value tile.")
-    q_heads: Count = Field(
-        default=1, description="Query heads that share keys, of which a query tile has the tokens, where the arch can."
-    )
 
 
 def _not_given() -> Any:
@@ -55,6 +52,11 @@ def _not_given() -> Any:
 class Tile(Boxes):
     """The boxes of a forward kernel, and those of the backward kernels if they differ."""
 
+    q_heads: Count = Field(
+        default=1,
+        description="Query heads that share keys, of which a forward kernel's query tile has the tokens, where the "
+        "arch can.",
+    )
     backward_q: Boxes = Field(
         default_factory=_not_given, description="Boxes of the kernel of Q's gradient; default: the same ones."
     )
@@ -218,7 +220,8 @@ class KernelEntry(Model):
         ):
             names = op, arch, rank, dtype, head_dim, value
             boxes, within = (None, ()) if tile is None else tile.boxes(op)
-            config = _config(*names, boxes, variant, needed.get(rank, frozenset()))
+            heads = tile.q_heads if tile is not None and op in DIRECTIONS["forward"] else 1
+            config = _config(*names, boxes, heads, variant, needed.get(rank, frozenset()))
             origins: dict[str, YamlPath] = {
                 "op": ("direction", i),
                 "dtype": ("dtype", j),
@@ -227,7 +230,7 @@ class KernelEntry(Model):
                 "variant": ("variant", n),
                 "q_tile": (*path, *within, "q") if self.tiles else path,
                 "kv_tile": (*path, *within, "kv") if self.tiles else path,
-                "q_tile_heads": (*path, *within, "q_heads") if self.tiles else path,
+                "q_tile_heads": (*path, "q_heads") if self.tiles else path,
             }
             yield config, origins
 
@@ -240,6 +243,7 @@ def _config(
     head_dim: int,
     value: int,
     tile: Boxes | None,
+    heads: int,
     variant: str,
     needed: Collection[str],
 ) -> KernelConfig:
@@ -248,7 +252,6 @@ def _config(
 
     def of(variant: str, boxes: tuple[tuple[int, ...], tuple[int, ...]]) -> KernelConfig:
         q_tile, kv_tile = (tile.q, tile.kv) if tile else boxes
-        heads = tile.q_heads if tile else 1
         return KernelConfig(op, arch, rank, dtype, head_dim, q_tile, kv_tile, value, variant, q_tile_heads=heads)
 
     def of_family(family: Family) -> KernelConfig:
@@ -316,7 +319,7 @@ def _feature_faults(index: int, entry: KernelEntry, used: Iterable[Family]) -> I
 def _own_boxes(config: KernelConfig, field: str, path: YamlPath) -> str:
     """What to give where a backward kernel can't have the forward kernel's tiles."""
     name = config.op.removeprefix("gna_")
-    if "_tile" not in field or config.op == DIRECTIONS["forward"][0] or name in path:
+    if not field.endswith("_tile") or config.op == DIRECTIONS["forward"][0] or name in path:
         return ""
     return f"; give the tile {name}: {{q: [...], kv: [...]}}, boxes of its own"
 

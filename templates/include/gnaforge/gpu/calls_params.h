@@ -42,8 +42,8 @@ struct CallParams : OutOfCall<Rank, Whom> {
   std::int64_t lse_batch_stride, lse_head_stride, lse_token_stride[Rank];
   Divisor kv_heads;
   Divisor heads_per_kv_head;  ///< Over those of a Q tile.
-  int backwards;   ///< Bit d: Q tiles that come last along axis d are worked on first.
-  int extra_maps;  ///< Where in CallsParams::room its ExtraMaps are.
+  int backwards;              ///< Bit d: Q tiles that come last along axis d are worked on first.
+  int extra_maps;             ///< Where in CallsParams::room its ExtraMaps are.
   ExtraKeys extra;
 };
 

@@ -101,7 +101,7 @@ struct Entry {
         return reason.refuse(GNAFORGE_NO_SIZE, "there are %lld extra keys, at most %d in a piece",
                              static_cast<long long>(tokens), max_axis_length);
     if (problem.kv_heads > 0 && problem.heads / problem.kv_heads % Config::q_tile_heads != 0)
-      return reason.refuse(GNAFORGE_NO_OTHER, "%lld query heads share keys, this kernel's tiles take them by %d",
+      return reason.refuse(GNAFORGE_NO_OTHER, "%lld query heads share keys, a multiple of %d must",
                            static_cast<long long>(problem.heads / problem.kv_heads), Config::q_tile_heads);
     if (const gnaforge_code code = check::layout<Element>(*args, reason)) return code;
     if (const gnaforge_code code = check_tiles(*args, "Q", launch_tiles, reason)) return code;

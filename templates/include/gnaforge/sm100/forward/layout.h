@@ -64,7 +64,7 @@ struct Layout {
   static constexpr int halves = pair ? 2 : 1;
   using Half = std::conditional_t<pair, gpu::HalfTile<QTile, half_rows / heads>, WholeTile<QTile>>;
   static constexpr int half_queries = Half::volume * heads;  ///< Rows of a half that aren't padding.
-  static constexpr int rows = halves * half_rows;  ///< With padding.
+  static constexpr int rows = halves * half_rows;            ///< With padding.
   static constexpr int columns = KvTile::volume;
   static_assert(columns % 16 == 0 && columns <= 128, "columns of one product, and of a thread's registers");
   static constexpr int words = ceil_div(columns, 32);            ///< Of bits, one for each column.
