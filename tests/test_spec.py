@@ -582,10 +582,7 @@ def test_heads_of_a_query_tile() -> None:
     text = text.replace("[cpu, sm90, sm100]", "sm100").replace("[forward, backward]", "forward")
     (first, *_) = plan(parse_spec(text.encode(), "f.yaml")).configs
     assert first.q_tile_heads == 2 and "-q2x8x8h2-kv2x8x8" in first.key
-    for heads, said in (
-        (3, "can't be cut into two boxes of at most 42 tokens: the best has 64"),
-        (4, "at most 64 of 4"),
-    ):
+    for heads, said in ((3, "takes at most 85 of 3 heads"), (4, "takes at most 64 of 4 heads")):
         (line,) = problems(text.replace("q_heads: 2", f"q_heads: {heads}"))
         assert "tiles[0].q: " in line and said in line
 
