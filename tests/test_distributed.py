@@ -20,6 +20,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import gnaforge
 import pytest
 import torch
 from gnaforge.distributed.cost import Division, cheapest, divisions
@@ -500,6 +501,15 @@ def test_devices_of_the_simulator() -> None:
         simulate_devices(one, 4093, Links(450, 10))
     with pytest.raises(InputError, match="not from 1 to 4,096"):
         simulate_devices(one, 5000, Links(450, 10))
+
+
+def test_devices_with_fewer_heads_than_a_tile() -> None:
+    """Where heads that share keys are divided, tiles have fewer of them."""
+    tiles = {"q_tile": (64,), "kv_tile": (128,), "q_tile_heads": 2}
+    one = gnaforge.simulate((1 << 16,), 1 << 16, heads=8, kv_heads=4, arch="sm100", **tiles)
+    found = simulate_devices(one, 8, Links(450, 10))
+    assert found.division.head_ranks > one.problem.kv_heads
+    assert 1 < found.speedup < 8
 
 
 def test_devices_in_the_simulators_page() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
-from math import prod
+from math import gcd, prod
 from typing import Any
 
 from ..distributed.cost import Division, Traffic, cheapest
@@ -146,9 +146,11 @@ def _divided(one: Simulation, division: Division, links: Links) -> Divided:
     problem = replace(one.problem, heads=one.problem.heads // ranks, kv_heads=max(one.problem.kv_heads // ranks, 1))
     rank = layout.shards.rank([0 if axis in division.by_heads else own for axis, own in enumerate(place)])
     inner, border = layout.calls(rank, one.tiles.q)
+    # A device may have fewer heads that share keys than the whole problem, and so than a tile.
+    tiles = replace(one.tiles, q_heads=gcd(one.tiles.q_heads, problem.heads // problem.kv_heads))
 
     def seconds(call: Any) -> float:
-        return float(simulate_tiles(part_of(problem, call), one.tiles, one.family).time.seconds)
+        return float(simulate_tiles(part_of(problem, call), tiles, one.family).time.seconds)
 
     queries = 0 if inner is None else prod(high - low for low, high in inner.queries)
     of_heads = max(traffic.received - traffic.halo, traffic.sent - traffic.halo_sent)
