@@ -55,6 +55,9 @@ def simulate(
     kv_tile: Annotated[
         str | None, typer.Option(help="Key tokens per tile, for example 2,8,8.", show_default="fitted")
     ] = None,
+    q_tile_heads: Annotated[
+        int, typer.Option(min=1, help="Query heads that share keys, of which a Q tile has the tokens (sm100).")
+    ] = 1,
     tiling: Annotated[
         str,
         typer.Option(
@@ -148,7 +151,9 @@ def simulate(
         raise InputError(f"give either --preset, or --tokens and {window}; see gnaforge simulate --help")
     if sweep_stride:
         refuse_unused(context, ("stride", "objective"), "beside --sweep-stride")
-    if q_tile is not None:
+    if q_tile is None:
+        refuse_unused(context, ("q_tile_heads",), "without --q-tile")
+    else:
         refuse_unused(context, ("objective",), "beside --q-tile")
     if len(ops_of(direction)) > 1:
         of_forward = ("sweep_stride", "end_to_end", "dense_steps", "plot", "tiling")
@@ -170,7 +175,7 @@ def simulate(
         raise InputError(
             f"--plot draws one problem, {options.preset} has {len(problems)}: give it by --tokens and --window"
         )
-    tiles = _tiles(q_tile, kv_tile)
+    tiles = _tiles(q_tile, kv_tile, q_tile_heads)
     if schedule is not None and end_to_end is not None:
         from .simulate_schedule import simulate_with_schedule
 
@@ -306,7 +311,7 @@ _FEWER = (
 )
 
 
-def _tiles(q_tile: str | None, kv_tile: str | None) -> Tiles | None:
+def _tiles(q_tile: str | None, kv_tile: str | None, q_tile_heads: int) -> Tiles | None:
     from ..errors import InputError
     from ..simulator.cost import Tiles
 
@@ -314,7 +319,7 @@ def _tiles(q_tile: str | None, kv_tile: str | None) -> Tiles | None:
         return None
     if q_tile is None or kv_tile is None:
         raise InputError("give both --q-tile and --kv-tile, or neither to have them fitted")
-    return Tiles(parse_numbers("q_tile", q_tile), parse_numbers("kv_tile", kv_tile))
+    return Tiles(parse_numbers("q_tile", q_tile), parse_numbers("kv_tile", kv_tile), q_tile_heads)
 
 
 def _steps(text: str) -> tuple[int, int]:

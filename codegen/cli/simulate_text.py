@@ -94,7 +94,7 @@ def print_one(found: Simulation, row: dict[str, Any]) -> None:
 
 def _columns(found: Simulation, row: dict[str, Any]) -> tuple[str, ...]:
     return (
-        f"q {box(found.tiles.q)}",
+        f"q {found.tiles.q_text}",
         f"kv {box(found.tiles.kv)}",
         times(row["flop_speedup"]),
         times(row["work_bound"]),
@@ -162,7 +162,7 @@ def print_passes(passes: Sequence[Passes]) -> None:
                 (
                     *name,
                     op.removeprefix("gna_"),
-                    f"q {box(found.tiles.q)}",
+                    f"q {found.tiles.q_text}",
                     f"kv {box(found.tiles.kv)}",
                     times(found.work_bound),
                     percent(found.counts.interior, found.counts.visited),
@@ -207,7 +207,7 @@ def print_sweep(sweep: Sequence[Simulation]) -> None:
         (
             (
                 ("* " if found is perfect else "  ") + box([axis.stride for axis in found.axes]),
-                box(found.tiles.q),
+                found.tiles.q_text,
                 box(found.tiles.kv),
                 f"{times(found.work_bound)}",
                 times(found.paper_bound),

@@ -42,6 +42,7 @@ def simulate(  # type: ignore[misc]  # it takes fewer options than any
     *,
     q_tile: Sequence[int] | None = None,
     kv_tile: Sequence[int] | None = None,
+    q_tile_heads: int = 1,
     tiling: Tiling | Flat = "dynamic",
     direction: Direction = "forward",
     arch: str | None = None,
@@ -59,6 +60,7 @@ def simulate(  # type: ignore[misc]  # it takes fewer options than any
     Args:
         tokens, window, stride, dilation, causal: as in ``na1d`` to ``na3d``; single values hold for every dimension.
         q_tile, kv_tile: tokens per dimension; without them the tiles that fit the problem best.
+        q_tile_heads: query heads that share keys, of which the Q tile has the tokens; fitted where tiles are.
         tiling: ``dynamic`` (KV tiles begin where a Q tile's window does, as in our kernels) or ``static`` (on a fixed
             grid, as in NATTEN's for Hopper and Blackwell); or ``flat``: tiles are runs of consecutive tokens, as for
             kernels that know of one dimension only, with one extent each, 128 where none is given.
@@ -78,7 +80,7 @@ def simulate(  # type: ignore[misc]  # it takes fewer options than any
     counted = {"heads": heads, "kv_heads": kv_heads, "batch": batch}
     with as_input_error():
         problem = _problem({**settings, **counted, **elements}, tokens, window, stride, dilation, causal)
-    tiles = _tiles(q_tile, kv_tile)
+    tiles = _tiles(q_tile, kv_tile, q_tile_heads)
     if direction != "forward":
         return simulate_passes(problem, direction, tiles, arch, tiling, variant=variant)
     return simulate_problem(problem, tiles, arch, tiling, variant=variant)
@@ -195,10 +197,12 @@ def fit(  # type: ignore[misc]  # as above
     return fits[FORWARD.name] if direction == "forward" else {op: fits[op] for op in ops_of(direction)}
 
 
-def _tiles(q_tile: Sequence[int] | None, kv_tile: Sequence[int] | None) -> Tiles | None:
+def _tiles(q_tile: Sequence[int] | None, kv_tile: Sequence[int] | None, q_tile_heads: int = 1) -> Tiles | None:
     if (q_tile is None) != (kv_tile is None):
         raise InputError("q_tile and kv_tile: give both, or neither to have them fitted")
-    return None if q_tile is None or kv_tile is None else Tiles(tuple(q_tile), tuple(kv_tile))
+    if q_tile is None and q_tile_heads != 1:
+        raise InputError("q_tile_heads: is fitted with the tiles; give q_tile and kv_tile too")
+    return None if q_tile is None or kv_tile is None else Tiles(tuple(q_tile), tuple(kv_tile), q_tile_heads)
 
 
 def _problem(fields: Mapping[str, Any], *positional: Any) -> Problem:
