@@ -98,6 +98,18 @@ def test_counts_of_presets(preset: str) -> None:
     assert len(set(rows)) == SIMULATOR.count(f"| {preset}: ")
 
 
+@pytest.mark.parametrize("row", ["8192, window 1024", "128x160, window 31x31", "256x256, window 80x80, stride 16x16"])
+def test_tiles_of_heads_that_share_keys(row: str) -> None:
+    sizes = [tuple(map(int, text.split()[-1].split("x"))) for text in row.split(", ")]
+    found = [
+        simulate_fitted(Problem(*sizes, heads=16, kv_heads=16 // group, head_dim=128), FAMILIES["sm100"])
+        for group in (1, 2, 4, 8)
+    ]
+    bounds = " | ".join(f"{one.work_bound:.2f}x" for one in found)
+    more = float(found[-1].time.seconds / found[0].time.seconds) - 1
+    assert f"| {row} | {bounds} | {100 * more:.0f} % |" in SIMULATOR
+
+
 def test_worked_example() -> None:
     for stride, tiling, counts, bounds in (
         (1, "static", (7, 0), ("1.29", "1.00")),
