@@ -113,8 +113,8 @@ def check_machine_code(config: KernelConfig, code: Sass, registers: int) -> dict
         of_tile = sum(step.products for step in steps if (step.awaits is None and not copied) == (form == "shared"))
         if (products := code.count(opcode)) < of_tile:
             raise BuildError(
-                f"the machine code has {products} tensor core instructions (UTCHMMA) with a left factor in {form} memory, "
-                f"a KV tile takes {of_tile}"
+                f"the machine code has {products} tensor core instructions (UTCHMMA) with a left factor in {form} "
+                f"memory, a KV tile takes {of_tile}"
             )
     # With more it can't start; with fewer, warps would wait for ever for the registers that they ask for.
     if registers != _LAUNCH_REGISTERS:
