@@ -41,12 +41,12 @@ PROBLEMS = {
 }
 
 
-def random_problem(kernel: Kernel) -> Problem:
+def problem_of(kernel: Kernel) -> Problem:
     """A problem of which thread blocks take several tiles of every kind."""
     config = kernel.config
     problem = for_kernel(PROBLEMS[config.rank], config)
     heads = -(-LEAST_TILES // tile_counts(problem, config).q_tiles)
-    problem = dataclasses.replace(problem, heads=heads, kv_heads=heads)
+    problem = dataclasses.replace(problem, heads=heads * config.q_tile_heads, kv_heads=heads)
     if "extra_keys" in family_of(config).features:  # some of whole tiles, some of which lack columns
         problem = dataclasses.replace(problem, extra_tokens=(config.kv_columns + 50, 40))
     # So that maxima move, which few warps wait for.
@@ -75,7 +75,7 @@ def main(library: str, key: str, every: int = 1, processes: int = 1, adds: int =
     config = KernelConfig.parse(key)
     os.environ.setdefault("GNAFORGE_EMULATOR_DEVICE", family_of(config).target.emulated_device)
     kernel = Kernel(Path(library), key)
-    problem = random_problem(kernel)
+    problem = problem_of(kernel)
     op = kernel.op
     inputs = op.random_inputs(problem)
     exact = op.exact(problem, inputs)

@@ -18,7 +18,8 @@ import pytest
 from gnaforge.build.identity import include_dir
 from gnaforge.build.render import render_kernel, render_library
 from gnaforge.build_tools.toolchain import cxx_compiler
-from gnaforge.families import families
+from gnaforge.errors import InputError
+from gnaforge.families import families, require_family
 from gnaforge.families.family import CodeTimes
 from gnaforge.gna.axes import Axis, axes_of
 from gnaforge.gna.counts import axis_counts, count_tiles, visible_pairs
@@ -283,14 +284,16 @@ class TestPublished:
             ("sm90", (30, 48, 80), (18, 24, 24), (16, 8, 8), 24, (2, 8, 8), (2, 8, 8), 23.359),
             ("sm90", (256, 256), (80, 80), (16, 16), 24, (16, 8), (16, 8), 7.914),
             ("sm90", (32768,), (2048,), (256,), 1, (128,), (128,), 0.062687),
-            ("sm100", (30, 48, 80), (18, 24, 24), (16, 8, 8), 24, (4, 8, 8), (2, 8, 8), 13.01),
-            ("sm100", (256, 256), (80, 80), (16, 16), 24, (16, 16), (16, 8), 4.114),
+            ("sm100 cutlass", (30, 48, 80), (18, 24, 24), (16, 8, 8), 24, (4, 8, 8), (2, 8, 8), 13.01),
+            ("sm100 cutlass", (256, 256), (80, 80), (16, 16), 24, (16, 16), (16, 8), 4.114),
         ],
     )
     def test_time_model_is_near_published_times(self, arch, tokens, window, stride, heads, q, kv, milliseconds) -> None:
-        # NATTEN 0.20, perfectly block-sparse, so that masks, which it applies differently, play no part.
+        # NATTEN 0.20, perfectly block-sparse, so that masks, which it applies differently, play no part. On B200 its
+        # mainloop is that of the variant.
+        arch, _, variant = arch.partition(" ")
         problem = oracle.Problem(tokens, window, stride, heads=heads)
-        found = simulate_tiles(problem, Tiles(q, kv), FAMILIES[arch], "static")
+        found = simulate_tiles(problem, Tiles(q, kv), require_family("gna_forward", arch, variant), "static")
         assert found.perfectly_block_sparse
         assert float(found.time.seconds) * 1e3 == pytest.approx(milliseconds, rel=0.1)
 
@@ -316,6 +319,25 @@ class TestSimulate:
             assert row["perfectly_block_sparse"] == blocks_are_full(problem, q, kv, tiling == "static")
             assert row["work_bound"] <= row["flop_speedup"] * (1 + 1e-12)
             assert row["model"]["seconds"] > 0 and row["model"]["dense_seconds"] > 0
+
+    def test_tiles_of_several_heads(self) -> None:
+        """Each token of one has a row for each head, and its KV tiles are the heads' own together."""
+        counted = {"kv_heads": 2, "arch": "sm100", "q_tile": (32,), "kv_tile": (16,)}
+        one = gnaforge.simulate((100,), 9, heads=2, **counted)
+        four = gnaforge.simulate((100,), 9, heads=8, **counted, q_tile_heads=4)
+        assert four.counts == one.counts
+        assert one.work_bound == 100 * 100 / (one.counts.visited * 16 * 128)
+        assert four.work_bound == 4 * one.work_bound
+        assert float(four.time.waves) == float(one.time.waves)
+        assert float(four.time.seconds) == pytest.approx(float(one.time.seconds))
+        assert four.as_json()["tiles"] == {"q": [32], "kv": [16], "q_heads": 4, "fitted": False}
+        assert str(four.tiles) == "q 32 of 4 heads, kv 16"
+        with pytest.raises(InputError, match=r"q_tile_heads: 4 query heads share keys; tiles of .*h3-kv16 have 3"):
+            gnaforge.simulate((100,), 9, heads=8, **counted, q_tile_heads=3)
+        with pytest.raises(InputError, match="q_tile_heads: tiles of sm90 kernels have 1 head, not 4"):
+            gnaforge.simulate((100,), 9, heads=8, **{**counted, "arch": "sm90"}, q_tile_heads=4)
+        with pytest.raises(InputError, match="q_tile_heads: is fitted with the tiles"):
+            gnaforge.simulate((100,), 9, q_tile_heads=4)
 
     def test_work_bound_counts_padding(self) -> None:
         # 30 frames in Q tiles of 4 are computed as 32, so 10.42, not 11.11: NATTEN's kernel reaches 10.40 on B200.

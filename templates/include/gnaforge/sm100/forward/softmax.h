@@ -25,7 +25,7 @@ struct RowWindow {
     const int row = threadIdx.x % half_rows;
 #pragma unroll
     for (int d = 0; d < rank; ++d) {
-      const int query = work.q_begin[d] + L::Half::begin(half, d) + row / L::Half::pitch(d) % L::Half::extent(d);
+      const int query = work.q_begin[d] + L::Half::begin(half, d) + L::token(row, d);
       const Band band = params.template pattern<Band>(work.slice, d);
       const Interval seen = Source::row(band, min_int(query, params.queries(work.slice, d) - 1));
       const int first = params.group(work.slice, d).kv_begin;
