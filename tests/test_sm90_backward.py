@@ -297,8 +297,8 @@ def survivors_of(said: str) -> tuple[int, list[str]]:
 @pytest.mark.parametrize("key", [Q_KEYS[0], Q_KEYS[6]])
 def test_every_missing_synchronisation_is_noticed(libraries: dict[KernelConfig, Path], key: str) -> None:
     """But for one wait for grids before: consumers that lack it have met warps that waited, and the emulator takes that
-    to be enough, as PTX says that memory is then visible to the whole grid. And but for turns, of which there are three:
-    they order products in time, and nothing depends on that."""
+    to be enough, as PTX says that memory is then visible to the whole grid. And but for the three turns: they
+    order products in time, and nothing depends on that."""
     said = run(["kernel_mutants.py", str(libraries[KernelConfig.parse(key)]), key], "eager")
     wrong, survivors = survivors_of(said)
     waits = [line for line in survivors if "griddepcontrol.wait;" in line]
