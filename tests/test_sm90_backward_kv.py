@@ -229,10 +229,11 @@ def test_missing_synchronisation_is_noticed(libraries: dict[KernelConfig, Path])
 @pytest.mark.survey
 @pytest.mark.parametrize("key", [KEYS[0], KEYS[5], KEYS[8]])
 def test_every_missing_synchronisation_is_noticed(libraries: dict[KernelConfig, Path], key: str) -> None:
-    """But for a barrier that other warps' parts of a product need, which the emulator can't see: see below."""
+    """But for a barrier that other warps' parts of a product need, which the emulator can't see: see below. And but for
+    that of turns, on which nothing depends but time."""
     said = run(["kernel_mutants.py", str(libraries[KernelConfig.parse(key)]), key], "eager")
     wrong, survivors = survivors_of(said)
-    assert wrong >= 35 and all("barrier.cta.sync" in line for line in survivors) and len(survivors) <= 1, said
+    assert wrong >= 35 and all("barrier.cta.sync" in line for line in survivors) and len(survivors) <= 2, said
 
 
 def test_gradients_take_the_place_of_keys_when_nobody_reads_them(libraries: dict[KernelConfig, Path]) -> None:
