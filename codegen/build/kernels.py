@@ -67,6 +67,7 @@ def source_parts(config: KernelConfig, source: str, library: str) -> dict[str, o
     parts: dict[str, object] = {
         "schema": SOURCE_SCHEMA,
         "key": config.key,
+        "made_of": source_digest(config),  # by which calls find it: other templates that render the same build it anew
         "source": hashlib.sha256(source.encode()).hexdigest(),
         "library": hashlib.sha256(library.encode()).hexdigest(),
         "headers": include_closure(source + library, *include_dirs(family)),
