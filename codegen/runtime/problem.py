@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .dtypes import dtype_name
+from .dtypes import DTYPES, dtype_name
 from .problem_rules import EDGES, SCALARS, Dimension, ProblemError, dimension_faults, head_faults, require_types
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ class Problem:
         head_dim, value_head_dim: channels of Q and K, and of V; by default equal.
         batch: batch entries.
         dtype: element type of Q, K and V.
+        out_dtype: that of the output, where it is another than `Dtype.output` of ``dtype``; else empty.
         scale: of the scores; None: head_dim ** -0.5.
         edge: what a window does that would leave the grid, of `EDGES`.
         sink: first keys of the grid that are seen beside the window.
@@ -109,6 +110,7 @@ class Problem:
     value_head_dim: int
     batch: int
     dtype: str
+    out_dtype: str
     scale: float | None
     edge: tuple[str, ...]
     sink: tuple[int, ...]
@@ -133,6 +135,7 @@ class Problem:
         value_head_dim: int | None = None,
         batch: int = 1,
         dtype: str = "bf16",
+        out_dtype: str = "",
         scale: float | None = None,
         edge: str | Sequence[str] = "shift",
         sink: Ints = 0,
@@ -162,6 +165,7 @@ class Problem:
             "value_head_dim": head_dim if value_head_dim is None else value_head_dim,
             "batch": batch,
             "dtype": dtype,
+            "out_dtype": "" if dtype in DTYPES and out_dtype == DTYPES[dtype].output else out_dtype,
             "scale": scale,
             "edge": per_dim("edge", edge, rank),
             "sink": per_dim("sink", sink, rank),
@@ -213,6 +217,11 @@ class Problem:
             kv_tokens=tuple(key.shape[1:-2]),
             **further,
         )
+
+    @property
+    def output_dtype(self) -> str:
+        """The element type of the output."""
+        return self.out_dtype or DTYPES[self.dtype].output
 
     @property
     def rank(self) -> int:
@@ -319,7 +328,8 @@ class Problem:
 
     def as_json(self) -> dict[str, Any]:
         """The fields as plain values, for JSON; those beyond plain GNA only where they say something."""
-        names = [*_PLAIN, *SCALARS, "dtype", *(["scale"] if self.scale is not None else [])]
+        names = [*_PLAIN, *SCALARS, "dtype", *(["out_dtype"] if self.out_dtype else [])]
+        names += ["scale"] if self.scale is not None else []
         names += [name for name in (*_PATTERN, "extra_tokens") if name not in names and not self._is_neutral(name)]
         values = {name: getattr(self, name) for name in names}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

@@ -99,7 +99,7 @@ struct Entry {
       if (tokens > max_axis_length)
         return reason.refuse(GNAFORGE_NO_SIZE, "there are %lld extra keys, at most %d in a piece",
                              static_cast<long long>(tokens), max_axis_length);
-    if (const gnaforge_code code = check::layout<Element>(*args, reason)) return code;
+    if (const gnaforge_code code = check::layout(*args, reason)) return code;
     if (const gnaforge_code code = check_tiles(*args, "Q", launch_tiles, reason)) return code;
     return check_device(*args, reason);
   }
