@@ -27,7 +27,8 @@ from gnaforge.build_tools.emulator.survey import survey  # noqa: E402
 from gnaforge.families import family_of  # noqa: E402
 from gnaforge.runtime.config import KernelConfig  # noqa: E402
 from gnaforge.runtime.problem import Problem  # noqa: E402
-from gnaforge.verification.contract import Kernel, view_of  # noqa: E402
+from gnaforge.verification.contract import Kernel, token_dims, view_of  # noqa: E402
+from gnaforge.verification.layouts import bits_of  # noqa: E402
 from gnaforge.verification.problems import for_kernel, tile_counts  # noqa: E402
 
 LEAST_TILES = 6  # that are held: two CTAs, if so many run at once, take three each
@@ -62,12 +63,14 @@ def main(library: str, key: str, every: int = 1, processes: int = 1) -> None:
     tensors = inputs | results
     if "lse" in inputs:  # what else lies in a workspace, which the mutants would not find
         tensors["delta"] = torch.empty_like(inputs["lse"])
-    kernel.prepare(problem, {name: view_of(x, problem.rank) for name, x in tensors.items()}).run(None, None)
+    dims = {role.name: token_dims(role, problem.rank) for role in (*op.reads(problem), *op.writes(problem))}
+    views = {name: view_of(x, dims.get(name, problem.rank)) for name, x in tensors.items()}
+    kernel.prepare(problem, views).run(None, None)
 
     base = max(Path(KEPT.name).glob("*.ptx"), key=lambda path: int(path.stem)).with_suffix("")
     launch = json.loads(base.with_suffix(".json").read_text())
     parameters = base.with_suffix(".params").read_bytes()
-    memory = [x.numpy() if x.dtype == torch.float32 else x.view(torch.int16).numpy() for x in tensors.values()]
+    memory = [x.numpy() if x.dtype == torch.float32 else bits_of(x).numpy() for x in tensors.values()]
 
     def run(module: Module, options: Options) -> bool:
         for result in results.values():

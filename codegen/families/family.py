@@ -136,7 +136,7 @@ class TimeConstants:
         device: the machine that they stand for.
         units: SMs, or cores.
         ghz: clock under load.
-        flop_per_cycle: of the matrix units, per unit.
+        flop_per_cycle: of the matrix units, per unit; of inputs of 8 bits they do twice as many.
         score_cycles: softmax that matrix work does not hide, per score.
         solo_factor: times as much softmax shows where a Q tile has only one group of padded rows (`Padding.rows`),
             which has no other one to overlap with.

@@ -147,9 +147,8 @@ class Problem:
         extra_tokens: Sequence[int] = (),
     ) -> None:
         whole = tuple(tokens) if isinstance(tokens, Sequence) and not isinstance(tokens, str) else (tokens,)
-        if not 1 <= len(whole) <= 3:
-            raise ProblemError("tokens", f"{whole} has {len(whole)} entries; one to three dimensions are possible")
-        rank = len(whole)
+        if not 1 <= (rank := len(whole)) <= 3:
+            raise ProblemError("tokens", f"{whole} has {rank} entries; one to three dimensions are possible")
         keys = None if kv_tokens is None else per_dim("kv_tokens", kv_tokens, rank)
         keys = None if keys == whole else keys
         field = per_dim("grid", grid, rank) if grid is not None else None
@@ -220,7 +219,7 @@ class Problem:
 
     @property
     def output_dtype(self) -> str:
-        """The element type of the output."""
+        """Of the output."""
         return self.out_dtype or DTYPES[self.dtype].output
 
     @property
@@ -328,8 +327,8 @@ class Problem:
 
     def as_json(self) -> dict[str, Any]:
         """The fields as plain values, for JSON; those beyond plain GNA only where they say something."""
-        names = [*_PLAIN, *SCALARS, "dtype", *(["out_dtype"] if self.out_dtype else [])]
-        names += ["scale"] if self.scale is not None else []
+        own = [name for name in ("out_dtype", "scale") if getattr(self, name) not in ("", None)]
+        names = [*_PLAIN, *SCALARS, "dtype", *own]
         names += [name for name in (*_PATTERN, "extra_tokens") if name not in names and not self._is_neutral(name)]
         values = {name: getattr(self, name) for name in names}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

@@ -57,8 +57,8 @@ def extra_keys(inputs: Mapping[str, torch.Tensor]) -> list[ExtraKeys]:
 
 
 def dequantise(inputs: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-    """Tensors by role, of which those of 8 bits are replaced by what they stand for, float64: their numbers times the
-    descales of their heads, ``[batch, heads]`` each, or 1 without. Extra keys and their values have those of K and V."""
+    """Tensors by role, of which those of 8 bits are replaced by what they stand for, in float64: their numbers times
+    the descales of their heads, ``[batch, heads]`` each, or 1 without. Extra keys and their values have K's and V's."""
     found = dict(inputs)
     for name, tensor in inputs.items():
         if tensor.is_floating_point() and tensor.itemsize == 1:
@@ -288,8 +288,8 @@ def error_bound(
     factor and two of a result's, u each. Probabilities are multiplied by 2^p_exponent before they are rounded (see
     `Dtype`), so that half the spacing of subnormals is that much less of their sum. For e4m3, with 3 bits of mantissa,
     least normal number 2^-6 and p_exponent 8: half an ulp is 2^-4, half the spacing of subnormals 2^-10 of a sum of at
-    least 2^8. What is rounded is added up exactly as far as bounds go: u for each sum, as above (PTX ISA, tcgen05.mma,
-    kind::f8f6f4 with results in f32).
+    least 2^8. The exponent is added to a score's shift, which costs one more u of the score and 8 u. What is rounded is
+    added up in fp32, as above (PTX ISA, tcgen05.mma, kind::f8f6f4).
     """
     pieces = [piece.seen() for piece in extra]
     magnitude = None
@@ -346,15 +346,24 @@ def _bounds(
     result = DTYPES[problem.output_dtype].torch if dtype.scaled else given
     n = prod(min(axis.window + axis.sink, axis.keys) for axis in problem.dimensions) + sum(problem.extra_tokens)
     longest = max(key.double().norm(dim=-1).max().item() for key in keys)
-    e = (query.shape[-1] + (6 if dtype.scaled else 3)) * u * abs(problem.score_scale) * query.double().norm(dim=-1).max().item() * longest
+    e = (
+        (query.shape[-1] + (7 if dtype.scaled else 3))
+        * u
+        * abs(problem.score_scale)
+        * query.double().norm(dim=-1).max().item()
+        * longest
+    )
     out, lse = exact
     rounding, subnormal = _half_steps(result)
     largest = max(value.double().abs().max().item() for value in values)
-    inner = (2 * e + (2 * n + (18 if dtype.scaled else 16)) * u) * largest
+    more = 2 + 2 * dtype.p_exponent if dtype.scaled else 0
+    inner = (2 * e + (2 * n + 16 + more) * u) * largest
     if magnitude is not None:
         of_p, least = _half_steps(given)
         inner = inner + of_p * magnitude + n * least * 2.0**-dtype.p_exponent * largest
-    return out.abs() * rounding + inner * (1 + rounding) + subnormal, lse.abs() * 2 * u + e + (n + 16) * u
+    return out.abs() * rounding + inner * (1 + rounding) + subnormal, lse.abs() * 2 * u + e + (
+        n + 16 + dtype.p_exponent
+    ) * u
 
 
 def _half_steps(dtype: torch.dtype) -> tuple[float, float]:

@@ -55,8 +55,7 @@ inline gnaforge_code layout(const gnaforge_args& args, const Reason& reason) {
     if (tensor->batch_stride != 0)
       if (const gnaforge_code code = stride(name, "batch", sizes.batch, tensor->batch_stride, bytes, reason))
         return code;
-    if (const gnaforge_code code = stride(name, "heads", sizes.heads, tensor->head_stride, bytes, reason))
-      return code;
+    if (const gnaforge_code code = stride(name, "heads", sizes.heads, tensor->head_stride, bytes, reason)) return code;
     for (int d = 0; d < GNAFORGE_MAX_RANK; ++d)
       if (const gnaforge_code code =
               stride(name, axis_names[d], sizes.tokens[d], tensor->token_stride[d], bytes, reason))

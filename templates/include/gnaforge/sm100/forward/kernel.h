@@ -64,8 +64,8 @@ __device__ __forceinline__ void init_barriers(ptx::SharedAddress shared) {
   ptx::fence_mbarrier_init();
 }
 
-/// Clears rows of Q, K and V that no box has: products read them. What comes of them goes nowhere, but nothing should depend on
-/// what was in memory.
+/// Clears rows of Q, K and V that no box has: products read them. What comes of those of Q goes nowhere, but nothing
+/// should depend on what was in memory; those of V are multiplied by 0.
 template <class Config>
 __device__ __forceinline__ void clear_padding(unsigned char* memory) {
   using L = Layout<Config>;

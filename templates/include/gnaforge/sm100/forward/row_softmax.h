@@ -64,7 +64,7 @@ struct RowSoftmax {
   template <int N>
   __device__ __forceinline__ float move(float top, float& base, float (&scores)[N], float scale) {
     const float wanted = __fmul_rn(top, scale), old = shift;
-    if (!(wanted <= old + growth)) shift = rounded(wanted);  // never without a key: lowest + growth is lowest
+    if (!(wanted <= old + growth)) shift = wanted;  // never where no key is seen: lowest + growth is lowest
     const float factor = ptx::exp2_fast(old - shift);
     sum *= factor;
     const float inverse = __fdividef(1.0f, scale), size = fabsf(shift);
@@ -100,13 +100,6 @@ struct RowSoftmax {
   /// What is added to exponents to which `base` has yet to be taken off.
   static __device__ __forceinline__ float exponent(float base) {
     return Factors::p_exponent == 0 ? -base : Factors::p_exponent - base;
-  }
-
-  /// A shift: where `exponent` adds to it, a number to which it does so exactly.
-  static __device__ __forceinline__ float rounded(float wanted) {
-    constexpr float magic = 3 * large;  // its ulp is 2^-10
-    if (Factors::p_exponent == 0 || !(fabsf(wanted) < large)) return wanted;
-    return __fadd_rn(__fadd_rn(wanted, magic), -magic);
   }
 
   /// The sum of probabilities as they are, of `sum`.
