@@ -3,7 +3,7 @@
 Run a kernel: `na1d`, `na2d`, `na3d`, `neighborhood_attention`, the modules ``NeighborhoodAttention{1,2,3}D``; packed
 samples: `na1d_varlen`, `na2d_varlen`, `na3d_varlen`; with text: `joint_attention`; dense: `attention`,
 `merge_attentions`. Kernels: `register`, `warmup`, `registry`, `kernels`, `load_library`. Choosing tiles and strides,
-without torch: `simulate`, `fit`.
+without torch: `simulate`, `simulate_schedule`, `fit`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from .runtime.attention import attention
     from .runtime.merge import merge_attentions
     from .runtime.varlen import na1d_varlen, na2d_varlen, na3d_varlen
-    from .simulator import fit, simulate
+    from .simulator import fit, simulate, simulate_schedule
 
 __version__ = "0.2.0"
 
@@ -65,11 +65,12 @@ __all__ = [
     "register",
     "registry",
     "simulate",
+    "simulate_schedule",
     "warmup",
 ]
 
 _MODULES = {
-    **dict.fromkeys(("fit", "simulate"), ".simulator"),
+    **dict.fromkeys(("fit", "simulate", "simulate_schedule"), ".simulator"),
     **dict.fromkeys(("register", "warmup"), ".registration"),
     **dict.fromkeys(("na1d_varlen", "na2d_varlen", "na3d_varlen"), ".runtime.varlen"),
     "attention": ".runtime.attention",

@@ -32,8 +32,9 @@ def run_once(config: KernelConfig) -> str:
         gradient_call(problem, inputs, {config.op: config.key})()
         return ""
     dtype = DTYPES[config.dtype].torch
-    q = torch.zeros(1, *tokens, 1, dim, dtype=dtype, device=device)
+    q = torch.zeros(1, *tokens, config.q_tile_heads, dim, dtype=dtype, device=device)
+    k = torch.zeros(1, *tokens, 1, dim, dtype=dtype, device=device)
     v = torch.zeros(1, *tokens, 1, value_dim, dtype=dtype, device=device)
     with torch.no_grad():
-        neighborhood_attention(q, q, v, tokens, kernel=config)
+        neighborhood_attention(q, k, v, tokens, kernel=config)
     return ""

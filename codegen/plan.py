@@ -152,7 +152,7 @@ def _fit_tiles(
     found = _fit(shapes, family, tuple(dims), DTYPES[probe.dtype].bytes, entry.within / 100)
     served = [
         (
-            replace(probe, q_tile=tiles.q, kv_tile=tiles.kv),
+            replace(probe, q_tile=tiles.q, kv_tile=tiles.kv, q_tile_heads=tiles.q_heads),
             [shape for shape, chosen in zip(shapes * len(dims), found.chosen, strict=True) if chosen == index],
         )
         for index, tiles in enumerate(found.tiles)

@@ -488,6 +488,7 @@ def _fit_boxes(request: Request, family: Family) -> tuple[Box, Box]:
     from .simulator.fitting import fit_problems
 
     assert request.problem is not None
-    # Extra keys are as many for all tiles.
-    tiles = fit_problems([replace(request.problem, extra_tokens=())], family).tiles[0]
+    # Extra keys are as many for all tiles. Other calls will take the kernel too: of any heads, so its tiles have one.
+    problem = replace(request.problem, extra_tokens=(), kv_heads=request.problem.heads)
+    tiles = fit_problems([problem], family).tiles[0]
     return tiles.q, tiles.kv

@@ -47,7 +47,7 @@ def main(library: str, key: str, every: int = 1, processes: int = 1) -> None:
     kernel = Kernel(Path(library), key)
     problem = for_kernel(PROBLEMS[config.rank], config)
     heads = -(-LEAST_TILES // tile_counts(problem, config).q_tiles)
-    problem = dataclasses.replace(problem, heads=heads, kv_heads=heads)
+    problem = dataclasses.replace(problem, heads=heads * config.q_tile_heads, kv_heads=heads)
     # Some of whole tiles, some of which lack columns. Where keys are held, sums of extra ones lie in a workspace.
     if "extra_keys" in family_of(config).features and config.op != "gna_backward_kv":
         problem = dataclasses.replace(problem, extra_tokens=(config.kv_columns + 50, 40))

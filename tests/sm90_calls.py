@@ -63,8 +63,9 @@ class Calls:
         return self.emulator.launches()
 
     def q_tiles(self, problem: Problem) -> int:
-        """Q tiles of one batch entry and head."""
-        return tile_counts(problem, self.kernel.config).q_tiles
+        """Q tiles of one batch entry and all heads."""
+        config = self.kernel.config
+        return tile_counts(problem, config).q_tiles * problem.heads // config.q_tile_heads
 
     @property
     def padded_rows(self) -> int:
@@ -75,7 +76,8 @@ class Calls:
     def folds(self) -> bool:
         """Whether heads fold into channels, so that batch entries of rank 3 share maps."""
         config = self.kernel.config
-        return config.head_dim % 64 == 0 and (config.value_head_dim or config.head_dim) % 64 == 0
+        dims = config.head_dim, config.value_head_dim or config.head_dim
+        return config.q_tile_heads == 1 and all(dim % 64 == 0 for dim in dims)
 
 
 def tensors_of(problem: Problem, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -144,7 +146,7 @@ def check_lengths(calls: Calls) -> None:
                 sum(x[kind] for x in launches) - sum(x[kind] for x in plain)
                 for kind in ("interior_tiles", "shell_tiles")
             ]
-            q_tiles = calls.q_tiles(problem) * problem.heads
+            q_tiles = calls.q_tiles(problem)
             assert more == [q_tiles * keys, q_tiles * parts], (lengths, pieces, more, q_tiles, keys, parts)
 
 
@@ -197,7 +199,7 @@ def check_second_piece_alone(calls: Calls) -> None:
 def check_work(calls: Calls) -> None:
     """Of the work that chooses a kernel, extra keys are whole tiles; more of them than an int holds are refused."""
     columns, group = calls.kernel.config.kv_columns, small(calls)
-    tiles = calls.q_tiles(group) * group.batch * group.heads
+    tiles = calls.q_tiles(group) * group.batch
     per_tile = calls.padded_rows * columns * (group.head_dim + group.value_head_dim)
 
     def work_of(problem: Problem) -> float:

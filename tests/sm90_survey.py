@@ -15,7 +15,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -73,53 +73,90 @@ class Operators:
         except Exception as error:
             return "\n".join([repr(error), *self._emulator.messages()])
 
-    def _tensors(self, problem: Problem, seed: int) -> Tensors:
-        return FORWARD.random_inputs(for_kernel(problem, self.config), seed)
-
     def _heads(self, rng: Random, seed: int) -> Iterator[tuple[str, Problem, Tensors]]:
-        """Heads with patterns of their own, and extra keys at times."""
-        tokens = [rng.randint(1, {1: 150, 2: 16, 3: 7}[self.config.rank]) for _ in range(self.config.rank)]
-        kv_heads, group = rng.choice((1, 2, 3)), rng.choice((1, 2))
-        heads: list[Problem] = []
-        while len(heads) < kv_heads * group:
-            heads += [random_pattern(rng, tokens, plain=rng.random() < 0.3)] * rng.randint(1, 3)
-        heads = heads[: kv_heads * group]
-        extra = (rng.randint(1, 130),) if rng.random() < 0.5 else ()
-        batch = rng.randint(1, 2)
-        whole = replace(heads[0], batch=batch, heads=len(heads), kv_heads=kv_heads, extra_tokens=extra)
-        x = self._tensors(whole, seed)
-        call, further = (x["q"], x["k"], x["v"]), {**own_arguments(heads), **further_arguments(x)}
-        out, lse = neighborhood_attention(*call, **further, return_lse=True, kernel=self.config.key)
+        whole, heads = random_heads(rng, self.config)
+        x = FORWARD.random_inputs(whole, seed)
+        x["out"], x["lse"] = attend_heads(heads, x, self.config.key)
         for head, problem in enumerate(heads):
-            own = for_kernel(replace(problem, batch=batch, heads=1, kv_heads=1, extra_tokens=extra), self.config)
-            shared = slice(head // group, head // group + 1)
-            tensors = {name: y[..., shared, :] for name, y in x.items() if name not in ("q", "extra_lengths")}
-            tensors |= {name: x[name] for name in ("extra_lengths",) if name in x}
-            tensors |= {"q": x["q"][..., head : head + 1, :], "out": out[..., head : head + 1, :]}
-            yield f"head {head}", own, {**tensors, "lse": lse[..., head : head + 1]}
+            yield f"head {head}", problem, head_of(x, head, whole.heads // whole.kv_heads)
 
     def _samples(self, rng: Random, seed: int) -> Iterator[tuple[str, Problem, Tensors]]:
-        """Samples of a packed batch with layouts and patterns of their own."""
-        rank, samples = self.config.rank, []
-        for _ in range(rng.randint(1, 4)):
-            tokens = [rng.randint(1, {1: 120, 2: 13, 3: 6}[rank]) for _ in range(rank)]
-            samples.append(random_pattern(rng, tokens, plain=rng.random() < 0.3))
-        kv_heads = rng.choice((1, 2))
-        heads = kv_heads * rng.choice((1, 2))
-        counts = [problem.token_count for problem in samples]
-        extra = (rng.randint(1, 130),) if rng.random() < 0.5 else ()
-        line = Problem((sum(counts),), (1,), heads=heads, kv_heads=kv_heads)
-        x = {name: y[0] for name, y in self._tensors(line, seed).items()}
-        rows = self._tensors(replace(line, batch=len(samples), extra_tokens=extra), seed)
-        rows = {name: y for name, y in rows.items() if name.startswith("extra")}
-        call = *x.values(), [problem.tokens for problem in samples]
-        further = {**own_arguments(samples), **further_arguments(rows)}
-        x["out"], x["lse"] = VARLEN[rank](*call, **further, return_lse=True, kernel=self.config.key)
-        parts = {name: y.split(counts) for name, y in x.items()}
+        samples = random_samples(rng, self.config)
+        x = inputs_of_samples(samples, seed)
+        x["out"], x["lse"] = attend_samples(samples, x, self.config.key)
         for i, problem in enumerate(samples):
-            own = for_kernel(replace(problem, heads=heads, kv_heads=kv_heads, extra_tokens=extra), self.config)
-            tensors = {name: part[i].unflatten(0, problem.tokens)[None] for name, part in parts.items()}
-            yield f"sample {i}", own, tensors | {name: y[i : i + 1] for name, y in rows.items()}
+            yield f"sample {i}", problem, sample_of(x, i, samples)
+
+
+def random_heads(rng: Random, config: KernelConfig) -> tuple[Problem, list[Problem]]:
+    """A problem of some heads, and for each of them one with a pattern of its own, and extra keys at times."""
+    tokens = [rng.randint(1, {1: 150, 2: 16, 3: 7}[config.rank]) for _ in range(config.rank)]
+    kv_heads, group = rng.choice((1, 2, 3)), rng.choice((1, 2))
+    heads: list[Problem] = []
+    while len(heads) < kv_heads * group:
+        heads += [random_pattern(rng, tokens, plain=rng.random() < 0.3)] * rng.randint(1, 3)
+    heads = heads[: kv_heads * group]
+    extra = (rng.randint(1, 130),) if rng.random() < 0.5 else ()
+    batch = rng.randint(1, 2)
+    heads = [for_kernel(replace(head, batch=batch, extra_tokens=extra), config) for head in heads]
+    return replace(heads[0], heads=len(heads), kv_heads=kv_heads), heads
+
+
+def attend_heads(heads: Sequence[Problem], x: Tensors, key: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """The operator's results, of tensors by role, on a kernel."""
+    further = {**own_arguments(heads), **further_arguments(x)}
+    out, lse = neighborhood_attention(x["q"], x["k"], x["v"], **further, return_lse=True, kernel=key)
+    return out, lse
+
+
+def head_of(x: Tensors, head: int, group: int) -> Tensors:
+    """Of tensors by role those of one head, as views."""
+    found = {}
+    for name, y in x.items():
+        at = head // group if name in ("k", "v") or name.startswith("extra") else head
+        found[name] = y if name == "extra_lengths" else y.narrow(-1 if name.endswith("lse") else -2, at, 1)
+    return found
+
+
+def random_samples(rng: Random, config: KernelConfig) -> list[Problem]:
+    """Samples of a packed batch with layouts and patterns of their own, and extra keys at times."""
+    rank, samples = config.rank, []
+    for _ in range(rng.randint(1, 4)):
+        tokens = [rng.randint(1, {1: 120, 2: 13, 3: 6}[rank]) for _ in range(rank)]
+        samples.append(random_pattern(rng, tokens, plain=rng.random() < 0.3))
+    kv_heads = rng.choice((1, 2))
+    heads = kv_heads * rng.choice((1, 2))
+    extra = (rng.randint(1, 130),) if rng.random() < 0.5 else ()
+    shared = {"heads": heads, "kv_heads": kv_heads, "extra_tokens": extra}
+    return [for_kernel(replace(sample, **shared), config) for sample in samples]
+
+
+def inputs_of_samples(samples: Sequence[Problem], seed: int) -> Tensors:
+    """Packed tensors by role; extra keys have a row for each sample."""
+    one = samples[0]
+    shared = {"heads": one.heads, "kv_heads": one.kv_heads, "dtype": one.dtype}
+    shared |= {"head_dim": one.head_dim, "value_head_dim": one.value_head_dim}
+    line = Problem((sum(problem.token_count for problem in samples),), (1,), **shared)
+    x = {name: y[0] for name, y in FORWARD.random_inputs(line, seed).items()}
+    rows = FORWARD.random_inputs(replace(line, batch=len(samples), extra_tokens=one.extra_tokens), seed)
+    return x | {name: y for name, y in rows.items() if name.startswith("extra")}
+
+
+def attend_samples(samples: Sequence[Problem], x: Tensors, key: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `attend_heads`, of packed samples."""
+    call = x["q"], x["k"], x["v"], [problem.tokens for problem in samples]
+    further = {**own_arguments(samples), **further_arguments(x)}
+    out, lse = VARLEN[samples[0].rank](*call, **further, return_lse=True, kernel=key)
+    return out, lse
+
+
+def sample_of(x: Tensors, i: int, samples: Sequence[Problem]) -> Tensors:
+    """Of packed tensors by role those of one sample, as views."""
+    counts, found = [problem.token_count for problem in samples], {}
+    for name, y in x.items():
+        extra = name.startswith("extra")
+        found[name] = y[i : i + 1] if extra else y.split(counts)[i].unflatten(0, samples[i].tokens)[None]
+    return found
 
 
 def further_arguments(tensors: Tensors) -> dict[str, Any]:
@@ -142,12 +179,27 @@ def main(count: int, first: int = 0) -> None:
     """Tries the calls of ``count`` seeds."""
     kernel_of = {seed: CONFIGS[seed // 4 % len(CONFIGS)] for seed in range(first, first + count)}
     libraries = find_libraries(sorted(set(kernel_of.values())), emulated=True)
-    verifiers = {config: Verifier(config, library, Settings(SCHEDULES)) for config, library in libraries.items()}
     operators = {config: Operators(config, library) for config, library in libraries.items()}
+    survey(kernel_of, libraries, {seed: operators[config].check for seed, config in kernel_of.items() if seed % 4 == 3})
+
+
+def survey(
+    kernel_of: Mapping[int, KernelConfig],
+    libraries: Mapping[KernelConfig, Path],
+    otherwise: Mapping[int, Callable[[int], str]],
+) -> None:
+    """Tries the calls of seeds, says what is wrong of which, and ends the process.
+
+    Args:
+        kernel_of: the seeds' kernels.
+        libraries: the kernels'.
+        otherwise: of seeds whose calls aren't the kernel's own, what says what is wrong of them.
+    """
+    verifiers = {config: Verifier(config, library, Settings(SCHEDULES)) for config, library in libraries.items()}
     met, wrong, runs, start = Counter[str](), 0, 0, time.monotonic()
-    for seed, config in kernel_of.items():
-        if seed % 4 == 3:
-            said, runs = operators[config].check(seed), runs + 1
+    for done, (seed, config) in enumerate(kernel_of.items(), 1):
+        if seed in otherwise:
+            said, runs = otherwise[seed](seed), runs + 1
             met["through the operators"] += 1
         else:
             problem = random_call(config, seed)
@@ -157,11 +209,12 @@ def main(count: int, first: int = 0) -> None:
         if said:
             wrong += 1
             print(f"seed {seed}, {config.key}: {said}", flush=True)
-        if sys.stderr.isatty() or seed % 20 == 19:
-            print(f"{seed + 1 - first} calls, {wrong} wrong, {time.monotonic() - start:.0f} s", file=sys.stderr)
+        if sys.stderr.isatty() or done % 20 == 0:
+            print(f"{done} calls, {wrong} wrong, {time.monotonic() - start:.0f} s", file=sys.stderr)
     for verifier in verifiers.values():
         verifier.close()
-    print(f"{count} calls, {wrong} wrong, {runs} runs; " + ", ".join(f"{n} {kind}" for kind, n in sorted(met.items())))
+    kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(met.items()))
+    print(f"{len(kernel_of)} calls, {wrong} wrong, {runs} runs; {kinds}")
     sys.exit(wrong > 0)
 
 

@@ -65,6 +65,13 @@ def test_the_bound_of_a_report_is_the_simulators(arch: str) -> None:
         assert pairs / visible_pairs(problem) == pytest.approx(found.flop_speedup)
 
 
+def test_computed_pairs_of_tiles_of_several_heads() -> None:
+    config = KernelConfig.parse("gna_forward-sm100-r2-bf16-d64-q4x5h6-kv4x8")
+    problem = oracle.Problem((20, 21), (9, 7), heads=6, kv_heads=1, head_dim=64, value_head_dim=64)
+    found = simulate_tiles(problem, Tiles(config.q_tile, config.kv_tile, config.q_tile_heads), FAMILIES["sm100"])
+    assert problem.token_count**2 / computed_pairs(problem, config) == pytest.approx(found.work_bound, rel=1e-3)
+
+
 def test_computed_pairs_of_every_setting() -> None:
     """Beside the simulator's counts, which are held to the kernels' own."""
     rng = Random(2)

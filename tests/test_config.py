@@ -32,6 +32,7 @@ def configs(draw: st.DrawFn) -> KernelConfig:
         q_tile=draw(box),
         kv_tile=draw(box),
         variant=draw(st.just("") | st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True)),
+        q_tile_heads=draw(st.sampled_from([1, 1, 2, 12])),
     )
 
 
@@ -44,6 +45,8 @@ def test_keys_are_as_the_design_writes_them() -> None:
     assert EXAMPLE.symbol == "gnaforge_entry_gna_forward_sm90_r3_bf16_d128_q2x8x8_kv2x8x8"
     other = KernelConfig("gna_backward_kv", "sm100", 1, "fp16", 96, (128,), (256,), value_head_dim=64, variant="lean")
     assert other.key == "gna_backward_kv-sm100-r1-fp16-d96v64-q128-kv256-lean"
+    packed = dataclasses.replace(EXAMPLE, arch="sm100", q_tile=(2, 8, 4), q_tile_heads=4)
+    assert packed.key == "gna_forward-sm100-r3-bf16-d128-q2x8x4h4-kv2x8x8"
     anything = dataclasses.replace(EXAMPLE, arch="cpu", head_dim=ANY_HEAD_DIM)
     assert anything.key == "gna_forward-cpu-r3-bf16-dany-q2x8x8-kv2x8x8"
 
@@ -53,7 +56,8 @@ def test_key_parses_back(config: KernelConfig) -> None:
     parsed = KernelConfig.parse(config.key)
     assert parsed == config
     assert parsed.key == config.key
-    assert (config.q_rows, config.kv_columns) == (prod(config.q_tile), prod(config.kv_tile))
+    rows = prod(config.q_tile) * config.q_tile_heads
+    assert (config.q_rows, config.kv_columns) == (rows, prod(config.kv_tile))
 
 
 @given(configs(), configs())
@@ -106,6 +110,8 @@ def test_spoiled_key_is_refused_or_another_config(config: KernelConfig, data: st
         ("GNA_forward-sm90-r1-bf16-d64-q8-kv8", "is no kernel key"),
         ("gna_forward-sm90-r1-bf16-d64-q8-kv8\n", "is no kernel key"),
         ("gna_forward-sm90-r1-bf16-d64-q8-kv8-", "is no kernel key"),
+        ("gna_forward-sm100-r1-bf16-d64-q8h1-kv8", "is not canonical; write 'gna_forward-sm100-r1-bf16-d64-q8-kv8'"),
+        ("gna_forward-sm100-r1-bf16-d64-q8h0-kv8", "q_tile_heads: 0 is not a positive integer"),
         ("gna_forward-sm90-r1-bf16-d064-q8-kv8", "is not canonical; write 'gna_forward-sm90-r1-bf16-d64-q8-kv8'"),
         ("gna_forward-sm90-r1-bf16-d64v64-q8-kv8", "is not canonical; write 'gna_forward-sm90-r1-bf16-d64-q8-kv8'"),
         ("gna_forward-sm90-r1-bf16-d0-q8-kv8", "is not canonical; write 'gna_forward-sm90-r1-bf16-dany-q8-kv8'"),

@@ -25,41 +25,47 @@ from gnaforge.spec import Spec, parse_spec
 from kernel_set import FAMILIES
 
 
-def with_head_dim(problem: oracle.Problem, head_dim: int = 64) -> oracle.Problem:
-    return replace(problem, kv_heads=problem.heads, head_dim=head_dim, value_head_dim=head_dim)
+def with_head_dim(problem: oracle.Problem, head_dim: int = 64, group: int = 1) -> oracle.Problem:
+    """``group`` heads share keys."""
+    heads = {"heads": problem.heads * group, "kv_heads": problem.heads}
+    return replace(problem, **heads, head_dim=head_dim, value_head_dim=head_dim)
 
 
 def boxes(limits: list[int], largest: int) -> Iterator[tuple[int, ...]]:
     return (box for box in product(*(range(1, limit + 1) for limit in limits)) if prod(box) <= largest)
 
 
-def every_tile(problem: oracle.Problem, arch: str, head_dim: int, static: bool) -> list[tuple[Tiles, int, float]]:
+def every_tile(
+    problem: oracle.Problem, arch: str, head_dim: int, static: bool, group: int = 1
+) -> list[tuple[Tiles, float, float]]:
     """All tiles that an arch admits, with their work and modelled seconds, counted by the oracle."""
-    family, problem = FAMILIES[arch], with_head_dim(problem, head_dim)
+    family, problem = FAMILIES[arch], with_head_dim(problem, head_dim, group)
     found = []
     kv_boxes = [
         kv
         for kv in boxes([length + 15 for length in problem.tokens], family.limits.kv_columns)
         if prod(kv) % 16 == 0 and max(kv) <= MAX_EXTENT
     ]
-    for q in boxes(list(problem.tokens), family.limits.q_rows):
+    several = [n for n in range(1, group + 1) if group % n == 0 and (n == 1 or family.several_heads)]
+    for heads, q in product(several, boxes(list(problem.tokens), family.limits.q_rows)):
         for kv in kv_boxes:
-            variant = family.variant
-            if family.faults(KernelConfig("gna_forward", arch, len(q), "bf16", head_dim, q, kv, variant=variant)):
+            names = "gna_forward", arch, len(q), "bf16", head_dim, q, kv
+            if family.faults(KernelConfig(*names, variant=family.variant, q_tile_heads=heads)):
                 continue
             per_axis = [
                 oracle.count_axis_tiles(axis, *extents, static)
                 for axis, extents in zip(problem.axes, zip(q, kv, strict=True), strict=True)
             ]
             q_tiles, visited, interior = (prod(column) for column in zip(*per_axis, strict=True))
-            rows = family.padding.padded_rows(prod(q))
+            rows = family.padding.padded_rows(prod(q) * heads)
             columns = family.padding.padded_columns(prod(kv))
-            found.append((Tiles(q, kv), q_tiles, visited, interior, rows * columns * visited))
+            counts = (n / heads for n in (q_tiles, visited, interior, rows * columns * visited))
+            found.append((Tiles(q, kv, heads), *counts))
     tiles, q_tiles, visited, interior, work = zip(*found, strict=True)
     most = [simulate_tiles(problem, pair, family, "static" if static else "dynamic").counts for pair in tiles]
     cost = costs(
         family.padding,
-        [prod(pair.q) for pair in tiles],
+        [prod(pair.q) * pair.q_heads for pair in tiles],
         [prod(pair.kv) for pair in tiles],
         q_tiles,
         0,
@@ -94,6 +100,35 @@ class TestBest:
             assert seconds <= least_seconds * 1.01
             assert work == min(w for _, w, s in every if s <= least_seconds * 1.01 * (1 - 1e-9))
             assert found.loss == (pytest.approx(seconds / least_seconds - 1, abs=1e-6),)
+
+    def test_heads_that_share_keys_against_every_tile(self) -> None:
+        """Where it pays, and the arch can, a Q tile has several of them."""
+        rng, taken = Random(51), set()
+        for group in (2, 3, 4, 8, 2):
+            problem = oracle.random_problem(rng, max_tokens=rng.choice((8, 12)))
+            arch = "sm90" if group == 3 else "sm100"
+            every = every_tile(problem, arch, 64, False, group)
+            for objective, which in (("work", 1), ("time", 2)):
+                found = fit_problems([with_head_dim(problem, 64, group)], FAMILIES[arch], "dynamic", objective)
+                best = next(row for row in every if row[0] == found.tiles[0])
+                assert best[which] <= min(row[which] for row in every) * (1 + (0.01 if which == 2 else 1e-9))
+                taken.add((arch, found.tiles[0].q_heads > 1))
+        assert ("sm100", True) in taken and ("sm90", True) not in taken
+
+    def test_tiles_for_heads_that_share_keys(self) -> None:
+        """Fewer tokens of more heads see fewer keys that none of them needs; each problem's tiles divide its heads."""
+        bounds = []
+        for group in (1, 2, 8):
+            problem = oracle.Problem((128, 160), (31, 31), heads=2 * group, kv_heads=2)
+            tiles = fit_problems([problem], FAMILIES["sm100"]).tiles[0]
+            assert group % tiles.q_heads == 0
+            bounds.append(simulate_tiles(problem, tiles, FAMILIES["sm100"]).work_bound)
+        assert bounds[2] > 1.1 * bounds[1] > 1.2 * bounds[0]
+        mixed = [oracle.Problem((20, 30), (9, 9), heads=heads, kv_heads=2) for heads in (8, 12)]
+        for within in (0.0, 0.5):
+            found = fit_problems(mixed, FAMILIES["sm100"], within=within)
+            for problem, index in zip(mixed, found.chosen, strict=True):
+                assert problem.heads // 2 % found.tiles[index].q_heads == 0
 
     @pytest.mark.parametrize("objective", ["time", "work"])
     @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ import pytest
 from gnaforge.build.identity import include_dir
 from gnaforge.build.render import render_kernel, render_library
 from gnaforge.build_tools.toolchain import cxx_compiler
+from gnaforge.errors import InputError
 from gnaforge.families import families
 from gnaforge.families.family import CodeTimes
 from gnaforge.gna.axes import Axis, axes_of
@@ -316,6 +317,25 @@ class TestSimulate:
             assert row["perfectly_block_sparse"] == blocks_are_full(problem, q, kv, tiling == "static")
             assert row["work_bound"] <= row["flop_speedup"] * (1 + 1e-12)
             assert row["model"]["seconds"] > 0 and row["model"]["dense_seconds"] > 0
+
+    def test_tiles_of_several_heads(self) -> None:
+        """Each token of one has a row for each head, and its KV tiles are the heads' own together."""
+        counted = {"kv_heads": 2, "arch": "sm100", "q_tile": (32,), "kv_tile": (16,)}
+        one = gnaforge.simulate((100,), 9, heads=2, **counted)
+        four = gnaforge.simulate((100,), 9, heads=8, **counted, q_tile_heads=4)
+        assert four.counts == one.counts
+        assert one.work_bound == 100 * 100 / (one.counts.visited * 16 * 128)
+        assert four.work_bound == 4 * one.work_bound
+        assert float(four.time.waves) == float(one.time.waves)
+        assert float(four.time.seconds) == pytest.approx(float(one.time.seconds))
+        assert four.as_json()["tiles"] == {"q": [32], "kv": [16], "q_heads": 4, "fitted": False}
+        assert str(four.tiles) == "q 32 of 4 heads, kv 16"
+        with pytest.raises(InputError, match=r"q_tile_heads: 4 query heads share keys; tiles of .*h3-kv16 have 3"):
+            gnaforge.simulate((100,), 9, heads=8, **counted, q_tile_heads=3)
+        with pytest.raises(InputError, match="q_tile_heads: tiles of sm90 kernels have 1 head, not 4"):
+            gnaforge.simulate((100,), 9, heads=8, **{**counted, "arch": "sm90"}, q_tile_heads=4)
+        with pytest.raises(InputError, match="q_tile_heads: is fitted with the tiles"):
+            gnaforge.simulate((100,), 9, q_tile_heads=4)
 
     def test_work_bound_counts_padding(self) -> None:
         # 30 frames in Q tiles of 4 are computed as 32, so 10.42, not 11.11: NATTEN's kernel reaches 10.40 on B200.

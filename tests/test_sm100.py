@@ -17,7 +17,7 @@ from gnaforge.runtime.problem import Problem
 from gnaforge.verification.problems import for_kernel
 from gnaforge.verification.runner import ProblemResult, Settings, Verifier
 from gnaforge.verification.schedules import Schedule
-from sm100_kernels import APART, CONFIGS, COPIED, FOLDED, KEYS, LINE, PLANE, WIDE
+from sm100_kernels import APART, CONFIGS, COPIED, FOLDED, KEYS, LINE, PACKED, PLANE, SHARED, WIDE
 from sm100_problems import random_problem
 from test_sm90 import LAYOUTS, NONFINITE
 from test_sm90_bands import CASES, random_problems
@@ -96,6 +96,7 @@ def test_cases_of_settings(libraries: dict[str, Path], case: str) -> None:
         (APART, Problem((5, 7, 8), 2, 1, (1, 3, 3), batch=2, extra_tokens=(99,))),
         (PLANE, Problem((12, 9), (5, 4), edge=("cut", "wrap"), batch=2, heads=2, extra_tokens=(1, 250))),
         (WIDE, Problem(200, 50, 3, 2, batch=3, heads=2, kv_heads=1, extra_tokens=(48, 100))),
+        (PACKED, Problem((5, 7, 9), 3, 1, (1, 1, 2), batch=2, heads=8, kv_heads=2, extra_tokens=(99,))),
     ],
 )
 def test_windows_and_extra_keys(libraries: dict[str, Path], key: str, problem: Problem) -> None:
@@ -114,6 +115,9 @@ def test_windows_and_extra_keys(libraries: dict[str, Path], key: str, problem: P
         (COPIED, "windows_per_head", "lazy"),
         (APART, "samples", "random"),
         (LINE, "joint", "random"),
+        (PACKED, "windows_per_head", "random"),
+        (SHARED, "joint", "lazy"),
+        (SHARED, "work", "eager"),
     ],
 )
 def test_calls(libraries: dict[str, Path], key: str, name: str, mode: str) -> None:
@@ -173,6 +177,18 @@ def test_values_that_are_not_finite_reach_no_further_than_is_said(libraries: dic
 )
 def test_refusals_say_why(libraries: dict[str, Path], call: str, device: str, reason: str) -> None:
     assert reason in run(prelude(libraries, WIDE) + REFUSED.format(call=call), device=device)
+
+
+def test_heads_that_make_no_whole_tiles_are_refused(libraries: dict[str, Path]) -> None:
+    code = """
+q, k = torch.randn(1, 9, 3, 192).half(), torch.randn(1, 9, 1, 192).half()
+v = torch.randn(1, 9, 1, 72).half()
+try:
+    attend(q, k, v, 3)
+except Exception as error:
+    print(error)
+"""
+    assert "3 query heads share keys, a multiple of 2 must" in run(prelude(libraries, SHARED) + code)
 
 
 def test_facts_of_a_gpu_build(session_cache: Path) -> None:

@@ -19,10 +19,10 @@ from gnaforge.verification.runner import Settings, Verifier
 from gnaforge.verification.schedules import Schedule
 from sm100_problems import random_problem
 
-# Two halves of rows, of whole boxes; and a last word of columns, channels of Q K^T and rows of V with padding. One
-# half: Q copied to tensor memory, two chunks of channels, of which the last one is half empty.
+# Two halves of rows, of whole boxes; and of two heads each, with padding of the last word of columns, of channels and
+# of rows of V. One half: Q copied to tensor memory, two chunks of channels, of which the last one is half empty.
 FOLDED = "gna_forward-sm100-r3-e4m3-obf16-d128-q4x8x8-kv2x8x8"
-LINE = "gna_forward-sm100-r1-e4m3-obf16-d80v48-q250-kv80"
+LINE = "gna_forward-sm100-r1-e4m3-obf16-d80v48-q125h2-kv80"
 COPIED = "gna_forward-sm100-r2-e4m3-ofp16-d208-q8x16-kv8x6"
 KEYS = (FOLDED, LINE, COPIED)
 CONFIGS = [KernelConfig.parse(key) for key in KEYS]

@@ -63,9 +63,9 @@ def test_random_problems_with_every_setting(session_cache: Path, key: str) -> No
     verify(key, *problems)
 
 
-def survey(count: int) -> None:
-    """Calls of `sm90_survey`, in a process of its own."""
-    command = [sys.executable, "sm90_survey.py", str(count)]
+def survey(count: int, script: str = "sm90_survey.py") -> None:
+    """Calls of a survey, in a process of its own."""
+    command = [sys.executable, script, str(count)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, timeout=7200)
     if "no CUDA compiler" in done.stderr:
         pytest.skip("no CUDA compiler")

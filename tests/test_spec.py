@@ -252,7 +252,7 @@ REFUSED = {
     "unknown tile field": (
         "{q: [2, 8, 8],",
         "{«k: 1, q: [2, 8, 8],",
-        "kernels[0].tiles[0].k: unknown field; allowed: q, kv, backward_q, backward_kv; did you mean 'kv'?",
+        "kernels[0].tiles[0].k: unknown field; allowed: q, kv, q_heads, backward_q, backward_kv; did you mean 'kv'?",
     ),
     "missing field": (
         "  - rank: 3\n    head_dim: [64, 128]",
@@ -316,7 +316,10 @@ REFUSED = {
     "tile not a mapping": (
         "[{q: [2, 8, 8], kv: [2, 8, 8]}]",
         "[«5]",
-        "kernels[0].tiles[0]: 5 is no mapping; allowed: a mapping with the fields q, kv, backward_q, backward_kv",
+        (
+            "kernels[0].tiles[0]: 5 is no mapping; allowed: a mapping with the fields q, kv, q_heads, backward_q, "
+            "backward_kv"
+        ),
     ),
     "variant": (
         "direction:",
@@ -569,6 +572,19 @@ def test_huge_product_is_refused_with_its_count_before_it_is_listed() -> None:
 def test_boxes_of_a_backward_kernel_are_a_mapping(given: str) -> None:
     (line,) = problems(replaced("kv: [2, 8, 8]", f"kv: [2, 8, 8], backward_kv: {given}"))
     assert "tiles[0].backward_kv: " in line and "allowed: a mapping with the fields q, kv" in line
+
+
+def test_heads_of_a_query_tile() -> None:
+    """Of a forward kernel, where the arch can; rows are counted for each head."""
+    text = replaced("q: [2, 8, 8]", "q: [2, 8, 8], q_heads: 2")
+    where = "f.yaml:11:37: kernels[0].tiles[0].q_heads: "
+    assert problems(text) == [f"{where}tiles of {arch} kernels have 1 head, not 2" for arch in ("cpu", "sm90")]
+    text = text.replace("[cpu, sm90, sm100]", "sm100").replace("[forward, backward]", "forward")
+    (first, *_) = plan(parse_spec(text.encode(), "f.yaml")).configs
+    assert first.q_tile_heads == 2 and "-q2x8x8h2-kv2x8x8" in first.key
+    for heads, said in ((3, "takes at most 85 of 3 heads"), (4, "takes at most 64 of 4 heads")):
+        (line,) = problems(text.replace("q_heads: 2", f"q_heads: {heads}"))
+        assert "tiles[0].q: " in line and said in line
 
 
 def test_directions_where_there_are_gradients() -> None:

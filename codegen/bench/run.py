@@ -20,6 +20,7 @@ from ..runtime.config import DIRECTIONS, Direction, KernelConfig
 from ..runtime.core import load_file
 from ..runtime.op_table import FORWARD
 from ..runtime.problem import Problem
+from ..simulator.cost import Tiles
 from ..simulator.fitting import simulate_fitted
 from ..spec import load_spec
 from .report_file import load_report
@@ -219,8 +220,9 @@ def config_of(problem: Problem, arch: str, variant: str | None = None, op: str =
     """
     smallest = partial(_smallest, problem)
     family = choose_family(op, arch, variant, smallest)
-    q_tile, kv_tile = family.default_boxes(problem.rank, problem.head_dim)
+    tiles = Tiles(*family.default_boxes(problem.rank, problem.head_dim))
     if not family.head_dim_at_run_time and family.time is not None:
-        fitted = simulate_fitted(problem, family).tiles
-        q_tile, kv_tile = fitted.q, fitted.kv
-    return family.serving_config(replace(smallest(family), q_tile=q_tile, kv_tile=kv_tile))
+        tiles = simulate_fitted(problem, family).tiles
+    return family.serving_config(
+        replace(smallest(family), q_tile=tiles.q, kv_tile=tiles.kv, q_tile_heads=tiles.q_heads)
+    )

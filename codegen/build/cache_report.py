@@ -135,7 +135,19 @@ def _differences(
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
-_FIELDS = ("op", "arch", "variant", "rank", "dtype", "head_dim", "value_head_dim", "out_dtype", "q_tile", "kv_tile")
+_FIELDS = (
+    "op",
+    "arch",
+    "variant",
+    "rank",
+    "dtype",
+    "head_dim",
+    "value_head_dim",
+    "out_dtype",
+    "q_tile",
+    "kv_tile",
+    "q_tile_heads",
+)
 
 
 def _nearest(config: KernelConfig, parts: Mapping[str, str]) -> Artifact | None:

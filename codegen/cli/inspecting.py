@@ -63,6 +63,7 @@ def _row(raw: dict[str, Any], *, modelled: bool = False) -> dict[str, Any]:
         "arch": config.arch,
         "q_tile": list(config.q_tile),
         "kv_tile": list(config.kv_tile),
+        "q_tile_heads": config.q_tile_heads,
         "features": list(family.features) if family else None,
         **{name: value if isinstance(value, int | float) else None for name, value in facts.items()},
         "code": {str(name): n for name, n in code.items() if isinstance(n, int)} if isinstance(code, dict) else None,

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 
 _OR_PRESET = "or the preset's"
+_OF_WINDOWS = tuple(name for name in PATTERN if name not in ("tokens", "extra_tokens"))
 
 
 @takes_problem(
@@ -54,6 +55,9 @@ def simulate(
     kv_tile: Annotated[
         str | None, typer.Option(help="Key tokens per tile, for example 2,8,8.", show_default="fitted")
     ] = None,
+    q_tile_heads: Annotated[
+        int, typer.Option(min=1, help="Query heads that share keys, of which a Q tile has the tokens (sm100).")
+    ] = 1,
     tiling: Annotated[
         str,
         typer.Option(
@@ -77,6 +81,14 @@ def simulate(
     dense_steps: Annotated[
         str, typer.Option(metavar="K/N", help="With --end-to-end: K of N diffusion steps keep dense attention.")
     ] = "0/1",
+    schedule: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="With --end-to-end: windows by layer, step and head, from a YAML or JSON file, in place of --window "
+            "and --dense-steps.",
+        ),
+    ] = None,
     devices: Annotated[
         str | None,
         typer.Option(
@@ -116,6 +128,7 @@ def simulate(
     Examples:
         gnaforge simulate --tokens 30,48,80 --window 18,24,24 --stride 16,8,8
         gnaforge simulate --tokens 256,256 --window 80 --sweep-stride --plot strides.png  # Which strides need no masks.
+        gnaforge simulate --preset hunyuan-video --end-to-end 0.607 --schedule windows.yaml
         gnaforge simulate --preset hunyuan-video --arch sm100 --html hunyuan.html  # Patterns query by query.
         gnaforge simulate --tokens 64,64 --window 13 --arch cpu --direction training --head-dim 64
         gnaforge simulate --tokens 4096,4096 --window 31 --edge cut,wrap --devices 8,64 --link-gbps 450
@@ -126,19 +139,25 @@ def simulate(
     from ..simulator.simulation import family_for
     from ..simulator.sweep import sweep_strides
 
+    if end_to_end is None:
+        refuse_unused(context, ("dense_steps", "schedule"), "without --end-to-end")
+    if schedule is not None:
+        alone = ("dense_steps", "direction", "sweep_stride", "devices", "plot", "html")
+        refuse_unused(context, (*_OF_WINDOWS, *alone), "beside --schedule")
     if options.preset is not None:
         refuse_unused(context, PATTERN, "beside --preset")
-    elif options.tokens is None or options.window is None:
-        raise InputError("give either --preset, or --tokens and --window; see gnaforge simulate --help")
+    elif options.tokens is None or (options.window is None and schedule is None):
+        window = "--window" if schedule is None else "--schedule"
+        raise InputError(f"give either --preset, or --tokens and {window}; see gnaforge simulate --help")
     if sweep_stride:
         refuse_unused(context, ("stride", "objective"), "beside --sweep-stride")
-    if q_tile is not None:
+    if q_tile is None:
+        refuse_unused(context, ("q_tile_heads",), "without --q-tile")
+    else:
         refuse_unused(context, ("objective",), "beside --q-tile")
     if len(ops_of(direction)) > 1:
         of_forward = ("sweep_stride", "end_to_end", "dense_steps", "plot", "tiling")
         refuse_unused(context, of_forward, f"beside --direction {direction}")
-    if end_to_end is None:
-        refuse_unused(context, ("dense_steps",), "without --end-to-end")
     if devices is None:
         refuse_unused(context, ("link_gbps", "link_us"), "without --devices")
     else:
@@ -146,7 +165,7 @@ def simulate(
         refuse_unused(context, alone, "beside --devices")
     check_outputs(plot=plot, html=html)
     problems = (
-        [options.problem()]
+        [options.problem(**({} if schedule is None else {"window": options.tokens}))]
         if options.preset is None
         else _problems_of_spec(options.preset, options.fields_in_use(), arch)
     )
@@ -156,7 +175,21 @@ def simulate(
         raise InputError(
             f"--plot draws one problem, {options.preset} has {len(problems)}: give it by --tokens and --window"
         )
-    tiles = _tiles(q_tile, kv_tile)
+    tiles = _tiles(q_tile, kv_tile, q_tile_heads)
+    if schedule is not None and end_to_end is not None:
+        from .simulate_schedule import simulate_with_schedule
+
+        simulate_with_schedule(
+            schedule,
+            problems,
+            end_to_end,
+            lambda problem: simulate_problem(
+                problem, tiles, arch, cast("Tiling", tiling), cast("Objective", objective), variant
+            ),
+            lambda distinct: _check_effort(distinct, False, tiles is None and tiling != "flat"),
+            json,
+        )
+        return
     share = None if end_to_end is None else (end_to_end, *_steps(dense_steps))
     distinct = list(dict.fromkeys(problems))
     if len(distinct) > 1:
@@ -278,7 +311,7 @@ _FEWER = (
 )
 
 
-def _tiles(q_tile: str | None, kv_tile: str | None) -> Tiles | None:
+def _tiles(q_tile: str | None, kv_tile: str | None, q_tile_heads: int) -> Tiles | None:
     from ..errors import InputError
     from ..simulator.cost import Tiles
 
@@ -286,7 +319,7 @@ def _tiles(q_tile: str | None, kv_tile: str | None) -> Tiles | None:
         return None
     if q_tile is None or kv_tile is None:
         raise InputError("give both --q-tile and --kv-tile, or neither to have them fitted")
-    return Tiles(parse_numbers("q_tile", q_tile), parse_numbers("kv_tile", kv_tile))
+    return Tiles(parse_numbers("q_tile", q_tile), parse_numbers("kv_tile", kv_tile), q_tile_heads)
 
 
 def _steps(text: str) -> tuple[int, int]:

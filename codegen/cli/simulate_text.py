@@ -13,7 +13,8 @@ from ..simulator.simulation import Simulation
 from .tables import print_table, say
 
 
-def _box(extents: Sequence[int]) -> str:
+def box(extents: Sequence[int]) -> str:
+    """Extents, as in 4x8x8."""
     return "x".join(map(str, extents))
 
 
@@ -34,7 +35,8 @@ def describe_problem(problem: Problem, *, stride: bool = True) -> str:
     return f"{describe(problem, stride=stride)}; {batch}{heads} of {problem.head_dim}, {problem.dtype}"
 
 
-def _times(factor: float | None) -> str:
+def times(factor: float | None) -> str:
+    """A speed-up; ``none`` where there is no bound."""
     if factor is None:
         return "none"
     return f"{factor:,.2f}x" if factor >= 0.1 else f"{factor:.2g}x"
@@ -44,7 +46,8 @@ def _share(value: float) -> str:
     return f"{value:.1%}" if value < 0.9995 or value == 1 else "over 99.9%"
 
 
-def _percent(part: int, whole: int) -> str:
+def percent(part: int, whole: int) -> str:
+    """A share of a count."""
     return f"{part / whole:.0%}" if part == whole or part / whole < 0.995 else "over 99%"
 
 
@@ -55,32 +58,32 @@ def print_one(found: Simulation, row: dict[str, Any]) -> None:
     lines = {
         "tiles": f"{found.tiles} ({origin}, {found.tiling} tiling)",
         "masked out": f"{_share(row['sparsity'])} of all pairs of a query and a key",
-        "FLOP bound": f"{_times(row['flop_speedup'])}   all pairs / visible pairs",
-        "work bound": f"{_times(row['work_bound'])}   all pairs / pairs computed in visited tiles, padding counted",
+        "FLOP bound": f"{times(row['flop_speedup'])}   all pairs / visible pairs",
+        "work bound": f"{times(row['work_bound'])}   all pairs / pairs computed in visited tiles, padding counted",
     }
     if row["paper_bound"] is not None:
         text = "as the GNA paper counts: worst Q tile, KV tiles on a grid"
-        lines["paper bound"] = f"{_times(row['paper_bound'])}   {text}"
+        lines["paper bound"] = f"{times(row['paper_bound'])}   {text}"
     if "natten" in row:
         tiles, theirs = row["natten"]["tiles"], row["natten"]["work_bound"]
-        name = f"q {_box(tiles['q'])}, kv {_box(tiles['kv'])} on a grid"
-        lines["NATTEN's"] = f"{_times(theirs)}   work bound of the best of its {found.arch} tiles, {name}"
+        name = f"q {box(tiles['q'])}, kv {box(tiles['kv'])} on a grid"
+        lines["NATTEN's"] = f"{times(theirs)}   work bound of the best of its {found.arch} tiles, {name}"
     lines["KV tiles"] = (
         f"{counts.visited / counts.q_tiles:.1f} per Q tile on average, {counts.most} at most; "
-        f"{_percent(counts.interior, counts.visited)} of them interior, which need no mask"
+        f"{percent(counts.interior, counts.visited)} of them interior, which need no mask"
     )
     lines["block-sparse"] = "perfectly: no tile needs a mask" if found.perfectly_block_sparse else "not perfectly"
     lines["model"] = (
         f"{seconds(model['seconds'])} on {model['device']}, dense {seconds(model['dense_seconds'])}: "
-        f"{_times(model['speedup'])}; a tile with mask costs {model['masked_tile_factor']:.2f}x; "
+        f"{times(model['speedup'])}; a tile with mask costs {model['masked_tile_factor']:.2f}x; "
         f"{model['waves']:,.1f} waves"
     )
     if "end_to_end" in row:
         end = row["end_to_end"]
         steps = f", {end['dense_steps']} of {end['steps']} steps dense" if end["dense_steps"] else ""
-        paper = f", {_times(end['paper_bound'])} by the paper's" if end["paper_bound"] is not None else ""
+        paper = f", {times(end['paper_bound'])} by the paper's" if end["paper_bound"] is not None else ""
         lines["end to end"] = (
-            f"{_times(end['work_bound'])} by the work bound{paper} "
+            f"{times(end['work_bound'])} by the work bound{paper} "
             f"(attention is {end['attention_share']:.1%} of the time{steps})"
         )
     say(describe_problem(found.problem))
@@ -91,33 +94,33 @@ def print_one(found: Simulation, row: dict[str, Any]) -> None:
 
 def _columns(found: Simulation, row: dict[str, Any]) -> tuple[str, ...]:
     return (
-        f"q {_box(found.tiles.q)}",
-        f"kv {_box(found.tiles.kv)}",
-        _times(row["flop_speedup"]),
-        _times(row["work_bound"]),
-        _times(row["paper_bound"]),
-        _times(row["natten"]["work_bound"]) if "natten" in row else "none",
-        _percent(found.counts.interior, found.counts.visited),
+        f"q {found.tiles.q_text}",
+        f"kv {box(found.tiles.kv)}",
+        times(row["flop_speedup"]),
+        times(row["work_bound"]),
+        times(row["paper_bound"]),
+        times(row["natten"]["work_bound"]) if "natten" in row else "none",
+        percent(found.counts.interior, found.counts.visited),
         seconds(row["model"]["seconds"]),
-        f"{_times(row['model']['speedup'])}",
+        f"{times(row['model']['speedup'])}",
     )
 
 
 _HEADS = ("Q tile", "KV tile", "FLOP bound", "work bound", "paper bound", "NATTEN's work bound", "no mask", "model", "")
 
 
-def _short(problem: Problem) -> str:
+def short(problem: Problem) -> str:
     """As few letters as tell the problems of a spec apart."""
-    parts = [f"{_box(problem.tokens)} w{_box(problem.window)} s{_box(problem.stride)}"]
-    parts += [f"d{_box(problem.dilation)}"] if set(problem.dilation) != {1} else []
+    parts = [f"{box(problem.tokens)} w{box(problem.window)} s{box(problem.stride)}"]
+    parts += [f"d{box(problem.dilation)}"] if set(problem.dilation) != {1} else []
     kinds = {True: "causal", "block": "block", False: "-"}
     parts += ["/".join(kinds[causal] for causal in problem.causal)] if any(problem.causal) else []
     parts += ["/".join(problem.edge)] if set(problem.edge) != {"shift"} else []
-    parts += [f"sink {_box(problem.sink)}"] if any(problem.sink) else []
+    parts += [f"sink {box(problem.sink)}"] if any(problem.sink) else []
     ranges = [
         name for name in ("grid", "q_offset", "kv_tokens", "kv_offset", "kv_sink") if any(getattr(problem, name) or ())
     ]
-    parts += [f"{name} {_box(getattr(problem, name))}" for name in ranges]
+    parts += [f"{name} {box(getattr(problem, name))}" for name in ranges]
     parts += [f"+{'+'.join(map(str, problem.extra_tokens))} keys"] if problem.extra_tokens else []
     return " ".join(parts)
 
@@ -131,10 +134,10 @@ def print_many(simulations: Sequence[Simulation], rows: Sequence[dict[str, Any]]
         ("problem", *several, *_HEADS, *end),
         (
             (
-                _short(found.problem),
+                short(found.problem),
                 *([str(found.family)] if several else []),
                 *_columns(found, row),
-                *([f"{_times(row['end_to_end']['work_bound'])}"] if end else []),
+                *([f"{times(row['end_to_end']['work_bound'])}"] if end else []),
             )
             for found, row in zip(simulations, rows, strict=True)
         ),
@@ -153,26 +156,26 @@ def print_passes(passes: Sequence[Passes]) -> None:
         say(describe_problem(first.problem))
     rows = []
     for each in passes:
-        name = [_short(each.problem)] if len(passes) > 1 else []
+        name = [short(each.problem)] if len(passes) > 1 else []
         for op, found in each.kernels.items():
             rows.append(
                 (
                     *name,
                     op.removeprefix("gna_"),
-                    f"q {_box(found.tiles.q)}",
-                    f"kv {_box(found.tiles.kv)}",
-                    _times(found.work_bound),
-                    _percent(found.counts.interior, found.counts.visited),
+                    f"q {found.tiles.q_text}",
+                    f"kv {box(found.tiles.kv)}",
+                    times(found.work_bound),
+                    percent(found.counts.interior, found.counts.visited),
                     seconds(float(found.time.seconds)),
-                    _times(found.model_speedup),
+                    times(found.model_speedup),
                 )
             )
-        sums = _times(each.work_bound), "", seconds(each.seconds), _times(each.model_speedup)
+        sums = times(each.work_bound), "", seconds(each.seconds), times(each.model_speedup)
         rows.append((*name, "together", "", "", *sums))
     several = ["problem"] if len(passes) > 1 else []
     print_table((*several, "kernel", "Q tile", "KV tile", "work bound", "no mask", "model", ""), rows)
     if len(passes) == 1:
-        say(f"\nNo work bound exceeds the FLOP bound of {_times(first.flop_speedup)}.", end=" ")
+        say(f"\nNo work bound exceeds the FLOP bound of {times(first.flop_speedup)}.", end=" ")
     else:
         say("")
     simulations = [found for each in passes for found in each.kernels.values()]
@@ -203,20 +206,20 @@ def print_sweep(sweep: Sequence[Simulation]) -> None:
         ("stride", "Q tile", "KV tile", "work bound", "paper bound", "no mask", "model", ""),
         (
             (
-                ("* " if found is perfect else "  ") + _box([axis.stride for axis in found.axes]),
-                _box(found.tiles.q),
-                _box(found.tiles.kv),
-                f"{_times(found.work_bound)}",
-                _times(found.paper_bound),
-                _percent(found.counts.interior, found.counts.visited),
+                ("* " if found is perfect else "  ") + box([axis.stride for axis in found.axes]),
+                found.tiles.q_text,
+                box(found.tiles.kv),
+                f"{times(found.work_bound)}",
+                times(found.paper_bound),
+                percent(found.counts.interior, found.counts.visited),
                 seconds(float(found.time.seconds)),
-                f"{_times(found.model_speedup)}",
+                f"{times(found.model_speedup)}",
             )
             for found in sweep
         ),
     )
     bounds = [found.flop_speedup for found in sweep]
-    low, high = _times(min(bounds)), _times(max(bounds))  # causal windows shrink as strides grow
+    low, high = times(min(bounds)), times(max(bounds))  # causal windows shrink as strides grow
     bound = f"the FLOP bound of {low}" if low == high else f"the FLOP bound of its stride, {low} to {high}"
     say(f"\nNo work bound exceeds {bound}.{_model_note(sweep)}", end=" ")
     if perfect is None and sweep[0].fitted:

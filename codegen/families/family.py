@@ -27,18 +27,18 @@ Fault = tuple[str, str]
 """A field of a config, and why its value can't be."""
 
 
-def any_q_box(box: Box) -> str | None:
+def any_q_box(box: Box, heads: int) -> str | None:
     """Admits every Q tile."""
     return None
 
 
-def q_box_of_halves(rows: int) -> Callable[[Box], str | None]:
+def q_box_of_halves(rows: int) -> Callable[[Box, int], str | None]:
     """Admits Q tiles for kernels that compute two halves of so many rows, each a box of its own: cut across one axis,
-    an odd extent rounded up (gpu/half_tile.h)."""
+    an odd extent rounded up (gpu/half_tile.h). A token has a row for each of the tile's heads."""
 
-    def q_box(box: Box) -> str | None:
-        half = min(prod(box) // extent * -(-extent // 2) for extent in box)
-        return None if half <= rows else f"can't be cut into two boxes of at most {rows} tokens: the best has {half}"
+    def q_box(box: Box, heads: int) -> str | None:
+        half, most = min(prod(box) // extent * -(-extent // 2) for extent in box), rows // heads
+        return None if half <= most else f"can't be cut into two boxes of at most {most} tokens: the best has {half}"
 
     return q_box
 
@@ -64,7 +64,7 @@ class Limits:
     """The tiles and head dims that kernels of a family can have.
 
     Attributes:
-        q_rows: most query tokens of a tile.
+        q_rows: most query tokens of a tile, counted once for each of its heads.
         kv_columns: most key tokens of a tile.
         kv_multiple, q_multiple: key and query tokens of a tile are a multiple of this: the N granularity of the matrix
             product, where the side's tiles pass by.
@@ -72,7 +72,7 @@ class Limits:
             or where KV tiles are held of ``q_multiple``.
         head_dim: largest head dim.
         head_dim_multiple: head dims are a multiple of this.
-        q_box: says why a Q tile of these extents does not fit; None if it does.
+        q_box: says why a Q tile of these extents, and so many heads, does not fit; None if it does.
         tile: says why a KV tile of these extents does not fit beside so many query rows with padding: of (rows, KV box,
             head dim, value head dim), for lack of registers or memory; None if it does. Where KV tiles are held, it is
             asked for a Q box beside so many key rows.
@@ -85,7 +85,7 @@ class Limits:
     fit_multiple: int = 16
     head_dim: int = 256
     head_dim_multiple: int = 8
-    q_box: Callable[[Box], str | None] = any_q_box
+    q_box: Callable[[Box, int], str | None] = any_q_box
     tile: Callable[[int, Box, int, int], str | None] = any_tile
 
 
@@ -217,6 +217,7 @@ class Family:
         default_tiles: query and key box, by rank, to take where nothing is known of the problem.
         features: the optional features that it has: GNAFORGE_FEATURE_* of abi.h, in lower case.
         head_dim_at_run_time: whether one kernel serves all head dims.
+        several_heads: whether a Q tile may have several query heads that share keys.
         rounds_probabilities: whether softmax's result is rounded to the inputs' type before it meets V.
         cutlass: folder of the CUTLASS example that kernels are compiled with; empty for none.
         relaxed: options of the emulator, `emulator.Options`, without which its kernels break rules of PTX.
@@ -236,6 +237,7 @@ class Family:
     out_dtypes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     features: tuple[str, ...] = ()
     head_dim_at_run_time: bool = False
+    several_heads: bool = False
     rounds_probabilities: bool = False
     cutlass: str = ""
     relaxed: tuple[str, ...] = ()
@@ -285,14 +287,17 @@ class Family:
                 found.append((name, f"{dim} must be a multiple of {multiple}"))
             elif dim > limits.head_dim:
                 found.append((name, f"{dim} is too large; {self} takes at most {limits.head_dim}"))
-        if config.q_rows > limits.q_rows:
-            found.append(
-                ("q_tile", f"holds {count_of(config.q_rows, 'query token')}; {self} takes at most {limits.q_rows}")
-            )
-        elif misfit := limits.q_box(config.q_tile):
+        of_heads = f" of {count_of(config.q_tile_heads, 'head')}" if config.q_tile_heads > 1 else ""
+        queries = count_of(prod(config.q_tile), "query token") + of_heads
+        if of_heads and not self.several_heads:
+            found.append(("q_tile_heads", f"tiles of {self} kernels have 1 head, not {config.q_tile_heads}"))
+        elif config.q_rows > limits.q_rows:
+            most = f"{limits.q_rows // config.q_tile_heads}{of_heads}"
+            found.append(("q_tile", f"holds {queries}; {self} takes at most {most}"))
+        elif misfit := limits.q_box(config.q_tile, config.q_tile_heads):
             found.append(("q_tile", misfit))
         elif config.q_rows % limits.q_multiple:
-            reason = f"holds {count_of(config.q_rows, 'query token')}; {self} needs a multiple of {limits.q_multiple}"
+            reason = f"holds {queries}; {self} needs a multiple of {limits.q_multiple}"
             found.append(("q_tile", reason))
         columns = config.kv_columns
         if columns > limits.kv_columns:
@@ -306,7 +311,7 @@ class Family:
         if not found and config.head_dim != ANY_HEAD_DIM:
             passing = config.q_tile if self.holds_keys else config.kv_tile
             if misfit := self._misfit(config, passing):
-                held = count_of(*((columns, "key token") if self.holds_keys else (config.q_rows, "query token")))
+                held = count_of(columns, "key token") if self.holds_keys else queries
                 found.append(("q_tile" if self.holds_keys else "kv_tile", f"beside {held} {misfit}"))
         return found
 

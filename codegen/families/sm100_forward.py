@@ -139,6 +139,7 @@ FAMILY = Family(
     limits=Limits(q_rows=256, kv_columns=128, q_box=q_box_of_halves(_HALF_ROWS), tile=_tile),
     padding=Padding(rows=_HALF_ROWS, columns=16),
     default_tiles={1: ((256,), (128,)), 2: ((16, 16), (16, 8)), 3: ((4, 8, 8), (2, 8, 8))},
+    several_heads=True,
     rounds_probabilities=True,
     machine_code=MachineCode(check_machine_code),
     time=replace(

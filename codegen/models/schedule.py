@@ -218,6 +218,35 @@ class Schedule:
         self.dense_layers = frozenset(dense_layers)
         self._steps = 1 + max(step for step, _ in patterns) if isinstance(patterns, Mapping) else None
 
+    @property
+    def steps(self) -> int | None:
+        """The steps of a table; None: there is none, any number of steps goes."""
+        return self._steps
+
+    @property
+    def layers(self) -> int | None:
+        """The layers of a list, and of a table those up to the last that it names; None: one pattern for all."""
+        if isinstance(self.patterns, Mapping):
+            return 1 + max(layer for _, layer in self.patterns)
+        return None if isinstance(self.patterns, Pattern) else len(self.patterns)
+
+    def counts(self, steps: int, layers: int) -> list[tuple[Pattern | None, int]]:
+        """The patterns of a run, each with the number of pairs of a step and a layer that have it; None is dense.
+
+        Raises:
+            InputError: as `require_layers` and `require_steps`.
+        """
+        self.require_layers(layers)
+        self.require_steps(steps)
+        found: dict[int, tuple[Pattern | None, int]] = {}
+        dense = min(self.dense_steps, steps)
+        alike = [(0, dense), (dense, steps - dense)] if self._steps is None else [(step, 1) for step in range(steps)]
+        for step, times in alike:
+            for layer in range(layers if times else 0):
+                pattern = self.at(step, layer)
+                found[id(pattern)] = pattern, found.get(id(pattern), (None, 0))[1] + times
+        return list(found.values())
+
     def require_layers(self, count: int) -> None:
         """Checks that the schedule is one of a model with so many layers.
 

@@ -35,7 +35,7 @@ def _patterns(problems: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Mapp
     for row in problems[:MOST_PATTERNS]:
         try:
             problem, config = Problem.from_json(row["problem"]), KernelConfig.parse(str(row.get("kernel")))
-            pattern = pattern_of(problem, Tiles(config.q_tile, config.kv_tile))
+            pattern = pattern_of(problem, Tiles(config.q_tile, config.kv_tile, config.q_tile_heads))
         except ValueError:
             continue
         if pattern is not None:

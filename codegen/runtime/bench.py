@@ -214,7 +214,7 @@ def _rounds(calls: dict[str, _Rotation], budget_seconds: float, device: str) -> 
 
 def computed_pairs(problem: Problem, config: KernelConfig) -> int:
     """Scores that a kernel computes of a problem, per batch entry and head: its bound is all pairs over these."""
-    return visited_pairs(problem, config.q_tile, config.kv_tile, facts_of(config).padding)
+    return visited_pairs(problem, config.q_tile, config.kv_tile, facts_of(config).padding, config.q_tile_heads)
 
 
 def share_of_work_bound(problem: Problem, config: KernelConfig, seconds: float, dense_seconds: float) -> float:

@@ -33,7 +33,7 @@ class _Part(NamedTuple):
         prefix: before the text; ``-`` where the part begins.
         parse: from the text to the value.
         show: from the value to the text.
-        optional: whether the part is left out where the field has its neutral value, 0 or empty.
+        optional: whether the part is left out where the field has its default.
     """
 
     field: str
@@ -69,6 +69,7 @@ _PARTS = (
     _Part("head_dim", rf"{_NUMBER}|any", "-d", _parse_head_dim, _show_head_dim),
     _Part("value_head_dim", _NUMBER, "v", int, optional=True),
     _Part("q_tile", _BOX, "-q", _parse_box, _show_box),
+    _Part("q_tile_heads", _NUMBER, "h", int, optional=True),
     _Part("kv_tile", _BOX, "-kv", _parse_box, _show_box),
     _Part("variant", r"[a-z][a-z0-9_]*", optional=True),
 )
@@ -97,6 +98,7 @@ class KernelConfig:
         variant: tells the kernel families of an op and arch apart; empty for the one that has none.
         out_dtype: element type of O, where it is another than ``dtype``; empty (the default) means equal, or where that
             is no type of outputs the first of those that ``dtype`` has.
+        q_tile_heads: query heads that share keys, of which a Q tile has the tokens: it takes so many rows for each.
 
     Raises:
         ValueError: a field is malformed; the message names it. Limits of an arch are not checked here.
@@ -112,6 +114,7 @@ class KernelConfig:
     value_head_dim: int = 0
     variant: str = ""
     out_dtype: str = ""
+    q_tile_heads: int = 1
 
     def __post_init__(self) -> None:
         if self.value_head_dim == self.head_dim:
@@ -134,6 +137,8 @@ class KernelConfig:
                 raise ValueError(f"{name}: {box} has {len(box)} extents, rank {self.rank} needs {self.rank}")
             if any(type(extent) is not int or extent < 1 for extent in box):
                 raise ValueError(f"{name}: {box} must hold positive integers")
+        if type(self.q_tile_heads) is not int or self.q_tile_heads < 1:
+            raise ValueError(f"q_tile_heads: {self.q_tile_heads!r} is not a positive integer")
         if _KEY.fullmatch(self.key) is None:
             raise ValueError(f"{self.key!r} is no valid key: check op, arch, rank, dtype and variant")
 
@@ -143,7 +148,7 @@ class KernelConfig:
         parts = []
         for field, _, prefix, _, show, optional in _PARTS:
             value = getattr(self, field)
-            if value or not optional:
+            if not optional or value != _DEFAULTS[field]:
                 parts.append(prefix + show(value))
         return "".join(parts)
 
@@ -175,8 +180,8 @@ class KernelConfig:
 
     @property
     def q_rows(self) -> int:
-        """Query tokens per tile."""
-        return prod(self.q_tile)
+        """Rows of a tile: its query tokens, of each of its heads."""
+        return prod(self.q_tile) * self.q_tile_heads
 
     @property
     def kv_columns(self) -> int:
@@ -189,3 +194,6 @@ class KernelConfig:
 
     def __str__(self) -> str:
         return self.key
+
+
+_DEFAULTS = {field.name: field.default for field in fields(KernelConfig)}

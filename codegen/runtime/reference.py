@@ -203,10 +203,12 @@ def visible_pairs(problem: Problem) -> int:
     return pairs
 
 
-def visited_pairs(problem: Problem, q_tile: Sequence[int], kv_tile: Sequence[int], padding: Padding) -> int:
-    """Scores that a kernel with these tiles computes per batch entry and head, padding included. KV tiles are laid from
-    where a Q tile's first window begins; keys of a sink, those on the other side of a seam where keys wrap around, and
-    extra keys have tiles of their own."""
+def visited_pairs(
+    problem: Problem, q_tile: Sequence[int], kv_tile: Sequence[int], padding: Padding, q_heads: int = 1
+) -> int:
+    """Scores that a kernel with these tiles, Q tiles of ``q_heads`` heads, computes per batch entry and head, padding
+    included. KV tiles are laid from where a Q tile's first window begins; keys of a sink, those on the other side of a
+    seam where keys wrap around, and extra keys have tiles of their own."""
     step = (1,) * len(kv_tile) if padding.clips else tuple(kv_tile)
     q_tiles = visited = 1
     for d, axis in enumerate(problem.dimensions):
@@ -218,7 +220,8 @@ def visited_pairs(problem: Problem, q_tile: Sequence[int], kv_tile: Sequence[int
         visited *= total
         q_tiles *= tiles
     visited += q_tiles * sum(-(-n // prod(step)) for n in problem.extra_tokens)
-    return visited * padding.padded_rows(prod(q_tile)) * padding.padded_columns(prod(step))
+    rows = padding.padded_rows(prod(q_tile) * q_heads) / q_heads
+    return round(visited * rows * padding.padded_columns(prod(step)))
 
 
 def _hulls(axis: Dimension, q_extent: int) -> Iterator[list[tuple[torch.Tensor, torch.Tensor]]]:

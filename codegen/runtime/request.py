@@ -137,6 +137,8 @@ def refusal(
     for name in request.problem.features() if request.problem is not None else ():
         if name not in features:
             return f"doesn't have the feature {name}"
+    if request.problem is not None and (reason := heads_misfit(request.problem, config)):
+        return reason
     return mismatch(
         config,
         op=request.op,
@@ -148,6 +150,15 @@ def refusal(
         kv_tile=request.kv_tile,
         output_dtype=request.output_dtype,
     )
+
+
+def heads_misfit(problem: Problem, config: KernelConfig) -> str:
+    """Why a kernel's tiles can't have the heads of a problem; empty if they can."""
+    group = problem.heads // problem.kv_heads
+    if group % config.q_tile_heads == 0:
+        return ""
+    shared = "no query heads share" if group == 1 else f"{group} query heads share"
+    return f"{shared} keys; tiles of {config.key} have {config.q_tile_heads}"
 
 
 def mismatch(config: KernelConfig, **wanted: Any) -> str:

@@ -1,7 +1,7 @@
 """The simulator: how fast a pattern can be, with which tiles, and which stride makes it perfectly block-sparse.
 
-`simulate` and `fit` are also ``gnaforge.simulate`` and ``gnaforge.fit``. The README beside this file explains the
-bounds with a worked example.
+`simulate`, `simulate_schedule` and `fit` are also ``gnaforge.simulate`` and so on. The README beside this file explains
+the bounds with a worked example.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from ..runtime.problem import Causal, Problem
 from .cost import Tiles
 from .fitting import Fit, Objective, fit_problems, simulate_problem
 from .passes import Passes, ops_of, simulate_passes
+from .schedules import EndToEnd, simulate_schedule as _simulate_schedule
 from .simulation import Flat, Simulation, family_for
 
 if TYPE_CHECKING:
+    from ..models.schedule import Schedule
     from ..spec import Shape
 
 Shapes = Union["Shape", Mapping[str, Any], Sequence["Shape | Mapping[str, Any]"]]
 
-__all__ = ["Fit", "Passes", "Simulation", "Tiles", "fit", "simulate"]
+__all__ = ["EndToEnd", "Fit", "Passes", "Simulation", "Tiles", "fit", "simulate", "simulate_schedule"]
 
 
 @overload
@@ -40,6 +42,7 @@ def simulate(  # type: ignore[misc]  # it takes fewer options than any
     *,
     q_tile: Sequence[int] | None = None,
     kv_tile: Sequence[int] | None = None,
+    q_tile_heads: int = 1,
     tiling: Tiling | Flat = "dynamic",
     direction: Direction = "forward",
     arch: str | None = None,
@@ -57,6 +60,7 @@ def simulate(  # type: ignore[misc]  # it takes fewer options than any
     Args:
         tokens, window, stride, dilation, causal: as in ``na1d`` to ``na3d``; single values hold for every dimension.
         q_tile, kv_tile: tokens per dimension; without them the tiles that fit the problem best.
+        q_tile_heads: query heads that share keys, of which the Q tile has the tokens; fitted where tiles are.
         tiling: ``dynamic`` (KV tiles begin where a Q tile's window does, as in our kernels) or ``static`` (on a fixed
             grid, as in NATTEN's for Hopper and Blackwell); or ``flat``: tiles are runs of consecutive tokens, as for
             kernels that know of one dimension only, with one extent each, 128 where none is given.
@@ -76,12 +80,62 @@ def simulate(  # type: ignore[misc]  # it takes fewer options than any
     counted = {"heads": heads, "kv_heads": kv_heads, "batch": batch}
     with as_input_error():
         problem = _problem({**settings, **counted, **elements}, tokens, window, stride, dilation, causal)
-    if (q_tile is None) != (kv_tile is None):
-        raise InputError("q_tile and kv_tile: give both, or neither to have them fitted")
-    tiles = None if q_tile is None or kv_tile is None else Tiles(tuple(q_tile), tuple(kv_tile))
+    tiles = _tiles(q_tile, kv_tile, q_tile_heads)
     if direction != "forward":
         return simulate_passes(problem, direction, tiles, arch, tiling, variant=variant)
     return simulate_problem(problem, tiles, arch, tiling, variant=variant)
+
+
+def simulate_schedule(
+    schedule: Schedule,
+    tokens: Sequence[int],
+    attention_share: float,
+    *,
+    steps: int = 1,
+    layers: int | None = None,
+    q_tile: Sequence[int] | None = None,
+    kv_tile: Sequence[int] | None = None,
+    tiling: Tiling | Flat = "dynamic",
+    arch: str | None = None,
+    variant: str | None = None,
+    heads: int = 1,
+    kv_heads: int | None = None,
+    batch: int = 1,
+    head_dim: int = 128,
+    value_head_dim: int | None = None,
+    dtype: str = "bf16",
+    extra_tokens: int | Sequence[int] = (),
+) -> EndToEnd:
+    """Bounds on the speed-up of a whole model, whose layers have windows by a `gnaforge.models.schedule.Schedule`.
+
+    Args:
+        schedule: windows by layer, step and head; what it leaves dense stays as it is.
+        tokens: the grid that windows are laid in.
+        attention_share: the share of attention, over ``tokens``, of the time of the model with dense attention; 0 to 1.
+        steps, layers: of the run; where the schedule is one pattern for all layers, ``layers`` matters only beside
+            ``dense_layers``, and ``steps`` beside ``dense_steps``.
+        q_tile, kv_tile: tokens per dimension, of all windows; without them the tiles that fit each best.
+        tiling, arch, variant, heads, kv_heads, batch, head_dim, value_head_dim, dtype, extra_tokens: as in `simulate`.
+
+    Returns:
+        An `EndToEnd`, with a `Simulation` of each window.
+
+    Raises:
+        InputError: (a `ValueError`) an argument is wrong, or the schedule is for other layers, steps, axes or heads.
+    """
+    elements: dict[str, Any] = {"head_dim": head_dim, "value_head_dim": value_head_dim, "dtype": dtype}
+    counted = {"heads": heads, "kv_heads": kv_heads, "batch": batch, "extra_tokens": extra_tokens}
+    with as_input_error():
+        whole = _problem({**counted, **elements}, tokens, tokens)
+    tiles = _tiles(q_tile, kv_tile)
+    return _simulate_schedule(
+        schedule,
+        whole,
+        attention_share,
+        steps,
+        layers,
+        lambda problem: simulate_problem(problem, tiles, arch, tiling, variant=variant),
+    )
 
 
 @overload
@@ -141,6 +195,14 @@ def fit(  # type: ignore[misc]  # as above
         family = family_for(problems[0], None, arch, variant, op=op)
         fits[op], arch = fit_problems(problems, family, tiling, objective, within), family.arch
     return fits[FORWARD.name] if direction == "forward" else {op: fits[op] for op in ops_of(direction)}
+
+
+def _tiles(q_tile: Sequence[int] | None, kv_tile: Sequence[int] | None, q_tile_heads: int = 1) -> Tiles | None:
+    if (q_tile is None) != (kv_tile is None):
+        raise InputError("q_tile and kv_tile: give both, or neither to have them fitted")
+    if q_tile is None and q_tile_heads != 1:
+        raise InputError("q_tile_heads: is fitted with the tiles; give q_tile and kv_tile too")
+    return None if q_tile is None or kv_tile is None else Tiles(tuple(q_tile), tuple(kv_tile), q_tile_heads)
 
 
 def _problem(fields: Mapping[str, Any], *positional: Any) -> Problem:

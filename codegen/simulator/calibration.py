@@ -152,7 +152,7 @@ def fit_constants(runs: Sequence[Run], start: TimeConstants, names: Sequence[str
 
 def _seconds(constants: TimeConstants, run: Run) -> float:
     padding, op = family_of(run.config).padding, OPS[run.config.op]
-    tiles = Tiles(run.config.q_tile, run.config.kv_tile)
+    tiles = Tiles(run.config.q_tile, run.config.kv_tile, run.config.q_tile_heads)
     cost = tile_costs(padding, tiles, count_problem(run.problem, tiles.q, tiles.kv, held=op.held), op.held)
     return float(model_time(constants, padding, run.problem, op, cost).seconds)
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..build_tools.text import count_of
 from ..gna.counts import Side, TileCounts
 from ..runtime.family import Padding
 
@@ -20,10 +21,10 @@ class Costs:
     """The costs of one (batch, head) of a problem with given tiles. Numbers, or arrays over many candidate tiles.
 
     Attributes:
-        rows, columns: tokens of a Q tile, padded to what the matrix units take, and of a KV tile, likewise. Where KV
-            tiles are held, Q and KV change places, here too.
+        rows, columns: tokens of a Q tile, of each of its heads, padded to what the matrix units take, and of a KV tile,
+            likewise. Where KV tiles are held, Q and KV change places, here too.
         padded: whether the Q tile has fewer tokens than rows.
-        q_tiles, interior, shell: how many, as in `TileCounts`.
+        q_tiles, interior, shell: how many, as in `TileCounts`; of tiles of several heads the one head's share.
         interior_scores, shell_scores: scores computed in them, padding included.
         most, most_interior: KV tiles of the Q tile that visits the most.
     """
@@ -80,25 +81,33 @@ def costs(
 
 @dataclass(frozen=True)
 class Tiles:
-    """A Q tile and a KV tile: tokens along each dimension."""
+    """A Q tile and a KV tile: tokens along each dimension, and of how many query heads that share keys the Q tile has
+    them."""
 
     q: tuple[int, ...]
     kv: tuple[int, ...]
+    q_heads: int = 1
+
+    @property
+    def q_text(self) -> str:
+        """The Q tile, for example ``2x8x8``, or ``2x8x4 of 2 heads``."""
+        heads = f" of {count_of(self.q_heads, 'head')}" if self.q_heads > 1 else ""
+        return "x".join(map(str, self.q)) + heads
 
     def __str__(self) -> str:
-        return f"q {'x'.join(map(str, self.q))}, kv {'x'.join(map(str, self.kv))}"
+        return f"q {self.q_text}, kv {'x'.join(map(str, self.kv))}"
 
 
 def tile_costs(padding: Padding, tiles: Tiles, counts: TileCounts, held: Side = "q") -> Costs:
     """`Costs` of one pair of tiles."""
-    volumes = prod(tiles.q), prod(tiles.kv)
+    volumes = prod(tiles.q) * tiles.q_heads, prod(tiles.kv)
     return costs(
         padding,
         *(volumes if held == "q" else volumes[::-1]),
-        counts.q_tiles,
-        counts.seen,
-        counts.visited,
-        counts.interior,
+        counts.q_tiles / tiles.q_heads,
+        counts.seen / tiles.q_heads,
+        counts.visited / tiles.q_heads,
+        counts.interior / tiles.q_heads,
         counts.most,
         counts.most_interior,
     )

@@ -162,10 +162,12 @@ def simulate_problem(
 @dataclass(frozen=True)
 class Candidates:
     """Pairs of a box that a kernel holds and one that passes by: of queries and of keys, or the reverse where KV tiles
-    are held. Pair i is (held[held_index[i]], passing[passing_index[i]]); boxes are [boxes, rank]."""
+    are held. Pair i is (held[held_index[i]], passing[passing_index[i]]); boxes are [boxes, rank], and ``heads`` says
+    [held boxes] of how many query heads each is."""
 
     family: Family
     held: IntArray
+    heads: IntArray
     passing: IntArray
     held_index: IntArray
     passing_index: IntArray
@@ -182,25 +184,30 @@ class Candidates:
         # tokens to be a whole multiple.
         limits, multiple = family.limits, family.limits.fit_multiple
         most, most_passing = family.in_order(limits.q_rows, limits.kv_columns)
-        held = _boxes(most, tuple(min(MAX_EXTENT, n) for n in longest[0]), 1)
+        longest_held = tuple(min(MAX_EXTENT, n) for n in longest[0])
+        by_heads = {heads: _boxes(most // heads, longest_held, 1) for heads in _tile_heads(family, problems)}
+        held = np.concatenate([*by_heads.values()])
+        of_heads = np.repeat([*by_heads], [*map(len, by_heads.values())])
         if not family.holds_keys:
-            held = held[[limits.q_box(tuple(map(int, box))) is None for box in held]]
+            pairs = zip(map(tuple, held.tolist()), of_heads.tolist(), strict=True)
+            good = [limits.q_box(box, heads) is None for box, heads in pairs]
+            held, of_heads = held[good], of_heads[good]
         caps = tuple(min(MAX_EXTENT, n + multiple - 1) for n in longest[1])
         passing = _boxes(min(most_passing, MAX_EXTENT), caps, multiple)
         fits = np.ones((len(held), len(passing)), dtype=np.bool_)
         for head_dim, value_head_dim in {(problem.head_dim, problem.value_head_dim) for problem in problems}:
-            fits &= _fits(family, held.prod(axis=1), passing, head_dim, value_head_dim)
+            fits &= _fits(family, held.prod(axis=1) * of_heads, passing, head_dim, value_head_dim)
         if not fits.any():
             dims = ", ".join(sorted({f"{problem.head_dim}/{problem.value_head_dim}" for problem in problems}))
             raise InputError(f"head_dim: {family} has no tile that fits head dims {dims} (Q and K / V)")
-        return cls(family, held, passing, *np.nonzero(fits))
+        return cls(family, held, of_heads, passing, *np.nonzero(fits))
 
     @classmethod
     def of(cls, family: Family, tiles: Tiles) -> Candidates:
         """The one pair given."""
         first = np.zeros(1, dtype=np.int64)
         held, passing = family.in_order(tiles.q, tiles.kv)
-        return cls(family, np.array([held]), np.array([passing]), first, first)
+        return cls(family, np.array([held]), np.array([tiles.q_heads]), np.array([passing]), first, first)
 
     def subset(self, indices: IntArray) -> Candidates:
         """Some of the pairs."""
@@ -212,7 +219,8 @@ class Candidates:
     def tiles(self, index: int) -> Tiles:
         """The tiles of candidate ``index``."""
         held, passing = self.held[self.held_index[index]], self.passing[self.passing_index[index]]
-        return Tiles(*self.family.in_order(tuple(map(int, held)), tuple(map(int, passing))))
+        boxes = self.family.in_order(tuple(map(int, held)), tuple(map(int, passing)))
+        return Tiles(*boxes, int(self.heads[self.held_index[index]]))
 
     @property
     def side(self) -> Side:
@@ -232,12 +240,13 @@ class Candidates:
             return whole
 
         counted = {name: product(name) for name in _COUNTED}
-        rows = self.held.prod(axis=1)[self.held_index]
+        heads = self.heads[self.held_index]
+        rows = self.held.prod(axis=1)[self.held_index] * heads
         columns = self.passing.prod(axis=1)[self.passing_index]
         if problem.extra_tokens:
             _add_extra(counted, problem, self.side, rows, columns)
-        cost = costs(self.family.padding, rows, columns, **counted)
-        return self._seconds(problem, cost), cost.scores
+        cost = costs(self.family.padding, rows, columns, **_share(counted, heads))
+        return self._of_able(problem, heads, self._seconds(problem, cost), cost.scores)
 
     def search(self, problem: Problem, tiling: Tiling, objective: Objective, slack: float) -> tuple[Floats, Floats]:
         """As `seconds_and_work`, but infinite for pairs that are certainly more than ``slack`` worse than the best."""
@@ -258,17 +267,24 @@ class Candidates:
         """[held boxes] what `seconds_and_work` can't be less than: only tokens that are seen, no mask, no cost of
         tiles."""
         tables = self._tables(problem, tiling)
-        rows = self.held.prod(axis=1)
+        rows = self.held.prod(axis=1) * self.heads
         counted: dict[str, Any] = dict.fromkeys(_COUNTED, 0)
         for name in ("q_tiles", "seen"):
             along = [getattr(table, name)[self.held[:, d]] for d, table in enumerate(tables)]
             counted[name] = np.prod(along, axis=0)
         if problem.extra_tokens:
             _add_extra(counted, problem, self.side, rows, 1)
+        counted = _share(counted, self.heads)
         seen = costs(self.family.padding, rows, 1, counted["q_tiles"], counted["seen"], 0, 0, 0, 0)
         scores = counted["seen"] * seen.rows
         seen = replace(seen, interior_scores=scores, shell_scores=np.zeros_like(scores))
-        return self._seconds(problem, seen), seen.scores
+        return self._of_able(problem, self.heads, self._seconds(problem, seen), seen.scores)
+
+    @staticmethod
+    def _of_able(problem: Problem, heads: IntArray, seconds: Floats, scores: Floats) -> tuple[Floats, Floats]:
+        """Seconds and scores; infinite of tiles that take more heads than share keys, or other ones."""
+        able = problem.heads // problem.kv_heads % heads == 0
+        return np.where(able, seconds, np.inf), np.where(able, scores, np.inf)
 
     def _seconds(self, problem: Problem, cost: Costs) -> Floats:
         return model_time(self.family.time_constants(), self.family.padding, problem, OPS[self.family.op], cost).seconds
@@ -318,6 +334,18 @@ def _add_extra(counted: dict[str, Any], problem: Problem, held: Side, rows: Any,
     counted["interior"] = counted["interior"] + own * every
     counted["most_interior"] = np.where(every > counted["most"], every, counted["most_interior"])
     counted["most"] = np.maximum(every, counted["most"])
+
+
+def _tile_heads(family: Family, problems: Sequence[Problem]) -> list[int]:
+    """How many query heads a Q tile may have: of those that share keys in some problem a divisor, each of them."""
+    groups = {problem.heads // problem.kv_heads for problem in problems} if family.several_heads else {1}
+    most = min(max(groups), family.limits.q_rows)
+    return [heads for heads in range(1, most + 1) if any(group % heads == 0 for group in groups)]
+
+
+def _share(counted: dict[str, Any], heads: IntArray) -> dict[str, Any]:
+    """What `_COUNTED` names of one head, where tiles have several."""
+    return {name: n if name.startswith("most") else n / heads for name, n in counted.items()}
 
 
 def _longest(problems: Sequence[Problem], side: Side) -> list[int]:

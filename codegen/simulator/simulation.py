@@ -23,6 +23,7 @@ from ..gna.source import Tiling
 from ..runtime.config import KernelConfig
 from ..runtime.op_table import FORWARD, OPS, Op
 from ..runtime.problem import Problem
+from ..runtime.request import heads_misfit
 from .cost import Tiles, tile_costs
 from .time import Time, dense_time, model_time
 
@@ -37,8 +38,8 @@ class Simulation:
     Attributes:
         problem, family, tiles, tiling: what was simulated.
         fitted: whether the tiles were fitted, not given.
-        counts: Q tiles, and KV tiles that they visit, of one batch entry and head. For gradients of K and V they are KV
-            tiles, and Q tiles that they visit, by the same names.
+        counts: Q tiles, and KV tiles that they visit, of one batch entry and as many heads as a Q tile has. For
+            gradients of K and V they are KV tiles, and Q tiles that they visit, by the same names.
         worst_static: KV tiles of the Q tile that visits the most with KV tiles on a grid; None where a window is not
             plain, and of gradients, which the paper has no bound of.
         time, dense_seconds: modelled, of this problem and of dense attention to the same keys.
@@ -96,10 +97,11 @@ class Simulation:
     def work_bound(self) -> float:
         """Dense scores over scores computed in all visited tiles, padding of rows and columns included."""
         padding = self.family.padding
-        held, passing = self.family.in_order(prod(self.tiles.q), prod(self.tiles.kv))
+        heads = self.tiles.q_heads
+        held, passing = self.family.in_order(prod(self.tiles.q) * heads, prod(self.tiles.kv))
         rows, columns = padding.padded_rows(held), padding.padded_columns(passing)
         computed = self.counts.seen if padding.clips else self.counts.visited * columns
-        return self.problem.pair_count / (computed * rows)
+        return self.problem.pair_count * heads / (computed * rows)
 
     @property
     def perfectly_block_sparse(self) -> bool:
@@ -120,7 +122,12 @@ class Simulation:
             "arch": self.family.arch,
             "variant": self.family.variant,
             "tiling": self.tiling,
-            "tiles": {"q": list(self.tiles.q), "kv": list(self.tiles.kv), "fitted": self.fitted},
+            "tiles": {
+                "q": list(self.tiles.q),
+                "kv": list(self.tiles.kv),
+                "q_heads": self.tiles.q_heads,
+                "fitted": self.fitted,
+            },
             "sparsity": self.sparsity,
             "flop_speedup": self.flop_speedup,
             "paper_bound": self.paper_bound,
@@ -150,7 +157,10 @@ def refusal(problem: Problem, family: Family, tiles: Tiles | None = None, tiling
     Raises:
         InputError: the tiles have not one positive extent per dimension.
     """
-    faults = [*family.faults(_config(problem, family, tiles, tiling))]
+    config = _config(problem, family, tiles, tiling)
+    faults = [*family.faults(config)]
+    if misfit := heads_misfit(problem, config):
+        faults.append(("q_tile_heads", misfit))
     if lacked := feature_fault(problem, family.op, str(family), family.features):
         faults.append(lacked)
     return "; ".join(f"{field}: {reason}" for field, reason in faults)
@@ -170,6 +180,7 @@ def _config(problem: Problem, family: Family, tiles: Tiles | None, tiling: Tilin
             q_tile=tiles.q,
             kv_tile=tiles.kv,
             variant=family.variant,
+            q_tile_heads=tiles.q_heads,
         )
     except ValueError as error:
         raise InputError(str(error)) from None

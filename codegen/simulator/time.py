@@ -61,8 +61,8 @@ def model_time(constants: TimeConstants, padding: Padding, problem: Problem, op:
 
     interior = cycles(cost.interior_scores, cost.interior, masked=False)
     shell = cycles(cost.shell_scores, cost.shell, masked=True)
-    one_interior = interior / np.maximum(cost.interior, 1)
-    one_shell = shell / np.maximum(cost.shell, 1)
+    one_interior = interior / np.where(cost.interior > 0, cost.interior, 1.0)  # a head's share of a tile is below 1
+    one_shell = shell / np.where(cost.shell > 0, cost.shell, 1.0)
     heads = problem.kv_heads if op.held == "kv" else problem.heads
     turns = problem.heads // heads  # a KV tile meets the queries of several heads
     mean = (interior + shell) * turns / cost.q_tiles + q_tile

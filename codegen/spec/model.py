@@ -52,6 +52,11 @@ def _not_given() -> Any:
 class Tile(Boxes):
     """The boxes of a forward kernel, and those of the backward kernels if they differ."""
 
+    q_heads: Count = Field(
+        default=1,
+        description="Query heads that share keys, of which a forward kernel's query tile has the tokens, where the "
+        "arch can.",
+    )
     backward_q: Boxes = Field(
         default_factory=_not_given, description="Boxes of the kernel of Q's gradient; default: the same ones."
     )
@@ -219,7 +224,8 @@ class KernelEntry(Model):
         ):
             names = op, arch, rank, dtype, output, head_dim, value
             boxes, within = (None, ()) if tile is None else tile.boxes(op)
-            config = _config(*names, boxes, variant, needed.get(rank, frozenset()))
+            heads = tile.q_heads if tile is not None and op in DIRECTIONS["forward"] else 1
+            config = _config(*names, boxes, heads, variant, needed.get(rank, frozenset()))
             origins: dict[str, YamlPath] = {
                 "op": ("direction", i),
                 "dtype": ("dtype", j),
@@ -229,6 +235,7 @@ class KernelEntry(Model):
                 "variant": ("variant", n),
                 "q_tile": (*path, *within, "q") if self.tiles else path,
                 "kv_tile": (*path, *within, "kv") if self.tiles else path,
+                "q_tile_heads": (*path, "q_heads") if self.tiles else path,
             }
             yield config, origins
 
@@ -242,6 +249,7 @@ def _config(
     head_dim: int,
     value: int,
     tile: Boxes | None,
+    heads: int,
     variant: str,
     needed: Collection[str],
 ) -> KernelConfig:
@@ -250,7 +258,7 @@ def _config(
 
     def of(variant: str, boxes: tuple[tuple[int, ...], tuple[int, ...]]) -> KernelConfig:
         q_tile, kv_tile = (tile.q, tile.kv) if tile else boxes
-        return KernelConfig(op, arch, rank, dtype, head_dim, q_tile, kv_tile, value, variant, output)
+        return KernelConfig(op, arch, rank, dtype, head_dim, q_tile, kv_tile, value, variant, output, heads)
 
     def of_family(family: Family) -> KernelConfig:
         return of(family.variant, family.smallest_boxes(rank))

@@ -29,11 +29,12 @@ class Skipped(Exception):
 
 
 def _operands(library: Path, kernel: Kernel, seed: int = 0) -> tuple[Problem, Operands, Attend]:
-    """A small problem with two heads, inputs, and the operator with this kernel pinned."""
+    """A small problem with two heads of K and V, inputs, and the operator with this kernel pinned."""
     core.load_library(library)
     if kernel.op is not FORWARD:
         raise Skipped(f"there is no operator for {kernel.op.name} alone")
-    problem = for_kernel(Problem(_TOKENS[kernel.config.rank], _WINDOW, heads=2), kernel.config)
+    heads = 2 * kernel.config.q_tile_heads
+    problem = for_kernel(Problem(_TOKENS[kernel.config.rank], _WINDOW, heads=heads, kv_heads=2), kernel.config)
     q, k, v = FORWARD.random_inputs(problem, seed, kernel.tensor_device).values()
     key = kernel.config.key
 

@@ -27,7 +27,7 @@ _REFERENCE_PAIRS = 2**26
 
 
 def tile_counts(problem: Problem, config: KernelConfig) -> TileCounts:
-    """Tiles of one batch entry and head, by the simulator's model of the kernel."""
+    """Tiles of one batch entry and as many heads as a Q tile has, by the simulator's model of the kernel."""
     counts = count_tiles(pattern_axes(problem), config.q_tile, config.kv_tile, held=OPS[config.op].held)
     return replace(counts, interior=0) if _pads_columns(config) else counts  # padding is masked in every tile
 
@@ -49,17 +49,18 @@ def count_call_tiles(problem: Problem, config: KernelConfig, lengths: Sequence[S
     counts, columns, padded = tile_counts(problem, config), config.kv_columns, _pads_columns(config)
     every = prod(-(-tokens // extent) for tokens, extent in zip(problem.tokens, config.q_tile, strict=True))
     held = OPS[config.op].held
-    times = problem.batch * problem.heads
+    heads = problem.heads // config.q_tile_heads
+    times = problem.batch * heads
     visited, interior = times * counts.visited, times * counts.interior
     for tokens, given in zip(problem.extra_tokens, lengths, strict=True):
         for length in [tokens] * problem.batch if given is None else given:
             keys = min(max(length, 0), tokens)
             if held == "kv":
-                visited += problem.heads * every * -(-keys // columns)
-                interior += problem.heads * every * -(-keys // columns)
+                visited += heads * every * -(-keys // columns)
+                interior += heads * every * -(-keys // columns)
                 continue
-            visited += problem.heads * counts.q_tiles * -(-keys // columns)
-            interior += 0 if padded else problem.heads * counts.q_tiles * (keys // columns)
+            visited += heads * counts.q_tiles * -(-keys // columns)
+            interior += 0 if padded else heads * counts.q_tiles * (keys // columns)
     return {"visited": visited, "interior": interior}
 
 
@@ -69,6 +70,12 @@ def for_kernel(problem: Problem, config: KernelConfig) -> Problem:
     if config.head_dim == ANY_HEAD_DIM:
         return problem
     return replace(problem, head_dim=config.head_dim, value_head_dim=config.value_head_dim or config.head_dim)
+
+
+def with_heads(problem: Problem, config: KernelConfig) -> Problem:
+    """The problem with more query heads, where those that share keys make no whole tiles."""
+    group, step = problem.heads // problem.kv_heads, config.q_tile_heads
+    return replace(problem, heads=problem.kv_heads * -(-group // step) * step)
 
 
 def random_axis(rng: Random, max_length: int, min_window: int = 1) -> PlainAxis:
@@ -174,7 +181,7 @@ def widen(problem: Problem, config: KernelConfig, rng: Random) -> Problem:
     one = (1,) * config.rank
     wide = replace(problem, tokens=tokens, window=window, stride=one, dilation=one, causal=(False,) * config.rank)
     counts = tile_counts(wide, config)
-    heads = max(problem.heads, _CTAS // (problem.batch * counts.q_tiles) + 1)
+    heads = max(problem.heads, (_CTAS // (problem.batch * counts.q_tiles) + 1) * config.q_tile_heads)
     heads = -(-heads // problem.kv_heads) * problem.kv_heads
     if OPS[config.op].held == "kv":  # those of K and V are what thread blocks have
         times = -(-heads // problem.kv_heads)
@@ -200,7 +207,7 @@ def random_problem_for(config: KernelConfig, seed: int, max_tokens: int = 400) -
         problem = widen(problem, config, rng)
     elif seed % 3 == 1 and not _SETTINGS.isdisjoint(features := family_of(config).features):
         problem = with_settings(problem, rng, max_tokens, features)
-    problem = for_kernel(problem, config)
+    problem = with_heads(for_kernel(problem, config), config)
     return replace(problem, scale=_WIDE * problem.score_scale) if seed % 2 else problem
 
 
@@ -208,11 +215,11 @@ def shrink(problem: Problem, config: KernelConfig, most_tiles: int = EMULATED_TI
     """A problem of the same kind that visits at most ``most_tiles`` pairs of tiles; itself if it does so already and
     exact attention can be computed for it.
 
-    First to go are batch entries and heads (at most two of K and V stay, each with a group of at most two), then
-    tokens, window and dilation of all dimensions, in proportion, but no window below what has interior tiles, and no
-    dilation below 2. If that isn't enough, one of the K/V heads goes, so that interior tiles stay; and if that doesn't
-    help either, they go. Strides stay as long as they fit. Sinks and extra keys shrink too. Dimensions where queries or
-    keys are a part of a grid stay as they are.
+    First to go are batch entries and heads (at most two of K and V stay, each with a group of at most two, or what a Q
+    tile has), then tokens, window and dilation of all dimensions, in proportion, but no window below what has interior
+    tiles, and no dilation below 2. If that isn't enough, one of the K/V heads goes, so that interior tiles stay; and if
+    that doesn't help either, they go. Strides stay as long as they fit. Sinks and extra keys shrink too. Dimensions
+    where queries or keys are a part of a grid stay as they are.
     """
 
     held = OPS[config.op].held
@@ -221,13 +228,15 @@ def shrink(problem: Problem, config: KernelConfig, most_tiles: int = EMULATED_TI
         times = of.batch * of.heads
         if times * of.pair_count > _REFERENCE_PAIRS:
             return False
-        return times * count_problem(of, config.q_tile, config.kv_tile, held=held).visited <= most_tiles
+        visited = count_problem(of, config.q_tile, config.kv_tile, held=held).visited
+        return times // config.q_tile_heads * visited <= most_tiles
 
     if small_enough(problem):
         return problem
 
     def with_kv_heads(count: int) -> Problem:
-        return replace(problem, batch=1, heads=count * min(2, problem.heads // problem.kv_heads), kv_heads=count)
+        group = min(max(2, config.q_tile_heads), problem.heads // problem.kv_heads)
+        return replace(problem, batch=1, heads=count * group, kv_heads=count)
 
     two, one = with_kv_heads(min(2, problem.kv_heads)), with_kv_heads(1)
     with_interior = [q + kv for q, kv in zip(config.q_tile, config.kv_tile, strict=True)]

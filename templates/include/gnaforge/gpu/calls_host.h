@@ -189,7 +189,7 @@ class Launches {
   gnaforge_code add_slice(Call& call, const Slice& slice) {
     const MapShapes shapes = shapes_of(call, slice);
     typename Params::Slice made{};
-    std::int64_t tiles = slice.batch * call.args.problem->heads;
+    std::int64_t tiles = slice.batch * call.args.problem->heads / Config::q_tile_heads;
     for (int d = 0; d < rank; ++d) {
       made.group[d] = Base::group_of(call.common, call.axes[d], slice, d);
       tiles *= ceil_div(made.group[d].queries, Config::QTile::extent(d));

@@ -46,9 +46,9 @@ struct CallParams : OutOfCall<Rank, Whom>, More {
   AxisParams axis[Rank];
   std::int64_t lse_batch_stride, lse_head_stride, lse_token_stride[Rank];
   Divisor kv_heads;
-  Divisor heads_per_kv_head;
-  int backwards;   ///< Bit d: Q tiles that come last along axis d are worked on first.
-  int extra_maps;  ///< Where in CallsParams::room its ExtraMaps are.
+  Divisor heads_per_kv_head;  ///< Over those of a Q tile.
+  int backwards;              ///< Bit d: Q tiles that come last along axis d are worked on first.
+  int extra_maps;             ///< Where in CallsParams::room its ExtraMaps are.
   ExtraKeys extra;
 };
 

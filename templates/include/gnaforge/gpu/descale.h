@@ -39,17 +39,19 @@ struct Descales {
 };
 
 #if defined(__CUDACC__)
-/// Those of a Q tile: `scores` of its row of Q K^T, `values` of what it has of V. `Facts` are those of the Q tile.
-struct TileDescales {
+/// Those of a row of a Q tile of `Heads` heads, of which it is of number `member`: `scores` of Q K^T, `values` of P V.
+/// `Facts` are those of the Q tile.
+template <int Heads>
+struct RowDescales {
   float scores, values;
 
   template <class Params, class Facts>
-  __device__ __forceinline__ TileDescales(const Params& params, const Facts& work) {
+  __device__ __forceinline__ RowDescales(const Params& params, const Facts& work, int member) {
     const auto& call = params.call(work.slice);
     const std::int64_t batch = std::int64_t{params.first_batch(work.slice)} + work.batch;
-    const int head = work.head - params.slices[work.slice].first_head;  // among the call's own
-    const int kv_head = call.heads_per_kv_head.quotient(head);
-    scores = call.at(Descales::q, batch, head) * call.at(Descales::k, batch, kv_head);
+    const int first = work.head - params.slices[work.slice].first_head;  // among the call's own
+    const int kv_head = call.heads_per_kv_head.quotient(first / Heads);
+    scores = call.at(Descales::q, batch, first + member) * call.at(Descales::k, batch, kv_head);
     values = call.at(Descales::v, batch, kv_head);
   }
 };

@@ -23,7 +23,7 @@ bool shape_extra_keys(MapShape (&shapes)[maps_of_extra], const gnaforge_args& ar
     any = true;
     shapes[i] =
         map_shape<Element, 1>(role, *tensor, tensor->data, {sizes.channels, sizes.heads, {sizes.tokens[0]}, batch},
-                              {tensor->token_stride[0]}, {columns}, false);
+                              {tensor->token_stride[0]}, {columns}, 1, false);
   }
   return any;
 }

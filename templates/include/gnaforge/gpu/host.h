@@ -22,6 +22,7 @@ constexpr gnaforge_device tensor_device = GNAFORGE_CUDA;
 #endif
 
 /// `Config` is as in entry.h, and has:
+///   q_tile_heads;                            // query heads that share keys, of which a Q tile has the tokens
 ///   capabilities[];                          // compute capabilities that it runs on, as 10 * major + minor
 ///   needs;                                   // how a refusal names them
 ///   static const void* kernel();             // the kernel as the runtime knows it
@@ -68,7 +69,7 @@ struct Entry {
   }
 
   static double launch_tiles(const gnaforge_problem& problem, const PatternAxis (&axes)[rank]) {
-    double tiles = static_cast<double>(problem.batch) * static_cast<double>(problem.heads);
+    double tiles = static_cast<double>(problem.batch) * static_cast<double>(problem.heads / Config::q_tile_heads);
     for (int d = 0; d < rank; ++d)
       tiles *= static_cast<double>(AxisQTiles(query_axis(axes[d]), QTile::extent(d)).count);
     return tiles;
@@ -99,6 +100,9 @@ struct Entry {
       if (tokens > max_axis_length)
         return reason.refuse(GNAFORGE_NO_SIZE, "there are %lld extra keys, at most %d in a piece",
                              static_cast<long long>(tokens), max_axis_length);
+    if (problem.kv_heads > 0 && problem.heads / problem.kv_heads % Config::q_tile_heads != 0)
+      return reason.refuse(GNAFORGE_NO_OTHER, "%lld query heads share keys, a multiple of %d must",
+                           static_cast<long long>(problem.heads / problem.kv_heads), Config::q_tile_heads);
     if (const gnaforge_code code = check::layout(*args, reason)) return code;
     if (const gnaforge_code code = check_tiles(*args, "Q", launch_tiles, reason)) return code;
     return check_device(*args, reason);
@@ -113,7 +117,7 @@ struct Entry {
     double tiles = counts.visited;  // lengths are on the device: all extra keys
     for (const std::int64_t tokens : args->problem->extra_tokens)
       tiles += counts.q_tiles * static_cast<double>((tokens + L::columns - 1) / L::columns);
-    const double scores = tiles * L::rows * L::columns;
+    const double scores = tiles * L::rows * L::columns / Config::q_tile_heads;
     return gnaforge::visited_work(*args->problem, scores);
   }
 
@@ -168,7 +172,7 @@ struct Entry {
       token_stride[d] = tensor.token_stride[d] * axes[d].dilation;
     }
     return map_shape<Element, rank>(role, tensor, data_of(args, role, slice, Element::bytes), extents, token_stride,
-                                    box, folded);
+                                    box, role == GNAFORGE_Q ? Config::q_tile_heads : 1, folded);
   }
 
   static gnaforge_code map(EncodeTiled encode, CUtensorMap& out, const MapShape& shape, const Reason& reason) {
@@ -190,7 +194,7 @@ struct Entry {
     Params params{};
     params.folded = folded;
     params.kv_heads = make_divisor(static_cast<int>(problem.kv_heads));
-    params.heads_per_kv_head = make_divisor(static_cast<int>(problem.heads / problem.kv_heads));
+    params.heads_per_kv_head = make_divisor(static_cast<int>(problem.heads / problem.kv_heads) / Config::q_tile_heads);
     params.scale = static_cast<float>(problem.scale);
     params.scale_log2 = static_cast<float>(problem.scale * 1.4426950408889634);
     for (int d = 0; d < rank; ++d)
@@ -242,7 +246,7 @@ struct Entry {
                                     const Slice& slice, EncodeTiled encode, const Reason& reason) {
     Params& params = launch.params;
     const int index = launch.slices;
-    std::int64_t tiles = slice.batch * args.problem->heads;
+    std::int64_t tiles = slice.batch * args.problem->heads / Config::q_tile_heads;
     int q_box[rank], kv_box[rank], out_box[rank];
     for (int d = 0; d < rank; ++d) {
       tiles *= ceil_div(params.queries(index, d), QTile::extent(d));

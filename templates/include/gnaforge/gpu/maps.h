@@ -119,10 +119,11 @@ struct MapShape {
   std::int64_t head_bytes;  ///< and how far it is to the next one.
 };
 
-/// The map of `tensor`, whose data begins at `data`, for boxes of `box` tokens and one chunk of channels.
+/// The map of `tensor`, whose data begins at `data`, for boxes of `box` tokens of `heads` heads, of which a folded one
+/// has one, and one chunk of channels.
 template <class Element, int Rank>
 MapShape map_shape(int role, const gnaforge_tensor& tensor, void* data, const Extents<Rank>& extents,
-                   const std::int64_t (&token_stride)[Rank], const int (&box)[Rank], bool folded) {
+                   const std::int64_t (&token_stride)[Rank], const int (&box)[Rank], int heads, bool folded) {
   MapShape shape{};
   shape.role = role;
   shape.data = static_cast<char*>(data);
@@ -135,7 +136,7 @@ MapShape map_shape(int role, const gnaforge_tensor& tensor, void* data, const Ex
     shape.box[shape.rank++] = in_box;
   };
   add(folded ? extents.head_dim * extents.heads : extents.head_dim, 1, chunk_channels<Element>);
-  if (!folded) add(extents.heads, tensor.head_stride, 1);
+  if (!folded) add(extents.heads, tensor.head_stride, heads);
   for (int d = Rank - 1; d >= 0; --d) add(extents.tokens[d], token_stride[d], box[d]);
   if (Rank < 3 || folded) add(extents.batch, tensor.batch_stride, 1);
   return shape;

@@ -35,12 +35,13 @@ struct Epilogue {
     const auto& call = params.call(work.slice);
     const auto& slice = params.slices[work.slice];
     const int row = threadIdx.x % half_rows;
-    bool exists = row < L::Half::volume;
-    std::int64_t out = work.batch * call.out_batch_stride + work.head * call.out_head_stride;
-    std::int64_t lse = work.batch * call.lse_batch_stride + work.head * call.lse_head_stride;
+    bool exists = row < L::half_queries;
+    const int head = work.head + L::head(row);
+    std::int64_t out = work.batch * call.out_batch_stride + head * call.out_head_stride;
+    std::int64_t lse = work.batch * call.lse_batch_stride + head * call.lse_head_stride;
 #pragma unroll
     for (int d = 0; d < rank; ++d) {
-      const int token = row / L::Half::pitch(d) % L::Half::extent(d);
+      const int token = L::token(row, d);
       if (L::Half::common > 0 && d == L::Half::axis) exists = exists && (half == 0 || token >= L::Half::common);
       const int position = work.q_begin[d] + L::Half::begin(half, d) + token;
       exists = exists && position < params.queries(work.slice, d);
@@ -64,7 +65,7 @@ struct Epilogue {
     if (to.exists && to.log_sum_exp != nullptr) *to.log_sum_exp = Row::log_sum_exp(shift, sum);
     float inverse = 1 / sum;
     if constexpr (L::Factors::scaled)
-      inverse = Row::true_sum(inverse) * gpu::TileDescales(params, work).values;  // of P V, as of sums
+      inverse = Row::true_sum(inverse) * gpu::RowDescales<L::heads>(params, work, 0).values;  // of P V, as of sums
     ptx::mbarrier_wait(shared + L::out_full + 8 * half, parity);
     ptx::fence_tensor_after();
     const ptx::TensorAddress from = L::out(half) + lanes;

@@ -69,8 +69,8 @@ __device__ __forceinline__ void init_barriers(ptx::SharedAddress shared) {
 template <class Config>
 __device__ __forceinline__ void clear_padding(unsigned char* memory) {
   using L = Layout<Config>;
-  if constexpr (L::Half::volume < half_rows) {
-    gpu::clear_rows<L::threads, half_rows>(memory + L::q_offset, L::halves * L::qk_chunks, L::Half::volume);
+  if constexpr (L::half_queries < half_rows) {
+    gpu::clear_rows<L::threads, half_rows>(memory + L::q_offset, L::halves * L::qk_chunks, L::half_queries);
     ptx::fence_shared_to_async();
   }
   if constexpr (L::columns < L::kv_rows) {

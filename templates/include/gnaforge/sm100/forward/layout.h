@@ -48,7 +48,6 @@ struct WholeTile {
 template <class Config>
 struct Layout {
   static constexpr int max_tiles = (1 << 30) - 1;  ///< Q tiles of one launch.
-  static constexpr bool may_fold = true;           ///< Heads into channels; see maps.h.
   static constexpr bool begins_early = true;       ///< See host.h.
   static constexpr auto stored_by = gpu::StoredBy::threads;
 
@@ -64,17 +63,24 @@ struct Layout {
   static constexpr int head_dim = Config::head_dim;
   static constexpr int value_head_dim = Config::value_head_dim != 0 ? Config::value_head_dim : Config::head_dim;
 
-  /// More than 128 queries are two halves of rows that take turns on the tensor cores; else one half has scores of two
-  /// KV tiles.
-  static constexpr bool pair = QTile::volume > half_rows;
+  static constexpr int heads = Config::q_tile_heads;  ///< Of a Q tile: each token has a row for each of them.
+  static constexpr bool may_fold = heads == 1;        ///< Heads into channels, see maps.h: a box has one then.
+
+  /// More than 128 rows are two halves that take turns on the tensor cores; else one half has scores of two KV tiles.
+  static constexpr bool pair = QTile::volume * heads > half_rows;
   static constexpr int halves = pair ? 2 : 1;
-  using Half = std::conditional_t<pair, gpu::HalfTile<QTile, half_rows>, WholeTile<QTile>>;
-  static constexpr int rows = halves * half_rows;  ///< With padding.
+  using Half = std::conditional_t<pair, gpu::HalfTile<QTile, half_rows / heads>, WholeTile<QTile>>;
+  static constexpr int half_queries = Half::volume * heads;  ///< Rows of a half that aren't padding.
+  static constexpr int rows = halves * half_rows;            ///< With padding.
   static constexpr int columns = KvTile::volume;
   static_assert(columns % 16 == 0 && columns <= 128, "columns of one product, and of a thread's registers");
   static constexpr int words = ceil_div(columns, 32);            ///< Of bits, one for each column.
   static constexpr int first_words = words > 1 ? words - 1 : 1;  ///< Of P, that the MMA warp hears of first.
   static constexpr int mma_depth = mma_bytes / Element::bytes;   ///< Channels or keys that one product adds up.
+
+  /// The token of a row along an axis, within its half, and its head, within the tile: heads are innermost.
+  GNAFORGE_HD static constexpr int token(int row, int d) { return row / (Half::pitch(d) * heads) % Half::extent(d); }
+  GNAFORGE_HD static constexpr int head(int row) { return row % heads; }
 
   static constexpr int q_box(int axis) { return Half::extent(axis); }
   static constexpr int out_box(int axis) { return Half::extent(axis); }

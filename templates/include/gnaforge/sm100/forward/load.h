@@ -16,7 +16,7 @@ template <class Config>
 struct Load {
   using L = Layout<Config>;
   using Tiles = gpu::LaneTiles<TileSource<Config>>;
-  using Place = gpu::CallsPlace<typename Config::QTile>;
+  using Place = gpu::CallsPlace<typename Config::QTile, L::heads>;
   using ExtraTiles = gpu::ExtraTiles<L, Params<Config>>;
   using KvTileFacts = gpu::KvTileFacts<L::rank>;
   static constexpr int rank = L::rank;
@@ -66,7 +66,7 @@ struct Load {
 #pragma unroll
     for (int d = 0; d < rank; ++d) token[d] = work.q_begin[d] + L::Half::begin(half, d);
     const ptx::SharedAddress barrier = shared + L::q_full + 8 * half;
-    ptx::mbarrier_arrive_expect(barrier, L::qk_chunks * L::Half::volume * row_bytes);
+    ptx::mbarrier_arrive_expect(barrier, L::qk_chunks * L::half_queries * row_bytes);
     gpu::load_box<L, L::qk_chunks>(params.maps(work.slice).q, params.folded, barrier,
                                    shared + L::q_offset + half * L::half_bytes, L::q_chunk_bytes, L::head_dim,
                                    work.head, token, work.batch);

@@ -25,7 +25,7 @@ struct RowWindow {
     const int row = threadIdx.x % half_rows;
 #pragma unroll
     for (int d = 0; d < rank; ++d) {
-      const int query = work.q_begin[d] + L::Half::begin(half, d) + row / L::Half::pitch(d) % L::Half::extent(d);
+      const int query = work.q_begin[d] + L::Half::begin(half, d) + L::token(row, d);
       const Band band = params.template pattern<Band>(work.slice, d);
       const Interval seen = Source::row(band, min_int(query, params.queries(work.slice, d) - 1));
       const int first = params.group(work.slice, d).kv_begin;
@@ -222,7 +222,8 @@ struct Softmax {
 #pragma unroll
         for (int d = 0; d < rank; ++d) window.keys[d] = {0, 0};
         if (interior < count) window.compute(params, work, half);
-        if constexpr (L::Factors::scaled) scale *= gpu::TileDescales(params, work).scores;
+        if constexpr (L::Factors::scaled)
+          scale *= gpu::RowDescales<L::heads>(params, work, L::head(threadIdx.x % half_rows)).scores;
       }
       Row row;
 #pragma unroll 1
