@@ -135,8 +135,8 @@ assert torch.equal(out, compiled(q, k, v))
 # One key: its value. Equal scores: the mean. Probabilities are 2^8 then, which no rounding changes.
 values = v.repeat_interleave(2, dim=3).double()
 assert ((four(q, k, v, 1, descale_v=0.25) - values / 4).abs() <= values.abs() / 4 * (2**-11 + 1e-5)).all()
-mean = four(torch.zeros_like(q), k, v, (9, 10)).double() - values.mean((1, 2), keepdim=True)
-assert mean.abs().max() < 1e-4
+mean = values.mean((1, 2), keepdim=True)
+assert ((four(torch.zeros_like(q), k, v, (9, 10)) - mean).abs() <= mean.abs() * 2**-11 + 1e-6).all()
 """
 
 REFUSALS = """
@@ -173,7 +173,7 @@ def test_calls(libraries: dict[str, Path]) -> None:
         "ValueError: descale_q must be a number or float32 [4], one for each head, got float32 of shape [2]",
         "ValueError: descale_q is -1.0; it must be positive and finite",
         "ValueError: descale_q must be a number or float32 [4], one for each head, got float64 of shape [4]",
-        "TypeError: descale_q must be a number, got str '1'",
+        "TypeError: descale_q must be a number, got '1'",
         "ValueError: out_dtype is float32; of float8_e4m3fn it must be bfloat16 or float16",
         "ValueError: out is float32; of float8_e4m3fn it must be bfloat16 or float16",
         "ValueError: descales and out_dtype go with query in float8_e4m3fn; it is bfloat16",
@@ -229,4 +229,4 @@ def test_specs_and_problems_say_the_outputs_type() -> None:
 def test_simulation_and_fits_take_the_type() -> None:
     """Half the bytes of bf16, and twice the rate of products."""
     wide, narrow = (gnaforge.simulate((64, 64), 21, dtype=dtype, arch="sm100") for dtype in ("bf16", "e4m3"))
-    assert narrow.time_us < wide.time_us
+    assert 0 < narrow.time.seconds < wide.time.seconds

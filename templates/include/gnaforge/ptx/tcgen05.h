@@ -76,9 +76,9 @@ __device__ __forceinline__ void commit_products(SharedAddress barrier) {
   asm volatile("tcgen05.commit.cta_group::1.mbarrier::arrive::one.shared::cluster.b64 [%0];" ::"r"(barrier) : "memory");
 }
 
-/// The lower half of the descriptor of a matrix in rows of 128 bytes, swizzled over 128 bytes. `leading` is the distance
-/// in bytes of column blocks of 128 bytes where columns are contiguous along N; groups of 8 rows are 1024 bytes apart,
-/// which the upper half says, the same for all. Adding bytes / 16 moves the start.
+/// The lower half of the descriptor of a matrix in rows of 128 bytes, swizzled over 128 bytes. `leading` is how far
+/// apart in bytes column blocks of 128 bytes are where columns are contiguous along N; groups of 8 rows are 1024 bytes
+/// apart, which the upper half says, the same for all. Adding bytes / 16 moves the start.
 __device__ __forceinline__ std::uint32_t matrix_descriptor(SharedAddress start, int leading) {
   return static_cast<std::uint32_t>(leading) >> 4 << 16 | (start & 0x3ffff) >> 4;
 }
