@@ -43,7 +43,7 @@ class Dtype:
     @property
     def scaled(self) -> bool:
         """Whether calls bring descales: numbers that fit so narrow a type are multiplied by one per head."""
-        return self.bytes == 1
+        return bool(self.outputs)
 
     def names(self) -> dict[str, str]:
         """Its names in C++ and PTX, for templates; one that it doesn't have is missing, so that no template can take
