@@ -23,7 +23,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from gnaforge import NoKernelError, joint_attention, neighborhood_attention
-from gnaforge.distributed import RankError, context_parallel_attention, context_parallel_joint_attention, kernels, plan
+from gnaforge.distributed import (
+    RankError,
+    agreement,
+    context_parallel_attention,
+    context_parallel_joint_attention,
+    kernels,
+    plan,
+    plan_joint,
+)
 from gnaforge.distributed.agreement import Caller, agree
 from gnaforge.distributed.layout import Shards, bounds_of
 from gnaforge.distributed.mesh import team_of
@@ -133,12 +141,12 @@ def cut(tensor: torch.Tensor, box: Any) -> torch.Tensor:
     return tensor[(slice(None), *(slice(*span) for span in box))]
 
 
-TRAFFIC = {"bytes": 0}
+TRAFFIC = {"bytes": 0, "gathered": 0}
 
 
 def count_traffic() -> None:
-    """Counts what is handed to the transport for other ranks."""
-    plain, batch = dist.all_to_all_single, dist.batch_isend_irecv
+    """Counts what is handed to the transport for other ranks, and what `all_gather` brings from them."""
+    plain, batch, gather = dist.all_to_all_single, dist.batch_isend_irecv, dist.all_gather
 
     def counted(out: Any, parts: Any, received: Any, sent: Any, group: Any = None, async_op: bool = False) -> Any:
         own = dist.get_rank(group)
@@ -149,7 +157,11 @@ def count_traffic() -> None:
         TRAFFIC["bytes"] += sum(op.tensor.nbytes for op in operations if op.op is dist.isend)
         return batch(operations)
 
-    dist.all_to_all_single, dist.batch_isend_irecv = counted, counted_batch
+    def counted_gather(found: Any, tensor: Any, group: Any = None) -> Any:
+        TRAFFIC["gathered"] += (len(found) - 1) * tensor.nbytes
+        return gather(found, tensor, group=group)
+
+    dist.all_to_all_single, dist.batch_isend_irecv, dist.all_gather = counted, counted_batch, counted_gather
 
 
 def mesh_of(parts: list[int]) -> tuple[DeviceMesh, list[str | None]]:
@@ -301,6 +313,13 @@ def check_joint(ranks: int, shards: list[int], mode: str) -> float:
     whole = run(undivided, inputs, image["grad_out"])
     where = {"mesh": mesh, "dims": dims, "grid": problem.tokens, "shards": [shards, None], "mode": mode}
     local, grad = {n: cut(x, box) for n, x in inputs.items()}, cut(image["grad_out"], box)
+    arguments = {**text, "text_lengths": lengths, "kernel_size": (5, 3), **where}
+    planned, known = plan_joint(**local, **arguments), len(agreement._agreed[team_of(mesh, ["axis0"]).group])
+    TRAFFIC.update(bytes=0, gathered=0)
+    with torch.no_grad():
+        context_parallel_joint_attention(**local, **arguments)
+    assert (TRAFFIC["bytes"], TRAFFIC["gathered"]) == (planned.traffic.sent, planned.text_bytes), (TRAFFIC, planned)
+    assert len(agreement._agreed[team_of(mesh, ["axis0"]).group]) == known, "the call agreed on something new"
     got, errors = run(context_parallel_joint_attention, local, grad, kernel_size=(5, 3), **where), []
     for name, tensor in whole.items():
         here = tensor if name.startswith("text") else cut(tensor, box)

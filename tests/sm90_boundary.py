@@ -86,9 +86,9 @@ def compile_kernel(config: KernelConfig, folder: Path) -> int:
     source = folder / f"{config.key}.cu"
     cubin = source.with_suffix(".cubin")
     source.write_text(render_kernel(config))
-    target = FAMILY.target.nvcc_target
-    nvcc = find_nvcc(FAMILY.target.nvcc)
-    command = [str(nvcc.path), *NVCC_FLAGS, f"-gencode=arch=compute_{target},code=sm_{target}", "-cubin"]
+    target = family_of(config).target
+    nvcc, arch = find_nvcc(target.nvcc), target.nvcc_target
+    command = [str(nvcc.path), *NVCC_FLAGS, f"-gencode=arch=compute_{arch},code=sm_{arch}", "-cubin"]
     done = subprocess.run(
         [*command, f"-I{include_dir()}", str(source), "-o", str(cubin)], capture_output=True, text=True
     )

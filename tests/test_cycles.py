@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from gnaforge.build_tools.cycles import SM90, TileLoop, UnknownCode, model_kernel
+from gnaforge.build_tools.cycles import SM90, SM100, RoleLoop, Roles, Step, TileLoop, UnknownCode, model_kernel
 from gnaforge.build_tools.cycles.flow import find_ways
 from gnaforge.build_tools.cycles.instruction import Instruction, Pipe, Role, decode
 from gnaforge.build_tools.cycles.issue import find_turn, simulate
@@ -42,6 +42,11 @@ OPCODES = {
     "TRY": (0x5A7, 0),
     "BRA": (0x947, 7 << 23),
     "BRX": (0x949, 0),
+    "TELL": (0x9A7, 0),
+    "LDTM": (0x9EE, 0),
+    "STTM": (0x9ED, 0),
+    "UTCHMMA": (0x5EA, 0),
+    "UTCBAR": (0x3E9, 0),
     "CALL": (0x944, 0),
     "EXIT": (0x94D, 0),
     "UNKNOWN": (0x1FF, 0),
@@ -51,7 +56,8 @@ OPCODES = {
 def listing(text: str) -> Sass:
     """Machine code of a listing. A line is ``label:``, or an instruction: ``@`` if it is predicated, its name, what it
     takes, and of its schedule ``stall N``, ``set N`` (a scoreboard, for the result), ``after N``. A BRA takes a label,
-    an HGMMA its columns, a barrier its threads, AWAIT how many products may be pending; ``end`` ends a group."""
+    an HGMMA, an LDTM and an STTM their columns, a barrier its threads, AWAIT how many products may be pending; ``end``
+    ends a group."""
     lines = [line.split("#")[0].split() for line in text.splitlines()]
     labels: dict[str, int] = {}
     instructions: list[list[str]] = []
@@ -79,6 +85,8 @@ def _words(index: int, words: list[str], labels: dict[str, int]) -> tuple[int, i
     elif name == "HGMMA":
         low |= (int(rest[0]) // 8 - 1) << 53
         high |= (0 if "end" in rest else 7) << 20
+    elif name in ("LDTM", "STTM"):
+        high |= (int(rest[0]).bit_length() - 1) << 19
     elif name in ("SYNC", "PASS"):
         low |= int(rest[0]) << 42
     elif name == "AWAIT":
@@ -399,8 +407,121 @@ def test_example_88s_kernels_have_two_loops() -> None:
     assert (found.warps, found.threads, found.groups, found.loops) == (2, 384, 2, 2)
 
 
+ROLES = """
+    work:
+      TRY
+      issue:
+        TRY
+        TRY
+        UTCHMMA
+        UTCHMMA
+        @ BRA passed
+        TRY                        # with a further Q tile
+      passed:
+        UTCHMMA
+        UTCBAR
+        @ BRA issue
+      @ BRA work
+    q:
+      LDS
+      tile:
+        @ BRA interior
+        FSEL
+        FSEL
+      interior:
+        TRY
+        LDTM 32 set 0
+        @ BRA unmasked
+        FSEL after 0
+        FSEL
+        FSEL
+      unmasked:
+        @ BRA same_maximum
+        LDTM 16 set 0
+        STTM 16
+      same_maximum:
+        MUFU after 0
+        STTM 16
+        TELL
+        FADD
+        @ BRA tile
+      FADD
+      @ BRA q
+    EXIT
+"""
+HALF = Roles(
+    SM100,
+    softmax=RoleLoop(
+        frozenset({"LDTM", "MUFU", "STTM"}), rare=lambda block: {"LDTM", "STTM"} <= {i.name for i in block}
+    ),
+    issues=RoleLoop(frozenset({"UTCHMMA"})),
+    steps=(Step(2, 50, awaits=1), Step(1, 100, tells=0)),
+    scores=(0,),
+    probabilities=((1,),),
+    streams=True,
+)
+
+
+def test_warps_with_roles_of_their_own() -> None:
+    found = model_kernel(listing(ROLES), HALF, registers=128, shared_memory=0)
+    # The wait for scores at 0, LDTM at 1, branches at 2 and 3. Its 32 columns take 32 cycles, and 60 until they are in
+    # registers, at 93: MUFU at 93, STTM at 94, TELL at 95. A signal later the MMA warp's wait, at 195, and, since waits
+    # and products go through one pipe, a product at 197, which starts at 207. The tensor cores are done at 407, and a
+    # signal later the scores' wait is over.
+    assert found.interior_tile == {"60": 427, "100": 507, "150": 607}
+    assert found.interior_limit == ("tensor", 200 / 507)
+    # Selections at 93, 95 and 97, the second branch at 98, MUFU at 99. Those before the scores cost nothing.
+    assert found.shell_tile["100"] == 513
+    more = found.more
+    assert more["tensor_busy_share"] == {"interior": 0.394, "shell": 0.39}
+    assert more["softmax_instructions"] == {"interior": 10, "shell": 15, "shell_before_scores": 2}
+    assert more["first_probabilities_cycles"] == {"interior": 95, "shell": 101}
+    assert found.to_json()["shell_tile_cycles"]["signal_100"] == 513
+    # Between Q tiles there are an FADD, a branch and an LDS, whose time nobody waits for.
+    assert abs(found.q_tile["100"]) <= 4
+
+
+def test_halves_that_take_turns() -> None:
+    """Each half's products run while the other's softmax does."""
+    other = (Step(2, 50, awaits=3), Step(1, 100, tells=2))
+    both = replace(HALF, steps=(*HALF.steps, *other), scores=(0, 2), probabilities=((1,), (3,)))
+    issue = "        TRY\n        UTCHMMA\n        UTCHMMA\n        UTCHMMA\n        UTCBAR\n"
+    text = ROLES.replace("      passed:\n", f"      passed:\n        UTCHMMA\n        UTCBAR\n{issue[:-23]}")
+    found = model_kernel(listing(text), both, registers=128, shared_memory=0)
+    one = model_kernel(listing(ROLES), HALF, registers=128, shared_memory=0)
+    assert found.interior_tile["100"] < one.interior_tile["100"] + 20
+    assert found.interior_limit[1] > 1.9 * one.interior_limit[1]
+
+
+def test_one_half_whose_next_scores_come_first() -> None:
+    """Scores of the next KV tile come before the output of this one: tiles take the longer one of both."""
+    steps = (HALF.steps[1], HALF.steps[0])
+    text = ROLES.replace("        TRY\n        TRY\n", "        TRY\n        UTCHMMA\n        UTCBAR\n        TRY\n")
+    text = text.replace("      passed:\n        UTCHMMA\n        UTCBAR\n", "      passed:\n")
+    found = model_kernel(listing(text), replace(HALF, steps=steps, streams=False), registers=128, shared_memory=0)
+    # Products of 200 cycles, which P of this tile and scores of the next have to themselves.
+    assert found.interior_tile["100"] < 330
+    assert found.q_tile["100"] > 100  # nothing overlaps with the first scores and the last output
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (("        UTCHMMA\n        UTCBAR", "        UTCBAR"), r"takes 2 matrix products \(UTCHMMA\), expected 3"),
+        (("        UTCBAR\n", ""), r"nothing tells of scores \(UTCBAR\)"),
+        (("        TRY\n        TRY\n        UTCHMMA", "        UTCHMMA"), "that wait for no probabilities"),
+        (("        TELL\n", "        TELL\n        TELL\n"), "arrive in 2 places for a KV tile, expected 1"),
+        (("        MUFU after 0\n", ""), "0 loops have LDTM and MUFU and STTM, expected 1"),
+    ],
+)
+def test_roles_that_the_model_does_not_know(change: tuple[str, str], reason: str) -> None:
+    assert ROLES.count(change[0]) == 1
+    with pytest.raises(UnknownCode, match=reason):
+        model_kernel(listing(ROLES.replace(*change)), HALF, registers=128, shared_memory=0)
+
+
 def test_pipes_have_an_occupancy() -> None:
-    assert set(SM90.occupancy) == set(Pipe)
+    assert set(SM90.occupancy) == set(SM100.occupancy) == set(Pipe)
 
 
 def test_importing_gnaforge_leaves_the_model_alone() -> None:

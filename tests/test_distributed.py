@@ -20,6 +20,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import gnaforge
 import pytest
 import torch
 from gnaforge.distributed.cost import Division, cheapest, divisions
@@ -31,6 +32,7 @@ from gnaforge.runtime.problem_rules import Dimension, dimension_faults
 from gnaforge.runtime.reference import visible
 from gnaforge.simulator.devices import Links, simulate_devices
 from gnaforge.simulator.fitting import simulate_problem
+from gnaforge.simulator.passes import simulate_passes
 from torch.autograd import Function
 
 RANKS = (2, 3, 4, 8)
@@ -495,11 +497,41 @@ def test_devices_of_the_simulator() -> None:
         assert found.speedup < devices
     fast, slow = (simulate_devices(one, 4, Links(*links)) for links in ((1e6, 0.0), (1.0, 10.0)))
     assert fast.seconds < slow.seconds and (fast.overlap, slow.overlap < 0.1) == (1.0, True)
-    assert slow.seconds == slow.halo_seconds + slow.border_seconds
+    assert slow.seconds == slow.exchange_seconds + slow.border_seconds
     with pytest.raises(InputError, match="can't each have tokens of 128x160"):
         simulate_devices(one, 4093, Links(450, 10))
     with pytest.raises(InputError, match="not from 1 to 4,096"):
         simulate_devices(one, 5000, Links(450, 10))
+
+
+def test_devices_with_fewer_heads_than_a_tile() -> None:
+    """Where heads that share keys are divided, tiles have fewer of them."""
+    tiles = {"q_tile": (64,), "kv_tile": (128,), "q_tile_heads": 2}
+    one = gnaforge.simulate((1 << 16,), 1 << 16, heads=8, kv_heads=4, arch="sm100", **tiles)
+    found = simulate_devices(one, 8, Links(450, 10))
+    assert found.division.head_ranks > one.problem.kv_heads
+    assert 1 < found.speedup < 8
+
+
+def test_training_on_the_simulators_devices() -> None:
+    """A step is a forward pass and a backward pass, which moves the same bytes the other way."""
+    problem = Problem((4096, 4096), (31, 31), edge=("cut", "wrap"), heads=16, head_dim=48)
+    step, back = (simulate_passes(problem, direction) for direction in ("training", "backward"))
+    assert simulate_devices(step, 1, Links(450, 10)).speedup == pytest.approx(1)
+    for devices in (8, 512):
+        whole = simulate_devices(step, devices, Links(450, 10))
+        forward = simulate_devices(step.kernels["gna_forward"], devices, Links(450, 10))
+        assert whole.passes[0] == forward.passes[0] and len(whole.passes) == 2
+        assert (whole.division, whole.shape) == (forward.division, forward.shape)
+        assert whole.bytes_received == whole.bytes_sent == forward.bytes_received + forward.bytes_sent
+        assert whole.passes[1].border > 2 * forward.border_seconds and whole.passes[1].halo == forward.passes[0].halo
+        assert whole.speedup < devices
+        alone = simulate_devices(back, devices, Links(450, 10))
+        assert (alone.bytes_received, alone.bytes_sent) == (forward.bytes_sent, forward.bytes_received)
+        assert alone.seconds == pytest.approx(whole.seconds - forward.seconds, rel=0.05)  # borders of other Q tiles
+    page = (Path(__file__).parents[1] / "codegen/simulator/README.md").read_text()
+    said = f"on 512 devices moves\n{whole.bytes_received / 1e6:.1f} MB, and its bound is {whole.speedup:.1f}x"
+    assert said in page
 
 
 def test_devices_in_the_simulators_page() -> None:
@@ -524,5 +556,13 @@ def test_devices_on_the_command_line(cli: Callable[..., Any]) -> None:
     assert [row["devices"] for row in rows] == [8, 64] and rows[0]["bytes_received"] == 632832000
     documented = re.findall(r"`(\w+)`", (Path(__file__).parents[1] / "codegen/simulator/README.md").read_text())
     assert rows[0].keys() <= {*documented}
-    for wrong in (("--link-gbps", "9"), ("--devices", "8", "--direction", "training")):
+    done = cli(*problem, "--devices", "8", "--direction", "training", "--json")
+    assert json.loads(done.stdout)[0]["bytes_received"] == 2 * rows[0]["bytes_received"]
+    done = cli(*problem, "--devices", "8", "--direction", "training")
+    assert "in a training step. Links" in done.stdout and "backward_kv q" in done.stdout, done.stderr
+    for wrong in (
+        ("--link-gbps", "9"),
+        ("--devices", "8", "--direction", "sideways"),
+        ("--devices", "8", "--plot", "x.png"),
+    ):
         assert cli(*problem, *wrong).returncode == 2

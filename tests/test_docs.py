@@ -10,12 +10,13 @@ import gnaforge
 import pytest
 from gnaforge.cli import simulate as command
 from gnaforge.families import families
+from gnaforge.families.sm100_cutlass_forward import FAMILY as CUTLASS
 from gnaforge.gna.words import describe
 from gnaforge.runtime.problem import Problem
 from gnaforge.simulator.cost import Tiles
 from gnaforge.simulator.fitting import simulate_fitted
 from gnaforge.simulator.natten import simulate_natten
-from gnaforge.simulator.simulation import Simulation, simulate_tiles
+from gnaforge.simulator.simulation import Simulation, refusal, simulate_tiles
 from gnaforge.spec import json_schema, load_spec
 from gnaforge.spec.reference import reference_table
 from kernel_set import FAMILIES
@@ -52,6 +53,25 @@ def test_fitted_tiles_beside_nattens(preset: str) -> None:
             assert fitted_row(preset, simulate_fitted(problem, FAMILIES["sm90"])) in SIMULATOR
 
 
+def sm100_row(preset: str, problem: Problem) -> str:
+    """A row of the table of sm100's families."""
+    own = simulate_fitted(problem, FAMILIES["sm100"])
+    name = fitted_row(preset, own).split(" | ")[0]
+    found = [own] if refusal(problem, CUTLASS) else [simulate_fitted(problem, CUTLASS), own]
+    tiles = [f" {box(each.tiles.q)}, {box(each.tiles.kv)}: {each.work_bound:.2f}x " for each in found]
+    times = [f" {float(each.time.seconds) * 1e3:.2f} " for each in found]
+    none = [" "] * (2 - len(found))
+    return "|".join([f"{name} | {own.flop_speedup:.2f}x ", *none, *tiles, *none, *times, ""])
+
+
+@pytest.mark.parametrize("preset", ["hunyuan-video", "wan-720p", "vit-56"])
+@pytest.mark.usefixtures("every_feature")
+def test_fitted_tiles_of_sm100(preset: str) -> None:
+    for entry in load_spec(preset).kernels:
+        for shape in entry.problems:
+            assert sm100_row(preset, shape.problem(head_dim=entry.head_dim[0], dtype=entry.dtype[0])) in SIMULATOR
+
+
 def preset_row(preset: str, found: Simulation) -> str:
     """A row of the table of presets that no paper of NATTEN's has."""
     counts, problem = found.counts, found.problem
@@ -78,6 +98,18 @@ def test_counts_of_presets(preset: str) -> None:
     assert len(set(rows)) == SIMULATOR.count(f"| {preset}: ")
 
 
+@pytest.mark.parametrize("row", ["8192, window 1024", "128x160, window 31x31", "256x256, window 80x80, stride 16x16"])
+def test_tiles_of_heads_that_share_keys(row: str) -> None:
+    sizes = [tuple(map(int, text.split()[-1].split("x"))) for text in row.split(", ")]
+    found = [
+        simulate_fitted(Problem(*sizes, heads=16, kv_heads=16 // group, head_dim=128), FAMILIES["sm100"])
+        for group in (1, 2, 4, 8)
+    ]
+    bounds = " | ".join(f"{one.work_bound:.2f}x" for one in found)
+    more = float(found[-1].time.seconds / found[0].time.seconds) - 1
+    assert f"| {row} | {bounds} | {100 * more:.0f} % |" in SIMULATOR
+
+
 def test_worked_example() -> None:
     for stride, tiling, counts, bounds in (
         (1, "static", (7, 0), ("1.29", "1.00")),
@@ -102,13 +134,15 @@ def test_bounds_that_the_explanation_names() -> None:
 def test_model_beside_published_times() -> None:
     hunyuan = Problem((30, 48, 80), (18, 24, 24), (16, 8, 8), heads=24)
     flux = Problem((256, 256), (80, 80), (16, 16), heads=24)
-    for problem, tiles, arch in (
-        (hunyuan, Tiles((2, 8, 8), (2, 8, 8)), "sm90"),
-        (flux, Tiles((16, 8), (16, 8)), "sm90"),
-        (hunyuan, Tiles((4, 8, 8), (2, 8, 8)), "sm100"),
-        (flux, Tiles((16, 16), (16, 8)), "sm100"),
+    for problem, tiles, family in (
+        (hunyuan, Tiles((2, 8, 8), (2, 8, 8)), FAMILIES["sm90"]),
+        (flux, Tiles((16, 8), (16, 8)), FAMILIES["sm90"]),
+        (hunyuan, Tiles((4, 8, 8), (2, 8, 8)), CUTLASS),
+        (flux, Tiles((16, 16), (16, 8)), CUTLASS),
+        (hunyuan, Tiles((4, 8, 8), (2, 8, 8)), FAMILIES["sm100"]),
+        (flux, Tiles((16, 16), (16, 8)), FAMILIES["sm100"]),
     ):
-        seconds = float(simulate_tiles(problem, tiles, FAMILIES[arch], "static").time.seconds)
+        seconds = float(simulate_tiles(problem, tiles, family, "static").time.seconds)
         assert f"| {seconds * 1e3:.2f} ms |" in SIMULATOR
 
 

@@ -119,7 +119,7 @@ class TestBest:
         """Fewer tokens of more heads see fewer keys that none of them needs; each problem's tiles divide its heads."""
         bounds = []
         for group in (1, 2, 8):
-            problem = oracle.Problem((128, 160), (31, 31), heads=2 * group, kv_heads=2)
+            problem = oracle.Problem((128, 160), (31, 31), heads=32 * group, kv_heads=32)  # enough tiles for all units
             tiles = fit_problems([problem], FAMILIES["sm100"]).tiles[0]
             assert group % tiles.q_heads == 0
             bounds.append(simulate_tiles(problem, tiles, FAMILIES["sm100"]).work_bound)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cutlass_kernels import compiled
+from fitted_times import errors_of, fit_all
 from gnaforge.build.cycles import modelled_cycles
 from gnaforge.build.kernels import build_kernels
 from gnaforge.build_tools.cuda import find_nvcc
@@ -20,12 +21,12 @@ from gnaforge.families import family_of
 from gnaforge.families.sm90_forward import FAMILY
 from gnaforge.families.sm90_times import BACKWARD_KV, BACKWARD_Q, FORWARD
 from gnaforge.runtime.config import KernelConfig
-from sm90_cycles import RESULT, TESTED, model_all
+from modelled_cycles import TILES, differences, missed_budgets, result_of, rms
+from sm90_cycles import TESTED
 from sm90_kernels import CONFIGS
-from sm90_times import FITTED, errors_of, fit_all
+from sm90_times import FITTED
 
-TILES = ("interior_tile_cycles", "shell_tile_cycles", "q_tile_cycles")
-WITHIN = 0.05
+RESULT = result_of("sm90")
 
 
 @pytest.fixture
@@ -36,36 +37,9 @@ def nvcc() -> str:
         pytest.skip(str(error))
 
 
-Modelled = dict[str, dict[str, Any]]
-"""`KernelCycles.to_json` of kernels, by key."""
-
-
-def differences(found: Modelled, budgets: Modelled) -> list[str]:
-    """What is off by more than 5 %, a line each."""
-    lines = []
-    for key, budget in budgets.items():
-        for tile in TILES:
-            for queue, cycles in budget[tile].items():
-                now = found[key][tile][queue]
-                change = now / cycles - 1
-                if abs(change) > WITHIN:
-                    word = "slower" if change > 0 else "faster"
-                    lines.append(f"{key}: {tile}, {queue}: {now}, the budget is {cycles} ({change:+.0%}, {word})")
-    return lines
-
-
 def test_modelled_cycles_are_within_their_budgets(nvcc: str, tmp_path: Path) -> None:
-    known = json.loads(RESULT.read_text())
-    keys = [config.key for config in TESTED]
-    assert known["kernels"].keys() == {*keys, *(config.key for config in FITTED)}, "run: python tests/sm90_cycles.py"
-    lines = differences(model_all(TESTED, tmp_path), {key: known["kernels"][key] for key in keys})
-    assert not lines, "\n".join(
-        [
-            *lines,
-            "If a change of the kernels is meant to do that, say so with it, and run: python tests/sm90_cycles.py",
-            f"Budgets are from nvcc {known['nvcc']}, this is {nvcc}.",
-        ]
-    )
+    lines = missed_budgets("sm90", TESTED, FITTED, tmp_path)
+    assert not lines, "\n".join(lines)
 
 
 def test_a_budget_is_missed_in_both_directions() -> None:
@@ -115,10 +89,6 @@ def test_backward_kernels_reach_three_quarters_of_the_bound_of_their_products() 
         bound = 2 * config.q_rows * config.kv_columns * products / 4096
         for kind in ("interior", "shell"):
             assert bound / kernels[key][f"{kind}_tile_cycles"]["queue_2"] > AIM, (key, kind)
-
-
-def rms(errors: Mapping[str, float]) -> float:
-    return (sum(error**2 for error in errors.values()) / len(errors)) ** 0.5
 
 
 def test_blocks_that_share_a_multiprocessor() -> None:

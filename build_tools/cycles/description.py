@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from .instruction import Instruction, Pipe
+from .instruction import Instruction, Pipe, Role
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,8 @@ class Multiprocessor:
     """Cycles of one of the four parts of a streaming multiprocessor, each of which issues one instruction a cycle.
 
     Attributes:
-        occupancy: of a pipe by one instruction of a warp.
+        occupancy: of a pipe by one instruction of a warp; of tensor memory by one column of its lanes.
+        longer: the same of some instructions, by name.
         latency: from issue to the result, where ptxas leaves it to a scoreboard: by the instruction's name.
         other_latency: of the others, and of the special functions in `MUFU`.
         read_latency: until the operands have been read, where a scoreboard says so.
@@ -22,11 +23,13 @@ class Multiprocessor:
         barrier: from the last arrival at a named barrier to the next instruction.
         fence: what MEMBAR takes.
         fma_per_cycle: multiplications and additions of the tensor cores of all four parts.
+        shared_bytes_per_cycle: that products read from shared memory.
         warpgroup_threads: of the warps that compute a product together, one in each part.
         registers, shared_memory: there are for thread blocks.
     """
 
     occupancy: Mapping[Pipe, int]
+    longer: Mapping[str, int]
     latency: Mapping[str, int]
     other_latency: int
     read_latency: int
@@ -36,6 +39,7 @@ class Multiprocessor:
     barrier: int
     fence: int
     fma_per_cycle: int
+    shared_bytes_per_cycle: int
     warpgroup_threads: int
     registers: int
     shared_memory: int
@@ -57,7 +61,9 @@ SM90 = Multiprocessor(
     occupancy={
         **{Pipe.FMA: 1, Pipe.INTEGER: 2, Pipe.ALU: 2, Pipe.MUFU: 8, Pipe.MEMORY: 2, Pipe.UNIFORM: 2, Pipe.CONTROL: 1},
         Pipe.TENSOR: 2,
+        Pipe.TENSOR_MEMORY: 1,
     },
+    longer={},
     latency={"SHFL": 24, "LDS": 28, "S2R": 30, "LDC": 30, "R2UR": 12, "MUFU": 22, "F2I": 22, "I2F": 22},
     other_latency=24,
     read_latency=12,
@@ -67,9 +73,19 @@ SM90 = Multiprocessor(
     barrier=26,
     fence=40,
     fma_per_cycle=2048,
+    shared_bytes_per_cycle=128,
     warpgroup_threads=128,
     registers=65_536,
     shared_memory=228 * 1024,
+)
+
+SM100 = replace(
+    SM90,
+    # ptxas's own stalls. 128 bytes a cycle and part of tensor memory, and latencies to registers and back: estimates.
+    longer={"FFMA2": 2, "FADD2": 2, "FMUL2": 2},
+    latency={**SM90.latency, "LDTM": 60, "STTM": 30},
+    # 8192 FLOP a cycle, and 128 bytes: Zadouri et al., FlashAttention-4, section on the roofline.
+    fma_per_cycle=4096,
 )
 
 
@@ -110,3 +126,78 @@ class TileLoop:
     never: frozenset[str] = field(default_factory=frozenset)
     rare: Callable[[Sequence[Instruction]], bool] = no_block
     aside: Callable[[Sequence[Instruction]], bool] = no_block
+
+    @property
+    def contents(self) -> str:
+        """What the loops have that others haven't, for messages."""
+        return f"{self.groups} groups of matrix products (WARPGROUP.ARRIVE)"
+
+    def admits(self, body: Sequence[Instruction]) -> bool:
+        """Whether these are the instructions of such a loop, or of one around it."""
+        groups = sum(instruction.role is Role.ARRIVE for instruction in body)
+        return groups == self.groups and not any(instruction.name in self.never for instruction in body)
+
+
+@dataclass(frozen=True)
+class RoleLoop:
+    """The loop over KV tiles of warps that have a role of their own.
+
+    Attributes:
+        names: of instructions that are in it, and together in no other loop but those around it.
+        rare, aside: as in `TileLoop`.
+    """
+
+    names: frozenset[str]
+    rare: Callable[[Sequence[Instruction]], bool] = no_block
+    aside: Callable[[Sequence[Instruction]], bool] = no_block
+    loops: int = 1
+
+    @property
+    def contents(self) -> str:
+        """As of `TileLoop`."""
+        return " and ".join(sorted(self.names))
+
+    def admits(self, body: Sequence[Instruction]) -> bool:
+        """As of `TileLoop`."""
+        return self.names <= {instruction.name for instruction in body}
+
+
+@dataclass(frozen=True)
+class Step:
+    """Matrix products that one thread issues one after the other.
+
+    Attributes:
+        products: how many.
+        cycles: of each, on the tensor cores.
+        awaits: the mbarrier that the thread waits at before, where softmax warps arrive.
+        tells: the mbarrier at which they arrive when they are done, where softmax warps wait.
+    """
+
+    products: int
+    cycles: int
+    awaits: int | None = None
+    tells: int | None = None
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The way that kernels work through KV tiles where one thread issues products, softmax warps turn scores into
+    probabilities, and each waits for the other at mbarriers. These have numbers, which the kernel itself needn't use.
+
+    Attributes:
+        multiprocessor: what they run on.
+        softmax: the loop of softmax warps; they wait for scores, load them, and arrive for each part of probabilities.
+        issues: the loop of the thread that issues products.
+        steps: those of one KV tile, as that thread issues them.
+        scores, probabilities: for each softmax warp of a part of the multiprocessor the mbarrier where it awaits
+            scores, and those where it arrives, in order.
+        streams: whether scores of the next Q tile's first KV tile come before the output of this one's last.
+    """
+
+    multiprocessor: Multiprocessor
+    softmax: RoleLoop
+    issues: RoleLoop
+    steps: tuple[Step, ...]
+    scores: tuple[int, ...]
+    probabilities: tuple[tuple[int, ...], ...]
+    streams: bool

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from .description import TileLoop
+from .description import RoleLoop, TileLoop
 from .instruction import Instruction, Role, UnknownCode
 
 _LONGEST = 20_000  # example 77's backward kernel has 8,000 in all
@@ -126,18 +126,26 @@ class _Graph:
         """Those of some blocks."""
         return (instruction for block in blocks for instruction in self.blocks[block])
 
-    def way(self, start: int, ends: Collection[int], blocks: Collection[int], *, longest: bool) -> list[int] | None:
+    def way(
+        self,
+        start: int,
+        ends: Collection[int],
+        blocks: Collection[int],
+        *,
+        longest: bool,
+        length: Callable[[Way], int] = len,
+    ) -> list[int] | None:
         """The blocks of the shortest or longest way from ``start`` to one of ``ends`` within ``blocks``, round no loop
-        more than once; None if there is none."""
+        more than once; None if there is none. ``length`` is a block's."""
         sign = -1 if longest else 1
-        best: dict[int, tuple[int, int | None]] = {}  # instructions from here on, and the next block
+        best: dict[int, tuple[int, int | None]] = {}  # the length from here on, and the next block
         for block in self.done:
             if block not in blocks:
                 continue
             ways: list[tuple[int, int | None]] = [(best[n][0], n) for n in self.forward[block] if n in best]
             if ways := [(0, None)] if block in ends else ways:
-                length, onward = min(ways, key=lambda way: sign * way[0])
-                best[block] = (length + len(self.blocks[block]), onward)
+                rest, onward = min(ways, key=lambda way: sign * way[0])
+                best[block] = (rest + length(self.blocks[block]), onward)
         if start not in best:
             return None
         found = [start]
@@ -146,7 +154,13 @@ class _Graph:
         return found
 
     def usual_way(
-        self, start: int, ends: Collection[int], blocks: Collection[int], facts: TileLoop, *, longest: bool = True
+        self,
+        start: int,
+        ends: Collection[int],
+        blocks: Collection[int],
+        facts: TileLoop | RoleLoop,
+        *,
+        longest: bool = True,
     ) -> list[int]:
         """`way` past all blocks that can be passed by and are rare or aside, or try an mbarrier again: the model finds
         all data there.
@@ -177,7 +191,7 @@ class _Graph:
         return found
 
 
-def find_ways(code: Sequence[Instruction], facts: TileLoop) -> Ways:
+def find_ways(code: Sequence[Instruction], facts: TileLoop | RoleLoop) -> Ways:
     """The ways through a kernel's loops.
 
     Raises:
@@ -205,24 +219,34 @@ def find_ways(code: Sequence[Instruction], facts: TileLoop) -> Ways:
     return Ways(min(short, key=len), max(long, key=len), tuple(long), tuple(outside))
 
 
+def find_way_of_most(code: Sequence[Instruction], facts: RoleLoop, name: str) -> Way:
+    """The way through a loop with the most instructions of a name; of such, the shortest.
+
+    Raises:
+        UnknownCode: as of `find_ways`.
+    """
+    graph = _Graph(code)
+    (loop,) = _tile_loops(graph, facts)
+
+    def length(block: Way) -> int:
+        return _LONGEST * sum(instruction.name == name for instruction in block) - len(block)
+
+    way = graph.way(loop.head, loop.ends, loop.blocks, longest=True, length=length)
+    if way is None:
+        raise UnknownCode(f"there is no way through the loop with {facts.contents} that the model can follow")
+    return _instructions(graph, way)
+
+
 def _leads(graph: _Graph, block: int, loop: _Loop) -> bool:
     return graph.way(block, loop.ends, loop.blocks, longest=False) is not None
 
 
-def _tile_loops(graph: _Graph, facts: TileLoop) -> list[_Loop]:
+def _tile_loops(graph: _Graph, facts: TileLoop | RoleLoop) -> list[_Loop]:
     """The loops over KV tiles, in the order in which a Q tile comes to them."""
-    found = []
-    for loop in graph.loops:
-        body = list(graph.instructions(loop.blocks))
-        groups = sum(instruction.role is Role.ARRIVE for instruction in body)
-        if groups == facts.groups and not any(instruction.name in facts.never for instruction in body):
-            found.append(loop)
+    found = [loop for loop in graph.loops if facts.admits(list(graph.instructions(loop.blocks)))]
     found = [loop for loop in found if not any(other.blocks < loop.blocks for other in found)]
     if len(found) != facts.loops:
-        raise UnknownCode(
-            f"{len(found)} loops have {facts.groups} groups of matrix products (WARPGROUP.ARRIVE), "
-            f"expected {facts.loops}"
-        )
+        raise UnknownCode(f"{len(found)} loops have {facts.contents}, expected {facts.loops}")
     return sorted(found, key=lambda loop: -graph.done.index(loop.head))
 
 

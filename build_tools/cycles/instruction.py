@@ -31,6 +31,7 @@ class Pipe(str, Enum):
     FMA = "FMA"
     INTEGER = "IMAD"
     MEMORY = "memory"  # loads, stores, shuffles, barriers: what is queued to other units
+    TENSOR_MEMORY = "tensor memory"
     UNIFORM = "uniform"
     CONTROL = "control"
 
@@ -48,7 +49,13 @@ class Role(Enum):
     BARRIER_SYNC = auto()
     BARRIER_ARRIVE = auto()
     TRANSACTION = auto()  # on an mbarrier
+    MBARRIER_ARRIVE = auto()
     FENCE = auto()
+    # These the code alone doesn't tell; roles.py finds them. The amount is a number of an mbarrier, or cycles.
+    AWAIT_TOLD = auto()  # at an mbarrier
+    TELL = auto()  # arrives there
+    TENSOR_PRODUCT = auto()  # a matrix product that one thread issues
+    TELL_WHEN_DONE = auto()  # arrives there once the products so far are done
 
 
 _TABLE = """
@@ -63,12 +70,13 @@ UNIFORM: UMOV 082, VOTEU 086, USEL 087, UISETP 08c, UIADD3 090 097, ULEA 091, UL
 MEMORY: VOTE 006, ELECT 02f, STSM 044, S2R 119, BAR 11d, LD 180, LDG 181, LDC 182, LDL 183, LDS 184, ST 185,
     STG 186, STL 187, STS 188, SHFL 189, ATOMS 18c, CCTL 18f, SYNCS 1a7 1b2, LDCU 1ac, UTMALDG 1b4,
     UTMASTG 1b5, UTMACMDFLUSH 1b7, UTMACCTL 1b9, S2UR 1c3, REDUX 1c4, UTCATOMSWS 1e3, UTCBAR 1e9, UTCHMMA 1ea,
-    STTM 1ed, LDTM 1ee, LDSM 03b, MATCH 1a1, ATOMG 1a3 1a8, LDGSTS 1ae, LDGDEPBAR 1af, B2R 11c
+    LDSM 03b, MATCH 1a1, ATOMG 1a3 1a8, LDGSTS 1ae, LDGDEPBAR 1af, B2R 11c
 CONTROL: NOP 118, DEPBAR 11a, ENDCOLLECTIVE 11b, BSYNC 141, BREAK 142, CALL 143 144, BSSY 145, YIELD 146, BRA 147,
     WARPSYNC 148, BRX 149, EXIT 14d, LEPC 14e, RET 150, BPT 15c, NANOSLEEP 15d, MEMBAR 192, ERRBAR 1ab,
     WARPGROUP 1c5, FENCE 1c6, USETMAXREG 1c8, PMTRIG 001, PREEXIT 02d,
     ACQBULK 02e, UCGABAR 1c7
 TENSOR: HGMMA 1f0
+TENSOR_MEMORY: STTM 1ed, LDTM 1ee
 """
 
 
@@ -96,7 +104,8 @@ class Instruction:
         name: as nvdisasm has it, without modifiers; empty if the table lacks it.
         predicated: whether a predicate may switch it off.
         target: of a branch, the address.
-        amount: of a product its columns, of a wait for products how many may be pending, of a barrier its threads.
+        amount: of a product its columns, of a wait for products how many may be pending, of a barrier its threads, of
+            an access to tensor memory its columns.
         ends_group: of a product, whether a later wait can wait for it and those before it.
         barrier_in_register: of a barrier, whether its number is known at run time only.
         stall: cycles until the warp may issue its next instruction.
@@ -139,6 +148,10 @@ def _decode(address: int, low: int, high: int) -> Instruction:
     elif name == "BAR":
         role = Role.BARRIER_ARRIVE if high >> 13 & 7 == 1 else Role.BARRIER_SYNC
         amount = low >> 42 & 0xFFF
+    elif name == "SYNCS" and low & 0xFFF == 0x9A7:
+        role = Role.MBARRIER_ARRIVE
+    elif pipe is Pipe.TENSOR_MEMORY:
+        amount = 1 << (high >> 19 & 7)
     return Instruction(
         address=address,
         name=name,

@@ -2,13 +2,13 @@
 
 Warps issue in order, one instruction a cycle between them; of those that can, the one that has waited longest. A warp
 waits for its own stalls and scoreboards, which are ptxas's, for pipes that other instructions occupy, for its turn at a
-named barrier, and for matrix products, which one tensor core takes first come, first served.
+named barrier, for others at mbarriers, and for matrix products, which one tensor core takes first come, first served.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
+from collections import defaultdict, deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, auto
 from itertools import chain
@@ -67,6 +67,19 @@ class _Does(IntEnum):
     AWAIT_TURN = auto()
     PASS_TURN = auto()
     MEET = auto()
+    AWAIT_TOLD = auto()
+    TELL = auto()
+    TENSOR_PRODUCT = auto()
+    TELL_WHEN_DONE = auto()
+
+
+_TOLD = {
+    Role.AWAIT_TOLD: _Does.AWAIT_TOLD,
+    Role.TELL: _Does.TELL,
+    Role.TENSOR_PRODUCT: _Does.TENSOR_PRODUCT,
+    Role.TELL_WHEN_DONE: _Does.TELL_WHEN_DONE,
+}
+"""Effects of roles that say all of it."""
 
 
 @dataclass(slots=True)
@@ -87,7 +100,12 @@ class _Op:
 
 def _prepare(instruction: Instruction, unit: Multiprocessor, turn: Turn | None, warps: int) -> _Op:
     role, amount = instruction.role, instruction.amount
-    does, stall = _Does.NOTHING, instruction.stall
+    does, stall = _TOLD.get(role, _Does.NOTHING), instruction.stall
+    occupancy = unit.longer.get(instruction.name, unit.occupancy[instruction.pipe])
+    latency = unit.latency.get(instruction.name, unit.other_latency)
+    if instruction.pipe is Pipe.TENSOR_MEMORY:
+        occupancy *= amount
+        latency += occupancy
     if role is Role.PRODUCT:
         does, amount = _Does.PRODUCT, unit.product_cycles(instruction.amount)
     elif role is Role.AWAIT_PRODUCTS:
@@ -107,10 +125,10 @@ def _prepare(instruction: Instruction, unit: Multiprocessor, turn: Turn | None, 
         does=does,
         waits=_SCOREBOARDS[instruction.waits],
         pipe=_PIPES.index(instruction.pipe),
-        occupancy=unit.occupancy[instruction.pipe],
+        occupancy=occupancy,
         stall=max(1, stall),
         result=instruction.result,
-        latency=unit.latency.get(instruction.name, unit.other_latency),
+        latency=latency,
         read=instruction.read,
         amount=amount,
         ends_group=instruction.ends_group,
@@ -156,6 +174,8 @@ def simulate(
     queue: int | None = None,
     turn: Turn | None = None,
     lead: int = 0,
+    signal: int = 0,
+    told: Iterable[int] = (),
 ) -> Steady:
     """Runs warps that each take their way again and again.
 
@@ -165,6 +185,8 @@ def simulate(
         queue: matrix products that may be issued before the tensor core has begun with them; None for any number.
         turn: the barrier at which the warps of a block take turns.
         lead: rounds by which a warp may be ahead of the last one of its block; 0 for any number.
+        signal: cycles from an arrival at an mbarrier, or from the end of products that it stands for, to the waiter.
+        told: mbarriers at which somebody has arrived before all begins.
 
     Raises:
         UnknownCode: the warps wait for each other for ever.
@@ -179,6 +201,9 @@ def simulate(
     free = [0] * len(_PIPES)  # when each pipe is
     starts: deque[int] = deque(maxlen=queue or 1)  # when the last products begin
     tensor_end = 0
+    arrivals: defaultdict[int, deque[int]] = defaultdict(deque)  # by mbarrier those that nobody has waited for
+    for barrier in told:
+        arrivals[barrier].append(0)
     now = 0
     seen: dict[object, tuple[int, int]] = {}
     marks: list[tuple[int, int]] = []  # the time, and the rounds of all warps
@@ -191,6 +216,8 @@ def simulate(
                 continue
             if w.met or (op.does == _Does.AWAIT_TURN and not w.turns):
                 continue
+            if op.does == _Does.AWAIT_TOLD and not arrivals[op.amount]:
+                continue
             time = w.ready
             for i in op.waits:
                 if w.scoreboards[i] > time:
@@ -202,6 +229,8 @@ def simulate(
                     time = max(time, w.groups[-1 - op.amount])
                 elif op.does == _Does.AWAIT_TURN:
                     time = max(time, w.turn_from)
+                elif op.does == _Does.AWAIT_TOLD:
+                    time = max(time, arrivals[op.amount][0])
                 elif op.does == _Does.PRODUCT and queue and len(starts) == queue:
                     time = max(time, starts[0])
             if time < now:
@@ -209,7 +238,7 @@ def simulate(
             if when < 0 or time < when or (time == when and w.last < warp.last):
                 when, warp = time, w
         if when < 0:
-            raise UnknownCode("warps wait for each other for ever at named barriers, as the model reads the code")
+            raise UnknownCode("warps wait for each other for ever at barriers, as the model reads the code")
         if warp is first and warp.at == 0:
             rounds = sum(w.rounds for w in everyone)
             marks.append((when, rounds))
@@ -217,6 +246,7 @@ def simulate(
                 tuple(w.state(when) for w in everyone),
                 tuple(max(0, time - when) for time in (*free, tensor_end, *starts)),
                 tuple(w.rounds - first.rounds for w in first.peers) if lead else (),
+                tuple((barrier, *(max(0, at - when) for at in arrivals[barrier])) for barrier in sorted(arrivals)),
             )
             if state in seen or len(marks) > _MOST_ROUNDS:
                 break
@@ -235,6 +265,14 @@ def simulate(
                 starts.append(start)
                 if op.ends_group:
                     warp.groups.append(tensor_end + unit.product_end)
+            elif op.does == _Does.TENSOR_PRODUCT:
+                tensor_end = max(when + unit.product_start, tensor_end) + op.amount
+            elif op.does == _Does.TELL_WHEN_DONE:
+                arrivals[op.amount].append(max(when, tensor_end) + signal)
+            elif op.does == _Does.TELL:
+                arrivals[op.amount].append(when + signal)
+            elif op.does == _Does.AWAIT_TOLD:
+                arrivals[op.amount].popleft()
             elif op.does == _Does.AWAIT_TURN:
                 warp.turns -= 1
             elif op.does == _Does.PASS_TURN:
@@ -258,6 +296,8 @@ def simulate(
 def _busy(all_ops: Sequence[Sequence[_Op]], cycles: float) -> dict[str, float]:
     occupied = {pipe: 0 for pipe in Pipe if pipe is not Pipe.CONTROL}
     for op in chain.from_iterable(all_ops):
+        if op.does == _Does.TENSOR_PRODUCT:
+            occupied[Pipe.TENSOR] += op.amount
         if (pipe := _PIPES[op.pipe]) is not Pipe.CONTROL:
             occupied[pipe] += op.amount if op.does == _Does.PRODUCT else op.occupancy
     shares = {pipe.value: time / cycles for pipe, time in occupied.items()}

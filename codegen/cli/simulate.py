@@ -161,8 +161,7 @@ def simulate(
     if devices is None:
         refuse_unused(context, ("link_gbps", "link_us"), "without --devices")
     else:
-        alone = ("direction", "sweep_stride", "end_to_end", "plot", "html", "tiling")
-        refuse_unused(context, alone, "beside --devices")
+        refuse_unused(context, ("sweep_stride", "end_to_end", "plot", "html", "tiling"), "beside --devices")
     check_outputs(plot=plot, html=html)
     problems = (
         [options.problem(**({} if schedule is None else {"window": options.tokens}))]
@@ -198,8 +197,11 @@ def simulate(
     if devices is not None:
         from .simulate_devices import simulate_on_devices
 
-        found_one = {
-            p: simulate_problem(p, tiles, arch, "dynamic", cast("Objective", objective), variant) for p in distinct
+        found_one: dict[Problem, Simulation | Passes] = {
+            p: simulate_problem(p, tiles, arch, "dynamic", cast("Objective", objective), variant)
+            if direction == "forward"
+            else simulate_passes(p, direction, tiles, arch, "dynamic", cast("Objective", objective), variant)
+            for p in distinct
         }
         simulate_on_devices([found_one[problem] for problem in problems], devices, link_gbps, link_us, json)
         return

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..simulator.devices import Divided, Links, simulate_devices
-from .simulate_text import describe_problem, seconds
+from ..simulator.passes import Passes
+from .simulate_text import box, describe_problem, seconds
 from .tables import print_table, say
 from .waiting import steps
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def simulate_on_devices(
-    problems: Sequence[Simulation], devices: str, gigabytes: float, latency_us: float, as_json: bool
+    problems: Sequence[Simulation | Passes], devices: str, gigabytes: float, latency_us: float, as_json: bool
 ) -> None:
     """Prints each problem on each of some numbers of devices.
 
@@ -34,14 +35,18 @@ def simulate_on_devices(
     if as_json:
         from json import dumps
 
-        say(dumps([{**each.one.problem.as_json(), **each.as_json()} for each in found], indent=1))
+        say(dumps([{**each.problem.as_json(), **each.as_json()} for each in found], indent=1))
         return
     for i, one in enumerate(problems):
-        say(f"{describe_problem(one.problem)}; {one.tiles}")
+        kernels = one.kernels if isinstance(one, Passes) else {"": one}
+        tiles = ", ".join(f"{op.removeprefix('gna_')} {found.tiles}".strip() for op, found in kernels.items())
+        say(f"{describe_problem(one.problem)}; {tiles}")
         _print_rows(found[i * len(counts) : (i + 1) * len(counts)])
-    first = problems[0]
+    first = next(iter(found[0].kernels.values()))
+    direction = problems[0].direction if isinstance(problems[0], Passes) else "forward"
+    passes = {"forward": "in a forward pass", "backward": "in a backward pass"}.get(direction, "in a training step")
     say(
-        "\nOf the device whose links carry most, in a forward pass; training moves twice as much. "
+        f"\nOf the device whose links carry most, {passes}. "
         f"Links: {gigabytes:g} GB/s each way, {latency_us:g} us an exchange. Bytes are exact, times a model of "
         f"{first.family.time_constants().device}, no measurement. Overlap: the share of exchanges beside which inner "
         "queries, which need no halo, are computed. Bound: over one device."
@@ -57,15 +62,15 @@ def _print_rows(found: Sequence[Divided]) -> None:
         (
             (
                 f"{each.devices:,}",
-                _box(each.division.shards.parts),
+                box(each.division.shards.parts),
                 each.division.mode,
-                _box(each.shape),
-                _bytes(each.traffic.received),
-                _bytes(each.traffic.sent),
+                box(each.shape),
+                _bytes(each.bytes_received),
+                _bytes(each.bytes_sent),
                 str(each.peers),
                 f"{each.inner_share:.0%}",
                 seconds(each.inner_seconds + each.border_seconds),
-                seconds(each.halo_seconds + each.heads_seconds),
+                seconds(each.exchange_seconds),
                 f"{each.overlap:.0%}",
                 seconds(each.seconds),
                 f"{each.speedup:,.2f}x",
@@ -73,10 +78,6 @@ def _print_rows(found: Sequence[Divided]) -> None:
             for each in found
         ),
     )
-
-
-def _box(extents: Sequence[int]) -> str:
-    return "x".join(map(str, extents))
 
 
 def _bytes(count: int) -> str:

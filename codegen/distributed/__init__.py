@@ -1,7 +1,7 @@
 """Attention whose tokens are divided over devices, on `torch.distributed`: the README beside this file explains it.
 
-`context_parallel_attention`, `context_parallel_joint_attention`, `plan`. Imported only when asked for: nothing else of
-the package needs it, and `gnaforge simulate --devices` takes its counts without torch.
+`context_parallel_attention`, `context_parallel_joint_attention`, `plan`, `plan_joint`. Imported only when asked for:
+nothing else of the package needs it, and `gnaforge simulate --devices` takes its counts without torch.
 """
 
 from __future__ import annotations
@@ -13,9 +13,16 @@ if TYPE_CHECKING:
     from .agreement import RankError
     from .attention import context_parallel_attention, plan
     from .planning import Plan
-    from .text import context_parallel_joint_attention
+    from .text import context_parallel_joint_attention, plan_joint
 
-__all__ = ["Plan", "RankError", "context_parallel_attention", "context_parallel_joint_attention", "plan"]
+__all__ = [
+    "Plan",
+    "RankError",
+    "context_parallel_attention",
+    "context_parallel_joint_attention",
+    "plan",
+    "plan_joint",
+]
 
 _MODULES = {
     "Plan": ".planning",
@@ -23,6 +30,7 @@ _MODULES = {
     "context_parallel_attention": ".attention",
     "context_parallel_joint_attention": ".text",
     "plan": ".attention",
+    "plan_joint": ".text",
 }
 
 

@@ -21,7 +21,7 @@ from .untraced import untraced
 
 P = ParamSpec("P")
 R = TypeVar("R")
-_PLACES = ("mesh", "dims", "grid", "shards")
+PLACES = ("mesh", "dims", "grid", "shards")
 
 
 @untraced
@@ -110,11 +110,11 @@ def _prepare(call: Mapping[str, Any]) -> Prepared:
     tensors = call["query"], call["key"], call["value"]
     extra = call["additional_keys"], call["additional_values"], call["additional_lengths"]
     arguments.require_tensors(query=tensors[0], key=tensors[1], value=tensors[2])
-    where, options = Where(*(call[name] for name in _PLACES)), Options.of(call)
+    where, options = Where(*(call[name] for name in PLACES)), Options.of(call)
     if are_dtensors(*tensors, *extra):
         from .tensors import localize
 
-        for name in _PLACES:
+        for name in PLACES:
             if call[name] is not None:
                 raise ValueError(f"{name}: placements of DTensors say it; leave it out")
         tensors, extra, where = localize(tensors, extra)
@@ -122,7 +122,7 @@ def _prepare(call: Mapping[str, Any]) -> Prepared:
     return prepare("context_parallel_attention", tensors, extra, given_of(call), where, options)
 
 
-def _takes_arguments_of(function: Callable[P, Any]) -> Callable[[Callable[[Mapping[str, Any]], R]], Callable[P, R]]:
+def takes_arguments_of(function: Callable[P, Any]) -> Callable[[Callable[[Mapping[str, Any]], R]], Callable[P, R]]:
     """Makes of a function of a call's arguments, by their names, one that takes them as ``function`` does."""
     signature = inspect.signature(function)
 
@@ -141,7 +141,7 @@ def _takes_arguments_of(function: Callable[P, Any]) -> Callable[[Callable[[Mappi
 
 
 @untraced
-@_takes_arguments_of(context_parallel_attention)
+@takes_arguments_of(context_parallel_attention)
 def plan(call: Mapping[str, Any]) -> Plan:
     """The plan of a `context_parallel_attention` with these arguments; computes nothing. All ranks call it.
 

@@ -110,6 +110,8 @@ class Plan:
             ranks exchange heads.
         peers: ranks that halos come from.
         inner_share: of the rank's queries those that are computed while halos travel.
+        text_bytes: of joint attention, what the rank receives for text rows in a forward pass besides ``traffic``: of
+            each other rank the rows' output and log-sum-exp by its keys.
     """
 
     mode: str
@@ -119,3 +121,4 @@ class Plan:
     bytes_of_modes: dict[tuple[str, ...], int]
     peers: int
     inner_share: float
+    text_bytes: int = 0

@@ -12,16 +12,18 @@ from .call import Tensors, Where
 from .kernels import Extra
 
 
-def localize(tensors: Tensors, extra: Extra) -> tuple[Tensors, Extra, Where]:
-    """This rank's tensors of DTensors', and the tokens that they are.
+def localize(tensors: Tensors, extra: Extra, kinds: tuple[type, ...] = (DTensor,)) -> tuple[Tensors, Extra, Where]:
+    """This rank's tensors of DTensors', and the tokens that they are; or of other ``kinds`` that have what is taken of
+    DTensors here: mesh, placements, the whole shape, `to_local`.
 
     Raises:
         TypeError: some are DTensors and others aren't.
         ValueError: they are placed in a way that can't be.
     """
     for tensor in (*tensors, *(x for x in extra if x is not None)):
-        if not isinstance(tensor, DTensor):
-            raise TypeError("query, key, value and additional keys must be DTensors, all of them or none")
+        if not isinstance(tensor, kinds):
+            name = kinds[0].__name__
+            raise TypeError(f"query, key, value and additional keys must be {name}s, all of them or none")
     query, key, value = cast("tuple[DTensor, DTensor, DTensor]", tensors)
     mesh, placements = query.device_mesh, tuple(query.placements)
     if any(tuple(x.placements) != placements or x.device_mesh != mesh for x in (key, value)):
@@ -31,7 +33,7 @@ def localize(tensors: Tensors, extra: Extra) -> tuple[Tensors, Extra, Where]:
     rank = query.dim() - 3
     names = mesh.mesh_dim_names or ()
     if not names:
-        raise ValueError("the DTensors' mesh has no names of its dimensions; give init_device_mesh mesh_dim_names")
+        raise ValueError("the tensors' mesh has no names of its dimensions; give init_device_mesh mesh_dim_names")
     axes = [_shard_dim(placement, name, query.dim()) for name, placement in zip(names, placements, strict=True)]
     dims: list[str | None] = [None] * rank
     for name, axis in zip(names, axes, strict=True):
@@ -86,13 +88,13 @@ def _local(tensor: torch.Tensor | None, query: DTensor, axes: list[int | None]) 
     """
     if tensor is None:
         return None
-    assert isinstance(tensor, DTensor)
+    given = cast("DTensor", tensor)
     mesh, names = query.device_mesh, query.device_mesh.mesh_dim_names or ()
-    if tensor.device_mesh != mesh:
-        raise ValueError(f"additional keys, values and lengths must be on the query's mesh; {tensor.device_mesh} isn't")
+    if given.device_mesh != mesh:
+        raise ValueError(f"additional keys, values and lengths must be on the query's mesh; {given.device_mesh} isn't")
     gradients: list[Placement] = []
     heads = query.dim() - 2
-    for name, own, axis in zip(names, tensor.placements, axes, strict=True):
+    for name, own, axis in zip(names, given.placements, axes, strict=True):
         expected: Placement = Replicate()
         if axis == 0 or (axis == heads and tensor.dim() > 1):
             expected = Shard(0 if axis == 0 else 2)
@@ -102,7 +104,7 @@ def _local(tensor: torch.Tensor | None, query: DTensor, axes: list[int | None]) 
                 f"{list(tensor.shape)} is {own!r} along {name!r}; it must be {expected!r}"
             )
         gradients.append(Partial() if axis is not None and 0 < axis < heads else own)
-    return tensor.to_local(grad_placements=gradients)
+    return given.to_local(grad_placements=gradients)
 
 
 def _distribute(local: torch.Tensor, shape: tuple[int, ...], like: DTensor) -> DTensor:

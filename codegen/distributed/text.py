@@ -7,8 +7,8 @@ rows travels for them, and nothing in the backward pass but sums of their gradie
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -17,17 +17,22 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from ..runtime import arguments
 from ..runtime.config import KernelConfig
+from ..runtime.dtypes import DTYPES
 from ..runtime.merge import merge_attentions
 from ..runtime.ops import kernel_key
 from ..runtime.problem import Causal
 from . import kernels
 from .agreement import Caller, report
-from .call import Options, Where, given_of, prepare
+from .attention import PLACES, takes_arguments_of
+from .call import Options, Prepared, Where, given_of, prepare
 from .exchange import gather_of_ranks
 from .heads import sum_gradient
 from .kernels import Extra, Optional
 from .mesh import Dims, are_dtensors
+from .planning import Plan
 from .untraced import untraced
+
+_IMAGE, _TEXT = ("query", "key", "value"), ("text_k", "text_v", "text_lengths")
 
 
 @untraced
@@ -87,12 +92,7 @@ def context_parallel_joint_attention(
     Raises:
         RankError, TypeError, ValueError, NoKernelError, MemoryError: as `context_parallel_attention`.
     """
-    options, given = Options.of(locals()), given_of(locals())
-    arguments.require_tensors(query=query, key=key, value=value, text_q=text_q, text_k=text_k, text_v=text_v)
-    if are_dtensors(query, key, value, text_q, text_k, text_v, text_lengths):
-        raise TypeError("joint attention takes each rank's own tensors: give to_local() of DTensors")
-    where, extra = Where(mesh, dims, grid, shards), (text_k, text_v, text_lengths)
-    call = prepare("context_parallel_joint_attention", (query, key, value), extra, given, where, options, text_q)
+    call = _prepare(locals())
     out, lse = call.run(return_lse)
     caller, shapes = call.caller, call.division.shards
     first = next(rank for rank in range(shapes.size) if prod(shapes.shape(rank)))
@@ -105,6 +105,36 @@ def context_parallel_joint_attention(
     with report(caller):
         text_out, text_lse = _TextRows.apply(rows, wanted, *inputs, call.extra[2])
     return (out, text_out, lse, text_lse) if return_lse else (out, text_out)
+
+
+def _prepare(call: Mapping[str, Any]) -> Prepared:
+    """A call of `context_parallel_joint_attention`, by the names of its arguments."""
+    tensors, extra = (tuple(call[name] for name in names) for names in (_IMAGE, _TEXT))
+    given = dict(zip((*_IMAGE, "text_q", *_TEXT[:2]), (*tensors, call["text_q"], *extra[:2]), strict=True))
+    arguments.require_tensors(**given)
+    if are_dtensors(*given.values(), call["text_lengths"]):
+        raise TypeError("joint attention takes each rank's own tensors: give to_local() of DTensors")
+    where, options = Where(*(call[name] for name in PLACES)), Options.of(call)
+    name, text_q = "context_parallel_joint_attention", call["text_q"]
+    return prepare(name, (tensors[0], tensors[1], tensors[2]), extra, given_of(call), where, options, text_q)
+
+
+@untraced
+@takes_arguments_of(context_parallel_joint_attention)
+def plan_joint(call: Mapping[str, Any]) -> Plan:
+    """The plan of a `context_parallel_joint_attention` with these arguments; computes nothing. All ranks call it, as
+    `plan`, and for the same reasons.
+
+    Args: as there; of the tensors shapes, dtypes and whether gradients are wanted matter.
+
+    Raises:
+        RankError, TypeError, ValueError: as there.
+    """
+    prepared = _prepare(call)
+    problem, text = prepared.problem, call["text_q"]
+    of_row = problem.value_head_dim * DTYPES[problem.dtype].bytes + 4  # its output, and its log-sum-exp in float32
+    others = prepared.division.shards.size - 1
+    return replace(prepared.plan(), text_bytes=others * problem.batch * text.shape[1] * problem.heads * of_row)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from ..runtime.op_table import OPS
 from .target import Target
 
 if TYPE_CHECKING:
-    from ..build_tools.cycles import TileLoop
+    from ..build_tools.cycles import Roles, TileLoop
     from ..build_tools.sass import Sass
 
 T = TypeVar("T")
@@ -158,6 +158,7 @@ class TimeConstants:
         occupancy: of (padded rows, columns, head dim, value head dim), numbers or arrays: the warpgroups and the thread
             blocks that ``code`` asks for.
         channels: of (head dim, value head dim): the sum of those of a tile's matrix products.
+        products: of what ``occupancy`` takes: cycles of a tile's matrix products, where they take more than their work.
     """
 
     device: str
@@ -180,6 +181,7 @@ class TimeConstants:
     code: Mapping[tuple[int, int, int], CodeTimes] = field(default_factory=dict)
     occupancy: Callable[[Any, Any, int, int], tuple[Any, Any]] = one_block
     channels: Callable[[int, int], int] = forward_channels
+    products: Callable[[Any, Any, int, int], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -197,7 +199,7 @@ class MachineCode:
 
     check: Callable[[KernelConfig, Sass, int], dict[str, int]]
     spill_bytes: int = 0
-    tile_loop: Callable[[KernelConfig], TileLoop] | None = None
+    tile_loop: Callable[[KernelConfig], TileLoop | Roles] | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import BuildError
 from ..runtime.config import KernelConfig
@@ -12,17 +12,20 @@ from ..runtime.dtypes import DTYPES
 from ..runtime.family import Padding
 from .family import Box, Family, Limits, MachineCode, q_box_of_halves
 from .sm100_cutlass_forward import FAMILY as CUTLASS
+from .sm100_times import FORWARD
 from .target import TARGETS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ..build_tools.cycles import Roles, Step
     from ..build_tools.cycles.instruction import Instruction
     from ..build_tools.sass import Sass
 
 _SHARED_MEMORY = 227 * 1024  # of one thread block (CUDA C Programming Guide, technical specifications)
 _TENSOR_COLUMNS = 512  # of tensor memory (PTX ISA, Tensor Memory)
 _HALF_ROWS = 128
+_MMA_BYTES = 32  # of the factors of one product, along which it adds up
 _CONTROL_BYTES = 5 * 1024  # barriers, facts and statistics, as in sm100/forward/layout.h
 _LAUNCH_REGISTERS = 65_536 // 512
 _SOFTMAX, _OTHER = 192, 64  # registers of a thread of each kind of warpgroup, as in layout.h
@@ -130,6 +133,81 @@ def check_machine_code(config: KernelConfig, code: Sass, registers: int) -> dict
     return counts
 
 
+def _is_rescaling(block: Sequence[Instruction]) -> bool:
+    """Whether a block of softmax warps multiplies the output, as few tiles do."""
+    return {"LDTM", "STTM"} <= {instruction.name for instruction in block}
+
+
+def _is_below_split(block: Sequence[Instruction]) -> bool:
+    """Whether a block works out what rows see of a KV tile below a split, as few tiles are: it reads the bands again,
+    those of the Q tile's slice."""
+    return {"LDC", "LDS", "SEL", "VIADDMNMX"} <= {instruction.name for instruction in block}
+
+
+def _product(columns: Any, shared_rows: Any) -> Any:
+    """Cycles of one product of 128 rows, numbers or arrays: of the tensor cores, 8192 FLOP a cycle of 16-bit elements,
+    or of reading its factors' rows from shared memory, 128 bytes a cycle, if that takes longer (FlashAttention-4,
+    section on the roofline)."""
+    work, reads = columns / 2, shared_rows * _MMA_BYTES / 128
+    return (work + reads + abs(work - reads)) / 2
+
+
+def _scores_product(columns: Any, copied: Any) -> Any:
+    """Of one with Q, which is read from shared memory as well if it isn't ``copied`` to tensor memory."""
+    return _product(columns, columns + _HALF_ROWS * (1 - copied))
+
+
+def _steps(config: KernelConfig) -> tuple[Step, ...]:
+    """A KV tile's products as mma.h issues them. Of the mbarriers those of one half, or of all rows, are numbered 0:
+    scores, 1: the first words of probabilities, 2: the last one; 3 to 5 are the other half's."""
+    from ..build_tools.cycles import Step
+
+    pair = config.q_rows > _HALF_ROWS
+    depth = _MMA_BYTES // DTYPES[config.dtype].bytes
+    columns, out = config.kv_columns, _whole(config.value_head_dim or config.head_dim)
+    words = -(-columns // 32)
+    parts = (32 * (words - 1), columns - 32 * (words - 1)) if words > 1 else (columns,)
+    found: list[Step] = []
+    for half in range(2 if pair else 1):
+        barriers = range(3 * half, 3 * half + 3)
+        products = zip(parts, barriers[1:], strict=False)
+        found += [Step(-(-keys // depth), round(_product(out, out)), awaits=barrier) for keys, barrier in products]
+        scores = round(_scores_product(columns, _copies_q(config)))
+        found.append(Step(-(-config.head_dim // depth), scores, tells=barriers[0]))
+    return tuple(found) if pair else (found[-1], *found[:-1])
+
+
+def _product_cycles(rows: Any, columns: Any, head_dim: int, value_head_dim: int) -> Any:
+    """Of a tile's products: numbers, or arrays."""
+    tensor = 2 * -(-columns // 32) * 32 + _whole(value_head_dim) + _whole(head_dim) // 2
+    copied = (rows <= _HALF_ROWS) & (tensor <= _TENSOR_COLUMNS)
+    out = _whole(value_head_dim)
+    scores = _whole(head_dim) / 16 * _scores_product(columns, copied)
+    return rows / _HALF_ROWS * (scores + columns / 16 * _product(out, out))
+
+
+def _halves(rows: Any, columns: Any, head_dim: int, value_head_dim: int) -> tuple[Any, Any]:
+    """Softmax warpgroups of a thread block, and blocks of a multiprocessor."""
+    return rows / _HALF_ROWS, 1
+
+
+def tile_loop(config: KernelConfig) -> Roles:
+    """How warps work through KV tiles: the MMA warp issues products, softmax warps compute what they take."""
+    from ..build_tools.cycles import SM100, RoleLoop, Roles
+
+    halves = 2 if config.q_rows > _HALF_ROWS else 1
+    parts = 2 if config.kv_columns > 32 else 1
+    return Roles(
+        SM100,
+        softmax=RoleLoop(frozenset({"LDTM", "MUFU", "STTM"}), rare=_is_rescaling, aside=_is_below_split),
+        issues=RoleLoop(frozenset({"UTCHMMA"})),
+        steps=_steps(config),
+        scores=tuple(3 * half for half in range(halves)),
+        probabilities=tuple(tuple(3 * half + 1 + part for part in range(parts)) for half in range(halves)),
+        streams=halves == 2,
+    )
+
+
 FAMILY = Family(
     op="gna_forward",
     target=TARGETS["sm100"],
@@ -141,17 +219,25 @@ FAMILY = Family(
     default_tiles={1: ((256,), (128,)), 2: ((16, 16), (16, 8)), 3: ((4, 8, 8), (2, 8, 8))},
     several_heads=True,
     rounds_probabilities=True,
-    machine_code=MachineCode(check_machine_code),
+    machine_code=MachineCode(check_machine_code, tile_loop=tile_loop),
     time=replace(
         CUTLASS.time_constants(),
-        # One half alone has no other to overlap with: its softmax takes about 1,430 cycles of 128 x 128 scores by the
-        # stalls that ptxas sets, and masks, whose bits are found before the scores arrive, 350 of 256 x 128.
-        solo_factor=1.6,
-        mask_cycles=0.011,
+        # FlashAttention-4's published 1605 TFLOP/s on B200 at head dim 128 (Zadouri et al.) are 2,862 cycles per
+        # 256x128 scores at 1.85 GHz; of that pipeline a model like ours says 2,480. The rest: power, and what models
+        # lack.
+        score_cycles=0.0117,
+        tile_cycles=0.0,
+        mask_cycles=0.0,
         mask_tile_cycles=0.0,
+        q_tile_cycles=500.0,
+        dense_rows=0,
+        code=FORWARD,
+        occupancy=_halves,
+        products=_product_cycles,
         source=(
-            "softmax from NATTEN's published block-sparse times on B200, as of the variant cutlass; masks and single "
-            "halves from the stalls in our machine code; loads and fixed costs estimated; no kernel of ours was run"
+            "matrix work, softmax, masks and Q tiles from a model of our machine code, and of how its warps wait for "
+            "each other, on a machine that nobody measured here; what FlashAttention-4's published times on B200 take "
+            "beyond such a model; loads and fixed costs estimated; no kernel of ours was run"
         ),
     ),
 )

@@ -57,5 +57,7 @@ def overlapped(products: Floats, other: Floats, overlap: Floats | float) -> Floa
 
 
 def product_cycles(constants: TimeConstants, rows: Floats, columns: Floats, dim: int, value_dim: int) -> Floats:
-    """Matrix work of a KV tile: 2 flop per score and channel."""
+    """Matrix work of a KV tile: 2 flop per score and channel, or more where the family says so."""
+    if constants.products is not None:
+        return np.asarray(constants.products(rows, columns, dim, value_dim))
     return np.asarray(2 * rows * columns * constants.channels(dim, value_dim) / constants.flop_per_cycle)

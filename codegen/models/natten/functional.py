@@ -38,7 +38,8 @@ _TUNING = {
 }
 
 
-def _without_tuning(given: dict[str, Any]) -> dict[str, Any]:
+def without_tuning(given: dict[str, Any]) -> dict[str, Any]:
+    """Arguments without those that tune NATTEN's own kernels."""
     return {name: value for name, value in given.items() if name not in _TUNING}
 
 
@@ -68,7 +69,7 @@ def neighborhood_attention_generic(
         TypeError, ValueError, NoKernelError: as `gnaforge.neighborhood_attention`.
         NotImplementedError: ``rpb`` with one of these.
     """
-    rest = _without_tuning(tuning)
+    rest = without_tuning(tuning)
     if rpb is None:
         more: dict[str, Any] = {"additional_keys": additional_keys, "additional_values": additional_values}
         more["return_lse"] = return_lse
@@ -100,7 +101,7 @@ na1d, na2d, na3d = map(_of_rank, (1, 2, 3))
 
 def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
     """Dense attention: `gnaforge.attention`, with NATTEN's tuning arguments ignored."""
-    return _attention(query, key, value, *args, **_without_tuning(kwargs))
+    return _attention(query, key, value, *args, **without_tuning(kwargs))
 
 
 def _scores_of_rank(rank: int) -> Callable[..., torch.Tensor]:
