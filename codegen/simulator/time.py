@@ -12,7 +12,7 @@ from ..runtime.dtypes import DTYPES
 from ..runtime.family import Padding
 from ..runtime.op_table import OPS, Op
 from ..runtime.problem import Problem
-from .code_times import tile_code
+from .code_times import product_rate, tile_code
 from .cost import Costs, Floats, costs
 
 _DENSE_COLUMNS = 128  # key columns of the dense kernel that times are compared with
@@ -41,7 +41,7 @@ def model_time(constants: TimeConstants, padding: Padding, problem: Problem, op:
     softmax = constants.score_cycles * np.where(cost.rows > padding.rows, 1.0, constants.solo_factor)
     flop = op.flop(problem) / (problem.batch * problem.heads)
     element = DTYPES[problem.dtype].bytes
-    rate = constants.flop_per_cycle * (2 if element == 1 else 1)
+    rate = constants.flop_per_cycle * product_rate(problem)
     per_score = flop / rate + softmax
     load = cost.columns * channels * element / constants.load_bytes_per_cycle
     convert = channels * constants.key_cycles / cost.rows  # per score: a key is converted once for all rows
