@@ -568,6 +568,42 @@ def check_comparisons(ranks: int) -> None:
         dist.all_reduce, dist.all_gather_object = reduce, gather
 
 
+def check_orders(ranks: int, mode: str) -> dict[str, list[str]]:
+    """Rank 1 runs the backward passes of two calls, with halos of equal sizes, in the other order, or a forward pass in
+    place of one. Gives the words of all ranks' errors; gradients are right before and after."""
+    mesh, dims = mesh_of([ranks])
+    generator = torch.Generator().manual_seed(dist.get_rank())
+    x = torch.randn(1, 6, 2 * ranks, 8, generator=generator, requires_grad=True)
+    more = {"mesh": mesh, "dims": dims, "grid": 6 * ranks, "mode": mode}
+    text = torch.randn(1, 2, 2 * ranks, 8, generator=torch.Generator().manual_seed(9), requires_grad=True)
+
+    def call(window: int) -> torch.Tensor:
+        return context_parallel_attention(x, x, x, window, 1, 1, False, None, text, text, **more).square().sum()
+
+    def gradient() -> torch.Tensor:
+        found = torch.autograd.grad(call(5), (x, text))
+        return torch.cat([each.flatten() for each in found])
+
+    before, found = gradient(), {}
+    for kind in ("order", "forward"):
+        losses = call(5), call(5)
+        try:
+            if dist.get_rank() != 1:
+                torch.autograd.grad(losses[0], (x, text))
+            elif kind == "order":
+                torch.autograd.grad(losses[1], (x, text))
+            else:
+                call(5)
+            word = "nothing"
+        except RankError as error:
+            word = str(error)
+        words: list[Any] = [None] * ranks
+        dist.all_gather_object(words, word)
+        found[kind] = words
+    assert torch.equal(gradient(), before)
+    return found
+
+
 def check_fault(kind: str, ranks: int) -> tuple[str, float]:
     """Something is wrong with rank 1. Gives the words of this rank's error, and seconds until it came."""
     rank, (mesh, dims) = dist.get_rank(), mesh_of([2, 2] if kind == "hybrid" else [ranks])

@@ -59,6 +59,8 @@ JOBS: dict[str, list[dict[str, Any]]] = {
     "groups": [{"name": "check_groups", "ranks": 8}],
     "dtensors": [{"name": "check_dtensors", "ranks": 8}],
     "disagreements": [{"name": "check_disagreements", "ranks": ranks} for ranks in (2, 3, 4)],
+    "orders": [{"name": "check_orders", "ranks": 2, "mode": mode} for mode in ("halo", "ulysses")]
+    + [{"name": "check_orders", "ranks": 3, "mode": "halo"}],
     "comparisons": [{"name": "check_comparisons", "ranks": 2}],
     "faults": [{"name": "check_fault", "kind": kind, "ranks": ranks} for kind, ranks in FAULTS.items()],
 }
@@ -167,6 +169,18 @@ def test_later_calls_that_disagree(results: dict[str, list[Any]]) -> None:
                 assert "disagree on function: " in words[0]
             elif ranks == 3:
                 assert lines == {DISAGREEMENTS[name]}
+
+
+def test_backward_passes_in_different_orders(results: dict[str, list[Any]]) -> None:
+    """All ranks raise one line; halos of both calls have equal sizes, so gradients would be wrong."""
+    for found in results["orders"]:
+        for kind, words in found.items():
+            assert len(set(words)) == 1, words
+            assert words[0].startswith("context_parallel_attention: ranks disagree on "), words
+            assert "of call " in words[0] and ("null on rank 1" in words[0]) == (kind == "forward"), words
+    (two, *_), order = results["orders"], r'"of call (\d+), (?:halos|sums|heads|tokens)" on rank'
+    first, second = re.findall(order, two["order"][0])
+    assert int(second) == int(first) + 1
 
 
 def test_what_comparing_costs(results: dict[str, list[Any]], forked: Callable[..., Any]) -> None:

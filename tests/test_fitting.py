@@ -312,6 +312,18 @@ class TestSpec:
         assert not found.duplicates
         assert any(note.startswith("sm90 tiles fitted to 2 shapes of head dim 64: q ") for note in found.notes)
 
+    def test_auto_plans_tiles_of_several_heads(self) -> None:
+        """Of kernels that can have them; those of a shape divide its heads."""
+        text = (
+            SPEC.replace("[cpu, sm90]", "[cpu, sm90, sm100]")
+            .replace("[64, 128]", "64")
+            .replace("heads: 24", "heads: 48")
+        )
+        found = plan(spec_of(text.replace("heads: 48", "heads: 48, kv_heads: 6")))
+        assert {config.arch for config in found.configs if config.q_tile_heads > 1} == {"sm100"}
+        for config, shapes in found.shapes.items():
+            assert all(shape.heads // shape.kv_heads % config.q_tile_heads == 0 for shape in shapes)
+
     def test_kernels_that_take_any_head_dim_are_fitted_once(self) -> None:
         found = plan(spec_of(SPEC.replace("within: 10", "within: 100")), ["cpu"])
         assert {config.head_dim for config in found.configs} == {0}

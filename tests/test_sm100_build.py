@@ -24,16 +24,18 @@ def test_checks_of_machine_code() -> None:
     packed, three, fence = (0x049, 0), (0x076, 0), (0x9C6, 0)
     other, softmax = registers_of(64, 192)
     first, last = (exp2,) * 60, (exp2,) * 32
-    good = (other, shared, tensor, softmax, packed, three, *first, fence, *last, fence, other)
+    products = (*(shared,) * 16, *(tensor,) * 16)  # of both halves
+    good = (other, *products, softmax, packed, three, *first, fence, *last, fence, other)
     check = sm100_forward.check_machine_code
-    assert check(OWN, Sass(good), 128) == {"products": 2, "mufu": 92, "mufu_under_product": 32}
+    assert check(OWN, Sass(good), 128) == {"products": 32, "mufu": 92, "mufu_under_product": 32}
 
     def without(what: tuple[int, int]) -> tuple[tuple[int, int], ...]:
         return tuple(instruction for instruction in good if instruction != what)
 
     for code, registers, reason in (
-        (without(shared), 128, r"no tensor core instruction \(UTCHMMA\) for Q K"),
-        (without(tensor), 128, r"no tensor core instruction \(UTCHMMA\) for P V"),
+        (without(shared), 128, r"0 .* \(UTCHMMA\) with a left factor in shared memory, a KV tile takes 16"),
+        ((other, *good[2:]), 128, r"15 .* \(UTCHMMA\) with a left factor in shared memory, a KV tile takes 16"),
+        (without(tensor), 128, r"0 .* \(UTCHMMA\) with a left factor in tensor memory, a KV tile takes 16"),
         (good, 136, "takes 136 registers a thread at its start, planned: 128"),
         (without(softmax), 128, "no warps set 192 registers a thread, as planned for softmax warps; set: 64"),
         (without(other), 128, "no warps set 64 registers a thread, as planned for other warps; set: 192"),
@@ -46,7 +48,9 @@ def test_checks_of_machine_code() -> None:
         with pytest.raises(BuildError, match=reason):
             check(OWN, Sass(code), registers)
     copied = KernelConfig.parse("gna_forward-sm100-r1-bf16-d128-q128-kv32")  # one half, and one word of columns
-    assert check(copied, Sass(without(shared)), 128) == {"products": 1, "mufu": 92}
+    assert check(copied, Sass(without(shared)), 128) == {"products": 16, "mufu": 92}
+    with pytest.raises(BuildError, match="tensor memory, a KV tile takes 10"):  # 8 with Q and 2 with P
+        check(copied, Sass((other, tensor, softmax, packed, three, other)), 128)
 
 
 def test_checks_of_machine_code_on_cutlass() -> None:

@@ -51,7 +51,7 @@ def test_a_budget_is_missed_in_both_directions() -> None:
     assert not differences({"k": {**budget["k"], "shell_tile_cycles": {"queue_2": 1049}}}, budget)
 
 
-ERRORS = {"gna_forward": (0.10, 0.20), "gna_backward_q": (0.12, 0.26), "gna_backward_kv": (0.09, 0.15)}
+ERRORS = {"gna_forward": (0.10, 0.20), "gna_backward_q": (0.07, 0.27), "gna_backward_kv": (0.09, 0.15)}
 """Root mean square, and largest, below which the formulas of each group of kernels are."""
 
 
@@ -77,6 +77,7 @@ def test_backward_kernels_reach_three_quarters_of_the_bound_of_their_products() 
     kernels = json.loads(RESULT.read_text())["kernels"]
     for key in (
         "gna_backward_q-sm90-r3-bf16-d64-q2x8x8-kv2x4x16",
+        "gna_backward_q-sm90-r3-bf16-d96-q2x8x8-kv2x4x8",
         "gna_backward_q-sm90-r3-bf16-d128-q2x8x8-kv2x6x8",
         "gna_backward_q-sm90-r1-bf16-d256-q128-kv48",
         "gna_backward_kv-sm90-r1-fp16-d64-q128-kv128",

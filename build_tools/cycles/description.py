@@ -23,7 +23,6 @@ class Multiprocessor:
         barrier: from the last arrival at a named barrier to the next instruction.
         fence: what MEMBAR takes.
         fma_per_cycle: multiplications and additions of the tensor cores of all four parts.
-        shared_bytes_per_cycle: that products read from shared memory.
         warpgroup_threads: of the warps that compute a product together, one in each part.
         registers, shared_memory: there are for thread blocks.
     """
@@ -39,7 +38,6 @@ class Multiprocessor:
     barrier: int
     fence: int
     fma_per_cycle: int
-    shared_bytes_per_cycle: int
     warpgroup_threads: int
     registers: int
     shared_memory: int
@@ -73,7 +71,6 @@ SM90 = Multiprocessor(
     barrier=26,
     fence=40,
     fma_per_cycle=2048,
-    shared_bytes_per_cycle=128,
     warpgroup_threads=128,
     registers=65_536,
     shared_memory=228 * 1024,
@@ -84,7 +81,7 @@ SM100 = replace(
     # ptxas's own stalls. 128 bytes a cycle and part of tensor memory, and latencies to registers and back: estimates.
     longer={"FFMA2": 2, "FADD2": 2, "FMUL2": 2},
     latency={**SM90.latency, "LDTM": 60, "STTM": 30},
-    # 8192 FLOP a cycle, and 128 bytes: Zadouri et al., FlashAttention-4, section on the roofline.
+    # 8192 FLOP a cycle: Zadouri et al., FlashAttention-4.
     fma_per_cycle=4096,
 )
 

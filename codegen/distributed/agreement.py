@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from hashlib import blake2b
 from itertools import count
@@ -30,6 +30,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store  # torch.distributed's, which types don't see there
 
+_BACKWARD = "backward pass"
 _PATIENCE = 3.0  # seconds that others have to say what they were doing
 
 Group = dist.ProcessGroup
@@ -44,11 +45,13 @@ class Caller:
         name: of the function that was called, for errors.
         group: all ranks that compute it; None for one.
         device: the type of its tensors' device.
+        number: of the call among those of its ranks; 0 until they agree.
     """
 
     name: str
     group: Group | None
     device: str
+    number: int = 0
 
     @property
     def compares(self) -> bool:
@@ -69,6 +72,7 @@ _caller: ContextVar[Caller] = ContextVar("gnaforge_caller")
 
 # Digests of what ranks agree on. A group that is kept past its end aborts the process.
 _agreed: WeakKeyDictionary[Group, dict[str, int]] = WeakKeyDictionary()
+_numbers: WeakKeyDictionary[Group, int] = WeakKeyDictionary()
 _calls = count()
 _last: dict[str, Any] = {}
 _words: list[tuple[Store, str]] = []  # that this rank has left, with their keys
@@ -101,9 +105,10 @@ def refuse_capture() -> None:
         )
 
 
-def agree(signature: Signature, caller: Caller, fault: str | None = None) -> None:
-    """Returns on all ranks of a call, or raises on all of them; on GPUs without ``GNAFORGE_CHECK_RANKS``, and while a
-    graph is captured, arguments that ranks have agreed on before are taken for those of all.
+def agree(signature: Signature, caller: Caller, fault: str | None = None) -> Caller:
+    """Returns the caller with the call's number on all ranks of a call, or raises on all of them; on GPUs without
+    ``GNAFORGE_CHECK_RANKS``, and while a graph is captured, arguments that ranks have agreed on before are taken for
+    those of all.
 
     Args:
         signature: what must be equal on all ranks, as JSON has it; nothing that a right program has otherwise, such as
@@ -127,16 +132,45 @@ def agree(signature: Signature, caller: Caller, fault: str | None = None) -> Non
         if fault:  # the others are in their exchange: they read it when that ends
             _leave_word(group, "checking its arguments", fault)
             raise RankError(f"{name}: {fault}")
-        return
+        return _numbered(caller)
     everyone = _exchange_words(caller, text, fault, signature)
     if everyone is None:
-        return
+        return _numbered(caller)
     if faults := [each for _, each in everyone if each]:
         raise RankError(f"{name}: {'; '.join(faults)}")
     states = {rank: json.loads(each) for rank, (each, _) in enumerate(everyone)}
     if differences := _differences(states):
         raise RankError(f"{name}: ranks disagree on {differences}")
-    known[text] = int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 1 | 1
+    known[text] = _digest(text)
+    return _numbered(caller)
+
+
+def _numbered(caller: Caller) -> Caller:
+    assert caller.group is not None
+    number = _numbers[caller.group] = _numbers.get(caller.group, 0) + 1
+    return replace(caller, number=number)
+
+
+def _digest(text: str) -> int:
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 1 | 1
+
+
+def follow(caller: Caller, step: str) -> None:
+    """Returns on all ranks that are in the same step of a backward pass, or raises on all of them. Where ranks compare
+    no arguments they don't compare this either.
+
+    Raises:
+        RankError: they are in those of different calls, or one doesn't answer within the group's timeout.
+    """
+    group = caller.group
+    if group is None or not caller.compares or _is_capturing():
+        return
+    text = json.dumps({"function": caller.name, _BACKWARD: f"of call {caller.number}, {step}"})
+    with explain("comparing backward passes", group):
+        everyone = _compare(caller, text, _digest(text), None)
+    if everyone is not None:
+        states = {rank: json.loads(each or "{}") for rank, (each, _) in enumerate(everyone)}
+        raise RankError(f"{caller.name}: ranks disagree on {_differences(states) or 'the step that they are in'}")
 
 
 def announce(fault: str, caller: Caller) -> None:
@@ -165,14 +199,21 @@ def _exchange_words(
     with caller.speaks(), explain("agreeing on arguments", group, fault):
         refuse_capture()
         if known and caller.compares:
-            digest = 0 if fault else known.get(text, 0)
-            both = torch.tensor([digest, -digest], device=caller.device)
-            dist.all_reduce(both, op=dist.ReduceOp.MAX, group=group)
-            most, least = both.tolist()
-            if digest and most == -least:
-                return None
-        everyone: list[Any] = [None] * dist.get_world_size(group)
-        dist.all_gather_object(everyone, (text, fault), group=group)
+            return _compare(caller, text, 0 if fault else known.get(text, 0), fault)
+        return _gather_words(caller, text, fault)
+
+
+def _compare(caller: Caller, text: str, digest: int, fault: str | None) -> list[tuple[str, str | None]] | None:
+    """All ranks' texts and faults; None where each has this digest, which isn't 0."""
+    both = torch.tensor([digest, -digest], device=caller.device)
+    dist.all_reduce(both, op=dist.ReduceOp.MAX, group=caller.group)
+    most, least = both.tolist()
+    return None if digest and most == -least else _gather_words(caller, text, fault)
+
+
+def _gather_words(caller: Caller, text: str, fault: str | None) -> list[tuple[str, str | None]]:
+    everyone: list[Any] = [None] * dist.get_world_size(caller.group)
+    dist.all_gather_object(everyone, (text, fault), group=caller.group)
     return everyone
 
 
@@ -246,7 +287,8 @@ def _leave_word(group: Group, doing: str, fault: str | None) -> Store:
 def _differences(states: Mapping[int, Signature]) -> str:
     """Fields in which ranks differ, each with who has which value; empty if there is none."""
     found = []
-    for name in dict.fromkeys(name for state in states.values() for name in state):
+    names = dict.fromkeys(name for state in states.values() for name in state)
+    for name in [_BACKWARD] if _BACKWARD in names else names:  # ranks in other passes differ in all else
         by_value: dict[str, list[int]] = {}
         for rank, state in states.items():
             by_value.setdefault(json.dumps(state.get(name)), []).append(rank)

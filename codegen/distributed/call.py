@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from itertools import pairwise
 from math import prod
@@ -127,8 +127,8 @@ def prepare(
             announce(str(error), caller)
         raise
     if team.group is not None:
-        agree(prepared.signature(), caller, fault)
-    elif fault:
+        return replace(prepared, caller=agree(prepared.signature(), caller, fault))
+    if fault:
         raise ValueError(fault)
     return prepared
 

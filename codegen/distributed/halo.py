@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from . import kernels
-from .agreement import Caller, Group, report
+from .agreement import Caller, Group, follow, report
 from .boxes import Pair, box_at, gather, pack, part, scatter_add, unpack
 from .exchange import Arrival, start_exchange, sum_dtype
 from .kernels import Extra, Optional
@@ -132,6 +132,8 @@ class _Halo(torch.autograd.Function):
         """The gradients; all ranks call it, also those without queries."""
         settings: Settings = ctx.settings
         with report(settings.caller):
+            if settings.group is not None:
+                follow(settings.caller, "halos")
             found = _Halo._differentiate(ctx, settings, grad_out, grad_lse)
         needs = ctx.needs_input_grad[2:7]
         return None, None, *(x if need else None for x, need in zip(found, needs, strict=True)), None

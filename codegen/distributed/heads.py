@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .agreement import Caller, Group, report
+from .agreement import Caller, Group, follow, report
 from .boxes import part
 from .exchange import start_exchange, sum_dtype, sum_over_ranks
 from .kernels import Optional
@@ -123,6 +123,7 @@ class _ToHeads(torch.autograd.Function):
         """To tokens."""
         team, heads, counts = ctx.call
         with report(team.caller):
+            follow(team.caller, "heads")
             return None, None, *team.gather_heads(heads, counts, gradients)
 
 
@@ -140,6 +141,7 @@ class _ToTokens(torch.autograd.Function):
         """To heads."""
         team, heads = ctx.call
         with report(team.caller):
+            follow(team.caller, "tokens")
             (found,) = team.gather_tokens([heads], [gradient])
         return None, None, None, found
 
@@ -167,4 +169,5 @@ class _SumOverRanks(torch.autograd.Function):
         caller: Caller = ctx.caller
         assert caller.group is not None
         with report(caller):
+            follow(caller, "sums")
             return None, sum_over_ranks(gradient, caller.group).to(ctx.dtype)

@@ -8,6 +8,7 @@
 #include "gnaforge/sm90/backward/products.h"
 #include "gnaforge/sm90/backward/transposed_mask.h"
 #include "gnaforge/sm90/forward/fragment_store.h"
+#include "gnaforge/sm90/turns.h"
 
 namespace gnaforge::sm90::backward {
 
@@ -23,7 +24,8 @@ struct KvConsumer {
   static constexpr int score_registers = L::queries / 2;
   static constexpr int factor_registers = L::queries / 4;
   static constexpr int store_barrier = 1;  ///< First of one named barrier per warpgroup.
-  static constexpr int all_barrier = store_barrier + L::warpgroups;
+  static constexpr int turn_barrier = store_barrier + L::warpgroups;
+  static constexpr int all_barrier = turn_barrier + L::warpgroups;
 
   const Params<rank>& params;
   ptx::SharedAddress shared;
@@ -31,6 +33,8 @@ struct KvConsumer {
 
   static __device__ __forceinline__ int lane() { return threadIdx.x % 32; }
   static __device__ __forceinline__ int thread() { return threadIdx.x % warpgroup_threads; }
+  /// Warpgroups with keys of their own take turns at issuing scores and dP.
+  __device__ __forceinline__ Turns<L::wide ? 1 : L::warpgroups, turn_barrier> turns() const { return {warpgroup}; }
   /// Of the warpgroup's keys.
   __device__ __forceinline__ int group_row() const { return L::wide ? 0 : warpgroup * warpgroup_rows; }
   /// Of the warp's.
@@ -259,9 +263,11 @@ struct KvConsumer {
       float scores[score_registers], of_values[score_registers];
       std::uint32_t rounded[factor_registers], factors[factor_registers];
       wait(L::q_full, at);
+      turns().await();
       issue_scores(scores, at);
       wait(L::grad_out_full, at);
       issue_slopes(of_values, at);
+      turns().pass();
       ptx::wgmma_wait<1>();
       ptx::hold(scores);
       probabilities(rounded, scores, at);
@@ -399,6 +405,7 @@ struct KvConsumer {
   }
 
   __device__ __forceinline__ void run() const {
+    turns().begin();
     if constexpr (rank > 1) {  // while the first tiles load
       make_mask_table<typename L::QTile, L::warpgroups>(shared + L::mask_table);
       sync_all();

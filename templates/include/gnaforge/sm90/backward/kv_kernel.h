@@ -17,6 +17,7 @@
 //   number             threads          who syncs
 //   start_barrier      all              all, once mbarriers are there
 //   store_barrier + w  128, not wide    consumer w, before it writes gradients; and after, if stores_by_warpgroup
+//   turn_barrier + w   256, if W > 1    consumer w, before its scores; its predecessor arrives after its own; not wide
 //   all_barrier        128 W            all consumers: if wide, before they write gradients; after that unless
 //                                       stores_by_warpgroup; but for rank 1, once the table of masks is there
 #pragma once

@@ -7,6 +7,7 @@
 #include "gnaforge/sm90/backward/statistics.h"
 #include "gnaforge/sm90/forward/fragment_mask.h"
 #include "gnaforge/sm90/forward/fragment_store.h"
+#include "gnaforge/sm90/turns.h"
 
 namespace gnaforge::sm90::backward {
 
@@ -24,7 +25,8 @@ struct QConsumer {
   static constexpr int grad_registers = L::head_dim / 2;
   static_assert(L::Element::bytes == 2, "registers and 8x8 matrices hold 16-bit elements");
   static constexpr int store_barrier = 1;  ///< First of one named barrier per warpgroup.
-  static constexpr int table_barrier = store_barrier + L::warpgroups;
+  static constexpr int turn_barrier = store_barrier + L::warpgroups;
+  static constexpr int table_barrier = turn_barrier + L::warpgroups;
 
   const Params<rank>& params;
   ptx::SharedAddress shared;
@@ -44,6 +46,8 @@ struct QConsumer {
   __device__ __forceinline__ void release(int barrier) const {
     if (lane() == 0) ptx::mbarrier_arrive(shared + barrier);
   }
+
+  __device__ __forceinline__ Turns<L::warpgroups, turn_barrier> turns() const { return {warpgroup}; }
 
   __device__ __forceinline__ RowStatistics statistics(const QTileFacts& work, int r) const {
     const int row = first_row() + lane() / 4 + 8 * r;
@@ -149,7 +153,7 @@ struct QConsumer {
       for (int i = 0; i < score_registers; ++i)
         scores[i] = ptx::exp2_fast(fmaf(scores[i], params.scale_log2, -row[i / 2 % 2].shift));
     };
-    // Issues dQ += dS K.
+    // Issues dQ += dS K; with that a turn begins.
     const auto add_to_grad = [&] {
       // The loop is rotated: were this wait at the end of the body, ptxas would move it above the exponentials, which
       // would overlap with nothing.
@@ -160,12 +164,15 @@ struct QConsumer {
       for (int i = 0; i < score_registers / 2; ++i)
         rounded[i] = L::Element::pack(scores[2 * i] * (slopes[2 * i] - row[i % 2].delta),
                                       scores[2 * i + 1] * (slopes[2 * i + 1] - row[i % 2].delta));
+      turns().await();
       multiply_registers<L, L::columns>(grad, rounded, k(), L::kv_chunk_bytes,
                                         [](auto& c, const std::uint32_t* a, std::uint64_t b) { Mma::values(c, a, b); });
     };
 
     ptx::mark<ptx::Marker::tile_begins>();
+    turns().await();
     issue();
+    turns().pass();
 #pragma unroll
     for (int i = 0; i < grad_registers; ++i) grad[i] = 0;
     ptx::wgmma_wait<1>();
@@ -178,6 +185,7 @@ struct QConsumer {
       const int last_stage = at.stage;
       at.template advance<L::stages>();
       issue();
+      turns().pass();
       ptx::wgmma_wait<1>();
       ptx::hold(scores);
       ptx::hold(grad);
@@ -186,6 +194,7 @@ struct QConsumer {
       find_probabilities();
     }
     add_to_grad();
+    turns().pass();
     if constexpr (L::grad_apart) release(L::q_empty);
     ptx::mark<ptx::Marker::tile_ends>();
     const QTileFacts work = QTileFacts::load(slot);
@@ -200,6 +209,7 @@ struct QConsumer {
   __device__ __forceinline__ void run() const {
     RingPosition at{0, 0};
     std::uint32_t q_parity = 0;
+    turns().begin();
     if constexpr (rank > 1) {  // while the first tiles load
       make_mask_table<KvTile, L::warpgroups>(shared + L::mask_table);
       ptx::barrier_sync(table_barrier, L::warpgroups * warpgroup_threads);

@@ -20,10 +20,12 @@
 // The producer writes q_facts and kv_facts before it arrives at q_full and k_full; they are read after the wait.
 //
 // Named barriers, counted in threads:
-//   number             threads                      who syncs
+//   number             threads                      who syncs                                        who only arrives
 //   start_barrier      all                          all, once mbarriers are there and padding is clear
 //   store_barrier + w  128, if stores_by_warpgroup  consumer w, before and after it writes its gradient
 //   store_barrier      128 W, else                  all consumers, likewise
+//   turn_barrier + w   256, if W > 1                consumer w, before dS K and the next scores      its predecessor,
+//                                                                                                    after
 //   table_barrier      128 W                        all consumers, but for rank 1, once the table of masks is there
 #pragma once
 

@@ -8,6 +8,7 @@
 #include "gnaforge/sm90/forward/fragment_store.h"
 #include "gnaforge/sm90/forward/producer.h"
 #include "gnaforge/sm90/forward/softmax.h"
+#include "gnaforge/sm90/turns.h"
 
 namespace gnaforge::sm90 {
 
@@ -48,15 +49,7 @@ struct Consumer {
     if (lane() == 0) ptx::mbarrier_arrive(shared + barrier);
   }
 
-  // Warpgroups take turns at issuing products, so that the tensor cores work on one's while another computes its
-  // softmax.
-  __device__ __forceinline__ void await_turn() const {
-    if constexpr (L::warpgroups > 1) ptx::barrier_sync(turn_barrier + warpgroup, 2 * warpgroup_threads);
-  }
-  __device__ __forceinline__ void pass_turn() const {
-    if constexpr (L::warpgroups > 1)
-      ptx::barrier_arrive(turn_barrier + (warpgroup + 1 == L::warpgroups ? 0 : warpgroup + 1), 2 * warpgroup_threads);
-  }
+  __device__ __forceinline__ Turns<L::warpgroups, turn_barrier> turns() const { return {warpgroup}; }
 
   /// Issues scores = Q K^T.
   __device__ __forceinline__ void multiply_qk(float (&scores)[score_registers], int stage) const {
@@ -221,11 +214,11 @@ struct Consumer {
       last_stage = at.stage;
       at.template advance<L::stages>();
       wait(L::k_full, at);
-      await_turn();
+      turns().await();
       multiply_qk(scores, at.stage);
       wait(L::v_full, current);
       multiply_pv(out, probabilities, current.stage);
-      pass_turn();
+      turns().pass();
       facts = load_facts();  // while the product runs
       ptx::wgmma_wait<1>();
       ptx::hold(scores);
@@ -257,8 +250,7 @@ struct Consumer {
       make_mask_table<KvTile, L::warpgroups>(shared + L::mask_table);
       ptx::barrier_sync(table_barrier, L::warpgroups * warpgroup_threads);
     }
-    // The first turn is warpgroup 0's.
-    if (L::warpgroups > 1 && warpgroup == L::warpgroups - 1) pass_turn();
+    turns().begin();
     for (unsigned i = 0; blockIdx.x + i * gridDim.x < static_cast<unsigned>(params.tiles()); ++i) {
       ptx::mbarrier_wait(shared + L::q_full, i % 2);
       tile(shared + L::q_facts + gpu::q_facts_bytes * (i % 2), at);
