@@ -36,5 +36,6 @@ def run_once(config: KernelConfig) -> str:
     k = torch.zeros(1, *tokens, 1, dim, dtype=dtype, device=device)
     v = torch.zeros(1, *tokens, 1, value_dim, dtype=dtype, device=device)
     with torch.no_grad():
-        neighborhood_attention(q, k, v, tokens, kernel=config)
+        output = DTYPES[config.output_dtype].torch if DTYPES[config.dtype].scaled else None
+        neighborhood_attention(q, k, v, tokens, kernel=config, out_dtype=output)
     return ""

@@ -110,7 +110,7 @@ def _check_fits(spec: Spec, arches: Sequence[str]) -> None:
             times = len({*arches} & {*(entry.arch or arches)}) * len(
                 {*product(entry.head_dim, entry.value_head_dim or (0,))}
             )
-            times *= len({dtype == "fp32" for dtype in entry.dtype})
+            times *= len({DTYPES[dtype].bytes for dtype in entry.dtype})
             times *= len({op for direction in entry.direction for op in DIRECTIONS[direction]})
             problems += times * len(entry.problems)
             fitted += times * len(entry.problems) * (1 if entry.within <= 10 else 3)

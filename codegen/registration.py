@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 Numbers = int | Sequence[int]
 Flags = Causal | Sequence[Causal]
 
-_ENTRY_FIELDS = ("rank", "head_dim", "value_head_dim", "dtype", "direction", "variant")
+_ENTRY_FIELDS = ("rank", "head_dim", "value_head_dim", "dtype", "out_dtype", "direction", "variant")
 _PATTERN = (
     "window",
     "stride",
@@ -69,6 +69,7 @@ def register(
     rank: Numbers | None = None,
     head_dim: Numbers | str | None = None,
     dtype: str | torch.dtype | Sequence[str] | None = None,
+    out_dtype: str | torch.dtype | None = None,
     direction: str | Sequence[str] | None = None,
     arch: str | Sequence[str] | None = None,
     q_tile: Numbers | None = None,
@@ -109,6 +110,7 @@ def register(
         rank: token dimensions, 1 to 3.
         head_dim: channels per head of Q and K; ``value_head_dim`` of V, where it differs.
         dtype: an element type, such as ``bf16``, or torch's.
+        out_dtype: of the output, where ``dtype`` is e4m3; default: ``bf16``.
         direction: ``forward``, the default, ``backward``, or ``training`` for both.
         arch: ``cpu``, ``sm90``, ...; default: this machine's GPU, or ``cpu`` where there is none.
         q_tile, kv_tile: tokens per tile and dimension. Without them the tiles are fitted to ``tokens`` and ``window``,
@@ -209,8 +211,9 @@ def _own_arch(spec: Spec) -> str:
 
 
 def _configs_of_fields(fields: dict[str, Any], arch: str | Sequence[str] | None) -> list[KernelConfig]:
-    if str(fields.get("dtype")).startswith("torch."):
-        fields = {**fields, "dtype": dtype_name(fields["dtype"])}
+    for name in ("dtype", "out_dtype"):
+        if str(fields.get(name)).startswith("torch."):
+            fields = {**fields, name: dtype_name(fields[name])}
     arch = machine_target().name if arch is None else arch
     config = _plain_config(fields, arch)
     return [config] if config is not None else _configs_by_spec(fields, arch)
@@ -438,18 +441,10 @@ def config_for(request: Request, *, fit: bool) -> KernelConfig:
     _require_features(request, arch)
 
     def with_boxes(family: Family, q_tile: Box, kv_tile: Box) -> KernelConfig:
+        names = request.op, arch, request.rank, request.dtype, request.head_dim
+        boxes = request.q_tile or q_tile, request.kv_tile or kv_tile
         try:
-            return KernelConfig(
-                request.op,
-                arch,
-                request.rank,
-                request.dtype,
-                request.head_dim,
-                request.q_tile or q_tile,
-                request.kv_tile or kv_tile,
-                request.value_head_dim,
-                family.variant,
-            )
+            return KernelConfig(*names, *boxes, request.value_head_dim, family.variant, request.out_dtype)
         except ValueError as error:
             raise InputError(str(error)) from None
 

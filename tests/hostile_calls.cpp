@@ -138,7 +138,7 @@ const Case cases[] = {
      }},
     {"no tensor of an unknown role", [](Call& c) { c.args.roles += 2; }},
     {"a tensor too many", [](Call& c) { c.add(GNAFORGE_GRAD_Q); }},
-    {"a reserved tensor", [](Call& c) { c.add(GNAFORGE_DESCALE_Q); }},
+    {"a reserved tensor", [](Call& c) { c.add(GNAFORGE_BLOCK_INDEX); }},
     {"unknown device", [](Call& c) { c.args.device = 9; }},
     {"rank 0", [](Call& c) { c.problem.rank = 0; }},
     {"rank -1", [](Call& c) { c.problem.rank = -1; }},

@@ -30,6 +30,7 @@ from gnaforge.runtime.config import KernelConfig  # noqa: E402
 from gnaforge.runtime.problem import Problem  # noqa: E402
 from gnaforge.runtime.reference import extra_keys  # noqa: E402
 from gnaforge.verification.contract import Kernel, token_dims, view_of  # noqa: E402
+from gnaforge.verification.layouts import bits_of  # noqa: E402
 from gnaforge.verification.problems import for_kernel, tile_counts  # noqa: E402
 
 LEAST_TILES = 6  # that are held: two CTAs, if so many run at once, take three each
@@ -106,7 +107,7 @@ def main(library: str, key: str, every: int = 1, processes: int = 1, adds: int =
     base = max(shapes, key=lambda path: shapes[path]["shared_bytes"])  # others prepare, or add up
     launch = shapes[base]
     parameters = base.with_suffix(".params").read_bytes()
-    memory = [x.numpy() if x.dtype.itemsize == 4 else x.view(torch.int16).numpy() for x in tensors.values()]
+    memory = [x.numpy() if x.dtype.itemsize == 4 else bits_of(x).numpy() for x in tensors.values()]
     memory += [sums.numpy()] if len(sums) else []
 
     def run(module: Module, options: Options) -> bool:

@@ -165,7 +165,7 @@ MISSING = {
         ("text", "not a shared library"),
         ("truncated", "truncated: it needs"),
         ("foreign", "exports no gnaforge_library_v1"),
-        ("abi", "built for gnaforge ABI 2.0, this core speaks 1.1; rebuild the library"),
+        ("abi", "built for gnaforge ABI 2.0, this core speaks 1.2; rebuild the library"),
         ("entry", "holds an incomplete kernel entry"),
         ("no key", "holds an incomplete kernel entry"),
         ("no function", "holds an incomplete kernel entry"),

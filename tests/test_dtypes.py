@@ -16,14 +16,14 @@ ABI = Path(__file__).parents[1] / "templates/include/gnaforge/abi.h"
 PRELUDE = """
 from types import MappingProxyType
 from gnaforge.runtime import dtypes
-NEW = dtypes.Dtype("fp8_e4m3", bytes=1, code=200, torch_name="float8_e4m3fn", unwritten=0x7F{more})
+NEW = dtypes.Dtype("fp8_e5m2", bytes=1, code=200, torch_name="float8_e5m2", unwritten=0x7F{more})
 dtypes.DTYPES = MappingProxyType({{**dtypes.DTYPES, NEW.name: NEW}})
 
 import gnaforge, gnaforge.families as families
 from dataclasses import replace
 from gnaforge.runtime.config import KernelConfig
-SM90 = "gna_forward-sm90-r1-fp8_e4m3-d64-q64-kv64"
-CPU = "gna_forward-cpu-r1-fp8_e4m3-dany-q8-kv8"
+SM90 = "gna_forward-sm90-r1-fp8_e5m2-d64-q64-kv64"
+CPU = "gna_forward-cpu-r1-fp8_e5m2-dany-q8-kv8"
 
 def said(call):
     try:
@@ -36,7 +36,7 @@ def claim(*names):
     from importlib import import_module
     for name in names:
         module = import_module(f"gnaforge.families.{{name}}")
-        module.FAMILY = replace(module.FAMILY, dtypes=(*module.FAMILY.dtypes, "fp8_e4m3"))
+        module.FAMILY = replace(module.FAMILY, dtypes=(*module.FAMILY.dtypes, "fp8_e5m2"))
     families._table.cache_clear()
 """
 
@@ -91,29 +91,29 @@ def test_every_stage_names_a_type_that_it_does_not_have(scratch) -> None:
         """
 from gnaforge.spec import spec_of
 spec = {"spec_version": 1, "library": "x", "arch": "sm90"}
-entry = {"rank": 1, "head_dim": 64, "dtype": "fp8_e4m3", "tiles": [{"q": 64, "kv": 64}]}
+entry = {"rank": 1, "head_dim": 64, "dtype": "fp8_e5m2", "tiles": [{"q": 64, "kv": 64}]}
 print(said(lambda: KernelConfig.parse(SM90.replace("-d64", "-obf16-d64"))))
 print(said(lambda: families.require_config(SM90)))
-print(said(lambda: gnaforge.simulate((64,), 9, dtype="fp8_e4m3", arch="sm90")))
-print(said(lambda: gnaforge.fit({"tokens": (64,), "window": 9}, dtype="fp8_e4m3", arch="cpu")))
+print(said(lambda: gnaforge.simulate((64,), 9, dtype="fp8_e5m2", arch="sm90")))
+print(said(lambda: gnaforge.fit({"tokens": (64,), "window": 9}, dtype="fp8_e5m2", arch="cpu")))
 print(said(lambda: spec_of({**spec, "kernels": [entry]})))
-print(said(lambda: gnaforge.register(rank=1, head_dim=64, dtype="fp8_e4m3", arch="sm90", q_tile=64, kv_tile=64)))
+print(said(lambda: gnaforge.register(rank=1, head_dim=64, dtype="fp8_e5m2", arch="sm90", q_tile=64, kv_tile=64)))
 print(said(lambda: gnaforge.register(SM90)))
 import torch
-x = torch.zeros(1, 64, 1, 64).to(torch.float8_e4m3fn)
+x = torch.zeros(1, 64, 1, 64).to(torch.float8_e5m2)
 print(said(lambda: gnaforge.register(rank=1, head_dim=64, dtype=x.dtype, arch="cpu")))
 print(said(lambda: gnaforge.na1d(x, x, x, 9)))
 """
     )
-    refused = "dtype: sm90 has no fp8_e4m3 kernels; it has bf16, fp16"
-    assert lines[0] == "gna_forward-sm90-r1-fp8_e4m3-obf16-d64-q64-kv64"
-    assert lines[1] == f"InputError: gna_forward-sm90-r1-fp8_e4m3-d64-q64-kv64: {refused}"
+    refused = "dtype: sm90 has no fp8_e5m2 kernels; it has bf16, fp16"
+    assert lines[0] == "gna_forward-sm90-r1-fp8_e5m2-obf16-d64-q64-kv64"
+    assert lines[1] == f"InputError: gna_forward-sm90-r1-fp8_e5m2-d64-q64-kv64: {refused}"
     assert lines[2] == f"InputError: {refused}"
-    assert lines[3] == "InputError: dtype: cpu has no fp8_e4m3 kernels; it has fp32, bf16, fp16"
+    assert lines[3] == "InputError: dtype: cpu has no fp8_e5m2 kernels; it has fp32, bf16, fp16"
     assert lines[4] == f"InputError: kernels[0].{refused}"
     assert lines[5] == f"InputError: {refused}"
     assert lines[6].endswith(refused)
-    assert lines[7].startswith("InputError: dtype: cpu has no fp8_e4m3 kernels")
+    assert lines[7].startswith("InputError: dtype: cpu has no fp8_e5m2 kernels")
     assert "query must be float32, bfloat16 or float16" in lines[8]
 
 
@@ -130,13 +130,13 @@ def recorded(problems, *args, **more):
     return fit(problems, *args, **more)
 planning.fit_problems = recorded
 shape = {"tokens": 512, "window": 64}
-entry = {"rank": 1, "head_dim": 64, "dtype": ["fp8_e4m3", "bf16"], "tiles": "auto", "shapes": [shape]}
+entry = {"rank": 1, "head_dim": 64, "dtype": ["fp8_e5m2", "bf16"], "tiles": "auto", "shapes": [shape]}
 plan = planning.plan(spec_of({"spec_version": 1, "library": "x", "arch": "sm90", "kernels": [entry]}))
 print(*(config.dtype for config in plan.configs))
 """
     )
     lse = 512 * 4
-    assert lines == [f"{{'fp8_e4m3'}} {4 * 512 * 64 + lse}", f"{{'bf16'}} {8 * 512 * 64 + lse}", "bf16 fp8_e4m3"]
+    assert lines == [f"{{'fp8_e5m2'}} {4 * 512 * 64 + lse}", f"{{'bf16'}} {8 * 512 * 64 + lse}", "bf16 fp8_e5m2"]
 
 
 def test_templates_and_headers_refuse_to_compute_it_in_another_type(scratch) -> None:
@@ -150,9 +150,9 @@ print(said(lambda: build_kernels([families.require_config(CPU)])))
 """
     template, unknown = scratch(code)
     assert "the template of the kernel family sm90_forward takes what this config doesn't have" in template
-    assert re.search("did not compile: .*GNAFORGE_FP8_E4M3.* not declared", unknown)
+    assert re.search("did not compile: .*GNAFORGE_FP8_E5M2.* not declared", unknown)
     # The contract has a code for it, the kernels' headers have no element.
-    _, known = scratch(code, CXX="g++ '-DGNAFORGE_FP8_E4M3=static_cast<gnaforge_dtype>(200)'")
+    _, known = scratch(code, CXX="g++ '-DGNAFORGE_FP8_E5M2=static_cast<gnaforge_dtype>(200)'")
     assert re.search("did not compile: .*no cpu kernel takes this dtype", known)
 
 

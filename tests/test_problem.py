@@ -75,7 +75,9 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"heads": 0}, "heads: 0 is not a positive integer below 2^30"),
     ({"batch": 1.0}, "batch: 1.0 is not a positive integer below 2^30"),
     ({"head_dim": 2**30}, "head_dim: 1073741824 is not a positive integer below 2^30"),
-    ({"dtype": "fp64"}, "dtype: 'fp64' is not one of fp32, bf16, fp16"),
+    ({"dtype": "fp64"}, "dtype: 'fp64' is not one of fp32, bf16, fp16, e4m3"),
+    ({"out_dtype": "fp16"}, "out_dtype: 'fp16' is not one of bf16"),
+    ({"dtype": "e4m3", "out_dtype": "e4m3"}, "out_dtype: 'e4m3' is not one of bf16, fp16"),
     ({"scale": float("nan")}, "scale: nan is not a finite number"),
     ({"edge": "mirror"}, "edge: 'mirror' is not one of shift, cut, wrap"),
     ({"edge": "wrap", "causal": True}, "causal: true along dimension 0, where edge is wrap; it must be false there"),
@@ -248,6 +250,7 @@ def test_every_field_is_in_a_text_or_neutral() -> None:
     """A field that a printer forgets would be lost where a problem is written down."""
     said = set(Problem.from_json(BEYOND[8][0].as_json()).as_json()) | set(BEYOND[0][0].as_json())
     said |= set(replace(BEYOND[9][0], scale=0.5).as_json()) | set(Problem(9, 2, 2, 2).as_json())
+    said |= set(Problem(9, 2, dtype="e4m3", out_dtype="fp16").as_json())
     assert said == {field.name for field in fields(Problem)}
 
 

@@ -116,7 +116,10 @@ print((asked[1].q_tile, asked[1].kv_tile) == (fitted.q, fitted.kv), asked[1] != 
             "**{**FIELDS, 'head_dim': 70}",
             "InputError: head_dim: 70 must be a multiple of 8; did you mean 72?",
         ),
-        ("**{**FIELDS, 'dtype': 'bf15'}", "dtype: 'bf15' is no dtype; allowed: fp32, bf16, fp16; did you mean 'bf16'?"),
+        (
+            "**{**FIELDS, 'dtype': 'bf15'}",
+            "dtype: 'bf15' is no dtype; allowed: fp32, bf16, fp16, e4m3; did you mean 'bf16'?",
+        ),
         ("**{**FIELDS, 'arch': 'sm9'}", "arch: 'sm9' is no arch; allowed: cpu, sm90, sm100; did you mean 'sm90'?"),
         (
             "**{**FIELDS, 'arch': 'sm100', 'dtype': 'bf16', 'kv_tile': 144}",

@@ -225,7 +225,9 @@ def test_several_ranks_take_the_tiles_and_shapes_of_their_length() -> None:
     assert {c.rank for c in kernels.shapes} == {3}
 
 
-ENTRY_FIELDS = "rank, head_dim, value_head_dim, dtype, direction, causal, tiles, within, variant, arch, shapes"
+ENTRY_FIELDS = (
+    "rank, head_dim, value_head_dim, dtype, out_dtype, direction, causal, tiles, within, variant, arch, shapes"
+)
 INTEGER = "is no integer; allowed: a whole number, not in quotes"
 
 # What to replace in VALID, by what (« marks the place that the message must name), and the rest of the message.
@@ -283,17 +285,17 @@ REFUSED = {
     "dtype": (
         "bf16",
         "«bf61",
-        "kernels[0].dtype[0]: 'bf61' is no dtype; allowed: fp32, bf16, fp16; did you mean 'bf16'?",
+        "kernels[0].dtype[0]: 'bf61' is no dtype; allowed: fp32, bf16, fp16, e4m3; did you mean 'bf16'?",
     ),
     "dtype of torch": (
         "bf16",
         "«BFloat16",
-        "kernels[0].dtype[0]: 'BFloat16' is no dtype; allowed: fp32, bf16, fp16; did you mean 'bf16'?",
+        "kernels[0].dtype[0]: 'BFloat16' is no dtype; allowed: fp32, bf16, fp16, e4m3; did you mean 'bf16'?",
     ),
     "dtype as number": (
         "bf16",
         "«16",
-        "kernels[0].dtype[0]: 16 is no dtype; allowed: fp32, bf16, fp16; did you mean 'fp16'?",
+        "kernels[0].dtype[0]: 16 is no dtype; allowed: fp32, bf16, fp16, e4m3; did you mean 'fp16'?",
     ),
     "direction": (
         "direction: [forward]",
@@ -521,7 +523,7 @@ OFF_LIMITS = {
         "bf16",
         "«fp32",
         [
-            "kernels[0].dtype[0]: sm100 has no fp32 kernels; it has bf16, fp16",
+            "kernels[0].dtype[0]: sm100 has no fp32 kernels; it has bf16, fp16, e4m3",
             "kernels[0].dtype[0]: sm90 has no fp32 kernels; it has bf16, fp16",
         ],
     ),

@@ -49,6 +49,11 @@ def _half(box: Box) -> Box:
     return (*box[:longest], box[longest] // 2, *box[longest + 1 :])
 
 
+def outputs_of(dtype: str) -> tuple[str, ...]:
+    """The element types of outputs of inputs of ``dtype``, the default first."""
+    return DTYPES[dtype].outputs or (dtype,)
+
+
 def any_tile(rows: int, kv_box: Box, head_dim: int, value_head_dim: int) -> str | None:
     """Admits every pair of tiles."""
     return None
@@ -131,7 +136,7 @@ class TimeConstants:
         device: the machine that they stand for.
         units: SMs, or cores.
         ghz: clock under load.
-        flop_per_cycle: of the matrix units, per unit.
+        flop_per_cycle: of the matrix units, per unit; of inputs of 8 bits they do twice as many.
         score_cycles: softmax that matrix work does not hide, per score.
         solo_factor: times as much softmax shows where a Q tile has only one group of padded rows (`Padding.rows`),
             which has no other one to overlap with.
@@ -208,7 +213,7 @@ class Family:
         default: whether it serves where no variant is named. Of an op and target one family is the default; another
             one serves where the default can't.
         dtypes: element types of the inputs.
-        out_dtypes: of an input type, the element types that outputs may have beside it.
+        out_dtypes: of an input type, the element types that outputs may have beside those that every family has.
         limits: its tiles and head dims.
         padding: what its tiles are computed as.
         default_tiles: query and key box, by rank, to take where nothing is known of the problem.
@@ -272,7 +277,7 @@ class Family:
         found: list[Fault] = []
         if config.dtype not in self.dtypes:
             found.append(("dtype", f"{self} has no {config.dtype} kernels; it has {', '.join(self.dtypes)}"))
-        elif config.output_dtype not in (own := (config.dtype, *self.out_dtypes.get(config.dtype, ()))):
+        elif config.output_dtype not in (own := (*outputs_of(config.dtype), *self.out_dtypes.get(config.dtype, ()))):
             reason = f"{self} kernels of {config.dtype} write {', '.join(own)}, not {config.output_dtype}"
             found.append(("out_dtype", reason))
         for name in ("head_dim", "value_head_dim"):
@@ -280,8 +285,8 @@ class Family:
             if dim == ANY_HEAD_DIM:
                 if name == "head_dim" and not self.head_dim_at_run_time:
                     found.append((name, f"{self} kernels are built for one head dim; give a number"))
-            elif dim % limits.head_dim_multiple:
-                found.append((name, f"{dim} must be a multiple of {limits.head_dim_multiple}"))
+            elif dim % (multiple := self.facts.channel_multiple(config.dtype)):
+                found.append((name, f"{dim} must be a multiple of {multiple}"))
             elif dim > limits.head_dim:
                 found.append((name, f"{dim} is too large; {self} takes at most {limits.head_dim}"))
         of_heads = f" of {count_of(config.q_tile_heads, 'head')}" if config.q_tile_heads > 1 else ""
@@ -373,10 +378,14 @@ class Family:
         return {
             "dtype": DTYPES[config.dtype].names(),
             "out_dtype": DTYPES[config.output_dtype].names(),
-            "features": [f"GNAFORGE_FEATURE_{name.upper()}" for name in self.features],
+            "features": [f"GNAFORGE_FEATURE_{name.upper()}" for name in self.features_of(config)],
             "capabilities": [10 * major + minor for major, minor in self.target.capabilities],
             "needs": self.target.needs,
         }
+
+    def features_of(self, config: KernelConfig) -> tuple[str, ...]:
+        """The optional features of a kernel: descales are of inputs that need them."""
+        return tuple(name for name in self.features if name != "descale" or DTYPES[config.dtype].scaled)
 
     @property
     def facts(self) -> FamilyFacts:

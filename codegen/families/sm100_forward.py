@@ -66,7 +66,8 @@ def _copies_q(config: KernelConfig) -> bool:
     """Whether products read Q from tensor memory, as layout.h says: of one half, where there is room beside scores and
     output."""
     value_head_dim = config.value_head_dim or config.head_dim
-    columns = _scores_columns(config.q_rows, config.kv_columns) + _whole(value_head_dim) + _whole(config.head_dim) // 2
+    q = -(-config.head_dim * DTYPES[config.dtype].bytes // 32) * 8  # products take 32 bytes of a row, 4 in a column
+    columns = _scores_columns(config.q_rows, config.kv_columns) + _whole(value_head_dim) + q
     return config.q_rows <= _HALF_ROWS and columns <= _TENSOR_COLUMNS
 
 
@@ -216,8 +217,8 @@ FAMILY = Family(
     op="gna_forward",
     target=TARGETS["sm100"],
     default=True,
-    dtypes=("bf16", "fp16"),
-    features=("edge", "block_causal", "sink", "range", "kv_sink", "extra_keys", "deterministic"),
+    dtypes=("bf16", "fp16", "e4m3"),
+    features=("edge", "block_causal", "sink", "range", "kv_sink", "extra_keys", "descale", "deterministic"),
     limits=Limits(q_rows=256, kv_columns=128, q_box=q_box_of_halves(_HALF_ROWS), tile=_tile),
     padding=Padding(rows=_HALF_ROWS, columns=16),
     default_tiles={1: ((256,), (128,)), 2: ((16, 16), (16, 8)), 3: ((4, 8, 8), (2, 8, 8))},

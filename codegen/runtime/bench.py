@@ -236,11 +236,11 @@ def choose_kernel(problem: Problem, device: str, variant: str | None = None) -> 
 
 
 def check(problem: Problem, kernel: str | None, device: str, queries: int = 16) -> float:
-    """Largest error of some queries' output, relative to half a unit in the last place of the largest value: a few at
-    most, where a kernel is right."""
+    """Largest error of some queries' output, relative to half a unit in the last place, in the inputs' type, of the
+    largest value: a few at most, where a kernel is right."""
     tensors = _inputs(problem, device)
     out = CONTENDERS[OWN](problem, kernel, tensors)(tensors)
-    unit = torch.finfo(out.dtype).eps / 2 * float(tensors[2].abs().max())
+    unit = torch.finfo(tensors[2].dtype).eps / 2 * float(tensors[2].double().abs().max())
     named = dict(zip(_input_names(problem), tensors, strict=True))
     rng = Random(0)
     worst = 0.0

@@ -48,9 +48,10 @@ def _gnaforge_dense(problem: Problem, kernel: str | None, tensors: Tensors) -> C
 
 
 def heads_first(tensors: Tensors) -> Tensors:
-    """As torch's own attention takes them: Q, K and V as [batch, heads, tokens, channels], contiguous; extra keys
-    follow the others."""
-    q, k, v, *extra = (x.flatten(1, -3).transpose(1, 2).contiguous() for x in tensors)
+    """As torch's own attention takes them: Q, K and V as [batch, heads, tokens, channels], contiguous, and those of 8
+    bits in bf16; extra keys follow the others."""
+    wide = (x.bfloat16() if x.itemsize == 1 else x for x in tensors)
+    q, k, v, *extra = (x.flatten(1, -3).transpose(1, 2).contiguous() for x in wide)
     return q, torch.cat([k, *extra[::2]], 2), torch.cat([v, *extra[1::2]], 2)
 
 

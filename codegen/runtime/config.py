@@ -96,7 +96,8 @@ class KernelConfig:
         kv_tile: key tokens per tile, likewise.
         value_head_dim: channels per head of V and O; 0 (the default) means equal to ``head_dim``.
         variant: tells the kernel families of an op and arch apart; empty for the one that has none.
-        out_dtype: element type of O, where it is another than ``dtype``; empty (the default) means equal.
+        out_dtype: element type of O, where it is another than ``dtype``; empty (the default) means equal, or where that
+            is no type of outputs the first of those that ``dtype`` has.
         q_tile_heads: query heads that share keys, of which a Q tile has the tokens: it takes so many rows for each.
 
     Raises:
@@ -118,6 +119,8 @@ class KernelConfig:
     def __post_init__(self) -> None:
         if self.value_head_dim == self.head_dim:
             object.__setattr__(self, "value_head_dim", 0)
+        if not self.out_dtype and (known := DTYPES.get(self.dtype)) is not None:
+            object.__setattr__(self, "out_dtype", known.output)
         if self.out_dtype == self.dtype:
             object.__setattr__(self, "out_dtype", "")
         if self.head_dim == ANY_HEAD_DIM and self.value_head_dim:

@@ -22,6 +22,8 @@ class Dtype:
         torch_name: name in torch, without ``torch.``.
         unwritten: bits of a NaN that no arithmetic makes: what still holds it was not written.
         ptx: name in PTX's matrix instructions; empty where they don't take it.
+        outputs: the types that outputs of such inputs may have, the default first; empty: the type itself.
+        p_exponent: probabilities are multiplied by 2 to this before they are rounded to it, as they are below 1.
     """
 
     name: str
@@ -30,6 +32,18 @@ class Dtype:
     torch_name: str
     unwritten: int
     ptx: str = ""
+    outputs: tuple[str, ...] = ()
+    p_exponent: int = 0
+
+    @property
+    def output(self) -> str:
+        """The type of outputs where no other one is asked for."""
+        return self.outputs[0] if self.outputs else self.name
+
+    @property
+    def scaled(self) -> bool:
+        """Whether calls bring descales: numbers that fit so narrow a type are multiplied by one per head."""
+        return bool(self.outputs)
 
     def names(self) -> dict[str, str]:
         """Its names in C++ and PTX, for templates; one that it doesn't have is missing, so that no template can take
@@ -54,6 +68,16 @@ DTYPES: Mapping[str, Dtype] = MappingProxyType(
             Dtype("fp32", bytes=4, code=1, torch_name="float32", unwritten=0x7FC5A5A5),
             Dtype("bf16", bytes=2, code=2, torch_name="bfloat16", unwritten=0x7FE5, ptx="bf16"),
             Dtype("fp16", bytes=2, code=3, torch_name="float16", unwritten=0x7EA5, ptx="f16"),
+            Dtype(
+                "e4m3",
+                bytes=1,
+                code=5,
+                torch_name="float8_e4m3fn",
+                unwritten=0xFF,
+                ptx="e4m3",
+                outputs=("bf16", "fp16"),
+                p_exponent=8,
+            ),
         )
     }
 )

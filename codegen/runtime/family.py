@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .config import KernelConfig
+from .dtypes import DTYPES
 
 if TYPE_CHECKING:
     from .request import Request
@@ -66,18 +67,24 @@ class FamilyFacts:
     head_dim_multiple: int = 8
     most_head_dim: int = 256
 
+    def channel_multiple(self, dtype: str) -> int:
+        """Head dims of inputs of this type are multiples of this: of 16 bytes too, which copies to GPUs' shared memory
+        ask of a head's place."""
+        return max(self.head_dim_multiple, 16 // DTYPES[dtype].bytes)
+
     def why_never(self, request: Request) -> str:
         """Why no kernel of the family can serve a request, whatever its tiles, and what to do; empty if one may."""
         kernels = f"{self.name.partition('_')[0]} kernels"
         if request.dtype not in self.dtypes:
             return f"dtype: {kernels} take {', '.join(self.dtypes)}, not {request.dtype}; convert the tensors"
-        takes = f"{kernels} take multiples of {self.head_dim_multiple} up to {self.most_head_dim}"
+        multiple = self.channel_multiple(request.dtype)
+        takes = f"{kernels} take multiples of {multiple} up to {self.most_head_dim}"
         advice = []
         for name, dim, way in (
             ("head_dim", request.head_dim, "query and key with zeros to {} channels, with scale={} ** -0.5"),
             ("value_head_dim", request.value_head_dim, "value to {} channels, of which the output's first {} count"),
         ):
-            padded = -(-dim // self.head_dim_multiple) * self.head_dim_multiple
+            padded = -(-dim // multiple) * multiple
             if padded > self.most_head_dim:
                 return f"{name}: {dim} is too large; {takes}"
             if padded != dim:

@@ -36,6 +36,7 @@ class Role:
         element: its dtype; empty: the problem's; ``output``: that of the kernel's output.
         piece: of the extra keys.
         optional: whether a call may go without.
+        has_tokens: False for a number per batch entry and head.
     """
 
     name: str
@@ -45,11 +46,14 @@ class Role:
     element: str = ""
     piece: int = 0
     optional: bool = False
+    has_tokens: bool = True
 
     def shape(self, problem: Problem) -> tuple[int, ...]:
         """Its extents in a problem."""
         if self.side == "batch":
             return (problem.batch,)
+        if not self.has_tokens:
+            return (problem.batch, self.heads(problem))
         tokens = problem.tokens if self.side == "q" else problem.kv_tokens or problem.tokens
         if self.side == "extra":
             tokens = (problem.extra_tokens[self.piece],)
@@ -61,8 +65,8 @@ class Role:
         return problem.heads if self.side == "q" else problem.kv_heads
 
     def dtype(self, problem: Problem, output_dtype: str = "") -> Dtype:
-        """The type of its elements in a problem, for a kernel of this output dtype; by default the problem's."""
-        own = output_dtype if self.element == "output" else self.element
+        """The type of its elements in a problem, for a kernel of this output dtype; by default that of the problem."""
+        own = output_dtype or problem.output_dtype if self.element == "output" else self.element
         return INT32 if own == INT32.name else DTYPES[own or problem.dtype]
 
     def bytes(self, problem: Problem) -> int:
@@ -126,9 +130,11 @@ class Op:
     products: int = 0
 
     def reads(self, problem: Problem) -> tuple[Role, ...]:
-        """The roles of what it reads of a problem: `inputs`, and those of extra keys, in the order of gnaforge_role."""
+        """The roles of what it reads of a problem: `inputs`, those of extra keys, and what narrow inputs are multiplied
+        by, in the order of gnaforge_role."""
         pieces = range(len(problem.extra_tokens))
-        return (*self.inputs, *(role for role in _EXTRA if role.piece in pieces))
+        scales = _DESCALES if DTYPES[problem.dtype].scaled else ()
+        return (*self.inputs, *(role for role in _EXTRA if role.piece in pieces), *scales)
 
     def writes(self, problem: Problem) -> tuple[Role, ...]:
         """The roles of what it writes of a problem: `outputs`, and those of extra keys; as gnaforge_role has them."""
@@ -142,7 +148,8 @@ class Op:
         self, problem: Problem, seed: int = 0, device: torch.device | str = "cpu"
     ) -> dict[str, torch.Tensor]:
         """Inputs with normally distributed elements, by role; the same for equal arguments. Of four pieces of extra
-        keys one has no lengths; others are at times shorter than nothing, or longer than the piece."""
+        keys one has no lengths; others are at times shorter than nothing, or longer than the piece. Of four descales
+        one is missing."""
         import torch
 
         generator = torch.Generator(device).manual_seed(seed)
@@ -154,6 +161,10 @@ class Op:
                     found[role.name] = torch.tensor(lengths, dtype=torch.int32, device=device)
                 continue
             values = torch.randn(role.shape(problem), generator=generator, device=device)
+            if not role.has_tokens:
+                if Random(f"{role.name} {problem.tokens} {seed}").random() < 0.75:
+                    found[role.name] = values.exp2()
+                continue
             found[role.name] = values.to(role.dtype(problem).torch)
         for name, values in self.derive(problem, found).items():
             found[name] = values.to(found[name].dtype)
@@ -179,6 +190,13 @@ _EXTRA = (
 )
 
 
+_DESCALES = (
+    Role("descale_q", "query's descale", "q", None, "fp32", optional=True, has_tokens=False),
+    Role("descale_k", "key's descale", "kv", None, "fp32", optional=True, has_tokens=False),
+    Role("descale_v", "value's descale", "kv", None, "fp32", optional=True, has_tokens=False),
+)
+
+
 _ENDS = ("", "_2")  # of the roles' names, by piece
 
 
@@ -200,16 +218,18 @@ def named_extra_keys(pieces: Sequence[ExtraKeys]) -> dict[str, torch.Tensor]:
 
 
 def _forward(problem: Problem, inputs: Tensors) -> dict[str, torch.Tensor]:
-    from .reference import attention
+    from .reference import attention, dequantise
 
+    inputs = dequantise(inputs)
     return _by_name(attention(problem, inputs["q"], inputs["k"], inputs["v"], *extra_keys(inputs)))
 
 
 def _forward_bound(
     problem: Problem, inputs: Tensors, exact: Tensors, *, rounds_probabilities: bool
 ) -> dict[str, torch.Tensor]:
-    from .reference import error_bound
+    from .reference import dequantise, error_bound
 
+    inputs = dequantise(inputs)
     qkv = inputs["q"], inputs["k"], inputs["v"]
     pair = exact["out"], exact["lse"]
     extra = extra_keys(inputs)
@@ -219,8 +239,9 @@ def _forward_bound(
 def _forward_sample(
     problem: Problem, inputs: Tensors, at: Sequence[int], *, rounds_probabilities: bool
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    from .reference import query_sample
+    from .reference import dequantise, query_sample
 
+    inputs = dequantise(inputs)
     qkv = inputs["q"], inputs["k"], inputs["v"]
     extra = extra_keys(inputs)
     exact, bounds = query_sample(problem, *qkv, at, *extra, rounds_probabilities=rounds_probabilities)

@@ -27,6 +27,7 @@ from .further import attend_further
 from .own_patterns import is_own, own_patterns
 from .problem import Causal
 from .request import Request
+from .scaled import attend_scaled, is_scaled
 from .table import loaded_kernels
 
 if TYPE_CHECKING:
@@ -96,9 +97,11 @@ def attend(
     settings: tuple[Any, ...] | None,
     further: tuple[Any, ...] | None,
     backward_tiles: Tiles | None = None,
+    scales: tuple[Any, ...] | None = None,
 ) -> Any:
     """A call of any rank. ``settings`` are what `arguments.settings_pattern` takes; ``further`` are keys, values and
-    lengths of the extra piece, and an output and a log-sum-exp to write to."""
+    lengths of the extra piece, and an output and a log-sum-exp to write to; ``scales`` are descales of query, key and
+    value, and the output's dtype."""
     plain_settings = settings is None or not (is_own(settings[0]) or is_own(settings[1]))
     if type(kernel_size) is type(stride) is type(dilation) is int and type(is_causal) is bool and plain_settings:
         pattern = [kernel_size] * rank + [stride] * rank + [dilation] * rank + [is_causal] * rank
@@ -122,12 +125,17 @@ def attend(
         key_of = partial(_backward_key, rank, backward_tiles)
         if (pair := attend_pinned(tensors, pattern, scale, kernel, key_of)) is not None:
             return pair if return_lse else pair[0]
+    if scales is not None or (further is not None and is_scaled(query)):
+        load_operators()
+        return attend_scaled(query, key, value, pattern, scale, kernel, return_lse, further, scales)
     if further is not None:
         load_operators()
         return attend_further(query, key, value, pattern, scale, kernel, return_lse, *further)
     if is_compiling():
         arguments.require_call(query, key, value, pattern)
         _load_operators_now()
+        if is_scaled(query):
+            return attend_scaled(query, key, value, pattern, scale, kernel, return_lse)
         out, lse = torch.ops.gnaforge.forward.default(query, key, value, pattern, scale, kernel)
         return (out, lse) if return_lse else out
     operators = _operators or _load_operators()
@@ -146,6 +154,8 @@ def attend(
         arguments.require_call(query, key, value, pattern)
         if not isinstance(error, RuntimeError):
             raise
+        if is_scaled(query):
+            return attend_scaled(query, key, value, pattern, scale, kernel, return_lse)
         out, lse = finding.recover(error, operator, query, key, value, pattern, scale, kernel)
     return (out, lse) if return_lse else out
 
@@ -157,6 +167,8 @@ def kernel_key(
     kernel: KernelConfig | str | None,
     q_tile: Any,
     kv_tile: Any,
+    *,
+    out_dtype: torch.dtype | None = None,
 ) -> str:
     if isinstance(kernel, str):
         checked: str = _require_key(kernel)
@@ -168,15 +180,17 @@ def kernel_key(
     from .autocast import autocast_dtype
 
     arguments.require_tensors(query=query, value=value)
+    dtype = query.dtype if is_scaled(query) else autocast_dtype(query)
     key: str = _key_with_tiles(
         rank,
-        dtype_name(autocast_dtype(query)),
+        dtype_name(dtype),
         index(query.shape[-1]),  # where torch traces with sizes that aren't numbers, these become ones
         index(value.shape[-1]),
         query.device.type,
         None if q_tile is None else tuple(arguments.ints_per_dim("q_tile_shape", q_tile, rank)),
         None if kv_tile is None else tuple(arguments.ints_per_dim("kv_tile_shape", kv_tile, rank)),
         torch.compiler.is_compiling(),
+        out_dtype="" if out_dtype is None else dtype_name(out_dtype),
     )
     return key
 
@@ -216,13 +230,14 @@ def _key_with_tiles(
     kv_tile: tuple[int, ...] | None,
     tracing: bool,
     op: str = "gna_forward",
+    out_dtype: str = "",
 ) -> str:
     """Key of a kernel with the given tiles, made if the policy says so and torch doesn't trace.
 
     Raises:
         NoKernelError: there is none; lists the tiles that there are.
     """
-    request = Request(op, rank, dtype, head_dim, value_head_dim, device, q_tile, kv_tile)
+    request = Request(op, rank, dtype, head_dim, value_head_dim, device, q_tile, kv_tile, out_dtype=out_dtype)
 
     def find_fitting(request: Request) -> list[KernelConfig]:
         return [kernel.config for kernel in loaded_kernels().values() if not kernel.refusal(request)]
@@ -271,6 +286,10 @@ def neighborhood_attention(
     return_lse: bool = False,
     out: torch.Tensor | None = None,
     out_lse: torch.Tensor | None = None,
+    descale_q: float | torch.Tensor | None = None,
+    descale_k: float | torch.Tensor | None = None,
+    descale_v: float | torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
     kernel: KernelConfig | str | None = None,
     **natten_tuning: Any,
 ) -> Any:
@@ -311,6 +330,10 @@ def neighborhood_attention(
             which are contiguous: slices of larger ones, for example. Each is written to whether or not it is returned,
             ``out_lse`` also without ``return_lse``. They must not overlap with an input, nor with each
             other, which isn't checked. No argument may require grad then, nor the call be under torch.vmap.
+        descale_q, descale_k, descale_v: of query, key and value in float8_e4m3fn, what their numbers are multiplied
+            by: a number, or float32 ``[heads]`` of a query and ``[heads_kv]`` of the others, on their device.
+            Positive, which of tensors isn't checked. Extra keys and values have those of key and value. Default: 1.
+        out_dtype: of the output of such a call, torch.bfloat16 by default, or torch.half. It has no gradients.
         kernel: pins a kernel: its `KernelConfig` or key.
         natten_tuning: ``backward_q_tile_shape`` and ``backward_kv_tile_shape`` take backward kernels with these tiles,
             where gradients are wanted and torch neither traces nor transforms the call. NATTEN's other tuning arguments
@@ -339,14 +362,16 @@ def neighborhood_attention(
     rank = query.dim() - 3
     if not 1 <= rank <= 3:
         raise ValueError(f"query must be [batch, 1 to 3 token dims, heads, head_dim], got {tuple(query.shape)}")
-    pinned = kernel_key(rank, query, value, kernel, q_tile_shape, kv_tile_shape)
-    settings = further = None
+    pinned = kernel_key(rank, query, value, kernel, q_tile_shape, kv_tile_shape, out_dtype=out_dtype)
+    settings = further = scales = None
+    if not (descale_q is descale_k is descale_v is None and out_dtype is None):
+        scales = descale_q, descale_k, descale_v, out_dtype
     if not (edge is None is sink is grid is q_offset is kv_offset is kv_sink):
         settings = edge, sink, grid, q_offset, kv_offset, kv_sink
     if not (additional_keys is additional_values is additional_lengths is out is out_lse is None):
         further = additional_keys, additional_values, additional_lengths, out, out_lse
     plain = kernel_size, stride, dilation, is_causal, scale, return_lse
-    return attend(rank, query, key, value, *plain, pinned, settings, further, backward_tiles)
+    return attend(rank, query, key, value, *plain, pinned, settings, further, backward_tiles, scales)
 
 
 _NON_FINITE = """Scores up to 2^30 in powers of two give finite results (up to 2^28 by the variant ``cutlass``).
@@ -384,10 +409,16 @@ def _fixed_rank(rank: int, layout: str) -> Callable[..., Any]:
         return_lse: bool = False,
         out: torch.Tensor | None = None,
         out_lse: torch.Tensor | None = None,
+        descale_q: float | torch.Tensor | None = None,
+        descale_k: float | torch.Tensor | None = None,
+        descale_v: float | torch.Tensor | None = None,
+        out_dtype: torch.dtype | None = None,
         kernel: KernelConfig | str | None = None,
         **natten_tuning: Any,
     ) -> Any:
-        settings = backward_tiles = None
+        settings = backward_tiles = scales = None
+        if not (descale_q is descale_k is descale_v is None and out_dtype is None):
+            scales = descale_q, descale_k, descale_v, out_dtype
         if not (edge is None is sink is grid is q_offset is kv_offset is kv_sink):
             settings = edge, sink, grid, q_offset, kv_offset, kv_sink
         if attention_kwargs is not None or backend is not None or natten_tuning:
@@ -399,7 +430,7 @@ def _fixed_rank(rank: int, layout: str) -> Callable[..., Any]:
             further = additional_keys, additional_values, additional_lengths, out, out_lse
         pinned = ""
         if kernel is not None or q_tile_shape is not None or kv_tile_shape is not None:
-            pinned = kernel_key(rank, query, value, kernel, q_tile_shape, kv_tile_shape)
+            pinned = kernel_key(rank, query, value, kernel, q_tile_shape, kv_tile_shape, out_dtype=out_dtype)
         return attend(
             rank,
             query,
@@ -415,6 +446,7 @@ def _fixed_rank(rank: int, layout: str) -> Callable[..., Any]:
             settings,
             further,
             backward_tiles,
+            scales,
         )
 
     operator.__name__ = operator.__qualname__ = f"na{rank}d"

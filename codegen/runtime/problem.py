@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .dtypes import dtype_name
+from .dtypes import DTYPES, dtype_name
 from .problem_rules import EDGES, SCALARS, Dimension, ProblemError, dimension_faults, head_faults, require_types
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ class Problem:
         head_dim, value_head_dim: channels of Q and K, and of V; by default equal.
         batch: batch entries.
         dtype: element type of Q, K and V.
+        out_dtype: that of the output, where it is another than `Dtype.output` of ``dtype``; else empty.
         scale: of the scores; None: head_dim ** -0.5.
         edge: what a window does that would leave the grid, of `EDGES`.
         sink: first keys of the grid that are seen beside the window.
@@ -109,6 +110,7 @@ class Problem:
     value_head_dim: int
     batch: int
     dtype: str
+    out_dtype: str
     scale: float | None
     edge: tuple[str, ...]
     sink: tuple[int, ...]
@@ -133,6 +135,7 @@ class Problem:
         value_head_dim: int | None = None,
         batch: int = 1,
         dtype: str = "bf16",
+        out_dtype: str = "",
         scale: float | None = None,
         edge: str | Sequence[str] = "shift",
         sink: Ints = 0,
@@ -144,9 +147,8 @@ class Problem:
         extra_tokens: Sequence[int] = (),
     ) -> None:
         whole = tuple(tokens) if isinstance(tokens, Sequence) and not isinstance(tokens, str) else (tokens,)
-        if not 1 <= len(whole) <= 3:
-            raise ProblemError("tokens", f"{whole} has {len(whole)} entries; one to three dimensions are possible")
-        rank = len(whole)
+        if not 1 <= (rank := len(whole)) <= 3:
+            raise ProblemError("tokens", f"{whole} has {rank} entries; one to three dimensions are possible")
         keys = None if kv_tokens is None else per_dim("kv_tokens", kv_tokens, rank)
         keys = None if keys == whole else keys
         field = per_dim("grid", grid, rank) if grid is not None else None
@@ -162,6 +164,7 @@ class Problem:
             "value_head_dim": head_dim if value_head_dim is None else value_head_dim,
             "batch": batch,
             "dtype": dtype,
+            "out_dtype": "" if dtype in DTYPES and out_dtype == DTYPES[dtype].output else out_dtype,
             "scale": scale,
             "edge": per_dim("edge", edge, rank),
             "sink": per_dim("sink", sink, rank),
@@ -213,6 +216,11 @@ class Problem:
             kv_tokens=tuple(key.shape[1:-2]),
             **further,
         )
+
+    @property
+    def output_dtype(self) -> str:
+        """Of the output."""
+        return self.out_dtype or DTYPES[self.dtype].output
 
     @property
     def rank(self) -> int:
@@ -319,7 +327,8 @@ class Problem:
 
     def as_json(self) -> dict[str, Any]:
         """The fields as plain values, for JSON; those beyond plain GNA only where they say something."""
-        names = [*_PLAIN, *SCALARS, "dtype", *(["scale"] if self.scale is not None else [])]
+        own = [name for name in ("out_dtype", "scale") if getattr(self, name) not in ("", None)]
+        names = [*_PLAIN, *SCALARS, "dtype", *own]
         names += [name for name in (*_PATTERN, "extra_tokens") if name not in names and not self._is_neutral(name)]
         values = {name: getattr(self, name) for name in names}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

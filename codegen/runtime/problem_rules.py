@@ -206,6 +206,9 @@ def require_types(values: Mapping[str, Any]) -> None:
             raise ProblemError(name, f"{values[name]!r} is not a positive integer below 2^30")
     if values["dtype"] not in DTYPES:
         raise ProblemError("dtype", f"{values['dtype']!r} is not one of {', '.join(DTYPES)}")
+    dtype, output = DTYPES[values["dtype"]], values["out_dtype"]
+    if output and output not in (dtype.outputs or (dtype.name,)):
+        raise ProblemError("out_dtype", f"{output!r} is not one of {', '.join(dtype.outputs or (dtype.name,))}")
     scale = values["scale"]
     if scale is not None and not (isinstance(scale, int | float) and isfinite(scale)):
         raise ProblemError("scale", f"{scale!r} is not a finite number")

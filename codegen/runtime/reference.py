@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 
+from .dtypes import DTYPES
 from .family import Padding
 from .problem import Problem
 from .problem_rules import Dimension
@@ -53,6 +54,19 @@ def extra_keys(inputs: Mapping[str, torch.Tensor]) -> list[ExtraKeys]:
     return [
         ExtraKeys(inputs[f"extra_k{end}"], inputs[f"extra_v{end}"], inputs.get(f"extra_lengths{end}")) for end in ends
     ]
+
+
+def dequantise(inputs: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """Tensors by role, of which those of 8 bits are replaced by what they stand for, in float64: their numbers times
+    the descales of their heads, ``[batch, heads]`` each, or 1 without. Extra keys and their values have K's and V's."""
+    found = dict(inputs)
+    for name, tensor in inputs.items():
+        if tensor.is_floating_point() and tensor.itemsize == 1:
+            found[name] = tensor.double()
+            scale = inputs.get(f"descale_{name.removeprefix('extra_')[0]}")
+            if scale is not None:
+                found[name] *= scale.double().view(len(scale), *[1] * (tensor.dim() - 3), -1, 1)
+    return found
 
 
 def windows(
@@ -272,6 +286,13 @@ def error_bound(
     With ``rounds_probabilities`` they are also rounded to the dtype of the inputs before the product with V, as kernels
     on tensor cores do: each by half an ulp, or by half the spacing of subnormals. They are relative to one of a row's
     scores, so their sum is at least about 1.
+
+    Of inputs of 8 bits, which are given as `dequantise` gives them, descales make three more products of a score's
+    factor and two of a result's, u each. Probabilities are multiplied by 2^p_exponent before they are rounded (see
+    `Dtype`), so that half the spacing of subnormals is that much less of their sum. For e4m3, with 3 bits of mantissa,
+    least normal number 2^-6 and p_exponent 8: half an ulp is 2^-4, half the spacing of subnormals 2^-10 of a sum of at
+    least 2^8. The exponent is added to a score's shift, which costs one more u of the score and 8 u. What is rounded is
+    added up in fp32, as above (PTX ISA, tcgen05.mma, kind::f8f6f4).
     """
     pieces = [piece.seen() for piece in extra]
     magnitude = None
@@ -323,14 +344,32 @@ def _bounds(
 ) -> Pair:
     """As `error_bound` says; ``magnitude``: attention with the values' magnitudes, where probabilities are rounded."""
     u = 2.0**-24
+    dtype = DTYPES[problem.dtype]
+    given = dtype.torch if dtype.scaled else values[0].dtype
+    result = DTYPES[problem.output_dtype].torch if dtype.scaled else given
     n = prod(min(axis.window + axis.sink, axis.keys) for axis in problem.dimensions) + sum(problem.extra_tokens)
     longest = max(key.double().norm(dim=-1).max().item() for key in keys)
-    e = (query.shape[-1] + 3) * u * abs(problem.score_scale) * query.double().norm(dim=-1).max().item() * longest
+    e = (
+        (query.shape[-1] + (7 if dtype.scaled else 3))
+        * u
+        * abs(problem.score_scale)
+        * query.double().norm(dim=-1).max().item()
+        * longest
+    )
     out, lse = exact
-    rounding = torch.finfo(values[0].dtype).eps / 2
+    rounding, subnormal = _half_steps(result)
     largest = max(value.double().abs().max().item() for value in values)
-    inner = (2 * e + (2 * n + 16) * u) * largest
-    subnormal = torch.finfo(values[0].dtype).smallest_normal * rounding  # half the spacing of subnormals
+    more = 2 + 2 * dtype.p_exponent if dtype.scaled else 0
+    inner = (2 * e + (2 * n + 16 + more) * u) * largest
     if magnitude is not None:
-        inner = inner + rounding * magnitude + n * subnormal * largest
-    return out.abs() * rounding + inner * (1 + rounding) + subnormal, lse.abs() * 2 * u + e + (n + 16) * u
+        of_p, least = _half_steps(given)
+        inner = inner + of_p * magnitude + n * least * 2.0**-dtype.p_exponent * largest
+    return out.abs() * rounding + inner * (1 + rounding) + subnormal, lse.abs() * 2 * u + e + (
+        n + 16 + dtype.p_exponent
+    ) * u
+
+
+def _half_steps(dtype: torch.dtype) -> tuple[float, float]:
+    """How far rounding to a type may move a number: half an ulp, relatively, and half the spacing of subnormals."""
+    info = torch.finfo(dtype)
+    return info.eps / 2, info.smallest_normal * info.eps / 2

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .config import ANY_HEAD_DIM, KernelConfig
-from .dtypes import dtype_name
+from .dtypes import DTYPES, dtype_name
 from .problem import Problem, fields_of_pattern, hungriest, split_patterns
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ class Request:
         device: ``cpu`` or ``cuda``; ``device_index`` says which.
         q_tile, kv_tile: the tiles that the call asks for, if it does.
         key: the kernel that the call is pinned to, or empty.
+        out_dtype: of the output, where it is not the inputs'.
         problem: the call's problem; None while torch traces with sizes that aren't numbers.
     """
 
@@ -36,16 +37,23 @@ class Request:
     device_index: int = 0
     key: str = ""
     problem: Problem | None = None
+    out_dtype: str = ""
 
     @classmethod
     def of_problem(cls, op: str, problem: Problem, device: str, **further: Any) -> Request:
         """The request of a call with this problem; ``further`` are fields that it doesn't say."""
         dims = problem.head_dim, problem.value_head_dim
+        further = {"out_dtype": problem.out_dtype, **further}
         return cls(op, problem.rank, problem.dtype, *dims, device, problem=problem, **further)
 
     def __str__(self) -> str:
         value = f" (value {self.value_head_dim})" if self.value_head_dim != self.head_dim else ""
         return f"rank {self.rank}, {self.dtype}, head_dim {self.head_dim}{value}, on {self.device}"
+
+    @property
+    def output_dtype(self) -> str:
+        """Of the output."""
+        return self.out_dtype or (DTYPES[self.dtype].output if self.dtype in DTYPES else self.dtype)
 
     def register_call(self) -> str:
         """The call that registers a kernel for it: the same text that the core's errors end with."""
@@ -55,6 +63,8 @@ class Request:
         if self.value_head_dim != self.head_dim:
             fields.append(f"value_head_dim={self.value_head_dim}")
         fields.append(f'dtype="{self.dtype}"')
+        if (output := self.output_dtype) != self.dtype:
+            fields.append(f'out_dtype="{output}"')
         if self.op != "gna_forward":
             fields.append('direction="backward"')
         if self.device == "cpu":
@@ -138,7 +148,7 @@ def refusal(
         value_head_dim=request.value_head_dim,
         q_tile=request.q_tile,
         kv_tile=request.kv_tile,
-        output_dtype=request.dtype,
+        output_dtype=request.output_dtype,
     )
 
 

@@ -16,6 +16,7 @@ from .given import failure_of_call
 from .gradients import register_autograd
 from .list_parts import register_list_parts
 from .request import Request, is_zero, request_of
+from .scaled import forward_scaled_fake, refuse_batching
 
 
 def _forward_fake(
@@ -173,6 +174,8 @@ def register_python_parts() -> None:
         torch.library.register_fake(f"gnaforge::{name}", fake, lib=_library)
         register_autocast(name, _library)
         register_batching(name, _library)
+    torch.library.register_fake("gnaforge::forward_scaled_out", forward_scaled_fake, lib=_library)
+    _library.impl("forward_scaled_out", refuse_batching, "FuncTorchBatched")
     register_list_parts(_library)
     register_backward_parts(_library)
     register_autograd(_library)

@@ -12,7 +12,7 @@ from ..runtime.dtypes import DTYPES
 from ..runtime.family import Padding
 from ..runtime.op_table import OPS, Op
 from ..runtime.problem import Problem
-from .code_times import tile_code
+from .code_times import product_rate, tile_code
 from .cost import Costs, Floats, costs
 
 _DENSE_COLUMNS = 128  # key columns of the dense kernel that times are compared with
@@ -40,8 +40,10 @@ def model_time(constants: TimeConstants, padding: Padding, problem: Problem, op:
     channels = problem.head_dim + problem.value_head_dim
     softmax = constants.score_cycles * np.where(cost.rows > padding.rows, 1.0, constants.solo_factor)
     flop = op.flop(problem) / (problem.batch * problem.heads)
-    per_score = flop / constants.flop_per_cycle + softmax
-    load = cost.columns * channels * DTYPES[problem.dtype].bytes / constants.load_bytes_per_cycle
+    element = DTYPES[problem.dtype].bytes
+    rate = constants.flop_per_cycle * product_rate(problem)
+    per_score = flop / rate + softmax
+    load = cost.columns * channels * element / constants.load_bytes_per_cycle
     convert = channels * constants.key_cycles / cost.rows  # per score: a key is converted once for all rows
     fixed = constants.tile_cycles + cost.rows * problem.value_head_dim * constants.rescale_cycles
     q_tile: Floats | float = constants.q_tile_cycles
@@ -53,7 +55,7 @@ def model_time(constants: TimeConstants, padding: Padding, problem: Problem, op:
         if code is None:
             compute = scores * (per_score + convert + masked * constants.mask_cycles)
         else:  # no tile takes less than its matrix work; the fit asks for the least of scores without tiles
-            products = scores * flop / constants.flop_per_cycle
+            products = scores * flop / rate
             compute = np.maximum(tiles * code.tile(masked), products) + scores * constants.score_cycles
         return np.maximum(compute + tiles * (fixed + masked * constants.mask_tile_cycles), tiles * load)
 

@@ -81,7 +81,10 @@ class KernelEntry(Model):
     value_head_dim: AxisOf[Count] = Field(
         default_factory=tuple, description="Channels per head of V and the output; default: head_dim."
     )
-    dtype: AxisOf[DtypeName] = Field(description="Element type of Q, K, V and the output.")
+    dtype: AxisOf[DtypeName] = Field(description="Element type of Q, K, V and, but for e4m3, the output.")
+    out_dtype: AxisOf[DtypeName] = Field(
+        default_factory=tuple, description="Element type of the output, where dtype is e4m3; default: bf16."
+    )
     direction: AxisOf[Direction] = Field(
         default=("forward",),
         description="Passes to generate; backward: two kernels, of the gradients of Q and of those of K and V; "
@@ -198,7 +201,7 @@ class KernelEntry(Model):
         """How many configs this entry has on one arch (with tiles: auto: at most), counted without listing them."""
         ranks = Counter(self.rank)
         ops = [op for direction in self.direction for op in DIRECTIONS[direction]]
-        axes = (ops, self.dtype, self.head_dim, self.value_head_dim or (0,), self.variant)
+        axes = (ops, self.dtype, self.head_dim, self.value_head_dim or (0,), self.out_dtype or ("",), self.variant)
         boxes = [tile.q for tile in self.tiles] or [shape.tokens for shape in self.problems]
         return sum(ranks[len(box)] for box in boxes) * prod(map(len, axes))
 
@@ -210,21 +213,23 @@ class KernelEntry(Model):
         """
         needed = {rank: self._features(rank) for rank in {*self.rank}}
         ops = [(i, op) for i, direction in enumerate(self.direction) for op in DIRECTIONS[direction]]
-        for (i, op), (j, dtype), (k, head_dim), (m, value), (n, variant), (path, rank, tile) in product(
+        for (i, op), (j, dtype), (o, output), (k, head_dim), (m, value), (n, variant), (path, rank, tile) in product(
             ops,
             enumerate(self.dtype),
+            enumerate(self.out_dtype or ("",)),
             enumerate(self.head_dim),
             enumerate(self.value_head_dim or (0,)),
             enumerate(self.variant),
             self._tile_axis(),
         ):
-            names = op, arch, rank, dtype, head_dim, value
+            names = op, arch, rank, dtype, output, head_dim, value
             boxes, within = (None, ()) if tile is None else tile.boxes(op)
             heads = tile.q_heads if tile is not None and op in DIRECTIONS["forward"] else 1
             config = _config(*names, boxes, heads, variant, needed.get(rank, frozenset()))
             origins: dict[str, YamlPath] = {
                 "op": ("direction", i),
                 "dtype": ("dtype", j),
+                "out_dtype": ("out_dtype", o) if self.out_dtype else ("dtype", j),
                 "head_dim": ("head_dim", k),
                 "value_head_dim": ("value_head_dim", m),
                 "variant": ("variant", n),
@@ -240,6 +245,7 @@ def _config(
     arch: str,
     rank: int,
     dtype: str,
+    output: str,
     head_dim: int,
     value: int,
     tile: Boxes | None,
@@ -252,7 +258,7 @@ def _config(
 
     def of(variant: str, boxes: tuple[tuple[int, ...], tuple[int, ...]]) -> KernelConfig:
         q_tile, kv_tile = (tile.q, tile.kv) if tile else boxes
-        return KernelConfig(op, arch, rank, dtype, head_dim, q_tile, kv_tile, value, variant, q_tile_heads=heads)
+        return KernelConfig(op, arch, rank, dtype, head_dim, q_tile, kv_tile, value, variant, output, heads)
 
     def of_family(family: Family) -> KernelConfig:
         return of(family.variant, family.smallest_boxes(rank))
@@ -331,7 +337,7 @@ def _nearest(config: KernelConfig, field: str) -> str:
         return ""
     limits = family.limits
     if field in ("head_dim", "value_head_dim") and (dim := getattr(config, field)) != ANY_HEAD_DIM:
-        multiple = limits.head_dim_multiple
+        multiple = family.facts.channel_multiple(config.dtype)
         return f"; did you mean {min(-(-dim // multiple) * multiple, limits.head_dim)}?"
     if field != "kv_tile" or config.kv_columns > limits.kv_columns:
         return ""

@@ -88,7 +88,7 @@ class Kernel(Entry):
 
 def token_dims(role: Role, rank: int) -> int:
     """How many token dimensions a role's tensor has in a problem of ``rank``."""
-    return {"extra": 1, "batch": 0}.get(role.side, rank)
+    return {"extra": 1, "batch": 0}.get(role.side, rank) if role.has_tokens else 0
 
 
 def view_of(tensor: torch.Tensor, token_dims: int) -> abi.Tensor:

@@ -16,6 +16,7 @@ from ..runtime.problem import Problem
 from .kinds import Device
 
 _TEXT = 4096
+_DESCALES = {role for role in abi.ROLES if role.startswith("descale")}
 
 
 def _serially(begin: int, end: int, _: int, body: Callable[..., None], context: int) -> None:
@@ -157,7 +158,8 @@ class Entry:
         """
         host = host or abi.Host(c.sizeof(abi.Host), 1, _SERIALLY)
         args = abi.make_args(self.op.name, abi.describe(problem), views, host, self.tensor_device)
-        args.features = abi.feature_bits((*problem.features(), *(["accumulate"] if accumulate else [])))
+        further = [*(["accumulate"] if accumulate else []), *(["descale"] if _DESCALES & views.keys() else [])]
+        args.features = abi.feature_bits((*problem.features(), *further))
         args.accumulate = sum(1 << abi.ROLES.index(role) for role in accumulate)
         args.device_index = device_index
         return Call(self._entry, args)

@@ -15,7 +15,7 @@ from ..runtime.problem import Problem
 
 _GUARD = 4096  # elements before and behind a tensor
 _ALIGNMENT = 256  # bytes
-_MORE_CHANNELS = 8  # a multiple, as kernels demand of strides
+_MORE_CHANNELS = 16  # a multiple, as kernels demand of strides
 _UNWRITTEN = {dtype.torch: dtype.unwritten for dtype in (*DTYPES.values(), INT32)}
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}  # an integer of as many bytes
 
@@ -45,18 +45,18 @@ class Guarded:
 
     def clear(self) -> None:
         """Makes all of the memory unwritten again."""
-        _bits(self.storage).fill_(_UNWRITTEN[self.storage.dtype])
+        bits_of(self.storage).fill_(_UNWRITTEN[self.storage.dtype])
 
     def unwritten(self) -> torch.Tensor:
         """Which elements still hold what was there at first."""
-        return _bits(self.tensor) == _UNWRITTEN[self.tensor.dtype]
+        return bits_of(self.tensor) == _UNWRITTEN[self.tensor.dtype]
 
     def outside(self) -> torch.Tensor:
         """Offsets of elements outside of the tensor that changed, relative to its first element."""
         inside = torch.zeros(self.storage.shape, dtype=torch.bool, device=self.storage.device)
         first = (self.tensor.data_ptr() - self.storage.data_ptr()) // self.storage.element_size()
         inside.as_strided(self.tensor.shape, self.tensor.stride(), first).fill_(True)
-        changed = (_bits(self.storage) != _UNWRITTEN[self.storage.dtype]) & ~inside
+        changed = (bits_of(self.storage) != _UNWRITTEN[self.storage.dtype]) & ~inside
         return changed.nonzero().flatten() - first
 
     def place(self, index: Sequence[int]) -> str:
@@ -91,7 +91,7 @@ def allocate(
             memory |= _pack([role for role in packed if role.shape(problem)[:-2] == tokens], problem, device)
     for role in (*op.reads(problem), *op.writes(problem)):
         if role.name not in memory:
-            place = _place_lengths if role.side == "batch" else _place
+            place = _place if role.side != "batch" and role.has_tokens else _place_numbers
             whole, view = place(role.shape(problem), layout, channels=role.channels is not None)
             storage, tensor = _make(whole, role.dtype(problem, output_dtype).torch, device)
             memory[role.name] = Guarded(role, view(tensor), storage)
@@ -146,13 +146,13 @@ def _place(shape: tuple[int, ...], layout: str, *, channels: bool) -> tuple[tupl
     return shape, lambda whole: whole
 
 
-def _place_lengths(shape: tuple[int, ...], layout: str, *, channels: bool) -> tuple[tuple[int, ...], View]:
-    """The same of one number per batch entry."""
-    (batch,) = shape
+def _place_numbers(shape: tuple[int, ...], layout: str, *, channels: bool) -> tuple[tuple[int, ...], View]:
+    """The same of one number per batch entry, or of each of its heads."""
+    box = tuple(slice(n) for n in shape)
     if layout == "gapped":
-        return (batch + 1,), lambda whole: whole[:batch]
+        return tuple(n + 1 for n in shape), lambda whole: whole[box]
     if layout == "every second token":
-        return (2 * batch + 1,), lambda whole: whole[1::2]
+        return (2 * shape[0] + 1, *shape[1:]), lambda whole: whole[1::2]
     return shape, lambda whole: whole
 
 
@@ -160,10 +160,11 @@ def _make(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str) 
     """Memory with guard zones, and the contiguous tensor between them."""
     size = torch.empty((), dtype=dtype).element_size()
     storage = torch.empty(prod(shape) + 2 * _GUARD + _ALIGNMENT // size, dtype=dtype, device=device)
-    _bits(storage).fill_(_UNWRITTEN[dtype])
+    bits_of(storage).fill_(_UNWRITTEN[dtype])
     first = _GUARD + (-(storage.data_ptr() + _GUARD * size) % _ALIGNMENT) // size
     return storage, storage[first : first + prod(shape)].view(*shape)
 
 
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
+def bits_of(tensor: torch.Tensor) -> torch.Tensor:
+    """The same memory as integers."""
     return tensor.view(_BITS[tensor.element_size()])

@@ -17,7 +17,7 @@ from ..runtime.problem_rules import Dimension
 from ..runtime.reference import visible, windows
 from .checks import Failure
 from .kinds import POISONS
-from .layouts import Memory
+from .layouts import Memory, bits_of
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,11 @@ def poison_others(op: Op, problem: Problem, config: KernelConfig, memory: Memory
 
     for role in op.reads(problem):
         if role.name in memory:
-            wrong = memory[role.name].tensor[~own(role.name)]
-            memory[role.name].tensor[~own(role.name)] = torch.nan if wrong.is_floating_point() else 1 - wrong
+            tensor, others = memory[role.name].tensor, ~own(role.name)
+            if tensor.is_floating_point():
+                _put(tensor, others, torch.nan)
+            else:
+                tensor[others] = 1 - tensor[others]
     kept = {role.name: own(role.name) for role in op.writes(problem)}
     return Poison(f"batch entries other than {batch}, or heads other than {head} of K and V", kept)
 
@@ -102,12 +105,19 @@ def poison_beyond(op: Op, problem: Problem, config: KernelConfig, memory: Memory
     for piece in extra_keys({name: one.tensor for name, one in memory.items()}):
         beyond = ~piece.valid()
         found = found or bool(beyond.any())
-        piece.key[beyond] = torch.nan
-        piece.value[beyond] = torch.finfo(piece.value.dtype).max if family_of(config).target.is_gpu else torch.nan
+        _put(piece.key, beyond, torch.nan)
+        largest = torch.finfo(piece.value.dtype).max
+        _put(piece.value, beyond, largest if family_of(config).target.is_gpu else torch.nan)
     if not found:
         return None
     kept = {role.name: torch.ones_like(memory[role.name].tensor, dtype=torch.bool) for role in op.writes(problem)}
     return Poison("extra keys beyond their length", kept)
+
+
+def _put(tensor: torch.Tensor, where: torch.Tensor, value: float) -> None:
+    """Writes ``value`` where ``where`` holds, by its bits: torch has no masked writes of 8-bit floating point."""
+    like = torch.tensor(value, dtype=tensor.dtype, device=tensor.device)
+    bits_of(tensor)[where] = bits_of(like)
 
 
 Poisoner = Callable[[Op, Problem, KernelConfig, Memory, int], "Poison | None"]

@@ -66,7 +66,7 @@ def count_call_tiles(problem: Problem, config: KernelConfig, lengths: Sequence[S
 
 def for_kernel(problem: Problem, config: KernelConfig) -> Problem:
     """The problem with the dtype of a kernel, and with its head dims where those are fixed."""
-    problem = replace(problem, dtype=config.dtype)
+    problem = replace(problem, dtype=config.dtype, out_dtype=config.output_dtype)
     if config.head_dim == ANY_HEAD_DIM:
         return problem
     return replace(problem, head_dim=config.head_dim, value_head_dim=config.value_head_dim or config.head_dim)

@@ -75,7 +75,10 @@ inline std::string register_call(const gnaforge_args& args) {
   };
   std::string text = "gnaforge.register(rank=" + std::to_string(p.rank) + ", head_dim=" + std::to_string(p.head_dim);
   if (p.value_head_dim != p.head_dim) text += ", value_head_dim=" + std::to_string(p.value_head_dim);
-  text += std::string(", dtype=\"") + dtype_name(tensor_of(args, GNAFORGE_Q)->dtype) + "\"";
+  const uint32_t dtype = tensor_of(args, GNAFORGE_Q)->dtype;
+  text += std::string(", dtype=\"") + dtype_name(dtype) + "\"";
+  if (const gnaforge_tensor* const out = tensor_of(args, GNAFORGE_OUT); dtype == GNAFORGE_E4M3 && out != nullptr)
+    text += std::string(", out_dtype=\"") + dtype_name(out->dtype) + "\"";
   if (args.op != GNAFORGE_GNA_FORWARD) text += ", direction=\"backward\"";
   if (args.device == GNAFORGE_CPU) text += ", arch=\"cpu\"";
   text += extents("tokens", p.tokens) + extents("window", p.window);

@@ -14,6 +14,7 @@
 #include "forward.h"
 #include "joint.h"
 #include "joint_backward.h"
+#include "scaled.h"
 #include "varlen.h"
 #include "varlen_backward.h"
 
@@ -86,9 +87,10 @@ void forward_out(const Tensor& query, const Tensor& key, const Tensor& value, co
   forward.run(pinned.view());
 }
 
-void assume_tensors(Call& call, const GivenForward& tensors, const gnaforge_problem& problem) {
+void assume_tensors(Call& call, const GivenForward& tensors, const gnaforge_problem& problem, uint32_t out_dtype = 0) {
   const uint32_t dtype = dtype_code(tensors.q.dtype);
-  for (const gnaforge_role role : {GNAFORGE_Q, GNAFORGE_K, GNAFORGE_V, GNAFORGE_OUT}) call.assume(role, dtype);
+  for (const gnaforge_role role : {GNAFORGE_Q, GNAFORGE_K, GNAFORGE_V}) call.assume(role, dtype);
+  call.assume(GNAFORGE_OUT, out_dtype == 0 ? dtype : out_dtype);
   call.assume(GNAFORGE_LSE, GNAFORGE_FP32);
   for (int i = 0; i < GNAFORGE_MAX_EXTRA; ++i) {
     if (problem.extra_tokens[i] == 0) continue;
@@ -100,10 +102,10 @@ void assume_tensors(Call& call, const GivenForward& tensors, const gnaforge_prob
 
 /// What a forward call without data would be refused for: raises it. With `choose` also that no kernel fits it.
 gnaforge_problem check_forward(const GivenForward& tensors, const std::vector<int64_t>& pattern,
-                               std::optional<double> scale, std::string_view pinned, bool choose) {
+                               std::optional<double> scale, std::string_view pinned, bool choose, uint32_t out_dtype) {
   const gnaforge_problem problem = gather_first(tensors, pattern, scale);
   Call call(GNAFORGE_GNA_FORWARD, problem, tensors.q);
-  assume_tensors(call, tensors, problem);
+  assume_tensors(call, tensors, problem, out_dtype);
   choose = choose && !has_no_rows(problem);
   if (head_patterns(tensors.q, pattern.size()) > 1) {
     call.check_slices(slices_of_heads(tensors, problem, pattern.data(), pattern.size(), scale), pinned, choose);
@@ -148,6 +150,7 @@ GNAFORGE_EXPORT int gnaforge_core_init(char* error, size_t n) {
       {"forward", forward_signature, TORCH_BOX(&forward)},
       {"forward_no_grad", forward_signature, TORCH_BOX(&forward)},
       {"forward_out", forward_out_signature, TORCH_BOX(&forward_out)},
+      {"forward_scaled_out", forward_scaled_out_signature, TORCH_BOX(&forward_scaled_out)},
       {"joint", joint_signature, TORCH_BOX(&joint)},
       {"joint_out", joint_out_signature, TORCH_BOX(&joint_out)},
       {"joint_apart", joint_apart_signature, TORCH_BOX(&joint_apart)},
@@ -259,9 +262,11 @@ GNAFORGE_EXPORT const char* gnaforge_core_check(const gnaforge_given tensors[11]
                                                 const double* scale, const char* key, int choose) {
   using namespace gnaforge;
   return words_of([&] {
-    const GivenForward all = look_at_inputs(tensors);
-    const gnaforge_problem problem =
-        check_forward(all, {pattern, pattern + count}, scale ? std::optional(*scale) : std::nullopt, key, choose != 0);
+    GivenForward all = look_at_inputs(tensors);
+    all.scaled = tensors[9].sizes != nullptr && all.q.dtype == ScalarType::Float8_e4m3fn;
+    const uint32_t out_dtype = all.scaled ? dtype_code(look(tensors[9]).dtype) : 0;
+    const gnaforge_problem problem = check_forward(
+        all, {pattern, pattern + count}, scale ? std::optional(*scale) : std::nullopt, key, choose != 0, out_dtype);
     check_given_results(tensors, all.q, problem);
   });
 }

@@ -33,6 +33,7 @@ inline uint32_t dtype_code(ScalarType type) {
     case ScalarType::BFloat16: return GNAFORGE_BF16;
     case ScalarType::Half: return GNAFORGE_FP16;
     case ScalarType::Int: return GNAFORGE_INT32;
+    case ScalarType::Float8_e4m3fn: return GNAFORGE_E4M3;
     default: return 0;
   }
 }
@@ -103,7 +104,17 @@ constexpr GivenPiece no_piece{"additional_keys", "additional_values", "additiona
 struct GivenForward {
   Given q, k, v;
   GivenPiece pieces[GNAFORGE_MAX_EXTRA];
+  bool scaled = false;  ///< Of the operator for inputs of 8 bits, whose results are of another dtype.
 };
+
+/// The dtypes that a call's inputs may have.
+inline void check_dtype(const Given& t, bool scaled) {
+  const uint32_t dtype = dtype_code(t.dtype);
+  if (scaled && dtype != GNAFORGE_E4M3)
+    refuse(t.name, " must be float8_e4m3fn where there are descales or an out_dtype, got ", type_name(t.dtype));
+  if (!scaled && (dtype == 0 || dtype == GNAFORGE_INT32 || dtype == GNAFORGE_E4M3))
+    refuse(t.name, " must be float32, bfloat16 or float16, got ", type_name(t.dtype));
+}
 
 inline std::string sizes_text(const int64_t* sizes, size_t dims) {
   std::string text = "[";
@@ -224,8 +235,7 @@ inline gnaforge_problem gather(const GivenForward& tensors, const int64_t* patte
   for (const Given* t : {&q, &k, &v}) {
     if (t->dims != static_cast<int64_t>(rank) + 3)
       refuse(t->name, " must be [batch, ", rank, " token dims, heads, head_dim], got shape ", shape_text(*t));
-    if (const uint32_t dtype = dtype_code(t->dtype); dtype == 0 || dtype == GNAFORGE_INT32)
-      refuse(t->name, " must be float32, bfloat16 or float16, got ", type_name(t->dtype));
+    check_dtype(*t, tensors.scaled);
     check_kind(*t, q);
     bool agree = t->sizes[0] == q.sizes[0];
     for (size_t d = 1; d <= rank; ++d) agree = agree && (t == &q || t->sizes[d] == key_like.sizes[d]);
@@ -271,7 +281,10 @@ inline void check_results(const Given& out, int64_t last_stride, const Given& ls
   const bool has_channels = sizes.back() > 1;
   sizes.pop_back();
   check_shape(lse, sizes, q.name);
-  if (out.dtype != q.dtype)
+  const bool scaled = q.dtype == ScalarType::Float8_e4m3fn;
+  if (scaled && out.dtype != ScalarType::BFloat16 && out.dtype != ScalarType::Half)
+    refuse(out.name, " is ", type_name(out.dtype), "; of float8_e4m3fn it must be bfloat16 or float16");
+  if (!scaled && out.dtype != q.dtype)
     refuse(out.name, " is ", type_name(out.dtype), "; it must be ", type_name(q.dtype), " as query");
   if (lse.dtype != ScalarType::Float) refuse(lse.name, " is ", type_name(lse.dtype), "; it must be float32");
   check_device(out, q);

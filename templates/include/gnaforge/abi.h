@@ -1,4 +1,4 @@
-/* The contract between kernel libraries and the core that calls them: plain C, versioned. This is version 1.1.
+/* The contract between kernel libraries and the core that calls them: plain C, versioned. This is version 1.2.
  *
  * A library exports exactly one function, gnaforge_library_v1. Every struct that crosses the boundary begins with its
  * size as the writer knew it.
@@ -29,7 +29,7 @@ extern "C" {
 #endif
 
 #define GNAFORGE_ABI_MAJOR 1u
-#define GNAFORGE_ABI_MINOR 1u
+#define GNAFORGE_ABI_MINOR 2u
 #define GNAFORGE_ABI_VERSION ((GNAFORGE_ABI_MAJOR << 16) | GNAFORGE_ABI_MINOR)
 #define GNAFORGE_MAX_RANK 3
 #define GNAFORGE_MAX_EXTRA 2 /* pieces of extra keys */
@@ -38,7 +38,13 @@ extern "C" {
 #define GNAFORGE_HAS(object, field) \
   ((object)->struct_size >= (size_t)((const char*)(&(object)->field + 1) - (const char*)(object)))
 
-enum gnaforge_dtype { GNAFORGE_FP32 = 1, GNAFORGE_BF16 = 2, GNAFORGE_FP16 = 3, GNAFORGE_INT32 = 4 };
+enum gnaforge_dtype {
+  GNAFORGE_FP32 = 1,
+  GNAFORGE_BF16 = 2,
+  GNAFORGE_FP16 = 3,
+  GNAFORGE_INT32 = 4,
+  GNAFORGE_E4M3 = 5 /* 8 bits: 4 of exponent, 3 of mantissa, no infinity, up to 448. From version 1.2 on */
+};
 
 enum gnaforge_device { GNAFORGE_CPU = 0, GNAFORGE_CUDA = 1 };
 
@@ -69,9 +75,9 @@ enum gnaforge_role {
   GNAFORGE_EXTRA_LENGTHS = 15, /* and 16: [batch], int32: keys that count, cut to [0, extra]; absent: all */
   GNAFORGE_GRAD_EXTRA_K = 17,  /* and 18: as EXTRA_K */
   GNAFORGE_GRAD_EXTRA_V = 19,  /* and 20: as EXTRA_V */
-  GNAFORGE_DESCALE_Q = 21,     /* reserved, of 8-bit floating point: what a stored number is multiplied by */
-  GNAFORGE_DESCALE_K = 22,     /* reserved */
-  GNAFORGE_DESCALE_V = 23,     /* reserved */
+  GNAFORGE_DESCALE_Q = 21,     /* [batch, H], float32, positive: what a number of Q is multiplied by; absent: 1 */
+  GNAFORGE_DESCALE_K = 22,     /* [batch, H_kv], likewise of K and of extra keys */
+  GNAFORGE_DESCALE_V = 23,     /* [batch, H_kv], likewise of V and of their values */
   GNAFORGE_BLOCK_INDEX = 24,   /* reserved, of lists of key boxes */
   GNAFORGE_BLOCK_COUNTS = 25,  /* reserved */
   GNAFORGE_ROLES = 26          /* how many there are in this version */
@@ -88,7 +94,7 @@ enum gnaforge_role {
 #define GNAFORGE_FEATURE_VARLEN (UINT64_C(1) << 7)         /* reserved: token extents of their own for samples */
 #define GNAFORGE_FEATURE_ACCUMULATE (UINT64_C(1) << 8)     /* gradients are added to what is there: see `accumulate` */
 #define GNAFORGE_FEATURE_DELTA (UINT64_C(1) << 9)          /* backward: takes DELTA in place of OUT and GRAD_LSE */
-#define GNAFORGE_FEATURE_DESCALE (UINT64_C(1) << 10)       /* reserved: DESCALE_Q, DESCALE_K and DESCALE_V */
+#define GNAFORGE_FEATURE_DESCALE (UINT64_C(1) << 10)       /* there may be DESCALE_Q, _K and _V. From 1.2 on */
 #define GNAFORGE_FEATURE_BLOCK_LISTS (UINT64_C(1) << 11)   /* reserved: BLOCK_INDEX and BLOCK_COUNTS */
 #define GNAFORGE_FEATURE_DETERMINISTIC (UINT64_C(1) << 12) /* the same bits each time, on one device */
 

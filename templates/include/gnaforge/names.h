@@ -13,6 +13,7 @@ inline const char* dtype_name(std::uint32_t dtype) {
     case GNAFORGE_BF16: return "bf16";
     case GNAFORGE_FP16: return "fp16";
     case GNAFORGE_INT32: return "int32";
+    case GNAFORGE_E4M3: return "e4m3";
     default: return "of unknown dtype";
   }
 }
@@ -24,6 +25,7 @@ constexpr int dtype_bytes(std::uint32_t dtype) {
     case GNAFORGE_BF16: return 2;
     case GNAFORGE_FP16: return 2;
     case GNAFORGE_INT32: return 4;
+    case GNAFORGE_E4M3: return 1;
     default: return 0;
   }
 }
@@ -95,9 +97,9 @@ constexpr RoleFacts role_facts[] = {
     {"second grad_extra_key", Tokens::extra, Heads::key, Channels::head_dim, 0, 1},
     {"grad_extra_value", Tokens::extra, Heads::key, Channels::value_head_dim, 0, 0},
     {"second grad_extra_value", Tokens::extra, Heads::key, Channels::value_head_dim, 0, 1},
-    {"descale_query", Tokens::none, Heads::none, Channels::none, 0, 0},
-    {"descale_key", Tokens::none, Heads::none, Channels::none, 0, 0},
-    {"descale_value", Tokens::none, Heads::none, Channels::none, 0, 0},
+    {"descale_query", Tokens::none, Heads::query, Channels::none, GNAFORGE_FP32, 0},
+    {"descale_key", Tokens::none, Heads::key, Channels::none, GNAFORGE_FP32, 0},
+    {"descale_value", Tokens::none, Heads::key, Channels::none, GNAFORGE_FP32, 0},
     {"block_index", Tokens::none, Heads::none, Channels::none, GNAFORGE_INT32, 0},
     {"block_counts", Tokens::none, Heads::none, Channels::none, GNAFORGE_INT32, 0},
 };

@@ -41,6 +41,8 @@ inline OpRoles roles_of(const gnaforge_args& args) {
     roles.results = bit(GNAFORGE_OUT) | bit(GNAFORGE_LSE);
     roles.required |= bit(GNAFORGE_OUT);
     roles.optional = bit(GNAFORGE_LSE);
+    if (args.features & GNAFORGE_FEATURE_DESCALE)
+      roles.optional |= bit(GNAFORGE_DESCALE_Q) | bit(GNAFORGE_DESCALE_K) | bit(GNAFORGE_DESCALE_V);
   } else {
     roles.results =
         args.op == GNAFORGE_GNA_BACKWARD_Q ? bit(GNAFORGE_GRAD_Q) : bit(GNAFORGE_GRAD_K) | bit(GNAFORGE_GRAD_V);

@@ -54,14 +54,16 @@ inline bool add_heads(MapShape& one, const MapShape& other, std::int64_t first) 
 }
 
 /// Calls that run on one stream, in launches one after the other. `Config` and `L` are as in host.h; L also says who
-/// stores the output, in `stored_by`.
+/// stores the output, in `stored_by`, and has in `OfCall` what CallParams takes as `More`.
 template <class Config, class L>
 class Launches {
   using Base = Entry<Config, L>;
   using KvTile = typename Config::KvTile;
   using Element = gpu::Element<Config::dtype>;
   static constexpr int rank = L::rank;
-  using Params = CallsParams<rank, L::stored_by>;
+  using Params = CallsParams<rank, L::stored_by, typename L::OfCall>;
+  static_assert(sizeof(Params) <= max_param_bytes, "room for parameters");
+  static constexpr int out_bytes = dtype_bytes(Config::out_dtype);
   static constexpr bool threads_store = L::stored_by == StoredBy::threads;
   using Slice = typename Base::Slice;
 
@@ -217,8 +219,8 @@ class Launches {
                              own.first_head * lse->head_stride;
         if constexpr (threads_store) {
           const gnaforge_tensor& out = *tensor_of(call.args, GNAFORGE_OUT);
-          made.out = static_cast<char*>(Base::data_of(call.args, GNAFORGE_OUT, slice, Element::bytes)) -
-                     own.first_head * out.head_stride * Element::bytes;
+          made.out = static_cast<char*>(Base::data_of(call.args, GNAFORGE_OUT, slice, out_bytes)) -
+                     own.first_head * out.head_stride * out_bytes;
         }
         made.maps = Params::maps_offset(first_map_[own.set]);
         made.call = Params::call_offset(call.place);
@@ -243,6 +245,7 @@ class Launches {
     params_.scale_log2 = call.common.scale_log2;
     if (call.common.has_sides) params_.has_sides = 1;
     typename Params::Call own{};
+    static_cast<typename L::OfCall&>(own) = L::OfCall::of(call.args);
     for (int d = 0; d < rank; ++d) {
       own.axis[d] = call.common.axis[d];
       own.lse_token_stride[d] = call.common.lse_token_stride[d];

@@ -35,9 +35,14 @@ struct OutOfSlice<StoredBy::threads> {
   void* out;  ///< Of the first query and of head 0 of the maps.
 };
 
-/// What slices of one call have in common.
-template <int Rank, StoredBy Whom>
-struct CallParams : OutOfCall<Rank, Whom> {
+/// Of a call, what kernels of some families take to know beyond that: here nothing. `of` says it of a call.
+struct NothingMore {
+  static NothingMore of(const gnaforge_args&) { return {}; }
+};
+
+/// What slices of one call have in common. `More` is NothingMore, or what stands for it.
+template <int Rank, StoredBy Whom, class More = NothingMore>
+struct CallParams : OutOfCall<Rank, Whom>, More {
   AxisParams axis[Rank];
   std::int64_t lse_batch_stride, lse_head_stride, lse_token_stride[Rank];
   Divisor kv_heads;
@@ -60,10 +65,10 @@ struct SliceParams : OutOfSlice<Whom> {
 constexpr int max_calls_slices = 10;  ///< Of one launch; see max_slices.
 
 /// One launch.
-template <int Rank, StoredBy Whom>
+template <int Rank, StoredBy Whom, class More = NothingMore>
 struct CallsParams {
   static constexpr StoredBy stored_by = Whom;
-  using Call = CallParams<Rank, Whom>;
+  using Call = CallParams<Rank, Whom, More>;
   using Slice = SliceParams<Rank, Whom>;
   using Maps = std::conditional_t<Whom == StoredBy::copies, gpu::Maps, InputMaps>;
   static constexpr bool several_calls = true, takes_extra_keys = true;  ///< As params.h says.

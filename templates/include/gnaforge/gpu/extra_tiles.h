@@ -54,7 +54,7 @@ struct ExtraTiles {
   template <int Chunks, class Place>
   __device__ __forceinline__ void load_box(const Place& work, int bit, const CUtensorMap& map,
                                            ptx::SharedAddress barrier, ptx::SharedAddress to, int first) const {
-    ptx::mbarrier_arrive_expect(barrier, Chunks * L::kv_chunk_bytes);
+    ptx::mbarrier_arrive_expect(barrier, Chunks * L::kv_box_bytes);
     load_extra_box<L, Chunks>(map, params.extra(work.slice).repeated >> bit & 1, barrier, to, L::kv_chunk_bytes,
                               work.kv_head, first, params.first_batch(work.slice) + work.batch);
   }

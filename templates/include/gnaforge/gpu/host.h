@@ -103,7 +103,7 @@ struct Entry {
     if (problem.kv_heads > 0 && problem.heads / problem.kv_heads % Config::q_tile_heads != 0)
       return reason.refuse(GNAFORGE_NO_OTHER, "%lld query heads share keys, a multiple of %d must",
                            static_cast<long long>(problem.heads / problem.kv_heads), Config::q_tile_heads);
-    if (const gnaforge_code code = check::layout<Element>(*args, reason)) return code;
+    if (const gnaforge_code code = check::layout(*args, reason)) return code;
     if (const gnaforge_code code = check_tiles(*args, "Q", launch_tiles, reason)) return code;
     return check_device(*args, reason);
   }

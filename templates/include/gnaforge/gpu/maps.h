@@ -26,12 +26,12 @@ struct Extents {
 
 namespace check {
 
-/// `size` is of the dim that `stride` belongs to: the stride of a dim of one element is never used.
-template <class Element>
-gnaforge_code stride(const char* tensor, const char* dim, std::int64_t size, std::int64_t stride,
-                     const Reason& reason) {
+/// `size` is of the dim that `stride` belongs to, in elements of `bytes`: the stride of a dim of one element is never
+/// used.
+inline gnaforge_code stride(const char* tensor, const char* dim, std::int64_t size, std::int64_t stride, int bytes,
+                            const Reason& reason) {
   if (size == 1) return GNAFORGE_OK;
-  constexpr std::int64_t multiple = 16 / Element::bytes, limit = (std::int64_t{1} << 40) / Element::bytes;
+  const std::int64_t multiple = 16 / bytes, limit = (std::int64_t{1} << 40) / bytes;
   if (stride <= 0 || stride % multiple != 0)
     return reason.refuse(GNAFORGE_NO_LAYOUT, "%s has stride %lld along its %s, must be a positive multiple of %lld",
                          tensor, static_cast<long long>(stride), dim, static_cast<long long>(multiple));
@@ -41,25 +41,24 @@ gnaforge_code stride(const char* tensor, const char* dim, std::int64_t size, std
   return GNAFORGE_OK;
 }
 
-/// Every tensor that is copied by tensor maps: those whose dtype is the kernel's.
-template <class Element>
-gnaforge_code layout(const gnaforge_args& args, const Reason& reason) {
+/// Every tensor that is copied by tensor maps, or stored 16 bytes at a time: those whose dtype is the kernel's.
+inline gnaforge_code layout(const gnaforge_args& args, const Reason& reason) {
   static constexpr const char* axis_names[] = {"first token dim", "second token dim", "third token dim"};
   for (int role = 0; role < roles_end(args); ++role) {
     const gnaforge_tensor* const tensor = tensor_of(args, role);
     if (tensor == nullptr || role_facts[role].dtype != 0) continue;
     const char* const name = role_facts[role].name;
     const Sizes sizes = sizes_of(*args.problem, role);
+    const int bytes = dtype_bytes(tensor->dtype);
     if (reinterpret_cast<std::uintptr_t>(tensor->data) % 16 != 0)
       return reason.refuse(GNAFORGE_NO_LAYOUT, "%s is not aligned to 16 bytes", name);
     if (tensor->batch_stride != 0)
-      if (const gnaforge_code code = stride<Element>(name, "batch", sizes.batch, tensor->batch_stride, reason))
+      if (const gnaforge_code code = stride(name, "batch", sizes.batch, tensor->batch_stride, bytes, reason))
         return code;
-    if (const gnaforge_code code = stride<Element>(name, "heads", sizes.heads, tensor->head_stride, reason))
-      return code;
+    if (const gnaforge_code code = stride(name, "heads", sizes.heads, tensor->head_stride, bytes, reason)) return code;
     for (int d = 0; d < GNAFORGE_MAX_RANK; ++d)
       if (const gnaforge_code code =
-              stride<Element>(name, axis_names[d], sizes.tokens[d], tensor->token_stride[d], reason))
+              stride(name, axis_names[d], sizes.tokens[d], tensor->token_stride[d], bytes, reason))
         return code;
   }
   return GNAFORGE_OK;

@@ -24,7 +24,21 @@ __device__ __forceinline__ std::uint32_t pack_fp16(float low, float high) {
   return both;
 }
 
-/// The reverse.
+/// Four numbers rounded to e4m3, `a` in the lowest byte; those beyond 448 become 448.
+__device__ __forceinline__ std::uint32_t pack_e4m3(float a, float b, float c, float d) {
+  std::uint32_t all;
+  asm("{\n"
+      ".reg .b16 low, high;\n"
+      "cvt.rn.satfinite.e4m3x2.f32 low, %2, %1;\n"
+      "cvt.rn.satfinite.e4m3x2.f32 high, %4, %3;\n"
+      "mov.b32 %0, {low, high};\n"
+      "}"
+      : "=r"(all)
+      : "f"(a), "f"(b), "f"(c), "f"(d));
+  return all;
+}
+
+/// Of pack_bf16 and pack_fp16 the reverse.
 __device__ __forceinline__ float2 unpack_bf16(std::uint32_t both) {
   return {__uint_as_float(both << 16), __uint_as_float(both & 0xFFFF0000u)};
 }

@@ -76,49 +76,69 @@ __device__ __forceinline__ void commit_products(SharedAddress barrier) {
   asm volatile("tcgen05.commit.cta_group::1.mbarrier::arrive::one.shared::cluster.b64 [%0];" ::"r"(barrier) : "memory");
 }
 
-/// The lower half of the descriptor of a matrix of 16-bit elements in rows of 128 bytes, swizzled over 128 bytes.
-/// `leading` is the distance in bytes of column blocks of 64 where columns are contiguous along N; groups of 8 rows are
-/// 1024 bytes apart, which the upper half says, the same for all. Adding bytes / 16 moves the start.
+/// The lower half of the descriptor of a matrix in rows of 128 bytes, swizzled over 128 bytes. `leading` is how far
+/// apart in bytes column blocks of 128 bytes are where columns are contiguous along N; groups of 8 rows are 1024 bytes
+/// apart, which the upper half says, the same for all. Adding bytes / 16 moves the start.
 __device__ __forceinline__ std::uint32_t matrix_descriptor(SharedAddress start, int leading) {
   return static_cast<std::uint32_t>(leading) >> 4 << 16 | (start & 0x3ffff) >> 4;
 }
 
 /// What a product is to know of its factors (PTX ISA, instruction descriptor): 128 rows by `columns`, f32 results,
-/// bf16 or fp16 factors, the right one contiguous along K or along N.
-constexpr std::uint32_t product_descriptor(bool bf16, int columns, bool contiguous_along_n) {
-  return 1u << 4 | (bf16 ? 1u << 7 | 1u << 10 : 0u) | (contiguous_along_n ? 1u << 16 : 0u) |
+/// factors of the type with this code (of 16 bits 0 for fp16, 1 for bf16; of 8 bits 0 for e4m3), the right one
+/// contiguous along K or along N.
+constexpr std::uint32_t product_descriptor(std::uint32_t type, int columns, bool contiguous_along_n) {
+  return 1u << 4 | type << 7 | type << 10 | (contiguous_along_n ? 1u << 16 : 0u) |
          static_cast<std::uint32_t>(columns / 8) << 17 | (128u / 16) << 24;
 }
 
-/// c (+)= A B^T of 16 channels, A and B in shared memory.
+// c (+)= A B^T of 32 bytes of channels, in elements of `Bytes`. The kind is a word of the instruction.
+#define GNAFORGE_MULTIPLY_SHARED(kind)                                \
+  asm volatile(                                                       \
+      "{\n"                                                           \
+      ".reg .pred p;\n"                                               \
+      ".reg .b64 a, b;\n"                                             \
+      "setp.ne.b32 p, %4, 0;\n"                                       \
+      "mov.b64 a, {%1, 0x40004040};\n"                                \
+      "mov.b64 b, {%2, 0x40004040};\n"                                \
+      "tcgen05.mma.cta_group::1.kind::" kind                          \
+      " [%0], a, b, %3, p;\n"                                         \
+      "}" ::"r"(c),                                                   \
+      "r"(a), "r"(b), "r"(product), "r"(static_cast<int>(accumulate)) \
+      : "memory")
+#define GNAFORGE_MULTIPLY_TENSOR(kind)                                \
+  asm volatile(                                                       \
+      "{\n"                                                           \
+      ".reg .pred p;\n"                                               \
+      ".reg .b64 b;\n"                                                \
+      "setp.ne.b32 p, %4, 0;\n"                                       \
+      "mov.b64 b, {%2, 0x40004040};\n"                                \
+      "tcgen05.mma.cta_group::1.kind::" kind                          \
+      " [%0], [%1], b, %3, p;\n"                                      \
+      "}" ::"r"(c),                                                   \
+      "r"(a), "r"(b), "r"(product), "r"(static_cast<int>(accumulate)) \
+      : "memory")
+
+/// A and B in shared memory.
+template <int Bytes>
 __device__ __forceinline__ void multiply_shared(TensorAddress c, std::uint32_t a, std::uint32_t b,
                                                 std::uint32_t product, bool accumulate) {
-  asm volatile(
-      "{\n"
-      ".reg .pred p;\n"
-      ".reg .b64 a, b;\n"
-      "setp.ne.b32 p, %4, 0;\n"
-      "mov.b64 a, {%1, 0x40004040};\n"
-      "mov.b64 b, {%2, 0x40004040};\n"
-      "tcgen05.mma.cta_group::1.kind::f16 [%0], a, b, %3, p;\n"
-      "}" ::"r"(c),
-      "r"(a), "r"(b), "r"(product), "r"(static_cast<int>(accumulate))
-      : "memory");
+  if constexpr (Bytes == 1)
+    GNAFORGE_MULTIPLY_SHARED("f8f6f4");
+  else
+    GNAFORGE_MULTIPLY_SHARED("f16");
 }
 
-/// The same with A in tensor memory.
+/// A in tensor memory.
+template <int Bytes>
 __device__ __forceinline__ void multiply_tensor(TensorAddress c, TensorAddress a, std::uint32_t b,
                                                 std::uint32_t product, bool accumulate) {
-  asm volatile(
-      "{\n"
-      ".reg .pred p;\n"
-      ".reg .b64 b;\n"
-      "setp.ne.b32 p, %4, 0;\n"
-      "mov.b64 b, {%2, 0x40004040};\n"
-      "tcgen05.mma.cta_group::1.kind::f16 [%0], [%1], b, %3, p;\n"
-      "}" ::"r"(c),
-      "r"(a), "r"(b), "r"(product), "r"(static_cast<int>(accumulate))
-      : "memory");
+  if constexpr (Bytes == 1)
+    GNAFORGE_MULTIPLY_TENSOR("f8f6f4");
+  else
+    GNAFORGE_MULTIPLY_TENSOR("f16");
 }
+
+#undef GNAFORGE_MULTIPLY_SHARED
+#undef GNAFORGE_MULTIPLY_TENSOR
 
 }  // namespace gnaforge::ptx

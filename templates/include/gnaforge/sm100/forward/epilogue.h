@@ -17,9 +17,10 @@ __device__ __forceinline__ void store_global(void* to, const std::uint32_t (&fro
 template <class Config>
 struct Epilogue {
   using L = Layout<Config>;
+  using Row = RowSoftmax<typename L::Factors>;
   static constexpr int rank = L::rank;
 
-  const Params<rank>& params;
+  const Params<Config>& params;
   ptx::SharedAddress shared;
   ptx::TensorAddress lanes;  ///< Of the warp.
 
@@ -61,8 +62,10 @@ struct Epilogue {
     ptx::load_shared_words(
         words, shared + L::statistics + (index * half_rows + threadIdx.x % half_rows) * L::statistics_bytes);
     const float shift = __uint_as_float(words[0]), sum = __uint_as_float(words[1]);
-    if (to.exists && to.log_sum_exp != nullptr) *to.log_sum_exp = RowSoftmax::log_sum_exp(shift, sum);
-    const float inverse = 1 / sum;
+    if (to.exists && to.log_sum_exp != nullptr) *to.log_sum_exp = Row::log_sum_exp(shift, sum);
+    float inverse = 1 / sum;
+    if constexpr (L::Factors::scaled)
+      inverse = Row::true_sum(inverse) * gpu::RowDescales<L::heads>(params, work, 0).values;  // of P V, as of sums
     ptx::mbarrier_wait(shared + L::out_full + 8 * half, parity);
     ptx::fence_tensor_after();
     const ptx::TensorAddress from = L::out(half) + lanes;
@@ -86,7 +89,7 @@ struct Epilogue {
         std::uint32_t bits[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i)
-          bits[i] = L::Element::pack(out[piece + 2 * i] * inverse, out[piece + 2 * i + 1] * inverse);
+          bits[i] = L::OutElement::pack(out[piece + 2 * i] * inverse, out[piece + 2 * i + 1] * inverse);
         store_global(to.out + c + piece, bits);
       }
     }

@@ -64,8 +64,8 @@ __device__ __forceinline__ void init_barriers(ptx::SharedAddress shared) {
   ptx::fence_mbarrier_init();
 }
 
-/// Clears rows of Q that no box has: products read them. What comes of them goes nowhere, but nothing should depend on
-/// what was in memory.
+/// Clears rows of Q, K and V that no box has: products read them. What comes of those of Q goes nowhere, but nothing
+/// should depend on what was in memory; those of V are multiplied by 0.
 template <class Config>
 __device__ __forceinline__ void clear_padding(unsigned char* memory) {
   using L = Layout<Config>;
@@ -73,10 +73,15 @@ __device__ __forceinline__ void clear_padding(unsigned char* memory) {
     gpu::clear_rows<L::threads, half_rows>(memory + L::q_offset, L::halves * L::qk_chunks, L::half_queries);
     ptx::fence_shared_to_async();
   }
+  if constexpr (L::columns < L::kv_rows) {
+    constexpr int blocks = L::stages * L::stage_bytes / L::kv_chunk_bytes;
+    gpu::clear_rows<L::threads, L::kv_rows>(memory + L::kv_offset, blocks, L::columns);
+    ptx::fence_shared_to_async();
+  }
 }
 
 template <class Config>
-__device__ __forceinline__ void forward(const Params<Config::QTile::rank>& params) {
+__device__ __forceinline__ void forward(const Params<Config>& params) {
   using L = Layout<Config>;
   extern __shared__ __align__(gpu::swizzle_bytes) unsigned char memory[];
   const ptx::SharedAddress shared = ptx::shared_address(memory);

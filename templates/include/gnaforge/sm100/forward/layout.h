@@ -8,16 +8,21 @@
 #include "gnaforge/abi.h"
 #include "gnaforge/gna/band_tiles.h"
 #include "gnaforge/gpu/calls_params.h"
+#include "gnaforge/gpu/descale.h"
 #include "gnaforge/gpu/element.h"
 #include "gnaforge/gpu/half_tile.h"
 #include "gnaforge/gpu/shared_memory.h"
+#include "gnaforge/sm100/forward/factors.h"
 
 namespace gnaforge::sm100 {
 
 using gpu::row_bytes;
 
-template <int Rank>
-using Params = gpu::CallsParams<Rank, gpu::StoredBy::threads>;
+/// What the kernel takes of a call beside what those of sm90 do.
+template <class Config>
+using OfCall = std::conditional_t<Factors<Config::dtype>::scaled, gpu::Descales, gpu::NothingMore>;
+template <class Config>
+using Params = gpu::CallsParams<Config::QTile::rank, gpu::StoredBy::threads, OfCall<Config>>;
 
 constexpr int half_rows = 128;       ///< Of one product, and lanes of tensor memory: a row each.
 constexpr int mma_bytes = 32;        ///< Of the factors of one product: bytes of a row, along which it adds up.
@@ -50,9 +55,11 @@ struct Layout {
   using KvTile = typename Config::KvTile;
   static constexpr int rank = QTile::rank;
   using Element = gpu::Element<Config::dtype>;
-  static_assert(Config::out_dtype == Config::dtype, "the output has the inputs' dtype");
-  static_assert(Element::bytes == 2, "products and registers hold 16-bit elements");
-  static constexpr bool bf16 = Config::dtype == GNAFORGE_BF16;
+  using OutElement = gpu::Element<Config::out_dtype>;
+  using Factors = sm100::Factors<Config::dtype>;
+  using OfCall = sm100::OfCall<Config>;
+  static_assert(OutElement::bytes == 2 && (Element::bytes == 1 || Config::out_dtype == Config::dtype),
+                "the output is of 16 bits, and of inputs of 16 bits it has the dtype");
   static constexpr int head_dim = Config::head_dim;
   static constexpr int value_head_dim = Config::value_head_dim != 0 ? Config::value_head_dim : Config::head_dim;
 
@@ -83,7 +90,9 @@ struct Layout {
   static constexpr int qk_chunks = ceil_div(head_dim, chunk_channels);
   static constexpr int v_chunks = ceil_div(value_head_dim, chunk_channels);
   static constexpr int q_chunk_bytes = half_rows * row_bytes;
-  static constexpr int kv_chunk_bytes = columns * row_bytes;
+  static constexpr int kv_rows = round_up(columns, mma_depth);  ///< P V adds up so many; those of no key are zero.
+  static constexpr int kv_chunk_bytes = kv_rows * row_bytes;
+  static constexpr int kv_box_bytes = columns * row_bytes;  ///< Of it, what a copy brings.
   static constexpr int half_bytes = qk_chunks * q_chunk_bytes;
   static constexpr int stage_bytes = max_int(qk_chunks, v_chunks) * kv_chunk_bytes;
   static constexpr int control_bytes = 5 * 1024;
@@ -133,7 +142,7 @@ struct Layout {
   GNAFORGE_HD static constexpr int scores(int buffer) { return buffer * score_columns; }
   GNAFORGE_HD static constexpr int out(int half) { return 2 * score_columns + half * out_channels; }
   static constexpr int q_tensor = 2 * score_columns + halves * out_channels;
-  static constexpr int q_columns = round_up(head_dim, 16) / 2;
+  static constexpr int q_columns = round_up(head_dim, mma_depth) * Element::bytes / 4;
   static_assert(q_tensor <= tensor_columns, "the tiles don't fit tensor memory");
   /// One half leaves a warpgroup idle: it copies Q to tensor memory, where there is room. Products then read shared
   /// memory for K alone.

@@ -17,11 +17,11 @@ struct Load {
   using L = Layout<Config>;
   using Tiles = gpu::LaneTiles<TileSource<Config>>;
   using Place = gpu::CallsPlace<typename Config::QTile, L::heads>;
-  using ExtraTiles = gpu::ExtraTiles<L, Params<L::rank>>;
+  using ExtraTiles = gpu::ExtraTiles<L, Params<Config>>;
   using KvTileFacts = gpu::KvTileFacts<L::rank>;
   static constexpr int rank = L::rank;
 
-  const Params<rank>& params;
+  const Params<Config>& params;
   ptx::SharedAddress shared;
   bool leads = false;          ///< Whether this lane copies.
   gpu::RingPosition at{0, 1};  ///< A wait for the phase before the first returns at once: every stage is empty.
@@ -53,7 +53,7 @@ struct Load {
   __device__ __forceinline__ void load(const CUtensorMap& map, const Place& work, int head_dim,
                                        const int (&token)[rank]) {
     if (leads) {
-      ptx::mbarrier_arrive_expect(full(), Chunks * L::kv_chunk_bytes);
+      ptx::mbarrier_arrive_expect(full(), Chunks * L::kv_box_bytes);
       gpu::load_box<L, Chunks>(map, params.folded, full(), stage(), L::kv_chunk_bytes, head_dim, work.kv_head, token,
                                work.batch);
     }

@@ -11,8 +11,8 @@ namespace gnaforge::sm100 {
 template <class Config>
 struct Mma {
   using L = Layout<Config>;
-  static constexpr std::uint32_t scores_product = ptx::product_descriptor(L::bf16, L::columns, false);
-  static constexpr std::uint32_t values_product = ptx::product_descriptor(L::bf16, L::out_channels, true);
+  static constexpr std::uint32_t scores_product = ptx::product_descriptor(L::Factors::code, L::columns, false);
+  static constexpr std::uint32_t values_product = ptx::product_descriptor(L::Factors::code, L::out_channels, true);
 
   ptx::SharedAddress shared;
 
@@ -37,10 +37,11 @@ struct Mma {
       const int chunk = step * mma_bytes / row_bytes, within = step * mma_bytes % row_bytes;
       const std::uint32_t right = k + (chunk * L::kv_chunk_bytes + within) / 16;
       if constexpr (L::q_from_tensor)
-        ptx::multiply_tensor(L::scores(buffer), L::q_tensor + mma_bytes / 4 * step, right, scores_product, step > 0);
+        ptx::multiply_tensor<L::Element::bytes>(L::scores(buffer), L::q_tensor + mma_bytes / 4 * step, right,
+                                                scores_product, step > 0);
       else
-        ptx::multiply_shared(L::scores(buffer), q + (chunk * L::q_chunk_bytes + within) / 16, right, scores_product,
-                             step > 0);
+        ptx::multiply_shared<L::Element::bytes>(L::scores(buffer), q + (chunk * L::q_chunk_bytes + within) / 16, right,
+                                                scores_product, step > 0);
     }
     commit(L::scores_full + 8 * buffer);
   }
@@ -50,9 +51,10 @@ struct Mma {
   __device__ __forceinline__ void multiply_pv(int half, int buffer, int stage, bool accumulate) const {
     const std::uint32_t v = descriptor(L::kv_offset + stage * L::stage_bytes, L::kv_chunk_bytes);
 #pragma unroll
-    for (int step = First / L::mma_depth; step < Last / L::mma_depth; ++step)
-      ptx::multiply_tensor(L::out(half), L::scores(buffer) + mma_bytes / 4 * step,
-                           v + step * L::mma_depth * row_bytes / 16, values_product, accumulate || step > First);
+    for (int step = First / L::mma_depth; step < ceil_div(Last, L::mma_depth); ++step)
+      ptx::multiply_tensor<L::Element::bytes>(L::out(half), L::scores(buffer) + mma_bytes / 4 * step,
+                                              v + step * L::mma_depth * row_bytes / 16, values_product,
+                                              accumulate || step > First);
   }
 
   /// The same of all columns, each part when it is there.

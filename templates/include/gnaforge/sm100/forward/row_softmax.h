@@ -35,9 +35,11 @@ __device__ __forceinline__ void exp2_by_fma(ptx::Pair x, float& a, float& b) {
   b = __int_as_float((__float_as_int(n1) << 23) + __float_as_int(p1));
 }
 
+/// `Factors` are those of the inputs' dtype.
+template <class Factors>
 struct RowSoftmax {
   static constexpr float lowest = -3.402823466e+38f;  ///< The shift of a row that has seen no key: finite, see move.
-  static constexpr float growth = 8.0f;
+  static constexpr float growth = Factors::growth;
   static constexpr float large = 4096.0f;  ///< From here on t is rounded before the shift is taken off.
 
   float shift = lowest;
@@ -93,6 +95,16 @@ struct RowSoftmax {
     float even, odd;
     ptx::split_pair(ptx::add(ptx::add(sums[0], sums[1]), ptx::add(sums[2], sums[3])), even, odd);
     sum = even + odd;
+  }
+
+  /// What is added to exponents to which `base` has yet to be taken off.
+  static __device__ __forceinline__ float exponent(float base) {
+    return Factors::p_exponent == 0 ? -base : Factors::p_exponent - base;
+  }
+
+  /// The sum of probabilities as they are, of `sum`.
+  static __device__ __forceinline__ float true_sum(float sum) {
+    return Factors::p_exponent == 0 ? sum : sum * (1.0f / (1 << Factors::p_exponent));
   }
 
   /// Relative to infinity, a score of infinity has no probability, and the sum is a NaN.

@@ -21,7 +21,7 @@ struct RowWindow {
   Interval keys[rank];  ///< Rows of the key tensor.
 
   /// Rows of tokens that don't exist get the last one's window; nobody stores them.
-  __device__ __forceinline__ void compute(const Params<rank>& params, const gpu::QTileFacts<rank>& work, int half) {
+  __device__ __forceinline__ void compute(const Params<Config>& params, const gpu::QTileFacts<rank>& work, int half) {
     const int row = threadIdx.x % half_rows;
 #pragma unroll
     for (int d = 0; d < rank; ++d) {
@@ -34,7 +34,7 @@ struct RowWindow {
   }
 
   /// Of a KV tile's columns those that the row sees, one bit each. The Q tile's facts are in `slot`.
-  __device__ __forceinline__ void find(unsigned (&bits)[L::words], const Params<rank>& params,
+  __device__ __forceinline__ void find(unsigned (&bits)[L::words], const Params<Config>& params,
                                        const gpu::KvTileFacts<rank>& facts, ptx::SharedAddress slot) const {
     if (facts.kind == TileKind::part) {
 #pragma unroll
@@ -70,9 +70,11 @@ struct Exponent {
 template <class Config>
 struct Softmax {
   using L = Layout<Config>;
+  using Row = RowSoftmax<typename L::Factors>;
   static constexpr int rank = L::rank;
+  static constexpr int p_words = 32 * L::Element::bytes / 4;  ///< Columns of tensor memory for 32 probabilities.
 
-  const Params<rank>& params;
+  const Params<Config>& params;
   ptx::SharedAddress shared;
   ptx::TensorAddress lanes;  ///< Of the warp.
   int half;
@@ -104,7 +106,7 @@ struct Softmax {
   /// Exponentials of word W, in the place of scores, and rounded to `p`.
   template <int W>
   static __device__ __forceinline__ void compute_word(float (&scores)[L::columns], Exponent& exponent,
-                                                      std::uint32_t (&p)[16]) {
+                                                      std::uint32_t (&p)[p_words]) {
     constexpr int pairs = min_int(32, L::columns - 32 * W) / 2;
     constexpr int by_fma = W < L::first_words && L::words > 1 ? L::pairs_by_fma : 0;
 #pragma unroll
@@ -118,8 +120,15 @@ struct Softmax {
         a = ptx::exp2_fast(a);
         b = ptx::exp2_fast(b);
       }
-      p[i] = L::Element::pack(a, b);
+      if constexpr (L::Element::bytes == 2)
+        p[i] = L::Element::pack(a, b);
+      else if (i % 2 == 1)
+        p[i / 2] = L::Element::pack(scores[32 * W + 2 * i - 2], scores[32 * W + 2 * i - 1], a, b);
     }
+    // A product of bytes adds up 32 columns: those of no key are zero.
+    if constexpr (L::Element::bytes == 1)
+#pragma unroll
+      for (int i = pairs / 2; i < p_words; ++i) p[i] = 0;
     // What follows takes an exponential of this word: else ptxas computes all arguments before the first exponential.
     if constexpr (W + 1 < L::first_words) exponent.set(fmaf(scores[32 * W], 0.0f, exponent.minus));
   }
@@ -129,12 +138,12 @@ struct Softmax {
   __device__ __forceinline__ void compute_words(float (&scores)[L::columns], ptx::TensorAddress to, Exponent& exponent,
                                                 int buffer) const {
     if constexpr (W < L::words) {
-      std::uint32_t p[16];
+      std::uint32_t p[p_words];
       compute_word<W>(scores, exponent, p);
-      if constexpr (L::columns - 32 * W >= 32)
-        ptx::store_tensor_16(to + 16 * W, p);
+      if constexpr (p_words == 16 && L::columns - 32 * W >= 32)
+        ptx::store_tensor_16(to + p_words * W, p);
       else
-        ptx::store_tensor_8(to + 16 * W, p);
+        ptx::store_tensor_8(to + p_words * W, p);
       constexpr bool ends_first = W + 1 == L::first_words, ends = W + 1 == L::words;
       if constexpr (ends_first || ends) {
         ptx::wait_tensor_stores();
@@ -156,8 +165,9 @@ struct Softmax {
   }
 
   /// The `number`th KV tile of the thread block, the `j`th of its Q tile, of which the first `interior` need no mask.
-  __device__ __forceinline__ void tile(RowSoftmax& row, const RowWindow<Config>& window, ptx::SharedAddress slot,
-                                       std::uint32_t number, int j, int interior) const {
+  /// `scale` is of the scores, in powers of two.
+  __device__ __forceinline__ void tile(Row& row, const RowWindow<Config>& window, ptx::SharedAddress slot,
+                                       std::uint32_t number, int j, int interior, float scale) const {
     ptx::mark<ptx::Marker::tile_begins>();
     // Which keys the row sees, before the scores are there: nothing waits for it.
     bool masked = false;
@@ -178,10 +188,10 @@ struct Softmax {
     float scores[L::columns];
     load_scores(scores, at);
     if (masked) mask(scores, bits);
-    const float top = RowSoftmax::largest(scores);
+    const float top = Row::largest(scores);
     float base = row.shift;
     if (__any_sync(~0u, row.moves(top))) {
-      const float factor = row.move(top, base, scores, params.scale_log2);
+      const float factor = row.move(top, base, scores, scale);
       if (j > 0 && __any_sync(~0u, factor != 1.0f)) {
         if constexpr (!L::pair) {  // where scores don't tell that the product before is done
           ptx::mbarrier_wait(shared + L::out_done, (number - 1) % 2);
@@ -190,8 +200,8 @@ struct Softmax {
         rescale(out, factor);
       }
     }
-    Exponent exponent{ptx::make_pair(params.scale_log2), 0, 0};
-    exponent.set(-base);
+    Exponent exponent{ptx::make_pair(scale), 0, 0};
+    exponent.set(Row::exponent(base));
     compute_words<0>(scores, at, exponent, buffer);
     row.add(scores);  // while the product runs
   }
@@ -203,6 +213,7 @@ struct Softmax {
       const ptx::SharedAddress slot = tiles.next();
       RowWindow<Config> window;
       int count, interior;
+      float scale = params.scale_log2;
       {
         const gpu::QTileFacts<rank> work = gpu::QTileFacts<rank>::load(slot);
         count = work.count;
@@ -211,14 +222,16 @@ struct Softmax {
 #pragma unroll
         for (int d = 0; d < rank; ++d) window.keys[d] = {0, 0};
         if (interior < count) window.compute(params, work, half);
+        if constexpr (L::Factors::scaled)
+          scale *= gpu::RowDescales<L::heads>(params, work, L::head(threadIdx.x % half_rows)).scores;
       }
-      RowSoftmax row;
+      Row row;
 #pragma unroll 1
-      for (int j = 0; j < count; ++j) tile(row, window, slot, number++, j, interior);
+      for (int j = 0; j < count; ++j) tile(row, window, slot, number++, j, interior, scale);
       ptx::mark<ptx::Marker::tile_ends>();
       const int place = (parity * 2 + half) * half_rows + threadIdx.x % half_rows;
       ptx::store_shared_words(shared + L::statistics + place * L::statistics_bytes, __float_as_uint(row.shift),
-                              __float_as_uint(row.sum));
+                              __float_as_uint(Row::true_sum(row.sum)));
       __syncwarp();
       release(shared + L::statistics_full + 8 * (parity * 2 + half));
       parity ^= 1;

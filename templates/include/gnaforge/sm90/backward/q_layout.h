@@ -32,6 +32,7 @@ struct QLayout {
   static constexpr int v_chunks = ceil_div(value_head_dim, chunk_channels);
   static constexpr int q_chunk_bytes = rows * row_bytes;
   static constexpr int kv_chunk_bytes = columns * row_bytes;
+  static constexpr int kv_box_bytes = kv_chunk_bytes;  ///< What a copy brings.
   static constexpr int q_bytes = qk_chunks * q_chunk_bytes;
   static constexpr int grad_out_bytes = v_chunks * q_chunk_bytes;
   static constexpr int k_bytes = qk_chunks * kv_chunk_bytes;

@@ -42,6 +42,7 @@ struct Layout {
   using KvTile = typename Config::KvTile;
   static constexpr int rank = QTile::rank;
   using Element = gpu::Element<Config::dtype>;
+  using OfCall = gpu::NothingMore;
   static_assert(Config::out_dtype == Config::dtype, "the output has the inputs' dtype");
   static constexpr int head_dim = Config::head_dim;
   static constexpr int value_head_dim = Config::value_head_dim != 0 ? Config::value_head_dim : Config::head_dim;
@@ -57,6 +58,7 @@ struct Layout {
   static constexpr int v_chunks = ceil_div(value_head_dim, chunk_channels);
   static constexpr int q_chunk_bytes = rows * row_bytes;
   static constexpr int kv_chunk_bytes = columns * row_bytes;
+  static constexpr int kv_box_bytes = kv_chunk_bytes;  ///< What a copy brings.
   static constexpr int q_bytes = qk_chunks * q_chunk_bytes;
   static constexpr int out_bytes = v_chunks * q_chunk_bytes;
   static constexpr int k_bytes = qk_chunks * kv_chunk_bytes;
