@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import suppress
 from itertools import product
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from gnaforge.errors import InputError
 from gnaforge.models.schedule import Pattern, Schedule, kept_share
 from gnaforge.runtime.problem import Problem
+from gnaforge.runtime.problem_rules import EDGES, ProblemError
 from oracle import mask
 
 
@@ -116,7 +118,7 @@ def test_windows_and_axes() -> None:
     }
     assert Pattern(7).at((6, 5)) is None and Pattern(-1).at((6, 5)) is None
     longer = Pattern(7, stride=7, edge="cut").at((6, 8))
-    assert longer is not None and (longer["kernel_size"], longer["edge"]) == ((7, 7), "cut")
+    assert longer is not None and (longer["kernel_size"], longer["edge"]) == ((7, 7), ("cut", "cut"))
     dilated = Pattern(4, dilation=2).at((6, 8))
     assert dilated is not None and dilated["kernel_size"] == (4, 4)  # which the operator refuses by name
     shorter = Pattern((-1, 7), stride=6).at((5, 8))
@@ -125,6 +127,60 @@ def test_windows_and_axes() -> None:
     assert cut is not None and (cut["kernel_size"], cut["stride"]) == ((5, 3), (5, 2))
     causal = Pattern(-1, is_causal=(True, False)).at((5, 8))
     assert causal is not None and causal["kernel_size"] == (5, 8)
+
+
+def _seen(pattern: Pattern, n: int) -> np.ndarray | None:
+    """Which token sees which by the operators' arguments on n tokens; None where they refuse these."""
+    found = pattern.at((n,))
+    if found is None:
+        return np.ones((n, n), bool)
+    with suppress(ProblemError):
+        return mask(Problem(n, *(found[name] for name in _PLAIN), edge=found["edge"], sink=found["sink"]))
+    return None
+
+
+_PLAIN = ("kernel_size", "stride", "dilation", "is_causal")
+
+
+def test_windows_by_brute_force() -> None:
+    """Of every edge and kind of causality: -1 is the whole axis, and so is a longer window that operators refuse; any
+    other is seen, or refused, as it is written."""
+    counts = {"whole": 0, "longer": 0, "refused": 0, "as written": 0}
+    settings = product((1, 4, 7, 8), (-1, *range(1, 18)), (1, 2, 3, 5), (1, 2), (False, True, "block"), EDGES, (0, 1))
+    for n, window, stride, dilation, causal, edge, sink in settings:
+        if stride > window != -1 or (edge == "wrap" and (causal or sink)):
+            continue
+        seen = _seen(Pattern(window, stride, dilation, causal, edge, sink), n)
+        places = np.arange(n)
+        last = {False: places + n, True: places, "block": places // stride * stride + stride - 1}[causal]
+        whole = places <= last[:, None]
+        if window == -1:
+            kind, want = "whole", whole
+        else:
+            try:
+                kind, want = "as written", mask(Problem(n, window, stride, dilation, causal, edge=edge, sink=sink))
+            except ProblemError:
+                longer = dilation == 1 and window > n
+                kind, want = ("longer", whole) if longer else ("refused", None)
+        counts[kind] += 1
+        assert np.array_equal(seen, want), (n, window, stride, dilation, causal, edge, sink)
+    assert min(counts.values()) > 100, counts
+
+
+def test_edges_of_whole_axes() -> None:
+    assert Pattern((8, 8), edge="cut").at((8, 8)) is not None
+    assert Pattern((15, -1), edge="cut").at((8, 8)) is None
+    found = Pattern((-1, 3), edge="cut", dilation=2, stride=3).at((2, 6))
+    assert found == {
+        "kernel_size": (2, 3),
+        "stride": (2, 3),
+        "dilation": (1, 2),
+        "is_causal": (False, False),
+        "edge": ("shift", "cut"),
+    }
+    heads = Pattern([(-1, 3), (5, 3)], edge="cut").at((8, 6))
+    assert heads is not None and heads["edge"] == (("shift", "cut"), ("cut", "cut"))
+    assert heads["kernel_size"] == ((8, 3), (5, 3)) and heads["dilation"] == (1, 1)
 
 
 def tiles(window: list[int], key: str = "0_0_0") -> Pattern:
@@ -179,7 +235,7 @@ def test_what_is_refused() -> None:
         "the key 3; keys are pairs of step and layer": lambda: Schedule({3: Pattern(3)}),  # type: ignore[dict-item]
         r"the key \(3,\)": lambda: Schedule({(3,): Pattern(3)}),  # type: ignore[dict-item]
         "steps is '3'; it must be a positive int": lambda: Schedule(Pattern(3)).require_steps("3"),  # type: ignore[arg-type]
-        "kernel_size is 0; windows are positive ints, or -1 for a whole axis": lambda: Pattern(0),
+        "kernel_size is 0; it must be positive ints, or -1 for a whole axis": lambda: Pattern(0),
         r"kernel_size is \(3, -2\)": lambda: Pattern((3, -2)),
         r"kernel_size is \(\)": lambda: Pattern(()),
         r"kernel_size is \[\(3, 3\), \(3, 0\)\]": lambda: Pattern([(3, 3), (3, 0)]),
@@ -188,10 +244,10 @@ def test_what_is_refused() -> None:
         ),
         "2 tiles of 6 along axis 0, of 30 tokens": lambda: tiles([2, 3, 3]).at((30, 48, 80)),
         "4 tiles of 8 along axis 2, of 80 tokens": lambda: tiles([3, 3, 4]).at((30, 48, 80)),
-        "'0_0_-1': steps, layers and heads count from 0": lambda: tiles([1, 1, 1], "0_0_-1"),
-        "'-1_0_0': steps": lambda: tiles([1, 1, 1], "-1_0_0"),
-        "0_0_0 has a window of -1 tiles": lambda: tiles([3, -1, 3]),
-        "0_0_0 has a window of 0 tiles": lambda: tiles([0, 1, 1]),
+        "'0_0_-1': heads count from 0": lambda: tiles([1, 1, 1], "0_0_-1"),
+        "'-1_0_0': steps count from 0": lambda: tiles([1, 1, 1], "-1_0_0"),
+        r"0_0_0 is \[3, -1, 3\]; it must be positive ints": lambda: tiles([3, -1, 3]),
+        r"0_0_0 is \[0, 1, 1\]; it must be positive ints": lambda: tiles([0, 1, 1]),
         "the schedule has no pattern": lambda: Schedule.from_mask_strategies({}),
         "the schedule names step 0, layer -1": lambda: Schedule({(0, -1): Pattern(3)}),
         "the schedule has 1 steps, and the run 2": lambda: Schedule({(0, 5): Pattern(3)}).require_steps(2),

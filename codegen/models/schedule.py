@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence, ValuesView
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, ValuesView
 from dataclasses import dataclass
 from math import prod
+from reprlib import repr as shown
 from typing import Any
 
 from ..errors import InputError
-from ..runtime.problem import Causal, per_dim
+from ..runtime.problem import Causal
+from ..runtime.problem_rules import EDGES, MAX_EXTENT, Dimension
+
+MAX_COUNT = 1_000_000
+"""Most steps that a schedule can name, and most layers."""
+MAX_HEADS = 1024
+"""Most heads that a mask strategy can name."""
+STEP_LAYER = {"step": MAX_COUNT, "layer": MAX_COUNT}
+"""The parts of a table's keys, with their limits."""
 
 SLIDING_TILE = (6, 8, 8)
 """The tile that sliding tile attention counts windows in, frames first (arXiv 2502.04507)."""
@@ -20,7 +30,8 @@ class Pattern:
 
     Args:
         kernel_size: window along each axis, one value for all or one per axis; -1 is the whole axis. Or ``[heads,
-            rank]``: of each head its own. Undilated windows longer than an axis are the whole axis.
+            rank]``: of each head its own. The whole axis is seen whatever edge and dilation are. An undilated window
+            longer than an axis is the whole axis too; but where its edge cuts or it is block causal, it is as given.
         stride, dilation, is_causal, edge, sink: as `gnaforge.neighborhood_attention` has them. Where a window is the
             whole axis, or cut to it, a stride that is longer is too.
         base_size: a grid that the windows were chosen for: on another one window, stride and dilation are scaled with
@@ -31,7 +42,7 @@ class Pattern:
             where a tile does, or the whole axis.
 
     Raises:
-        InputError: a window is neither -1 nor positive, a stride or dilation isn't; they are no ints.
+        InputError: a field has another type or value than these.
     """
 
     kernel_size: int | Sequence[int] | Sequence[Sequence[int]]
@@ -40,17 +51,16 @@ class Pattern:
     is_causal: Causal | Sequence[Causal] = False
     edge: str | Sequence[str] | None = None
     sink: int | Sequence[int] | None = None
-    base_size: Sequence[int] | None = None
+    base_size: int | Sequence[int] | None = None
     skip_single: bool = False
     in_tiles: bool = False
 
     def __post_init__(self) -> None:
-        sizes = [size for window in self._windows for size in _entries(window)]
-        if not sizes or any(not _is_int(size) or (size < 1 and size != -1) for size in sizes):
-            raise InputError(f"kernel_size is {self.kernel_size!r}; windows are positive ints, or -1 for a whole axis")
-        for name, value in {"stride": self.stride, "dilation": self.dilation}.items():
-            if any(not _is_int(step) or step < 1 for step in _entries(value)):
-                raise InputError(f"{name} is {value!r}; it must be positive ints")
+        for name, rule in _RULES.items():
+            value = getattr(self, name)
+            if value is not None or name not in ("edge", "sink", "base_size"):
+                parts = self._windows if name == "kernel_size" else (value,)
+                _require(name, value, rule, [entry for part in parts for entry in _entries(part)])
 
     @property
     def _windows(self) -> Sequence[Any]:
@@ -75,48 +85,59 @@ class Pattern:
         """Arguments of `gnaforge.joint_attention` on a grid; None where every token sees every other.
 
         Raises:
-            InputError: as `require_rank`; a window in tiles would begin inside of one.
+            InputError: as `axes_at`.
         """
-        self.require_rank(len(grid))
-        rank = len(grid)
-        if self.skip_single and grid[0] == 1:
+        heads = self.axes_at(grid)
+        if not heads:
             return None
-        dilation = _per_axis("dilation", self.dilation, rank)
-        stride = _per_axis("stride", self.stride, rank)
-        own = self.kernel_size
-        if isinstance(own, Sequence) and isinstance(own[0], Sequence):
-            if self.base_size is not None:
-                raise InputError("base_size scales one window, not one for each head")
-            heads = [self._window(window, grid, dilation) for window in own]
-            windows = heads if len(set(heads)) > 1 else heads[:1]
-        else:
-            window = _per_axis("kernel_size", own, rank)
-            if self.base_size is not None:
-                window, stride, dilation = _scaled(window, stride, dilation, grid, self.base_size)
-            windows = [self._window(window, grid, dilation)]
-        if self.in_tiles:
-            _require_odd_tiles(windows, stride, grid)
-        causal = _per_axis("is_causal", self.is_causal, rank)
-        if not any(causal) and all(window == tuple(grid) for window in windows):
-            return None
-        strides = [
-            tuple(min(s, w) for s, w in zip(stride, window, strict=True)) if not any(causal) else stride
-            for window in windows
-        ]
-        found: dict[str, Any] = {"kernel_size": windows[0], "stride": strides[0], "dilation": dilation}
-        if len(windows) > 1:
-            found |= {"kernel_size": tuple(windows), "stride": tuple(strides)}
-        found["is_causal"] = causal
-        return found | {name: value for name in ("edge", "sink") if (value := getattr(self, name)) is not None}
 
-    def _window(self, given: Any, grid: Sequence[int], dilation: tuple[int, ...]) -> tuple[int, ...]:
-        window = _per_axis("kernel_size", given, len(grid))
-        # A cut window may exceed its axis, and what it cuts off then differs from a whole axis.
-        cut = per_dim("edge", self.edge, len(grid)) if self.edge is not None else ("shift",) * len(grid)
-        return tuple(
-            n if w == -1 or (w > n and d == 1 and edge == "shift") else w
-            for w, n, d, edge in zip(window, grid, dilation, cut, strict=True)
+        def each(field: str) -> tuple[Any, ...]:
+            rows = tuple(tuple(getattr(axis, field) for axis in axes) for axes in heads)
+            return rows if len(heads) > 1 and (field in ("window", "stride") or len(set(rows)) > 1) else rows[0]
+
+        found = {"kernel_size": each("window"), "stride": each("stride"), "dilation": each("dilation")}
+        found["is_causal"] = each("causal")
+        return found | {name: each(name) for name in ("edge", "sink") if getattr(self, name) is not None}
+
+    def axes_at(self, grid: Sequence[int]) -> list[tuple[Dimension, ...]]:
+        """The axes of a grid with the window of each head, or once with that of all; empty where every token sees every
+        other.
+
+        Raises:
+            InputError: as `require_rank`; a window in tiles would begin inside of one; windows per head have a
+                base_size.
+        """
+        rank = len(grid)
+        self.require_rank(rank)
+        if self.skip_single and grid[0] == 1:
+            return []
+        windows = [_per_axis("kernel_size", window, rank) for window in self._windows]
+        stride, dilation = _per_axis("stride", self.stride, rank), _per_axis("dilation", self.dilation, rank)
+        if self.base_size is not None:
+            if len(windows) > 1:
+                raise InputError("base_size scales one window, not one for each head")
+            windows[0], stride, dilation = _scaled(windows[0], stride, dilation, grid, self.base_size)
+        settings = (
+            _per_axis("is_causal", self.is_causal, rank),
+            _per_axis("edge", self.edge or EDGES[0], rank),
+            _per_axis("sink", self.sink or 0, rank),
         )
+        heads = [tuple(map(_axis, grid, window, stride, dilation, *settings)) for window in windows]
+        if self.in_tiles:
+            _require_odd_tiles(heads, stride)
+        if all(axis.dense for axes in heads for axis in axes):
+            return []
+        return heads if len(set(heads)) > 1 else heads[:1]
+
+
+def _axis(n: int, window: int, stride: int, dilation: int, causal: Causal, edge: str, sink: int) -> Dimension:
+    """An axis of n tokens; a window over all of it as operators have it, with a stride that is no longer."""
+    groups = -(-n // stride) * stride  # where the last group of queries would end
+    longer = (causal != "block" and window > n) if edge != "cut" else (not causal and window >= 2 * groups - 1)
+    if window == -1 or (longer and dilation == 1):
+        window, dilation = groups if causal == "block" else n, 1
+        edge = EDGES[0] if edge == "cut" else edge
+    return Dimension(n, window, min(stride, window), dilation, causal, edge, sink)
 
 
 def _entries(value: Any) -> Sequence[Any]:
@@ -125,6 +146,56 @@ def _entries(value: Any) -> Sequence[Any]:
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_extent(value: Any) -> bool:
+    return _is_int(value) and 1 <= value <= MAX_EXTENT
+
+
+def _is_extent_or_whole(value: Any) -> bool:
+    return _is_extent(value) or (_is_int(value) and value == -1)
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+_Rule = tuple[Callable[[Any], bool], str]
+_COUNTS: _Rule = (_is_extent, "positive ints")
+_RULES: Mapping[str, _Rule] = {
+    "kernel_size": (_is_extent_or_whole, "positive ints, or -1 for a whole axis"),
+    "stride": _COUNTS,
+    "dilation": _COUNTS,
+    "is_causal": (lambda one: _is_bool(one) or one in ("token", "block"), "bools, 'token' or 'block'"),
+    "edge": (lambda one: one in EDGES, f"of {', '.join(EDGES)}"),
+    "sink": (lambda one: _is_extent(one) or (_is_int(one) and one == 0), "ints, at least 0"),
+    "base_size": (_is_extent_or_whole, "positive ints, or -1"),
+    "skip_single": (_is_bool, "true or false"),
+    "in_tiles": (_is_bool, "true or false"),
+}
+_OF_NATTEN = ("stride", "dilation", "is_causal", "base_size")
+_NUMBER = re.compile("-?(0|[1-9][0-9]*)")
+
+
+def _require(name: str, value: Any, rule: _Rule, entries: Sequence[Any]) -> None:
+    fits, words = rule
+    if not entries or not all(map(fits, entries)):
+        raise InputError(f"{name} is {shown(value)}; it must be {words}")
+
+
+def numbers_of(key: Any, limits: Mapping[str, int]) -> tuple[int, ...]:
+    """The numbers of a key such as ``step_layer``, of whose parts ``limits`` has the names and first numbers too many.
+
+    Raises:
+        InputError: it is something else, or one is too large.
+    """
+    parts = key.split("_") if isinstance(key, str) else []
+    if len(parts) != len(limits) or not all(map(_NUMBER.fullmatch, parts)):
+        raise InputError(f"{shown(key)}: expected {'_'.join(limits)}, {len(limits)} numbers")
+    for part, (name, limit) in zip(parts, limits.items(), strict=True):
+        if part.startswith("-") or len(part) > len(str(limit)) or int(part) >= limit:
+            raise InputError(f"{shown(key)}: {name}s count from 0, to {limit - 1:,}")
+    return tuple(map(int, parts))
 
 
 def _are_ints(values: Sequence[Any], count: int) -> bool:
@@ -138,7 +209,7 @@ def require_layer_numbers(name: str, given: Any) -> None:
         InputError: it isn't.
     """
     if not isinstance(given, Collection) or isinstance(given, str) or not all(map(_is_int, given)):
-        raise InputError(f"{name} is {given!r}; it is a list of layers, by number")
+        raise InputError(f"{name} is {shown(given)}; it is a list of layers, by number")
 
 
 def _per_axis(name: str, value: Any, rank: int) -> tuple[Any, ...]:
@@ -148,13 +219,13 @@ def _per_axis(name: str, value: Any, rank: int) -> tuple[Any, ...]:
     return found
 
 
-def _require_odd_tiles(windows: Sequence[tuple[int, ...]], tile: Sequence[int], grid: Sequence[int]) -> None:
-    for window in windows:
-        for axis, (w, t, n) in enumerate(zip(window, tile, grid, strict=True)):
-            if w < n and w // t % 2 == 0:
+def _require_odd_tiles(heads: Sequence[tuple[Dimension, ...]], tile: Sequence[int]) -> None:
+    for axes in heads:
+        for number, (axis, t) in enumerate(zip(axes, tile, strict=True)):
+            if axis.window < axis.length and axis.window // t % 2 == 0:
                 raise InputError(
-                    f"a window of {w // t} tiles of {t} along axis {axis}, of {n} tokens, would begin inside of a "
-                    "tile: give an odd number, or one that reaches over the axis"
+                    f"a window of {axis.window // t} tiles of {t} along axis {number}, of {axis.length} tokens, would "
+                    "begin inside of a tile: give an odd number, or one that reaches over the axis"
                 )
 
 
@@ -163,15 +234,18 @@ def _scaled(
     stride: tuple[int, ...],
     dilation: tuple[int, ...],
     grid: Sequence[int],
-    base_size: Sequence[int],
+    base_size: int | Sequence[int],
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """Window, stride and dilation on a grid, of those on the base grid; the published rule of Cosmos-Predict2."""
     axes = []
     for w, s, d, n, base in zip(
         window, stride, dilation, grid, _per_axis("base_size", base_size, len(grid)), strict=True
     ):
-        factor = n / base if base > 0 and w != -1 else 1.0
-        own = n if w == -1 else min(max(2, round(w * factor)), n)
+        if w == -1:
+            axes.append((w, s, d))
+            continue
+        factor = n / base if base > 0 else 1.0
+        own = min(max(2, round(w * factor)), n)
         axes.append((own, min(max(1, round(s * factor)), own), min(max(1, round(d * factor)), n // own)))
     windows, strides, dilations = zip(*axes, strict=True)
     return windows, strides, dilations
@@ -198,15 +272,18 @@ class Schedule:
         dense_layers: Collection[int] = (),
     ) -> None:
         if not _is_int(dense_steps) or dense_steps < 0:
-            raise InputError(f"dense_steps is {dense_steps!r}; it must be an int, at least 0")
+            raise InputError(f"dense_steps is {shown(dense_steps)}; it must be an int, at least 0")
         require_layer_numbers("dense_layers", dense_layers)
         if isinstance(patterns, Mapping):
             if wrong := [place for place in patterns if not isinstance(place, tuple) or not _are_ints(place, 2)]:
                 raise InputError(f"the schedule has the key {wrong[0]!r}; keys are pairs of step and layer")
             if not patterns:
                 raise InputError("the schedule has no pattern")
-            if wrong := [place for place in patterns if min(place) < 0]:
-                raise InputError(f"the schedule names step {wrong[0][0]}, layer {wrong[0][1]}: they count from 0")
+            if wrong := [place for place in patterns if min(place) < 0 or max(place) >= MAX_COUNT]:
+                step, layer = wrong[0]
+                raise InputError(
+                    f"the schedule names step {step}, layer {layer}: they count from 0, to {MAX_COUNT - 1:,}"
+                )
         own = patterns.values() if isinstance(patterns, Mapping) else patterns
         if not isinstance(own, Pattern | Sequence | ValuesView):
             raise InputError(f"patterns are {own!r}; they are a Pattern, a list of them, or a mapping to them")
@@ -238,29 +315,53 @@ class Schedule:
         """
         self.require_layers(layers)
         self.require_steps(steps)
+        first = min(self.dense_steps, steps)
+        if isinstance(self.patterns, Mapping):
+            places = [place for place in self.patterns if first <= place[0] < steps]
+            each = [(self.at(*place), 1) for place in places]
+        else:
+            each = [(self.at(first, layer), steps - first) for layer in range(layers if first < steps else 0)]
+        each.append((None, steps * layers - sum(times for _, times in each)))
         found: dict[int, tuple[Pattern | None, int]] = {}
-        dense = min(self.dense_steps, steps)
-        alike = [(0, dense), (dense, steps - dense)] if self._steps is None else [(step, 1) for step in range(steps)]
-        for step, times in alike:
-            for layer in range(layers if times else 0):
-                pattern = self.at(step, layer)
-                found[id(pattern)] = pattern, found.get(id(pattern), (None, 0))[1] + times
-        return list(found.values())
+        for pattern, times in each:
+            found[id(pattern)] = pattern, found.get(id(pattern), (None, 0))[1] + times
+        return [one for one in found.values() if one[1]]
+
+    def size_of_run(self, steps: int | None, layers: int | None) -> tuple[int, int | None]:
+        """Steps and layers of a run; those that aren't given are the schedule's. Where it makes no difference how many
+        there are, steps are 1 and layers None.
+
+        Raises:
+            InputError: it does make a difference, and the schedule doesn't say it; or as `require_layers` and
+                `require_steps`.
+        """
+        steps, layers = self.steps if steps is None else steps, self.layers if layers is None else layers
+        if layers is not None:
+            self.require_layers(layers)
+        elif self.dense_layers:
+            raise InputError("dense_layers: say how many layers there are, by layers")
+        if steps is None and self.dense_steps:
+            raise InputError("dense_steps: say how many steps there are, by steps")
+        steps = 1 if steps is None else steps
+        self.require_steps(steps)
+        return steps, layers
 
     def require_layers(self, count: int) -> None:
         """Checks that the schedule is one of a model with so many layers.
 
         Raises:
-            InputError: it is for others.
+            InputError: it is for others; the number is none.
         """
+        if not _is_int(count) or count < 1:
+            raise InputError(f"layers is {shown(count)}; it must be a positive int")
         if wrong := [layer for layer in sorted(self.dense_layers) if not 0 <= layer < count]:
             raise InputError(f"dense_layers names layer {wrong[0]}, and there are {count}, counted from 0")
-        if isinstance(self.patterns, Mapping):
-            last = max(layer for _, layer in self.patterns)
-            if last >= count:
-                raise InputError(f"the schedule names layer {last}, and there are {count}, counted from 0")
-        elif not isinstance(self.patterns, Pattern) and len(self.patterns) != count:
-            raise InputError(f"the schedule is for {len(self.patterns)} layers, and there are {count}")
+        if (own := self.layers) is None or own == count:
+            return
+        if not isinstance(self.patterns, Mapping):
+            raise InputError(f"the schedule is for {own} layers, and there are {count}")
+        if own > count:
+            raise InputError(f"the schedule names layer {own - 1}, and there are {count}, counted from 0")
 
     def require_rank(self, rank: int) -> None:
         """Checks that all patterns go with grids of so many axes.
@@ -283,7 +384,7 @@ class Schedule:
             InputError: it is a table of fewer; the number is none.
         """
         if not _is_int(count) or count < 1:
-            raise InputError(f"steps is {count!r}; it must be a positive int")
+            raise InputError(f"steps is {shown(count)}; it must be a positive int")
         if self._steps is not None and count > self._steps:
             raise InputError(f"the schedule has {self._steps} steps, and the run {count}")
 
@@ -325,27 +426,34 @@ class Schedule:
         ``is_causal`` and ``base_size``.
 
         Raises:
-            InputError: an entry has no window_size, or a field that these parameters don't have; a whole axis has a
-                base size, by which Cosmos-Predict2 would make a window of it.
+            InputError: an entry has no window_size, or a field that these parameters don't have, or one of another
+                type; a whole axis has a base size, by which Cosmos-Predict2 would make a window of it.
         """
         patterns: list[Pattern | None] = []
         for layer, entry in enumerate(parameters):
             if entry is None:
                 patterns.append(None)
                 continue
+            where = f"natten_parameters of layer {layer}"
+            if not isinstance(entry, Mapping):
+                raise InputError(f"{where}: {shown(entry)} is no mapping")
             fields = dict(entry)
             if "window_size" not in fields:
-                raise InputError(f"natten_parameters of layer {layer} have no window_size")
-            window = tuple(w if w > 1 else -1 for w in fields.pop("window_size"))
-            if unknown := fields.keys() - {"stride", "dilation", "is_causal", "base_size"}:
-                raise InputError(f"natten_parameters of layer {layer} have an unknown field {sorted(unknown)[0]!r}")
-            for axis, (w, base) in enumerate(zip(window, fields.get("base_size") or (), strict=False)):
+                raise InputError(f"{where} have no window_size")
+            window = fields.pop("window_size")
+            if not _entries(window) or not all(map(_is_int, _entries(window))):
+                raise InputError(f"{where}: window_size is {shown(window)}; it must be ints")
+            if unknown := [name for name in fields if name not in _OF_NATTEN]:
+                raise InputError(f"{where} have an unknown field {unknown[0]!r}")
+            window = tuple(w if w > 1 else -1 for w in _entries(window))
+            try:
+                patterns.append(Pattern(window, skip_single=True, **fields))
+            except InputError as error:
+                raise InputError(f"{where}: {error}") from None
+            for axis, (w, base) in enumerate(zip(window, _entries(fields.get("base_size") or ()), strict=False)):
                 if w == -1 and base > 0:
-                    raise InputError(
-                        f"natten_parameters of layer {layer}: axis {axis} is whole and has the base size {base}; "
-                        "give a window, or the base size -1"
-                    )
-            patterns.append(Pattern(window, skip_single=True, **fields))
+                    fault = f"axis {axis} is whole and has the base size {base}"
+                    raise InputError(f"{where}: {fault}; give a window, or the base size -1")
         return cls(patterns, dense_steps)
 
     @classmethod
@@ -362,21 +470,20 @@ class Schedule:
         Windows are an odd number of tiles, or reach over the axis: `Pattern.at` refuses others.
 
         Raises:
-            InputError: a key is no ``step_layer_head``, a window has another number of axes than the tile, or is not
-                positive; there is no strategy.
+            InputError: a key is no ``step_layer_head``, or has numbers beyond `MAX_COUNT` and `MAX_HEADS`; a window or
+                the tile is no positive ints; a window has another number of axes than the tile; there is no strategy.
         """
+        _require("tile", tile, _COUNTS, _entries(tile))
         whole = (-1,) * len(tile)
         heads: dict[tuple[int, int], dict[int, tuple[int, ...]]] = {}
         for key, window in strategies.items():
             try:
-                step, layer, head = map(int, key.split("_"))
-            except ValueError:
-                raise InputError(f"mask strategy {key!r}: expected step_layer_head, three numbers") from None
-            if min(step, layer, head) < 0:
-                raise InputError(f"mask strategy {key!r}: steps, layers and heads count from 0")
+                step, layer, head = numbers_of(key, {**STEP_LAYER, "head": MAX_HEADS})
+            except InputError as error:
+                raise InputError(f"mask strategy {error}") from None
             tiles = None if window is None else _per_axis(f"mask strategy {key}", window, len(tile))
-            if tiles is not None and min(tiles) < 1:
-                raise InputError(f"mask strategy {key} has a window of {min(tiles)} tiles; it must be at least 1")
+            if tiles is not None:
+                _require(f"mask strategy {key}", window, _COUNTS, tiles)
             own = whole if tiles is None else tuple(n * t for n, t in zip(tiles, tile, strict=True))
             heads.setdefault((step, layer), {})[head] = own
         count = 1 + max((head for found in heads.values() for head in found), default=-1)

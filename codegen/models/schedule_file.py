@@ -8,19 +8,23 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
+from reprlib import repr as shown
 from typing import Any
 
 import yaml
 
 from ..build_tools.files import open_regular, read_at_most
 from ..errors import InputError
-from .schedule import SLIDING_TILE, Pattern, Schedule
+from .schedule import MAX_COUNT, SLIDING_TILE, STEP_LAYER, Pattern, Schedule, numbers_of
 
 _MAX_BYTES = 16_000_000  # a mask strategy names each head of each layer in each step
 _FORMS = ("patterns", "natten_parameters", "mask_strategies")
 _FIELDS = (*_FORMS, "tile", "layers", "steps", "dense_steps", "dense_layers")
-_STRATEGY = re.compile(r"\d+_\d+_\d+")
-_PLACE = re.compile(r"(\d+)_(\d+)")
+_STRATEGY = re.compile("[0-9]+_[0-9]+_[0-9]+")
+_PLACE = re.compile("[0-9]+_[0-9]+")
+_INTEGER = re.compile("[-+]?(0|[1-9][0-9]{0,17})")
+_TAGS = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map"))  # what has no tag in the file
+_WORDS = {"": None, "~": None, "null": None, "true": True, "false": False}
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,8 @@ def read_schedule(path: Path) -> Run:
     layer, null for a dense one; or a mapping ``step_layer`` to them), ``natten_parameters`` (as
     `Schedule.from_natten_parameters` takes them) and ``mask_strategies`` (as `Schedule.from_mask_strategies` does,
     beside it ``tile``); and with ``layers``, ``steps``, ``dense_steps``, ``dense_layers``. Or it is what others
-    publish: a list of NATTEN parameters, or a mapping ``step_layer_head`` to windows in tiles.
+    publish: a list of NATTEN parameters, or a mapping ``step_layer_head`` to windows in tiles. Of YAML's plain values
+    integers, ``true``, ``false`` and ``null`` are what they are in JSON, and everything else is text.
 
     Raises:
         InputError: it can't be read, holds something else, or `Schedule` refuses it; the message begins with the file.
@@ -73,32 +78,57 @@ def _parse(text: str) -> Any:
     try:
         with suppress(json.JSONDecodeError):  # YAML then, which takes far longer to read
             return json.loads(text, object_pairs_hook=_once)
-        return yaml.load(text, Loader=_Loader)  # a SafeLoader
+        return yaml.load(text, Loader=_Loader)  # which makes plain values only
+    except InputError:
+        raise
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
-        raise InputError(f"{f'line {mark.line + 1}: ' if mark else ''}not valid YAML: {error.problem}") from None
+        raise InputError(f"{_line(mark) if mark else ''}not valid YAML: {error.problem}") from None
     except RecursionError:
         raise InputError("the file is nested too deep") from None
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
         raise InputError(f"not valid YAML: {str(error).splitlines()[0]}") from None
 
 
-def _once(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
-    found: dict[Any, Any] = {}
+def _line(mark: yaml.Mark) -> str:
+    return f"line {mark.line + 1}: "
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
-            raise InputError(f"{name!r} is given twice")
+            raise InputError(f"{shown(name)} is given twice")
         found[name] = value
     return found
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML's plain values; a name that is given twice is refused, where PyYAML takes the last one."""
+class _Loader(yaml.BaseLoader):
+    """Lists, mappings and the plain values of JSON. Keys are the text that is written: of ``0_1`` YAML 1.1 makes 1."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Of any node; tags are refused."""
+        if node.tag not in _TAGS:
+            raise InputError(f"{_line(node.start_mark)}the tag {node.tag[:60]!r} is not supported; write a plain value")
+        return super().construct_object(node, deep=deep)
+
+    def construct_scalar(self, node: yaml.ScalarNode) -> Any:
+        """Of a plain value; what is quoted stays text."""
+        text = super().construct_scalar(node)
+        if node.style is not None:
+            return text
+        return int(text) if _INTEGER.fullmatch(text) else _WORDS.get(text, text)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """As `yaml.SafeLoader` does."""
-        _once([(name.value, None) for name, _ in node.value])
-        return super().construct_mapping(node, deep=deep)
+        """Of keys that are each given once."""
+        found: dict[Any, Any] = {}
+        for name, value in node.value:
+            if not isinstance(name, yaml.ScalarNode):
+                raise InputError(f"{_line(name.start_mark)}a key is a list or a mapping; it must be a name")
+            if name.value in found:
+                raise InputError(f"{_line(name.start_mark)}{shown(name.value)} is given twice")
+            found[name.value] = self.construct_object(value, deep=True)
+        return found
 
 
 def _run_of(value: Any) -> Run:
@@ -106,10 +136,10 @@ def _run_of(value: Any) -> Run:
         value = {"natten_parameters": value}
     if not isinstance(value, Mapping):
         raise InputError("a schedule is a mapping, or a list of NATTEN parameters")
-    if value and all(isinstance(name, str) and _STRATEGY.fullmatch(name) for name in value):
+    if value and all(map(_STRATEGY.fullmatch, value)):
         value = {"mask_strategies": value}
     if unknown := [name for name in value if name not in _FIELDS]:
-        raise InputError(f"a schedule has no field {unknown[0]!r}, only {', '.join(_FIELDS)}")
+        raise InputError(f"a schedule has no field {shown(unknown[0])}, only {', '.join(_FIELDS)}")
     given = [name for name in _FORMS if name in value]
     if len(given) != 1:
         raise InputError(f"give one of {', '.join(_FORMS)}" + (f", not {' and '.join(given)}" if given else ""))
@@ -118,24 +148,14 @@ def _run_of(value: Any) -> Run:
     schedule = Schedule(
         _patterns(value, given[0]), value.get("dense_steps", 0), _list("dense_layers", value.get("dense_layers", []))
     )
-    layers = _count("layers", value["layers"]) if "layers" in value else schedule.layers
-    if layers is None and schedule.dense_layers:
-        raise InputError("dense_layers: say how many layers there are, by layers")
-    if layers is not None:
-        schedule.require_layers(layers)
-    steps = _count("steps", value["steps"]) if "steps" in value else schedule.steps
-    if steps is None and schedule.dense_steps:
-        raise InputError("dense_steps: say how many steps there are, by steps")
-    schedule.require_steps(steps or 1)
-    return Run(schedule, steps or 1, layers)
+    steps, layers = (_count(name, value[name]) if name in value else None for name in ("steps", "layers"))
+    return Run(schedule, *schedule.size_of_run(steps, layers))
 
 
 def _patterns(value: Mapping[str, Any], form: str) -> Any:
     own = value[form]
     if form == "natten_parameters":
-        for layer, entry in enumerate(_list(form, own)):
-            if entry is not None:
-                _require_mapping(f"{form} of layer {layer}", entry)
+        _list(form, own)
         return Schedule.from_natten_parameters(own).patterns
     if form == "mask_strategies":
         _require_mapping(form, own)
@@ -143,21 +163,16 @@ def _patterns(value: Mapping[str, Any], form: str) -> Any:
     if isinstance(own, Sequence) and not isinstance(own, str):
         return [None if one is None else _pattern(f"patterns, layer {layer}", one) for layer, one in enumerate(own)]
     _require_mapping(form, own)
-    places = {name: _PLACE.fullmatch(name) if isinstance(name, str) else None for name in own}
-    if not own or not all(places.values()):
+    if not own or not all(map(_PLACE.fullmatch, own)):
         return _pattern("patterns", own)
-    return {
-        (int(place[1]), int(place[2])): _pattern(f"patterns, {name}", own[name])
-        for name, place in places.items()
-        if place
-    }
+    return {numbers_of(name, STEP_LAYER): _pattern(f"patterns, {name}", entry) for name, entry in own.items()}
 
 
 def _pattern(where: str, given: Any) -> Pattern:
     _require_mapping(where, given)
     names = [field.name for field in fields(Pattern)]
     if unknown := [name for name in given if name not in names]:
-        raise InputError(f"{where}: a pattern has no field {unknown[0]!r}, only {', '.join(names)}")
+        raise InputError(f"{where}: a pattern has no field {shown(unknown[0])}, only {', '.join(names)}")
     if "kernel_size" not in given:
         raise InputError(f"{where}: a pattern needs kernel_size")
     try:
@@ -168,16 +183,16 @@ def _pattern(where: str, given: Any) -> Pattern:
 
 def _require_mapping(where: str, given: Any) -> None:
     if not isinstance(given, Mapping):
-        raise InputError(f"{where}: {str(given)[:60]!r} is no mapping")
+        raise InputError(f"{where}: {shown(given)} is no mapping")
 
 
 def _list(where: str, given: Any) -> list[Any]:
     if not isinstance(given, list):
-        raise InputError(f"{where}: {str(given)[:60]!r} is no list")
+        raise InputError(f"{where}: {shown(given)} is no list")
     return given
 
 
 def _count(where: str, given: Any) -> int:
-    if not isinstance(given, int) or isinstance(given, bool) or not 1 <= given <= 1_000_000:
-        raise InputError(f"{where}: {str(given)[:60]!r} is no number from 1 to 1,000,000")
+    if not isinstance(given, int) or isinstance(given, bool) or not 1 <= given <= MAX_COUNT:
+        raise InputError(f"{where}: {shown(given)} is no number from 1 to {MAX_COUNT:,}")
     return given

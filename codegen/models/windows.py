@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -33,7 +33,9 @@ class Windows:
             self.schedule.require_layers(layers)
         if steps is not None:
             self.schedule.require_steps(steps)
-        self._layers = layers if layers is not None else self.schedule.layers
+        if layers is None and not isinstance(self.schedule.patterns, Mapping):  # layers after a table's last are dense
+            layers = self.schedule.layers
+        self._layers = layers
         # Patterns live as long as the schedule, so their ids do.
         self._found: dict[tuple[int, tuple[int, ...]], dict[str, Any] | None] = {}
 

@@ -91,7 +91,7 @@ def simulate_schedule(
     tokens: Sequence[int],
     attention_share: float,
     *,
-    steps: int = 1,
+    steps: int | None = None,
     layers: int | None = None,
     q_tile: Sequence[int] | None = None,
     kv_tile: Sequence[int] | None = None,
@@ -112,8 +112,8 @@ def simulate_schedule(
         schedule: windows by layer, step and head; what it leaves dense stays as it is.
         tokens: the grid that windows are laid in.
         attention_share: the share of attention, over ``tokens``, of the time of the model with dense attention; 0 to 1.
-        steps, layers: of the run; where the schedule is one pattern for all layers, ``layers`` matters only beside
-            ``dense_layers``, and ``steps`` beside ``dense_steps``.
+        steps, layers: of the run; by default those of the schedule. One pattern for all layers says neither: ``layers``
+            must be given beside its ``dense_layers``. ``steps`` must be beside ``dense_steps``, without a table.
         q_tile, kv_tile: tokens per dimension, of all windows; without them the tiles that fit each best.
         tiling, arch, variant, heads, kv_heads, batch, head_dim, value_head_dim, dtype, extra_tokens: as in `simulate`.
 

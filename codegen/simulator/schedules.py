@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import gcd
 from typing import TYPE_CHECKING, Any
@@ -98,62 +99,45 @@ class EndToEnd:
 
 
 def problems_of(
-    schedule: Schedule, whole: Problem, steps: int = 1, layers: int | None = None
-) -> tuple[dict[Problem, float], int]:
-    """The problems of a schedule, each with its share of all heads, layers and steps; and the number of layers.
+    schedule: Schedule, whole: Problem, steps: int | None = None, layers: int | None = None
+) -> tuple[dict[Problem, float], int, int]:
+    """The problems of a schedule, each with its share of all heads, layers and steps; and how many steps and layers
+    there are.
 
     Args:
         schedule: the windows.
         whole: tokens, heads, head dim and so on; its window has no effect.
-        steps, layers: of the run; ``layers`` may be None where the schedule says how many.
+        steps, layers: of the run; None: as the schedule says.
 
     Raises:
-        InputError: the schedule is for other steps, layers, axes or heads; or its windows and these tokens don't go.
+        InputError: the schedule is for other steps, layers, axes or heads, or doesn't say how many steps or layers
+            there are; or its windows and these tokens don't go.
     """
-    count = layers or schedule.layers
-    if count is None and schedule.dense_layers:
-        raise InputError("layers: say how many there are, some of which are dense")
-    count = count or 1
+    steps, given = schedule.size_of_run(steps, layers)
+    count = given or 1
     found: dict[Problem, float] = {}
     for pattern, times in schedule.counts(steps, count):
         for problem in [] if pattern is None else _problems(pattern, whole):
             share = problem.heads / whole.heads * times / (steps * count)
             found[problem] = found.get(problem, 0.0) + share
-    return found, count
+    return found, steps, count
 
 
 def _problems(pattern: Pattern, whole: Problem) -> list[Problem]:
     """A problem for all heads that have the same window."""
-    given = pattern.at(whole.tokens)
-    if given is None:
-        return []
-    windows, strides = given["kernel_size"], given["stride"]
-    if not isinstance(windows[0], Sequence):
-        windows, strides = (windows,) * whole.heads, (strides,) * whole.heads
-    elif len(windows) != whole.heads:
-        raise InputError(f"the schedule has windows of {len(windows)} heads, and there are {whole.heads}")
-    heads: dict[Any, int] = {}
-    for both in zip(windows, strides, strict=True):
-        heads[both] = heads.get(both, 0) + 1
+    heads = pattern.axes_at(whole.tokens)
+    if len(heads) > 1 and len(heads) != whole.heads:
+        raise InputError(f"the schedule has windows of {len(heads)} heads, and there are {whole.heads}")
     found = []
-    for (window, stride), count in heads.items():
-        if window == whole.tokens and not any(given["is_causal"]):
+    for axes, times in Counter(heads).items():
+        if all(axis.dense for axis in axes):
             continue
+        count = times if len(heads) > 1 else whole.heads
         group = whole.heads // whole.kv_heads
+        names = ("window", "stride", "dilation", "causal", "edge", "sink")
+        fields: dict[str, Any] = {name: tuple(getattr(axis, name) for axis in axes) for name in names}
         with as_input_error():
-            found.append(
-                replace(
-                    whole,
-                    window=window,
-                    stride=stride,
-                    dilation=given["dilation"],
-                    causal=given["is_causal"],
-                    edge=given.get("edge", "shift"),
-                    sink=given.get("sink", 0),
-                    heads=count,
-                    kv_heads=count // gcd(count, group),
-                )
-            )
+            found.append(replace(whole, **fields, heads=count, kv_heads=count // gcd(count, group)))
     return found
 
 
@@ -161,7 +145,7 @@ def simulate_schedule(
     schedule: Schedule,
     whole: Problem,
     attention_share: float,
-    steps: int,
+    steps: int | None,
     layers: int | None,
     simulate: Callable[[Problem], Simulation],
 ) -> EndToEnd:
@@ -170,7 +154,7 @@ def simulate_schedule(
     Raises:
         InputError: as `problems_of` and `end_to_end`.
     """
-    shares, count = problems_of(schedule, whole, steps, layers)
+    shares, steps, count = problems_of(schedule, whole, steps, layers)
     end_to_end(1.0, attention_share)  # refuses what is no share, before the work
     parts = tuple(Part(simulate(problem), share) for problem, share in shares.items())
     return EndToEnd(whole, attention_share, steps, count, parts)
