@@ -502,6 +502,7 @@ DISAGREEMENTS: dict[str, tuple[Arguments, Arguments]] = {  # of one rank, and of
     "new": ({"kernel_size": 5, "edge": "wrap"}, {"kernel_size": 5}),
     "word": ({"kernel_size": 5, "edge": "bent"}, {"kernel_size": 5}),
     "shard": ({"kernel_size": 5, "short": 1}, {"kernel_size": 5}),
+    "dtype": ({"kernel_size": 5, "dtype": torch.float8_e4m3fn}, {"kernel_size": 5}),
     "text": ({"kernel_size": 5, "text": 3}, {"kernel_size": 5}),
 }
 
@@ -513,8 +514,10 @@ def check_disagreements(ranks: int) -> dict[str, list[str]]:
     x, text = torch.randn(1, *[12] * len(dims), 2, 8), torch.randn(1, 3, 2, 8)
     where = {"mesh": mesh, "dims": dims, "grid": [12 * mesh.size(i) for i in range(len(dims))], "mode": "halo"}
 
-    def call(own: torch.Tensor = x, short: int = 0, **arguments: Any) -> torch.Tensor:
-        own = own[:, short:]
+    def call(
+        own: torch.Tensor = x, short: int = 0, dtype: torch.dtype = torch.float32, **arguments: Any
+    ) -> torch.Tensor:
+        own = own[:, short:].to(dtype)
         if (tokens := arguments.pop("text", 0)) == 0:
             return context_parallel_attention(own, own, own, **where, **arguments)
         return context_parallel_joint_attention(own, own, own, *[text[:, :tokens]] * 3, **where, **arguments)[0]
@@ -522,7 +525,7 @@ def check_disagreements(ranks: int) -> dict[str, list[str]]:
     said: dict[str, list[str]] = {}
     for i, (name, (odd, others)) in enumerate(DISAGREEMENTS.items()):
         want = call(**others)
-        if name not in ("new", "word", "shard"):
+        if name not in ("new", "word", "shard", "dtype"):
             call(**odd)
         words = ""
         try:
@@ -563,29 +566,46 @@ def check_comparisons(ranks: int) -> None:
         if dist.get_rank() == 0:  # the others have gone on
             agree({"kernel_size": 3}, Caller("f", group, "cuda"))
         assert made == [16, 0], made
+        for known in (False, True):  # by a comparison, ranks have the same number again
+            numbers: list[Any] = [None] * ranks
+            gather(numbers, agree({"kernel_size": 3}, Caller("f", group, "cpu")).number)
+            assert len(set(numbers)) == 1, (known, numbers)
+        made.clear()
+        narrow = x.to(torch.float8_e4m3fn)
+        for function in (context_parallel_attention, plan):  # both refuse it on all ranks, when they have said so
+            try:
+                function(narrow, narrow, narrow, 3, **where)
+            except ValueError as error:
+                assert "dtype: tokens of e4m3 can't be divided" in str(error), error
+            else:
+                raise AssertionError("e4m3")
+        assert made == [16, 0] * 2, made
         assert (Caller("f", group, "cpu").compares, Caller("f", group, "cuda").compares) == (True, False)
     finally:
         dist.all_reduce, dist.all_gather_object = reduce, gather
 
 
 def check_orders(ranks: int, mode: str) -> dict[str, list[str]]:
-    """Rank 1 runs the backward passes of two calls, with halos of equal sizes, in the other order, or a forward pass in
-    place of one. Gives the words of all ranks' errors; gradients are right before and after."""
+    """Rank 1 runs the backward passes of two calls, with halos of equal sizes, in the other order; or a forward pass in
+    place of one, with right or wrong arguments. Gives the words of all ranks' errors; gradients are right before and
+    after."""
     mesh, dims = mesh_of([ranks])
     generator = torch.Generator().manual_seed(dist.get_rank())
     x = torch.randn(1, 6, 2 * ranks, 8, generator=generator, requires_grad=True)
     more = {"mesh": mesh, "dims": dims, "grid": 6 * ranks, "mode": mode}
     text = torch.randn(1, 2, 2 * ranks, 8, generator=torch.Generator().manual_seed(9), requires_grad=True)
 
-    def call(window: int) -> torch.Tensor:
-        return context_parallel_attention(x, x, x, window, 1, 1, False, None, text, text, **more).square().sum()
+    def call(window: int, skipped: int = 0, **others: Any) -> torch.Tensor:
+        own = x[:, skipped:]
+        out = context_parallel_attention(own, own, own, window, 1, 1, False, None, text, text, **more, **others)
+        return out.square().sum()
 
     def gradient() -> torch.Tensor:
         found = torch.autograd.grad(call(5), (x, text))
         return torch.cat([each.flatten() for each in found])
 
     before, found = gradient(), {}
-    for kind in ("order", "forward"):
+    for kind, options in {"order": {}, "forward": {}, "shard": {"skipped": 1}, "word": {"edge": "bent"}}.items():
         losses = call(5), call(5)
         try:
             if dist.get_rank() != 1:
@@ -593,9 +613,9 @@ def check_orders(ranks: int, mode: str) -> dict[str, list[str]]:
             elif kind == "order":
                 torch.autograd.grad(losses[1], (x, text))
             else:
-                call(5)
+                call(5, **options)
             word = "nothing"
-        except RankError as error:
+        except (RankError, ValueError) as error:
             word = str(error)
         words: list[Any] = [None] * ranks
         dist.all_gather_object(words, word)

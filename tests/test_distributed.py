@@ -152,6 +152,7 @@ DISAGREEMENTS = {
     "new": 'ranks disagree on edge: ["shift"] on ranks 0,2, ["wrap"] on rank 1',
     "word": "rank 2: edge is 'bent'; it must be one of shift, cut, wrap",
     "shard": "rank 0 has a query of shape [1, 11, 2, 8]; its shard is [1, 12, 2, 8]",
+    "dtype": "rank 1: dtype: tokens of e4m3 can't be divided, only those of fp32, bf16, fp16",
 }
 
 
@@ -160,8 +161,8 @@ def test_later_calls_that_disagree(results: dict[str, list[Any]]) -> None:
     for ranks, found in zip((2, 3, 4), results["disagreements"], strict=True):
         assert found.keys() == {*DISAGREEMENTS, "text"}
         for i, (name, words) in enumerate(found.items()):
-            if name == "word":  # the rank that is wrong has the plain error
-                assert words[i % ranks].startswith("ValueError: edge is 'bent'")
+            if name in ("word", "dtype"):  # the rank that is wrong has the plain error
+                assert words[i % ranks].startswith(("ValueError: edge is 'bent'", "ValueError: dtype: tokens of e4m3"))
                 words.pop(i % ranks)
             lines = {re.fullmatch(r"RankError: context_parallel_\w+: (.+)", each)[1] for each in words}
             assert len(lines) == 1, (name, words)
@@ -171,9 +172,16 @@ def test_later_calls_that_disagree(results: dict[str, list[Any]]) -> None:
                 assert lines == {DISAGREEMENTS[name]}
 
 
+BENT = "edge is 'bent'; it must be one of shift, cut, wrap"
+
+
 def test_backward_passes_in_different_orders(results: dict[str, list[Any]]) -> None:
-    """All ranks raise one line; halos of both calls have equal sizes, so gradients would be wrong."""
+    """All ranks raise one line; halos of both calls have equal sizes, so gradients would be wrong. Where one is in a
+    forward pass with a fault, the line is of that."""
     for found in results["orders"]:
+        assert found.pop("word")[:2] == [f"context_parallel_attention: rank 1: {BENT}", BENT]
+        (shard,) = set(found.pop("shard"))
+        assert "rank 1 has a query of shape [1, 5, " in shard
         for kind, words in found.items():
             assert len(set(words)) == 1, words
             assert words[0].startswith("context_parallel_attention: ranks disagree on "), words
@@ -516,6 +524,9 @@ def test_devices_of_the_simulator() -> None:
         simulate_devices(one, 4093, Links(450, 10))
     with pytest.raises(InputError, match="not from 1 to 4,096"):
         simulate_devices(one, 5000, Links(450, 10))
+    narrow = simulate_problem(Problem((256,), (31,), dtype="e4m3"), arch="sm100")
+    with pytest.raises(InputError, match="dtype: tokens of e4m3 can't be divided"):
+        simulate_devices(narrow, 4, Links(450, 10))
 
 
 def test_devices_with_fewer_heads_than_a_tile() -> None:

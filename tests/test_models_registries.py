@@ -94,7 +94,7 @@ class TestLightX2V:
         ],
     )
     def test_what_calls_refuse(self, registry: Any, given: Any, error: type[Exception], message: str) -> None:
-        lightx2v.register(Schedule({(0, 0): LOCAL, (0, 1): LOCAL}))
+        lightx2v.register(Schedule({(0, 0): LOCAL, (0, 1): LOCAL}), layers=2)
         with pytest.raises(error) as raised:
             self.call(registry, 0, **given)
         assert message in str(raised.value)

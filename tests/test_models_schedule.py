@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from gnaforge.errors import InputError
 from gnaforge.models.schedule import Pattern, Schedule, kept_share
+from gnaforge.models.windows import Windows
 from gnaforge.runtime.problem import Problem
 from gnaforge.runtime.problem_rules import EDGES, ProblemError
 from oracle import mask
@@ -200,6 +201,16 @@ def test_all_patterns_of_a_schedule_are_tried_on_a_grid() -> None:
     Schedule([None, Pattern((3, 3))]).require_grid((8, 8))
     with pytest.raises(InputError, match="2 axes"):
         Schedule([None, Pattern((3, 3))]).require_grid((8, 8, 8))
+
+
+def test_layers_after_a_tables_last_are_dense() -> None:
+    """A list names all layers; of a table those that it doesn't name are dense, unless the model has fewer."""
+    pattern = Pattern((-1, 3))
+    table = Schedule({(0, 1): pattern})
+    assert Windows(table).at("own", 1, 0, (4, 6)) is not None and Windows(table).at("own", 5, 0, (4, 6)) is None
+    for windows in (Windows(table, layers=2), Windows(Schedule([None, pattern]))):
+        with pytest.raises(InputError, match="own is layer 2, and the schedule has 2"):
+            windows.at("own", 2, 0, (4, 6))
 
 
 def test_what_is_refused() -> None:

@@ -1,8 +1,9 @@
 """Ranks agree on their arguments before they exchange anything, and tell each other what they did when that fails.
 
 A new set of arguments is gathered from all ranks, as JSON: what is wrong on one rank alone is told to the others there,
-so nobody waits for it. Of a set that is known ranks compare a digest, by one `all_reduce` of two numbers, and gather
-where it isn't the same on all of them: they disagree then, one has a fault, or the set is new. Nothing else can be
+so nobody waits for it. Of a set that is known ranks compare a digest of it and of the call's number, by one
+`all_reduce` of two numbers, and gather where it isn't the same on all of them: they disagree then, one has a fault, or
+the set is new. Numbers of calls that differ, as one rank alone had an error, are equal again after that. Nothing else can be
 compared before an exchange whose sizes may not fit. On GPUs ranks would have to wait for the device to read it: there
 known sets are compared where ``GNAFORGE_CHECK_RANKS`` is set, and else taken for those of all.
 
@@ -75,6 +76,7 @@ _agreed: WeakKeyDictionary[Group, dict[str, int]] = WeakKeyDictionary()
 _numbers: WeakKeyDictionary[Group, int] = WeakKeyDictionary()
 _calls = count()
 _last: dict[str, Any] = {}
+_Word = tuple[str, str | None, int]  # a rank's text and fault, and the number that its next call has
 _words: list[tuple[Store, str]] = []  # that this rank has left, with their keys
 
 
@@ -132,22 +134,30 @@ def agree(signature: Signature, caller: Caller, fault: str | None = None) -> Cal
         if fault:  # the others are in their exchange: they read it when that ends
             _leave_word(group, "checking its arguments", fault)
             raise RankError(f"{name}: {fault}")
-        return _numbered(caller)
+        return _numbered(caller, _next_number(group))
     everyone = _exchange_words(caller, text, fault, signature)
     if everyone is None:
-        return _numbered(caller)
-    if faults := [each for _, each in everyone if each]:
-        raise RankError(f"{name}: {'; '.join(faults)}")
-    states = {rank: json.loads(each) for rank, (each, _) in enumerate(everyone)}
+        return _numbered(caller, _next_number(group))
+    _raise_faults(caller, everyone)
+    states = {rank: json.loads(each) for rank, (each, *_) in enumerate(everyone)}
     if differences := _differences(states):
         raise RankError(f"{name}: ranks disagree on {differences}")
     known[text] = _digest(text)
-    return _numbered(caller)
+    return _numbered(caller, max(number for *_, number in everyone))
 
 
-def _numbered(caller: Caller) -> Caller:
+def _raise_faults(caller: Caller, everyone: list[_Word]) -> None:
+    if faults := [fault for _, fault, _ in everyone if fault]:
+        raise RankError(f"{caller.name}: {'; '.join(faults)}")
+
+
+def _next_number(group: Group) -> int:
+    return _numbers.get(group, 0) + 1
+
+
+def _numbered(caller: Caller, number: int) -> Caller:
     assert caller.group is not None
-    number = _numbers[caller.group] = _numbers.get(caller.group, 0) + 1
+    _numbers[caller.group] = number
     return replace(caller, number=number)
 
 
@@ -160,7 +170,8 @@ def follow(caller: Caller, step: str) -> None:
     no arguments they don't compare this either.
 
     Raises:
-        RankError: they are in those of different calls, or one doesn't answer within the group's timeout.
+        RankError: they are in those of different calls, one has a fault in its call, or one doesn't answer within the
+            group's timeout.
     """
     group = caller.group
     if group is None or not caller.compares or _is_capturing():
@@ -169,7 +180,8 @@ def follow(caller: Caller, step: str) -> None:
     with explain("comparing backward passes", group):
         everyone = _compare(caller, text, _digest(text), None)
     if everyone is not None:
-        states = {rank: json.loads(each or "{}") for rank, (each, _) in enumerate(everyone)}
+        _raise_faults(caller, everyone)
+        states = {rank: json.loads(each) for rank, (each, *_) in enumerate(everyone)}
         raise RankError(f"{caller.name}: ranks disagree on {_differences(states) or 'the step that they are in'}")
 
 
@@ -188,10 +200,8 @@ def _note_call(signature: Signature) -> None:
     _last.update(call=next(_calls), **signature)
 
 
-def _exchange_words(
-    caller: Caller, text: str, fault: str | None, signature: Signature
-) -> list[tuple[str, str | None]] | None:
-    """All ranks' texts and faults; None where each has this text, which is known, and no fault."""
+def _exchange_words(caller: Caller, text: str, fault: str | None, signature: Signature) -> list[_Word] | None:
+    """All ranks' words; None where each has this text, which is known, the same number, and no fault."""
     group = caller.group
     assert group is not None
     _note_call(signature)
@@ -199,21 +209,23 @@ def _exchange_words(
     with caller.speaks(), explain("agreeing on arguments", group, fault):
         refuse_capture()
         if known and caller.compares:
-            return _compare(caller, text, 0 if fault else known.get(text, 0), fault)
+            digest = 0 if fault or text not in known else known[text] ^ _next_number(group) << 1
+            return _compare(caller, text, digest, fault)
         return _gather_words(caller, text, fault)
 
 
-def _compare(caller: Caller, text: str, digest: int, fault: str | None) -> list[tuple[str, str | None]] | None:
-    """All ranks' texts and faults; None where each has this digest, which isn't 0."""
+def _compare(caller: Caller, text: str, digest: int, fault: str | None) -> list[_Word] | None:
+    """All ranks' words; None where each has this digest, which isn't 0."""
     both = torch.tensor([digest, -digest], device=caller.device)
     dist.all_reduce(both, op=dist.ReduceOp.MAX, group=caller.group)
     most, least = both.tolist()
     return None if digest and most == -least else _gather_words(caller, text, fault)
 
 
-def _gather_words(caller: Caller, text: str, fault: str | None) -> list[tuple[str, str | None]]:
+def _gather_words(caller: Caller, text: str, fault: str | None) -> list[_Word]:
+    assert caller.group is not None
     everyone: list[Any] = [None] * dist.get_world_size(caller.group)
-    dist.all_gather_object(everyone, (text, fault), group=caller.group)
+    dist.all_gather_object(everyone, (text, fault, _next_number(caller.group)), group=caller.group)
     return everyone
 
 

@@ -21,7 +21,7 @@ from ..runtime.own_patterns import is_own
 from ..runtime.problem import Problem, fields_of_pattern
 from ..runtime.problem_rules import ProblemError
 from .agreement import Caller, agree, announce, report
-from .cost import MODES, Division, cheapest, divisions
+from .cost import MODES, Division, cheapest, divisions, require_dtype
 from .exchange import TRANSPORTS
 from .halo import Settings, attend_with_halo
 from .heads import HeadTeam, heads_of_ranks, sum_gradient
@@ -212,10 +212,12 @@ def _problem(pattern: tuple[int, ...], shards: Shards, sizes: tuple[int, ...], d
     own: dict[str, Any] = {name: fields[name] for name in ("window", "stride", "dilation", "causal", "edge", "sink")}
     own |= zip(_SIZES, sizes, strict=True)
     try:
-        return Problem(tuple(bounds[-1] for bounds in shards.bounds), **own, dtype=dtype)
+        problem = Problem(tuple(bounds[-1] for bounds in shards.bounds), **own, dtype=dtype)
+        require_dtype(problem)
     except ProblemError as error:
         name = {"window": "kernel_size", "causal": "is_causal", "tokens": "grid"}.get(error.field, error.field)
         raise ValueError(f"{name}: {error.text}") from None
+    return problem
 
 
 def _division(problem: Problem, shards: Shards, dims: Dims, options: Options) -> Division:

@@ -28,10 +28,21 @@ from typing import NamedTuple
 
 from ..runtime.dtypes import DTYPES
 from ..runtime.problem import Problem
-from ..runtime.problem_rules import Dimension
+from ..runtime.problem_rules import Dimension, ProblemError
 from .layout import Layout, Place, Shards, segments
 
 MODES = ("auto", "halo", "ulysses", "hybrid")
+
+
+def require_dtype(problem: Problem) -> None:
+    """Checks that tokens of the problem's dtype can be divided.
+
+    Raises:
+        ProblemError: they can't.
+    """
+    if DTYPES[problem.dtype].scaled:
+        dtypes = ", ".join(name for name, dtype in DTYPES.items() if not dtype.scaled)
+        raise ProblemError("dtype", f"tokens of {problem.dtype} can't be divided, only those of {dtypes}")
 
 
 class _Shard(NamedTuple):

@@ -9,12 +9,19 @@ an error. Here `gnaforge.distributed` computes it: every window, as in one piece
 from __future__ import annotations
 
 from collections.abc import Mapping
+from inspect import Parameter, Signature
 from typing import Any
 
 from .natten.functional import without_tuning
 
-_NAMES = ("kernel_size", "stride", "dilation", "is_causal", "scale", "additional_keys", "additional_values")
+_NEEDED = ("query", "key", "value", "kernel_size")
+_OPTIONAL = ("stride", "dilation", "is_causal", "scale", "additional_keys", "additional_values")
 _KEYWORDS = ("additional_lengths", "edge", "sink", "return_lse")
+_SIGNATURE = Signature(
+    [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in _NEEDED]
+    + [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=None) for name in _OPTIONAL]
+    + [Parameter(name, Parameter.KEYWORD_ONLY, default=None) for name in _KEYWORDS]
+)
 _DIVIDED = ("mode", "by_heads", "transport", "save_halo", "head_chunks", "border_multiple")
 
 
@@ -63,22 +70,22 @@ def attend(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], options:
         log-sum-exp ``[batch, *tokens, heads]``, float32.
 
     Raises:
-        TypeError: query, key and value aren't ShardTensors, all of them; an argument is unknown.
+        TypeError: query, key and value aren't ShardTensors, all of them; an argument is unknown, missing or given
+            twice.
         ValueError: they are placed differently, divide channels, or are partial sums; ranks of the tensors don't match
             the function.
         RankError: as `gnaforge.distributed.context_parallel_attention`.
     """
+    try:
+        given: dict[str, Any] = _SIGNATURE.bind(*args, **without_tuning(dict(kwargs))).arguments
+    except TypeError as error:
+        raise TypeError(f"{name} of ShardTensors: {error}") from None
     from physicsnemo.domain_parallel import ShardTensor
     from torch.distributed.tensor import DTensor, Shard
 
     from ..distributed import context_parallel_attention
     from ..distributed.tensors import localize
 
-    given: dict[str, Any] = dict(zip(("query", "key", "value", *_NAMES), args, strict=False)) | without_tuning(
-        dict(kwargs)
-    )
-    if unknown := given.keys() - {"query", "key", "value", *_NAMES, *_KEYWORDS}:
-        raise TypeError(f"{name} of ShardTensors has no argument {sorted(unknown)[0]!r}")
     tensors = given.pop("query"), given.pop("key"), given.pop("value")
     if not all(isinstance(tensor, ShardTensor) for tensor in tensors):  # plain ones come as DTensors
         raise TypeError(f"{name}: query, key and value must be ShardTensors, all of them")

@@ -13,10 +13,10 @@ from itertools import combinations
 from math import gcd, prod
 from typing import Any
 
-from ..distributed.cost import Division, Traffic, cheapest
+from ..distributed.cost import Division, Traffic, cheapest, require_dtype
 from ..distributed.layout import Call, Shards, chunk_bounds
 from ..distributed.planning import part_of
-from ..errors import InputError
+from ..errors import InputError, as_input_error
 from ..runtime.op_table import FORWARD
 from ..runtime.problem import Problem
 from .cost import Tiles
@@ -170,12 +170,14 @@ def simulate_devices(one: Simulation | Passes, devices: int, links: Links) -> Di
     kernel or, of a backward pass alone, of Q's gradient.
 
     Raises:
-        InputError: there are more than `MAX_DEVICES`, or no mesh leaves each a token; or the family of the kernels has
-            no ranges.
+        InputError: there are more than `MAX_DEVICES`, or no mesh leaves each a token; tokens of the dtype can't be
+            divided; or the family of the kernels has no ranges.
     """
     if not 1 <= devices <= MAX_DEVICES:
         raise InputError(f"devices: {devices} is not from 1 to {MAX_DEVICES:,}")
     problem = one.problem
+    with as_input_error():
+        require_dtype(problem)
     found = [cheapest(problem, shards) for shards in _meshes(problem, devices)]
     if not found:
         tokens = "x".join(map(str, problem.tokens))
