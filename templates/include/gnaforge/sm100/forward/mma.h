@@ -76,8 +76,8 @@ struct Mma {
     return QTiles<Config>::Facts::load(tiles.next()).count;
   }
 
-  /// Two halves take turns: P V of one KV tile, then Q K^T of the next, or the other way round if P is apart. The next may
-  /// be the first one of the next Q tile: between Q tiles nothing runs dry.
+  /// Two halves take turns: P V of one KV tile, then Q K^T of the next, or the other way round if P is apart. The next
+  /// may be the first one of the next Q tile: between Q tiles nothing runs dry.
   __device__ __forceinline__ void run_pair() const {
     QTiles<Config> tiles{shared};
     gpu::RingPosition at{0, 0};
