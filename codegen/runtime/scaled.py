@@ -49,9 +49,9 @@ def attend_scaled(
     names = ("additional_keys", "additional_values", "additional_lengths", "out", "out_lse")
     named = dict(zip(names, (*extra, out, out_lse), strict=True))
     arguments.require_tensors(**{name: tensor for name, tensor in named.items() if tensor is not None})
-    _refuse_gradients(query, key, value, *extra, *given)
     if not is_scaled(query):
         raise ValueError(f"descales and out_dtype go with query in float8_e4m3fn; it is {_name(query.dtype)}")
+    _refuse_gradients(query, key, value, *extra, out, out_lse, *given)
     heads = query.shape[-2], key.shape[-2], key.shape[-2]
     descales = [_descale(*one, query) for one in zip(_NAMES, given, heads, strict=True)]
     dtype = _output_dtype(query, out, out_dtype)
