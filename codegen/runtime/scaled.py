@@ -17,13 +17,14 @@ from .dtypes import DTYPES, dtype_name
 from .finding import error_of, find_kernel
 from .request import request_of
 
+_E4M3 = torch.float8_e4m3fn
 _NOTHING = (None,) * 5
 _NAMES = ("descale_q", "descale_k", "descale_v")
 
 
 def is_scaled(tensor: object) -> bool:
     """Whether an input is of a dtype whose calls have descales."""
-    return isinstance(tensor, torch.Tensor) and tensor.dtype is torch.float8_e4m3fn
+    return isinstance(tensor, torch.Tensor) and tensor.dtype is _E4M3
 
 
 def attend_scaled(
