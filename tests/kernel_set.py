@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from gnaforge.families import TARGETS, families_of
 from gnaforge.runtime.config import ANY_HEAD_DIM, KernelConfig
-from gnaforge.runtime.dtypes import DTYPES
 
 _TILES = {
     1: [((64,), (64,)), ((24,), (40,))],
@@ -18,7 +17,8 @@ def cpu_config(rank: int, dtype: str, q_tile: tuple[int, ...], kv_tile: tuple[in
     return KernelConfig("gna_forward", "cpu", rank, dtype, ANY_HEAD_DIM, q_tile, kv_tile)
 
 
-CONFIGS = [cpu_config(rank, dtype, q, kv) for rank, boxes in _TILES.items() for q, kv in boxes for dtype in DTYPES]
+_DTYPES = ("fp32", "bf16", "fp16")
+CONFIGS = [cpu_config(rank, dtype, q, kv) for rank, boxes in _TILES.items() for q, kv in boxes for dtype in _DTYPES]
 _BACKWARD = {
     1: (("fp32", "fp16"), (24,), (40,)),
     2: (("fp32", "bf16"), (8, 8), (8, 8)),

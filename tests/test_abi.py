@@ -26,7 +26,7 @@ def entry(kernel_set: None) -> Entry:
     (found,) = entries(path).values()
     assert found.key.decode() == config.key
     library = found.library.gnaforge_library_v1().contents
-    assert (library.abi, library.flags, library.count) == (1 << 16 | 1, 0, 1)
+    assert (library.abi, library.flags, library.count) == (1 << 16 | 2, 0, 1)
     return found
 
 

@@ -9,7 +9,6 @@ from gnaforge.errors import InputError
 from gnaforge.families import TARGETS
 from gnaforge.plan import Plan, plan
 from gnaforge.runtime.config import ANY_HEAD_DIM, KernelConfig
-from gnaforge.runtime.dtypes import DTYPES
 from gnaforge.spec import KernelEntry, Shape, Spec, Tile
 from hypothesis import given, settings, strategies as st
 
@@ -136,7 +135,7 @@ def test_a_thousand_configs() -> None:
 _AXES = st.fixed_dictionaries(
     {
         "arch": st.lists(st.sampled_from(list(TARGETS)), min_size=1, max_size=4),
-        "dtype": st.lists(st.sampled_from([dtype for dtype in DTYPES if dtype != "fp32"]), min_size=1, max_size=3),
+        "dtype": st.lists(st.sampled_from(["bf16", "fp16"]), min_size=1, max_size=3),
         "head_dim": st.lists(st.sampled_from([8, 64, 72]), min_size=1, max_size=3),
         "tiles": st.lists(st.sampled_from([TILE, Tile(q=(4, 4), kv=(4, 4))]), min_size=1, max_size=3),
     }
