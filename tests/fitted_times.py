@@ -17,8 +17,9 @@ from gnaforge.simulator.code_times import overlapped, product_cycles, tile_code
 from gnaforge.simulator.cost import Costs, costs
 
 Floats = npt.NDArray[np.float64]
-Group = tuple[int, int, int]
-"""Padded rows, warpgroups that compute them, and thread blocks on a multiprocessor: each has a formula of its own."""
+Group = tuple[int, ...]
+"""Padded rows, warpgroups that compute them, thread blocks on a multiprocessor, and what else a family tells kernels
+apart by: each has a formula of its own."""
 Times = dict[str, dict[Group, CodeTimes]]
 """Formulas, by op."""
 
@@ -32,8 +33,8 @@ def group_of(key: str, cycles: dict[str, Any]) -> Group:
     """The formula that a kernel is for."""
     config = KernelConfig.parse(key)
     cost, dims = _cost(config), (config.head_dim, config.value_head_dim or config.head_dim)
-    warpgroups, _ = family_of(config).time_constants().occupancy(cost.rows, cost.columns, *dims)
-    return int(cost.rows), int(warpgroups), cycles["blocks_per_multiprocessor"]
+    warpgroups, _, *more = family_of(config).time_constants().occupancy(cost.rows, cost.columns, *dims)
+    return int(cost.rows), int(warpgroups), cycles["blocks_per_multiprocessor"], *map(int, more)
 
 
 def fit_all(kernels: dict[str, dict[str, Any]]) -> Times:
@@ -62,9 +63,10 @@ def errors_of(times: Times, kernels: dict[str, dict[str, Any]]) -> dict[tuple[st
 
 def write_times(arch: str, times: Times, kernels: int) -> Path:
     """Writes the module of the formulas of an arch's own families, and says where."""
+    more = "" if all(len(group) == 3 for groups in times.values() for group in groups) else ", and whether P is apart"
     lines = [
         f'"""Cycles per tile of {arch}\'s own kernels, fitted to what the time model of machine code says of',
-        f"{kernels} kernels: by rows, warpgroups that compute them, and thread blocks on a multiprocessor.",
+        f"{kernels} kernels: by rows, warpgroups that compute them, and thread blocks on a multiprocessor{more}.",
         f"Written by tests/{arch}_cycles.py; not to be edited.",
         '"""',
         "",
@@ -73,7 +75,7 @@ def write_times(arch: str, times: Times, kernels: int) -> Path:
         "from .family import CodeTimes",
     ]
     for op, groups in times.items():
-        lines += ["", f"{NAMES[op]} = {{"]
+        lines += ["", f"{NAMES[op]}: dict[tuple[int, ...], CodeTimes] = {{"]
         for group, found in groups.items():
             lines.append(f"    {group}: CodeTimes(")
             lines += [f"        {field.name}={getattr(found, field.name)!r}," for field in fields(found)]

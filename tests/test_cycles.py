@@ -504,12 +504,41 @@ def test_one_half_whose_next_scores_come_first() -> None:
     assert found.q_tile["100"] > 100  # nothing overlaps with the first scores and the last output
 
 
+OWN_COLUMNS = ROLES
+for _old, _new in (
+    # Scores of the next tile once those of this one are read; then this one's output.
+    ("        UTCHMMA\n        UTCHMMA\n", "        UTCHMMA\n        UTCBAR\n        TRY\n"),
+    ("      passed:\n        UTCHMMA\n", "      passed:\n        UTCHMMA\n        UTCHMMA\n"),
+    ("        LDTM 32 set 0\n", "        LDTM 32 set 0\n        TELL after 0\n"),
+    ("        MUFU after 0\n", "        TRY\n        MUFU after 0\n"),
+):
+    assert ROLES.count(_old) == 1
+    OWN_COLUMNS = OWN_COLUMNS.replace(_old, _new)
+
+
+def test_probabilities_apart_from_scores() -> None:
+    """The next scores wait until these are read, not for the product with the probabilities."""
+    steps = (Step(1, 100, awaits=3, tells=0), Step(2, 50, awaits=1, tells=4))
+    apart = replace(HALF, steps=steps, apart=((3, 4),))
+    found = model_kernel(listing(OWN_COLUMNS), apart, registers=128, shared_memory=0)
+    # Scores told of at 0 are in registers at 93, which the MMA warp hears of at 193; their product starts at 205, is
+    # done at 305, and that is told at 405.
+    assert found.interior_tile == {"60": 325, "100": 405, "150": 505}
+    for change, reason in (
+        (("        TRY\n        MUFU", "        MUFU"), "don't wait until those before are read"),
+        (("        TELL after 0\n", ""), "arrive in 1 places for a KV tile, expected 2"),
+    ):
+        assert OWN_COLUMNS.count(change[0]) == 1
+        with pytest.raises(UnknownCode, match=reason):
+            model_kernel(listing(OWN_COLUMNS.replace(*change)), apart, registers=128, shared_memory=0)
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
         (("        UTCHMMA\n        UTCBAR", "        UTCBAR"), r"takes 2 matrix products \(UTCHMMA\), expected 3"),
-        (("        UTCBAR\n", ""), r"nothing tells of scores \(UTCBAR\)"),
-        (("        TRY\n        TRY\n        UTCHMMA", "        UTCHMMA"), "that wait for no probabilities"),
+        (("        UTCBAR\n", ""), r"nothing tells \(UTCBAR\) that matrix products are done"),
+        (("        TRY\n        TRY\n        UTCHMMA", "        UTCHMMA"), "that wait for no softmax warps"),
         (("        TELL\n", "        TELL\n        TELL\n"), "arrive in 2 places for a KV tile, expected 1"),
         (("        MUFU after 0\n", ""), "0 loops have LDTM and MUFU and STTM, expected 1"),
     ],

@@ -125,9 +125,11 @@ def test_calls(libraries: dict[str, Path], key: str, name: str, mode: str) -> No
     run(["sm90_calls.py", str(libraries[key]), key, name], mode)
 
 
-def test_missing_synchronisation_is_noticed(libraries: dict[str, Path]) -> None:
-    """A few mutants of a kernel of one half: waits and arrivals that its rules need."""
-    said = run(["kernel_mutants.py", str(libraries[COPIED]), COPIED, "29"], "eager")
+@pytest.mark.parametrize(("key", "every"), [(COPIED, 29), (LINE, 19)])
+def test_missing_synchronisation_is_noticed(libraries: dict[str, Path], key: str, every: int) -> None:
+    """A few mutants of a kernel of one half, and of one of two whose probabilities lie apart: waits and arrivals that
+    its rules need."""
+    said = run(["kernel_mutants.py", str(libraries[key]), key, str(every)], "eager")
     assert re.match(r"\d+ mutants reached", said), said
 
 

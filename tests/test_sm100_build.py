@@ -47,6 +47,10 @@ def test_checks_of_machine_code() -> None:
     ):
         with pytest.raises(BuildError, match=reason):
             check(OWN, Sass(code), registers)
+    apart = KernelConfig.parse("gna_forward-sm100-r1-bf16-d64-q256-kv128")  # P in columns of its own
+    assert check(apart, Sass((other, *products[8:], *good[33:])), 128)["products"] == 24
+    with pytest.raises(BuildError, match=r"7 .* in shared memory, a KV tile takes 8"):
+        check(apart, Sass((other, *products[9:], *good[33:])), 128)
     copied = KernelConfig.parse("gna_forward-sm100-r1-bf16-d128-q128-kv32")  # one half, and one word of columns
     assert check(copied, Sass(without(shared)), 128) == {"products": 16, "mufu": 92}
     with pytest.raises(BuildError, match="tensor memory, a KV tile takes 10"):  # 8 with Q and 2 with P

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import gnaforge
 import pytest
+import torch
 from emulated_calls import MODES, PRELUDE, run
 from gnaforge.build.kernels import build_kernels, find_libraries
 from gnaforge.errors import BuildError
 from gnaforge.families import require_config
+from gnaforge.runtime import ops
 from gnaforge.runtime.config import KernelConfig
 from gnaforge.runtime.problem import Problem, ProblemError
 from gnaforge.spec import spec_of
@@ -18,6 +20,7 @@ from gnaforge.verification.problems import for_kernel, random_problem_for
 from gnaforge.verification.runner import Settings, Verifier
 from gnaforge.verification.schedules import Schedule
 from sm100_problems import random_problem
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 # Two halves of rows, of whole boxes; and of two heads each, with padding of the last word of columns, of channels and
 # of rows of V. One half: Q copied to tensor memory, two chunks of channels, of which the last one is half empty.
@@ -132,6 +135,8 @@ assert four(q, k, v, (5, 4), out=out, **scaled) is out
 assert torch.equal(out, four(q, k, v, (5, 4), **scaled))
 compiled = torch.compile(lambda q, k, v: four(q, k, v, (5, 4), **scaled), fullgraph=True, backend="aot_eager")
 assert torch.equal(out, compiled(q, k, v))
+with torch.autocast("cpu", dtype=torch.bfloat16):
+    assert torch.equal(out, four(q, k, v, (5, 4), **scaled))
 # One key: its value. Equal scores: the mean. Probabilities are 2^8 then, which no rounding changes.
 values = v.repeat_interleave(2, dim=3).double()
 assert ((four(q, k, v, 1, descale_v=0.25) - values / 4).abs() <= values.abs() / 4 * (2**-11 + 1e-5)).all()
@@ -163,6 +168,13 @@ said(lambda: gnaforge.joint_attention(*rows, grid=(9, 10), prefix=0, kernel_size
 said(lambda: gnaforge.na2d_varlen(*(x[0] for x in rows), [(9, 10)], kernel_size=3))
 said(lambda: na(q, k, v, 3, descale_q=dq.clone().requires_grad_()))
 said(lambda: torch.vmap(lambda q: na(q, k, v, 3)[0])(q[None]))
+tiles = {"backward_q_tile_shape": (4, 4), "backward_kv_tile_shape": (4, 4)}
+said(lambda: gnaforge.na2d(*(x.requires_grad_() for x in wide), 3, out_dtype=torch.float16, **tiles))
+said(lambda: na(q, k, v, 3, out=out.clone().requires_grad_()))
+said(lambda: torch.jit.trace(lambda q: na(q, k, v, 3), q))
+with torch.autocast("cpu", dtype=torch.bfloat16):
+    said(lambda: gnaforge.na2d(q.clone().requires_grad_(), k, v, 3, **tiles))
+    said(lambda: gnaforge.joint_attention(*rows, grid=(9, 10), prefix=0, kernel_size=3))
 """
 
 
@@ -184,6 +196,11 @@ def test_calls(libraries: dict[str, Path]) -> None:
         "ValueError: query must be float32, bfloat16 or float16, got float8_e4m3fn",
         "NotImplementedError: gnaforge: float8_e4m3fn has no backward pass; call it under torch.no_grad()",
         "NotImplementedError: gnaforge: float8_e4m3fn isn't taken under torch.vmap; make its dimension a batch's",
+        "ValueError: descales and out_dtype go with query in float8_e4m3fn; it is bfloat16",
+        "NotImplementedError: gnaforge: float8_e4m3fn has no backward pass; call it under torch.no_grad()",
+        "NotImplementedError: gnaforge: torch.jit traces no calls in float8_e4m3fn; torch.compile does",
+        "NotImplementedError: gnaforge: float8_e4m3fn has no backward pass; call it under torch.no_grad()",
+        "ValueError: query must be float32, bfloat16 or float16, got float8_e4m3fn",
     ]
     assert len(said) == len(wanted)
     for line, words in zip(said, wanted, strict=True):
@@ -205,6 +222,24 @@ def test_calls(libraries: dict[str, Path]) -> None:
 def test_who_has_no_such_kernels_says_so(key: str, reason: str) -> None:
     with pytest.raises(gnaforge.InputError, match=reason):
         require_config(key)
+
+
+def test_calls_that_torch_only_traces() -> None:
+    """With descales and without them; where nothing runs, no kernel is needed."""
+    for given in ({}, {"descale_q": 2.0, "out_dtype": torch.float16}):
+        with FakeTensorMode():
+            x = torch.empty(1, 64, 2, 64, dtype=torch.float8_e4m3fn)
+            out = gnaforge.na1d(x, x, x, 9, **given)  # type: ignore[arg-type]
+        assert (out.shape, out.dtype) == (x.shape, given.get("out_dtype", torch.bfloat16))
+
+
+def test_tiles_are_asked_for_with_the_outputs_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the call names it or brings the tensor to write to."""
+    monkeypatch.setattr(ops, "_key_with_tiles", lambda *_, out_dtype: out_dtype)
+    x = torch.zeros(1, 8, 1, 16).to(torch.float8_e4m3fn)
+    out = torch.zeros(1, 8, 1, 16, dtype=torch.float16)
+    found = [ops.kernel_key(1, x, x, None, (8,), (8,), *given) for given in ((), (out,), (None, torch.float16))]
+    assert found == ["", "fp16", "fp16"]
 
 
 def test_specs_and_problems_say_the_outputs_type() -> None:

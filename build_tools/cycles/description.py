@@ -188,6 +188,8 @@ class Roles:
         steps: those of one KV tile, as that thread issues them.
         scores, probabilities: for each softmax warp of a part of the multiprocessor the mbarrier where it awaits
             scores, and those where it arrives, in order.
+        apart: where probabilities don't take the scores' place, likewise the mbarrier where it arrives once it has read
+            scores, and the one where it awaits the products with the probabilities before.
         streams: whether scores of the next Q tile's first KV tile come before the output of this one's last.
     """
 
@@ -198,3 +200,4 @@ class Roles:
     scores: tuple[int, ...]
     probabilities: tuple[tuple[int, ...], ...]
     streams: bool
+    apart: tuple[tuple[int, int], ...] = ()

@@ -15,6 +15,7 @@ SIGNALS: Mapping[str, int] = {"60": 60, "100": 100, "150": 150}
 how many, so the model is run with each."""
 
 _LONG = 1000
+_MARKED = (Role.AWAIT_TOLD, Role.TELL)
 
 
 @dataclass(frozen=True)
@@ -33,30 +34,38 @@ class _SoftmaxWay:
 
     def cycles_to_first(self, unit: Multiprocessor) -> float:
         """From the scores' arrival until the first probabilities are told of, of a warp by itself."""
-        way = self.way[self.scores : self.first + 1]
+        inner = [
+            replace(i, role=Role.PLAIN) if i.role in _MARKED else i for i in self.way[self.scores + 1 : self.first]
+        ]
         # As if that brought the next scores, after so long that nothing is under way any more.
-        way[0], way[-1] = replace(way[0], amount=0), replace(way[-1], amount=0)
+        way = [replace(self.way[self.scores], amount=0), *inner, replace(self.way[self.first], amount=0)]
         return simulate([way], unit, signal=_LONG, told=(0,)).cycles - _LONG
 
     def of(self, barriers: Mapping[int, int]) -> Way:
         """The same with other barriers."""
-        marked = (Role.AWAIT_TOLD, Role.TELL)
-        return tuple(replace(i, amount=barriers[i.amount]) if i.role in marked else i for i in self.way)
+        return tuple(replace(i, amount=barriers[i.amount]) if i.role in _MARKED else i for i in self.way)
 
 
 def _mark_softmax(way: Way, roles: Roles) -> _SoftmaxWay:
     """Finds in the way of a softmax warp, the first one's, where it waits and arrives."""
     marked = list(way)
     loads = next((at for at, i in enumerate(way) if i.name == "LDTM"), 0)
-    waits = [at for at, i in enumerate(way[:loads]) if i.role is Role.TRANSACTION]
+    stores = next((at for at, i in enumerate(way) if i.name == "STTM"), 0)
+    waits = [at for at, i in enumerate(way[:stores]) if i.role is Role.TRANSACTION]
+    before = [at for at in waits if at < loads]
     arrives = [at for at, i in enumerate(way) if i.role is Role.MBARRIER_ARRIVE]
-    parts = roles.probabilities[0]
-    if not waits or len(arrives) != len(parts):
-        raise UnknownCode(f"softmax warps arrive in {len(arrives)} places for a KV tile, expected {len(parts)}")
-    marked[waits[-1]] = replace(way[waits[-1]], role=Role.AWAIT_TOLD, amount=roles.scores[0])
-    for at, barrier in zip(arrives, parts, strict=True):
+    read = [read for read, _ in roles.apart[:1]]
+    told = (*read, *roles.probabilities[0])
+    if not before or len(arrives) != len(told):
+        raise UnknownCode(f"softmax warps arrive in {len(arrives)} places for a KV tile, expected {len(told)}")
+    if roles.apart:
+        if waits[-1] == before[-1]:
+            raise UnknownCode("softmax warps store probabilities (STTM) and don't wait until those before are read")
+        marked[waits[-1]] = replace(way[waits[-1]], role=Role.AWAIT_TOLD, amount=roles.apart[0][1])
+    marked[before[-1]] = replace(way[before[-1]], role=Role.AWAIT_TOLD, amount=roles.scores[0])
+    for at, barrier in zip(arrives, told, strict=True):
         marked[at] = replace(way[at], role=Role.TELL, amount=barrier)
-    return _SoftmaxWay(marked, waits[-1], arrives[0])
+    return _SoftmaxWay(marked, before[-1], arrives[len(read)])
 
 
 def _cut(way: Way, steps: Sequence[Step]) -> list[Way]:
@@ -73,12 +82,12 @@ def _cut(way: Way, steps: Sequence[Step]) -> list[Way]:
         if step.awaits is not None:
             waits = [at for at in range(begin, own[0]) if way[at].role is Role.TRANSACTION]
             if not waits:
-                raise UnknownCode("matrix products (UTCHMMA) are issued that wait for no probabilities")
+                raise UnknownCode("matrix products (UTCHMMA) are issued that wait for no softmax warps")
             marked[waits[-1]] = replace(way[waits[-1]], role=Role.AWAIT_TOLD, amount=step.awaits)
         begin = own[-1] + 1
         if step.tells is not None:
             if way[begin].name != "UTCBAR":
-                raise UnknownCode("nothing tells of scores (UTCBAR) behind the matrix products that they come from")
+                raise UnknownCode("nothing tells (UTCBAR) that matrix products are done for which softmax warps wait")
             marked[begin] = replace(way[begin], role=Role.TELL_WHEN_DONE, amount=step.tells)
             begin += 1
         ends.append(begin)
@@ -115,17 +124,16 @@ def model_roles(code: Sequence[Instruction], roles: Roles, passes: int) -> RoleC
     interior, shell = _mark_softmax(ways.interior, roles), _mark_softmax(ways.shell, roles)
     steps = _cut(find_way_of_most(code, roles.issues, "UTCHMMA"), roles.steps)
     products: Way = sum(steps, ())
-    others = [
-        dict(zip((roles.scores[0], *roles.probabilities[0]), (scores, *parts), strict=True))
-        for scores, parts in zip(roles.scores, roles.probabilities, strict=True)
-    ]
+    apart: Sequence[tuple[int, ...]] = roles.apart or ((),) * len(roles.scores)
+    barriers = [(one, *parts, *more) for one, parts, more in zip(roles.scores, roles.probabilities, apart, strict=True)]
+    others = [dict(zip(barriers[0], one, strict=True)) for one in barriers]
 
     def run(softmax: _SoftmaxWay, issued: Way, count: int = 0, ahead: bool = True) -> dict[str, Steady]:
         """The ways again and again; with a ``count``, of a Q tile with so many KV tiles."""
         own = [softmax.of(barriers) for barriers in others]
         if count:
             own = [(*ways.outside[0], *way * count, *ways.outside[1]) for way in own]
-        told = roles.scores if ahead else ()
+        told = (*roles.scores, *(done for _, done in roles.apart)) if ahead else ()
         return {
             name: simulate([*own, issued], roles.multiprocessor, signal=signal, told=told)
             for name, signal in SIGNALS.items()

@@ -153,10 +153,11 @@ class TimeConstants:
             tiles.
         source: where the constants come from.
         code: what the time model of machine code says, by (padded rows, warpgroups that compute them, thread blocks on
-            a multiprocessor). Where there is such a thing, it has the matrix work, masks and Q tiles, and the
-            constants above what runs take beyond it; ``solo_factor`` is not used.
-        occupancy: of (padded rows, columns, head dim, value head dim), numbers or arrays: the warpgroups and the thread
-            blocks that ``code`` asks for.
+            a multiprocessor), and what else makes a family's schedules different. Where there is such a thing, it has
+            the matrix work, masks and Q tiles, and the constants above what runs take beyond it; ``solo_factor`` is not
+            used.
+        occupancy: of (padded rows, columns, head dim, value head dim), numbers or arrays: what ``code`` asks for beside
+            the rows.
         channels: of (head dim, value head dim): the sum of those of a tile's matrix products.
         products: of what ``occupancy`` takes: cycles of a tile's matrix products, where they take more than their work.
     """
@@ -178,8 +179,8 @@ class TimeConstants:
     launch_us: float
     dense_rows: int
     source: str
-    code: Mapping[tuple[int, int, int], CodeTimes] = field(default_factory=dict)
-    occupancy: Callable[[Any, Any, int, int], tuple[Any, Any]] = one_block
+    code: Mapping[tuple[int, ...], CodeTimes] = field(default_factory=dict)
+    occupancy: Callable[[Any, Any, int, int], tuple[Any, ...]] = one_block
     channels: Callable[[int, int], int] = forward_channels
     products: Callable[[Any, Any, int, int], Any] | None = None
 

@@ -31,6 +31,7 @@ _LAUNCH_REGISTERS = 65_536 // 512
 _SOFTMAX, _OTHER = 192, 64  # registers of a thread of each kind of warpgroup, as in layout.h
 
 
+_HALF_BARRIERS = 5  # of one half of rows, see _steps
 _PAIRS_BY_FMA = 6  # of 16, as in layout.h
 
 
@@ -71,6 +72,20 @@ def _copies_q(config: KernelConfig) -> bool:
     return config.q_rows <= _HALF_ROWS and columns <= _TENSOR_COLUMNS
 
 
+def _puts_p_apart(config: KernelConfig) -> bool:
+    """`_has_p_apart` of a config."""
+    value_head_dim = config.value_head_dim or config.head_dim
+    return bool(_has_p_apart(config.q_rows, config.kv_columns, value_head_dim, DTYPES[config.dtype].bytes))
+
+
+def _has_p_apart(rows: Any, columns: Any, value_head_dim: int, element_bytes: int) -> Any:
+    """Whether probabilities have columns of tensor memory of their own, as layout.h says: of two halves, where there is
+    room. Of numbers, or arrays."""
+    probabilities = -(-columns * element_bytes // _MMA_BYTES) * _MMA_BYTES // 4
+    needed = 2 * (_HALF_ROWS + _whole(value_head_dim) + probabilities)
+    return (rows > _HALF_ROWS) & (needed <= _TENSOR_COLUMNS)
+
+
 def _exponentials(columns: int) -> tuple[int, int]:
     """Of a row of scores, those that the unit for them computes: in the words that are announced first, and in the last
     word; FMAs compute the rest (softmax.h)."""
@@ -109,9 +124,10 @@ def check_machine_code(config: KernelConfig, code: Sass, registers: int) -> dict
     from ..build_tools.cycles.instruction import decode
     from ..build_tools.sass import MUFU, UTCHMMA_SHARED, UTCHMMA_TENSOR
 
-    steps, copied = _steps(config), _copies_q(config)
-    for opcode, form in ((UTCHMMA_SHARED, "shared"), (UTCHMMA_TENSOR, "tensor")):
-        of_tile = sum(step.products for step in steps if (step.awaits is None and not copied) == (form == "shared"))
+    steps, of_scores = _steps(config), _of_scores(config)
+    shared = 0 if _copies_q(config) else sum(step.products for step in steps if step.tells in of_scores)
+    tensor = sum(step.products for step in steps) - shared
+    for opcode, form, of_tile in ((UTCHMMA_SHARED, "shared", shared), (UTCHMMA_TENSOR, "tensor", tensor)):
         if (products := code.count(opcode)) < of_tile:
             raise BuildError(
                 f"the machine code has {products} tensor core instructions (UTCHMMA) with a left factor in {form} "
@@ -162,24 +178,34 @@ def _scores_product(columns: Any, copied: Any) -> Any:
     return _product(columns, columns + _HALF_ROWS * (1 - copied))
 
 
+def _of_scores(config: KernelConfig) -> tuple[int, ...]:
+    """The mbarriers of `_steps` at which scores are told of: of each half."""
+    return (0, _HALF_BARRIERS) if config.q_rows > _HALF_ROWS else (0,)
+
+
 def _steps(config: KernelConfig) -> tuple[Step, ...]:
     """A KV tile's products as mma.h issues them. Of the mbarriers those of one half, or of all rows, are numbered 0:
-    scores, 1: the first words of probabilities, 2: the last one; 3 to 5 are the other half's."""
+    scores, 1: the first words of probabilities, 2: the last one; and, where these don't take the scores' place, 3:
+    scores are read, 4: probabilities are. The other half's come behind them."""
     from ..build_tools.cycles import Step
 
-    pair = config.q_rows > _HALF_ROWS
-    depth = _MMA_BYTES // DTYPES[config.dtype].bytes
+    apart, depth = _puts_p_apart(config), _MMA_BYTES // DTYPES[config.dtype].bytes
     columns, out = config.kv_columns, _whole(config.value_head_dim or config.head_dim)
     words = -(-columns // 32)
     parts = (32 * (words - 1), columns - 32 * (words - 1)) if words > 1 else (columns,)
+    scores_cycles = round(_scores_product(columns, _copies_q(config)))
     found: list[Step] = []
-    for half in range(2 if pair else 1):
-        barriers = range(3 * half, 3 * half + 3)
-        products = zip(parts, barriers[1:], strict=False)
-        found += [Step(-(-keys // depth), round(_product(out, out)), awaits=barrier) for keys, barrier in products]
-        scores = round(_scores_product(columns, _copies_q(config)))
-        found.append(Step(-(-config.head_dim // depth), scores, tells=barriers[0]))
-    return tuple(found) if pair else (found[-1], *found[:-1])
+    for told in _of_scores(config):
+        values = [
+            Step(-(-keys // depth), round(_product(out, out)), awaits=told + part)
+            for part, keys in enumerate(parts, start=1)
+        ]
+        scores = Step(-(-config.head_dim // depth), scores_cycles, tells=told)
+        if apart:
+            scores, values[-1] = replace(scores, awaits=told + 3), replace(values[-1], tells=told + 4)
+        scores_first = apart or config.q_rows <= _HALF_ROWS
+        found += [scores, *values] if scores_first else [*values, scores]
+    return tuple(found)
 
 
 def _product_cycles(rows: Any, columns: Any, head_dim: int, value_head_dim: int) -> Any:
@@ -191,25 +217,27 @@ def _product_cycles(rows: Any, columns: Any, head_dim: int, value_head_dim: int)
     return rows / _HALF_ROWS * (scores + columns / 16 * _product(out, out))
 
 
-def _halves(rows: Any, columns: Any, head_dim: int, value_head_dim: int) -> tuple[Any, Any]:
-    """Softmax warpgroups of a thread block, and blocks of a multiprocessor."""
-    return rows / _HALF_ROWS, 1
+def _occupancy(rows: Any, columns: Any, head_dim: int, value_head_dim: int) -> tuple[Any, ...]:
+    """Softmax warpgroups of a thread block, and blocks of a multiprocessor; and whether probabilities of 16 bits have
+    columns of their own, so that warps wait for each other in other ways."""
+    return rows / _HALF_ROWS, 1, _has_p_apart(rows, columns, value_head_dim, 2)
 
 
 def tile_loop(config: KernelConfig) -> Roles:
     """How warps work through KV tiles: the MMA warp issues products, softmax warps compute what they take."""
     from ..build_tools.cycles import SM100, RoleLoop, Roles
 
-    halves = 2 if config.q_rows > _HALF_ROWS else 1
+    of_scores = _of_scores(config)
     parts = 2 if config.kv_columns > 32 else 1
     return Roles(
         SM100,
         softmax=RoleLoop(frozenset({"LDTM", "MUFU", "STTM"}), rare=_is_rescaling, aside=_is_below_split),
         issues=RoleLoop(frozenset({"UTCHMMA"})),
         steps=_steps(config),
-        scores=tuple(3 * half for half in range(halves)),
-        probabilities=tuple(tuple(3 * half + 1 + part for part in range(parts)) for half in range(halves)),
-        streams=halves == 2,
+        scores=of_scores,
+        probabilities=tuple(tuple(scores + 1 + part for part in range(parts)) for scores in of_scores),
+        streams=len(of_scores) == 2,
+        apart=tuple((scores + 3, scores + 4) for scores in of_scores) if _puts_p_apart(config) else (),
     )
 
 
@@ -238,7 +266,7 @@ FAMILY = Family(
         q_tile_cycles=500.0,
         dense_rows=0,
         code=FORWARD,
-        occupancy=_halves,
+        occupancy=_occupancy,
         products=_product_cycles,
         source=(
             "matrix work, softmax, masks and Q tiles from a model of our machine code, and of how its warps wait for "

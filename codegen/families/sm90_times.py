@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from .family import CodeTimes
 
-FORWARD = {
+FORWARD: dict[tuple[int, ...], CodeTimes] = {
     (64, 1, 1): CodeTimes(
         column=7.131,
         channel=0.0,
@@ -50,7 +50,7 @@ FORWARD = {
     ),
 }
 
-BACKWARD_Q = {
+BACKWARD_Q: dict[tuple[int, ...], CodeTimes] = {
     (64, 1, 1): CodeTimes(
         column=6.643,
         channel=1.045,
@@ -83,7 +83,7 @@ BACKWARD_Q = {
     ),
 }
 
-BACKWARD_KV = {
+BACKWARD_KV: dict[tuple[int, ...], CodeTimes] = {
     (64, 1, 1): CodeTimes(
         column=7.342,
         channel=0.0,

@@ -79,8 +79,8 @@ def attention(
     if not isinstance(is_causal, bool):
         raise TypeError(f"is_causal must be bool, got {is_causal!r}")
     scale = None if scale is None else arguments.number("scale", scale)
-    tiles = [None if size is None else (size,) for size in (q_tile_size, kv_tile_size)]
-    pinned = ops.kernel_key(1, query, value, kernel, *tiles)
+    q_tile, kv_tile = (None if size is None else (size,) for size in (q_tile_size, kv_tile_size))
+    pinned = ops.kernel_key(1, query, value, kernel, q_tile, kv_tile, out)
     lengths = _cumulative_lengths(seqlens_Q, seqlens_KV, cumulative_seqlen_Q, cumulative_seqlen_KV)
     queries, keys = query.shape[1], key.shape[1]
     own = given_results(query, value, out, out_lse)

@@ -11,9 +11,9 @@ _DEVICES = {"cpu": torch._C.DispatchKey.AutocastCPU, "cuda": torch._C.DispatchKe
 
 def autocast_dtype(tensor: torch.Tensor) -> torch.dtype:
     """The type that a tensor has for the operators here: autocast's, where that is on for its device; its own, if it is
-    float64 or not of floating point."""
+    float64, of 8 bits, whose numbers mean nothing without a descale, or not of floating point."""
     device, own = tensor.device.type, tensor.dtype
-    if own == torch.float64 or not own.is_floating_point or device not in _DEVICES:
+    if own == torch.float64 or own.itemsize == 1 or not own.is_floating_point or device not in _DEVICES:
         return own
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else own
 

@@ -117,6 +117,9 @@ def attend(
         pattern += arguments.settings_pattern(rank, *settings)
     if scale is not None and type(scale) is not float:
         scale = arguments.number("scale", scale)
+    if scales is not None or is_scaled(query):
+        load_operators()
+        return attend_scaled(query, key, value, pattern, scale, kernel, return_lse, further, scales)
     if backward_tiles is not None and not is_compiling() and (further is None or further[3] is further[4] is None):
         from .pinned_gradients import attend_pinned
 
@@ -125,17 +128,12 @@ def attend(
         key_of = partial(_backward_key, rank, backward_tiles)
         if (pair := attend_pinned(tensors, pattern, scale, kernel, key_of)) is not None:
             return pair if return_lse else pair[0]
-    if scales is not None or (further is not None and is_scaled(query)):
-        load_operators()
-        return attend_scaled(query, key, value, pattern, scale, kernel, return_lse, further, scales)
     if further is not None:
         load_operators()
         return attend_further(query, key, value, pattern, scale, kernel, return_lse, *further)
     if is_compiling():
         arguments.require_call(query, key, value, pattern)
         _load_operators_now()
-        if is_scaled(query):
-            return attend_scaled(query, key, value, pattern, scale, kernel, return_lse)
         out, lse = torch.ops.gnaforge.forward.default(query, key, value, pattern, scale, kernel)
         return (out, lse) if return_lse else out
     operators = _operators or _load_operators()
@@ -154,8 +152,6 @@ def attend(
         arguments.require_call(query, key, value, pattern)
         if not isinstance(error, RuntimeError):
             raise
-        if is_scaled(query):
-            return attend_scaled(query, key, value, pattern, scale, kernel, return_lse)
         out, lse = finding.recover(error, operator, query, key, value, pattern, scale, kernel)
     return (out, lse) if return_lse else out
 
@@ -167,7 +163,7 @@ def kernel_key(
     kernel: KernelConfig | str | None,
     q_tile: Any,
     kv_tile: Any,
-    *,
+    out: torch.Tensor | None = None,
     out_dtype: torch.dtype | None = None,
 ) -> str:
     if isinstance(kernel, str):
@@ -180,10 +176,11 @@ def kernel_key(
     from .autocast import autocast_dtype
 
     arguments.require_tensors(query=query, value=value)
-    dtype = query.dtype if is_scaled(query) else autocast_dtype(query)
+    if out_dtype is None and is_scaled(query) and isinstance(out, torch.Tensor):
+        out_dtype = out.dtype
     key: str = _key_with_tiles(
         rank,
-        dtype_name(dtype),
+        dtype_name(autocast_dtype(query)),
         index(query.shape[-1]),  # where torch traces with sizes that aren't numbers, these become ones
         index(value.shape[-1]),
         query.device.type,
@@ -362,7 +359,7 @@ def neighborhood_attention(
     rank = query.dim() - 3
     if not 1 <= rank <= 3:
         raise ValueError(f"query must be [batch, 1 to 3 token dims, heads, head_dim], got {tuple(query.shape)}")
-    pinned = kernel_key(rank, query, value, kernel, q_tile_shape, kv_tile_shape, out_dtype=out_dtype)
+    pinned = kernel_key(rank, query, value, kernel, q_tile_shape, kv_tile_shape, out, out_dtype)
     settings = further = scales = None
     if not (descale_q is descale_k is descale_v is None and out_dtype is None):
         scales = descale_q, descale_k, descale_v, out_dtype
@@ -430,7 +427,7 @@ def _fixed_rank(rank: int, layout: str) -> Callable[..., Any]:
             further = additional_keys, additional_values, additional_lengths, out, out_lse
         pinned = ""
         if kernel is not None or q_tile_shape is not None or kv_tile_shape is not None:
-            pinned = kernel_key(rank, query, value, kernel, q_tile_shape, kv_tile_shape, out_dtype=out_dtype)
+            pinned = kernel_key(rank, query, value, kernel, q_tile_shape, kv_tile_shape, out, out_dtype)
         return attend(
             rank,
             query,

@@ -17,13 +17,14 @@ from .dtypes import DTYPES, dtype_name
 from .finding import error_of, find_kernel
 from .request import request_of
 
+_E4M3 = torch.float8_e4m3fn
 _NOTHING = (None,) * 5
 _NAMES = ("descale_q", "descale_k", "descale_v")
 
 
 def is_scaled(tensor: object) -> bool:
     """Whether an input is of a dtype whose calls have descales."""
-    return isinstance(tensor, torch.Tensor) and tensor.dtype is torch.float8_e4m3fn
+    return isinstance(tensor, torch.Tensor) and tensor.dtype is _E4M3
 
 
 def attend_scaled(
@@ -49,9 +50,9 @@ def attend_scaled(
     names = ("additional_keys", "additional_values", "additional_lengths", "out", "out_lse")
     named = dict(zip(names, (*extra, out, out_lse), strict=True))
     arguments.require_tensors(**{name: tensor for name, tensor in named.items() if tensor is not None})
-    _refuse_gradients(query, key, value, *extra, *given)
     if not is_scaled(query):
         raise ValueError(f"descales and out_dtype go with query in float8_e4m3fn; it is {_name(query.dtype)}")
+    _refuse_gradients(query, key, value, *extra, out, out_lse, *given)
     heads = query.shape[-2], key.shape[-2], key.shape[-2]
     descales = [_descale(*one, query) for one in zip(_NAMES, given, heads, strict=True)]
     dtype = _output_dtype(query, out, out_dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 
@@ -33,8 +34,8 @@ class TileCode:
 def tile_code(constants: TimeConstants, problem: Problem, cost: Costs) -> TileCode:
     """The cycles of tiles with the rows and columns of ``cost``, by the formulas in ``constants.code``."""
     dim, value_dim = problem.head_dim, problem.value_head_dim
-    warpgroups, blocks = constants.occupancy(cost.rows, cost.columns, dim, value_dim)
-    kinds = [(cost.rows == r) & (warpgroups == w) & (blocks == b) for r, w, b in constants.code]
+    own = (cost.rows, *constants.occupancy(cost.rows, cost.columns, dim, value_dim))
+    kinds = [reduce(np.logical_and, map(np.equal, own, kind)) for kind in constants.code]
 
     def of(name: str) -> Floats:
         return np.select(kinds, [getattr(times, name) for times in constants.code.values()], default=np.nan)

@@ -63,6 +63,8 @@ class Launches {
   static constexpr int rank = L::rank;
   using Params = CallsParams<rank, L::stored_by, typename L::OfCall>;
   static_assert(sizeof(Params) <= max_param_bytes, "room for parameters");
+  static_assert(Params::fits((sizeof(typename Params::Maps) + sizeof(ExtraMaps)) / sizeof(CUtensorMap), 1),
+                "room for a slice with extra keys");
   static constexpr int out_bytes = dtype_bytes(Config::out_dtype);
   static constexpr bool threads_store = L::stored_by == StoredBy::threads;
   using Slice = typename Base::Slice;

@@ -129,11 +129,6 @@ struct CallsParams {
     return make_pattern<Pattern>(group(slice, d), call(slice).axis[d]);
   }
 };
-static_assert(CallsParams<3, StoredBy::copies>::fits((sizeof(Maps) + sizeof(ExtraMaps)) / sizeof(CUtensorMap), 1) &&
-                  CallsParams<3, StoredBy::threads>::fits((sizeof(InputMaps) + sizeof(ExtraMaps)) / sizeof(CUtensorMap),
-                                                          1),
-              "room for a slice with extra keys");
-
 template <StoredBy Whom>
 constexpr bool fit_a_launch =
     sizeof(CallsParams<1, Whom>) <= max_param_bytes && sizeof(CallsParams<2, Whom>) <= max_param_bytes &&

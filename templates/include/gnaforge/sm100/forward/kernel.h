@@ -16,19 +16,26 @@
 //   p_last[buf]       4, if two words      warps: and the last                          products
 //   out_full[half]    1                    products, the Q tile's last                  stores
 //   out_empty[half]   4                    warps that have the output in registers      products, a Q tile's first
-//   out_done          1, if one half       products, after each P V                     softmax, where it rescales
+//   out_done[half]    1, if P is apart     products, after each P V                     softmax, before it stores P,
+//                     or one half                                                       and where it rescales
+//   scores_read[half] 4, if P is apart     warps that have them in registers            products
 //   q_copied          4, if Q is copied    warps that have done so                      products
 //   q_used            1, if Q is copied    products, the last one with Q                copies
 //   statistics_full   4, [2][half]         warps, at the end of a Q tile                stores
 //   q_facts_full      1, [4]               load                                         all others
 //   kv_facts_full     1, [8]               load                                         softmax, where there are masks
-// The first wait of load for *_empty passes at once, as does that of products for out_empty and of copies for q_used.
+// The first wait of load for *_empty passes at once, as do those of products for out_empty, of copies for q_used, and
+// of softmax for out_done.
 //
-// What needs no barrier. Scores take the place of probabilities that a product has read: products of one thread are
-// done in their order. A rescaled output is complete: with two halves the product before it was issued before the
-// scores that the softmax has waited for. A slot of facts is read before it is written again: four Q tiles later, one
-// of the tile that was read is stored; and a KV tile's K finds its stage empty when the softmax of the one two before
-// has begun.
+// P is apart from scores, in columns of its own, where two halves leave room. A half's products are then by turns
+// scores of the next KV tile, once those of this one are in registers, and P V of this one.
+//
+// What needs no barrier. Scores take the place of probabilities that a product has read, if P isn't apart: products of
+// one thread are done in their order. A rescaled output is complete: with two halves whose P isn't apart, the product
+// before it was issued before the scores that the softmax has waited for. A slot of facts is read before it is written
+// again: four Q tiles later, one of the tile that was read is stored; and a KV tile's K finds its stage empty when the
+// softmax of the one two before has begun. Likewise statistics, two Q tiles later: a Q tile's last P comes after the
+// first P V of the tile before, which waits until the one before that is stored.
 #pragma once
 
 #include "gnaforge/sm100/forward/copy_q.h"
@@ -55,7 +62,8 @@ __device__ __forceinline__ void init_barriers(ptx::SharedAddress shared) {
   init(L::p_last, 2, warps);
   init(L::out_full, 2, 1);
   init(L::out_empty, 2, warps);
-  init(L::out_done, 1, 1);
+  init(L::out_done, L::p_apart ? 2 : 1, 1);
+  init(L::scores_read, L::p_apart ? 2 : 0, warps);
   init(L::q_copied, 1, warps);
   init(L::q_used, 1, 1);
   init(L::statistics_full, 4, warps);

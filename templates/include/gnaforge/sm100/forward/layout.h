@@ -105,6 +105,22 @@ struct Layout {
   static constexpr int control_offset = kv_offset + stages * stage_bytes;
   static constexpr int shared_bytes = control_offset + control_bytes;
 
+  // Tensor memory, in columns: two buffers of scores, outputs, and probabilities if they don't take the scores' place.
+  static constexpr int score_columns = pair ? half_rows : round_up(columns, 32);
+  static constexpr int out_channels = round_up(value_head_dim, 16);
+  GNAFORGE_HD static constexpr int scores(int buffer) { return buffer * score_columns; }
+  GNAFORGE_HD static constexpr int out(int half) { return 2 * score_columns + half * out_channels; }
+  static constexpr int q_tensor = 2 * score_columns + halves * out_channels;
+  static constexpr int q_columns = round_up(head_dim, mma_depth) * Element::bytes / 4;
+  static_assert(q_tensor <= tensor_columns, "the tiles don't fit tensor memory");
+  /// Two halves have P in columns of its own, where there is room: the next scores then needn't wait for P V.
+  static constexpr int p_columns = kv_rows * Element::bytes / 4;
+  static constexpr bool p_apart = pair && q_tensor + 2 * p_columns <= tensor_columns;
+  GNAFORGE_HD static constexpr int p(int buffer) { return p_apart ? q_tensor + buffer * p_columns : scores(buffer); }
+  /// One half leaves a warpgroup idle: it copies Q to tensor memory, where there is room. Products then read shared
+  /// memory for K alone.
+  static constexpr bool q_from_tensor = !pair && q_tensor + q_columns <= tensor_columns;
+
   // Barriers, 8 bytes each; see kernel.h.
   static constexpr int q_full = control_offset;        ///< Of each half,
   static constexpr int q_empty = q_full + 8 * 2;       ///< likewise.
@@ -113,10 +129,11 @@ struct Layout {
   static constexpr int p_last = p_first + 8 * 2;       ///< likewise.
   static constexpr int out_full = p_last + 8 * 2;      ///< Of each half,
   static constexpr int out_empty = out_full + 8 * 2;   ///< likewise.
-  static constexpr int out_done = out_empty + 8 * 2;   ///< Of one half that has two buffers of scores.
-  static constexpr int q_copied = out_done + 8;        ///< Of Q in tensor memory,
-  static constexpr int q_used = q_copied + 8;          ///< likewise.
-  static constexpr int statistics_full = q_used + 8;   ///< Of each half, of this Q tile and the next.
+  static constexpr int out_done = out_empty + 8 * 2;   ///< Of one half, or of each that has P apart from scores;
+  static constexpr int scores_read = out_done + 8 * (p_apart ? 2 : 1);  ///< of these alone.
+  static constexpr int q_copied = scores_read + 8 * (p_apart ? 2 : 0);  ///< Of Q in tensor memory,
+  static constexpr int q_used = q_copied + 8;                           ///< likewise.
+  static constexpr int statistics_full = q_used + 8;                    ///< Of each half, of this Q tile and the next.
   static constexpr int q_facts_full = statistics_full + 8 * 4;
   static constexpr int q_facts_slots = 4;  ///< The next Q tile may load while the last one is stored.
   static constexpr int kv_facts_full = q_facts_full + 8 * q_facts_slots;
@@ -135,18 +152,6 @@ struct Layout {
   static constexpr int statistics_bytes = 8;
   static_assert(zero + 4 <= statistics, "room for what warps tell each other");
   static_assert(statistics + 2 * 2 * half_rows * statistics_bytes <= shared_bytes, "room for statistics");
-
-  // Tensor memory, in columns: two buffers of scores, in whose place probabilities come to lie, and outputs.
-  static constexpr int score_columns = pair ? half_rows : round_up(columns, 32);
-  static constexpr int out_channels = round_up(value_head_dim, 16);
-  GNAFORGE_HD static constexpr int scores(int buffer) { return buffer * score_columns; }
-  GNAFORGE_HD static constexpr int out(int half) { return 2 * score_columns + half * out_channels; }
-  static constexpr int q_tensor = 2 * score_columns + halves * out_channels;
-  static constexpr int q_columns = round_up(head_dim, mma_depth) * Element::bytes / 4;
-  static_assert(q_tensor <= tensor_columns, "the tiles don't fit tensor memory");
-  /// One half leaves a warpgroup idle: it copies Q to tensor memory, where there is room. Products then read shared
-  /// memory for K alone.
-  static constexpr bool q_from_tensor = !pair && q_tensor + q_columns <= tensor_columns;
 
   // Warpgroup 0 loads and issues products, 1 and 2 do the softmax of a half each, 3 stores the output.
   static constexpr int threads = 4 * warpgroup_threads;

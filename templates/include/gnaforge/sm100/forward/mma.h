@@ -52,7 +52,7 @@ struct Mma {
     const std::uint32_t v = descriptor(L::kv_offset + stage * L::stage_bytes, L::kv_chunk_bytes);
 #pragma unroll
     for (int step = First / L::mma_depth; step < ceil_div(Last, L::mma_depth); ++step)
-      ptx::multiply_tensor<L::Element::bytes>(L::out(half), L::scores(buffer) + mma_bytes / 4 * step,
+      ptx::multiply_tensor<L::Element::bytes>(L::out(half), L::p(buffer) + mma_bytes / 4 * step,
                                               v + step * L::mma_depth * row_bytes / 16, values_product,
                                               accumulate || step > First);
   }
@@ -76,8 +76,8 @@ struct Mma {
     return QTiles<Config>::Facts::load(tiles.next()).count;
   }
 
-  /// Two halves take turns: P V of one KV tile, then Q K^T of the next, which may be the first one of the next Q tile:
-  /// between Q tiles nothing runs dry.
+  /// Two halves take turns: P V of one KV tile, then Q K^T of the next, or the other way round if P is apart. The next
+  /// may be the first one of the next Q tile: between Q tiles nothing runs dry.
   __device__ __forceinline__ void run_pair() const {
     QTiles<Config> tiles{shared};
     gpu::RingPosition at{0, 0};
@@ -105,19 +105,27 @@ struct Mma {
       }
       wait_stage(v);
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        if (first) wait(L::out_empty + 8 * half, out_parity);
-        multiply_pv(half, half, v.stage, p_parity, !first);
-        if (last) commit(L::out_full + 8 * half);
-        if (half == 1) release_stage(v);
-        if (next == 0) continue;
-        if (last) wait(L::q_full + 8 * half, q_parity);
-        if (half == 0) wait_stage(at);
-        multiply_qk(half, half, at.stage);
-        if (next == 1) commit(L::q_empty + 8 * half);
+      for (int step = 0; step < 4; ++step) {
+        const int half = step / 2;
+        if (step % 2 == (L::p_apart ? 1 : 0)) {  // P V
+          if (first) wait(L::out_empty + 8 * half, out_parity);
+          multiply_pv(half, half, v.stage, p_parity, !first);
+          if constexpr (L::p_apart) commit(L::out_done + 8 * half);
+          if (last) commit(L::out_full + 8 * half);
+          if (half == 1) release_stage(v);
+        } else if (next != 0) {
+          if (last) wait(L::q_full + 8 * half, q_parity);
+          if (half == 0) wait_stage(at);
+          if constexpr (L::p_apart) {
+            wait(L::scores_read + 8 * half, p_parity);
+            ptx::fence_tensor_after();
+          }
+          multiply_qk(half, half, at.stage);
+          if (next == 1) commit(L::q_empty + 8 * half);
+          if (half == 1) release_stage(at);
+        }
       }
       if (next == 0) return;
-      release_stage(at);
       at.template advance<L::stages>();
       p_parity ^= 1;
       if (first) out_parity ^= 1;

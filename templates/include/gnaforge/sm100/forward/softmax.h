@@ -133,7 +133,13 @@ struct Softmax {
     if constexpr (W + 1 < L::first_words) exponent.set(fmaf(scores[32 * W], 0.0f, exponent.minus));
   }
 
-  /// Words W and on; stores them where the scores were, and tells of the first ones and of the last.
+  /// Waits until the products with the tile before the `number`th of the thread block are done, if there is one.
+  __device__ __forceinline__ void await_products(std::uint32_t number) const {
+    ptx::mbarrier_wait(shared + L::out_done + (L::p_apart ? 8 * half : 0), (number - 1) % 2);
+    ptx::fence_tensor_after();
+  }
+
+  /// Words W and on; stores them, and tells of the first ones and of the last.
   template <int W>
   __device__ __forceinline__ void compute_words(float (&scores)[L::columns], ptx::TensorAddress to, Exponent& exponent,
                                                 int buffer) const {
@@ -187,22 +193,25 @@ struct Softmax {
     ptx::fence_tensor_after();
     float scores[L::columns];
     load_scores(scores, at);
+    if constexpr (L::p_apart) {  // the next ones may take their place
+      ptx::fence_tensor_before();
+      __syncwarp();
+      release(shared + L::scores_read + 8 * buffer);
+    }
     if (masked) mask(scores, bits);
     const float top = Row::largest(scores);
     float base = row.shift;
     if (__any_sync(~0u, row.moves(top))) {
       const float factor = row.move(top, base, scores, scale);
       if (j > 0 && __any_sync(~0u, factor != 1.0f)) {
-        if constexpr (!L::pair) {  // where scores don't tell that the product before is done
-          ptx::mbarrier_wait(shared + L::out_done, (number - 1) % 2);
-          ptx::fence_tensor_after();
-        }
+        if constexpr (!L::pair || L::p_apart) await_products(number);  // else scores tell that they are done
         rescale(out, factor);
       }
     }
+    if constexpr (L::p_apart) await_products(number);  // they read the probabilities before
     Exponent exponent{ptx::make_pair(scale), 0, 0};
     exponent.set(Row::exponent(base));
-    compute_words<0>(scores, at, exponent, buffer);
+    compute_words<0>(scores, L::p(buffer) + lanes, exponent, buffer);
     row.add(scores);  // while the product runs
   }
 
