@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from gnaforge.errors import InputError
-from gnaforge.models.schedule import Pattern, Schedule, kept_share
+from gnaforge.models.pattern import kept_share
+from gnaforge.models.schedule import Pattern, Schedule
 from gnaforge.models.windows import Windows
 from gnaforge.runtime.problem import Problem
 from gnaforge.runtime.problem_rules import EDGES, ProblemError
@@ -182,6 +184,21 @@ def test_edges_of_whole_axes() -> None:
     heads = Pattern([(-1, 3), (5, 3)], edge="cut").at((8, 6))
     assert heads is not None and heads["edge"] == (("shift", "cut"), ("cut", "cut"))
     assert heads["kernel_size"] == ((8, 3), (5, 3)) and heads["dilation"] == (1, 1)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_windows_on_a_grid_are_traced(dynamic: bool) -> None:
+    """Models are compiled in one graph, and look their windows up in it."""
+    heads = Pattern([(-1, 3), (5, 3)], edge="cut")
+    for pattern, grid in ((Pattern((-1, 3), edge="cut"), (8, 6)), (heads, (8, 6)), (tiles([1, 3, 3]), (12, 24, 40))):
+
+        def count(x: torch.Tensor, pattern: Pattern = pattern) -> torch.Tensor:
+            found = pattern.at(tuple(x.shape))
+            return x if found is None else x + len(found["kernel_size"])
+
+        x = torch.zeros(grid)
+        compiled = torch.compile(count, fullgraph=True, backend="eager", dynamic=dynamic)
+        assert torch.equal(compiled(x), count(x)) and count(x).max() > 0
 
 
 def tiles(window: list[int], key: str = "0_0_0") -> Pattern:

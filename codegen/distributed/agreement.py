@@ -2,10 +2,10 @@
 
 A new set of arguments is gathered from all ranks, as JSON: what is wrong on one rank alone is told to the others there,
 so nobody waits for it. Of a set that is known ranks compare a digest of it and of the call's number, by one
-`all_reduce` of two numbers, and gather where it isn't the same on all of them: they disagree then, one has a fault, or
-the set is new. Numbers of calls that differ, as one rank alone had an error, are equal again after that. Nothing else can be
-compared before an exchange whose sizes may not fit. On GPUs ranks would have to wait for the device to read it: there
-known sets are compared where ``GNAFORGE_CHECK_RANKS`` is set, and else taken for those of all.
+`all_reduce` of two numbers, and gather where it isn't the same on all of them: they disagree then, one has a fault, the
+set is new, or one rank has counted other calls; after that their numbers are equal again. Nothing else can be compared
+before an exchange whose sizes may not fit. On GPUs ranks would have to wait for the device to read it: there known sets
+are compared where ``GNAFORGE_CHECK_RANKS`` is set, and else taken for those of all.
 
 A rank that dies, or whose arguments differ where nobody compares them, lets the transport fail: at once, or after the
 group's timeout. Ranks then leave word in the store of the default process group, wait a few seconds for that of others,

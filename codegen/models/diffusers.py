@@ -21,7 +21,8 @@ from ..errors import InputError
 from ..runtime.problem import Causal
 from .dispatch import Layer, Running, swapped
 from .layouts import LAYOUTS as LAYOUTS, Layout as Layout, attention_modules, grid_of, layout_of, patch_of
-from .schedule import Pattern, Schedule, kept_share, require_layer_numbers
+from .pattern import Pattern, kept_share
+from .schedule import Schedule, require_layer_numbers
 
 
 def sparsify(

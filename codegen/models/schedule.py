@@ -1,17 +1,25 @@
-"""Windows of a model, by layer and by step of sampling: `Pattern`, `Schedule`, and the forms that models publish."""
+"""Windows of a model, by layer and by step of sampling: `Schedule`, and the forms that models publish."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, ValuesView
-from dataclasses import dataclass
-from math import prod
+from collections.abc import Collection, Iterator, Mapping, Sequence, ValuesView
 from reprlib import repr as shown
 from typing import Any
 
 from ..errors import InputError
-from ..runtime.problem import Causal
-from ..runtime.problem_rules import EDGES, MAX_EXTENT, Dimension
+from .pattern import COUNTS, Pattern, entries_of, is_int, per_axis, require
+
+__all__ = [
+    "MAX_COUNT",
+    "MAX_HEADS",
+    "SLIDING_TILE",
+    "STEP_LAYER",
+    "Pattern",
+    "Schedule",
+    "numbers_of",
+    "require_layer_numbers",
+]
 
 MAX_COUNT = 1_000_000
 """Most steps that a schedule can name, and most layers."""
@@ -24,163 +32,8 @@ SLIDING_TILE = (6, 8, 8)
 """The tile that sliding tile attention counts windows in, frames first (arXiv 2502.04507)."""
 
 
-@dataclass(frozen=True)
-class Pattern:
-    """The windows of one layer, whatever grid it meets.
-
-    Args:
-        kernel_size: window along each axis, one value for all or one per axis; -1 is the whole axis. Or ``[heads,
-            rank]``: of each head its own. The whole axis is seen whatever edge and dilation are. An undilated window
-            longer than an axis is the whole axis too; but where its edge cuts or it is block causal, it is as given.
-        stride, dilation, is_causal, edge, sink: as `gnaforge.neighborhood_attention` has them. Where a window is the
-            whole axis, or cut to it, a stride that is longer is too.
-        base_size: a grid that the windows were chosen for: on another one window, stride and dilation are scaled with
-            each axis and rounded, as Cosmos-Predict2 does. -1 is an axis that nothing is scaled along; a whole axis
-            stays whole in any case.
-        skip_single: a grid of one frame (first axis) is dense, as an image is to Cosmos-Predict2.
-        in_tiles: the stride is a tile that windows are counted in: each is an odd number of them, so that it begins
-            where a tile does, or the whole axis.
-
-    Raises:
-        InputError: a field has another type or value than these.
-    """
-
-    kernel_size: int | Sequence[int] | Sequence[Sequence[int]]
-    stride: int | Sequence[int] = 1
-    dilation: int | Sequence[int] = 1
-    is_causal: Causal | Sequence[Causal] = False
-    edge: str | Sequence[str] | None = None
-    sink: int | Sequence[int] | None = None
-    base_size: int | Sequence[int] | None = None
-    skip_single: bool = False
-    in_tiles: bool = False
-
-    def __post_init__(self) -> None:
-        for name, rule in _RULES.items():
-            value = getattr(self, name)
-            if value is not None or name not in ("edge", "sink", "base_size"):
-                parts = self._windows if name == "kernel_size" else (value,)
-                _require(name, value, rule, [entry for part in parts for entry in _entries(part)])
-
-    @property
-    def _windows(self) -> Sequence[Any]:
-        own = self.kernel_size
-        return own if isinstance(own, (list, tuple)) and own and isinstance(own[0], Sequence) else (own,)
-
-    def require_rank(self, rank: int) -> None:
-        """Checks that the fields go with so many axes, and the strides with their windows.
-
-        Raises:
-            InputError: a field has another number of axes; a stride is longer than its window.
-        """
-        for name in ("dilation", "is_causal", "edge", "sink", "base_size"):
-            _per_axis(name, getattr(self, name), rank)
-        strides = _per_axis("stride", self.stride, rank)
-        for window in self._windows:
-            for axis, (w, s) in enumerate(zip(_per_axis("kernel_size", window, rank), strides, strict=True)):
-                if s > w != -1:
-                    raise InputError(f"stride is {s} along axis {axis}; it must be 1 to kernel_size ({w})")
-
-    def at(self, grid: Sequence[int]) -> dict[str, Any] | None:
-        """Arguments of `gnaforge.joint_attention` on a grid; None where every token sees every other.
-
-        Raises:
-            InputError: as `axes_at`.
-        """
-        heads = self.axes_at(grid)
-        if not heads:
-            return None
-
-        def each(field: str) -> tuple[Any, ...]:
-            rows = tuple(tuple(getattr(axis, field) for axis in axes) for axes in heads)
-            return rows if len(heads) > 1 and (field in ("window", "stride") or len(set(rows)) > 1) else rows[0]
-
-        found = {"kernel_size": each("window"), "stride": each("stride"), "dilation": each("dilation")}
-        found["is_causal"] = each("causal")
-        return found | {name: each(name) for name in ("edge", "sink") if getattr(self, name) is not None}
-
-    def axes_at(self, grid: Sequence[int]) -> list[tuple[Dimension, ...]]:
-        """The axes of a grid with the window of each head, or once with that of all; empty where every token sees every
-        other.
-
-        Raises:
-            InputError: as `require_rank`; a window in tiles would begin inside of one; windows per head have a
-                base_size.
-        """
-        rank = len(grid)
-        self.require_rank(rank)
-        if self.skip_single and grid[0] == 1:
-            return []
-        windows = [_per_axis("kernel_size", window, rank) for window in self._windows]
-        stride, dilation = _per_axis("stride", self.stride, rank), _per_axis("dilation", self.dilation, rank)
-        if self.base_size is not None:
-            if len(windows) > 1:
-                raise InputError("base_size scales one window, not one for each head")
-            windows[0], stride, dilation = _scaled(windows[0], stride, dilation, grid, self.base_size)
-        settings = (
-            _per_axis("is_causal", self.is_causal, rank),
-            _per_axis("edge", self.edge or EDGES[0], rank),
-            _per_axis("sink", self.sink or 0, rank),
-        )
-        heads = [tuple(map(_axis, grid, window, stride, dilation, *settings)) for window in windows]
-        if self.in_tiles:
-            _require_odd_tiles(heads, stride)
-        if all(axis.dense for axes in heads for axis in axes):
-            return []
-        return heads if len(set(heads)) > 1 else heads[:1]
-
-
-def _axis(n: int, window: int, stride: int, dilation: int, causal: Causal, edge: str, sink: int) -> Dimension:
-    """An axis of n tokens; a window over all of it as operators have it, with a stride that is no longer."""
-    groups = -(-n // stride) * stride  # where the last group of queries would end
-    longer = (causal != "block" and window > n) if edge != "cut" else (not causal and window >= 2 * groups - 1)
-    if window == -1 or (longer and dilation == 1):
-        window, dilation = groups if causal == "block" else n, 1
-        edge = EDGES[0] if edge == "cut" else edge
-    return Dimension(n, window, min(stride, window), dilation, causal, edge, sink)
-
-
-def _entries(value: Any) -> Sequence[Any]:
-    return value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_extent(value: Any) -> bool:
-    return _is_int(value) and 1 <= value <= MAX_EXTENT
-
-
-def _is_extent_or_whole(value: Any) -> bool:
-    return _is_extent(value) or (_is_int(value) and value == -1)
-
-
-def _is_bool(value: Any) -> bool:
-    return isinstance(value, bool)
-
-
-_Rule = tuple[Callable[[Any], bool], str]
-_COUNTS: _Rule = (_is_extent, "positive ints")
-_RULES: Mapping[str, _Rule] = {
-    "kernel_size": (_is_extent_or_whole, "positive ints, or -1 for a whole axis"),
-    "stride": _COUNTS,
-    "dilation": _COUNTS,
-    "is_causal": (lambda one: _is_bool(one) or one in ("token", "block"), "bools, 'token' or 'block'"),
-    "edge": (lambda one: one in EDGES, f"of {', '.join(EDGES)}"),
-    "sink": (lambda one: _is_extent(one) or (_is_int(one) and one == 0), "ints, at least 0"),
-    "base_size": (_is_extent_or_whole, "positive ints, or -1"),
-    "skip_single": (_is_bool, "true or false"),
-    "in_tiles": (_is_bool, "true or false"),
-}
 _OF_NATTEN = ("stride", "dilation", "is_causal", "base_size")
 _NUMBER = re.compile("-?(0|[1-9][0-9]*)")
-
-
-def _require(name: str, value: Any, rule: _Rule, entries: Sequence[Any]) -> None:
-    fits, words = rule
-    if not entries or not all(map(fits, entries)):
-        raise InputError(f"{name} is {shown(value)}; it must be {words}")
 
 
 def numbers_of(key: Any, limits: Mapping[str, int]) -> tuple[int, ...]:
@@ -199,7 +52,7 @@ def numbers_of(key: Any, limits: Mapping[str, int]) -> tuple[int, ...]:
 
 
 def _are_ints(values: Sequence[Any], count: int) -> bool:
-    return len(values) == count and all(map(_is_int, values))
+    return len(values) == count and all(map(is_int, values))
 
 
 def require_layer_numbers(name: str, given: Any) -> None:
@@ -208,47 +61,8 @@ def require_layer_numbers(name: str, given: Any) -> None:
     Raises:
         InputError: it isn't.
     """
-    if not isinstance(given, Collection) or isinstance(given, str) or not all(map(_is_int, given)):
+    if not isinstance(given, Collection) or isinstance(given, str) or not all(map(is_int, given)):
         raise InputError(f"{name} is {shown(given)}; it is a list of layers, by number")
-
-
-def _per_axis(name: str, value: Any, rank: int) -> tuple[Any, ...]:
-    found = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,) * rank
-    if len(found) != rank:
-        raise InputError(f"{name} has {len(found)} axes, and the grid {rank}")
-    return found
-
-
-def _require_odd_tiles(heads: Sequence[tuple[Dimension, ...]], tile: Sequence[int]) -> None:
-    for axes in heads:
-        for number, (axis, t) in enumerate(zip(axes, tile, strict=True)):
-            if axis.window < axis.length and axis.window // t % 2 == 0:
-                raise InputError(
-                    f"a window of {axis.window // t} tiles of {t} along axis {number}, of {axis.length} tokens, would "
-                    "begin inside of a tile: give an odd number, or one that reaches over the axis"
-                )
-
-
-def _scaled(
-    window: tuple[int, ...],
-    stride: tuple[int, ...],
-    dilation: tuple[int, ...],
-    grid: Sequence[int],
-    base_size: int | Sequence[int],
-) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Window, stride and dilation on a grid, of those on the base grid; the published rule of Cosmos-Predict2."""
-    axes = []
-    for w, s, d, n, base in zip(
-        window, stride, dilation, grid, _per_axis("base_size", base_size, len(grid)), strict=True
-    ):
-        if w == -1:
-            axes.append((w, s, d))
-            continue
-        factor = n / base if base > 0 else 1.0
-        own = min(max(2, round(w * factor)), n)
-        axes.append((own, min(max(1, round(s * factor)), own), min(max(1, round(d * factor)), n // own)))
-    windows, strides, dilations = zip(*axes, strict=True)
-    return windows, strides, dilations
 
 
 class Schedule:
@@ -271,7 +85,7 @@ class Schedule:
         dense_steps: int = 0,
         dense_layers: Collection[int] = (),
     ) -> None:
-        if not _is_int(dense_steps) or dense_steps < 0:
+        if not is_int(dense_steps) or dense_steps < 0:
             raise InputError(f"dense_steps is {shown(dense_steps)}; it must be an int, at least 0")
         require_layer_numbers("dense_layers", dense_layers)
         if isinstance(patterns, Mapping):
@@ -352,7 +166,7 @@ class Schedule:
         Raises:
             InputError: it is for others; the number is none.
         """
-        if not _is_int(count) or count < 1:
+        if not is_int(count) or count < 1:
             raise InputError(f"layers is {shown(count)}; it must be a positive int")
         if wrong := [layer for layer in sorted(self.dense_layers) if not 0 <= layer < count]:
             raise InputError(f"dense_layers names layer {wrong[0]}, and there are {count}, counted from 0")
@@ -383,7 +197,7 @@ class Schedule:
         Raises:
             InputError: it is a table of fewer; the number is none.
         """
-        if not _is_int(count) or count < 1:
+        if not is_int(count) or count < 1:
             raise InputError(f"steps is {shown(count)}; it must be a positive int")
         if self._steps is not None and count > self._steps:
             raise InputError(f"the schedule has {self._steps} steps, and the run {count}")
@@ -441,16 +255,16 @@ class Schedule:
             if "window_size" not in fields:
                 raise InputError(f"{where} have no window_size")
             window = fields.pop("window_size")
-            if not _entries(window) or not all(map(_is_int, _entries(window))):
+            if not entries_of(window) or not all(map(is_int, entries_of(window))):
                 raise InputError(f"{where}: window_size is {shown(window)}; it must be ints")
             if unknown := [name for name in fields if name not in _OF_NATTEN]:
                 raise InputError(f"{where} have an unknown field {unknown[0]!r}")
-            window = tuple(w if w > 1 else -1 for w in _entries(window))
+            window = tuple(w if w > 1 else -1 for w in entries_of(window))
             try:
                 patterns.append(Pattern(window, skip_single=True, **fields))
             except InputError as error:
                 raise InputError(f"{where}: {error}") from None
-            for axis, (w, base) in enumerate(zip(window, _entries(fields.get("base_size") or ()), strict=False)):
+            for axis, (w, base) in enumerate(zip(window, entries_of(fields.get("base_size") or ()), strict=False)):
                 if w == -1 and base > 0:
                     fault = f"axis {axis} is whole and has the base size {base}"
                     raise InputError(f"{where}: {fault}; give a window, or the base size -1")
@@ -473,7 +287,7 @@ class Schedule:
             InputError: a key is no ``step_layer_head``, or has numbers beyond `MAX_COUNT` and `MAX_HEADS`; a window or
                 the tile is no positive ints; a window has another number of axes than the tile; there is no strategy.
         """
-        _require("tile", tile, _COUNTS, _entries(tile))
+        require("tile", tile, COUNTS, entries_of(tile))
         whole = (-1,) * len(tile)
         heads: dict[tuple[int, int], dict[int, tuple[int, ...]]] = {}
         for key, window in strategies.items():
@@ -481,9 +295,9 @@ class Schedule:
                 step, layer, head = numbers_of(key, {**STEP_LAYER, "head": MAX_HEADS})
             except InputError as error:
                 raise InputError(f"mask strategy {error}") from None
-            tiles = None if window is None else _per_axis(f"mask strategy {key}", window, len(tile))
+            tiles = None if window is None else per_axis(f"mask strategy {key}", window, len(tile))
             if tiles is not None:
-                _require(f"mask strategy {key}", window, _COUNTS, tiles)
+                require(f"mask strategy {key}", window, COUNTS, tiles)
             own = whole if tiles is None else tuple(n * t for n, t in zip(tiles, tile, strict=True))
             heads.setdefault((step, layer), {})[head] = own
         count = 1 + max((head for found in heads.values() for head in found), default=-1)
@@ -495,13 +309,3 @@ class Schedule:
                 made[windows] = Pattern(windows, stride=tuple(tile), in_tiles=True)
             table[place] = made[windows]
         return cls(table, dense_steps)
-
-
-def kept_share(arguments: Mapping[str, Any] | None, grid: Sequence[int]) -> float:
-    """The share of the pairs of image tokens that windows leave, at most: windows that are cut or causal leave less."""
-    if arguments is None:
-        return 1.0
-    own = arguments["kernel_size"]
-    windows = own if isinstance(own[0], Sequence) else (own,)
-    shares = [prod(min(w, n) / n for w, n in zip(window, grid, strict=True)) for window in windows]
-    return float(sum(shares) / len(shares))

@@ -15,7 +15,8 @@ import yaml
 
 from ..build_tools.files import open_regular, read_at_most
 from ..errors import InputError
-from .schedule import MAX_COUNT, SLIDING_TILE, STEP_LAYER, Pattern, Schedule, numbers_of
+from .pattern import Pattern
+from .schedule import MAX_COUNT, SLIDING_TILE, STEP_LAYER, Schedule, numbers_of
 
 _MAX_BYTES = 16_000_000  # a mask strategy names each head of each layer in each step
 _FORMS = ("patterns", "natten_parameters", "mask_strategies")

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from ..errors import InputError
-from .schedule import Pattern, Schedule
+from .pattern import Pattern
+from .schedule import Schedule
 from .windows import Windows, attend
 
 

@@ -11,7 +11,8 @@ import torch
 from ..errors import InputError
 from ..runtime.joint import joint_attention
 from ..runtime.ops import neighborhood_attention
-from .schedule import Pattern, Schedule
+from .pattern import Pattern
+from .schedule import Schedule
 
 
 class Windows:

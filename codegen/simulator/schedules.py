@@ -14,7 +14,8 @@ from .end_to_end import end_to_end, published_rounding
 from .simulation import Simulation
 
 if TYPE_CHECKING:
-    from ..models.schedule import Pattern, Schedule
+    from ..models.pattern import Pattern
+    from ..models.schedule import Schedule
 
 
 @dataclass(frozen=True)
