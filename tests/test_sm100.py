@@ -14,7 +14,8 @@ from gnaforge.build.kernels import build_kernels, find_libraries
 from gnaforge.errors import BuildError
 from gnaforge.runtime.config import KernelConfig
 from gnaforge.runtime.problem import Problem
-from gnaforge.verification.problems import for_kernel
+from gnaforge.runtime.request import heads_misfit
+from gnaforge.verification.problems import for_kernel, random_problem_for
 from gnaforge.verification.runner import ProblemResult, Settings, Verifier
 from gnaforge.verification.schedules import Schedule
 from sm100_kernels import APART, CONFIGS, COPIED, FOLDED, KEYS, LINE, PACKED, PLANE, SHARED, WIDE
@@ -60,6 +61,14 @@ def test_random_problems(libraries: dict[str, Path], key: str) -> None:
             problem, _ = random_problem(config, seed)
             found = verifier.verify(problem)
             assert not found.failed, f"{key} seed {seed}: {problem}: {found.message}"
+
+
+@pytest.mark.parametrize("key", [PACKED, SHARED])
+def test_random_problems_have_heads_for_whole_tiles(key: str) -> None:
+    config = KernelConfig.parse(key)
+    drawn = [random_problem_for(config, seed) for seed in range(60)]
+    drawn += [random_problem(config, seed)[0] for seed in range(60)] + random_problems(key, 0, 60)
+    assert not [misfit for problem in drawn if (misfit := heads_misfit(problem, config))]
 
 
 @pytest.mark.survey

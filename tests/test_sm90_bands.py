@@ -17,7 +17,7 @@ from gnaforge.build.kernels import find_libraries
 from gnaforge.errors import BuildError
 from gnaforge.runtime.config import KernelConfig
 from gnaforge.runtime.problem import Problem
-from gnaforge.verification.problems import for_kernel, random_problem, shrink, with_settings
+from gnaforge.verification.problems import for_kernel, random_problem, shrink, with_heads, with_settings
 from gnaforge.verification.runner import ProblemResult, Settings, Verifier
 from gnaforge.verification.schedules import Schedule
 from sm90_kernels import KEYS
@@ -51,7 +51,8 @@ def random_problems(key: str, first_seed: int, count: int) -> list[Problem]:
     problems = []
     for seed in range(first_seed, first_seed + count):
         rng = Random(f"bands {key} {seed}")
-        problem = with_settings(random_problem(rng, config.rank), rng, MOST_TOKENS[config.rank], SETTINGS)
+        plain = with_heads(random_problem(rng, config.rank), config)
+        problem = with_settings(plain, rng, MOST_TOKENS[config.rank], SETTINGS)
         problems.append(shrink(for_kernel(problem, config), config))
     return problems
 

@@ -191,7 +191,7 @@ def widen(problem: Problem, config: KernelConfig, rng: Random) -> Problem:
             kv_heads=problem.kv_heads * times,
             window=wide.window if counts.interior else tokens,
         )
-    return replace(wide, heads=heads, window=wide.window if counts.interior else tokens)
+    return with_heads(replace(wide, heads=heads, window=wide.window if counts.interior else tokens), config)
 
 
 def random_problem_for(config: KernelConfig, seed: int, max_tokens: int = 400) -> Problem:
