@@ -346,7 +346,8 @@ def test_text_rows_go_first_and_image_rows_beside_them(forked, own_cache, compil
     done = forked(
         f"import torch, gnaforge\ngnaforge.load_library({str(library)!r})\n"
         "x = torch.randn(1, 59, 2, 8)\n"
-        "print(gnaforge.joint_attention(x, x, x, grid=(6, 8), suffix=9, prefix=2, kernel_size=3).unique().tolist())\n"
+        "out = gnaforge.joint_attention(x, x, x, grid=(6, 8), suffix=9, prefix=2, kernel_size=3)\n"
+        "print(out.unique().tolist(), flush=True)\n"  # between what the kernels write
         "y, t = torch.randn(1, 6, 8, 2, 8), torch.randn(1, 9, 2, 8)\n"
         "gnaforge.joint_attention(y, y, y, t, t, t, kernel_size=3)\n"
         "gnaforge.joint_attention(y.flatten(1, 2), *[y.flatten(1, 2)] * 2, grid=(6, 8), kernel_size=3)\n"

@@ -60,7 +60,7 @@ def context_parallel_attention(
 
     Args:
         query, key, value: this rank's shard: ``[batch, *tokens, heads, head_dim]``, ``[batch, *tokens, heads_kv,
-            head_dim]`` and ``[batch, *tokens, heads_kv, head_dim_v]``, of fp32, bf16 or fp16. Or DTensors, of equal
+            head_dim]`` and ``[batch, *tokens, heads_kv, head_dim_v]``, of 16 or 32 bits. Or DTensors, of equal
             placements: these say what is divided, so mesh, dims, grid and shards are left out.
         kernel_size, stride, dilation, is_causal, scale, edge, sink: as those of `neighborhood_attention`; windows lie
             in ``grid``.
