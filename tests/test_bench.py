@@ -357,7 +357,7 @@ ONE = ("--tokens", "8", "--window", "3")
         ([*ONE, "--report", "no/where.json"], "/no: No such file or directory"),
         ([*ONE, "--report", "."], "--report . is a folder"),
         ([*ONE, "--plot", "/proc/x.png"], "can't write to /proc"),
-        ([*ONE, "--seconds", "nan"], "--seconds nan: give a number above 0"),
+        ([*ONE, "--seconds", "0"], "--seconds 0.0: give a number above 0"),
         ([*ONE, "--batch", "0"], "--batch: 0 is not a positive integer"),
         ([*ONE, "--heads", "-1"], "--heads: -1 is not a positive integer"),
         ([*ONE, "--kernel", "nosuch"], "is no kernel key"),

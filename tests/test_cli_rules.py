@@ -19,6 +19,7 @@ from gnaforge.build.kernels import build_kernels
 from gnaforge.build_tools.cache_archive import export_artifacts
 from gnaforge.cli import READER_GONE, app
 from gnaforge.cli.help import split_examples
+from gnaforge.errors import InputError
 from gnaforge.plan import Plan
 from gnaforge.wheel.build import build_wheel
 from kernel_set import SMALL
@@ -117,6 +118,23 @@ def test_help_says_what_a_command_is_for(path: tuple[str, ...]) -> None:
 def test_without_arguments_a_group_prints_its_help(cli) -> None:
     for path in ((), ("cache",)):
         assert cli(*path).stdout == cli(*path, "--help").stdout.removesuffix("\n") != ""
+
+
+def takes_a_float(option: Any) -> bool:
+    return "float" in str(option.type_descriptor if hasattr(option, "type_descriptor") else option.type).lower()
+
+
+NUMBERS = [(path, option) for path in LEAVES for option in EVERY[path].params if takes_a_float(option)]
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e300"])
+@pytest.mark.parametrize(("path", "option"), NUMBERS, ids=lambda x: " ".join(x) if isinstance(x, tuple) else x.name)
+def test_numbers_without_end_are_refused(path: tuple[str, ...], option: Any, value: str) -> None:
+    """Before anything is done: no clock counts so far, no time is modelled with them, and JSON has none of them."""
+    done = CliRunner().invoke(app, [*path, *ANSWERS[path], option.opts[0], value])
+    said = done.output if done.exit_code == 2 else str(done.exception)
+    assert done.exit_code == 2 or isinstance(done.exception, InputError), said
+    assert option.opts[0].lstrip("-") in said
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import typer
 
 from ..families.target import TARGETS
 from ..runtime.dtypes import DTYPES
-from .options import HtmlOption, JsonOption, VariantOption, check_outputs, options_in_use, refuse_unused
+from .options import LONGEST_WAIT, HtmlOption, JsonOption, VariantOption, check_outputs, options_in_use, refuse_unused
 from .problem_options import PATTERN, ProblemOptions, takes_problem
 from .tables import print_table, say, say_written
 
@@ -55,7 +55,7 @@ def bench(
             "constants."
         ),
     ] = "forward",
-    seconds: Annotated[float, typer.Option(help="Time budget per problem.")] = 20.0,
+    seconds: Annotated[float, typer.Option(max=LONGEST_WAIT, help="Time budget per problem.")] = 20.0,
     overhead: Annotated[bool, typer.Option("--overhead", help="Time a call's fixed cost instead.")] = False,
     tools: Annotated[bool, typer.Option("--tools", help="Time the command line itself instead.")] = False,
     calibrate: Annotated[
@@ -111,7 +111,7 @@ def bench(
         refuse_unused(context, (*_RUN, "arch", "variant", "direction"), "beside --from")
     elif options.preset is not None:
         refuse_unused(context, _PROBLEM, "beside --preset")
-    if not seconds > 0:  # NaN is neither
+    if seconds <= 0:
         raise InputError(f"--seconds {seconds}: give a number above 0")
     check_outputs(plot=plot, html=html, report=report)
     if modes:

@@ -95,11 +95,14 @@ def clear(dry_run: DryRunOption = False) -> None:
 @app.command(cls=Command)
 def prune(
     older_than: Annotated[
-        float | None, typer.Option("--older-than", metavar="DAYS", min=0, help="Also what was not used for longer.")
+        float | None,
+        typer.Option("--older-than", metavar="DAYS", min=0, max=1e6, help="Also what was not used for longer."),
     ] = None,
     keep_mb: Annotated[
         float | None,
-        typer.Option("--keep-mb", metavar="MB", min=0, help="Also the least recently used, until MB are left."),
+        typer.Option(
+            "--keep-mb", metavar="MB", min=0, max=1e9, help="Also the least recently used, until MB are left."
+        ),
     ] = None,
     dry_run: DryRunOption = False,
 ) -> None:

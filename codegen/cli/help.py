@@ -6,6 +6,7 @@ typer's own tables cut names of options and defaults on narrow terminals, and ke
 from __future__ import annotations
 
 import inspect
+import math
 import textwrap
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +22,7 @@ _NARROWEST = 40
 
 
 class Command(TyperCommand):
-    """A command whose help wraps, and which says what a missing spec can be."""
+    """A command whose help wraps, which says what a missing spec can be, and takes finite numbers only."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """As its base class does.
@@ -30,12 +31,17 @@ class Command(TyperCommand):
             BadParameter: an argument is wrong, or missing.
         """
         try:
-            return super().parse_args(ctx, args)
+            rest = super().parse_args(ctx, args)
         except typer.BadParameter as error:
             missing = type(error) is not typer.BadParameter  # typer exports no name of that subclass
             if missing and error.param is not None and error.param.name == "spec":
                 error.message = "Give a spec file, a preset's name (gnaforge presets lists them), or a kernel's key"
             raise
+        for param in self.params:
+            value = ctx.params.get(param.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise typer.BadParameter(f"{value} is not finite; give a number", ctx, param)
+        return rest
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Prints the page."""

@@ -44,6 +44,9 @@ HtmlOption = Annotated[
     ),
 ]
 
+LONGEST_WAIT = 1e6
+"""Seconds that anything may be told to take: 11 days. Clocks of the operating system end at 292 years."""
+
 _SUFFIXES = {"plot": (".png", ".svg"), "html": (".html",)}
 
 

@@ -98,10 +98,17 @@ def simulate(
     ] = None,
     link_gbps: Annotated[
         float,
-        typer.Option(help="With --devices: gigabytes a second that a device's links carry, in each direction."),
+        typer.Option(
+            min=1e-3,
+            max=1e6,
+            help="With --devices: gigabytes a second that a device's links carry, in each direction.",
+        ),
     ] = 450.0,
     link_us: Annotated[
-        float, typer.Option(help="With --devices: microseconds that an exchange takes however little it moves.")
+        float,
+        typer.Option(
+            min=0, max=1e6, help="With --devices: microseconds that an exchange takes however little it moves."
+        ),
     ] = 10.0,
     plot: Annotated[
         Path | None,

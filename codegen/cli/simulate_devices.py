@@ -21,14 +21,11 @@ def simulate_on_devices(
     """Prints each problem on each of some numbers of devices.
 
     Raises:
-        InputError: the numbers, or the links, are wrong.
+        InputError: the numbers are wrong.
     """
-    from ..errors import InputError
     from .problem_options import parse_numbers
 
     counts = parse_numbers("devices", devices)
-    if not (gigabytes > 0 and latency_us >= 0):
-        raise InputError("--link-gbps must be more than 0, and --link-us at least that")
     links = Links(gigabytes, latency_us)
     cases = [(one, count) for one in problems for count in counts]
     found = [simulate_devices(one, count, links) for one, count in steps("dividing tokens", cases)]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..build_tools.text import count_of
-from .options import ArchOption, JsonOption, plan_of, refuse_unused
+from .options import LONGEST_WAIT, ArchOption, JsonOption, plan_of, refuse_unused
 from .problem_options import PATTERN, ProblemOptions, takes_problem
 from .tables import say
 
@@ -88,7 +88,9 @@ def verify(
         bool,
         typer.Option("--trace", help="Show each launch, and with errors the last events of each warp. Slower."),
     ] = False,
-    timeout: Annotated[float, typer.Option(metavar="SECONDS", min=1, help="Time that one run may take.")] = 600.0,
+    timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", min=1, max=LONGEST_WAIT, help="Time that one run may take.")
+    ] = 600.0,
     jobs: Annotated[
         int | None,
         typer.Option(

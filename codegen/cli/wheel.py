@@ -35,7 +35,9 @@ def wheel(
     version: Annotated[str, typer.Option(help="Version of the wheel.")] = "1.0",
     budget_mb: Annotated[
         float | None,
-        typer.Option("--budget-mb", metavar="MB", help="Fail if the wheel is bigger; lists the biggest kernels."),
+        typer.Option(
+            "--budget-mb", metavar="MB", min=0, max=1e9, help="Fail if the wheel is bigger; lists the biggest kernels."
+        ),
     ] = None,
     jobs: JobsOption = None,
     launcher: LauncherOption = None,
