@@ -137,6 +137,12 @@ def test_numbers_without_end_are_refused(path: tuple[str, ...], option: Any, val
     assert option.opts[0].lstrip("-") in said
 
 
+@pytest.mark.parametrize("option", ["--seed", "--data-seed", "--seeds", "--random"])
+def test_counts_and_seeds_without_end_are_refused(option: str) -> None:
+    done = CliRunner().invoke(app, ["verify", SMALL.key, option, str(10**20)])
+    assert done.exit_code == 2 and option in done.output
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, session_cache: Path) -> dict[str, str]:
     """Paths of a wheel and of an archive of the cache, by what stands for them in `ANSWERS`."""

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from ..verification.targets import Target, Targets
 
 _RANDOM_BY_DEFAULT = 3
+_MOST = 1_000_000  # of random problems or runs: more take years
+_LARGEST_SEED = 2**62  # generators of torch and of the emulator take 64 bits; runs count on from it
 _UNTRIED = 2  # exit status: no kernel is wrong, but not all could be tried
 
 
@@ -47,6 +49,7 @@ def verify(
         typer.Option(
             metavar="N",
             min=1,
+            max=_MOST,
             help="Random problems per kernel: small, of all patterns, full of edge cases.",
             show_default=f"{_RANDOM_BY_DEFAULT} where there is no other problem",
         ),
@@ -66,11 +69,16 @@ def verify(
     order: Annotated[
         str, typer.Option(help="Which warp runs: round-robin, depth-first, random, or some with commas.")
     ] = "round-robin,depth-first,random",
-    seeds: Annotated[int, typer.Option(metavar="N", min=1, help="Runs of every schedule that is random.")] = 1,
+    seeds: Annotated[
+        int, typer.Option(metavar="N", min=1, max=_MOST, help="Runs of every schedule that is random.")
+    ] = 1,
     seed: Annotated[
-        int, typer.Option(min=0, help="Seed of the first random schedule, and of the first random problem.")
+        int,
+        typer.Option(
+            min=0, max=_LARGEST_SEED, help="Seed of the first random schedule, and of the first random problem."
+        ),
     ] = 0,
-    data_seed: Annotated[int, typer.Option(min=0, help="Seed of the values in the tensors.")] = 0,
+    data_seed: Annotated[int, typer.Option(min=0, max=_LARGEST_SEED, help="Seed of the values in the tensors.")] = 0,
     gaps: Annotated[
         bool,
         typer.Option(
