@@ -578,7 +578,7 @@ def test_boxes_of_a_backward_kernel_are_a_mapping(given: str) -> None:
 
 def test_heads_of_a_query_tile() -> None:
     """Of a forward kernel, where the arch can; rows are counted for each head."""
-    text = replaced("q: [2, 8, 8]", "q: [2, 8, 8], q_heads: 2")
+    text = replaced("q: [2, 8, 8]", "q: [2, 8, 8], q_heads: 2").replace("kv_heads: 8", "kv_heads: 2")
     where = "f.yaml:11:37: kernels[0].tiles[0].q_heads: "
     assert problems(text) == [f"{where}tiles of {arch} kernels have 1 head, not 2" for arch in ("cpu", "sm90")]
     text = text.replace("[cpu, sm90, sm100]", "sm100").replace("[forward, backward]", "forward")
@@ -587,6 +587,11 @@ def test_heads_of_a_query_tile() -> None:
     for heads, said in ((3, "takes at most 85 of 3 heads"), (4, "takes at most 64 of 4 heads")):
         (line,) = problems(text.replace("q_heads: 2", f"q_heads: {heads}"))
         assert "tiles[0].q: " in line and said in line
+    for heads, kv_heads, groups in ((2, 8, "1 or 3"), (4, 12, "1 or 2"), (2, 24, "1")):
+        (line,) = problems(
+            text.replace("q_heads: 2", f"q_heads: {heads}").replace("kv_heads: 2", f"kv_heads: {kv_heads}")
+        )
+        assert line == f"{where}{heads} divides heads / kv_heads of none of the shapes: {groups}"
 
 
 def test_directions_where_there_are_gradients() -> None:

@@ -23,10 +23,12 @@ from gnaforge.cli.verify_text import print_results
 from gnaforge.errors import BuildError
 from gnaforge.families import family_of
 from gnaforge.gna.counts import count_problem
+from gnaforge.plan import plan
 from gnaforge.runtime.config import KernelConfig
 from gnaforge.runtime.op_table import OPS
 from gnaforge.runtime.problem import FEATURES, Problem
 from gnaforge.runtime.reference import attention, error_bound
+from gnaforge.spec import spec_of
 from gnaforge.verification.counters import REPORTED, class_of, count_work
 from gnaforge.verification.problems import (
     EMULATED_TILES,
@@ -39,12 +41,13 @@ from gnaforge.verification.problems import (
 from gnaforge.verification.process import HarnessError, Worker, WorkerError
 from gnaforge.verification.runner import KernelResult, ProblemResult, Settings, Verifier
 from gnaforge.verification.schedules import Schedule, schedules
-from gnaforge.verification.targets import targets_of_plan
+from gnaforge.verification.targets import problems_of_shapes, targets_of_plan
 from sm90_kernels import KEYS
 from test_sm100 import KEYS as SM100_KEYS
 
 SMALL = "gna_forward-sm90-r1-bf16-d32-q64-kv32"
 RANK_3 = "gna_forward-sm90-r3-bf16-d64-q2x4x8-kv2x2x8"
+OF_HEADS = "gna_forward-sm100-r2-bf16-d64-q8x8h2-kv8x8"
 CPU = "gna_forward-cpu-r2-fp32-dany-q8x8-kv8x8"
 CPU_BACKWARD = [f"gna_backward_{side}-cpu-r2-fp32-dany-q8x8-kv8x8" for side in ("q", "kv")]
 TOY = "gna_forward-cpu-r1-fp32-d8-q8-kv8"
@@ -436,6 +439,11 @@ def test_a_library_for_a_gpu_can_only_be_verified_by_key(cli, tmp_path: Path) ->
         ([CPU, "--preset", "hunyuan-video"], f"--preset hunyuan-video has no shape of rank 2, which {CPU} is for"),
         ([CPU, "--value-head-dim", "12", "--tokens", "8,8", "--window", "3"], "value_head_dim: 12 must be a multiple"),
         ([SMALL, "--value-head-dim", "40"], "of the 1 kernel of"),
+        (
+            [OF_HEADS, "--tokens", "8,8", "--window", "3", "--heads", "4"],
+            "--kv-heads: no query heads share keys; tiles",
+        ),
+        ([OF_HEADS, "--preset", "flux-4k"], "has no shape of whose query heads 2 or a multiple of it share keys"),
         ([CPU, "--random", "0"], "Invalid value for '--random'"),
         (["nothing.so"], "nothing.so: No such file"),
         (["text.so"], "text.so is no shared library"),
@@ -449,6 +457,16 @@ def test_bad_input(cli, tmp_path: Path, arguments: list[str], expected: str) -> 
     done = cli("verify", *arguments)
     assert done.returncode == 2, done.stdout
     assert expected in " ".join(done.stderr.split()) and "Traceback" not in done.stderr
+
+
+def test_shapes_are_tried_on_kernels_that_can_have_their_heads() -> None:
+    """A spec's, of which one has no heads that share keys: kernels with tiles of several are not asked for it."""
+    tiles = [{"q": [8, 8], "q_heads": heads, "kv": [8, 8]} for heads in (1, 2)]
+    shape = {"tokens": [16, 16], "window": [3, 3], "heads": 8}
+    entry = {"rank": 2, "head_dim": 64, "dtype": "bf16", "tiles": tiles, "shapes": [shape, {**shape, "kv_heads": 2}]}
+    found = plan(spec_of({"spec_version": 1, "library": "x", "arch": "sm100", "kernels": [entry]}))
+    counts = {config.q_tile_heads: problems_of_shapes(found.shapes[config], config) for config in found.configs}
+    assert [len(counts[1]), [problem.kv_heads for problem in counts[2]]] == [2, [2]]
 
 
 def test_cut_down_problems_stay_of_their_kind() -> None:

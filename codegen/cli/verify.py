@@ -133,8 +133,8 @@ def verify(
     from ..errors import GnaforgeError, InputError
     from ..families import require_config
     from ..runtime.config import ANY_HEAD_DIM
-    from ..runtime.request import mismatch
-    from ..verification.targets import FREE_HEAD_DIM
+    from ..runtime.request import heads_misfit, mismatch
+    from ..verification.targets import FREE_HEAD_DIM, problems_of_shapes
 
     if options.preset is not None and options.tokens is not None:
         raise InputError("give either --preset or --tokens, not both")
@@ -149,20 +149,30 @@ def verify(
 
     shapes = _shapes_of(options.preset) if options.preset is not None else None
 
+    misfits: list[str] = []
+
     def is_wanted(config: KernelConfig) -> bool:
         names = ("head_dim", "value_head_dim", "dtype")
         rank = None if problem is None else problem.rank
         if mismatch(config, rank=rank, **{name: getattr(options, name) for name in names}):
             return False
+        if problem is not None and (misfit := heads_misfit(problem, config)):
+            misfits.append(misfit)
+            return False
         if config.head_dim == ANY_HEAD_DIM:
             require_config(replace(config, head_dim=head_dims[0], value_head_dim=head_dims[1]))
         if shapes is not None and not any(len(shape.tokens) == config.rank for shape in shapes):
             raise InputError(f"--preset {options.preset} has no shape of rank {config.rank}, which {config.key} is for")
+        if shapes is not None and not problems_of_shapes(shapes, config, head_dims):
+            several = f"{config.q_tile_heads} or a multiple of it share keys, as tiles of {config.key} need"
+            raise InputError(f"--preset {options.preset} has no shape of whose query heads {several}")
         return True
 
     try:
         targets = _targets(target, arch, is_wanted, head_dims, jobs)
     except GnaforgeError as error:
+        if misfits and isinstance(error, InputError):
+            raise InputError(f"--kv-heads: {misfits[0]}") from None
         error.exit_code = _UNTRIED
         raise
     work = [_work(one, problem, shapes, random, max_tiles, head_dims) for one in targets.targets]
@@ -265,13 +275,13 @@ def _work(
 ) -> _Work:
     from ..families import family_of
     from ..verification.problems import EMULATED_TILES, for_kernel, shrink
-    from ..verification.targets import problem_of_shape
+    from ..verification.targets import problems_of_shapes
 
     config = target.config
     most = max_tiles or (EMULATED_TILES if family_of(config).target.is_gpu else 100 * EMULATED_TILES)
     whole: Sequence[Problem] = target.problems if random is None or shapes else ()
     if shapes is not None:
-        whole = [problem_of_shape(shape, config, head_dims) for shape in shapes if len(shape.tokens) == config.rank]
+        whole = problems_of_shapes(shapes, config, head_dims)
     if problem is not None:
         whole = [for_kernel(problem, config)]
     pairs: list[tuple[Problem, Problem | None]] = []

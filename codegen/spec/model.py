@@ -120,6 +120,7 @@ class KernelEntry(Model):
             object.__setattr__(shape, "causal", self.causal or (False,) * len(shape.tokens))
         found = [(i, fault) for i, shape in late for fault in shape.extent_faults()]
         refuse([(("shapes", i, *path), text) for i, (path, text) in found])
+        refuse([*self._head_faults()])
         return self
 
     @model_validator(mode="wrap")
@@ -181,6 +182,16 @@ class KernelEntry(Model):
             for j, field in product(range(len(shape.windows)), OF_WINDOW):
                 if (values := getattr(shape.windows[j], field)) and len(values) != rank:
                     yield fault(("shapes", i, "windows", j, field), values, rank)
+
+    def _head_faults(self) -> Iterator[Fault]:
+        """Tiles of several heads that no shape of their rank can have."""
+        for i, tile in enumerate(self.tiles):
+            of_rank = [part.problem() for part in self.problems if len(part.tokens) == len(tile.q)]
+            groups = sorted({problem.heads // problem.kv_heads for problem in of_rank})
+            if groups and all(group % tile.q_heads for group in groups):
+                found = " or ".join(map(str, groups))
+                text = f"{tile.q_heads} divides heads / kv_heads of none of the shapes: {found}"
+                yield ("tiles", i, "q_heads"), text
 
     def _tile_axis(self) -> Iterator[tuple[YamlPath, int, Tile | None]]:
         """Every tile once for each time that its rank is listed, with its path and rank; None if it is to be fitted."""

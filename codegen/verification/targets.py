@@ -14,6 +14,7 @@ from ..families import family_of, find_family
 from ..runtime.availability import why_not
 from ..runtime.config import KernelConfig
 from ..runtime.problem import Problem
+from ..runtime.request import heads_misfit
 from .problems import for_kernel
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def targets_of_plan(
         libraries |= find_libraries(native, jobs=jobs, listener=listener)
 
     def problems(config: KernelConfig) -> tuple[Problem, ...]:
-        return tuple(problem_of_shape(shape, config, head_dims) for shape in shapes.get(config, ()))
+        return problems_of_shapes(shapes.get(config, ()), config, head_dims)
 
     found = tuple(Target(config, libraries[config], problems(config)) for config in configs)
     return Targets(found, {config.key: reason for config, reason in missing.items()})
@@ -93,8 +94,11 @@ def targets_of_library(path: Path) -> Targets:
     return Targets(tuple(found), skipped)
 
 
-def problem_of_shape(
-    shape: Shape, config: KernelConfig, head_dims: tuple[int, int] = (FREE_HEAD_DIM, FREE_HEAD_DIM)
-) -> Problem:
-    """A spec's shape, with the head dims of a kernel, or with ``head_dims`` if the kernel takes any."""
-    return for_kernel(shape.problem(head_dim=head_dims[0], value_head_dim=head_dims[1]), config)
+def problems_of_shapes(
+    shapes: Sequence[Shape], config: KernelConfig, head_dims: tuple[int, int] = (FREE_HEAD_DIM, FREE_HEAD_DIM)
+) -> tuple[Problem, ...]:
+    """Those of a spec's shapes that a kernel can be asked to compute: of its rank, and of heads that make whole tiles.
+    With its head dims, or with ``head_dims`` if it takes any."""
+    mine = (shape for shape in shapes if len(shape.tokens) == config.rank)
+    found = (shape.problem(head_dim=head_dims[0], value_head_dim=head_dims[1]) for shape in mine)
+    return tuple(for_kernel(problem, config) for problem in found if not heads_misfit(problem, config))
