@@ -65,9 +65,10 @@ int visit(const gnaforge_problem& problem, const std::int64_t* groups, const int
           query_index = query_index * band[d].queries + query[d];
           seen[d] = Source::seen(band[d], Source::row(band[d], query[d]), origin[d]);
         }
-        const RowMask<KvTile> mask = Source::mask(seen);
+        unsigned mask[RowMask<KvTile>::words];
+        RowMask<KvTile>::find(seen, mask);
         for (int column = 0; column < KvTile::volume && exists; ++column) {
-          const bool shown = (mask.word(column / 32) >> (column % 32) & 1) != 0;
+          const bool shown = (mask[column / 32] >> (column % 32) & 1) != 0;
           wrong += !shown && Source::kind(list, index) == TileKind::interior;
           bool there = true;
           int key_index = 0;

@@ -148,9 +148,10 @@ int visit(const PlainAxis* groups, const Visits& out) {
         }
         Interval seen[rank];
         for (int d = 0; d < rank; ++d) seen[d] = Source::seen(axis[d], Source::row(axis[d], query[d]), origin[d]);
-        const RowMask<KvTile> mask = Source::mask(seen);
+        unsigned mask[RowMask<KvTile>::words];
+        RowMask<KvTile>::find(seen, mask);
         for (int column = 0; column < 32 * ceil_div(KvTile::volume, 32); ++column) {
-          const bool in_mask = (mask.word(column / 32) >> (column % 32) & 1) != 0;
+          const bool in_mask = (mask[column / 32] >> (column % 32) & 1) != 0;
           if (column >= KvTile::volume) {
             stray += in_mask;
             continue;
@@ -313,9 +314,10 @@ __global__ void on_device(Axis x, Axis y, Axis z, Band b, int first_query, unsig
     Interval seen[3];
     for (int d = 0; d < 3; ++d)
       seen[d] = Source::seen(axis[d], Source::row(axis[d], query[d]), Source::origin(list, walk, d));
-    const RowMask<KvTile> mask = Source::mask(seen);
+    unsigned mask[RowMask<KvTile>::words];
+    RowMask<KvTile>::find(seen, mask);
     *out++ = static_cast<unsigned>(Source::kind(list, index)) + static_cast<unsigned>(Source::rows(list, walk, 0).end);
-    for (int word = 0; word < KvTile::volume / 32; ++word) *out++ = mask.word(word);
+    for (const unsigned word : mask) *out++ = word;
   }
   using Columns = sm90::QuadColumns<KvTile>;
   const int quad = first_query % 4;

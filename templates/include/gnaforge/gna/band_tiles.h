@@ -160,10 +160,6 @@ struct BandTiles {
     const Interval keys = on_side(band, row, origin);
     return {keys.begin - origin, keys.end - origin};
   }
-
-  GNAFORGE_HD static RowMask<KvTile> mask(const Interval (&seen)[rank]) {
-    return WindowTiles<QTile, KvTile>::mask(seen);
-  }
 };
 
 }  // namespace gnaforge

@@ -15,7 +15,6 @@
 //     static Interval rows(const List&, const Walk&, int d); // and those of its keys that some row sees
 //     static Interval row(pattern, int query);               // keys that a row sees along an axis: once per row
 //     static Interval seen(pattern, Interval row, origin);   // those of a tile, counted from its first; not clipped
-//     static RowMask<KvTile> mask(const Interval (&seen)[rank]);
 //   };
 //
 // Along each axis a row sees one interval of a tile, whatever the source: a sink and a window, or both sides of a seam,
@@ -79,13 +78,6 @@ struct WindowTiles {
 
   GNAFORGE_HD static Interval seen(const Axis&, Interval row, int origin) {
     return {row.begin - origin, row.end - origin};
-  }
-
-  GNAFORGE_HD static RowMask<KvTile> mask(const Interval (&seen)[rank]) {
-    RowMask<KvTile> mask;
-    GNAFORGE_UNROLL
-    for (int d = 0; d < rank; ++d) mask.range[d] = {max_int(seen[d].begin, 0), min_int(seen[d].end, KvTile::extent(d))};
-    return mask;
   }
 };
 

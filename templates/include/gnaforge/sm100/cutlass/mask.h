@@ -118,10 +118,11 @@ struct Mask {
     for (int d = 0; d < rank; ++d)
       seen[d] = Source::seen(own.params->template pattern<typename Source::Pattern>(0, d), own.row[d],
                              Source::origin(state.list, state.walk, d));
-    const RowMask<KvTile> mask = Source::mask(seen);
+    unsigned mask[RowMask<KvTile>::words];
+    RowMask<KvTile>::find(seen, mask);
 #pragma unroll
     for (int word = 0; word < columns / 32; ++word) {
-      const unsigned bits = 32 * word < KvTile::volume ? mask.word(word) : 0;
+      const unsigned bits = word < RowMask<KvTile>::words ? mask[word] : 0;
 #pragma unroll
       for (int i = 0; i < 32; ++i)
         if (!(bits >> i & 1)) scores(32 * word + i) = -INFINITY;

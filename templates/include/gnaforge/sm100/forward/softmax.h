@@ -50,9 +50,7 @@ struct RowWindow {
       for (int d = 0; d < rank; ++d)
         seen[d] = Source::seen(params.template pattern<Band>(slice, d), keys[d], facts.origin[d]);
     }
-    const RowMask<KvTile> mask = Source::mask(seen);
-#pragma unroll
-    for (int w = 0; w < L::words; ++w) bits[w] = mask.word(w);
+    RowMask<KvTile>::find(seen, bits);
   }
 };
 
