@@ -47,7 +47,7 @@ def _chunks(head_dim: int) -> int:
 
 def _tile(rows: int, kv_box: Box, head_dim: int, value_head_dim: int) -> str | None:
     columns, halves = prod(kv_box), rows // _HALF_ROWS
-    needed = _scores_columns(rows, columns) + halves * _whole(value_head_dim)
+    needed = _scores_columns(columns) + halves * _whole(value_head_dim)
     if needed > _TENSOR_COLUMNS:
         return f"needs {needed} columns of tensor memory, of which there are {_TENSOR_COLUMNS}"
     # Q, and two stages of K or V, the least that goes on.
@@ -58,9 +58,9 @@ def _tile(rows: int, kv_box: Box, head_dim: int, value_head_dim: int) -> str | N
     return None
 
 
-def _scores_columns(rows: int, columns: int) -> int:
-    """Columns of tensor memory for scores: of both halves, or of two KV tiles."""
-    return 2 * (_HALF_ROWS if rows > _HALF_ROWS else -(-columns // 32) * 32)
+def _scores_columns(columns: Any) -> Any:
+    """Columns of tensor memory for scores, of both halves or of two KV tiles: a number, or an array."""
+    return 2 * -(-columns // 32) * 32
 
 
 def _copies_q(config: KernelConfig) -> bool:
@@ -68,7 +68,7 @@ def _copies_q(config: KernelConfig) -> bool:
     output."""
     value_head_dim = config.value_head_dim or config.head_dim
     q = -(-config.head_dim * DTYPES[config.dtype].bytes // 32) * 8  # products take 32 bytes of a row, 4 in a column
-    columns = _scores_columns(config.q_rows, config.kv_columns) + _whole(value_head_dim) + q
+    columns = _scores_columns(config.kv_columns) + _whole(value_head_dim) + q
     return config.q_rows <= _HALF_ROWS and columns <= _TENSOR_COLUMNS
 
 
@@ -82,7 +82,7 @@ def _has_p_apart(rows: Any, columns: Any, value_head_dim: int, element_bytes: in
     """Whether probabilities have columns of tensor memory of their own, as layout.h says: of two halves, where there is
     room. Of numbers, or arrays."""
     probabilities = -(-columns * element_bytes // _MMA_BYTES) * _MMA_BYTES // 4
-    needed = 2 * (_HALF_ROWS + _whole(value_head_dim) + probabilities)
+    needed = _scores_columns(columns) + 2 * (_whole(value_head_dim) + probabilities)
     return (rows > _HALF_ROWS) & (needed <= _TENSOR_COLUMNS)
 
 
@@ -210,7 +210,7 @@ def _steps(config: KernelConfig) -> tuple[Step, ...]:
 
 def _product_cycles(rows: Any, columns: Any, head_dim: int, value_head_dim: int) -> Any:
     """Of a tile's products: numbers, or arrays."""
-    tensor = 2 * -(-columns // 32) * 32 + _whole(value_head_dim) + _whole(head_dim) // 2
+    tensor = _scores_columns(columns) + _whole(value_head_dim) + _whole(head_dim) // 2
     copied = (rows <= _HALF_ROWS) & (tensor <= _TENSOR_COLUMNS)
     out = _whole(value_head_dim)
     scores = _whole(head_dim) / 16 * _scores_product(columns, copied)

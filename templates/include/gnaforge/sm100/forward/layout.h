@@ -106,7 +106,7 @@ struct Layout {
   static constexpr int shared_bytes = control_offset + control_bytes;
 
   // Tensor memory, in columns: two buffers of scores, outputs, and probabilities if they don't take the scores' place.
-  static constexpr int score_columns = pair ? half_rows : round_up(columns, 32);
+  static constexpr int score_columns = round_up(columns, 32);
   static constexpr int out_channels = round_up(value_head_dim, 16);
   GNAFORGE_HD static constexpr int scores(int buffer) { return buffer * score_columns; }
   GNAFORGE_HD static constexpr int out(int half) { return 2 * score_columns + half * out_channels; }
