@@ -86,16 +86,31 @@ def _has_p_apart(rows: Any, columns: Any, value_head_dim: int, element_bytes: in
     return (rows > _HALF_ROWS) & (needed <= _TENSOR_COLUMNS)
 
 
-def _exponentials(columns: int) -> tuple[int, int]:
-    """Of a row of scores, those that the unit for them computes: in the words that are announced first, and in the last
-    word; FMAs compute the rest (softmax.h)."""
-    words = -(-columns // 32)
-    last = columns - 32 * (words - 1)
-    return (words - 1) * (32 - 2 * _PAIRS_BY_FMA), last
+def _parts(config: KernelConfig) -> tuple[int, ...]:
+    """Columns of the parts in which probabilities are announced, as layout.h says: all but the last word, then that; or
+    all but 32, where the last word is half of a fourth one and tiles wait for products."""
+    columns = config.kv_columns
+    if columns <= 32:
+        return (columns,)
+    waits = DTYPES[config.dtype].bytes == 2 and not _puts_p_apart(config)
+    first = columns - 32 if waits and columns > 96 else (columns - 1) // 32 * 32
+    return first, columns - first
+
+
+def exponentials(config: KernelConfig) -> tuple[int, ...]:
+    """Of a row of scores, those that the unit for them computes, in each part that is announced; FMAs compute the rest,
+    of all words but the last (softmax.h)."""
+    parts = _parts(config)
+    other = (config.kv_columns - 1) // 32 * 32  # columns that have some by FMAs
+    if len(parts) == 1:
+        return parts
+    return tuple(
+        own - columns * _PAIRS_BY_FMA // 16 for own, columns in zip(parts, (parts[0], other - parts[0]), strict=True)
+    )
 
 
 def _under_product(config: KernelConfig, softmax: Sequence[Instruction]) -> int:
-    """Exponentials of the last word that come after the first ones are announced, and so beside the product with these.
+    """Exponentials of the last part that come after the first one is announced, and so beside the product with that.
     Each announcement waits for what was stored, by a fence.
 
     Raises:
@@ -106,7 +121,8 @@ def _under_product(config: KernelConfig, softmax: Sequence[Instruction]) -> int:
         if instruction.name == "FENCE":
             runs.append(0)
         runs[-1] += instruction.name == "MUFU"
-    wanted, found = min(_exponentials(config.kv_columns)), sorted(runs)[-2] if len(runs) > 1 else 0
+    largest = sorted(runs)[-2:]
+    wanted, found = exponentials(config)[-1], [run for run in runs if run in largest][-1] if len(runs) > 1 else 0
     if found < wanted:
         raise BuildError(
             f"ptxas moved exponentials above the first announcement of probabilities: {found} of {wanted} come after it"
@@ -191,8 +207,7 @@ def _steps(config: KernelConfig) -> tuple[Step, ...]:
 
     apart, depth = _puts_p_apart(config), _MMA_BYTES // DTYPES[config.dtype].bytes
     columns, out = config.kv_columns, _whole(config.value_head_dim or config.head_dim)
-    words = -(-columns // 32)
-    parts = (32 * (words - 1), columns - 32 * (words - 1)) if words > 1 else (columns,)
+    parts = _parts(config)
     scores_cycles = round(_scores_product(columns, _copies_q(config)))
     found: list[Step] = []
     for told in _of_scores(config):

@@ -64,7 +64,7 @@ GNAFORGE_HD void set_range(int begin, int end, unsigned (&words)[N]) {
   for (int w = 0; w < N; ++w) words[w] &= ~above[w];
 }
 
-/// Adds bits to `words`: those of `bits`, `first` further up. Those that stay within them, if `first` is a constant.
+/// Adds `bits` to `words`, moved up by `first`; what is then beyond them is dropped.
 template <int M, int N>
 GNAFORGE_HD void place_bits(const unsigned (&bits)[M], int first, unsigned (&words)[N]) {
   GNAFORGE_UNROLL

@@ -74,9 +74,8 @@ struct Layout {
   static constexpr int rows = halves * half_rows;            ///< With padding.
   static constexpr int columns = KvTile::volume;
   static_assert(columns % 16 == 0 && columns <= 128, "columns of one product, and of a thread's registers");
-  static constexpr int words = ceil_div(columns, 32);            ///< Of bits, one for each column.
-  static constexpr int first_words = words > 1 ? words - 1 : 1;  ///< Of P, that the MMA warp hears of first.
-  static constexpr int mma_depth = mma_bytes / Element::bytes;   ///< Channels or keys that one product adds up.
+  static constexpr int words = ceil_div(columns, 32);           ///< Of bits, one for each column.
+  static constexpr int mma_depth = mma_bytes / Element::bytes;  ///< Channels or keys that one product adds up.
 
   /// The token of a row along an axis, within its half, and its head, within the tile: heads are innermost.
   GNAFORGE_HD static constexpr int token(int row, int d) { return row / (Half::pitch(d) * heads) % Half::extent(d); }
@@ -117,6 +116,11 @@ struct Layout {
   static constexpr int p_columns = kv_rows * Element::bytes / 4;
   static constexpr bool p_apart = pair && q_tensor + 2 * p_columns <= tensor_columns;
   GNAFORGE_HD static constexpr int p(int buffer) { return p_apart ? q_tensor + buffer * p_columns : scores(buffer); }
+  /// Of P, that the MMA warp hears of first: all but the last word. Where that is half of a fourth one, more than 3/4
+  /// of the exponentials would come before it: there all but the last 32. Not where P is apart, or bytes: such kernels
+  /// wait for their exponentials, not for products, and would take longer.
+  static constexpr bool splits_earlier = words > 3 && columns % 32 != 0 && !p_apart && Element::bytes == 2;
+  static constexpr int first_columns = splits_earlier ? columns - 32 : words > 1 ? 32 * (words - 1) : columns;
   /// One half leaves a warpgroup idle: it copies Q to tensor memory, where there is room. Products then read shared
   /// memory for K alone.
   static constexpr bool q_from_tensor = !pair && q_tensor + q_columns <= tensor_columns;
@@ -160,9 +164,10 @@ struct Layout {
   static constexpr int softmax_registers = 192, other_registers = 64;
   static_assert(2 * softmax_registers + 2 * other_registers == 512, "all registers that the block has");
 
-  /// Of 16 pairs of exponentials in the words that are announced first, those that FMAs compute: 28 % of all at 128
-  /// columns. None in the last word, for which the product waits.
+  /// Of 16 pairs of exponentials in all words but the last, those that FMAs compute: 28 % of all at 128 columns. None
+  /// in the last word, for which the product waits.
   static constexpr int pairs_by_fma = 6;
+  static constexpr int columns_by_fma = 32 * (words - 1);  ///< That have such.
 };
 
 }  // namespace gnaforge::sm100

@@ -60,7 +60,7 @@ struct Mma {
   /// The same of all columns, each part when it is there.
   __device__ __forceinline__ void multiply_pv(int half, int buffer, int stage, std::uint32_t parity,
                                               bool accumulate) const {
-    constexpr int split = min_int(32 * L::first_words, L::columns);
+    constexpr int split = L::first_columns;
     wait(L::p_first + 8 * buffer, parity);
     ptx::fence_tensor_after();
     multiply_pv<0, split>(half, buffer, stage, accumulate);

@@ -101,17 +101,17 @@ struct Softmax {
     }
   }
 
-  /// Exponentials of word W, in the place of scores, and rounded to `p`.
-  template <int W>
-  static __device__ __forceinline__ void compute_word(float (&scores)[L::columns], Exponent& exponent,
-                                                      std::uint32_t (&p)[p_words]) {
-    constexpr int pairs = min_int(32, L::columns - 32 * W) / 2;
-    constexpr int by_fma = W < L::first_words && L::words > 1 ? L::pairs_by_fma : 0;
+  /// Exponentials of the columns [Begin, End), in the place of scores, and rounded to `p`.
+  template <int Begin, int End>
+  static __device__ __forceinline__ void compute_columns(float (&scores)[L::columns], Exponent& exponent,
+                                                         std::uint32_t (&p)[p_words]) {
+    constexpr int pairs = (End - Begin) / 2;
+    constexpr int by_fma = L::pairs_by_fma;
 #pragma unroll
     for (int i = 0; i < pairs; ++i) {
-      float &a = scores[32 * W + 2 * i], &b = scores[32 * W + 2 * i + 1];
+      float &a = scores[Begin + 2 * i], &b = scores[Begin + 2 * i + 1];
       const ptx::Pair x = ptx::multiply_add(ptx::make_pair(a, b), exponent.scale, exponent.minus_base);
-      if (i * by_fma % 16 + by_fma >= 16) {  // evenly among the others
+      if (Begin + 2 * i < L::columns_by_fma && i * by_fma % 16 + by_fma >= 16) {  // evenly among the others
         exp2_by_fma(x, a, b);
       } else {
         ptx::split_pair(x, a, b);
@@ -121,14 +121,14 @@ struct Softmax {
       if constexpr (L::Element::bytes == 2)
         p[i] = L::Element::pack(a, b);
       else if (i % 2 == 1)
-        p[i / 2] = L::Element::pack(scores[32 * W + 2 * i - 2], scores[32 * W + 2 * i - 1], a, b);
+        p[i / 2] = L::Element::pack(scores[Begin + 2 * i - 2], scores[Begin + 2 * i - 1], a, b);
     }
     // A product of bytes adds up 32 columns: those of no key are zero.
     if constexpr (L::Element::bytes == 1)
 #pragma unroll
       for (int i = pairs / 2; i < p_words; ++i) p[i] = 0;
-    // What follows takes an exponential of this word: else ptxas computes all arguments before the first exponential.
-    if constexpr (W + 1 < L::first_words) exponent.set(fmaf(scores[32 * W], 0.0f, exponent.minus));
+    // What follows takes an exponential of these: else ptxas computes all arguments before the first exponential.
+    if constexpr (End < L::columns && End != L::first_columns) exponent.set(fmaf(scores[Begin], 0.0f, exponent.minus));
   }
 
   /// Waits until the products with the tile before the `number`th of the thread block are done, if there is one.
@@ -137,18 +137,20 @@ struct Softmax {
     ptx::fence_tensor_after();
   }
 
-  /// Words W and on; stores them, and tells of the first ones and of the last.
-  template <int W>
+  /// Columns from Begin on; stores them, and tells of the first ones and of the last.
+  template <int Begin>
   __device__ __forceinline__ void compute_words(float (&scores)[L::columns], ptx::TensorAddress to, Exponent& exponent,
                                                 int buffer) const {
-    if constexpr (W < L::words) {
+    if constexpr (Begin < L::columns) {
+      constexpr int End = min_int(Begin + 32, Begin < L::first_columns ? L::first_columns : L::columns);
+      constexpr bool ends_first = End == L::first_columns, ends = End == L::columns;
       std::uint32_t p[p_words];
-      compute_word<W>(scores, exponent, p);
-      if constexpr (p_words == 16 && L::columns - 32 * W >= 32)
-        ptx::store_tensor_16(to + p_words * W, p);
+      compute_columns<Begin, End>(scores, exponent, p);
+      const ptx::TensorAddress at = to + Begin * L::Element::bytes / 4;
+      if constexpr (p_words == 16 && End - Begin == 32)
+        ptx::store_tensor_16(at, p);
       else
-        ptx::store_tensor_8(to + p_words * W, p);
-      constexpr bool ends_first = W + 1 == L::first_words, ends = W + 1 == L::words;
+        ptx::store_tensor_8(at, p);
       if constexpr (ends_first || ends) {
         ptx::wait_tensor_stores();
         ptx::fence_tensor_before();
@@ -158,7 +160,7 @@ struct Softmax {
       // The exponentials that follow take a load that follows: else ptxas computes them before it stores.
       if constexpr (ends_first && !ends)
         exponent.set(exponent.minus + __uint_as_float(ptx::reload_shared_word(shared + L::zero)));
-      compute_words<W + 1>(scores, to, exponent, buffer);
+      compute_words<End>(scores, to, exponent, buffer);
     }
   }
 
