@@ -56,7 +56,10 @@ def test_build_a_spec_list_it_and_build_again(cli, tmp_path: Path) -> None:
     assert ONE in cli("list").stdout
     assert [row["state"] for row in json.loads(cli("list", "small.yaml", "--json").stdout)] == ["built"]
     assert {row["state"] for row in json.loads(cli("list", "vit-56", "--json").stdout)} == {"not built"}
-    assert "no GPU kernel among these is built yet" in cli("list", "vit-56", "--static").stderr
+    of_sm100 = "gna_forward-sm100-r1-bf16-d64-q99-kv16"
+    for named, archs in (("vit-56", "--arch sm90 --arch sm100"), (of_sm100, "--arch sm100")):
+        said = cli("list", named, "--static").stderr
+        assert said.endswith(f"no GPU kernel among these is built yet: gnaforge build SPEC {archs}\n")
     dry = cli("build", "small.yaml", "--dry-run")
     assert f"cached   {ONE}" in dry.stdout and "0 of 1 kernel to compile" in dry.stdout
     assert not (tmp_path / "generated").exists()

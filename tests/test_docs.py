@@ -17,7 +17,7 @@ from gnaforge.simulator.cost import Tiles
 from gnaforge.simulator.fitting import simulate_fitted
 from gnaforge.simulator.natten import simulate_natten
 from gnaforge.simulator.simulation import Simulation, refusal, simulate_tiles
-from gnaforge.spec import json_schema, load_spec
+from gnaforge.spec import json_schema, load_spec, presets
 from gnaforge.spec.reference import reference_table
 from kernel_set import FAMILIES
 
@@ -30,18 +30,22 @@ def box(extents: tuple[int, ...]) -> str:
     return "x".join(map(str, extents))
 
 
-def fitted_row(preset: str, found: Simulation) -> str:
-    """A row of the table of fitted tiles."""
+def name_of(preset: str, found: Simulation) -> str:
+    """A problem, as tables of fitted tiles say it."""
     axes = found.axes
     problem = f"{preset} {box(tuple(axis.length for axis in axes))}, {box(tuple(axis.window for axis in axes))}"
     for name in ("stride", "dilation"):
         values = tuple(getattr(axis, name) for axis in axes)
         problem += f", {name} {box(values)}" if set(values) != {1} else ""
-    problem += "".join(f", {n} text tokens" for n in found.problem.extra_tokens)
+    return problem + "".join(f", {n} text tokens" for n in found.problem.extra_tokens)
+
+
+def fitted_row(preset: str, found: Simulation) -> str:
+    """A row of the table of fitted tiles."""
     natten = simulate_natten(found.problem, found.family)
     assert natten is not None
     ours, theirs = (f"{box(each.tiles.q)}, {box(each.tiles.kv)} | {each.work_bound:.2f}x" for each in (found, natten))
-    return f"| {problem} | {found.flop_speedup:.2f}x | {ours} | {theirs} |"
+    return f"| {name_of(preset, found)} | {found.flop_speedup:.2f}x | {ours} | {theirs} |"
 
 
 @pytest.mark.parametrize("preset", ["hunyuan-video", "flux-4k", "wan-720p", "cosmos", "vit-56"])
@@ -56,20 +60,22 @@ def test_fitted_tiles_beside_nattens(preset: str) -> None:
 def sm100_row(preset: str, problem: Problem) -> str:
     """A row of the table of sm100's families."""
     own = simulate_fitted(problem, FAMILIES["sm100"])
-    name = fitted_row(preset, own).split(" | ")[0]
     found = [own] if refusal(problem, CUTLASS) else [simulate_fitted(problem, CUTLASS), own]
     tiles = [f" {box(each.tiles.q)}, {box(each.tiles.kv)}: {each.work_bound:.2f}x " for each in found]
     times = [f" {float(each.time.seconds) * 1e3:.2f} " for each in found]
     none = [" "] * (2 - len(found))
-    return "|".join([f"{name} | {own.flop_speedup:.2f}x ", *none, *tiles, *none, *times, ""])
+    return "|".join([f"| {name_of(preset, own)} | {own.flop_speedup:.2f}x ", *none, *tiles, *none, *times, ""])
 
 
-@pytest.mark.parametrize("preset", ["hunyuan-video", "wan-720p", "vit-56"])
+@pytest.mark.parametrize("preset", sorted({*presets()} - {"quickstart"}))
 @pytest.mark.usefixtures("every_feature")
 def test_fitted_tiles_of_sm100(preset: str) -> None:
+    """Of all presets; of cosmos-predict2's two models, which differ in heads alone, the smaller one."""
     for entry in load_spec(preset).kernels:
         for shape in entry.problems:
-            assert sm100_row(preset, shape.problem(head_dim=entry.head_dim[0], dtype=entry.dtype[0])) in SIMULATOR
+            problem = shape.problem(head_dim=entry.head_dim[0], dtype=entry.dtype[0])
+            if (preset, problem.heads) != ("cosmos-predict2", 40):
+                assert sm100_row(preset, problem) in SIMULATOR
 
 
 def preset_row(preset: str, found: Simulation) -> str:

@@ -156,6 +156,9 @@ wide = [x.bfloat16() for x in (q, k, v)]
 rows = [x.flatten(1, 2) for x in (q, k, v)]
 said(lambda: na(q, k, v, 3, descale_q=dk))
 said(lambda: na(q, k, v, 3, descale_q=-1.0))
+for number in (float("nan"), 0, 1e39, 1e-39):
+    said(lambda: na(q, k, v, 3, descale_v=number))
+said(lambda: na(q, k, v, 3, descale_k=dk.to("meta")))
 said(lambda: na(q, k, v, 3, descale_q=dq.double()))
 said(lambda: na(q, k, v, 3, descale_q="1"))
 said(lambda: gnaforge.na2d(q, k, v, 3, out_dtype=torch.float32))
@@ -184,6 +187,11 @@ def test_calls(libraries: dict[str, Path]) -> None:
     wanted = [
         "ValueError: descale_q must be a number or float32 [4], one for each head, got float32 of shape [2]",
         "ValueError: descale_q is -1.0; it must be positive and finite",
+        *(
+            f"ValueError: descale_v is {x}; it must be positive and finite, in float32"
+            for x in ("nan", 0.0, 1e39, 1e-39)
+        ),
+        "ValueError: descale_k is on meta and query on cpu; both must be on one device",
         "ValueError: descale_q must be a number or float32 [4], one for each head, got float64 of shape [4]",
         "TypeError: descale_q must be a number, got '1'",
         "ValueError: out_dtype is float32; of float8_e4m3fn it must be bfloat16 or float16",

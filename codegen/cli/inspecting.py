@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..families.target import TARGETS
 from .options import JsonOption, plan_of
 from .tables import print_table, say
 
@@ -95,11 +96,12 @@ def list_kernels(
     where one warp does both, how many of those run while a product is under way.
 
     For kernels of the compile cache also modelled cycles of one multiprocessor: of a KV tile without and with a mask,
-    and of a Q tile beyond its KV tiles; each with any number, with two and with one matrix product waiting for the
-    tensor core. They come from the schedule in the machine code. The model tells a faster version of a kernel from a
-    slower one; it doesn't say how fast either is, since it knows nothing of power, clocks, caches, loads and conflicts
-    in shared memory. No kernel has run on hardware to check it. With `--json` as well, `modelled` has the cycles, or
-    says why there are none.
+    and of a Q tile beyond its KV tiles. Each is three numbers: on sm90 with any number, with two and with one matrix
+    product waiting for the tensor core; on sm100, whose warps wait for each other, with signals of 60, 100 and 150
+    cycles. They come from the schedule in the machine code. The model tells a faster version of a kernel from a slower
+    one; it doesn't say how fast either is, since it knows nothing of power, clocks, caches, loads and conflicts in
+    shared memory. No kernel has run on hardware to check it. With `--json` as well, `modelled` has the cycles, or says
+    why there are none.
 
     Examples:
         gnaforge list  # What the compile cache holds.
@@ -134,9 +136,12 @@ def _modelled(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def _print_static(rows: list[dict[str, Any]]) -> None:
-    rows = [row for row in rows if row["registers"]]
+    named, rows = rows, [row for row in rows if row["registers"]]
     if not rows:
-        say("no GPU kernel among these is built yet: gnaforge build SPEC --arch sm90", file=sys.stderr)
+        known = [name for name, target in TARGETS.items() if target.is_gpu]
+        archs = {row["key"].split("-")[1] for row in named}.intersection(known) or known
+        options = " ".join(f"--arch {arch}" for arch in known if arch in archs)
+        say(f"no GPU kernel among these is built yet: gnaforge build SPEC {options}", file=sys.stderr)
         return
     print_table(
         (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from math import isfinite
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from .request import request_of
 
 _E4M3 = torch.float8_e4m3fn
 _NOTHING = (None,) * 5
+_SMALLEST, _LARGEST = 2.0**-126, 2.0**128 - 2.0**104  # float32 without its subnormal numbers
 _NAMES = ("descale_q", "descale_k", "descale_v")
 
 
@@ -108,10 +108,12 @@ def _descale(name: str, given: Any, heads: int, query: torch.Tensor) -> torch.Te
         if given.dtype != torch.float32 or given.dim() > 1 or (given.dim() == 1 and given.shape[0] != heads):
             what = f"{_name(given.dtype)} of shape {list(given.shape)}"
             raise ValueError(f"{name} must be a number or float32 [{heads}], one for each head, got {what}")
+        if given.device != query.device:  # where it is meta, torch would trace the call in place of running it
+            raise ValueError(f"{name} is on {given.device} and query on {query.device}; both must be on one device")
         return given.expand(shape)
     number = arguments.number(name, given)
-    if not (isfinite(number) and number > 0):
-        raise ValueError(f"{name} is {number}; it must be positive and finite")
+    if not _SMALLEST <= number <= _LARGEST:  # NaN is neither
+        raise ValueError(f"{name} is {number}; it must be positive and finite, in float32")
     return torch.full((1, 1), number, dtype=torch.float32, device=query.device).expand(shape)
 
 
