@@ -76,8 +76,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"batch": 1.0}, "batch: 1.0 is not a positive integer below 2^30"),
     ({"head_dim": 2**30}, "head_dim: 1073741824 is not a positive integer below 2^30"),
     ({"dtype": "fp64"}, "dtype: 'fp64' is not one of fp32, bf16, fp16, e4m3"),
-    ({"out_dtype": "fp16"}, "out_dtype: 'fp16' is not one of bf16"),
-    ({"dtype": "e4m3", "out_dtype": "e4m3"}, "out_dtype: 'e4m3' is not one of bf16, fp16"),
+    ({"out_dtype": "fp16"}, "out_dtype: 'fp16' is no type of outputs of bf16; allowed: bf16"),
+    ({"dtype": "e4m3", "out_dtype": "e4m3"}, "out_dtype: 'e4m3' is no type of outputs of e4m3; allowed: bf16, fp16"),
     ({"scale": float("nan")}, "scale: nan is not a finite number"),
     ({"edge": "mirror"}, "edge: 'mirror' is not one of shift, cut, wrap"),
     ({"edge": "wrap", "causal": True}, "causal: true along dimension 0, where edge is wrap; it must be false there"),
@@ -170,7 +170,10 @@ def test_texts() -> None:
     assert PLAIN.pattern == [18, 24, 24, 16, 8, 8, 1, 1, 1, 0, 0, 0]
 
 
-@pytest.mark.parametrize("problem", [PLAIN, Problem((9, 8), 4, causal=(True, False)), *(p for p, _ in BEYOND)])
+NARROW = Problem(9, 4, dtype="e4m3", out_dtype="fp16")
+
+
+@pytest.mark.parametrize("problem", [PLAIN, NARROW, Problem((9, 8), 4, causal=(True, False)), *(p for p, _ in BEYOND)])
 def test_options_bring_a_problem_back(problem: Problem) -> None:
     words = problem.options().split()
     given = {word[2:].replace("-", "_"): value for word, value in zip(words[::2], words[1::2], strict=True)}

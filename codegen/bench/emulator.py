@@ -91,19 +91,21 @@ dtype = DTYPES[config.dtype].torch
 shape = tuple({1: (256,), 2: (16, 16), 3: (8, 8, 8)}[config.rank])
 torch.manual_seed(0)
 dims = config.head_dim, config.head_dim, config.value_head_dim or config.head_dim
-q, k, v = (torch.randn(1, *shape, 1, dim).to(dtype) for dim in dims)
+q, k, v = (torch.randn(1, *shape, heads, dim).to(dtype) for heads, dim in zip((config.q_tile_heads, 1, 1), dims))
+output = DTYPES[config.output_dtype].torch if DTYPES[config.dtype].scaled else None
 best = float("inf")
 for _ in range(int(sys.argv[3])):
     start = time.process_time()
-    gnaforge.neighborhood_attention(q, k, v, tuple(s // 2 + 1 for s in shape), kernel=config)
+    gnaforge.neighborhood_attention(q, k, v, tuple(s // 2 + 1 for s in shape), kernel=config, out_dtype=output)
     best = min(best, time.process_time() - start)
 import resource
 print(best, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 
 
-def _environment(options: Options) -> dict[str, str]:
+def _environment(options: Options, device: str) -> dict[str, str]:
     settings = {
+        "DEVICE": device,
         "MEMORY": "mapped",
         "TIMING": options.timing,
         "ORDER": options.order,
@@ -138,19 +140,22 @@ def measure_own(repeats: int) -> dict[str, Measured]:
 
 
 def measure_key(key: str, repeats: int) -> dict[str, Measured]:
-    """A kernel of the toolkit on about 256 tokens, one head, half of them per axis in the window.
+    """A kernel of the toolkit on about 256 tokens, with the heads of one tile, half of the tokens per axis in the
+    window.
 
     Raises:
         InputError, BuildError: as `build.kernels.build_kernels`.
     """
     from ..build.kernels import find_libraries  # the emulator itself needs no kernels
-    from ..runtime.config import KernelConfig
+    from ..families import family_of, require_config
 
-    (library,) = find_libraries([KernelConfig.parse(key)], emulated=True).values()
+    config = require_config(key)
+    device = family_of(config).target.emulated_device
+    (library,) = find_libraries([config], emulated=True).values()
     best: dict[str, Measured] = {}
     for name, options in SCHEDULES.items():
         command = [sys.executable, "-c", _CHILD, key, str(library), str(repeats)]
-        done = subprocess.run(command, capture_output=True, text=True, env=_environment(options))
+        done = subprocess.run(command, capture_output=True, text=True, env=_environment(options, device))
         if done.returncode:
             raise BuildError(
                 f"{key} under {name}: {done.stderr.strip().splitlines()[-1] if done.stderr else 'no message'}"

@@ -18,6 +18,7 @@ from ..runtime.bench import DEFAULT_CONTENDERS, report
 from ..runtime.bench_contenders import CONTENDERS, OWN, variant_of
 from ..runtime.config import DIRECTIONS, Direction, KernelConfig
 from ..runtime.core import load_file
+from ..runtime.dtypes import outputs_among
 from ..runtime.op_table import FORWARD
 from ..runtime.problem import Problem
 from ..simulator.cost import Tiles
@@ -29,19 +30,27 @@ _BYTES_LIMIT = 8e9  # of all tensors: beyond it the problem is one for a GPU
 
 
 def problems_of_spec(
-    source: str, dtypes: Sequence[str], arch: str, variant: str | None = None, direction: Direction = "forward"
+    source: str,
+    dtypes: Sequence[str],
+    arch: str,
+    variant: str | None = None,
+    direction: Direction = "forward",
+    out_dtype: str = "",
 ) -> list[Problem]:
-    """The shapes of a spec at its first head dim; on a CPU with one head each, so that they fit.
+    """The shapes of a spec at its first head dim; on a CPU with one head each, so that they fit. Outputs are of the
+    type ``out_dtype``, if any, where `outputs_among` says so.
 
     Raises:
         InputError: the spec has no shapes, or too many, or one is wrong or not for the arch.
     """
     small = {} if require_target(arch).is_gpu else {"heads": 1, "kv_heads": 1, "batch": 1}
-    problems = []
+    types = [(dtype, out_dtype if outputs_among(dtype, dtypes, [out_dtype]) else "") for dtype in dtypes]
+    problems: list[Problem] = []
     for _, entry in load_spec(source).entries(arch):
-        for shape, dtype in product(entry.problems, dtypes):
+        for shape, (dtype, output) in product(entry.problems, types):
+            head_dim = entry.head_dim[0] or 64  # 0: taken at run time
             with as_input_error():
-                problem = shape.problem(head_dim=entry.head_dim[0] or 64, dtype=dtype, **small)  # 0: taken at run time
+                problem = shape.problem(head_dim=head_dim, dtype=dtype, out_dtype=output, **small)
             require_arch(problem, arch, variant, direction)
             problems.append(problem)
     if not problems:
@@ -68,7 +77,7 @@ def _smallest(problem: Problem, family: Family) -> KernelConfig:
     """The kernel with the smallest tiles that a family can have for a problem."""
     tiles = family.smallest_boxes(problem.rank)
     names = family.op, family.arch, problem.rank, problem.dtype, problem.head_dim
-    return KernelConfig(*names, *tiles, variant=family.variant)
+    return KernelConfig(*names, *tiles, variant=family.variant, out_dtype=problem.out_dtype)
 
 
 def run_all(
@@ -178,7 +187,7 @@ def rows(found: dict[str, Any]) -> list[dict[str, Any]]:
                 {
                     "problem": name,
                     "heads x dim": f"{problem['heads']}x{problem['head_dim']}",
-                    "dtype": problem["dtype"],
+                    "dtype": problem["dtype"] + (f", {output} out" if (output := problem.get("out_dtype")) else ""),
                     "sparsity": f"{1 - 1 / row['flop_bound']:.1%}",
                     **({"direction": row["direction"]} if "direction" in row else {}),
                     "contender": timing["contender"],

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from ..families.target import TARGETS
-from ..runtime.dtypes import DTYPES
+from ..runtime.dtypes import DTYPES, outputs_among
 from .options import LONGEST_WAIT, HtmlOption, JsonOption, VariantOption, check_outputs, options_in_use, refuse_unused
 from .problem_options import PATTERN, ProblemOptions, takes_problem
 from .tables import print_table, say, say_written
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _MODES = ("overhead", "tools", "calibrate")
 _PROBLEM = (*PATTERN, "heads", "kv_heads", "head_dim", "batch")
-_RUN = ("preset", *_PROBLEM, "dtype", "against", "kernel", "seconds", "report")  # and direction
+_RUN = ("preset", *_PROBLEM, "dtype", "out_dtype", "against", "kernel", "seconds", "report")  # and direction
 
 
 @takes_problem(
@@ -88,6 +88,7 @@ def bench(
         gnaforge bench --tokens 56,56 --window 7,7 --head-dim 32 --heads 4 --dtype fp32,bf16
         gnaforge bench --tokens 56,56 --window 7,7 --head-dim 32 --direction training --against sdpa
         gnaforge bench --preset hunyuan-video --arch sm90 --report mine.json
+        gnaforge bench --preset flux-4k --arch sm100 --dtype bf16,e4m3  # Inputs of 8 bits beside those of 16.
         gnaforge bench --calibrate --arch sm90 --from mine.json  # The simulator's constants, by what was measured.
     """
     from ..errors import InputError
@@ -176,10 +177,14 @@ def _problems(options: ProblemOptions, arch: str, variant: str | None, direction
 
     dtypes = (options.dtype or "bf16").split(",")
     if options.preset is not None:
-        return bench_run.problems_of_spec(options.preset, dtypes, arch, variant, direction)
+        return bench_run.problems_of_spec(options.preset, dtypes, arch, variant, direction, options.out_dtype or "")
     if options.tokens is None or options.window is None:
         raise InputError("give either --preset, or --tokens and --window; see gnaforge bench --help")
-    problems = [replace(options, dtype=dtype).problem(head_dim=64) for dtype in dtypes]
+    types = [
+        (dtype, options.out_dtype if outputs_among(dtype, dtypes, [options.out_dtype or ""]) else None)
+        for dtype in dtypes
+    ]
+    problems = [replace(options, dtype=dtype, out_dtype=output).problem(head_dim=64) for dtype, output in types]
     for problem in problems:
         bench_run.require_arch(problem, arch, variant, direction)
     return problems

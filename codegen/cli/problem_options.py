@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_type_hi
 
 import typer
 
+from ..build_tools.text import listed
 from ..runtime.dtypes import DTYPES
 
 if TYPE_CHECKING:
@@ -20,6 +21,11 @@ PATTERN = (
     *("grid", "q_offset", "kv_tokens", "kv_offset", "kv_sink", "extra_tokens"),
 )
 """The options that give tokens and pattern."""
+
+# The element types whose outputs have another one.
+_SCALED = [dtype for dtype in DTYPES.values() if dtype.scaled]
+_BUT_FOR = f"but for {listed([dtype.name for dtype in _SCALED])}"
+_OUTPUTS = "; of ".join(f"{dtype.name}: {' or '.join(dtype.outputs)}" for dtype in _SCALED)
 
 
 @dataclass(frozen=True)
@@ -93,9 +99,16 @@ class ProblemOptions:
     value_head_dim: Annotated[
         int | None, typer.Option(help="Channels per head of V.", show_default="as --head-dim")
     ] = None
-    dtype: Annotated[str | None, typer.Option(help=f"Element type of Q, K, V and the output: {', '.join(DTYPES)}.")] = (
-        None
-    )
+    dtype: Annotated[
+        str | None, typer.Option(help=f"Element type of Q, K, V and, {_BUT_FOR}, the output: {', '.join(DTYPES)}.")
+    ] = None
+    out_dtype: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Element type of the output of {_OUTPUTS}.",
+            show_default="the first",
+        ),
+    ] = None
 
     def fields_in_use(self) -> dict[str, Any]:
         """The fields of a problem that were given."""

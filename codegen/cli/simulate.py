@@ -30,7 +30,11 @@ _OF_WINDOWS = tuple(name for name in PATTERN if name not in ("tokens", "extra_to
 
 
 @takes_problem(
-    heads=f"1, {_OR_PRESET}", batch=f"1, {_OR_PRESET}", head_dim=f"128, {_OR_PRESET}", dtype=f"bf16, {_OR_PRESET}"
+    without=("out_dtype",),  # all that an input type's outputs may have are of as many bytes
+    heads=f"1, {_OR_PRESET}",
+    batch=f"1, {_OR_PRESET}",
+    head_dim=f"128, {_OR_PRESET}",
+    dtype=f"bf16, {_OR_PRESET}",
 )
 def simulate(
     context: typer.Context,

@@ -31,6 +31,7 @@ _UNTRIED = 2  # exit status: no kernel is wrong, but not all could be tried
     head_dim={"help": "Only kernels that take this head dim.", "show_default": "each kernel's, or 64"},
     value_head_dim={"help": "Only kernels that take this head dim of V."},
     dtype={"help": "Only kernels of this dtype.", "show_default": "all"},
+    out_dtype={"help": "Only kernels whose output has this dtype.", "show_default": "all"},
 )
 def verify(
     context: typer.Context,
@@ -144,7 +145,9 @@ def verify(
         refuse_unused(context, (*PATTERN[2:], "batch", "heads", "kv_heads"), "without --tokens and --window")
     head_dim = options.head_dim or FREE_HEAD_DIM
     head_dims = (head_dim, options.value_head_dim or head_dim)
-    problem = options.problem(head_dim=head_dim) if options.tokens is not None else None
+    _check_types(dtype=options.dtype, out_dtype=options.out_dtype)
+    of_kernels = replace(options, dtype=None, out_dtype=None)
+    problem = of_kernels.problem(head_dim=head_dim) if options.tokens is not None else None
     settings = _settings(timing, order, seeds, seed, data_seed, gaps, poison, trace, timeout)
 
     shapes = _shapes_of(options.preset) if options.preset is not None else None
@@ -152,9 +155,9 @@ def verify(
     misfits: list[str] = []
 
     def is_wanted(config: KernelConfig) -> bool:
-        names = ("head_dim", "value_head_dim", "dtype")
+        wanted = {name: getattr(options, name) for name in ("head_dim", "value_head_dim", "dtype")}
         rank = None if problem is None else problem.rank
-        if mismatch(config, rank=rank, **{name: getattr(options, name) for name in names}):
+        if mismatch(config, rank=rank, output_dtype=options.out_dtype, **wanted):
             return False
         if problem is not None and (misfit := heads_misfit(problem, config)):
             misfits.append(misfit)
@@ -182,6 +185,19 @@ def verify(
         raise typer.Exit(1)
     if targets.skipped or not all(result.good for result in results):
         raise typer.Exit(_UNTRIED)
+
+
+def _check_types(**given: str | None) -> None:
+    """Refuses what is no element type of inputs, or of outputs, by the field that says it."""
+    from ..errors import InputError
+    from ..runtime.dtypes import DTYPES
+    from ..runtime.problem import option_of
+
+    outputs = dict.fromkeys(name for dtype in DTYPES.values() for name in dtype.outputs or (dtype.name,))
+    for field, value in given.items():
+        known = outputs if field == "out_dtype" else DTYPES
+        if value is not None and value not in known:
+            raise InputError(f"{option_of(field)}: {value!r} is not one of {', '.join(known)}")
 
 
 def _settings(
@@ -241,7 +257,7 @@ def _targets(
                 chosen = found.targets
     if not chosen:
         raise InputError(
-            f"of the {count_of(len(kernels), 'kernel')} of {target} none is for that rank, head dim, dtype and arch"
+            f"of the {count_of(len(kernels), 'kernel')} of {target} none is for that rank, head dim, dtypes and arch"
         )
     return Targets(chosen, found.skipped)
 

@@ -252,12 +252,22 @@ def check(problem: Problem, kernel: str | None, device: str, queries: int = 16) 
     return worst
 
 
-def overhead(kernel: str | None, device: str, dtype: str, rank: int, head_dim: int) -> dict[str, float]:
-    """Microseconds of the host per call of the smallest problem, and of two allocations."""
-    problem = Problem((1,) * rank, 1, head_dim=head_dim, dtype=dtype)
+def overhead(config: KernelConfig, device: str) -> dict[str, float]:
+    """Microseconds of the host per call of the smallest problem that a kernel takes, and of two allocations."""
+    problem = Problem(
+        (1,) * config.rank,
+        1,
+        heads=config.q_tile_heads,
+        kv_heads=1,
+        head_dim=config.head_dim or 64,
+        value_head_dim=config.value_head_dim or config.head_dim or 64,
+        dtype=config.dtype,
+        out_dtype=config.output_dtype,
+    )
     q, k, v = _inputs(problem, device)
+    output = DTYPES[config.output_dtype].torch if DTYPES[config.dtype].scaled else None
     calls: dict[str, Callable[[], object]] = {
-        "call": lambda: neighborhood_attention(q, k, v, 1, kernel=kernel),
+        "call": lambda: neighborhood_attention(q, k, v, 1, kernel=config.key, out_dtype=output),
         "two torch.empty": lambda: (torch.empty_like(q), torch.empty(q.shape[:-1], device=device)),
     }
     found: dict[str, list[float]] = {name: [] for name in calls}
@@ -399,9 +409,8 @@ def report(
     first = next((row["kernel"] for row in found["problems"] if row.get("kernel")), None)
     if first is not None and not fault:
         save()
-        config = KernelConfig.parse(first)
         try:
-            found["overhead_us"] = overhead(first, device, config.dtype, config.rank, config.head_dim or 64)
+            found["overhead_us"] = overhead(KernelConfig.parse(first), device)
         except (RuntimeError, MemoryError) as error:
             found["overhead_error"] = str(error)[:1000]
     save()
@@ -427,6 +436,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{name}", type=int)
     parser.add_argument("--head-dim", type=int, default=64)
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
+    parser.add_argument("--out-dtype", choices=DTYPES, help="of the output, where it may be another one")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     known = f"{', '.join(CONTENDERS)}, {OWN} VARIANT"
     parser.add_argument("--contenders", help=f"default: all that suit the device; there are {known}")

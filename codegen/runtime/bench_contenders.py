@@ -13,6 +13,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
+from .dtypes import DTYPES
 from .ops import neighborhood_attention
 from .problem import Problem
 from .reference import mask_rows, visible, windows
@@ -30,6 +31,8 @@ class Unavailable(Exception):
 
 def _gnaforge(problem: Problem, kernel: str | None, tensors: Tensors) -> Call:
     arguments = replace(problem, extra_tokens=()).arguments()
+    if DTYPES[problem.dtype].scaled:
+        arguments["out_dtype"] = DTYPES[problem.output_dtype].torch
     names = ("additional_keys", "additional_values")[: len(tensors) - 3]
     if len(problem.extra_tokens) > 1:
         raise Unavailable("calls take one piece of extra keys")

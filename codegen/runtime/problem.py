@@ -398,7 +398,7 @@ class Problem:
         if elements:
             given += [f"--head-dim {self.head_dim}"]
             given += [f"--value-head-dim {self.value_head_dim}"] if self.value_head_dim != self.head_dim else []
-            given += [f"--dtype {self.dtype}"]
+            given += [f"--dtype {self.dtype}", *([f"--out-dtype {self.out_dtype}"] if self.out_dtype else [])]
         return " ".join(given)
 
     def register_arguments(self) -> list[str]:

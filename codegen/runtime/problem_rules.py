@@ -208,7 +208,8 @@ def require_types(values: Mapping[str, Any]) -> None:
         raise ProblemError("dtype", f"{values['dtype']!r} is not one of {', '.join(DTYPES)}")
     dtype, output = DTYPES[values["dtype"]], values["out_dtype"]
     if output and output not in (dtype.outputs or (dtype.name,)):
-        raise ProblemError("out_dtype", f"{output!r} is not one of {', '.join(dtype.outputs or (dtype.name,))}")
+        allowed = ", ".join(dtype.outputs or (dtype.name,))
+        raise ProblemError("out_dtype", f"{output!r} is no type of outputs of {dtype.name}; allowed: {allowed}")
     scale = values["scale"]
     if scale is not None and not (isinstance(scale, int | float) and isfinite(scale)):
         raise ProblemError("scale", f"{scale!r} is not a finite number")

@@ -46,16 +46,19 @@ def refuse(faults: list[Fault]) -> None:
 class OneOf:
     """Metadata of a field that takes a name out of a table, which is looked at anew each time."""
 
-    def __init__(self, what: str, allowed: Callable[[], Iterable[str]]) -> None:
+    def __init__(
+        self, what: str, allowed: Callable[[], Iterable[str]], hint: Callable[[Any, list[str]], str] = did_you_mean
+    ) -> None:
         self.what = what
         self.allowed = allowed
+        self.hint = hint  # of a value that isn't allowed, and of those that are: which of them it may stand for
 
     def check(self, value: Any) -> str:
         allowed = list(self.allowed())
         if isinstance(value, str) and value in allowed:
             return value
         choice = f"allowed: {', '.join(allowed)}"
-        raise wrong(f"{quote(value)} is no {self.what}; {choice}{did_you_mean(value, allowed)}")
+        raise wrong(f"{quote(value)} is no {self.what}; {choice}{self.hint(value, allowed)}")
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         return core_schema.no_info_plain_validator_function(self.check)
@@ -64,6 +67,15 @@ class OneOf:
         self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
         return {"type": "string", "enum": list(self.allowed())}
+
+
+def _near_dtype(value: Any, allowed: list[str]) -> str:
+    """The element type that a name of torch's means, or one of 8 bits; else the nearest."""
+    name = str(value).lower().removeprefix("torch.")
+    meant = [dtype.name for dtype in DTYPES.values() if name == dtype.torch_name]
+    if re.search(r"(fp|float)8|e\dm\d", name):
+        meant = [dtype.name for dtype in DTYPES.values() if dtype.bytes == 1]
+    return f"; did you mean {' or '.join(map(repr, meant))}?" if meant else did_you_mean(value, allowed)
 
 
 def _version(value: Any) -> int:
@@ -165,7 +177,7 @@ ListOf = Annotated[tuple[T, ...], Listed(or_one=False)]
 Count = Annotated[int, Field(ge=1, le=MAX_EXTENT)]
 Rank = Annotated[int, Field(ge=1, le=3)]
 Arch = Annotated[str, OneOf("arch", lambda: TARGETS)]
-DtypeName = Annotated[str, OneOf("dtype", lambda: DTYPES)]
+DtypeName = Annotated[str, OneOf("dtype", lambda: DTYPES, _near_dtype)]
 Direction = Annotated[str, OneOf("direction", _available_directions)]
 Variant = Annotated[str, OneOf("variant", _variants)]
 Edge = Annotated[str, OneOf("edge", lambda: EDGES)]

@@ -12,6 +12,7 @@ from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
 from ..families import Family, families_of, faults_of, feature_fault, find_family
 from ..runtime.config import ANY_HEAD_DIM, DIRECTIONS, KernelConfig
+from ..runtime.dtypes import outputs_among
 from .fields import (
     SHAPE_EXAMPLES,
     Arch,
@@ -83,7 +84,8 @@ class KernelEntry(Model):
     )
     dtype: AxisOf[DtypeName] = Field(description="Element type of Q, K, V and, but for e4m3, the output.")
     out_dtype: AxisOf[DtypeName] = Field(
-        default_factory=tuple, description="Element type of the output, where dtype is e4m3; default: bf16."
+        default_factory=tuple,
+        description="Element type of the output, where dtype is e4m3; default: bf16. Other types keep their own.",
     )
     direction: AxisOf[Direction] = Field(
         default=("forward",),
@@ -193,6 +195,14 @@ class KernelEntry(Model):
                 text = f"{tile.q_heads} divides heads / kv_heads of none of the shapes: {found}"
                 yield ("tiles", i, "q_heads"), text
 
+    def _types(self) -> list[tuple[int, str, int | None, str]]:
+        """Every type of inputs with every one of outputs, with their places; None and empty where it isn't said."""
+        found: list[tuple[int, str, int | None, str]] = []
+        for j, dtype in enumerate(self.dtype):
+            outputs = outputs_among(dtype, self.dtype, self.out_dtype)
+            found += [(j, dtype, o, output) for o, output in enumerate(outputs)] or [(j, dtype, None, "")]
+        return found
+
     def _tile_axis(self) -> Iterator[tuple[YamlPath, int, Tile | None]]:
         """Every tile once for each time that its rank is listed, with its path and rank; None if it is to be fitted."""
         ranks = Counter(self.rank)
@@ -212,7 +222,7 @@ class KernelEntry(Model):
         """How many configs this entry has on one arch (with tiles: auto: at most), counted without listing them."""
         ranks = Counter(self.rank)
         ops = [op for direction in self.direction for op in DIRECTIONS[direction]]
-        axes = (ops, self.dtype, self.head_dim, self.value_head_dim or (0,), self.out_dtype or ("",), self.variant)
+        axes: tuple[Sequence[Any], ...] = (ops, self._types(), self.head_dim, self.value_head_dim or (0,), self.variant)
         boxes = [tile.q for tile in self.tiles] or [shape.tokens for shape in self.problems]
         return sum(ranks[len(box)] for box in boxes) * prod(map(len, axes))
 
@@ -224,10 +234,9 @@ class KernelEntry(Model):
         """
         needed = {rank: self._features(rank) for rank in {*self.rank}}
         ops = [(i, op) for i, direction in enumerate(self.direction) for op in DIRECTIONS[direction]]
-        for (i, op), (j, dtype), (o, output), (k, head_dim), (m, value), (n, variant), (path, rank, tile) in product(
+        for (i, op), (j, dtype, o, output), (k, head_dim), (m, value), (n, variant), (path, rank, tile) in product(
             ops,
-            enumerate(self.dtype),
-            enumerate(self.out_dtype or ("",)),
+            self._types(),
             enumerate(self.head_dim),
             enumerate(self.value_head_dim or (0,)),
             enumerate(self.variant),
@@ -240,7 +249,7 @@ class KernelEntry(Model):
             origins: dict[str, YamlPath] = {
                 "op": ("direction", i),
                 "dtype": ("dtype", j),
-                "out_dtype": ("out_dtype", o) if self.out_dtype else ("dtype", j),
+                "out_dtype": ("dtype", j) if o is None else ("out_dtype", o),
                 "head_dim": ("head_dim", k),
                 "value_head_dim": ("value_head_dim", m),
                 "variant": ("variant", n),

@@ -7,6 +7,7 @@
 #include <optional>
 #include <sstream>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <torch/csrc/stable/tensor.h>
@@ -59,6 +60,10 @@ constexpr TypeName type_names[] = {
     {ScalarType::ComplexDouble, "complex128"},
     {ScalarType::Float8_e4m3fn, "float8_e4m3fn"},
     {ScalarType::Float8_e5m2, "float8_e5m2"},
+    {ScalarType::Float8_e5m2fnuz, "float8_e5m2fnuz"},
+    {ScalarType::Float8_e4m3fnuz, "float8_e4m3fnuz"},
+    {ScalarType::Float8_e8m0fnu, "float8_e8m0fnu"},
+    {ScalarType::Float4_e2m1fn_x2, "float4_e2m1fn_x2"},
     {ScalarType::Undefined, "of another type"},
 };
 
@@ -112,8 +117,11 @@ inline void check_dtype(const Given& t, bool scaled) {
   const uint32_t dtype = dtype_code(t.dtype);
   if (scaled && dtype != GNAFORGE_E4M3)
     refuse(t.name, " must be float8_e4m3fn where there are descales or an out_dtype, got ", type_name(t.dtype));
-  if (!scaled && (dtype == 0 || dtype == GNAFORGE_INT32 || dtype == GNAFORGE_E4M3))
-    refuse(t.name, " must be float32, bfloat16 or float16, got ", type_name(t.dtype));
+  if (scaled || (dtype != 0 && dtype != GNAFORGE_INT32 && dtype != GNAFORGE_E4M3)) return;
+  const std::string_view name = type_name(t.dtype);
+  const bool narrow = name.substr(0, 6) == "float8" || name.substr(0, 6) == "float4";
+  refuse(t.name, " must be float32, bfloat16 or float16, got ", name,
+         narrow ? "; of 8 bits na1d, na2d and na3d take float8_e4m3fn" : "");
 }
 
 inline std::string sizes_text(const int64_t* sizes, size_t dims) {
