@@ -59,6 +59,7 @@ _PATTERN = (
     "kv_offset",
     "kv_sink",
 )
+_TILE_FIELDS = {"q": "q_tile", "kv": "kv_tile", "q_heads": "q_tile_heads"}  # by field of a spec's tile
 _SHAPE_FIELDS = ("tokens", *_PATTERN, "extra_tokens", "heads", "kv_heads", "batch")
 _WORTH_FITTING = 8  # default Q tiles that a call must have tokens for
 
@@ -74,6 +75,7 @@ def register(
     arch: str | Sequence[str] | None = None,
     q_tile: Numbers | None = None,
     kv_tile: Numbers | None = None,
+    q_tile_heads: int | None = None,
     tiles: str | Sequence[Mapping[str, Any]] | None = None,
     value_head_dim: Numbers | None = None,
     variant: str | None = None,
@@ -115,6 +117,8 @@ def register(
         arch: ``cpu``, ``sm90``, ...; default: this machine's GPU, or ``cpu`` where there is none.
         q_tile, kv_tile: tokens per tile and dimension. Without them the tiles are fitted to ``tokens`` and ``window``,
             of each kernel for itself; without those they are the arch's default.
+        q_tile_heads: beside them, query heads that share keys, of which a query tile has the tokens: 1, or more where
+            the arch can. Fitted tiles have as many as suit the problem.
         tiles: in their place: ``auto`` (fitted), or a list as in a spec.
         variant: kernel family, where an arch has several.
         tokens, window, stride, dilation, causal, edge, sink, heads, kv_heads, batch: the problem to fit the tiles to.
@@ -251,7 +255,9 @@ def _configs_by_spec(fields: dict[str, Any], arch: str | Sequence[str]) -> list[
 
     entry = {name: fields[name] for name in _ENTRY_FIELDS if name in fields}
     shape = {name: fields[name] for name in _SHAPE_FIELDS if name in fields}
-    boxes = {short: fields[name] for short, name in (("q", "q_tile"), ("kv", "kv_tile")) if name in fields}
+    boxes = {short: fields[name] for short, name in _TILE_FIELDS.items() if name in fields}
+    if boxes.keys() == {"q_heads"}:
+        raise InputError("q_tile_heads: is of tiles that are given, by q_tile and kv_tile; fitted ones have their own")
     if boxes and "tiles" in fields:
         raise InputError("tiles: can't be given beside q_tile and kv_tile")
     if fields.get("tiles") == "auto" and not shape:
@@ -300,7 +306,7 @@ def _field_name(path: tuple[int | str, ...], fields: Mapping[str, Any]) -> str:
 
     own = path[2:] if path[:1] == ("kernels",) else path
     if own[:1] == ("tiles",) and "tiles" not in fields:
-        own = ({"q": "q_tile", "kv": "kv_tile"}[str(own[2])], *own[3:]) if len(own) > 2 else ("tiles",)
+        own = (_TILE_FIELDS[str(own[2])], *own[3:]) if len(own) > 2 else ("tiles",)
     elif own[:1] == ("shapes",):
         own = own[2:] or ("tokens",)
     if len(own) == 2 and not isinstance(fields.get(str(own[0])), list | tuple):
@@ -440,11 +446,11 @@ def config_for(request: Request, *, fit: bool) -> KernelConfig:
     arch = machine_target(request.device, request.device_index).name
     _require_features(request, arch)
 
-    def with_boxes(family: Family, q_tile: Box, kv_tile: Box) -> KernelConfig:
+    def with_boxes(family: Family, q_tile: Box, kv_tile: Box, heads: int = 1) -> KernelConfig:
         names = request.op, arch, request.rank, request.dtype, request.head_dim
         boxes = request.q_tile or q_tile, request.kv_tile or kv_tile
         try:
-            return KernelConfig(*names, *boxes, request.value_head_dim, family.variant, request.out_dtype)
+            return KernelConfig(*names, *boxes, request.value_head_dim, family.variant, request.out_dtype, heads)
         except ValueError as error:
             raise InputError(str(error)) from None
 
@@ -457,7 +463,10 @@ def config_for(request: Request, *, fit: bool) -> KernelConfig:
     tiles_asked = request.q_tile is not None or request.kv_tile is not None
     fits = fit and not tiles_asked and not family.faults(config) and family.time is not None
     if fits and p is not None and p.token_count >= _WORTH_FITTING * config.q_rows:
-        config = with_boxes(family, *_fit_boxes(request, family))
+        from .call_tiles import fit_tiles
+
+        tiles = fit_tiles(request, family)
+        config = with_boxes(family, tiles.q, tiles.kv, tiles.q_heads)
     return family.serving_config(require_config(config))
 
 
@@ -482,13 +491,3 @@ def _require_features(request: Request, arch: str) -> None:
     needed = set(request.problem.features()) if request.problem is not None else set()
     if request.problem is not None and not any(needed <= set(family.features) for family in own):
         require_features(request.problem, request.op, arch, {name for family in own for name in family.features})
-
-
-def _fit_boxes(request: Request, family: Family) -> tuple[Box, Box]:
-    from .simulator.fitting import fit_problems
-
-    assert request.problem is not None
-    # Extra keys are as many for all tiles. Other calls will take the kernel too: of any heads, so its tiles have one.
-    problem = replace(request.problem, extra_tokens=(), kv_heads=request.problem.heads)
-    tiles = fit_problems([problem], family).tiles[0]
-    return tiles.q, tiles.kv

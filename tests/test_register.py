@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kernel_set import SMALL
@@ -562,3 +563,53 @@ print(torch.equal(traced(x), module(x)))
 """
     out, _ = run(code)
     assert out == ["True"] and compiled() == 1
+
+
+def test_calls_of_heads_that_share_keys_have_tiles_of_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the arch can, all heads have one window, and it saves time; so do `register`'s fitted tiles."""
+    import torch
+    from gnaforge.families import TARGETS
+    from gnaforge.registration import _configs_of_fields, config_for
+    from gnaforge.runtime.problem import Problem
+    from gnaforge.runtime.request import Request, request_of
+
+    def heads_of(arch: str, one_pattern: bool = True, **fields: Any) -> int:
+        monkeypatch.setattr("gnaforge.registration.machine_target", lambda *_: TARGETS[arch])
+        problem = Problem((48, 48), 7, head_dim=64, **fields)
+        request = Request.of_problem("gna_forward", problem, "cuda", one_pattern=one_pattern)
+        return config_for(request, fit=True).q_tile_heads
+
+    assert heads_of("sm100", heads=16, kv_heads=2) > 1
+    assert heads_of("sm100", heads=16, kv_heads=2, dtype="e4m3", out_dtype="fp16") > 1
+    assert heads_of("sm100", heads=16, kv_heads=16) == 1
+    assert heads_of("sm100", one_pattern=False, heads=16, kv_heads=2) == 1
+    assert heads_of("sm90", heads=16, kv_heads=2) == 1
+    monkeypatch.setattr("gnaforge.call_tiles._WORTH_SHARING", 0.99)
+    assert heads_of("sm100", heads=16, kv_heads=2) == 1
+    q, k = torch.zeros(1, 48, 48, 16, 64), torch.zeros(1, 48, 48, 2, 64)
+    of_head = [7, 7, 1, 1, 1, 1, 0, 0]
+    assert request_of(q, k, k, of_head).one_pattern
+    assert not request_of(q, k, k, of_head * 15 + [9, 9, *of_head[2:]]).one_pattern
+    fields = {"rank": 2, "head_dim": 64, "dtype": "bf16"}
+    shape = {"tokens": (48, 48), "window": 7, "heads": 16, "kv_heads": 2}
+    assert all(config.q_tile_heads > 1 for config in _configs_of_fields(fields | shape, "sm100"))
+
+
+def test_tiles_of_several_heads_are_registered() -> None:
+    from gnaforge.errors import InputError
+    from gnaforge.registration import _configs_of_fields
+
+    fields = {"rank": 2, "head_dim": 64, "dtype": "bf16"}
+    tiles = {"q_tile": (4, 8), "kv_tile": (8, 8), "q_tile_heads": 4}
+    (config,) = _configs_of_fields(fields | tiles, "sm100")
+    assert config.key == "gna_forward-sm100-r2-bf16-d64-q4x8h4-kv8x8"
+    for wrong, said in (
+        ({"q_tile_heads": 4}, r"^q_tile_heads: is of tiles that are given, by q_tile and kv_tile"),
+        ({**tiles, "q_tile_heads": 0}, r"^q_tile_heads: "),
+        ({**tiles, "q_tile_heads": 16}, r"^q_tile: "),
+        ({**tiles, "tiles": "auto"}, r"^tiles: can't be given beside q_tile and kv_tile"),
+    ):
+        with pytest.raises(InputError, match=said):
+            _configs_of_fields(fields | wrong, "sm100")
+    with pytest.raises(InputError, match=r"^q_tile_heads: tiles of sm90 kernels have 1 head, not 4"):
+        _configs_of_fields(fields | tiles, "sm90")

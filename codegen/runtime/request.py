@@ -23,6 +23,7 @@ class Request:
         q_tile, kv_tile: the tiles that the call asks for, if it does.
         key: the kernel that the call is pinned to, or empty.
         out_dtype: of the output, where it is not the inputs'.
+        one_pattern: whether all heads are known to have one, so that a Q tile may have several that share keys.
         problem: the call's problem; None while torch traces with sizes that aren't numbers.
     """
 
@@ -38,6 +39,7 @@ class Request:
     key: str = ""
     problem: Problem | None = None
     out_dtype: str = ""
+    one_pattern: bool = False
 
     @classmethod
     def of_problem(cls, op: str, problem: Problem, device: str, **further: Any) -> Request:
@@ -88,8 +90,10 @@ def request_of(
     Raises:
         ProblemError: the tensors and the pattern make no problem.
     """
+    one_pattern = True
     if (count := query.shape[-2]) != 1 and 1 <= (rank := query.dim() - 3) <= 3:
-        pattern = hungriest(split_patterns(pattern, rank, count), rank)
+        patterns = split_patterns(pattern, rank, count)
+        pattern, one_pattern = hungriest(patterns, rank), len(patterns) == 1
     fields = fields_of_pattern(pattern)
     extra = [keys.shape[1] for keys in extra_keys if keys is not None and not is_zero(keys.shape[1])]
     sizes = (*query.shape, *key.shape, value.shape[-1], *fields["window"], *extra)
@@ -108,6 +112,7 @@ def request_of(
         device_index=query.device.index or 0,
         key=pinned,
         problem=problem,
+        one_pattern=one_pattern,
     )
 
 
