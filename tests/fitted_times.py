@@ -12,6 +12,7 @@ import numpy.typing as npt
 from gnaforge.families import family_of
 from gnaforge.families.family import CodeTimes
 from gnaforge.runtime.config import KernelConfig
+from gnaforge.runtime.dtypes import DTYPES
 from gnaforge.runtime.problem import Problem
 from gnaforge.simulator.code_times import overlapped, product_cycles, tile_code
 from gnaforge.simulator.cost import Costs, costs
@@ -33,7 +34,8 @@ def group_of(key: str, cycles: dict[str, Any]) -> Group:
     """The formula that a kernel is for."""
     config = KernelConfig.parse(key)
     cost, dims = _cost(config), (config.head_dim, config.value_head_dim or config.head_dim)
-    warpgroups, _, *more = family_of(config).time_constants().occupancy(cost.rows, cost.columns, *dims)
+    sizes = cost.rows, cost.columns, *dims, DTYPES[config.dtype].bytes
+    warpgroups, _, *more = family_of(config).time_constants().occupancy(*sizes)
     return int(cost.rows), int(warpgroups), cycles["blocks_per_multiprocessor"], *map(int, more)
 
 

@@ -112,7 +112,7 @@ class CodeTimes:
     q_tile_padded: float
 
 
-def one_block(rows: Any, columns: Any, head_dim: int, value_head_dim: int) -> tuple[Any, Any]:
+def one_block(rows: Any, columns: Any, head_dim: int, value_head_dim: int, element_bytes: int = 2) -> tuple[Any, Any]:
     """Of all tiles one warpgroup for each 64 rows, and one thread block on a multiprocessor."""
     return rows / 64, 1
 
@@ -156,10 +156,11 @@ class TimeConstants:
             a multiprocessor), and what else makes a family's schedules different. Where there is such a thing, it has
             the matrix work, masks and Q tiles, and the constants above what runs take beyond it; ``solo_factor`` is not
             used.
-        occupancy: of (padded rows, columns, head dim, value head dim), numbers or arrays: what ``code`` asks for beside
-            the rows.
+        occupancy: of (padded rows, columns, head dim, value head dim, bytes of an input's element), numbers or arrays:
+            what ``code`` asks for beside the rows.
         channels: of (head dim, value head dim): the sum of those of a tile's matrix products.
-        products: of what ``occupancy`` takes: cycles of a tile's matrix products, where they take more than their work.
+        products: of what ``occupancy`` takes, of 2 bytes: cycles of a tile's matrix products, where they take more than
+            their work.
     """
 
     device: str
@@ -180,7 +181,7 @@ class TimeConstants:
     dense_rows: int
     source: str
     code: Mapping[tuple[int, ...], CodeTimes] = field(default_factory=dict)
-    occupancy: Callable[[Any, Any, int, int], tuple[Any, ...]] = one_block
+    occupancy: Callable[[Any, Any, int, int, int], tuple[Any, ...]] = one_block
     channels: Callable[[int, int], int] = forward_channels
     products: Callable[[Any, Any, int, int], Any] | None = None
 

@@ -232,10 +232,10 @@ def _product_cycles(rows: Any, columns: Any, head_dim: int, value_head_dim: int)
     return rows / _HALF_ROWS * (scores + columns / 16 * _product(out, out))
 
 
-def _occupancy(rows: Any, columns: Any, head_dim: int, value_head_dim: int) -> tuple[Any, ...]:
-    """Softmax warpgroups of a thread block, and blocks of a multiprocessor; and whether probabilities of 16 bits have
-    columns of their own, so that warps wait for each other in other ways."""
-    return rows / _HALF_ROWS, 1, _has_p_apart(rows, columns, value_head_dim, 2)
+def _occupancy(rows: Any, columns: Any, head_dim: int, value_head_dim: int, element_bytes: int = 2) -> tuple[Any, ...]:
+    """Softmax warpgroups of a thread block, and blocks of a multiprocessor; and whether probabilities have columns of
+    their own, so that warps wait for each other in other ways."""
+    return rows / _HALF_ROWS, 1, _has_p_apart(rows, columns, value_head_dim, element_bytes)
 
 
 def tile_loop(config: KernelConfig) -> Roles:

@@ -105,7 +105,7 @@ def _channels(head_dim: int, value_head_dim: int) -> int:
     return scores + whole_steps(value_head_dim) + value_head_dim + head_dim
 
 
-def _occupancy(rows: Any, columns: Any, head_dim: int, value_head_dim: int) -> tuple[Any, Any]:
+def _occupancy(rows: Any, columns: Any, head_dim: int, value_head_dim: int, element_bytes: int = 2) -> tuple[Any, Any]:
     """Warpgroups of a thread block, and the one block of a multiprocessor."""
     return (2 if _is_wide(head_dim, value_head_dim) else rows / WARPGROUP_ROWS), 1
 

@@ -80,7 +80,7 @@ def _rescales(block: Sequence[Instruction]) -> bool:
     return products >= 4 and 2 * products > len(block)
 
 
-def _occupancy(rows: Any, columns: Any, head_dim: int, value_head_dim: int) -> tuple[Any, Any]:
+def _occupancy(rows: Any, columns: Any, head_dim: int, value_head_dim: int, element_bytes: int = 2) -> tuple[Any, Any]:
     """Warpgroups of a thread block and blocks of a multiprocessor, of numbers or arrays: as layout.h says, with an
     estimate of the table of masks."""
     q, v = channels(head_dim), channels(value_head_dim)

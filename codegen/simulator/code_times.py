@@ -34,7 +34,8 @@ class TileCode:
 def tile_code(constants: TimeConstants, problem: Problem, cost: Costs) -> TileCode:
     """The cycles of tiles with the rows and columns of ``cost``, by the formulas in ``constants.code``."""
     dim, value_dim = problem.head_dim, problem.value_head_dim
-    own = (cost.rows, *constants.occupancy(cost.rows, cost.columns, dim, value_dim))
+    element_bytes = DTYPES[problem.dtype].bytes
+    own = (cost.rows, *constants.occupancy(cost.rows, cost.columns, dim, value_dim, element_bytes))
     kinds = [reduce(np.logical_and, map(np.equal, own, kind)) for kind in constants.code]
 
     def of(name: str) -> Floats:
