@@ -170,6 +170,8 @@ void origins_of(const AxisRuns* runs, int extent, int* origins) {
   for (int index = 0; index < runs->count; ++index) origins[index] = runs->origin(index, extent);
 }
 
+int rows_of_last(const AxisRuns* runs, int extent) { return runs->rows_of_last(extent); }
+
 /// Tiles of a whole axis, by the counts that the simulator and kernels share.
 void count_axis(const gnaforge_problem* problem, int q_extent, int extent, TileCounts* out) {
   *out = count_axis_tiles(PatternAxis(*problem, 0), q_extent, extent);

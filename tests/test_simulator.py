@@ -109,6 +109,26 @@ class TestCounts:
                 ]
                 assert (found.most[i], -found.most_interior[i]) == max(pairs)
 
+    def test_columns_that_nobody_sees(self) -> None:
+        """Tile by tile, beside the counts of all: what the last tiles along the first axis spare."""
+        rng, spared = Random(4), 0
+        for _ in range(500):
+            problem = oracle.random_problem(rng, max_tokens=256)
+            q_tile, kv_tile = random_box(rng, len(problem.tokens), 9), random_box(rng, len(problem.tokens), 40)
+            columns = prod(kv_tile)
+            short = sorted(rng.sample(range(1, columns), min(columns - 1, rng.randint(1, 4))))
+            axes, expected = axes_of(problem), 0
+            for groups in product(*([axis.group(g) for g in range(axis.dilation)] for axis in axes)):
+                sources = [WindowTiles(group) for group in groups]
+                for q_begin in product(*(range(0, axis.length, q) for axis, q in zip(groups, q_tile, strict=True))):
+                    _, last = sources[0].row(np.arange(q_begin[0], min(q_begin[0] + q_tile[0], groups[0].length)))
+                    for origin in tile_list(sources, q_tile, kv_tile, q_begin)[0]:
+                        needed = min(kv_tile[0], int(last.max()) - int(origin[0])) * columns // kv_tile[0]
+                        expected += columns - next((n for n in short if n >= needed), columns)
+            assert count_tiles(axes, q_tile, kv_tile, short=short).spared == expected, (problem, q_tile, kv_tile, short)
+            spared += expected > 0
+        assert spared > 100
+
     def test_visible_pairs(self) -> None:
         rng = Random(3)
         for _ in range(500):

@@ -12,6 +12,8 @@ import pytest
 from emulated_calls import MODES, PRELUDE, REFUSED, run
 from gnaforge.build.kernels import build_kernels, find_libraries
 from gnaforge.errors import BuildError
+from gnaforge.families.sm100_forward import FAMILY
+from gnaforge.gna.counts import count_problem
 from gnaforge.runtime.config import KernelConfig
 from gnaforge.runtime.problem import Problem
 from gnaforge.runtime.request import heads_misfit
@@ -111,6 +113,28 @@ def test_cases_of_settings(libraries: dict[str, Path], case: str) -> None:
 def test_windows_and_extra_keys(libraries: dict[str, Path], key: str, problem: Problem) -> None:
     (found,) = verify(libraries[key], key, problem)
     assert found.identical
+
+
+@pytest.mark.parametrize(
+    ("key", "problem"),
+    [
+        (FOLDED, Problem((9, 12, 11), (4, 5, 7), (1, 2, 1), heads=4, kv_heads=2)),
+        (PLANE, Problem((30, 9), (10, 4), edge=("cut", "wrap"), batch=2, extra_tokens=(100,))),
+        (LINE, Problem(500, 50, sink=33)),
+        (COPIED, Problem((25, 20), (6, 9), dilation=(2, 1), causal=(True, False))),
+        (PACKED, Problem((5, 7, 9), 3, batch=2, heads=4, kv_heads=2)),
+    ],
+)
+def test_columns_that_nobody_sees_are_not_computed(libraries: dict[str, Path], key: str, problem: Problem) -> None:
+    """Products take as many columns as the simulator counts."""
+    (found,) = verify(libraries[key], key, problem, schedules=SCHEDULES[:1])
+    config = KernelConfig.parse(key)
+    counts = count_problem(found.problem, config.q_tile, config.kv_tile, short=FAMILY.short_tiles(config.kv_tile))
+    columns = counts.visited * config.kv_columns - counts.spared
+    rows = FAMILY.padding.padded_rows(config.q_rows) * problem.batch * problem.heads // config.q_tile_heads
+    channels = sum(-(-n // 16) * 16 for n in (config.head_dim, config.value_head_dim or config.head_dim))
+    assert counts.spared > 0 and found.counters is not None
+    assert found.counters.mma_operations == 2 * rows * columns * channels
 
 
 @pytest.mark.parametrize(

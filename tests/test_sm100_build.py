@@ -11,8 +11,8 @@ from gnaforge.errors import BuildError
 from gnaforge.families import faults_of, sm100_cutlass_forward, sm100_forward
 from gnaforge.runtime.config import KernelConfig
 
-OWN = KernelConfig.parse("gna_forward-sm100-r1-bf16-d128-q256-kv128")
-CUTLASS = KernelConfig.parse(OWN.key + "-cutlass")
+OWN = KernelConfig.parse("gna_forward-sm100-r2-bf16-d128-q2x128-kv1x128")  # all of whose tiles are computed whole
+CUTLASS = KernelConfig.parse("gna_forward-sm100-r1-bf16-d128-q256-kv128-cutlass")
 
 
 def registers_of(*counts: int) -> tuple[tuple[int, int], ...]:
@@ -35,9 +35,9 @@ def test_checks_of_machine_code() -> None:
         return tuple(instruction for instruction in good if instruction != what)
 
     for code, registers, reason in (
-        (without(shared), 128, r"0 .* \(UTCHMMA\) with a left factor in shared memory, a KV tile takes 16"),
-        ((other, *good[2:]), 128, r"15 .* \(UTCHMMA\) with a left factor in shared memory, a KV tile takes 16"),
-        (without(tensor), 128, r"0 .* \(UTCHMMA\) with a left factor in tensor memory, a KV tile takes 16"),
+        (without(shared), 128, r"0 .* \(UTCHMMA\) with a left factor in shared memory, its KV tiles take 16"),
+        ((other, *good[2:]), 128, r"15 .* \(UTCHMMA\) with a left factor in shared memory, its KV tiles take 16"),
+        (without(tensor), 128, r"0 .* \(UTCHMMA\) with a left factor in tensor memory, its KV tiles take 16"),
         (good, 136, "takes 136 registers a thread at its start, planned: 128"),
         (good, 120, "takes 120 registers a thread at its start, planned: 128"),
         (without(softmax), 128, "no warps set 192 registers a thread, as planned for softmax warps; set: 64"),
@@ -50,14 +50,23 @@ def test_checks_of_machine_code() -> None:
     ):
         with pytest.raises(BuildError, match=reason):
             check(OWN, Sass(code), registers)
-    apart = KernelConfig.parse("gna_forward-sm100-r1-bf16-d64-q256-kv128")  # P in columns of its own
+    apart = KernelConfig.parse("gna_forward-sm100-r2-bf16-d64-q2x128-kv1x128")  # P in columns of its own
     assert check(apart, Sass((other, *products[8:], *good[33:])), 128)["products"] == 24
-    with pytest.raises(BuildError, match=r"7 .* in shared memory, a KV tile takes 8"):
+    with pytest.raises(BuildError, match=r"7 .* in shared memory, its KV tiles take 8"):
         check(apart, Sass((other, *products[9:], *good[33:])), 128)
     copied = KernelConfig.parse("gna_forward-sm100-r1-bf16-d128-q128-kv32")  # one half, and one word of columns
     assert check(copied, Sass(without(shared)), 128) == {"products": 16, "mufu": 92}
-    with pytest.raises(BuildError, match="tensor memory, a KV tile takes 10"):  # 8 with Q and 2 with P
+    with pytest.raises(BuildError, match="tensor memory, its KV tiles take 10"):  # 8 with Q and 2 with P
         check(copied, Sass((other, tensor, softmax, packed, three, other)), 128)
+    # Tiles of which 64 columns are computed have code of their own, 4 products of a half and exponentials of two words.
+    shorter = KernelConfig.parse("gna_forward-sm100-r2-bf16-d128-q2x128-kv2x64")
+    both = (*good[:-1], *(tensor,) * 8, *(exp2,) * 20, fence, *last, fence, other)
+    assert check(shorter, Sass(both), 128) == {"products": 40, "mufu": 144, "mufu_under_product": 32}
+    with pytest.raises(BuildError, match=r"23 .* in tensor memory, its KV tiles take 24"):
+        check(shorter, Sass((other, *products[:-1], *both[33:])), 128)
+    for at, found in ((-3, "31 of 32"), (-36, "19 of 20")):
+        with pytest.raises(BuildError, match=f"first announcement of probabilities: {found}"):
+            check(shorter, Sass((*both[:at], *both[at + 1 :])), 128)
 
 
 def test_exponentials_before_the_first_probabilities() -> None:

@@ -142,17 +142,25 @@ class RoleLoop:
     Attributes:
         names: of instructions that are in it, and together in no other loop but those around it.
         rare, aside: as in `TileLoop`.
+        loads: loads of tensor memory (LDTM) that a tile takes, in one block; 0 if all tiles take as many. A block with
+            another number that isn't rare is for tiles of which fewer columns are computed.
     """
 
     names: frozenset[str]
     rare: Callable[[Sequence[Instruction]], bool] = no_block
     aside: Callable[[Sequence[Instruction]], bool] = no_block
     loops: int = 1
+    loads: int = 0
 
     @property
     def contents(self) -> str:
         """As of `TileLoop`."""
         return " and ".join(sorted(self.names))
+
+    def is_of_others(self, block: Sequence[Instruction]) -> bool:
+        """Whether a block is for tiles of another number of columns."""
+        loads = sum(instruction.name == "LDTM" for instruction in block)
+        return self.loads > 0 and loads not in (0, self.loads) and not self.rare(block)
 
     def admits(self, body: Sequence[Instruction]) -> bool:
         """As of `TileLoop`."""
@@ -191,6 +199,8 @@ class Roles:
         apart: where probabilities don't take the scores' place, likewise the mbarrier where it arrives once it has read
             scores, and the one where it awaits the products with the probabilities before.
         streams: whether scores of the next Q tile's first KV tile come before the output of this one's last.
+        short: of each smaller number of columns that is computed of a last KV tile, the loads of a softmax warp
+            (`RoleLoop.loads`), and the steps: as many as ``steps``, of which some have no products.
     """
 
     multiprocessor: Multiprocessor
@@ -201,3 +211,4 @@ class Roles:
     probabilities: tuple[tuple[int, ...], ...]
     streams: bool
     apart: tuple[tuple[int, int], ...] = ()
+    short: Mapping[int, tuple[int, tuple[Step, ...]]] = field(default_factory=dict)

@@ -169,6 +169,8 @@ class _Graph:
             UnknownCode: there is no way.
         """
         kept = set(blocks)
+        if isinstance(facts, RoleLoop):
+            kept = {block for block in kept if not facts.is_of_others(self.blocks[block])}
 
         def passes_by(block: int) -> bool:
             return self.way(start, ends, kept - {block}, longest=False) is not None
@@ -201,7 +203,9 @@ def find_ways(code: Sequence[Instruction], facts: TileLoop | RoleLoop) -> Ways:
     loops = _tile_loops(graph, facts)
     tiles = frozenset[int]().union(*(loop.blocks for loop in loops))
     around = [loop for loop in graph.loops if tiles < loop.blocks]
-    q_tiles = min(around, key=lambda loop: len(loop.blocks)) if around else graph.whole()
+    # Loops that other tiles have part in may lie between.
+    which = max if isinstance(facts, RoleLoop) else min
+    q_tiles = which(around, key=lambda loop: len(loop.blocks)) if around else graph.whole()
     rest = q_tiles.blocks - tiles
     begin, outside = q_tiles.head, []
     for loop in loops:
@@ -217,6 +221,17 @@ def find_ways(code: Sequence[Instruction], facts: TileLoop | RoleLoop) -> Ways:
         for longest in (False, True)
     )
     return Ways(min(short, key=len), max(long, key=len), tuple(long), tuple(outside))
+
+
+def find_longest_way(code: Sequence[Instruction], facts: RoleLoop) -> Way:
+    """The longest way through a loop, as `find_ways` has it.
+
+    Raises:
+        UnknownCode: as of `find_ways`.
+    """
+    graph = _Graph(code)
+    (loop,) = _tile_loops(graph, facts)
+    return _instructions(graph, graph.usual_way(loop.head, loop.ends, loop.blocks, facts))
 
 
 def find_way_of_most(code: Sequence[Instruction], facts: RoleLoop, name: str) -> Way:
@@ -245,6 +260,8 @@ def _tile_loops(graph: _Graph, facts: TileLoop | RoleLoop) -> list[_Loop]:
     """The loops over KV tiles, in the order in which a Q tile comes to them."""
     found = [loop for loop in graph.loops if facts.admits(list(graph.instructions(loop.blocks)))]
     found = [loop for loop in found if not any(other.blocks < loop.blocks for other in found)]
+    if isinstance(facts, RoleLoop):
+        found = [loop for loop in found if not any(facts.is_of_others(graph.blocks[block]) for block in loop.blocks)]
     if len(found) != facts.loops:
         raise UnknownCode(f"{len(found)} loops have {facts.contents}, expected {facts.loops}")
     return sorted(found, key=lambda loop: -graph.done.index(loop.head))

@@ -31,7 +31,8 @@ class KernelCycles:
             share of the cycles.
         blocks: thread blocks on the multiprocessor, between which the cycles are divided.
         unknown: ``queue`` or ``signal``.
-        more: of kernels whose warps have roles of their own, more numbers, each for interior and shell tiles.
+        more: of kernels whose warps have roles of their own, more numbers, each for interior and shell tiles; and
+            ``short_tile_cycles``, with signals of 100 cycles, by the columns that are computed.
     """
 
     interior_tile: Mapping[str, float]
@@ -126,6 +127,9 @@ def _of_roles(found: RoleCycles) -> KernelCycles:
         more={
             "tensor_busy_share": {kind: round(one.busy["tensor"], 3) for kind, one in zip(kinds, middle, strict=True)},
             "first_probabilities_cycles": dict(zip(kinds, map(round, found.first), strict=True)),
+            "short_tile_cycles": {
+                str(columns): round(each[_MIDDLE_SIGNAL].cycles) for columns, each in found.short.items()
+            },
             "softmax_instructions": dict(zip((*kinds, "shell_before_scores"), found.instructions, strict=True)),
         },
     )

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from .description import Multiprocessor, Roles, Step
-from .flow import Way, find_way_of_most, find_ways
+from .flow import Way, find_longest_way, find_way_of_most, find_ways
 from .instruction import Instruction, Role, UnknownCode
 from .issue import Steady, simulate
 
@@ -86,7 +86,9 @@ def _cut(way: Way, steps: Sequence[Step]) -> list[Way]:
             marked[waits[-1]] = replace(way[waits[-1]], role=Role.AWAIT_TOLD, amount=step.awaits)
         begin = own[-1] + 1
         if step.tells is not None:
-            if way[begin].name != "UTCBAR":
+            after = products[0] if products else len(way)
+            begin = next((at for at in range(begin, after) if way[at].name == "UTCBAR"), after)
+            if begin == after:
                 raise UnknownCode("nothing tells (UTCBAR) that matrix products are done for which softmax warps wait")
             marked[begin] = replace(way[begin], role=Role.TELL_WHEN_DONE, amount=step.tells)
             begin += 1
@@ -95,12 +97,30 @@ def _cut(way: Way, steps: Sequence[Step]) -> list[Way]:
     return [tuple(marked[first:last]) for first, last in zip([0, *ends], ends, strict=False)]
 
 
+def _shorten(steps: Sequence[Way], whole: Sequence[Step], short: Sequence[Step]) -> Way:
+    """The way of `_cut` with fewer products in its steps, and of other cycles. Who issues none awaits none."""
+    found: list[Instruction] = []
+    for way, full, step in zip(steps, whole, short, strict=True):
+        left = step.products
+        for instruction in way:
+            if instruction.role is Role.TENSOR_PRODUCT:
+                left -= 1
+                if left < 0:
+                    continue
+                instruction = replace(instruction, amount=step.cycles)
+            elif instruction.role is Role.AWAIT_TOLD and instruction.amount == full.awaits and not step.products:
+                instruction = replace(instruction, role=Role.PLAIN)
+            found.append(instruction)
+    return tuple(found)
+
+
 @dataclass(frozen=True)
 class RoleCycles:
     """Modelled cycles, by the cycles of a signal (`SIGNALS`).
 
     Attributes:
         interior, shell: of a KV tile.
+        short: of a shell tile of which so many columns are computed, again and again.
         q_tile: of a Q tile with ``passes`` KV tiles, all shell.
         first: from scores to the first probabilities, without a mask and with one, of a warp by itself.
         instructions: of a softmax warp for an interior tile, a shell tile, and of these before the scores come, more
@@ -109,6 +129,7 @@ class RoleCycles:
 
     interior: Mapping[str, Steady]
     shell: Mapping[str, Steady]
+    short: Mapping[int, Mapping[str, Steady]]
     q_tile: Mapping[str, Steady]
     first: tuple[float, float]
     instructions: tuple[int, int, int]
@@ -143,9 +164,14 @@ def model_roles(code: Sequence[Instruction], roles: Roles, passes: int) -> RoleC
         q_tile = run(shell, products * passes, passes)
     else:  # scores of the first KV tile, then by turns those of the next and the output of the one before
         q_tile = run(shell, (*steps[0], *products * (passes - 1), *sum(steps[1:], ())), passes, ahead=False)
+    short = {}
+    for columns, (loads, fewer) in roles.short.items():
+        way = find_longest_way(code, replace(roles.softmax, loads=loads))
+        short[columns] = run(_mark_softmax(way, roles), _shorten(steps, roles.steps, fewer))
     return RoleCycles(
         interior=run(interior, products),
         shell=run(shell, products),
+        short=short,
         q_tile=q_tile,
         first=(interior.cycles_to_first(roles.multiprocessor), shell.cycles_to_first(roles.multiprocessor)),
         instructions=(len(interior.way), len(shell.way), shell.scores - interior.scores),

@@ -58,6 +58,14 @@ def _tile(rows: int, kv_box: Box, head_dim: int, value_head_dim: int) -> str | N
     return None
 
 
+def _short_tiles(kv_box: Box) -> tuple[int, ...]:
+    """Columns that are computed of a last KV tile, as sm100/forward/short_tiles.h has them: words of 32 with what the
+    rows of the box along its first axis begin."""
+    columns = prod(kv_box)
+    row = columns // kv_box[0]
+    return tuple(sorted({min(-(-rows * row // 32) * 32, columns) for rows in range(1, kv_box[0])} - {columns}))
+
+
 def _scores_columns(columns: Any) -> Any:
     """Columns of tensor memory for scores, of both halves or of two KV tiles: a number, or an array."""
     return 2 * -(-columns // 32) * 32
@@ -86,32 +94,35 @@ def _has_p_apart(rows: Any, columns: Any, value_head_dim: int, element_bytes: in
     return (rows > _HALF_ROWS) & (needed <= _TENSOR_COLUMNS)
 
 
-def _parts(config: KernelConfig) -> tuple[int, ...]:
-    """Columns of the parts in which probabilities are announced, as layout.h says: all but the last word, then that; or
-    all but 32, where the last word is half of a fourth one and tiles wait for products."""
-    columns = config.kv_columns
-    if columns <= 32:
-        return (columns,)
+def _parts(config: KernelConfig, columns: int = 0) -> tuple[int, ...]:
+    """Columns of the parts in which probabilities of a KV tile, or of so many ``columns`` of one, are announced, as
+    layout.h says: all but the last word, then that; or all but 32, where the last word is half of a fourth one and
+    tiles wait for products. One word is announced alone; if others have more, it has no second part."""
+    if config.kv_columns <= 32:
+        return (config.kv_columns,)
+    columns = columns or config.kv_columns
     waits = DTYPES[config.dtype].bytes == 2 and not _puts_p_apart(config)
     first = columns - 32 if waits and columns > 96 else (columns - 1) // 32 * 32
-    return first, columns - first
+    return (first, columns - first) if first else (columns, 0)
 
 
-def exponentials(config: KernelConfig) -> tuple[int, ...]:
-    """Of a row of scores, those that the unit for them computes, in each part that is announced; FMAs compute the rest,
-    of all words but the last (softmax.h)."""
-    parts = _parts(config)
-    other = (config.kv_columns - 1) // 32 * 32  # columns that have some by FMAs
-    if len(parts) == 1:
-        return parts
-    return tuple(
-        own - columns * _PAIRS_BY_FMA // 16 for own, columns in zip(parts, (parts[0], other - parts[0]), strict=True)
-    )
+def exponentials(config: KernelConfig, columns: int = 0) -> tuple[int, ...]:
+    """Of a row of scores, those that the unit for them computes, in each of `_parts`; FMAs compute the rest, of all
+    words but the last (softmax.h)."""
+    found, begin = [], 0
+    parts = _parts(config, columns)
+    other = (sum(parts) - 1) // 32 * 32  # columns that have some by FMAs
+    for own in parts:
+        by_fma = max(min(begin + own, other) - begin, 0)
+        found.append(own - by_fma * _PAIRS_BY_FMA // 16)
+        begin += own
+    return tuple(found)
 
 
 def _under_product(config: KernelConfig, softmax: Sequence[Instruction]) -> int:
     """Exponentials of the last part that come after the first one is announced, and so beside the product with that.
-    Each announcement waits for what was stored, by a fence.
+    Each announcement waits for what was stored, by a fence. Tiles of which fewer columns are computed have code of their
+    own.
 
     Raises:
         BuildError: ptxas computes some of them before.
@@ -121,13 +132,16 @@ def _under_product(config: KernelConfig, softmax: Sequence[Instruction]) -> int:
         if instruction.name == "FENCE":
             runs.append(0)
         runs[-1] += instruction.name == "MUFU"
-    largest = sorted(runs)[-2:]
-    wanted, found = exponentials(config)[-1], [run for run in runs if run in largest][-1] if len(runs) > 1 else 0
-    if found < wanted:
-        raise BuildError(
-            f"ptxas moved exponentials above the first announcement of probabilities: {found} of {wanted} come after it"
-        )
-    return found
+    of_all = exponentials(config)
+    wanted = sorted((*of_all, *(n for short in _short_tiles(config.kv_tile) for n in exponentials(config, short))))
+    # Whichever is moved, it leaves a run that is too short.
+    found = sorted([0] * len(wanted) + runs)[-len(wanted) :]
+    for own, least in zip(found, wanted, strict=True):
+        if own < least:
+            raise BuildError(
+                f"ptxas moved exponentials above the first announcement of probabilities: {own} of {least} come after it"
+            )
+    return found[wanted.index(of_all[-1])]
 
 
 def check_machine_code(config: KernelConfig, code: Sass, registers: int) -> dict[str, int]:
@@ -141,13 +155,16 @@ def check_machine_code(config: KernelConfig, code: Sass, registers: int) -> dict
     from ..build_tools.sass import MUFU, UTCHMMA_SHARED, UTCHMMA_TENSOR
 
     steps, of_scores = _steps(config), _of_scores(config)
-    shared = 0 if _copies_q(config) else sum(step.products for step in steps if step.tells in of_scores)
-    tensor = sum(step.products for step in steps) - shared
+    scores = sum(step.products for step in steps if step.tells in of_scores)
+    # Products with V have code for each number of columns that is computed.
+    each = (steps, *(_steps(config, columns) for columns in _short_tiles(config.kv_tile)))
+    values = sum(step.products for own in each for step in own) - len(each) * scores
+    shared, tensor = (0, scores + values) if _copies_q(config) else (scores, values)
     for opcode, form, of_tile in ((UTCHMMA_SHARED, "shared", shared), (UTCHMMA_TENSOR, "tensor", tensor)):
         if (products := code.count(opcode)) < of_tile:
             raise BuildError(
                 f"the machine code has {products} tensor core instructions (UTCHMMA) with a left factor in {form} "
-                f"memory, a KV tile takes {of_tile}"
+                f"memory, its KV tiles take {of_tile}"
             )
     # With more it can't start; with fewer, warps would wait for ever for the registers that they ask for.
     if registers != _LAUNCH_REGISTERS:
@@ -199,15 +216,16 @@ def _of_scores(config: KernelConfig) -> tuple[int, ...]:
     return (0, _HALF_BARRIERS) if config.q_rows > _HALF_ROWS else (0,)
 
 
-def _steps(config: KernelConfig) -> tuple[Step, ...]:
-    """A KV tile's products as mma.h issues them. Of the mbarriers those of one half, or of all rows, are numbered 0:
-    scores, 1: the first words of probabilities, 2: the last one; and, where these don't take the scores' place, 3:
-    scores are read, 4: probabilities are. The other half's come behind them."""
+def _steps(config: KernelConfig, columns: int = 0) -> tuple[Step, ...]:
+    """The products of a KV tile, or of so many ``columns`` of one, as mma.h issues them. Of the mbarriers those of one
+    half, or of all rows, are numbered 0: scores, 1: the first words of probabilities, 2: the last one; and, where these
+    don't take the scores' place, 3: scores are read, 4: probabilities are. The other half's come behind them."""
     from ..build_tools.cycles import Step
 
     apart, depth = _puts_p_apart(config), _MMA_BYTES // DTYPES[config.dtype].bytes
-    columns, out = config.kv_columns, _whole(config.value_head_dim or config.head_dim)
-    parts = _parts(config)
+    out = _whole(config.value_head_dim or config.head_dim)
+    parts = _parts(config, columns)
+    columns = columns or config.kv_columns
     scores_cycles = round(_scores_product(columns, _copies_q(config)))
     found: list[Step] = []
     for told in _of_scores(config):
@@ -243,16 +261,22 @@ def tile_loop(config: KernelConfig) -> Roles:
     from ..build_tools.cycles import SM100, RoleLoop, Roles
 
     of_scores = _of_scores(config)
-    parts = 2 if config.kv_columns > 32 else 1
+    short = {n: (-(-n // 32), _steps(config, n)) for n in _short_tiles(config.kv_tile)}
     return Roles(
         SM100,
-        softmax=RoleLoop(frozenset({"LDTM", "MUFU", "STTM"}), rare=_is_rescaling, aside=_is_below_split),
+        softmax=RoleLoop(
+            frozenset({"LDTM", "MUFU", "STTM"}),
+            rare=_is_rescaling,
+            aside=_is_below_split,
+            loads=-(-config.kv_columns // 32),
+        ),
         issues=RoleLoop(frozenset({"UTCHMMA"})),
         steps=_steps(config),
         scores=of_scores,
-        probabilities=tuple(tuple(scores + 1 + part for part in range(parts)) for scores in of_scores),
+        probabilities=tuple(tuple(scores + 1 + part for part in range(len(_parts(config)))) for scores in of_scores),
         streams=len(of_scores) == 2,
         apart=tuple((scores + 3, scores + 4) for scores in of_scores) if _puts_p_apart(config) else (),
+        short=short,
     )
 
 
@@ -266,6 +290,7 @@ FAMILY = Family(
     padding=Padding(rows=_HALF_ROWS, columns=16),
     default_tiles={1: ((256,), (128,)), 2: ((16, 16), (16, 8)), 3: ((4, 8, 8), (2, 8, 8))},
     several_heads=True,
+    short_tiles=_short_tiles,
     rounds_probabilities=True,
     machine_code=MachineCode(check_machine_code, tile_loop=tile_loop),
     time=replace(

@@ -143,6 +143,12 @@ class RunTiles:
         """Tiles in which every query sees every key."""
         return self.interior_end - self.interior_begin
 
+    @property
+    def span(self) -> IntArray:
+        """Rows of the second run up to the last that is seen; 0 where there is none, or its first tiles come last."""
+        found: IntArray = np.where(self.turn > 0, 0, np.maximum(self.end - self.begin, 0))
+        return found
+
     def origins(self, kv_extent: int) -> IntArray:
         """The first row of each tile of the one Q tile that there is."""
         index = np.arange(self.count[0], dtype=np.int64)

@@ -131,6 +131,26 @@ def visible_pairs(axes: Sequence[AnyAxis], held: Side = "q") -> int:
     return prod(sum(number * source.pairs() for source, number in _sources(axis, "dynamic", held)) for axis in axes)
 
 
+def axis_spans(axis: AnyAxis, q_extent: int) -> IntArray:
+    """[keys] Q tiles of all dilation groups, by the keys from their first KV tile's first one up to the last that is
+    seen; of tiles below a split and from there on, by the latter's."""
+    found = np.zeros(1, dtype=np.int64)
+    for group, number in axis.groups():
+        source = source_of(group)
+        for q_begin, times in source.classes(q_extent, 1, _CHUNK):
+            spans = np.bincount(source.tiles(q_begin, q_extent, 1).span, times).astype(np.int64)
+            found = np.pad(found, (0, max(len(spans) - len(found), 0)))
+            found[: len(spans)] += number * spans
+    return found
+
+
+def spared_columns(span: Any, extent: int, columns: int, short: Sequence[int]) -> Any:
+    """Columns that a kernel doesn't compute of the last of the KV tiles that cover ``span`` keys along the first axis:
+    numbers, or arrays. ``short`` says how many of its ``columns`` it can compute in place of all, in order."""
+    seen = ((span - 1) % extent + 1) * (columns // extent)
+    return np.where(span > 0, columns - np.array([*short, columns])[np.searchsorted(short, seen)], 0)
+
+
 @dataclass(frozen=True)
 class TileCounts:
     """Tiles of one batch entry and head.
@@ -141,6 +161,7 @@ class TileCounts:
         visited: pairs of a Q tile and a KV tile that it visits.
         interior: those of the pairs that need no mask: every query of the one sees every key of the other.
         most, most_interior: visited and interior KV tiles of the Q tile with the most.
+        spared: columns of the visited KV tiles, summed over the pairs, that aren't computed.
     """
 
     q_tiles: int
@@ -149,6 +170,7 @@ class TileCounts:
     interior: int
     most: int
     most_interior: int
+    spared: int = 0
 
     @property
     def shell(self) -> int:
@@ -162,8 +184,10 @@ def count_tiles(
     kv_tile: Sequence[int],
     tiling: Tiling = "dynamic",
     held: Side = "q",
+    short: Sequence[int] = (),
 ) -> TileCounts:
-    """Exact counts over all Q tiles of all dilation groups; over all KV tiles, where those are held.
+    """Exact counts over all Q tiles of all dilation groups; over all KV tiles, where those are held. ``short`` is as of
+    `spared_columns`, of kernels that hold Q tiles and lay KV tiles dynamically.
 
     Raises:
         ValueError: a tile has not one extent per axis, an extent is not a positive integer, ``tiling`` is unknown, or
@@ -175,6 +199,11 @@ def count_tiles(
             check_positive(name, extent)
     extents = zip(axes, *((q_tile, kv_tile) if held == "q" else (kv_tile, q_tile)), strict=True)
     found = [axis_counts(axis, own, [other], tiling, held) for axis, own, other in extents]
+    spared = 0
+    if short:
+        spans = axis_spans(axes[0], q_tile[0])
+        spared = int(spans @ spared_columns(np.arange(len(spans)), kv_tile[0], prod(kv_tile), short))
+        spared *= prod(int(axis.visited[0]) for axis in found[1:])
     return TileCounts(
         q_tiles=prod(axis.q_tiles for axis in found),
         seen=prod(axis.seen for axis in found),
@@ -182,6 +211,7 @@ def count_tiles(
         interior=prod(int(axis.interior[0]) for axis in found),
         most=prod(int(axis.most[0]) for axis in found),
         most_interior=prod(int(axis.most_interior[0]) for axis in found),
+        spared=spared,
     )
 
 
@@ -197,6 +227,7 @@ def count_problem(
     kv_tile: Sequence[int],
     tiling: Tiling = "dynamic",
     held: Side = "q",
+    short: Sequence[int] = (),
 ) -> TileCounts:
     """Exact counts of any problem, its extra keys included. Where KV tiles are held, tiles of extra keys are tiles like
     others, which visit all queries, in a line.
@@ -204,7 +235,7 @@ def count_problem(
     Raises:
         ValueError: as `count_tiles`.
     """
-    found = count_tiles(pattern_axes(problem), q_tile, kv_tile, tiling, held)
+    found = count_tiles(pattern_axes(problem), q_tile, kv_tile, tiling, held, short)
     if not problem.extra_tokens:
         return found
     if held == "kv":
@@ -227,6 +258,7 @@ def count_problem(
         interior=found.interior + found.q_tiles * interior,
         most=found.most + visited,
         most_interior=found.most_interior + interior,
+        spared=found.spared,
     )
 
 

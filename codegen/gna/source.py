@@ -56,6 +56,11 @@ class AxisTiles:
         """Tiles in which every query sees every key."""
         return self.interior_end - self.interior_begin
 
+    @property
+    def span(self) -> IntArray:
+        """Keys from the first one of tile 0 up to the last that is seen."""
+        return self.end - self.origin
+
     def origins(self, kv_extent: int) -> IntArray:
         """The first key of each tile of the one Q tile that there is."""
         found: IntArray = self.origin[0] + kv_extent * np.arange(self.count[0], dtype=np.int64)

@@ -20,11 +20,13 @@ class TileCode:
     Attributes:
         interior, shell: of a KV tile without and with a mask.
         q_tile: of a Q tile beyond its KV tiles.
+        spared: less of a KV tile with a mask for each column that isn't computed.
     """
 
     interior: Floats
     shell: Floats
     q_tile: Floats
+    spared: Floats
 
     def tile(self, masked: bool) -> Floats:
         """Of a KV tile."""
@@ -41,15 +43,22 @@ def tile_code(constants: TimeConstants, problem: Problem, cost: Costs) -> TileCo
     def of(name: str) -> Floats:
         return np.select(kinds, [getattr(times, name) for times in constants.code.values()], default=np.nan)
 
-    products = product_cycles(constants, cost.rows, cost.columns, dim, value_dim) / product_rate(problem)
-    softmax = of("column") * cost.columns + of("channel") * value_dim + of("tile")
-    mask = of("mask_column") * cost.columns + of("mask_tile")
     overlap = np.maximum(of("overlap"), 1.0)
-    q_tile = of("q_tile") + cost.padded * of("q_tile_padded") * products
+
+    def tile(columns: Floats, masked: bool) -> Floats:
+        softmax = of("column") * columns + of("channel") * value_dim + of("tile")
+        mask = of("mask_column") * columns + of("mask_tile")
+        return overlapped(products(columns), softmax + masked * mask, overlap)
+
+    def products(columns: Floats) -> Floats:
+        return product_cycles(constants, cost.rows, columns, dim, value_dim) / product_rate(problem)
+
+    shell = tile(cost.columns, masked=True)
     return TileCode(
-        interior=overlapped(products, softmax, overlap),
-        shell=overlapped(products, softmax + mask, overlap),
-        q_tile=q_tile,
+        interior=tile(cost.columns, masked=False),
+        shell=shell,
+        q_tile=of("q_tile") + cost.padded * of("q_tile_padded") * products(cost.columns),
+        spared=(shell - tile(cost.columns / 2, masked=True)) / (cost.columns / 2),
     )
 
 

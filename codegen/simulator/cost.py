@@ -27,6 +27,7 @@ class Costs:
         q_tiles, interior, shell: how many, as in `TileCounts`; of tiles of several heads the one head's share.
         interior_scores, shell_scores: scores computed in them, padding included.
         most, most_interior: KV tiles of the Q tile that visits the most.
+        spared: columns of KV tiles that aren't computed, as in `TileCounts`, likewise.
     """
 
     rows: Floats
@@ -39,6 +40,7 @@ class Costs:
     shell_scores: Floats
     most: Floats
     most_interior: Floats
+    spared: Floats
 
     @property
     def scores(self) -> Floats:
@@ -56,6 +58,7 @@ def costs(
     interior: Any,
     most: Any,
     most_interior: Any,
+    spared: Any = 0,
 ) -> Costs:
     """`Costs` from the counts of `TileCounts` and the tokens of the tiles; numbers or arrays that broadcast."""
     rows = np.ceil(np.asarray(q_product, dtype=float) / padding.rows) * padding.rows
@@ -64,7 +67,7 @@ def costs(
     if padding.columns > 1:
         whole = columns == kv_product
         interior, most_interior = np.where(whole, interior, 0.0), np.where(whole, most_interior, 0.0)
-    computed = np.asarray(seen, dtype=float) if padding.clips else visited * columns
+    computed = np.asarray(seen, dtype=float) if padding.clips else visited * columns - spared
     return Costs(
         rows=rows,
         columns=columns,
@@ -76,6 +79,7 @@ def costs(
         shell_scores=(computed - interior * columns) * rows,
         most=np.asarray(most, dtype=float),
         most_interior=np.asarray(most_interior, dtype=float),
+        spared=np.asarray(spared, dtype=float),
     )
 
 
@@ -110,4 +114,5 @@ def tile_costs(padding: Padding, tiles: Tiles, counts: TileCounts, held: Side = 
         counts.interior / tiles.q_heads,
         counts.most,
         counts.most_interior,
+        counts.spared / tiles.q_heads,
     )

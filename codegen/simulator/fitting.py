@@ -12,7 +12,16 @@ import numpy as np
 
 from ..errors import InputError
 from ..families import Family
-from ..gna.counts import AnyAxis, Side, axis_counts, extra_tiles, key_sources, pattern_axes
+from ..gna.counts import (
+    AnyAxis,
+    Side,
+    axis_counts,
+    axis_spans,
+    extra_tiles,
+    key_sources,
+    pattern_axes,
+    spared_columns,
+)
 from ..gna.flat import BLOCK
 from ..gna.source import BoolArray, IntArray, Tiling
 from ..runtime.op_table import FORWARD, OPS
@@ -31,7 +40,7 @@ MAX_EXTENT = 256
 _TIE = {"time": 0.01, "work": 1e-9}  # the model of the time is not finer; work is exact but for the float
 _BLOCK = 64  # Q boxes looked at between two looks at whether others can still be better
 _TABLE = 1 << 24  # entries of a table of problems and candidates: 128 MB
-_COUNTED = ("q_tiles", "seen", "visited", "interior", "most", "most_interior")  # of `TileCounts`
+_COUNTED = ("q_tiles", "seen", "visited", "interior", "most", "most_interior")  # of `TileCounts`, for each axis
 _EXACT_COVER = 12  # problems for which the smallest set of kernels is searched exactly
 
 
@@ -163,7 +172,7 @@ def simulate_problem(
 class Candidates:
     """Pairs of a box that a kernel holds and one that passes by: of queries and of keys, or the reverse where KV tiles
     are held. Pair i is (held[held_index[i]], passing[passing_index[i]]); boxes are [boxes, rank], and ``heads`` says
-    [held boxes] of how many query heads each is."""
+    [held boxes] of how many query heads each is. ``short`` are the family's short tiles of each passing box."""
 
     family: Family
     held: IntArray
@@ -171,6 +180,7 @@ class Candidates:
     passing: IntArray
     held_index: IntArray
     passing_index: IntArray
+    short: tuple[tuple[int, ...], ...]
 
     @classmethod
     def of_family(cls, family: Family, problems: Sequence[Problem]) -> Candidates:
@@ -200,14 +210,14 @@ class Candidates:
         if not fits.any():
             dims = ", ".join(sorted({f"{problem.head_dim}/{problem.value_head_dim}" for problem in problems}))
             raise InputError(f"head_dim: {family} has no tile that fits head dims {dims} (Q and K / V)")
-        return cls(family, held, of_heads, passing, *np.nonzero(fits))
+        return cls(family, held, of_heads, passing, *np.nonzero(fits), _short_tiles(family, passing))
 
     @classmethod
     def of(cls, family: Family, tiles: Tiles) -> Candidates:
         """The one pair given."""
         first = np.zeros(1, dtype=np.int64)
-        held, passing = family.in_order(tiles.q, tiles.kv)
-        return cls(family, np.array([held]), np.array([tiles.q_heads]), np.array([passing]), first, first)
+        held, passing = map(np.array, family.in_order([tiles.q], [tiles.kv]))
+        return cls(family, held, np.array([tiles.q_heads]), passing, first, first, _short_tiles(family, passing))
 
     def subset(self, indices: IntArray) -> Candidates:
         """Some of the pairs."""
@@ -240,6 +250,8 @@ class Candidates:
             return whole
 
         counted = {name: product(name) for name in _COUNTED}
+        if tiling == "dynamic" and any(self.short):
+            counted["spared"] = self._spared(problem, tables)
         heads = self.heads[self.held_index]
         rows = self.held.prod(axis=1)[self.held_index] * heads
         columns = self.passing.prod(axis=1)[self.passing_index]
@@ -247,6 +259,16 @@ class Candidates:
             _add_extra(counted, problem, self.side, rows, columns)
         cost = costs(self.family.padding, rows, columns, **_share(counted, heads))
         return self._of_able(problem, heads, self._seconds(problem, cost), cost.scores)
+
+    def _spared(self, problem: Problem, tables: Sequence[_Table]) -> Floats:
+        """[pairs] `TileCounts.spared` without extra keys."""
+        extents = tuple(np.unique(self.held[:, 0]).tolist())
+        boxes = tuple(zip(self.passing[:, 0].tolist(), self.passing.prod(axis=1).tolist(), self.short, strict=True))
+        along = _spared_along(pattern_axes(problem)[0], extents, boxes)
+        spared = along[self.held[self.held_index, 0], self.passing_index]
+        for d, table in enumerate(tables[1:], start=1):
+            spared = spared * table.visited[self.held[self.held_index, d], self.passing[self.passing_index, d]]
+        return spared
 
     def search(self, problem: Problem, tiling: Tiling, objective: Objective, slack: float) -> tuple[Floats, Floats]:
         """As `seconds_and_work`, but infinite for pairs that are certainly more than ``slack`` worse than the best."""
@@ -356,6 +378,22 @@ def _longest(problems: Sequence[Problem], side: Side) -> list[int]:
     return [max(group.length for axis in column for group, _ in axis.groups()) for column in columns]
 
 
+@lru_cache(maxsize=64)
+def _spared_along(
+    axis: AnyAxis, q_extents: tuple[int, ...], boxes: tuple[tuple[int, int, tuple[int, ...]], ...]
+) -> Floats:
+    """[Q extent, boxes] Columns that aren't computed along the first axis, of KV boxes that are given as their extent
+    there, their columns and their short tiles."""
+    spans = [axis_spans(axis, extent) for extent in q_extents]
+    table = np.zeros((max(q_extents) + 1, max(map(len, spans))))
+    for extent, along in zip(q_extents, spans, strict=True):
+        table[extent, : len(along)] = along
+    kinds = {kind: number for number, kind in enumerate(dict.fromkeys(boxes))}
+    spared = np.array([spared_columns(np.arange(table.shape[1]), *kind) for kind in kinds], dtype=np.float64)
+    found: Floats = (table @ spared.T)[:, [kinds[box] for box in boxes]]
+    return found
+
+
 _table = lru_cache(maxsize=256)(_Table)  # a sweep over strides asks for the same axes again and again
 
 
@@ -372,6 +410,10 @@ def _boxes(limit: int, caps: tuple[int, ...], multiple: int) -> IntArray:
             yield from walk(rest // side, (*sides, side))
 
     return np.array(list(walk(limit, ())), dtype=np.int64)
+
+
+def _short_tiles(family: Family, passing: IntArray) -> tuple[tuple[int, ...], ...]:
+    return tuple(family.short_tiles(tuple(box)) for box in passing.tolist())
 
 
 def _fits(family: Family, rows: IntArray, passing: IntArray, head_dim: int, value_head_dim: int) -> BoolArray:

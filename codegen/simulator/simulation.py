@@ -100,7 +100,7 @@ class Simulation:
         heads = self.tiles.q_heads
         held, passing = self.family.in_order(prod(self.tiles.q) * heads, prod(self.tiles.kv))
         rows, columns = padding.padded_rows(held), padding.padded_columns(passing)
-        computed = self.counts.seen if padding.clips else self.counts.visited * columns
+        computed = self.counts.seen if padding.clips else self.counts.visited * columns - self.counts.spared
         return self.problem.pair_count * heads / (computed * rows)
 
     @property
@@ -238,7 +238,8 @@ def simulate_tiles(
         counts = count_flat_tiles(axes_of(problem), tiles.q[0], tiles.kv[0])
         worst = counts.most
     else:
-        counts = count_problem(problem, tiles.q, tiles.kv, tiling, op.held)
+        short = family.short_tiles(tiles.kv) if tiling == "dynamic" else ()
+        counts = count_problem(problem, tiles.q, tiles.kv, tiling, op.held, short)
         if is_plain(problem) and op is FORWARD:
             extents = zip(axes, tiles.q, tiles.kv, strict=True)
             worst = prod(int(axis_counts(axis, q, [kv], "static").most[0]) for axis, q, kv in extents)

@@ -51,16 +51,17 @@ def model_time(constants: TimeConstants, padding: Padding, problem: Problem, op:
     if code is not None:
         q_tile = q_tile + code.q_tile
 
-    def cycles(scores: Floats, tiles: Floats, masked: bool) -> Floats:
+    def cycles(scores: Floats, tiles: Floats, masked: bool, spared: Floats | float = 0) -> Floats:
         if code is None:
             compute = scores * (per_score + convert + masked * constants.mask_cycles)
         else:  # no tile takes less than its matrix work; the fit asks for the least of scores without tiles
             products = scores * flop / rate
-            compute = np.maximum(tiles * code.tile(masked), products) + scores * constants.score_cycles
+            tile = tiles * code.tile(masked) - spared * code.spared
+            compute = np.maximum(tile, products) + scores * constants.score_cycles
         return np.maximum(compute + tiles * (fixed + masked * constants.mask_tile_cycles), tiles * load)
 
     interior = cycles(cost.interior_scores, cost.interior, masked=False)
-    shell = cycles(cost.shell_scores, cost.shell, masked=True)
+    shell = cycles(cost.shell_scores, cost.shell, True, cost.spared)
     one_interior = interior / np.where(cost.interior > 0, cost.interior, 1.0)  # a head's share of a tile is below 1
     one_shell = shell / np.where(cost.shell > 0, cost.shell, 1.0)
     heads = problem.kv_heads if op.held == "kv" else problem.heads

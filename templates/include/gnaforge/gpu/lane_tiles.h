@@ -46,8 +46,12 @@ struct LaneTiles : LaneWalk<Source::rank, false> {
       __syncwarp();
     }
     high_begin_ = own.seen[1].begin + (own.turn - own.low_count) * KvTile::extent(d);
+    rows_of_last_ = own.rows_of_last(KvTile::extent(d));
     Base::begin(own.count, own.interior);
   }
+
+  /// Rows along the first axis that are seen of its last tiles, by some query: those that come last, if it isn't all.
+  __device__ __forceinline__ int rows_of_last() const { return Base::from_axis(rows_of_last_, 0); }
 
   /// Where a tile is along the lane's axis.
   struct Spot {
@@ -82,7 +86,8 @@ struct LaneTiles : LaneWalk<Source::rank, false> {
   using Base::on_some_axis;
   using Base::place_;
 
-  int high_begin_;  ///< Of the run from the split on, where tile 0 would be.
+  int high_begin_;    ///< Of the run from the split on, where tile 0 would be.
+  int rows_of_last_;  ///< See AxisRuns.
 };
 
 }  // namespace gnaforge::gpu

@@ -15,6 +15,7 @@ struct LaneWalk {
   static constexpr int rank = Rank;
 
   int count, interior;  ///< Of all axes, as in TileList.
+  int layer;            ///< Tiles of one place along the first axis.
 
   /// To tile `index`, which exists, from the one before.
   __device__ __forceinline__ void step(int index) {
@@ -53,13 +54,14 @@ struct LaneWalk {
     last_ = tiles - 1;
     interior_begin_ = whole.begin;
     interior_last_ = whole.end - 1;
-    count = 1;
+    layer = 1;
     interior = 1;
 #pragma unroll
     for (int e = 0; e < rank; ++e) {
-      count *= from_axis(last_ + 1, e);
+      if (e > 0) layer *= from_axis(last_ + 1, e);
       interior *= from_axis(interior_last_ + 1 - interior_begin_, e);
     }
+    count = layer * from_axis(last_ + 1, 0);
     restart();
   }
 

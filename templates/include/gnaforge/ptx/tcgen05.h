@@ -91,6 +91,11 @@ constexpr std::uint32_t product_descriptor(std::uint32_t type, int columns, bool
          static_cast<std::uint32_t>(columns / 8) << 17 | (128u / 16) << 24;
 }
 
+/// The same with other columns.
+__device__ __forceinline__ std::uint32_t with_columns(std::uint32_t product, int columns) {
+  return (product & ~(63u << 17)) | static_cast<std::uint32_t>(columns / 8) << 17;
+}
+
 // c (+)= A B^T of 32 bytes of channels, in elements of `Bytes`. The kind is a word of the instruction.
 #define GNAFORGE_MULTIPLY_SHARED(kind)                                \
   asm volatile(                                                       \

@@ -7,6 +7,24 @@
 
 namespace gnaforge::sm100 {
 
+/// The KV tiles of a Q tile of which fewer columns are computed: the window's last ones.
+struct ShortFacts {
+  int begin, end;  ///< Which ones.
+  int columns;
+
+  /// Of the `j`th KV tile.
+  __device__ __forceinline__ int columns_of(int j, int all) const { return j >= begin && j < end ? columns : all; }
+
+  /// Beside the Q tile's facts.
+  __device__ __forceinline__ void store(ptx::SharedAddress slot) const {
+    ptx::store_shared(slot + gpu::q_facts_bytes, begin, end, columns, 0);
+  }
+  static __device__ __forceinline__ ShortFacts of(ptx::SharedAddress slot) {
+    const int4 words = ptx::load_shared(slot + gpu::q_facts_bytes);
+    return {words.x, words.y, words.z};
+  }
+};
+
 /// The Q tiles of a thread block, one after the other, as a role goes through them. After the last one comes one that
 /// has no KV tiles.
 template <class Config>
@@ -21,14 +39,17 @@ struct QTiles {
   /// Waits for the next one; returns where its facts are, until the block has gone through three more.
   __device__ __forceinline__ ptx::SharedAddress next() {
     ptx::mbarrier_wait(shared + L::q_facts_full + 8 * slot, parity);
-    const ptx::SharedAddress at = shared + L::q_facts + gpu::q_facts_bytes * slot;
+    const ptx::SharedAddress at = shared + L::q_facts + L::q_slot_bytes * slot;
     advance();
     return at;
   }
 
   /// Tells of the next one. By one thread.
-  __device__ __forceinline__ void put(const gpu::Place<typename Config::QTile>& place, int count, int interior) {
-    Facts::store(shared + L::q_facts + gpu::q_facts_bytes * slot, place, count, interior);
+  __device__ __forceinline__ void put(const gpu::Place<typename Config::QTile>& place, int count, int interior,
+                                      const ShortFacts& shorter) {
+    const ptx::SharedAddress to = shared + L::q_facts + L::q_slot_bytes * slot;
+    if constexpr (L::Short::any) shorter.store(to);
+    Facts::store(to, place, count, interior);
     ptx::mbarrier_arrive(shared + L::q_facts_full + 8 * slot);
     advance();
   }

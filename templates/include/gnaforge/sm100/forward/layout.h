@@ -13,6 +13,7 @@
 #include "gnaforge/gpu/half_tile.h"
 #include "gnaforge/gpu/shared_memory.h"
 #include "gnaforge/sm100/forward/factors.h"
+#include "gnaforge/sm100/forward/short_tiles.h"
 
 namespace gnaforge::sm100 {
 
@@ -76,6 +77,7 @@ struct Layout {
   static_assert(columns % 16 == 0 && columns <= 128, "columns of one product, and of a thread's registers");
   static constexpr int words = ceil_div(columns, 32);           ///< Of bits, one for each column.
   static constexpr int mma_depth = mma_bytes / Element::bytes;  ///< Channels or keys that one product adds up.
+  using Short = ShortTiles<KvTile>;
 
   /// The token of a row along an axis, within its half, and its head, within the tile: heads are innermost.
   GNAFORGE_HD static constexpr int token(int row, int d) { return row / (Half::pitch(d) * heads) % Half::extent(d); }
@@ -120,7 +122,11 @@ struct Layout {
   /// of the exponentials would come before it: there all but the last 32. Not where P is apart, or bytes: such kernels
   /// wait for their exponentials, not for products, and would take longer.
   static constexpr bool splits_earlier = words > 3 && columns % 32 != 0 && !p_apart && Element::bytes == 2;
-  static constexpr int first_columns = splits_earlier ? columns - 32 : words > 1 ? 32 * (words - 1) : columns;
+  /// Of so many columns that are computed.
+  GNAFORGE_HD static constexpr int first_columns(int computed) {
+    if (splits_earlier && computed == columns) return columns - 32;
+    return computed > 32 ? (ceil_div(computed, 32) - 1) * 32 : computed;
+  }
   /// One half leaves a warpgroup idle: it copies Q to tensor memory, where there is room. Products then read shared
   /// memory for K alone.
   static constexpr bool q_from_tensor = !pair && q_tensor + q_columns <= tensor_columns;
@@ -148,7 +154,8 @@ struct Layout {
 
   // What warps tell each other, behind the barriers.
   static constexpr int q_facts = round_up(kv_empty + 8 * stages, 16);
-  static constexpr int kv_facts = q_facts + gpu::q_facts_bytes * q_facts_slots;
+  static constexpr int q_slot_bytes = gpu::q_facts_bytes + (Short::any ? 16 : 0);  ///< With ShortFacts.
+  static constexpr int kv_facts = q_facts + q_slot_bytes * q_facts_slots;
   static constexpr int sides = kv_facts + gpu::kv_facts_bytes * kv_facts_slots;  ///< See lane_tiles.h.
   static constexpr int tensor_base = sides + 16 * rank;                          ///< Where tensor memory begins.
   static constexpr int zero = tensor_base + 4;                                   ///< A word that is 0.
@@ -167,7 +174,8 @@ struct Layout {
   /// Of 16 pairs of exponentials in all words but the last, those that FMAs compute: 28 % of all at 128 columns. None
   /// in the last word, for which the product waits.
   static constexpr int pairs_by_fma = 6;
-  static constexpr int columns_by_fma = 32 * (words - 1);  ///< That have such.
+  /// Columns that have such, of so many.
+  GNAFORGE_HD static constexpr int columns_by_fma(int computed) { return (ceil_div(computed, 32) - 1) * 32; }
 };
 
 }  // namespace gnaforge::sm100

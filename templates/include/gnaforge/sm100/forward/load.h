@@ -76,7 +76,13 @@ struct Load {
   __device__ __forceinline__ void load_q(const Place& work, const Tiles& tiles, QTiles<Config>& facts) {
     const int extra = ExtraTiles{params}.tiles(work);
     await_q(0);
-    if (leads) facts.put(work, tiles.count + extra, tiles.interior);
+    ShortFacts shorter{};
+    if constexpr (L::Short::any) {
+      shorter.columns = L::Short::enough(tiles.rows_of_last() * L::Short::row);
+      shorter.end = tiles.count;
+      shorter.begin = tiles.count - (shorter.columns < L::columns ? tiles.layer : 0);
+    }
+    if (leads) facts.put(work, tiles.count + extra, tiles.interior, shorter);
     load_q(work, 0);
     if constexpr (L::halves > 1) {
       await_q(1);
@@ -146,7 +152,7 @@ struct Load {
       tiles = Tiles(params, work, shared + L::sides);
     }
     await_q(0);  // as before a further Q tile: its slot of facts is free
-    if (leads) facts.put(work, 0, 0);
+    if (leads) facts.put(work, 0, 0, {});
   }
 };
 

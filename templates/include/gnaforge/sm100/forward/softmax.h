@@ -33,12 +33,13 @@ struct RowWindow {
     }
   }
 
-  /// Of a KV tile's columns those that the row sees, one bit each. The Q tile's facts are in `slot`.
-  __device__ __forceinline__ void find(unsigned (&bits)[L::words], const Params<Config>& params,
+  /// Of a KV tile's first columns those that the row sees, one bit each. The Q tile's facts are in `slot`.
+  template <int Words>
+  __device__ __forceinline__ void find(unsigned (&bits)[Words], const Params<Config>& params,
                                        const gpu::KvTileFacts<rank>& facts, ptx::SharedAddress slot) const {
     if (facts.kind == TileKind::part) {
 #pragma unroll
-      for (int w = 0; w < L::words; ++w) bits[w] = ~bits_from(facts.origin[0] - 32 * w);
+      for (int w = 0; w < Words; ++w) bits[w] = ~bits_from(facts.origin[0] - 32 * w);
       return;
     }
     Interval seen[rank];
@@ -50,7 +51,10 @@ struct RowWindow {
       for (int d = 0; d < rank; ++d)
         seen[d] = Source::seen(params.template pattern<Band>(slice, d), keys[d], facts.origin[d]);
     }
-    RowMask<KvTile>::find(seen, bits);
+    unsigned all[L::words];
+    RowMask<KvTile>::find(seen, all);
+#pragma unroll
+    for (int w = 0; w < Words; ++w) bits[w] = all[w];
   }
 };
 
@@ -77,11 +81,12 @@ struct Softmax {
   ptx::TensorAddress lanes;  ///< Of the warp.
   int half;
 
-  static __device__ __forceinline__ void load_scores(float (&scores)[L::columns], ptx::TensorAddress from) {
+  template <int N>
+  static __device__ __forceinline__ void load_scores(float (&scores)[N], ptx::TensorAddress from) {
 #pragma unroll
-    for (int w = 0; w < L::columns / 32; ++w) ptx::load_tensor_32(from + 32 * w, scores + 32 * w);
-    constexpr int whole = L::columns / 32 * 32;
-    if constexpr (whole < L::columns) ptx::load_tensor_16(from + whole, scores + whole);
+    for (int w = 0; w < N / 32; ++w) ptx::load_tensor_32(from + 32 * w, scores + 32 * w);
+    constexpr int whole = N / 32 * 32;
+    if constexpr (whole < N) ptx::load_tensor_16(from + whole, scores + whole);
     ptx::wait_tensor_loads();
     ptx::hold(scores);
   }
@@ -102,8 +107,8 @@ struct Softmax {
   }
 
   /// Exponentials of the columns [Begin, End), in the place of scores, and rounded to `p`.
-  template <int Begin, int End>
-  static __device__ __forceinline__ void compute_columns(float (&scores)[L::columns], Exponent& exponent,
+  template <int Begin, int End, int N>
+  static __device__ __forceinline__ void compute_columns(float (&scores)[N], Exponent& exponent,
                                                          std::uint32_t (&p)[p_words]) {
     constexpr int pairs = (End - Begin) / 2;
     constexpr int by_fma = L::pairs_by_fma;
@@ -111,7 +116,7 @@ struct Softmax {
     for (int i = 0; i < pairs; ++i) {
       float &a = scores[Begin + 2 * i], &b = scores[Begin + 2 * i + 1];
       const ptx::Pair x = ptx::multiply_add(ptx::make_pair(a, b), exponent.scale, exponent.minus_base);
-      if (Begin + 2 * i < L::columns_by_fma && i * by_fma % 16 + by_fma >= 16) {  // evenly among the others
+      if (Begin + 2 * i < L::columns_by_fma(N) && i * by_fma % 16 + by_fma >= 16) {  // evenly among the others
         exp2_by_fma(x, a, b);
       } else {
         ptx::split_pair(x, a, b);
@@ -128,7 +133,7 @@ struct Softmax {
 #pragma unroll
       for (int i = pairs / 2; i < p_words; ++i) p[i] = 0;
     // What follows takes an exponential of these: else ptxas computes all arguments before the first exponential.
-    if constexpr (End < L::columns && End != L::first_columns) exponent.set(fmaf(scores[Begin], 0.0f, exponent.minus));
+    if constexpr (End < N && End != L::first_columns(N)) exponent.set(fmaf(scores[Begin], 0.0f, exponent.minus));
   }
 
   /// Waits until the products with the tile before the `number`th of the thread block are done, if there is one.
@@ -138,12 +143,12 @@ struct Softmax {
   }
 
   /// Columns from Begin on; stores them, and tells of the first ones and of the last.
-  template <int Begin>
-  __device__ __forceinline__ void compute_words(float (&scores)[L::columns], ptx::TensorAddress to, Exponent& exponent,
+  template <int Begin, int N>
+  __device__ __forceinline__ void compute_words(float (&scores)[N], ptx::TensorAddress to, Exponent& exponent,
                                                 int buffer) const {
-    if constexpr (Begin < L::columns) {
-      constexpr int End = min_int(Begin + 32, Begin < L::first_columns ? L::first_columns : L::columns);
-      constexpr bool ends_first = End == L::first_columns, ends = End == L::columns;
+    if constexpr (Begin < N) {
+      constexpr int first = L::first_columns(N), End = min_int(Begin + 32, Begin < first ? first : N);
+      constexpr bool ends_first = End == first, ends = End == N;
       std::uint32_t p[p_words];
       compute_columns<Begin, End>(scores, exponent, p);
       const ptx::TensorAddress at = to + Begin * L::Element::bytes / 4;
@@ -156,6 +161,7 @@ struct Softmax {
         ptx::fence_tensor_before();
         __syncwarp();
         release(shared + (ends_first ? L::p_first : L::p_last) + 8 * buffer);
+        if constexpr (ends_first && ends && L::words > 1) release(shared + L::p_last + 8 * buffer);
       }
       // The exponentials that follow take a load that follows: else ptxas computes them before it stores.
       if constexpr (ends_first && !ends)
@@ -164,23 +170,25 @@ struct Softmax {
     }
   }
 
-  static __device__ __forceinline__ void mask(float (&scores)[L::columns], const unsigned (&bits)[L::words]) {
+  template <int N>
+  static __device__ __forceinline__ void mask(float (&scores)[N], const unsigned (&bits)[ceil_div(N, 32)]) {
 #pragma unroll
-    for (int i = 0; i < L::columns; ++i)
+    for (int i = 0; i < N; ++i)
       if (!(bits[i / 32] >> i % 32 & 1)) scores[i] = -INFINITY;
   }
 
-  /// The `number`th KV tile of the thread block, the `j`th of its Q tile, of which the first `interior` need no mask.
-  /// `scale` is of the scores, in powers of two.
+  /// The `number`th KV tile of the thread block, the `j`th of its Q tile, of which the first `interior` need no mask. Of
+  /// its columns the first N are computed. `scale` is of the scores, in powers of two.
+  template <int N>
   __device__ __forceinline__ void tile(Row& row, const RowWindow<Config>& window, ptx::SharedAddress slot,
                                        std::uint32_t number, int j, int interior, float scale) const {
     ptx::mark<ptx::Marker::tile_begins>();
     // Which keys the row sees, before the scores are there: nothing waits for it.
     bool masked = false;
-    unsigned bits[L::words];
-    if (j >= interior) {
+    unsigned bits[ceil_div(N, 32)];
+    if (N < L::columns || j >= interior) {
       const gpu::KvTileFacts<rank> facts = await_kv_facts<Config>(shared, number);
-      masked = facts.kind != TileKind::interior;  // as whole tiles of extra keys are
+      masked = N < L::columns || facts.kind != TileKind::interior;  // as whole tiles of extra keys are
       if (masked) {
         ptx::mark<ptx::Marker::tile_is_shell>();
         window.find(bits, params, facts, slot);
@@ -191,7 +199,7 @@ struct Softmax {
     const ptx::TensorAddress at = L::scores(buffer) + lanes, out = L::out(half) + lanes;
     ptx::mbarrier_wait(shared + L::scores_full + 8 * buffer, (L::pair ? number : number / 2) % 2);
     ptx::fence_tensor_after();
-    float scores[L::columns];
+    float scores[N];
     load_scores(scores, at);
     if constexpr (L::p_apart) {  // the next ones may take their place
       ptx::fence_tensor_before();
@@ -215,6 +223,28 @@ struct Softmax {
     row.add(scores);  // while the product runs
   }
 
+  /// KV tiles from the `j`th to `end`.
+  template <int N>
+  __device__ __forceinline__ void tiles_of(Row& row, const RowWindow<Config>& window, ptx::SharedAddress slot,
+                                           std::uint32_t& number, int& j, int end, int interior, float scale) const {
+#pragma unroll 1
+    for (; j < end; ++j) tile<N>(row, window, slot, number++, j, interior, scale);
+  }
+
+  /// Those of which fewer columns are computed, N at most.
+  template <int N>
+  __device__ __forceinline__ void short_tiles(Row& row, const RowWindow<Config>& window, ptx::SharedAddress slot,
+                                              std::uint32_t& number, int& j, const ShortFacts& shorter,
+                                              float scale) const {
+    constexpr int fewer = L::Short::below(N);
+    if constexpr (fewer > 0)
+      if (shorter.columns <= fewer) {
+        short_tiles<fewer>(row, window, slot, number, j, shorter, scale);
+        return;
+      }
+    tiles_of<N>(row, window, slot, number, j, shorter.end, 0, scale);
+  }
+
   __device__ __forceinline__ void run() const {
     QTiles<Config> tiles{shared};
     std::uint32_t number = 0, parity = 0;
@@ -235,8 +265,18 @@ struct Softmax {
           scale *= gpu::RowDescales<L::heads>(params, work, L::head(threadIdx.x % half_rows)).scores;
       }
       Row row;
-#pragma unroll 1
-      for (int j = 0; j < count; ++j) tile(row, window, slot, number++, j, interior, scale);
+      int j = 0;
+      if constexpr (L::Short::any) {
+        // Behind short tiles come those of extra keys, in the loop of the first ones.
+        for (int end = ShortFacts::of(slot).begin;; end = count) {
+          tiles_of<L::columns>(row, window, slot, number, j, end, interior, scale);
+          if (j == count) break;
+          const ShortFacts shorter = ShortFacts::of(slot);
+          short_tiles<L::Short::below(L::columns)>(row, window, slot, number, j, shorter, scale);
+        }
+      } else {
+        tiles_of<L::columns>(row, window, slot, number, j, count, interior, scale);
+      }
       ptx::mark<ptx::Marker::tile_ends>();
       const int place = (parity * 2 + half) * half_rows + threadIdx.x % half_rows;
       ptx::store_shared_words(shared + L::statistics + place * L::statistics_bytes, __float_as_uint(row.shift),
