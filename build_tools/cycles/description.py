@@ -157,10 +157,16 @@ class RoleLoop:
         """As of `TileLoop`."""
         return " and ".join(sorted(self.names))
 
+    def is_own(self, block: Sequence[Instruction]) -> bool:
+        """Whether a block loads the scores of its tiles; any, if it doesn't say how many loads that takes."""
+        return self.loads in (0, self._loads_of_scores(block))
+
     def is_of_others(self, block: Sequence[Instruction]) -> bool:
-        """Whether a block is for tiles of another number of columns."""
-        loads = sum(instruction.name == "LDTM" for instruction in block)
-        return self.loads > 0 and loads not in (0, self.loads) and not self.rare(block)
+        """Whether a block loads the scores of tiles of another number of columns."""
+        return not self.is_own(block) and self._loads_of_scores(block) > 0
+
+    def _loads_of_scores(self, block: Sequence[Instruction]) -> int:
+        return 0 if self.rare(block) else sum(instruction.name == "LDTM" for instruction in block)
 
     def admits(self, body: Sequence[Instruction]) -> bool:
         """As of `TileLoop`."""

@@ -261,7 +261,7 @@ def _tile_loops(graph: _Graph, facts: TileLoop | RoleLoop) -> list[_Loop]:
     found = [loop for loop in graph.loops if facts.admits(list(graph.instructions(loop.blocks)))]
     found = [loop for loop in found if not any(other.blocks < loop.blocks for other in found)]
     if isinstance(facts, RoleLoop):
-        found = [loop for loop in found if not any(facts.is_of_others(graph.blocks[block]) for block in loop.blocks)]
+        found = [loop for loop in found if any(facts.is_own(graph.blocks[block]) for block in loop.blocks)]
     if len(found) != facts.loops:
         raise UnknownCode(f"{len(found)} loops have {facts.contents}, expected {facts.loops}")
     return sorted(found, key=lambda loop: -graph.done.index(loop.head))

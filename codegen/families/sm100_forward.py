@@ -59,11 +59,12 @@ def _tile(rows: int, kv_box: Box, head_dim: int, value_head_dim: int) -> str | N
 
 
 def _short_tiles(kv_box: Box) -> tuple[int, ...]:
-    """Columns that are computed of a last KV tile, as sm100/forward/short_tiles.h has them: words of 32 with what the
-    rows of the box along its first axis begin."""
+    """Columns that are computed of a last KV tile, as sm100/forward/short_tiles.h has them: words of 32 with what some
+    rows of the box along its first axis have, up to 64."""
     columns = prod(kv_box)
     row = columns // kv_box[0]
-    return tuple(sorted({min(-(-rows * row // 32) * 32, columns) for rows in range(1, kv_box[0])} - {columns}))
+    words = {-(-rows * row // 32) * 32 for rows in range(1, kv_box[0])}
+    return tuple(n for n in (32, 64) if n in words and n < columns)
 
 
 def _scores_columns(columns: Any) -> Any:

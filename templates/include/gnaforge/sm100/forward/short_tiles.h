@@ -7,11 +7,12 @@
 namespace gnaforge::sm100 {
 
 /// How many columns of a KV tile are computed is known when the kernel runs. It is one of few numbers, for each of which
-/// the softmax has its code: those that the window's last tile can have, in words of 32 columns. Boxes of one row along
-/// the first axis, or of one word, have one number, and no code for it.
+/// products and softmax have code: all, or words of 32 columns that some rows along the first axis begin. Boxes of one row
+/// along it, or of one word, have one number, and no code for it.
 template <class KvTile>
 struct ShortTiles {
   static constexpr int all = KvTile::volume;
+  static constexpr int most = 64;                      ///< Beyond, a number gains too little for its time to compile.
   static constexpr int row = all / KvTile::extent(0);  ///< Columns of a row along the first axis.
 
   GNAFORGE_HD static constexpr int whole_words(int columns) { return min_int(ceil_div(columns, 32) * 32, all); }
@@ -20,7 +21,7 @@ struct ShortTiles {
   GNAFORGE_HD static constexpr int below(int columns) {
     int found = 0;
     for (int rows = 1; rows < KvTile::extent(0); ++rows)
-      if (whole_words(rows * row) < columns) found = whole_words(rows * row);
+      if (whole_words(rows * row) < min_int(columns, most + 1)) found = whole_words(rows * row);
     return found;
   }
 

@@ -33,13 +33,12 @@ struct RowWindow {
     }
   }
 
-  /// Of a KV tile's first columns those that the row sees, one bit each. The Q tile's facts are in `slot`.
-  template <int Words>
-  __device__ __forceinline__ void find(unsigned (&bits)[Words], const Params<Config>& params,
+  /// Of a KV tile's columns those that the row sees, one bit each. The Q tile's facts are in `slot`.
+  __device__ __forceinline__ void find(unsigned (&bits)[L::words], const Params<Config>& params,
                                        const gpu::KvTileFacts<rank>& facts, ptx::SharedAddress slot) const {
     if (facts.kind == TileKind::part) {
 #pragma unroll
-      for (int w = 0; w < Words; ++w) bits[w] = ~bits_from(facts.origin[0] - 32 * w);
+      for (int w = 0; w < L::words; ++w) bits[w] = ~bits_from(facts.origin[0] - 32 * w);
       return;
     }
     Interval seen[rank];
@@ -51,10 +50,7 @@ struct RowWindow {
       for (int d = 0; d < rank; ++d)
         seen[d] = Source::seen(params.template pattern<Band>(slice, d), keys[d], facts.origin[d]);
     }
-    unsigned all[L::words];
-    RowMask<KvTile>::find(seen, all);
-#pragma unroll
-    for (int w = 0; w < Words; ++w) bits[w] = all[w];
+    RowMask<KvTile>::find(seen, bits);
   }
 };
 
@@ -171,30 +167,28 @@ struct Softmax {
   }
 
   template <int N>
-  static __device__ __forceinline__ void mask(float (&scores)[N], const unsigned (&bits)[ceil_div(N, 32)]) {
+  static __device__ __forceinline__ void mask(float (&scores)[N], const unsigned (&bits)[L::words]) {
 #pragma unroll
     for (int i = 0; i < N; ++i)
       if (!(bits[i / 32] >> i % 32 & 1)) scores[i] = -INFINITY;
   }
 
-  /// The `number`th KV tile of the thread block, the `j`th of its Q tile, of which the first `interior` need no mask. Of
-  /// its columns the first N are computed. `scale` is of the scores, in powers of two.
+  /// Which columns the row sees of the `number`th KV tile of the thread block, if not all, before its scores are there:
+  /// nothing waits for it.
+  __device__ __forceinline__ bool find_mask(unsigned (&bits)[L::words], const RowWindow<Config>& window,
+                                            ptx::SharedAddress slot, std::uint32_t number) const {
+    const gpu::KvTileFacts<rank> facts = await_kv_facts<Config>(shared, number);
+    if (facts.kind == TileKind::interior) return false;  // as whole tiles of extra keys are
+    ptx::mark<ptx::Marker::tile_is_shell>();
+    window.find(bits, params, facts, slot);
+    ptx::hold(bits);
+    return true;
+  }
+
+  /// The tile's first N columns, if it is the `j`th of its Q tile. `scale` is of the scores, in powers of two.
   template <int N>
-  __device__ __forceinline__ void tile(Row& row, const RowWindow<Config>& window, ptx::SharedAddress slot,
-                                       std::uint32_t number, int j, int interior, float scale) const {
-    ptx::mark<ptx::Marker::tile_begins>();
-    // Which keys the row sees, before the scores are there: nothing waits for it.
-    bool masked = false;
-    unsigned bits[ceil_div(N, 32)];
-    if (N < L::columns || j >= interior) {
-      const gpu::KvTileFacts<rank> facts = await_kv_facts<Config>(shared, number);
-      masked = N < L::columns || facts.kind != TileKind::interior;  // as whole tiles of extra keys are
-      if (masked) {
-        ptx::mark<ptx::Marker::tile_is_shell>();
-        window.find(bits, params, facts, slot);
-        ptx::hold(bits);
-      }
-    }
+  __device__ __forceinline__ void tile(Row& row, bool masked, const unsigned (&bits)[L::words], std::uint32_t number,
+                                       int j, float scale) const {
     const int buffer = L::pair ? half : number % 2;
     const ptx::TensorAddress at = L::scores(buffer) + lanes, out = L::out(half) + lanes;
     ptx::mbarrier_wait(shared + L::scores_full + 8 * buffer, (L::pair ? number : number / 2) % 2);
@@ -223,33 +217,49 @@ struct Softmax {
     row.add(scores);  // while the product runs
   }
 
-  /// KV tiles from the `j`th to `end`.
-  template <int N>
-  __device__ __forceinline__ void tiles_of(Row& row, const RowWindow<Config>& window, ptx::SharedAddress slot,
-                                           std::uint32_t& number, int& j, int end, int interior, float scale) const {
+  /// KV tiles from the `j`th to `end`, of which the first `interior` need no mask.
+  __device__ __forceinline__ void tiles(Row& row, const RowWindow<Config>& window, ptx::SharedAddress slot,
+                                        std::uint32_t& number, int& j, int end, int interior, float scale) const {
 #pragma unroll 1
-    for (; j < end; ++j) tile<N>(row, window, slot, number++, j, interior, scale);
+    for (; j < end; ++j, ++number) {
+      ptx::mark<ptx::Marker::tile_begins>();
+      unsigned bits[L::words];
+      const bool masked = j >= interior && find_mask(bits, window, slot, number);
+      tile<L::columns>(row, masked, bits, number, j, scale);
+    }
   }
 
-  /// Those of which fewer columns are computed, N at most.
-  template <int N>
+  /// Those of which fewer columns are computed.
   __device__ __forceinline__ void short_tiles(Row& row, const RowWindow<Config>& window, ptx::SharedAddress slot,
-                                              std::uint32_t& number, int& j, const ShortFacts& shorter,
-                                              float scale) const {
+                                              std::uint32_t& number, int& j, float scale) const {
+    const ShortFacts facts = ShortFacts::of(slot);
+#pragma unroll 1
+    for (; j < facts.end; ++j, ++number) {
+      ptx::mark<ptx::Marker::tile_begins>();
+      unsigned bits[L::words];
+      find_mask(bits, window, slot, number);
+      short_tile<L::Short::below(L::columns)>(facts.columns, row, bits, number, j, scale);
+    }
+  }
+
+  /// Of `columns`, N at most.
+  template <int N>
+  __device__ __forceinline__ void short_tile(int columns, Row& row, const unsigned (&bits)[L::words],
+                                             std::uint32_t number, int j, float scale) const {
     constexpr int fewer = L::Short::below(N);
     if constexpr (fewer > 0)
-      if (shorter.columns <= fewer) {
-        short_tiles<fewer>(row, window, slot, number, j, shorter, scale);
+      if (columns <= fewer) {
+        short_tile<fewer>(columns, row, bits, number, j, scale);
         return;
       }
-    tiles_of<N>(row, window, slot, number, j, shorter.end, 0, scale);
+    tile<N>(row, true, bits, number, j, scale);
   }
 
   __device__ __forceinline__ void run() const {
-    QTiles<Config> tiles{shared};
+    QTiles<Config> q_tiles{shared};
     std::uint32_t number = 0, parity = 0;
     for (;;) {
-      const ptx::SharedAddress slot = tiles.next();
+      const ptx::SharedAddress slot = q_tiles.next();
       RowWindow<Config> window;
       int count, interior;
       float scale = params.scale_log2;
@@ -269,13 +279,12 @@ struct Softmax {
       if constexpr (L::Short::any) {
         // Behind short tiles come those of extra keys, in the loop of the first ones.
         for (int end = ShortFacts::of(slot).begin;; end = count) {
-          tiles_of<L::columns>(row, window, slot, number, j, end, interior, scale);
+          tiles(row, window, slot, number, j, end, interior, scale);
           if (j == count) break;
-          const ShortFacts shorter = ShortFacts::of(slot);
-          short_tiles<L::Short::below(L::columns)>(row, window, slot, number, j, shorter, scale);
+          short_tiles(row, window, slot, number, j, scale);
         }
       } else {
-        tiles_of<L::columns>(row, window, slot, number, j, count, interior, scale);
+        tiles(row, window, slot, number, j, count, interior, scale);
       }
       ptx::mark<ptx::Marker::tile_ends>();
       const int place = (parity * 2 + half) * half_rows + threadIdx.x % half_rows;
