@@ -14,7 +14,7 @@ from gnaforge.families.family import CodeTimes
 from gnaforge.runtime.config import KernelConfig
 from gnaforge.runtime.dtypes import DTYPES
 from gnaforge.runtime.problem import Problem
-from gnaforge.simulator.code_times import overlapped, product_cycles, tile_code
+from gnaforge.simulator.code_times import TileCode, overlapped, product_cycles, tile_code
 from gnaforge.simulator.cost import Costs, costs
 
 Floats = npt.NDArray[np.float64]
@@ -50,13 +50,18 @@ def fit_all(kernels: dict[str, dict[str, Any]]) -> Times:
     }
 
 
+def code_of(config: KernelConfig, times: dict[Group, CodeTimes]) -> TileCode:
+    """Cycles of a kernel's tiles by the formulas of its op."""
+    constants = replace(family_of(config).time_constants(), code=times)
+    return tile_code(constants, _problem(config), _cost(config))
+
+
 def errors_of(times: Times, kernels: dict[str, dict[str, Any]]) -> dict[tuple[str, Group], dict[str, float]]:
     """By op and group, of each kernel and kind of tile how far the formula is off, 0.03 for 3 % more."""
     found: dict[tuple[str, Group], dict[str, float]] = {}
     for key, cycles in kernels.items():
         config = KernelConfig.parse(key)
-        constants = replace(family_of(config).time_constants(), code=times[config.op])
-        code = tile_code(constants, _problem(config), _cost(config))
+        code = code_of(config, times[config.op])
         for name in ("interior", "shell"):
             error = float(getattr(code, name)) / cycles[f"{name}_tile_cycles"][MIDDLE[config.arch]] - 1
             found.setdefault((config.op, group_of(key, cycles)), {})[f"{key}, {name}"] = error

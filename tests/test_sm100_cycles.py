@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fitted_times import errors_of, fit_all
+from fitted_times import code_of, errors_of, fit_all
 from gnaforge.build_tools.cuda import find_nvcc
 from gnaforge.errors import BuildError
 from gnaforge.families.sm100_forward import FAMILY, tile_loop
@@ -63,6 +63,22 @@ def test_the_formulas_are_those_of_kernels_of_8_bits_as_well(sizes: str, tmp_pat
     kernels = {key: modelled(KernelConfig.parse(key), tmp_path)}
     (errors,) = errors_of({"gna_forward": FORWARD}, kernels).values()
     assert len(errors) == 2 and max(map(abs, errors.values())) < 0.08, errors
+
+
+def test_short_tiles_take_what_the_simulator_says() -> None:
+    """Tiles of which fewer columns are computed, by the model of their own code."""
+    errors = {}
+    for key, cycles in KERNELS.items():
+        config = KernelConfig.parse(key)
+        short = FAMILY.short_tiles(config.kv_tile)
+        assert cycles["short_tile_cycles"].keys() == {*map(str, short)}, "run: python tests/sm100_cycles.py"
+        code = code_of(config, FORWARD)
+        for columns in short:
+            formula = float(code.shell - (config.kv_columns - columns) * code.spared)
+            errors[key, columns] = formula / cycles["short_tile_cycles"][str(columns)] - 1
+            assert cycles["short_tile_cycles"][str(columns)] < 0.92 * cycles["shell_tile_cycles"]["signal_100"]
+    assert len(errors) > 40 and rms(errors) < 0.05
+    assert max(map(abs, errors.values())) < 0.1, errors
 
 
 def test_instructions_of_a_row_of_scores() -> None:

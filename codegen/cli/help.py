@@ -37,6 +37,7 @@ class Command(TyperCommand):
             if missing and error.param is not None and error.param.name == "spec":
                 error.message = "Give a spec file, a preset's name (gnaforge presets lists them), or a kernel's key"
             raise
+        param: Any  # of typer's own copy of click
         for param in self.params:
             value = ctx.params.get(param.name)
             if isinstance(value, float) and not math.isfinite(value):

@@ -210,7 +210,8 @@ class Candidates:
         if not fits.any():
             dims = ", ".join(sorted({f"{problem.head_dim}/{problem.value_head_dim}" for problem in problems}))
             raise InputError(f"head_dim: {family} has no tile that fits head dims {dims} (Q and K / V)")
-        return cls(family, held, of_heads, passing, *np.nonzero(fits), _short_tiles(family, passing))
+        held_index, passing_index = np.nonzero(fits)
+        return cls(family, held, of_heads, passing, held_index, passing_index, _short_tiles(family, passing))
 
     @classmethod
     def of(cls, family: Family, tiles: Tiles) -> Candidates:
@@ -265,7 +266,7 @@ class Candidates:
         extents = tuple(np.unique(self.held[:, 0]).tolist())
         boxes = tuple(zip(self.passing[:, 0].tolist(), self.passing.prod(axis=1).tolist(), self.short, strict=True))
         along = _spared_along(pattern_axes(problem)[0], extents, boxes)
-        spared = along[self.held[self.held_index, 0], self.passing_index]
+        spared: Floats = along[self.held[self.held_index, 0], self.passing_index]
         for d, table in enumerate(tables[1:], start=1):
             spared = spared * table.visited[self.held[self.held_index, d], self.passing[self.passing_index, d]]
         return spared
