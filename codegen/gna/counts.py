@@ -131,17 +131,17 @@ def visible_pairs(axes: Sequence[AnyAxis], held: Side = "q") -> int:
     return prod(sum(number * source.pairs() for source, number in _sources(axis, "dynamic", held)) for axis in axes)
 
 
-def axis_spans(axis: AnyAxis, q_extent: int) -> IntArray:
-    """[keys] Q tiles of all dilation groups, by the keys from their first KV tile's first one up to the last that is
-    seen; of tiles below a split and from there on, by the latter's."""
-    found = np.zeros(1, dtype=np.int64)
+def axis_spans(axis: AnyAxis, q_extent: int) -> tuple[IntArray, IntArray]:
+    """From the first KV tile's first key up to the last that is seen: each number of keys that there is, and of how many
+    Q tiles of all dilation groups. Of tiles below a split and from there on it is the latter's."""
+    found, times_each = [], []
     for group, number in axis.groups():
         source = source_of(group)
         for q_begin, times in source.classes(q_extent, 1, _CHUNK):
-            spans = np.bincount(source.tiles(q_begin, q_extent, 1).span, times).astype(np.int64)
-            found = np.pad(found, (0, max(len(spans) - len(found), 0)))
-            found[: len(spans)] += number * spans
-    return found
+            spans, index = np.unique(source.tiles(q_begin, q_extent, 1).span, return_inverse=True)
+            found.append(spans)
+            times_each.append(number * np.bincount(index, times).astype(np.int64))
+    return np.concatenate(found), np.concatenate(times_each)
 
 
 def spared_columns(span: Any, extent: int, columns: int, short: Sequence[int]) -> Any:
@@ -201,8 +201,8 @@ def count_tiles(
     found = [axis_counts(axis, own, [other], tiling, held) for axis, own, other in extents]
     spared = 0
     if short:
-        spans = axis_spans(axes[0], q_tile[0])
-        spared = int(spans @ spared_columns(np.arange(len(spans)), kv_tile[0], prod(kv_tile), short))
+        spans, times = axis_spans(axes[0], q_tile[0])
+        spared = int(times @ spared_columns(spans, kv_tile[0], prod(kv_tile), short))
         spared *= prod(int(axis.visited[0]) for axis in found[1:])
     return TileCounts(
         q_tiles=prod(axis.q_tiles for axis in found),

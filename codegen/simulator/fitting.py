@@ -385,14 +385,12 @@ def _spared_along(
 ) -> Floats:
     """[Q extent, boxes] Columns that aren't computed along the first axis, of KV boxes that are given as their extent
     there, their columns and their short tiles."""
-    spans = [axis_spans(axis, extent) for extent in q_extents]
-    table = np.zeros((max(q_extents) + 1, max(map(len, spans))))
-    for extent, along in zip(q_extents, spans, strict=True):
-        table[extent, : len(along)] = along
     kinds = {kind: number for number, kind in enumerate(dict.fromkeys(boxes))}
-    spared = np.array([spared_columns(np.arange(table.shape[1]), *kind) for kind in kinds], dtype=np.float64)
-    found: Floats = (table @ spared.T)[:, [kinds[box] for box in boxes]]
-    return found
+    found = np.zeros((max(q_extents) + 1, len(kinds)))
+    for extent in q_extents:
+        spans, times = axis_spans(axis, extent)
+        found[extent] = [times @ spared_columns(spans, *kind) for kind in kinds]
+    return found[:, [kinds[box] for box in boxes]]
 
 
 _table = lru_cache(maxsize=256)(_Table)  # a sweep over strides asks for the same axes again and again

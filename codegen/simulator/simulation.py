@@ -138,6 +138,7 @@ class Simulation:
             "interior_tiles": self.counts.interior,
             "shell_tiles": self.counts.shell,
             "most_tiles": self.counts.most,
+            "spared_columns": self.counts.spared,
             "model": {
                 "device": constants.device,
                 "source": constants.source,
