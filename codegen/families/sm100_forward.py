@@ -122,8 +122,7 @@ def exponentials(config: KernelConfig, columns: int = 0) -> tuple[int, ...]:
 
 def _under_product(config: KernelConfig, softmax: Sequence[Instruction]) -> int:
     """Exponentials of the last part that come after the first one is announced, and so beside the product with that.
-    Each announcement waits for what was stored, by a fence. Tiles of which fewer columns are computed have code of their
-    own.
+    Each announcement waits for what was stored, by a fence. Tiles of which fewer columns are computed have their own.
 
     Raises:
         BuildError: ptxas computes some of them before.
@@ -140,7 +139,8 @@ def _under_product(config: KernelConfig, softmax: Sequence[Instruction]) -> int:
     for own, least in zip(found, wanted, strict=True):
         if own < least:
             raise BuildError(
-                f"ptxas moved exponentials above the first announcement of probabilities: {own} of {least} come after it"
+                "ptxas moved exponentials above the first announcement of probabilities: "
+                f"{own} of {least} come after it"
             )
     return found[wanted.index(of_all[-1])]
 

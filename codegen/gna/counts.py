@@ -132,8 +132,8 @@ def visible_pairs(axes: Sequence[AnyAxis], held: Side = "q") -> int:
 
 
 def axis_spans(axis: AnyAxis, q_extent: int) -> tuple[IntArray, IntArray]:
-    """From the first KV tile's first key up to the last that is seen: each number of keys that there is, and of how many
-    Q tiles of all dilation groups. Of tiles below a split and from there on it is the latter's."""
+    """Keys from the first KV tile's first one up to the last that is seen: each number that there is, and of how many Q
+    tiles of all dilation groups. Of tiles below a split and from there on it is the latter's."""
     found, times_each = [], []
     for group, number in axis.groups():
         source = source_of(group)

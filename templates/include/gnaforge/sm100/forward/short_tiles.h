@@ -6,9 +6,9 @@
 
 namespace gnaforge::sm100 {
 
-/// How many columns of a KV tile are computed is known when the kernel runs. It is one of few numbers, for each of which
-/// products and softmax have code: all, or words of 32 columns that some rows along the first axis begin. Boxes of one row
-/// along it, or of one word, have one number, and no code for it.
+/// How many columns of a KV tile are computed is known when the kernel runs. It is one of few numbers, for each of
+/// which products and softmax have code: all, or words of 32 columns with which some rows along the first axis begin.
+/// Boxes of one row along it, or of one word, have one number, and no code for it.
 template <class KvTile>
 struct ShortTiles {
   static constexpr int all = KvTile::volume;
