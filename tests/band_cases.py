@@ -51,6 +51,7 @@ def load(path: Path) -> c.CDLL:
     loaded.check_axis.argtypes = [c.c_void_p, c.c_int64, c.c_void_p, c.c_int, c.c_int, c.c_void_p]
     loaded.check_ranges.argtypes = [c.c_void_p, c.c_void_p, c.c_int, c.c_void_p]
     loaded.count_axis.argtypes = [c.c_void_p, c.c_int, c.c_int, c.c_void_p]
+    loaded.count_unseen.argtypes, loaded.count_unseen.restype = [c.c_void_p, c.c_int, c.c_int], c.c_double
     loaded.count_axis_keys.argtypes = [c.c_void_p, c.c_int, c.c_int, c.c_void_p]
     loaded.all_runs.argtypes = [c.c_void_p, c.c_int64, c.c_int, c.c_int, c.c_void_p]
     return loaded

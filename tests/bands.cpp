@@ -177,6 +177,11 @@ void count_axis(const gnaforge_problem* problem, int q_extent, int extent, TileC
   *out = count_axis_tiles(PatternAxis(*problem, 0), q_extent, extent);
 }
 
+/// Rows of last tiles that nobody sees.
+double count_unseen(const gnaforge_problem* problem, int q_extent, int extent) {
+  return count_spared(PatternAxis(*problem, 0), q_extent, extent, [=](int rows) { return extent - rows; });
+}
+
 /// And of a whole axis whose KV tiles visit Q tiles.
 void count_axis_keys(const gnaforge_problem* problem, int k_extent, int extent, TileCounts* out) {
   *out = count_axis_key_tiles(PatternAxis(*problem, 0), k_extent, extent);

@@ -6,6 +6,7 @@ import ctypes as c
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
+from math import gcd, prod
 from pathlib import Path
 from random import Random
 
@@ -28,10 +29,12 @@ from band_cases import (
     ranges_of,
 )
 from gnaforge.gna.bands import BandTiles, PatternAxis, band_of
-from gnaforge.gna.counts import count_problem, count_tiles, key_sources, visible_pairs
+from gnaforge.gna.counts import axis_spans, count_problem, count_tiles, key_sources, visible_pairs
 from gnaforge.runtime import reference
+from gnaforge.runtime.family import Padding
 from gnaforge.runtime.problem import Problem
 from gnaforge.runtime.problem_rules import Dimension
+from gnaforge.runtime.reference import visited_pairs
 from test_headers import STRICT, UBSAN
 from test_rules import all_there, described, kept, random_axis
 
@@ -145,7 +148,7 @@ def test_tile_lists_and_masks_of_all_ranks(bands: c.CDLL) -> None:
 
 
 def test_python_has_the_same_tiles(bands: c.CDLL) -> None:
-    """Of ranges too, and in the same order. Of the last one, if others don't come behind it, as many rows count as any
+    """Of ranges too, and in the same order. Of the last one, if none is below the split, as many rows count as some
     query sees."""
     rng, checked, shorter = Random(6), 0, 0
     while checked < 600:
@@ -155,6 +158,9 @@ def test_python_has_the_same_tiles(bands: c.CDLL) -> None:
         checked += 1
         q_extent, extent = rng.choice((1, 2, 3, 8)), rng.choice((1, 2, 3, 5, 16))
         check_python(bands, axis, q_extent, extent)
+        spans, times = axis_spans(PatternAxis(axis), q_extent)
+        unseen = int(times @ np.where(spans > 0, -spans % extent, 0))
+        assert bands.count_unseen(c.byref(described(axis)), q_extent, extent) == unseen, (axis, q_extent, extent)
         for group in range(axis.dilation):
             band = band_of(axis, group)
             for begin in range(0, band.length, q_extent):
@@ -189,6 +195,25 @@ def test_python_counts_tiles_and_pairs(bands: c.CDLL) -> None:
         expected = oracle.count_key_tiles(problem, q_tile, kv_tile)
         assert (counts.q_tiles, counts.visited, counts.interior) == expected, (problem, q_tile, kv_tile)
         assert visible_pairs(axes, "kv") == visible_pairs(axes), problem
+
+
+def test_columns_that_nobody_sees_are_no_work() -> None:
+    """As the simulator counts them, beside what benchmarks say that a kernel computes."""
+    rng, spared = Random(11), 0
+    padding = Padding(rows=128, columns=16, short=(32, 64))
+    for _ in range(600):
+        problem = random_pattern(rng, rng.randint(1, 3), 3000)
+        q_tile = tuple(rng.randint(1, 12) for _ in problem.tokens)
+        rest = [rng.choice((1, 2, 4, 7)) for _ in problem.tokens[1:]]
+        kv_tile = (rng.choice((1, 2, 3, 5, 6, 7, 8)) * 16 // gcd(16, prod(rest)), *rest)
+        if prod(kv_tile) > 128:
+            continue
+        counts = count_problem(problem, q_tile, kv_tile, short=padding.short_tiles(kv_tile))
+        columns = counts.visited * prod(kv_tile) - counts.spared
+        found = visited_pairs(problem, q_tile, kv_tile, padding)
+        assert found == columns * padding.padded_rows(prod(q_tile)), (problem, q_tile, kv_tile)
+        spared += counts.spared > 0
+    assert spared > 100
 
 
 def test_python_counts_without_walking_over_equal_tiles() -> None:

@@ -48,6 +48,24 @@ def test_why_a_kernel_does_not_serve_a_request(changes: dict[str, Any], reason: 
     assert refusal(CONFIG, "cuda", replace(REQUEST, **changes)) == reason
 
 
+def test_tiles_of_several_heads() -> None:
+    """Numbers of heads are known where torch traces with sizes of tokens that aren't numbers."""
+    packed = KernelConfig.parse("gna_forward-sm100-r2-bf16-d64v32-q8x4h4-kv8x16")
+    for heads, kv_heads, reason in (
+        (8, 2, ""),
+        (16, 2, ""),
+        (4, 2, "2 query heads share keys"),
+        (4, 4, "no query heads"),
+    ):
+        request = Request.of_problem("gna_forward", replace(PROBLEM, heads=heads, kv_heads=kv_heads), "cuda")
+        for known in (request, replace(request, problem=None)):
+            found = refusal(packed, "cuda", known, features=("extra_keys",))
+            assert found.startswith(reason) and bool(found) == bool(reason), (heads, kv_heads, found)
+    assert refusal(packed, "cuda", replace(request, problem=None, heads_per_kv=0)) == ""
+    query, key = torch.zeros(1, 3, 5, 6, 8), torch.zeros(1, 3, 5, 2, 8)
+    assert request_of(query, key, key, (3, 5, 1, 1, 1, 1, 0, 0)).heads_per_kv == 3
+
+
 def test_features_and_emulated_kernels() -> None:
     wide = replace(REQUEST, problem=replace(PROBLEM, edge=("cut", "cut"), sink=(0, 3)))
     assert refusal(CONFIG, "cuda", wide, features=("edge",)) == "doesn't have the feature sink"

@@ -120,7 +120,8 @@ def test_windows_and_extra_keys(libraries: dict[str, Path], key: str, problem: P
     [
         (FOLDED, Problem((9, 12, 11), (4, 5, 7), (1, 2, 1), heads=4, kv_heads=2)),
         (PLANE, Problem((30, 9), (10, 4), edge=("cut", "wrap"), batch=2, extra_tokens=(100,))),
-        (LINE, Problem(500, 50, sink=33)),
+        (LINE, Problem(500, 50)),
+        (LINE, Problem(300, 200, sink=5, causal=True)),
         (COPIED, Problem((25, 20), (6, 9), dilation=(2, 1), causal=(True, False))),
         (PACKED, Problem((5, 7, 9), 3, batch=2, heads=4, kv_heads=2)),
     ],
@@ -129,11 +130,14 @@ def test_columns_that_nobody_sees_are_not_computed(libraries: dict[str, Path], k
     """Products take as many columns as the simulator counts."""
     (found,) = verify(libraries[key], key, problem, schedules=SCHEDULES[:1])
     config = KernelConfig.parse(key)
-    counts = count_problem(found.problem, config.q_tile, config.kv_tile, short=FAMILY.short_tiles(config.kv_tile))
+    counts = count_problem(
+        found.problem, config.q_tile, config.kv_tile, short=FAMILY.padding.short_tiles(config.kv_tile)
+    )
     columns = counts.visited * config.kv_columns - counts.spared
     rows = FAMILY.padding.padded_rows(config.q_rows) * problem.batch * problem.heads // config.q_tile_heads
     channels = sum(-(-n // 16) * 16 for n in (config.head_dim, config.value_head_dim or config.head_dim))
-    assert counts.spared > 0 and found.counters is not None
+    assert (counts.spared > 0) is not any(dim.sink for dim in problem.dimensions)
+    assert found.counters is not None
     assert found.counters.mma_operations == 2 * rows * columns * channels
 
 

@@ -70,7 +70,7 @@ def test_short_tiles_take_what_the_simulator_says() -> None:
     errors = {}
     for key, cycles in KERNELS.items():
         config = KernelConfig.parse(key)
-        short = FAMILY.short_tiles(config.kv_tile)
+        short = FAMILY.padding.short_tiles(config.kv_tile)
         assert cycles["short_tile_cycles"].keys() == {*map(str, short)}, "run: python tests/sm100_cycles.py"
         code = code_of(config, FORWARD)
         for columns in short:

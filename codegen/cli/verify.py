@@ -153,6 +153,7 @@ def verify(
     shapes = _shapes_of(options.preset) if options.preset is not None else None
 
     misfits: list[str] = []
+    passed: list[KernelConfig] = []
 
     def is_wanted(config: KernelConfig) -> bool:
         wanted = {name: getattr(options, name) for name in ("head_dim", "value_head_dim", "dtype")}
@@ -160,8 +161,11 @@ def verify(
         if mismatch(config, rank=rank, output_dtype=options.out_dtype, **wanted):
             return False
         if problem is not None and (misfit := heads_misfit(problem, config)):
-            misfits.append(misfit)
+            if not passed:
+                misfits.append(misfit)
             return False
+        passed.append(config)
+        misfits.clear()  # what is wrong from here on is something else
         if config.head_dim == ANY_HEAD_DIM:
             require_config(replace(config, head_dim=head_dims[0], value_head_dim=head_dims[1]))
         if shapes is not None and not any(len(shape.tokens) == config.rank for shape in shapes):

@@ -54,11 +54,6 @@ def outputs_of(dtype: str) -> tuple[str, ...]:
     return DTYPES[dtype].outputs or (dtype,)
 
 
-def no_short_tiles(kv_box: Box) -> tuple[int, ...]:
-    """Says that all columns of a KV tile are computed."""
-    return ()
-
-
 def any_tile(rows: int, kv_box: Box, head_dim: int, value_head_dim: int) -> str | None:
     """Admits every pair of tiles."""
     return None
@@ -227,8 +222,6 @@ class Family:
         features: the optional features that it has: GNAFORGE_FEATURE_* of abi.h, in lower case.
         head_dim_at_run_time: whether one kernel serves all head dims.
         several_heads: whether a Q tile may have several query heads that share keys.
-        short_tiles: of a KV box: numbers of columns below its own, in order, that kernels compute in their place of a
-            tile whose other columns nobody sees: the last one along the first axis.
         rounds_probabilities: whether softmax's result is rounded to the inputs' type before it meets V.
         cutlass: folder of the CUTLASS example that kernels are compiled with; empty for none.
         relaxed: options of the emulator, `emulator.Options`, without which its kernels break rules of PTX.
@@ -249,7 +242,6 @@ class Family:
     features: tuple[str, ...] = ()
     head_dim_at_run_time: bool = False
     several_heads: bool = False
-    short_tiles: Callable[[Box], tuple[int, ...]] = no_short_tiles
     rounds_probabilities: bool = False
     cutlass: str = ""
     relaxed: tuple[str, ...] = ()

@@ -33,6 +33,7 @@ _SOFTMAX, _OTHER = 192, 64  # registers of a thread of each kind of warpgroup, a
 
 _HALF_BARRIERS = 5  # of one half of rows, see _steps
 _PAIRS_BY_FMA = 6  # of 16, as in layout.h
+_PADDING = Padding(rows=_HALF_ROWS, columns=16, short=(32, 64))  # as in short_tiles.h
 
 
 def _whole(channels: int) -> int:
@@ -56,15 +57,6 @@ def _tile(rows: int, kv_box: Box, head_dim: int, value_head_dim: int) -> str | N
     if memory > _SHARED_MEMORY:
         return f"needs {memory:,} bytes of shared memory, of which there are {_SHARED_MEMORY:,}"
     return None
-
-
-def _short_tiles(kv_box: Box) -> tuple[int, ...]:
-    """Columns that are computed of a last KV tile, as sm100/forward/short_tiles.h has them: words of 32 with what some
-    rows of the box along its first axis have, up to 64."""
-    columns = prod(kv_box)
-    row = columns // kv_box[0]
-    words = {-(-rows * row // 32) * 32 for rows in range(1, kv_box[0])}
-    return tuple(n for n in (32, 64) if n in words and n < columns)
 
 
 def _scores_columns(columns: Any) -> Any:
@@ -133,7 +125,9 @@ def _under_product(config: KernelConfig, softmax: Sequence[Instruction]) -> int:
             runs.append(0)
         runs[-1] += instruction.name == "MUFU"
     of_all = exponentials(config)
-    wanted = sorted((*of_all, *(n for short in _short_tiles(config.kv_tile) for n in exponentials(config, short))))
+    wanted = sorted(
+        (*of_all, *(n for short in _PADDING.short_tiles(config.kv_tile) for n in exponentials(config, short)))
+    )
     # Whichever is moved, it leaves a run that is too short.
     found = sorted([0] * len(wanted) + runs)[-len(wanted) :]
     for own, least in zip(found, wanted, strict=True):
@@ -158,7 +152,7 @@ def check_machine_code(config: KernelConfig, code: Sass, registers: int) -> dict
     steps, of_scores = _steps(config), _of_scores(config)
     scores = sum(step.products for step in steps if step.tells in of_scores)
     # Products with V have code for each number of columns that is computed.
-    each = (steps, *(_steps(config, columns) for columns in _short_tiles(config.kv_tile)))
+    each = (steps, *(_steps(config, columns) for columns in _PADDING.short_tiles(config.kv_tile)))
     values = sum(step.products for own in each for step in own) - len(each) * scores
     shared, tensor = (0, scores + values) if _copies_q(config) else (scores, values)
     for opcode, form, of_tile in ((UTCHMMA_SHARED, "shared", shared), (UTCHMMA_TENSOR, "tensor", tensor)):
@@ -262,7 +256,7 @@ def tile_loop(config: KernelConfig) -> Roles:
     from ..build_tools.cycles import SM100, RoleLoop, Roles
 
     of_scores = _of_scores(config)
-    short = {n: (-(-n // 32), _steps(config, n)) for n in _short_tiles(config.kv_tile)}
+    short = {n: (-(-n // 32), _steps(config, n)) for n in _PADDING.short_tiles(config.kv_tile)}
     return Roles(
         SM100,
         softmax=RoleLoop(
@@ -288,10 +282,9 @@ FAMILY = Family(
     dtypes=("bf16", "fp16", "e4m3"),
     features=("edge", "block_causal", "sink", "range", "kv_sink", "extra_keys", "descale", "deterministic"),
     limits=Limits(q_rows=256, kv_columns=128, q_box=q_box_of_halves(_HALF_ROWS), tile=_tile),
-    padding=Padding(rows=_HALF_ROWS, columns=16),
+    padding=_PADDING,
     default_tiles={1: ((256,), (128,)), 2: ((16, 16), (16, 8)), 3: ((4, 8, 8), (2, 8, 8))},
     several_heads=True,
-    short_tiles=_short_tiles,
     rounds_probabilities=True,
     machine_code=MachineCode(check_machine_code, tile_loop=tile_loop),
     time=replace(

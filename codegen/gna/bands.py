@@ -145,8 +145,8 @@ class RunTiles:
 
     @property
     def span(self) -> IntArray:
-        """Rows of the second run up to the last that is seen; 0 where there is none, or its first tiles come last."""
-        found: IntArray = np.where(self.turn > 0, 0, np.maximum(self.end - self.begin, 0))
+        """Rows up to the last that is seen; 0 where some are below the split."""
+        found: IntArray = np.where(self.low_end > self.low_begin, 0, np.maximum(self.end - self.begin, 0))
         return found
 
     def origins(self, kv_extent: int) -> IntArray:

@@ -133,7 +133,7 @@ def visible_pairs(axes: Sequence[AnyAxis], held: Side = "q") -> int:
 
 def axis_spans(axis: AnyAxis, q_extent: int) -> tuple[IntArray, IntArray]:
     """Keys from the first KV tile's first one up to the last that is seen: each number that there is, and of how many Q
-    tiles of all dilation groups. Of tiles below a split and from there on it is the latter's."""
+    tiles of all dilation groups. It is 0 of Q tiles that see keys below a split."""
     found, times_each = [], []
     for group, number in axis.groups():
         source = source_of(group)
@@ -187,12 +187,14 @@ def count_tiles(
     short: Sequence[int] = (),
 ) -> TileCounts:
     """Exact counts over all Q tiles of all dilation groups; over all KV tiles, where those are held. ``short`` is as of
-    `spared_columns`, of kernels that hold Q tiles and lay KV tiles dynamically.
+    `spared_columns`.
 
     Raises:
         ValueError: a tile has not one extent per axis, an extent is not a positive integer, ``tiling`` is unknown, or
-            not for what is held.
+            not for what is held; or so is ``short``.
     """
+    if short and (held, tiling) != ("q", "dynamic"):
+        raise ValueError(f"short: {short} is for Q tiles whose KV tiles are 'dynamic'")
     check_rank(axes, q_tile=q_tile, kv_tile=kv_tile)
     for name, tile in (("q_tile", q_tile), ("kv_tile", kv_tile)):
         for extent in tile:

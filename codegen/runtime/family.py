@@ -5,9 +5,10 @@ Standard library only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from .config import KernelConfig
@@ -26,11 +27,14 @@ class Padding:
             multiple of this: the M of the matrix product, or the lanes of vectors.
         columns: those of the tiles that pass by, likewise. Such a tile with padding is masked whatever it holds.
         clips: whether tokens of a tile that passes by cost nothing if no token of the other one has to do with them.
+        short: numbers of columns, in order, that kernels compute of a last KV tile along the first axis in place of
+            all, where nobody sees the others.
     """
 
     rows: int
     columns: int = 1
     clips: bool = False
+    short: tuple[int, ...] = ()
 
     def padded_rows(self, tokens: int) -> int:
         """The rows that a tile of so many tokens is computed as, which the kernel holds."""
@@ -39,6 +43,14 @@ class Padding:
     def padded_columns(self, tokens: int) -> int:
         """The columns that a tile of so many tokens is computed as, which passes by."""
         return -(-tokens // self.columns) * self.columns
+
+    def short_tiles(self, kv_box: Sequence[int]) -> tuple[int, ...]:
+        """Those of ``short`` for which kernels with such KV tiles have code: with which rows of the box along its first
+        axis begin."""
+        columns = prod(kv_box)
+        row = columns // kv_box[0]
+        least = {next((n for n in self.short if n >= rows * row), columns) for rows in range(1, kv_box[0])}
+        return tuple(n for n in self.short if n in least and n < columns)
 
 
 @dataclass(frozen=True)
@@ -103,7 +115,7 @@ class FamilyFacts:
             values["device"],
             values["nvcc_target"],
             tuple((major, minor) for major, minor in values["capabilities"]),
-            Padding(**values["padding"]),
+            Padding(**{**values["padding"], "short": tuple(values["padding"]["short"])}),
             tuple(values["features"]),
             tuple(values["dtypes"]),
             values["head_dim_multiple"],

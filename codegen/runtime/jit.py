@@ -68,8 +68,9 @@ def busy() -> str:
 
 @contextmanager
 def one_thread(request: Request) -> Iterator[None]:
-    """Of threads that miss the same kind of kernel one makes it, whatever their shapes: it serves the others too."""
-    lock = _locks.setdefault(replace(request, problem=None), threading.Lock())
+    """Of threads that miss the same kind of kernel one makes it, whatever their shapes and heads: most often it serves
+    the others too."""
+    lock = _locks.setdefault(replace(request, problem=None, one_pattern=False, heads_per_kv=0), threading.Lock())
     with lock:
         yield
 

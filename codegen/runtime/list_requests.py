@@ -16,7 +16,7 @@ from .errors import NoKernelError
 from .given import failure_of_call
 from .jit import TRACING
 from .problem import Problem, fields_of_pattern, hungriest, split_patterns
-from .request import Request, is_zero
+from .request import Request, heads_per_kv, is_zero
 
 Failing = Callable[[bool], Failure | None]
 
@@ -94,6 +94,7 @@ def request_of_samples(
         device_index=query.device.index or 0,
         key=pinned,
         problem=problem,
+        heads_per_kv=heads_per_kv(query, key),
     )
 
 

@@ -237,16 +237,20 @@ def _key_with_tiles(
     request = Request(op, rank, dtype, head_dim, value_head_dim, device, q_tile, kv_tile, out_dtype=out_dtype)
 
     def find_fitting(request: Request) -> list[KernelConfig]:
-        return [kernel.config for kernel in loaded_kernels().values() if not kernel.refusal(request)]
+        found = [kernel.config for kernel in loaded_kernels().values() if not kernel.refusal(request)]
+        return sorted(found, key=lambda config: config.q_tile_heads)
+
+    def serves_all(found: list[KernelConfig]) -> bool:  # tiles of several heads serve only calls with such groups
+        return bool(found) and found[0].q_tile_heads == 1
 
     found = find_fitting(request)
-    if not found:
+    if not serves_all(found):
         lookup.load_matching(request)
         found = find_fitting(request)
     reason = ""
-    if not found and not tracing and not (reason := jit.busy()):
+    if not serves_all(found) and not tracing and not (reason := jit.busy()):
         with jit.one_thread(request):
-            reason = "" if find_fitting(request) else jit.make_kernels(request)
+            reason = "" if serves_all(find_fitting(request)) else jit.make_kernels(request)
         found = find_fitting(request)
     if found:
         return found[0].key

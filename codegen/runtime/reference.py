@@ -210,21 +210,42 @@ def visited_pairs(
     included. KV tiles are laid from where a Q tile's first window begins; keys of a sink, those on the other side of a
     seam where keys wrap around, and extra keys have tiles of their own."""
     step = (1,) * len(kv_tile) if padding.clips else tuple(kv_tile)
-    q_tiles = visited = 1
+    q_tiles, visited, spared = 1, 1, 0
     for d, axis in enumerate(problem.dimensions):
-        tiles, total = 0, 0
+        tiles, total, spared_here = 0, 0, 0
         for hulls in _hulls(axis, q_tile[d]):
             tiles += len(hulls[0][0])
             for begin, end in hulls:
                 total += int((((end - begin).clamp(min=0) + step[d] - 1) // step[d]).sum())
+            spared_here += _spared_columns(hulls, step, padding) if d == 0 else 0
+        spared = spared * total if d else spared_here
         visited *= total
         q_tiles *= tiles
     visited += q_tiles * sum(-(-n // prod(step)) for n in problem.extra_tokens)
     rows = padding.padded_rows(prod(q_tile) * q_heads) / q_heads
-    return round(visited * rows * padding.padded_columns(prod(step)))
+    return round((visited * padding.padded_columns(prod(step)) - spared) * rows)
 
 
-def _hulls(axis: Dimension, q_extent: int) -> Iterator[list[tuple[torch.Tensor, torch.Tensor]]]:
+def _spared_columns(hulls: Hulls, kv_tile: Sequence[int], padding: Padding) -> int:
+    """Columns of last KV tiles along the first axis that aren't computed, of Q tiles with no keys in other hulls."""
+    columns, spared = prod(kv_tile), 0
+    begin, end = hulls[-1]
+    alone = torch.ones_like(begin, dtype=torch.bool)
+    for low, high in hulls[:-1]:
+        alone &= high <= low
+    rows = ((end - begin)[alone & (end > begin)] - 1) % kv_tile[0] + 1
+    least = 0
+    for short in padding.short_tiles(kv_tile):
+        seen = rows * (columns // kv_tile[0])
+        spared += int(((least < seen) & (seen <= short)).sum()) * (columns - short)
+        least = short
+    return spared
+
+
+Hulls = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+def _hulls(axis: Dimension, q_extent: int) -> Iterator[Hulls]:
     """Of each dilation group that has queries, the intervals [begin, end) of keys that each Q tile visits along a
     dimension; two where tiles are laid anew: below a sink's end and from there on, and on a side of a seam each."""
     far = 2**62

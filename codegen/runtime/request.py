@@ -25,6 +25,7 @@ class Request:
         out_dtype: of the output, where it is not the inputs'.
         one_pattern: whether all heads are known to have one, so that a Q tile may have several that share keys.
         problem: the call's problem; None while torch traces with sizes that aren't numbers.
+        heads_per_kv: query heads that share keys; 0 where that is not known either.
     """
 
     op: str
@@ -40,12 +41,13 @@ class Request:
     problem: Problem | None = None
     out_dtype: str = ""
     one_pattern: bool = False
+    heads_per_kv: int = 0
 
     @classmethod
     def of_problem(cls, op: str, problem: Problem, device: str, **further: Any) -> Request:
         """The request of a call with this problem; ``further`` are fields that it doesn't say."""
         dims = problem.head_dim, problem.value_head_dim
-        further = {"out_dtype": problem.out_dtype, **further}
+        further = {"out_dtype": problem.out_dtype, "heads_per_kv": problem.heads // problem.kv_heads, **further}
         return cls(op, problem.rank, problem.dtype, *dims, device, problem=problem, **further)
 
     def __str__(self) -> str:
@@ -113,7 +115,14 @@ def request_of(
         key=pinned,
         problem=problem,
         one_pattern=one_pattern,
+        heads_per_kv=heads_per_kv(query, key),
     )
+
+
+def heads_per_kv(query: torch.Tensor, key: torch.Tensor) -> int:
+    """Query heads that share keys; 0 where torch traces with numbers of heads that aren't numbers."""
+    heads, kv_heads = query.shape[-2], key.shape[-2]
+    return heads // kv_heads if type(heads) is int and type(kv_heads) is int and kv_heads else 0
 
 
 def is_zero(size: int) -> bool:
@@ -142,7 +151,7 @@ def refusal(
     for name in request.problem.features() if request.problem is not None else ():
         if name not in features:
             return f"doesn't have the feature {name}"
-    if request.problem is not None and (reason := heads_misfit(request.problem, config)):
+    if request.heads_per_kv and (reason := _group_misfit(request.heads_per_kv, config)):
         return reason
     return mismatch(
         config,
@@ -159,7 +168,10 @@ def refusal(
 
 def heads_misfit(problem: Problem, config: KernelConfig) -> str:
     """Why a kernel's tiles can't have the heads of a problem; empty if they can."""
-    group = problem.heads // problem.kv_heads
+    return _group_misfit(problem.heads // problem.kv_heads, config)
+
+
+def _group_misfit(group: int, config: KernelConfig) -> str:
     if group % config.q_tile_heads == 0:
         return ""
     shared = "no query heads share" if group == 1 else f"{group} query heads share"

@@ -298,10 +298,13 @@ class Candidates:
         if problem.extra_tokens:
             _add_extra(counted, problem, self.side, rows, 1)
         counted = _share(counted, self.heads)
-        seen = costs(self.family.padding, rows, 1, counted["q_tiles"], counted["seen"], 0, 0, 0, 0)
-        scores = counted["seen"] * seen.rows
-        seen = replace(seen, interior_scores=scores, shell_scores=np.zeros_like(scores))
-        return self._of_able(problem, self.heads, self._seconds(problem, seen), seen.scores)
+        found = []
+        for columns in (1, self.family.limits.kv_columns):  # what a Q tile costs besides may depend on them
+            seen = costs(self.family.padding, rows, columns, counted["q_tiles"], counted["seen"], 0, 0, 0, 0)
+            scores = counted["seen"] * seen.rows
+            seen = replace(seen, interior_scores=scores, shell_scores=np.zeros_like(scores))
+            found.append(self._seconds(problem, seen))
+        return self._of_able(problem, self.heads, np.minimum(*found), scores)
 
     @staticmethod
     def _of_able(problem: Problem, heads: IntArray, seconds: Floats, scores: Floats) -> tuple[Floats, Floats]:
@@ -412,7 +415,7 @@ def _boxes(limit: int, caps: tuple[int, ...], multiple: int) -> IntArray:
 
 
 def _short_tiles(family: Family, passing: IntArray) -> tuple[tuple[int, ...], ...]:
-    return tuple(family.short_tiles(tuple(box)) for box in passing.tolist())
+    return tuple(family.padding.short_tiles(box) for box in passing.tolist())
 
 
 def _fits(family: Family, rows: IntArray, passing: IntArray, head_dim: int, value_head_dim: int) -> BoolArray:

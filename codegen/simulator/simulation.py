@@ -239,7 +239,7 @@ def simulate_tiles(
         counts = count_flat_tiles(axes_of(problem), tiles.q[0], tiles.kv[0])
         worst = counts.most
     else:
-        short = family.short_tiles(tiles.kv) if tiling == "dynamic" else ()
+        short = family.padding.short_tiles(tiles.kv) if tiling == "dynamic" else ()
         counts = count_problem(problem, tiles.q, tiles.kv, tiling, op.held, short)
         if is_plain(problem) and op is FORWARD:
             extents = zip(axes, tiles.q, tiles.kv, strict=True)

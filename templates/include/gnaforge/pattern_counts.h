@@ -7,27 +7,46 @@
 
 namespace gnaforge {
 
-/// Exact counts along one axis, all dilation groups included. Takes time in proportion to the Q tiles of some groups.
-inline TileCounts count_axis_tiles(const PatternAxis& axis, int q_extent, int kv_extent) {
+/// Calls `visit` with the dilation groups of an axis: one of those that differ in nothing that counts, and how many.
+template <class Visit>
+void for_groups(const PatternAxis& axis, Visit visit) {
   // Groups between two of these differ in nothing that counts.
   const std::int64_t bounds[] = {0, axis.q_offset % axis.dilation, (axis.q_offset + axis.q_tokens) % axis.dilation,
                                  axis.length % axis.dilation, axis.dilation};
-  const Divisor kv_divisor = make_divisor(kv_extent);
-  TileCounts sum{0, 0, 0};
   for (std::int64_t group = 0; group < axis.dilation;) {
     std::int64_t next = axis.dilation;
     for (const std::int64_t bound : bounds)
       if (bound > group && bound < next) next = bound;
-    const Band band = band_of(axis, group);
-    const auto groups = static_cast<double>(next - group);
+    visit(band_of(axis, group), static_cast<double>(next - group));
+    group = next;
+  }
+}
+
+/// Exact counts along one axis, all dilation groups included. Takes time in proportion to the Q tiles of some groups.
+inline TileCounts count_axis_tiles(const PatternAxis& axis, int q_extent, int kv_extent) {
+  const Divisor kv_divisor = make_divisor(kv_extent);
+  TileCounts sum{0, 0, 0};
+  for_groups(axis, [&](const Band& band, double groups) {
     for (int q = 0; q < band.queries; q += q_extent) {
       const AxisRuns tiles = axis_runs(band, q, q_extent, kv_divisor);
       sum.q_tiles += groups;
       sum.visited += groups * tiles.count;
       sum.interior += groups * (tiles.interior.end - tiles.interior.begin);
     }
-    group = next;
-  }
+  });
+  return sum;
+}
+
+/// Columns that aren't computed of last KV tiles along the axis, added up over its Q tiles: `spared` says how many of one
+/// tile, of so many rows that are seen.
+template <class Spared>
+double count_spared(const PatternAxis& axis, int q_extent, int kv_extent, Spared spared) {
+  const Divisor kv_divisor = make_divisor(kv_extent);
+  double sum = 0;
+  for_groups(axis, [&](const Band& band, double groups) {
+    for (int q = 0; q < band.queries; q += q_extent)
+      sum += groups * spared(axis_runs(band, q, q_extent, kv_divisor).rows_of_last(kv_extent));
+  });
   return sum;
 }
 

@@ -25,10 +25,9 @@ struct AxisRuns {
     return seen[1].begin + (index - low_count) * extent;
   }
 
-  /// Rows of the last tile up to the last that some query sees; all where tiles that lie before it come behind it.
+  /// Rows of the last tile up to the last that some query sees; all if some tile is below the split.
   GNAFORGE_HD int rows_of_last(int extent) const {
-    const int tiles = count - low_count;
-    return turn > 0 || tiles == 0 ? extent : seen[1].end - seen[1].begin - (tiles - 1) * extent;
+    return low_count > 0 || count == 0 ? extent : seen[1].end - seen[1].begin - (count - 1) * extent;
   }
 
   /// Rows of tile `index` that some query of the Q tile sees.

@@ -110,6 +110,19 @@ struct Entry {
 
   static std::int64_t workspace_bytes(const gnaforge_args*) { return 0; }
 
+  /// Columns of last KV tiles along the first axis that the kernel doesn't compute; see sm100/forward/short_tiles.h.
+  template <class Layout, class Short = typename Layout::Short>
+  static double spared_columns(const PatternAxis (&axes)[rank], int) {
+    double spared = count_spared(axes[0], QTile::extent(0), KvTile::extent(0),
+                                 [](int rows) { return L::columns - Short::enough(rows * Short::row); });
+    for (int d = 1; d < rank; ++d) spared *= count_axis_tiles(axes[d], QTile::extent(d), KvTile::extent(d)).visited;
+    return spared;
+  }
+  template <class Layout>
+  static double spared_columns(const PatternAxis (&)[rank], long) {
+    return 0;
+  }
+
   static double visited_work(const gnaforge_args* args) {
     PatternAxis axes[rank];
     copy_patterns(*args->problem, axes);
@@ -117,7 +130,8 @@ struct Entry {
     double tiles = counts.visited;  // lengths are on the device: all extra keys
     for (const std::int64_t tokens : args->problem->extra_tokens)
       tiles += counts.q_tiles * static_cast<double>((tokens + L::columns - 1) / L::columns);
-    const double scores = tiles * L::rows * L::columns / Config::q_tile_heads;
+    const double columns = tiles * L::columns - spared_columns<L>(axes, 0);
+    const double scores = columns * L::rows / Config::q_tile_heads;
     return gnaforge::visited_work(*args->problem, scores);
   }
 

@@ -11,9 +11,10 @@
 //   kv_full[stage]    1 and the bytes      load, before the copies                      products
 //   kv_empty[stage]   1                    products                                     load
 //   scores_full[buf]  1                    products                                     softmax
-//   p_first[buf]      4                    warps: all words of P but the last are in    products
-//                                          tensor memory, and the output is rescaled
-//   p_last[buf]       4, if two words      warps: and the last                          products
+//   p_first[buf]      4                    warps: the first part of P is in tensor      products
+//                                          memory (layout.h), and the output is rescaled
+//   p_last[buf]       4, if two parts      warps: and the last; of one word computed    products, of two parts
+//                                          of a tile of several, before p_first
 //   out_full[half]    1                    products, the Q tile's last                  stores
 //   out_empty[half]   4                    warps that have the output in registers      products, a Q tile's first
 //   out_done[half]    1, if P is apart     products, after each P V                     softmax, before it stores P,
@@ -33,7 +34,7 @@
 // What needs no barrier. Scores take the place of probabilities that a product has read, if P isn't apart: products of
 // one thread are done in their order. A rescaled output is complete: with two halves whose P isn't apart, the product
 // before it was issued before the scores that the softmax has waited for. A slot of facts is read before it is written
-// again: four Q tiles later, one of the tile that was read is stored; and a KV tile's K finds its stage empty when the
+// again: four Q tiles later, the Q tile that was read, also between its KV tiles, is stored; and a KV tile's K finds its stage empty when the
 // softmax of the one two before has begun. Likewise statistics, two Q tiles later: a Q tile's last P comes after the
 // first P V of the tile before, which waits until the one before that is stored.
 #pragma once

@@ -156,8 +156,9 @@ struct Softmax {
         ptx::wait_tensor_stores();
         ptx::fence_tensor_before();
         __syncwarp();
-        release(shared + (ends_first ? L::p_first : L::p_last) + 8 * buffer);
+        // The products with one word of several wait for p_first alone: p_last of all warps has come by then.
         if constexpr (ends_first && ends && L::words > 1) release(shared + L::p_last + 8 * buffer);
+        release(shared + (ends_first ? L::p_first : L::p_last) + 8 * buffer);
       }
       // The exponentials that follow take a load that follows: else ptxas computes them before it stores.
       if constexpr (ends_first && !ends)
