@@ -120,7 +120,7 @@ def test_windows_and_extra_keys(libraries: dict[str, Path], key: str, problem: P
     [
         (FOLDED, Problem((9, 12, 11), (4, 5, 7), (1, 2, 1), heads=4, kv_heads=2)),
         (PLANE, Problem((30, 9), (10, 4), edge=("cut", "wrap"), batch=2, extra_tokens=(100,))),
-        (LINE, Problem(500, 50)),
+        (LINE, Problem(500, 100)),
         (LINE, Problem(300, 200, sink=5, causal=True)),
         (COPIED, Problem((25, 20), (6, 9), dilation=(2, 1), causal=(True, False))),
         (PACKED, Problem((5, 7, 9), 3, batch=2, heads=4, kv_heads=2)),
