@@ -41,6 +41,7 @@ _TIE = {"time": 0.01, "work": 1e-9}  # the model of the time is not finer; work 
 _BLOCK = 64  # Q boxes looked at between two looks at whether others can still be better
 _TABLE = 1 << 24  # entries of a table of problems and candidates: 128 MB
 _COUNTED = ("q_tiles", "seen", "visited", "interior", "most", "most_interior")  # of `TileCounts`, for each axis
+_SPANS = 32  # Q extents whose tables of spans are made at a time
 _EXACT_COVER = 12  # problems for which the smallest set of kernels is searched exactly
 
 
@@ -390,9 +391,14 @@ def _spared_along(
     there, their columns and their short tiles."""
     kinds = {kind: number for number, kind in enumerate(dict.fromkeys(boxes))}
     found = np.zeros((max(q_extents) + 1, len(kinds)))
-    for extent in q_extents:
-        spans, times = axis_spans(axis, extent)
-        found[extent] = [times @ spared_columns(spans, *kind) for kind in kinds]
+    for begin in range(0, len(q_extents), _SPANS):
+        extents = q_extents[begin : begin + _SPANS]
+        each = [axis_spans(axis, extent) for extent in extents]
+        every = np.unique(np.concatenate([spans for spans, _ in each]))
+        counts = np.zeros((len(extents), len(every)))
+        for row, (spans, times) in enumerate(each):
+            np.add.at(counts[row], np.searchsorted(every, spans), times)
+        found[list(extents)] = counts @ np.array([spared_columns(every, *kind) for kind in kinds]).T
     return found[:, [kinds[box] for box in boxes]]
 
 
