@@ -37,8 +37,8 @@ inline TileCounts count_axis_tiles(const PatternAxis& axis, int q_extent, int kv
   return sum;
 }
 
-/// Columns that aren't computed of last KV tiles along the axis, added up over its Q tiles: `spared` says how many of one
-/// tile, of so many rows that are seen.
+/// Columns that aren't computed of last KV tiles along the axis, added up over its Q tiles: `spared` says how many of
+/// one tile, of so many rows that are seen.
 template <class Spared>
 double count_spared(const PatternAxis& axis, int q_extent, int kv_extent, Spared spared) {
   const Divisor kv_divisor = make_divisor(kv_extent);

@@ -34,9 +34,9 @@
 // What needs no barrier. Scores take the place of probabilities that a product has read, if P isn't apart: products of
 // one thread are done in their order. A rescaled output is complete: with two halves whose P isn't apart, the product
 // before it was issued before the scores that the softmax has waited for. A slot of facts is read before it is written
-// again: four Q tiles later, the Q tile that was read, also between its KV tiles, is stored; and a KV tile's K finds its stage empty when the
-// softmax of the one two before has begun. Likewise statistics, two Q tiles later: a Q tile's last P comes after the
-// first P V of the tile before, which waits until the one before that is stored.
+// again: four Q tiles later, the Q tile that was read, also between its KV tiles, is stored; and a KV tile's K finds
+// its stage empty when the softmax of the one two before has begun. Likewise statistics, two Q tiles later: a Q tile's
+// last P comes after the first P V of the tile before, which waits until the one before that is stored.
 #pragma once
 
 #include "gnaforge/sm100/forward/copy_q.h"
