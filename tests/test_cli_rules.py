@@ -192,7 +192,9 @@ def test_a_reader_of_one_line(cli, tmp_path: Path) -> None:
     process = start("list", "hunyuan-video", "--json", stdout=subprocess.PIPE, cwd=tmp_path)
     assert process.stdout is not None and process.stdout.readline() == "[\n"
     process.stdout.close()
-    assert process.stderr is not None and process.stderr.read() == ""
+    assert process.stderr is not None
+    said = process.stderr.read().splitlines()
+    assert all(line.startswith("gnaforge: fitting tiles") for line in said), said  # which a busy machine takes long for
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
