@@ -14,6 +14,7 @@ import torch
 from gnaforge.build.cached import may_serve
 from gnaforge.runtime import bench
 from gnaforge.runtime.config import KernelConfig
+from gnaforge.runtime.list_requests import request_of_lengths
 from gnaforge.runtime.problem import Problem
 from gnaforge.runtime.request import Request, mismatch, refusal, request_of
 from gnaforge.runtime.table import LoadedKernel
@@ -62,6 +63,10 @@ def test_tiles_of_several_heads() -> None:
             found = refusal(packed, "cuda", known, features=("extra_keys",))
             assert found.startswith(reason) and bool(found) == bool(reason), (heads, kv_heads, found)
     assert refusal(packed, "cuda", replace(request, problem=None, heads_per_kv=0)) == ""
+    query, key = torch.zeros(1, 7, 6, 8), torch.zeros(1, 7, 2, 8)
+    ends = torch.tensor([0, 3, 7])
+    for varlen in ((key,), (key, ends, ends)):
+        assert request_of_lengths(query, key, "", *varlen).heads_per_kv == 3
     query, key = torch.zeros(1, 3, 5, 6, 8), torch.zeros(1, 3, 5, 2, 8)
     assert request_of(query, key, key, (3, 5, 1, 1, 1, 1, 0, 0)).heads_per_kv == 3
 

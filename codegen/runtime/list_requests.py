@@ -126,7 +126,9 @@ def request_of_lengths(
             )
     dims = int(query.shape[-1]), int(value.shape[-1])
     index = query.device.index or 0
-    return Request("gna_forward", 1, dtype, *dims, query.device.type, device_index=index, key=pinned, problem=problem)
+    group = 0 if key is None else heads_per_kv(query, key)
+    further: dict[str, Any] = {"device_index": index, "key": pinned, "problem": problem, "heads_per_kv": group}
+    return Request("gna_forward", 1, dtype, *dims, query.device.type, **further)
 
 
 def failure_of_lengths(
