@@ -118,6 +118,9 @@ def test_contenders_compute_the_problem(name: str) -> None:
     assert torch.equal(mask[:, : keys - sum(problem.extra_tokens)], mask_rows(problem, 0, count))
     assert mask[:, keys - sum(problem.extra_tokens) :].all()
     assert create_block_mask(flex_mask(problem, torch.device("cpu")), None, None, count, keys, device="cpu")
+    query, key = torch.arange(count)[:, None].expand(count, keys + 9), torch.arange(keys + 9).expand(count, keys + 9)
+    longer = flex_mask(problem, torch.device("cpu"), 9)(0, 0, query, key)
+    assert torch.equal(longer[:, :keys], mask) and not longer[:, keys:].any()
     with pytest.raises(Unavailable, match=r"natten can't be imported|kernels don't have (edge|block|extra|range)"):
         CONTENDERS["natten"](problem, None, tensors)
 

@@ -107,7 +107,7 @@ def test_a_wheel_carries_what_the_runtime_needs_of_it(tmp_path: Path, python, mo
     with zipfile.ZipFile(wheel.path) as archive:
         archive.extractall(tmp_path / "site")
         metadata = json.loads(archive.read("gnaforge_toys/gnaforge.json"))
-    assert metadata["families"]["cpu_toy_forward"]["padding"] == {"rows": 1, "columns": 1, "clips": True}
+    assert metadata["families"]["cpu_toy_forward"]["padding"] == {"rows": 1, "columns": 1, "clips": True, "short": []}
     done = python(
         f"""
 import gnaforge_toys, torch

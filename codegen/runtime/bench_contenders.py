@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.nn.functional import pad
 
 from .dtypes import DTYPES
 from .ops import neighborhood_attention
 from .problem import Problem
 from .reference import mask_rows, visible, windows
 
+_FLEX_BLOCK = 128  # keys of a block of FlexAttention's mask
 _MASK_ELEMENTS = 2**28  # a mask slice of SDPA: 1 GB once torch has made floats of it
 
 Tensors = tuple[torch.Tensor, ...]
@@ -118,14 +120,19 @@ def _flex(problem: Problem, kernel: str | None, tensors: Tensors) -> Call:
     torch.compiler.reset()
     tokens, count = problem.tokens, problem.token_count
     device, keys = tensors[0].device, problem.pair_count // count
-    mask_mod = flex_mask(problem, device)
+    # Its code for CPUs reads memory that nobody wrote where the last keys don't fill a block (torch 2.13).
+    spare = -keys % _FLEX_BLOCK if device.type == "cpu" else 0
+    mask_mod = flex_mask(problem, device, spare)
     make = torch.compile(create_block_mask) if count > 2**14 else create_block_mask
-    blocks = make(mask_mod, None, None, count, keys, device=device)
+    blocks = make(mask_mod, None, None, count, keys + spare, device=device)
     compiled = torch.compile(flex_attention, dynamic=False)
     gqa = problem.heads != problem.kv_heads
 
     def run(qkv: Tensors) -> torch.Tensor:
         q, k, v = qkv
+        if spare:
+            with excluded:
+                k, v = (pad(x, (0, 0, 0, spare)) for x in (k, v))
         return _tokens_first(compiled(q, k, v, block_mask=blocks, scale=problem.scale, enable_gqa=gqa), tokens)
 
     return run
@@ -139,22 +146,25 @@ def is_plain(problem: Problem) -> bool:
     return set(problem.features()) <= {"extra_keys"}
 
 
-def flex_mask(problem: Problem, device: torch.device) -> Callable[..., torch.Tensor]:
-    """FlexAttention's ``mask_mod``: of batch entry, head, and query and key by number; extra keys follow the others."""
-    see = _plain_mask(problem, device) if is_plain(problem) else _any_mask(problem, device)
+def flex_mask(problem: Problem, device: torch.device, spare: int = 0) -> Callable[..., torch.Tensor]:
+    """FlexAttention's ``mask_mod``: of batch entry, head, and query and key by number; extra keys follow the others,
+    and ``spare`` keys that nobody sees follow them."""
+    make = _plain_mask if is_plain(problem) else _any_mask
+    see = make(problem, device, sum(problem.extra_tokens) + spare)
     first_extra = prod(problem.kv_tokens or problem.tokens)
+    first_spare = first_extra + sum(problem.extra_tokens)
 
-    def with_extra(b: Any, h: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        return see(query, key) | (key >= first_extra)
+    def with_others(b: Any, h: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        return (see(query, key) | (key >= first_extra)) & (key < first_spare)
 
-    return with_extra if problem.extra_tokens else lambda b, h, query, key: see(query, key)
+    return with_others if problem.extra_tokens or spare else lambda b, h, query, key: see(query, key)
 
 
-def _plain_mask(problem: Problem, device: torch.device) -> Mask:
-    """Whether a query sees a key, both by number; of extra keys it says anything."""
+def _plain_mask(problem: Problem, device: torch.device, others: int) -> Mask:
+    """Whether a query sees a key, both by number; of the ``others`` that follow the keys it says anything."""
     # Tables instead of divisions: the mask function runs once per element of each partial block.
     tables = []
-    token = _padded(problem, torch.arange(problem.token_count, device=device))
+    token = pad(torch.arange(problem.token_count, device=device), (0, others))
     for axis in reversed(replace(problem, extra_tokens=()).axes):
         at, token = token % axis.length, token // axis.length
         group = at % axis.dilation if axis.dilation > 1 else None
@@ -173,11 +183,11 @@ def _plain_mask(problem: Problem, device: torch.device) -> Mask:
     return see
 
 
-def _any_mask(problem: Problem, device: torch.device) -> Mask:
+def _any_mask(problem: Problem, device: torch.device, others: int) -> Mask:
     """As `_plain_mask`, of any pattern: a table of each dimension says which position sees which."""
     tables = []
     query_token = torch.arange(problem.token_count, device=device)
-    key_token = _padded(problem, torch.arange(prod(problem.kv_tokens or problem.tokens), device=device))
+    key_token = pad(torch.arange(prod(problem.kv_tokens or problem.tokens), device=device), (0, others))
     for axis in reversed(problem.dimensions):
         positions = [torch.arange(n, device=device) for n in (axis.tokens, axis.keys)]
         table = visible(axis, positions[0][:, None], positions[1])
@@ -193,11 +203,6 @@ def _any_mask(problem: Problem, device: torch.device) -> Mask:
         return seen
 
     return see
-
-
-def _padded(problem: Problem, tokens: torch.Tensor) -> torch.Tensor:
-    """Tokens, and zeros in the place of extra keys."""
-    return torch.cat([tokens, tokens.new_zeros(sum(problem.extra_tokens))])
 
 
 def _natten(problem: Problem, kernel: str | None, tensors: Tensors) -> Call:
