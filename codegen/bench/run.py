@@ -18,7 +18,7 @@ from ..runtime.bench import DEFAULT_CONTENDERS, report
 from ..runtime.bench_contenders import CONTENDERS, OWN, variant_of
 from ..runtime.config import DIRECTIONS, Direction, KernelConfig
 from ..runtime.core import load_file
-from ..runtime.dtypes import outputs_among
+from ..runtime.dtypes import takes_out_dtype
 from ..runtime.op_table import FORWARD
 from ..runtime.problem import Problem
 from ..simulator.cost import Tiles
@@ -38,13 +38,13 @@ def problems_of_spec(
     out_dtype: str = "",
 ) -> list[Problem]:
     """The shapes of a spec at its first head dim; on a CPU with one head each, so that they fit. Outputs are of the
-    type ``out_dtype``, if any, where `outputs_among` says so.
+    type ``out_dtype``, if any, where `takes_out_dtype` says so.
 
     Raises:
         InputError: the spec has no shapes, or too many, or one is wrong or not for the arch.
     """
     small = {} if require_target(arch).is_gpu else {"heads": 1, "kv_heads": 1, "batch": 1}
-    types = [(dtype, out_dtype if outputs_among(dtype, dtypes, [out_dtype]) else "") for dtype in dtypes]
+    types = [(dtype, out_dtype if takes_out_dtype(dtype, dtypes) else "") for dtype in dtypes]
     problems: list[Problem] = []
     for _, entry in load_spec(source).entries(arch):
         for shape, (dtype, output) in product(entry.problems, types):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from ..families.target import TARGETS
-from ..runtime.dtypes import DTYPES, outputs_among
+from ..runtime.dtypes import DTYPES, takes_out_dtype
 from .options import LONGEST_WAIT, HtmlOption, JsonOption, VariantOption, check_outputs, options_in_use, refuse_unused
 from .problem_options import PATTERN, ProblemOptions, takes_problem
 from .tables import print_table, say, say_written
@@ -180,10 +180,7 @@ def _problems(options: ProblemOptions, arch: str, variant: str | None, direction
         return bench_run.problems_of_spec(options.preset, dtypes, arch, variant, direction, options.out_dtype or "")
     if options.tokens is None or options.window is None:
         raise InputError("give either --preset, or --tokens and --window; see gnaforge bench --help")
-    types = [
-        (dtype, options.out_dtype if outputs_among(dtype, dtypes, [options.out_dtype or ""]) else None)
-        for dtype in dtypes
-    ]
+    types = [(dtype, options.out_dtype if takes_out_dtype(dtype, dtypes) else None) for dtype in dtypes]
     problems = [replace(options, dtype=dtype, out_dtype=output).problem(head_dim=64) for dtype, output in types]
     for problem in problems:
         bench_run.require_arch(problem, arch, variant, direction)

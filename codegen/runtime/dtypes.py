@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -86,19 +86,12 @@ INT32 = Dtype("int32", bytes=4, code=4, torch_name="int32", unwritten=0x7FE5A5A5
 """Of lengths; no kernel computes with it. Read by mistake, ``unwritten`` is longer than any tensor."""
 
 
-def outputs_among(dtype: str, dtypes: Collection[str], wanted: Sequence[str]) -> Sequence[str]:
-    """What a list of types that outputs are to have means for one of the types of inputs beside it.
-
-    Args:
-        dtype: one of ``dtypes``; a name that is no type's is like one whose outputs have its own.
-        dtypes: of inputs. Where outputs of some have another type, the list is about those alone.
-        wanted: of outputs.
-
-    Returns:
-        ``wanted``; of a type that the list isn't about nothing, so that its outputs have its own.
-    """
+def takes_out_dtype(dtype: str, dtypes: Collection[str]) -> bool:
+    """Whether a type of outputs that is given beside the types of inputs, ``dtypes``, is meant for ``dtype``, one of
+    them. Where outputs of some have another type than their inputs, it is meant for those alone. A name that is no
+    type's is like one whose outputs have its own."""
     scaled = [name for name in dtypes if name in DTYPES and DTYPES[name].scaled]
-    return wanted if dtype in scaled or not scaled else ()
+    return dtype in scaled or not scaled
 
 
 def dtype_name(dtype: object) -> str:

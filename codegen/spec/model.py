@@ -12,7 +12,7 @@ from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
 from ..families import Family, families_of, faults_of, feature_fault, find_family
 from ..runtime.config import ANY_HEAD_DIM, DIRECTIONS, KernelConfig
-from ..runtime.dtypes import outputs_among
+from ..runtime.dtypes import takes_out_dtype
 from .fields import (
     SHAPE_EXAMPLES,
     Arch,
@@ -199,7 +199,7 @@ class KernelEntry(Model):
         """Every type of inputs with every one of outputs, with their places; None and empty where it isn't said."""
         found: list[tuple[int, str, int | None, str]] = []
         for j, dtype in enumerate(self.dtype):
-            outputs = outputs_among(dtype, self.dtype, self.out_dtype)
+            outputs = self.out_dtype if takes_out_dtype(dtype, self.dtype) else []
             found += [(j, dtype, o, output) for o, output in enumerate(outputs)] or [(j, dtype, None, "")]
         return found
 
