@@ -221,7 +221,9 @@ def test_the_package_runs_as_a_program(python, tmp_path: Path) -> None:
 
 def test_ctrl_c_ends_a_build_and_its_compilers(fake_cxx, own_cache: Path, tmp_path: Path) -> None:
     compiler = fake_cxx(seconds=47.11)
-    process = start("build", SMALL.key, env={**os.environ, "CXX": f"'{compiler}'"}, cwd=tmp_path)
+    # What runs in a shell's background has SIGINT ignored, and so would the build.
+    heeds = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    process = start("build", SMALL.key, env={**os.environ, "CXX": f"'{compiler}'"}, cwd=tmp_path, **heeds)
     begun = time.monotonic()
     while not compiler.with_name("compiled").exists():
         assert process.poll() is None and time.monotonic() < begun + 60

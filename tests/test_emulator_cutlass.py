@@ -1,4 +1,5 @@
-"""CUTLASS's attention kernels, which no one here wrote, in the emulator under every schedule."""
+"""CUTLASS's attention kernels, which no one here wrote, in the emulator under every schedule. They take minutes to
+compile, so only on request, once per change of the emulator: ``pytest -m survey``."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from emulator_ptx import SCHEDULES
 from gnaforge.build_tools.emulator import EmulationError, Options
 from gnaforge.errors import BuildError
 
+pytestmark = pytest.mark.survey
 KERNELS = [Example(arch, direction) for arch in SOURCES for direction in ("forward", "backward")]
 # Whole tiles, and tiles that cross the ends of Q and K. Example 88 has no GQA, and this kernel of it no residual mask.
 PROBLEMS = {

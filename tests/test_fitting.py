@@ -79,9 +79,9 @@ def every_tile(
 
 
 class TestBest:
-    def test_fifty_small_problems_against_every_tile(self) -> None:
+    def test_small_problems_against_every_tile(self) -> None:
         rng = Random(50)
-        for _ in range(50):
+        for _ in range(20):
             problem = oracle.random_problem(rng, max_tokens=rng.choice((8, 12, 18)))
             arch, static = rng.choice(("sm90", "sm100")), rng.random() < 0.3
             every = every_tile(problem, arch, 64, static)

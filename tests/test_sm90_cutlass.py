@@ -135,6 +135,7 @@ def kernel(libraries: dict[KernelConfig, Path]) -> Iterator[Callable[[int, str],
         own.close()
 
 
+@pytest.mark.survey  # as the next one: example 88 takes minutes to compile
 @pytest.mark.parametrize("mode", MODES)
 def test_dense_beside_example_88(control: Control, kernel: Callable[[int, str], EmulatedKernel], mode: str) -> None:
     """The same problem, within the same bound, and as far off: it is the same mainloop."""
@@ -150,6 +151,7 @@ def test_dense_beside_example_88(control: Control, kernel: Callable[[int, str], 
     assert torch.equal(ours[0], theirs[0])
 
 
+@pytest.mark.survey
 def test_interior_tiles_cost_what_example_88s_do(
     control: Control, kernel: Callable[[int, str], EmulatedKernel]
 ) -> None:

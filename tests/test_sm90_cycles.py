@@ -118,6 +118,7 @@ def test_a_build_keeps_what_the_model_reads(nvcc: str, cli: Callable[..., Any]) 
     assert "is damaged" in modelled_cycles(artifacts[config])["not_modelled"]
 
 
+@pytest.mark.survey  # example 88 takes minutes to compile
 def test_example_88_is_limited_by_the_tensor_core_as_ours_are(nvcc: str, tmp_path: Path) -> None:
     """128x128 tiles with head dim 128: 2 warpgroups x 2 products x 128 x 128 x 64 FMA, 2048 a cycle."""
     try:
