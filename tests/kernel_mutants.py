@@ -38,7 +38,7 @@ LEAST_TILES = 6  # that are held: two CTAs, if so many run at once, take three e
 PROBLEMS = {
     1: Problem(150, 70),
     2: Problem((20, 18), (9, 11)),
-    3: Problem((8, 9, 10), (5, 4, 5)),
+    3: Problem((8, 9, 10), (4, 4, 5)),
 }
 
 
