@@ -148,6 +148,20 @@ def test_a_harmless_mutant_is_told_from_a_wrong_one(ptx: Path) -> None:
     assert all(verdict == {False} for verdict in verdicts.values()), verdicts
 
 
+@pytest.mark.parametrize(("fence", "wrong"), [("fence.proxy.async;", False), ("fence.proxy.async.global;", True)])
+def test_initialisations_may_be_ordered_by_a_fence_of_proxies(ptx: Path, fence: str, wrong: bool) -> None:
+    problem = Problem(1, 64, 64 * 3)
+
+    def run(module: Module, options: Options) -> bool:
+        output, lse, _ = problem.launch(module, options)
+        return problem.holds(output, lse)
+
+    text = re.sub(r"(fence\.mbarrier_init[^;]*;)", rf"\1 {fence}", ptx.read_text())
+    evidence = record(text, run)
+    (mutant,) = (mutant for mutant in mutants(text) if mutant.instruction.startswith("fence.mbarrier_init"))
+    assert evidence.verdict(mutant).wrong == wrong
+
+
 # What is left when nothing is taken out, but something is wrong.
 WRONG = {
     "Q expects too many bytes": replace(r"(mbarrier\.arrive\.expect_tx[^;]*\], )(%r\d+);", r"\1 16384;", 0),

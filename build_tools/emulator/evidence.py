@@ -119,8 +119,10 @@ class Evidence(History):
         return "nothing else uses the mbarriers that it initialises"
 
     def _initialisation_fence(self, index: int, _mutant: Mutant) -> str | None:
-        """Wrong if copies complete on a barrier that its thread initialised, without another before its use."""
-        fence = {i for i, opcode in enumerate(self.opcodes) if opcode.startswith("fence.mbarrier_init")}
+        """Wrong if copies complete on a barrier that its thread initialised, without another, or one of proxies,
+        before its use."""
+        kinds = ("fence.mbarrier_init", "fence.proxy.async")
+        fence = {i for i, opcode in enumerate(self.opcodes) if opcode.startswith(kinds) and ".global" not in opcode}
         for cta in self.ctas:
             signalled = {address for (address, _), phase in cta.phases.items() if phase.copies}
             for warp in cta.warps.values():
@@ -137,7 +139,7 @@ class Evidence(History):
                             return None
                     if instruction in fence:
                         pending.clear()
-        return "another fence.mbarrier_init covers the barriers on which copies complete"
+        return "another fence covers the barriers on which copies complete"
 
     def _barrier(self, index: int, _mutant: Mutant) -> str | None:
         for cta in self.ctas:
