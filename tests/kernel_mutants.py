@@ -34,7 +34,7 @@ from gnaforge.verification.layouts import bits_of  # noqa: E402
 from gnaforge.verification.problems import for_kernel, tile_counts  # noqa: E402
 
 LEAST_TILES = 6  # that are held: two CTAs, if so many run at once, take three each
-# Of tokens that kernels of a rank visit both tiles with a mask and without one of.
+# Of tokens that kernels of a rank visit both tiles with a mask and without one of; of rank 3 also short tiles.
 PROBLEMS = {
     1: Problem(150, 70),
     2: Problem((20, 18), (9, 11)),

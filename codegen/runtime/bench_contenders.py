@@ -150,14 +150,17 @@ def flex_mask(problem: Problem, device: torch.device, spare: int = 0) -> Callabl
     """FlexAttention's ``mask_mod``: of batch entry, head, and query and key by number; extra keys follow the others,
     and ``spare`` keys that nobody sees follow them."""
     make = _plain_mask if is_plain(problem) else _any_mask
-    see = make(problem, device, sum(problem.extra_tokens) + spare)
+    extra = sum(problem.extra_tokens)
+    see = make(problem, device, extra + spare)
     first_extra = prod(problem.kv_tokens or problem.tokens)
-    first_spare = first_extra + sum(problem.extra_tokens)
 
-    def with_others(b: Any, h: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        return (see(query, key) | (key >= first_extra)) & (key < first_spare)
+    def mask(b: Any, h: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        seen = see(query, key)
+        if extra:
+            seen = seen | (key >= first_extra)
+        return seen & (key < first_extra + extra) if spare else seen
 
-    return with_others if problem.extra_tokens or spare else lambda b, h, query, key: see(query, key)
+    return mask
 
 
 def _plain_mask(problem: Problem, device: torch.device, others: int) -> Mask:
